@@ -1,22 +1,14 @@
 """Settings of an evaluation or a study, checked before anything is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 
 from ..attr.registry import check_method
-from ..checks import (
-    as_list,
-    check_choice,
-    check_flag,
-    check_integer,
-    expand,
-    find_repeated,
-    show,
-)
+from ..checks import check_choice, check_flag, check_integer, expand, find_repeated, show
 from ..errors import InputError, public
 from ..models.names import published
 
@@ -46,9 +38,25 @@ def _folder_of(model: str) -> Path | None:
     return folder.resolve() if folder.is_dir() else None
 
 
+_DECIDES: Final = {"decides": True}
+_COUNT: Final = {"least": 1} | _DECIDES
+_BATCH: Final = {"most": 2**16} | _COUNT
+_TEXT: Final = {"text": "as a text"}
+_PLACE: Final = {"text": "as a folder or a URL"}
+_NAME: Final = {"text": "by name or path"}
+_NAMES: Final = {"several": "distinct"} | _NAME
+_TEXTS: Final = {"several": "distinct", "text": "with something in them"} | _DECIDES
+_FILLS: Final = {"several": "distinct", "choices": FILLS} | _DECIDES
+_FORMATS: Final = {"several": "distinct", "choices": get_args(Format)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How an evaluation or a study is computed.
+
+    The metadata of a field say whether it `decides` the results, and what is checked: `least` and
+    `most` of a whole number, the `choices`, a `flag`, a `text` with how it is expected; the same of
+    each where there may be `several`, which are "distinct" or "any".
 
     Attributes:
         batch_size: images per forward pass.
@@ -66,59 +74,29 @@ class RunConfig:
         image_size: of the models, as of :func:`captum_clip.load_clip`: larger images, finer maps.
     """
 
-    deciding: ClassVar[tuple[str, ...]]  # fields that decide the results
-    several: ClassVar[tuple[str, ...]]  # fields of one value or several, none of which comes twice
-    places: ClassVar[tuple[str, ...]] = ("output",)
-    texts_or_none: ClassVar[tuple[str, ...]] = ("processor", "tokenizer")
-    least: ClassVar[dict[str, int]] = {
-        **{"batch_size": 1, "chunk_size": 1, "seed": 0, "workers": 0, "gpus": 0, "threads": 1},
-        "image_size": 1,
-    }
-    most: ClassVar[dict[str, int]] = {"batch_size": 2**16, "seed": 2**31 - 1, "threads": 2**12}
-
-    batch_size: int = 32
-    chunk_size: int = 32
-    seed: int = 0
-    engine: EngineName = "local"
-    workers: int | None = None
-    gpus: int = 0
-    threads: int | None = None
-    processor: str | None = None
-    tokenizer: str | None = None
-    image_size: int | None = None
+    batch_size: int = field(default=32, metadata=_BATCH)
+    chunk_size: int = field(default=32, metadata=_COUNT)
+    seed: int = field(default=0, metadata={"least": 0, "most": 2**31 - 1} | _DECIDES)
+    engine: EngineName = field(default="local", metadata={"choices": get_args(EngineName)})
+    workers: int | None = field(default=None, metadata={"least": 0})
+    gpus: int = field(default=0, metadata={"least": 0})
+    threads: int | None = field(default=None, metadata={"least": 1, "most": 2**12})
+    processor: str | None = field(default=None, metadata=_TEXT | _DECIDES)
+    tokenizer: str | None = field(default=None, metadata=_TEXT | _DECIDES)
+    image_size: int | None = field(default=None, metadata=_COUNT)
 
     def __post_init__(self) -> None:
-        for name in self.places:
-            place = getattr(self, name)
-            if not isinstance(place, (str, Path)) or not str(place):
-                raise InputError(f"expected {name} as a folder or a URL, got {show(place)}.")
-            object.__setattr__(self, name, str(place))
-        for name in self.several:
-            given = getattr(self, name)
-            is_one = isinstance(given, str) or not isinstance(given, Sequence)
-            listed = (given,) if is_one else tuple(given)
-            if (repeated := find_repeated(listed)) is not None:
-                raise InputError(f"{str(repeated)!r} is given twice in {name}; once will do.")
-            object.__setattr__(self, name, listed)
-        for name in self.texts_or_none:
-            value = getattr(self, name)
-            if not isinstance(value, str | None) or value == "":
-                raise InputError(f"expected {name} as a text, got {value!r}.")
-        defaults = {one.name: one.default for one in fields(self)}
-        for name, least in self.least.items():
-            value = getattr(self, name)
-            if value is not None or defaults[name] is not None:
-                check_integer(name, value, least=least, most=self.most.get(name))
-        for name in (name for name, default in defaults.items() if isinstance(default, bool)):
-            check_flag(name, getattr(self, name))
-        check_choice(self.engine, get_args(EngineName), name="an engine")
+        for setting in fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if value is not None or setting.default is not None:
+                object.__setattr__(self, name, _checked(name, value, setting.metadata))
         if self.engine == "local" and self.gpus > 1:
             raise InputError(
                 f"the local engine computes on one GPU; `engine='ray'` uses {self.gpus} of them."
             )
         if self.engine == "ray" and self.processes < max(1, self.gpus):
             raise InputError(
-                f"Ray needs one worker or more, and as many as GPUs, got "
+                "Ray needs one worker or more, and as many as GPUs, got "
                 f"`workers={self.workers}` and `gpus={self.gpus}`."
             )
 
@@ -140,18 +118,34 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """All settings that decide the results, as JSON; neither places nor the engine do."""
-        values = {name: getattr(self, name) for name in self.deciding}
-        parts = {name: getattr(self, name) for name in ("processor", "tokenizer")}
+        deciding = [setting.name for setting in fields(self) if setting.metadata.get("decides")]
+        values = {name: getattr(self, name) for name in deciding}
+        parts = {name: values[name] for name in ("processor", "tokenizer")}
         values |= {name: label_of(value) for name, value in parts.items() if value is not None}
-        values |= {} if self.image_size is None else {"image_size": self.image_size}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def check_config(config: Any, kind: type[RunConfig]) -> None:
-    """Raise InputError unless a config is of a kind."""
-    if not isinstance(config, kind):
-        got = type(config).__name__
-        raise InputError(f"expected settings as {kind.__name__}(...), got {got}.")
+def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
+    """The value of a setting as it is kept; InputError where the rules do not allow it."""
+    if "several" in rules:
+        each = {rule: rules[rule] for rule in rules if rule != "several"}
+        is_one = isinstance(value, str) or not isinstance(value, Sequence)
+        listed = [_checked(name, v, each) for v in ([value] if is_one else value)]
+        repeated = find_repeated(listed) if rules["several"] == "distinct" else None
+        if repeated is not None:
+            raise InputError(f"{str(repeated)!r} is given twice in {name}; once will do.")
+        return tuple(listed)
+    if "least" in rules:
+        check_integer(name, value, least=rules["least"], most=rules.get("most"))
+    if "choices" in rules:
+        check_choice(value, rules["choices"], name=name)
+    if "flag" in rules:
+        check_flag(name, value)
+    if "text" in rules:
+        if not isinstance(value, (str, Path)) or not str(value).strip():
+            raise InputError(f"expected {name} {rules['text']}, got {show(value)}.")
+        return str(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -190,48 +184,29 @@ class EvaluationConfig(RunConfig):
         InputError: something that cannot be measured.
     """
 
-    deciding = (
-        *("methods", "tasks", "against", "images", "slow_images", "seed", "draws", "fills"),
-        *("template", "text", "void", "batch_size", "chunk_size"),
-    )
-    several = ("data", "methods", "maps", "tasks", "fills", "formats")
-    texts_or_none = (*RunConfig.texts_or_none, "reference", "template", "text", "void")
-    least = RunConfig.least | {"images": 1, "slow_images": 1, "draws": 1, "resamples": 1}
-
-    model: str
-    output: str
-    data: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    maps: tuple[str, ...] = ()
-    reference: str | None = None
-    tasks: tuple[str, ...] = ()
-    against: Against = "text"
-    images: int = 100
-    slow_images: int = 16
-    draws: int = 32
-    fills: tuple[Fill, ...] = ("mean", "road")
-    template: str | None = None
-    text: str | None = None
-    void: str | None = None
-    resamples: int = 2000
-    formats: tuple[Format, ...] = ()
+    model: str = field(metadata=_NAME)
+    output: str = field(metadata=_PLACE)
+    data: tuple[str, ...] = field(default=(), metadata=_NAMES)
+    methods: tuple[str, ...] = field(default=(), metadata=_NAMES | _DECIDES)
+    maps: tuple[str, ...] = field(default=(), metadata=_NAMES)
+    reference: str | None = field(default=None, metadata=_TEXT)
+    tasks: tuple[str, ...] = field(default=(), metadata=_NAMES | _DECIDES)
+    against: Against = field(default="text", metadata={"choices": get_args(Against)} | _DECIDES)
+    images: int = field(default=100, metadata=_COUNT)
+    slow_images: int = field(default=16, metadata=_COUNT)
+    draws: int = field(default=32, metadata=_COUNT)
+    fills: tuple[Fill, ...] = field(default=("mean", "road"), metadata=_FILLS)
+    template: str | None = field(default=None, metadata=_TEXT | _DECIDES)
+    text: str | None = field(default=None, metadata=_TEXT | _DECIDES)
+    void: str | None = field(default=None, metadata=_TEXT | _DECIDES)
+    resamples: int = field(default=2000, metadata={"least": 1})
+    formats: tuple[Format, ...] = field(default=(), metadata=_FORMATS)
 
     @public("evaluate")
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", str(self.model))
-        if not self.model:
-            raise InputError(
-                "expected a model by name or path, so that any worker can load it, got "
-                "an empty text."
-            )
         super().__post_init__()
-        for name in self.several:
-            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
-        check_choice(self.against, get_args(Against), name="against")
-        for fill in self.fills or ("none",):
-            check_choice(fill, FILLS, name="fills")
-        for form in self.formats:
-            check_choice(form, get_args(Format), name="formats")
+        if not self.fills:
+            check_choice("none", FILLS, name="fills")
 
 
 @dataclass(frozen=True)
@@ -258,51 +233,35 @@ class StudyConfig(RunConfig):
         InputError: something that cannot be studied.
     """
 
-    deciding = (
-        *("texts", "centred", "batch_size", "chunk_size", "seed", "limit", "value_entropy"),
-        "threads",
-    )
-    several = ("texts", "models", "methods")
-    places = ("images", "output")
-    least = RunConfig.least | {"limit": 1}
-
-    images: str | Path
-    output: str | Path
-    texts: Sequence[str] = ()
-    models: Sequence[str] = ("ViT-B/32",)
-    methods: Sequence[str] = ()
-    emotions: Sequence[str | Path] = ()
-    centred: bool = False
-    limit: int | None = None
-    value_entropy: bool = False
-    batch_size: int = field(default=16, kw_only=True)
-    chunk_size: int = field(default=128, kw_only=True)
+    images: str | Path = field(metadata=_PLACE)
+    output: str | Path = field(metadata=_PLACE)
+    texts: Sequence[str] = field(default=(), metadata=_TEXTS)
+    models: Sequence[str] = field(default=("ViT-B/32",), metadata=_NAMES)
+    methods: Sequence[str] = field(default=(), metadata={"several": "distinct"})
+    emotions: Sequence[str | Path] = field(default=(), metadata={"several": "any"} | _NAME)
+    centred: bool = field(default=False, metadata={"flag": True} | _DECIDES)
+    limit: int | None = field(default=None, metadata=_COUNT)
+    value_entropy: bool = field(default=False, metadata={"flag": True} | _DECIDES)
+    batch_size: int = field(default=16, kw_only=True, metadata=_BATCH)
+    chunk_size: int = field(default=128, kw_only=True, metadata=_COUNT)
 
     @public("StudyConfig")
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "emotions", tuple(as_list(self.emotions)))
-        object.__setattr__(self, "models", tuple(map(str, self.models)))
-        if not all(self.models):
-            raise InputError(
-                f"expected models by name or path, so that any worker can load them, "
-                f"got {self.models}."
-            )
         for method in self.methods:
             check_method(method)
-        blank = [text for text in self.texts if not isinstance(text, str) or not text.strip()]
-        if blank:
-            raise InputError(f"expected texts with something in them, got {blank[0]!r}.")
-        if len(self.emotions) not in (0, len(self.models)):
+        count, models = len(self.emotions), len(self.models)
+        if count not in (0, models):
             raise InputError(
-                f"expected a file of emotions for each of the {len(self.models)} "
-                f"models ({', '.join(self.models)}), in the same order, got {len(self.emotions)}."
+                f"expected a file of emotions for each of the {models} models "
+                f"({', '.join(self.models)}), in the same order, got {count}."
             )
-        if not self.models or not (self.texts or self.emotions):
+        if not models or not (self.texts or count):
             raise InputError("there is nothing to explain; give texts or emotions.")
-        if self.centred and not self.emotions:
+        if self.centred and not count:
             raise InputError("centred means emotions, and there are none.")
 
     def identity(self) -> dict[str, Any]:
-        """As of every run; the seed decides nothing but a sample."""
-        return {**super().identity(), "seed": None if self.limit is None else self.seed}
+        """All settings that decide the results; of them the seed only where there is a sample."""
+        seed = None if self.limit is None else self.seed
+        return {**super().identity(), "seed": seed, "threads": self.threads}

@@ -15,15 +15,15 @@ GOOD = StudyConfig("images", "out", ("a horse",))
 
 
 BAD: list[Any] = [
-    ({"batch_size": 0}, "batch_size of 1 or more, got 0"),
-    ({"batch_size": True}, "batch_size of 1 or more, got True"),
-    ({"chunk_size": 2.0}, "chunk_size of 1 or more, got 2.0"),
+    ({"batch_size": 0}, "`batch_size` of 1 or more, got 0"),
+    ({"batch_size": True}, "`batch_size` of 1 or more, got True"),
+    ({"chunk_size": 2.0}, "`chunk_size` of 1 or more, got 2.0"),
     ({"limit": 0}, "limit of 1 or more"),
     ({"workers": -1}, "workers of 0 or more"),
     ({"threads": 0}, "threads of 1 or more"),
     ({"threads": 10**12}, "threads up to 4096, got"),
-    ({"batch_size": 10**9}, "batch_size up to 65536, got"),
-    ({"value_entropy": "no"}, "value_entropy of True or False, got 'no'"),
+    ({"batch_size": 10**9}, "`batch_size` up to 65536, got"),
+    ({"value_entropy": "no"}, "`value_entropy` of True or False, got 'no'"),
     ({"seed": None}, "seed of 0 or more, got None"),
     ({"models": ()}, "nothing to explain"),
     ({"models": ("",)}, "expected models by name or path"),
@@ -35,10 +35,10 @@ BAD: list[Any] = [
     ({"texts": ("a", "a")}, "'a' is given twice in texts"),
     ({"centred": True}, "centred means emotions"),
     ({"emotions": ("a", "b")}, r"each of the 1 models \(ViT-B/32\), .* got 2"),
-    ({"engine": "spark"}, "an engine of local, ray, got 'spark'"),
-    ({"gpus": 2}, "engine='ray' uses 2"),
+    ({"engine": "spark"}, "engine of local, ray, got 'spark'"),
+    ({"gpus": 2}, "`engine='ray'` uses 2"),
     ({"engine": "ray", "workers": 0}, "Ray needs one worker"),
-    ({"engine": "ray", "workers": 1, "gpus": 2}, "as many as GPUs"),
+    ({"engine": "ray", "workers": 1, "gpus": 2}, "as many as GPUs, got `workers=1` and `gpus=2`"),
 ]
 
 
