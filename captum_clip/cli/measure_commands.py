@@ -1,7 +1,7 @@
 """``captum-clip rank``, ``study``, ``evaluate`` and ``emotions fit``: over folders of images."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -275,8 +275,6 @@ def fit_command(
         strength: strength of the penalty on the weights
         seed: of the split into paintings to fit on and to score
     """
-    import pandas as pd
-
     from ..emotions import check_fit, find_artemis, read_artemis
     from ..evaluation import fit_emotions, image_features
 
@@ -309,6 +307,19 @@ def fit_command(
         for painted, part in (("all", score.all), ("over half agree", score.agreed))
     }
     if parts:
-        table = pd.DataFrame.from_dict(parts, orient="index")
-        print(f"\n{table.to_string(float_format='{:.3f}'.format)}\n")
+        print("", *_table(parts), "", sep="\n")
     print(file)
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """The lines of a table of numbers, with the names of its rows and columns."""
+    names = list(next(iter(rows.values())))
+    cells = {"": names} | {
+        row: [f"{value:.3f}" if isinstance(value, float) else f"{value}" for value in of.values()]
+        for row, of in rows.items()
+    }
+    widths = [max(map(len, column)) for column in zip(*cells.values(), strict=True)]
+    first = max(map(len, cells))
+    for row, texts in cells.items():
+        columns = (text.rjust(width) for text, width in zip(texts, widths, strict=True))
+        yield "  ".join([row.ljust(first), *columns])
