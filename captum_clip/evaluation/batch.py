@@ -15,15 +15,14 @@ from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter, load_clip
 from ..models.geometry import resize_masks
-from ..models.images import is_io_error
 from ..models.towers import ViTTower
 from ..models.variants import permute_heads, randomize_parameters
 from ..similarity import ClipSimilarity
 from .config import EvaluationConfig
 from .data.base import DataSet, Region, Sample
 from .methods import Method
-from .run import AGAIN, Arrays, Skipped
 from .table import Metric, Queries
+from .units import Arrays, Skipped
 
 Remembered = TypeVar("Remembered")
 
@@ -129,17 +128,17 @@ class Batch:
     def __init__(self, context: ModelContext, numbers: Sequence[int]) -> None:
         self.context: Final = context
         self.views: Final[list[View]] = []  # of the samples that could be read
-        self.skipped: Final[Skipped] = []  # the other samples, and regions that were left out
+        self.skipped: Final[list[Skipped]] = []  # the other samples, and regions that were left out
         self._remembered: dict[str, Any] = {}
         for number in numbers:
             try:
                 sample = context.data.read(number)
                 view, left_out = _view(number, sample, context.clip)
             except InputError as error:
-                self.skipped.append((number, f"{error}{AGAIN if is_io_error(error) else ''}"))
+                self.skipped.append(Skipped.of(number, error))
                 continue
             self.views.append(view)
-            self.skipped.extend((number, reason) for reason in (*sample.dropped, *left_out))
+            self.skipped.extend(Skipped(number, reason) for reason in (*sample.dropped, *left_out))
 
     @property
     def pixels(self) -> Tensor:
@@ -218,7 +217,7 @@ class MethodOnBatch:
         self.context: Final = batch.context
         self.clip: Final = batch.context.clip
         self.config: Final = batch.context.config
-        self.skipped: Final[Skipped] = []  # what has no finite map
+        self.skipped: Final[list[Skipped]] = []  # what has no finite map
 
     @cached_property
     def _regions(self) -> tuple[Queries, Tensor, Tensor]:
@@ -295,7 +294,7 @@ class MethodOnBatch:
         kept = finite_indices(maps)
         for index in sorted({*range(len(maps))} - {*kept}):
             reason = self.method.why_not(queries.names[index], texts[index])
-            self.skipped.append((queries.numbers[index], f"{self.method.name}: {reason}"))
+            self.skipped.append(Skipped(queries.numbers[index], f"{self.method.name}: {reason}"))
         return kept
 
     @cached_property

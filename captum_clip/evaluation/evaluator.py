@@ -1,9 +1,10 @@
 """`evaluate`: a config becomes a plan, tried beforehand; its units become tables and a report."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
@@ -17,33 +18,21 @@ from ..files import draw_order
 from ..models import ClipAdapter
 from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
-from .config import DATA, EvaluationConfig, check_config, full_name, label_of
+from .config import DATA, EvaluationConfig, full_name, label_of
 from .data import DataSet, open_data, options_of
 from .methods import Method, PrecomputedMaps, check_method, method_of, named_methods
-from .run import (
-    MANIFEST,
-    Arrays,
-    Content,
-    ModelLoader,
-    Plan,
-    Progress,
-    Skipped,
-    Unit,
-    Worker,
-    read_unit,
-    run,
-    slug,
-    to_json,
-)
+from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Worker, run
 from .storage import Storage
 from .summary import Summary, summarize
 from .table import Metric, Queries, Table, concatenate, table_of
 from .tasks import TASKS
 from .tasks.faithfulness_tasks import LEAST_FIRST, MOST_FIRST, TITLES
+from .units import Arrays, Skipped, Unit, read_unit, slug, to_json
 
 RESULTS: Final = "results.csv"
 _OF_IMAGES: Final = ("localization", "signs")
 SkippedEntries = dict[str, list[dict[str, Any]]]
+"""Name of a data set -> "sample" and "reason" of all that was left out of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +45,7 @@ class EvaluationPlan(Plan):
     config: EvaluationConfig
     model: str  # what `load_clip` takes, a folder by its full path
     identity: dict[str, str]  # of the model
-    data: tuple[DataSet, ...]
-    tasks: tuple[tuple[str, ...], ...]  # of each data set
+    data: tuple[tuple[DataSet, tuple[str, ...]], ...]  # with the tasks of each
     methods: tuple[Method, ...]  # precomputed maps last
     reference: str  # the method that the others are compared with
     units: tuple[Unit, ...]
@@ -67,76 +55,68 @@ class EvaluationPlan(Plan):
         """The name of the model in results."""
         return label_of(self.config.model)
 
-    def data_of(self, unit: Unit) -> int:
-        """The number of a unit's data set."""
-        return unit.job // len(self.methods)
-
     @override
-    def about(self) -> Content:
+    def manifest(self) -> Content:
         return {
             "config": self.config.identity(),
             "model": {"name": self.label, "identity": self.identity},
-            "data": [{"name": data.name, **data.identity()} for data in self.data],
+            "data": [{"name": data.name, **data.identity()} for data, _ in self.data],
             "methods": [method.identity() for method in self.methods],
-            "tasks": [list(tasks) for tasks in self.tasks],
+            "tasks": [list(tasks) for _, tasks in self.data],
         }
+
+    def job_of(self, unit: Unit) -> tuple[int, Method]:
+        """The number of a unit's data set, and its method."""
+        place, number = divmod(unit.job, len(self.methods))
+        return place, self.methods[number]
 
     @override
     def worker(self, models: ModelLoader) -> Worker:
         clip = models.load(self.model, self.config.device, self.identity)
-        contexts = [ModelContext(clip, data, self.config) for data in self.data]
-        last: tuple[tuple[int, tuple[int, ...]], Batch] | None = None
+        contexts = [ModelContext(clip, data, self.config) for data, _ in self.data]
+        # all methods of a chunk follow each other
+        batch_of = lru_cache(1)(lambda place, numbers: Batch(contexts[place], numbers))
 
-        def compute(units: Sequence[Unit]) -> Iterator[tuple[Unit, Arrays, Skipped]]:
-            nonlocal last
+        def compute(units: Sequence[Unit]) -> Computed:
             for unit in units:
-                place = self.data_of(unit)
-                if last is None or last[0] != (place, unit.numbers):
-                    last = (place, unit.numbers), Batch(contexts[place], unit.numbers)
-                yield unit, *self._measure(unit, last[1])
+                place, method = self.job_of(unit)
+                yield unit, *self._measure(batch_of(place, unit.numbers), method, place)
 
         return compute
 
-    def _measure(self, unit: Unit, batch: Batch) -> tuple[Arrays, Skipped]:
-        method = self.methods[unit.job % len(self.methods)]
-        maps = MethodOnBatch(batch, method)
-        with error_context(f"{method.name} on {batch.context.data.name}"):
+    def _measure(self, batch: Batch, method: Method, place: int) -> tuple[Arrays, list[Skipped]]:
+        on_batch, (data, tasks) = MethodOnBatch(batch, method), self.data[place]
+        with error_context(f"{method.name} on {data.name}"):
             rows = {
-                name: list(TASKS[name].measure(maps) if batch.views else ())
-                for name in self.tasks[self.data_of(unit)]
+                task: list(TASKS[task].measure(on_batch) if batch.views else ()) for task in tasks
             }
-        return table_of(method.name, rows), [*batch.skipped, *maps.skipped]
+        return table_of(method.name, rows), [*batch.skipped, *on_batch.skipped]
 
 
 def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     """Load the model, open the data, and try every method on one black image."""
-    data = _open_data(config)
-    tasks = _tasks(config, data)
-    if not config.data:
-        data = tuple(data_set for data_set, own in zip(data, tasks, strict=True) if own)
-        tasks = tuple(own for own in tasks if own)
-    if config.maps:
-        _check_names(data)
-    for name in (*config.methods, *([] if config.maps else filter(None, [config.reference]))):
+    data = _data_and_tasks(config)
+    for name in config.methods if config.maps else (*config.methods, config.reference or MAMOOLER):
         check_method(name)
     precomputed = [PrecomputedMaps(folder) for folder in config.maps]
     model = full_name(config.model)
     clip = models.load(model)
-    for data_set in data:
+    for data_set, _ in data:
         if data_set.classes and config.against == "text":
             with error_context(data_set.name):  # what the model cannot read as a text
                 prompts = data_set.prompts
                 clip.tokenize([p for name in data_set.classes for p in prompts.get(name, [name])])
-    names = named_methods(clip, config.methods)
-    named = [method_of(name, clip, seed=config.seed) for name in names]
+    named = [
+        method_of(name, clip, seed=config.seed) for name in named_methods(clip, config.methods)
+    ]
     methods = (*named, *precomputed)
     reference = _reference(config, clip, [method.name for method in methods])
     black = clip.preprocess(torch.zeros(64, 64, 3, dtype=torch.uint8))
     query = Queries(black, clip.encode_text([""]).detach(), ("",), ("",), (0,))
     for method in named:  # what depends on nothing but the model and the method fails here
         method.maps(clip, query)
-    units, who = tuple(_units(config, data, methods)), clip.identity()
-    return EvaluationPlan(config, model, who, data, tasks, methods, reference, units)
+    units = tuple(_units(config, [data_set for data_set, _ in data], methods))
+    return EvaluationPlan(config, model, clip.identity(), data, methods, reference, units)
 
 
 def _units(
@@ -153,64 +133,74 @@ def _units(
         order = draw_order(data_set.names, config.seed)
         for start in range(0, len(data_set), size):
             for number, method in enumerate(methods):
-                seen = config.slow_images if method.costly else len(data_set)
-                numbers = tuple(sorted(order[start : min(start + size, seen)]))
-                name = f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz"
-                if numbers:
-                    label = f"{data_set.name}, {method.name}"
-                    yield Unit(name, place * len(methods) + number, numbers, label)
+                end = config.slow_images if method.costly else len(data_set)
+                if numbers := tuple(sorted(order[start : min(start + size, end)])):
+                    yield Unit(
+                        f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz",
+                        place * len(methods) + number,
+                        numbers,
+                        f"{data_set.name}, {method.name}",
+                    )
 
 
-def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
+def _open_data(config: EvaluationConfig) -> Iterator[DataSet]:
     """The data sets, each with the options that it takes; every option serves one of them."""
     names = config.data or DATA
     options = {"template": config.template, "text": config.text, "void": config.void}
     for option, value in options.items():
         if value is not None and not any(option in options_of(name) for name in names):
             raise InputError(f"none of the data {', '.join(names)} takes a {option}.")
-    data = []
     for name in names:
-        own: dict[str, Any] = {n: options[n] for n in options_of(name) if n in options}
-        data.append(open_data(name, number=config.images, seed=config.seed, **own))
-    return tuple(data)
+        taken: Any = {option: options[option] for option in options_of(name) if option in options}
+        yield open_data(name, number=config.images, seed=config.seed, **taken)
 
 
-def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str, ...], ...]:
-    """The tasks of each data set, each of one data set only."""
+def _data_and_tasks(config: EvaluationConfig) -> tuple[tuple[DataSet, tuple[str, ...]], ...]:
+    """The data sets with the tasks of each; of the demo's those that serve a task."""
+    opened, wanted = [*_open_data(config)], _wanted_tasks(config)
+    for name in wanted:
+        _check_serving(config, name, opened)
+    data = [(data_set, tuple(n for n in wanted if n in data_set.tasks)) for data_set in opened]
+    idle = [data_set for data_set, tasks in data if not tasks]
+    if idle and config.data:
+        raise InputError(
+            f"{idle[0].name} serves none of {', '.join(wanted)}; it serves "
+            f"{', '.join(idle[0].tasks)}."
+        )
+    if config.maps:
+        _check_names([data_set for data_set, tasks in data if tasks])
+    return tuple((data_set, tasks) for data_set, tasks in data if tasks)
+
+
+def _wanted_tasks(config: EvaluationConfig) -> Sequence[str]:
     for name in config.tasks:
         check_choice(name, TASKS, name="a task")
-    wanted = config.tasks or tuple(name for name, task in TASKS.items() if task.by_default)
-    if config.against == "image":
-        other = [name for name in config.tasks if name not in _OF_IMAGES]
-        if other:
-            raise InputError(
-                f"{other[0]} explains texts; `against='image'` serves {', '.join(_OF_IMAGES)}."
-            )
-        wanted = config.tasks or _OF_IMAGES
-    for name in wanted:
-        serving = [data_set.name for data_set in data if name in data_set.tasks]
-        if len(serving) > 1:
-            raise InputError(
-                f"{' and '.join(serving)} are both measured by {name}; give each its own "
-                "output folder, so that one table has one data set."
-            )
-        if name in config.tasks and not serving:
-            served = ", ".join(dict.fromkeys(task for data_set in data for task in data_set.tasks))
-            which = "the data" if config.data else "the demo's data"
-            raise InputError(
-                f"{which} do not serve the task {name}, they serve {served}; give data that do."
-            )
-    tasks = tuple(tuple(name for name in wanted if name in data_set.tasks) for data_set in data)
-    for data_set, own in zip(data, tasks, strict=True):
-        if not own and config.data:
-            raise InputError(
-                f"{data_set.name} serves none of {', '.join(wanted)}; it serves "
-                f"{', '.join(data_set.tasks)}."
-            )
-    return tasks
+    if config.against == "text":
+        return config.tasks or [name for name, task in TASKS.items() if task.by_default]
+    if other := [name for name in config.tasks if name not in _OF_IMAGES]:
+        raise InputError(
+            f"{other[0]} explains texts; `against='image'` serves {', '.join(_OF_IMAGES)}."
+        )
+    return config.tasks or _OF_IMAGES
 
 
-def _check_names(data: Sequence[DataSet]) -> None:
+def _check_serving(config: EvaluationConfig, task: str, data: Sequence[DataSet]) -> None:
+    """Raise InputError unless one data set serves a task, or none one that was not asked for."""
+    serving = [data_set.name for data_set in data if task in data_set.tasks]
+    if len(serving) > 1:
+        raise InputError(
+            f"{' and '.join(serving)} are both measured by {task}; give each its own "
+            "output folder, so that one table has one data set."
+        )
+    if task in config.tasks and not serving:
+        served = ", ".join(dict.fromkeys(name for data_set in data for name in data_set.tasks))
+        which = "the data" if config.data else "the demo's data"
+        raise InputError(
+            f"{which} do not serve the task {task}, they serve {served}; give data that do."
+        )
+
+
+def _check_names(data: Iterable[DataSet]) -> None:
     """Precomputed maps are known by the names of their samples alone."""
     owners: dict[str, str] = {}
     for data_set in data:
@@ -224,19 +214,16 @@ def _check_names(data: Sequence[DataSet]) -> None:
 
 
 def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]) -> str:
-    repeated = find_repeated(names)
-    if repeated:
+    if repeated := find_repeated(names):
         raise InputError(
             f"two methods are called {repeated!r}; folders of maps need names of their own."
         )
     wanted = config.reference or MAMOOLER
     if wanted not in names:  # where it may be a folder of maps
         wanted = report_method(clip.tower) if wanted == MAMOOLER else wanted
-    if wanted in names:
-        return wanted
-    if config.reference is None:
-        return names[0]
-    raise InputError(f"the reference {wanted!r} is not among the methods {', '.join(names)}.")
+    if wanted not in names and config.reference:
+        raise InputError(f"the reference {wanted!r} is not among the methods {', '.join(names)}.")
+    return wanted if wanted in names else names[0]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -293,8 +280,9 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         >>> config = EvaluationConfig("demo/vit", "out", images=100)
         >>> evaluate(config).table  # doctest: +SKIP
     """
-    check_config(config, EvaluationConfig)
-    return run(partial(make_plan, config), _summarise, config, progress)
+    if find_spec("pandas") is None:
+        raise InputError("evaluate needs pandas: pip install 'captum-clip[evaluation]'.")
+    return run(EvaluationConfig, config, make_plan, _summarise, progress)
 
 
 def _summarise(
@@ -302,7 +290,7 @@ def _summarise(
 ) -> Evaluation:
     """Every file; the table of figures comes last."""
     table, skipped = _collect(plan, output)
-    done = {"images": {data.name: len(data) for data in plan.data}, "skipped": skipped}
+    done = {"images": {data.name: len(data) for data, _ in plan.data}, "skipped": skipped}
     done = {**manifest, **done, "state": "measured"}
     output.write(MANIFEST, to_json(done))
     _check_measured(plan, table, skipped, output)
@@ -315,46 +303,42 @@ def _summarise(
         resamples=plan.config.resamples,
         seed=plan.config.seed,
     )
-    curves = {name: (what, file) for name, what, file in _draw(plan, table, summary)}
-    for name, (_, file) in curves.items():
-        output.write(name, file)
+    curves = list(_draw(plan, table, summary))
     clip = models.load(plan.model)
     contexts = {
-        task: ModelContext(clip, data, plan.config)
-        for data, tasks in zip(plan.data, plan.tasks, strict=True)
-        for task in tasks
+        task: ModelContext(clip, data, plan.config) for data, tasks in plan.data for task in tasks
     }
-    title, about = f"Evaluation of {plan.label}", _about(plan, skipped)
-    tables = report.results_md(summary, title=title, about=about)
-    output.write(report.TABLES, tables.encode())
+    head: dict[str, Any] = {"title": f"Evaluation of {plan.label}", "about": _about(plan, skipped)}
     page = report.report_html(
         summary,
-        title=title,
-        about=about,
-        curves=dict(curves.values()),
+        **head,
+        curves={title: file for _, title, file in curves},
         examples=report.examples_of(plan.methods, contexts, table, summary),
         manifest=done,
     )
-    output.write(report.REPORT, page.encode())
+    files = {name: file for name, _, file in curves}
+    files[report.TABLES] = report.results_md(summary, **head).encode()
+    files[report.REPORT] = page.encode()
     if "latex" in plan.config.formats:
-        output.write(report.LATEX, report.results_tex(summary).encode())
+        files[report.LATEX] = report.results_tex(summary).encode()
     if "csv" in plan.config.formats:
-        output.write(report.VALUES, report.values_csv(table))
-    output.write(RESULTS, report.results_csv(summary))
-    return Evaluation(output.root, table, summary, tuple(curves), skipped)
+        files[report.VALUES] = report.values_csv(table)
+    for name, file in {**files, RESULTS: report.results_csv(summary)}.items():
+        output.write(name, file)
+    return Evaluation(output.root, table, summary, tuple(name for name, *_ in curves), skipped)
 
 
 def _collect(plan: EvaluationPlan, output: Storage) -> tuple[Table, SkippedEntries]:
     """The whole table, and each sample with each of its reasons, once."""
-    units, reasons = [], [set[tuple[int, str]]() for _ in plan.data]
+    units, left_out = [], [set[Skipped]() for _ in plan.data]
     for unit in plan.units:
         arrays, skipped = read_unit(output, unit)
-        place = plan.data_of(unit)
-        units.append((arrays, plan.data[place].names))
-        reasons[place] |= {*skipped}
+        place, _ = plan.job_of(unit)
+        units.append((arrays, plan.data[place][0].names))
+        left_out[place].update(skipped)
     entries = {
-        data.name: [{"sample": data.names[number], "reason": why} for number, why in sorted(own)]
-        for data, own in zip(plan.data, reasons, strict=True)
+        data.name: [{"sample": data.names[e.number], "reason": e.message} for e in sorted(of_data)]
+        for (data, _), of_data in zip(plan.data, left_out, strict=True)
     }
     return concatenate(units), entries
 
@@ -363,7 +347,7 @@ def _check_measured(
     plan: EvaluationPlan, table: Table, skipped: SkippedEntries, output: Storage
 ) -> None:
     """Raise an InputError for data of which nothing can be used."""
-    for data, tasks in zip(plan.data, plan.tasks, strict=True):
+    for data, tasks in plan.data:
         if table["task"].isin(tasks).any():
             continue
         listed = ", ".join(tasks)
@@ -381,14 +365,14 @@ def _check_measured(
 
 def _groups(plan: EvaluationPlan, table: Table) -> dict[str, Sequence[Metric]]:
     """The tables of all tasks, without metrics that no method could be measured by."""
-    measured = set(table["metric"].unique())
-    groups: dict[str, Sequence[Metric]] = {}
-    for task in (task for tasks in plan.tasks for task in tasks):
-        for title, metrics in TASKS[task].metrics(plan.config).items():
-            kept = [metric for metric in metrics if metric.name in measured]
-            if kept:
-                groups[title] = kept
-    return groups
+    measured = {*table["metric"].unique()}
+    groups = {
+        title: [metric for metric in metrics if metric.name in measured]
+        for _, tasks in plan.data
+        for task in tasks
+        for title, metrics in TASKS[task].metrics(plan.config).items()
+    }
+    return {title: metrics for title, metrics in groups.items() if metrics}
 
 
 def _draw(plan: EvaluationPlan, table: Table, summary: Summary) -> Iterator[tuple[str, str, bytes]]:
@@ -398,10 +382,8 @@ def _draw(plan: EvaluationPlan, table: Table, summary: Summary) -> Iterator[tupl
         fill, _, kind = end.partition("_")
         title = f"{plan.label}: removed pixels become {TITLES[fill]}, map of the {kind} class"
         pair = curves[MOST_FIRST + end], curves[LEAST_FIRST + end]
-        file = io.BytesIO()
-        report.perturbation_curves(*pair, summary, title=title).savefig(
-            file, format="png", dpi="figure"
-        )
+        figure, file = report.perturbation_curves(*pair, summary, title=title), io.BytesIO()
+        figure.savefig(file, format="png", dpi="figure")
         yield f"curves_{end}.png", title, file.getvalue()
 
 
@@ -411,7 +393,7 @@ def _about(plan: EvaluationPlan, skipped: SkippedEntries) -> dict[str, Any]:
         "made by": f"captum-clip {__version__}",
         "model": f"{plan.label}, weights {plan.identity['weights'][:12]}",
     }
-    for data, tasks in zip(plan.data, plan.tasks, strict=True):
+    for data, tasks in plan.data:
         text = f"{len(data)} samples"
         if skipped[data.name]:
             what = "samples, regions or maps left out (manifest.json has the reasons)"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 from .. import targets
@@ -22,17 +23,14 @@ from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
 from ..files import DAMAGED, replace_file
 from ..models import ClipAdapter, differing_parts
-from ..models.images import decode_file, read_file
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from ..visualization.colors import ALPHA, HEAT, blend, colormap, ramp, score_note
 from ..visualization.grid import Legend, Panel, grid, save_figure
 from ..visualization.overlays import note_of
-from .image_batches import list_images, read_ahead
-from .run import Arrays, from_npz, to_csv, to_npz
+from .image_batches import ImageReader, list_images, read_ahead
 from .storage import storage_of
-
-_Read = tuple[npt.NDArray[np.uint8] | None, str]
+from .units import Arrays, Skipped, from_npz, to_csv, to_npz
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +90,7 @@ def image_features(
     check_integer("batch_size", batch_size)
     check_integer("workers", workers, least=0)
     listed = [Path(os.path.expanduser(path)) for path in paths]
-    file = None if cache is None else expand(cache)
-    kept, key = None, Arrays()
+    file, kept, key = None if cache is None else expand(cache), None, Arrays()
     if file is not None:
         identity = np.array([*clip.identity(texts=False).items()])
         key = {"files": np.array([*map(_state, listed)]), "identity": identity}
@@ -137,31 +134,24 @@ def _compute(
     clip: ClipAdapter, paths: Sequence[Path], batch_size: int, workers: int, progress: bool
 ) -> Arrays:
     """Embeddings of the files that can be read, and why each file cannot; "" of those that can."""
-    embeddings: list[npt.NDArray[np.float32]] = []
-    reasons: list[str] = []
+    embeddings, reasons = list[npt.NDArray[np.float32]](), [""] * len(paths)
     bar: Any = {"desc": "image features", "unit": "image", "leave": False, "disable": not progress}
 
-    def readable(files: Iterator[_Read]) -> Iterator[npt.NDArray[np.uint8]]:
-        for image, reason in tqdm(files, total=len(paths), **bar):
-            reasons.append(reason)
-            if image is not None:
+    def readable(images: Iterator[Image.Image | Skipped]) -> Iterator[Image.Image]:
+        for image in tqdm(images, total=len(paths), **bar):
+            if isinstance(image, Skipped):
+                reasons[image.number] = image.reason
+            else:
                 yield image
 
-    with read_ahead(_read, paths, workers) as read, torch.no_grad():
+    reader = ImageReader(storage_of("."), [*map(str, paths)], Image.Image.copy)
+    with read_ahead(reader, range(len(paths)), workers) as read, torch.no_grad():
         images = readable(read)
         while batch := list(islice(images, batch_size)):
             encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
             embeddings.append(encoded.float().cpu().numpy())
     joined = np.concatenate(embeddings) if embeddings else np.zeros((0, 0), dtype=np.float32)
     return {"embeddings": joined, "reasons": np.array(reasons, dtype=np.str_)}
-
-
-def _read(path: Path) -> _Read:
-    """The image (H, W, 3) of a file; or why there is none."""
-    try:
-        return np.asarray(decode_file(read_file(path), str(path))), ""
-    except InputError as error:
-        return None, str(error)
 
 
 def fit_emotions(
@@ -223,13 +213,13 @@ class Ranking:
         """Each image with its rank, name and score, next to its map; best first."""
         colors, panels = colormap(HEAT), []
         ranked = zip(self.files, self.scores, self.explanations, strict=True)
-        for number, (file, score, found) in enumerate(ranked, 1):
-            pixels = found.images[0].movedim(0, -1).numpy()
-            [heatmap] = found.heatmap("bicubic")["positive"][0].numpy()
+        for number, (file, score, explanation) in enumerate(ranked, 1):
+            pixels = explanation.images[0].movedim(0, -1).numpy()
+            [heatmap] = explanation.heatmap("bicubic")["positive"][0].numpy()
             name = file.name.encode("utf-8", "replace").decode()  # what is no character becomes ?
             panels.append(Panel(pixels, f"{number}. {name}", score_note(float(score))))
-            shown = blend(pixels, heatmap, colors, ALPHA)
-            panels.append(Panel(shown, found.names[0], note_of(heatmap)))
+            blended = blend(pixels, heatmap, colors, ALPHA)
+            panels.append(Panel(blended, explanation.names[0], note_of(heatmap)))
         rows = [panels[start : start + _WIDE] for start in range(0, len(panels), _WIDE)]
         best = self.explanations[0]
         caption = f"{best.model} \N{MIDDLE DOT} {best.method}"
@@ -248,11 +238,12 @@ class Ranking:
             InputError: the folder cannot be made or written to.
         """
         folder = expand(folder)
-        rows = [
-            (number, file.as_posix(), f"{score:.6f}")
-            for number, (file, score) in enumerate(zip(self.files, self.scores, strict=True), 1)
-        ]
-        storage_of(folder).write(TABLE, to_csv(("rank", "file", "score"), rows))
+        columns = {
+            "rank": range(1, len(self.files) + 1),
+            "file": [file.as_posix() for file in self.files],
+            "score": [f"{score:.6f}" for score in self.scores],
+        }
+        storage_of(folder).write(TABLE, to_csv(columns))
         return folder / TABLE, save_figure(self.plot(), folder / FIGURE)
 
 
@@ -294,8 +285,8 @@ def rank(
         >>> clip, folder = load_clip("demo/vit"), tempfile.mkdtemp()
         >>> for seed in range(4):
         ...     Image.fromarray(draw_scene(seed).image).save(f"{folder}/{seed}.png")
-        >>> found = rank(clip, folder, "a sad face", top=3)
-        >>> len(found.files), found.explanations[0].maps["positive"].shape
+        >>> ranking = rank(clip, folder, "a sad face", top=3)
+        >>> len(ranking.files), ranking.explanations[0].maps["positive"].shape
         (3, torch.Size([1, 1, 7, 7]))
     """
     check_integer("top", top)
@@ -307,11 +298,8 @@ def rank(
     MethodChoice.of(method, tower=clip.tower).method(forward)
     folder = None
     if isinstance(images, (str, Path)):
-        folder = expand(images)
-        listed = find_images(folder)
-    else:
-        listed = [Path(path) for path in images]
-    features = image_features(clip, listed, **options)
+        folder, images = expand(images), find_images(images)
+    features = image_features(clip, images, **options)
     embeddings = torch.from_numpy(features.embeddings).to(clip.device)
     scores = forward.score(embeddings)[:, 0].cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:top]

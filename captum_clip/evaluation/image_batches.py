@@ -1,23 +1,23 @@
-"""The images of a folder: which files, and batches of them preprocessed and read ahead."""
+"""The images of a folder: which files, and each of them preprocessed, read ahead in threads."""
 
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import IMAGE_ENDINGS, draw_names, image_names, is_own_figure
-from ..models.images import decode_file, is_io_error, process, quiet, read_file
-from .run import AGAIN
+from ..models.images import decode_file, process, quiet, read_file
 from .storage import Storage
+from .units import Skipped
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -40,11 +40,11 @@ def list_images(
             f"the results cannot go into the folder of the images, {images.root}; name another, "
             "such as one in it."
         )
-    sizes = images.files()
+    sizes, root = images.files(), f"{images.root.rstrip('/')}/"
     names = image_names(sizes)
-    if output is not None and output.root.startswith(f"{images.root.rstrip('/')}/"):
-        inside = output.root.removeprefix(f"{images.root.rstrip('/')}/")
-        names = [name for name in names if not name.startswith(f"{inside}/")]
+    if output is not None and output.root.startswith(root):
+        inside = f"{output.root.removeprefix(root)}/"
+        names = [name for name in names if not name.startswith(inside)]
     names = draw_names(names, limit, seed)
     if images.is_local:  # a store would be asked once an image
         names = [name for name in names if not is_own_figure(Path(images.path, name))]
@@ -54,50 +54,28 @@ def list_images(
     return {name: sizes[name] for name in names}
 
 
-@dataclass(frozen=True, eq=False)
-class ImageBatch:
-    """Images as the model takes them; where one could not be read its row holds zeros."""
-
-    pixels: Tensor  # (B, 3, H, W), float32 on the CPU
-    numbers: tuple[int, ...]  # in the list of images, at most B; further rows hold zeros as well
-    reasons: dict[int, str]  # number of an image that could not be read -> why
-
-
 @dataclass(frozen=True)
-class ImageReader:
-    """Reads and preprocesses, one image at a time, so that no image depends on another."""
+class ImageReader(Generic[Read]):
+    """Reads images one at a time, so that none depends on another; safe in several threads."""
 
     images: Storage
-    names: Sequence[str]  # of all files
-    processor: Any  # the model's own
-    size: tuple[int, int]  # (H, W) of a preprocessed image
-    batch_size: int  # B, of every batch
+    names: Sequence[str]  # of files in it, or whole paths of this machine
+    prepare: Callable[[Image.Image], Read]  # an RGB image, as by `preprocess_alone`
 
-    def __call__(self, numbers: Sequence[int]) -> ImageBatch:
-        """The images of these numbers, at most B of them, filled up with zeros to B."""
-        # Always B rows: a tower rounds otherwise in a batch of another size.
-        pixels = torch.zeros(self.batch_size, 3, *self.size)
-        reasons = {}
-        for row, number in enumerate(numbers):
-            try:
-                pixels[row] = self._read(self.names[number])
-            except InputError as error:
-                reasons[number] = str(error)
-                if is_io_error(error):
-                    self._check_folder()
-                    reasons[number] += AGAIN
-        return ImageBatch(pixels, tuple(numbers), reasons)
+    def __call__(self, number: int) -> Read | Skipped:
+        """The image of a number, prepared; or why there is none."""
+        try:
+            return self._read(self.names[number])
+        except InputError as error:
+            skipped = Skipped.of(number, error)
+            if skipped.again and self.images.is_local and not os.path.isdir(self.images.root):
+                raise InputError(
+                    f"the folder {self.images.root} cannot be reached; what is done is kept; run "
+                    "the same command again when it is back."
+                ) from error
+            return skipped
 
-    def _check_folder(self) -> None:
-        """Raise an InputError where not the image is away, but the whole folder."""
-        if self.images.is_local and not os.path.isdir(self.images.root):
-            raise InputError(
-                f"the folder {self.images.root} cannot be reached; what is done is kept; run the "
-                "same command again when it is back."
-            )
-
-    def _read(self, name: str) -> Tensor:
-        """One image as the model takes it; an error calls the file by its name in the folder."""
+    def _read(self, name: str) -> Read:
         path, is_local = Path(self.images.path, name), self.images.is_local
         content = read_file(path, name) if is_local else self.images.read(name)
         if content is None:
@@ -105,24 +83,30 @@ class ImageReader:
             raise InputError(f"there is no image file {name}.") from missing
         image = decode_file(content, name)
         try:
-            pixels = process(self.processor, [image])[0]
+            return self.prepare(image)
         except (ValueError, RuntimeError) as error:  # what processors raise on odd images
             raise InputError(f"{name} cannot be preprocessed ({error}).") from error
-        if pixels.shape[-2:] != self.size:
-            raise InputError(
-                f"{name} becomes {tuple(pixels.shape)} and not (3, {self.size[0]}, {self.size[1]});"
-                " a study needs a processor that makes images of one size."
-            )
-        return pixels
+
+
+def preprocess_alone(processor: Any, size: tuple[int, int], image: Image.Image) -> Tensor:
+    """An image as the model takes it, (3, H, W), float32; InputError where its size is another."""
+    pixels = process(processor, [image])[0]
+    if pixels.shape[-2:] != size:
+        raise InputError(
+            f"it becomes {tuple(pixels.shape)} and not (3, {size[0]}, {size[1]}); a study needs a "
+            "processor that makes images of one size"
+        )
+    return pixels
 
 
 @contextmanager
 def read_ahead(
-    read: Callable[[Item], Read], items: Sequence[Item], workers: int
+    read: Callable[[Item], Read], items: Iterable[Item], workers: int, *, batch: int = 1
 ) -> Iterator[Iterator[Read]]:
-    """Read items in their order, so many at a time ahead in threads; 0 reads each when it is due.
+    """Read items in their order, in so many threads; with 0 of them each when it is due.
 
-    An error of `read` is raised in place of its result; after the context nothing runs on.
+    At most two batches a thread are ahead of the item that is due. An error of `read` is raised in
+    place of its result; after the context nothing runs on.
     """
     with quiet(), ThreadPoolExecutor(max(workers, 1)) as pool:
 
@@ -130,7 +114,7 @@ def read_ahead(
             waiting: deque[Future[Read]] = deque()
             for item in items:
                 waiting.append(pool.submit(read, item))
-                if len(waiting) > 2 * workers:
+                if len(waiting) > 2 * workers * batch:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -26,8 +26,8 @@ from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from .data import digest
-from .run import from_npz
 from .table import UNIFORM, Queries
+from .units import from_npz
 
 Attribute = Callable[..., Tensor]
 """Images (N, 3, H, W) and ``target=`` columns -> maps (N, C, h, w), as Captum's `attribute`."""

@@ -27,9 +27,9 @@ from ..visualization.colors import ALPHA, HEAT, blend
 from ..visualization.curves import Curve, curves
 from .batch import Batch, ModelContext, View, queries_of
 from .methods import Method
-from .run import slug
 from .summary import FEWEST, Summary
 from .table import UNIFORM, Metric, Table, readable
+from .units import slug
 
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"

@@ -1,11 +1,5 @@
-"""Units of work, the plan that lists them, and the run that computes those that are missing.
+"""A run: the plan of its units, those that are missing computed here or on Ray, the manifest."""
 
-A unit is one file, whole or not at all, so a stop at any moment loses no more than the units that
-were being computed, and the same command started again ends in the same bytes.
-"""
-
-import csv
-import io
 import json
 import logging
 import math
@@ -13,26 +7,24 @@ import os
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from .._version import __version__
 from ..checks import excerpt
 from ..errors import CaptumClipError, InputError
-from ..files import DAMAGED
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..models.identity import agree
 from ..models.loading import load_parts
 from .config import EvaluationConfig, RunConfig, StudyConfig, full_name
 from .storage import Storage, storage_of
+from .units import Arrays, DamagedUnitError, Skipped, Unit, read_unit, to_json, write_unit
 
 MANIFEST: Final = "manifest.json"
 _TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.part$")
@@ -42,13 +34,8 @@ _PACKAGES: Final = ("torch", "numpy", "transformers", "open_clip_torch", "captum
 _TRIES: Final = 5  # of a unit whose worker dies, since Ray starts workers anew without end
 _RESUME: Final = "what is done is kept, start the same command again."
 
+Config = TypeVar("Config", EvaluationConfig, StudyConfig)
 Result = TypeVar("Result")
-AGAIN: Final = " It is tried again when the same command is started again."
-"""Ends the reason why an image was skipped where its disk refused, which may pass."""
-
-Arrays = dict[str, npt.NDArray[Any]]
-Skipped = list[tuple[int, str]]
-"""Number of a sample, and why it, or a region or map of it, was left out."""
 Content = dict[str, Any]
 Progress = Callable[[int, int, str], None]
 """Called with how many images were done, how many there are, and the label of the unit done last.
@@ -56,16 +43,7 @@ Progress = Callable[[int, int, str], None]
 An image counts once a method; the label is empty at the first call."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A part of a run that is computed at one go and kept in one file."""
-
-    name: str  # of its file, in the output folder
-    job: int  # number of the model and method, as the plan counts them
-    numbers: tuple[int, ...]  # of the images
-    label: str = ""  # of the model or the data set and the method, for progress
-
-
+@dataclass
 class ModelLoader:
     """Loads models by name, and keeps the last one for as long as it is asked for again.
 
@@ -73,35 +51,32 @@ class ModelLoader:
     models get its image processor in place of their own, and so for the tokenizer.
     """
 
-    def __init__(
-        self,
-        processor: str | None = None,
-        tokenizer: str | None = None,
-        image_size: int | None = None,
-    ) -> None:
-        parts = (None if name is None else full_name(name) for name in (processor, tokenizer))
-        self._parts: tuple[Any, ...] = (*parts, image_size)
-        self._loaded: tuple[tuple[str, str], ClipAdapter] | None = None
+    processor: str | None = None
+    tokenizer: str | None = None
+    image_size: int | None = None
+    _loaded: tuple[tuple[str, str], ClipAdapter] | None = field(default=None, init=False)
 
-    def __reduce__(self) -> "tuple[Callable[..., ModelLoader], tuple[Any, ...]]":
-        return ModelLoader, self._parts
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_loaded": None}
 
     def load(self, model: str, device: str = "cpu", identity: Content | None = None) -> ClipAdapter:
         """Load a model, which must have the identity of the run's beginning where one is given."""
         if self._loaded is None or self._loaded[0] != (model, device):
             self._loaded = None  # lets go of the old one first
-            *parts, size = self._parts
-            clip = load_clip(model, **load_parts(*parts), device=device, image_size=size)
-            if identity and (parts := differing_parts(identity, clip.identity())):
+            parts = load_parts(self.processor, self.tokenizer)
+            clip = load_clip(model, **parts, device=device, image_size=self.image_size)
+            if identity and (changed := differing_parts(identity, clip.identity())):
                 raise InputError(
-                    f"{model} has other {' and '.join(parts)} than when the run was begun; give "
+                    f"{model} has other {' and '.join(changed)} than when the run was begun; give "
                     "all machines the same files, and leave them alone while it runs."
                 )
             self._loaded = ((model, device), clip)
         return self._loaded[1]
 
 
-Worker = Callable[[Sequence[Unit]], Iterator[tuple[Unit, Arrays, Skipped]]]
+Computed = Iterator[tuple[Unit, Arrays, list[Skipped]]]
+"""Units in their order, with their results and what was left out."""
+Worker = Callable[[Sequence[Unit]], Computed]
 """Computes units in their order; the same unit gives the same bytes in every process.
 
 With the local engine it is called once, so that images can be read ahead; with Ray unit by unit.
@@ -117,7 +92,7 @@ class Plan(ABC):
     units: tuple[Unit, ...]
 
     @abstractmethod
-    def about(self) -> Content:
+    def manifest(self) -> Content:
         """All that decides the results, as JSON, the settings first."""
 
     @abstractmethod
@@ -132,81 +107,8 @@ class Plan(ABC):
 def write_units(worker: Worker, units: Sequence[Unit], output: Storage) -> Iterator[Unit]:
     """Compute units and write their files."""
     for unit, arrays, skipped in worker(units):
-        reasons = {
-            "skipped": np.array([number for number, _ in skipped], dtype=np.int64),
-            "reasons": np.array([reason for _, reason in skipped], dtype=np.str_),
-        }
-        # by its name an exchange of two files is noticed
-        output.write(unit.name, to_npz({**arrays, **reasons, "unit": np.array(unit.name)}))
+        write_unit(output, unit, arrays, skipped)
         yield unit
-
-
-def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, Skipped]:
-    """The arrays of a unit, and what was skipped.
-
-    Raises:
-        InputError: the file is gone or damaged, or is that of another unit.
-    """
-    content = storage.read(unit.name)
-    try:
-        return parse_unit(content, unit)
-    except DAMAGED as error:
-        raise InputError(
-            f"{storage.root}/{unit.name} cannot be used ({error}); delete it and start the same "
-            "command again, which computes it anew."
-        ) from error
-
-
-def parse_unit(content: bytes | None, unit: Unit) -> tuple[Arrays, Skipped]:
-    """Read a file; one of the errors `DAMAGED` where it is not the whole file of the unit."""
-    if content is None:
-        raise FileNotFoundError("it is gone")
-    arrays = from_npz(content)
-    if (name := str(arrays.pop("unit"))) != unit.name:
-        raise ValueError(f"it was written as {name}")
-    skipped, reasons = arrays.pop("skipped").tolist(), arrays.pop("reasons").tolist()
-    return arrays, list(zip(skipped, reasons, strict=True))
-
-
-def to_json(content: Mapping[str, Any]) -> bytes:
-    """JSON for people and programs."""
-    return f"{json.dumps(content, indent=1)}\n".encode()
-
-
-def to_npz(arrays: Arrays) -> bytes:
-    """Arrays as the content of an .npz file; the same arrays are the same bytes."""
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    return file.getvalue()
-
-
-def from_npz(content: bytes) -> Arrays:
-    """The arrays of an .npz file; what it raises over another content is in `DAMAGED`."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """A table, the same on every machine: numbers to ten digits, an empty field for NaN.
-
-    Names of files need not be UTF-8.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_field(value) for value in row] for row in rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-def _field(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return "" if math.isnan(value) else f"{value + 0.0:.10g}"  # + 0.0: no minus zero
-
-
-def slug(name: str) -> str:
-    """A name as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-.").lower()
 
 
 @contextmanager
@@ -221,12 +123,13 @@ def threads(count: int) -> Iterator[None]:
 
 
 def run(
-    plan: Callable[[ModelLoader], Plan],
+    kind: type[Config],
+    config: Config,
+    plan: Callable[[Config, ModelLoader], Plan],
     summarise: Callable[[Any, Content, Storage, ModelLoader], Result],
-    config: EvaluationConfig | StudyConfig,
     progress: Progress | None,
 ) -> Result:
-    """Compute every unit that has no whole file, then summarise.
+    """Plan with a config of a kind, compute every unit that has no whole file, then summarise.
 
     `progress` is called first with what an earlier run had done. `summarise` gets the plan, the
     manifest so far, the output folder and what loads models, and writes the results.
@@ -235,6 +138,9 @@ def run(
         CaptumClipError: a model that cannot be loaded, a folder with another run or something
             else in it, a disk that refuses, a worker that died.
     """
+    if not isinstance(config, kind):
+        got = type(config).__name__
+        raise InputError(f"expected settings as {kind.__name__}(...), got {got}.")
     if config.gpus and config.engine == "local" and not torch.cuda.is_available():
         raise InputError(
             "a GPU was asked for, but PyTorch sees no CUDA device; leave gpus out to compute on "
@@ -242,8 +148,10 @@ def run(
         )
     output = storage_of(config.output)
     with threads(config.thread_count), output.lock():
-        models = ModelLoader(config.processor, config.tokenizer, config.image_size)
-        made = plan(models)
+        lent = (config.processor, config.tokenizer)
+        processor, tokenizer = (name and full_name(name) for name in lent)
+        models = ModelLoader(processor, tokenizer, config.image_size)
+        made = plan(config, models)
         manifest = _begin(made, output)
         _tidy_up(output)
         _compute_missing(made, manifest, output, models, progress)
@@ -253,11 +161,10 @@ def run(
 def _compute_missing(
     plan: Plan, manifest: Content, output: Storage, models: ModelLoader, progress: Progress | None
 ) -> None:
-    missing = _unfinished(output, plan.units)
+    missing, tell = _unfinished(output, plan.units), progress or (lambda *_: None)
     total = sum(len(unit.numbers) for unit in plan.units)
     done = total - sum(len(unit.numbers) for unit in missing)
-    if progress is not None:
-        progress(done, total, "")
+    tell(done, total, "")
     if not missing:
         return
     output.remove(plan.result)  # it means that all is done
@@ -270,23 +177,19 @@ def _compute_missing(
         computed = write_units(plan.worker(models), missing, output)
     for unit in computed:
         done += len(unit.numbers)
-        if progress is not None:
-            progress(done, total, unit.label)
+        tell(done, total, unit.label)
     _tidy_up(output)  # a worker of Ray that was killed leaves files, although the run goes on
 
 
 def _unfinished(storage: Storage, units: Iterable[Unit]) -> list[Unit]:
     """Units without a whole file, or with an image that may be readable now."""
-    present = storage.files()
-    missing = []
+    present, missing = storage.files(), []
     for unit in units:
-        # What the storage refuses ends the run: a file that cannot be reached is not damaged.
-        content = storage.read(unit.name) if unit.name in present else None
-        try:
-            _, skipped = parse_unit(content, unit)
-        except DAMAGED:
-            skipped = [(0, AGAIN)]
-        if any(reason.endswith(AGAIN) for _, reason in skipped):
+        try:  # What the storage refuses ends the run: a file out of reach is not damaged.
+            skipped = read_unit(storage, unit)[1] if unit.name in present else None
+        except DamagedUnitError:
+            skipped = None
+        if skipped is None or any(entry.again for entry in skipped):
             missing.append(unit)
             storage.remove(unit.name)
     return missing
@@ -302,14 +205,14 @@ def _tidy_up(output: Storage) -> None:
 def _begin(plan: Plan, output: Storage) -> Content:
     """The manifest of a new run, or of the one in the folder that is to go on.
 
-    It has "format", all of ``plan.about()``, "environments" (versions and threads of every run that
-    took part, each once) and "state".
+    It has "format", all of ``plan.manifest()``, "environments" (versions and threads of every run
+    that took part, each once) and "state".
     """
-    about: Content = json.loads(json.dumps(plan.about()))
-    form, environments = f"captum_clip {plan.noun} 2", list[Content]()
+    decided: Content = json.loads(json.dumps(plan.manifest()))
+    before = {"format": f"captum_clip {plan.noun} 2", **decided, "environments": list[Content]()}
     content = output.read(MANIFEST)
     if content is not None:
-        about, environments = _check_same(plan, form, about, content, output)
+        before = _check_same(plan, before, content, output)
     elif other := [name for name in output.files() if not name.startswith(".")]:
         raise InputError(
             f"{output.root} holds files that are of no {plan.noun}, such as {other[0]}; name a new "
@@ -317,42 +220,42 @@ def _begin(plan: Plan, output: Storage) -> Content:
         )
     now: Content = {"captum_clip": __version__, **{name: version(name) for name in _PACKAGES}}
     now |= {"threads": plan.config.thread_count, "device": plan.config.device}
-    if now not in environments:
-        environments = [*environments, now]
-    return {"format": form, **about, "environments": environments, "state": "running"}
+    if now not in before["environments"]:
+        before["environments"].append(now)
+    return {**before, "state": "running"}
 
 
-def _check_same(
-    plan: Plan, form: str, about: Content, content: bytes, output: Storage
-) -> tuple[Content, list[Content]]:
-    """What the run in the folder is about, if it has the same settings, and its environments."""
+def _check_same(plan: Plan, new: Content, content: bytes, output: Storage) -> Content:
+    """The manifest of the run in the folder, which must be of the same kind and settings."""
     try:
-        before: Content = json.loads(content)
-        if before["format"] != form:
-            raise ValueError(f"its format is {before['format']!r}")
-        environments: list[Content] = [dict(one) for one in before["environments"]]
+        manifest: Content = json.loads(content)
+        if manifest["format"] != new["format"]:
+            raise ValueError(f"its format is {manifest['format']!r}")
+        environments: list[Content] = [dict(each) for each in manifest["environments"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{output.root}/{MANIFEST} is not a manifest of the kind {form!r} ({error}); name "
-            "another output folder."
+            f"{output.root}/{MANIFEST} is not a manifest of the kind {new['format']!r} ({error}); "
+            "name another output folder."
         ) from error
-    changes = differences({name: before.get(name) for name in about}, about)
-    for name, own in plan.files().items():
-        other = output.read(name)
-        if other not in (None, own):
-            lines = sorted({*own.splitlines()} ^ {*(other or b"").splitlines()}) or [b"the order"]
-            changes.append(f"{name} changed, such as {lines[0].decode('utf-8', 'replace')}")
+    before = {name: manifest.get(name) for name in new} | {"environments": environments}
+    changes = differences(before, new | {"environments": environments})
+    for name, expected in plan.files().items():
+        present = output.read(name)
+        if present not in (None, expected):
+            lines = {*expected.splitlines()} ^ {*(present or b"").splitlines()}
+            example = min(lines, default=b"the order").decode("utf-8", "replace")
+            changes.append(f"{name} changed, such as {example}")
     if changes:
         raise InputError(
             f"{output.root} holds another {plan.noun}: {'; '.join(changes[:3])}. Take another "
             f"output folder, or the settings of that {plan.noun} to go on with it."
         )
-    return {name: before.get(name, now) for name, now in about.items()}, environments
+    return before
 
 
-def differences(before: Content, about: Content) -> list[str]:
+def differences(before: Content, after: Content) -> list[str]:
     """Say which settings, as JSON, are not those of before."""
-    then, now = dict(_leaves(before)), dict(_leaves(about))
+    then, now = dict(_leaves(before)), dict(_leaves(after))
     return [
         f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
         for name in {**then, **now}

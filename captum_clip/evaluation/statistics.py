@@ -19,20 +19,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import maps as resizing
 from .. import metrics, visualization
-from ..maps import pearson
+from ..maps import normalize, pearson, upsample
+from ..metrics.map_statistics import entropy, interpolations, variance
 from ..targets import Target
-from .run import Arrays, to_csv, to_npz
+from .units import Arrays, Skipped, to_csv, to_npz
 
 STATISTICS: Final = "statistics.csv"
 VALUE_ENTROPY: Final = "value_entropy"
 MEASURE: Final = "measure_"
 """Begins the names of the measures among the arrays of a unit."""
-_ALWAYS: Final = ("spatial_variance", "spatial_entropy")
+_MEASURES: Final = ("spatial_variance", "spatial_entropy", VALUE_ENTROPY)
 _DTYPE: Final = "float32"  # of the min-max maps at full size that are measured
-_AT_ONCE: Final = 2**20  # pixels that are worked on together, so that they stay in the cache
-_TINY: Final = torch.finfo(torch.float32).tiny  # x log x of it is nothing; not flushed to zero
 
 Array = npt.NDArray[np.float64]
 
@@ -50,55 +48,25 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
         and perhaps "value_entropy" as in :mod:`captum_clip.metrics`. These are NaN for a map
         that is constant as :func:`captum_clip.maps.normalize` sees it.
     """
-    shape, grid = maps.shape[:-2], maps.shape[-2:]
-    small = maps.reshape(-1, *grid)
-    wide = small.double()
-    rows, columns = (
-        _interpolation(*sides).to(maps.device) for sides in zip(size, grid, strict=True)
-    )
-    outermost = (_outermost(rows) @ wide @ _outermost(columns).T).flatten(1)
-    low, high = outermost.amin(1), outermost.amax(1)
+    axes = interpolations(maps.shape[-2:], size, maps.device)
+    rows, columns = map(_outermost, axes)
+    wide = maps.double()
+    outermost = (rows @ wide @ columns.T).flatten(-2)
+    low, high = outermost.amin(-1), outermost.amax(-1)
     largest = torch.maximum(low.abs(), high.abs())
     varies = high - low > 8 * torch.finfo(maps.dtype).eps * largest
     span = torch.where(varies, high - low, 1)
-    stretched = (wide - low[:, None, None]) / span[:, None, None]
+    stretched = (wide - low[..., None, None]) / span[..., None, None]
     measured = {
-        "spatial_variance": _variance(stretched, rows, columns),
-        "spatial_entropy": _entropy(stretched, rows, columns),
+        "spatial_variance": variance(stretched, axes),
+        "spatial_entropy": entropy(stretched, axes),
     }
     if values:  # by its definition to the bit, since it asks which values are the same
-        large = (resizing.upsample(part, size) for part in torch.split(small, 1))
-        entropies = [metrics.value_entropy(resizing.normalize(part)) for part in large]
-        measured[VALUE_ENTROPY] = torch.cat(entropies)
+        large = (upsample(part, size) for part in maps.reshape(-1, 1, *maps.shape[-2:]))
+        entropies = [metrics.value_entropy(normalize(part)) for part in large]
+        measured[VALUE_ENTROPY] = torch.cat(entropies).reshape(varies.shape)
     measured = {name: torch.where(varies, value, torch.nan) for name, value in measured.items()}
-    measured = {"low": low, "high": high, **measured}
-    return {name: value.reshape(shape) for name, value in measured.items()}
-
-
-def _variance(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Mean square less squared mean, of maps that were moved to a mean near zero."""
-    maps = maps - maps.mean((-2, -1), keepdim=True)
-    pixels = len(rows) * len(columns)
-    squares = (maps * (rows.T @ rows @ maps @ columns.T @ columns)).sum((-2, -1))
-    return squares / pixels - (maps @ columns.sum(0) @ rows.sum(0) / pixels).square()
-
-
-def _entropy(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    r""":math:`\log_2 S - \frac{1}{S} \sum x \log_2 x`, with S the sum of x."""
-    half = rows.float() @ maps.float()  # (N, H, w)
-    at_once = max(1, _AT_ONCE // (len(rows) * len(columns)))
-    sums = []
-    for part in torch.split(half, at_once):
-        values = (part @ columns.float().T).clamp_(min=_TINY)
-        sums.append(torch.log2(values).mul_(values).sum((-2, -1)))
-    total = maps @ columns.sum(0) @ rows.sum(0)
-    return torch.log2(total) - torch.cat(sums).double() / total
-
-
-def _interpolation(pixels: int, cells: int) -> Tensor:
-    """R (pixels, cells), as `maps.upsample` interpolates."""
-    unit = torch.eye(cells, dtype=torch.float64)[:, :, None]  # one column per cell
-    return resizing.upsample(unit, (pixels, 1))[:, :, 0].T
+    return {"low": low, "high": high, **measured}
 
 
 def _outermost(axis: Tensor) -> Tensor:
@@ -155,17 +123,17 @@ class Job:
     size: tuple[int, int]  # (H, W) of the images that the model sees
     location: str = ""  # what `load_clip` takes, a folder by its full path
     identity: dict[str, str] = field(default_factory=dict)  # of the model, in every worker
-    kind: str = ""  # of its tower
+    tower: str = ""  # its kind
     emotions: str = ""  # SHA-256 of the emotions' weights; "" where there are none
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """All that was found of one model and method."""
+    """Everything measured of one model and method."""
 
     job: Job
     sums: Arrays  # of :func:`sums_of`, over all images that could be read
-    skipped: dict[int, str]  # number of an image that was left out -> why
+    skipped: Sequence[Skipped]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -185,94 +153,79 @@ class Statistics:
 
     def mean(self, name: str) -> Array:
         """The mean of one of the sums, over the images that are in it; NaN where there is none."""
-        total, count = self.sums[name], self.sums[f"{name}_count"]
+        total, count = self.sums.get(name, np.nan), self.sums.get(f"{name}_count", 0)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def bias(self, where: str, of: str) -> Array:
         """The corner or centre bias (K,) of each mean map; NaN where there is no mean."""
         mean = self.mean(of)
         finite = np.asarray(np.isfinite(mean).all((-2, -1)))
-        maps = torch.from_numpy(np.where(finite[:, None, None], mean, 0))
+        heatmap = torch.from_numpy(np.where(finite[:, None, None], mean, 0))
         compute = {"corner": metrics.corner_bias, "centre": metrics.centre_bias}[where]
-        return np.where(finite, compute(maps).numpy(), np.nan)
+        return np.where(finite, compute(heatmap).numpy(), np.nan)
 
 
 def result_files(results: Sequence[Statistics], centring: bool) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file; the statistics, which say that all is done, come last."""
-    for one in results:
-        yield f"mean_maps/{one.job.key}.npz", _mean_maps(one)
+    for result in results:
+        yield f"mean_maps/{result.job.key}.npz", _mean_maps(result)
     yield "mean_maps.png", _figure(results)
     if len(results) > 1:
-        yield "correlations.csv", _table(_correlations(results))
+        pairs = combinations(results, 2)
+        yield "correlations.csv", to_csv(*(_correlations(*pair) for pair in pairs))
     if centring:
-        yield "centring.csv", _table(row for one in results for row in _centring(one))
-    yield STATISTICS, _table(row for one in results for row in _statistics(one))
+        yield "centring.csv", to_csv(*map(_centring, results))
+    yield STATISTICS, to_csv(*map(_statistics, results))
 
 
-def _table(rows: Iterator[dict[str, Any]]) -> bytes:
-    listed = list(rows)
-    return to_csv(list(listed[0]), [list(row.values()) for row in listed])
-
-
-def _statistics(one: Statistics) -> Iterator[dict[str, Any]]:
+def _statistics(result: Statistics) -> dict[str, Any]:
     """A row for each target; results only."""
-    nothing = np.full(len(one.job.target), np.nan)
-    columns = {name: one.mean(name) for name in ("score", *_ALWAYS)}
-    columns[VALUE_ENTROPY] = one.mean(VALUE_ENTROPY) if VALUE_ENTROPY in one.sums else nothing
-    for of, suffix in (("stretched", ""), ("raw", "_raw")):
-        for where in ("corner", "centre"):
-            columns[f"{where}_bias{suffix}"] = one.bias(where, of)
-    for index, name in enumerate(one.job.target.names):
-        yield {
-            "model": one.job.model,
-            "method": one.job.method,
-            "target": name,
-            "images": one.images,
-            "skipped": len(one.skipped),
-            "constant": int(one.constant[index]),
-            **{column: float(values[index]) for column, values in columns.items()},
-            "dtype": _DTYPE,
-            "height": one.job.size[0],
-            "width": one.job.size[1],
-            "grid_height": one.grid[0],
-            "grid_width": one.grid[1],
-        }
+    job = result.job
+    named = {"model": job.model, "method": job.method, "target": job.target.names}
+    counts = {"images": result.images, "skipped": len(result.skipped), "constant": result.constant}
+    means = {name: result.mean(name) for name in ("score", *_MEASURES)}
+    biases = {
+        f"{where}_bias{suffix}": result.bias(where, of)
+        for of, suffix in (("stretched", ""), ("raw", "_raw"))
+        for where in ("corner", "centre")
+    }
+    size = {"dtype": _DTYPE, "height": job.size[0], "width": job.size[1]}
+    grid = {"grid_height": result.grid[0], "grid_width": result.grid[1]}
+    return {**named, **counts, **means, **biases, **size, **grid}
 
 
-def _mean_maps(one: Statistics) -> bytes:
+def _mean_maps(result: Statistics) -> bytes:
     """On the model's own grid; docs/studies.md describes how they get their full size."""
-    return to_npz(
-        {
-            "label": np.array(f"{one.job.model} ({one.job.method})"),
-            "names": np.array(one.job.target.names, dtype=np.str_),
-            "raw": one.mean("raw"),
-            "stretched": one.mean("stretched"),
-            "size": np.array(one.job.size),
-            "images": np.array(one.images),
-            "constant": one.constant,
-        }
-    )
+    arrays = {
+        "label": f"{result.job.model} ({result.job.method})",
+        "names": np.array(result.job.target.names, dtype=np.str_),
+        "raw": result.mean("raw"),
+        "stretched": result.mean("stretched"),
+        "size": result.job.size,
+        "images": result.images,
+        "constant": result.constant,
+    }
+    return to_npz({name: np.array(value) for name, value in arrays.items()})
 
 
 def _figure(results: Sequence[Statistics]) -> bytes:
     """Mean maps, all on one scale, as PNG: a row per model and method and a column per target."""
-    labels = [f"{one.job.model} \N{MIDDLE DOT} {one.job.method}" for one in results]
-    means = [np.nan_to_num(one.mean("stretched")) for one in results]
-    notes = [
-        [
+    means, notes = dict[str, Array](), dict[str, list[str]]()
+    for result in results:
+        label = f"{result.job.model} \N{MIDDLE DOT} {result.job.method}"
+        means[label] = np.nan_to_num(result.mean("stretched"))
+        corners, centres = (result.bias(where, "stretched") for where in ("corner", "centre"))
+        notes[label] = [
             "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, centre {centre:.2f}"
-            for corner, centre in zip(
-                one.bias("corner", "stretched"), one.bias("centre", "stretched"), strict=True
-            )
+            for corner, centre in zip(corners, centres, strict=True)
         ]
-        for one in results
-    ]
-    counts = sorted({one.images for one in results})
+    values = np.concatenate([mean.ravel() for mean in means.values()])
+    counts = sorted({result.images for result in results})
     figure = visualization.average(
-        dict(zip(labels, means, strict=True)),
+        means,
         names=results[0].job.target.names,
-        notes=dict(zip(labels, notes, strict=True)),
-        scale=(min(float(m.min()) for m in means), max(float(m.max()) for m in means)),
+        notes=notes,
+        scale=(float(values.min()), float(values.max())),
         caption=f"mean of min-max maps of {' and '.join(map(str, counts))} images",
     )
     file = io.BytesIO()
@@ -280,47 +233,39 @@ def _figure(results: Sequence[Statistics]) -> bytes:
     return file.getvalue()
 
 
-def _correlations(results: Sequence[Statistics]) -> Iterator[dict[str, Any]]:
-    """Correlation of the mean maps of every two, for each target, on the finer grid."""
-    for first, second in combinations(results, 2):
-        height, width = (max(sides) for sides in zip(first.grid, second.grid, strict=True))
-        stretched, raw = (
-            pearson(*(_flat(one.mean(kind), (height, width)) for one in (first, second)))
-            for kind in ("stretched", "raw")
-        )
-        for index, name in enumerate(first.job.target.names):
-            yield {
-                "model_a": first.job.model,
-                "method_a": first.job.method,
-                "model_b": second.job.model,
-                "method_b": second.job.method,
-                "target": name,
-                "correlation": float(stretched[index]),
-                "correlation_raw": float(raw[index]),
-                "grid_height": height,
-                "grid_width": width,
-            }
+def _correlations(first: Statistics, second: Statistics) -> dict[str, Any]:
+    """Correlation of the mean maps of two, for each target, on the finer grid."""
+    height, width = (max(sides) for sides in zip(first.grid, second.grid, strict=True))
+    stretched, raw = (
+        pearson(*(_flat(result.mean(kind), (height, width)) for result in (first, second)))
+        for kind in ("stretched", "raw")
+    )
+    return {
+        **{"model_a": first.job.model, "method_a": first.job.method},
+        **{"model_b": second.job.model, "method_b": second.job.method},
+        **{"target": first.job.target.names, "correlation": stretched, "correlation_raw": raw},
+        **{"grid_height": height, "grid_width": width},
+    }
 
 
 def _flat(mean: Array, size: tuple[int, int]) -> Tensor:
     """Mean maps (K, h, w) -> (K, H * W)."""
-    finite = torch.from_numpy(np.where(np.isfinite(mean), mean, 0))
-    return resizing.upsample(finite, size).flatten(1)
+    return upsample(torch.from_numpy(np.where(np.isfinite(mean), mean, 0)), size).flatten(1)
 
 
-def _centring(one: Statistics) -> Iterator[dict[str, Any]]:
+def _centring(result: Statistics) -> dict[str, Any]:
     """How far each emotion and its maps move when the mean of all emotions is taken away."""
+    job = result.job
+    plain, centred = (list(indices) for indices in zip(*job.centred, strict=True))
     # normalised once more, for this precision
-    embeddings = F.normalize(one.job.target.embeddings.double()).numpy()
-    mean, correlations = one.mean("stretched"), one.mean("correlation")
-    for pair, (plain, centred) in enumerate(one.job.centred):
-        means = [_flat(mean[[index]], one.grid) for index in (plain, centred)]
-        yield {
-            "model": one.job.model,
-            "method": one.job.method,
-            "emotion": one.job.target.names[plain],
-            "images": int(one.sums["correlation_count"][pair]),
-            "cosine": float(embeddings[plain] @ embeddings[centred]),
-            "map_correlation": float(correlations[pair]),
-            "mean_map_correlation": float(pearson(*means)[0]),
-        }
+    embeddings = F.normalize(job.target.embeddings.double()).numpy()
+    mean = _flat(result.mean("stretched"), result.grid)
+    cosines = [float(embeddings[first] @ embeddings[second]) for first, second in job.centred]
+    return {
+        **{"model": job.model, "method": job.method},
+        "emotion": [job.target.names[index] for index in plain],
+        "images": result.sums["correlation_count"],
+        "cosine": cosines,
+        "map_correlation": result.mean("correlation"),
+        "mean_map_correlation": pearson(mean[plain], mean[centred]),
+    }

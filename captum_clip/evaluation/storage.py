@@ -55,9 +55,9 @@ class Storage:
                 raise InputError(f"there is no folder {self.root}.")
             if self.is_local:
                 return dict(_walk(self.path))
-            found = self.system.find(self.path, detail=True)
+            infos = self.system.find(self.path, detail=True)
         start = len(self.path) + 1
-        return {name[start:]: int(info.get("size") or 0) for name, info in found.items()}
+        return {name[start:]: int(info.get("size") or 0) for name, info in infos.items()}
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""
@@ -116,13 +116,13 @@ class Storage:
 
 def _walk(root: str) -> Iterator[tuple[str, int]]:
     """Names and sizes; links to folders are followed, which fsspec does not, circles are not."""
-    seen = set()
+    visited = set()
     for folder, inner, names in os.walk(root, onerror=_refuse, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             inner.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         inner.sort()  # of two ways to a folder the same one counts on every disk
         for name in names:
             path = Path(folder, name)

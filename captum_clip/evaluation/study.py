@@ -1,10 +1,11 @@
 """Studies: mean maps and statistics of whole folders of images, among them Mamooler's three."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby, zip_longest
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 from typing_extensions import override
 
-from .. import maps as resizing
-from .. import targets
+from .. import maps, targets
 from ..attr.registry import MethodChoice, fitting_methods
 from ..checks import find_repeated
 from ..emotions import EmotionProbe
@@ -24,27 +25,12 @@ from ..files import DAMAGED
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from ..targets import Target
-from .config import StudyConfig, check_config, full_name, label_of
-from .image_batches import ImageBatch, ImageReader, list_images, read_ahead
-from .run import (
-    MANIFEST,
-    Arrays,
-    Content,
-    ModelLoader,
-    Plan,
-    Progress,
-    Skipped,
-    Unit,
-    Worker,
-    from_npz,
-    read_unit,
-    run,
-    slug,
-    to_csv,
-    to_json,
-)
+from .config import StudyConfig, full_name, label_of
+from .image_batches import ImageReader, list_images, preprocess_alone, read_ahead
+from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Worker, run
 from .statistics import MEASURE, STATISTICS, Job, Statistics, measure, result_files, sums_of
 from .storage import Storage, storage_of
+from .units import Arrays, Skipped, Unit, from_npz, read_unit, slug, to_csv, to_json
 
 IMAGES: Final = "images.csv"
 CENTRED: Final = " (centred)"
@@ -113,10 +99,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
         >>> config = StudyConfig("photos", "out", texts="a horse", models=["ViT-B/32", "RN101"])
         >>> run_study(config)  # doctest: +SKIP
     """
-    check_config(config, StudyConfig)
-    images, output = storage_of(config.images), storage_of(config.output)
-    files = list_images(images, output, limit=config.limit, seed=config.seed)
-    return run(partial(_plan, config, images, files), _summarise, config, progress)
+    return run(StudyConfig, config, _plan, _summarise, progress)
 
 
 class MeanMaps(NamedTuple):
@@ -166,52 +149,44 @@ class StudyPlan(Plan):
     units: tuple[Unit, ...]
 
     @override
-    def about(self) -> Content:
-        names = ("method", "identity", "emotions")
-        # of the images too, whose list may be deleted
-        digests = {n: hashlib.sha256(own).hexdigest()[:12] for n, own in self.files().items()}
-        return {
-            "config": self.config.identity(),
-            "jobs": [
-                {"model": job.model}
-                | {name: getattr(job, name) for name in names}
-                | {"tower": job.kind, "targets": list(job.target.names)}
-                for job in self.jobs
-            ],
-            "digests": digests,
-        }
+    def manifest(self) -> Content:
+        # of the list of images too, which may be deleted
+        digests = {n: hashlib.sha256(text).hexdigest()[:12] for n, text in self.files().items()}
+        names = ("model", "method", "identity", "emotions", "tower")
+        jobs = [
+            {name: getattr(job, name) for name in names} | {"targets": list(job.target.names)}
+            for job in self.jobs
+        ]
+        return {"config": self.config.identity(), "jobs": jobs, "digests": digests}
 
     @override
     def files(self) -> dict[str, bytes]:
-        return {IMAGES: to_csv(("file", "bytes"), self.sizes.items())}
+        return {IMAGES: to_csv({"file": [*self.sizes], "bytes": [*self.sizes.values()]})}
 
     @override
     def worker(self, models: ModelLoader) -> Worker:
-        def compute(units: Sequence[Unit]) -> Iterator[tuple[Unit, Arrays, Skipped]]:
-            for job, own in groupby(units, key=lambda unit: unit.job):
-                # in a function, at whose end nothing holds the model: the next one is loaded then
-                yield from self._compute(self.jobs[job], list(own), models)
+        # at the end of each of these nothing holds the model: the next one is loaded then
+        return lambda units: chain.from_iterable(
+            self._compute(self.jobs[job], [*of_job], models)
+            for job, of_job in groupby(units, key=attrgetter("job"))
+        )
 
-        return compute
-
-    def _compute(
-        self, job: Job, units: Sequence[Unit], models: ModelLoader
-    ) -> Iterator[tuple[Unit, Arrays, Skipped]]:
+    def _compute(self, job: Job, units: Sequence[Unit], models: ModelLoader) -> Computed:
         config, size = self.config, self.config.batch_size
         clip = models.load(job.location, config.device, job.identity)
-        reader = ImageReader(self.images, tuple(self.sizes), clip.processor, job.size, size)
-        batches = [_split(unit.numbers, size) for unit in units]
-        flat = [batch for of_unit in batches for batch in of_unit]
+        prepare = partial(preprocess_alone, clip.processor, job.size)
+        reader = ImageReader(self.images, tuple(self.sizes), prepare)
+        every = [number for unit in units for number in unit.numbers]
         decoders = config.processes if config.engine == "local" else 0
-        with read_ahead(reader, flat, decoders) as read:
-            for unit, of_unit in zip(units, batches, strict=True):
-                parts, skipped = [], Skipped()
-                for _ in of_unit:
-                    part, reasons = explain_batch(job, clip, next(read), config.value_entropy)
-                    parts.append(part)
-                    skipped += reasons.items()
-                joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-                yield unit, joined, sorted(skipped)
+        with read_ahead(reader, every, decoders, batch=size) as read:
+            for unit in units:
+                batches = [
+                    explain_batch(job, clip, dict(zip(numbers, read, strict=False)), config)
+                    for numbers in _split(unit.numbers, size)
+                ]
+                parts, skipped = zip(*batches, strict=True)
+                arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                yield unit, arrays, sorted(chain.from_iterable(skipped))
 
 
 def _split(numbers: Sequence[int], size: int) -> list[tuple[int, ...]]:
@@ -219,69 +194,78 @@ def _split(numbers: Sequence[int], size: int) -> list[tuple[int, ...]]:
 
 
 def explain_batch(
-    job: Job, clip: ClipAdapter, batch: ImageBatch, value_entropy: bool = False
-) -> tuple[Arrays, dict[int, str]]:
-    """Explain all images and targets of a batch in one forward pass.
+    job: Job, clip: ClipAdapter, images: Mapping[int, Tensor | Skipped], config: StudyConfig
+) -> tuple[Arrays, list[Skipped]]:
+    """Explain all targets of a batch of images (3, H, W), by number, in one forward pass.
 
     Returns:
         Of the N images with finite maps: "numbers" (N,), "maps" (N, K, h, w) with their sign,
         "scores" (N, K), cosine similarities, and measures (N, K) of the positive part of each map;
-        and number of each other image -> why it was left out.
+        and why each other image was left out.
     """
     choice = MethodChoice.of(job.method)
     method: Any = choice.method(ClipSimilarity(clip, job.target))
-    pixels = batch.pixels.to(clip.device, clip.dtype)
+    # Always so many rows, the others of zeros: a tower rounds otherwise in a batch of another size.
+    pixels, skipped = torch.zeros(config.batch_size, 3, *job.size), dict[int, Skipped]()
+    for row, (number, image) in enumerate(images.items()):
+        if isinstance(image, Skipped):
+            skipped[number] = image
+        else:
+            pixels[row] = image
+    pixels = pixels.to(clip.device, clip.dtype)
     raw, scores = method.attribute_targets(pixels, return_scores=True, **choice.options)
-    skipped = dict(batch.reasons)
     finite = torch.isfinite(raw).flatten(1).all(1) & torch.isfinite(scores).all(1)
-    for row, number in enumerate(batch.numbers):
-        if number not in skipped and not finite[row]:
-            skipped[number] = "its maps or scores hold NaN or infinity"
-    positive = resizing.positive(torch.where(finite[:, None, None, None], raw, 0))
-    measured = measure(positive, (pixels.shape[-2], pixels.shape[-1]), values=value_entropy)
-    kept = [row for row, number in enumerate(batch.numbers) if number not in skipped]
+    for row, number in enumerate(images):
+        if not finite[row]:
+            broken = Skipped(number, "its maps or scores hold NaN or infinity")
+            skipped.setdefault(number, broken)
+    positive = maps.positive(torch.where(finite[:, None, None, None], raw, 0))
+    measured = measure(positive, job.size, values=config.value_entropy)
+    kept = [row for row, number in enumerate(images) if number not in skipped]
     explained = {
-        "numbers": np.array([batch.numbers[row] for row in kept], dtype=np.int64),
+        "numbers": np.array([*images], dtype=np.int64)[kept],
         "maps": raw[kept].cpu().numpy(),
         "scores": scores[kept].cpu().numpy(),
         **{f"{MEASURE}{name}": values[kept].cpu().numpy() for name, values in measured.items()},
     }
-    return explained, skipped
+    return explained, [*skipped.values()]
 
 
-def _plan(
-    config: StudyConfig, images: Storage, sizes: dict[str, int], models: ModelLoader
-) -> StudyPlan:
+def _plan(config: StudyConfig, models: ModelLoader) -> StudyPlan:
     """Load every model on the CPU, make its targets, and try the method on one black image."""
-    jobs: list[Job] = []
-    for number, model in enumerate(config.models):
-        emotions = config.emotions[number] if config.emotions else None
+    images, output = storage_of(config.images), storage_of(config.output)
+    sizes = list_images(images, output, limit=config.limit, seed=config.seed)
+    jobs = list[Job]()
+    for model, emotions in zip_longest(config.models, config.emotions):
         jobs += _jobs_of(config, model, emotions, len(jobs), models)
     repeated = find_repeated([(job.model, job.method) for job in jobs])
     if repeated is not None:
         raise InputError(
-            f"{repeated[1]} of {repeated[0]} comes twice; give each model and method "
-            "once, folders under different names."
+            f"{repeated[1]} of {repeated[0]} comes twice; give each model and method once, folders "
+            "under different names."
         )
     size = -(-config.chunk_size // config.batch_size) * config.batch_size  # whole batches
-    chunks = list(enumerate(_split(range(len(sizes)), size)))
     units = [
         Unit(f"units/{job.key}/{chunk:06d}.npz", number, numbers, f"{job.model}, {job.method}")
         for number, job in enumerate(jobs)
-        for chunk, numbers in chunks
+        for chunk, numbers in enumerate(_split(range(len(sizes)), size))
     ]
     return StudyPlan(config, tuple(jobs), images, sizes, tuple(units))
 
 
 def _jobs_of(
-    config: StudyConfig, model: str, emotions: str | Path | None, first: int, models: ModelLoader
+    config: StudyConfig,
+    model: str,
+    emotions: str | Path | None,
+    first: int,
+    models: ModelLoader,
 ) -> Iterator[Job]:
     """A model with every method that fits its tower; `first` is the number of the first job."""
     location, label = full_name(model), label_of(model)
     clip = models.load(location)
     fitting = fitting_methods(config.methods, clip.tower, model)
     target, centred, digest = _target(config, emotions, clip)
-    blank, identity = clip.preprocess(Image.new("RGB", (64, 64))), clip.identity()
+    [blank], identity = clip.preprocess(Image.new("RGB", (64, 64))), clip.identity()
     for number, choice in enumerate(fitting, first):
         job = Job(
             key=f"{number:02d}-{slug(label)}-{slug(choice.name)}",
@@ -292,10 +276,10 @@ def _jobs_of(
             size=(blank.shape[-2], blank.shape[-1]),
             location=location,
             identity=identity,
-            kind=clip.kind,
+            tower=clip.kind,
             emotions=digest,
         )
-        explain_batch(job, clip, ImageBatch(blank, (0,), {}), config.value_entropy)
+        explain_batch(job, clip, {0: blank}, replace(config, batch_size=1))
         yield job
 
 
@@ -325,14 +309,14 @@ def _summarise(
     """One pass over all units in order, then every file; the statistics come last."""
     results = [_sum_up(plan, number, output) for number in range(len(plan.jobs))]
     names = tuple(plan.sizes)
-    reasons = sorted({item for one in results for item in one.skipped.items()})
-    skipped = [{"file": names[number], "reason": reason} for number, reason in reasons]
+    entries = sorted({entry for result in results for entry in result.skipped})
+    skipped = [{"file": names[entry.number], "reason": entry.message} for entry in entries]
     counts = [{"images": r.images, "skipped": len(r.skipped)} for r in results]
     done = {**manifest, "state": "maps done", "images": len(names)}
     output.write(MANIFEST, to_json({**done, "counts": counts, "skipped": skipped}))
     if output.read(IMAGES) is None:  # a study that was done may have lost it since
         output.write(IMAGES, plan.files()[IMAGES])
-    if not any(one.images for one in results):
+    if not any(result.images for result in results):
         raise InputError(
             f"none of the {len(names)} images can be read; the first: "
             f"{skipped[0]['reason']} All reasons are in {output.root}/{MANIFEST}."
@@ -344,15 +328,11 @@ def _summarise(
 
 def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
     """The sums over all units of a job, in float64 and in order; and what was left out."""
-    job = plan.jobs[number]
-    skipped: dict[int, str] = {}
-
-    def parts() -> Iterator[Arrays]:
-        for unit in plan.units:
-            if unit.job == number:
-                arrays, left_out = read_unit(output, unit)
-                skipped.update(left_out)
-                yield sums_of(arrays, job.centred)
-
-    sums = reduce(lambda one, other: {name: one[name] + other[name] for name in one}, parts())
+    job, sums, skipped = plan.jobs[number], Arrays(), list[Skipped]()
+    for unit in plan.units:
+        if unit.job == number:
+            arrays, left_out = read_unit(output, unit)
+            skipped += left_out
+            part = sums_of(arrays, job.centred)
+            sums = {name: sums.get(name, 0) + values for name, values in part.items()}
     return Statistics(job, sums, skipped)

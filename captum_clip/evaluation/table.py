@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..metrics.bootstrap import StatisticName
-from .run import Arrays
+from .units import Arrays
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -4,13 +4,21 @@ Throughout, `maps` are (..., h, w), floating-point and finite; for others an Inp
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, public
-from ..maps import check_maps, pearson, to_float32
+from ..maps import check_maps, pearson, to_float32, upsample
 from .inputs import describe
+
+Axes = tuple[Tensor, Tensor]
+"""R_h (H, h) and R_w (W, w), float64: upsampled to H x W a map m is R_h m R_w^T."""
+
+_AT_ONCE: Final = 2**20  # pixels
+_TINY: Final = torch.finfo(torch.float32).tiny  # x log x of it is nothing; not flushed to zero
 
 
 @public("spatial_variance")
@@ -27,7 +35,7 @@ def spatial_variance(maps: Tensor) -> Tensor:
         tensor(0.2500, dtype=torch.float64)
     """
     check_maps(maps)
-    return maps.double().flatten(-2).var(-1, correction=0)
+    return variance(maps.double())
 
 
 @public("spatial_entropy")
@@ -52,8 +60,7 @@ def spatial_entropy(maps: Tensor) -> Tensor:
             f"expected maps without values below zero, got {maps.min():.3g}; "
             "maps.positive(maps) or maps.normalize(maps) makes them."
         )
-    cells = maps.double().flatten(-2)
-    return _entropy(cells / cells.sum(-1, keepdim=True))  # zeros give NaN
+    return entropy(maps.double())
 
 
 @public("value_entropy")
@@ -74,13 +81,51 @@ def value_entropy(maps: Tensor) -> Tensor:
     check_maps(maps)
     cells = maps.detach().reshape(-1, maps.shape[-2] * maps.shape[-1])
     counts = [torch.unique(values, return_counts=True)[1].double() for values in cells]
-    return torch.stack([_entropy(c / c.sum()) for c in counts]).reshape(maps.shape[:-2])
+    nats = [torch.special.entr(n / n.sum()).sum() for n in counts]
+    return torch.stack(nats).reshape(maps.shape[:-2]) / math.log(2)
 
 
-def _entropy(shares: Tensor) -> Tensor:
-    """In bits, over the last axis."""
-    nats: Tensor = torch.special.entr(shares).sum(-1)
-    return nats / math.log(2)
+def interpolations(grid: Sequence[int], size: Sequence[int], device: Any) -> Axes:
+    """Write `maps.upsample` from a grid (h, w) to a size (H, W) as two matrices."""
+    height, width = (
+        upsample(torch.eye(cells).double()[:, :, None], (pixels, 1))[:, :, 0].T.to(device)
+        for cells, pixels in zip(grid, size, strict=True)
+    )
+    return height, width
+
+
+def variance(maps: Tensor, axes: Axes | None = None) -> Tensor:
+    """Variance (...) of maps (..., h, w) in float64, as upsampled where axes are given.
+
+    Upsampling is linear, so the sum and the sum of squares are forms of the small map.
+    """
+    if axes is None:
+        return maps.flatten(-2).var(-1, correction=0)
+    rows, columns = axes
+    pixels = len(rows) * len(columns)
+    centred = maps - maps.mean((-2, -1), keepdim=True)  # so that the squared mean is small
+    squares = (centred * (rows.T @ rows @ centred @ columns.T @ columns)).sum((-2, -1))
+    return squares / pixels - (centred @ columns.sum(0) @ rows.sum(0) / pixels).square()
+
+
+def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
+    r"""Entropy :math:`\log_2 S - \frac{1}{S} \sum x \log_2 x` (...), with S the sum of x.
+
+    Of maps (..., h, w) in float64; where axes are given as upsampled, of which every pixel is
+    looked at, in single precision and a part at a time, so that it stays in the cache.
+    """
+    small = maps.reshape(-1, *maps.shape[-2:])
+    if axes is None:
+        total, parts = small.sum((-2, -1)), iter([small])
+    else:
+        rows, columns = axes
+        total = small @ columns.sum(0) @ rows.sum(0)
+        at_once = max(1, _AT_ONCE // (len(rows) * len(columns)))
+        halves = torch.split(rows.float() @ small.float(), at_once)  # (n, H, w)
+        parts = (half @ columns.float().T for half in halves)
+    values = (part.clamp(min=_TINY) for part in parts)
+    sums = torch.cat([torch.log2(x).mul_(x).sum((-2, -1)) for x in values])
+    return (torch.log2(total) - sums.double() / total).reshape(maps.shape[:-2])
 
 
 @public("corner_bias")

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from captum_clip import load_clip
 from captum_clip.evaluation import StudyConfig, run_study
-from captum_clip.evaluation.image_batches import ImageBatch, ImageReader, read_ahead
+from captum_clip.evaluation.image_batches import ImageReader, preprocess_alone, read_ahead
 from captum_clip.evaluation.storage import storage_of
 from tests import builders
 
@@ -75,16 +77,15 @@ def make_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> N
 
 
 @contextmanager
-def batches(
-    clip: Any, setting: Setting, count: int | None = None
-) -> Iterator[Iterator[ImageBatch]]:
+def batches(clip: Any, setting: Setting, count: int | None = None) -> Iterator[Iterator[Tensor]]:
     """Decoded as in a study, the first `count` of them."""
     names = sorted(path.name for path in setting.images.iterdir())[:count]
     size = setting.batch_size
-    reader = ImageReader(storage_of(setting.images), names, clip.processor, (224, 224), size)
-    indices = [range(len(names))[start : start + size] for start in range(0, len(names), size)]
-    with read_ahead(reader, indices, setting.workers) as stream:
-        yield stream
+    prepare = partial(preprocess_alone, clip.processor, (224, 224))
+    reader = ImageReader(storage_of(setting.images), names, prepare)
+    with read_ahead(reader, range(len(names)), setting.workers, batch=size) as stream:
+        images = (image for image in stream if isinstance(image, Tensor))
+        yield map(torch.stack, iter(lambda: list(islice(images, size)), []))
 
 
 def plain(setting: Setting) -> float:
@@ -93,9 +94,9 @@ def plain(setting: Setting) -> float:
     model: Any = clip.model
     done, begin = 0, time.perf_counter()
     with torch.no_grad(), batches(clip, setting) as stream:
-        for batch in stream:
-            model.get_image_features(batch.pixels)
-            done += len(batch.numbers)
+        for pixels in stream:
+            model.get_image_features(pixels)
+            done += len(pixels)
     return done / (time.perf_counter() - begin)
 
 
@@ -129,10 +130,10 @@ def naive(setting: Setting) -> float:
     rows = clip.encode_text(list(TEXTS)).detach()
     done, begin = 0, time.perf_counter()
     with batches(clip, setting, setting.slow_images) as stream:
-        for batch in stream:
+        for pixels in stream:
             for row in rows:
-                attention_gradients(model, batch.pixels, row)
-            done += len(batch.numbers)
+                attention_gradients(model, pixels, row)
+            done += len(pixels)
     return done / (time.perf_counter() - begin)
 
 

@@ -19,9 +19,9 @@ from captum_clip.evaluation.config import EvaluationConfig
 from captum_clip.evaluation.data import DataSet
 from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import Method, method_of
-from captum_clip.evaluation.run import Arrays
 from captum_clip.evaluation.table import Queries, concatenate, rows_of, table_of
 from captum_clip.evaluation.tasks import TASKS
+from captum_clip.evaluation.units import Arrays
 from captum_clip.models import ClipAdapter
 from tests import builders
 from tests.evaluation.data.writing import LEFT, RIGHT, noise, save, save_mask

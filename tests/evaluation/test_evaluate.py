@@ -22,7 +22,13 @@ import pytest
 import torch
 
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate, run_study
+from captum_clip.evaluation import (
+    Evaluation,
+    EvaluationConfig,
+    evaluate,
+    evaluator,
+    run_study,
+)
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.evaluator import EvaluationPlan, make_plan
 from captum_clip.evaluation.run import ModelLoader, UnitWorker
@@ -232,7 +238,7 @@ def test_a_table_never_stands_beside_missing_units(
         ({"methods": ("last-grad",)}, r'methods was \["last-grad", "rollout", "random"\] and is'),
         (
             {"chunk_size": 3, "slow_images": 2},
-            r"slow_images was \d+ and is 2; config\.chunk_size was 2 and is 3",
+            r"chunk_size was 2 and is 3; config\.slow_images was \d+ and is 2",
         ),
     ],
 )
@@ -427,19 +433,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"methods": ("last-grad", "grad-cam")}, "ClipGradCam"),
     ({"data": ("demo-objects",)}, "data do not serve the task localization, they serve pert"),
     ({"data": ("demo", "demo-objects")}, "demo-objects serves none of localization, signs; it"),
-    ({"against": "image", "tasks": ("effect",)}, "effect explains texts; against='image' serves"),
+    ({"against": "image", "tasks": ("effect",)}, "effect explains texts; `against='image'` serves"),
     ({"against": "image"}, "masks has no images to explain its images against"),
     ({"template": "a {}"}, "none of the data masks.* takes a template"),
     ({"model": "demo/bit"}, "demo/bit"),
-    ({"model": ""}, "expected a model by name or path"),
+    ({"model": ""}, "expected model by name or path"),
     ({"maps": ("nowhere",)}, "--maps nowhere: there is no such folder"),
     ({"maps": ("random",)}, "two methods are called 'random'; folders of maps need names"),
     ({"images": 0}, "expected images of 1 or more, got 0"),
-    ({"slow_images": True}, "expected slow_images of 1 or more, got True"),
-    ({"batch_size": 2.0}, "expected batch_size of 1 or more, got 2.0"),
+    ({"slow_images": True}, "expected `slow_images` of 1 or more, got True"),
+    ({"batch_size": 2.0}, "expected `batch_size` of 1 or more, got 2.0"),
     ({"threads": 0}, "expected threads of 1 or more, got 0"),
     ({"against": "texts"}, "expected against of text, image, got 'texts'"),
-    ({"engine": "spark"}, "expected an engine of local, ray, got 'spark'"),
+    ({"engine": "spark"}, "expected engine of local, ray, got 'spark'"),
     ({"fills": ("grey",)}, "expected fills of mean, black, blur, road, got 'grey'"),
     ({"output": None}, "expected output as a folder or a URL, got None"),
     ({"reference": 3}, "expected reference as a text, got 3"),
@@ -447,7 +453,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"fills": ()}, "expected fills of .*, got 'none'"),
     ({"methods": ("rollout", "rollout")}, "'rollout' is given twice in methods"),
     ({"gpus": 2}, "the local engine computes on one GPU"),
-    ({"engine": "ray", "gpus": 2, "workers": 1}, "as many as GPUs, got workers=1 and gpus=2"),
+    ({"engine": "ray", "gpus": 2, "workers": 1}, "as many as GPUs, got `workers=1` and `gpus=2`"),
 ]
 
 
@@ -472,6 +478,16 @@ def test_settings_come_as_a_config_of_the_run(tmp_path: Path) -> None:
         evaluate("demo/vit")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"run_study: expected settings as StudyConfig.*, got"):
         run_study(config)  # type: ignore[arg-type]
+
+
+def test_a_missing_pandas_names_the_extra(
+    tmp_path: Path, vit: str, masks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is loaded or written."""
+    monkeypatch.setattr(evaluator, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs pandas: pip install 'captum-clip\[evaluation\]'"):
+        evaluate(config_of(vit, masks, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_task_reads_one_data_set(tmp_path: Path, vit: str, masks: str) -> None:

@@ -220,7 +220,7 @@ def test_an_image_whose_map_is_nan_under_noise_is_left_out_and_reported() -> Non
     found = joined(TASKS["faithfulness"].measure(asked))["sensitivity"]
     assert found.owners.tolist() == [1]
     assert found.values == pytest.approx(whole.values[1:], rel=1e-4)
-    assert [number for number, _ in asked.skipped] == [0]
+    assert [number for number, *_ in asked.skipped] == [0]
 
 
 def test_another_prompt_without_a_map_is_left_out_and_reported() -> None:
@@ -239,7 +239,7 @@ def test_another_prompt_without_a_map_is_left_out_and_reported() -> None:
     found = joined(TASKS["sanity"].measure(asked))
     assert "empty_prompt" not in found
     assert {"other_prompt", "random_parameters"} <= set(found)
-    assert asked.skipped == [(0, "last-grad: the map of 'a horse' holds NaN or infinity")]
+    assert asked.skipped == [(0, "last-grad: the map of 'a horse' holds NaN or infinity", False)]
 
 
 def test_prompts_do_not_reach_what_ignores_them() -> None:

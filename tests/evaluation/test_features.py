@@ -109,8 +109,8 @@ def test_a_named_pipe_is_left_out(clip, paths, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size of 1 or more, got 0"),
-        ({"batch_size": True}, "batch_size of 1 or more, got True"),
+        ({"batch_size": 0}, "`batch_size` of 1 or more, got 0"),
+        ({"batch_size": True}, "`batch_size` of 1 or more, got True"),
         ({"workers": -1}, "workers of 0 or more, got -1"),
     ],
 )

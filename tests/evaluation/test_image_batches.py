@@ -5,48 +5,51 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from captum_clip import load_clip
 from captum_clip.errors import InputError
 from captum_clip.evaluation import find_images
-from captum_clip.evaluation.image_batches import ImageReader, list_images, read_ahead
-from captum_clip.evaluation.run import AGAIN
+from captum_clip.evaluation.image_batches import (
+    ImageReader,
+    list_images,
+    preprocess_alone,
+    read_ahead,
+)
 from captum_clip.evaluation.storage import storage_of
+from captum_clip.evaluation.units import Skipped
 from tests import builders, folders
 
 
-def reader_of(folder: Path, *names: str, **change: Any) -> ImageReader:
-    settings: dict[str, Any] = {
-        "images": storage_of(folder),
-        "names": names,
-        "processor": builders.hf_processor(),
-        "size": (32, 32),
-        "batch_size": 3,
-    }
-    return ImageReader(**{**settings, **change})
+def reader_of(
+    folder: Path, *names: str, images: Any = None, processor: Any = None
+) -> ImageReader[Tensor]:
+    prepare = partial(preprocess_alone, processor or builders.hf_processor(), (32, 32))
+    return ImageReader(images or storage_of(folder), names, prepare)
 
 
 def test_each_image_is_what_the_model_would_see(images: Path, vit: str) -> None:
     clip = load_clip(vit)
     names = ("image0.png", "inner/image1.png", "image2.png")
-    batch = reader_of(images, *names)([0, 1, 2])
-    assert batch.reasons == {}
-    assert torch.equal(batch.pixels, clip.preprocess([images / name for name in names]))
+    read = [*map(reader_of(images, *names), range(3))]
+    assert all(isinstance(image, Tensor) for image in read)
+    pixels = torch.stack([image for image in read if isinstance(image, Tensor)])
+    assert torch.equal(pixels, clip.preprocess([images / name for name in names]))
 
 
-def test_rows_without_an_image_hold_zeros(images: Path, tmp_path: Path) -> None:
-    """One that cannot be read, and those beyond the last one."""
+def test_an_image_that_is_not_there_is_told_and_tried_again(tmp_path: Path) -> None:
+    """Others are read all the same."""
     folders.make_images(tmp_path, 1)
-    batch = reader_of(tmp_path, "none.png", "image0.png")([0, 1])
-    assert batch.pixels.shape == (3, 3, 32, 32)
-    assert [bool(image.any()) for image in batch.pixels] == [False, True, False]
-    assert batch.reasons == {0: f"there is no image file none.png.{AGAIN}"}
+    read = [*map(reader_of(tmp_path, "none.png", "image0.png"), range(2))]
+    assert read[0] == Skipped(0, "there is no image file none.png.", again=True)
+    assert isinstance(read[1], Tensor)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +60,11 @@ def test_odd_shapes_are_read_or_told(
     tmp_path: Path, size: tuple[int, int], reason: str | None
 ) -> None:
     Image.new("RGB", size, "red").save(tmp_path / "a.png")
-    found = reader_of(tmp_path, "a.png")([0]).reasons
-    assert found.get(0, "").startswith(reason or "")
-    assert bool(found) == (reason is not None)
+    read = reader_of(tmp_path, "a.png")(0)
+    assert isinstance(read, Skipped) == (reason is not None)
+    if isinstance(read, Skipped):
+        assert read.reason.startswith(str(reason))
+        assert not read.again
 
 
 def test_a_processor_that_fails_or_does_not_crop_is_told(images: Path) -> None:
@@ -68,10 +73,12 @@ def test_a_processor_that_fails_or_does_not_crop_is_told(images: Path) -> None:
     def fail(image: Image.Image) -> torch.Tensor:
         raise ValueError("cannot infer the channels")
 
-    batch = reader_of(images, "image0.png", processor=fail)([0])
-    assert batch.reasons == {0: "image0.png cannot be preprocessed (cannot infer the channels)."}
-    batch = reader_of(images, "image0.png", processor=lambda _: torch.ones(3, 40, 48))([0])
-    assert batch.reasons[0].startswith("image0.png becomes (3, 40, 48) and not (3, 32, 32);")
+    start = "image0.png cannot be preprocessed"
+    read = reader_of(images, "image0.png", processor=fail)(0)
+    assert read == Skipped(0, f"{start} (cannot infer the channels).")
+    read = reader_of(images, "image0.png", processor=lambda _: torch.ones(3, 40, 48))(0)
+    assert isinstance(read, Skipped)
+    assert read.reason.startswith(f"{start} (it becomes (3, 40, 48) and not (3, 32, 32);")
 
 
 class Gone:
@@ -87,8 +94,13 @@ class Gone:
 def test_a_store_that_fails_is_tried_again(images: Path, workers: int) -> None:
     """An image is not to be skipped for good because a network was away."""
     reader = reader_of(images, "image0.png", images=Gone())
-    with read_ahead(reader, [[0]], workers) as batches:
-        assert next(batches).reasons == {0: f"the store cannot be reached.{AGAIN}"}
+    with read_ahead(reader, [0], workers) as read:
+        [skipped] = read
+    assert skipped == Skipped(0, "the store cannot be reached.", again=True)
+    assert isinstance(skipped, Skipped)
+    assert skipped.message.endswith(
+        "reached. It is tried again when the same command is started again."
+    )
 
 
 def test_items_are_read_in_their_order_a_few_ahead_and_nothing_runs_on() -> None:
@@ -113,7 +125,7 @@ def test_items_are_read_in_their_order_a_few_ahead_and_nothing_runs_on() -> None
             list(items)
     assert len(begun) <= 14
     begun.clear()
-    with read_ahead(read, range(9), 3) as items:
+    with read_ahead(read, range(9), 3, batch=2) as items:
         assert [*items] == sorted(begun) == [*range(9)]
     with read_ahead(read, range(9), 3) as items:
         next(items)
@@ -127,8 +139,8 @@ def test_reading_ahead_leaves_the_filters_of_warnings_and_refuses_bombs(
     names = list_images(storage_of(folders.make_images(tmp_path, 9)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     before = [*warnings.filters]
-    with read_ahead(reader_of(tmp_path, *names), [[number] for number in range(9)], 4) as batches:
-        reasons = [reason for batch in batches for reason in batch.reasons.values()]
+    with read_ahead(reader_of(tmp_path, *names), range(9), 4) as read:
+        reasons = [str(image) for image in read]
     assert len(reasons) == 9
     assert all("unpacks to more than 1000 pixels" in reason for reason in reasons)
     assert warnings.filters == before

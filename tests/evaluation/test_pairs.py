@@ -186,4 +186,5 @@ def test_pairs_are_evaluated_where_they_are_asked_for(tmp_path: Path) -> None:
     figures = result.summary.figures.set_index(["method", "metric"])["mean"]
     assert figures["direct", "share_pointing"] > figures["random", "difference_pointing"]
     plain = make_plan(EvaluationConfig("demo/vit", str(tmp_path / "b"), **common), ModelLoader())
-    assert plain.tasks == (("localization", "signs", "effect", "faithfulness", "fixlip", "sanity"),)
+    [(_, tasks)] = plain.data
+    assert tasks == ("localization", "signs", "effect", "faithfulness", "fixlip", "sanity")

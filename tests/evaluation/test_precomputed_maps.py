@@ -190,4 +190,4 @@ def test_a_missing_map_is_counted_by_every_task(tmp_path: Path) -> None:
         asked = on_batch(context(clip, data), method)
         found = joined(TASKS[task].measure(asked))
         assert all(one.owners.tolist() == [0] for one in found.values())
-        assert asked.skipped == [(0, f"theirs: 00000.npz has no map of {texts[0]!r}")]
+        assert asked.skipped == [(0, f"theirs: 00000.npz has no map of {texts[0]!r}", False)]

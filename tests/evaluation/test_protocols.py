@@ -79,7 +79,7 @@ def test_cells_of_another_class_are_no_cells_of_the_grid() -> None:
         assert set(got) == found  # of three equal classes none has half of the probability
     asked = on_batch(context(model("demo/vit"), data), Broken(*data.classes))
     assert [*TASKS["grid"].measure(asked)] == []
-    assert {reason.partition(" the map")[0] for _, reason in asked.skipped} == {"broken:"}
+    assert {reason.partition(" the map")[0] for _, reason, _ in asked.skipped} == {"broken:"}
 
 
 def test_an_empty_map_of_a_class_scores_chance() -> None:

@@ -107,8 +107,8 @@ def test_examples_are_the_best_and_the_worst(
     config = EvaluationConfig(vit, "nowhere", (masks,), methods=METHODS)
     models = ModelLoader()
     plan = make_plan(config, models)
-    context = ModelContext(models.load(plan.model), plan.data[0], config)
-    contexts = dict.fromkeys(plan.tasks[0], context)
+    [(data, tasks)] = plan.data
+    contexts = dict.fromkeys(tasks, ModelContext(models.load(plan.model), data, config))
     others = examples_of(plan.methods, contexts, evaluation.table, evaluation.summary)["energy"]
     assert [(example.method, example.best) for example in others] == [
         *((winner, True), ("all-grad", True), (winner, False), ("all-grad", False))

@@ -21,22 +21,17 @@ from captum_clip.evaluation import StudyConfig, run_study
 from captum_clip.evaluation import run as order
 from captum_clip.evaluation.config import full_name, label_of
 from captum_clip.evaluation.run import (
-    AGAIN,
     MANIFEST,
-    Arrays,
+    Computed,
     Content,
     ModelLoader,
     Plan,
-    Skipped,
-    Unit,
     Worker,
-    read_unit,
     run,
-    slug,
-    to_npz,
     write_units,
 )
 from captum_clip.evaluation.storage import Storage, storage_of
+from captum_clip.evaluation.units import Skipped, Unit, read_unit, slug, to_npz
 from captum_clip.models import differing_parts
 from tests import folders
 
@@ -61,11 +56,11 @@ class Squares(Plan):
     identity: dict[str, str] = field(default_factory=dict)
     names: str = "a\nb\n"
     fails_at: str = ""
-    reason: str = ""
+    skipped: tuple[Skipped, ...] = ()
     computed: list[str] = field(default_factory=list)
 
     @override
-    def about(self) -> Content:
+    def manifest(self) -> Content:
         return {"config": self.settings, "jobs": [{"model": "m", "identity": self.identity}]}
 
     @override
@@ -74,13 +69,13 @@ class Squares(Plan):
 
     @override
     def worker(self, models: ModelLoader) -> Worker:
-        def compute(units: Sequence[Unit]) -> Iterator[tuple[Unit, Arrays, Skipped]]:
+        def compute(units: Sequence[Unit]) -> Computed:
             for unit in units:
                 if unit.name == self.fails_at:
                     raise InputError("no more")
                 self.computed.append(unit.name)
                 squares = np.square(np.array(unit.numbers, dtype=float))
-                yield unit, {"squares": squares}, [(1, self.reason)] if self.reason else []
+                yield unit, {"squares": squares}, list(self.skipped)
 
         return compute
 
@@ -95,7 +90,13 @@ def summarise(plan: Squares, manifest: Content, output: Storage, _: ModelLoader)
 def done(plan: Squares) -> list[tuple[int, int]]:
     """What the progress was told."""
     told: list[tuple[int, int]] = []
-    run(lambda _: plan, summarise, plan.config, lambda *counts: told.append(counts[:2]))
+    run(
+        StudyConfig,
+        plan.config,
+        lambda *_: plan,
+        summarise,
+        lambda *counts: told.append(counts[:2]),
+    )
     return told
 
 
@@ -127,10 +128,10 @@ def test_results_go_away_while_something_is_missing_and_only_then(tmp_path: Path
 
 
 def test_a_unit_with_an_image_that_was_away_is_computed_again(tmp_path: Path) -> None:
-    plan = Squares(config_of(tmp_path), reason=f"away.{AGAIN}")
+    plan = Squares(config_of(tmp_path), skipped=(Skipped(1, "away.", again=True),))
     done(plan)
     plan.computed.clear()
-    done(replace(plan, reason="broken"))
+    done(replace(plan, skipped=(Skipped(1, "broken"),)))
     assert len(plan.computed) == 4
     done(plan)
     assert len(plan.computed) == 4
@@ -212,7 +213,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 def whole_unit() -> bytes:
     arrays = {"squares": np.array([0.0, 1.0]), "unit": np.array(UNIT.name)}
-    return to_npz({**arrays, "skipped": np.zeros(0, int), "reasons": np.zeros(0, "U1")})
+    return to_npz({**arrays, "skipped": np.array("[]")})
 
 
 WHOLE = whole_unit()
@@ -327,7 +328,9 @@ def test_a_worker_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
         order._check_room(cluster, replace(config, threads=threads))
     for threads, gpus in ((8, 0), (4, 1), (2, 2)):
         config = config_of(tmp_path, engine="ray", gpus=gpus)
-        with pytest.raises(InputError, match=f"threads={threads} .* gpus={gpus} fits on no mach"):
+        with pytest.raises(
+            InputError, match=f"`threads={threads}` .* `gpus={gpus}` fits on no mach"
+        ):
             order._check_room(cluster, replace(config, threads=threads))
 
 
@@ -394,7 +397,7 @@ def test_a_study_of_a_bare_checkpoint_is_that_of_the_whole_one(
     parts: dict[str, Any] = {"processor": vit, "tokenizer": vit}
     whole = StudyConfig(images, tmp_path / "whole", ("a",), (vit,), workers=0)
     lent = replace(whole, output=tmp_path / "lent", models=(bare,), **parts)
-    assert "processor" not in whole.identity()
+    assert whole.identity()["processor"] is None
     assert lent.identity()["tokenizer"] == "small-vit"
     for config in (whole, lent):
         run_study(config)

@@ -163,7 +163,7 @@ def test_maps_that_are_not_finite_leave_their_image_out() -> None:
         context(model("hf_vit"), Listed(*samples, classes=("light", "dark"))), Broken()
     )
     assert not list(TASKS["segmentation"].measure(asked))
-    assert asked.skipped == [(0, "brightness: the map of 'dark' holds NaN or infinity")]
+    assert asked.skipped == [(0, "brightness: the map of 'dark' holds NaN or infinity", False)]
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])

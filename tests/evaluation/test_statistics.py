@@ -12,8 +12,8 @@ from torch import Tensor
 
 from captum_clip import maps as resizing
 from captum_clip import metrics
-from captum_clip.evaluation.run import Arrays
 from captum_clip.evaluation.statistics import Job, Statistics, measure, sums_of
+from captum_clip.evaluation.units import Arrays
 
 SIZES = [
     ((7, 7), (224, 224)),
@@ -110,7 +110,7 @@ def some_part(count: int = 9, seed: int = 0, targets: int = 3, grid: int = 5) ->
 
 def means(part: Arrays, pairs: Sequence[tuple[int, int]] = ()) -> Statistics:
     target: Any = None
-    return Statistics(Job("", "", "", target, (), SIZE), sums_of(part, pairs), {})
+    return Statistics(Job("", "", "", target, (), SIZE), sums_of(part, pairs), [])
 
 
 def test_the_mean_of_stretched_maps_needs_only_sums_on_the_grid() -> None:

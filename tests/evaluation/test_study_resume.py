@@ -272,10 +272,10 @@ def test_a_folder_that_goes_away_ends_a_study_that_then_goes_on(
     images, output = folders.make_images(tmp_path / "images"), tmp_path / "out"
     config, load = folders.config_of(images, output, vit), ImageReader.__call__
 
-    def vanish(self: ImageReader, indices: Sequence[int]) -> Any:
-        if 4 in indices:
+    def vanish(self: ImageReader[Any], number: int) -> Any:
+        if number == 4:
             images.rename(tmp_path / "away")
-        return load(self, indices)
+        return load(self, number)
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageReader, "__call__", vanish)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from captum_clip.evaluation.run import Arrays
 from captum_clip.evaluation.table import COLUMNS, concatenate, rows_of, table_of
+from captum_clip.evaluation.units import Arrays
 
 ODD = "odd \udcff"  # a file's name that is no valid text
 READ = "odd \\xff"

@@ -265,7 +265,7 @@ def test_a_map_with_nan_is_left_out_and_reported() -> None:
             assert one.owners.tolist() == [0, 1]
     assert joined(TASKS["effect"].measure(asked)) == {}
     reason = "broken: the map of 'a dog' holds NaN or infinity"
-    assert asked.skipped == [(0, reason), (1, reason)]
+    assert asked.skipped == [(0, reason, False), (1, reason, False)]
 
 
 class BrokenNegated(Broken):
@@ -296,7 +296,7 @@ def test_a_negated_target_without_a_map_is_left_out_and_reported() -> None:
     assert got["positive_others"].regions == ("a horse", "a dog")
     assert got["negative_others"].regions == ("a horse",)
     assert joined(TASKS["effect"].measure(asked)) == {}
-    assert asked.skipped == [(0, "broken: the map of 'not a dog' holds NaN or infinity")]
+    assert asked.skipped == [(0, "broken: the map of 'not a dog' holds NaN or infinity", False)]
 
 
 @pytest.mark.parametrize("task", list(TASKS))
@@ -390,7 +390,7 @@ def test_void_pixels_count_for_nothing() -> None:
     full = Sample("full", whole.image, whole.regions[:1], void=~whole.regions[0].mask)
     left = on_batch(context(clip, Listed(full, sample)), marking)
     assert joined(TASKS["localization"].measure(left))["energy"].owners.tolist() == [1, 1]
-    assert [number for number, _ in left.batch.skipped] == [0]
+    assert [number for number, *_ in left.batch.skipped] == [0]
     counted = measured("localization", context(clip, Listed(whole)), marking)
     assert counted["energy"].values[0, 0] == pytest.approx(0.1)
 
@@ -497,5 +497,5 @@ def test_a_caption_without_a_map_is_left_out_with_its_reason() -> None:
     got = joined(TASKS["words"].measure(asked))
     assert {name for name in got if name.startswith("caption")} == set()
     assert {"words_1", "words_2"} <= set(got)
-    assert all("NaN" in reason for _, reason in asked.skipped)
-    assert {number for number, _ in asked.skipped} == {0, 1}
+    assert all("NaN" in reason for _, reason, _ in asked.skipped)
+    assert {number for number, *_ in asked.skipped} == {0, 1}

@@ -17,8 +17,8 @@ from ... import metrics
 from ...metrics.perturbation import TENTHS
 from ..batch import MethodOnBatch, Task, finite_indices, queries_of
 from ..config import EvaluationConfig
-from ..run import Arrays
 from ..table import Metric, Queries, rows_of
+from ..units import Arrays, Skipped
 
 _SHARE: Final = 0.2
 _RADIUS: Final = 0.02
@@ -155,7 +155,7 @@ def _measure_faithfulness(maps: MethodOnBatch) -> Iterator[Arrays]:
         yield slow.rows_of("sensitivity", values)
         for index in (~values.isfinite()).nonzero()[:, 0].tolist():
             reason = f"{maps.method.name}: a map under noise holds NaN or infinity"
-            maps.skipped.append((slow.numbers[index], reason))
+            maps.skipped.append(Skipped(slow.numbers[index], reason))
 
 
 FAITHFULNESS: Final = Task(_faithfulness_metrics, _measure_faithfulness)

@@ -14,8 +14,8 @@ from ... import metrics, targets
 from ...models.geometry import resize_density, resize_points
 from ..batch import Batch, MethodOnBatch, Task, View, finite_indices, queries_of
 from ..config import EvaluationConfig
-from ..run import Arrays
 from ..table import Metric, Queries
+from ..units import Arrays, Skipped
 
 NEAR = 15  # pixels, of the paper of the pointing game
 AREA = 0.2
@@ -209,7 +209,7 @@ def _measure_fixation(maps: MethodOnBatch) -> Iterator[Arrays]:
                 yield query.rows_of("auc_judd", metrics.auc_judd(heatmap, points)[None], chance=0.5)
             else:
                 reason = "the crop shows none of the fixations, or nothing else"
-                maps.skipped.append((view.number, reason))
+                maps.skipped.append(Skipped(view.number, reason))
         if sample.density is not None:
             density = torch.from_numpy(resize_density(processor, sample.density, view.size))
             if density.any():
@@ -221,7 +221,7 @@ def _measure_fixation(maps: MethodOnBatch) -> Iterator[Arrays]:
                 yield query.rows_of("sim", metrics.sim(heatmap, density)[None], chance=even)
             else:
                 reason = "the crop shows nothing of the density of fixations"
-                maps.skipped.append((view.number, reason))
+                maps.skipped.append(Skipped(view.number, reason))
 
 
 FIXATION: Final = Task(_fixation_metrics, _measure_fixation)

@@ -16,8 +16,8 @@ from ...metrics.map_statistics import spearman
 from ...similarity import ClipPairSimilarity
 from ..batch import MethodOnBatch, Task, View, finite_indices, queries_of
 from ..config import EvaluationConfig
-from ..run import Arrays
 from ..table import Metric, rows_of
+from ..units import Arrays
 
 _DEPTHS: Final = {"direct": "pooling", "conservative": "all"}
 """Methods that take both embeddings apart -> how deep."""

@@ -16,8 +16,8 @@ from ...models import ClipAdapter
 from ...models.geometry import crop_of
 from ..batch import MethodOnBatch, Task, View, finite_indices
 from ..config import EvaluationConfig
-from ..run import Arrays
 from ..table import Metric, Queries, rows_of
+from ..units import Arrays, Skipped
 
 
 def _metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
@@ -89,7 +89,7 @@ def _maps_of_classes(maps: MethodOnBatch, view: View) -> Tensor | None:
         if len(finite := finite_indices(raw)) < count:
             lost = classes[min({*range(count)} - {*finite})]
             reason = maps.method.why_not(view.sample.name, lost)
-            maps.skipped.append((view.number, f"{maps.method.name}: {reason}"))
+            maps.skipped.append(Skipped(view.number, f"{maps.method.name}: {reason}"))
             return None
         heatmap += resizing.uncrop(resizing.positive(raw), box, size)
         times += resizing.uncrop(torch.ones_like(raw[0]), box, size)
