@@ -15,15 +15,7 @@ from torch.nn import functional as F
 from ..checks import as_list, check_integer, is_encodable, is_number, show, torch_failures
 from ..errors import InputError, TargetError, UnsupportedModelError, public
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
-from .images import (
-    as_pil,
-    check_images,
-    image_processor,
-    is_preprocessed,
-    is_transformers_tokenizer,
-    pixels_of,
-    process,
-)
+from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
 from .library import expect_library_parts, may_be_left_out, refuse_quantised
 from .text import SUPPORTED, TextTower
 from .towers import Kind, Tower
@@ -196,20 +188,19 @@ class ClipAdapter(ABC):
         release of its library do not change it. Computed anew each time, since all else may: about
         a second a gigabyte, and six forwards in eval mode and float32, which hooks of the user see.
         """
-        found = {"weights": digest(self.model.state_dict().values())}
+        parts = {"weights": digest(self.model.state_dict().values())}
         with reproducible(self.model):
             images = fixed_images(self.tower.native if self.processor is None else None)
-            found["image_embeddings"] = summary(
-                map(self.encode_image, map(self.preprocess, images))
-            )
+            embeddings = (self.encode_image(self.preprocess(image)) for image in images)
+            parts["image_embeddings"] = summary(embeddings)
             if texts:  # what reads images alone does not depend on them
                 read = []
                 for text in FIXED_TEXTS:
                     with suppress(Exception):  # no tokenizer, or a word that it does not know
                         read.append(self.text_inputs(text))
                 features = (self.text_features(*inputs) for inputs in read)
-                found["text_embeddings"] = summary(F.normalize(row, dim=-1) for row in features)
-        return found
+                parts["text_embeddings"] = summary(F.normalize(row, dim=-1) for row in features)
+        return parts
 
     # Images
 
@@ -362,9 +353,9 @@ class ClipAdapter(ABC):
             return int(tokenizer.count(text))
         clean = getattr(tokenizer, "clean_fn", None)
         if clean is not None and hasattr(tokenizer, "tokenizer"):  # OpenCLIP's HFTokenizer
-            own = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds start, end and class
-            options = {"add_special_tokens": not own, "verbose": False}
-            return 3 * own + len(tokenizer.tokenizer(clean(text), **options)["input_ids"])
+            clips = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds start, end and class
+            options = {"add_special_tokens": not clips, "verbose": False}
+            return 3 * clips + len(tokenizer.tokenizer(clean(text), **options)["input_ids"])
         if clean is not None and hasattr(tokenizer, "encode"):  # OpenCLIP's SimpleTokenizer
             return 2 + len(tokenizer.encode(text))
         return None
@@ -400,3 +391,8 @@ class ClipAdapter(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, kind={self.kind!r})"
+
+
+def is_transformers_tokenizer(tokenizer: Any) -> bool:
+    """Whether it is called as the tokenizers of transformers are."""
+    return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")

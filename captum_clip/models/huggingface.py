@@ -267,4 +267,4 @@ FAMILIES = (
     transformers_family("owlvit", "OwlViT"),
     transformers_family("owlv2", "Owlv2"),
 )
-"""Those with CLIP's vision tower."""
+"""Families with CLIP's vision tower."""

@@ -40,7 +40,7 @@ _OF_DAMAGE = "{0} cannot be read, it may be truncated or damaged ({reason})."
 
 
 def pixels_of(images: Any) -> Any:
-    """What an image processor of transformers returned as a tensor; anything else as it is."""
+    """Take the tensor of what an image processor of transformers returned; else do nothing."""
     if not isinstance(images, Mapping):
         return images
     if "pixel_values" not in images:
@@ -287,8 +287,3 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
                 "expected one tensor (3, H, W) an image, all of the same size."
             )
     return torch.stack(tensors).float()
-
-
-def is_transformers_tokenizer(tokenizer: Any) -> bool:
-    """Whether it is called as the tokenizers of transformers are."""
-    return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")

@@ -29,15 +29,17 @@ class Multihead(Attention):
 
     @override
     def projections(self) -> Projections:
-        # one stacked weight, or three where keys have a width of their own
-        own = self.attention
-        if own.in_proj_weight is None:
-            weights = [getattr(own, f"{name}_proj_weight") for name in "qkv"]
+        # one stacked weight, or three where keys have a width of their attention
+        attention = self.attention
+        if attention.in_proj_weight is None:
+            weights = [getattr(attention, f"{name}_proj_weight") for name in "qkv"]
         else:
-            weights = own.in_proj_weight.chunk(3)
+            weights = attention.in_proj_weight.chunk(3)
         by_weight = self.merge_module() is None
-        output = Linear.of(own.out_proj) if by_weight else linear_or_called(own.out_proj)
-        return Projections._make((*linear_maps(weights, own.in_proj_bias), output))
+        output = (
+            Linear.of(attention.out_proj) if by_weight else linear_or_called(attention.out_proj)
+        )
+        return Projections._make((*linear_maps(weights, attention.in_proj_bias), output))
 
     @override
     def batch_first(self, tokens: Tensor) -> Tensor:

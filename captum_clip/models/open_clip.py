@@ -257,14 +257,14 @@ class OpenClipResNet(ResNetTower):
             # (K, B, H, hw), and (K, B or 1, H, 1 + hw)
             plain = head_products(Linear(value.weight, None), vectors, _flat(features))
             place = head_products(value, vectors, positions)
-            own = plain + place[..., 1:]
+            valued = plain + place[..., 1:]
             first, others = attention[..., :1], attention[..., 1:]
-            whole = (own * others).sum(-1) + (plain.mean(-1) + place[..., 0]) * first[..., 0]
+            whole = (valued * others).sum(-1) + (plain.mean(-1) + place[..., 0]) * first[..., 0]
             if centred:
-                own = own - own.mean(-1, keepdim=True)
+                valued = valued - valued.mean(-1, keepdim=True)
                 plain = plain - plain.mean(-1, keepdim=True)
             scale = scale[:, None, None]
-            maps = own * (others * scale) + plain * (first * scale / plain.shape[-1])
+            maps = valued * (others * scale) + plain * (first * scale / plain.shape[-1])
             rest = whole.sum(-1) * direction.scale + constant - maps.sum((-1, -2))
             return maps.unflatten(-1, features.shape[-2:]), rest  # type: ignore[no-untyped-call]
 
@@ -276,10 +276,10 @@ def resample_pool(visual: Any, side: int) -> None:
     antialiasing, and the mean token's stays.
     """
     positions = visual.attnpool.positional_embedding.detach()
-    mean, own = positions[:1], math.isqrt(len(positions) - 1)
+    mean, rows = positions[:1], math.isqrt(len(positions) - 1)
     cells = max(1, side // 32)  # a side that is no multiple is refused later
-    if cells != own:
-        square = positions[1:].T.unflatten(1, (own, own))[None]
+    if cells != rows:
+        square = positions[1:].T.unflatten(1, (rows, rows))[None]
         square = F.interpolate(square, (cells, cells), mode="bicubic", antialias=True)
         resampled = torch.cat([mean, square[0].flatten(1).T])
         visual.attnpool.positional_embedding = nn.Parameter(resampled)
@@ -323,11 +323,11 @@ class OpenClipTextTower(TextTower):
 
     @override
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
-        seen = super().seen(ids, mask)
-        if seen is None or not self.suffix:
-            return seen
-        own = seen.new_ones(len(ids), 1)
-        return torch.cat([own, seen] if self.cls_first else [seen, own], 1)
+        attended = super().seen(ids, mask)
+        if attended is None or not self.suffix:
+            return attended
+        cls = attended.new_ones(len(ids), 1)
+        return torch.cat([cls, attended] if self.cls_first else [attended, cls], 1)
 
 
 def _hf_text_tower(model: Any) -> TextTower | None:
@@ -367,10 +367,10 @@ def _text_tower_of(model: Any) -> TextTower | None:
         return _hf_text_tower(model)
     if owner is not model and not isinstance(owner, TextTransformer):
         return None
-    return text_transformer_of(model, owner, _layers_of)
+    return text_tower_in(model, owner, _layers_of)
 
 
-def text_transformer_of(
+def text_tower_in(
     model: Any, owner: Any, layers_of: Callable[[Any], tuple[AttentionLayer, ...]]
 ) -> TextTower | None:
     """The text transformer whose parts an owner has, as OpenAI's `CLIP`; None if unsupported."""

@@ -9,13 +9,7 @@ from typing_extensions import override
 
 from ..errors import TargetError, UnsupportedModelError
 from .adapter import Family
-from .open_clip import (
-    OpenClipAdapter,
-    OpenClipLayer,
-    OpenClipResNet,
-    OpenClipViT,
-    text_transformer_of,
-)
+from .open_clip import OpenClipAdapter, OpenClipLayer, OpenClipResNet, OpenClipViT, text_tower_in
 from .text import TextTower
 from .towers import Tower
 
@@ -85,7 +79,7 @@ class OpenAIAdapter(OpenClipAdapter):
 
     @override
     def _text_tower(self) -> TextTower | None:
-        return text_transformer_of(self.model, self.model, _layers_of)
+        return text_tower_in(self.model, self.model, _layers_of)
 
 
 class _OpenAIFamily(Family):

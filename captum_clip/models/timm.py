@@ -12,16 +12,7 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
-from .steps import (
-    Linear,
-    Projections,
-    Residual,
-    Step,
-    flattened,
-    linear_maps,
-    linear_or_called,
-    run_steps,
-)
+from .steps import Linear, Projections, Residual, Step, flattened, linear_maps, linear_or_called
 from .towers import AttentionLayer, AveragePooledTower, Pooling, PoolingHead, ViTTower, Which
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
@@ -57,11 +48,11 @@ class TimmLayer(AttentionLayer):
 
     @override
     def projections(self) -> Projections:
-        own, maps = self.attention, super().projections()
-        if own.qkv is None or getattr(own.qkv, "bias", None) is not None:
+        attention, maps = self.attention, super().projections()
+        if attention.qkv is None or getattr(attention.qkv, "bias", None) is not None:
             return maps
         # EVA keeps them next to its map, that of the keys as zeros
-        biases = [getattr(own, f"{name}_bias", None) for name in "qkv"]
+        biases = [getattr(attention, f"{name}_bias", None) for name in "qkv"]
         inputs = (Linear(m.weight, bias) for m, bias in zip(maps[:3], biases, strict=True))
         return Projections._make((*inputs, maps.output))
 
@@ -79,12 +70,12 @@ class TimmLayer(AttentionLayer):
     def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
         from timm.layers import apply_rot_embed_cat
 
-        own = self.attention
-        heads = own.q_norm(heads) if which == "query" else own.k_norm(heads)
-        prefix = getattr(own, "num_prefix_tokens", 0)  # these have no place to turn by
+        attention = self.attention
+        heads = attention.q_norm(heads) if which == "query" else attention.k_norm(heads)
+        prefix = getattr(attention, "num_prefix_tokens", 0)  # these have no place to turn by
         if context is None or heads.shape[2] <= prefix:
             return heads
-        half = getattr(own, "rotate_half", False)
+        half = getattr(attention, "rotate_half", False)
         patches = apply_rot_embed_cat(heads[:, :, prefix:], context, half=half)
         return torch.cat([heads[:, :, :prefix], patches.type_as(heads)], dim=2)
 
@@ -163,8 +154,7 @@ class TimmCNN(AveragePooledTower):
     def embedding_dim(self) -> int:
         weight = next(self.module.parameters())
         with torch.no_grad():
-            mean = weight.new_zeros(1, self.module.trunk.head.in_features)
-            return run_steps(self.head_steps(), mean).shape[-1]
+            return self._embed(weight.new_zeros(1, self.module.trunk.head.in_features)).shape[-1]
 
     @override
     def head_steps(self) -> Sequence[Step]:

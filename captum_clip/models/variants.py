@@ -1,7 +1,7 @@
 """Modified copies of models, for checks that need the same function in another form."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -122,15 +122,15 @@ def randomize_parameters(
     Source: Adebayo et al. 2018, *Sanity Checks for Saliency Maps* (arXiv:1810.03292).
     """
     changed: Any = copy.deepcopy(model.model if isinstance(model, ClipAdapter) else model)
-    found = _stages(changed)
-    count = len(found) if stages is None else stages
-    if not is_integer(count, least=1) or count > len(found):
+    by_stage = _stages(changed)
+    count = len(by_stage) if stages is None else stages
+    if not is_integer(count, least=1) or count > len(by_stage):
         raise InputError(
-            f"expected stages from 1 to {len(found)}, or None for all, got "
-            f"{stages!r}; from the top they are {', '.join(found)}."
+            f"expected stages from 1 to {len(by_stage)}, or None for all, "
+            f"got {stages!r}; from the top they are {', '.join(by_stage)}."
         )
     generator = torch.Generator().manual_seed(seed)
-    for parameters in list(found.values())[:count]:
+    for parameters in list(by_stage.values())[:count]:
         for parameter in parameters:
             if parameter.numel() > 1:
                 values = parameter.float()
@@ -146,24 +146,16 @@ def randomize_parameters(
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each stage of the vision tower, from the top."""
     tower = tower_of(model)
-    middle: Mapping[str, nn.Module]
-    if isinstance(tower, ResNetTower):
-        middle, bottom = tower.stages, "stem"
-        head = [p for module in tower.head_modules for p in module.parameters()]
+    if isinstance(tower, ViTTower):
+        pool = () if tower.pooling_head is None else tower.pooling_head.modules
+        layers = [(f"layer {i}", layer.block) for i, layer in enumerate(tower.layers)]
+        steps, parts, bottom = (*tower.head, *pool), dict(reversed(layers)), "embedding"
     else:
-        assert isinstance(tower, ViTTower)
-        layers = reversed([*enumerate(tower.layers)])
-        middle, bottom = {f"layer {i}": layer.block for i, layer in layers}, "embedding"
-        head = _vit_head(model, tower)
-    parameters = {name: list(part.parameters()) for name, part in middle.items()}
-    above = {id(parameter) for part in (head, *parameters.values()) for parameter in part}
-    rest = [parameter for parameter in tower.module.parameters() if id(parameter) not in above]
-    return {**({"head": head} if head else {}), **parameters, bottom: rest}
-
-
-def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:
-    """The parameters between the last block and the image embedding, in the model's order."""
-    found = {id(parameter) for step in tower.head for parameter in step_parameters(step)}
-    modules = () if tower.pooling_head is None else tower.pooling_head.modules
-    found |= {id(parameter) for module in modules for parameter in module.parameters()}
-    return [parameter for parameter in model.parameters() if id(parameter) in found]
+        assert isinstance(tower, ResNetTower)
+        steps, parts, bottom = (*tower.head_modules,), dict(tower.stages), "stem"
+    head = {parameter for step in steps for parameter in step_parameters(step)}
+    stages = {"head": [parameter for parameter in model.parameters() if parameter in head]}
+    stages |= {name: list(part.parameters()) for name, part in parts.items()}
+    above = {parameter for parameters in stages.values() for parameter in parameters}
+    below = [parameter for parameter in tower.module.parameters() if parameter not in above]
+    return {name: parameters for name, parameters in stages.items() if parameters} | {bottom: below}
