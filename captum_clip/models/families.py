@@ -51,8 +51,8 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
     for candidate in candidates:
         if candidate in supported:
             return candidate
-    reasons = [_REFUSED[candidate] for candidate in candidates if candidate in _REFUSED]
-    advice = reasons[0] if reasons else f"supported are {', '.join(supported)}"
+    refusals = (_REFUSED[candidate] for candidate in candidates if candidate in _REFUSED)
+    advice = next(refusals, f"supported are {', '.join(supported)}")
     raise UnsupportedModelError(
         f"`model={name!r}`: it is a transformers model of type {model_type!r}; {advice}. For an "
         "OpenCLIP repository write 'hf-hub:ORG/NAME'."

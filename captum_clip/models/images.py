@@ -259,8 +259,7 @@ def _arrays_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
             "(H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two."
         )
     images = (image[..., 0] if image.shape[-1] == 1 else image for image in values)
-    pil = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
-    return [_to_rgb(image, "the array or tensor") for image in pil]
+    return [_to_rgb(Image.fromarray(image), "the array or tensor") for image in images]
 
 
 def image_processor(processor: Any) -> Any:

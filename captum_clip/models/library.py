@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._device import DeviceContext
 
 from ..errors import UnsupportedModelError
@@ -97,11 +96,8 @@ def _is_as_written(kind: type) -> bool:
         if isinstance(function, FunctionType):
             *wrappers, written = _unwrap(function)
             used = map(written.__globals__.get, written.__code__.co_names)
-            if not (
-                written.__code__.co_filename == file
-                and _lie_under(root, wrappers)
-                and all(_lie_under(libraries, _unwrap(each)) for each in used)
-            ):
+            known = written.__code__.co_filename == file and _lie_under(root, wrappers)
+            if not known or not all(_lie_under(libraries, _unwrap(each)) for each in used):
                 return False
         elif hasattr(type(value), "__get__") and not isinstance(function, _SLOTS):
             return False  # it acts as a method, such as a `partialmethod`
@@ -156,6 +152,16 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
+# attributes that hold the rate of something random -> its name; "" for that of the class
+_RATES = {
+    "p": "dropout",
+    "prob": "patch dropout",
+    "drop_prob": "",  # DropPath is no Dropout
+    "attention_dropout": "attention dropout",  # often no module
+    "dropout": "attention dropout",
+}
+
+
 def refuse_quantised(module: nn.Module) -> None:
     """Raise UnsupportedModelError where a weight of a tower is no plain floating-point number."""
     for path, part in module.named_modules():
@@ -192,16 +198,10 @@ def nondeterminism(module: nn.Module) -> str | None:
     for part in filter(attrgetter("training"), module.modules()):
         if isinstance(part, _BatchNorm):
             return "BatchNorm"
-        number = getattr(part, "attention_dropout", getattr(part, "dropout", None))
-        rates = {
-            "dropout": float(part.p) if isinstance(part, _DropoutNd) else None,
-            "patch dropout": getattr(part, "prob", None),
-            type(part).__name__: getattr(part, "drop_prob", None),  # DropPath is no Dropout
-            "attention dropout": number,  # often not a module
-        }
-        for what, rate in rates.items():
-            if isinstance(rate, float) and rate > 0:
-                return f"{what} {rate:g}"
+        for name, what in _RATES.items():
+            rate = getattr(part, name, None)
+            if isinstance(rate, (int, float)) and rate > 0:
+                return f"{what or type(part).__name__} {rate:g}"
     return None
 
 

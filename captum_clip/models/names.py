@@ -77,20 +77,19 @@ class Example(NamedTuple):
 
     family: str
     name: str
-    library: Library
+    library: Library = "transformers"
 
 
-_HF: Library = "transformers"
 _OC: Library = "open_clip"
 EXAMPLES: tuple[Example, ...] = (
-    Example("SigLIP 2", "google/siglip2-base-patch16-224", _HF),
-    Example("SigLIP 2 NaFlex", "google/siglip2-base-patch16-naflex", _HF),
-    Example("SigLIP", "google/siglip-base-patch16-224", _HF),
+    Example("SigLIP 2", "google/siglip2-base-patch16-224"),
+    Example("SigLIP 2 NaFlex", "google/siglip2-base-patch16-naflex"),
+    Example("SigLIP", "google/siglip-base-patch16-224"),
     Example("SigLIP 2", "ViT-B-16-SigLIP2/webli", _OC),
     Example("LAION's CLIP", "ViT-B-32/laion2b_s34b_b79k", _OC),
     Example("DFN", "ViT-B-16/dfn2b", _OC),
     Example("MetaCLIP", "ViT-B-16/metaclip_fullcc", _OC),
-    Example("MetaCLIP 2", "facebook/metaclip-2-worldwide-huge-quickgelu", _HF),
+    Example("MetaCLIP 2", "facebook/metaclip-2-worldwide-huge-quickgelu"),
     Example("EVA-02", "EVA02-B-16/merged2b_s8b_b131k", _OC),
     Example("ViTamin", "ViTamin-S/datacomp1b", _OC),
     Example("PE-Core", "PE-Core-B-16/meta", _OC),
@@ -99,15 +98,15 @@ EXAMPLES: tuple[Example, ...] = (
     Example("ConvNeXt", "convnext_base_w/laion2b_s13b_b82k", _OC),
     Example("BiomedCLIP", "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", _OC),
     Example("many languages", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", _OC),
-    Example("AltCLIP", "BAAI/AltCLIP", _HF),
-    Example("Chinese CLIP", "OFA-Sys/chinese-clip-vit-base-patch16", _HF),
-    Example("TIPSv2", "google/tipsv2-b14", _HF),
-    Example("ALIGN", "kakaobrain/align-base", _HF),
-    Example("BLIP", "Salesforce/blip-itm-base-coco", _HF),
-    Example("AIMv2", "apple/aimv2-large-patch14-224-lit", _HF),
-    Example("FLAVA", "facebook/flava-full", _HF),
-    Example("CLIPSeg", "CIDAS/clipseg-rd64-refined", _HF),
-    Example("OWL-ViT", "google/owlvit-base-patch32", _HF),
-    Example("OWLv2", "google/owlv2-base-patch16-ensemble", _HF),
+    Example("AltCLIP", "BAAI/AltCLIP"),
+    Example("Chinese CLIP", "OFA-Sys/chinese-clip-vit-base-patch16"),
+    Example("TIPSv2", "google/tipsv2-b14"),
+    Example("ALIGN", "kakaobrain/align-base"),
+    Example("BLIP", "Salesforce/blip-itm-base-coco"),
+    Example("AIMv2", "apple/aimv2-large-patch14-224-lit"),
+    Example("FLAVA", "facebook/flava-full"),
+    Example("CLIPSeg", "CIDAS/clipseg-rd64-refined"),
+    Example("OWL-ViT", "google/owlvit-base-patch32"),
+    Example("OWLv2", "google/owlv2-base-patch16-ensemble"),
 )
 """In the order of how much they are used."""
