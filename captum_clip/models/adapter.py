@@ -37,9 +37,9 @@ class Family(NamedTuple):
     By default that is the top-level package of `library`.
     """
 
-    def holds(self, module: nn.Module, names: Collection[str] | None = None) -> bool:
-        """Whether a module is of one of the classes, or one of these `names`, or made from it."""
-        names = (*self.models, *self.towers) if names is None else names
+    def holds(self, module: nn.Module) -> bool:
+        """Whether a module is of one of the classes, or made from it."""
+        names = (*self.models, *self.towers)
         return any(
             kind.__name__ in names and f"{kind.__module__}.".startswith(f"{self.library}.")
             for kind in type(module).__mro__

@@ -112,7 +112,8 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
     kind, family, tower = type(model).__name__, _family_of(model), known_tower(model)
     if family is None or tower is None:
         raise UnsupportedModelError(f"load_clip does not support a {kind}; {_advice(kind)}.")
-    if family.adapter is None or not family.holds(model, family.models):
+    names = {base.__name__ for base in type(model).__mro__}
+    if family.adapter is None or names.isdisjoint(family.models):
         raise UnsupportedModelError(
             f"a {kind} has no text tower; pass the whole model, or give this one as "
             "`layer` to a method, with a forward function of your own."

@@ -5,7 +5,6 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar, Final, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
@@ -13,7 +12,7 @@ from .adapter import ClipAdapter, Family
 from .library import unwrapped
 from .steps import Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
-from .towers import AttentionLayer, Tower, ViTTower, part_of, with_part
+from .towers import AttentionLayer, Tower, ViTTower
 
 
 class HuggingFaceLayer(AttentionLayer):
@@ -56,7 +55,7 @@ def layers_of(kind: type[HuggingFaceLayer], encoder: Any) -> tuple[HuggingFaceLa
 class TextLayout(NamedTuple):
     """How a model of transformers pools its texts, and where it keeps the parts of its text tower.
 
-    Names may be paths.
+    Names may be paths. The defaults are those of a BERT.
     """
 
     pooling: TextPooling = CLS_POOLING
@@ -74,7 +73,6 @@ CLIP_TEXT: Final = TextLayout(
     layer=HuggingFaceLayer,
     own_head=("final_layer_norm",),
 )
-BERT_TEXT: Final = TextLayout()
 ALTCLIP_TEXT: Final = TextLayout(
     table="roberta.embeddings.word_embeddings",
     encoder="roberta.encoder",
@@ -156,18 +154,6 @@ class HuggingFaceTower(ViTTower):
         # without a projection it ends after the norm
         norm = None if self.final_norm is None else getattr(self.module, self.final_norm)
         return tuple(step for step in (norm, self.projection_module) if step is not None)
-
-
-class FirstTokenTower(HuggingFaceTower):
-    """A vision transformer whose first token is read by the model around it."""
-
-    @override
-    def embedding(self, result: Any) -> Tensor:
-        return part_of(result)[:, 0]
-
-    @override
-    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        return with_part(result, torch.cat([embedding[:, None], part_of(result)[:, 1:]], 1))
 
 
 class HuggingFaceAdapter(ClipAdapter):
@@ -262,7 +248,7 @@ FAMILIES = (
     transformers_family("clip", "CLIP"),
     transformers_family("metaclip_2", "MetaClip2"),
     transformers_family("altclip", "AltCLIP", text=ALTCLIP_TEXT),
-    transformers_family("chinese_clip", "ChineseCLIP", text=BERT_TEXT),
+    transformers_family("chinese_clip", "ChineseCLIP", text=TextLayout()),
     transformers_family("clipseg", "CLIPSeg"),
     transformers_family("owlvit", "OwlViT"),
     transformers_family("owlv2", "Owlv2"),

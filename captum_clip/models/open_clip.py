@@ -1,6 +1,5 @@
 """CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -8,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self, override
 
 from ..errors import UnsupportedModelError
@@ -275,14 +273,12 @@ def resample_pool(visual: Any, side: int) -> None:
     The positions of its attention pool are resampled as OpenCLIP does a ViT's: bicubically, with
     antialiasing, and the mean token's stays.
     """
-    positions = visual.attnpool.positional_embedding.detach()
-    mean, rows = positions[:1], math.isqrt(len(positions) - 1)
+    from timm.layers import resample_abs_pos_embed
+
     cells = max(1, side // 32)  # a side that is no multiple is refused later
-    if cells != rows:
-        square = positions[1:].T.unflatten(1, (rows, rows))[None]
-        square = F.interpolate(square, (cells, cells), mode="bicubic", antialias=True)
-        resampled = torch.cat([mean, square[0].flatten(1).T])
-        visual.attnpool.positional_embedding = nn.Parameter(resampled)
+    positions = visual.attnpool.positional_embedding.detach()[None]
+    resampled = resample_abs_pos_embed(positions, [cells, cells], num_prefix_tokens=1)
+    visual.attnpool.positional_embedding = nn.Parameter(resampled[0])
     visual.image_size = side
     visual.preprocess_cfg = {**visual.preprocess_cfg, "size": side}
 

@@ -1,6 +1,5 @@
 """Models of OpenAI's own package: `clip/model.py`, installed or copied into another repository."""
 
-from collections.abc import Collection
 from typing import Any, ClassVar, Final
 
 import torch
@@ -88,11 +87,10 @@ class _OpenAIFamily(Family):
     __slots__ = ()
 
     @override
-    def holds(self, module: nn.Module, names: Collection[str] | None = None) -> bool:
-        names = (*self.models, *self.towers) if names is None else names
+    def holds(self, module: nn.Module) -> bool:
         visual: Any = getattr(module, "visual", module)
         return (
-            type(module).__name__ in names
+            type(module).__name__ in (*self.models, *self.towers)
             and type(module).__module__.partition(".")[0] not in _OTHERS
             and hasattr(visual, "input_resolution")
             and (hasattr(visual, "attnpool") or hasattr(visual, "transformer"))

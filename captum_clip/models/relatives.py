@@ -11,14 +11,11 @@ from typing_extensions import Self, override
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
 from .huggingface import (
-    BERT_TEXT,
     CLIP_TEXT,
-    FirstTokenTower,
     HuggingFaceAdapter,
     HuggingFaceLayer,
     HuggingFaceTower,
     TextLayout,
-    embedding_of,
     is_bert,
     transformers_family,
     vision_of,
@@ -27,7 +24,7 @@ from .images import image_processor
 from .multihead import MultiheadPoolingHead
 from .steps import Linear, PooledToken, Projections, Residual, Step, linear_or_called
 from .text import TextPooling, TextTower
-from .towers import AveragePooledTower, Entry, PoolingHead, wrong_size
+from .towers import AveragePooledTower, Entry, PoolingHead, part_of, with_part, wrong_size
 
 
 class SiglipPoolingHead(MultiheadPoolingHead):
@@ -197,8 +194,7 @@ class Aimv2Adapter(HuggingFaceAdapter):
         length, dtype = ids.shape[1], self.model.text_projection.weight.dtype
         lowest = torch.finfo(dtype).min
         causal = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
-        mask = causal.expand(len(ids), 1, -1, -1)
-        return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
+        return super().text_features(ids, causal.expand(len(ids), 1, -1, -1))
 
 
 class AlignTower(AveragePooledTower):
@@ -243,6 +239,18 @@ class AlignTower(AveragePooledTower):
     @override
     def embedding_dim(self) -> int:
         return int(self.module.encoder.blocks[-1].projection.project_bn.num_features)
+
+
+class FirstTokenTower(HuggingFaceTower):
+    """A vision transformer whose first token is read by the model around it."""
+
+    @override
+    def embedding(self, result: Any) -> Tensor:
+        return part_of(result)[:, 0]
+
+    @override
+    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
+        return with_part(result, torch.cat([embedding[:, None], part_of(result)[:, 1:]], 1))
 
 
 class BlipLayer(HuggingFaceLayer):
@@ -351,13 +359,13 @@ _SIGLIP_TEXT = CLIP_TEXT._replace(
     own_head=("final_layer_norm", "head"),
     head=(),
 )
-_BLIP_TEXT = BERT_TEXT._replace(layer=None)
+_BLIP_TEXT = TextLayout(layer=None)
 _FLAVA_TEXT = TextLayout(layer=FlavaLayer, own_head=("layernorm",))
 _TIPSV2_TEXT = TextLayout(TextPooling("mean", causal=False, padding="max_length"), layer=None)
 _DUAL_TEXT = TextLayout(own_head=("pooler.dense", "pooler.activation"))
 
 FAMILIES = (
-    transformers_family("align", "Align", tower=AlignTower, text=BERT_TEXT),
+    transformers_family("align", "Align", tower=AlignTower, text=TextLayout()),
     transformers_family("aimv2", "Aimv2", Aimv2Adapter, Aimv2Tower, CLIP_TEXT._replace(layer=None)),
     transformers_family(
         "blip", "Blip", BlipAdapter, BlipTower, _BLIP_TEXT, model="ForImageTextRetrieval"
