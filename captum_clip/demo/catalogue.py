@@ -91,15 +91,12 @@ THINGS: Final[tuple[Thing, ...]] = (
 NOUNS: Final[tuple[str, ...]] = tuple(dict.fromkeys(thing.noun for thing in THINGS))
 """Every noun once, in the order of :data:`THINGS`."""
 
-COLORS: Final[tuple[str, ...]] = tuple(
-    dict.fromkeys(color for colors in _COLORED.values() for color, _ in _entries(colors))
-)
-"""Every colour word once."""
-
 FEELINGS: Final[dict[str, str]] = {emotion: feeling for emotion, feeling, *_ in _entries(_FACES)}
 """The eight emotions of ArtEmis -> the word for a face with it: ``"sadness"`` -> ``"sad"``."""
 
-ADJECTIVES: Final[tuple[str, ...]] = (*COLORS, *FEELINGS.values())
+ADJECTIVES: Final[tuple[str, ...]] = tuple(
+    dict.fromkeys(thing.adjective for thing in THINGS if thing.adjective is not None)
+)
 """Every word that stands before a noun."""
 
 BACKGROUNDS: Final[tuple[str, ...]] = ("grass", "sand", "sky", "snow", "water", "brick")

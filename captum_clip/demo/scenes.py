@@ -148,18 +148,24 @@ def draw_scene(
     Raises:
         InputError: for an unknown name or a number out of range.
     """
-    _check(seed, split, objects, count, background, size, world)
+    check_integer("a seed", seed, least=0)
+    check_integer("a size", size, least=64)
+    check_choice(split, _SPLITS, name="split")
+    _check_count(objects, count, world)
     sequence = np.random.SeedSequence(seed, spawn_key=(_SPLITS[split],))
     choice, texture, layout, wording = (np.random.default_rng(s) for s in sequence.spawn(4))
     number = int(choice.integers(1, world.objects + 1)) if count is None else count
     drawn_background = world.backgrounds[choice.integers(len(world.backgrounds))]
     background = drawn_background if background is None else background
+    held_out = () if split == "train" else world.held_out
+    known = dict.fromkeys((*world.backgrounds, *held_out))
+    check_choice(background, known, name="background")
     if objects is None:
         things = pick_things(number, choice)
     else:
         things = tuple(_find(name, choice) for name in objects)
-    left_out = _positions(without, len(things))
-
+    if outside := set(without) - set(range(len(things))):
+        raise InputError(f"without={sorted(outside)}, but the scene has {len(things)} objects")
     sprites, corners = place(
         [draw_object(thing, size, layout, split=split, world=world) for thing in things],
         size,
@@ -167,10 +173,11 @@ def draw_scene(
         visible=world.visible,
     )
     image = draw_background(background, size, texture)
-    owner = paste_all(sprites, corners, image, left_out=left_out)
-    kept = [position for position in range(len(things)) if position not in left_out]
+    owner = paste_all(sprites, corners, image, left_out=without)
     shown = tuple(
-        SceneObject(things[i].noun, things[i].adjective, things[i].name, owner == i) for i in kept
+        SceneObject(thing.noun, thing.adjective, thing.name, owner == position)
+        for position, thing in enumerate(things)
+        if position not in without
     )
     captions = _captions([thing.name for thing in shown], background, wording)
     return Scene(image, shown, background, captions, owner == -1)
@@ -179,12 +186,11 @@ def draw_scene(
 def _captions(
     names: Sequence[str], background: str, generator: np.random.Generator
 ) -> tuple[str, ...]:
-    subsets = [
+    subsets = (
         [name for i, name in enumerate(names) if chosen >> i & 1]
         for chosen in range(1, 2 ** len(names))
-    ]
-    short = [subset for subset in subsets if len(subset) <= MAX_OBJECTS]
-    texts = (draw_caption(subset, background, generator) for subset in short)
+    )
+    texts = (draw_caption(s, background, generator) for s in subsets if len(s) <= MAX_OBJECTS)
     return tuple(dict.fromkeys(texts))
 
 
@@ -197,33 +203,13 @@ def _find(name: str, generator: np.random.Generator) -> Thing:
     return matches[generator.integers(len(matches))]
 
 
-def _positions(without: Collection[int], count: int) -> frozenset[int]:
-    outside = [position for position in without if not 0 <= position < count]
-    if outside:
-        raise InputError(f"without={outside}, but the scene has {count} objects")
-    return frozenset(without)
-
-
-def _check(
-    seed: int,
-    split: str,
-    objects: Sequence[str] | None,
-    count: int | None,
-    background: str | None,
-    size: int,
-    world: World,
-) -> None:
-    check_integer("a seed", seed, least=0)
-    check_integer("a size", size, least=64)
-    check_choice(split, _SPLITS, name="split")
-    if background is not None:
-        held_out = () if split == "train" else world.held_out
-        known = dict.fromkeys((*world.backgrounds, *held_out))
-        check_choice(background, known, name="background")
+def _check_count(objects: Sequence[str] | None, count: int | None, world: World) -> None:
+    """Refuse objects that are no list, or fewer or more than there may be."""
     if isinstance(objects, str):
         raise InputError(f"objects={objects!r}, expected a list of names")
-    if objects is not None and count is not None and count != len(objects):
-        raise InputError(f"count={count}, but objects names {len(objects)}")
-    number = count if objects is None else len(objects)
-    if number is not None:
-        check_integer("a number of objects", number, most=world.objects)
+    if objects is not None:
+        if count not in (None, len(objects)):
+            raise InputError(f"count={count}, but objects names {len(objects)}")
+        count = len(objects)
+    if count is not None:
+        check_integer("a number of objects", count, most=world.objects)

@@ -5,6 +5,7 @@ row.
 """
 
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -25,18 +26,16 @@ def load_sprites() -> dict[str, tuple[Image.Image, ...]]:
     """Read the sheet: name of each thing -> its drawings (RGBA, trimmed), held-out ones last."""
     with Image.open(SHEET) as opened:
         sheet = opened.convert("RGBA")
-    sprites: dict[str, tuple[Image.Image, ...]] = {}
-    position = 0
-    for thing in THINGS:
-        drawings = []
-        for _ in thing.characters + thing.held_out:
-            row, column = divmod(position, COLUMNS)
-            left, top = column * CELL, row * CELL
-            cell = sheet.crop((left, top, left + CELL, top + CELL))
-            drawings.append(cell.crop(cell.getbbox()))
-            position += 1
-        sprites[thing.name] = tuple(drawings)
-    return sprites
+    cells = (
+        sheet.crop((left, top, left + CELL, top + CELL))
+        for top in range(0, sheet.height, CELL)
+        for left in range(0, sheet.width, CELL)
+    )
+    trimmed = (cell.crop(cell.getbbox()) for cell in cells)
+    return {
+        thing.name: tuple(islice(trimmed, len(thing.characters + thing.held_out)))
+        for thing in THINGS
+    }
 
 
 def rotated(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> npt.NDArray[np.uint8]:
@@ -59,6 +58,6 @@ def rotated(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> npt
     drawing = drawing.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     pixels = np.array(drawing)
     pixels[pixels[..., 3] < _FAINTEST] = 0
-    rows = np.flatnonzero(pixels[..., 3].any(axis=1))
-    columns = np.flatnonzero(pixels[..., 3].any(axis=0))
-    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    places = np.argwhere(pixels[..., 3])
+    (top, left), (bottom, right) = places.min(0), places.max(0) + 1
+    return pixels[top:bottom, left:right]
