@@ -4,7 +4,7 @@ import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,8 +106,7 @@ class Target:
             )
         _check_sizes([self, other])
         differences = self.embeddings - other.embeddings.to(self.embeddings.device)
-        count = len(differences)
-        left, right = (t.names * (count if len(t) == 1 else 1) for t in (self, other))
+        left, right = (np.broadcast_to(t.names, len(differences)) for t in (self, other))
         names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
         return Target.of(differences, names, _common_source([self, other]))
 
@@ -130,16 +129,14 @@ class Target:
         try:
             if isinstance(key, slice):
                 return list(range(len(self)))[key]
-            listed = key.tolist() if isinstance(key, (Tensor, np.ndarray, np.integer)) else key
+            indices = np.atleast_1d(key.tolist() if isinstance(key, Tensor) else key).tolist()
         except (TypeError, ValueError, RuntimeError) as error:  # letters, a tensor without values
             raise TargetError(expected) from error
-        several = listed if isinstance(listed, Iterable) else [listed]
-        chosen = [i.item() if isinstance(i, np.integer) else i for i in several]
-        if not all(is_integer(index) for index in chosen):
+        if not all(is_integer(index) for index in indices):
             raise TargetError(expected)
-        if any(not -len(self) <= index < len(self) for index in chosen):
+        if any(not -len(self) <= index < len(self) for index in indices):
             raise IndexError(f"index {show(key)} is out of range for {len(self)} targets.")
-        return [index % len(self) for index in chosen]
+        return [index % len(self) for index in indices]
 
     def to(self, device: torch.device | str) -> "Target":
         """The same target on another device."""
@@ -233,9 +230,8 @@ def image(
     with torch.no_grad():
         embeddings = clip.encode_image(pixels)
     if names is None:
-        sources: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-        if len(sources) != len(embeddings):  # a batch, whose images have no names of their own
-            sources = [None] * len(embeddings)
+        # the images of a batch have no names of their own
+        sources = images if isinstance(images, (list, tuple)) else [images] * len(embeddings)
         names = [
             Path(source).stem if isinstance(source, (str, Path)) else f"image {index}"
             for index, source in enumerate(sources)
@@ -283,13 +279,8 @@ def text(
     if templates is None:
         return Target.of(_encode(clip, texts), texts, "text")
     templates = as_list(templates)
-    for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise TargetError(
-                f"expected a template with one {{}} for the text, got {show(template)}."
-            )
-    if not templates:
-        raise TargetError("templates is empty; leave it out to use the bare texts.")
+    if not templates or not all(isinstance(t, str) and t.count("{}") == 1 for t in templates):
+        raise TargetError(f"expected templates with one {{}} for the text, got {show(templates)}.")
     prompts = [template.replace("{}", text) for text in texts for template in templates]
     embeddings = F.normalize(_encode(clip, prompts), dim=-1).view(len(texts), len(templates), -1)
     return Target.of(embeddings.mean(1), texts, "text")
@@ -419,24 +410,19 @@ def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
         if isinstance(word, str):
             wanted = [_bare(part) for part in word.split()]
             starts = range(len(parts) - len(wanted) + 1 if wanted else 0)
-            found = [(i, i + len(wanted)) for i in starts if bare[i : i + len(wanted)] == wanted]
-            if not found:
-                raise TargetError(
-                    f"{show(word)} is not in the text; its words are {excerpt(str(bare), 300)}."
-                )
-            spans += found
-        elif (
-            isinstance(word, (tuple, list))
-            and len(word) == 2
-            and all(is_integer(end) for end in word)
-            and 0 <= word[0] < word[1] <= len(parts)
-        ):
-            spans.append((word[0], word[1]))
+            places = [(i, i + len(wanted)) for i in starts if bare[i : i + len(wanted)] == wanted]
         else:
+            ends = word if isinstance(word, (tuple, list)) and all(map(is_integer, word)) else ()
+            places = [
+                span for span in combinations(range(len(parts) + 1), 2) if span == tuple(ends)
+            ]
+        if not places:
             raise TargetError(
-                f"expected a word of the text or (start, stop) with "
-                f"0 <= start < stop <= {len(parts)}, got {show(word)}."
+                f"{show(word)} is not in the text, whose words are "
+                f"{excerpt(str(bare), 300)}; give some of these, or (start, stop) with "
+                f"0 <= start < stop <= {len(parts)}."
             )
+        spans += places
     if not spans:
         raise TargetError("words is empty; leave it out to take all words.")
     return spans

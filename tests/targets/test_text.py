@@ -99,7 +99,9 @@ def test_template_without_one_place_is_refused(clip, template):
 
 def test_no_template_is_refused(clip):
     """An empty list is no way to say 'none'."""
-    with pytest.raises(TargetError, match=r"templates is empty; leave it out"):
+    with pytest.raises(
+        TargetError, match=r"expected templates with one \{\} for the text, got \[\]"
+    ):
         targets.text(clip, "horse", templates=[])
 
 
