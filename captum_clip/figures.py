@@ -56,7 +56,7 @@ from .models import ClipAdapter, ViTTower, load_clip
 from .models.adapter import ImageLike
 from .similarity import ClipSimilarity
 from .targets import Target
-from .visualization.arrays import as_images, framed
+from .visualization.arrays import as_images, as_values, framed
 from .visualization.colors import HEAT, Array, colormap, ramp, score_note
 from .visualization.grid import Legend, Panel, grid
 from .visualization.overlays import numbered
@@ -130,13 +130,14 @@ def layers(
         "shared": scale == "shared",
     }
     attention = over_layers(of="attention")[0]  # the same for all targets
-    drawn = strip(pixels, attention, Panel(pixels, "image"), cmap or HEAT, "attention", **look)
+    lead = Panel(pixels, "image", label="attention")
+    drawn = strip(pixels, attention, lead, cmap or HEAT, **look)
     scores = method.forward_func(inputs)[0].tolist()
     for name, score, picture, raw in zip(
         target.names, scores, pictures, over_layers(of="gradient"), strict=True
     ):
-        lead = Panel(_lead(pixels, picture), name, score_note(score))
-        drawn += strip(pixels, raw, lead, cmap, "gradient", **look)
+        lead = Panel(_lead(pixels, picture), name, score_note(score), "gradient")
+        drawn += strip(pixels, raw, lead, cmap, **look)
     legends = strip_legends(cmap, "raises the cosine", "lowers it")
     if cmap is None:
         legends.insert(0, Legend(ramp(colormap(HEAT)), "attention, low to high"))
@@ -247,12 +248,8 @@ def emotions(
     """
     peaks = f"{EACH}, peaks in % of the strongest in the row"
     meaning = _meaning(scale, each=peaks, shared="one scale per row")
-    clips, probes = _load(models, device), _as_list(probes)
-    if len(probes) != len(clips):
-        raise InputError(
-            f"expected a probe for each of the {len(clips)} models, in the same order, "
-            f"got {len(probes)}."
-        )
+    clips = _load(models, device)
+    probes = as_values("probes", _as_list(probes), len(clips))
     asked = [
         (clip, targets.emotion(clip, _as_probe(probe), names, centre=centre))
         for clip, probe in zip(clips, probes, strict=True)
@@ -347,11 +344,8 @@ def heads(
     meaning = _meaning(scale, each=EACH, shared="one scale for all maps")
     check_choice(sign, get_args(Sign), name="a sign")
     check_integer("count", count)
-    if len(_as_list(text)) + len(_as_list(references)) > 1:
-        raise InputError(
-            "expected one text or one image to explain, got several; draw one figure for each."
-        )
-    [(clip, target)], [picture] = _ask([model], device, text, references)
+    [(clip, target)], pictures = _ask([model], device, text, references)
+    [picture] = as_values("target", pictures, 1)
     inputs, pixels = _one_image(clip, image)
     method = DirectContribution(ClipSimilarity(clip, target))
     by_layer, rest = method.attribute(inputs, target=0, per="head", return_rest=True)
@@ -453,9 +447,7 @@ def _load(models: Models, device: Device) -> list[ClipAdapter]:
 def _one_image(clip: ClipAdapter, image: ImageLike) -> tuple[Tensor, Array]:
     """One image as the model takes it, (1, 3, H, W), and as it is drawn, (H, W, 3)."""
     inputs = clip.preprocess(image)
-    if len(inputs) != 1:
-        raise InputError(f"expected one image, got {len(inputs)}; draw one figure for each.")
-    [pixels] = as_images(clip.denormalize(inputs))
+    [pixels] = as_values("image", as_images(clip.denormalize(inputs)), 1)
     return inputs, pixels
 
 

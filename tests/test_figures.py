@@ -237,7 +237,7 @@ def test_some_emotions_can_be_chosen(vit: ClipAdapter) -> None:
 
 
 def test_emotions_need_a_probe_for_each_model(vit: ClipAdapter) -> None:
-    with pytest.raises(InputError, match="a probe for each of the 2 models"):
+    with pytest.raises(InputError, match="expected 2 probes, got 1"):
         figures.emotions(photo(), probe(), models=[vit, vit])
 
 
@@ -475,12 +475,12 @@ def test_numbers_under_the_heads_add_up_to_the_score() -> None:
 
 WRONG_HEADS: list[tuple[dict[str, Any], str]] = [
     ({"text": ()}, "expected a text or an image to explain, got neither"),
-    ({"text": ["a", "b"]}, "expected one text or one image"),
-    ({"references": photo()}, "expected one text or one image"),
+    ({"text": ["a", "b"]}, "expected 1 target, got 2"),
+    ({"references": photo()}, "expected 1 target, got 2"),
     ({"count": 0}, "expected count of 1 or more, got 0"),
     ({"sign": BAD}, "a sign of positive, negative, both, got 'nonsense'"),
     ({"scale": BAD}, "a scale of each, shared, got 'nonsense'"),
-    ({"image": [photo(), photo()]}, "expected one image, got 2"),
+    ({"image": [photo(), photo()]}, "expected 1 image, got 2"),
 ]
 
 

@@ -4,6 +4,7 @@ Each `as_...` raises InputError in the caller's name: other shapes, values out o
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -26,41 +27,28 @@ _SLACK = 1e-3  # rounding of half precision
 
 def as_images(images: Batch) -> list[Array]:
     """Images (B, 3, H, W) with colours in [0, 1] -> B of (H, W, 3)."""
-    arrays = _as_members("images", images)
+    if isinstance(images, (list, tuple)) and len(images):
+        arrays = [as_array("images", image, (3, "H", "W")) for image in images]
+    else:
+        arrays = list(as_array("images", images, ("B", 3, "H", "W")))
     for array in arrays:
-        if array.ndim != 3 or array.shape[0] != 3 or 0 in array.shape:
-            raise InputError(
-                f"expected images of shape (B, 3, H, W), got {len(arrays)} of "
-                f"{array.shape}; clip.denormalize(images) gives them."
-            )
         _check_range("images", array, "clip.denormalize(images) gives such colours")
     return [np.moveaxis(array, 0, -1).clip(0, 1) for array in arrays]
 
 
 def as_heatmaps(heatmaps: Batch, images: Sequence[Array], count: int | None = None) -> list[Array]:
     """Maps (B, K, h, w) in [0, 1] -> B of (K, H, W), upsampled to the images (H, W, 3)."""
-    arrays = _as_members("maps", heatmaps)
-    for array in arrays:
-        if len(arrays) != len(images) or array.ndim != 3 or 0 in array.shape:
-            raise InputError(
-                f"expected maps of shape (B, K, h, w) for {len(images)} images, got "
-                f"{len(arrays)} of {array.shape}."
-            )
-        count = count or len(array)
-        if len(array) != count:
-            raise InputError(f"expected {count} maps per image, got {len(array)}.")
-        _check_range("maps", array, "maps.normalize(maps) stretches each to it")
+    if isinstance(heatmaps, (list, tuple)):
+        arrays: list[Array] = []
+        for one in as_values("maps", heatmaps, len(images)):
+            arrays.append(as_array("maps", one, (count or "K", "h", "w")))
+            count = len(arrays[0])
+    else:
+        arrays = [*as_array("maps", heatmaps, (len(images), count or "K", "h", "w"))]
     for array, image in zip(arrays, images, strict=True):
+        _check_range("maps", array, "maps.normalize(maps) stretches each to it")
         _check_aspect(array.shape[1:], image.shape)
     return [enlarged(a, image.shape).clip(0, 1) for a, image in zip(arrays, images, strict=True)]
-
-
-def _as_members(what: str, batch: Batch) -> list[Array]:
-    """The members of a batch, which is one array or a list of them; one member at least."""
-    if isinstance(batch, (list, tuple)) and len(batch):
-        return [as_array(what, member) for member in batch]
-    array = as_array(what, batch)
-    return list(array) if array.ndim and len(array) else [array]
 
 
 def enlarged(array: Array, size: Sequence[int]) -> Array:
@@ -106,9 +94,7 @@ def as_cosines(scores: ArrayLike | None, shape: tuple[int, int]) -> list[list[st
     """Scores (B, K) as they are written under images; empty where none are given."""
     if scores is None:
         return [[""] * shape[1]] * shape[0]
-    array = as_array("scores", scores)
-    if array.shape != shape:
-        raise InputError(f"expected scores of shape {shape}, got {array.shape}.")
+    array = as_array("scores", scores, shape)
     return [[score_note(score) for score in row] for row in array]
 
 
@@ -144,18 +130,26 @@ def framed(image: Array, size: Sequence[int]) -> Array:
     return np.moveaxis(planes, 0, -1).clip(0, 1)
 
 
-def as_array(what: str, values: Any) -> Array:
-    """Numbers of any shape; the caller's array stays as it is."""
+def as_array(what: str, values: Any, shape: Sequence[int | str]) -> Array:
+    """Finite numbers of a shape, whose letters are sides of one and up; a copy where it must be."""
     if isinstance(values, Tensor):
         if reason := maps.unusable(values):
             raise InputError(f"expected {what} of plain numbers, got {reason}.")
-        return values.detach().cpu().float().numpy()
+        values = values.detach().cpu().float().numpy()
     try:
-        return np.array(values, dtype=np.float32)
+        array = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"expected {what} as a tensor or an array, got {type(values).__name__}."
         ) from error
+    pairs = zip_longest(shape, array.shape)
+    if not all(side == n or (isinstance(n, str) and side) for n, side in pairs):
+        raise InputError(
+            f"expected {what} of shape ({', '.join(map(str, shape))}), got {array.shape}."
+        )
+    if not np.isfinite(array).all():
+        raise InputError(f"the {what} hold NaN or infinity.")
+    return array
 
 
 def _check_range(what: str, array: Array, cure: str) -> None:

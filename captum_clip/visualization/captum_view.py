@@ -5,14 +5,14 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import torch
 from captum.attr import visualization as captum_visualization
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from .. import maps
 from ..checks import check_choice
 from ..errors import InputError, public
 from .arrays import ArrayLike, as_array, as_images
-from .colors import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE, Array, colormap
+from .colors import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE
 
 Sign = Literal["all", "positive", "negative", "absolute_value"]
 Method = Literal["heat_map", "blended_heat_map", "masked_image", "alpha_scaling"]
@@ -20,7 +20,7 @@ Method = Literal["heat_map", "blended_heat_map", "masked_image", "alpha_scaling"
 _SIGNED: Final = LinearSegmentedColormap.from_list(
     "captum_clip.signed", ["#00407c", "#2f86c5", "#f7f7f7", "#e8812a", "#b03a00"]
 )
-_COLORS: Final[dict[str, str | Colormap]] = {
+_COLORS: Final[dict[str, Any]] = {
     "all": _SIGNED,
     "positive": POSITIVE,
     "negative": NEGATIVE,
@@ -35,9 +35,7 @@ def captum_image_attr(
     *,
     method: Method = "blended_heat_map",
     sign: Sign = "all",
-    cmap: str | Colormap | None = None,
     title: str = "",
-    outlier_perc: float = 2,
 ) -> Figure:
     """One image and its signed map through `captum.attr.visualization.visualize_image_attr`.
 
@@ -50,10 +48,9 @@ def captum_image_attr(
         image: (1, 3, H, W), colours in [0, 1].
         attribution: (1, 1, h, w), a raw map, signed or not; upsampled to (H, W).
         method: how map and image are shown.
-        sign: which values; "all" does not go with "masked_image" and "alpha_scaling".
-        cmap: colour map; by default orange above zero and blue below.
+        sign: which values, orange above zero and blue below; "all" does not go with
+            "masked_image" and "alpha_scaling".
         title: over the image.
-        outlier_perc: share of the total, in percent, whose largest values are cut.
 
     Raises:
         InputError: shapes that do not fit, an unknown method or sign, or two that do not combine.
@@ -70,35 +67,27 @@ def captum_image_attr(
         raise InputError(
             f"{method} shows no sign; take `sign='positive'`, 'negative' or 'absolute_value'."
         )
-    seen = as_images(image)[0]
-    values = _as_signed(attribution, seen.shape[:2])  # (H, W)
-    colors = colormap(_COLORS[sign] if cmap is None else cmap)
-    shown: str = method
+    [pixels] = as_images(image)
+    array = as_array("attribution", attribution, (1, 1, "h", "w"))
+    height, width = pixels.shape[:2]
+    values = maps.upsample(torch.from_numpy(array), (height, width))[0, 0].numpy()
+    values = values / (np.abs(values).max() or 1)  # Captum takes tiny values for zero
     present = {"positive": values > 0, "negative": values < 0}.get(sign, values != 0)
+    look: tuple[str, str] = (method, sign)
     if not present.any():
-        values, shown = np.ones_like(values), "original_image"
+        values, look = np.ones_like(values), ("original_image", "positive")
         what = "saliency" if sign in ("all", "absolute_value") else f"{sign} saliency"
         title = f"{title} (no {what})".strip()
     figure = Figure(figsize=(3, 3.2), dpi=200)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.9))
-    options: dict[str, Any] = {"cmap": colors, "outlier_perc": outlier_perc, "use_pyplot": False}
     captum_visualization.visualize_image_attr(
         values[..., None],
-        np.round(255 * seen).astype(np.uint8),
-        shown,
-        sign if shown == method else "positive",
+        np.round(255 * pixels).astype(np.uint8),
+        *look,
         plt_fig_axis=(figure, axes),
-        **options,
+        cmap=_COLORS[sign],
+        use_pyplot=False,
     )
     axes.set_axis_off()
     axes.set_title(title, fontsize=TEXT_SIZE, parse_math=False)
     return figure
-
-
-def _as_signed(attribution: ArrayLike, size: tuple[int, ...]) -> Array:
-    """One raw map (1, 1, h, w) -> (H, W), its largest absolute value 1 unless all are zero."""
-    array = as_array("an attribution", attribution)
-    if array.ndim != 4 or array.shape[:2] != (1, 1):
-        raise InputError(f"expected one attribution of shape (1, 1, h, w), got {array.shape}.")
-    resized = maps.upsample(torch.from_numpy(array), (size[0], size[1]))[0, 0].numpy()
-    return np.asarray(resized / (float(np.abs(resized).max()) or 1), dtype=np.float32)

@@ -1,7 +1,7 @@
 """Curves of many methods with their intervals, in one panel or two."""
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import cycle
+from itertools import chain, cycle
 from typing import Any, Final
 
 import numpy as np
@@ -80,8 +80,7 @@ def curves(
     panels = [series] if other is None else [series, other]
     for panel in panels:
         check_nonempty("curve in every panel", panel)
-    labels = list(dict.fromkeys(label for panel in panels for label in panel))
-    pens = _pens(labels, reference, baselines)
+    pens = _pens(list(dict.fromkeys(chain(*panels))), reference, baselines)
     width = len(panels) * (_PANEL[0] + 0.4) + _LABEL
 
     figure = page(_DPI)
@@ -95,8 +94,7 @@ def curves(
         axes.set_xlabel(xlabel, **TEXT)
     plots[0].set_ylabel(ylabel, **TEXT)
     legend = plots[-1].legend(
-        [Line2D([], [], **pen) for pen in pens.values()],
-        list(pens),
+        handles=[Line2D([], [], label=label, **pen) for label, pen in pens.items()],
         loc="upper left",
         bbox_to_anchor=(1.05, 1),
         borderaxespad=0,
@@ -110,7 +108,7 @@ def curves(
         text.set_parse_math(False)
         wrap(text, _LABEL)
     height = max(_PANEL[1], legend.get_window_extent().height / _DPI)
-    fit(figure, (1, len(panels)), (_PANEL[0], height), (0.1, 0.1))
+    fit(figure, (_PANEL[0], height), (0.1, 0.1))
     return figure
 
 
@@ -119,18 +117,14 @@ def _pens(
 ) -> dict[str, dict[str, Any]]:
     """The pen of each label's line, in the legend's order."""
     first = [] if reference is None else [reference]
-    usual = [label for label in labels if label not in (*first, *baselines)]
-    plain = [label for label in labels if label in baselines and label not in first]
-    pens: dict[str, dict[str, Any]] = {}
-    for group, colors, width, layer in (
-        (first, (TEXT_COLOR,), 2.0, 4),
-        (usual, _COLORS, 1.3, 3),
-        (plain, _GREYS, 1.0, 2),
-    ):
-        for label, color, dash in zip(group, cycle(colors), cycle(_DASHES), strict=False):
-            pen = {"color": color, "linestyle": dash, "linewidth": width, "zorder": layer}
-            pens[label] = pen
-    return pens
+    grey = [label for label in labels if label in baselines and label not in first]
+    usual = [label for label in labels if label not in (*first, *grey)]
+    groups = ((first, (TEXT_COLOR,), 2.0, 4), (usual, _COLORS, 1.3, 3), (grey, _GREYS, 1.0, 2))
+    return {
+        label: {"color": color, "linestyle": dash, "linewidth": width, "zorder": layer}
+        for group, colors, width, layer in groups
+        for label, color, dash in zip(group, cycle(colors), cycle(_DASHES), strict=False)
+    }
 
 
 def _style(axes: Axes) -> None:

@@ -5,7 +5,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -40,15 +40,17 @@ _LIMIT = 2**15  # pixels of a figure's side
 _MARGIN: Final = 0.08  # inches around everything, on top of the padding
 _LINE: Final = 0.2  # more than a line of text is high, in inches
 _LETTER: Final = 0.4  # width over type size, of narrow letters
-FORMATS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
-# without the time of day, the same figure is the same file
-_METADATA: Final[dict[str, dict[str, str | None]]] = {
-    ".png": {"Comment": MARK},
-    ".pdf": {"CreationDate": None},
-    ".svg": {"Date": None},
-}
-_NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _JPEG: Final = {"quality": 90, "subsampling": 0, "comment": MARK}  # letters stay crisp
+# without the time of day, the same figure is the same file
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    ".png": {"metadata": {"Comment": MARK}},
+    ".jpg": {"pil_kwargs": _JPEG},
+    ".jpeg": {"pil_kwargs": _JPEG},
+    ".pdf": {"metadata": {"CreationDate": None}},
+    ".svg": {"metadata": {"Date": None}},
+}
+FORMATS: Final = tuple(_OPTIONS)
+_NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +81,8 @@ class Legend:
     label: str
 
 
-def folded(panels: Sequence[Panel], lead: Panel | None = None, label: str = "") -> list[Row]:
+def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
     """Spread panels over as few rows as there must be, about as many in each, behind a `lead`.
-
-    The `label` stands left of the first row.
 
     Example:
         >>> import numpy as np
@@ -96,7 +96,6 @@ def folded(panels: Sequence[Panel], lead: Panel | None = None, label: str = "") 
     parts: list[Row] = [list(panels[start : start + columns]) for start in starts]
     if lead is not None:
         parts = [[None if number else lead, *part] for number, part in enumerate(parts)]
-    parts[0][0] = replace(lead or panels[0], label=label)
     return parts
 
 
@@ -155,7 +154,7 @@ def grid(
                 _draw(axes, panel, width)
             _write(axes, header or "", width, (0, 1), (0, 4), va="bottom")
     _explain(figure, legends, caption, columns * width)
-    fit(figure, (len(rows), columns), (width, height), (_GAP / 2, _ROW_GAP / 2))
+    fit(figure, (width, height), (_GAP / 2, _ROW_GAP / 2))
     return figure
 
 
@@ -203,7 +202,7 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
     """Legends below the images, under the caption."""
     shades = np.linspace(0, 1, _SHADES)
     bars: list[Any] = [tuple(Patch(color=c) for c in legend.cmap(shades)) for legend in legends]
-    length, columns = min(9, 3 * width), len(legends) or 1
+    length, columns = min(9, 3 * width), max(1, len(legends))
     plain = bool(legends) and all(legend.cmap.N == 1 for legend in legends)
     if plain:  # of one colour each, and many
         length = 1.5  # in heights of letters, which are about half as wide
@@ -227,9 +226,8 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
     )
     for text in below.get_texts() if plain else ():
         wrap(text, width - (length + 2) * NOTE_SIZE / 72)
-    title = below.get_title()
-    title.set(color=NOTE_COLOR, family=FONT, size=NOTE_SIZE, parse_math=False)
-    wrap(title, width)
+    below.get_title().set(**NOTE)
+    wrap(below.get_title(), width)
 
 
 def page(dpi: float) -> Figure:
@@ -250,39 +248,36 @@ def wrap(text: Text, width: float) -> None:
             break
 
 
-def fit(
-    figure: Figure, shape: tuple[int, int], size: tuple[float, float], pad: tuple[float, float]
-) -> None:
+def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> None:
     """Give a figure the size at which constrained layout makes every plot as large as wanted.
 
-    Its plots, in a `shape` of rows and columns, get a `size` (width, height) in inches, with a
-    `pad` around, each with its texts. The layout is not made again when the figure is drawn.
+    Its plots, in rows and columns, get a `size` (width, height) in inches, with a `pad` around,
+    each with its texts. The layout is not made again when the figure is drawn.
     """
-    rows, columns = shape
+    cells: Any = figure.axes[0].get_gridspec()
+    shape, plot_size = np.array([cells.ncols, cells.nrows]), np.array(size)
     # not by findobj, which would make the ticks of every image
     texts = [text for axes in figure.axes for text in axes.texts] + figure.texts
     texts += [legend.get_title() for legend in figure.legends]
     room = _LINE * (4 + max((text.get_text().count("\n") for text in texts), default=0))
-    width, height = columns * (size[0] + 3), rows * (size[1] + room) + room
+    sides = shape * (plot_size + np.array([3, room])) + np.array([0, room])
     layout = ConstrainedLayoutEngine(w_pad=pad[0], h_pad=pad[1], wspace=0, hspace=0)
     # What stands around the plots takes as much room in a figure of any size, so that it is
     # measured in one that is large enough, and then fits.
     for _ in range(2):
-        figure.set_size_inches(width, height)
-        x, y = _MARGIN / width, _MARGIN / height
+        figure.set_size_inches(sides)
+        x, y = _MARGIN / sides
         layout.set(rect=(x, y, 1 - 2 * x, 1 - 2 * y))
         layout.execute(figure)
         plot = figure.axes[0].get_position(original=True)
-        width += columns * (size[0] - plot.width * width)
-        height += rows * (size[1] - plot.height * height)
+        sides = sides + shape * (plot_size - plot.size * sides)
     # An image that is not on whole pixels would be resampled, which blurs it.
-    pixels = [round(side * figure.dpi) for side in (width, height)]
-    width, height = (side / figure.dpi for side in pixels)
-    figure.set_size_inches(width, height)
+    pixels = np.round(sides * figure.dpi)
+    sides = pixels / figure.dpi
+    figure.set_size_inches(sides)
     for axes in figure.axes:
-        corner = axes.get_position(original=True).p0
-        left, bottom = (round(at * side) / side for at, side in zip(corner, pixels, strict=True))
-        axes.set_position((left, bottom, size[0] / width, size[1] / height))
+        corner = np.round(axes.get_position(original=True).p0 * pixels) / pixels
+        axes.set_position((*corner, *(plot_size / sides)))
 
 
 @public("save_figure")
@@ -307,15 +302,10 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     kind = path.suffix.lower()
 
     def write(file: BinaryIO) -> None:
-        options: dict[str, Any] = {"metadata": _METADATA.get(kind, {})}
-        if kind in (".jpg", ".jpeg"):
-            options = {"pil_kwargs": _JPEG}
-        if kind != ".svg":
-            figure.savefig(file, format=kind[1:], dpi="figure", **options)
-            return
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", dpi="figure", **options)
-        file.write(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn.getvalue()).encode())
+        drawn: Any = io.StringIO() if kind == ".svg" else file
+        figure.savefig(drawn, format=kind[1:], dpi="figure", **_OPTIONS[kind])
+        if kind == ".svg":
+            file.write(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn.getvalue()).encode())
 
     replace_file(path, write)
     return path

@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from .. import maps
 from ..checks import check_integer
-from ..errors import InputError, public
 from .arrays import ArrayLike, Batch, as_array, as_cosines, as_images, as_values
 from .colors import ALPHA, Array, soften
 from .grid import Panel, grid
@@ -28,7 +26,6 @@ def matches(
     shares: ArrayLike,
     *,
     count: int = 4,
-    names: tuple[str, str] = ("image", "reference"),
     scores: ArrayLike | None = None,
     caption: str = "",
 ) -> Figure:
@@ -46,7 +43,6 @@ def matches(
         shares: (B, h', w', h, w), of each cell of the reference with each of the image; those
             below zero match nothing.
         count: how many matches, at most eight; those below a quarter of the strongest are left out.
-        names: under the two images.
         scores: cosines (B,), under each image.
         caption: below all.
 
@@ -58,58 +54,47 @@ def matches(
     """
     check_integer("count", count, most=len(_COLORS))
     shown, others = as_images(images), as_images(references)
-    each = torch.from_numpy(as_array("shares", shares))
-    if each.ndim != 5 or 0 in each.shape or not len(each) == len(shown) == len(others):
-        raise InputError(
-            f"expected shares (B, h', w', h, w) of {len(shown)} images and as many "
-            f"references, got {tuple(each.shape)} and {len(others)} references."
-        )
-    if not each.isfinite().all():
-        raise InputError("the shares hold NaN or infinity.")
-    first, second = as_values("names", names, 2)
-    cosines = None if scores is None else as_array("scores", scores)[..., None]
+    others = as_values("references", others, len(shown))
+    each = as_array("shares", shares, (len(shown), "h'", "w'", "h", "w"))
+    cosines = None if scores is None else np.asarray(scores)[..., None]
     rows = []
     for image, other, values, [note] in zip(
         shown, others, each, as_cosines(cosines, (len(each), 1)), strict=True
     ):
         found = list(_strongest(values, count))
-        left = Panel(_painted(image, [on for _, on in found]), first, note)
-        peaks = zip(_COLORS, found, strict=False)
-        largest = [f"{color} {on.max():.3f}" for color, (_, on) in peaks]
-        listed = f"shares: {', '.join(largest)}" if found else "no cells answer each other"
-        rows.append([left, Panel(_painted(other, [on for on, _ in found]), second, listed)])
+        peaks = [f"{color} {on.max():.3f}" for color, (_, on) in zip(_COLORS, found, strict=False)]
+        listed = f"shares: {', '.join(peaks)}" if peaks else "no cells answer each other"
+        left = Panel(_painted(image, [on for _, on in found]), "image", note)
+        rows.append([left, Panel(_painted(other, [on for on, _ in found]), "reference", listed)])
     return grid(rows, caption=caption)
 
 
-def _strongest(shares: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _strongest(shares: Array, count: int) -> Iterator[tuple[Array, Array]]:
     """Of each match the shares of the reference's cells (h', w'), and of the image's (h, w)."""
-    left, first = shares.clamp(min=0), float(shares.max())
+    left, least = shares.clip(0), max(_LEAST * shares.max(), 0)
     for _ in range(count):
-        largest = float(left.max())
-        if largest <= 0 or largest < _LEAST * first:
+        row, column, y, x = np.unravel_index(left.argmax(), left.shape)
+        if left[row, column, y, x] <= 0 or left[row, column, y, x] < least:
             return
-        place = np.unravel_index(int(left.argmax()), left.shape)
-        row, column, y, x = (int(index) for index in place)
         on_other = _around(left[:, :, y, x], row, column)
         on_image = _around(left[row, column], y, x)
         yield on_other, on_image
         left = left * (on_other == 0)[..., None, None] * (on_image == 0)
 
 
-def _around(values: Tensor, row: int, column: int) -> Tensor:
+def _around(values: Array, row: np.intp, column: np.intp) -> Array:
     """The values (h, w) of the connected cells around a place that are half as large or more."""
     from scipy import ndimage
 
-    parts, _ = ndimage.label((values >= _HALF * values[row, column]).numpy())
-    return values * torch.from_numpy(parts == parts[row, column])
+    parts, _ = ndimage.label(values >= _HALF * values[row, column])
+    return values * (parts == parts[row, column])
 
 
-def _painted(image: Array, regions: list[Tensor]) -> Array:
+def _painted(image: Array, regions: list[Array]) -> Array:
     """A softened image with each region in a colour of its own, the first one the strongest."""
-    drawn = soften(image)
-    for number, region in enumerate(regions):
-        large = maps.upsample((region / regions[0].max())[None], image.shape[:2])[0].clamp(max=1)
-        opacity = ALPHA * large.numpy()[..., None]
-        color = np.asarray(to_rgb(f"tab:{_COLORS[number]}"), dtype=np.float32)
-        drawn = np.asarray((1 - opacity) * drawn + opacity * color, dtype=np.float32)
+    drawn, (height, width) = soften(image), image.shape[:2]
+    for region, color in zip(regions, _COLORS, strict=False):
+        share = torch.from_numpy(region / regions[0].max())
+        opacity = ALPHA * maps.upsample(share, (height, width)).clamp(max=1).numpy()[..., None]
+        drawn = (1 - opacity) * drawn + opacity * np.array(to_rgb(f"tab:{color}"), np.float32)
     return drawn.clip(0, 1)

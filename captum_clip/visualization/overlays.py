@@ -25,7 +25,7 @@ from .arrays import (
 from .colors import ALPHA, HEAT, NEGATIVE, POSITIVE, Array, blend, colormap, ramp, short_number
 from .grid import ROWS, Legend, Panel, Row, folded, grid
 
-_SIDE = 224  # pixels of a mean map
+_SIZE = (224, 224)  # of a mean map
 
 
 @public("overlay")
@@ -40,7 +40,6 @@ def overlay(
     labels: Sequence[str] = (),
     alpha: float = ALPHA,
     cmap: str | Colormap | None = None,
-    original: bool = True,
     caption: str = "",
 ) -> Figure:
     """Heatmaps over images: one row per image (or model), one column per target, word or emotion.
@@ -48,7 +47,7 @@ def overlay(
     Arguments are as in :mod:`captum_clip.visualization`; more than eight targets go on in another
     row. `negative` has maps of negative evidence, in a second blue row for each image, and those of
     `heatmap` are orange then, otherwise inferno. `notes` are B times K short lines, after the
-    scores; `original` is whether the image without a map comes first.
+    scores.
 
     Example:
         >>> import torch
@@ -67,22 +66,21 @@ def overlay(
     lines = [as_values("notes", of_image, shape[1]) for of_image in of_images]
     models = as_values("labels", labels or None, shape[0])
     usual, meaning = (HEAT, "low to high") if negative is None else (POSITIVE, "supports")
-    looks = [(colormap(usual if cmap is None else cmap), "", meaning)]
-    if negative is not None:
-        looks.append((NEGATIVE, "contradicts: ", "contradicts"))
+    looks = [
+        (colormap(usual if cmap is None else cmap), "", meaning),
+        (NEGATIVE, "contradicts: ", "contradicts"),
+    ][: len(signs)]
     rows: list[Row] = []
     for index, image in enumerate(shown):
-        lead = Panel(image, f"image {index + 1}" if len(shown) > ROWS else "image")
+        name, label = f"image {index + 1}" if len(shown) > ROWS else "image", models[index]
         for maps, (colors, prefix, _) in zip(signs, looks, strict=True):
             written = zip(maps[index], titles, cosines[index], lines[index], strict=True)
             cells = [
-                Panel(
-                    blend(image, values, colors, alpha), f"{prefix}{title}", note_of(values, *notes)
-                )
+                _drawn(image, values, colors, alpha, f"{prefix}{title}", *notes)
                 for values, title, *notes in written
             ]
-            label = models[index] if maps is signs[0] else ""
-            rows += folded(cells, lead if original else None, label)
+            rows += folded(cells, Panel(image, name, label=label))
+            label = ""  # once an image
     legends = [Legend(ramp(colors, alpha), meaning) for colors, _, meaning in looks]
     together = len(rows) // len(shown)
     return grid(rows, legends=legends, caption=caption, together=together)
@@ -118,14 +116,12 @@ def contact_sheet(
     cosines = as_cosines(scores, shape)
     targets = as_references(references, shape[0])
     rows = []
-    for image, title, of_image, notes in zip(
-        shown, titles, zip(*maps, strict=True), cosines, strict=True
-    ):
+    for index, image in enumerate(shown):
         panels = [
-            Panel(blend(image, values, colors), note=note_of(values, note))
-            for [values], note in zip(of_image, notes, strict=True)
+            _drawn(image, column[index][0], colors, ALPHA, "", note)
+            for column, note in zip(maps, cosines[index], strict=True)
         ]
-        rows.append([Panel(image, title), *panels])
+        rows.append([Panel(image, titles[index]), *panels])
     legends = [Legend(ramp(colors), "low to high")]
     return _table(rows, targets, columns, legends=legends, caption=caption)
 
@@ -174,7 +170,7 @@ def signs(
     for index, column in places:
         image, pair = shown[index], (supporting[index][column], contradicting[index][column])
         panels = [
-            Panel(blend(image, values, cmap, alpha), note=_peak(values, other))
+            _drawn(image, values, cmap, alpha, "", _peak(values, other))
             for values, other, cmap in zip(pair, reversed(pair), colors, strict=True)
         ]
         lead = Panel(image, titles[column], cosines[index][column], models[index])
@@ -222,7 +218,10 @@ def average(
         4
     """
     check_nonempty("row of maps", rows)
-    means = {label: _as_means(label, given) for label, given in rows.items()}
+    means = {
+        label: enlarged(as_array(f"maps for {label!r}", given, ("K", "h", "w")), _SIZE)
+        for label, given in rows.items()
+    }
     counts = sorted({len(maps) for maps in means.values()})
     if len(counts) > 1:
         raise InputError(f"expected as many maps in every row, got {counts}.")
@@ -235,20 +234,11 @@ def average(
     for label, maps in means.items():
         lines = as_values("notes", None if notes is None else notes[label], counts[0])
         pixels = np.asarray(colors(Normalize(low, high)(maps))[..., :3], dtype=np.float32)
-        cells = [Panel(*parts) for parts in zip(pixels, titles, lines, strict=True)]
-        panels += folded(cells, label=label)
+        once = [label, *[""] * (counts[0] - 1)]
+        cells = [Panel(*parts) for parts in zip(pixels, titles, lines, once, strict=True)]
+        panels += folded(cells)
     legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")
     return grid(panels, legends=[legend], caption=caption)
-
-
-def _as_means(label: str, given: ArrayLike) -> Array:
-    """Maps (K, h, w) -> (K, 224, 224)."""
-    array = as_array(f"maps (K, h, w) for {label!r}", given)
-    if array.ndim != 3 or 0 in array.shape:
-        raise InputError(f"expected maps of shape (K, h, w) for {label!r}, got {array.shape}.")
-    if not np.isfinite(array).all():
-        raise InputError(f"the maps of {label!r} hold NaN or infinity.")
-    return enlarged(array, (_SIDE, _SIDE))
 
 
 def _read(
@@ -283,6 +273,13 @@ def _table(
     return grid(shown, headers=headers, **look)
 
 
+def _drawn(
+    image: Array, heatmap: Array, cmap: Colormap, alpha: float, title: str, *notes: str
+) -> Panel:
+    """A map over its image, with the title and the notes under it."""
+    return Panel(blend(image, heatmap, cmap, alpha), title, note_of(heatmap, *notes))
+
+
 def note_of(heatmap: Array, *parts: str) -> str:
     """The line under a map; an empty map is an answer and no failure, so it is named."""
     return ", ".join(filter(None, (*parts, "" if heatmap.any() else "empty map")))
@@ -291,7 +288,7 @@ def note_of(heatmap: Array, *parts: str) -> str:
 def _peak(heatmap: Array, other: Array) -> str:
     """The peak of a map where the other sign's is higher, which is why it looks pale."""
     share = float(heatmap.max()) / (float(other.max()) or 1)
-    return note_of(heatmap) or (f"peak {share:.0%} of the other\u2019s" if share < 0.95 else "")
+    return f"peak {share:.0%} of the other\u2019s" if 0 < share < 0.95 else ""
 
 
 def numbered(labels: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Texts whose words are coloured by what they add, next to the image."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +19,10 @@ _SIDE: Final = 1.6  # of an image, in inches
 _WIDTH: Final = 4.4  # of a text, in inches
 _LINE: Final = 0.42  # between lines of words, in inches
 _MARGIN: Final = 0.1
+_ROW: Final = _SIDE + 0.45
 _LEAST: Final = 0.005  # of the largest value, to be written
+_WORD: Final = {**TEXT, "fontsize": 10}
+_VALUE: Final = {**NOTE, "fontsize": 6}
 
 
 @public("sentences")
@@ -55,31 +58,31 @@ def sentences(
             f"expected one image and texts with words, got {len(shown)} images and "
             f"{len(texts)} texts."
         )
-    if not all(np.isfinite(value) for words in texts for _, value in words):
+    if not np.isfinite([value for words in texts for _, value in words]).all():
         raise InputError("the values of words hold NaN or infinity.")
     check_interval("alpha", alpha, "[0, 1]")
-    shape, colors = (1, len(texts)), colormap(cmap)
-    cosines = as_cosines(scores, shape)
-    maps = None if heatmap is None else as_heatmaps(heatmap, shown, shape[1])
+    [cosines] = as_cosines(scores, (1, len(texts)))
+    pictures, colors = shown * len(texts), colormap(cmap)
+    if heatmap is not None:
+        [maps] = as_heatmaps(heatmap, shown, len(texts))
+        pictures = [blend(shown[0], values, colors, alpha) for values in maps]
     figure = page(DPI)
-    row_height = _SIDE + 0.45
     width = _SIDE + _WIDTH + 3 * _MARGIN
     below = figure.text(0, 0, caption, va="bottom", ha="left", **NOTE)
     wrap(below, width - 2 * _MARGIN)
-    height = len(texts) * row_height + 0.3 + 0.12 * below.get_text().count("\n")
+    height = len(texts) * _ROW + 0.3 + 0.12 * below.get_text().count("\n")
     figure.set_size_inches(width, height)
     below.set_position((_MARGIN / width, 0.08 / height))
-    for index, words in enumerate(texts):
-        top = height - index * row_height - _MARGIN
-        image = shown[0] if maps is None else blend(shown[0], maps[0][index], colors, alpha)
-        box = (_MARGIN / width, (top - _SIDE) / height, _SIDE / width, _SIDE / height)
-        axes = figure.add_axes(box)
-        axes.imshow(image)
-        axes.set_axis_off()
-        note: dict[str, Any] = {**NOTE, "transform": axes.transAxes, "ha": "center"}
-        axes.text(0.5, -0.03, cosines[0][index], va="top", **note)
-        left = (_SIDE + 2 * _MARGIN) / width
-        _draw_words(figure.add_axes((left, box[1], _WIDTH / width, box[3])), words)
+    for index, (picture, cosine, words) in enumerate(zip(pictures, cosines, texts, strict=True)):
+        bottom = height - index * _ROW - _MARGIN - _SIDE
+        left, right = (
+            figure.add_axes((x / width, bottom / height, wide / width, _SIDE / height))
+            for x, wide in ((_MARGIN, _SIDE), (_SIDE + 2 * _MARGIN, _WIDTH))
+        )
+        left.imshow(picture)
+        left.set_axis_off()
+        left.text(0.5, -0.03, cosine, va="top", ha="center", transform=left.transAxes, **NOTE)
+        _draw_words(right, words)
     return figure
 
 
@@ -103,10 +106,8 @@ def _draw_words(axes: Axes, words: Sequence[tuple[str, float]]) -> None:
     x, y = 0.0, 0.25
     for (word, _), (color, number) in zip(words, colored_words(words), strict=True):
         box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": color}
-        drawn = axes.text(
-            0, 0, word, va="center", ha="center", bbox=box, **{**TEXT, "fontsize": 10}
-        )
-        note = axes.text(0, 0, number, va="top", ha="center", **{**NOTE, "fontsize": 6})
+        drawn = axes.text(0, 0, word, va="center", ha="center", bbox=box, **_WORD)
+        note = axes.text(0, 0, number, va="top", ha="center", **_VALUE)
         width = max(text.get_window_extent().width for text in (drawn, note)) / DPI + 0.13
         if x > 0 and x + width > _WIDTH:
             x, y = 0.0, y + _LINE

@@ -37,13 +37,12 @@ def strip(
     raw: Tensor,
     lead: Panel,
     cmap: str | Colormap | None,
-    label: str = "",
     *,
     titles: Sequence[str],
     notes: Sequence[str] = (),
     shared: bool,
 ) -> list[Row]:
-    """Draw raw maps (L, h, w) over one image (H, W, 3), behind a lead and a label.
+    """Draw raw maps (L, h, w) over one image (H, W, 3), behind a lead.
 
     Without a colour map they are signed: orange above zero and blue below, on a scale that ends at
     the largest absolute value, of each map or shared by all. With one they are min-max normalised.
@@ -62,7 +61,7 @@ def strip(
         ]
     notes = notes or [f"{short_number(m.min())} to {short_number(m.max())}" for m in large]
     panels = [Panel(*parts) for parts in zip(drawn, titles, notes, strict=True)]
-    return folded(panels, lead, label)
+    return folded(panels, lead)
 
 
 def strip_legends(cmap: str | Colormap | None, above: str, below: str) -> list[Legend]:

@@ -145,7 +145,7 @@ LAYOUTS: dict[str, Callable[[], Figure]] = {
         IMAGES, MAPS, names=NAMES, scores=SCORES, caption="ViT-B/32"
     ),
     "one image": lambda: visualization.overlay(
-        IMAGES[:1], MAPS[:1, :1], names=[LONG], original=False, caption=LONG
+        IMAGES[:1], MAPS[:1, :1], names=[LONG], caption=LONG
     ),
     "signs": lambda: visualization.signs(IMAGES, MAPS, MAPS / 2, names=NAMES, scores=SCORES),
     "folded": lambda: visualization.overlay(
@@ -156,7 +156,7 @@ LAYOUTS: dict[str, Callable[[], Figure]] = {
     ),
     "wide letters": lambda: visualization.overlay(IMAGES, MAPS, names=["W" * 40, LONG, "M W" * 9]),
     "narrow": lambda: visualization.overlay(
-        uniform(1, 3, 64, 24), uniform(1, 1, 8, 3), original=False, caption=LONG
+        uniform(1, 3, 64, 24), uniform(1, 1, 8, 3), caption=LONG
     ),
 }
 
@@ -199,8 +199,8 @@ def test_texts_are_taken_as_they_are() -> None:
 
 
 def test_rows_are_images_and_columns_targets_and_many_go_on_in_another_row() -> None:
-    _, shown = boxes(visualization.overlay(IMAGES, MAPS, original=False))
-    assert (len({round(box.x0) for box in shown}), len({round(box.y0) for box in shown})) == (3, 2)
+    _, shown = boxes(visualization.overlay(IMAGES, MAPS))
+    assert (len({round(box.x0) for box in shown}), len({round(box.y0) for box in shown})) == (4, 2)
     folded = LAYOUTS["folded"]()  # ten maps of each sign, after the image
     lefts = [round(axes.get_position().x0, 3) for axes in folded.axes[:11]]
     assert lefts[1:6] == lefts[6:]
@@ -365,14 +365,15 @@ def test_all_mean_maps_share_one_scale() -> None:
 
 
 WRONG_OVERLAYS: list[tuple[Any, Any, dict[str, Any], str]] = [
-    (IMAGES[0], MAPS, {}, r"images of shape \(B, 3, H, W\), got 3 of \(32, 32\)"),
-    ([], MAPS, {}, r"images of shape \(B, 3, H, W\), got 1 of \(0,\)"),
+    (IMAGES[0], MAPS, {}, r"images of shape \(B, 3, H, W\), got \(3, 32, 32\)"),
+    ([], MAPS, {}, r"images of shape \(B, 3, H, W\), got \(0,\)"),
     (IMAGES * 2 - 1, MAPS, {}, r"images in \[0, 1\].*denormalize"),
-    (IMAGES * float("nan"), MAPS, {}, "nan to nan"),
+    (IMAGES * float("nan"), MAPS, {}, "the images hold NaN"),
     ("photo.jpg", MAPS, {}, "expected images as a tensor or an array, got str"),
-    (IMAGES, MAPS[:1], {}, r"for 2 images, got 1 of \(3, 4, 4\)"),
-    (IMAGES, MAPS[0], {}, r"got 3 of \(4, 4\)"),
-    (IMAGES, [MAPS[0], MAPS[0, :2]], {}, "expected 3 maps per image, got 2"),
+    (IMAGES, MAPS[:1], {}, r"maps of shape \(2, K, h, w\), got \(1, 3, 4, 4\)"),
+    (IMAGES, MAPS[0], {}, r"got \(3, 4, 4\)"),
+    (IMAGES, [MAPS[0], MAPS[0, :2]], {}, r"maps of shape \(3, h, w\), got \(2, 4, 4\)"),
+    (IMAGES, [MAPS[0]], {}, "expected 2 maps, got 1"),
     (IMAGES, 5 * MAPS, {}, r"maps in \[0, 1\].*normalize"),
     (IMAGES, MAPS, {"names": ["a"]}, r"expected 3 names, got 1"),
     (IMAGES, MAPS, {"labels": ["a"]}, "expected 2 labels, got 1"),
@@ -385,15 +386,18 @@ WRONG_OVERLAYS: list[tuple[Any, Any, dict[str, Any], str]] = [
 WRONG_FIGURES: list[tuple[Callable[[], Figure], str]] = [
     (
         lambda: visualization.signs(IMAGES, MAPS, MAPS[:, :2]),
-        "expected 3 maps per image, got 2",
+        r"expected maps of shape \(2, 3, h, w\), got \(2, 2, 4, 4\)",
     ),
     (lambda: draw_signs(references=[]), "expected 2 references, got 0"),
     (lambda: visualization.contact_sheet(IMAGES, {}), "at least one column"),
-    (lambda: visualization.contact_sheet(IMAGES, {"a": MAPS}), "expected 1 maps per image"),
+    (lambda: visualization.contact_sheet(IMAGES, {"a": MAPS}), r"maps of shape \(2, 1, h, w\)"),
     (lambda: visualization.average({}), "average: .*at least one row"),
-    (lambda: visualization.average({"a": MAPS[0, 0]}), r"\(K, h, w\) for 'a', got \(4, 4\)"),
+    (
+        lambda: visualization.average({"a": MAPS[0, 0]}),
+        r"maps for 'a' of shape \(K, h, w\), got \(4, 4\)",
+    ),
     (lambda: visualization.average({"a": MAPS[0], "b": MAPS[0, :1]}), r"as many .* \[1, 3\]"),
-    (lambda: visualization.average({"a": MAPS[0] * torch.nan}), "the maps of 'a' hold NaN"),
+    (lambda: visualization.average({"a": MAPS[0] * torch.nan}), "the maps for 'a' hold NaN"),
     (lambda: visualization.average({"a": MAPS[0]}, names=["a"]), "expected 3 names, got 1"),
 ]
 
