@@ -296,10 +296,7 @@ class EmotionProbe:
                 it has no training votes for the majority baseline.
         """
         if self.settings is None:
-            raise InputError(
-                "these encodings were read from elsewhere, without a bias and "
-                "training votes; only a fitted probe can be scored."
-            )
+            raise InputError("only a fitted probe can be scored.")
         logits = self._logits(features)
         counts = _check_votes(votes, len(logits))
         return _score(logits, counts, np.array(self.settings.votes))

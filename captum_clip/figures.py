@@ -125,27 +125,22 @@ def layers(
             [method.attribute_targets(inputs, index=i, rows=rows, **options) for i in indices]
         ).transpose(0, 1)
 
-    look: dict[str, Any] = {
-        "titles": [f"layer {index}" for index in indices],
-        "shared": scale == "shared",
-    }
+    titles, shared = [f"layer {index}" for index in indices], scale == "shared"
     attention = over_layers(of="attention")[0]  # the same for all targets
     lead = Panel(pixels, "image", label="attention")
-    drawn = strip(pixels, attention, lead, cmap or HEAT, **look)
+    drawn = strip(pixels, attention, lead, cmap or HEAT, titles, shared=shared)
     scores = method.forward_func(inputs)[0].tolist()
-    for name, score, picture, raw in zip(
-        target.names, scores, pictures, over_layers(of="gradient"), strict=True
-    ):
+    gradients = over_layers(of="gradient")
+    for name, score, picture, raw in zip(target.names, scores, pictures, gradients, strict=True):
         lead = Panel(_lead(pixels, picture), name, score_note(score), "gradient")
-        drawn += strip(pixels, raw, lead, cmap, **look)
+        drawn += strip(pixels, raw, lead, cmap, titles, shared=shared)
     legends = strip_legends(cmap, "raises the cosine", "lowers it")
     if cmap is None:
         legends.insert(0, Legend(ramp(colormap(HEAT)), "attention, low to high"))
     row = "row CLS" if clip.tower.pooling == "cls" else "mean of all rows"
     row = "sum of all rows" if rows == "sum" else row
-    label = f"{clip.name} ({LayerAttention.name})"
-    caption = _DOT.join((label, "heads averaged", row, meaning))
-    return grid(drawn, legends=legends, caption=caption)
+    about = (f"{clip.name} ({LayerAttention.name})", "heads averaged", row, meaning)
+    return grid(drawn, legends=legends, caption=_DOT.join(about))
 
 
 @public("figures.compare")
@@ -353,9 +348,9 @@ def heads(
     total, notes = sum_notes(raw.numpy(), rest.item())
     lead = Panel(_lead(pixels, picture), target.names[0], total)
     raw = torch.cat([raw, torch.zeros_like(raw[:1])])  # of the rest: the pale image alone
-    look: dict[str, Any] = {"notes": notes, "shared": scale == "shared"}
+    titles, shared = [*labels, REST], scale == "shared"
     return grid(
-        strip(pixels, raw, lead, cmap, titles=[*labels, REST], **look),
+        strip(pixels, raw, lead, cmap, titles, notes=notes, shared=shared),
         legends=strip_legends(cmap, "adds to the cosine", "takes away from it"),
         caption=f"{clip.name} ({DirectContribution.name}){_DOT}{meaning}",
     )

@@ -67,12 +67,9 @@ def upsample(
     height, width = _checked_size(size)
     check_choice(mode, get_args(Mode), name="a mode")
     planes = maps.reshape(-1, 1, *maps.shape[-2:])  # (N, 1, h, w)
-    smooth = mode != "nearest"
+    # the mode "nearest" of torch asks for the corner of a pixel
     resized = F.interpolate(
-        planes,
-        (height, width),
-        mode=mode if smooth else "nearest-exact",  # "nearest" asks for a pixel's corner
-        align_corners=False if smooth else None,
+        planes, (height, width), mode="nearest-exact" if mode == "nearest" else mode
     )
     if clamp:
         resized = resized.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
@@ -251,14 +248,14 @@ def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
     check_maps(maps)
     if not isinstance(images, Tensor):
         raise InputError(f"expected images as a tensor, got {type(images).__name__}.")
-    shapes = f"maps {tuple(maps.shape)} and images {tuple(images.shape)}"
-    if maps.ndim != 4 or images.ndim != 4 or maps.shape[1] != 1 or len(maps) != len(images):
-        raise InputError(f"expected maps (B, 1, h, w) and images (B, C, H, W), got {shapes}.")
-    (height, width), (rows, columns) = images.shape[-2:], maps.shape[-2:]
-    if height < rows or width < columns:
-        raise InputError(f"a map cannot be finer than its image; got {shapes}.")
-    row, row_count = _cells(height, rows, maps)
-    column, column_count = _cells(width, columns, maps)
+    belong = maps.ndim == images.ndim == 4 and maps.shape[1] == 1 and len(maps) == len(images)
+    if not belong or images.shape[2] < maps.shape[2] or images.shape[3] < maps.shape[3]:
+        raise InputError(
+            "expected maps (B, 1, h, w) and finer images (B, C, H, W), got maps "
+            f"{tuple(maps.shape)} and images {tuple(images.shape)}."
+        )
+    row, row_count = _cells(images.shape[2], maps.shape[2], maps)
+    column, column_count = _cells(images.shape[3], maps.shape[3], maps)
     share = maps / (images.shape[1] * row_count[:, None] * column_count)
     spread = share[..., row[:, None], column]  # (B, 1, H, W)
     return spread.expand(-1, images.shape[1], -1, -1).contiguous()

@@ -38,13 +38,9 @@ def noise(generator: np.random.Generator, size: int, cells: tuple[int, int]) -> 
     return np.clip(np.asarray(resized, dtype=np.float32), 0, 1)
 
 
-def _rgb(red: int, green: int, blue: int) -> _Array:
-    return np.array([red, green, blue], dtype=np.float32)
-
-
 def _blend(low: tuple[int, int, int], high: tuple[int, int, int], amount: _Array) -> _Array:
     """Mix two colours; amount (H, W) in [0, 1] -> (H, W, 3) in [0, 255]."""
-    first, second = _rgb(*low), _rgb(*high)
+    first, second = np.array([low, high], dtype=np.float32)
     return np.asarray(first + amount[..., None] * (second - first), dtype=np.float32)
 
 
@@ -74,7 +70,7 @@ def _snow(generator: np.random.Generator, size: int) -> _Array:
     drifts = noise(generator, size, (4, 3))
     snow = _blend((206, 218, 236), (250, 251, 253), drifts)
     flakes = generator.random((size, size), dtype=np.float32) > 0.985
-    return np.where(flakes[..., None], _rgb(178, 196, 226), snow)
+    return np.where(flakes[..., None], np.float32([178, 196, 226]), snow)
 
 
 def _water(generator: np.random.Generator, size: int) -> _Array:
@@ -97,7 +93,7 @@ def _brick(generator: np.random.Generator, size: int) -> _Array:
     wall = _blend((122, 52, 38), (186, 98, 72), 0.7 * shade + 0.3 * grain)
     joint = size / 110
     mortar = (rows - course * height < joint) | (columns - brick * width < joint)
-    return np.where(mortar[..., None], _rgb(196, 184, 170), wall)
+    return np.where(mortar[..., None], np.float32([196, 184, 170]), wall)
 
 
 PAINTERS: Final[dict[str, Painter]] = {

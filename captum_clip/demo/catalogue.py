@@ -102,9 +102,5 @@ ADJECTIVES: Final[tuple[str, ...]] = tuple(
 BACKGROUNDS: Final[tuple[str, ...]] = ("grass", "sand", "sky", "snow", "water", "brick")
 """The named backgrounds."""
 
-CONCEPTS: Final[tuple[str, ...]] = (
-    *NOUNS,
-    *(thing.name for thing in THINGS if thing.adjective is not None),
-    *BACKGROUNDS,
-)
+CONCEPTS: Final = (*NOUNS, *(t.name for t in THINGS if t.adjective is not None), *BACKGROUNDS)
 """All that a caption can name: nouns, coloured things, faces with a feeling, backgrounds."""

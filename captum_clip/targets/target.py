@@ -154,9 +154,7 @@ def _common_source(targets: Sequence[Target]) -> Source | None:
 def _check_sizes(targets: Sequence[Target]) -> None:
     sizes = sorted({target.embeddings.shape[1] for target in targets})
     if len(sizes) > 1:
-        raise TargetError(
-            f"the targets come from different models, with embeddings of {sizes} numbers."
-        )
+        raise TargetError(f"these are of different models, with {sizes} numbers.")
 
 
 @public("concatenate")
@@ -300,7 +298,7 @@ def _checked_texts(texts: str | Sequence[str], *, allow_empty: bool) -> list[str
         if not isinstance(text, str):
             raise TargetError(f"expected texts, got {type(text).__name__}: {show(text)}.")
         if not is_encodable(text):
-            raise TargetError(f"{show(text)} holds half a character (a surrogate); take it out.")
+            raise TargetError(f"{show(text)} holds half a character (a surrogate).")
         if not text.strip() and not allow_empty:
             raise TargetError(f"{text!r} is empty.")
     return listed

@@ -9,12 +9,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from .. import maps
-from ..checks import check_integer
 from .arrays import ArrayLike, Batch, as_array, as_cosines, as_images, as_values
 from .colors import ALPHA, Array, soften
 from .grid import Panel, grid
 
-_COLORS: Final = ("blue", "orange", "green", "red", "purple", "brown", "pink", "gray")
+_COLORS: Final = ("blue", "orange", "green", "red")  # of as many matches
 _HALF: Final = 0.5  # of a match's largest share, to belong to it
 _LEAST: Final = 0.25  # of the strongest match, to be shown
 
@@ -25,24 +24,22 @@ def matches(
     references: Batch,
     shares: ArrayLike,
     *,
-    count: int = 4,
     scores: ArrayLike | None = None,
     caption: str = "",
 ) -> Figure:
-    """The strongest matches of two images: one row a pair, each match in one colour on both.
+    """The four strongest matches of two images: one row a pair, each in one colour on both.
 
     A match is around the pair of cells with the largest share: on either image the connected cells
     whose share with the other's cell is half as large or more. The next one is sought among the
-    cells that belong to none yet. All colours are on one scale, so a weaker match is paler, and
-    the largest share of each is written below. These are the strongest pairs, whether or not both
-    images show the same there.
+    cells that belong to none yet, down to a quarter of the strongest. All colours are on one scale,
+    so a weaker match is paler, and the largest share of each is written below. These are the
+    strongest pairs, whether or not both images show the same there.
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
         references: what each is compared with, (B, 3, H, W).
         shares: (B, h', w', h, w), of each cell of the reference with each of the image; those
             below zero match nothing.
-        count: how many matches, at most eight; those below a quarter of the strongest are left out.
         scores: cosines (B,), under each image.
         caption: below all.
 
@@ -52,7 +49,6 @@ def matches(
         >>> images, shares = torch.rand(2, 3, 32, 32), torch.rand(1, 4, 4, 4, 4)
         >>> figure = visualization.matches(images[:1], images[1:], shares)
     """
-    check_integer("count", count, most=len(_COLORS))
     shown, others = as_images(images), as_images(references)
     others = as_values("references", others, len(shown))
     each = as_array("shares", shares, (len(shown), "h'", "w'", "h", "w"))
@@ -61,7 +57,7 @@ def matches(
     for image, other, values, [note] in zip(
         shown, others, each, as_cosines(cosines, (len(each), 1)), strict=True
     ):
-        found = list(_strongest(values, count))
+        found = list(_strongest(values, len(_COLORS)))
         peaks = [f"{color} {on.max():.3f}" for color, (_, on) in zip(_COLORS, found, strict=False)]
         listed = f"shares: {', '.join(peaks)}" if peaks else "no cells answer each other"
         left = Panel(_painted(image, [on for _, on in found]), "image", note)

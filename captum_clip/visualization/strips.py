@@ -37,8 +37,8 @@ def strip(
     raw: Tensor,
     lead: Panel,
     cmap: str | Colormap | None,
-    *,
     titles: Sequence[str],
+    *,
     notes: Sequence[str] = (),
     shared: bool,
 ) -> list[Row]:
