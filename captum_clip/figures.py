@@ -30,8 +30,9 @@ Example:
     9
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -484,16 +485,13 @@ def _explained(
     """
     listed = _as_list(images)
     check_nonempty("image", listed)
-    subjects: list[tuple[Target, dict[str, Any]]] = []
+    subjects: list[Callable[[Any], Explanation]] = []
     for clip, target in asked:
-        offered = methods_for(clip.kind) if every else ()
-        wanted = _as_list(methods) if methods else offered
+        wanted = _as_list(methods) if methods else methods_for(clip.kind) if every else ()
         for choice in fitting_methods(wanted, clip.tower, clip.name):
-            subjects.append((target, {"model": clip, "method": choice.method, **choice.options}))
-    return [
-        explain(image, target, sign=sign, **given)
-        for image, (target, given) in product(listed, subjects)
-    ]
+            given = {"model": clip, "method": choice.method, **choice.options}
+            subjects.append(partial(explain, texts=target, sign=sign, **given))
+    return [explained_by(image) for image in listed for explained_by in subjects]
 
 
 def _written(rows: Sequence[Explanation], meaning: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _snow(generator: np.random.Generator, size: int) -> _Array:
     drifts = noise(generator, size, (4, 3))
     snow = _blend((206, 218, 236), (250, 251, 253), drifts)
     flakes = generator.random((size, size), dtype=np.float32) > 0.985
-    return np.where(flakes[..., None], np.float32([178, 196, 226]), snow)
+    return np.where(flakes[..., None], np.array([178, 196, 226], np.float32), snow)
 
 
 def _water(generator: np.random.Generator, size: int) -> _Array:
@@ -93,7 +93,7 @@ def _brick(generator: np.random.Generator, size: int) -> _Array:
     wall = _blend((122, 52, 38), (186, 98, 72), 0.7 * shade + 0.3 * grain)
     joint = size / 110
     mortar = (rows - course * height < joint) | (columns - brick * width < joint)
-    return np.where(mortar[..., None], np.float32([196, 184, 170]), wall)
+    return np.where(mortar[..., None], np.array([196, 184, 170], np.float32), wall)
 
 
 PAINTERS: Final[dict[str, Painter]] = {

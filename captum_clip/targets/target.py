@@ -201,8 +201,6 @@ def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> T
             f"expected numbers (K, D) or (D,), got {type(embeddings).__name__}."
         ) from error
     tensor = tensor[None] if tensor.ndim == 1 else tensor
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        tensor = tensor.float()
     if names is None:
         names = [f"embedding {index}" for index in range(len(tensor) if tensor.ndim else 0)]
     return Target.of(tensor, as_list(names))

@@ -83,7 +83,7 @@ def _around(values: Array, row: np.intp, column: np.intp) -> Array:
     from scipy import ndimage
 
     parts, _ = ndimage.label(values >= _HALF * values[row, column])
-    return values * (parts == parts[row, column])
+    return np.asarray(values * (parts == parts[row, column]))
 
 
 def _painted(image: Array, regions: list[Array]) -> Array:
@@ -92,5 +92,6 @@ def _painted(image: Array, regions: list[Array]) -> Array:
     for region, color in zip(regions, _COLORS, strict=False):
         share = torch.from_numpy(region / regions[0].max())
         opacity = ALPHA * maps.upsample(share, (height, width)).clamp(max=1).numpy()[..., None]
-        drawn = (1 - opacity) * drawn + opacity * np.array(to_rgb(f"tab:{color}"), np.float32)
+        mixed = (1 - opacity) * drawn + opacity * np.array(to_rgb(f"tab:{color}"))
+        drawn = np.asarray(mixed, dtype=np.float32)
     return drawn.clip(0, 1)

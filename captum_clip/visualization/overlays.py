@@ -8,7 +8,6 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from ..checks import check_interval, check_nonempty
-from ..errors import InputError, public
 from .arrays import (
     ArrayLike,
     Batch,
@@ -218,23 +217,19 @@ def average(
         4
     """
     check_nonempty("row of maps", rows)
-    means = {
-        label: enlarged(as_array(f"maps for {label!r}", given, ("K", "h", "w")), _SIZE)
-        for label, given in rows.items()
-    }
-    counts = sorted({len(maps) for maps in means.values()})
-    if len(counts) > 1:
-        raise InputError(f"expected as many maps in every row, got {counts}.")
-    titles, colors = as_values("names", names, counts[0]), colormap(cmap)
-    low, high = scale or (
-        min(maps.min() for maps in means.values()),
-        max(maps.max() for maps in means.values()),
-    )
+    means: dict[str, Array] = {}
+    count: int | str = "K"
+    for label, given in rows.items():
+        array = as_array(f"maps for {label!r}", given, (count, "h", "w"))
+        means[label], count = enlarged(array, _SIZE), len(array)
+    titles, colors = as_values("names", names, len(array)), colormap(cmap)
+    values = np.concatenate([maps.ravel() for maps in means.values()])
+    low, high = scale or (values.min(), values.max())
     panels: list[Row] = []
     for label, maps in means.items():
-        lines = as_values("notes", None if notes is None else notes[label], counts[0])
+        lines = as_values("notes", None if notes is None else notes[label], len(maps))
         pixels = np.asarray(colors(Normalize(low, high)(maps))[..., :3], dtype=np.float32)
-        once = [label, *[""] * (counts[0] - 1)]
+        once = [label, *[""] * (len(maps) - 1)]
         cells = [Panel(*parts) for parts in zip(pixels, titles, lines, once, strict=True)]
         panels += folded(cells)
     legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")

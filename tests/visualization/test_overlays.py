@@ -396,7 +396,10 @@ WRONG_FIGURES: list[tuple[Callable[[], Figure], str]] = [
         lambda: visualization.average({"a": MAPS[0, 0]}),
         r"maps for 'a' of shape \(K, h, w\), got \(4, 4\)",
     ),
-    (lambda: visualization.average({"a": MAPS[0], "b": MAPS[0, :1]}), r"as many .* \[1, 3\]"),
+    (
+        lambda: visualization.average({"a": MAPS[0], "b": MAPS[0, :1]}),
+        r"maps for 'b' of shape \(3, h, w\), got \(1, 4, 4\)",
+    ),
     (lambda: visualization.average({"a": MAPS[0] * torch.nan}), "the maps for 'a' hold NaN"),
     (lambda: visualization.average({"a": MAPS[0]}, names=["a"]), "expected 3 names, got 1"),
 ]
