@@ -13,7 +13,6 @@ from .towers import (
     PoolingHead,
     ResNetTower,
     Tower,
-    TransformerTower,
     ViTTower,
 )
 
@@ -29,7 +28,6 @@ __all__ = [
     "ResNetTower",
     "TextTower",
     "Tower",
-    "TransformerTower",
     "ViTTower",
     "available",
     "differing_parts",

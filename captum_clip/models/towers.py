@@ -142,8 +142,7 @@ class Attention:
         except (TypeError, ValueError):  # somebody's own forward, whose output is compared
             return None
         total: Tensor | None = None
-        for name in _MASKS:
-            mask = given.get(name)
+        for name, mask in ((name, given.get(name)) for name in _MASKS):
             if not isinstance(mask, Tensor):
                 continue
             if mask.dtype == torch.bool:
@@ -307,13 +306,10 @@ class PoolingHead(Attention):
 
 def _settings(module: nn.Module) -> dict[str, Any]:
     """The numbers and names of an attention, but for the number of its layer."""
-    plain: dict[str, Any] = {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str))
-    }
-    plain["attention"] = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    return {name: value for name, value in plain.items() if name != "layer_idx"}
+    kinds, attributes = (bool, int, float, str), vars(module).items()
+    plain = {n: v for n, v in attributes if isinstance(v, kinds) and n != "layer_idx"}
+    attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    return plain | {"attention": attention}
 
 
 def wrong_size(height: int, width: int, reason: str, larger: str = "") -> InputError:
@@ -424,6 +420,12 @@ class TransformerTower(Tower):
                     f"{where} of the {type(self.module).__name__} has {what}, which is not "
                     "supported; take a model without it."
                 )
+
+    @property
+    @override
+    @abstractmethod
+    def head(self) -> tuple[Step, ...]:
+        """The steps from the pooled token to the image embedding."""
 
     @property
     @abstractmethod
