@@ -332,7 +332,9 @@ def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
         gate = _gate(module, token, result).detach()
         return token * gate + (result - token * gate).detach()
     wide = to_float32(token)
-    return _norm_at(module, wide)(wide).to(result.dtype)
+    centred = wide - wide.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else wide
+    norm = _norm_at(module, wide, centred.detach().square().mean(-1))
+    return norm(wide).to(result.dtype)
 
 
 def _plain(step: Step) -> Step:
@@ -376,6 +378,9 @@ class _Gated(NamedTuple):
         return vectors if self.factors is None else vectors * self.factors.to(vectors.dtype)
 
     def pull_back(self, token: Tensor, direction: Direction) -> Direction:
+        if self.factors is not None and self.factors.ndim > 1:  # then images differ by more
+            ones = torch.ones_like(direction.scale)
+            direction = Direction(direction.dense(), ones, direction.constant)
         rows, bias = direction.rows, self.bias
         if self.factors is not None:
             rows = rows * self.factors.to(rows.dtype)
@@ -429,11 +434,11 @@ def _held(step: Step, token: Tensor) -> Linear | Residual | _Gated | _Called:
     return _Called(step)
 
 
-def _norm_at(norm: Any, token: Tensor) -> _Gated:
+def _norm_at(norm: Any, token: Tensor, variance: Tensor | None = None) -> _Gated:
     """A norm with its standard deviation, of an RMSNorm its root mean square, as a constant."""
     centres = isinstance(norm, nn.LayerNorm)
-    wide = token.detach()
-    variance = wide.var(-1, correction=0) if centres else wide.square().mean(-1)
+    if variance is None:
+        variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
     scale = (variance + _epsilon(norm, token)).rsqrt()
     return _Gated(norm.weight, getattr(norm, "bias", None), scale[..., None], centres)
 

@@ -136,7 +136,7 @@ class TextTower(TransformerTower):
 
     @override
     def span(self, size: Size) -> slice:
-        return slice(self.prefix, -self.suffix or None)
+        return slice(0, size[1])
 
 
 def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:

@@ -46,7 +46,7 @@ def test_the_short_way_equals_the_general_one(
         asked.append(1)
         raise UnsupportedModelError("as if a hook changed the pool")
 
-    monkeypatch.setattr(_engine, "_agree", lambda *_: asked.append(1))
+    monkeypatch.setattr(_engine, "_from_last_block", lambda *_: asked.append(1))
     monkeypatch.setattr(_engine, "compare_embedding", changed)
     torch.testing.assert_close(short, explain(name, method), rtol=1e-9, atol=1e-12)
     assert asked  # the general way was taken
