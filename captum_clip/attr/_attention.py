@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
+from ..models.attentions import Exposed, PoolingHead, Which
 from ..models.steps import (
     Direction,
     Linear,
@@ -26,7 +27,7 @@ from ..models.steps import (
     run_steps,
     split_heads,
 )
-from ..models.towers import Exposed, Pooling, PoolingHead, TransformerTower, Which
+from ..models.towers import Pooling, TransformerTower
 from ..recording import LayerRecord
 
 

@@ -17,10 +17,11 @@ from torch.autograd import grad
 
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import to_float32
+from ..models.attentions import AttentionLayer
 from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
 from ..models.text import TextTower
-from ..models.towers import AttentionLayer, ResNetTower, Tower, TransformerTower
+from ..models.towers import ResNetTower, Tower, TransformerTower
 from ..recording import NOTHING, LayerRecord, Recording, Visit, record_resnet, record_vit
 from ..similarity import Similarity
 from . import _attention as mha

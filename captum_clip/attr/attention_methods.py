@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ..checks import is_integer
 from ..errors import InputError
-from ..models.towers import AttentionLayer
+from ..models.attentions import AttentionLayer
 from ..recording import LayerRecord, record_vit
 from . import _attention as mha
 from ._base import ViTAttribution

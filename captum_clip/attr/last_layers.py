@@ -11,8 +11,8 @@ from typing_extensions import override
 from ..checks import is_integer
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
+from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
-from ..models.towers import PoolingHead
 from ..recording import LayerRecord, record_vit
 from . import _attention as mha
 from ._base import ViTAttribution

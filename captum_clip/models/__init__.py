@@ -1,20 +1,13 @@
 """CLIP models of transformers and OpenCLIP behind one adapter."""
 
 from .adapter import ClipAdapter, Family, ImageLike
+from .attentions import Attention, AttentionLayer, PoolingHead
 from .families import known_tower, register_family, tower_of
 from .identity import differing_parts
 from .loading import load_clip
 from .names import AvailableModel, available
 from .text import TextTower
-from .towers import (
-    Attention,
-    AttentionLayer,
-    AveragePooledTower,
-    PoolingHead,
-    ResNetTower,
-    Tower,
-    ViTTower,
-)
+from .towers import AveragePooledTower, ResNetTower, Tower, ViTTower
 
 __all__ = [
     "Attention",

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from .adapter import ClipAdapter, Family
+from .attentions import AttentionLayer
 from .library import unwrapped
 from .steps import Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
-from .towers import AttentionLayer, Tower, ViTTower
+from .towers import Tower, ViTTower
 
 
 class HuggingFaceLayer(AttentionLayer):

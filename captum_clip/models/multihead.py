@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
+from .attentions import Attention, PoolingHead
 from .steps import Linear, Projections, linear_maps, linear_or_called
-from .towers import Attention, PoolingHead
 
 
 class Multihead(Attention):

@@ -13,12 +13,13 @@ from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
+from .attentions import AttentionLayer, Which, argument
 from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
 from .steps import Direction, Linear, Step, head_products, head_sums, split_heads
 from .text import Row, TextPooling, TextTower
-from .towers import AttentionLayer, Pooling, ResNetTower, Tower, ViTTower, Which, argument
+from .towers import Pooling, ResNetTower, Tower, ViTTower
 
 # the pool type of a ViT, and whether it has a pool; with a mean all its queries would be read
 _POOLINGS: dict[tuple[str, bool], Pooling] = {

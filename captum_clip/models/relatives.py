@@ -10,6 +10,7 @@ from typing_extensions import Self, override
 
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
+from .attentions import PoolingHead
 from .huggingface import (
     CLIP_TEXT,
     HuggingFaceAdapter,
@@ -24,7 +25,7 @@ from .images import image_processor
 from .multihead import MultiheadPoolingHead
 from .steps import Linear, PooledToken, Projections, Residual, Step, linear_or_called
 from .text import TextPooling, TextTower
-from .towers import AveragePooledTower, Entry, PoolingHead, part_of, with_part, wrong_size
+from .towers import AveragePooledTower, Entry, wrong_size
 
 
 class SiglipPoolingHead(MultiheadPoolingHead):

@@ -91,13 +91,11 @@ class Linear(NamedTuple):
         with torch._C.DisableTorchFunction():
             return map_linearly(token, *self.to(token.dtype))
 
-    def pull_back(self, token: Tensor, direction: "Direction") -> "Direction":
-        """See the function of that name."""
+    def _pull(self, token: Tensor, direction: "Direction") -> "Direction":
         weight, bias = self.to(token.dtype)
         return direction.through(direction.rows @ weight, bias)
 
-    def push_forward(self, token: Tensor, vectors: Tensor) -> Tensor:
-        """See the function of that name."""
+    def _push(self, token: Tensor, vectors: Tensor) -> Tensor:
         return Linear(self.weight, None)(vectors)
 
     def to(self, dtype: torch.dtype) -> "Linear":
@@ -145,15 +143,13 @@ class Residual(NamedTuple):
         """Add the branch to tokens (..., D)."""
         return token + run_steps(self.steps, token)
 
-    def pull_back(self, token: Tensor, direction: "Direction") -> "Direction":
-        """See the function of that name."""
+    def _pull(self, token: Tensor, direction: "Direction") -> "Direction":
         branch = pull_back(self.steps, token, Direction.of(direction.rows, direction.scale))
         dense, ones = direction.dense() + branch.dense(), torch.ones_like(direction.scale)
         return Direction(dense, ones, direction.constant + branch.constant)
 
-    def push_forward(self, token: Tensor, vectors: Tensor) -> Tensor:
-        """See the function of that name."""
-        return vectors + _push_forward(self.steps, token, vectors)
+    def _push(self, token: Tensor, vectors: Tensor) -> Tensor:
+        return vectors + push_forward(self.steps, token[:, 0], vectors)
 
 
 Step: TypeAlias = "nn.Module | Linear | Scale | Residual"
@@ -255,7 +251,7 @@ def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Dir
     for step in steps[:-1]:
         inputs.append(_forward(step, inputs[-1]))
     for step, entered in zip(reversed(steps), reversed(inputs), strict=False):
-        direction = _held(step, entered).pull_back(entered, direction)
+        direction = _held(step, entered)._pull(entered, direction)
     return direction
 
 
@@ -264,12 +260,8 @@ def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> Tenso
 
     The transpose of :func:`pull_back`: the parts of their output, without its constant.
     """
-    return _push_forward(steps, token[:, None], vectors)
-
-
-def _push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> Tensor:
     for step in steps:
-        vectors = _held(step, token).push_forward(token, vectors)
+        vectors = _held(step, token[:, None])._push(token[:, None], vectors)
         token = _forward(step, token)
     return vectors
 
@@ -368,16 +360,16 @@ class _Gated(NamedTuple):
     centres: bool = False
 
     def __call__(self, token: Tensor) -> Tensor:
-        token = self.push_forward(token, token)
+        token = self._push(token, token)
         return token if self.bias is None else token + self.bias
 
-    def push_forward(self, token: Tensor, vectors: Tensor) -> Tensor:
+    def _push(self, token: Tensor, vectors: Tensor) -> Tensor:
         if self.centres:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         vectors = vectors if self.scale is None else vectors * self.scale
         return vectors if self.factors is None else vectors * self.factors.to(vectors.dtype)
 
-    def pull_back(self, token: Tensor, direction: Direction) -> Direction:
+    def _pull(self, token: Tensor, direction: Direction) -> Direction:
         if self.factors is not None and self.factors.ndim > 1:  # then images differ by more
             ones = torch.ones_like(direction.scale)
             direction = Direction(direction.dense(), ones, direction.constant)
@@ -395,10 +387,10 @@ class _Called(NamedTuple):
 
     module: nn.Module
 
-    def push_forward(self, token: Tensor, vectors: Tensor) -> Tensor:
+    def _push(self, token: Tensor, vectors: Tensor) -> Tensor:
         return _called(self.module, vectors) - _constant(self.module, token)
 
-    def pull_back(self, token: Tensor, direction: Direction) -> Direction:
+    def _pull(self, token: Tensor, direction: Direction) -> Direction:
         zero, dense = _constant(self.module, token), direction.dense()
         with torch.enable_grad():
             leaf = token.detach().requires_grad_()

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
+from .attentions import AttentionLayer
 from .images import Size
 from .steps import PooledToken, Step, call_steps, run_steps
-from .towers import AttentionLayer, Entry, Kind, Pooling, TransformerTower
+from .towers import Entry, Kind, Pooling, TransformerTower
 
 Row = Literal["end", "last", "first", "mean"]
 

@@ -12,8 +12,18 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
-from .steps import Linear, Projections, Residual, Step, flattened, linear_maps, linear_or_called
-from .towers import AttentionLayer, AveragePooledTower, Pooling, PoolingHead, ViTTower, Which
+from .attentions import AttentionLayer, PoolingHead, Which
+from .steps import (
+    Linear,
+    Projections,
+    Residual,
+    Step,
+    flattened,
+    linear_maps,
+    linear_or_called,
+    run_steps,
+)
+from .towers import AveragePooledTower, Pooling, ViTTower
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
 # class -> the parts after the attention, and those of the MLP

@@ -10,9 +10,10 @@ from torch import nn
 from ..checks import is_integer
 from ..errors import InputError, UnsupportedModelError, public
 from .adapter import ClipAdapter
+from .attentions import AttentionLayer
 from .families import adapter_of, tower_of
 from .steps import step_parameters
-from .towers import AttentionLayer, ResNetTower, ViTTower
+from .towers import ResNetTower, ViTTower
 
 Model = TypeVar("Model", bound=nn.Module)
 ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)

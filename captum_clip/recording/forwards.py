@@ -12,8 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..errors import CaptureError
+from ..models.attentions import AttentionLayer
 from ..models.text import TextTower
-from ..models.towers import AttentionLayer, ResNetTower, Tower, TransformerTower, ViTTower
+from ..models.towers import ResNetTower, Tower, TransformerTower, ViTTower
 from .hooks import Arguments, Hooks, Stop, graph_from_start, uncompiled
 from .records import NOTHING, Recording, Visit, as_leaf
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
+from ..models.attentions import Attention, AttentionLayer
 from ..models.library import has_no_foreign_hooks
 from ..models.steps import ROUNDING, PooledToken
-from ..models.towers import Attention, AttentionLayer, Tower, TransformerTower
+from ..models.towers import Tower, TransformerTower
 from .hooks import Arguments
 
 NOTHING: Final = torch.empty(0)  # until the forward has shown it

@@ -30,8 +30,8 @@ from captum_clip.attr.extend import (
     register,
 )
 from captum_clip.evaluation import EvaluationConfig, evaluate
+from captum_clip.models.attentions import Exposed
 from captum_clip.models.steps import Direction, pull_back
-from captum_clip.models.towers import Exposed
 
 
 @register
