@@ -358,7 +358,7 @@ def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[St
 
 @torch.no_grad()
 def compare_embedding(tower: Tower, embedded: PooledEmbedding, token: Tensor) -> None:
-    """What is taken apart must be the embedding that the scores are made of."""
+    """Compare the embedding of what is pooled with the one that the scores are made of."""
     record, returned = embedded.run.record, embedded.embedding.detach()
     made = _embedded(tower, record, token, embedded.head(tower))
     if made.shape != returned.shape:

@@ -1,4 +1,4 @@
-"""What a method of one's own is made of: bases, a forward call, passes and the attention's parts.
+"""The parts of a method of one's own: bases, a forward call, passes, the attention's arithmetic.
 
 `docs/extending.md` has whole methods. A class gets a `Call`, makes a pass with one of the functions
 that take it, and returns a `Computed`.

@@ -256,7 +256,7 @@ def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Dir
 
 
 def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> Tensor:
-    """What some steps make of vectors (B, n, D) that are parts of a token (B, D).
+    """Send vectors (B, n, D), which are parts of a token (B, D), through some steps.
 
     The transpose of :func:`pull_back`: the parts of their output, without its constant.
     """
@@ -453,7 +453,7 @@ def _called(step: nn.Module, token: Tensor) -> Tensor:
 
 
 def _constant(step: nn.Module, token: Tensor) -> Tensor:
-    """What a module gives for zeros; UnsupportedModelError where it is not affine at a token."""
+    """Call a module with zeros; UnsupportedModelError where it is not affine at a token."""
     with torch.enable_grad():
         passes = _called(step, token.detach().requires_grad_()).requires_grad
     zero, other = _called(step, torch.zeros_like(token)), token.roll(1, -1)

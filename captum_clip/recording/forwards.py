@@ -149,7 +149,7 @@ class AttentionHooks(ABC):
 
     @abstractmethod
     def leave(self, _: Arguments, result: Any) -> Any:
-        """What the attention is to return; None for what it did."""
+        """Choose what the attention is to return; None for what it did."""
 
 
 @dataclass(eq=False)

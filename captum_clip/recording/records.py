@@ -1,4 +1,4 @@
-"""What a forward has shown: each attention's inputs and outputs, and what is compared."""
+"""Records of a forward: each attention's inputs and outputs, and what is compared."""
 
 from collections import defaultdict
 from collections.abc import Callable
