@@ -10,7 +10,7 @@ from typing_extensions import Self, override
 
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
-from .attentions import PoolingHead
+from .attentions import PoolingHead, part_of, with_part
 from .huggingface import (
     CLIP_TEXT,
     HuggingFaceAdapter,

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from .. import maps
+from ..errors import public
 from .arrays import ArrayLike, Batch, as_array, as_cosines, as_images, as_values
 from .colors import ALPHA, Array, soften
 from .grid import Panel, grid

@@ -8,6 +8,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from ..checks import check_interval, check_nonempty
+from ..errors import public
 from .arrays import (
     ArrayLike,
     Batch,
