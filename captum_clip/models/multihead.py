@@ -29,17 +29,14 @@ class Multihead(Attention):
 
     @override
     def projections(self) -> Projections:
-        # one stacked weight, or three where keys have a width of their attention
-        attention = self.attention
+        # one stacked weight, or three where keys have a width of their own
+        attention, output = self.attention, self.attention.out_proj
         if attention.in_proj_weight is None:
             weights = [getattr(attention, f"{name}_proj_weight") for name in "qkv"]
         else:
             weights = attention.in_proj_weight.chunk(3)
-        by_weight = self.merge_module() is None
-        output = (
-            Linear.of(attention.out_proj) if by_weight else linear_or_called(attention.out_proj)
-        )
-        return Projections._make((*linear_maps(weights, attention.in_proj_bias), output))
+        last = Linear.of(output) if self.merge_module() is None else linear_or_called(output)
+        return Projections._make((*linear_maps(weights, attention.in_proj_bias), last))
 
     @override
     def batch_first(self, tokens: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
-from .attentions import AttentionLayer, Which, argument
+from .attentions import AttentionLayer, Which, argument, part_of
 from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
@@ -444,9 +444,7 @@ class OpenClipAdapter(ClipAdapter):
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        features = self.model.encode_image(images.to(self.dtype), **self.options)
-        first: Tensor = features[0] if isinstance(features, tuple) else features
-        return first
+        return part_of(self.model.encode_image(images.to(self.dtype), **self.options))
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -192,14 +192,13 @@ def tower_of(module: Any) -> TimmTower | TimmCNN | None:
     averages = getattr(trunk.head.global_pool, "pool_type", None) == "avg"
     if not averages or hasattr(module.head, "pool"):
         return None
-    stages = dict(reversed(stages.items()))
     stride = int(trunk.feature_info[-1]["reduction"])
     return TimmCNN(
         module=module,
         native=tuple(module.image_size),
         patch=(stride, stride),
         resizable=True,  # there are no positions
-        stages=stages,
+        stages=dict(reversed(stages.items())),
         head_modules=(trunk.head, module.head),
     )
 
