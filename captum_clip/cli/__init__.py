@@ -40,12 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 2 after an error that is reported on one line, typer's 130 after Ctrl-C.
     """
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by the shell; the next file would get its number
-            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    _open_streams()
     try:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # letters that it cannot encode get escapes
-            sys.stdout.reconfigure(errors="backslashreplace")
         with _quiet():
             command = typer.main.get_command(app)
             code = command.main(argv, prog_name="captum-clip", standalone_mode=False)
@@ -58,15 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed, which this command needs.")
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
-            raise
-        # what is still to be written goes nowhere, so that nothing fails at the exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:  # the reader, such as `head`, has enough
-            return 0
-        return _fail("the output cannot be written: no space is left on its device.")
+        return _end_output(error)
     except SystemExit as stop:  # of SIGTERM, and of typer's completion
         return int(stop.code or 0)
+
+
+def _open_streams() -> None:
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the shell; the next file would get its number
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # letters that it cannot encode get escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _end_output(error: OSError) -> int:
+    if error.errno not in (errno.EPIPE, errno.ENOSPC):
+        raise error
+    # what is still to be written goes nowhere, so that nothing fails at the exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:  # the reader, such as `head`, has enough
+        return 0
+    return _fail("the output cannot be written: no space is left on its device.")
 
 
 def _describe(error: Any) -> str:
