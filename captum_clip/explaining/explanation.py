@@ -212,10 +212,7 @@ class Explanation:
 
     @property
     def notes(self) -> list[list[str]]:
-        """The lines under the maps, B times K: of a text its cosine, of words their norms.
-
-        Of pairs each word's share, and what is lost without it, or the share of the one cell.
-        """
+        """The lines under the maps, B times K: cosines of texts, norms of words, shares of pairs."""
         if self.cells != (0, 0) and self.reference is None:
             return [[_share_note(share) for share in shares] for shares in self.scores.tolist()]
         if not self.words:
@@ -333,8 +330,7 @@ class Explanation:
             return list(original) if isinstance(original, (list, tuple)) else [original]
         if not self.photos:
             raise InputError(
-                "this explanation comes from a file, which does not hold the photos; pass "
-                "them, as in plot(original='photo.jpg')."
+                "this explanation comes from a file without photos; plot(original='photo.jpg')."
             )
         return self.photos
 
@@ -476,11 +472,9 @@ class Explanation:
         if not isinstance(index, slice):
             number = range(len(self))[index]  # IndexError past the last, as iteration needs it
             index = slice(number, number + 1)
-        parts = ("scores", "images", "hints", "crops", "photos")
-        of_images = {part: getattr(self, part)[index] for part in parts}
-        of_images["leave_one_out"] = (
-            None if self.leave_one_out is None else self.leave_one_out[index]
-        )
+        parts = ("scores", "images", "hints", "crops", "photos", "leave_one_out")
+        values = {part: getattr(self, part) for part in parts}
+        of_images: Any = {part: None if v is None else v[index] for part, v in values.items()}
         return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **of_images)
 
     def _repr_png_(self) -> bytes:
