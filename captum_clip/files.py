@@ -92,7 +92,7 @@ def is_own_figure(path: Path) -> bool:
     return False
 
 
-def slug(*texts: str) -> str:
+def slug(*texts: str, longest: int = 40) -> str:
     """Texts as a part of a file's name, their letters and digits; what is cut off has a digest.
 
     Example:
@@ -100,10 +100,10 @@ def slug(*texts: str) -> str:
         ('a-horse_a-dog', 'the-quick-brown-fox-jumps-over-the-lazy-05c6e08f')
     """
     words = "_".join(re.sub(r"[\W_]+", "-", text.lower()).strip("-") for text in texts)
-    if len(words) <= 40 and words.strip("_"):
+    if len(words) <= longest and words.strip("_"):
         return words
     digest = hashlib.sha256("\n".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{words[:40].strip('-_')}-{digest}".strip("-") if texts else ""
+    return f"{words[:longest].strip('-_')}-{digest}".strip("-") if texts else ""
 
 
 def draw_names(names: Iterable[str], limit: int | None, seed: int) -> list[str]:

@@ -22,7 +22,7 @@ from captum_clip import attr
 from captum_clip.demo import MODELS
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.evaluation import TASKS
-from captum_clip.evaluation.data import DATA_SETS, DemoScenes
+from captum_clip.evaluation.data import DATA_SETS
 from captum_clip.models import families, library
 from tests import oracles
 from tests.cli.parsing import parse
@@ -153,9 +153,9 @@ def _restored_registries() -> Iterator[None]:
     """What an example registers is forgotten after it."""
     registries: list[dict[str, Any]] = [attr.METHODS, TASKS, DATA_SETS]
     before = [(registry, dict(registry)) for registry in registries]
-    tasks, known, packages = DemoScenes.tasks, families.FAMILIES[:], {*library._PACKAGES}
+    known, packages = families.FAMILIES[:], {*library._PACKAGES}
     yield
-    DemoScenes.tasks, families.FAMILIES[:] = tasks, known
+    families.FAMILIES[:] = known
     library._PACKAGES.intersection_update(packages)
     for registry, contents in before:
         registry.clear()

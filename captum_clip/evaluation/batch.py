@@ -1,16 +1,15 @@
 """Samples as a model sees them, and the maps of a method for them, which tasks measure."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import maps as resizing
-from .. import targets
+from .. import maps, targets
 from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter, load_clip
@@ -43,10 +42,10 @@ class ModelContext:
             # the units that this process has done before.
             if text not in self._texts:
                 prompts = list(self.data.prompts.get(text, [text]))
-                alone = targets.text(self.clip, prompts, allow_empty=True)
-                if len(alone) > 1:
-                    alone = targets.embedding(alone.embeddings.mean(0))
-                self._texts[text] = alone.embeddings[0]
+                target = targets.text(self.clip, prompts, allow_empty=True)
+                if len(target) > 1:
+                    target = targets.embedding(target.embeddings.mean(0))
+                self._texts[text] = target.embeddings[0]
         return torch.stack([self._texts[text] for text in texts])
 
     def forward(self, embeddings: Tensor) -> Callable[[Tensor], Tensor]:
@@ -81,17 +80,16 @@ class ModelContext:
 
     @cached_property
     def renumbered_copy(self) -> ClipAdapter | None:
-        """The same function with the heads of all layers but the last permuted; only of a ViT."""
+        """A ViT of the same function, with permuted heads in all layers but the last; or None."""
         tower = self.clip.tower
         if not isinstance(tower, ViTTower):
             return None
         generator = torch.Generator().manual_seed(self.config.seed)
-        changed = self.clip.model
+        model = self.clip.model
         for layer, attention in enumerate(tower.layers[:-1]):
             order = torch.randperm(attention.heads, generator=generator).tolist()
-            changed = permute_heads(changed, layer, order)
-        parts = {"processor": self.clip.processor, "tokenizer": self.clip.tokenizer}
-        return load_clip(changed, **parts)
+            model = permute_heads(model, layer, order)
+        return load_clip(model, processor=self.clip.processor, tokenizer=self.clip.tokenizer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +107,12 @@ class View:
     def size(self) -> tuple[int, int]:
         """Height and width of the pixels."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    @property
+    def known(self) -> Tensor:
+        """(H, W) bool, pixels that count."""
+        whole = torch.ones(self.size, dtype=torch.bool, device=self.pixels.device)
+        return whole if self.void is None else ~self.void
 
 
 def queries_of(views: Sequence[View], embeddings: Tensor, texts: Sequence[str]) -> Queries:
@@ -149,8 +153,7 @@ class Batch:
         """Return the result of `compute` from the first time that a method asked for it."""
         if name not in self._remembered:
             self._remembered[name] = compute()
-        remembered: Remembered = self._remembered[name]
-        return remembered
+        return cast(Remembered, self._remembered[name])
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -172,25 +175,25 @@ class Batch:
 def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[str]]:
     """A sample in the model's eyes, and the regions that its crop leaves nothing of."""
     [pixels] = clip.preprocess([sample.image])
-    size = (pixels.shape[-2], pixels.shape[-1])
-    if not sample.regions:
+    size, regions = (pixels.shape[-2], pixels.shape[-1]), sample.regions
+    if not regions:
         return View(number, sample, pixels, (), torch.zeros(0, *size, dtype=torch.bool)), []
-    own = [region.mask for region in sample.regions]
-    stacked = np.stack(own if sample.void is None else [*own, sample.void])
-    resized = torch.from_numpy(resize_masks(clip.processor, stacked, size)).to(pixels.device)
-    masks, void = resized[: len(own)], None if sample.void is None else resized[-1]
-    known = masks.flatten(1) if void is None else masks[:, ~void]
-    kept, left_out = [], []
-    for index, share in enumerate(known.float().mean(1).tolist()):
-        if 0 < share < 1:
-            kept.append(index)
-        else:
-            text = sample.regions[index].text
-            left_out.append(f"the crop shows {'all' if share else 'nothing'} of {text!r}")
+    planes = [*(region.mask for region in regions), *([] if sample.void is None else [sample.void])]
+    resized = torch.from_numpy(resize_masks(clip.processor, np.stack(planes), size))
+    resized = resized.to(pixels.device)
+    void = None if sample.void is None else resized[-1]
+    view = View(number, sample, pixels, regions, resized[: len(regions)], void)
+    shares = view.masks[:, view.known].float().mean(1).tolist()
+    left_out = [
+        f"the crop shows {'all' if share else 'nothing'} of {region.text!r}"
+        for region, share in zip(regions, shares, strict=True)
+        if not 0 < share < 1
+    ]
+    kept = [index for index, share in enumerate(shares) if 0 < share < 1]
     if not kept:
         raise InputError(f"{sample.name}: {'; '.join(left_out)}")
-    regions = tuple(sample.regions[index] for index in kept)
-    return View(number, sample, pixels, regions, masks[kept], void), left_out
+    regions = tuple(regions[index] for index in kept)
+    return replace(view, regions=regions, masks=view.masks[kept]), left_out
 
 
 @dataclass(frozen=True)
@@ -200,32 +203,34 @@ class Task:
     Attributes:
         metrics: title of a table -> its metrics, for the settings of an evaluation.
         measure: measures one method on one batch: :func:`captum_clip.evaluation.table.rows_of` it.
+        truth: the kinds of truth that it can take; it fits each data set that has one of them.
         by_default: whether it is measured where no task is named.
     """
 
     metrics: Callable[[EvaluationConfig], dict[str, list[Metric]]]
     measure: "Callable[[MethodOnBatch], Iterator[Arrays]]"
+    truth: Collection[str]
     by_default: bool = True
 
 
 class MethodOnBatch:
     """One method on one batch; maps that several tasks need are made once."""
 
-    def __init__(self, batch: Batch, method: Method) -> None:
-        self.batch: Final = batch
+    def __init__(self, samples: Batch, method: Method) -> None:
+        self.samples: Final = samples
         self.method: Final = method
-        self.context: Final = batch.context
-        self.clip: Final = batch.context.clip
-        self.config: Final = batch.context.config
+        self.context: Final = samples.context
+        self.clip: Final = samples.context.clip
+        self.config: Final = samples.context.config
         self.skipped: Final[list[Skipped]] = []  # what has no finite map
 
     @cached_property
     def _regions(self) -> tuple[Queries, Tensor, Tensor]:
         """Queries, masks and maps of every region with a finite map."""
-        views = [view for view in self.batch.views for _ in view.regions]
-        texts = [region.text for view in self.batch.views for region in view.regions]
-        masks = torch.cat([view.masks for view in self.batch.views])
-        queries = queries_of(views, _targets(self.batch, texts), texts)
+        views = [view for view in self.samples.views for _ in view.regions]
+        texts = [region.text for view in self.samples.views for region in view.regions]
+        masks = torch.cat([view.masks for view in self.samples.views])
+        queries = queries_of(views, _targets(self.samples, texts), texts)
         kept, raw = self.compute_finite(queries)
         return queries.part(kept), masks[kept], raw
 
@@ -236,7 +241,7 @@ class MethodOnBatch:
 
     @property
     def masks(self) -> Tensor:
-        """Of `regions`, (N, H, W) bool."""
+        """Masks (N, H, W) of `regions`, bool."""
         return self._regions[1]
 
     @property
@@ -247,7 +252,7 @@ class MethodOnBatch:
     @cached_property
     def positive(self) -> Tensor:
         """Positive evidence for the target: (N, h, w), not below zero."""
-        return resizing.positive(self.raw)
+        return maps.positive(self.raw)
 
     @cached_property
     def negative(self) -> Tensor | None:
@@ -282,18 +287,17 @@ class MethodOnBatch:
         size = self.config.batch_size
         pairs = zip(queries.split(size), torch.split(raw, size), strict=True)
         parts = [self.method.negative_maps(self.clip, *pair) for pair in pairs]
-        known = [part for part in parts if part is not None]
-        if not known:
+        if any(part is None for part in parts):  # of a method all have one, or none has
             return None
-        negative = torch.cat(known)
+        negative = torch.cat([part for part in parts if part is not None])
         self._finite(negative, queries, [f"not {text}" for text in queries.texts])
         return negative
 
-    def _finite(self, maps: Tensor, queries: Queries, texts: Sequence[str]) -> list[int]:
+    def _finite(self, raw: Tensor, queries: Queries, texts: Sequence[str]) -> list[int]:
         """Indices of the finite maps; why the others are not goes to `skipped`."""
-        kept = finite_indices(maps)
-        for index in sorted({*range(len(maps))} - {*kept}):
-            reason = self.method.why_not(queries.names[index], texts[index])
+        kept = finite_indices(raw)
+        for index in sorted({*range(len(raw))} - {*kept}):
+            reason = self.method.failure_reason(queries.names[index], texts[index])
             self.skipped.append(Skipped(queries.numbers[index], f"{self.method.name}: {reason}"))
         return kept
 
@@ -304,10 +308,10 @@ class MethodOnBatch:
         For what is measured once an image; samples with neither are left out.
         """
         classes = self.context.data.classes
-        views = [v for v in self.batch.views if v.regions or v.sample.label is not None]
+        views = [v for v in self.samples.views if v.regions or v.sample.label is not None]
         texts = [v.regions[0].text if v.regions else classes[v.sample.label or 0] for v in views]
         if not views:
-            return Queries(self.batch.pixels[:0], self.context.encode([""])[:0], (), (), ())
+            return Queries(self.samples.pixels[:0], self.context.encode([""])[:0], (), (), ())
         return queries_of(views, self.context.encode(texts), texts)
 
     def options_of(self, queries: Queries) -> dict[str, Any]:
@@ -316,23 +320,23 @@ class MethodOnBatch:
         return {"batch_size": self.config.batch_size, "seed": seed}
 
     def slow(self, queries: Queries) -> Queries:
-        """Those of the images that are drawn for what takes long."""
+        """Keep the images that are drawn for what takes long."""
         drawn = self.context.slow_numbers
         return queries.part([i for i, number in enumerate(queries.numbers) if number in drawn])
 
 
-def finite_indices(maps: Tensor) -> list[int]:
+def finite_indices(raw: Tensor) -> list[int]:
     """Which of the maps (N, h, w) are finite."""
-    indices: list[int] = torch.isfinite(maps).flatten(1).all(1).nonzero()[:, 0].tolist()
+    indices: list[int] = torch.isfinite(raw).flatten(1).all(1).nonzero()[:, 0].tolist()
     return indices
 
 
-def _targets(batch: Batch, texts: Sequence[str]) -> Tensor:
+def _targets(samples: Batch, texts: Sequence[str]) -> Tensor:
     """Unit rows (N, D) of all regions: of their texts, or of their reference images."""
-    context = batch.context
+    context = samples.context
     if context.config.against == "text":
         return context.encode(texts)
-    references = [region.reference for view in batch.views for region in view.regions]
+    references = [region.reference for view in samples.views for region in view.regions]
     known = [image for image in references if image is not None]
     if len(known) < len(references):
         raise InputError(

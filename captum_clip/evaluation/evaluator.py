@@ -14,7 +14,7 @@ from .._version import __version__
 from ..attr.registry import MAMOOLER, report_method
 from ..checks import check_choice, error_context, find_repeated
 from ..errors import InputError, public
-from ..files import draw_order
+from ..files import draw_order, slug
 from ..models import ClipAdapter
 from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
@@ -25,9 +25,9 @@ from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Worke
 from .storage import Storage
 from .summary import Summary, summarize
 from .table import Metric, Queries, Table, concatenate, table_of
-from .tasks import TASKS
-from .tasks.faithfulness_tasks import LEAST_FIRST, MOST_FIRST, TITLES
-from .units import Arrays, Skipped, Unit, read_unit, slug, to_json
+from .tasks import TASKS, tasks_of
+from .tasks.perturbation_task import LEAST_FIRST, MOST_FIRST, TITLES
+from .units import Arrays, Skipped, Unit, read_unit, to_json
 
 RESULTS: Final = "results.csv"
 _OF_IMAGES: Final = ("localization", "signs")
@@ -160,12 +160,12 @@ def _data_and_tasks(config: EvaluationConfig) -> tuple[tuple[DataSet, tuple[str,
     opened, wanted = [*_open_data(config)], _wanted_tasks(config)
     for name in wanted:
         _check_serving(config, name, opened)
-    data = [(data_set, tuple(n for n in wanted if n in data_set.tasks)) for data_set in opened]
+    data = [(data_set, tuple(n for n in wanted if n in tasks_of(data_set))) for data_set in opened]
     idle = [data_set for data_set, tasks in data if not tasks]
     if idle and config.data:
         raise InputError(
             f"{idle[0].name} serves none of {', '.join(wanted)}; it serves "
-            f"{', '.join(idle[0].tasks)}."
+            f"{', '.join(tasks_of(idle[0]))}."
         )
     if config.maps:
         _check_names([data_set for data_set, tasks in data if tasks])
@@ -186,14 +186,14 @@ def _wanted_tasks(config: EvaluationConfig) -> Sequence[str]:
 
 def _check_serving(config: EvaluationConfig, task: str, data: Sequence[DataSet]) -> None:
     """Raise InputError unless one data set serves a task, or none one that was not asked for."""
-    serving = [data_set.name for data_set in data if task in data_set.tasks]
+    serving = [data_set.name for data_set in data if task in tasks_of(data_set)]
     if len(serving) > 1:
         raise InputError(
             f"{' and '.join(serving)} are both measured by {task}; give each its own "
             "output folder, so that one table has one data set."
         )
     if task in config.tasks and not serving:
-        served = ", ".join(dict.fromkeys(name for data_set in data for name in data_set.tasks))
+        served = ", ".join(dict.fromkeys(name for data_set in data for name in tasks_of(data_set)))
         which = "the data" if config.data else "the demo's data"
         raise InputError(
             f"{which} do not serve the task {task}, they serve {served}; give data that do."

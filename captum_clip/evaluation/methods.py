@@ -15,12 +15,12 @@ from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor
 from typing_extensions import override
 
-from .. import maps as resizing
 from ..attr import LayerAttention, registry
 from ..attr.registry import MAMOOLER, MethodChoice
 from ..checks import expand, find_repeated
 from ..errors import InputError
 from ..files import DAMAGED
+from ..maps import upsample
 from ..models import ClipAdapter
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
@@ -31,8 +31,8 @@ from .units import from_npz
 
 Attribute = Callable[..., Tensor]
 """Images (N, 3, H, W) and ``target=`` columns -> maps (N, C, h, w), as Captum's `attribute`."""
-Compute = Callable[[ClipSimilarity, Tensor, Any], Tensor]
-"""The same of a similarity."""
+Compute = Callable[..., Any]
+"""Similarity, images and ``target=`` columns -> such maps."""
 
 
 class Method(ABC):
@@ -52,7 +52,7 @@ class Method(ABC):
         """Raw maps (N, h, w) on any grid, on the images' device; NaN where there is none."""
 
     def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        """The same for queries of one image, from one forward pass where the method can."""
+        """Maps for queries of one image, from one forward pass where the method can."""
         return self.maps(clip, queries)
 
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute | None:
@@ -71,10 +71,10 @@ class Method(ABC):
         return None
 
     def identity(self) -> dict[str, Any]:
-        """All that decides its maps besides the model, as JSON."""
+        """Return all that decides its maps besides the model, as JSON."""
         return {"name": self.name, "what": self.what}
 
-    def why_not(self, sample: str, text: str) -> str:
+    def failure_reason(self, sample: str, text: str) -> str:
         """Why there is no finite map."""
         return f"the map of {text!r} holds NaN or infinity"
 
@@ -140,10 +140,9 @@ _DRAWS: Final = 8  # of the noise tunnel
 _DEVIATION: Final = 0.1  # of its noise
 
 
-def _integrated_gradients(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+def _integrated_gradients(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Any:
     options = {"n_steps": _STEPS, "internal_batch_size": max(32, len(images))}
-    maps: Tensor = IntegratedGradients(forward).attribute(images, target=target, **options)
-    return maps
+    return IntegratedGradients(forward).attribute(images, target=target, **options)
 
 
 def _noise_tunnel(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
@@ -151,22 +150,29 @@ def _noise_tunnel(forward: ClipSimilarity, images: Tensor, target: Any = None) -
     columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
     # Captum draws from the global generator: image by image, so that a map does not depend on
     # what else is in the batch, and put back afterwards.
+    maps, generator = [], torch.cuda if images.is_cuda else torch.default_generator
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        maps = []
         for image, column in zip(torch.split(images, 1), columns, strict=True):
-            generator = torch.cuda if images.is_cuda else torch.default_generator
-            generator.manual_seed(0)
+            generator.manual_seed(0)  # of this device alone; torch.manual_seed seeds all
             maps.append(method.attribute(image, target=column, **options))
     return torch.cat(maps)
 
 
-def _occlusion(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+def _occlusion(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Any:
     height, width = images.shape[-2:]
     rows, columns = forward.clip.grid(height, width)
     cell = (3, math.ceil(height / rows), math.ceil(width / columns))
-    options = {"sliding_window_shapes": cell, "strides": cell}
-    maps: Tensor = Occlusion(forward).attribute(images, target=target, **options)
-    return maps
+    return Occlusion(forward).attribute(images, cell, strides=cell, target=target)
+
+
+def _random(seed: int, grid: tuple[int, int], number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+    return 2 * torch.rand(grid, generator=generator) - 1
+
+
+def _gaussian(seed: int, grid: tuple[int, int], number: int) -> Tensor:
+    axes = [((torch.arange(side) + 0.5) / side - 0.5) / 0.25 for side in grid]
+    return torch.exp(-(axes[0][:, None] ** 2 + axes[1] ** 2) / 2)
 
 
 _CAPTUMS: Final = (
@@ -201,7 +207,15 @@ _LAYERS: Final = {
     "summed-attention": "",
     "last-gradient": "layer:index=-1,of=gradient",
 }
-_COMMON: Final = ("random", UNIFORM, "centre", "empty-text")
+_DRAWN: Final[dict[str, tuple[str, Callable[..., Tensor]]]] = {
+    "random": ("uniform in [-1, 1] in each cell of the model's grid", _random),
+    UNIFORM: ("the same value everywhere", lambda seed, grid, number: torch.ones(grid)),
+    "centre": (
+        "a Gaussian at the centre, its standard deviation a quarter of each side",
+        _gaussian,
+    ),
+}
+_COMMON: Final = (*_DRAWN, "empty-text")
 BASELINES: Final = (*_COMMON, *_LAYERS)
 ALL: Final = "all"
 """Stands for all of :func:`methods_for`."""
@@ -216,7 +230,7 @@ def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
     """The names with "all" and "mamooler" written out; of none those measured by default."""
     names = names or (*registry.methods_for(clip.kind), *_COMMON)
     written = {ALL: methods_for(clip), MAMOOLER: (registry.report_method(clip.tower),)}
-    return tuple(dict.fromkeys(own for name in names for own in written.get(name, (name,))))
+    return tuple(dict.fromkeys(full for name in names for full in written.get(name, (name,))))
 
 
 def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
@@ -237,19 +251,13 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     """
     if name in REFERENCES:
         return REFERENCES[name]
-    if name == "random":
-        what = "uniform in [-1, 1] in each cell of the model's grid"
-        return Drawn(name, what, partial(_random, seed), signed=True)
-    if name == UNIFORM:
-        return Drawn(name, "the same value everywhere", lambda grid, number: torch.ones(grid))
-    if name == "centre":
-        what = "a Gaussian at the centre, its standard deviation a quarter of each side"
-        return Drawn(name, what, _gaussian)
+    if name in _DRAWN:
+        what, draw = _DRAWN[name]
+        return Drawn(name, what, partial(draw, seed), signed=name == "random")
     if name == "empty-text":
         method = _registered(name, registry.report_method(clip.tower))
-        what = f"{method.what}, for the empty text"
-        empty = {"baseline": True, "of_empty_text": True}
-        return Attributed(name, what, method.compute, compute_all=method.compute_all, **empty)
+        method.what += ", for the empty text"
+        return replace(method, of_empty_text=True, signed=False, negative_from_negated_target=False)
     if name == "summed-attention":
         what = "CLS rows of the attention of all layers, heads averaged, added up"
         return Attributed(name, what, _summed_attention, baseline=True)
@@ -282,13 +290,13 @@ def _registered(name: str, text: str) -> Attributed:
         choice.check_negative()
         what += ", less the map of the negated target"
 
-    def call(verb: str, forward: ClipSimilarity, images: Tensor, **which: Any) -> Tensor:
+    def call(verb: str, forward: ClipSimilarity, images: Tensor, **which: Any) -> Any:
         options = {**which, **choice.options}
-        maps: Tensor = getattr(choice.method(forward), verb)(images, **options)
-        if both_signs:
-            negated = ClipSimilarity(forward.clip, -forward.target)
-            maps = maps - getattr(choice.method(negated), verb)(images, **options)
-        return maps
+        maps = getattr(choice.method(forward), verb)(images, **options)
+        if not both_signs:
+            return maps
+        negated = ClipSimilarity(forward.clip, -forward.target)
+        return maps - getattr(choice.method(negated), verb)(images, **options)
 
     signed = choice.signed or both_signs
     return Attributed(
@@ -318,16 +326,6 @@ def _summed_attention(forward: ClipSimilarity, images: Tensor, target: Any = Non
     count = len(tower.layers) if isinstance(tower, ViTTower) else 0
     rows = [layers.attribute(images, index=index) for index in range(count)]
     return torch.stack([row for row in rows if isinstance(row, Tensor)]).sum(0)
-
-
-def _random(seed: int, grid: tuple[int, int], number: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-    return 2 * torch.rand(grid, generator=generator) - 1
-
-
-def _gaussian(grid: tuple[int, int], number: int) -> Tensor:
-    axes = [((torch.arange(side) + 0.5) / side - 0.5) / 0.25 for side in grid]
-    return torch.exp(-(axes[0][:, None] ** 2 + axes[1] ** 2) / 2)
 
 
 class PrecomputedMaps(Method):
@@ -373,7 +371,7 @@ class PrecomputedMaps(Method):
             path = self.folder / f"{sample}.npz"
             heatmap = _read(path).get(text) if path.is_file() else None
             if heatmap is not None and np.isfinite(heatmap).all():
-                maps[index] = resizing.upsample(torch.from_numpy(heatmap), queries.size)
+                maps[index] = upsample(torch.from_numpy(heatmap), queries.size)
         return maps.to(queries.pixels.device)
 
     @override
@@ -381,13 +379,13 @@ class PrecomputedMaps(Method):
         return {**super().identity(), "files": self._digest}
 
     @override
-    def why_not(self, sample: str, text: str) -> str:
+    def failure_reason(self, sample: str, text: str) -> str:
         path = self.folder / f"{sample}.npz"
         if not path.is_file():
             return f"there is no file {sample}.npz"
         if text not in _read(path):
             return f"{sample}.npz has no map of {text!r}"
-        return super().why_not(sample, text)
+        return super().failure_reason(sample, text)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -5,23 +5,24 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, partial
 from typing import Any, Final
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from .. import maps as resizing
-from .. import targets
+from .. import maps, targets
 from ..errors import CaptumClipError
+from ..files import slug
 from ..metrics.bootstrap import STATISTICS, bootstrap, interval_of
 from ..visualization.colors import ALPHA, HEAT, blend
 from ..visualization.curves import Curve, curves
@@ -29,7 +30,6 @@ from .batch import Batch, ModelContext, View, queries_of
 from .methods import Method
 from .summary import FEWEST, Summary
 from .table import UNIFORM, Metric, Table, readable
-from .units import slug
 
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
@@ -56,6 +56,7 @@ _TEX: Final = str.maketrans(
         **{"\N{DOWNWARDS ARROW}": r"$\downarrow$", "\N{MINUS SIGN}": "$-$", _BLANK: "--"},
     }
 )
+_anchor: Final = partial(slug, longest=80)  # of a table, by its title
 _ROUNDED: Final = ("mean", "low", "high", "difference", "difference_low", "difference_high")
 
 
@@ -78,13 +79,11 @@ def results_csv(summary: Summary) -> bytes:
     below 0.01; p values have three digits. A field without a figure is empty.
     """
     figures = summary.figures.copy()
-    places = figures["metric"].map(
-        {name: _places(means) for name, means in figures.groupby("metric")["mean"]}
-    )
+    places = figures.groupby("metric")["mean"].transform(_places).astype(int)
     for name in _ROUNDED:
-        pairs = zip(figures[name].tolist(), places.tolist(), strict=True)
+        pairs = zip(figures[name].tolist(), places, strict=True)
         figures[name] = [round(value, count) + 0.0 for value, count in pairs]  # no minus zero
-    figures["p_holm"] = [float(f"{value:.3g}") for value in figures["p_holm"].tolist()]
+    figures["p_holm"] = figures["p_holm"].map("{:.3g}".format).astype(float)
     text: str = figures.to_csv(index=False, float_format="%.10g", lineterminator="\n")
     return text.encode()
 
@@ -105,7 +104,7 @@ def results_tex(summary: Summary) -> str:
     for title, columns in report_tables(summary).items():
         cells = {_tex(column.head): column.cells for column in columns}
         frame = pd.DataFrame(cells, index=ordered).map(_tex).rename(index=_tex)
-        names = {"caption": _tex(title), "label": f"tab:{slug(title)}"}
+        names = {"caption": _tex(title), "label": f"tab:{_anchor(title)}"}
         tables.append(frame.to_latex(escape=False, position="tbp", **names))
     return "\n".join(["% \\usepackage{booktabs}", *tables])
 
@@ -117,16 +116,7 @@ def _tex(markdown: str) -> str:
 
 def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str:
     """The figures as Markdown: what was measured, a table a group of metrics, the protocols."""
-    lines = [f"# {_text(title)}", "", "**What was found**", ""]
-    lines += [f"- {_text(line)}" for line in findings(summary)]
-    lines += ["", "**What was measured**", ""]
-    lines += [f"- {_text(what)}: {_text(value)}" for what, value in about.items()]
-    lines += ["", *legend(summary), ""]
-    tables = report_tables(summary)
-    for name, columns in tables.items():
-        lines += [f"## {_text(name)}", "", *_pipe_table(summary, columns), ""]
-    protocols = [f"- {column.protocol}" for columns in tables.values() for column in columns]
-    return "\n".join([*lines, "## Protocols", "", *protocols]) + "\n"
+    return _render("results.md", summary, title=title, about=about)
 
 
 @dataclass(frozen=True)
@@ -137,7 +127,13 @@ class Column:
     head: str  # what it is called
     figures: Mapping[str, Any]  # method -> the named fields of its row of `Summary.figures`
     cells: Mapping[str, str]  # method -> as "**0.850** [0.800, 0.900]"
+    places: int  # decimals of its figures
     protocol: str  # the choices that were made, with the number of its images
+    bold: tuple[str, ...]  # the best methods, and the baselines that are as good
+
+    def winner(self, summary: Summary) -> str | None:
+        """The best method, of several the first."""
+        return next((name for name in self.bold if name not in summary.baselines), None)
 
 
 def report_tables(summary: Summary) -> dict[str, Sequence[Column]]:
@@ -153,25 +149,26 @@ def report_tables(summary: Summary) -> dict[str, Sequence[Column]]:
 
 
 def findings(summary: Summary) -> list[str]:
-    """What to take away, in plain text: a line a question with its winners, and a caution.
+    """List what to take away, in plain text: a line a question with its winners, and a caution.
 
     The questions are those of `_HEADLINES`; where none of their metrics was measured, each table
     has a line with its first metric.
     """
-    tables = report_tables(summary)
-    columns = [column for of in tables.values() for column in of if column.metric.better != "none"]
+    tables = {
+        title: [column for column in columns if column.metric.better != "none"]
+        for title, columns in report_tables(summary).items()
+    }
+    judged = [column for columns in tables.values() for column in columns]
     asked = {
-        question: [column for column in columns if re.fullmatch(pattern, column.metric.name)]
+        question: [column for column in judged if re.fullmatch(pattern, column.metric.name)]
         for question, pattern in _HEADLINES.items()
     }
     if not any(asked.values()):
-        asked = {
-            title: [c for c in of if c.metric.better != "none"][:1] for title, of in tables.items()
-        }
+        asked = {title: columns[:1] for title, columns in tables.items()}
     lines = [
-        f"{question} {'; '.join(_finding(summary, column) for column in of)}."
-        for question, of in asked.items()
-        if of
+        f"{question} {'; '.join(_finding(summary, column) for column in columns)}."
+        for question, columns in asked.items()
+        if columns
     ]
     images = int(summary.figures["images"].max())
     caution = (
@@ -185,36 +182,24 @@ def findings(summary: Summary) -> list[str]:
 
 def _finding(summary: Summary, column: Column) -> str:
     """The winner of a column, its difference to the reference, and what is not told apart."""
-    what, reference = shown(column.metric.name), summary.reference
-    winner = _winner(summary, column)
+    what, reference, winner = shown(column.metric.name), summary.reference, column.winner(summary)
     if winner is None:
         return f"by {what} no method beats a constant answer"
-    places = _places(figure.mean for figure in column.figures.values())
     name = f"{winner} (the reference)" if winner == reference else winner
-    cell = column.cells[winner].replace("**", "").removesuffix(_MARK).rstrip()
-    text = f"{name}, with {what} {cell}"
+    text = f"{name}, with {what} {column.cells[winner].replace('**', '').removesuffix(f' {_MARK}')}"
     figure = column.figures[winner]
     if not math.isnan(figure.difference):
-        gap, low, high = (
-            _number(value, places)
-            for value in (figure.difference, figure.difference_low, figure.difference_high)
-        )
+        gap = (figure.difference, figure.difference_low, figure.difference_high)
         plus = "+" * (figure.difference > 0)
-        text += f", {plus}{gap} [{low}, {high}] against {reference}"
+        text += f", {plus}{_interval(*gap, column.places)} against {reference}"
     rivals = [n for n in summary.methods if n not in (*summary.baselines, reference)]
     alike = [name for name in rivals if column.figures[name].p_holm >= SIGNIFICANT]
     if alike:
         text += f", not significantly different from {reference}: {', '.join(alike)}"
     elif figure.images < FEWEST:
         text += f", not tested on fewer than {FEWEST} images"
-    equal = [name for name in summary.baselines if column.cells[name].startswith("**")]
+    equal = [name for name in summary.baselines if name in column.bold]
     return text + (f", but {', '.join(equal)} is no worse" if equal else "")
-
-
-def _winner(summary: Summary, column: Column) -> str | None:
-    """The method that is bold in a column, of several the first."""
-    methods = (name for name in summary.methods if name not in summary.baselines)
-    return next((name for name in methods if column.cells[name].startswith("**")), None)
 
 
 def shown(name: str) -> str:
@@ -228,32 +213,7 @@ def _places(means: Iterable[float]) -> int:
     return 3 if largest >= 0.01 else 2 - math.floor(math.log10(largest))
 
 
-def legend(summary: Summary) -> list[str]:
-    """How to read the tables."""
-    blank = summary.figures["mean"].isna().any()
-    lines = [
-        f"Figures with {summary.level * 100:g} % bootstrap intervals over images "
-        f"({summary.resamples} resamples). \N{UPWARDS ARROW} high is good, "
-        "\N{DOWNWARDS ARROW} low is good. **Bold**: the best of the methods that saw most images, "
-        "and every baseline that is as good on as many, unless a constant answer is (as the map "
-        f"'{UNIFORM}' shows, or by the protocol). A figure over "
-        "fewer images than others in its column has their number n: compare it with none over "
-        "more. "
-        f"{_MARK} differs from *{_text(summary.reference)}* (paired bootstrap, "
-        "over the regions that both have, "
-        f"p < {SIGNIFICANT} after Holm's correction for all methods in the column, on {FEWEST} "
-        "images or more)." + (f" {_BLANK} not measured, or not defined." if blank else "")
-    ]
-    if summary.least_p >= SIGNIFICANT:
-        lines += [
-            "",
-            f"With {summary.resamples} resamples and so many methods no corrected p value can be "
-            f"below {summary.least_p:.2g}: a missing {_MARK} says nothing.",
-        ]
-    return lines
-
-
-def _pipe_table(summary: Summary, columns: Sequence[Column]) -> list[str]:
+def _pipe_table(columns: Sequence[Column], summary: Summary) -> str:
     """A table in Markdown, set so that its source can be read as well."""
     rows = [["Method", *(column.head for column in columns)]]
     for block, chosen in (("", False), ("*Baselines*", True)):
@@ -265,10 +225,10 @@ def _pipe_table(summary: Summary, columns: Sequence[Column]) -> list[str]:
             rows.append([label, *(column.cells[name] for column in columns)])
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
-    return [
+    return "\n".join(
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
         for row in rows
-    ]
+    )
 
 
 def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Column:
@@ -281,39 +241,35 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
         if not math.isnan(figure.mean) and figure.images == most
     }
     rivals = [value for method, value in values.items() if method not in summary.baselines]
-    best = max(rivals) if sign and rivals else math.inf
-    constants = [values[UNIFORM]] if UNIFORM in values else []
-    constants += [] if metric.constant is None else [sign * metric.constant]
-    if any(best <= constant for constant in constants):
-        best = math.inf
-    cells = {
-        method: _cell(figure, places, most, bold=values.get(method, -math.inf) >= best)
-        for method, figure in figures.items()
-    }
+    constant = -math.inf if metric.constant is None else sign * metric.constant
+    constant = max(constant, values.get(UNIFORM, -math.inf))
+    best = max(rivals) if sign and rivals else -math.inf
+    bold = tuple(name for name, value in values.items() if value >= best > constant)
+    cells = {name: _cell(figure, places, most, name in bold) for name, figure in figures.items()}
     head = shown(metric.name) + _ARROWS[metric.better]
     size = f"{most} image{'s' * (most != 1)}"
-    return Column(metric, head, figures, cells, f"**{head}**: {_text(metric.protocol)} ({size})")
+    protocol = f"**{head}**: {_text(metric.protocol)} ({size})"
+    return Column(metric, head, figures, cells, places, protocol, bold)
 
 
-def _cell(figure: Any, places: int, most: int, *, bold: bool) -> str:
+def _cell(figure: Any, places: int, most: int, bold: bool) -> str:
     """As "**0.850** [0.800, 0.900] †"; the mean alone where there is no interval.
 
     Over less than `most` images it has their number: "0.850 [0.800, 0.900] (n = 64)".
     """
     if math.isnan(figure.mean):
         return _BLANK
-    mean, low, high = (_number(value, places) for value in (figure.mean, figure.low, figure.high))
-    cell = f"**{mean}**" if bold else mean
-    if not math.isnan(figure.low):
-        cell += f" [{low}, {high}]"
+    cell = _interval(figure.mean, figure.low, figure.high, places, "**" * bold)
     if figure.images < most:
         cell += f" (n = {figure.images})"
     return f"{cell} {_MARK}" if figure.p_holm < SIGNIFICANT else cell
 
 
-def _number(value: float, places: int) -> str:
-    rounded = round(value, places) + 0.0  # + 0.0: no minus zero
-    return f"{rounded:.{places}f}".replace("-", "\N{MINUS SIGN}")
+def _interval(mean: float, low: float, high: float, places: int, mark: str = "") -> str:
+    # + 0.0: no minus zero
+    texts = [f"{round(value, places) + 0.0:.{places}f}" for value in (mean, low, high)]
+    text = f"{mark}{texts[0]}{mark}" + ("" if math.isnan(low) else f" [{texts[1]}, {texts[2]}]")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _text(value: Any) -> str:
@@ -330,51 +286,42 @@ def report_html(
     examples: Mapping[str, Sequence[Example]],
     manifest: Mapping[str, Any],
 ) -> str:
-    """The same figures as :func:`results_md`, on a page without any other file.
+    """All that :func:`results_md` has and more, on a page without any other file.
 
     Curves are PNG files by what each shows, examples those of :func:`examples_of`.
     """
-    return _template().render(
-        title=title,
-        about=about,
-        findings=findings(summary),
-        legend=[_inline(line) for line in legend(summary) if line],
-        tables=report_tables(summary),
-        summary=summary,
-        curves={what: _encoded("png", file) for what, file in curves.items()},
-        examples=examples,
-        versions=manifest["environments"],
-        settings={name: manifest[name] for name in ("model", "config", "data")},
-    )
+    settings = {name: manifest[name] for name in ("model", "config", "data")}
+    options = {"title": title, "about": about, "curves": curves, "examples": examples}
+    versions = manifest["environments"]
+    return _render("report.html", summary, settings=settings, versions=versions, **options)
 
 
-@lru_cache(maxsize=1)
-def _template() -> Template:
+def _render(template: str, summary: Summary, **content: Any) -> str:
     environment = Environment(
         loader=PackageLoader("captum_clip.evaluation", "."),
-        autoescape=True,
+        autoescape=select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    filters: dict[str, Callable[..., str]] = {
+    environment.filters |= {
+        "encoded": lambda file, kind: f"data:image/{kind};base64,{base64.b64encode(file).decode()}",
         "inline": _inline,
-        "jpeg": lambda file: _encoded("jpeg", file),
-        "json": lambda value: json.dumps(value, ensure_ascii=False),
+        "json": partial(json.dumps, ensure_ascii=False),
+        "pipe_table": _pipe_table,
         "shown": shown,
-        "slug": slug,
+        "slug": _anchor,
+        "text": _text,
     }
-    environment.filters |= filters
-    return environment.get_template("report.html")
-
-
-def _encoded(kind: str, file: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
+    words = {"mark": _MARK, "blank": _BLANK, "uniform": UNIFORM}
+    numbers = {"significant": SIGNIFICANT, "fewest": FEWEST}
+    made = {"findings": findings(summary), "tables": report_tables(summary), "summary": summary}
+    return environment.get_template(template).render(**content, **made, **words, **numbers)
 
 
 def _inline(markdown: str) -> Markup:
     """A cell or a line of the tables in Markdown: bold, emphasis, intervals, escapes."""
-    text = str(escape(markdown))
+    text = str(escape(str(markdown)))
     text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
     text = re.sub(r"(?<!\\)\*(.+?)(?<!\\)\*", r"<em>\1</em>", text)
     text = re.sub(r"(\[[^\]]+\])", r'<span class="interval">\1</span>', text)
@@ -382,7 +329,7 @@ def _inline(markdown: str) -> Markup:
 
 
 def curve_bands(
-    table: Table, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    table: Table, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Curve]:
     """Each method's mean curve with its interval: method -> (x, mean, low, high), each (F,).
 
@@ -411,16 +358,16 @@ def perturbation_curves(
     Both are rows of the long table. The legend has the summary's methods in their order, without
     those that have no rows; the reference is black and thick, the baselines are grey and thin.
     """
-    both = (most_first, least_first)
-    options = {"resamples": summary.resamples, "seed": summary.seed}
-    bands = [curve_bands(table, level=summary.level, **options) for table in both]
-    images = most_first.groupby("method", observed=True)["sample"].nunique().to_dict()
-    most = max(images.values(), default=0)
+    both, options = (most_first, least_first), (summary.level, summary.resamples, summary.seed)
+    bands = [curve_bands(table, *options) for table in both]
+    images = [table.groupby("method", observed=True)["sample"].nunique() for table in both]
+    most, counts = images[0].max(), sorted({*images[0], *images[1]})
     labels = {  # over fewer images than the others: say so where it is compared with them
-        name: name if images.get(name, most) == most else f"{name} (n = {images[name]})"
+        name: name if images[0].get(name, most) == most else f"{name} (n = {images[0][name]})"
         for name in summary.methods
         if any(name in panel for panel in bands)
     }
+    number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     return curves(
         *[{labels[name]: panel[name] for name in labels if name in panel} for panel in bands],
         headers=("most relevant first", "least relevant first"),
@@ -430,61 +377,48 @@ def perturbation_curves(
         reference=labels.get(summary.reference),
         baselines=[labels[name] for name in summary.baselines if name in labels],
         caption=f"Bands: {summary.level * 100:g} % bootstrap intervals at each point, over "
-        f"{_count_images(both)}.",
+        f"{number} {'image' if counts == [1] else 'images'}.",
     )
 
 
-def _count_images(tables: Sequence[Table]) -> str:
-    """How many images the methods have, in words."""
-    by_method = [table.groupby("method", observed=True)["sample"].nunique() for table in tables]
-    images = sorted({count for counts in by_method for count in counts})
-    number = str(images[0]) if len(images) == 1 else f"{images[0]} to {images[-1]}"
-    return f"{number} {'image' if images == [1] else 'images'}"
-
-
 def examples_of(
-    methods: Sequence[Method],
-    contexts: Mapping[str, ModelContext],
-    table: Table,
-    summary: Summary,
+    methods: Sequence[Method], contexts: Mapping[str, ModelContext], table: Table, summary: Summary
 ) -> dict[str, list[Example]]:
     """Metric -> the best and the worst row of its winner, each followed by the reference's map.
 
     Of metrics whose figure is a mean over rows, each of one map; of equal rows the first. The
     reference's rows where no method wins. The contexts are those of the tasks.
     """
-    by_name = {method.name: method for method in methods}
-
-    @cache
-    def draw(name: str, context: ModelContext, sample: str, region: str) -> bytes:
-        """A JPEG file; empty where the sample has no map of this region."""
-        names = [readable(name) for name in context.data.names]
-        views = Batch(context, [names.index(sample)]).views
-        return _draw_example(context, by_name[name], views[0], region) if views else b""
-
+    by_name, draw = {method.name: method for method in methods}, cache(_draw_example)
     rows = dict(iter(table[table["x"].isna()].groupby(["metric", "method"], observed=True)))
-    examples: dict[str, list[Example]] = {}
+    examples: dict[str, list[Example]] = defaultdict(list)
     for column in (column for columns in report_tables(summary).values() for column in columns):
-        metric, winner = column.metric, _winner(summary, column) or summary.reference
-        if metric.statistic != "mean" or metric.better == "none":
+        metric, winner = column.metric, column.winner(summary) or summary.reference
+        key = metric.name, winner
+        if metric.statistic != "mean" or metric.better == "none" or key not in rows:
             continue
-        if (metric.name, winner) not in rows:
-            continue
-        values = rows[metric.name, winner].sort_values(["sample", "region"], kind="stable")
-        low, high = (values.loc[i] for i in (values["value"].idxmin(), values["value"].idxmax()))
+        values = rows[key].sort_values(["sample", "region"], kind="stable")["value"]
+        high, low = table.loc[values.idxmax()], table.loc[values.idxmin()]
         pair = {True: high, False: low} if metric.better == "high" else {True: low, False: high}
         for best, row in pair.items():
             place = row["sample"], row["region"]
             for name in dict.fromkeys((winner, summary.reference)):
-                of = rows.get((metric.name, name), values[:0])
-                value = of["value"][(of["sample"] == place[0]) & (of["region"] == place[1])]
-                if len(value) and (image := draw(name, contexts[row["task"]], *place)):
-                    example = Example(name, best, *place, value.iloc[0], image)
-                    examples.setdefault(metric.name, []).append(example)
+                compared = rows.get((metric.name, name), table[:0])
+                here = (compared["sample"] == place[0]) & (compared["region"] == place[1])
+                image = draw(contexts[row["task"]], by_name[name], *place) if here.any() else b""
+                if image:
+                    value = compared["value"][here].iloc[0]
+                    examples[metric.name].append(Example(name, best, *place, value, image))
     return examples
 
 
-def _draw_example(context: ModelContext, method: Method, view: View, region: str) -> bytes:
+def _draw_example(context: ModelContext, method: Method, sample: str, region: str) -> bytes:
+    """A JPEG file; empty where the sample has no map of this region."""
+    names = [readable(name) for name in context.data.names]
+    views = Batch(context, [names.index(sample)]).views
+    if not views:
+        return b""
+    [view] = views
     try:
         target = _target(context, view, region)
         heatmap = method.maps(context.clip, queries_of([view], target[None], [region]))[0]
@@ -492,9 +426,9 @@ def _draw_example(context: ModelContext, method: Method, view: View, region: str
         return b""
     if not torch.isfinite(heatmap).all():
         return b""
-    shown = resizing.normalize(resizing.upsample(heatmap.clamp(min=0).float(), view.size))
+    positive = maps.normalize(maps.upsample(heatmap.clamp(min=0).float(), view.size))
     image = context.clip.denormalize(view.pixels[None])[0].movedim(0, -1).cpu().numpy()
-    mixed = blend(image, shown.cpu().numpy(), colormaps[HEAT], ALPHA)
+    mixed = blend(image, positive.cpu().numpy(), colormaps[HEAT], ALPHA)
     small = Image.fromarray((255 * mixed).round().astype(np.uint8))
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
@@ -504,10 +438,11 @@ def _draw_example(context: ModelContext, method: Method, view: View, region: str
 
 def _target(context: ModelContext, view: View, region: str) -> Tensor:
     """The embedding (D,) that stands for a region."""
-    sample = view.sample
-    if sample.caption is not None and region in (own.text for own in sample.regions):
-        return targets.words(context.clip, sample.caption, [region]).embeddings[0]
-    for own in sample.regions:
-        if own.text == region and context.config.against == "image" and own.reference is not None:
-            return context.clip.encode_image(context.clip.preprocess([own.reference]))[0].detach()
+    clip, regions = context.clip, {part.text: part for part in view.sample.regions}
+    if region in regions and view.sample.caption is not None:
+        return targets.words(clip, view.sample.caption, [region]).embeddings[0]
+    if region in regions and context.config.against == "image":
+        reference = regions[region].reference
+        if reference is not None:
+            return clip.encode_image(clip.preprocess([reference]))[0].detach()
     return context.encode([region])[0]

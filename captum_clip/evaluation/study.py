@@ -21,7 +21,7 @@ from ..attr.registry import MethodChoice, fitting_methods
 from ..checks import find_repeated
 from ..emotions import EmotionProbe
 from ..errors import InputError, public
-from ..files import DAMAGED
+from ..files import DAMAGED, slug
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from ..targets import Target
@@ -30,7 +30,7 @@ from .image_batches import ImageReader, list_images, preprocess_alone, read_ahea
 from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Worker, run
 from .statistics import MEASURE, STATISTICS, Job, Statistics, measure, result_files, sums_of
 from .storage import Storage, storage_of
-from .units import Arrays, Skipped, Unit, from_npz, read_unit, slug, to_csv, to_json
+from .units import Arrays, Skipped, Unit, from_npz, read_unit, to_csv, to_json
 
 IMAGES: Final = "images.csv"
 CENTRED: Final = " (centred)"

@@ -4,13 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ..metrics import bootstrap, holm
-from ..metrics.bootstrap import STATISTICS, Array, RowStatistic, Statistic
+from ..metrics.bootstrap import STATISTICS, Array, Statistic
 from .table import Metric, Table
 
 _DIFFERENCE: Final = ("difference", "difference_low", "difference_high", "p_holm")
@@ -55,7 +54,7 @@ class Summary:
 
     @property
     def metrics(self) -> list[Metric]:
-        """Of all groups."""
+        """The metrics of all groups."""
         return [metric for group in self.groups.values() for metric in group]
 
     @property
@@ -63,37 +62,6 @@ class Summary:
         """The smallest adjusted p value that so many resamples and comparisons leave possible."""
         tested = self.figures.groupby("metric")["p_holm"].count().max()
         return min(1.0, 2 * float(tested) / (self.resamples + 1))
-
-
-class _Rows(NamedTuple):
-    """The rows of one method by one metric, sorted."""
-
-    regions: npt.NDArray[np.int64]  # (N,) numbers of the regions among those of all images
-    samples: npt.NDArray[np.int64]  # (N,)
-    values: Array  # (N, C)
-
-    @property
-    def images(self) -> npt.NDArray[np.int64]:
-        """Numbers of the samples, each once, sorted."""
-        return np.unique(self.samples)
-
-    @property
-    def key(self) -> bytes:
-        """The same for rows of the same regions."""
-        return self.regions.tobytes()
-
-    def at(self, regions: npt.NDArray[np.int64]) -> "_Rows":
-        """The rows of these regions."""
-        kept = np.isin(self.regions, regions)
-        return _Rows(self.regions[kept], self.samples[kept], self.values[kept])
-
-    def weighted(self, statistic: RowStatistic) -> Statistic:
-        """The statistic of how often each image counts."""
-        index = np.searchsorted(self.images, self.samples)
-        return statistic.prepare(index, self.values, len(self.images))
-
-
-_NO_ROWS: Final = _Rows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0)))
 
 
 def summarize(
@@ -129,20 +97,18 @@ def summarize(
     import pandas as pd
 
     metrics = [metric for group in groups.values() for metric in group]
-    # Sorted, so that neither parts of one row nor the last digits of sums depend on their order.
-    table = table.astype({"sample": "category"})
-    table = table[table["x"].isna()].sort_values(["sample", "region"], kind="stable")
-    table = table.assign(number=table.groupby(["sample", "region"], observed=True).ngroup())
-    rows = dict(iter(table.groupby(["metric", "method"], observed=True)))
+    # Regions are numbered by their names, so that no last digit depends on the order of rows.
+    table = table[table["x"].isna()].astype({"sample": "category", "method": str, "part": str})
+    numbers = table.groupby(["sample", "region"], observed=True).ngroup()
+    table = table.assign(image=table["sample"].cat.codes, number=numbers)
+    rows = dict(iter(table.groupby("metric", observed=True)))
     resample = partial(bootstrap.bootstrap, resamples=resamples, seed=seed)
-    figures = {}
-    for metric in metrics:
-        measured = {
-            method: _rows(metric, rows[metric.name, method])
-            for method in methods
-            if (metric.name, method) in rows
-        }
-        figures[metric.name] = _compare(metric, measured, reference, level, resample)
+    figures = {
+        metric.name: _compare(metric, rows[metric.name], reference, level, resample)
+        if metric.name in rows
+        else {}
+        for metric in metrics
+    }
     records = [
         {
             **{"method": method, "metric": metric.name},
@@ -157,63 +123,62 @@ def summarize(
     return Summary(frame, groups, [*methods], [*baselines], reference, level, resamples, seed)
 
 
-def _rows(metric: Metric, rows: Table) -> _Rows:
-    """The parts of each row side by side."""
-    parts = STATISTICS[metric.statistic].parts
-    columns = [rows[rows["part"] == part] for part in parts]
-    values = np.stack([column["value"].to_numpy(np.float64) for column in columns], axis=1)
-    samples = columns[0]["sample"].cat.codes.to_numpy(np.int64)
-    regions = columns[0]["number"].to_numpy(np.int64)
-    order = np.lexsort((*values.T, regions))
-    return _Rows(regions[order], samples[order], values[order])
-
-
 def _compare(
     metric: Metric,
-    rows: Mapping[str, _Rows],
+    rows: Table,
     reference: str,
     level: float,
     resample: Callable[[Sequence[Statistic], int], Array],
 ) -> dict[str, dict[str, Any]]:
     """Method -> its figures, of the methods that have rows."""
-    pairs: dict[str, tuple[_Rows, _Rows]] = {}
-    for method, own in rows.items():
-        other = rows.get(reference, _NO_ROWS)
-        common = np.intersect1d(own.regions, other.regions)
-        pairs[method] = own.at(common), other.at(common)
+    statistic = STATISTICS[metric.statistic]
+    image_of = rows.drop_duplicates("number").set_index("number")["image"]
+    wide = rows.pivot_table("value", "number", ["method", "part"], aggfunc="first")
+    measured = {
+        method: wide.xs(method, axis=1, level="method")[[*statistic.parts]].dropna()
+        for method in rows["method"].unique()
+    }
+    compared = measured.get(reference, wide[:0]).index
+    pairs = {method: table.index.intersection(compared) for method, table in measured.items()}
     # Draws are the same for as many images, and are made once.
-    together: dict[int, dict[tuple[str, bytes], _Rows]] = defaultdict(dict)
-    for method, own in rows.items():
-        for name, part in ((method, own), *zip((method, reference), pairs[method], strict=True)):
-            together[len(part.images)][name, part.key] = part
-    together.pop(0, None)
+    statistics: dict[int, dict[tuple[str, bytes], Statistic]] = defaultdict(dict)
+    for name, table in measured.items():
+        for method, part in ((name, table.index), (name, pairs[name]), (reference, pairs[name])):
+            if len(part):
+                images, index = np.unique(image_of.loc[part], return_inverse=True)
+                values = measured[method].loc[part].to_numpy(np.float64)
+                weighted = statistic.prepare(index, values, len(images))
+                statistics[len(images)][_key(method, part)] = weighted
     resampled: dict[tuple[str, bytes], Array] = {}  # (1 + R,)
-    for count, parts in together.items():
-        weighted = [part.weighted(STATISTICS[metric.statistic]) for part in parts.values()]
-        resampled |= dict(zip(parts, resample(weighted, count), strict=True))
+    for count, by_key in statistics.items():
+        resampled |= dict(zip(by_key, resample([*by_key.values()], count), strict=True))
 
     figures: dict[str, dict[str, Any]] = {}
-    for method, own in rows.items():
-        images, (kept, other) = len(own.images), pairs[method]
-        interval = bootstrap.interval_of(resampled[method, own.key], level)._asdict()
-        if images == 1:  # which tells nothing of others
+    for name, table in measured.items():
+        count, both = (image_of.loc[part].nunique() for part in (table.index, pairs[name]))
+        interval = bootstrap.interval_of(resampled[_key(name, table.index)], level)._asdict()
+        if count == 1:  # which tells nothing of others
             interval = {"mean": interval["mean"]}
-        both = len(kept.images)
-        counts = {"images": images, "rows": len(own.samples), "images_paired": both}
-        figures[method] = {**interval, **counts}
-        if method != reference and both:
-            pair = resampled[method, kept.key], resampled[reference, other.key]
-            figures[method] |= _difference(*pair, both, level)
-    p_values = {method: of["p_holm"] for method, of in figures.items() if of.get("p_holm", 2) <= 1}
-    for method, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
-        figures[method]["p_holm"] = adjusted
+        counts = {"images": count, "rows": len(table), "images_paired": both}
+        figures[name] = {**interval, **counts}
+        if name != reference and both:
+            first, second = (resampled[_key(m, pairs[name])] for m in (name, reference))
+            figures[name] |= _difference(first, second, both, level)
+    p_values = {name: of["p_holm"] for name, of in figures.items() if of.get("p_holm", 2) <= 1}
+    for name, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
+        figures[name]["p_holm"] = adjusted
     return figures
 
 
-def _difference(own: Array, other: Array, images: int, level: float) -> dict[str, float]:
-    """Of two methods' statistics (1 + R,) over the same draws; its p value is not adjusted yet."""
-    rounding = _ROUNDING * np.maximum(np.abs(own), np.abs(other))
-    gaps = np.where(np.abs(own - other) <= rounding, 0.0, own - other)
+def _key(method: str, regions: Any) -> tuple[str, bytes]:
+    """A method and the numbers of its rows' regions."""
+    return method, regions.to_numpy().tobytes()
+
+
+def _difference(first: Array, second: Array, images: int, level: float) -> dict[str, float]:
+    """Compare two methods' statistics (1 + R,) of the same draws; p values are not adjusted yet."""
+    rounding = _ROUNDING * np.maximum(np.abs(first), np.abs(second))
+    gaps = np.where(np.abs(first - second) <= rounding, 0.0, first - second)
     if images == 1:
         return {"difference": float(gaps[0])}
     difference = dict(zip(_DIFFERENCE, bootstrap.difference_of(gaps, level), strict=True))

@@ -1,8 +1,12 @@
 """The long table of an evaluation, a row for each measured value, and its metrics."""
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -45,6 +49,27 @@ class Metric:
     constant: float | None = None
 
 
+@cache
+def _sections() -> Any:
+    return json.loads(Path(__file__).with_name("metrics.json").read_text(encoding="utf-8"))
+
+
+def listed(section: str, **fields: Any) -> dict[str, list[Metric]]:
+    """Title of a table -> its metrics, of a section of ``metrics.json`` with fields for its texts.
+
+    A section has its tables by title, each with its metrics as :class:`Metric` has them; if there
+    are `each`, all is repeated for each of these further fields.
+    """
+    content, tables = _sections()[section], defaultdict(list)
+    for further in content.get("each", [{}]):
+        every = {**fields, **further}
+        for title, metrics in content["tables"].items():
+            for metric in metrics:
+                texts = {key: metric[key].format(**every) for key in ("name", "protocol")}
+                tables[title.format(**every)].append(Metric(**{**metric, **texts}))
+    return dict(tables)
+
+
 def rows_of(
     metric: str,
     values: Tensor | Mapping[str, Tensor],
@@ -67,9 +92,8 @@ def rows_of(
             of a random answer. Left out, it would count as neither right nor wrong.
     """
     parts = values if isinstance(values, Mapping) else {"": values}
-    if not isinstance(values, Mapping):
-        parts = {"": torch.where(values.isnan(), torch.as_tensor(chance).to(values), values)}
-    table = np.stack([column.double().cpu().numpy() for column in parts.values()])  # (C, N)
+    columns = [torch.where(c.isnan(), torch.as_tensor(chance).to(c), c) for c in parts.values()]
+    table = torch.stack([column.double() for column in columns]).cpu().numpy()  # (C, N)
     finite = np.isfinite(table).all(0)
     texts = np.array([readable(region) for region in regions], dtype=np.str_)
     count = int(finite.sum())

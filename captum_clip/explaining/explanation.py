@@ -212,7 +212,7 @@ class Explanation:
 
     @property
     def notes(self) -> list[list[str]]:
-        """The lines under the maps, B times K: cosines of texts, norms of words, shares of pairs."""
+        """The lines under the maps, B times K: cosines of texts, norms or shares of words."""
         if self.cells != (0, 0) and self.reference is None:
             return [[_share_note(share) for share in shares] for shares in self.scores.tolist()]
         if not self.words:

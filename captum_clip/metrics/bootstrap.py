@@ -121,10 +121,10 @@ def paired_difference(
         >>> paired_difference([3.0, 2.0, 4.0], [1.0, 0.0, 2.0], resamples=999)
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
-    own, other = (_numbers(values) for values in (first, second))
-    if own.shape != other.shape:
-        raise InputError(f"{own.size} and {other.size} values; expected one per method and image.")
-    means = _means(own - other, groups, level, resamples, seed)
+    one, other = (_numbers(values) for values in (first, second))
+    if one.shape != other.shape:
+        raise InputError(f"{one.size} and {other.size} values; expected one per method and image.")
+    means = _means(one - other, groups, level, resamples, seed)
     return difference_of(means, level)
 
 
@@ -273,8 +273,8 @@ def _mean_iou(
 
 def _class_iou(index: Index, values: Array, images: int) -> Statistic:
     """The mean over classes of the IoU of the sums over a class's rows, where there is a union."""
-    classes, own = np.unique(values[:, 0], return_inverse=True)
-    cells, size = index * len(classes) + own, images * len(classes)
+    classes, labels = np.unique(values[:, 0], return_inverse=True)
+    cells, size = index * len(classes) + labels, images * len(classes)
     counts = [np.bincount(cells, weights=part, minlength=size) for part in values[:, 1:].T]
     sums = np.stack(counts).reshape(2, images, -1)  # (2, images, classes)
     sums = sums[..., sums[1].any(0)]

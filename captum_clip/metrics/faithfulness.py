@@ -22,23 +22,9 @@ from torch import Tensor
 from ..checks import check_integer, check_interval
 from ..errors import InputError, public
 from ..maps import check_maps, expand_to_input, pearson, to_float32
+from . import inputs
 from .bootstrap import STATISTICS, StatisticName
-from .inputs import (
-    Forward,
-    Seed,
-    Targets,
-    as_planes,
-    cell_indices,
-    check_bool,
-    check_filled,
-    check_finite,
-    check_images,
-    checked_scores,
-    checked_targets,
-    describe,
-    resize_to_masks,
-    seeds_of,
-)
+from .inputs import Forward, Seed, Targets
 from .map_statistics import spearman
 
 _MOST_OBJECTS = 16
@@ -63,7 +49,7 @@ class MaskedChanges:
         Maps are (B, 1, h, w) or (B, h, w), and their cells are spread over their pixels.
         """
         images = self.masks[:, :1]
-        planes = as_planes(maps, images).double()
+        planes = inputs.as_planes(maps, images).double()
         spread = expand_to_input(planes[:, None], images)[:, 0]  # (B, H, W)
         pairs = zip(self.masks, spread, strict=True)
         return torch.stack(
@@ -111,25 +97,26 @@ def masked_changes(
         >>> torch.allclose(found.predicted(images.mean(1) / 64), found.changes)
         True
     """
-    check_images(images)
+    inputs.check_images(images)
     counts = {"rows": grid[0], "columns": grid[1], "samples": samples, "a batch size": batch_size}
     for name, count in counts.items():
         check_integer(name, count)
     check_interval("share", share, "(0, 1)")
-    chosen = checked_targets(target, images, name="target")
+    chosen = inputs.checked_targets(target, images, name="target")
     largest = None if target is None else int(chosen.max())
-    row, column = cell_indices(grid, images, shifted=shifted)
+    row, column = inputs.cell_indices(grid, images, shifted=shifted)
     size = (samples, grid[0] + shifted, grid[1] + shifted)
     masks, changes = [], []
-    for image, own, start in zip(images, chosen, seeds_of(seed, len(images)), strict=True):
+    seeds = inputs.seeds_of(seed, len(images))
+    for image, column_of_target, start in zip(images, chosen, seeds, strict=True):
         generator = torch.Generator().manual_seed(start)
         drawn = torch.rand(size, generator=generator).to(images.device) < share
         taken = drawn[:, row, column]  # (S, H, W)
         states = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
         filled = torch.as_tensor(fill).to(image)
         parts = (torch.where(p[:, None], filled, image) for p in torch.split(states, batch_size))
-        scores = [checked_scores(forward, part, largest)[:, own] for part in parts]
-        score = torch.cat(scores).double()
+        scores = [inputs.checked_scores(forward, part, largest) for part in parts]
+        score = torch.cat(scores)[:, column_of_target].double()
         masks.append(taken)
         changes.append(score[0] - score[1:])
     return MaskedChanges(torch.stack(masks), torch.stack(changes))
@@ -259,38 +246,37 @@ def sensitivity(
         >>> sensitivity(lambda inputs, target: torch.ones(len(inputs), 1, 2, 2), images)
         tensor([0., 0.])
     """
-    check_images(images)
+    inputs.check_images(images)
     check_interval("a radius", radius, "(0, inf)")
     check_integer("samples", samples)
     check_integer("a batch size", batch_size)
-    seeds = seeds_of(seed, len(images))
-    chosen = None if target is None else checked_targets(target, images, name="target")
+    seeds = inputs.seeds_of(seed, len(images))
+    chosen = None if target is None else inputs.checked_targets(target, images, name="target")
 
-    def explain(inputs: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
+    def explain(pixels: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
         # Captum gives a tuple first and a tensor afterwards, and turns gradients off.
-        pixels = inputs[0] if isinstance(inputs, tuple) else inputs
-        leaf = pixels.detach().clone().requires_grad_()
+        leaf = (pixels[0] if isinstance(pixels, tuple) else pixels).detach().clone()
         with torch.enable_grad():
-            result = attribute(leaf, target=target, **options)
+            result = attribute(leaf.requires_grad_(), target=target, **options)
         maps = to_float32(result.detach()).contiguous()
-        return (maps,) if isinstance(inputs, tuple) else maps
+        return (maps,) if isinstance(pixels, tuple) else maps
 
-    def noisy(generators: Sequence[torch.Generator], inputs: Tensor) -> Tensor:
-        repeated = len(inputs) // len(generators)  # Captum repeats each image
-        draws = [generators[index // repeated] for index in range(len(inputs))]
-        noise = torch.stack([torch.rand(inputs.shape[1:], generator=draw) for draw in draws])
-        return inputs + radius * (2 * noise - 1).to(inputs)
+    def noisy(generators: Sequence[torch.Generator], pixels: Tensor) -> Tensor:
+        repeated = len(pixels) // len(generators)  # Captum repeats each image
+        draws = [generators[index // repeated] for index in range(len(pixels))]
+        noise = torch.stack([torch.rand(pixels.shape[1:], generator=draw) for draw in draws])
+        return pixels + radius * (2 * noise - 1).to(pixels)
 
-    values = []
-    for own in torch.split(torch.arange(len(images), device="cpu"), max(1, batch_size // samples)):
-        generators = [torch.Generator().manual_seed(seeds[number]) for number in own.tolist()]
+    values, together = [], max(1, batch_size // samples)
+    for part in torch.split(torch.arange(len(images), device="cpu"), together):
+        generators = [torch.Generator().manual_seed(seeds[number]) for number in part.tolist()]
         largest = captum_metrics.sensitivity_max(
             explain,
-            images[own],
+            images[part],
             perturb_func=partial(noisy, generators),
             n_perturb_samples=samples,
-            max_examples_per_batch=min(batch_size, len(own) * samples),
-            target=None if chosen is None else chosen[own],
+            max_examples_per_batch=min(batch_size, len(part) * samples),
+            target=None if chosen is None else chosen[part],
         )
         values.append(largest)
     return torch.cat(values)
@@ -324,7 +310,7 @@ def shapley_effects(scores: Tensor) -> Tensor:
         >>> shapley_effects(torch.tensor([0.0, horse, dog, both]))
         tensor([ 0.3000, -0.1000])
     """
-    check_finite("scores", scores)
+    inputs.check_finite("scores", scores)
     subsets = scores.shape[-1] if scores.ndim else 0
     objects = subsets.bit_length() - 1
     if subsets != 2 ** max(objects, 0) or not 1 <= objects <= _MOST_OBJECTS:
@@ -332,16 +318,20 @@ def shapley_effects(scores: Tensor) -> Tensor:
             f"expected the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} "
             f"objects, (..., 2^n), got {tuple(scores.shape)}."
         )
-    effects = []
-    for i in range(objects):
-        without = [s for s in range(subsets) if not s >> i & 1]
-        with_it = [s | 1 << i for s in without]
-        orders = [objects * comb(objects - 1, s.bit_count()) for s in without]
-        gains = scores[..., with_it].double() - scores[..., without].double()
-        effects.append(
-            (gains / torch.tensor(orders, dtype=gains.dtype, device=gains.device)).sum(-1)
-        )
-    return torch.stack(effects, -1).to(to_float32(scores).dtype)
+    sides = [2] * objects  # the highest bit comes first
+    cube = scores.double().reshape(*scores.shape[:-1], *sides)
+    gains = [cube.diff(dim=-1 - place).flatten(-objects) for place in range(objects)]
+    return mean_over_orders(torch.stack(gains, -2)).to(to_float32(scores).dtype)
+
+
+def mean_over_orders(gains: Tensor) -> Tensor:
+    """The mean over all orders of players of what one of them adds to those before it.
+
+    Gains (..., 2^k) are those to every subset of the k others.
+    """
+    others = gains.shape[-1].bit_length() - 1
+    orders = [(others + 1) * comb(others, subset.bit_count()) for subset in range(2**others)]
+    return (gains / torch.tensor(orders).to(gains)).sum(-1)
 
 
 @public("object_mass")
@@ -366,14 +356,14 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
         tensor([ 2., -1.])
     """
     check_maps(maps)
-    check_bool("masks", masks)
+    inputs.check_bool("masks", masks)
     if masks.ndim < 3 or masks.shape[:-3] not in (maps.shape[:-2], torch.Size()):
         raise InputError(
             f"expected masks (..., n, H, W), the objects of each map, or (n, H, W), "
-            f"got masks {describe(masks)} for maps {describe(maps)}."
+            f"got masks {inputs.describe(masks)} for maps {inputs.describe(maps)}."
         )
-    check_filled(masks)
-    heatmap = resize_to_masks(maps, masks)
+    inputs.check_filled(masks)
+    heatmap = inputs.resize_to_masks(maps, masks)
     share = maps.shape[-2] * maps.shape[-1] / (masks.shape[-2] * masks.shape[-1])
     planes = masks.flatten(-2).to(heatmap.dtype)
     return torch.einsum("...p,...np->...n", heatmap.flatten(-2), planes) * share
@@ -415,8 +405,8 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
         >>> effect_agreement(mass, torch.tensor([0.3, -0.1]))
         Agreement(spearman=1.0, balanced_accuracy=1.0, auc=1.0)
     """
-    check_finite("mass", mass)
-    check_finite("effects", effects)
+    inputs.check_finite("mass", mass)
+    inputs.check_finite("effects", effects)
     if mass.shape != effects.shape:
         raise InputError(
             f"expected one effect per mass, got {tuple(effects.shape)} for {tuple(mass.shape)}."

@@ -62,15 +62,21 @@ def maps_at_masks(maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor
 
     There is one mask per map, none empty or full.
     """
-    check_maps(maps)
     check_bool(what, masks)
-    if masks.ndim < 2 or masks.shape[:-2] != maps.shape[:-2] or masks.device != maps.device:
+    heatmap = maps_at(maps, masks, what)
+    check_filled(masks, what=what)
+    return heatmap
+
+
+def maps_at(maps: Tensor, planes: Tensor, what: str) -> Tensor:
+    """Maps (..., h, w) at the size of the planes (..., H, W) that they are compared with."""
+    check_maps(maps)
+    if planes.ndim < 2 or planes.shape[:-2] != maps.shape[:-2] or planes.device != maps.device:
         raise InputError(
             f"expected one of the {what} (..., H, W) per map, got {what} "
-            f"{describe(masks)} for maps {describe(maps)}."
+            f"{describe(planes)} for maps {describe(maps)}."
         )
-    check_filled(masks, what=what)
-    return resize_to_masks(maps, masks)
+    return resize_to_masks(maps, planes)
 
 
 def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
@@ -87,9 +93,7 @@ def as_planes(maps: Tensor, images: Tensor) -> Tensor:
     check_maps(maps)
     flat = maps[:, None] if maps.ndim == 3 else maps
     one_each = flat.ndim == 4 and len(flat) == len(images) and maps.device == images.device
-    finer = any(
-        cells > pixels for cells, pixels in zip(maps.shape[-2:], images.shape[-2:], strict=True)
-    )
+    finer = maps.shape[-2] > images.shape[-2] or maps.shape[-1] > images.shape[-1]
     if not one_each or finer or (flat.shape[1] != 1 and flat.shape != images.shape):
         raise InputError(
             f"expected one map per image, (B, 1, h, w) or (B, h, w) and no finer than "

@@ -19,13 +19,7 @@ from torch import Tensor
 from ..checks import check_integer, check_interval
 from ..errors import InputError, public
 from ..maps import Threshold, check_maps, normalize, pearson, threshold_level, to_float32
-from .inputs import (
-    describe,
-    maps_at_masks,
-    resize_to_masks,
-    rounding,
-    varies,
-)
+from .inputs import maps_at, maps_at_masks, rounding, varies
 from .map_statistics import average_ranks
 
 
@@ -116,7 +110,10 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     heatmap = maps_at_masks(maps, masks)
     count = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
     last = heatmap.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)
-    above, tied = heatmap > last + rounding(heatmap), (heatmap - last).abs() <= rounding(heatmap)
+    above, tied = (
+        heatmap > last + rounding(heatmap),
+        (heatmap - last).abs() <= rounding(heatmap),
+    )
     left = (count - above.sum((-2, -1))) / tied.sum((-2, -1))
     covered = (above & masks).sum((-2, -1)) + left * (tied & masks).sum((-2, -1))
     return covered.to(heatmap.dtype) / masks.sum((-2, -1))
@@ -431,18 +428,13 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
 
 def _at_densities(maps: Tensor, densities: Tensor) -> Tensor:
     """Maps at the size of their densities, after a check of both."""
-    check_maps(maps)
     check_maps(densities, what="densities")
-    if densities.shape[:-2] != maps.shape[:-2] or densities.device != maps.device:
-        raise InputError(
-            f"expected one density (..., H, W) per map, got densities "
-            f"{describe(densities)} for maps {describe(maps)}."
-        )
+    heatmap = maps_at(maps, densities, "densities")
     if (densities < 0).any() or not densities.flatten(-2).any(-1).all():
         raise InputError(
             "expected densities from 0 on with some mass in each; leave the other images out."
         )
-    return resize_to_masks(maps, densities)
+    return heatmap
 
 
 def _where_varying(scores: Tensor, heatmap: Tensor) -> Tensor:

@@ -16,19 +16,8 @@ from torch.nn import functional as F
 from ..checks import check_choice, check_integer, check_interval, show
 from ..errors import InputError, public
 from ..maps import to_float32, upsample
-from .inputs import (
-    Forward,
-    Seed,
-    Targets,
-    as_planes,
-    cell_indices,
-    check_bool,
-    check_images,
-    checked_scores,
-    checked_targets,
-    seeds_of,
-    varies,
-)
+from . import inputs
+from .inputs import Forward, Seed, Targets
 
 Fill = Tensor | Literal["road"]
 TENTHS = tuple(tenth / 10 for tenth in range(11))
@@ -154,7 +143,7 @@ def perturbation_test(
         >>> test.score.most_first, test.score.least_first
         (tensor([[10.,  3.,  0.]]), tensor([[10.,  7.,  0.]]))
     """
-    check_images(images)
+    inputs.check_images(images)
     check_choice(mode, ("deletion", "insertion"), name="a mode")
     check_choice(unit, ("pixel", "patch"), name="a unit")
     rising = all(low < high for low, high in pairwise(fractions))
@@ -163,35 +152,35 @@ def perturbation_test(
             f"expected two or more rising fractions from 0 to 1, got {list(fractions)}."
         )
     check_integer("a batch size", batch_size)
-    units = as_planes(maps, images)
+    units = inputs.as_planes(maps, images)
     if unit == "pixel":
         units = upsample(units, (images.shape[-2], images.shape[-1]))
-    classes = None if labels is None else checked_targets(labels, images, name="labels")
+    classes = None if labels is None else inputs.checked_targets(labels, images, name="labels")
     followed = labels if targets is None else targets
-    chosen = checked_targets(followed, images, name="targets")
+    chosen = inputs.checked_targets(followed, images, name="targets")
     columns = [chosen] if classes is None else [chosen, classes]
     largest = None if followed is None else max(int(index.max()) for index in columns)
     filled = _checked_fill(fill, images)
-    ranks, noise = _draw(images, units, seeds_of(seed, len(images)), noisy=filled is None)
+    ranks, noise = _draw(images, units, inputs.seeds_of(seed, len(images)), noisy=filled is None)
 
     total = units[0].numel()
     counts = [round(fraction * total) for fraction in fractions]
     most = [(False, count) for count in counts]
     least = [(0 < count < total, count) for count in counts]  # both orders begin and end alike
     states = list(dict.fromkeys(most + least))
-    row, column = cell_indices((units.shape[-2], units.shape[-1]), images)
+    row, column = inputs.cell_indices((units.shape[-2], units.shape[-1]), images)
     known = torch.tensor(states, device=images.device)
     shape = (len(states), len(images))
     pairs = torch.cartesian_prod(*map(torch.arange, shape)).to(images.device)
     measured: dict[str, list[Tensor]] = defaultdict(list)
-    for step, index in (part.T for part in torch.split(pairs, batch_size)):
-        backwards, changed = (part[:, None, None] for part in known[step].T)
+    for step, index in (some.T for some in torch.split(pairs, batch_size)):
+        backwards, changed = (column[:, None, None] for column in known[step].T)
         order = torch.where(backwards.bool(), total - 1 - ranks[index], ranks[index])
         pixels = ((order < changed) != (mode == "insertion"))[:, None, row, column]
-        own = images[index]
-        new = road_fill(own, pixels) + noise[index] if filled is None else filled[index]
-        perturbed = torch.where(pixels, new, own)
-        scores = to_float32(checked_scores(forward, perturbed, largest))
+        part = images[index]
+        new = road_fill(part, pixels) + noise[index] if filled is None else filled[index]
+        perturbed = torch.where(pixels, new, part)
+        scores = to_float32(inputs.checked_scores(forward, perturbed, largest))
         measured["score"].append(scores.gather(1, chosen[index, None])[:, 0])
         if scores.shape[1] > 1:
             measured["margin"].append(_margin(scores, chosen[index]))
@@ -217,7 +206,7 @@ def _draw(
     images: Tensor, units: Tensor, seeds: Sequence[int], *, noisy: bool
 ) -> tuple[Tensor, Tensor]:
     """Ranks of units (B, h, w), 0 the most relevant, ties at random; and noise (B, C, H, W)."""
-    flat = torch.where(varies(units)[:, None, None], units, 0).flatten(1).cpu()
+    flat = torch.where(inputs.varies(units)[:, None, None], units, 0).flatten(1).cpu()
     ranks = torch.empty(flat.shape, dtype=torch.long, device="cpu")
     noise = torch.zeros(images.shape, device="cpu")
     for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
@@ -290,13 +279,12 @@ def area_between(
             f"0 to 1, got {counts[0]} and {counts[1]} images from {ends[0]} to {ends[1]} and from "
             f"{ends[2]} to {ends[3]}."
         )
-    if insertion is None:
-        inserted, shown = deletion.least_area, deletion.least_first
-    else:
-        inserted, shown = insertion.most_area, insertion.most_first.flip(-1)
+    inserted, shrinking = deletion.least_area, deletion.least_first
+    if insertion is not None:
+        inserted, shrinking = insertion.most_area, insertion.most_first.flip(-1)
     deleted = deletion.most_area
     if normalize:
-        inserted, deleted = _scaled(inserted, shown), _scaled(deleted, deletion.most_first)
+        inserted, deleted = _scaled(inserted, shrinking), _scaled(deleted, deletion.most_first)
     return inserted - deleted
 
 
@@ -317,7 +305,7 @@ def mean_fill(images: Tensor) -> Tensor:
         >>> mean_fill(torch.ones(2, 3, 8, 8)).shape
         torch.Size([1, 3, 1, 1])
     """
-    check_images(images)
+    inputs.check_images(images)
     return images.new_zeros(1, images.shape[1], 1, 1)
 
 
@@ -338,7 +326,7 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
     """
     from scipy.ndimage import gaussian_filter
 
-    check_images(images)
+    inputs.check_images(images)
     check_interval("a standard deviation in pixels", deviation, "(0, inf)")
     planes = to_float32(images.detach()).cpu().numpy()
     options = {"sigma": deviation, "radius": max(1, round(3 * deviation)), "axes": (-2, -1)}
@@ -375,8 +363,8 @@ def road_fill(images: Tensor, removed: Tensor) -> Tensor:
         >>> road_fill(image, image == 9).flatten().round(decimals=3)
         tensor([0., 1., 2., 3.])
     """
-    check_images(images)
-    check_bool("removed", removed)
+    inputs.check_images(images)
+    inputs.check_bool("removed", removed)
     shape = (len(images), 1, *images.shape[-2:])
     if removed.shape != shape:
         raise InputError(f"expected removed {shape}, got {tuple(removed.shape)}.")

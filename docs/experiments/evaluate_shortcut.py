@@ -1,7 +1,7 @@
 """``captum-clip evaluate`` that knows the data sets of the planted shortcut as well.
 
 python docs/experiments/evaluate_shortcut.py --model docs/experiments/shortcut/model \
-        --data shortcut --images 150 --slow-images 50 --threads 1 -o shortcut-tag
+        --data shortcut --task localization --images 150 --slow-images 50 -o shortcut-tag
 """
 
 from __future__ import annotations

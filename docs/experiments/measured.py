@@ -436,7 +436,7 @@ STEPS = (
         evaluation(
             f"{part}_{model}",
             model,
-            f"--data {part} --images 150 --slow-images 50",
+            f"--data {part} --task localization --images 150 --slow-images 50",
             program="python ../../evaluate_shortcut.py",
         )
         for part in TAGS

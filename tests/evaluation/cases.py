@@ -54,7 +54,7 @@ class Listed(DataSet):
         self.name = name
         self.names = tuple(sample.name for sample in samples)
         self.classes = tuple(classes)
-        self.tasks = tuple(TASKS)
+        self.truth = ("masks", "objects", "scenes", "classes")
 
     def read(self, index: int) -> Sample:
         return self.samples[index]

@@ -176,7 +176,7 @@ def test_a_class_is_classified_once_for_all_methods() -> None:
     """The predicted class comes from the chunk, which all methods share."""
     small = context(SMALL, data(), fills=("mean",))
     one = on_batch(small, "centre")
-    assert one.batch.predicted.tolist() == SEEN
+    assert one.samples.predicted.tolist() == SEEN
     assert method_of("centre", SMALL).baseline
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import pytest
+
+from captum_clip.evaluation import DATA_SETS, Task
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.evaluator import _units
 from captum_clip.evaluation.methods import Attributed, Drawn
+from captum_clip.evaluation.tasks import TASKS, tasks_of
 from captum_clip.files import draw_names
 from tests.evaluation.cases import Listed, context, model, picture, settings
 
@@ -51,5 +56,28 @@ def test_names_of_files_are_unique_and_tame() -> None:
     methods = [any_method(name) for name in ("a:b=c,d=e", "a b=c d=e", "../x", "ÄÖ", "ä")]
     names = [unit.name for unit in _units(settings(chunk_size=1), data, methods)]
     assert len({*names}) == 5
-    assert names[0] == "units/00-b/000000-00-a-b=c-d=e.npz"
-    assert all(name.isascii() and ".." not in name and " " not in name for name in names)
+    assert names[0] == "units/00-ä-b/000000-00-a-b-c-d-e.npz"
+    assert all(re.fullmatch(r"units/00-ä-b/000000-\d\d-[\w-]+\.npz", name) for name in names)
+
+
+def test_a_task_fits_each_data_set_that_has_its_truth() -> None:
+    """Those that docs/evaluation.md lists; one of your own as soon as it is entered."""
+    targets = ("faithfulness", "fixlip", "sanity")
+    masks = dict.fromkeys(("imagenet-s", "imagenet-segmentation"), ("localization", *targets))
+    objects = dict.fromkeys(("masks", "voc"), ("localization", "signs", *targets))
+    mosaics = dict.fromkeys(("demo-mosaics", "mosaics"), ("words", "grid"))
+    assert {kind: tasks_of(data) for kind, data in DATA_SETS.items()} == {
+        "demo": ("localization", "signs", "effect", *targets, "pairs"),
+        "demo-objects": ("perturbation",),
+        "classes": ("perturbation", *targets),
+        "fixations": ("fixation",),
+        "labels": ("segmentation",),
+        **masks,
+        **objects,
+        **mosaics,
+    }
+    own = Task(lambda config: {}, lambda batch: iter(()), truth=("scenes", "captions"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "own", own)
+        fitting = [kind for kind, data in DATA_SETS.items() if "own" in tasks_of(data)]
+    assert sorted(fitting) == ["demo", "demo-mosaics", "mosaics"]

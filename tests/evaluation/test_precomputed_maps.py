@@ -83,7 +83,7 @@ def test_what_is_missing_is_reported(tmp_path: Path) -> None:
     asked = type(asked)(asked.pixels, asked.embeddings, names, asked.texts, asked.numbers)
     got = torch.isfinite(method.maps(clip, asked)).flatten(1).all(1)
     assert got.tolist() == [True, *[False] * 5]
-    reasons = [method.why_not(n, t) for n, t in zip(names, asked.texts, strict=True)][1:]
+    reasons = [method.failure_reason(n, t) for n, t in zip(names, asked.texts, strict=True)][1:]
     assert reasons == [
         *(f"the map of {text!r} holds NaN or infinity" for text in ("nan", "inf", "large")),
         "image0.npz has no map of 'lost'",

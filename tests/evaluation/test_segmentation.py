@@ -145,7 +145,7 @@ def test_windows_see_the_whole_photo_where_it_is(name: str, wide: bool) -> None:
     assert right / pixels > 0.93  # but for edges, which lie between the pixels of the model
     assert set(found) == {"miou", "aacc"}
     assert len(method.seen) == 7  # 60 wide, about 27 apart
-    heatmap = _maps_of_classes(asked, asked.batch.views[0])
+    heatmap = _maps_of_classes(asked, asked.samples.views[0])
     assert heatmap is not None
     assert heatmap.amax() == pytest.approx(0.5, abs=0.01)  # the mean where windows overlap
 
@@ -174,10 +174,10 @@ def test_all_classes_from_one_pass_are_the_maps_one_by_one(name: str) -> None:
     data = Listed(Sample("one", picture(), labels=labels), classes=CLASSES)
     for method in methods_for(clip):
         asked = on_batch(context(clip, data, batch_size=3), method)
-        found = _maps_of_classes(asked, asked.batch.views[0])
+        found = _maps_of_classes(asked, asked.samples.views[0])
         assert found is not None
         for place, text in enumerate(CLASSES):
-            row, pixels = targets.text(clip, text).embeddings, asked.batch.pixels
+            row, pixels = targets.text(clip, text).embeddings, asked.samples.pixels
             alone = Queries(pixels, row, ("one",), (text,), (place,))
             raw = method_of(method, clip).maps(clip, alone)
             expected = maps.upsample(raw.clamp(min=0), (32, 32))[0]

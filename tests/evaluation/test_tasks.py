@@ -390,7 +390,7 @@ def test_void_pixels_count_for_nothing() -> None:
     full = Sample("full", whole.image, whole.regions[:1], void=~whole.regions[0].mask)
     left = on_batch(context(clip, Listed(full, sample)), marking)
     assert joined(TASKS["localization"].measure(left))["energy"].owners.tolist() == [1, 1]
-    assert [number for number, *_ in left.batch.skipped] == [0]
+    assert [number for number, *_ in left.samples.skipped] == [0]
     counted = measured("localization", context(clip, Listed(whole)), marking)
     assert counted["energy"].values[0, 0] == pytest.approx(0.1)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ...errors import InputError
-from . import demo, formats, labels
+from . import benchmarks, demo, formats, labels
 from .base import DataSet, FileData, Region, Sample, digest, masked_sample
 from .demo import DemoScenes
 
@@ -22,15 +22,15 @@ __all__ = [
 
 _SETS: Final[tuple[type[DataSet], ...]] = (
     *(DemoScenes, demo.DemoObjects, demo.DemoMosaics, formats.MaskedFolder),
-    *(formats.ImageNetSegmentation, formats.ImageNetS, formats.PascalVoc),
+    *(benchmarks.ImageNetSegmentation, benchmarks.ImageNetS, benchmarks.PascalVoc),
     *(formats.ClassFolder, formats.ClassMosaics, formats.FixationFolder, labels.LabelFolder),
 )
-DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_set in _SETS}
+DATA_SETS: Final = {data_set.name: data_set for data_set in _SETS}
 """All data sets by name; one of your own is known under the name that it is entered with."""
 
 
 def forms() -> list[str]:
-    """All that :func:`open_data` takes, as "voc:FOLDER"."""
+    """List all that :func:`open_data` takes, as "voc:FOLDER"."""
     return [f"{name}:{kind.place}" if kind.place else name for name, kind in DATA_SETS.items()]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from typing_extensions import override
 
 from ...checks import check_integer, expand
-from ...errors import InputError
+from ...errors import InputError, public
 from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil, open_image
 from ..storage import storage_of
@@ -83,7 +83,10 @@ class DataSet(ABC):
         classes: texts of the classes that labels count, for zero-shot classification; may be empty.
         prompts: class -> the texts whose mean embedding stands for it, where that is not its own.
         background: whether label images have a further class, where no text supports a pixel.
-        tasks: what its truth serves, names of :data:`captum_clip.evaluation.TASKS`.
+        truth: what is known of its samples, which the tasks that take one of it fit: "masks" of
+            what texts name, of several "objects" in an image, "scenes" redrawn with every subset of
+            them; "classes" of images, or "counts" of objects with the class of the first;
+            "captions" of mosaics, "cells" with a class each; "fixations"; "label images".
         place: what follows its name and a colon where it is read, "FOLDER" or "FILE".
         options: its own options of :func:`captum_clip.evaluation.open_data`, with their defaults.
     """
@@ -91,7 +94,7 @@ class DataSet(ABC):
     name: str
     names: Sequence[str]
     classes: Sequence[str]
-    tasks: Sequence[str]
+    truth: Collection[str]
     prompts: Mapping[str, Sequence[str]] = MappingProxyType({})
     background: bool = False
     place: str = ""
@@ -119,7 +122,7 @@ class DataSet(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that decides its samples, as JSON: the same data give the same, wherever they lie."""
+        """Return all that decides its samples, as JSON, the same wherever they lie."""
 
 
 class FileData(DataSet):
@@ -141,9 +144,9 @@ class FileData(DataSet):
     def __init__(
         self, path: str | Path, *, limit: int | None = None, seed: int = 0, **options: str | None
     ) -> None:
-        check_integer("seed", seed, least=0)
-        if limit is not None:
-            check_integer("limit", limit)
+        with public(type(self).__name__):
+            check_integer("seed", seed, least=0)
+            check_integer("limit", 1 if limit is None else limit)
         self.path = expand(path)
         self.limit, self.seed = limit, seed
         self.given: dict[str, Any] = {**self.options, **self.check_options(options)}
@@ -172,6 +175,11 @@ class FileData(DataSet):
     def identity(self) -> dict[str, Any]:
         return dict(self._identity)
 
+    def check_belonging(self, belonging: Iterable[object], what: str) -> None:
+        """Raise InputError unless something was found for one image at least."""
+        if not any(belonging):
+            raise InputError(f"{self.path}: expected {what}, found none that belongs to an image.")
+
     def list_images(self, under: str) -> tuple[dict[str, int], dict[str, str]]:
         """All files of the folder, with their sizes, and the images under a folder in it.
 
@@ -197,12 +205,6 @@ class FileData(DataSet):
                 f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
             )
         return files, stems
-
-
-def check_belonging(path: Path, found: Iterable[object], what: str) -> None:
-    """Raise InputError unless something was found for one image at least."""
-    if not any(found):
-        raise InputError(f"{path}: expected {what}, found none that belongs to an image.")
 
 
 def digest(entries: Mapping[str, object], under: Collection[str] | None = None) -> str:
@@ -281,8 +283,7 @@ def mosaic_sample(
     Each shows a word and has a class, its label; the caption is made of the words that are named.
     """
     mosaic = np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])])
-    places = np.arange(len(mosaic)) // len(cells[0])
-    owners = 2 * places[:, None] + places
+    owners = np.kron([[0, 1], [2, 3]], np.ones(cells[0].shape[:2], dtype=int))
     regions = [Region(words[cell], owners == cell, label=labels[cell]) for cell in named]
     text = caption([words[cell] for cell in named])
     return Sample(name, Image.fromarray(mosaic), tuple(regions), caption=text)

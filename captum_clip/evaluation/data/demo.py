@@ -11,6 +11,7 @@ from ...checks import check_integer
 from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
+from ...errors import public
 from .base import DataSet, Region, Sample, mosaic_sample
 
 COUNTS: Final = (2, 3)
@@ -34,8 +35,9 @@ class _DemoData(DataSet):
     """
 
     def __init__(self, number: int = 500, seed: int = 0) -> None:
-        check_integer("number", number, most=_MOST)
-        check_integer("seed", seed, least=0)
+        with public(type(self).__name__):
+            check_integer("number", number, most=_MOST)
+            check_integer("seed", seed, least=0)
         self.number = number
         self.seed = seed
         self.names = tuple(f"{index:05d}" for index in range(number))
@@ -69,15 +71,16 @@ class DemoScenes(_DemoData):
     """
 
     name = "demo"
-    tasks = ("localization", "signs", "effect", "faithfulness", "fixlip", "sanity", "pairs")
+    truth = ("masks", "objects", "scenes")
 
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         count = COUNTS[index % len(COUNTS)]
-        subsets = []
-        for chosen in range(2**count):
-            absent = [position for position in range(count) if not chosen >> position & 1]
-            subsets.append(draw_scene(scene, count=count, without=absent))
+        absent = [
+            [place for place in range(count) if not chosen >> place & 1]
+            for chosen in range(2**count)
+        ]
+        subsets = [draw_scene(scene, count=count, without=without) for without in absent]
         images = tuple(Image.fromarray(subset.image) for subset in subsets)
         return Sample(name, images[-1], _regions(subsets[-1], scene), subsets=images)
 
@@ -98,7 +101,7 @@ class DemoObjects(_DemoData):
     """
 
     name = "demo-objects"
-    tasks = ("perturbation",)
+    truth = ("counts",)
 
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
@@ -125,7 +128,7 @@ class DemoMosaics(_DemoData):
     """
 
     name = "demo-mosaics"
-    tasks = ("words", "grid")
+    truth = ("captions", "cells")
 
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
@@ -151,12 +154,10 @@ def _regions(drawn: Scene, scene: int) -> tuple[Region, ...]:
 def _cell(noun: str, seed: int, generator: np.random.Generator) -> Any:
     """A window (112, 112, 3) of a scene, drawn from all that show the whole object."""
     scene = draw_scene(seed, objects=[noun], size=_UNCUT)
-    mask = scene.objects[0].mask
-    starts = []
-    for axis in (1, 0):
-        [filled] = np.nonzero(mask.any(axis))
-        lowest = max(0, int(filled[-1]) + 1 - _CELL)
-        highest = min(int(filled[0]), _UNCUT - _CELL)
-        starts.append(int(generator.integers(lowest, highest + 1)))
-    top, left = starts
+    box = Image.fromarray(scene.objects[0].mask).getbbox()
+    assert box is not None
+    top, left = (
+        int(generator.integers(max(0, end - _CELL), min(start, _UNCUT - _CELL) + 1))
+        for start, end in ((box[1], box[3]), (box[0], box[2]))
+    )
     return scene.image[top : top + _CELL, left : left + _CELL]

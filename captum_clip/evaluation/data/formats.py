@@ -1,9 +1,8 @@
-"""Data sets in files: public ones with masks, and folders of one's own."""
+"""Folders of one's own: classes, mosaics of them, masks, fixations."""
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Final, final
@@ -13,22 +12,11 @@ import numpy.typing as npt
 from PIL import ImageOps
 from typing_extensions import override
 
-from ...checks import check_choice, error_context, find_file, find_repeated
+from ...checks import error_context, find_repeated
 from ...errors import InputError
 from ...files import DAMAGED, read_csv
 from ...models.images import as_pil, open_image
-from ..storage import storage_of
-from .base import (
-    FileData,
-    Mask,
-    Sample,
-    check_belonging,
-    digest,
-    masked_sample,
-    mosaic_sample,
-    read_lines,
-    read_numbers,
-)
+from .base import FileData, Mask, Sample, digest, masked_sample, mosaic_sample, read_lines
 
 TEMPLATE: Final = "a photo of a {}"
 """The template of data whose classes have names only."""
@@ -52,7 +40,7 @@ class ClassFolder(FileData):
     """
 
     name = "classes"
-    tasks = ("perturbation", "faithfulness", "fixlip", "sanity")
+    truth = ("classes",)
     options: ClassVar = {"template": "{}"}
 
     @override
@@ -93,7 +81,7 @@ class ClassMosaics(FileData):
     """
 
     name = "mosaics"
-    tasks = ("words", "grid")
+    truth = ("captions", "cells")
     options: ClassVar = {"template": TEMPLATE}
 
     @override
@@ -136,8 +124,8 @@ def _draw(
             chosen.append(label)
     if len(chosen) < 4:
         raise InputError("expected four classes of which no name is part of another.")
-    drawn = ((files[label], label) for label in chosen[:4])
-    return [(own[int(generator.integers(len(own)))], label) for own, label in drawn]
+    pairs = ((files[label], label) for label in chosen[:4])
+    return [(images[int(generator.integers(len(images)))], label) for images, label in pairs]
 
 
 def _generator(number: int, use: int) -> np.random.Generator:
@@ -206,7 +194,7 @@ class MaskedFolder(FileData):
     """
 
     name = "masks"
-    tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
+    truth = ("masks", "objects")
 
     @override
     def find(self) -> None:
@@ -216,7 +204,7 @@ class MaskedFolder(FileData):
             if path.parts[0] == "masks" and path.suffix.lower() == ".png" and len(path.parts) > 2:
                 masks[str(path.parent.relative_to("masks"))].append(str(path))
         example = f"masks in masks/, such as masks/{next(iter(images))}/a horse.png"
-        check_belonging(self.path, (stem in masks for stem in images), example)
+        self.check_belonging((stem in masks for stem in images), example)
         self.take(images, files=digest(files, ("images", "masks")))
         self.classes = tuple(sorted({_text(mask) for of in masks.values() for mask in of}))
         self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
@@ -224,8 +212,8 @@ class MaskedFolder(FileData):
     @override
     def read(self, index: int) -> Sample:
         stem = self.names[index]
-        own = self._masks.get(stem, ())
-        masks = [(_text(name), partial(_read_mask, self.path / name)) for name in own]
+        files = self._masks.get(stem, ())
+        masks = [(_text(name), partial(_read_mask, self.path / name)) for name in files]
         return masked_sample(stem, self.read_image(stem), masks)
 
 
@@ -267,16 +255,16 @@ class FixationFolder(FileData):
 
     name = "fixations"
     classes = ()
-    tasks = ("fixation",)
+    truth = ("fixations",)
     options: ClassVar = {"text": None}
 
     @override
     def find(self) -> None:
         files, images = self.list_images("images")
         places = {s: [f"fixations/{s}{end}" for end in (".png", ".npy")] for s in images}
-        maps = {stem: [place for place in own if place in files] for stem, own in places.items()}
+        maps = {stem: [place for place in two if place in files] for stem, two in places.items()}
         example = f"fixations/{next(iter(images))}.png or .npy and so on"
-        check_belonging(self.path, maps.values(), example)
+        self.check_belonging(maps.values(), example)
         text = self.given["text"]
         if text is not None and not text.strip():
             raise InputError(f"expected a text with something in it, got {text!r}.")
@@ -356,221 +344,3 @@ def _read_fixations(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray
     if values.all():
         raise InputError(f"{path}: every pixel is a fixation.")
     return "fixations", values.astype(np.bool_)
-
-
-_IMAGES, _MASKS = "validation", "validation-segmentation"
-_IGNORED: Final = 1000
-_BROKEN = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError)  # by h5py
-
-VOC_CLASSES: Final = (
-    "an aeroplane", "a bicycle", "a bird", "a boat", "a bottle", "a bus", "a car", "a cat",
-    "a chair", "a cow", "a dining table", "a dog", "a horse", "a motorbike", "a person",
-    "a potted plant", "a sheep", "a sofa", "a train", "a tv monitor",
-)  # fmt: skip
-"""Texts of the classes 1 to 20 of Pascal VOC's masks."""
-_VOID: Final = 255
-_NEEDED: Final = ("JPEGImages", "SegmentationClass", "ImageSets")
-
-
-@final
-class ImageNetS(FileData):
-    """``validation/n01440764/NAME.JPEG`` with ``validation-segmentation/n01440764/NAME.png``.
-
-    The folder is ``ImageNetS919``, ``ImageNetS300`` or ``ImageNetS50``. A mask numbers the classes
-    of its pixels, red + 256 green, in the order of the folders' names from 1 on; 0 is anything
-    else, and 1000 is left out. The region is the class of the image's own folder, so all folders of
-    the set must be there, be there images in them or not.
-
-    Raises:
-        InputError: there is no such folder, no image or no mask in it, or an unknown class.
-
-    Source: Gao et al. 2022, *Large-scale Unsupervised Semantic Segmentation* (arXiv:2106.03149).
-    """
-
-    name = "imagenet-s"
-    tasks = ("localization", "faithfulness", "fixlip", "sanity")
-    options: ClassVar = {"template": TEMPLATE}
-
-    @override
-    def find(self) -> None:
-        files, images = self.list_images(_IMAGES)
-        masks = [f"{_MASKS}/{stem}.png" for stem in images]
-        check_belonging(self.path, (mask in files for mask in masks), f"masks such as {masks[0]}")
-        places = (self.path / _MASKS, self.path / _IMAGES)
-        folders = sorted({p.name for place in places for p in place.iterdir() if p.is_dir()})
-        self._numbers = {name: number for number, name in enumerate(folders, start=1)}
-        self._texts = class_texts(folders, self.path, template=self.given["template"])
-        self.classes = tuple(dict.fromkeys(self._texts.values()))
-        used = digest(files, (_IMAGES, _MASKS))
-        self.take(images, texts=list(self.classes), files=used)
-
-    @override
-    def read(self, index: int) -> Sample:
-        stem = self.names[index]
-        own, image = stem.partition("/")[0], self.read_image(stem)
-        path = self.path / f"{_MASKS}/{stem}.png"
-        with open_image(path) as file:
-            red, green, _ = np.moveaxis(np.asarray(file.convert("RGB"), dtype=np.int64), -1, 0)
-        numbers = red + 256 * green
-        highest = int(numbers[numbers != _IGNORED].max(initial=0))
-        if highest > len(self._numbers):
-            raise InputError(
-                f"{path}: a pixel is of class {highest}, but there are folders of "
-                f"{len(self._numbers)} classes only; all of the set are needed to number them."
-            )
-        text = self._texts[own]
-        masks = [(text, partial(np.equal, numbers, self._numbers[own]))]
-        label = self.classes.index(text)
-        return masked_sample(stem, image, masks, label=label, void=numbers == _IGNORED)
-
-
-@final
-class ImageNetSegmentation(FileData):
-    """The file ``gtsegs_ijcv.mat`` (MATLAB 7.3): 4,276 images, each with a mask and a class.
-
-    The file holds a structure `value` with a cell array each for `img` (images), `gt` (a cell with
-    the mask of the object, first of several) and `target` (the number of its class in WordNet). The
-    text of the region is a template around the name of the class: of a file ``classnames.txt``
-    next to the .mat file, or ImageNet's own (:func:`class_texts`).
-
-    Raises:
-        InputError: there is no such file, it holds something else, or h5py is not installed.
-
-    Source: Guillaumin, Küttel, Ferrari 2014, *ImageNet auto-annotation with segmentation
-    propagation*; as a test of saliency maps: Chefer et al. 2021 (arXiv:2012.09838).
-    """
-
-    name = "imagenet-segmentation"
-    tasks = ("localization", "faithfulness", "fixlip", "sanity")
-    place = "FILE"
-    options: ClassVar = {"template": TEMPLATE}
-
-    @override
-    def find(self) -> None:
-        with _opened(self.path) as content:
-            images, masks, targets = (_cells(content, name) for name in ("img", "gt", "target"))
-            if not len(images) == len(masks) == len(targets) or not len(images):
-                raise InputError(
-                    f"{self.path}: expected as many masks and classes as images, one or more, got "
-                    f"{len(masks)} and {len(targets)} for {len(images)}."
-                )
-            self._synsets = ["".join(map(chr, _array(content, t).ravel())) for t in targets]
-        names = sorted({*self._synsets})
-        self._texts = class_texts(names, self.path.parent, template=self.given["template"])
-        self.classes = tuple(dict.fromkeys(self._texts.values()))  # two may have one name
-        numbers = [f"{number:05d}" for number in range(len(images))]
-        self.take(numbers, texts=list(self.classes), bytes=self.path.stat().st_size)
-
-    @override
-    def read(self, index: int) -> Sample:
-        name = self.names[index]
-        text = self._texts[self._synsets[int(name)]]
-        with _opened(self.path) as content:
-            cells = [_cells(content, kind)[int(name)] for kind in ("img", "gt")]
-            pixels, marks = (_array(content, cell) for cell in cells)
-            mask = marks != 0
-        if pixels.ndim not in (2, 3) or pixels.dtype != np.uint8:
-            raise InputError(
-                f"{name}: expected an image (H, W, 3) of uint8, got {pixels.shape} of "
-                f"{pixels.dtype}."
-            )
-        label = self.classes.index(text)
-        return masked_sample(name, as_pil(pixels)[0], [(text, lambda: mask)], label=label)
-
-
-def _cells(content: Any, name: str) -> npt.NDArray[Any]:
-    """A cell array of MATLAB: references to what is in its cells."""
-    cells: npt.NDArray[Any] = np.ravel(content[f"value/{name}"][()])
-    return cells
-
-
-def _array(content: Any, reference: Any) -> npt.NDArray[Any]:
-    """The array in a cell, or in the first cell of a cell; h5py shows its axes reversed."""
-    cell = content[reference]
-    if cell.dtype == object:
-        cell = content[np.ravel(cell[()])[0]]
-    return np.asarray(cell[()]).T
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file, while it is open; what is wrong in it is an InputError."""
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise InputError(f"reading {path.name} needs h5py: pip install h5py.") from error
-    find_file(path)
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except InputError:
-        raise
-    except _BROKEN as error:
-        raise InputError(
-            f"{path} cannot be read as gtsegs_ijcv.mat, which is a file of MATLAB 7.3 with "
-            f"value/img, value/gt and value/target ({error})."
-        ) from error
-
-
-@final
-class PascalVoc(FileData):
-    """The folder ``VOCdevkit/VOC2012``, its images of ``ImageSets/Segmentation/val.txt``.
-
-    The folder is ``VOC2012`` itself or one above it, such as ``VOCdevkit``. A region is all of a
-    class in the image, however many objects that is. The outlines of objects and what is too
-    difficult, which the masks number 255, are void: metrics leave these pixels out, as the
-    benchmark's own segmentation accuracy does. The option ``void="background"`` counts them as
-    outside of every region instead.
-
-    Raises:
-        InputError: there is no such folder, no such list in it, nothing in the list, or a
-            number out of range.
-
-    Source: Everingham et al. 2010; http://host.robots.ox.ac.uk/pascal/VOC/voc2012.
-    """
-
-    name = "voc"
-    classes = VOC_CLASSES
-    tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
-    options: ClassVar = {"void": "out"}
-
-    @override
-    def find(self) -> None:
-        check_choice(self.given["void"], ("out", "background"), name="void")
-        inside = [self.path / place for place in (".", "VOC2012", "VOCdevkit/VOC2012")]
-        found = [p for p in inside if all((p / needed).is_dir() for needed in _NEEDED)]
-        if not found:
-            raise InputError(
-                f"{self.path} is not Pascal VOC 2012: expected folders {', '.join(_NEEDED)} in it, "
-                "in its VOC2012 or its VOCdevkit/VOC2012."
-            )
-        self.path = found[0]
-        path = self.path / "ImageSets" / "Segmentation" / "val.txt"
-        listed = sorted({*read_lines(find_file(path, what="list of images"))})
-        if not listed:
-            raise InputError(f"{path} lists no image.")
-        images = {name: f"JPEGImages/{name}.jpg" for name in listed}
-        self.take(images, void=self.given["void"])
-        files = storage_of(self.path).files()
-        needed = [*self.files.values(), *(f"SegmentationClass/{n}.png" for n in self.names)]
-        own = {place: files.get(place, -1) for place in needed}
-        if not any(size >= 0 for size in own.values()):
-            raise InputError(
-                f"{self.path}: none of the {len(self.names)} images of {path.name} is there."
-            )
-        self._identity["files"] = digest(own)
-
-    @override
-    def read(self, index: int) -> Sample:
-        name = self.names[index]
-        image, path = self.read_image(name), self.path / f"SegmentationClass/{name}.png"
-        numbers = read_numbers(path)
-        present = [int(number) for number in np.unique(numbers) if number not in (0, _VOID)]
-        if any(number > len(VOC_CLASSES) for number in present):
-            raise InputError(
-                f"{path}: expected numbers of classes from 0 to {len(VOC_CLASSES)} and {_VOID}, "
-                f"got {max(present)}."
-            )
-        masks = [(VOC_CLASSES[n - 1], partial(np.equal, numbers, n)) for n in present]
-        void = numbers == _VOID if self.given["void"] == "out" else None
-        return masked_sample(name, image, masks, void=void)

@@ -32,23 +32,17 @@ class LabelFolder(FileData):
     """
 
     name = "labels"
-    tasks = ("segmentation",)
+    truth = ("label images",)
     options: ClassVar = {"template": None}
 
     @override
     def find(self) -> None:
         files, images = self.list_images("images")
-        bare = [stem for stem in images if f"labels/{stem}.png" not in files]
-        if bare:
-            raise InputError(
-                f"{self.path}: {len(bare)} of {len(images)} images have no labels; expected "
-                f"labels/{bare[0]}.png for {images[bare[0]]}."
-            )
         path = find_file(self.path / "names.txt", what="list of names")
         lines = read_lines(path, numbered=True)
         names = [[name.strip() for name in line.split(",")] for line in lines]
-        classes = [own for own in names if own not in (["[background]"], ["[ignored]"])]
-        odd = [", ".join(own) for own in classes if not all(own) or own[0].startswith("[")]
+        classes = [line for line in names if line not in (["[background]"], ["[ignored]"])]
+        odd = [", ".join(line) for line in classes if not all(line) or line[0].startswith("[")]
         if odd or not 0 < len(names) <= _IGNORED:
             raise InputError(
                 f"{path}: expected 1 to {_IGNORED} lines, each with names of a class and commas "
@@ -56,7 +50,7 @@ class LabelFolder(FileData):
                 + (f"the line {odd[0]!r}." if odd else f"{len(names)} lines.")
             )
         self.background = ["[background]"] in names
-        self.classes = tuple(own[0] for own in classes)
+        self.classes = tuple(line[0] for line in classes)
         repeated = find_repeated((*self.classes, *("background",) * self.background))
         if repeated or not classes:
             what = f"two classes are called {repeated!r}" if repeated else "no line names a class"
@@ -65,13 +59,14 @@ class LabelFolder(FileData):
         places |= {"[background]": len(classes), "[ignored]": -1}
         self._lines = len(names)
         self._places = np.full(_IGNORED + 1, -2, dtype=np.int64)  # of each number; -2 is none
-        self._places[: self._lines], self._places[_IGNORED] = [places[own[0]] for own in names], -1
+        self._places[: self._lines] = [places[line[0]] for line in names]
+        self._places[_IGNORED] = -1
         templates = [self.given["template"] or TEMPLATE]
         if self.given["template"] is None and _TEMPLATES in files:
             templates = read_lines(self.path / _TEMPLATES) or [""]  # which is refused
-        every = [name for own in classes for name in own]
+        every = [name for line in classes for name in line]
         texts = [class_texts(every, self.path, template=template) for template in templates]
-        self.prompts = {own[0]: [of[name] for name in own for of in texts] for own in classes}
+        self.prompts = {line[0]: [one[name] for name in line for one in texts] for line in classes}
         used = digest(files, ("images", "labels"))
         self.take(images, names=names, templates=templates, files=used)
         for index in range(len(self)):  # so that what is wrong is found before a model runs

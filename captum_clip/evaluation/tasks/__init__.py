@@ -3,9 +3,11 @@
 from typing import Final
 
 from ..batch import Task
-from .faithfulness_tasks import EFFECT, FAITHFULNESS, FIXLIP, PERTURBATION, SANITY
+from ..data import DataSet
+from .faithfulness_tasks import FAITHFULNESS, FIXLIP, SANITY
 from .localization_tasks import FIXATION, GRID_POINTING, LOCALIZATION, SIGNS, WORDS
-from .pairs_task import PAIRS
+from .pairs_task import EFFECT, PAIRS
+from .perturbation_task import PERTURBATION
 from .segmentation_task import SEGMENTATION
 
 TASKS: Final = {
@@ -24,4 +26,9 @@ TASKS: Final = {
 }
 """All tasks by name, in the order of the tables; one of your own is measured once it is in here."""
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["TASKS", "Task", "tasks_of"]
+
+
+def tasks_of(data: DataSet | type[DataSet]) -> tuple[str, ...]:
+    """Names of the tasks that fit a data set, which has a kind of truth that they can take."""
+    return tuple(name for name, task in TASKS.items() if {*task.truth} & {*data.truth})

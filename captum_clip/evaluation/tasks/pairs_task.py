@@ -1,49 +1,70 @@
-"""Which word answers which region? Against the exact interaction of word and object."""
+"""Does an object speak for a text or a word? Against scenes redrawn with every subset."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from math import comb
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ... import maps as resizing
-from ... import metrics, targets
+from ... import maps, metrics, targets
 from ...attr import DirectInteraction
+from ...metrics.faithfulness import mean_over_orders
 from ...metrics.map_statistics import spearman
 from ...similarity import ClipPairSimilarity
 from ..batch import MethodOnBatch, Task, View, finite_indices, queries_of
-from ..config import EvaluationConfig
-from ..table import Metric, rows_of
+from ..table import listed, rows_of
 from ..units import Arrays
 
 _DEPTHS: Final = {"direct": "pooling", "conservative": "all"}
 """Methods that take both embeddings apart -> how deep."""
-_ESTIMATORS: Final = {
-    "share": "the sum over the object of what the word's tokens share with each position, as "
-    "DirectInteraction gives it",
-    "difference": "the signed mass in the object of the map of what the word adds to the caption "
-    "(targets.words), times that direction's length",
-    "product": "the word's own value times the caption's mass in the object, both summed from the "
-    "same shares: two maps of one side, which know nothing of pairs",
-}
-_TRUTHS: Final = {
-    "interaction": "the exact interaction of word and object in the whole scene and caption",
-    "index": "the Shapley interaction index of word and object, over all words and objects",
-}
-_PAIRS: Final = {"": "all pairs", "_others": "pairs where the word names another object"}
 
 
-class _Scene(NamedTuple):
-    """A view with the caption of all its n objects, and the truth."""
+def _pairs(texts: Sequence[str]) -> dict[str, tuple[list[int], list[str]]]:
+    """Ending of a metric's name -> indices and names of pairs of a text and an object.
 
-    view: View
-    words: list[str]
-    caption: str
-    directions: Tensor  # (n, D), the caption's unit embedding less that without each word
-    truths: dict[str, Tensor]  # (n words, n objects)
+    All are counted object by object; a pair is called "a horse / a dog".
+    """
+    names = [f"{text} / {other}" for text in texts for other in texts]
+    every = list(range(len(names)))
+    others = [index for index in every if index % (len(texts) + 1)]
+    chosen = {"": every, "_others": others}
+    return {end: (kept, [names[i] for i in kept]) for end, kept in chosen.items()}
+
+
+def _measure_effect(batch: MethodOnBatch) -> Iterator[Arrays]:
+    """Samples of which a map is missing are left out."""
+    queries = batch.regions
+    for view in batch.samples.views:
+        kept = [i for i, number in enumerate(queries.numbers) if number == view.number]
+        scores = batch.samples.subset_scores.get(view.number)
+        if scores is None or len(kept) != len(view.regions):
+            continue
+        if len(finite_indices(batch.signed[kept])) < len(kept):
+            continue
+        mass = metrics.object_mass(batch.signed[kept].double(), view.masks)  # (texts, objects)
+        exact = {"effect": metrics.shapley_effects(scores), "removal": _removals(scores)}
+        pairs = _pairs([region.text for region in view.regions])
+        for name, effect in exact.items():
+            for end, (chosen, regions) in pairs.items():
+                where = [view.number] * len(chosen), regions
+                both = {"mass": mass.flatten()[chosen], "effect": effect.flatten()[chosen]}
+                for statistic in ("spearman", "balanced", "auc"):
+                    yield rows_of(f"{name}_{statistic}{end}", both, *where)
+                for sign, part in (("negative", "effect"), ("mass_negative", "mass")):
+                    yield rows_of(f"{name}_{sign}{end}", (both[part] < 0).double(), *where)
+
+
+EFFECT: Final = Task(lambda config: listed("effect"), _measure_effect, ("scenes",))
+"""Signed mass in each object against the object's exact Shapley effect."""
+
+
+def _removals(scores: Tensor) -> Tensor:
+    """The whole scene's scores less those of the scene without each object: (n, 2^n) -> (n, n)."""
+    whole = scores.shape[1] - 1
+    without = [whole ^ (1 << place) for place in range(whole.bit_length())]
+    return scores[:, whole:] - scores[:, without]
 
 
 def exact_interactions(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,92 +94,81 @@ def exact_interactions(scores: Tensor) -> tuple[Tensor, Tensor]:
         for thing in range(objects)
     ]
     table = torch.stack(gains).view(words, objects, -1)  # by the subset of the others
-    sizes = [others.bit_count() for others in range(2 ** (players - 2))]
-    orders = [(players - 1) * comb(players - 2, size) for size in sizes]
-    return table[..., -1], (table / torch.tensor(orders).to(table)).sum(-1)
+    return table[..., -1], mean_over_orders(table)
 
 
-def _pairs_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
-    groups = {}
-    for name, what in _ESTIMATORS.items():
-        columns = [
-            Metric(f"{name}_pointing", "maximum of the word's map in its object", "high", "ratio")
-        ]
-        for truth, exact in _TRUTHS.items():
-            ranks = f"rank correlation of {what}, and {exact}"
-            for end, pairs in _PAIRS.items():
-                pooled = f"{ranks}; {pairs} of all scenes together"
-                each = f"{ranks}; {pairs} of a scene, mean over scenes"
-                columns += [
-                    Metric(f"{name}_{truth}{end}", pooled, "high", "spearman", 0),
-                    Metric(f"{name}_{truth}_scene{end}", each, "high", "ratio", 0),
-                ]
-        groups[f"Word and region: {name}"] = columns
-    return groups
+class _Scene(NamedTuple):
+    """A view with the caption of all its n objects, and the truth."""
+
+    view: View
+    words: list[str]
+    caption: str
+    directions: Tensor  # (n, D), the caption's unit embedding less that without each word
+    truths: dict[str, Tensor]  # (n words, n objects)
 
 
-def _measure_pairs(maps: MethodOnBatch) -> Iterator[Arrays]:
+def _measure_pairs(batch: MethodOnBatch) -> Iterator[Arrays]:
     """Scenes of two objects or more that are drawn with every subset of them.
 
     A word is a text of the sample's regions, article and all; the caption joins them by "and", and
     what is left without a word is the caption of the others.
     """
-    for view in maps.batch.views:
+    for view in batch.samples.views:
         if view.sample.subsets and 2 <= len(view.regions) == len(view.sample.regions):
-            scene = maps.batch.remember(f"pairs of {view.number}", partial(_scene, maps, view))
-            for name, heatmap in _estimates(maps, scene):
+            scene = batch.samples.remember(f"pairs of {view.number}", partial(_scene, batch, view))
+            for name, heatmap in _estimates(batch, scene):
                 yield from _agreement(name, scene, heatmap.detach().double())
 
 
-PAIRS: Final = Task(_pairs_metrics, _measure_pairs, by_default=False)
+PAIRS: Final = Task(lambda config: listed("pairs"), _measure_pairs, ("scenes",), by_default=False)
 """Signed mass of each word's map in each object against their exact interaction."""
 
 
-def _scene(maps: MethodOnBatch, view: View) -> _Scene:
+def _scene(batch: MethodOnBatch, view: View) -> _Scene:
     words = [region.text for region in view.regions]
     texts = [
         " and ".join(word for bit, word in enumerate(words) if subset >> bit & 1)
         for subset in range(2 ** len(words))
     ]
-    embeddings = maps.context.encode(texts)
-    scores = maps.context.scores(maps.clip.preprocess(list(view.sample.subsets)), embeddings).T
-    truths = dict(zip(_TRUTHS, exact_interactions(scores), strict=True))
+    embeddings = batch.context.encode(texts)
+    scores = batch.context.scores(batch.clip.preprocess(list(view.sample.subsets)), embeddings).T
+    truths = dict(zip(("interaction", "index"), exact_interactions(scores), strict=True))
     without = [(len(texts) - 1) ^ (1 << bit) for bit in range(len(words))]
     return _Scene(view, words, texts[-1], embeddings[-1:] - embeddings[without], truths)
 
 
-def _estimates(maps: MethodOnBatch, scene: _Scene) -> Iterator[tuple[str, Tensor]]:
+def _estimates(batch: MethodOnBatch, scene: _Scene) -> Iterator[tuple[str, Tensor]]:
     """The maps (n, h, w) of the words by each estimator that the method has."""
     norms = scene.directions.norm(dim=1)[:, None, None]
-    owners = [scene.view] * len(scene.words)
-    queries = queries_of(owners, F.normalize(scene.directions, dim=1), scene.words)
-    kept, raw = maps.compute_finite(queries)
+    views = [scene.view] * len(scene.words)
+    queries = queries_of(views, F.normalize(scene.directions, dim=1), scene.words)
+    kept, raw = batch.compute_finite(queries)
     if len(kept) == len(queries):
-        negative = maps.compute_negative(queries, raw)
-        signed = resizing.positive(raw) - (0 if negative is None else negative)
+        negative = batch.compute_negative(queries, raw)
+        signed = maps.positive(raw) - (0 if negative is None else negative)
         if len(finite_indices(signed)) == len(queries):
             yield "difference", signed * norms
-    if maps.method.name not in _DEPTHS:
+    if batch.method.name not in _DEPTHS:
         return
-    ids, mask = maps.clip.text_inputs(scene.caption)
-    shares, rest = DirectInteraction(ClipPairSimilarity(maps.clip)).attribute(
+    ids, mask = batch.clip.text_inputs(scene.caption)
+    shares, rest = DirectInteraction(ClipPairSimilarity(batch.clip)).attribute(
         (scene.view.pixels[None], ids),
         additional_forward_args=mask,
         return_rest=True,
-        depth=_DEPTHS[maps.method.name],
+        depth=_DEPTHS[batch.method.name],
     )
-    pieces, tokens = iter(targets.word_tokens(maps.clip, scene.caption)), []
+    pieces, tokens = iter(targets.word_tokens(batch.clip, scene.caption)), []
     for word in scene.words:
         tokens.append([place for _ in word.split() for place in next(pieces)[1]])
         next(pieces, None)  # "and"
-    yield "share", torch.stack([shares[0, own].sum(0) for own in tokens])
+    yield "share", torch.stack([shares[0, places].sum(0) for places in tokens])
     by_token = (shares.sum((-2, -1)) + rest.other)[0]  # (T,), what a TextSimilarity has
-    values = torch.stack([by_token[own].sum() for own in tokens])
+    values = torch.stack([by_token[places].sum() for places in tokens])
     yield "product", values[:, None, None] * (shares.sum(1) + rest.image)  # the caption's map
 
 
 def _agreement(name: str, scene: _Scene, heatmap: Tensor) -> Iterator[Arrays]:
-    """A row of a pair is called "a horse / a dog", the word and the object.
+    """Rows of the words, and of pairs of a word and an object.
 
     Means are ratios, so that the report draws no map of the text "a horse" in place of the word's.
     """
@@ -169,12 +179,10 @@ def _agreement(name: str, scene: _Scene, heatmap: Tensor) -> Iterator[Arrays]:
     hits = metrics.pointing_game(heatmap, scene.view.masks)
     yield rows("pointing", scene.words, numerator=hits, denominator=torch.ones_like(hits))
     mass = metrics.object_mass(heatmap, scene.view.masks)  # (n words, n objects)
-    pairs = [f"{word} / {thing}" for word in scene.words for thing in scene.words]
-    others = (~torch.eye(len(mass), dtype=torch.bool)).flatten().nonzero()[:, 0].tolist()
     for truth, effects in scene.truths.items():
-        for end, kept in (("", list(range(len(pairs)))), ("_others", others)):
+        for end, (kept, names) in _pairs(scene.words).items():
             m, effect = mass.flatten()[kept], effects.to(mass).flatten()[kept]
-            yield rows(f"{truth}{end}", [pairs[i] for i in kept], mass=m, effect=effect)
+            yield rows(f"{truth}{end}", names, mass=m, effect=effect)
             ranks = spearman(m, effect).nan_to_num()[None]
             parts = {"numerator": ranks, "denominator": torch.ones_like(ranks)}
             yield rows(f"{truth}_scene{end}", [scene.caption], **parts)

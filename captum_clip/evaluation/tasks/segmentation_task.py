@@ -9,51 +9,32 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ... import maps as resizing
+from ... import maps
 from ...explaining import regions
 from ...maps import Box, Threshold
 from ...models import ClipAdapter
 from ...models.geometry import crop_of
 from ..batch import MethodOnBatch, Task, View, finite_indices
-from ..config import EvaluationConfig
-from ..table import Metric, Queries, rows_of
+from ..table import Queries, listed, rows_of
 from ..units import Arrays, Skipped
 
 
-def _metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
-    iou = (
-        "mean over classes that occur of intersection over union, each over all pixels of the set; "
-        "a pixel is of the class with the largest raw positive map; maps of square windows as wide "
-        "as the photo's shorter side, resized to it (bilinear), mean where windows overlap"
-    )
-    mean, half = "the mean of the min-max map", "half of the min-max map"
-    none = "background, where the data have it: the largest map is at most"
-    return {
-        "Label maps": [
-            Metric("miou", f"{iou}; {none} {mean}", statistic="class_iou"),
-            Metric("aacc", "share of all pixels of the set; the same maps", statistic="ratio"),
-            Metric("miou_half", f"the same; {none} {half}", statistic="class_iou"),
-            Metric("aacc_half", f"the same; {none} {half}", statistic="ratio"),
-        ]
-    }
-
-
-def _measure(maps: MethodOnBatch) -> Iterator[Arrays]:
+def _measure(batch: MethodOnBatch) -> Iterator[Arrays]:
     """Samples with a label image."""
-    data, levels = maps.context.data, dict[str, Threshold | None]({"": None})
+    data, levels = batch.context.data, dict[str, Threshold | None]({"": None})
     count, names = len(data.classes), (*data.classes, *("background",) * data.background)
     if data.background:
         levels = {"": "mean", "_half": 0.5}
-    for view in maps.batch.views:
-        heatmap = None if view.sample.labels is None else _maps_of_classes(maps, view)
+    for view in batch.samples.views:
+        heatmap = None if view.sample.labels is None else _maps_of_classes(batch, view)
         if heatmap is None:
             continue
         truth = torch.from_numpy(view.sample.labels).to(heatmap.device)
         whole = (0, 0, truth.shape[1], truth.shape[0])
         for end, level in levels.items():
             marked = regions.label_map(heatmap, whole, level, data.classes).labels.long()
-            found = torch.where(marked > 0, marked - 1, count)  # as background is counted
-            cells = ((count + 1) * truth + found)[truth >= 0]
+            decided = torch.where(marked > 0, marked - 1, count)  # as background is counted
+            cells = ((count + 1) * truth + decided)[truth >= 0]
             table = torch.bincount(cells, minlength=(count + 1) ** 2).view(count + 1, -1)
             right, either = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()
             # of every class, so that all methods have the same rows and can be paired
@@ -64,40 +45,44 @@ def _measure(maps: MethodOnBatch) -> Iterator[Arrays]:
             yield rows_of(f"aacc{end}", share, [view.number], ["all classes"])
 
 
-SEGMENTATION: Final = Task(_metrics, _measure)
+SEGMENTATION: Final = Task(lambda config: listed("segmentation"), _measure, ("label images",))
 """The maps of all classes against label images, as semantic segmentation is measured."""
 
 
-def _maps_of_classes(maps: MethodOnBatch, view: View) -> Tensor | None:
+def _maps_of_classes(batch: MethodOnBatch, view: View) -> Tensor | None:
     """Positive maps (K, H, W) of all classes on a photo; None where one of them is not finite."""
-    clip, classes, size = maps.clip, tuple(maps.context.data.classes), view.sample.image.size[::-1]
-    embeddings, count = maps.context.encode(classes), len(classes)
+    clip, classes, size = (
+        batch.clip,
+        tuple(batch.context.data.classes),
+        view.sample.image.size[::-1],
+    )
+    embeddings, count = batch.context.encode(classes), len(classes)
     names = (view.sample.name,) * count
     numbers = tuple(view.number * count + place for place in range(count))  # random maps differ
-    if maps.method.of_photos:
+    if batch.method.of_photos:
         boxes: list[Box] = [(0, 0, size[1], size[0])]
         pixels = view.pixels.new_zeros(1, 1, 1, 1).expand(1, 3, *size)  # only their size is read
     else:
         key = f"windows of {view.number}"
-        boxes, pixels = maps.batch.remember(key, lambda: _windows(view.sample.image, clip))
+        boxes, pixels = batch.samples.remember(key, lambda: _windows(view.sample.image, clip))
     heatmap, times = embeddings.new_zeros(count, *size), embeddings.new_zeros(size)
     for box, window in zip(boxes, pixels, strict=True):
-        shown = window.expand(count, -1, -1, -1)
-        queries = Queries(shown, embeddings, names, classes, numbers)
-        parts = [queries] if maps.method.of_photos else queries.split(maps.config.batch_size)
-        raw = torch.cat([maps.method.maps_of_image(clip, part) for part in parts])
+        repeated = window.expand(count, -1, -1, -1)
+        queries = Queries(repeated, embeddings, names, classes, numbers)
+        parts = [queries] if batch.method.of_photos else queries.split(batch.config.batch_size)
+        raw = torch.cat([batch.method.maps_of_image(clip, part) for part in parts])
         if len(finite := finite_indices(raw)) < count:
             lost = classes[min({*range(count)} - {*finite})]
-            reason = maps.method.why_not(view.sample.name, lost)
-            maps.skipped.append(Skipped(view.number, f"{maps.method.name}: {reason}"))
+            reason = batch.method.failure_reason(view.sample.name, lost)
+            batch.skipped.append(Skipped(view.number, f"{batch.method.name}: {reason}"))
             return None
-        heatmap += resizing.uncrop(resizing.positive(raw), box, size)
-        times += resizing.uncrop(torch.ones_like(raw[0]), box, size)
+        heatmap += maps.uncrop(maps.positive(raw), box, size)
+        times += maps.uncrop(torch.ones_like(raw[0]), box, size)
     return heatmap / times.clamp(min=1)
 
 
 def _windows(image: Image, clip: ClipAdapter) -> tuple[list[Box], Tensor]:
-    """What a model sees of overlapping squares that cover a photo, and its pixels (n, 3, H, W)."""
+    """Boxes that a model sees of overlapping squares over a photo, and pixels (n, 3, H, W)."""
     side, length = sorted(image.size)
     count = math.ceil(2 * (length - side) / side) + 1
     starts = np.linspace(0, length - side, count).round().astype(int).tolist()

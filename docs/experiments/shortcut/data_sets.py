@@ -28,7 +28,7 @@ class Shortcut(DataSet):
     """
 
     name = "shortcut"
-    tasks = ("localization",)
+    truth = ("masks",)
 
     def __init__(self, number: int = 500, seed: int = 0) -> None:
         self.number, self.seed = number, seed

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data.formats import ImageNetS
+from captum_clip.evaluation.data.benchmarks import ImageNetS
 from tests.evaluation.data.writing import LEFT, RIGHT, SIZE, noise, same, save
 
 TENCH, FLAMINGO = "n01440764", "n02007558"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data.formats import ImageNetSegmentation
+from captum_clip.evaluation.data.benchmarks import ImageNetSegmentation
 from tests.evaluation.data.writing import LEFT, RIGHT, SIZE, noise, save_segmentations
 
 TENCH, FLAMINGO, DOG = "n01440764", "n02007558", "n02084071"  # the last is none of the thousand
@@ -87,7 +87,9 @@ def test_images_of_another_type_are_reported(tmp_path):
     """Only images of uint8 have known brightness."""
     mask = LEFT.astype(np.uint8)
     file = save_segmentations(tmp_path / "some.mat", [IMAGES[0] / 255], [mask], [TENCH])
-    with pytest.raises(InputError, match=r"00000: expected an image .* of uint8.* of float64"):
+    with pytest.raises(
+        InputError, match=r"00000: .* array or tensor of float64 .* accepted are .* of uint8"
+    ):
         ImageNetSegmentation(file).read(0)
 
 

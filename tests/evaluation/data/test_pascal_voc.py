@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.datasets import VOCSegmentation
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data.formats import PascalVoc
+from captum_clip.evaluation.data.benchmarks import PascalVoc
 from tests.evaluation.data.writing import LEFT, RIGHT, SIZE, noise, save
 
 DOG, PERSON, TV, VOID = 12, 15, 20, 255
@@ -132,7 +132,9 @@ def test_other_folders_are_reported(root, tmp_path):
     with pytest.raises(InputError, match=r"val\.txt lists no image"):
         PascalVoc(root)
     listed.write_text("2012_999999\n")
-    with pytest.raises(InputError, match=r"none of the 1 images of val\.txt is there"):
+    with pytest.raises(
+        InputError, match=r"expected files such as JPEGImages/2012_999999\.jpg, found"
+    ):
         PascalVoc(root)
     listed.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(InputError, match=r"val\.txt cannot be read"):

@@ -7,14 +7,9 @@ import pytest
 
 from captum_clip.errors import InputError
 from captum_clip.evaluation.data import open_data
+from captum_clip.evaluation.data.benchmarks import ImageNetSegmentation, PascalVoc
 from captum_clip.evaluation.data.demo import DemoMosaics, DemoObjects, DemoScenes
-from captum_clip.evaluation.data.formats import (
-    ClassFolder,
-    FixationFolder,
-    ImageNetSegmentation,
-    MaskedFolder,
-    PascalVoc,
-)
+from captum_clip.evaluation.data.formats import ClassFolder, FixationFolder, MaskedFolder
 from tests.evaluation.data.writing import LEFT, noise, save, save_mask, save_segmentations
 
 
