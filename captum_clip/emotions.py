@@ -117,18 +117,18 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
         )
     style, painting, emotion = (header.index(name) for name in _COLUMNS[:3])
     votes: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(CLASSES))
-    seen: set[tuple[str, ...]] = set()
+    earlier: set[tuple[str, ...]] = set()
     left_out: Counter[str] = Counter()
     for row in rows:
         if len(row) != len(header) or not (_is_plain(row[style]) and _is_plain(row[painting])):
             left_out["bad rows"] += 1
-        elif row in seen:
+        elif row in earlier:
             left_out["duplicate rows"] += 1
         elif row[emotion].strip() not in CLASSES:
             left_out["rows of unknown emotions"] += 1
         else:
             votes[row[style], row[painting]][CLASSES.index(row[emotion].strip())] += 1
-        seen.add(row)
+        earlier.add(row)
     files = {names: _find_image(images, *names) for names in sorted(votes)}
     kept = {names: file for names, file in files.items() if file is not None}
     left_out["paintings without an image"] = len(files) - len(kept)

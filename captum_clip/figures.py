@@ -21,13 +21,12 @@ Example:
     >>> from captum_clip import figures
     >>> from captum_clip.demo.scenes import draw_scene
     >>> image = draw_scene(0, objects=["horse", "dog"]).image
-    >>> len(figures.compare(image, "a horse", models="demo/vit").axes)  # the image, nine methods
-    10
+    >>> figure = figures.compare(image, "a horse", models="demo/vit")
     >>> figure = figures.signs(image, "a horse", models=["demo/vit", "demo/resnet"])
-    >>> len(figures.words(image, "a horse", models="demo/vit").axes)  # the image, text and words
-    4
-    >>> len(figures.emotions(image, "demo/vit", models="demo/vit").axes)  # the image and eight
-    9
+    >>> figure = figures.words(image, "a horse", models="demo/vit")
+    >>> figure = figures.emotions(image, "demo/vit", models="demo/vit")
+    >>> figure = figures.layers(image, ["a horse", "a dog"], model="demo/vit")
+    >>> figure = figures.heads(image, "a horse", model="demo/vit")
 """
 
 from collections.abc import Callable, Sequence
@@ -101,14 +100,6 @@ def layers(
 
     Raises:
         UnsupportedModelError: the model has no vision transformer.
-
-    Example:
-        >>> from captum_clip import figures
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> image = draw_scene(0, objects=["horse", "dog"]).image
-        >>> figure = figures.layers(image, "a horse", model="demo/vit")
-        >>> len(figure.axes)  # twice the image and six layers
-        14
     """
     meaning = _meaning(scale, each=EACH, shared="one scale for all layers")
     [(clip, target)], pictures = _ask([model], device, texts, references)
@@ -246,10 +237,10 @@ def emotions(
     meaning = _meaning(scale, each=peaks, shared="one scale per row")
     clips = _load(models, device)
     probes = as_values("probes", _as_list(probes), len(clips))
-    asked = [
-        (clip, targets.emotion(clip, _as_probe(probe), names, centre=centre))
-        for clip, probe in zip(clips, probes, strict=True)
-    ]
+    asked = []
+    for clip, probe in zip(clips, probes, strict=True):
+        loaded = EmotionProbe.load(probe) if isinstance(probe, (str, Path)) else probe
+        asked.append((clip, targets.emotion(clip, loaded, names, centre=centre)))
     rows = _explained(images, asked, methods)
     raw = [_raw(e) for e in rows]
     return visualization.overlay(
@@ -328,14 +319,6 @@ def heads(
             embedding no attention reads: a mean of patches, or average pooling.
 
     Source: Gandelsman et al. 2024 (arXiv:2310.05916).
-
-    Example:
-        >>> from captum_clip import figures
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> image = draw_scene(0, objects=["horse", "dog"]).image
-        >>> figure = figures.heads(image, "a horse", model="demo/vit")
-        >>> len(figure.axes)  # the image, eight heads, the others and the rest
-        11
     """
     meaning = _meaning(scale, each=EACH, shared="one scale for all maps")
     check_choice(sign, get_args(Sign), name="a sign")
@@ -360,20 +343,20 @@ def heads(
 def _strongest(
     clip: ClipAdapter, by_layer: Tensor, count: int, sign: Sign
 ) -> tuple[Tensor, list[str]]:
-    """Of all heads (n, H, h, w) the strongest, then the others as one; maps (M, h, w), labels."""
+    """Maps (M, h, w) of the strongest of all heads (n, H, h, w), then of the others; and labels."""
     every = by_layer.flatten(0, 1)
     sums = every.sum((-2, -1))
     order = sums.argsort(descending=True, stable=True).tolist()
     adding = [head for head in order if sums[head] > 0][:count]
     taking = [head for head in reversed(order) if sums[head] < 0][:count]
-    shown = {"positive": adding, "negative": taking, "both": adding + taking}[sign]
-    others = sorted({*order} - {*shown})
+    chosen = {"positive": adding, "negative": taking, "both": adding + taking}[sign]
+    others = sorted({*order} - {*chosen})
     reads_cls = isinstance(clip.tower, ViTTower) and clip.tower.pooling == "cls"
     label = "layer {}, head {}" if reads_cls else "head {1} of the pool"
-    labels = [label.format(*divmod(head, by_layer.shape[1])) for head in shown]
+    labels = [label.format(*divmod(head, by_layer.shape[1])) for head in chosen]
     if not others:
-        return every[shown], labels
-    raw = torch.cat([every[shown], every[others].sum(0, keepdim=True)])
+        return every[chosen], labels
+    raw = torch.cat([every[chosen], every[others].sum(0, keepdim=True)])
     return raw, [*labels, f"{len(others)} other head{'s' * (len(others) > 1)}"]
 
 
@@ -419,7 +402,7 @@ def average(
 
 
 def _meaning(scale: str, **meanings: str) -> str:
-    """What the colours mean on a scale, which must be one of those that a figure has."""
+    """Choose what the colours mean on a scale, which must be one of those that a figure has."""
     check_choice(scale, meanings, name="a scale")
     return meanings[scale]
 
@@ -428,10 +411,6 @@ def _as_list(values: Any) -> list[Any]:
     """One or several of anything, as a list; a batch of images becomes its images."""
     several = isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) == 4
     return list(values) if several else [values]
-
-
-def _as_probe(probe: EmotionProbe | str | Path) -> EmotionProbe:
-    return EmotionProbe.load(probe) if isinstance(probe, (str, Path)) else probe
 
 
 def _load(models: Models, device: Device) -> list[ClipAdapter]:
@@ -455,9 +434,9 @@ def _lead(image: Array, picture: Tensor | None) -> Array:
 def _ask(
     models: Models, device: Device, texts: str | Sequence[str], references: Images
 ) -> tuple[list[Asked], list[Tensor | None]]:
-    """Each model with its target, which is of the texts and then of the images.
+    """Pair each model with its target, which is of the texts and then of the images.
 
-    And for each text None, for each image what the first model sees of it, (3, H, W).
+    With them come None for each text, and for each image what the first model sees of it (3, H, W).
     """
     clips, texts, references = _load(models, device), _as_list(texts), _as_list(references)
     if not texts and not references:

@@ -85,7 +85,7 @@ def _attempt(
 ) -> tuple[Corner, ...] | None:
     owner = np.full((size, size), -1, dtype=np.int8)
     least: list[float] = []  # pixels of each placed object that must stay visible
-    seen: list[int] = []
+    pixels: list[int] = []  # of each placed object that are visible
     corners: list[Corner] = []
     for number, mask in enumerate(masks):
         height, width = mask.shape
@@ -94,13 +94,13 @@ def _attempt(
             column = int(generator.integers(size - width + 1))
             area = owner[_area((row, column), mask.shape)]
             covered = [int(np.count_nonzero(mask & (area == i))) for i in range(number)]
-            if all(seen[i] - covered[i] >= least[i] for i in range(number)):
+            if all(pixels[i] - covered[i] >= least[i] for i in range(number)):
                 break
         else:
             return None
         area[mask] = number
-        seen = [seen[i] - covered[i] for i in range(number)] + [int(np.count_nonzero(mask))]
-        least.append(visible * seen[-1])
+        pixels = [pixels[i] - covered[i] for i in range(number)] + [int(np.count_nonzero(mask))]
+        least.append(visible * pixels[-1])
         corners.append((row, column))
     return tuple(corners)
 

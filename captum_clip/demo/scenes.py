@@ -109,8 +109,8 @@ def draw_object(
         (h, w, 4); its mask is ``alpha > 0``.
     """
     drawings = load_sprites()[thing.name]
-    seen, unseen = drawings[: len(thing.characters)], drawings[len(thing.characters) :]
-    drawings = unseen if unseen and split == "test" else seen
+    usual, held_out = drawings[: len(thing.characters)], drawings[len(thing.characters) :]
+    drawings = held_out if held_out and split == "test" else usual
     drawing = drawings[generator.integers(len(drawings))]
     side = round(size * generator.uniform(*world.sizes))
     angle = generator.uniform(-STEEPEST, STEEPEST)
@@ -174,13 +174,13 @@ def draw_scene(
     )
     image = draw_background(background, size, texture)
     owner = paste_all(sprites, corners, image, left_out=without)
-    shown = tuple(
+    present = tuple(
         SceneObject(thing.noun, thing.adjective, thing.name, owner == position)
         for position, thing in enumerate(things)
         if position not in without
     )
-    captions = _captions([thing.name for thing in shown], background, wording)
-    return Scene(image, shown, background, captions, owner == -1)
+    captions = _captions([thing.name for thing in present], background, wording)
+    return Scene(image, present, background, captions, owner == -1)
 
 
 def _captions(

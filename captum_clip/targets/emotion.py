@@ -37,7 +37,7 @@ class Probe(Protocol):
 
     @property
     def identity(self) -> dict[str, str]:
-        """Of that CLIP, ``clip.identity()``, or empty."""
+        """The ``clip.identity()`` of that CLIP, or empty."""
 
 
 @public("targets.emotion")

@@ -139,7 +139,7 @@ class Target:
         return [index % len(self) for index in indices]
 
     def to(self, device: torch.device | str) -> "Target":
-        """The same target on another device."""
+        """Move the target to another device."""
         return Target(self.embeddings.to(device), self.norms.to(device), self.names, self.source)
 
     def __repr__(self) -> str:

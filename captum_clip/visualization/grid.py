@@ -168,16 +168,16 @@ def _side_by_side(
     return [list(chain(*parts)) for line in lines for parts in zip(*line, strict=True)]
 
 
-def _dpi(own: float, width: float, height: float) -> float:
+def _dpi(resolution: float, width: float, height: float) -> float:
     """Pixels an inch: a whole multiple of the images' own, smaller where a figure is large."""
-    side = max(width, height) * own  # in pixels, at the images' own resolution
+    side = max(width, height) * resolution  # in pixels, at this resolution
     if side > _LIMIT:
         raise InputError(
             f"a figure of {width:.0f} x {height:.0f} inches is too large to draw with the images' "
             "own resolution; draw fewer images or targets at a time."
         )
-    wanted = math.ceil(_FINE / _SIDE / own)
-    return max(1, min(wanted, math.floor(_LARGE / side))) * own
+    wanted = math.ceil(_FINE / _SIDE / resolution)
+    return max(1, min(wanted, math.floor(_LARGE / side))) * resolution
 
 
 def _draw(axes: Axes, panel: Panel, width: float) -> None:

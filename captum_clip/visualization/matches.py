@@ -50,24 +50,24 @@ def matches(
         >>> images, shares = torch.rand(2, 3, 32, 32), torch.rand(1, 4, 4, 4, 4)
         >>> figure = visualization.matches(images[:1], images[1:], shares)
     """
-    shown, others = as_images(images), as_images(references)
-    others = as_values("references", others, len(shown))
-    each = as_array("shares", shares, (len(shown), "h'", "w'", "h", "w"))
+    pictures, others = as_images(images), as_images(references)
+    others = as_values("references", others, len(pictures))
+    each = as_array("shares", shares, (len(pictures), "h'", "w'", "h", "w"))
     cosines = None if scores is None else np.asarray(scores)[..., None]
     rows = []
     for image, other, values, [note] in zip(
-        shown, others, each, as_cosines(cosines, (len(each), 1)), strict=True
+        pictures, others, each, as_cosines(cosines, (len(each), 1)), strict=True
     ):
-        found = list(_strongest(values, len(_COLORS)))
-        peaks = [f"{color} {on.max():.3f}" for color, (_, on) in zip(_COLORS, found, strict=False)]
+        pairs = list(_strongest(values, len(_COLORS)))
+        peaks = [f"{color} {on.max():.3f}" for color, (_, on) in zip(_COLORS, pairs, strict=False)]
         listed = f"shares: {', '.join(peaks)}" if peaks else "no cells answer each other"
-        left = Panel(_painted(image, [on for _, on in found]), "image", note)
-        rows.append([left, Panel(_painted(other, [on for on, _ in found]), "reference", listed)])
+        left = Panel(_painted(image, [on for _, on in pairs]), "image", note)
+        rows.append([left, Panel(_painted(other, [on for on, _ in pairs]), "reference", listed)])
     return grid(rows, caption=caption)
 
 
 def _strongest(shares: Array, count: int) -> Iterator[tuple[Array, Array]]:
-    """Of each match the shares of the reference's cells (h', w'), and of the image's (h, w)."""
+    """Yield the shares of each match: of the reference's cells (h', w'), of the image's (h, w)."""
     left, least = shares.clip(0), max(_LEAST * shares.max(), 0)
     for _ in range(count):
         row, column, y, x = np.unravel_index(left.argmax(), left.shape)

@@ -58,8 +58,9 @@ def overlay(
         3
     """
     check_interval("alpha", alpha, "[0, 1]")
-    shown, signs = _read(images, [heatmap] if negative is None else [heatmap, negative])
-    shape = (len(shown), len(signs[0][0]))
+    batches = [heatmap] if negative is None else [heatmap, negative]
+    pictures, signs = _read(images, batches)
+    shape = (len(pictures), len(signs[0][0]))
     titles = as_values("names", names, shape[1])
     cosines = as_cosines(scores, shape)
     of_images = as_values("notes", notes, shape[0], None)
@@ -71,8 +72,8 @@ def overlay(
         (NEGATIVE, "contradicts: ", "contradicts"),
     ][: len(signs)]
     rows: list[Row] = []
-    for index, image in enumerate(shown):
-        name, label = f"image {index + 1}" if len(shown) > ROWS else "image", models[index]
+    for index, image in enumerate(pictures):
+        name, label = f"image {index + 1}" if len(pictures) > ROWS else "image", models[index]
         for maps, (colors, prefix, _) in zip(signs, looks, strict=True):
             written = zip(maps[index], titles, cosines[index], lines[index], strict=True)
             cells = [
@@ -82,7 +83,7 @@ def overlay(
             rows += folded(cells, Panel(image, name, label=label))
             label = ""  # once an image
     legends = [Legend(ramp(colors, alpha), meaning) for colors, _, meaning in looks]
-    together = len(rows) // len(shown)
+    together = len(rows) // len(pictures)
     return grid(rows, legends=legends, caption=caption, together=together)
 
 
@@ -110,13 +111,13 @@ def contact_sheet(
         >>> figure = visualization.contact_sheet(torch.rand(2, 3, 32, 32), maps, names=["a", "b"])
     """
     check_nonempty("column of maps", columns)
-    shown, maps = _read(images, list(columns.values()), count=1)
-    colors, shape = colormap(cmap), (len(shown), len(maps))
+    pictures, maps = _read(images, list(columns.values()), count=1)
+    colors, shape = colormap(cmap), (len(pictures), len(maps))
     titles = as_values("names", names, shape[0])
     cosines = as_cosines(scores, shape)
     targets = as_references(references, shape[0])
     rows = []
-    for index, image in enumerate(shown):
+    for index, image in enumerate(pictures):
         panels = [
             _drawn(image, column[index][0], colors, ALPHA, "", note)
             for column, note in zip(maps, cosines[index], strict=True)
@@ -156,8 +157,8 @@ def signs(
         >>> figure = visualization.signs(torch.rand(1, 3, 32, 32), up, down, names=["a horse"])
     """
     check_interval("alpha", alpha, "[0, 1]")
-    shown, (supporting, contradicting) = _read(images, [positive, negative])
-    shape = (len(shown), len(supporting[0]))
+    pictures, (supporting, contradicting) = _read(images, [positive, negative])
+    shape = (len(pictures), len(supporting[0]))
     colors = [colormap(cmap) for cmap in cmaps]
     titles = as_values("names", names, shape[1])
     cosines = as_cosines(scores, shape)
@@ -168,7 +169,7 @@ def signs(
         places.sort(key=lambda place: place[1])
     rows = []
     for index, column in places:
-        image, pair = shown[index], (supporting[index][column], contradicting[index][column])
+        image, pair = pictures[index], (supporting[index][column], contradicting[index][column])
         panels = [
             _drawn(image, values, cmap, alpha, "", _peak(values, other))
             for values, other, cmap in zip(pair, reversed(pair), colors, strict=True)
@@ -245,14 +246,14 @@ def _read(
     All are in frames of the largest height and width, with white margins around an image and zeros
     around its maps.
     """
-    shown = as_images(images)
+    pictures = as_images(images)
     batches: list[list[Array]] = []
     for given in heatmaps:
-        batches.append(as_heatmaps(given, shown, count))
+        batches.append(as_heatmaps(given, pictures, count))
         count = len(batches[0][0])
-    size = np.max([image.shape[:2] for image in shown], axis=0)
+    size = np.max([image.shape[:2] for image in pictures], axis=0)
     framed_maps = [[letterbox(maps, size, 0.0) for maps in batch] for batch in batches]
-    return [framed(image, size) for image in shown], framed_maps
+    return [framed(image, size) for image in pictures], framed_maps
 
 
 def _table(
@@ -265,8 +266,8 @@ def _table(
     shape = rows[0][0].pixels.shape
     ends = [[] if target is None else [Panel(framed(target, shape))] for target in targets]
     headers = ["image", *columns, *["target image"] * any(ends)]
-    shown = [row + end for row, end in zip(rows, ends, strict=True)]
-    return grid(shown, headers=headers, **look)
+    complete = [row + end for row, end in zip(rows, ends, strict=True)]
+    return grid(complete, headers=headers, **look)
 
 
 def _drawn(

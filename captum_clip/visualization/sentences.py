@@ -52,20 +52,20 @@ def sentences(
         >>> len(figure.axes)  # the image and the words
         2
     """
-    shown = as_images(images)
-    if len(shown) != 1 or not texts or not all(texts):
+    pictures = as_images(images)
+    if len(pictures) != 1 or not texts or not all(texts):
         raise InputError(
-            f"expected one image and texts with words, got {len(shown)} images and "
+            f"expected one image and texts with words, got {len(pictures)} images and "
             f"{len(texts)} texts."
         )
     if not np.isfinite([value for words in texts for _, value in words]).all():
         raise InputError("the values of words hold NaN or infinity.")
     check_interval("alpha", alpha, "[0, 1]")
     [cosines] = as_cosines(scores, (1, len(texts)))
-    pictures, colors = shown * len(texts), colormap(cmap)
+    rows, colors = pictures * len(texts), colormap(cmap)
     if heatmap is not None:
-        [maps] = as_heatmaps(heatmap, shown, len(texts))
-        pictures = [blend(shown[0], values, colors, alpha) for values in maps]
+        [maps] = as_heatmaps(heatmap, pictures, len(texts))
+        rows = [blend(pictures[0], values, colors, alpha) for values in maps]
     figure = page(DPI)
     width = _SIDE + _WIDTH + 3 * _MARGIN
     below = figure.text(0, 0, caption, va="bottom", ha="left", **NOTE)
@@ -73,7 +73,7 @@ def sentences(
     height = len(texts) * _ROW + 0.3 + 0.12 * below.get_text().count("\n")
     figure.set_size_inches(width, height)
     below.set_position((_MARGIN / width, 0.08 / height))
-    for index, (picture, cosine, words) in enumerate(zip(pictures, cosines, texts, strict=True)):
+    for index, (picture, cosine, words) in enumerate(zip(rows, cosines, texts, strict=True)):
         bottom = height - index * _ROW - _MARGIN - _SIDE
         left, right = (
             figure.add_axes((x / width, bottom / height, wide / width, _SIDE / height))
