@@ -62,7 +62,7 @@ def read_csv(path: Path) -> list[list[str]]:
 
 
 def image_names(names: Iterable[str]) -> list[str]:
-    """Those of the names, relative to one folder, that are images; sorted.
+    """Find the images among names that are relative to one folder, sorted.
 
     Hidden files and folders are left out, and so are the figures of earlier studies (all that is
     in a folder with their ``manifest.json`` and ``images.csv``).

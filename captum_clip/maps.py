@@ -19,7 +19,7 @@ _BINS = 256  # of Otsu's histogram, as in scikit-image
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def unusable(tensor: Tensor) -> str:
+def unsupported_reason(tensor: Tensor) -> str:
     """The reason why a tensor cannot be computed with; "" for one of plain numbers."""
     if tensor.is_meta:
         return "a tensor without values, on the meta device"
@@ -276,7 +276,7 @@ def check_maps(maps: Any, *, what: str = "maps") -> None:
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
         kind = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(f"expected {what} as a floating-point tensor, got {kind}.")
-    if reason := unusable(maps):
+    if reason := unsupported_reason(maps):
         raise InputError(f"expected {what} as a tensor of plain numbers, got {reason}.")
     if maps.ndim < 2 or 0 in maps.shape:
         raise InputError(

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from .checks import check_choice
 from .errors import InputError, TargetError, public
-from .maps import to_float32, unusable
+from .maps import to_float32, unsupported_reason
 from .models import ClipAdapter
 from .models.text import check_ids
 from .models.towers import Tower
@@ -57,7 +57,11 @@ class Similarity(nn.Module, ABC):
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
-        other = unusable(embedding) if isinstance(embedding, Tensor) else type(embedding).__name__
+        other = (
+            unsupported_reason(embedding)
+            if isinstance(embedding, Tensor)
+            else type(embedding).__name__
+        )
         if other or not embedding.ndim:
             got = other or "one number"
             raise InputError(f"expected embeddings (..., E), got {got}.")

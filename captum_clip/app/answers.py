@@ -113,14 +113,14 @@ class Answer:
         return replace(self, picks=picks, words=words)
 
     def _columns(self) -> list[tuple[Explanation, int]]:
-        """Of each text, the explanation and the column of the map that is shown."""
+        """The explanation and the column of the map that is shown of each text."""
         return [
             (self.words[text], word - 1) if word else (self.explanation, text)
             for text, word in enumerate(self.picks)
         ]
 
     def shown(self) -> Explanation:
-        """Of each text, itself or the chosen word, as one explanation."""
+        """One explanation of each text itself, or of the word that was chosen."""
         columns, found = self._columns(), self.explanation
         names = zip(columns, found.names, self.picks, strict=True)
         return replace(
@@ -132,7 +132,7 @@ class Answer:
         )
 
     def notes(self) -> list[str]:
-        """Of each text its cosine, or the norm of the word that is shown."""
+        """The cosine of each text, or the norm of the word that is shown."""
         shown = self.shown()
         sums = torch.cat(list(shown.maps.values())).sum((0, 2, 3))
         values = zip(shown.scores[0], shown.norms, self.picks, sums, strict=True)

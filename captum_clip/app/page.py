@@ -291,7 +291,7 @@ def _compare(answer: Any) -> tuple[Any, ...]:
 
 
 def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The same, with an error of the library as a message; what is shown stays."""
+    """A handler that shows an error of the library as a message; what is shown stays."""
 
     def answer(*inputs: Any) -> Iterator[Any]:
         try:

@@ -43,8 +43,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         needs_target: its maps depend on the target.
         additive: its maps and a rest add up to the score, and both methods take ``return_rest``.
         costly: it takes many forward passes per map, so an evaluation gives it fewer images.
-        published: options of the map that its paper draws, where Captum's default is another.
-        leading: the option whose value follows its name directly: ``cam:LayerCAM``.
+        paper_options: options of the map that its paper draws, where Captum's default is another.
+        positional_option: the option whose value follows its name directly: ``cam:LayerCAM``.
         listed: whether lists of methods offer it, or it is only taken where it is named.
     """
 
@@ -55,8 +55,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     costly: ClassVar[bool] = False
     additive: ClassVar[bool] = False
     listed: ClassVar[bool] = True
-    leading: ClassVar[str | None] = None
-    published: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    positional_option: ClassVar[str | None] = None
+    paper_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     _tower: Tower  # with the parts that the model had in the last call
     _model: nn.Module | None  # of a forward function of the user's
@@ -234,9 +234,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # Captum's NoiseTunnel and metrics call under no_grad; under inference_mode `enable_grad`
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
-            images = tuple(tensor.detach() for tensor in usable(tensors))
+            images = tuple(tensor.detach() for tensor in detach_inference(tensors))
             with torch_failures():
-                call = Call(forward, images, usable(extra), select, self._tower, name)
+                call = Call(forward, images, detach_inference(extra), select, self._tower, name)
                 run = partial(compute or self._compute, call, **options)
                 try:
                     result = run()
@@ -337,10 +337,10 @@ class ResNetAttribution(ClipAttribution):
     _tower: ResNetTower
 
 
-def usable(inputs: Any) -> Any:
+def detach_inference(inputs: Any) -> Any:
     """The inputs, copied where inference mode made them, since those can enter no graph."""
     if isinstance(inputs, tuple):
-        return tuple(usable(each) for each in inputs)
+        return tuple(detach_inference(each) for each in inputs)
     return inputs.clone() if isinstance(inputs, Tensor) and inputs.is_inference() else inputs
 
 

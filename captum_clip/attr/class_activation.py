@@ -19,7 +19,7 @@ from ..models.towers import AveragePooledTower, ResNetTower, ViTTower
 from ..recording import record_features
 from ..similarity import ClipSimilarity
 from ._attention import autocast_disabled
-from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, usable
+from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, detach_inference
 from ._call import Call, Computed
 from ._engine import resnet_gradient
 
@@ -79,7 +79,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     name = "grad-cam"
     signed = True
-    published = MappingProxyType({"relu_attributions": True})  # equation 2
+    paper_options = MappingProxyType({"relu_attributions": True})  # equation 2
 
     layer: nn.Module
     _tower: ResNetTower | None  # type: ignore[assignment]  # None: any other layer, which is left to Captum
@@ -129,7 +129,9 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             call = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
             with torch.inference_mode(False):
                 try:
-                    maps = captum(self, usable(inputs), target, additional_forward_args, *call)
+                    maps = captum(
+                        self, detach_inference(inputs), target, additional_forward_args, *call
+                    )
                 except AssertionError:  # of Captum's, over a layer that returns no tensor
                     maps = None
             flat = attr_dim_summation and isinstance(maps, Tensor) and maps.ndim < 4
@@ -209,7 +211,7 @@ class CamFamily(ClipAttribution):
     name = "cam"
     towers = ("vit", "resnet")
     listed = False  # a family, of which one is named
-    leading = "variant"
+    positional_option = "variant"
     _tower: ViTTower | ResNetTower
 
     @classmethod

@@ -196,10 +196,10 @@ class MethodChoice:
         if isinstance(method, str):
             stem, _, text = method.partition(":")
         method_class = _class_of(method, stem)
-        leading = getattr(method_class, "leading", None)
-        if leading and text:
+        positional_option = getattr(method_class, "positional_option", None)
+        if positional_option and text:
             value, _, text = text.partition(":")
-            options = {leading: value, **options}
+            options = {positional_option: value, **options}
         options = {**_parsed(str(method), text), **options}
         _check_options(method_class, options)
         flags = ("signed", "needs_target", "costly")
@@ -299,9 +299,11 @@ def _check_options(method: type[Any], options: dict[str, Any]) -> None:
 
 
 def _full_name(method: type[Any], options: dict[str, Any]) -> str:
-    leading = getattr(method, "leading", None)
-    first = [str(options[leading])] if leading in options else []
-    listed = ",".join(f"{name}={value}" for name, value in options.items() if name != leading)
+    positional_option = getattr(method, "positional_option", None)
+    first = [str(options[positional_option])] if positional_option in options else []
+    listed = ",".join(
+        f"{name}={value}" for name, value in options.items() if name != positional_option
+    )
     return ":".join([method.name, *first, *([listed] if listed else [])])
 
 

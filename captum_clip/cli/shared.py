@@ -118,7 +118,7 @@ def check_figures(
 
 
 def without_own_figures(images: list[Path]) -> list[Path]:
-    """Of several images, as of ``*.png``, those that are no figures of earlier calls."""
+    """Leave out figures of earlier calls, as where the line has ``*.png``."""
     own = {
         image: "it is a figure that captum-clip drew" for image in images if is_own_figure(image)
     }

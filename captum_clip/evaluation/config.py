@@ -10,7 +10,7 @@ import torch
 from ..attr.registry import check_method
 from ..checks import check_choice, check_flag, check_integer, expand, find_repeated, show
 from ..errors import InputError, public
-from ..models.names import published
+from ..models.names import named_model
 
 EngineName = Literal["local", "ray"]
 Against = Literal["text", "image"]
@@ -32,7 +32,7 @@ def full_name(model: str) -> str:
 
 
 def _folder_of(model: str) -> Path | None:
-    if model.startswith("demo/") or published(model) is not None:
+    if model.startswith("demo/") or named_model(model) is not None:
         return None
     folder = expand(model)
     return folder.resolve() if folder.is_dir() else None

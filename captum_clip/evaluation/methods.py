@@ -315,8 +315,8 @@ def _choice(text: str) -> tuple[MethodChoice, bool]:
     """A method with the options of its published map, and whether both signs are asked for."""
     plain = text.removesuffix(f",{_SIGNED}").removesuffix(f":{_SIGNED}")
     choice = MethodChoice.of(plain)
-    if published := getattr(choice.method, "published", None):
-        options = {**published, **choice.options}
+    if paper_options := getattr(choice.method, "paper_options", None):
+        options = {**paper_options, **choice.options}
         choice = replace(choice, options=options, **choice.method.properties(**options))
     return choice, plain != text
 

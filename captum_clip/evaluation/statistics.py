@@ -70,7 +70,7 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
 
 
 def _outermost(axis: Tensor) -> Tensor:
-    """Of the pixels between two neighbouring cells the first and the last one."""
+    """The first and the last pixel between two neighbouring cells."""
     cell = (axis != 0).int().argmax(1)
     changes = cell[1:] != cell[:-1]
     edge = torch.ones(1, dtype=torch.bool, device=axis.device)

@@ -248,8 +248,8 @@ class Request:
 class _Batch(NamedTuple):
     """Some images as the model takes them, the same in colours, and whether they are all."""
 
-    seen: photos.Seen
-    colored: photos.Seen
+    seen: photos.PreprocessedImages
+    colored: photos.PreprocessedImages
     is_only: bool
 
 
@@ -377,7 +377,7 @@ def _by_sign(request: Request, raw: list[Tensor]) -> dict[str, Tensor]:
     return {sign: chunk.contiguous() for sign, chunk in zip(signs, chunks, strict=False)}
 
 
-def _of_images(colored: list[photos.Seen]) -> dict[str, Any]:
+def _of_images(colored: list[photos.PreprocessedImages]) -> dict[str, Any]:
     """What an explanation keeps of the images."""
     return {
         "images": _joined([seen.pixels for seen in colored]),

@@ -229,7 +229,7 @@ class Explanation:
 
     @public("match")
     def match(self, row: int, column: int) -> "Explanation":
-        """Of a pair of images, the map of one cell of the reference on the image.
+        """Show one cell of the reference of a pair of images: its map on the image.
 
         Args:
             row: of the reference's grid, from the top, 0-based.

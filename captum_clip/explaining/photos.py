@@ -21,12 +21,12 @@ _DRAWN: Final = 1024
 """Pixels that the longer side of a photo is drawn with, at most; where it is not alone, fewer."""
 _SMALL: Final = 256
 _PADDED: Final = 2048
-"""The same before a photo is made square, so that a long narrow one does not fill the memory."""
+"""Pixels of that side before a photo is padded: a long narrow one would fill the memory."""
 _LUMA: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 _CONTRAST, _GREY = 0.3, 0.5  # of what the model did not see
 
 
-class Seen(NamedTuple):
+class PreprocessedImages(NamedTuple):
     """Preprocessed images (B, 3, H, W), where they lie in their photos, and these as given.
 
     There are no photos of tensors, and no crops by a processor that is not known.
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
     photos: tuple[ImageLike, ...] = ()
 
 
-def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
+def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> PreprocessedImages:
     """Images as the model takes them, with what it sees of each.
 
     With `whole` each is padded to a square with the mean colour first, so that nothing is cut away;
@@ -49,7 +49,7 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
                 "`whole=True` pads images before they are preprocessed, and these are "
                 "tensors that were; pass files, PIL images or uint8 arrays."
             )
-        return Seen(clip.preprocess(images))
+        return PreprocessedImages(clip.preprocess(images))
     opened = as_pil(images)
     several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
     photos = tuple(images) if several else (images,)
@@ -63,7 +63,7 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
         mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
         color = tuple((255 * mean).round().int().tolist())
         opened = [_padded(image, color) for image in opened]
-    return Seen(clip.preprocess(opened), crops, photos)
+    return PreprocessedImages(clip.preprocess(opened), crops, photos)
 
 
 def _size(image: Image.Image) -> Size:

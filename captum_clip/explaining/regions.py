@@ -70,7 +70,7 @@ def region(
 
 
 def _tv_tensors(mask: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The same tensors, known to torchvision's transforms where it is installed."""
+    """Make both known to torchvision's transforms where it is installed."""
     try:
         from torchvision import tv_tensors
     except ImportError:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks import check_integer, is_integer, show
 from ..errors import InputError
-from ..maps import check_maps, to_float32, unusable, upsample
+from ..maps import check_maps, to_float32, unsupported_reason, upsample
 
 Forward = Callable[[Tensor], Tensor]
 Targets = int | Sequence[int] | Tensor | None
@@ -29,7 +29,11 @@ def check_bool(name: str, value: Any) -> None:
 
 def check_finite(name: str, value: Any) -> None:
     """Raise InputError unless a value is a finite floating-point tensor."""
-    kind = unusable(value) or value.dtype if isinstance(value, Tensor) else type(value).__name__
+    kind = (
+        unsupported_reason(value) or value.dtype
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )
     if isinstance(kind, str) or not kind.is_floating_point:
         raise InputError(f"expected {name} as a floating-point tensor, got {kind}.")
     if not torch.isfinite(value).all():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checks import excerpt
 from ..errors import InputError
-from ..maps import unusable
+from ..maps import unsupported_reason
 
 Size = tuple[int, int]
 _CHANNELS = (1, 2, 3, 4)
@@ -73,7 +73,7 @@ def check_images(images: Any) -> None:
     if not isinstance(images, Tensor):
         got = type(images).__name__
         raise InputError(f"expected preprocessed images (B, 3, H, W), got {got}; {made}.")
-    if reason := unusable(images):
+    if reason := unsupported_reason(images):
         raise InputError(f"expected images as a tensor of plain numbers, got {reason}.")
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:
@@ -234,7 +234,7 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
 
 def _arrays_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
     """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> RGB images."""
-    if isinstance(array, Tensor) and (reason := unusable(array)):
+    if isinstance(array, Tensor) and (reason := unsupported_reason(array)):
         raise InputError(f"expected a tensor of plain numbers, got {reason}.")
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
     if values.dtype == np.bool_:

@@ -22,7 +22,7 @@ from .adapter import ClipAdapter
 from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor
 from .library import unwrapped
-from .names import Library, published
+from .names import Library, named_model
 from .open_clip import resample_pool
 
 _NO_NETWORK = "load_clip('demo/vit') is embedded and needs no network"
@@ -58,7 +58,7 @@ def resolve(name: str) -> Source:
         InputError: there is none of this name.
         UnsupportedModelError: its kind is not supported.
     """
-    row = published(name)
+    row = named_model(name)
     if row is not None:
         tag = "openai" if row.library == "open_clip" else None
         return Source(row.name, row.library, row.checkpoint, tag)

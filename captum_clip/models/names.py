@@ -52,11 +52,11 @@ _PUBLISHED = (
 _BY_NAME = {name.casefold(): row for row in _PUBLISHED for name in (row.name, *row.aliases)}
 
 
-def published(name: str) -> AvailableModel | None:
+def named_model(name: str) -> AvailableModel | None:
     """The model of a name of Mamooler's in any of its spellings; None for other names.
 
     Example:
-        >>> published("ResNet50x4").checkpoint
+        >>> named_model("ResNet50x4").checkpoint
         'RN50x4-quickgelu'
     """
     return _BY_NAME.get(name.casefold())

@@ -25,7 +25,7 @@ class Probe(Protocol):
 
     @property
     def emotions(self) -> tuple[str, ...]:
-        """Those that are explained by default."""
+        """The classes that are explained by default."""
 
     @property
     def weights(self) -> npt.NDArray[Any]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..checks import as_list, excerpt, is_encodable, is_integer, show
 from ..errors import InputError, TargetError, public
-from ..maps import to_float32, unusable
+from ..maps import to_float32, unsupported_reason
 from ..models import ClipAdapter, ImageLike
 
 Source = Literal["text", "image"]
@@ -64,7 +64,7 @@ class Target:
             is_tensor = isinstance(embeddings, Tensor)
             got = tuple(embeddings.shape) if is_tensor else type(embeddings).__name__
             raise TargetError(f"expected embeddings of shape (K, D), got {got}.")
-        if reason := unusable(embeddings):
+        if reason := unsupported_reason(embeddings):
             raise TargetError(f"expected embeddings of plain numbers, got {reason}.")
         count = len(embeddings)
         if len(names) != count:

@@ -133,7 +133,7 @@ def framed(image: Array, size: Sequence[int]) -> Array:
 def as_array(what: str, values: Any, shape: Sequence[int | str]) -> Array:
     """Finite numbers of a shape, whose letters are sides of one and up; a copy where it must be."""
     if isinstance(values, Tensor):
-        if reason := maps.unusable(values):
+        if reason := maps.unsupported_reason(values):
             raise InputError(f"expected {what} of plain numbers, got {reason}.")
         values = values.detach().cpu().float().numpy()
     try:

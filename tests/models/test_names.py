@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captum_clip.models import available
-from captum_clip.models.names import published
+from captum_clip.models.names import named_model
 
 # embedding dimension, resolution, vision layers, vision width: Tables I and II of the report, with
 # the resolution of ViT-L/14@336px put right (the report writes 224)
@@ -33,20 +33,20 @@ SPELLINGS = {
 
 def test_the_nine_names_are_there():
     assert [row.name for row in available() if row.checkpoint != "embedded"] == list(MODELS)
-    assert published("ViT-B/8") is None
-    assert published("openai/clip-vit-base-patch32") is None
+    assert named_model("ViT-B/8") is None
+    assert named_model("openai/clip-vit-base-patch32") is None
 
 
 def test_other_spellings_lead_to_the_same_model():
     for spelling, name in SPELLINGS.items():
-        assert published(spelling) is published(name)
+        assert named_model(spelling) is named_model(name)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_open_clips_architecture_has_the_sizes_of_the_tables(name):
     """For the ViTs, which load from transformers, it is an independent source."""
     architecture, dimension, size, layers, width = MODELS[name]
-    row = published(name)
+    row = named_model(name)
     assert row is not None
     if row.library == "open_clip":
         assert row.checkpoint == architecture
