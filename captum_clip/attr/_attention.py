@@ -89,8 +89,8 @@ def pooled_query(record: LayerRecord) -> Tensor:
         query = to_float32(read(record.query))
     else:
         query = run_steps((record.maps.query,), to_float32(read(record.tokens)))
-    heads = split_heads(query, attention.heads)[:, :, None]  # (B, H, 1, d)
-    return _rotated(record, "query", heads)[:, :, 0]
+    query = split_heads(query, attention.heads)  # (B, H, d)
+    return query if attention.plain else _rotated(record, "query", query[:, :, None])[:, :, 0]
 
 
 @torch.no_grad()

@@ -186,13 +186,13 @@ class Direction:
             return self.rows[:, 0] @ tokens.T * self.scale
         return torch.einsum("kbd,bd->kb", self.rows, tokens) * self.scale
 
-    def through(self, rows: Tensor, bias: Tensor | None, scale: Tensor | float = 1) -> "Direction":
+    def through(self, rows: Tensor, bias: Tensor | None, scale: Any = None) -> "Direction":
         """The direction on the input of an affine map whose transposed weight gave `rows`."""
         constant = self.constant
         if bias is not None:
             products = self.rows @ bias if bias.ndim == 1 else (self.rows * bias).sum(-1)
             constant = constant + products * self.scale
-        return Direction(rows, self.scale * scale, constant)
+        return Direction(rows, self.scale if scale is None else self.scale * scale, constant)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
@@ -379,7 +379,7 @@ class _Gated(NamedTuple):
         if self.centres:
             rows = rows - rows.mean(-1, keepdim=True)
         bias = None if bias is None else bias.to(rows.dtype)
-        return direction.through(rows, bias, 1 if self.scale is None else self.scale[..., 0])
+        return direction.through(rows, bias, None if self.scale is None else self.scale[..., 0])
 
 
 class _Called(NamedTuple):
