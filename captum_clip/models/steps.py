@@ -43,10 +43,8 @@ class PooledToken:
     def row_of(self, like: Tensor) -> Tensor:
         """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
         row = torch.zeros_like(to_float32(like))
-        if self.rows is None:
-            row[:, 0] = 1
-            return row
-        return row.scatter_(1, self.rows[:, None], 1)
+        first = torch.zeros(len(row), device=row.device, dtype=torch.long)
+        return row.scatter_(1, (first if self.rows is None else self.rows)[:, None], 1)
 
     def hidden(self) -> Tensor | None:
         """The tokens that the pooled one does not see, (B, s); None if it sees all."""
@@ -441,10 +439,7 @@ def _gate(activation: Any, token: Tensor, result: Tensor) -> Tensor:
 
 
 def _called(step: nn.Module, token: Tensor) -> Tensor:
-    """The output of a module, which has its own type of numbers, in the token's.
-
-    It sees one part (B, D) of a token at a time, as it does in a forward.
-    """
+    """The output of a module in the token's type, of one part (B, D) at a time as in a forward."""
     if token.ndim > 2:
         return torch.stack([_called(step, part) for part in token.unbind(1)], 1)
     dtype = next(step.parameters(), token).dtype

@@ -261,6 +261,10 @@ def test_centre_is_highest_in_the_middle() -> None:
     found = method_of("centre", clip).maps(clip, queries(clip))[0]
     assert torch.equal(found, found.flip(0, 1))
     assert maps.normalize(found)[1:3, 1:3].min() == 1
+    # standard deviations from the middle, of a quarter of each side
+    rows, columns = (((torch.arange(side) + 0.5) / side - 0.5) * 4 for side in found.shape[-2:])
+    log = -(rows[:, None].square() + columns.square()) / 2
+    torch.testing.assert_close(found, log.exp())
 
 
 def test_unknown_methods_and_options_are_refused() -> None:

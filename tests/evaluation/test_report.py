@@ -53,6 +53,18 @@ def test_page_has_every_cell_of_the_tables() -> None:
     assert "how pointing is measured" in text
 
 
+def test_a_difference_has_the_sign_that_it_has() -> None:
+    """A plus alone where more is measured; a lower figure may be the better one."""
+    given = {"ours": {"area": rows(1.0, 2.0)}, "theirs": {"area": rows(4.0, 4.0)}}
+    for better, difference in (("low", "\N{MINUS SIGN}2.500"), ("high", "+2.500")):
+        flipped = {name: given[other] for name, other in zip(given, reversed(given), strict=True)}
+        text = page(
+            given if better == "low" else flipped, [metric("area", better)], reference="theirs"
+        )
+        plain = re.sub(r"<[^>]*>", "", text)
+        assert re.search(rf"ours, .*, {re.escape(difference)} .*against theirs", plain), plain
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, vit: str, masks: str) -> tuple[Evaluation, str]:
     """A small evaluation and its page."""
