@@ -25,9 +25,9 @@ def error_context(context: str) -> Iterator[None]:
 
     Example:
         >>> with error_context("demo-words"):
-        ...     check_choice("evaluate", "spark", ["local", "ray"], name="engine")
+        ...     check_choice("spark", ["local", "ray"], name="engine")
         Traceback (most recent call last):
-        captum_clip.errors.InputError: demo-words: evaluate: expected engine of local, ray, got ...
+        captum_clip.errors.InputError: demo-words: expected engine of local, ray, got 'spark'.
     """
     try:
         yield

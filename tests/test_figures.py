@@ -427,7 +427,7 @@ WRONG_FIGURES: list[tuple[Callable[[ClipAdapter], Any], str]] = [
     ),
     (
         lambda clip: figures.layers(photo(), "a", model=clip, rows=BAD),
-        "expected rows of cls, sum",
+        "expected `rows` of cls, sum",
     ),
 ]
 

@@ -145,7 +145,7 @@ def test_unrelated_texts_are_encoded_again_only_for_a_changed_model(
 @pytest.mark.parametrize("options", [{"side": "text"}, {"sign": "negative"}, {"texts": "target"}])
 def test_what_has_no_hints_is_refused(clip: ClipAdapter, options: dict[str, Any]) -> None:
     texts = options.pop("texts", "a horse")
-    with pytest.raises(InputError, match="hints=True compares positive maps of texts"):
+    with pytest.raises(InputError, match="`hints=True` compares positive maps of texts"):
         found(clip, targets.text(clip, "a horse") if texts == "target" else texts, **options)
 
 

@@ -249,7 +249,7 @@ def test_a_file_with_an_impossible_crop_is_refused(vit: ClipAdapter, tmp_path: P
     for crop in (*(((40, 80), box) for box in boxes), ((0, 0), (0, 0, 0, 0)), (0,)):
         arrays["about"] = np.array(json.dumps({**about, "crops": [crop]}))
         np.savez(path, **arrays)
-        with pytest.raises(InputError, match=r"a\.npz is not a file of Explanation\.save"):
+        with pytest.raises(InputError, match=r"a\.npz: not a file of Explanation\.save"):
             Explanation.load(path)
 
 
@@ -262,7 +262,7 @@ def test_tensors_have_no_photo(vit: ClipAdapter, monkeypatch: pytest.MonkeyPatch
         found.plot(original=True)
     with pytest.raises(InputError, match=r"^heatmap: .* preprocessed tensors"):
         found.heatmap(original=True)
-    with pytest.raises(InputError, match="whole=True pads images before"):
+    with pytest.raises(InputError, match="`whole=True` pads images before"):
         explain(vit.preprocess(picture()), "a horse", model=vit, whole=True)
     with pytest.raises(InputError, match="do not belong together"):
         replace(found, photos=(picture(), picture()))

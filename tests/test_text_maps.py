@@ -149,7 +149,10 @@ def test_words_that_do_not_fit_a_line_go_on_the_next() -> None:
     ("options", "message"),
     [
         ({"side": "words"}, "a side of image, text, both, pairs, got 'words'"),
-        ({"side": "text", "words": True}, "explains whole texts word by word, got words=True"),
+        (
+            {"side": "text", "words": True},
+            "pass the texts, and leave `words` out",
+        ),
         ({"side": "text", "method": "direct", "per": "head"}, "leave `per` out"),
         (
             {"side": "text", "method": "rollout", "sign": "negative"},
@@ -165,7 +168,7 @@ def test_what_makes_no_sense_on_the_text_side_is_refused(
 
 
 def test_targets_several_images_and_methods_with_a_grid_are_refused(clip: Any) -> None:
-    with pytest.raises(InputError, match="got a Target; pass the texts"):
+    with pytest.raises(InputError, match="pass the texts and not a Target"):
         explain(IMAGE, targets.text(clip, TEXTS), model=clip, side="text")
     with pytest.raises(InputError, match="one image at a time, got 2"):
         explain([IMAGE, IMAGE], TEXTS, model=clip, side="text")
@@ -198,4 +201,7 @@ def test_the_command_prints_the_words(
     [figure] = tmp_path.glob("photo-explained-*.png")
     assert figure.stat().st_size > 1000
     assert main([*arguments, "--words"]) == 2
-    assert "--side text explains whole TEXTs; leave --words out." in capsys.readouterr().err
+    assert (
+        "--side text explains whole texts word by word; pass the texts, and leave --words out."
+        in capsys.readouterr().err
+    )

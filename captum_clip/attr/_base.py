@@ -120,7 +120,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         for name, choices in cls._choices.items():
             value = options.get(name, choices[0])
             if value is not None or None not in choices:
-                check_choice(value, [c for c in choices if c is not None], name=name)
+                check_choice(value, [c for c in choices if c is not None], name=f"`{name}`")
 
     def _layers(self, start_layer: int) -> range:
         """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""

@@ -215,7 +215,7 @@ def test_maps_and_rest_add_up_to_the_score(
         "depth": name in CONVOLUTIONAL,
     }
     if any(unfit.get(option) for option in options):
-        with pytest.raises(InputError, match=r"^(start_layer|per|depth): "):
+        with pytest.raises(InputError, match=r"^attribute(_targets)?: (start_layer|per|depth): "):
             explain(name, forward, dtype, **options)
         return
     maps, scores, rest = explain(name, forward, dtype, **options)
@@ -306,9 +306,9 @@ def test_direct_needs_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baseline": "zero"}, "expected baseline of none, mean, got 'zero'"),
-        ({"per": "token"}, "expected per of head, layer, got 'token'"),
-        ({"depth": 2}, "expected depth of pooling, all, got 2"),
+        ({"baseline": "zero"}, "expected `baseline` of none, mean, got 'zero'"),
+        ({"per": "token"}, "expected `per` of head, layer, got 'token'"),
+        ({"depth": 2}, "expected `depth` of pooling, all, got 2"),
         ({"depth": "all", "per": "layer"}, "depth: 'all' carries every layer and head on to"),
         ({"depth": "all", "start_layer": 1}, "leave out `per` and `start_layer`"),
         ({"start_layer": 3}, "start_layer: expected a layer from 0 to 2, got 3"),

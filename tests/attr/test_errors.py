@@ -184,7 +184,7 @@ def test_a_part_that_is_checkpointed_is_a_sentence():
     mlp = small.model.vision_model.encoder.layers[0].mlp
     mlp.forward = partial(checkpoint, mlp.forward, use_reentrant=False)
     method = make("ConservativePropagation", small_similarity(small))
-    with pytest.raises(UnsupportedModelError, match="ConservativePropagation: the model cannot be"):
+    with pytest.raises(UnsupportedModelError, match="the model cannot be computed"):
         method.attribute(small.images(), target=0)
 
 
@@ -295,10 +295,18 @@ def test_exception_of_the_callable_comes_out(setting, error):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("AttentionGradCam", {"weights": "mean"}, "weights: .*elementwise, pooled, got 'mean'"),
-        ("LastGradAttention", {"heads": "all"}, "heads: .*paired, averaged, got 'all'"),
-        ("LayerAttention", {"of": "value"}, "of: .*attention, gradient, got 'value'"),
-        ("LayerAttention", {"rows": "mean"}, "rows: .*cls, sum, got 'mean'"),
+        (
+            "AttentionGradCam",
+            {"weights": "mean"},
+            "expected `weights` of elementwise, pooled, got 'mean'",
+        ),
+        (
+            "LastGradAttention",
+            {"heads": "all"},
+            "expected `heads` of .*paired, averaged, got 'all'",
+        ),
+        ("LayerAttention", {"of": "value"}, "expected `of` of .*attention, gradient, got 'value'"),
+        ("LayerAttention", {"rows": "mean"}, "expected `rows` of .*cls, sum, got 'mean'"),
         ("LayerAttention", {"index": 3}, "index: 3 is not a layer.*0 to 2"),
         ("LayerAttention", {"index": -4}, "index: -4 is not a layer.*-3 to -1"),
         ("LayerAttention", {"index": 1.0}, "index: 1.0 is not a layer"),
@@ -331,7 +339,7 @@ def test_a_pool_that_is_not_read_alone_cannot_be_detached():
     own, visual = cases.similarity("open_clip_resnet"), cases.built("open_clip_resnet").model.visual
     images = cases.images("open_clip_resnet")
     detached: dict[str, Any] = {"target": 0, "attention": "detached"}
-    with pytest.raises(InputError, match="expected attention of free, detached, got 'fixed'"):
+    with pytest.raises(InputError, match="expected `attention` of free, detached, got 'fixed'"):
         attr.ClipGradCam(own).attribute(images, target=0, attention="fixed")
     with pytest.raises(InputError, match="attention: 'detached' is for the map of the last stage"):
         attr.ClipGradCam(own, visual.layer3).attribute(images, **detached)
@@ -345,7 +353,7 @@ def test_flags_are_true_or_false(flag):
     method = make("DirectContribution", cases.similarity("hf_vit"))
     images = cases.images("hf_vit")
     for name in ("return_scores", "return_rest"):
-        with pytest.raises(InputError, match=f"attribute_targets: expected {name} of True or F"):
+        with pytest.raises(InputError, match=f"attribute_targets: expected `{name}` of True or F"):
             method.attribute_targets(images, **{name: flag})
     with pytest.raises(InputError, match=r"attribute: expected `return_rest` of True or F"):
         method.attribute(images, target=0, return_rest=flag)

@@ -178,7 +178,7 @@ FEATURES, VOTES = problem(count=12)
         (FEATURES, VOTES - 6, {}, "expected counts of votes"),
         (FEATURES, VOTES + 0.5, {}, "expected counts of votes"),
         (FEATURES, VOTES * 0, {}, "got .0, 0, .* in row 0"),
-        (FEATURES, VOTES, {"held_out": 1}, r"held_out in \[0, 1\), got 1"),
+        (FEATURES, VOTES, {"held_out": 1}, r"`held_out` in \[0, 1\), got 1"),
         (FEATURES, VOTES, {"strength": 0}, r"a strength in \(0, inf\), got 0"),
         (FEATURES, VOTES, {"seed": -1}, "a seed of 0 or more, got -1"),
         (FEATURES, np.eye(9)[[0, 1] * 6], {}, "votes for three classes or more"),

@@ -56,7 +56,8 @@ def test_page_has_every_cell_of_the_tables() -> None:
 def test_a_difference_has_the_sign_that_it_has() -> None:
     """A plus alone where more is measured; a lower figure may be the better one."""
     given = {"ours": {"area": rows(1.0, 2.0)}, "theirs": {"area": rows(4.0, 4.0)}}
-    for better, difference in (("low", "\N{MINUS SIGN}2.500"), ("high", "+2.500")):
+    wanted: dict[Any, str] = {"low": "\N{MINUS SIGN}2.500", "high": "+2.500"}
+    for better, difference in wanted.items():
         flipped = {name: given[other] for name, other in zip(given, reversed(given), strict=True)}
         text = page(
             given if better == "low" else flipped, [metric("area", better)], reference="theirs"

@@ -187,7 +187,7 @@ def test_what_numpy_raises_over_a_damaged_file_is_an_input_error(
 
     path = explanation.save(tmp_path / "a.npz")
     monkeypatch.setattr(np, "load", fail)
-    with pytest.raises(CaptumClipError, match=r"is not a file of Explanation\.save"):
+    with pytest.raises(CaptumClipError, match=r"not a file of Explanation\.save"):
         Explanation.load(path)
 
 

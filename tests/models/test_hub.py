@@ -17,7 +17,9 @@ from tests.models.checkpoints import save_transformers
 def test_without_a_network_the_cure_is_named(cache, capfd, monkeypatch, name):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     root = logging.getLogger().handlers[:]
-    message = rf"load_clip\('{name}'\): .* cannot be loaded: .*https.* cannot be reached.*demo/vit"
+    message = (
+        rf"load_clip: `model='{name}'`: .* cannot be loaded: .*https.* cannot be reached.*demo/vit"
+    )
     with pytest.raises(InputError, match=message):
         load_clip(name)
     assert capfd.readouterr() == ("", "")

@@ -191,9 +191,9 @@ def test_device_none_is_cuda_where_there_is_one(tmp_path, monkeypatch, offline):
 def test_devices_and_types_that_cannot_be_had_are_named(tmp_path, monkeypatch):
     save_transformers(builders.hf_vit(), tmp_path, parts=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="cannot compute on device='cuda'"):
+    with pytest.raises(InputError, match="cannot compute on `device='cuda'`"):
         load_clip(tmp_path, device="cuda")
-    with pytest.raises(InputError, match="cannot compute on device='gpu'"):
+    with pytest.raises(InputError, match="cannot compute on `device='gpu'`"):
         load_clip(tmp_path, device="gpu")
     with pytest.raises(InputError, match=r"floating-point dtype, got torch\.int8"):
         load_clip(tmp_path, dtype=torch.int8)
@@ -245,7 +245,7 @@ def test_broken_weights_are_named(tmp_path, content):
     save_transformers(builders.hf_vit(), tmp_path, parts=False)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000] if content is None else content)
-    with pytest.raises(InputError, match=rf"load_clip\('{tmp_path}'\): .* cannot be loaded: "):
+    with pytest.raises(InputError, match=rf"`model='{tmp_path}'`: .* cannot be loaded: "):
         load_clip(tmp_path)
 
 
@@ -354,15 +354,15 @@ def test_a_model_is_made_for_larger_images(tmp_path, library, offline):
     found = explain(photo, "a", model=tmp_path, image_size=48, **parts)
     cells = found.maps["positive"].shape[-2:]
     assert cells == large.grid(48, 48) > plain.grid(*plain.preprocess(photo).shape[-2:])
-    with pytest.raises(InputError, match=r"image_size=50\): .* multiple of 8, .* such as 48 or 56"):
+    with pytest.raises(InputError, match=r"`image_size=50`: .* multiple of 8, .* such as 48 or 56"):
         load_clip(tmp_path, image_size=50)
-    with pytest.raises(InputError, match="expected image_size up to 4096, got 8000000"):
+    with pytest.raises(InputError, match="expected `image_size` up to 4096, got 8000000"):
         load_clip(tmp_path, image_size=8_000_000)
-    makes = r"create_model\(\.\.\., force_image_size=48\)"
+    makes = r"`image_size=48` of load_clip\(NAME\)"
     if library == "transformers":
-        makes = r"pass a processor that makes such images, or take load_clip\(NAME, image_size=48\)"
+        makes = rf"pass a processor that makes such images, or take {makes}"
     for given in (plain, plain.model):
-        with pytest.raises(InputError, match=rf"image_size=48 was given with an? .*; .*{makes}"):
+        with pytest.raises(InputError, match=rf"`image_size=48` was given with an? .*; .*{makes}"):
             load_clip(given, image_size=48)
 
 
@@ -446,13 +446,11 @@ def test_a_resnet_is_made_for_multiples_of_its_strides_and_an_object_stays_as_it
     clip = load_clip("demo/resnet", image_size=320)
     assert clip.grid(320, 320) == (10, 10)
     for size, near in ((100, "96 or 128"), (20, "32 or 64")):
-        with pytest.raises(InputError, match=rf"={size}\): .* multiple of 32, .* as {near}\.$"):
+        with pytest.raises(InputError, match=rf"={size}`: .* multiple of 32, .* as {near}\.$"):
             load_clip("demo/resnet", image_size=size)
-    makes = r"make another one with load_clip\(NAME, image_size=448\)\.$"
+    makes = r"make another one with `image_size=448` of load_clip\(NAME\)\.$"
     for given in (clip, clip.model):
         with pytest.raises(InputError, match=makes):
             load_clip(given, image_size=448)
-    with pytest.raises(
-        InputError, match=r"or make a model for them with load_clip\(NAME, image_si"
-    ):
+    with pytest.raises(InputError, match=r"or make a model for them with `image_size="):
         clip.grid(224, 224)

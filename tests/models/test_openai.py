@@ -121,9 +121,7 @@ def test_the_packages_own_parts_serve() -> None:
     assert clip.count_tokens("a dog") == 7  # with start and end
     words = targets.word_tokens(clip, "a dog")
     assert words == (("a", range(1, 2)), ("dog", range(2, 6)))
-    with pytest.raises(
-        TargetError, match=r"^tokenize: Input .* too long for context length 12; sho"
-    ):
+    with pytest.raises(TargetError, match=r"Input .* too long for context length 12; sho"):
         targets.text(clip, "a text that is too long")
 
 
