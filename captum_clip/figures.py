@@ -236,7 +236,7 @@ def emotions(
     peaks = f"{EACH}, peaks in % of the strongest in the row"
     meaning = _meaning(scale, each=peaks, shared="one scale per row")
     clips = _load(models, device)
-    probes = as_values("probes", _as_list(probes), len(clips))
+    probes = as_values("probes, one for each model in the same order", _as_list(probes), len(clips))
     asked = []
     for clip, probe in zip(clips, probes, strict=True):
         loaded = EmotionProbe.load(probe) if isinstance(probe, (str, Path)) else probe

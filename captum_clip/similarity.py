@@ -176,6 +176,7 @@ class TextSimilarity(Similarity):
         """Cosine similarities (B, K) of texts, token ids (B, T), with padding 0 in the mask."""
         return self.score(self.features(ids, attention_mask))
 
+    @public("TextSimilarity")
     def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The library's own text embeddings (B, E)."""
         others = (self._tower, self.clip.name, self.clip.device)
@@ -236,6 +237,7 @@ class ClipPairSimilarity(nn.Module):
             other = self.clip.image_features(others)
         return F.cosine_similarity(to_float32(embedding), to_float32(other), dim=-1)
 
+    @public("ClipPairSimilarity")
     def check(
         self, images: Any, others: Any, attention_mask: Any = None, *, pairs: bool = True
     ) -> None:

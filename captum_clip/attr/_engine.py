@@ -98,6 +98,8 @@ def _from_last_block(
         weights, heads = _last_heads(tower, run.record)
     token = _pooled_token(tower, run.record, heads.requires_grad_())
     returned = run.record.pooled.read(run.record.outputs[last].detach())
+    if token.shape != returned.shape:
+        return None
     off, size = (to_float32(t).norm(dim=-1) for t in (token.detach() - returned, returned))
     if not (off <= run.record.rounding(returned) * size).all():
         return None

@@ -84,13 +84,14 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     layer: nn.Module
     _tower: ResNetTower | None  # type: ignore[assignment]  # None: any other layer, which is left to Captum
 
-    @public("ClipGradCam")
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
         tower = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
         if isinstance(tower, ResNetTower) and layer is tower.stage:
             layer = None
         if layer is not None and not isinstance(layer, nn.Module):
-            raise InputError(f"expected a module as `layer`, got {type(layer).__name__}.")
+            raise InputError(
+                f"ClipGradCam: expected a module as `layer`, got {type(layer).__name__}."
+            )
         if layer is not None and known_tower(layer) is None:
             LayerGradCam.__init__(self, forward_func, layer)
             self._tower = self._model = None
@@ -103,6 +104,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         return {"signed": not relu_attributions}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @public("attribute")
     @override
     def attribute(
         self,
@@ -149,7 +151,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     def _run(self, *call: Any) -> Computed:
         if self._tower is None:
             raise UnsupportedModelError(
-                "ClipGradCam.attribute_targets needs the last stage of the tower; with another "
+                "it needs the last stage of the tower; with another "
                 "layer call attribute once per target."
             )
         return super()._run(*call)

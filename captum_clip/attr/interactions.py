@@ -143,6 +143,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         return self._shares(inputs, additional_forward_args, options, return_rest, paired=True)
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @public("attribute_pairs")
     def attribute_pairs(
         self,
         images: Tensor,
@@ -178,6 +179,8 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
                 "so its score may be more than the cosine; pass a plain ClipPairSimilarity."
             )
         both = [{n: _of_side(n, v, index) for n, v in options.items()} for index in (0, 1)]
+        for of_side in both:  # before any forward
+            DirectContribution.check_options(**of_side)
         mask = extra[0] if isinstance(extra, tuple) and len(extra) == 1 else extra
         self.forward_func.check(*inputs, mask, pairs=paired)
         sides = [(self._other, inputs[1], mask, both[1]), (self._image, inputs[0], None, both[0])]

@@ -112,7 +112,9 @@ def _typed(sentence: str, command: Any, argv: Sequence[str] | None) -> str:
 
     def option(argument: re.Match[str]) -> str:
         name, value = argument[1], argument[2]
-        typed = options.get(name, "--" + name.replace("_", "-"))
+        typed = options.get(name, options.get(f"{name}s"))
+        if typed is None:  # of a method, or of Python alone
+            return argument[0].strip("`")
         return typed if value in (None, "True") else f"{typed} {value.strip(chr(39))}"
 
     return _ARGUMENT.sub(option, sentence)

@@ -100,6 +100,8 @@ def explain_command(
     line = read_line(
         images, texts_file, output, command="explain", kind="explained", needs_image=True
     )
+    if line.folder is None:
+        line = line._replace(images=without_own_figures(line.images))
     references = [find_file(other) for other in reference or []]
     refuse(_conflicts(line, references, **settings))
     asked: dict[str, Any] = {"method": method, "sign": sign, "words": words, "side": side}
@@ -196,9 +198,8 @@ def _plan(
     from ..explaining.explanation import FORMATS
 
     if line.folder is None:
-        images = without_own_figures(line.images)
-        figures = check_figures(images, output, "explained", named, FORMATS)
-        labels = label_map and check_figures(images, label_map, "labels", named, (".png",))
+        figures = check_figures(line.images, output, "explained", named, FORMATS)
+        labels = label_map and check_figures(line.images, label_map, "labels", named, (".png",))
     else:
         figures = line.folder.files("", named)
         place = label_map and find_images(str(line.folder.images), label_map, "labels")

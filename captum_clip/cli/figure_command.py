@@ -111,6 +111,7 @@ def figure_command(
         command=f"figure {figure}",
         kind=figure,
         needs_image=False,
+        takes_folder=not scene,
     )
     others = [read_image(name) for name in references or ()]
     images = [*line.images, *(_draw_scene(one) for one in scene or ())]

@@ -63,9 +63,10 @@ def read_line(
     command: str,
     kind: str,
     needs_image: bool,
+    takes_folder: bool = True,
 ) -> Line:
     """Tell images, or a folder whose figures are of some kind, from the texts that follow them."""
-    folder = find_images(words[0], output, kind) if words else None
+    folder = find_images(words[0], output, kind) if words and takes_folder else None
     words = words[1:] if folder else words
     from PIL import Image
 
@@ -281,7 +282,7 @@ def draw_folder(
                 if not manifest.exists():  # not before there is a figure, and settings that work
                     replace_file(manifest, lambda file: file.write(made_by.encode()))
             except InputError as error:
-                skipped[image] = str(error)
+                skipped[image] = error.reason
             progress(done, len(figures))
     if len(skipped) == len(figures):
         image, reason = next(iter(skipped.items()))

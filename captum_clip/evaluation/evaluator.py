@@ -281,7 +281,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         >>> evaluate(config).table  # doctest: +SKIP
     """
     if find_spec("pandas") is None:
-        raise InputError("evaluate needs pandas: pip install 'captum-clip[evaluation]'.")
+        raise InputError("pandas is needed: pip install 'captum-clip[evaluation]'.")
     return run(EvaluationConfig, config, make_plan, _summarise, progress)
 
 

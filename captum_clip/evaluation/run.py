@@ -325,7 +325,7 @@ class UnitWorker:
                     self._worker = self._plan.worker(self._models)
                 list(write_units(self._worker, [self._units[number]], self._output))
         except CaptumClipError as error:
-            return {"unit": [number], "error": [str(error)]}
+            return {"unit": [number], "error": [error.reason]}
         return {"unit": [number], "error": [""]}
 
     def _count(self, name: str) -> None:

@@ -33,7 +33,7 @@ class Skipped(NamedTuple):
     @classmethod
     def of(cls, number: int, error: Exception) -> "Skipped":
         """A sample that could not be read."""
-        return cls(number, str(error), is_io_error(error))
+        return cls(number, getattr(error, "reason", str(error)), is_io_error(error))
 
     @property
     def message(self) -> str:

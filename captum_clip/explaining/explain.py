@@ -30,7 +30,6 @@ Side = Literal["image", "text", "both", "pairs"]
 
 
 @public("explain")
-@public("explain")
 def explain(
     image: ImageLike | Sequence[ImageLike] | Mapping[str, Any],
     texts: str | Sequence[str] | Target | None = None,
@@ -174,10 +173,10 @@ class Request:
         side, words, has_reference = self.side, bool(self.words), self.reference is not None
         given = "both" if has_reference else "neither"
         missing = (self.texts is None) is not has_reference
-        yield missing, f"expected texts or a `reference`, got {given}."
+        yield missing, f"expected either texts or `reference`, got {given}."
         yield (
             has_reference and (side in ("text", "both") or words),
-            "a `reference` has no words; take `side='image'` or `side='pairs'`, and leave "
+            "`reference` has no words; take `side='image'` or `side='pairs'`, and leave "
             "`words` out.",
         )
         yield (

@@ -49,6 +49,8 @@ def read_fields(path: Path) -> dict[str, Any]:
         text = arrays.pop("about").astype(str).tobytes()
         about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if unknown := tensors.keys() - {*_TENSORS, *(f"maps_{sign}" for sign in SIGNS)}:
+            raise ValueError(f"it has {', '.join(sorted(unknown))}")
         return {
             "maps": {sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
             **{part: tensors[part] for part in _TENSORS if part in tensors},

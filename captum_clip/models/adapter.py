@@ -234,7 +234,7 @@ class ClipAdapter(ABC):
             raise InputError(
                 f"the processor makes images of {height} x {width} pixels, which "
                 f"{self.name} cannot take; pass its own `processor` with the model"
-                f"{f', or make a larger one with {larger}' * bool(larger)}."
+                f"{f', or make a larger one {larger}' * bool(larger)}."
             ) from error
         return pixels.to(self.device)
 

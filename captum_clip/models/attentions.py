@@ -262,7 +262,7 @@ class PoolingHead(Attention):
     """A pooling head: learned queries attend to the last block's tokens; the first is the output.
 
     SigLIP, PE-Core, CoCa and AIMv2 have one. With u_h = s W_K,h^T q_h the attention is
-    a_hj = softmax_j(u_h . x_j), and the embedding is `ViTTower.embed` of its output.
+    a_hj = softmax_j(u_h . x_j), and the embedding is `TransformerTower.embed` of its output.
     """
 
     head: Any  # the library's own module

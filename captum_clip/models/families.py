@@ -111,7 +111,7 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
     model = unwrapped(model)
     kind, family, tower = type(model).__name__, _family_of(model), known_tower(model)
     if family is None or tower is None:
-        raise UnsupportedModelError(f"load_clip does not support a {kind}; {_advice(kind)}.")
+        raise UnsupportedModelError(f"a {kind} is not supported; {_advice(kind)}.")
     names = {base.__name__ for base in type(model).__mro__}
     if family.adapter is None or names.isdisjoint(family.models):
         raise UnsupportedModelError(

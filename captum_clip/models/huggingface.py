@@ -132,8 +132,8 @@ class HuggingFaceTower(ViTTower):
         """The tower in a module of its family."""
         vision = vision_of(module)
         config, patch = vision.config, int(vision.config.patch_size)
-        # NaFlex has a number of patches
-        side = int(getattr(config, "image_size", 0) or math.isqrt(config.num_patches) * patch)
+        count = getattr(config, "num_patches", None)  # of NaFlex
+        side = int(config.image_size) if count is None else math.isqrt(count) * patch
         return cls(
             module=vision,
             native=(side, side),

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._device import DeviceContext
 
 from ..errors import UnsupportedModelError
@@ -200,7 +201,9 @@ def nondeterminism(module: nn.Module) -> str | None:
             return "BatchNorm"
         for name, what in _RATES.items():
             rate = getattr(part, name, None)
-            if isinstance(rate, (int, float)) and rate > 0:
+            if name == "p" and not isinstance(part, _DropoutNd):  # such as the power of a pool
+                continue
+            if isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0:
                 return f"{what or type(part).__name__} {rate:g}"
     return None
 

@@ -256,10 +256,10 @@ def _as_it_is(
         return clip
     advice = f"it takes images of {' x '.join(map(str, clip.tower.native))} pixels only."
     if clip.tower.resizable:
-        by_name = f"`image_size={show(image_size)}` of load_clip(NAME)"
+        by_name = f"one by name, with `image_size={show(image_size)}`"
         advice = f"pass a processor that makes such images, or take {by_name}."
     elif larger := clip.tower.larger(image_size):
-        advice = f"make another one with {larger}."
+        advice = f"make another one {larger}."
     raise InputError(
         f"`image_size={show(image_size)}` was given with {model}, which is used as it is; {advice}"
     )

@@ -116,7 +116,7 @@ class OpenClipViT(ViTTower):
     With such a pool (CoCa) CLS is one of the keys; of the queries all but the first are captions'.
     """
 
-    remade_by = "`image_size={}` of load_clip(NAME), or open_clip's force_image_size"
+    remade_by = "by name, with `image_size={}`, or with open_clip's force_image_size"
 
     @property
     @override
@@ -175,7 +175,7 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
 
-    remade_by = "`image_size={}` of load_clip(NAME)"
+    remade_by = "by name, with `image_size={}`"
 
     @classmethod
     def found_in(cls, visual: Any, side: Any) -> Self:

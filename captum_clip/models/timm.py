@@ -140,8 +140,8 @@ class TimmTower(ViTTower):
     @override
     def larger(self, side: int) -> str:
         if self.trunk is self.module:
-            return f"timm.create_model(..., img_size={side})"
-        return f"`image_size={side}` of load_clip(NAME), or open_clip's force_image_size"
+            return f"with timm.create_model(..., img_size={side})"
+        return f"by name, with `image_size={side}`, or with open_clip's force_image_size"
 
     @property
     @override

@@ -48,7 +48,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def wrong_size(height: int, width: int, reason: str, larger: str = "") -> InputError:
     """The error for images of a size that a tower cannot take; `larger` makes one that can."""
-    instead = f", or make a model for them with {larger}" if larger else ""
+    instead = f", or make a model for them {larger}" if larger else ""
     return InputError(
         f"the tower cannot take images of {height} x {width} pixels: {reason}; resize or crop "
         f"them{instead}."

@@ -261,17 +261,22 @@ class _Blocks:
         output = layer.output(result)
         if index in self.stream:
             row = record.pooled.read(output)
-            missing = torch.full_like(row, torch.nan)  # which equals nothing
-            branches = [self.added.pop(branch, missing) for branch in (0, 1)]
+            seen = [self.added.pop(branch, None) for branch in (0, 1)]
+            # a branch that did not run is a sum that equals nothing, and bounds nothing
+            made = layer.summed(self.left, *(_or(row, b, torch.nan) for b in seen))
+            within = [_or(row, b, 0) for b in seen]
             # a sum is rounded as its largest part
             slack = 8 * torch.finfo(row.dtype).eps / record.rounding(row)
-            made = layer.summed(self.left, *branches)
-            record.compare(f"layer {index}", made, row, *branches, slack * row)
+            record.compare(f"layer {index}", made, row, *within, slack * row)
             self.left = row.clone()
         if index not in self.outputs:
             return None
         record.outputs[index] = output = as_leaf(output) if self.is_leaf else output
         return layer.replaced(result, output.clone())  # what follows may work in place
+
+
+def _or(like: Tensor, branch: Tensor | None, value: float) -> Tensor:
+    return torch.full_like(like, value) if branch is None else branch
 
 
 def plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool) -> None:

@@ -44,7 +44,6 @@ class Target:
     names: tuple[str, ...]
     source: Source | None = None
 
-    @public("Target")
     def __post_init__(self) -> None:
         # Made under inference_mode, tensors could never take part in a gradient; copies can.
         with torch.inference_mode(False):
@@ -54,6 +53,7 @@ class Target:
                     object.__setattr__(self, part, tensor.clone())
 
     @classmethod
+    @public("Target")
     def of(cls, embeddings: Tensor, names: Sequence[str], source: Source | None = None) -> "Target":
         """A target of embeddings (K, D) of any length; kept detached, in at least float32.
 
@@ -115,6 +115,7 @@ class Target:
     def __rsub__(self, other: Any) -> "Target":
         return self.__sub__(other)  # which refuses it
 
+    @public("Target")
     def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> "Target":
         chosen = self._positions(key)
         if not chosen:
@@ -125,7 +126,7 @@ class Target:
     def _positions(self, key: Any) -> list[int]:
         if isinstance(key, str):
             return [index for index, name in enumerate(self.names) if name == key]
-        expected = f"Target: expected indices, a slice or a name, got {show(key)}."
+        expected = f"expected indices, a slice or a name, got {show(key)}."
         try:
             if isinstance(key, slice):
                 return list(range(len(self)))[key]
@@ -206,6 +207,7 @@ def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> T
     return Target.of(tensor, as_list(names))
 
 
+@public("targets.image")
 def image(
     clip: ClipAdapter,
     images: ImageLike | Sequence[ImageLike],
@@ -270,7 +272,7 @@ def text(
         if not allow_empty and clip.is_blank(text):
             raise TargetError(
                 f"{show(text)} means as much as an empty text to {clip.name}, whose "
-                "tokenizer leaves nothing of it; pass allow_empty=True to mean it."
+                "tokenizer leaves nothing of it."
             )
     if templates is None:
         return Target.of(_encode(clip, texts), texts, "text")

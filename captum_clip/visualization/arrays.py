@@ -1,6 +1,6 @@
 """Arguments of the figures, as NumPy arrays of known shape and range.
 
-Each `as_...` raises InputError in the caller's name: other shapes, values out of range, no numbers.
+Each `as_...` raises InputError: other shapes, values out of range, no numbers.
 """
 
 from collections.abc import Iterable, Sequence

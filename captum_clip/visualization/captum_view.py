@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .. import maps
 from ..checks import check_choice
 from ..errors import InputError, public
-from .arrays import ArrayLike, as_array, as_images
+from .arrays import ArrayLike, as_array, as_images, as_values
 from .colors import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE
 
 Sign = Literal["all", "positive", "negative", "absolute_value"]
@@ -67,7 +67,7 @@ def captum_image_attr(
         raise InputError(
             f"{method} shows no sign; take `sign='positive'`, 'negative' or 'absolute_value'."
         )
-    [pixels] = as_images(image)
+    [pixels] = as_values("image", as_images(image), 1)
     array = as_array("attribution", attribution, (1, 1, "h", "w"))
     height, width = pixels.shape[:2]
     values = maps.upsample(torch.from_numpy(array), (height, width))[0, 0].numpy()

@@ -53,7 +53,7 @@ def matches(
     pictures, others = as_images(images), as_images(references)
     others = as_values("references", others, len(pictures))
     each = as_array("shares", shares, (len(pictures), "h'", "w'", "h", "w"))
-    cosines = None if scores is None else np.asarray(scores)[..., None]
+    cosines = None if scores is None else as_array("scores", scores, (len(each),))[..., None]
     rows = []
     for image, other, values, [note] in zip(
         pictures, others, each, as_cosines(cosines, (len(each), 1)), strict=True

@@ -239,6 +239,21 @@ def test_what_happens_before_a_last_block_that_is_not_run_is_seen(
         attr.DirectContribution(similarity).attribute(small.images(), target=0)
 
 
+def test_a_block_without_one_of_its_branches_is_seen() -> None:
+    """Nothing stands for what did not run, neither in the sum nor in what bounds it."""
+    small = builders.hf_vit()
+    block = small.model.vision_model.encoder.layers[1]
+
+    def forward(hidden_states: torch.Tensor, *_: Any, **options: Any) -> torch.Tensor:
+        attended, _weights = block.self_attn(block.layer_norm1(hidden_states), attention_mask=None)
+        return 2 * hidden_states + attended
+
+    block.forward = forward
+    similarity = ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
+    with pytest.raises(UnsupportedModelError, match="layer 1 of the vision tower"):
+        attr.DirectContribution(similarity).attribute(small.images(), target=0)
+
+
 def test_one_image_of_a_batch_is_enough() -> None:
     small = builders.hf_vit()
     attention = small.model.vision_model.encoder.layers[1].self_attn

@@ -161,8 +161,8 @@ def test_a_model_is_made_for_larger_images(run: Run, vit: str) -> None:
     assert Explanation.load("finer.npz").maps["positive"].shape[-2:] == (6, 6)
     said = run("explain photo.jpg sky --model RESNET --processor VIT", code=2)
     assert said.endswith(
-        "pass its own --processor with the model, or make a larger one with --image-size 32 of "
-        "load_clip(NAME)."
+        "pass its own --processor with the model, or make a larger one by name, with "
+        "--image-size 32."
     )
 
 
@@ -201,11 +201,11 @@ def test_it_compares_with_an_image(run: Run) -> None:
     assert float(two.scores[0, 0]) == pytest.approx(score, abs=1e-6)
     for wrong, message in (
         ("--image none.png", "there is no file none.png"),
-        ("horse --image other.png", "expected texts or a --image, got both"),
+        ("horse --image other.png", "expected either texts or --image, got both"),
         ("horse dog --side pairs", "--side pairs takes one text apart"),
         ("--side pairs", "expected a TEXT, --emotions FILE or --image FILE, got none"),
-        ("--image other.png --side text", "a --image has no words"),
-        ("--image other.png --words", "a --image has no words"),
+        ("--image other.png --side text", "--image has no words"),
+        ("--image other.png --words", "--image has no words"),
         ("horse --side pairs --words", "--side pairs splits the text into words; leave --words"),
         ("--image other.png --side pairs --label-map a.png", "--label-map is of TEXTs, words"),
         ("horse --threshold 0.5", "--threshold goes with --regions or --label-map"),

@@ -358,9 +358,9 @@ def test_a_model_is_made_for_larger_images(tmp_path, library, offline):
         load_clip(tmp_path, image_size=50)
     with pytest.raises(InputError, match="expected `image_size` up to 4096, got 8000000"):
         load_clip(tmp_path, image_size=8_000_000)
-    makes = r"`image_size=48` of load_clip\(NAME\)"
+    makes = r"by name, with `image_size=48`"
     if library == "transformers":
-        makes = rf"pass a processor that makes such images, or take {makes}"
+        makes = rf"pass a processor that makes such images, or take one {makes}"
     for given in (plain, plain.model):
         with pytest.raises(InputError, match=rf"`image_size=48` was given with an? .*; .*{makes}"):
             load_clip(given, image_size=48)
@@ -448,9 +448,9 @@ def test_a_resnet_is_made_for_multiples_of_its_strides_and_an_object_stays_as_it
     for size, near in ((100, "96 or 128"), (20, "32 or 64")):
         with pytest.raises(InputError, match=rf"={size}`: .* multiple of 32, .* as {near}\.$"):
             load_clip("demo/resnet", image_size=size)
-    makes = r"make another one with `image_size=448` of load_clip\(NAME\)\.$"
+    makes = r"make another one by name, with `image_size=448`\.$"
     for given in (clip, clip.model):
         with pytest.raises(InputError, match=makes):
             load_clip(given, image_size=448)
-    with pytest.raises(InputError, match=r"or make a model for them with `image_size="):
+    with pytest.raises(InputError, match=r"or make a model for them by name, with `image_size="):
         clip.grid(224, 224)

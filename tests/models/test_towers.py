@@ -244,7 +244,7 @@ def test_open_clip_takes_its_native_size_only(name):
         clip.encode_image(torch.randn(1, 3, 64, 32))
 
 
-FORCED = r", or make a model for them with `image_size=64` of load_clip\(NAME\), .*\.$"
+FORCED = r", or make a model for them by name, with `image_size=64`, .*\.$"
 LARGER = {
     "open_clip_vit": (lambda: small("open_clip_vit").model, FORCED),
     "timm in OpenCLIP": (lambda: timm_builders.timm_siglip().model, FORCED),
@@ -252,10 +252,10 @@ LARGER = {
         lambda: timm_builders.eva02().model.visual.trunk,
         r" timm\.create_model\(\.\.\., img_size=64\)\.$",
     ),
-    "OpenAI's": (lambda: model_of("vit").visual, r" `image_size=128` of load_clip\(NAME\)\.$"),
+    "OpenAI's": (lambda: model_of("vit").visual, r" by name, with `image_size=128`\.$"),
     "a ResNet": (
         lambda: small("open_clip_resnet").model,
-        r" `image_size=192` of load_clip\(NAME\)\.$",
+        r" by name, with `image_size=192`\.$",
     ),
 }
 

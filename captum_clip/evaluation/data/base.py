@@ -262,7 +262,7 @@ def masked_sample(
                 raise InputError("the image has another region of the same text")
             regions[text] = Region(text, mask)
         except InputError as error:
-            dropped.append(f"{name}, {text!r}: {str(error).rstrip('.')}")
+            dropped.append(f"{name}, {text!r}: {error.reason.rstrip('.')}")
     if not regions:
         reason = "; ".join(dropped) or f"{name} has no mask"
         raise InputError(f"there is no region to compare a map with: {reason}.")

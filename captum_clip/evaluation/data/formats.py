@@ -295,7 +295,7 @@ class FixationFolder(FileData):
                     raise InputError(f"{place}: the image has another {kind}.")
                 truth[kind] = values
             except InputError as error:
-                dropped.append(str(error).rstrip("."))
+                dropped.append(error.reason.rstrip("."))
         if not truth:
             reason = "; ".join(dropped) or f"{stem} has none"
             raise InputError(f"there are no fixations to compare a map with: {reason}.")
