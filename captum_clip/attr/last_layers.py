@@ -103,8 +103,10 @@ class LeGrad(ViTAttribution):
             matrices = (mha.matrix_gradient(layer, gradient) for gradient in gradients)
             return torch.stack([matrix.clamp(min=0).mean((1, 2)) for matrix in matrices])
         with torch.no_grad():
-            read = mha.with_called_maps(LayerRecord(head, head.keyed(output.detach())))
-            read.maps = embedded.run.record.layers[len(self._tower.layers)].maps  # of the forward
+            ran = embedded.run.record.layers[len(self._tower.layers)]  # with its mask and weights
+            keyed = LayerRecord(head, head.keyed(output.detach()), bias=ran.bias)
+            read = mha.with_called_maps(keyed)
+            read.maps = ran.maps
             heads = mha.heads_output(read, mha.pooled_attention(read))
         gradients = self._gradients(embedded, mha.merged(read, heads.requires_grad_()), heads)
         return mha.row_gradient(read, gradients).clamp(min=0).mean(2)

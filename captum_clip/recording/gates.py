@@ -57,8 +57,17 @@ class _DetachedAttention(AttentionHooks):
     @override
     def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
         super().enter(args, kwargs)
-        if self.record.size is not None:  # the attention's own graph would have its weights in it
-            torch.set_grad_enabled(graph_from_start.get())
+        layer = self.record.layers.get(self.index)
+        if layer is None:
+            return
+        if not layer.tokens.requires_grad:
+            raise UnsupportedModelError(
+                f"no gradient reaches the attention of layer {self.index} of the "
+                f"{self.record.transformer.noun}: what runs before it turns the graph off. Remove "
+                "that, or take a method without gradients, such as direct."
+            )
+        # the attention's own graph would have its weights in it
+        torch.set_grad_enabled(graph_from_start.get())
 
     @override
     def leave(self, _: Arguments, result: Any) -> Any:
