@@ -291,7 +291,7 @@ def test_all_eight_emotions_are_shown_by_default(vit: ClipAdapter) -> None:
 
 
 def test_emotions_need_a_probe_for_each_model(vit: ClipAdapter) -> None:
-    with pytest.raises(InputError, match="expected 2 probes, got 1"):
+    with pytest.raises(InputError, match=r"expected 2 probes, one for each .*, got 1"):
         figures.emotions(photo(), probe(), models=[vit, vit])
 
 

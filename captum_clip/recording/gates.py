@@ -19,7 +19,7 @@ from ..models.steps import holds_gate, is_activation, with_gate_held
 from ..models.towers import TransformerTower
 from .forwards import AttentionHooks, plan_embedding, recording
 from .hooks import Arguments, graph_from_start
-from .records import LayerRecord, Recording
+from .records import NOTHING, LayerRecord, Recording
 
 
 @contextmanager
@@ -60,7 +60,8 @@ class _DetachedAttention(AttentionHooks):
         layer = self.record.layers.get(self.index)
         if layer is None:
             return
-        if not layer.tokens.requires_grad:
+        has_begun = self.record.input is not NOTHING
+        if has_begun and not layer.tokens.requires_grad:
             raise UnsupportedModelError(
                 f"no gradient reaches the attention of layer {self.index} of the "
                 f"{self.record.transformer.noun}: what runs before it turns the graph off. Remove "

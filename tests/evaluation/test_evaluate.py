@@ -485,7 +485,9 @@ def test_a_missing_pandas_names_the_extra(
 ) -> None:
     """Before anything is loaded or written."""
     monkeypatch.setattr(evaluator, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs pandas: pip install 'captum-clip\[evaluation\]'"):
+    with pytest.raises(
+        InputError, match=r"pandas is needed: pip install 'captum-clip\[evaluation\]'"
+    ):
         evaluate(config_of(vit, masks, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
