@@ -251,7 +251,7 @@ def _read(
     for given in heatmaps:
         batches.append(as_heatmaps(given, pictures, count))
         count = len(batches[0][0])
-    size = np.max([image.shape[:2] for image in pictures], axis=0)
+    size = np.max([image.shape[:2] for image in pictures], axis=0).tolist()
     framed_maps = [[letterbox(maps, size, 0.0) for maps in batch] for batch in batches]
     return [framed(image, size) for image in pictures], framed_maps
 

@@ -44,7 +44,7 @@ def test_grid_is_the_share_of_cells_that_are_known_alone(name: str) -> None:
         [pixels] = clip.preprocess([sample.image])
         for region in sample.regions:
             places = region.mask.nonzero()
-            top, left = places[0].min(), places[1].min()
+            top, left = int(places[0].min()), int(places[1].min())
             alone = sample.image.crop((left, top, left + 112, top + 112))
             scores = (clip.encode_image(clip.preprocess([alone])) @ classes.T)[0]
             assert region.label is not None
