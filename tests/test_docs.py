@@ -323,7 +323,6 @@ def test_generated_results_are_linked_once_from_the_page_that_sums_them_up():
 
 def test_generated_results_stay_out_of_the_search(monkeypatch):
     """By what the configuration writes above each; no chapter has it."""
-    pytest.importorskip("sphinx_gallery")
     monkeypatch.setattr(sys, "path", [*sys.path])
     hide = runpy.run_path(str(ROOT / "docs" / "conf.py"))["hide_results"]
     for page, hidden in (("results/evaluation_vit", True), ("findings", False)):

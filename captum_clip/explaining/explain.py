@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .. import maps, targets
 from ..attr.contributions import DirectContribution
 from ..attr.interactions import DirectInteraction, pair_maps
-from ..attr.registry import MAMOOLER, MethodChoice, TextMap, check_method
+from ..attr.registry import MAMOOLER, MethodChoice, TextMap
 from ..checks import as_list, check_choice, check_flag, check_integer, show
 from ..errors import InputError, TargetError, public, refuse
 from ..models import ClipAdapter, load_clip
@@ -150,10 +150,8 @@ class Request:
             raise TargetError(f"`words` need exactly one text, got {self.texts!r}.")
         if self.side == "pairs":
             _ = self.text, self.pair_options
-        elif self.method is not None:
-            check_method(self.method, dict(self.options))
-            if self.method != MAMOOLER:
-                self.check_negative(MethodChoice.of(self.method, dict(self.options)))
+        elif self.method is not None and (self.method != MAMOOLER or self.options):
+            self.check_negative(MethodChoice.of(self.method, dict(self.options)))
 
     def _check_types(self) -> None:  # before any truth: an array is neither true nor false
         check_flag("whole", self.whole)

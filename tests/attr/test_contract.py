@@ -9,7 +9,7 @@ from tests.attr.cases import CONTRACT, CONVOLUTIONAL, VITS, Case
 from tests.attr.laws import LAWS, UPSETTING
 from tests.attr.subject import Subject
 
-# A new method may add its row here.
+# A new method must add its row here.
 VIT_METHODS = [
     Case("AttentionGradCam", {}),
     Case("AttentionRollout", {"start_layer": 1}),

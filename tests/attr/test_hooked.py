@@ -45,6 +45,30 @@ def test_a_changed_model_is_explained_as_it_computes_or_refused(name: str, kinds
     assert counts["right"] > 2 * counts["refused"]
 
 
+# cells that were once wrong, which the strides above leave out
+FOUND = [
+    ("pe_core", "visual.trunk.attn_pool.q", "lora", "attention-grad-cam pooled"),
+    ("pe_core", "visual.trunk.attn_pool.kv", "functional_call", "legrad"),
+    ("pe_core", "visual.trunk.attn_pool.mlp.fc2", "all but the first token", "pairs"),
+    ("siglip", "vision_model.encoder.layers.2.self_attn", "attribute num_heads", "last-grad"),
+    ("siglip", "vision_model.embeddings", "class, enable_grad", "conservative"),
+    ("siglip", "vision_model.head.attention", "callable: mask of rows", "legrad"),
+    (
+        "open_clip_vit",
+        "visual.transformer.resblocks.2.ls_1",
+        "gradient, none",
+        "last-grad averaged",
+    ),
+    ("eva02", "visual.trunk.blocks.2.attn.norm", "one token", "patches"),
+    ("eva02", "visual.trunk.head", "of many tokens", "pairs"),
+]
+
+
+@pytest.mark.parametrize("cell", FOUND)
+def test_a_cell_that_was_wrong_is_right_or_refused(cell: tuple[str, str, str, str]) -> None:
+    assert hooked.verdict_of(*cell) in ("right", "refused")
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
