@@ -195,9 +195,9 @@ def evaluate_command(
         data: a data set of those below, with its folder or file (default: demo,
             demo-objects and demo-mosaics, for embedded models)
         methods: one of those below, with options as in last-grad:heads=averaged, or mamooler
-            (default: those that fit the tower, and baselines); "all" adds variants, more
-            baselines, and Captum's integrated-gradients, noise-tunnel and occlusion, which take
-            most of the time
+            (default: those that fit the tower); "all" adds variants, more baselines, and Captum's
+            integrated-gradients, noise-tunnel and occlusion, which take most of the time;
+            baselines stand beside them
         maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)
         tasks: one of those below (default: all that the data support but pairs)
         reference: the method that all others are compared with (default: Mamooler's)

@@ -1,7 +1,7 @@
 """Samples as a model sees them, and the maps of a method for them, which tasks measure."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, TypeVar, cast
 
@@ -205,12 +205,27 @@ class Task:
         measure: measures one method on one batch: :func:`captum_clip.evaluation.table.rows_of` it.
         truth: the kinds of truth that it can take; it fits each data set that has one of them.
         by_default: whether it is measured where no task is named.
+        without_map: name of :data:`captum_clip.evaluation.methods.WITHOUT_MAP` -> what measures
+            this predictor, which looks at no map, as `measure` does a method.
     """
 
     metrics: Callable[[EvaluationConfig], dict[str, list[Metric]]]
     measure: "Callable[[MethodOnBatch], Iterator[Arrays]]"
     truth: Collection[str]
     by_default: bool = True
+    without_map: "Mapping[str, Measure]" = field(default_factory=dict)
+
+    def rows(self, samples: "Batch", method: "MethodOnBatch") -> Iterator[Arrays]:
+        """Measure a method, or a predictor without a map, on a batch."""
+        name = method.method.name
+        if not method.method.without_map:
+            yield from self.measure(method)
+        elif name in self.without_map:
+            yield from self.without_map[name](samples)
+
+
+Measure = Callable[[Batch], Iterator[Arrays]]
+"""Rows of what needs no map of a method."""
 
 
 class MethodOnBatch:

@@ -158,7 +158,8 @@ class EvaluationConfig(RunConfig):
         data: data sets, as :func:`captum_clip.evaluation.data.open_data` reads them; none means
             those of the demo that the tasks need.
         methods: names of :func:`captum_clip.evaluation.methods_for`, with options, "mamooler", or
-            "all" of them; none means the registered ones that fit the tower and four baselines.
+            "all" of them; none means the registered ones that fit the tower. Drawn maps and
+            predictors without a map are measured beside them.
         maps: folders of maps made elsewhere, each a method.
         reference: the method that the others are compared with; by default Mamooler's.
         tasks: names of tasks; none means all that the data support but "pairs".

@@ -20,7 +20,15 @@ from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
 from .config import DATA, EvaluationConfig, full_name, label_of
 from .data import DataSet, open_data, options_of
-from .methods import Method, PrecomputedMaps, check_method, method_of, named_methods
+from .methods import (
+    WITHOUT_MAP,
+    Method,
+    PrecomputedMaps,
+    Predictor,
+    check_method,
+    method_of,
+    named_methods,
+)
 from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Worker, run
 from .storage import Storage
 from .summary import Summary, summarize
@@ -88,7 +96,8 @@ class EvaluationPlan(Plan):
         on_batch, (data, tasks) = MethodOnBatch(batch, method), self.data[place]
         with error_context(f"{method.name} on {data.name}"):
             rows = {
-                task: list(TASKS[task].measure(on_batch) if batch.views else ()) for task in tasks
+                task: list(TASKS[task].rows(batch, on_batch) if batch.views else ())
+                for task in tasks
             }
         return table_of(method.name, rows), [*batch.skipped, *on_batch.skipped]
 
@@ -109,7 +118,9 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     named = [
         method_of(name, clip, seed=config.seed) for name in named_methods(clip, config.methods)
     ]
-    methods = (*named, *precomputed)
+    answered = {name for _, tasks in data for task in tasks for name in TASKS[task].without_map}
+    predictors = [Predictor(*item) for item in WITHOUT_MAP.items() if item[0] in answered]
+    methods = (*named, *predictors, *precomputed)
     reference = _reference(config, clip, [method.name for method in methods])
     black = clip.preprocess(torch.zeros(64, 64, 3, dtype=torch.uint8))
     query = Queries(black, clip.encode_text([""]).detach(), ("",), ("",), (0,))
@@ -300,6 +311,7 @@ def _summarise(
         [method.name for method in plan.methods],
         reference=plan.reference,
         baselines=[method.name for method in plan.methods if method.baseline],
+        without_map=[method.name for method in plan.methods if method.without_map],
         resamples=plan.config.resamples,
         seed=plan.config.seed,
     )
@@ -364,8 +376,8 @@ def _check_measured(
 
 
 def _groups(plan: EvaluationPlan, table: Table) -> dict[str, Sequence[Metric]]:
-    """The tables of all tasks, without metrics that no method could be measured by."""
-    measured = {*table["metric"].unique()}
+    """The tables of all tasks, without metrics that no map could be measured by."""
+    measured = {*table["metric"][~table["method"].isin(WITHOUT_MAP)].unique()}
     groups = {
         title: [metric for metric in metrics if metric.name in measured]
         for _, tasks in plan.data

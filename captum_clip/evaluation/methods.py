@@ -42,6 +42,7 @@ class Method(ABC):
     what: str  # how it is made, in a line
     costly: bool = False  # it takes many forward passes per map, so it sees the first images only
     baseline: bool = False  # listed apart, since it knows nothing of the model or the target
+    without_map: bool = False  # it looks at no map; tasks measure it themselves, where it answers
     signed: bool = False  # negative evidence is below zero in its maps
     # not signed: the map of the negated target is the negative map
     negative_from_negated_target: bool = False
@@ -135,6 +136,29 @@ class Drawn(Method):
         return torch.stack(heatmap).to(queries.pixels.device)
 
 
+@dataclass(eq=False)
+class Predictor(Method):
+    """An answer that looks at no map; what it answers stands with the tasks."""
+
+    name: str
+    what: str
+    baseline: bool = True
+    without_map: bool = True
+
+    @override
+    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        return torch.full((len(queries), 1, 1), torch.nan)
+
+
+WITHOUT_MAP: Final = {
+    "named": "1 for the object that the text names, 0 for the others",
+    "score": "the score, the same for every object",
+    "text-only": "the similarity of the text with the object's name, whatever the image shows",
+    "always-negative": "-1 for every pair",
+    "best-class": "the class with the highest score painted over the whole image",
+}
+"""Predictors that look at no map: what a map must beat to be worth drawing."""
+
 _STEPS: Final = 16  # of integrated gradients
 _DRAWS: Final = 8  # of the noise tunnel
 _DEVIATION: Final = 0.1  # of its noise
@@ -227,8 +251,8 @@ _VARIANTS: Final = (
 
 
 def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
-    """The names with "all" and "mamooler" written out; of none those measured by default."""
-    names = names or (*registry.methods_for(clip.kind), *_COMMON)
+    """The names with "all" and "mamooler" written out, and what is drawn; of none the default."""
+    names = (*names, *_DRAWN) if names else (*registry.methods_for(clip.kind), *_COMMON)
     written = {ALL: methods_for(clip), MAMOOLER: (registry.report_method(clip.tower),)}
     return tuple(dict.fromkeys(full for name in names for full in written.get(name, (name,))))
 

@@ -38,12 +38,13 @@ VALUES: Final = "values.csv"
 SIGNIFICANT: Final = 0.05
 _MARK: Final = "\N{DAGGER}"
 SIDE: Final = 144  # pixels of an example
+CONSTANT: Final = "a constant answer"
 _BLANK: Final = "\N{EN DASH}"
 _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "none": ""}
 _SHOWN: Final = {"legrad": "LeGrad", "map": "mAP", "iou": "IoU", "miou": "mIoU", "aacc": "aAcc"}
 _HEADLINES: Final = {
     "Where is it?": "pointing",
-    "What does an object add, what would be missed (ranks)?": "(effect|removal)_spearman",
+    "What does an object add, what would be missed (ranks)?": "(effect|removal)_spearman_scene",
     "Where is each of four words?": "words_4",
     "Which pixels does the class need?": "gap_[a-z]+_predicted",
 }
@@ -99,9 +100,9 @@ def results_tex(summary: Summary) -> str:
     """The tables of :func:`results_md` for LaTeX with the package booktabs, a float for each."""
     import pandas as pd
 
-    ordered = sorted(summary.methods, key=lambda name: name in summary.baselines)  # these last
     tables = []
     for title, columns in report_tables(summary).items():
+        ordered = [name for names in _blocks(columns, summary).values() for name in names]
         cells = {_tex(column.head): column.cells for column in columns}
         frame = pd.DataFrame(cells, index=ordered).map(_tex).rename(index=_tex)
         names = {"caption": _tex(title), "label": f"tab:{_anchor(title)}"}
@@ -130,6 +131,7 @@ class Column:
     places: int  # decimals of its figures
     protocol: str  # the choices that were made, with the number of its images
     bold: tuple[str, ...]  # the best methods, and the baselines that are as good
+    rival: str  # the best predictor without a map, or CONSTANT; what is no better is not bold
 
     def winner(self, summary: Summary) -> str | None:
         """The best method, of several the first."""
@@ -183,10 +185,13 @@ def findings(summary: Summary) -> list[str]:
 def _finding(summary: Summary, column: Column) -> str:
     """The winner of a column, its difference to the reference, and what is not told apart."""
     what, reference, winner = shown(column.metric.name), summary.reference, column.winner(summary)
+    rival = column.rival
+    if rival in column.cells:
+        rival += f", which looks at no map and has {_plain(column.cells[rival])}"
     if winner is None:
-        return f"by {what} no method beats a constant answer"
+        return f"by {what} no method beats {rival}"
     name = f"{winner} (the reference)" if winner == reference else winner
-    text = f"{name}, with {what} {column.cells[winner].replace('**', '').removesuffix(f' {_MARK}')}"
+    text = f"{name}, with {what} {_plain(column.cells[winner])}"
     figure = column.figures[winner]
     if not math.isnan(figure.difference):
         gap = (figure.difference, figure.difference_low, figure.difference_high)
@@ -199,7 +204,13 @@ def _finding(summary: Summary, column: Column) -> str:
     elif figure.images < FEWEST:
         text += f", not tested on fewer than {FEWEST} images"
     equal = [name for name in summary.baselines if name in column.bold]
-    return text + (f", but {', '.join(equal)} is no worse" if equal else "")
+    text += f", but {', '.join(equal)} is no worse" if equal else ""
+    return text + (f"; next to it {rival}" if column.rival in column.cells else "")
+
+
+def _plain(cell: str) -> str:
+    """A cell without its marks."""
+    return cell.replace("**", "").removesuffix(f" {_MARK}")
 
 
 def shown(name: str) -> str:
@@ -213,13 +224,23 @@ def _places(means: Iterable[float]) -> int:
     return 3 if largest >= 0.01 else 2 - math.floor(math.log10(largest))
 
 
+def _blocks(columns: Sequence[Column], summary: Summary) -> dict[str, list[str]]:
+    """Title -> methods of a table, the competing ones first, under ""; predictors that answer."""
+    blocks: dict[str, list[str]] = {"": [], "Baselines": [], "Without a map": []}
+    for name in summary.methods:
+        if name not in summary.without_map:
+            blocks["Baselines" if name in summary.baselines else ""].append(name)
+        elif any(column.figures[name].images for column in columns):
+            blocks["Without a map"].append(name)
+    return {title: names for title, names in blocks.items() if names}
+
+
 def _pipe_table(columns: Sequence[Column], summary: Summary) -> str:
     """A table in Markdown, set so that its source can be read as well."""
     rows = [["Method", *(column.head for column in columns)]]
-    for block, chosen in (("", False), ("*Baselines*", True)):
-        methods = [name for name in summary.methods if (name in summary.baselines) is chosen]
-        if methods and block:
-            rows.append([block, *("" for _ in columns)])
+    for block, methods in _blocks(columns, summary).items():
+        if block:
+            rows.append([f"*{block}*", *("" for _ in columns)])
         for name in methods:
             label = _text(name) + (" (reference)" if name == summary.reference else "")
             rows.append([label, *(column.cells[name] for column in columns)])
@@ -241,15 +262,17 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
         if not math.isnan(figure.mean) and figure.images == most
     }
     rivals = [value for method, value in values.items() if method not in summary.baselines]
-    constant = -math.inf if metric.constant is None else sign * metric.constant
-    constant = max(constant, values.get(UNIFORM, -math.inf))
+    bars = {name: values[name] for name in summary.without_map if name in values}
+    fixed = [] if metric.constant is None else [sign * metric.constant]
+    bars[CONSTANT] = max([*fixed, values.get(UNIFORM, -math.inf)])
+    rival = max(bars, key=lambda name: bars[name])
     best = max(rivals) if sign and rivals else -math.inf
-    bold = tuple(name for name, value in values.items() if value >= best > constant)
+    bold = tuple(name for name, value in values.items() if value >= best > bars[rival])
     cells = {name: _cell(figure, places, most, name in bold) for name, figure in figures.items()}
     head = shown(metric.name) + _ARROWS[metric.better]
     size = f"{most} image{'s' * (most != 1)}"
     protocol = f"**{head}**: {_text(metric.protocol)} ({size})"
-    return Column(metric, head, figures, cells, places, protocol, bold)
+    return Column(metric, head, figures, cells, places, protocol, bold, rival)
 
 
 def _cell(figure: Any, places: int, most: int, bold: bool) -> str:
@@ -305,6 +328,7 @@ def _render(template: str, summary: Summary, **content: Any) -> str:
         undefined=StrictUndefined,
     )
     environment.filters |= {
+        "blocks": _blocks,
         "encoded": lambda file, kind: f"data:image/{kind};base64,{base64.b64encode(file).decode()}",
         "inline": _inline,
         "json": partial(json.dumps, ensure_ascii=False),

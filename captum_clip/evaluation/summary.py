@@ -37,6 +37,7 @@ class Summary:
         groups: title -> metrics that belong together.
         methods: all of them, in the order of the tables.
         baselines: those of them that stand apart.
+        without_map: those of the baselines that look at no map.
         reference: the method that the others are compared with.
         level: of the intervals.
         resamples: that intervals and p values come from.
@@ -47,6 +48,7 @@ class Summary:
     groups: Mapping[str, Sequence[Metric]]
     methods: Sequence[str]
     baselines: Sequence[str]
+    without_map: Sequence[str]
     reference: str
     level: float
     resamples: int
@@ -71,6 +73,7 @@ def summarize(
     *,
     reference: str,
     baselines: Sequence[str] = (),
+    without_map: Sequence[str] = (),
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -120,7 +123,8 @@ def summarize(
     ]
     numbers = dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float)
     frame = pd.DataFrame(records, columns=list(_COLUMNS)).astype(numbers)
-    return Summary(frame, groups, [*methods], [*baselines], reference, level, resamples, seed)
+    names = [*methods], [*baselines], [*without_map]
+    return Summary(frame, groups, *names, reference, level, resamples, seed)
 
 
 def _compare(

@@ -16,7 +16,15 @@ Index = npt.NDArray[np.intp]
 Statistic = Callable[[Array], Array]
 """How often each image counts, (r, images) -> the figures (r,) of such samples."""
 StatisticName = Literal[
-    "mean", "ratio", "mean_iou", "class_iou", "spearman", "balanced_accuracy", "auc"
+    "mean",
+    "ratio",
+    "mean_iou",
+    "class_iou",
+    "spearman",
+    "balanced_accuracy",
+    "auc",
+    "spearman_within",
+    "agreement_within",
 ]
 
 _BLOCK: Final = 2**21  # weights in memory at a time
@@ -342,6 +350,46 @@ def _auc(index: Index, values: Array, images: int) -> Statistic:
     return lambda weights: np.array([area(row) for row in weights])
 
 
+def _within(figures_of: Callable[[Array, Array], Array]) -> Callable[..., Statistic]:
+    """The mean over images of a figure of each one's rows: `figures_of` (images, most rows) both.
+
+    Rows that an image lacks are NaN.
+    """
+
+    def prepare(index: Index, values: Array, images: int) -> Statistic:
+        counts = np.bincount(index, minlength=images)
+        order, starts = np.argsort(index, kind="stable"), np.cumsum(counts) - counts
+        table = np.full((2, images, counts.max()), np.nan)
+        places = np.arange(len(index)) - np.repeat(starts, counts)
+        table[:, index[order], places] = values[order].T
+        figures = figures_of(*table)
+        return lambda weights: weights @ figures / weights.sum(1)
+
+    return prepare
+
+
+def _spearman_within(mass: Array, effect: Array) -> Array:
+    """Spearman's correlation in each image; 0 where one of both is the same in all rows."""
+    x, y = (_centred_ranks_within(column) for column in (mass, effect))
+    size = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return np.nan_to_num(_quotient((x * y).sum(1), size))
+
+
+def _centred_ranks_within(column: Array) -> Array:
+    """Average ranks in each row less their mean, (N, M); 0 for NaN.
+
+    The rank is half the number of those below or equal less that of those above or equal.
+    """
+    first, second = column[:, :, None], column[:, None, :]
+    ranks: Array = ((first > second).sum(2) - (first < second).sum(2)) / 2
+    return ranks
+
+
+def _agreement_within(mass: Array, effect: Array) -> Array:
+    right = (1 + np.sign(mass) * np.sign(effect)) / 2  # no mass has no sign and counts one half
+    return np.asarray(np.nanmean(right, axis=1))
+
+
 _PIXELS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
 _EFFECT: Final = ("mass", "effect")
 STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
@@ -352,8 +400,12 @@ STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
     "spearman": RowStatistic(_EFFECT, _spearman),
     "balanced_accuracy": _additive(_EFFECT, _signs, _balanced_accuracy),
     "auc": RowStatistic(_EFFECT, _auc),
+    "spearman_within": RowStatistic(_EFFECT, _within(_spearman_within)),
+    "agreement_within": RowStatistic(_EFFECT, _within(_agreement_within)),
 }
 """By name: the mean of one column, the ratio of the sums of two, the mean IoU of the sums of four
 counts of pixels, the mean over classes of intersection over union; of mass and effect Spearman's
 rank correlation, the mean share of right signs among the positive and among the negative effects,
-and the area under the ROC curve of the effect's sign. All over all rows of the images drawn."""
+and the area under the ROC curve of the effect's sign. All over all rows of the images drawn, but
+those "within" an image, which are means over images: Spearman's rank correlation (0 where mass or
+effect is constant) and the share of right signs."""

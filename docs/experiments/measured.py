@@ -223,6 +223,7 @@ TRAINING = "python ../../demo_models.py evaluate"
 ON_BOTH = "--model demo/vit --model demo/resnet"
 BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "excitement", "fear"]
 VIT_METHODS = [
+    "direct:depth=token",
     "direct:baseline=mean",
     "legrad:layers=all",
     "patches:attention=qq",

@@ -15,14 +15,13 @@ import pandas as pd
 
 from artemis import GLOBAL, LOCAL
 from captum_clip.attr.registry import METHODS
+from captum_clip.evaluation.methods import WITHOUT_MAP
 
+DRAWN = ("random", "uniform", "centre")
 BESIDE = (
-    "integrated-gradients",
-    "occlusion",
-    "summed-attention",
-    "empty-text",
-    "uniform",
-    "random",
+    *("integrated-gradients", "occlusion", "summed-attention", "empty-text"),
+    *DRAWN,
+    *WITHOUT_MAP,
 )
 NAMES = {"vit": "ViT", "resnet": "ResNet", "siglip": "SigLIP"}
 PASSES = {
@@ -32,6 +31,7 @@ PASSES = {
     "attention-grad-cam": "about 1, all texts",
     "all-grad": "about 2 a text",
     "rollout": "about 1, no text",
+    "direct:depth=token": "about 1.1, all texts",
     "legrad": "a forward, two blocks' backward",
     "legrad:layers=all": "a forward, all blocks' backward",
     "grad-cam": "about 1, all texts",
@@ -50,7 +50,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def results(step: str) -> pd.DataFrame:
     """What an evaluation found: (method, metric) -> mean, low, high, images, in its own order."""
-    table = pd.read_csv(f"../{step}/out/results.csv")
+    table = pd.read_csv(f"../{step}/out/results.csv").dropna(subset="mean")
     return table.set_index(["method", "metric"])
 
 
@@ -124,23 +124,51 @@ def is_own(method: str) -> bool:
     return method.split(":")[0] in METHODS
 
 
+def label(method: str) -> str:
+    """How a table calls a method; what looks at no map is marked."""
+    return f"*{method}* (no map)" if method in WITHOUT_MAP else f"`{method}`"
+
+
+EFFECTS = {
+    f"{title}, {pairs}": f"{name}_spearman{{}}{end}"
+    for title, name in (("adds", "effect"), ("removal", "removal"))
+    for pairs, end in (("all", ""), ("others", "_others"))
+}
+"""Columns of rank correlations, whose cells have the one within scenes, then the pooled one."""
+
+
+def both_ranks(found: pd.DataFrame, method: str) -> list[str]:
+    """``.85 / .82`` for each of `EFFECTS`; a dash where there is none."""
+    means = found["mean"].to_dict()
+    cells = []
+    for metric in EFFECTS.values():
+        pair = [means.get((method, metric.format(end))) for end in ("_scene", "")]
+        cells.append(" / ".join("–" if value is None else short(value) for value in pair))
+    return cells
+
+
 def right_map() -> None:
-    """Each method by the question that it answers, and its price."""
-    metrics = (
-        *("pointing", "effect_spearman", "effect_spearman_others"),
-        *("removal_spearman", "removal_spearman_others", "words_4"),
-    )
+    """Each method by the question that it answers, and its price; and what needs no map."""
     rows = []
     for model, title in NAMES.items():
         found = all_results(model)
-        for method in found.index.unique("method"):
-            if is_own(method) and all((method, metric) in found.index for metric in metrics):
-                cells = [short(found.loc[(method, metric), "mean"]) for metric in metrics]
-                prices = PASSES | (OF_A_PROBE if model == "siglip" else {})
-                price = prices.get(method) or prices.get(method.split(":")[0], "about 1, all texts")
-                rows.append([title, f"`{method}`", *cells, price])
-    columns = ("pointing", "adds, all", "adds, others", "removal, all", "removal, others", "words")
-    markdown(("model", "method", *columns, "passes"), rows)
+        methods = [m for m in found.index.unique("method") if is_own(m)]
+        for method in [*methods, *DRAWN, *WITHOUT_MAP]:
+            if (method, "effect_spearman_scene") not in found.index:
+                continue
+            ends = [
+                short(found.loc[(method, metric), "mean"])
+                if (method, metric) in found.index
+                else "–"
+                for metric in ("pointing", "words_4")
+            ]
+            prices = PASSES | (OF_A_PROBE if model == "siglip" else {})
+            price = prices.get(method) or prices.get(method.split(":")[0], "about 1, all texts")
+            if method in (*DRAWN, *WITHOUT_MAP):
+                price = "none"
+            cells = [ends[0], *both_ranks(found, method), ends[1], price]
+            rows.append([title, label(method), *cells])
+    markdown(("model", "method", "pointing", *EFFECTS, "words", "passes"), rows)
 
 
 def excerpt() -> None:
@@ -149,7 +177,7 @@ def excerpt() -> None:
         "pointing": "pointing",
         "coverage": "coverage",
         "mean IoU": "mean_iou",
-        "effect, all pairs": "effect_spearman",
+        "adds, all, within scenes": "effect_spearman_scene",
         "removal, others: balanced accuracy": "removal_balanced_others",
         "deletion gap, mean colour": "gap_mean_predicted",
         "deletion gap, ROAD": "gap_road_predicted",
@@ -170,10 +198,7 @@ def rankings() -> None:
     """Each figure on the embedded model and on a second one, and how far both order the methods."""
     metrics = {
         "pointing": "pointing",
-        "adds, all": "effect_spearman",
-        "adds, others": "effect_spearman_others",
-        "removal, all": "removal_spearman",
-        "removal, others": "removal_spearman_others",
+        **{title: metric.format("_scene") for title, metric in EFFECTS.items()},
         "deletion gap": "gap_mean_predicted",
         "faithfulness": "faithfulness_correlation",
         "four words": "words_4",
@@ -182,16 +207,19 @@ def rankings() -> None:
     for model, title in NAMES.items():
         if not Path(f"../second_{model}").exists():
             continue
-        methods = [m for m in results(f"second_{model}").index.unique("method") if is_own(m)]
+        second = results(f"second_{model}").index.unique("method")
+        methods = [m for m in second if is_own(m) or m in WITHOUT_MAP]
         pair = [each["mean"].unstack() for each in (all_results(model), results(f"second_{model}"))]
-        first, second = (found.loc[methods, [*metrics.values()]] for found in pair)
+        first, second = (found.reindex(methods, columns=[*metrics.values()]) for found in pair)
         for method in methods:
             both = zip(first.loc[method], second.loc[method], strict=True)
             cells = [" / ".join("–" if pd.isna(v) else short(v) for v in values) for values in both]
-            rows.append([title, f"`{method}`", *cells])
-        if len(methods) < FEW:
+            rows.append([title, label(method), *cells])
+        own = [method for method in methods if is_own(method)]
+        if len(own) < FEW:
             continue
-        order = [short(first[m].rank().corr(second[m].rank())) for m in metrics.values()]
+        ranks = [table.loc[own].rank() for table in (first, second)]
+        order = [short(ranks[0][m].corr(ranks[1][m])) for m in metrics.values()]
         rows.append([title, "*order*", *order])
     markdown(("model", "method", *metrics), rows)
 
@@ -206,12 +234,13 @@ def pair_estimators() -> None:
         "product of both sides, `direct`": ("direct", "product"),
         "product of both sides, `conservative`": ("conservative", "product"),
         "random": ("random", "difference"),
+        **{label(name): (name, "difference") for name in WITHOUT_MAP},
     }
     metrics = {
-        "*I*, all": "interaction",
-        "*I*, others": "interaction_others",
         "*I*, in a scene": "interaction_scene",
         "*I*, in a scene, others": "interaction_scene_others",
+        "*I*, all": "interaction",
+        "*I*, others": "interaction_others",
         "index, all": "index",
         "index, others": "index_others",
         "pointing": "pointing",
@@ -220,7 +249,7 @@ def pair_estimators() -> None:
     for model in NAMES:
         found = results(f"pairs_{model}")
         for title, (method, estimator) in estimators.items():
-            if (method, f"{estimator}_pointing") in found.index:
+            if (method, f"{estimator}_interaction") in found.index:
                 names = (f"{estimator}_{metric}" for metric in metrics.values())
                 cells = [interval(found, method, name, 2) for name in names]
                 rows.append([f"demo/{model}", title, *cells])

@@ -99,7 +99,7 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def evaluate(config: EvaluationConfig, **_: Any) -> Evaluation:
         found.append(config)
         figures = pd.DataFrame({"metric": ["any"], "method": ["any"], "images": [1]})
-        summary = Summary(figures, {}, [], [], "any", 0.95, 1, 0)
+        summary = Summary(figures, {}, [], [], [], "any", 0.95, 1, 0)
         return Evaluation("out", None, summary, (), {})
 
     monkeypatch.setattr(captum_clip.evaluation, "run_study", study)
@@ -188,8 +188,10 @@ def test_a_log_has_a_line_for_each_data_set_and_method(
     line = EVALUATE.replace("VIT", vit).replace("--quiet ", "") + " --chunk-size 1 --method centre"
     assert main(line.split()) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "evaluate, masks, rollout: 1 of 4 images, about 1 min left",
-        "evaluate, masks, centre: 2 of 4 images, about 1 min left",
+        "evaluate, masks, rollout: 1 of 8 images, about 1 min left",
+        "evaluate, masks, centre: 2 of 8 images, about 1 min left",
+        "evaluate, masks, random: 3 of 8 images, about 1 min left",
+        "evaluate, masks, uniform: 4 of 8 images, about 1 min left",
     ]
 
 

@@ -81,17 +81,18 @@ def test_an_evaluation_writes_tables_units_and_a_manifest(whole: dict[str, bytes
     assert units == [
         f"units/00-masks/{start:06d}-{method}.npz"
         for start in (0, 2)
-        for method in ("00-last-grad", "01-rollout", "02-random")
+        for method in ("00-last-grad", "01-rollout", "02-random", "03-uniform", "04-centre")
     ]
     others = {"manifest.json", "results.csv", "results.md", "report.html"}
     assert set(whole) - set(units) == others
     table = list(csv.DictReader(io.StringIO(whole["results.csv"].decode())))
-    assert {line["method"] for line in table} == {"last-grad", "rollout", "random"}
+    baselines = {"random", "uniform", "centre"}  # beside what was asked for
+    assert {line["method"] for line in table} == {"last-grad", "rollout", *baselines}
     assert {line["reference"] for line in table} == {"last-grad"}
     energy = next(line for line in table if line["metric"] == "energy")
     assert (energy["images"], energy["rows"]) == ("3", "6")
     negative = [line for line in table if line["metric"] == "negative_target"]
-    assert [line["images"] for line in negative] == ["3", "0", "3"]  # rollout has none
+    assert [line["images"] for line in negative] == ["3", "0", "3", "0", "0"]  # of a sign
     told = json.loads(whole["manifest.json"])
     assert told["state"] == "measured"
     assert told["images"] == {"masks": 3}
@@ -132,7 +133,7 @@ def test_progress_counts_images_times_methods(output: Path, vit: str, masks: str
     (output / "units/00-masks/000002-01-rollout.npz").unlink()
     said: list[tuple[int, int, str]] = []
     evaluate(config_of(vit, masks, output), progress=lambda *counts: said.append(counts))
-    assert said == [(8, 9, ""), (9, 9, "masks, rollout")]
+    assert said == [(14, 15, ""), (15, 15, "masks, rollout")]
 
 
 def damage(output: Path) -> None:
@@ -325,7 +326,8 @@ def test_where_nothing_can_be_read_nothing_is_written(tmp_path: Path, vit: str) 
 
 def test_methods_that_a_task_cannot_measure_are_said(tmp_path: Path, vit: str, masks: str) -> None:
     config = config_of(vit, masks, tmp_path, methods=("random", "centre"), tasks=("sanity",))
-    with pytest.raises(InputError, match="masks: sanity measures nothing of random, centre on its"):
+    message = "masks: sanity measures nothing of random, centre, uniform on its"
+    with pytest.raises(InputError, match=message):
         evaluate(config)
     assert not (tmp_path / "results.csv").exists()
 
@@ -531,4 +533,4 @@ def test_ray_gives_the_same_bytes(
     evaluate(config, progress=lambda done, *_: said.append(done))
     assert content(tmp_path / "out") == whole
     assert said[0] == 0
-    assert said[-1] == 9
+    assert said[-1] == 15

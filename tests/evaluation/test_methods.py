@@ -225,7 +225,8 @@ def test_empty_text_ignores_the_target(name: str) -> None:
     assert torch.equal(
         found, method.maps(clip, replace(asked, embeddings=asked.embeddings.flip(0)))
     )
-    [report] = named_methods(clip, ["mamooler"])
+    [report, *drawn] = named_methods(clip, ["mamooler"])
+    assert drawn == ["random", "uniform", "centre"]
     assert report == ("last-grad" if name == VIT else "grad-cam")
     own = method_of(report, clip)
     empty = clip.encode_text([""]).detach().expand_as(asked.embeddings)

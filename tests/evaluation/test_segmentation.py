@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional import classification
 
-from captum_clip import load_clip, maps, targets
+from captum_clip import ClipSimilarity, load_clip, maps, targets
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Method, method_of, methods_for
@@ -109,6 +109,36 @@ def test_figures_are_those_of_mmsegmentation_and_torchmetrics(
     rows = evaluation.table.query("metric == 'miou' and method == 'maps'")
     assert set(rows["region"]) == {*CLASSES, *(["background"] if background else [])}
     assert set(rows["part"]) == {"class", "intersection", "union"}
+
+
+def test_the_best_class_is_painted_over_the_whole_photo(tmp_path: Path, vit: str) -> None:
+    """By the mean of its cosines with overlapping squares, where the data have background too."""
+    written = write(tmp_path, "[background]")
+    config = EvaluationConfig(
+        *(vit, str(tmp_path / "out"), (f"labels:{tmp_path}",), ("random",)),
+        maps=(str(tmp_path / "maps"),),
+        tasks=("segmentation",),
+        resamples=20,
+    )
+    lines = evaluate(config).summary.figures
+    figures = lines[lines["method"] == "best-class"].set_index("metric")["mean"].to_dict()
+    clip, painted, truth = load_clip(vit), [], []
+    similarity = ClipSimilarity(clip, targets.text(clip, list(CLASSES)))
+    for stem in written:
+        with Image.open(tmp_path / f"images/{stem}.png") as image:
+            side, length = sorted(image.size)
+            boxes = []
+            for start in np.linspace(0, length - side, -(-2 * (length - side) // side) + 1).round():
+                x, y = (start, 0) if image.width > image.height else (0, start)
+                boxes.append(image.crop((int(x), int(y), int(x) + side, int(y) + side)))
+        best = similarity(clip.preprocess(boxes)).mean(0).argmax()
+        with Image.open(tmp_path / f"labels/{stem}.png") as image:
+            truth.append(torch.from_numpy(np.array(image)).long().flatten())
+        painted.append(torch.full_like(truth[-1], int(best) + 1))
+    miou, accuracy = mmsegmentation(torch.cat(painted), torch.cat(truth), 5)
+    for end in ("", "_half"):
+        assert figures[f"miou{end}"] == pytest.approx(miou)
+        assert figures[f"aacc{end}"] == pytest.approx(accuracy)
 
 
 class Brightness(Method):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from captum_clip import metrics
 from captum_clip.evaluation.summary import summarize
@@ -23,6 +24,7 @@ from captum_clip.metrics import (
 )
 from captum_clip.metrics.bootstrap import STATISTICS, StatisticName
 from tests.evaluation.cases import Rows, long_table
+from tests.metrics.oracles import spearman
 
 Array = npt.NDArray[np.float64]
 RESAMPLES = 200
@@ -131,6 +133,30 @@ def test_figures_are_those_of_plain_loops(statistic: StatisticName) -> None:
     assert found["b"].difference == pytest.approx((figures[1] - figures[0], *ends, p_value))
     assert found["b"].images == found["b"].images_paired == 30
     assert found["b"].rows == len(theirs.owners)
+
+
+def agreement(mass: Tensor, effect: Tensor) -> float:
+    """The share of right signs, no mass for one half."""
+    pairs = zip(mass.tolist(), effect.tolist(), strict=True)
+    return float(np.mean([0.5 if m == 0 or e == 0 else (m > 0) == (e > 0) for m, e in pairs]))
+
+
+@pytest.mark.parametrize("statistic", ["spearman_within", "agreement_within"])
+def test_figures_within_an_image_are_means_over_images(statistic: StatisticName) -> None:
+    """Image by image from the definition; the same draws as of a mean of one row an image."""
+    rows, one = rows_of(statistic, 1), {"spearman_within": spearman}.get(statistic, agreement)
+    samples = np.unique(rows.owners)
+    parts = [torch.from_numpy(rows.values[rows.owners == name].T.copy()) for name in samples]
+    constant = [min(len(column.unique()) for column in part) == 1 for part in parts]
+    figures = [  # a constant has no ranks, and gets 0
+        0.0 if flat and one is spearman else one(*part)
+        for part, flat in zip(parts, constant, strict=True)
+    ]
+    assert any(constant)
+    assert len({part.shape for part in parts}) > 2
+    found = compare(statistic, {"a": rows}, reference="a", seed=4)["a"]
+    assert found.interval == pytest.approx(bootstrap_mean(figures, seed=4), rel=1e-12)
+    assert found.rows == len(rows.owners)
 
 
 def test_mean_is_that_of_bootstrap_mean() -> None:

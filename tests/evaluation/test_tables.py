@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -126,6 +127,30 @@ def test_nothing_is_bold_that_a_uniform_map_reaches() -> None:
         text = markdown(summary(given, [metric("accuracy")], baselines=["uniform"]))
         assert (f"**{best:.3f}**" in text) is bold
         assert "**0.914**" not in text
+
+
+@pytest.mark.parametrize("best", [0.8, 0.9])
+def test_what_no_map_beats_is_said(best: float) -> None:
+    """A predictor without a map is no winner, and nothing is bold that is no better than it."""
+    figures = {"ours": best, "random": 0.1, "named": 0.84, "score": 0.2, "text-only": math.nan}
+    given = {
+        name: {} if math.isnan(value) else {"area": rows(value, times=4)}
+        for name, value in figures.items()
+    }
+    without = ["named", "score", "text-only"]
+    found = summary(given, [metric("area")], baselines=["random", *without], without_map=without)
+    text = markdown(found)
+    assert [line[0] for line in table(text)] == [
+        *("Method", "ours (reference)", "*Baselines*", "random"),
+        *("*Without a map*", "named", "score"),  # the other one answers nothing
+    ]
+    assert ("**0.900**" in text) is (best == 0.9)
+    assert "**0.840**" not in text
+    [line, _] = findings(found)
+    rival = "named, which looks at no map and has 0.840 [0.840, 0.840]"
+    won = "ours (the reference), with area 0.900 [0.900, 0.900], not tested on fewer than 30 images"
+    won += f"; next to it {rival}"
+    assert line == f"Where {won if best == 0.9 else f'by area no method beats {rival}'}."
 
 
 def test_baselines_stand_in_a_block_of_their_own() -> None:

@@ -16,6 +16,7 @@ from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Method, method_of
 from captum_clip.evaluation.table import Queries
 from captum_clip.evaluation.tasks import TASKS
+from captum_clip.evaluation.tasks.pairs_task import EFFECT
 from captum_clip.metrics import localization
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (
@@ -186,11 +187,35 @@ def test_effects_pair_the_mass_in_every_object_with_its_exact_effects(name: str)
         same_rows(got[f"{kind}_spearman_others"], expected, 1e-4)
         for end in ("", "_others"):
             pair = got[f"{kind}_spearman{end}"]
-            for name in ("balanced", "auc"):
+            for name in ("spearman_scene", "agreement", "balanced", "auc"):
                 same_rows(got[f"{kind}_{name}{end}"], pair, 0)
-            for column, name in enumerate(("mass_negative", "negative")):
-                negative = pair.values[:, [column]] < 0
-                assert np.array_equal(got[f"{kind}_{name}{end}"].values, negative)
+
+
+def test_predictors_of_effects_are_their_arithmetic() -> None:
+    """They have the rows of a map, with an answer of their own in the place of its mass."""
+    clip = model("demo/vit")
+    maps = measured("effect", context(clip, SCENES), "direct")
+    answers: dict[str, list[Tensor]] = {name: [] for name in EFFECT.without_map}
+    for index in range(len(SCENES)):
+        sample = SCENES.read(index)
+        texts = targets.text(clip, [region.text for region in sample.regions]).embeddings
+        image = clip.encode_image(clip.preprocess([sample.image])).detach()
+        size = len(texts)
+        answers["named"].append(torch.eye(size))
+        answers["score"].append((texts @ image.T).expand(size, size))
+        answers["text-only"].append(texts @ texts.T)
+        answers["always-negative"].append(-torch.ones(size, size))
+    for name, tables in answers.items():
+        got = measured("effect", context(clip, SCENES), name)
+        assert set(got) == set(maps)
+        for end in ("", "_others"):
+            kept = [t[~torch.eye(len(t), dtype=torch.bool)] if end else t.flatten() for t in tables]
+            for metric in (metric for metric in got if metric.endswith("others") == bool(end)):
+                assert got[metric].regions == maps[metric].regions
+                np.testing.assert_array_equal(got[metric].values[:, 1], maps[metric].values[:, 1])
+                mass = got[metric].values[:, 0]
+                np.testing.assert_allclose(mass, torch.cat(kept), rtol=1e-4, atol=1e-6)
+    assert measured("localization", context(clip, SCENES), "named") == {}
 
 
 @pytest.mark.parametrize("name", MODELS)

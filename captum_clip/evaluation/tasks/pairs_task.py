@@ -1,7 +1,8 @@
 """Does an object speak for a text or a word? Against scenes redrawn with every subset."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Final, NamedTuple
 
 import torch
@@ -11,9 +12,8 @@ from torch.nn import functional as F
 from ... import maps, metrics, targets
 from ...attr import DirectInteraction
 from ...metrics.faithfulness import mean_over_orders
-from ...metrics.map_statistics import spearman
 from ...similarity import ClipPairSimilarity
-from ..batch import MethodOnBatch, Task, View, finite_indices, queries_of
+from ..batch import Batch, Measure, MethodOnBatch, Task, View, finite_indices, queries_of
 from ..table import listed, rows_of
 from ..units import Arrays
 
@@ -35,28 +35,59 @@ def _pairs(texts: Sequence[str]) -> dict[str, tuple[list[int], list[str]]]:
 
 def _measure_effect(batch: MethodOnBatch) -> Iterator[Arrays]:
     """Samples of which a map is missing are left out."""
-    queries = batch.regions
+    numbers = batch.regions.numbers
     for view in batch.samples.views:
-        kept = [i for i, number in enumerate(queries.numbers) if number == view.number]
-        scores = batch.samples.subset_scores.get(view.number)
-        if scores is None or len(kept) != len(view.regions):
-            continue
-        if len(finite_indices(batch.signed[kept])) < len(kept):
-            continue
-        mass = metrics.object_mass(batch.signed[kept].double(), view.masks)  # (texts, objects)
-        exact = {"effect": metrics.shapley_effects(scores), "removal": _removals(scores)}
-        pairs = _pairs([region.text for region in view.regions])
+        kept = [i for i, number in enumerate(numbers) if number == view.number]
+        complete = len(kept) == len(view.regions)
+        if complete and len(finite_indices(batch.signed[kept])) == len(kept):
+            mass = metrics.object_mass(batch.signed[kept].double(), view.masks)
+            yield from _effect_rows(batch.samples, view, mass)
+
+
+def _effect_rows(samples: Batch, view: View, mass: Tensor) -> Iterator[Arrays]:
+    """Compare (texts, objects) with the exact effects of a scene that is drawn with each subset."""
+    scores = samples.subset_scores.get(view.number)
+    if scores is None:
+        return
+    exact = {"effect": metrics.shapley_effects(scores), "removal": _removals(scores)}
+    for end, (chosen, names) in _pairs([region.text for region in view.regions]).items():
         for name, effect in exact.items():
-            for end, (chosen, regions) in pairs.items():
-                where = [view.number] * len(chosen), regions
-                both = {"mass": mass.flatten()[chosen], "effect": effect.flatten()[chosen]}
-                for statistic in ("spearman", "balanced", "auc"):
-                    yield rows_of(f"{name}_{statistic}{end}", both, *where)
-                for sign, part in (("negative", "effect"), ("mass_negative", "mass")):
-                    yield rows_of(f"{name}_{sign}{end}", (both[part] < 0).double(), *where)
+            both = {"mass": mass.flatten()[chosen], "effect": effect.to(mass).flatten()[chosen]}
+            for statistic in ("spearman_scene", "spearman", "agreement", "balanced", "auc"):
+                yield rows_of(f"{name}_{statistic}{end}", both, [view.number] * len(names), names)
 
 
-EFFECT: Final = Task(lambda config: listed("effect"), _measure_effect, ("scenes",))
+def _predict_effect(answer: Callable[[Batch, View], Tensor]) -> Measure:
+    """Measure an answer (texts, objects) that looks at no map."""
+    return lambda samples: chain.from_iterable(
+        _effect_rows(samples, view, answer(samples, view).double())
+        for view in samples.views
+        if view.number in samples.subset_scores
+    )
+
+
+def _text_products(samples: Batch, view: View) -> Tensor:
+    texts = samples.context.encode([region.text for region in view.regions])
+    return texts @ texts.T
+
+
+EFFECT: Final = Task(
+    lambda config: listed("effect"),
+    _measure_effect,
+    ("scenes",),
+    without_map={
+        "named": _predict_effect(lambda samples, view: torch.eye(len(view.regions))),
+        "score": _predict_effect(
+            lambda samples, view: samples.subset_scores[view.number][:, -1:].expand(
+                -1, len(view.regions)
+            )
+        ),
+        "text-only": _predict_effect(_text_products),
+        "always-negative": _predict_effect(
+            lambda samples, view: -torch.ones(len(view.regions), len(view.regions))
+        ),
+    },
+)
 """Signed mass in each object against the object's exact Shapley effect."""
 
 
@@ -104,37 +135,70 @@ class _Scene(NamedTuple):
     words: list[str]
     caption: str
     directions: Tensor  # (n, D), the caption's unit embedding less that without each word
+    changes: Tensor  # (n,), what each word adds to the score of the whole scene
     truths: dict[str, Tensor]  # (n words, n objects)
 
 
-def _measure_pairs(batch: MethodOnBatch) -> Iterator[Arrays]:
+def _scenes(samples: Batch) -> Iterator[_Scene]:
     """Scenes of two objects or more that are drawn with every subset of them.
 
     A word is a text of the sample's regions, article and all; the caption joins them by "and", and
     what is left without a word is the caption of the others.
     """
-    for view in batch.samples.views:
+    for view in samples.views:
         if view.sample.subsets and 2 <= len(view.regions) == len(view.sample.regions):
-            scene = batch.samples.remember(f"pairs of {view.number}", partial(_scene, batch, view))
-            for name, heatmap in _estimates(batch, scene):
-                yield from _agreement(name, scene, heatmap.detach().double())
+            yield samples.remember(f"pairs of {view.number}", partial(_scene, samples, view))
 
 
-PAIRS: Final = Task(lambda config: listed("pairs"), _measure_pairs, ("scenes",), by_default=False)
+def _measure_pairs(batch: MethodOnBatch) -> Iterator[Arrays]:
+    for scene in _scenes(batch.samples):
+        for name, heatmap in _estimates(batch, scene):
+            yield from _agreement(name, scene, heatmap.detach().double())
+
+
+def _predict_pairs(answer: Callable[[Batch, _Scene], Tensor]) -> Measure:
+    """Measure an answer (words, objects) that looks at no map, next to each estimator."""
+    return lambda samples: chain.from_iterable(
+        _pair_rows(estimator, scene, answer(samples, scene).double())
+        for scene in _scenes(samples)
+        for estimator in ("share", "difference", "product")
+    )
+
+
+PAIRS: Final = Task(
+    lambda config: listed("pairs"),
+    _measure_pairs,
+    ("scenes",),
+    by_default=False,
+    without_map={
+        "named": _predict_pairs(lambda samples, scene: torch.eye(len(scene.words))),
+        "score": _predict_pairs(
+            lambda samples, scene: scene.changes[:, None].expand(-1, len(scene.words))
+        ),
+        "text-only": _predict_pairs(
+            lambda samples, scene: scene.directions @ samples.context.encode(scene.words).T
+        ),
+    },
+)
 """Signed mass of each word's map in each object against their exact interaction."""
 
 
-def _scene(batch: MethodOnBatch, view: View) -> _Scene:
+def _scene(samples: Batch, view: View) -> _Scene:
     words = [region.text for region in view.regions]
     texts = [
         " and ".join(word for bit, word in enumerate(words) if subset >> bit & 1)
         for subset in range(2 ** len(words))
     ]
-    embeddings = batch.context.encode(texts)
-    scores = batch.context.scores(batch.clip.preprocess(list(view.sample.subsets)), embeddings).T
+    context = samples.context
+    embeddings = context.encode(texts)
+    scores = context.scores(context.clip.preprocess(list(view.sample.subsets)), embeddings).T
     truths = dict(zip(("interaction", "index"), exact_interactions(scores), strict=True))
     without = [(len(texts) - 1) ^ (1 << bit) for bit in range(len(words))]
-    return _Scene(view, words, texts[-1], embeddings[-1:] - embeddings[without], truths)
+    directions, changes = (
+        embeddings[-1:] - embeddings[without],
+        scores[-1, -1] - scores[without, -1],
+    )
+    return _Scene(view, words, texts[-1], directions, changes, truths)
 
 
 def _estimates(batch: MethodOnBatch, scene: _Scene) -> Iterator[tuple[str, Tensor]]:
@@ -170,19 +234,19 @@ def _estimates(batch: MethodOnBatch, scene: _Scene) -> Iterator[tuple[str, Tenso
 def _agreement(name: str, scene: _Scene, heatmap: Tensor) -> Iterator[Arrays]:
     """Rows of the words, and of pairs of a word and an object.
 
-    Means are ratios, so that the report draws no map of the text "a horse" in place of the word's.
+    Hits are ratios, so that the report draws no map of the text "a horse" in place of the word's.
     """
-
-    def rows(metric: str, regions: Sequence[str], **parts: Tensor) -> Arrays:
-        return rows_of(f"{name}_{metric}", parts, [scene.view.number] * len(regions), regions)
-
     hits = metrics.pointing_game(heatmap, scene.view.masks)
-    yield rows("pointing", scene.words, numerator=hits, denominator=torch.ones_like(hits))
-    mass = metrics.object_mass(heatmap, scene.view.masks)  # (n words, n objects)
-    for truth, effects in scene.truths.items():
-        for end, (kept, names) in _pairs(scene.words).items():
-            m, effect = mass.flatten()[kept], effects.to(mass).flatten()[kept]
-            yield rows(f"{truth}{end}", names, mass=m, effect=effect)
-            ranks = spearman(m, effect).nan_to_num()[None]
-            parts = {"numerator": ranks, "denominator": torch.ones_like(ranks)}
-            yield rows(f"{truth}_scene{end}", [scene.caption], **parts)
+    parts = {"numerator": hits, "denominator": torch.ones_like(hits)}
+    yield rows_of(f"{name}_pointing", parts, [scene.view.number] * len(hits), scene.words)
+    yield from _pair_rows(name, scene, metrics.object_mass(heatmap, scene.view.masks))
+
+
+def _pair_rows(name: str, scene: _Scene, mass: Tensor) -> Iterator[Arrays]:
+    """Compare (words, objects) with the exact interactions."""
+    for end, (kept, names) in _pairs(scene.words).items():
+        for truth, effects in scene.truths.items():
+            both = {"mass": mass.flatten()[kept], "effect": effects.to(mass).flatten()[kept]}
+            for statistic in ("_scene", ""):
+                samples = [scene.view.number] * len(names)
+                yield rows_of(f"{name}_{truth}{statistic}{end}", both, samples, names)
