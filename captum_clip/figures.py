@@ -318,7 +318,7 @@ def heads(
         InputError: not one image and one target, an argument that is none, or a tower whose
             embedding no attention reads: a mean of patches, or average pooling.
 
-    Source: Gandelsman et al. 2024 (arXiv:2310.05916).
+    Source: after Gandelsman et al. 2024 (arXiv:2310.05916), who split the CLS token of a ViT.
     """
     meaning = _meaning(scale, each=EACH, shared="one scale for all maps")
     check_choice(sign, get_args(Sign), name="a sign")

@@ -58,6 +58,7 @@ INSTEAD = {
     '"google/siglip2-base-patch16-224"': '"demo/vit"',
     '"ViT-B-16-SigLIP2/webli"': '"demo/vit"',
     '"hf-hub:timm/ViT-B-16-SigLIP2"': '"demo/vit"',
+    "start_layer=11": "start_layer=2",  # the last of the small copy of OpenAI's model
     '"docs/experiments/shortcut/model"': repr(str(FOLDER / "shortcut" / "model")),
 }
 

@@ -135,8 +135,8 @@ class DirectContribution(ClipAttribution):
       patches, which is :class:`ConservativePropagation`, at a backward per target.
     - ``return_rest``: return the rest (B, K) as well.
 
-    Source: Gandelsman et al. 2024 (arXiv:2310.05916), who use it for heads and texts; Zhou et al.
-    2016 (arXiv:1512.04150), CAM.
+    Source: after Gandelsman et al. 2024 (arXiv:2310.05916), who split the CLS token of a ViT; other
+    pools and the text side are ours. Zhou et al. 2016 (arXiv:1512.04150), CAM.
 
     Example:
         >>> from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets

@@ -64,9 +64,9 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         InputError: another forward function.
         UnsupportedModelError: a tower that cannot be taken apart.
 
-    Source: the sum over pairs of the two decompositions of Gandelsman et al. 2024
-    (arXiv:2310.05916); Möller et al. 2024 (arXiv:2408.14153), exCLIP, attribute to the same pairs
-    by integrated second derivatives.
+    Source: the sum over pairs of two decompositions after Gandelsman et al. 2024
+    (arXiv:2310.05916), the text's ours; Möller et al. 2025 (arXiv:2408.14153), exCLIP, attribute to
+    the same pairs by integrated second derivatives.
 
     Example:
         >>> from captum_clip import ClipPairSimilarity, DirectInteraction, load_clip
