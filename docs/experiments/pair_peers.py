@@ -5,7 +5,7 @@
 with the exact interaction of word and object, the pointing of words, seconds a pair. A pair is done
 alone, on one thread.
 
-- exCLIP (Möller et al. 2024, arXiv:2408.14153) is the package's own ``explain``, with its ten steps
+- exCLIP (Möller et al. 2025, arXiv:2408.14153) is the package's own ``explain``, with its ten steps
   and its references; only how a model of transformers is run between two layers is written here.
 - FIxLIP (Baniecki et al. 2025, arXiv:2508.05430) is not on PyPI, so its least squares are written
   here, for its cross-modal sampling: cells of the mean colour, tokens hidden from attention.
@@ -42,8 +42,8 @@ from captum_clip.evaluation.tasks.pairs_task import exact_interactions
 from captum_clip.metrics.bootstrap import STATISTICS, bootstrap, interval_of
 
 Pair = SimpleNamespace
-"""pixels (1, 3, H, W), masks (n, H, W) of the objects, ids (1, T), caption; of each of the n words
-its tokens, and its span of words."""
+"""pixels (1, 3, H, W), masks (n, H, W) of the objects, ids (1, T), caption, the n words; of each
+word its tokens and its span."""
 
 
 class ExclipOfTransformers(Explainer):
@@ -115,7 +115,25 @@ def exclip_maps(clip: Any, pair: Pair, *, last: bool) -> Tensor:
 
 
 @torch.no_grad()
-def fixlip_maps(clip: Any, pair: Pair, *, stay: float, draws: int = 512) -> Tensor:
+def fitted_maps(
+    clip: Any, pair: Pair, directions: Tensor, *, stay: float, draws: int = 512
+) -> Tensor:
+    """What a cell adds along each direction (K, E), each cell staying with a chance of `stay`.
+
+    Least squares of order one over draws of cells; (K, h, w).
+    """
+    cells = clip.grid(*pair.pixels.shape[-2:])
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(draws, 1, *cells, generator=generator) < stay).float()
+    large = F.interpolate(images, pair.pixels.shape[-2:], mode="nearest-exact")
+    parts = [clip.image_features(pair.pixels * part) for part in large.split(64)]
+    scores = F.normalize(torch.cat(parts), dim=1) @ directions.T
+    columns = torch.cat([torch.ones(draws, 1), images.flatten(1)], 1)
+    return torch.linalg.lstsq(columns, scores).solution[1:].T.unflatten(1, cells)
+
+
+@torch.no_grad()
+def fixlip_maps(clip: Any, pair: Pair, *, stay: float) -> Tensor:
     """Weighted Banzhaf interactions of tokens and cells, each staying with a chance of `stay`.
 
     Least squares of order two over draws of cells by all subsets of the K tokens. These are drawn
@@ -123,21 +141,26 @@ def fixlip_maps(clip: Any, pair: Pair, *, stay: float, draws: int = 512) -> Tens
     fit over cells of the scores' contrast along that token.
     """
     first, stop = pair.tokens[0][0], pair.tokens[-1][-1] + 1
-    count, cells = stop - first, clip.grid(*pair.pixels.shape[-2:])
+    count = stop - first
     texts = torch.tensor([[i >> bit & 1 for bit in range(count)] for i in range(2**count)])
     seen = torch.ones(2**count, pair.ids.shape[1], dtype=torch.long)
     seen[:, first:stop] = texts
     t = F.normalize(clip.text_features(pair.ids.expand(2**count, -1), seen), dim=1)
-    generator = torch.Generator().manual_seed(0)
-    images = (torch.rand(draws, 1, *cells, generator=generator) < stay).float()
-    large = F.interpolate(images, pair.pixels.shape[-2:], mode="nearest-exact")
-    parts = [clip.image_features(pair.pixels * part) for part in large.split(64)]
-    scores = F.normalize(torch.cat(parts), dim=1) @ t.T
     weights = torch.where(texts == 1, stay, 1 - stay).prod(1, keepdim=True)
-    contrasts = scores @ (weights * (texts - stay) / (stay * (1 - stay)))  # (draws, K)
-    columns = torch.cat([torch.ones(draws, 1), images.flatten(1)], 1)
-    fitted = torch.linalg.lstsq(columns, contrasts).solution[1:].T.unflatten(1, cells)
+    contrasts = (weights * (texts - stay) / (stay * (1 - stay))).T @ t  # (K, E)
+    fitted = fitted_maps(clip, pair, contrasts, stay=stay)
     return torch.stack([fitted[[i - first for i in own]].sum(0) for own in pair.tokens])
+
+
+def differences(clip: Any, pair: Pair) -> Tensor:
+    """Of each word w, t - t without w (n, E): the text's half of the interaction, exactly."""
+    words = targets.words(clip, pair.caption, pair.spans)
+    return words.embeddings * words.norms[:, None]
+
+
+def fixlip_half_maps(clip: Any, pair: Pair, *, stay: float) -> Tensor:
+    """FIxLIP's fit over cells alone, given the text's half as `difference_maps` is."""
+    return fitted_maps(clip, pair, differences(clip, pair), stay=stay)
 
 
 def share_maps(clip: Any, pair: Pair, **options: Any) -> Tensor:
@@ -154,7 +177,19 @@ def difference_maps(clip: Any, pair: Pair) -> Tensor:
     return maps.detach() * words.norms[:, None, None]
 
 
+def named(clip: Any, pair: Pair) -> Tensor:
+    """1 for the object that a word names, 0 for others: (n, n), no map."""
+    return torch.eye(len(pair.words))
+
+
+def text_only(clip: Any, pair: Pair) -> Tensor:
+    """The text's half with the text of each object in place of the image: (n, n), no map."""
+    return differences(clip, pair) @ targets.text(clip, pair.words).embeddings.T
+
+
 ESTIMATORS: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "*named*: 1 or 0": (named, "nothing"),
+    '*text only*: (t - t without w) . enc("an o")': (text_only, "texts, no image"),
     "`DirectInteraction`": (share_maps, "a forward of each tower"),
     '`DirectInteraction`, `depth="all"` of the text': (
         partial(share_maps, depth=("pooling", "all")),
@@ -175,6 +210,11 @@ ESTIMATORS: dict[str, tuple[Callable[..., Tensor], str]] = {
         "512 masked images, all subsets of the tokens",
     ),
     "FIxLIP, p = .7": (partial(fixlip_maps, stay=0.7), "the same"),
+    "FIxLIP given the text's half, p = .5": (
+        partial(fixlip_half_maps, stay=0.5),
+        "512 masked images, a text without each word",
+    ),
+    "FIxLIP given the text's half, p = .7": (partial(fixlip_half_maps, stay=0.7), "the same"),
 }
 
 
@@ -205,13 +245,15 @@ def read(clip: Any, sample: Any) -> tuple[Pair, Tensor, float]:
         start = stop + 1
     ids = clip.text_inputs(caption)[0]
     masks = torch.from_numpy(np.stack([region.mask for region in sample.regions]))
-    text = {"ids": ids, "caption": caption, "tokens": tokens, "spans": spans}
+    text = {"ids": ids, "caption": caption, "words": words, "tokens": tokens, "spans": spans}
     return Pair(pixels=pixels[-1:], masks=masks, **text), exact, float(off)
 
 
 def interval(statistic: str, rows: list[Any], owners: list[int], images: int) -> str:
     """A figure with its 95 % bootstrap interval over scenes."""
-    values = np.asarray(rows, dtype=float).reshape(len(owners), -1)
+    values = np.array([np.atleast_1d(row) for row in rows], dtype=float)
+    if not rows or (statistic == "spearman" and not np.ptp(values[:, 0])):
+        return "\N{EN DASH}"  # no map, or one value for all
     prepared = STATISTICS[statistic].prepare(np.array(owners), values, images)
     [drawn] = bootstrap([prepared], images, resamples=2000, seed=0)
     mean, low, high = (f"{value:.2f}" for value in interval_of(drawn, 0.95))
@@ -227,13 +269,6 @@ def main() -> None:
     clip, data = load_clip("demo/vit"), DATA_SETS["demo"](number=count)
     pairs = [read(clip, data.read(index)) for index in range(count)]
     print(f"shapiq's index differs by {max(off for *_, off in pairs):.1e} at most")
-    named = [
-        (scene, [float(word == thing), float(exact[word, thing])])
-        for scene, (_, exact, _) in enumerate(pairs)
-        for word, thing in np.ndindex(*exact.shape)
-    ]
-    found = interval("spearman", [v for _, v in named], [scene for scene, _ in named], count)
-    print(f"1 for the object that a word names, 0 for others: {found}\n")
     print("| estimator | *I*, all | *I*, others | pointing | seconds a pair | what a pair takes |")
     print("|---|---|---|---|---|---|")
     for name, (maps_of, needs) in ESTIMATORS.items():
@@ -242,12 +277,14 @@ def main() -> None:
             begun = time.perf_counter()
             maps = maps_of(clip, pair)
             seconds.append(time.perf_counter() - begun)
-            mass = metrics.object_mass(maps, pair.masks)
+            is_map = maps.dim() == 3
+            mass = metrics.object_mass(maps, pair.masks) if is_map else maps
             for word, thing in np.ndindex(*exact.shape):
                 row = (scene, [float(mass[word, thing]), float(exact[word, thing])])
                 rows.append(row)
                 others += [row] * (word != thing)
-            hits += [(scene, hit) for hit in metrics.pointing_game(maps, pair.masks).tolist()]
+            pointed = metrics.pointing_game(maps, pair.masks).tolist() if is_map else []
+            hits += [(scene, hit) for hit in pointed]
         cells = [
             interval(statistic, [v for _, v in own], [scene for scene, _ in own], count)
             for statistic, own in (("spearman", rows), ("spearman", others), ("mean", hits))
