@@ -188,31 +188,34 @@ def text_only(clip: Any, pair: Pair) -> Tensor:
 
 
 ESTIMATORS: dict[str, tuple[Callable[..., Tensor], str]] = {
-    "*named*: 1 or 0": (named, "nothing"),
-    '*text only*: (t - t without w) . enc("an o")': (text_only, "texts, no image"),
+    "no map: 1 where the word names the object, else 0": (named, "nothing"),
+    "no map: the text's half times the text of the object": (text_only, "texts, no image"),
     "`DirectInteraction`": (share_maps, "a forward of each tower"),
     '`DirectInteraction`, `depth="all"` of the text': (
         partial(share_maps, depth=("pooling", "all")),
-        "and a backward of the text a cell",
+        "plus 49 backwards of the text tower, one per cell",
     ),
     '`DirectInteraction`, `depth="all"`': (
         partial(share_maps, depth="all"),
-        "and a backward of both a dimension of the embedding",
+        "plus 128 backwards of a tower, one per dimension, and one of the other per token",
     ),
-    "`targets.words` under `direct`": (difference_maps, "a forward, and a text without each word"),
+    "`targets.words` under `direct`; given the text's half": (
+        difference_maps,
+        "a forward, and one text without each word",
+    ),
     "exCLIP, last layers": (
         partial(exclip_maps, last=True),
-        "backwards of both, a dimension of the embedding and 10 steps each",
+        "128 backwards of both towers, one per dimension, each over 10 steps",
     ),
     "exCLIP, all layers": (partial(exclip_maps, last=False), "the same through all layers"),
     "FIxLIP, p = .5": (
         partial(fixlip_maps, stay=0.5),
-        "512 masked images, all subsets of the tokens",
+        "512 masked images, all 2^T subsets of the tokens",
     ),
     "FIxLIP, p = .7": (partial(fixlip_maps, stay=0.7), "the same"),
     "FIxLIP given the text's half, p = .5": (
         partial(fixlip_half_maps, stay=0.5),
-        "512 masked images, a text without each word",
+        "512 masked images, one text without each word",
     ),
     "FIxLIP given the text's half, p = .7": (partial(fixlip_half_maps, stay=0.7), "the same"),
 }
