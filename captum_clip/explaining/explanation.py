@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from matplotlib.colors import Colormap
@@ -23,6 +23,7 @@ from ..checks import (
     excerpt,
     find_file,
     is_integer,
+    show,
 )
 from ..errors import InputError, public
 from ..maps import Mode, Threshold
@@ -30,8 +31,7 @@ from ..models.adapter import ImageLike
 from ..models.geometry import Crop
 from ..visualization.colors import ALPHA, score_note
 from ..visualization.grid import FORMATS as FIGURES
-from ..visualization.grid import ROWS
-from . import photos, regions
+from . import drawing, photos, regions
 from .fields import SIGNS, read_fields, write_fields
 from .regions import LabelMap, Region
 
@@ -68,7 +68,8 @@ class Explanation:
             map.
         reference: of pairs of images the other image, (3, H, W), colours in [0, 1]. `names` are
             it, then the cells of its grid row by row.
-        cells: rows and columns of this grid, also of what :meth:`match` returns.
+        cells: rows and columns of this grid, also of what :meth:`match` returns; (1, N) of one of N
+            words of a pair.
 
     Raises:
         InputError: the shapes do not belong together.
@@ -146,49 +147,7 @@ class Explanation:
             InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], no
                 photos to lay the maps on, as where the images came as tensors, or a look of a pair.
         """
-        if self.reference is not None:
-            plain = cmap is None and alpha == ALPHA and interpolation == "bicubic"
-            if not plain or not (original is None or original is False):
-                raise InputError(
-                    "each match of two images has a colour of its own, on what the model "
-                    "saw; leave cmap, alpha, interpolation and original out."
-                )
-            return self._plot_matches()
-        images: Any = self.images
-        heatmap: Mapping[str, Any] = self.heatmap(interpolation)
-        if original is None:
-            original = bool(self.photos) and not all(crop.is_whole for crop in self.crops)
-        if original is not False:
-            given = self._originals(original)
-            images, heatmap = photos.lay_on_photos(given, self.crops, self.maps, interpolation)
-        shown: dict[str, Any] = {"alpha": alpha, "caption": self._caption()}
-        of_parts = self.words or self.cells != (0, 0)  # which have no cosines
-        if not of_parts and not self.text_maps and len(heatmap) == 2:
-            shown |= {} if cmap is None else {"cmaps": (cmap, cmap)}
-            return visualization.signs(
-                images, **heatmap, names=self.names, scores=self.scores, **shown
-            )
-        if cmap is not None or list(heatmap) == ["negative"]:
-            shown["cmap"] = visualization.NEGATIVE if cmap is None else cmap
-        first, second = (*heatmap.values(), None, None)[:2]
-        if self.text_maps:
-            return visualization.sentences(
-                images, self.text_maps, scores=self.scores, heatmap=first, **shown
-            )
-        weights = self.weights.expand(len(self), -1)[..., None, None]
-        dimmed = [
-            None if m is None else [w * values for w, values in zip(weights, m, strict=True)]
-            for m in (first, second)
-        ]
-        return visualization.overlay(
-            images,
-            dimmed[0] or [],
-            negative=dimmed[1],
-            names=self.names,
-            scores=None if of_parts else self.scores,
-            notes=self.notes,
-            **shown,
-        )
+        return drawing.draw(self, cmap, alpha, interpolation, original)
 
     @property
     def label(self) -> str:
@@ -247,45 +206,38 @@ class Explanation:
             if not is_integer(index, least=0) or index >= count:
                 raise InputError(f"expected a {name} from 0 to {count - 1}, got {index!r}.")
         index = 1 + row * self.cells[1] + column
-        one = slice(index, index + 1)
+        return self._target(index)
+
+    def _target(self, index: int) -> "Explanation":
+        """The explanation of one target; a part of the whole, such as a word, keeps its share."""
+        one, name, cells = slice(index, index + 1), self.names[index], self.cells
+        if index == 0 and (self.words or self.reference is not None):  # the whole, with its cosine
+            cells = (0, 0)
+        elif self.leave_one_out is not None:
+            cells = (1, len(self.names) - 1)
         return replace(
             self,
             maps={sign: m[:, one] for sign, m in self.maps.items()},
             scores=self.scores[:, one],
-            names=self.names[one],
+            names=(name,),
             norms=self.norms[one],
+            words=False,
+            text_maps=self.text_maps[one],
+            hints=tuple(
+                tuple(h for h in hints if f"“{name}”" in h or "“" not in h) for hints in self.hints
+            ),
+            leave_one_out=None,
             reference=None,
+            cells=cells,
         )
-
-    def _plot_matches(self) -> Figure:
-        shares = self.maps.get("positive", self.maps.get("negative"))
-        assert shares is not None
-        assert self.reference is not None
-        return visualization.matches(
-            self.images,
-            [self.reference] * len(self),
-            shares[:, 1:].reshape(len(self), *self.cells, *shares.shape[-2:]),
-            scores=self.scores[:, 0],
-            caption=self._caption(),
-        )
-
-    def _caption(self) -> str:
-        caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
-        if self.leave_one_out is not None:
-            caption += " \N{MIDDLE DOT} all words on one scale"
-        if list(self.maps) == ["negative"]:
-            caption += " \N{MIDDLE DOT} negative evidence"
-        if len(self.hints) > ROWS:
-            doubted = sum(map(bool, self.hints))
-            return f"{caption} \N{MIDDLE DOT} hints for {doubted} of {len(self.hints)} images"
-        for number, sentences in enumerate(self.hints, 1):
-            which = f"image {number}: " if len(self.hints) > 1 and sentences else ""
-            caption += "".join(f" \N{MIDDLE DOT} {which}{sentence}" for sentence in sentences)
-        return caption
 
     @public("heatmap")
     def heatmap(
-        self, interpolation: Mode = "bilinear", *, original: bool = False
+        self,
+        text: str | None = None,
+        interpolation: Mode | None = None,
+        *,
+        original: bool = False,
     ) -> dict[str, Tensor]:
         """The maps resized, then min-max normalised one by one, sign -> (B, K, H, W) in [0, 1].
 
@@ -293,19 +245,25 @@ class Explanation:
         out of the scale. :meth:`plot` draws them, with the interpolation that it is given.
 
         Args:
-            interpolation: as of :meth:`plot`.
+            text: one of :attr:`names`, for its map alone, (B, 1, H, W); by default all. Where it
+                is no name it may be the interpolation.
+            interpolation: as of :meth:`plot`, by default "bilinear".
             original: at the photos' own size, zero where the model did not see them.
 
         Raises:
-            InputError: an unknown interpolation; photos that are not known, or differ in size.
+            InputError: an unknown text or interpolation; photos that are not known, or differ in
+                size.
         """
+        if text is not None and (text in self.names or text not in get_args(Mode)):
+            return self[text].heatmap(None, interpolation, original=original)
+        mode: Any = interpolation or text or "bilinear"
         check_flag("original", original)
         height, width = self.images.shape[-2:]
         size, box = (height, width), (0.0, 0.0, float(width), float(height))
         parts = [(size, box, crop.of_photo(size)) for crop in self.crops]
         parts = parts or [(size, box, box)] * len(self)
         if original:
-            self._check_crops()
+            photos.check_crops(self)
             parts = [(crop.size, crop.box, crop.box) for crop in self.crops]
             if len(sizes := sorted({crop.size for crop in self.crops})) > 1:
                 differ = f"the photos differ in height and width, {sizes}"
@@ -313,26 +271,8 @@ class Explanation:
         each = []
         for index, (size, box, shown) in enumerate(parts):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
-            each.append(photos.normalized(raw, size, interpolation, box, shown))
+            each.append(photos.normalized(raw, size, mode, box, shown))
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
-
-    def _check_crops(self) -> None:
-        if not self.crops:
-            reason = "the images came as preprocessed tensors; explain files, PIL images or arrays"
-            if self.photos:
-                reason = f"how the processor of {self.model} crops them is not known"
-            raise InputError(f"a map cannot be laid on the original photos: {reason}.")
-
-    def _originals(self, original: Any) -> Sequence[ImageLike]:
-        """The photos that are asked for."""
-        self._check_crops()
-        if original is not True:
-            return list(original) if isinstance(original, (list, tuple)) else [original]
-        if not self.photos:
-            raise InputError(
-                "this explanation comes from a file without photos; plot(original='photo.jpg')."
-            )
-        return self.photos
 
     @public("regions")
     def regions(self, threshold: Threshold = "otsu") -> list[Region]:
@@ -467,8 +407,18 @@ class Explanation:
         """The number of images."""
         return len(self.images)
 
-    def __getitem__(self, index: int | slice) -> "Explanation":
-        """The explanation of one image, or of some."""
+    @public("Explanation")
+    def __getitem__(self, index: int | slice | str) -> "Explanation":
+        """The explanation of one image, of some, or of one text, word or other target by its name.
+
+        Of a word that comes several times it is the first one's. InputError of a name that is none
+        of :attr:`names`.
+        """
+        if isinstance(index, str):
+            if index not in self.names:
+                listed = excerpt(", ".join(map(repr, self.names)), 300)
+                raise InputError(f"there is no text {show(index)}; the texts are {listed}.")
+            return self._target(self.names.index(index))
         if not isinstance(index, slice):
             number = range(len(self))[index]  # IndexError past the last, as iteration needs it
             index = slice(number, number + 1)
@@ -476,6 +426,36 @@ class Explanation:
         values = {part: getattr(self, part) for part in parts}
         of_images: Any = {part: None if v is None else v[index] for part, v in values.items()}
         return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **of_images)
+
+    @public("to_pandas")
+    def to_pandas(self) -> Any:
+        """The scores as a table of pandas, a row for each image and text, or word of the text side.
+
+        Its columns are `image` (its file or number), `text` (a name), `score` and `norm`, as the
+        attributes of these names have them; of pairs `lost`; the sum of the raw map of each sign;
+        and on the text side `word` with its `value`.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            needed = "a table needs pandas: pip install pandas"
+            raise InputError(f"{needed}, or 'captum-clip[evaluation]'.") from error
+        count = len(self.names)
+        files = [str(p) if isinstance(p, (str, Path)) else n for n, p in enumerate(self.photos)]
+        columns = {"score": self.scores, "norm": self.norms.expand(len(self), -1)}
+        columns |= {} if self.leave_one_out is None else {"lost": self.leave_one_out}
+        columns |= {sign: values.sum((-2, -1)) for sign, values in self.maps.items()}
+        frame = pd.DataFrame({name: values.flatten().numpy() for name, values in columns.items()})
+        frame.insert(0, "image", [f for f in files or range(len(self)) for _ in range(count)])
+        frame.insert(1, "text", self.names * len(self))
+        if self.text_maps:
+            frame["word"] = self.text_maps * len(self)
+            frame = frame.explode("word", ignore_index=True)
+            frame[["word", "value"]] = frame["word"].tolist()
+        return frame
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""

@@ -96,6 +96,28 @@ def _padded(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     return square
 
 
+def check_crops(found: Any) -> None:
+    """Raise InputError where an `Explanation` does not know the crops of its photos."""
+    if not found.crops:
+        reason = "the images came as preprocessed tensors; explain files, PIL images or arrays"
+        if found.photos:
+            reason = f"how the processor of {found.model} crops them is not known"
+        raise InputError(f"a map cannot be laid on the original photos: {reason}.")
+
+
+def originals(found: Any, original: Any) -> Sequence[ImageLike]:
+    """The photos of an `Explanation`, those that are given where they are not True."""
+    check_crops(found)
+    if original is not True:
+        return list(original) if isinstance(original, (list, tuple)) else [original]
+    if not found.photos:
+        raise InputError(
+            "this explanation comes from a file without photos; plot(original='photo.jpg')."
+        )
+    known: Sequence[ImageLike] = found.photos
+    return known
+
+
 def lay_on_photos(
     photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], mode: Mode
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
