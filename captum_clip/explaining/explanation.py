@@ -1,5 +1,6 @@
 """An `Explanation`: maps and scores, with its figures and files."""
 
+import html
 import inspect
 import io
 from collections.abc import Mapping, Sequence
@@ -26,18 +27,19 @@ from ..checks import (
     show,
 )
 from ..errors import InputError, public
+from ..files import replace_file
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
 from ..models.geometry import Crop
 from ..visualization.colors import ALPHA, score_note
 from ..visualization.grid import FORMATS as FIGURES
-from . import drawing, photos, regions
+from . import drawing, interactive, photos, regions
 from .fields import SIGNS, read_fields, write_fields
 from .regions import LabelMap, Region
 
 Sign = Literal["positive", "negative", "both"]
 
-FORMATS: Final = (*FIGURES, ".npz")
+FORMATS: Final = (*FIGURES, ".npz", ".html")
 """Endings of the files that :meth:`Explanation.save` writes."""
 
 
@@ -366,10 +368,11 @@ class Explanation:
 
     @public("save")
     def save(self, path: str | Path, **look: Any) -> Path:
-        """Write the figure (.png, .jpg, .pdf, .svg) or everything (.npz).
+        """Write the figure (.png, .jpg, .pdf, .svg), a page (.html), or everything (.npz).
 
         The file appears under its name only when it is complete; an existing one is replaced. An
-        .npz keeps of each photo its size and what the model saw of it, not the photo.
+        .npz keeps of each photo its size and what the model saw of it, not the photo. A page needs
+        no network: a word that is pointed at shows its map, a region what answers it.
 
         Args:
             path: in an existing folder.
@@ -386,9 +389,14 @@ class Explanation:
         for name in look.keys() - known:
             listed = f"expected {', '.join(known)}, got {name!r}"
             raise InputError(f"{listed}; savefig of explanation.plot() takes matplotlib's.")
-        if path.suffix.lower() != ".npz":
-            return visualization.save_figure(self.plot(**look), path)
-        write_fields(self, path)
+        kind = path.suffix.lower()
+        if kind == ".npz":
+            write_fields(self, path)
+        elif kind == ".html":
+            text = interactive.page(self, **look).encode(errors="replace")
+            replace_file(path, lambda file: file.write(text))
+        else:
+            visualization.save_figure(self.plot(**look), path)
         return path
 
     @classmethod
@@ -457,8 +465,15 @@ class Explanation:
             frame[["word", "value"]] = frame["word"].tolist()
         return frame
 
+    def _repr_html_(self) -> str | None:
+        """The page of :meth:`save`, which a notebook shows of words and of pairs."""
+        if not self.words and self.reference is None:
+            return None
+        look = 'title="Explanation" style="width: 100%; height: 40rem; border: 0"'
+        return f'<iframe srcdoc="{html.escape(interactive.page(self))}" {look}></iframe>'
+
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """The figure, which a notebook shows otherwise."""
         file = io.BytesIO()
         self.plot().savefig(file, format="png", dpi="figure")
         return file.getvalue()

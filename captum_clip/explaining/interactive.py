@@ -1,0 +1,103 @@
+"""An explanation as one HTML page that needs no network: words show maps, and regions words."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from jinja2 import StrictUndefined, Template
+from matplotlib.colors import Colormap, to_hex
+from PIL import Image
+from torch import Tensor
+
+from ..checks import check_choice, check_interval
+from ..maps import Mode
+from ..visualization import HEAT, NEGATIVE, POSITIVE
+from ..visualization.arrays import as_images
+from ..visualization.colors import ALPHA, RISE, Array, colormap, ramp, score_note, soften
+from . import photos
+
+
+def page(
+    found: Any,
+    cmap: str | Colormap | None = None,
+    alpha: float = ALPHA,
+    interpolation: Mode = "bicubic",
+    original: Any = None,
+) -> str:
+    """Write an `Explanation` as HTML; the arguments and errors are those of its method ``plot``."""
+    check_interval("alpha", alpha, "[0, 1]")
+    check_choice(interpolation, get_args(Mode), name="a mode")
+    usual = colormap(cmap or (POSITIVE if len(found.maps) == 2 else HEAT))
+    colors = {"positive": usual, "negative": NEGATIVE if cmap is None else usual}
+    steps = np.linspace(0, 1, 64)
+    looks = {
+        sign: (colors[sign](steps)[:, :3].T.round(3), map(to_hex, ramp(colors[sign], alpha)(steps)))
+        for sign in found.maps
+    }
+    basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
+    soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T
+    files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in found.photos]
+    data = json.dumps(_data(found, interpolation, original), separators=(",", ":"))
+    text = Path(__file__).with_suffix(".html").read_text("utf-8")
+    return Template(text, autoescape=True, trim_blocks=True, undefined=StrictUndefined).render(
+        found=found,
+        files=files or [""] * len(found),
+        soft=soft.flatten().round(4),
+        looks=looks,
+        alpha=alpha,
+        rise=RISE,
+        data=data.replace("<", "\\u003c"),  # which could end the script
+    )
+
+
+def _data(found: Any, interpolation: Mode, original: Any) -> dict[str, Any]:
+    """What the page's script reads."""
+    images, boxes = found.images, [(0, 0, 1, 1)] * len(found)
+    if original is None:
+        original = bool(found.photos and found.crops)
+    if original is not False:
+        given = photos.originals(found, original)
+        images, _ = photos.lay_on_photos(given, found.crops, {}, interpolation)
+        boxes = [crop.scaled((1, 1)) for crop in found.crops]
+    raw, notes = found.maps, found.notes
+    if found.words and found.leave_one_out is None:  # what a word adds
+        raw = {sign: values * found.norms[:, None, None] for sign, values in raw.items()}
+    elif not found.words and (found.cells == (0, 0) or found.reference is not None):
+        notes = [[score_note(score) for score in scores] for scores in found.scores.tolist()]
+    each = zip(as_images(images), boxes, notes, found.weights.expand(len(found), -1), strict=True)
+    return {
+        "grid": next((values.shape[-2:] for values in raw.values()), (0, 0)),
+        "cells": found.cells,
+        "names": found.names,
+        "has_whole": int(found.words or found.reference is not None),
+        "mode": interpolation,
+        "texts": found.text_maps,
+        "reference": "" if found.reference is None else _jpeg(*as_images([found.reference])),
+        "images": [
+            {
+                "source": _jpeg(pixels),
+                "box": box,
+                "notes": written,
+                "weights": weights.tolist(),
+                "hints": found.hints[index] if found.hints else (),
+                "maps": {sign: list(map(_levels, of[index])) for sign, of in raw.items()},
+            }
+            for index, (pixels, box, written, weights) in enumerate(each)
+        ],
+    }
+
+
+def _jpeg(pixels: Array) -> str:
+    """An image (H, W, 3) as a file in an address."""
+    file = io.BytesIO()
+    Image.fromarray(np.uint8(255 * pixels + 0.5)).save(file, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _levels(raw: Tensor) -> tuple[float, list[int]]:
+    """The maximum of a map (h, w), and its cells row by row in shares of it, of 999."""
+    peak = float(raw.max())
+    return float(f"{peak:.4g}"), (999 * raw / (peak or 1)).round().int().flatten().tolist()
