@@ -147,7 +147,7 @@ def compare(
     cmap: str | Colormap = HEAT,
     device: Device = None,
 ) -> Figure:
-    """Methods next to each other: one row per image and target, one column per model and method.
+    """Methods next to each other: one row per image, target and model, one column per method.
 
     Mamooler's Figures 4 and 5. Where no `methods` are given they are all that fit the towers. The
     `scale` is that of "each" map, since the values of two methods cannot be compared, or "shared"
@@ -170,6 +170,7 @@ def compare(
         names=names * count,
         scores=torch.stack([torch.cat([e.scores[0] for e in c]) for c in columns], dim=1),
         references=pictures * count,
+        models=[column[0].model for column in columns] if len(clips) > 1 else (),
         cmap=cmap,
         caption=meaning if len(clips) > 1 else f"{clips[0]}{_DOT}{meaning}",
     )

@@ -172,11 +172,17 @@ def test_compare_has_all_methods_that_fit_and_all_targets(
         *("legrad", "grad-eclip", "patches"),
     )
     assert {f"small ViT ({name})" for name in names} | {"small ResNet (grad-cam)"} <= set(lines)
-    assert lines.count("sky") == lines.count("image 0") == 2  # of two images
+    assert lines.count("sky") == lines.count("image 0") == 4  # of two images and two models
+    assert lines.count("target image") == 4
+    rows = {round(axes.get_position().y0, 3) for axes in figure.axes}
+    assert len(rows) == 2 * 3 * (
+        2 + 1
+    )  # the nine methods of the ViT are two rows, with five and four
+    assert max(figure.get_size_inches()) < 60
 
 
 def test_compare_draws_the_maps_of_explain(vit: ClipAdapter, resnet: ClipAdapter) -> None:
-    """A row an image and target, a column a model and method, on what the first model sees."""
+    """A row an image, target and model, a column a method, on what the first model sees."""
     columns = [(vit, "last-grad"), (vit, "all-grad"), (resnet, "grad-cam")]
     figure = figures.compare(
         [photo(), photo(1)],
@@ -195,8 +201,9 @@ def test_compare_draws_the_maps_of_explain(vit: ClipAdapter, resnet: ClipAdapter
         for k in range(3):
             picture = seen_by(explained[0])
             shares = [enlarged(e.heatmap("bicubic")["positive"][0, k], 32) for e in explained]
-            wanted += [picture, *(over(picture, share) for share in shares)]
-        wanted.append(picture_of(vit, 2))
+            for of_model in (shares[:2], shares[2:]):
+                wanted += [picture, *(over(picture, share) for share in of_model)]
+                wanted += [picture_of(vit, 2)] * (k == 2)
     check_pictures(figure, wanted)
     [score] = explained[2].scores[0, 1:2].tolist()
     assert score_note(score) in lines_of(figure)

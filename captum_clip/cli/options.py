@@ -94,6 +94,14 @@ def command(
                     again = "; may be repeated" if parameter.multiple else ""
                     parameter.help = helps[parameter.name] + again
 
+            def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+                _, _, order = self.make_parser(ctx).parse_args(args=[*args])
+                named = [one for one in order if one.name == "model" and not one.multiple]
+                if len(named) > 1:  # of which the last would win in silence
+                    several = "captum-clip figure compare draws several"
+                    raise InputError(f"{name} takes one --model, got {len(named)}; {several}.")
+                return super().parse_args(ctx, args)
+
             def collect_usage_pieces(self, ctx: Any) -> list[str]:
                 pieces = super().collect_usage_pieces(ctx)  # several words have their own brackets
                 return [re.sub(r"^[\[{](.+ .+)[\]}]\.\.\.$", r"\1", piece) for piece in pieces]

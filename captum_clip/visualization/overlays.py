@@ -1,6 +1,8 @@
 """Maps over the images that the model saw: of targets, words, signs and methods; and mean maps."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,7 @@ def contact_sheet(
     names: Sequence[str] | None = None,
     scores: ArrayLike | None = None,
     references: Sequence[ArrayLike | None] | None = None,
+    models: Sequence[str] = (),
     cmap: str | Colormap = HEAT,
     caption: str = "",
 ) -> Figure:
@@ -102,7 +105,8 @@ def contact_sheet(
 
     Arguments are as in :mod:`captum_clip.visualization`, of N images with one target each; an image
     may come several times. `columns` are heading -> maps (N, 1, h, w) in [0, 1], `scores` (N, M) of
-    the rows and columns.
+    the rows and columns. `models` are those of the M columns, where there are several: each has a
+    row of its own, or two from nine columns on, with the headings under the maps.
 
     Example:
         >>> import torch
@@ -119,12 +123,19 @@ def contact_sheet(
     rows = []
     for index, image in enumerate(pictures):
         panels = [
-            _drawn(image, column[index][0], colors, ALPHA, "", note)
-            for column, note in zip(maps, cosines[index], strict=True)
+            _drawn(image, column[index][0], colors, ALPHA, heading * bool(models), note)
+            for heading, column, note in zip(columns, maps, cosines[index], strict=True)
         ]
         rows.append([Panel(image, titles[index]), *panels])
-    legends = [Legend(ramp(colors), "low to high")]
-    return _table(rows, targets, columns, legends=legends, caption=caption)
+    look: dict[str, Any] = {"legends": [Legend(ramp(colors), "low to high")], "caption": caption}
+    if not models:
+        return _table(rows, targets, columns, **look)
+    wrapped: list[Row] = []
+    for (lead, *panels), target in zip(rows, targets, strict=True):
+        ends = [] if target is None else [Panel(framed(target, lead.pixels.shape), "target image")]
+        for _, group in groupby(zip(models, panels, strict=True), itemgetter(0)):
+            wrapped += folded([*(panel for _, panel in group), *ends], lead)
+    return grid(wrapped, together=len(wrapped) // len(rows), **look)
 
 
 @public("signs")

@@ -326,8 +326,8 @@ STEPS = (
     figure(
         "compare",
         BOTH,
-        f'compare "a dog" grass --scene 0:horse,dog --scene 2:cow,sheep {ON_BOTH}',
-        1629,
+        f'compare "a dog" grass --scene 0:horse,dog {ON_BOTH}',
+        1400,
     ),
     figure(
         "signs",

@@ -21,7 +21,7 @@ VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resne
         ("compare photo.jpg other.png 'a horse' --model VIT", 2 * (1 + VIT_METHODS)),
         (
             "compare photo.jpg sky --model VIT --model RESNET --scale shared",
-            1 + VIT_METHODS + RESNET_METHODS,
+            2 + VIT_METHODS + RESNET_METHODS,
         ),
         ("signs photo.jpg a --image other.png --model VIT --model RESNET", 4 * 3 + 2),
         ("signs --model VIT --scale each photo.jpg --method all-grad other.png a", 2 * 3),

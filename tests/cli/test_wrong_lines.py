@@ -32,6 +32,7 @@ LINES = {
     "explain broken.png a": "broken.png",
     "explain photo.jpg": "expected a TEXT, --emotions FILE or --image FILE",
     "explain photo.jpg ' '": "the text ' ' is empty",
+    "explain photo.jpg a -m demo/vit -m b": "explain takes one --model, got 2; captum-clip figure",
     "explain photo.jpg a -o a.gif": "must end in .png, .jpg, .jpeg, .pdf, .svg, .npz",
     "explain photo.jpg a -o none/a.png": "there is no folder none",
     "explain other.png a -o other.png": "would replace the input other.png",
