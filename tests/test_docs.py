@@ -59,6 +59,7 @@ INSTEAD = {
     '"ViT-B-16-SigLIP2/webli"': '"demo/vit"',
     '"hf-hub:timm/ViT-B-16-SigLIP2"': '"demo/vit"',
     "start_layer=11": "start_layer=2",  # the last of the small copy of OpenAI's model
+    '"facebook/sam-vit-base"': '"sam"',
     '"docs/experiments/shortcut/model"': repr(str(FOLDER / "shortcut" / "model")),
 }
 
@@ -90,6 +91,19 @@ from torch.nn.functional import normalize
 clip = captum_clip.load_clip("demo/vit")
 model, pixels = clip.model, clip.preprocess("photo.jpg")
 texts = clip.encode_text(["a horse", "a dog"]).detach()
+""",
+    "masks": """
+from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
+
+narrow = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "mlp_dim": 8}
+vision = {**narrow, "image_size": 64, "output_channels": 8, "num_pos_feats": 4, "window_size": 2}
+prompt = {"hidden_size": 8, "image_size": 64, "image_embedding_size": 4, "mask_input_channels": 4}
+decoder = {**narrow, "iou_head_hidden_dim": 8, "attention_downsample_rate": 1}
+parts = {"vision_config": vision, "prompt_encoder_config": prompt, "mask_decoder_config": decoder}
+sides = {"size": {"longest_edge": 64}, "mask_size": {"longest_edge": 16}}
+pads = {"pad_size": {"height": 64, "width": 64}, "mask_pad_size": {"height": 16, "width": 16}}
+SamModel(SamConfig(**parts)).save_pretrained("sam")
+SamProcessor(SamImageProcessor(**sides, **pads)).save_pretrained("sam")
 """,
     "emotions": """
 from tests.experiments import experiment

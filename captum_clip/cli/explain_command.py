@@ -89,9 +89,10 @@ def explain_command(
             folder of them
         threshold: what --regions and --label-map take of a map: otsu, mean, or a share of its
             maximum in [0, 1) (default: otsu; for --label-map, above zero)
-        output: a .png, .jpg, .pdf or .svg figure, or .npz for the maps themselves; for several
-            images a folder of figures, for a folder too, where those that the same settings drew
-            are kept (default: IMAGE-explained-TEXT.png, or FOLDER-explained, in the current folder)
+        output: a .png, .jpg, .pdf or .svg figure, an .html page to point at words and regions, or
+            .npz for the maps; for several images a folder of figures, for a folder too, where
+            those that the same settings drew are kept (default: IMAGE-explained-TEXT.png, or
+            FOLDER-explained, in the current folder)
     """
     settings = {"figure": "explain", **locals()}
     from .. import targets
