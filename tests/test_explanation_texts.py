@@ -36,7 +36,8 @@ def found() -> Explanation:
 def test_a_text_is_had_by_its_name(found: Explanation) -> None:
     """With all images, which are what is counted and iterated over."""
     dog, alone = found["a dog"], asked("a dog", sign="both")
-    assert (dog.names, len(dog), len(found), len(list(found))) == (("a dog",), 2, 2, 2)
+    every: Any = found
+    assert (dog.names, len(dog), len(found), len(list(every))) == (("a dog",), 2, 2, 2)
     for sign in found.maps:
         assert torch.equal(dog.maps[sign], found.maps[sign][:, 1:2])
         torch.testing.assert_close(dog.maps[sign], alone.maps[sign])

@@ -235,11 +235,7 @@ class Explanation:
 
     @public("heatmap")
     def heatmap(
-        self,
-        text: str | None = None,
-        interpolation: Mode | None = None,
-        *,
-        original: bool = False,
+        self, text: str | None = None, interpolation: Mode | None = None, *, original: bool = False
     ) -> dict[str, Tensor]:
         """The maps resized, then min-max normalised one by one, sign -> (B, K, H, W) in [0, 1].
 
@@ -417,11 +413,7 @@ class Explanation:
 
     @public("Explanation")
     def __getitem__(self, index: int | slice | str) -> "Explanation":
-        """The explanation of one image, of some, or of one text, word or other target by its name.
-
-        Of a word that comes several times it is the first one's. InputError of a name that is none
-        of :attr:`names`.
-        """
+        """The explanation of one image, of some, or of the first target with a name."""
         if isinstance(index, str):
             if index not in self.names:
                 listed = excerpt(", ".join(map(repr, self.names)), 300)
@@ -451,13 +443,12 @@ class Explanation:
         except ImportError as error:
             needed = "a table needs pandas: pip install pandas"
             raise InputError(f"{needed}, or 'captum-clip[evaluation]'.") from error
-        count = len(self.names)
         files = [str(p) if isinstance(p, (str, Path)) else n for n, p in enumerate(self.photos)]
         columns = {"score": self.scores, "norm": self.norms.expand(len(self), -1)}
         columns |= {} if self.leave_one_out is None else {"lost": self.leave_one_out}
         columns |= {sign: values.sum((-2, -1)) for sign, values in self.maps.items()}
         frame = pd.DataFrame({name: values.flatten().numpy() for name, values in columns.items()})
-        frame.insert(0, "image", [f for f in files or range(len(self)) for _ in range(count)])
+        frame.insert(0, "image", [f for f in files or range(len(self)) for _ in self.names])
         frame.insert(1, "text", self.names * len(self))
         if self.text_maps:
             frame["word"] = self.text_maps * len(self)

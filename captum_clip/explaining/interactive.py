@@ -42,7 +42,7 @@ def page(
     files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in found.photos]
     data = json.dumps(_data(found, interpolation, original), separators=(",", ":"))
     text = Path(__file__).with_suffix(".html").read_text("utf-8")
-    return Template(text, autoescape=True, trim_blocks=True, undefined=StrictUndefined).render(
+    written: str = Template(text, autoescape=True, undefined=StrictUndefined).render(
         found=found,
         files=files or [""] * len(found),
         soft=soft.flatten().round(4),
@@ -51,6 +51,7 @@ def page(
         rise=RISE,
         data=data.replace("<", "\\u003c"),  # which could end the script
     )
+    return written
 
 
 def _data(found: Any, interpolation: Mode, original: Any) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _data(found: Any, interpolation: Mode, original: Any) -> dict[str, Any]:
 def _jpeg(pixels: Array) -> str:
     """An image (H, W, 3) as a file in an address."""
     file = io.BytesIO()
-    Image.fromarray(np.uint8(255 * pixels + 0.5)).save(file, "JPEG", quality=88)
+    Image.fromarray((255 * pixels).round().astype(np.uint8)).save(file, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
