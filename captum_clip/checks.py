@@ -5,15 +5,19 @@ None of them loads torch, so the command line may use them all. Tensors are chec
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from .errors import CaptumClipError, InputError, UnsupportedModelError
+from .errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
 
 _T = TypeVar("_T")
+_REFUSALS = (
+    *(TypeError, ValueError, RuntimeError, AttributeError, AssertionError),
+    *(ArithmeticError, LookupError),
+)
 
 
 @contextmanager
@@ -62,6 +66,44 @@ def torch_failures() -> Iterator[None]:
         ) from error
 
 
+def expect(
+    holds: Any,
+    expected: str,
+    given: Any,
+    advice: str = "",
+    *,
+    error: type[CaptumClipError] = InputError,
+) -> None:
+    """Raise an error unless a condition holds: what was expected, what was given, what to do.
+
+    Example:
+        >>> expect(False, "a size (H, W)", "large")
+        Traceback (most recent call last):
+        captum_clip.errors.InputError: expected a size (H, W), got 'large'.
+    """
+    if not holds:
+        raise error(f"expected {expected}, got {describe(given)}{advice and f'; {advice}'}.")
+
+
+@contextmanager
+def expecting(
+    expected: str, given: Any, advice: str = "", *, error: type[CaptumClipError] = InputError
+) -> Iterator[None]:
+    """Say what was expected where Python, NumPy or torch refuse what was given.
+
+    Raises:
+        InputError: as of :func:`expect`, with the library's reason, from its error.
+    """
+    try:
+        yield
+    except CaptumClipError:
+        raise
+    except _REFUSALS as reason:
+        line = excerpt(str(reason).strip().partition("\n")[0].partition(". ")[0].rstrip("."), 200)
+        told = f"expected {expected}, got {describe(given)}; {line}{advice and f'; {advice}'}."
+        raise error(told) from reason
+
+
 def is_integer(value: Any, *, least: float = float("-inf")) -> TypeGuard[int]:
     """Whether a value is a whole number of `least` or more; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -79,16 +121,13 @@ def _argument(name: str) -> str:
 
 def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
     """Raise InputError unless a value is a whole number from `least` to `most`."""
-    if not is_integer(value, least=least):
-        raise InputError(f"expected {_argument(name)} of {least} or more, got {show(value)}.")
-    if most is not None and value > most:
-        raise InputError(f"expected {_argument(name)} up to {most}, got {show(value)}.")
+    expect(is_integer(value, least=least), f"{_argument(name)} of {least} or more", value)
+    expect(most is None or value <= most, f"{_argument(name)} up to {most}", value)
 
 
 def check_flag(name: str, value: Any) -> None:
     """Raise InputError unless a value is True or False."""
-    if not isinstance(value, bool):
-        raise InputError(f"expected {_argument(name)} of True or False, got {show(value)}.")
+    expect(isinstance(value, bool), f"{_argument(name)} of True or False", value)
 
 
 def check_interval(name: str, value: Any, interval: str) -> None:
@@ -96,14 +135,13 @@ def check_interval(name: str, value: Any, interval: str) -> None:
     low, high = map(float, interval[1:-1].split(","))
     inside = is_number(value) and low <= value <= high
     open_ends = ([low] if interval[0] == "(" else []) + ([high] if interval[-1] == ")" else [])
-    if not inside or value in open_ends:
-        raise InputError(f"expected {_argument(name)} in {interval}, got {show(value)}.")
+    expect(inside and value not in open_ends, f"{_argument(name)} in {interval}", value)
 
 
 def check_choice(value: Any, choices: Collection[str], *, name: str = "one") -> None:
     """Raise InputError unless a value is one of the choices; `name` is what is chosen."""
-    if not isinstance(value, str) or value not in tuple(choices):
-        raise InputError(f"expected {_argument(name)} of {', '.join(choices)}, got {show(value)}.")
+    known = isinstance(value, str) and value in tuple(choices)
+    expect(known, f"{_argument(name)} of {', '.join(choices)}", value)
 
 
 def check_nonempty(name: str, values: Collection[Any]) -> None:
@@ -120,8 +158,7 @@ def find_repeated(values: Iterable[_T]) -> _T | None:
 
 def as_list(values: str | Iterable[_T]) -> list[str | _T]:
     """One text or several, as a list; InputError for what is neither."""
-    if not isinstance(values, Iterable):
-        raise InputError(f"expected one value or several, got {type(values).__name__}.")
+    expect(isinstance(values, Iterable), "one value or several", values)
     return [values] if isinstance(values, str) else list(values)
 
 
@@ -132,8 +169,7 @@ def expand(path: str | Path) -> Path:
         InputError: no file can have such a path: a part of it is too long, a character that no
             name has, an unknown user after ``~``, or links that lead in a circle.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"expected a path, got {type(path).__name__}.")
+    expect(isinstance(path, (str, os.PathLike)), "a path", path)
     try:
         expanded = Path(path).expanduser()
         os.stat(expanded)
@@ -154,6 +190,20 @@ def is_encodable(text: str) -> bool:
     return True
 
 
+def check_texts(texts: Any) -> list[str]:
+    """One text or several, as a list; TargetError for what is none, and where there is none."""
+    several = isinstance(texts, Iterable) and not isinstance(texts, (Mapping, Set))
+    as_they_are = "pass texts as they are, without a tokenizer"
+    expect(several, "a text or several", texts, as_they_are, error=TargetError)
+    listed = as_list(texts)
+    expect(listed, "a text or several", texts, error=TargetError)
+    for text in listed:
+        expect(isinstance(text, str), "texts", text, as_they_are, error=TargetError)
+        if not is_encodable(text):
+            raise TargetError(f"{show(text)} holds half a character (a surrogate); take it out.")
+    return listed
+
+
 def show(value: Any, longest: int = 100) -> str:
     """A value for a message: its repr, shortened, also of a number with thousands of digits."""
     try:
@@ -161,6 +211,20 @@ def show(value: Any, longest: int = 100) -> str:
     except ValueError:  # Python writes no number of more than 4300 digits
         return f"a very large {type(value).__name__}"
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def describe(value: Any) -> str:
+    """A value for a message: an array by shape, type and device, an object by its class."""
+    if isinstance(value, (list, tuple)) and any(hasattr(item, "shape") for item in value):
+        return excerpt(f"[{', '.join(map(describe, value))}]", 200)
+    shape = None if isinstance(value, type) else getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        device = str(getattr(value, "device", "cpu"))
+        kind = f"{type(value).__name__} {tuple(shape)} of {value.dtype}"
+        return kind + f" on {device}" * (device != "cpu")
+    text = show(value)
+    has_value = isinstance(value, type) or not (text.startswith("<") or "\n" in text)
+    return text if has_value else type(value).__name__
 
 
 def excerpt(text: str, longest: int = 80) -> str:

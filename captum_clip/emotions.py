@@ -17,7 +17,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .checks import check_integer, check_interval, expand, find_file, find_folder
+from .checks import (
+    check_destination,
+    check_integer,
+    check_interval,
+    expect,
+    find_file,
+    find_folder,
+)
 from .demo import PROBES
 from .demo.catalogue import FEELINGS
 from .errors import InputError, public
@@ -78,11 +85,8 @@ def find_artemis(folder: str | Path) -> tuple[Path, Path]:
     files = sorted(folder.glob("*.csv"))
     if folder / _ANNOTATIONS in files:
         return folder / _ANNOTATIONS, images
-    if len(files) != 1:
-        raise InputError(
-            f"expected {_ANNOTATIONS} or one other .csv in {folder}, found "
-            f"{', '.join(file.name for file in files) or 'none'}; name the file itself."
-        )
+    expected = f"{_ANNOTATIONS} or one other .csv in {folder}"
+    expect(len(files) == 1, expected, [file.name for file in files], "name the file itself")
     return files[0], images
 
 
@@ -265,11 +269,9 @@ class EmotionProbe:
     @public("EmotionProbe")
     def __post_init__(self) -> None:
         shape, count = self.weights.shape, len(CLASSES)
-        if len(shape) != 2 or shape[0] != count or not shape[1] or self.bias.shape != (count,):
-            raise InputError(
-                f"expected weights (9, D) and bias (9,) for {', '.join(CLASSES)}; "
-                f"got {shape} and {self.bias.shape}."
-            )
+        fits = len(shape) == 2 and shape[0] == count and shape[1] and self.bias.shape == (count,)
+        expected = f"weights (9, D) and bias (9,) for {', '.join(CLASSES)}"
+        expect(fits, expected, (shape, self.bias.shape))
         if not np.isfinite(self.weights).all() or not (self.bias < np.inf).all():
             raise InputError("the weights or the bias hold NaN or infinity.")
 
@@ -303,11 +305,9 @@ class EmotionProbe:
 
     def _logits(self, features: Any) -> _Array:
         unit = _unit_features(features)
-        if unit.shape[1] != self.weights.shape[1]:
-            raise InputError(
-                f"the probe takes features of {self.weights.shape[1]} numbers, got "
-                f"{unit.shape[1]}; they come from another model."
-            )
+        width = self.weights.shape[1]
+        other = "they come from another model"
+        expect(unit.shape[1] == width, f"features of {width} numbers", unit.shape[1], other)
         return np.asarray(unit @ self.weights.T + self.bias)
 
     @public("EmotionProbe.save")
@@ -319,9 +319,7 @@ class EmotionProbe:
         Raises:
             InputError: another ending, or a folder that cannot be written to.
         """
-        path = expand(path)
-        if path.suffix.lower() != ".safetensors":
-            raise InputError(f"the name must end in .safetensors, got {path}.")
+        path = check_destination(path, (".safetensors",))
         facts = asdict(self)
         arrays = {name: np.ascontiguousarray(facts.pop(name)) for name in ("weights", "bias")}
         # one key only: safetensors writes several in any order, and the bytes should be the same
@@ -437,10 +435,7 @@ def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, 
     except ModuleNotFoundError as error:
         raise InputError("this needs scikit-learn; pip install scikit-learn.") from error
     voted = np.flatnonzero(votes.sum(0))
-    if len(voted) < 3:
-        raise InputError(
-            f"expected votes for three classes or more, got {len(voted)} in the split."
-        )
+    expect(len(voted) >= 3, "votes for three classes or more in the split", len(voted))
     # the bias is not penalised, so centred features have the same minimum, found in fewer steps
     centre = features.mean(0)
     painting, emotion = np.nonzero(votes)
@@ -470,30 +465,22 @@ def check_fit(*, seed: int, held_out: float, strength: float) -> None:
 def _unit_features(features: Any) -> _Array:
     """Normalise features (N, D), in double precision."""
     rows = np.asarray(features, dtype=np.float64)
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise InputError(f"expected features of shape (N, D), got {rows.shape}.")
+    expect(rows.ndim == 2 and 0 not in rows.shape, "features of shape (N, D)", rows)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     usable = np.isfinite(norms) & (norms > 0)
     if not usable.all():
-        row = usable.argmin()
-        raise InputError(f"row {row} of the features is zero or not finite.")
+        raise InputError(f"row {usable.argmin()} of the features is zero or not finite.")
     return np.asarray(rows / norms)
 
 
 def _check_votes(votes: Any, count: int) -> _Votes:
     """Votes as whole numbers (N, 9), at least one per row."""
     counts = np.asarray(votes)
-    if counts.shape != (count, len(CLASSES)):
-        raise InputError(
-            f"expected votes of shape ({count}, {len(CLASSES)}), a row for each row of "
-            f"the features, got {counts.shape}."
-        )
+    shape = (count, len(CLASSES))
+    expect(counts.shape == shape, f"votes {shape}, a row for each of the features", counts)
     whole = counts.astype(np.int64)
     usable = ((whole == counts) & (whole >= 0)).all(1) & whole.any(1)
-    if not usable.all():
-        row = usable.argmin()
-        raise InputError(
-            f"expected counts of votes, one or more in each row, got "
-            f"{counts[row].tolist()} in row {row}."
-        )
+    row = usable.argmin()
+    expected = f"counts of votes, one or more in row {row}"
+    expect(usable.all(), expected, counts[row].tolist())
     return whole

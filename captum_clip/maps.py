@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_choice, is_number, show
-from .errors import InputError, public
+from .checks import check_choice, expect, expecting, is_number
+from .errors import CaptumClipError, InputError, public
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 Threshold = float | Literal["mean", "otsu"]
@@ -246,14 +246,10 @@ def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
         (torch.Size([1, 3, 5, 5]), tensor(4.))
     """
     check_maps(maps)
-    if not isinstance(images, Tensor):
-        raise InputError(f"expected images as a tensor, got {type(images).__name__}.")
-    belong = maps.ndim == images.ndim == 4 and maps.shape[1] == 1 and len(maps) == len(images)
-    if not belong or images.shape[2] < maps.shape[2] or images.shape[3] < maps.shape[3]:
-        raise InputError(
-            "expected maps (B, 1, h, w) and finer images (B, C, H, W), got maps "
-            f"{tuple(maps.shape)} and images {tuple(images.shape)}."
-        )
+    check_shape("images", images, "(B, C, H, W)")
+    belong = maps.ndim == 4 and maps.shape[1] == 1 and len(maps) == len(images)
+    finer = images.shape[2] >= maps.shape[-2] and images.shape[3] >= maps.shape[-1]
+    expect(belong and finer, f"maps (B, 1, h, w) no finer than images {tuple(images.shape)}", maps)
     row, row_count = _cells(images.shape[2], maps.shape[2], maps)
     column, column_count = _cells(images.shape[3], maps.shape[3], maps)
     share = maps / (images.shape[1] * row_count[:, None] * column_count)
@@ -273,28 +269,46 @@ def check_maps(maps: Any, *, what: str = "maps") -> None:
     Raises:
         InputError: no such tensor, an empty one, NaN or infinity.
     """
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        kind = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
-        raise InputError(f"expected {what} as a floating-point tensor, got {kind}.")
-    if reason := unsupported_reason(maps):
-        raise InputError(f"expected {what} as a tensor of plain numbers, got {reason}.")
-    if maps.ndim < 2 or 0 in maps.shape:
+    check_tensor(what, maps, "(..., h, w)")
+
+
+def check_tensor(what: str, value: Any, dims: str, advice: str = "") -> None:
+    """Raise InputError unless a value is a finite floating-point tensor of a shape.
+
+    The shape is written as in docstrings, "(B, 3, H, W)" or with any number of others in front
+    "(..., h, w)"; `advice` says what makes such a tensor.
+    """
+    check_shape(what, value, dims, advice)
+    expect(value.is_floating_point(), f"{what} as a floating-point tensor", value, advice)
+    # A sum takes a fiftieth of the time, but may overflow where every value is finite.
+    total = value.detach().sum(dtype=torch.promote_types(value.dtype, torch.float32))
+    if not torch.isfinite(total) and not torch.isfinite(value.detach()).all():
         raise InputError(
-            f"expected {what} (..., h, w), none of them empty, got {tuple(maps.shape)}."
+            f"the {what} {tuple(value.shape)} hold NaN or infinity; look for a division by zero or "
+            "an overflow in half precision before this call, or leave those out."
         )
-    if not torch.isfinite(maps.detach()).all():
-        raise InputError(
-            f"the {what} {tuple(maps.shape)} hold NaN or infinity; leave those images out."
-        )
+
+
+def check_shape(
+    what: str, value: Any, dims: str, advice: str = "", error: type[CaptumClipError] = InputError
+) -> None:
+    """Raise an error unless a value is a tensor of numbers of a shape, without an empty side."""
+    expect(isinstance(value, Tensor), f"{what} as a tensor {dims}", value, advice, error=error)
+    if reason := unsupported_reason(value):
+        raise error(f"expected {what} as a tensor of plain numbers, got {reason}.")
+    names = dims.strip("()").split(", ")
+    fits = value.ndim == len(names) or (names[0] == "..." and value.ndim >= len(names) - 1)
+    sizes = zip(reversed(names), reversed(value.shape), strict=False)
+    fits &= all(size == int(name) for name, size in sizes if name.isdigit())
+    expected = f"{what} of shape {dims}" + ", none of them empty" * (0 in value.shape)
+    expect(fits and 0 not in value.shape, expected, value, advice, error=error)
 
 
 def _checked_size(size: Any) -> tuple[int, int]:
-    try:
-        height, width = (int(side) for side in size)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"expected a size (H, W), got {size!r}.") from error
-    if height < 1 or width < 1:
-        raise InputError(f"expected a size (H, W) of 1 pixel and up, got {size!r}.")
+    expected = "a size (H, W) of 1 pixel and up"
+    with expecting(expected, size):
+        height, width = map(int, size)
+    expect(min(height, width) > 0, expected, size)
     return height, width
 
 
@@ -316,10 +330,8 @@ def threshold_level(heatmap: Tensor, threshold: Threshold) -> Tensor:
     """The threshold (N,) of each map (N, H, W) in [0, 1]."""
     if isinstance(threshold, str) and threshold in ("mean", "otsu"):  # an array would be compared
         return heatmap.mean((-2, -1)) if threshold == "mean" else _otsu(heatmap.flatten(1))
-    if not is_number(threshold) or not 0 <= threshold < 1:
-        raise InputError(
-            f'expected threshold "mean", "otsu" or a number in [0, 1), got {show(threshold)}.'
-        )
+    inside = is_number(threshold) and 0 <= threshold < 1
+    expect(inside, 'threshold "mean", "otsu" or a number in [0, 1)', threshold)
     return heatmap.new_full((len(heatmap),), threshold)
 
 

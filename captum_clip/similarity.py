@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from .checks import check_choice
+from .checks import check_choice, expect
 from .errors import InputError, TargetError, public
-from .maps import to_float32, unsupported_reason
+from .maps import check_shape, to_float32
 from .models import ClipAdapter
 from .models.text import check_ids
 from .models.towers import Tower
@@ -21,11 +21,18 @@ class Similarity(nn.Module, ABC):
     """Base of both forward functions: the embeddings of a target, and the cosine."""
 
     embeddings: Tensor
+    _example: str
 
     def __init__(self, clip: ClipAdapter, target: Target) -> None:
         super().__init__()
-        with public(type(self).__name__):
-            self._check(clip, target)
+        name = type(self).__name__
+        with public(name):
+            adapter = f"pass {name}(load_clip(model), target)"
+            expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip, adapter)
+            made = f"make one with captum_clip.targets, for example {self._example}"
+            expect(isinstance(target, Target), "a Target", target, made, error=TargetError)
+            if clip.embedding_dim is not None:
+                _check_dimension(target.embeddings, clip.embedding_dim, clip)
         self.clip, self.target = clip, target
         self.model = clip.model
         # A buffer: of additional forward arguments Captum would tile five embeddings over a batch.
@@ -34,22 +41,6 @@ class Similarity(nn.Module, ABC):
             self.register_buffer("embeddings", target.embeddings.to(clip.device), persistent=False)
         self.training = clip.model.training  # a new module is in training mode
 
-    _example: str
-
-    def _check(self, clip: Any, target: Any) -> None:
-        if not isinstance(clip, ClipAdapter):
-            raise InputError(
-                f"expected an adapter from load_clip(...), got {type(clip).__name__}; pass "
-                f"{type(self).__name__}(load_clip(model), target)."
-            )
-        if not isinstance(target, Target):
-            raise TargetError(
-                f"expected a Target, got {type(target).__name__}; make one with "
-                f"captum_clip.targets, for example {self._example}."
-            )
-        if clip.embedding_dim is not None:
-            _check_dimension(target.embeddings, clip.embedding_dim, clip)
-
     @property
     @abstractmethod
     def tower(self) -> Tower:
@@ -57,25 +48,16 @@ class Similarity(nn.Module, ABC):
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
-        other = (
-            unsupported_reason(embedding)
-            if isinstance(embedding, Tensor)
-            else type(embedding).__name__
-        )
-        if other or not embedding.ndim:
-            got = other or "one number"
-            raise InputError(f"expected embeddings (..., E), got {got}.")
+        check_shape("embeddings", embedding, "(..., E)")
         _check_dimension(self.embeddings, embedding.shape[-1], self.clip)
         embedding = to_float32(embedding)
         return F.normalize(embedding, dim=-1) @ self.embeddings.to(embedding.dtype).T
 
 
 def _check_dimension(embeddings: Tensor, dimension: int, clip: ClipAdapter) -> None:
-    if embeddings.shape[1] != dimension:
-        raise TargetError(
-            f"the target has embeddings of {embeddings.shape[1]} numbers, and {clip.name} embeds "
-            f"in {dimension}; make it with this model."
-        )
+    wanted = f"a target of {dimension} numbers, as embeddings of {clip.name} have"
+    width = embeddings.shape[1]
+    expect(width == dimension, wanted, width, "make it with this model", error=TargetError)
 
 
 class ClipSimilarity(Similarity):
@@ -214,11 +196,8 @@ class ClipPairSimilarity(nn.Module):
     @public("ClipPairSimilarity")
     def __init__(self, clip: ClipAdapter, side: Literal["text", "image"] = "text") -> None:
         super().__init__()
-        if not isinstance(clip, ClipAdapter):
-            raise InputError(
-                "expected an adapter from load_clip(...), got "
-                f"{type(clip).__name__}; pass ClipPairSimilarity(load_clip(model))."
-            )
+        adapter = "pass ClipPairSimilarity(load_clip(model))"
+        expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip, adapter)
         check_choice(side, ("text", "image"), name="a side")
         self.clip, self.side, self.model = clip, side, clip.model
         self.text_tower = clip.text_tower if side == "text" else None
@@ -250,9 +229,7 @@ class ClipPairSimilarity(nn.Module):
             raise InputError("an attention_mask belongs to texts, and side is 'image'.")
         else:
             clip.check_images(others)
-        if pairs and len(images) != len(others):
-            wanted = "texts" if self.side == "text" else "reference images"
-            raise InputError(
-                f"expected as many {wanted} as images, got {len(others)} for "
-                f"{len(images)}; DirectInteraction.attribute_pairs takes all with all."
-            )
+        wanted = "texts" if self.side == "text" else "reference images"
+        every = "DirectInteraction.attribute_pairs takes all with all"
+        fits = not pairs or len(images) == len(others)
+        expect(fits, f"as many {wanted} as images, {len(images)}", len(others), every)

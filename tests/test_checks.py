@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from captum_clip import checks, files, load_clip
@@ -54,6 +56,32 @@ def test_check_choice_lists_the_choices() -> None:
         checks.check_choice("c", ("a", "b"), name="a mode")
     with pytest.raises(InputError, match=r"^expected one of a, b, got \['a'\]\.$"):
         checks.check_choice(["a"], {"a": 1, "b": 2})
+
+
+def test_expecting_gives_the_reason_of_the_library_and_keeps_its_error() -> None:
+    refused = pytest.raises(InputError, match=r"^expected a number, got 'a'; could .*; try 1\.$")
+    with refused as caught, checks.expecting("a number", "a", "try 1"):
+        float("a")
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(TargetError, match=r"^of ours$"), checks.expecting("a number", "a"):
+        raise TargetError("of ours")
+    with pytest.raises(OSError, match="another"), checks.expecting("a number", "a"):
+        raise OSError("another")
+
+
+def test_describe_gives_arrays_by_shape_and_objects_by_class() -> None:
+    for value, described in (
+        (torch.zeros(2, 3), "Tensor (2, 3) of torch.float32"),
+        (torch.zeros(2, device="meta"), "Tensor (2,) of torch.float32 on meta"),
+        ([np.zeros(3)], "[ndarray (3,) of float64]"),
+        ("a", "'a'"),
+        (None, "None"),
+        (torch.int8, "torch.int8"),
+        (torch.Tensor, "<class 'torch.Tensor'>"),
+        (torch.nn.Sequential(torch.nn.ReLU()), "Sequential"),
+        (len, "builtin_function_or_method"),
+    ):
+        assert checks.describe(value) == described
 
 
 def test_check_nonempty_names_what_is_missing() -> None:
@@ -161,5 +189,5 @@ def test_expand_takes_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "a", tmp_path / "b", tmp_path / "a" / "below a file"):
         assert checks.expand(str(path)) == path
     assert checks.expand("~") == Path.home()
-    with pytest.raises(InputError, match=r"^expected a path, got int\.$"):
+    with pytest.raises(InputError, match=r"^expected a path, got 3\.$"):
         checks.expand(3)  # type: ignore[arg-type]

@@ -24,9 +24,9 @@ ALL: dict[str, Callable[[Any], torch.Tensor]] = {
 
 
 NO_MAPS: list[tuple[Any, str]] = [
-    ([[1.0]], "got list"),
-    (torch.zeros(3), r"got \(3,\)"),
-    (torch.zeros(1, 1, 0, 4), r"got \(1, 1, 0, 4\)"),
+    ([[1.0]], r"got \[\[1.0\]\]"),
+    (torch.zeros(3), r"got Tensor \(3,\)"),
+    (torch.zeros(1, 1, 0, 4), r"none of them empty, got Tensor \(1, 1, 0, 4\)"),
     (torch.zeros(1, 1, 2, 2, dtype=torch.int64), "int64"),
     (torch.full((1, 1, 2, 2), float("nan")), "NaN or infinity"),
     (torch.full((1, 1, 2, 2), float("-inf")), "NaN or infinity"),

@@ -162,7 +162,7 @@ def test_similarity_is_copied_whole(name):
 def test_target_of_another_model_is_refused(name):
     """The sizes are named when the class is made."""
     with pytest.raises(
-        TargetError, match=r"embeddings of 12 numbers.*embeds in 24.*with this model"
+        TargetError, match=r"a target of 24 numbers.*, got 12; make it with this model"
     ):
         ClipSimilarity(cases.adapter(name), targets.embedding(torch.eye(12)[:2]))
 
@@ -172,7 +172,7 @@ def test_target_of_another_model_is_refused_where_only_a_forward_tells():
     built = builders.hf_vit()
     built.model.__class__ = type("Changed", (type(built.model),), {})
     forward = ClipSimilarity(built.load(), targets.embedding(torch.eye(12)[:2]))
-    with pytest.raises(TargetError, match=r"embeddings of 12 numbers.*embeds in 24"):
+    with pytest.raises(TargetError, match=r"a target of 24 numbers.*, got 12"):
         forward(built.images())
 
 
@@ -181,7 +181,7 @@ def test_wrong_arguments_are_refused():
     clip = cases.adapter("hf_vit")
     with pytest.raises(InputError, match=r"an adapter from load_clip.*got CLIPModel; pass"):
         ClipSimilarity(clip.model, targets.embedding(cases.embeddings()))
-    with pytest.raises(TargetError, match=r"a Target, got Tensor; make one.*targets\.text"):
+    with pytest.raises(TargetError, match=r"a Target, got Tensor .*; make one.*targets\.text"):
         ClipSimilarity(clip, cases.embeddings())  # type: ignore[arg-type]
 
 
@@ -190,7 +190,7 @@ def test_images_on_another_device_are_refused():
     small = builders.hf_vit()
     small.model.to("meta")
     forward = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
-    with pytest.raises(InputError, match=r"images are on cpu, the model on meta; pass images.to"):
+    with pytest.raises(InputError, match=r"expected images on meta, got Tensor .*; pass images.to"):
         forward(cases.images("hf_vit"))
 
 

@@ -7,8 +7,8 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..checks import check_choice, check_integer
-from ..errors import InputError, public
+from ..checks import check_choice, check_integer, expect
+from ..errors import public
 from .backgrounds import draw_background
 from .captions import draw_caption
 from .catalogue import BACKGROUNDS, THINGS, Thing
@@ -164,8 +164,8 @@ def draw_scene(
         things = pick_things(number, choice)
     else:
         things = tuple(_find(name, choice) for name in objects)
-    if outside := set(without) - set(range(len(things))):
-        raise InputError(f"without={sorted(outside)}, but the scene has {len(things)} objects")
+    known = set(without) <= set(range(len(things)))
+    expect(known, f"`without` below {len(things)}, the number of objects", sorted(without))
     sprites, corners = place(
         [draw_object(thing, size, layout, split=split, world=world) for thing in things],
         size,
@@ -196,20 +196,15 @@ def _captions(
 
 def _find(name: str, generator: np.random.Generator) -> Thing:
     matches = [thing for thing in THINGS if name in (thing.name, thing.noun)]
-    if not matches:
-        raise InputError(
-            f"no demo scene shows {name!r}; the names are in captum_clip.demo.catalogue.THINGS"
-        )
+    expect(matches, "a name of captum_clip.demo.catalogue.THINGS", name)
     return matches[generator.integers(len(matches))]
 
 
 def _check_count(objects: Sequence[str] | None, count: int | None, world: World) -> None:
     """Refuse objects that are no list, or fewer or more than there may be."""
-    if isinstance(objects, str):
-        raise InputError(f"objects={objects!r}, expected a list of names")
     if objects is not None:
-        if count not in (None, len(objects)):
-            raise InputError(f"count={count}, but objects names {len(objects)}")
+        expect(not isinstance(objects, str), "objects as a list of names", objects)
+        expect(count in (None, len(objects)), f"`count` as many as objects, {len(objects)}", count)
         count = len(objects)
     if count is not None:
         check_integer("a number of objects", count, most=world.objects)

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from ..checks import expect
 from ..errors import TargetError
 from .catalogue import ADJECTIVES, BACKGROUNDS, NOUNS
 
@@ -65,13 +66,9 @@ class DemoTokenizer:
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokens = torch.full((len(texts), CONTEXT_LENGTH), PAD, dtype=torch.int64)
         for row, text in enumerate(texts):
-            words = self._words(text)
-            if len(words) + 2 > CONTEXT_LENGTH:
-                raise TargetError(
-                    f"the text {text!r} has {len(words) + 2} tokens with its start and end, the "
-                    f"demo models read {CONTEXT_LENGTH}: shorten it"
-                )
-            numbers = [START, *(IDS[word] for word in words), END]
+            numbers = [START, *(IDS[word] for word in self._words(text)), END]
+            made = f"a text of up to {CONTEXT_LENGTH} tokens with its start and end"
+            expect(len(numbers) <= CONTEXT_LENGTH, made, text, error=TargetError)
             tokens[row, : len(numbers)] = torch.tensor(numbers)
         return tokens
 

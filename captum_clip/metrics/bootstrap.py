@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..checks import check_integer, check_interval, show
+from ..checks import check_integer, check_interval, expect, expecting
 from ..errors import InputError, public
 
 Array = npt.NDArray[np.float64]
@@ -159,8 +159,8 @@ def holm(p_values: npt.ArrayLike) -> Array:
         [0.03, 0.06, 0.06]
     """
     given = _numbers(p_values)
-    if given.ndim != 1 or not ((given >= 0) & (given <= 1)).all():
-        raise InputError(f"expected p values (m,) from 0 to 1, got {show(p_values)}.")
+    inside = given.ndim == 1 and ((given >= 0) & (given <= 1)).all()
+    expect(inside, "p values (m,) from 0 to 1", p_values)
     order = np.argsort(given, kind="stable")
     steps = np.arange(len(given), 0, -1)
     adjusted = np.empty_like(given)
@@ -216,10 +216,8 @@ def difference_of(figures: Array, level: float) -> Difference:
 
 
 def _numbers(values: Any) -> Array:
-    try:
+    with expecting("finite numbers (N,)", values):  # a graph, 10**400
         return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # a graph, 10**400
-        raise InputError(f"expected finite numbers (N,), got {show(values)}.") from error
 
 
 def _means(values: npt.ArrayLike, groups: Any, level: float, resamples: int, seed: int) -> Array:
@@ -228,15 +226,12 @@ def _means(values: npt.ArrayLike, groups: Any, level: float, resamples: int, see
     check_integer("resamples", resamples)
     check_integer("a seed", seed, least=0)  # NumPy takes lists, and crashes over some
     flat = _numbers(values)
-    if flat.ndim != 1 or not len(flat) or not np.isfinite(flat).all():
-        raise InputError(f"expected one or more finite numbers (N,), got shape {flat.shape}.")
-    try:
+    finite = flat.ndim == 1 and len(flat) and np.isfinite(flat).all()
+    expect(finite, "one or more finite numbers (N,)", values)
+    with expecting("groups (N,)", groups):  # None among numbers, lists of different lengths
         owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
         names, index = np.unique(owners, return_inverse=True)
-    except (TypeError, ValueError) as error:  # None among numbers, lists of different lengths
-        raise InputError(f"expected groups (N,), got {show(groups)}.") from error
-    if owners.shape != flat.shape:
-        raise InputError(f"{len(flat)} values, but groups {owners.shape}.")
+    expect(owners.shape == flat.shape, f"groups of {len(flat)} values", owners)
     mean = STATISTICS["mean"].prepare(index, flat[:, None], len(names))
     figures: Array = bootstrap([mean], len(names), resamples=resamples, seed=seed)[0]
     return figures

@@ -19,9 +19,9 @@ import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
 
-from ..checks import check_integer, check_interval
-from ..errors import InputError, public
-from ..maps import check_maps, expand_to_input, pearson, to_float32
+from ..checks import check_integer, check_interval, describe, expect
+from ..errors import public
+from ..maps import check_maps, check_tensor, expand_to_input, pearson, to_float32
 from . import inputs
 from .bootstrap import STATISTICS, StatisticName
 from .inputs import Forward, Seed, Targets
@@ -310,14 +310,10 @@ def shapley_effects(scores: Tensor) -> Tensor:
         >>> shapley_effects(torch.tensor([0.0, horse, dog, both]))
         tensor([ 0.3000, -0.1000])
     """
-    inputs.check_finite("scores", scores)
-    subsets = scores.shape[-1] if scores.ndim else 0
-    objects = subsets.bit_length() - 1
-    if subsets != 2 ** max(objects, 0) or not 1 <= objects <= _MOST_OBJECTS:
-        raise InputError(
-            f"expected the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} "
-            f"objects, (..., 2^n), got {tuple(scores.shape)}."
-        )
+    check_tensor("scores", scores, "(..., 2^n)")
+    objects = scores.shape[-1].bit_length() - 1
+    fits = scores.shape[-1] == 2**objects and 1 <= objects <= _MOST_OBJECTS
+    expect(fits, f"the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} objects", scores)
     sides = [2] * objects  # the highest bit comes first
     cube = scores.double().reshape(*scores.shape[:-1], *sides)
     gains = [cube.diff(dim=-1 - place).flatten(-objects) for place in range(objects)]
@@ -357,11 +353,9 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
     """
     check_maps(maps)
     inputs.check_bool("masks", masks)
-    if masks.ndim < 3 or masks.shape[:-3] not in (maps.shape[:-2], torch.Size()):
-        raise InputError(
-            f"expected masks (..., n, H, W), the objects of each map, or (n, H, W), "
-            f"got masks {inputs.describe(masks)} for maps {inputs.describe(maps)}."
-        )
+    fits = masks.ndim >= 3 and masks.shape[:-3] in (maps.shape[:-2], torch.Size())
+    expected = f"masks (..., n, H, W), the objects of each map of {describe(maps)}, or (n, H, W)"
+    expect(fits, expected, masks)
     inputs.check_filled(masks)
     heatmap = inputs.resize_to_masks(maps, masks)
     share = maps.shape[-2] * maps.shape[-1] / (masks.shape[-2] * masks.shape[-1])
@@ -405,12 +399,9 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
         >>> effect_agreement(mass, torch.tensor([0.3, -0.1]))
         Agreement(spearman=1.0, balanced_accuracy=1.0, auc=1.0)
     """
-    inputs.check_finite("mass", mass)
-    inputs.check_finite("effects", effects)
-    if mass.shape != effects.shape:
-        raise InputError(
-            f"expected one effect per mass, got {tuple(effects.shape)} for {tuple(mass.shape)}."
-        )
+    check_tensor("mass", mass, "(...)")
+    check_tensor("effects", effects, "(...)")
+    expect(mass.shape == effects.shape, f"one effect per mass of {describe(mass)}", effects)
     pairs = torch.stack([mass.cpu().flatten(), effects.cpu().flatten()], 1).double().numpy()
     count, once = len(pairs), np.ones((1, len(pairs)))
     statistics: tuple[StatisticName, ...] = ("spearman", "balanced_accuracy", "auc")

@@ -6,48 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, is_integer, show
+from ..checks import check_integer, describe, expect, expecting, is_integer
 from ..errors import InputError
-from ..maps import check_maps, to_float32, unsupported_reason, upsample
+from ..maps import check_maps, check_tensor, to_float32, upsample
 
 Forward = Callable[[Tensor], Tensor]
 Targets = int | Sequence[int] | Tensor | None
 Seed = int | Sequence[int]
 
 
-def describe(tensor: Tensor) -> str:
-    """The shape of a tensor, and its device where that is not the CPU."""
-    return f"{tuple(tensor.shape)}" + f" on {tensor.device}" * (tensor.device.type != "cpu")
-
-
 def check_bool(name: str, value: Any) -> None:
     """Raise InputError unless a value is a bool tensor."""
-    kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-    if kind != torch.bool:
-        raise InputError(f"expected {name} as a bool tensor, got {kind}.")
-
-
-def check_finite(name: str, value: Any) -> None:
-    """Raise InputError unless a value is a finite floating-point tensor."""
-    kind = (
-        unsupported_reason(value) or value.dtype
-        if isinstance(value, Tensor)
-        else type(value).__name__
-    )
-    if isinstance(kind, str) or not kind.is_floating_point:
-        raise InputError(f"expected {name} as a floating-point tensor, got {kind}.")
-    if not torch.isfinite(value).all():
-        raise InputError(f"the {name} hold NaN or infinity; leave them out.")
+    is_bool = isinstance(value, Tensor) and value.dtype == torch.bool
+    expect(is_bool, f"{name} as a bool tensor", value)
 
 
 def check_images(images: Any) -> None:
     """Raise InputError unless images are a finite floating-point tensor (B, C, H, W)."""
-    check_finite("images", images)
-    if images.ndim != 4 or 0 in images.shape:
-        raise InputError(
-            f"expected preprocessed images (B, C, H, W), none of them empty, got "
-            f"{tuple(images.shape)}; clip.preprocess(...) makes them."
-        )
+    check_tensor("images", images, "(B, C, H, W)", "clip.preprocess(...) makes them")
 
 
 def check_filled(masks: Tensor, *, what: str = "masks") -> None:
@@ -75,11 +51,9 @@ def maps_at_masks(maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor
 def maps_at(maps: Tensor, planes: Tensor, what: str) -> Tensor:
     """Maps (..., h, w) at the size of the planes (..., H, W) that they are compared with."""
     check_maps(maps)
-    if planes.ndim < 2 or planes.shape[:-2] != maps.shape[:-2] or planes.device != maps.device:
-        raise InputError(
-            f"expected one of the {what} (..., H, W) per map, got {what} "
-            f"{describe(planes)} for maps {describe(maps)}."
-        )
+    fits = planes.ndim >= 2 and planes.shape[:-2] == maps.shape[:-2]
+    expected = f"one of the {what} (..., H, W) per map of {describe(maps)}"
+    expect(fits and planes.device == maps.device, expected, planes)
     return resize_to_masks(maps, planes)
 
 
@@ -98,12 +72,10 @@ def as_planes(maps: Tensor, images: Tensor) -> Tensor:
     flat = maps[:, None] if maps.ndim == 3 else maps
     one_each = flat.ndim == 4 and len(flat) == len(images) and maps.device == images.device
     finer = maps.shape[-2] > images.shape[-2] or maps.shape[-1] > images.shape[-1]
-    if not one_each or finer or (flat.shape[1] != 1 and flat.shape != images.shape):
-        raise InputError(
-            f"expected one map per image, (B, 1, h, w) or (B, h, w) and no finer than "
-            f"it, or of the images' shape, got maps {describe(maps)} for images "
-            f"{describe(images)}; of several targets pass one, maps[:, k]."
-        )
+    fits = one_each and not finer and (flat.shape[1] == 1 or flat.shape == images.shape)
+    expected = "one map per image, (B, 1, h, w) or (B, h, w) and no finer than it, or of its shape"
+    advice = f"the images are {describe(images)}, and of several targets pass one, maps[:, k]"
+    expect(fits, expected, maps, advice)
     return to_float32(flat).sum(1)
 
 
@@ -143,26 +115,19 @@ def seeds_of(seed: Any, count: int) -> list[int]:
     if not isinstance(seed, list | tuple):
         check_integer("a seed", seed, least=0)
         return [seed + index for index in range(count)]
-    if len(seed) != count or not all(is_integer(value, least=0) for value in seed):
-        raise InputError(
-            f"expected a seed from 0 on, or one for each of {count} images, got {list(seed)}."
-        )
+    fits = len(seed) == count and all(is_integer(value, least=0) for value in seed)
+    expect(fits, f"a seed from 0 on, or one for each of {count} images", seed)
     return list(seed)
 
 
 def checked_targets(targets: Targets, images: Tensor, *, name: str) -> Tensor:
     """The index (B,) of each image's target, on the images' device; None stands for 0."""
-    try:
+    expected = f"{name} as an index from 0 on, or one for each of {len(images)} images"
+    with expecting(expected, targets):  # what is no tensor; or complex, without order
         index = torch.as_tensor(0 if targets is None else targets, device=images.device)
         whole = not index.is_floating_point() and index.dtype != torch.bool
-        right = whole and index.shape in ((), (len(images),)) and bool((index >= 0).all())
-    except (TypeError, ValueError, RuntimeError):  # what is no tensor; or complex, without order
-        right = False
-    if not right:
-        raise InputError(
-            f"expected {name} as an index from 0 on, or one for each of {len(images)} "
-            f"images, got {show(targets)}."
-        )
+        fits = whole and index.shape in ((), (len(images),)) and bool((index >= 0).all())
+        expect(fits, expected, targets)
     return index.long().expand(len(images))
 
 
@@ -172,12 +137,9 @@ def checked_scores(forward: Forward, images: Tensor, largest: int | None) -> Ten
     Without a target it must have one column only.
     """
     scores = forward(images.clone())  # which may change them
-    if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(images):
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise InputError(
-            f"expected a forward function that returns (B,) or (B, K) for {len(images)} "
-            f"images, got {shape}."
-        )
+    fits = isinstance(scores, Tensor) and scores.ndim in (1, 2) and len(scores) == len(images)
+    expected = f"a forward function that returns (B,) or (B, K) for {len(images)} images"
+    expect(fits, expected, scores)
     scores = scores.reshape(len(images), -1)
     count = scores.shape[1]
     if count != 1 if largest is None else largest >= count:

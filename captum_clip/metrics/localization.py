@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_interval
-from ..errors import InputError, public
+from ..checks import check_integer, check_interval, expect
+from ..errors import public
 from ..maps import Threshold, check_maps, normalize, pearson, threshold_level, to_float32
 from .inputs import maps_at, maps_at_masks, rounding, varies
 from .map_statistics import average_ranks
@@ -430,10 +430,9 @@ def _at_densities(maps: Tensor, densities: Tensor) -> Tensor:
     """Maps at the size of their densities, after a check of both."""
     check_maps(densities, what="densities")
     heatmap = maps_at(maps, densities, "densities")
-    if (densities < 0).any() or not densities.flatten(-2).any(-1).all():
-        raise InputError(
-            "expected densities from 0 on with some mass in each; leave the other images out."
-        )
+    massive = (densities >= 0).all() and densities.flatten(-2).any(-1).all()
+    expected = "densities from 0 on with some mass in each"
+    expect(massive, expected, densities, "leave the other images out")
     return heatmap
 
 

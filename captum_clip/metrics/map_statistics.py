@@ -10,9 +10,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from ..checks import describe, expect
 from ..errors import InputError, public
 from ..maps import check_maps, pearson, to_float32, upsample
-from .inputs import describe
 
 Axes = tuple[Tensor, Tensor]
 """R_h (H, h) and R_w (W, w), float64: upsampled to H x W a map m is R_h m R_w^T."""
@@ -189,11 +189,9 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """
     check_maps(maps)
     check_maps(others)
-    if maps.shape != others.shape or maps.device != others.device:
-        raise InputError(
-            f"expected two sets of maps of one shape, got {describe(maps)} and "
-            f"{describe(others)}; resize one with captum_clip.maps.upsample."
-        )
+    alike = maps.shape == others.shape and maps.device == others.device
+    advice = "resize one with captum_clip.maps.upsample"
+    expect(alike, f"maps as the others, {describe(others)}", maps, advice)
     return spearman(maps.flatten(-2), others.flatten(-2)).to(to_float32(maps).dtype)
 
 

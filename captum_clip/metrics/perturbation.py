@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_choice, check_integer, check_interval, show
-from ..errors import InputError, public
+from ..checks import check_choice, check_integer, check_interval, expect, expecting
+from ..errors import public
 from ..maps import to_float32, upsample
 from . import inputs
 from .inputs import Forward, Seed, Targets
@@ -147,10 +147,8 @@ def perturbation_test(
     check_choice(mode, ("deletion", "insertion"), name="a mode")
     check_choice(unit, ("pixel", "patch"), name="a unit")
     rising = all(low < high for low, high in pairwise(fractions))
-    if len(fractions) < 2 or not rising or not 0 <= fractions[0] <= fractions[-1] <= 1:
-        raise InputError(
-            f"expected two or more rising fractions from 0 to 1, got {list(fractions)}."
-        )
+    fits = rising and len(fractions) >= 2 and 0 <= fractions[0] <= fractions[-1] <= 1
+    expect(fits, "two or more rising fractions from 0 to 1", fractions)
     check_integer("a batch size", batch_size)
     units = inputs.as_planes(maps, images)
     if unit == "pixel":
@@ -223,14 +221,9 @@ def _checked_fill(fill: Fill, images: Tensor) -> Tensor | None:
     """The fill in the images' shape; None for ROAD."""
     if isinstance(fill, str) and fill == "road":
         return None
-    try:
+    expected = f'fill as "road" or a tensor that can be broadcast to images {tuple(images.shape)}'
+    with expecting(expected, fill, "metrics.mean_fill(images) is one"):
         return fill.to(images).expand_as(images)
-    except (AttributeError, RuntimeError) as error:
-        given = tuple(fill.shape) if isinstance(fill, Tensor) else show(fill)
-        raise InputError(
-            f'perturbation_test: expected fill as "road" or a tensor that can be broadcast to '
-            f"images {tuple(images.shape)}, got {given}; metrics.mean_fill(images) is one."
-        ) from error
 
 
 @public("area_between")
@@ -271,14 +264,9 @@ def area_between(
         (tensor([1.]), tensor([0.2500]))
     """
     pair = [deletion, deletion if insertion is None else insertion]
-    ends = [float(curves.fractions[end]) for curves in pair for end in (0, -1)]
-    counts = [len(curves.most_first) for curves in pair]
-    if ends != [0, 1, 0, 1] or counts[0] != counts[1]:
-        raise InputError(
-            "expected deletion and insertion of the same images over fractions from "
-            f"0 to 1, got {counts[0]} and {counts[1]} images from {ends[0]} to {ends[1]} and from "
-            f"{ends[2]} to {ends[3]}."
-        )
+    spans = [(len(c.most_first), float(c.fractions[0]), float(c.fractions[-1])) for c in pair]
+    expected = "deletion and insertion (images, first and last fraction) of the same from 0 to 1"
+    expect(len({*spans}) == 1 and spans[0][1:] == (0, 1), expected, spans)
     inserted, shrinking = deletion.least_area, deletion.least_first
     if insertion is not None:
         inserted, shrinking = insertion.most_area, insertion.most_first.flip(-1)
@@ -366,8 +354,7 @@ def road_fill(images: Tensor, removed: Tensor) -> Tensor:
     inputs.check_images(images)
     inputs.check_bool("removed", removed)
     shape = (len(images), 1, *images.shape[-2:])
-    if removed.shape != shape:
-        raise InputError(f"expected removed {shape}, got {tuple(removed.shape)}.")
+    expect(removed.shape == shape, f"removed {shape}", removed)
     dtype = torch.promote_types(images.dtype, torch.float32)
     with torch.no_grad():
         solved = _solve(images.detach().to(dtype), removed.to(dtype))

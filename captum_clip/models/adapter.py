@@ -1,7 +1,7 @@
 """The adapter: one face for every CLIP model, whichever library it comes from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import as_list, check_integer, is_encodable, is_number, show, torch_failures
+from ..checks import check_integer, check_texts, expect, expecting, is_number, torch_failures
 from ..errors import InputError, TargetError, UnsupportedModelError, public
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
@@ -91,8 +91,8 @@ class ClipAdapter(ABC):
         """The length that tokenizers of transformers pad to; None for the longest text's."""
         return self.context_length
 
-    def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
-        """Mean and standard deviation of the three channels; None if they are not known."""
+    def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation of the channels; InputError if they are not known."""
         inner = image_processor(self.processor or self.tower.module)  # OpenCLIP notes them on it
         for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
             if hasattr(step, "mean") and hasattr(step, "std"):
@@ -101,7 +101,10 @@ class ClipAdapter(ABC):
         if not getattr(inner, "do_normalize", True):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if mean is None or std is None:
-            return None
+            raise InputError(
+                f"the mean and standard deviation of the images are not known; pass "
+                f"`processor`, that of {self.name}, with the model."
+            )
         # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the deviation twice
         scale = 255 * getattr(inner, "rescale_factor", 1 / 255)
         scale = scale if getattr(inner, "do_rescale", True) else 255
@@ -219,10 +222,8 @@ class ClipAdapter(ABC):
         images = pixels_of(images)
         if is_preprocessed(images):
             tensors = [images] if isinstance(images, Tensor) else list(images)
-            try:
+            with expecting("preprocessed tensors (3, H, W) of one size", tensors):
                 batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
-            except RuntimeError as error:
-                raise InputError(f"the tensors differ in size ({error}).") from error
             check_images(batch)
             return batch.to(self.device)
         pixels = self._process(as_pil(images))
@@ -253,30 +254,22 @@ class ClipAdapter(ABC):
     def color(self, rgb: Sequence[float]) -> Tensor:
         """A constant colour, rgb in [0, 1], as a normalised tensor (1, 3, 1, 1)."""
         channels = list(rgb) if isinstance(rgb, (Sequence, np.ndarray)) else []
-        if len(channels) != 3 or not all(is_number(c) and 0 <= c <= 1 for c in channels):
-            raise InputError(f"expected three numbers in [0, 1], got {show(rgb)}.")
+        inside = len(channels) == 3 and all(is_number(c) and 0 <= c <= 1 for c in channels)
+        expect(inside, "three numbers in [0, 1]", rgb)
         mean, std = self._channel_statistics(self.device)
         value = torch.tensor(rgb, device=self.device).view(1, 3, 1, 1)
         return ((value - mean) / std).to(self.dtype)
 
     def _channel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        statistics = self._statistics()
-        if statistics is None:
-            raise InputError(
-                f"the mean and standard deviation of the images are not known; pass "
-                f"`processor`, that of {self.name}, with the model."
-            )
-        mean, std = (torch.tensor(list(s), device=device).view(1, 3, 1, 1) for s in statistics)
+        parts = self._statistics()
+        mean, std = (torch.tensor(list(part), device=device).view(1, 3, 1, 1) for part in parts)
         return mean, std
 
     def check_images(self, images: Any) -> None:
         """Raise InputError unless images are preprocessed, on its device, of a size it takes."""
         check_images(images)
-        if images.device != self.device:
-            raise InputError(
-                f"the images are on {images.device}, the model on {self.device}; pass "
-                "images.to(clip.device)."
-            )
+        same = images.device == self.device
+        expect(same, f"images on {self.device}", images, "pass images.to(clip.device)")
         self.tower.grid(images.shape[-2], images.shape[-1])
 
     @public("encode_image")
@@ -305,18 +298,8 @@ class ClipAdapter(ABC):
             TargetError: a text is longer than the context, which would cut it without a word.
             InputError: there is no tokenizer.
         """
-        if not isinstance(texts, Iterable):
-            raise TargetError(f"expected a text or several, got {type(texts).__name__}.")
-        texts = as_list(texts)
-        if not texts:
-            raise TargetError("got no text at all.")
+        texts = check_texts(texts)
         for text in texts:
-            if not isinstance(text, str):
-                raise TargetError(f"expected texts, got {type(text).__name__}: {show(text)}.")
-            if not is_encodable(text):
-                raise TargetError(
-                    f"{show(text)} holds half a character (a surrogate); take it out."
-                )
             count, longest = self.count_tokens(text), self.context_length
             if count is not None and longest is not None and count > longest:
                 raise TargetError(
@@ -324,18 +307,13 @@ class ClipAdapter(ABC):
                     f"{longest}; shorten it: {text[:60]!r}..."
                 )
         tokens = self._tokenize(texts)
-        if not hasattr(tokens, "to"):
-            raise InputError(
-                f"the tokenizer returned a {type(tokens).__name__}; expected a tensor "
-                "(N, T) or what a tokenizer of transformers returns."
-            )
+        made = "a tensor (N, T), or what a tokenizer of transformers returns, from the tokenizer"
+        expect(hasattr(tokens, "to"), made, tokens)
         largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
         known = self.vocabulary_size
-        if known is not None and largest >= known:
-            raise TargetError(
-                f"the tokenizer gives the token {largest}, and {self.name} knows "
-                f"{known}; pass its own `tokenizer` with the model."
-            )
+        wanted = f"tokens below {known}, which {self.name} knows"
+        own = "pass its own `tokenizer` with the model"
+        expect(known is None or largest < known, wanted, largest, own, error=TargetError)
         return tokens.to(self.device)
 
     @public("encode_text")

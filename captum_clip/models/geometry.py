@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import expect
 from ..errors import InputError, UnsupportedModelError, public
 from ..maps import Box
 from .images import Size, image_processor
@@ -145,28 +146,22 @@ def geometry_of(processor: Any, size: Size) -> Crop:
         patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]
         height, width = (int(count) * inner.patch_size for count in patches)
         return Crop((height, width), (0, 0, width, height))
-    if _is_a(inner, "Compose"):
-        return _of_steps(inner.transforms, size)
-    raise UnsupportedModelError(
-        f"how a {type(inner).__name__} resizes and crops is not known; for masks and fixations "
-        "expected an image processor of transformers for a CLIP or SigLIP, or a Compose of "
-        "torchvision, as OpenCLIP's is."
+    known = (
+        "an image processor of transformers for a CLIP or SigLIP, or a Compose of torchvision, as "
+        "OpenCLIP's is, for masks and fixations"
     )
+    expect(_is_a(inner, "Compose"), known, inner, error=UnsupportedModelError)
+    return _of_steps(inner.transforms, size)
 
 
 def _fitting(processor: Any, array: npt.NDArray[Any], size: Size | None) -> Crop:
     """The geometry for arrays of an image's size; InputError where the result has another size."""
-    if array.ndim < 2 or 0 in array.shape[-2:]:
-        raise InputError(f"expected an array (..., H, W), got {array.shape}.")
+    expect(array.ndim >= 2 and 0 not in array.shape[-2:], "an array (..., H, W)", array)
     geometry = geometry_of(processor, (array.shape[-2], array.shape[-1]))
     left, top, right, bottom = geometry.box
     result = (bottom - top, right - left)
-    if size is not None and result != tuple(size):
-        raise InputError(
-            f"an array of {array.shape[-2]} x {array.shape[-1]} becomes one of "
-            f"{result[0]} x {result[1]}, but the preprocessed image has {size[0]} x {size[1]}; "
-            "give an array of the image's own size."
-        )
+    expected = f"an array of the image's own size, one that becomes {size} and not {result}"
+    expect(size is None or result == tuple(size), expected, array)
     return geometry
 
 

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..checks import excerpt
+from ..checks import excerpt, expect
 from ..errors import InputError
-from ..maps import unsupported_reason
+from ..maps import check_tensor, unsupported_reason
 
 Size = tuple[int, int]
 _CHANNELS = (1, 2, 3, 4)
@@ -43,11 +43,8 @@ def pixels_of(images: Any) -> Any:
     """Take the tensor of what an image processor of transformers returned; else do nothing."""
     if not isinstance(images, Mapping):
         return images
-    if "pixel_values" not in images:
-        raise InputError(
-            f"expected images, got {type(images).__name__} of {list(images)}; pass "
-            "files, PIL images, or what processor(images=...) returns."
-        )
+    taken = "files, PIL images, or what processor(images=...) returns"
+    expect("pixel_values" in images, taken, list(images))
     values = images["pixel_values"]
     return values if isinstance(values, Tensor) else torch.tensor(np.array(values, np.float32))
 
@@ -69,29 +66,8 @@ def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
 
 def check_images(images: Any) -> None:
     """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite."""
-    made = "clip.preprocess(images) makes them of any images"
-    if not isinstance(images, Tensor):
-        got = type(images).__name__
-        raise InputError(f"expected preprocessed images (B, 3, H, W), got {got}; {made}.")
-    if reason := unsupported_reason(images):
-        raise InputError(f"expected images as a tensor of plain numbers, got {reason}.")
-    shape = tuple(images.shape)
-    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        raise InputError(
-            f"expected images of shape (B, 3, H, W), got {shape}; {made}, and "
-            "images[None] adds the batch dimension."
-        )
-    if not images.is_floating_point():
-        raise InputError(
-            f"expected floating-point (preprocessed) images, got {images.dtype}; {made}."
-        )
-    # A sum takes a fiftieth of the time, but may overflow where every value is finite.
-    total = images.detach().sum(dtype=torch.promote_types(images.dtype, torch.float32))
-    if not torch.isfinite(total) and not torch.isfinite(images).all():
-        raise InputError(
-            f"the images {shape} hold NaN or infinity; look for a division by zero or an "
-            "overflow in half precision before this call."
-        )
+    made = "clip.preprocess(images) makes them of any, and images[None] adds the batch dimension"
+    check_tensor("images", images, "(B, 3, H, W)", made)
 
 
 def as_pil(images: Any) -> list[Image.Image]:
@@ -121,13 +97,10 @@ def _as_pil(image: Any) -> list[Image.Image]:
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(image)):
             raise InputError(f"{image} is a URL; download the image, then pass its file.")
         return [decode_file(read_file(Path(image)), str(image))]
-    if isinstance(image, Image.Image):
-        with pillow_errors("the PIL image"):
-            return [_to_rgb(image, "the PIL image")]
-    raise InputError(
-        "expected a path, a PIL image, an array or a uint8 tensor, or several of them, "
-        f"got {type(image).__name__}."
-    )
+    is_image = isinstance(image, Image.Image)
+    expect(is_image, "a path, a PIL image, an array or a uint8 tensor, or several", image)
+    with pillow_errors("the PIL image"):
+        return [_to_rgb(image, "the PIL image")]
 
 
 def read_file(path: Path, name: str = "") -> bytes:
@@ -255,11 +228,8 @@ def _arrays_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
     if values.ndim == 3:
         values = values[..., None]
     sensible = values.ndim == 4 and values.shape[3] in _CHANNELS and 0 not in values.shape[1:]
-    if not sensible:
-        raise InputError(
-            f"got an array or tensor of shape {tuple(array.shape)}; expected (H, W), "
-            "(H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two."
-        )
+    shapes = "(H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two"
+    expect(sensible, shapes, array)
     images = (image[..., 0] if image.shape[-1] == 1 else image for image in values)
     return [_to_rgb(Image.fromarray(image), "the array or tensor") for image in images]
 
@@ -281,10 +251,7 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
     else:
         tensors = [inner(image) for image in images]
     for tensor in tensors:
-        if not isinstance(tensor, Tensor) or tensor.ndim != 3 or tensor.shape != tensors[0].shape:
-            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise InputError(
-                f"the processor {type(inner).__name__} returned {got} for an image; "
-                "expected one tensor (3, H, W) an image, all of the same size."
-            )
+        fits = isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape == tensors[0].shape
+        made = f"a tensor (3, H, W) of each image from {type(inner).__name__}, all of one size"
+        expect(fits, made, tensor)
     return torch.stack(tensors).float()

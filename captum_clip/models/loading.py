@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..checks import check_integer, error_context, expand, show
+from ..checks import check_integer, error_context, expand, expect, find_folder, show
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, public
@@ -175,15 +175,12 @@ def load_clip(
         name = _name_of(unwrapped(name_or_model))
         clip = adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
         return _as_it_is("a model object", clip, image_size, {"device": device, "dtype": dtype})
-    if not isinstance(name_or_model, (str, Path)):
-        raise UnsupportedModelError(
-            f"expected a name, a folder or a CLIP model, got {type(name_or_model).__name__}."
-        )
-    if isinstance(name_or_model, Path) and not expand(name_or_model).is_dir():
-        raise InputError(f"there is no folder {name_or_model}.")
+    is_name, wanted = isinstance(name_or_model, (str, Path)), "a name, a folder or a CLIP model"
+    expect(is_name, wanted, name_or_model, error=UnsupportedModelError)
+    if isinstance(name_or_model, Path):
+        find_folder(name_or_model)
     source, device = resolve(str(name_or_model)), choose_device(device)
-    if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"expected a floating-point dtype, got {dtype}.")
+    expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
     if image_size is not None:
         check_integer("image_size", image_size, most=_LARGEST)
     given, failures = {"processor": processor, "tokenizer": tokenizer}, {}
@@ -224,8 +221,8 @@ def _resize(clip: ClipAdapter, size: int) -> None:
 def _check_part(option: str, part: Any, wanted: str) -> None:
     # an object that only holds an image processor, as a processor of both does, serves too
     serves = callable(part) or (option == "processor" and hasattr(part, "image_processor"))
-    if part is not None and (isinstance(part, type) or not serves):
-        raise InputError(f"expected {wanted} as {option}, got {show(part)}.")
+    serves = part is None or (serves and not isinstance(part, type))
+    expect(serves, f"{wanted} as {option}", part)
 
 
 def _name_of(model: nn.Module) -> str:
@@ -271,7 +268,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"PyTorch cannot compute on `device={str(device)!r}` here; expected 'cpu', "
             "'cuda' or the like, or none to take what there is."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from ..checks import expect
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from . import timm
@@ -162,12 +163,10 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
         kind = OpenClipLayer
         if isinstance(attention, Attention):
             kind = CustomLayer if isinstance(block, CustomResidualAttentionBlock) else OwnLayer
-        elif not isinstance(attention, nn.MultiheadAttention):
-            raise UnsupportedModelError(
-                f"layer {index} of OpenCLIP's transformer has an attention of the class "
-                f"{type(attention).__name__}; supported are torch.nn.MultiheadAttention and "
-                "OpenCLIP's Attention."
-            )
+        else:
+            supported = f"a torch.nn.MultiheadAttention or OpenCLIP's Attention in layer {index}"
+            is_known = isinstance(attention, nn.MultiheadAttention)
+            expect(is_known, supported, attention, error=UnsupportedModelError)
         layers.append(kind(block, attention, attention.num_heads))
     return tuple(layers)
 
@@ -411,11 +410,9 @@ def tower_of(module: Any) -> Tower:
         return _vit_of(visual)
     if isinstance(visual, ModifiedResNet):
         return OpenClipResNet.found_in(visual, visual.image_size)
-    if not isinstance(visual, TimmModel):
-        raise UnsupportedModelError(
-            f"{type(module).__name__} has a {type(visual).__name__} as its visual tower; supported "
-            "are OpenCLIP's VisionTransformer, ModifiedResNet and TimmModel."
-        )
+    supported = "a VisionTransformer, ModifiedResNet or TimmModel as the visual tower of OpenCLIP's"
+    is_timm = isinstance(visual, TimmModel)
+    expect(is_timm, f"{supported} {type(module).__name__}", visual, error=UnsupportedModelError)
     tower = timm.tower_of(visual)
     if tower is None:
         raise UnsupportedModelError(

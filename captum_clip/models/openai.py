@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from ..checks import expect
 from ..errors import TargetError, UnsupportedModelError
 from .adapter import Family
 from .open_clip import OpenClipAdapter, OpenClipLayer, OpenClipResNet, OpenClipViT, text_tower_in
@@ -33,11 +34,9 @@ class OpenAIViT(OpenClipViT):
 
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
     for block in transformer.resblocks:
-        if not all(hasattr(block.attn, name) for name in ("in_proj_weight", "out_proj")):
-            raise UnsupportedModelError(
-                f"the attention of a block is a {type(block.attn).__name__}; supported is one with "
-                "the parts of torch.nn.MultiheadAttention, as in OpenAI's clip/model.py."
-            )
+        is_known = hasattr(block.attn, "in_proj_weight") and hasattr(block.attn, "out_proj")
+        parts = "an attention with the parts of torch.nn.MultiheadAttention, as in OpenAI's"
+        expect(is_known, parts, block.attn, error=UnsupportedModelError)
     return tuple(OpenAILayer(b, b.attn, b.attn.num_heads) for b in transformer.resblocks)
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from ..checks import expect
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
 from .attentions import PoolingHead, part_of, with_part
@@ -208,11 +209,9 @@ class AlignTower(AveragePooledTower):
     def found_in(cls, module: Any) -> Self:
         """The tower in an `AlignModel`; UnsupportedModelError where it takes a maximum."""
         inner = vision_of(module)
-        if not isinstance(inner.pooler, nn.AvgPool2d):
-            raise UnsupportedModelError(
-                f"the AlignVisionModel pools with a {type(inner.pooler).__name__}; supported is "
-                "the mean of the features (pooling_type='mean')."
-            )
+        mean = "an AlignVisionModel that pools the mean of the features (pooling_type='mean')"
+        is_mean = isinstance(inner.pooler, nn.AvgPool2d)
+        expect(is_mean, mean, inner.pooler, error=UnsupportedModelError)
         blocks = [(f"block {i}", block) for i, block in enumerate(inner.encoder.blocks)]
         return cls(
             module=inner,
@@ -338,11 +337,9 @@ class DualEncoderTower(HuggingFaceTower):
     @override
     def found_in(cls, module: Any) -> Self:
         vision = module.vision_model
-        if not any(family.holds(vision) for family in huggingface.FAMILIES):
-            raise UnsupportedModelError(
-                f"the VisionTextDualEncoderModel has a {type(vision).__name__} as its vision "
-                "model; supported is CLIPVisionModel."
-            )
+        is_clip = any(family.holds(vision) for family in huggingface.FAMILIES)
+        supported = "a CLIPVisionModel in the VisionTextDualEncoderModel"
+        expect(is_clip, supported, vision, error=UnsupportedModelError)
         return super().found_in(module)
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..checks import expect
 from ..errors import InputError
+from ..maps import check_shape
 from .attentions import AttentionLayer
 from .images import Size
 from .steps import PooledToken, Step, call_steps, run_steps
@@ -142,28 +144,19 @@ class TextTower(TransformerTower):
 
 def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:
     """Raise InputError unless token ids (B, T) and their mask are what the tower takes."""
-    problem, made = "", "ids, mask = clip.text_inputs(texts) makes them"
-    shape = tuple(ids.shape) if isinstance(ids, Tensor) else ()
-    if not isinstance(ids, Tensor):
-        problem = f"expected token ids (B, T), got {type(ids).__name__}; {made}"
-    elif len(shape) != 2 or ids.is_floating_point() or ids.dtype == torch.bool or 0 in shape:
-        problem = f"expected token ids (B, T) of whole numbers, got {shape} of {ids.dtype}; {made}"
-    elif shape[1] > tower.longest or (tower.is_fixed and shape[1] != tower.longest):
-        exactly = f"{name} takes {tower.longest}{' exactly' * tower.is_fixed}"
-        problem = f"the texts have {shape[1]} tokens, and {exactly}; {made}"
-    elif ids.device != device:
-        where = f"on {ids.device}, the model on {device}"
-        problem = f"the token ids are {where}; pass ids.to(clip.device)"
-    elif int(ids.min()) < 0 or int(ids.max()) >= tower.vocabulary:
-        problem = (
-            f"token ids from {int(ids.min())} to {int(ids.max())} were given, and {name} knows 0 "
-            f"to {tower.vocabulary - 1}; make them with its own tokenizer"
-        )
-    elif mask is not None and not tower.takes_mask:
+    made = "ids, mask = clip.text_inputs(texts) makes them"
+    check_shape("token ids", ids, "(B, T)", made)
+    whole = not ids.is_floating_point() and ids.dtype != torch.bool
+    expect(whole, "token ids (B, T) of whole numbers", ids, made)
+    count, most = ids.shape[1], "" if tower.is_fixed else "up to "
+    fits = count == tower.longest or (count < tower.longest and not tower.is_fixed)
+    expect(fits, f"texts of {most}{tower.longest} tokens, which {name} takes", ids, made)
+    expect(ids.device == device, f"token ids on {device}", ids, "pass ids.to(clip.device)")
+    low, high = int(ids.min()), int(ids.max())
+    known = f"token ids from 0 to {tower.vocabulary - 1}, which {name} knows"
+    expect(0 <= low <= high < tower.vocabulary, known, high, "make them with its own tokenizer")
+    if mask is not None and not tower.takes_mask:
         takes = "takes no attention_mask, since it knows padding"
-        problem = f"OpenCLIP's text tower {takes}; leave it out"
-    elif mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
-        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        problem = f"expected an attention_mask of shape {shape} like the token ids, got {got}"
-    if problem:
-        raise InputError(f"{problem}.")
+        raise InputError(f"OpenCLIP's text tower {takes}; leave it out.")
+    fits = mask is None or (isinstance(mask, Tensor) and mask.shape == ids.shape)
+    expect(fits, f"an attention_mask of shape {tuple(ids.shape)} like the token ids", mask)

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..checks import is_integer
-from ..errors import InputError, UnsupportedModelError, public
+from ..checks import expect, is_integer
+from ..errors import UnsupportedModelError, public
 from .adapter import ClipAdapter
 from .attentions import AttentionLayer
 from .families import adapter_of, tower_of
@@ -47,14 +47,11 @@ def permute_heads(model: Model, layer: int, permutation: Sequence[int]) -> Model
             "layers with heads; pass a model with a ViT."
         )
     count = len(tower.layers)
-    if not is_integer(layer, least=-count) or layer >= count:
-        raise InputError(
-            f"layer {layer} does not exist; the tower has the layers 0 ... "
-            f"{count - 1}, or -{count} ... -1 from the end."
-        )
+    exists = is_integer(layer, least=-count) and layer < count
+    expect(exists, f"a layer of 0 ... {count - 1}, or -{count} ... -1 from the end", layer)
     attention, order = tower.layers[layer], list(permutation)
-    if sorted(order) != list(range(attention.heads)):
-        raise InputError(f"expected a permutation of 0 ... {attention.heads - 1}, got {order}.")
+    complete = sorted(order) == list(range(attention.heads))
+    expect(complete, f"a permutation of 0 ... {attention.heads - 1}", order)
     _permute(attention, order)
     return changed
 
@@ -125,11 +122,9 @@ def randomize_parameters(
     changed: Any = copy.deepcopy(model.model if isinstance(model, ClipAdapter) else model)
     by_stage = _stages(changed)
     count = len(by_stage) if stages is None else stages
-    if not is_integer(count, least=1) or count > len(by_stage):
-        raise InputError(
-            f"expected stages from 1 to {len(by_stage)}, or None for all, "
-            f"got {stages!r}; from the top they are {', '.join(by_stage)}."
-        )
+    exist = is_integer(count, least=1) and count <= len(by_stage)
+    names = f"from the top they are {', '.join(by_stage)}"
+    expect(exist, f"stages from 1 to {len(by_stage)}, or None for all", stages, names)
     generator = torch.Generator().manual_seed(seed)
     for parameters in list(by_stage.values())[:count]:
         for parameter in parameters:

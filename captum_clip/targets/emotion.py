@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy.typing as npt
 import torch
 
-from ..checks import as_list
+from ..checks import as_list, expect
 from ..errors import TargetError, public
 from ..models import ClipAdapter, differing_parts
 from .target import Target
@@ -77,29 +77,21 @@ def emotion(
         >>> targets.emotion(load_clip("demo/vit"), probe, ["awe", "fear"]).names
         ('awe', 'fear')
     """
-    if not isinstance(probe, Probe):
-        raise TargetError(
-            f"expected an EmotionProbe, got {type(probe).__name__}; "
-            "EmotionProbe.load(file) reads one."
-        )
+    reads = "EmotionProbe.load(file) reads one"
+    expect(isinstance(probe, Probe), "an EmotionProbe", probe, reads, error=TargetError)
     chosen = probe.emotions if names is None else tuple(as_list(names))
     unknown = [name for name in chosen if name not in probe.classes]
-    if unknown or not chosen:
-        raise TargetError(
-            f"expected names among {', '.join(probe.classes)}; got "
-            f"{', '.join(map(repr, unknown)) or 'none at all'}."
-        )
+    known = f"names among {', '.join(probe.classes)}"
+    expect(chosen and not unknown, known, unknown, error=TargetError)
     width, expected = probe.weights.shape[1], clip.embedding_dim
     if other := probe.identity and differing_parts(probe.identity, clip.identity(texts=False)):
         raise TargetError(
             f"the probe was fitted on features of {probe.model or 'a model'} "
             f"with other {' and '.join(other)} than {clip.name}; fit one on features of this model."
         )
-    if not probe.identity and expected is not None and width != expected:
-        raise TargetError(
-            f"the probe has {width} dimensions, and {clip.name} embeds in "
-            f"{expected}; take one of this model."
-        )
+    fits = probe.identity or expected in (None, width)
+    wanted = f"a probe of {expected} dimensions, as {clip.name} has"
+    expect(fits, wanted, width, "take one of this model", error=TargetError)
     weights = probe.weights - centre * probe.weights.mean(0)  # (C, D)
     rows = weights[[probe.classes.index(name) for name in chosen]]
     return Target.of(torch.from_numpy(rows).float().to(clip.device), chosen)

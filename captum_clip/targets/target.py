@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations
 from pathlib import Path
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import as_list, excerpt, is_encodable, is_integer, show
+from ..checks import as_list, check_texts, excerpt, expect, expecting, is_integer, show
 from ..errors import InputError, TargetError, public
-from ..maps import to_float32, unsupported_reason
+from ..maps import check_shape, to_float32
 from ..models import ClipAdapter, ImageLike
 
 Source = Literal["text", "image"]
@@ -60,15 +60,9 @@ class Target:
         Raises:
             TargetError: not (K, D), not finite, one without direction, or not K names.
         """
-        if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or 0 in embeddings.shape:
-            is_tensor = isinstance(embeddings, Tensor)
-            got = tuple(embeddings.shape) if is_tensor else type(embeddings).__name__
-            raise TargetError(f"expected embeddings of shape (K, D), got {got}.")
-        if reason := unsupported_reason(embeddings):
-            raise TargetError(f"expected embeddings of plain numbers, got {reason}.")
-        count = len(embeddings)
-        if len(names) != count:
-            raise TargetError(f"{count} embeddings need as many names, got {len(names)}.")
+        check_shape("embeddings", embeddings, "(K, D)", error=TargetError)
+        named = f"{len(embeddings)} names of as many embeddings"
+        expect(len(names) == len(embeddings), named, names, error=TargetError)
         is_float = embeddings.is_floating_point()
         zero = max(_ZERO, torch.finfo(embeddings.dtype).eps if is_float else 0)
         embeddings = to_float32(embeddings.detach())
@@ -94,16 +88,10 @@ class Target:
         return Target(-self.embeddings, self.norms, names, self.source)
 
     def __sub__(self, other: "Target") -> "Target":
-        if not isinstance(other, Target):
-            raise TargetError(
-                f"only another Target can be subtracted, got {type(other).__name__}; "
-                "targets.embedding makes one of numbers."
-            )
-        if len(other) not in (1, len(self)) and len(self) != 1:
-            raise TargetError(
-                f"cannot subtract {len(other)} embeddings from {len(self)}; the counts "
-                "must be equal, or one of them 1."
-            )
+        made, is_target = "targets.embedding makes one of numbers", isinstance(other, Target)
+        expect(is_target, "another Target to subtract", other, made, error=TargetError)
+        fits = len(other) in (1, len(self)) or len(self) == 1
+        expect(fits, f"1 or {len(self)} embeddings to subtract", len(other), error=TargetError)
         _check_sizes([self, other])
         differences = self.embeddings - other.embeddings.to(self.embeddings.device)
         left, right = (np.broadcast_to(t.names, len(differences)) for t in (self, other))
@@ -126,18 +114,14 @@ class Target:
     def _positions(self, key: Any) -> list[int]:
         if isinstance(key, str):
             return [index for index, name in enumerate(self.names) if name == key]
-        expected = f"expected indices, a slice or a name, got {show(key)}."
-        try:
+        expected = "indices, a slice or a name"
+        with expecting(expected, key, error=TargetError):  # letters, a tensor without values
             if isinstance(key, slice):
                 return list(range(len(self)))[key]
             indices = np.atleast_1d(key.tolist() if isinstance(key, Tensor) else key).tolist()
-        except (TypeError, ValueError, RuntimeError) as error:  # letters, a tensor without values
-            raise TargetError(expected) from error
-        if not all(is_integer(index) for index in indices):
-            raise TargetError(expected)
-        if any(not -len(self) <= index < len(self) for index in indices):
-            raise IndexError(f"index {show(key)} is out of range for {len(self)} targets.")
-        return [index % len(self) for index in indices]
+        expect(all(map(is_integer, indices)), expected, key, error=TargetError)
+        positions = range(len(self))
+        return [positions[index] for index in indices]
 
     def to(self, device: torch.device | str) -> "Target":
         """Move the target to another device."""
@@ -166,8 +150,8 @@ def concatenate(targets: Sequence[Target]) -> Target:
         TargetError: nothing was given, or the embeddings differ in length.
     """
     targets = list(targets)
-    if not targets or not all(isinstance(target, Target) for target in targets):
-        raise TargetError(f"expected one or more Targets, got {targets!r}.")
+    are_targets = targets and all(isinstance(target, Target) for target in targets)
+    expect(are_targets, "one or more Targets", targets, error=TargetError)
     _check_sizes(targets)
     device = targets[0].embeddings.device
     return Target(
@@ -195,12 +179,8 @@ def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> T
         >>> targets.embedding(torch.eye(3)[:2], ["first", "second"]).norms
         tensor([1., 1.])
     """
-    try:
+    with expecting("numbers (K, D) or (D,)", embeddings, error=TargetError):
         tensor = torch.as_tensor(embeddings)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(
-            f"expected numbers (K, D) or (D,), got {type(embeddings).__name__}."
-        ) from error
     tensor = tensor[None] if tensor.ndim == 1 else tensor
     if names is None:
         names = [f"embedding {index}" for index in range(len(tensor) if tensor.ndim else 0)]
@@ -277,8 +257,8 @@ def text(
     if templates is None:
         return Target.of(_encode(clip, texts), texts, "text")
     templates = as_list(templates)
-    if not templates or not all(isinstance(t, str) and t.count("{}") == 1 for t in templates):
-        raise TargetError(f"expected templates with one {{}} for the text, got {show(templates)}.")
+    fit = templates and all(isinstance(t, str) and t.count("{}") == 1 for t in templates)
+    expect(fit, "templates with one {} for the text", templates, error=TargetError)
     prompts = [template.replace("{}", text) for text in texts for template in templates]
     embeddings = F.normalize(_encode(clip, prompts), dim=-1).view(len(texts), len(templates), -1)
     return Target.of(embeddings.mean(1), texts, "text")
@@ -286,19 +266,8 @@ def text(
 
 def _checked_texts(texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:
     """The texts as a list, each a text with something in it."""
-    if not isinstance(texts, Iterable) or isinstance(texts, (Mapping, Set)):
-        raise TargetError(
-            f"expected a text or several, got {type(texts).__name__}; pass the texts "
-            "as they are, without a tokenizer."
-        )
-    listed = as_list(texts)
-    if not listed:
-        raise TargetError("expected at least one text, got an empty list.")
+    listed = check_texts(texts)
     for text in listed:
-        if not isinstance(text, str):
-            raise TargetError(f"expected texts, got {type(text).__name__}: {show(text)}.")
-        if not is_encodable(text):
-            raise TargetError(f"{show(text)} holds half a character (a surrogate).")
         if not text.strip() and not allow_empty:
             raise TargetError(f"{text!r} is empty.")
     return listed

@@ -28,7 +28,7 @@ def with_one(images, value):
     return images
 
 
-SHAPE = r"shape \(B, 3, H, W\), got "
+SHAPE = r"shape \(B, 3, H, W\)(, none of them empty)?, got Tensor "
 BAD = {
     "nan": (lambda images: with_one(images, float("nan")), "hold NaN or infinity"),
     "inf": (lambda images: with_one(images, float("inf")), "hold NaN or infinity"),
@@ -41,7 +41,7 @@ BAD = {
     ),
     "integers": (
         lambda images: images.to(torch.uint8),
-        r"floating-point \(preprocessed\) images, got torch.uint8.*preprocess",
+        r"images as a floating-point tensor, got Tensor .* of torch.uint8; .*preprocess",
     ),
     "none": (lambda images: images[:0], SHAPE + r"\(0, 3,"),
 }

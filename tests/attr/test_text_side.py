@@ -541,11 +541,17 @@ def test_a_target_of_texts_is_refused() -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ({"input_ids": 1}, "expected token ids .* got dict; ids, mask = clip.text_inputs"),
-        (torch.zeros(1, 78, dtype=torch.long), "have 78 tokens, and .* takes 77; ids, mask"),
+        (
+            {"input_ids": 1},
+            "expected token ids .* got {'input_ids': 1}; ids, mask = clip.text_inputs",
+        ),
+        (
+            torch.zeros(1, 78, dtype=torch.long),
+            "up to 77 tokens, .* got Tensor .*; ids, mask",
+        ),
         (torch.zeros(1, 7), "of whole numbers, got .* of torch.float32"),
         (torch.zeros(7, dtype=torch.long), "expected token ids .*B, T"),
-        (torch.full((1, 7), 300), "from 300 to 300 were given, and .* knows 0 to 258"),
+        (torch.full((1, 7), 300), "token ids from 0 to 258, .*, got 300; make"),
     ],
 )
 def test_token_ids_that_are_none_are_refused(ids: Any, message: str) -> None:
@@ -563,7 +569,7 @@ def test_open_clip_takes_no_mask_and_its_own_length() -> None:
     ids, _ = inputs("open_clip_vit")
     with pytest.raises(InputError, match="takes no attention_mask"):
         similarity("open_clip_vit")(ids, torch.ones_like(ids))
-    with pytest.raises(InputError, match=r"have 5 tokens, and .* takes 77 exactly"):
+    with pytest.raises(InputError, match=r"texts of 77 tokens, which .* takes, got Tensor"):
         similarity("open_clip_vit")(ids[:, :5])
 
 

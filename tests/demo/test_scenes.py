@@ -113,14 +113,14 @@ def test_forced_objects_and_background_are_drawn() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objects": ["frobnicator"]}, "no demo scene shows 'frobnicator'"),
-        ({"objects": "horse"}, "expected a list"),
+        ({"objects": ["frobnicator"]}, "THINGS, got 'frobnicator'"),
+        ({"objects": "horse"}, "expected objects as a list"),
         ({"objects": ["horse"] * 4}, "number of objects up to 3, got 4"),
-        ({"objects": ["horse"], "count": 2}, "count=2, but objects names 1"),
+        ({"objects": ["horse"], "count": 2}, "`count` as many as objects, 1, got 2"),
         ({"count": 0}, "number of objects of 1 or more, got 0"),
         ({"background": "lava"}, "background of grass, .*, got 'lava'"),
         ({"split": "dev"}, "split of train, .*, got 'dev'"),
-        ({"count": 1, "without": [1]}, "has 1 objects"),
+        ({"count": 1, "without": [1]}, "`without` below 1, the number of objects, got"),
         ({"size": 8}, "a size of 64 or more, got 8"),
     ],
 )

@@ -180,9 +180,9 @@ def test_a_data_set_in_one_folder_is_found(tmp_path, images):
     (tmp_path / "wikiart").rename(tmp_path / "Cubism")
     assert find_artemis(tmp_path)[1] == tmp_path
     (tmp_path / "other.csv").touch()
-    with pytest.raises(InputError, match=r"found data\.csv, other\.csv; name the file"):
+    with pytest.raises(InputError, match=r"got \['data.csv', 'other.csv'\]; name the file"):
         find_artemis(tmp_path)
-    with pytest.raises(InputError, match="found none"):
+    with pytest.raises(InputError, match=r"got \[\]"):
         find_artemis(tmp_path / "Cubism")
     with pytest.raises(InputError, match="there is no folder"):
         find_artemis(tmp_path / "none")

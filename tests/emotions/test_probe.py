@@ -171,13 +171,13 @@ FEATURES, VOTES = problem(count=12)
 @pytest.mark.parametrize(
     ("features", "votes", "options", "message"),
     [
-        (FEATURES[0], VOTES, {}, r"features of shape \(N, D\), got \(5,\)"),
-        (np.zeros((0, 5)), np.zeros((0, 9)), {}, r"got \(0, 5\)"),
+        (FEATURES[0], VOTES, {}, r"features of shape \(N, D\), got ndarray \(5,\)"),
+        (np.zeros((0, 5)), np.zeros((0, 9)), {}, r"got ndarray \(0, 5\)"),
         (FEATURES * 0, VOTES, {}, "row 0 of the features is zero or not finite"),
-        (FEATURES, VOTES[:5], {}, r"votes of shape \(12, 9\)"),
+        (FEATURES, VOTES[:5], {}, r"votes \(12, 9\)"),
         (FEATURES, VOTES - 6, {}, "expected counts of votes"),
         (FEATURES, VOTES + 0.5, {}, "expected counts of votes"),
-        (FEATURES, VOTES * 0, {}, "got .0, 0, .* in row 0"),
+        (FEATURES, VOTES * 0, {}, "one or more in row 0, got .0, 0,"),
         (FEATURES, VOTES, {"held_out": 1}, r"`held_out` in \[0, 1\), got 1"),
         (FEATURES, VOTES, {"strength": 0}, r"a strength in \(0, inf\), got 0"),
         (FEATURES, VOTES, {"seed": -1}, "a seed of 0 or more, got -1"),
@@ -207,9 +207,9 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
 def test_features_of_another_model_are_refused():
     """By their size, which is all that an array tells."""
     probe = fit_probe(FEATURES, VOTES)
-    with pytest.raises(InputError, match="takes features of 5 numbers, got 4"):
+    with pytest.raises(InputError, match="features of 5 numbers, got 4"):
         probe.predict(FEATURES[:, :4])
-    with pytest.raises(InputError, match="takes features of 5 numbers, got 4"):
+    with pytest.raises(InputError, match="features of 5 numbers, got 4"):
         probe.score(FEATURES[:, :4], VOTES)
 
 
@@ -223,7 +223,7 @@ def test_encodings_from_elsewhere_cannot_be_scored():
     ("weights", "bias", "message"),
     [
         (np.eye(8), np.zeros(8), r"expected weights \(9, D\)"),
-        (np.zeros((9, 0)), np.zeros(9), r"got \(9, 0\)"),
+        (np.zeros((9, 0)), np.zeros(9), r"got \(\(9, 0\)"),
         (np.eye(9), np.zeros(8), r"bias \(9,\)"),
         (np.eye(9) * np.nan, np.zeros(9), "NaN or infinity"),
         (np.eye(9), np.full(9, np.inf), "NaN or infinity"),

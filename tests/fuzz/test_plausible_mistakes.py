@@ -133,7 +133,7 @@ def test_integers_of_numpy_are_indices(clip: ClipAdapter, key: Any) -> None:
 def test_numbers_with_thousands_of_digits_are_answered(clip: ClipAdapter) -> None:
     """Python itself refuses to write them."""
     target = targets.text(clip, "a horse")
-    with pytest.raises(IndexError, match="a very large int"):
+    with pytest.raises(IndexError, match="out of range"):
         target[10**5000]
     with pytest.raises(InputError, match="a very large int"):
         explain(np.zeros((32, 32, 3), np.uint8), "a", model=clip, batch_size=-(10**5000))
@@ -300,5 +300,5 @@ def test_explain_by_words_needs_a_text(clip: ClipAdapter) -> None:
 def test_as_list_takes_what_can_be_listed_only() -> None:
     assert as_list("a") == ["a"]
     assert as_list(("a", "b")) == ["a", "b"]
-    with pytest.raises(InputError, match="expected one value or several, got int"):
+    with pytest.raises(InputError, match="expected one value or several, got 3"):
         as_list(3)  # type: ignore[arg-type]

@@ -55,8 +55,8 @@ def test_what_has_no_interval_is_refused():
     refused: list[tuple[Any, dict[str, Any], str]] = [
         ([], {}, "one or more finite numbers"),
         ([1.0, np.nan], {}, "finite numbers"),
-        ([[1.0]], {}, r"shape \(1, 1\)"),
-        ([1.0, 2.0], {"groups": [0]}, r"2 values, but groups \(1,\)"),
+        ([[1.0]], {}, r"finite numbers \(N,\), got \[\[1.0\]\]"),
+        ([1.0, 2.0], {"groups": [0]}, r"groups of 2 values, got ndarray \(1,\)"),
         ([1.0, 2.0], {"groups": [0, None]}, "expected groups"),
         ([1.0], {"level": 1.0}, "a level in"),
         ([1.0], {"resamples": 0}, "resamples of 1 or more"),

@@ -164,7 +164,10 @@ def test_densities_have_mass(metric):
         (-torch.eye(2), "from 0 on"),
         (torch.eye(2) / 0, "the densities .* hold NaN"),
         (torch.eye(2).bool(), "expected densities as a floating-point tensor"),
-        (torch.rand(3, 2, 2), r"densities \(3, 2, 2\) for maps \(2, 2\)"),
+        (
+            torch.rand(3, 2, 2),
+            r"one of the densities .* per map of Tensor \(2, 2\) .*, got Tensor \(3, 2, 2\)",
+        ),
     ]
     for known, message in refused:
         with pytest.raises(InputError, match=message):

@@ -329,12 +329,12 @@ def test_what_cannot_be_tested_is_refused():
         ({"images": IMAGES.byte()}, "images as a floating-point tensor"),
         (
             {"images": IMAGES[0]},
-            r"preprocessed images \(B, C, H, W\), none of them empty, got \(3, 8, 12\)",
+            r"expected images of shape \(B, C, H, W\), got Tensor \(3, 8, 12\)",
         ),
         ({"images": IMAGES / 0}, "hold NaN or infinity"),
-        ({"maps": NAN}, "hold NaN or infinity; leave those images out"),
-        ({"maps": HEAT[:2]}, r"expected one map per image, .* got maps \(2, 1, 2, 2\)"),
-        ({"maps": HEAT.expand(3, 2, 2, 2)}, r"or of the images' shape, got maps \(3, 2, 2, 2\)"),
+        ({"maps": NAN}, "hold NaN or infinity; .* leave those out"),
+        ({"maps": HEAT[:2]}, r"expected one map per image, .* got Tensor \(2, 1, 2, 2\)"),
+        ({"maps": HEAT.expand(3, 2, 2, 2)}, r"or of its shape, got Tensor \(3, 2, 2, 2\)"),
         ({"maps": torch.ones(3, 9, 12)}, "no finer than it"),
         ({"targets": 3}, "returns 3 scores per image; there is none of index 3"),
         ({"labels": [0, 1, 7]}, "returns 3 scores per image; there is none of index 7"),
@@ -346,7 +346,7 @@ def test_what_cannot_be_tested_is_refused():
         ({"fill": "black"}, r'fill as "road" or a tensor .* got \'black\''),
         (
             {"fill": torch.zeros(4, 3, 1, 1)},
-            r"broadcast to images \(3, 3, 8, 12\), got \(4, 3, 1, 1\)",
+            r"broadcast to images \(3, 3, 8, 12\), got Tensor \(4, 3, 1, 1\)",
         ),
         ({"mode": "removal"}, "expected a mode of deletion, insertion, got 'removal'"),
         ({"unit": "cell"}, "expected a unit of pixel, patch, got 'cell'"),
@@ -354,7 +354,10 @@ def test_what_cannot_be_tested_is_refused():
         ({"fractions": [0.5, 0.5]}, "two or more rising fractions"),
         ({"fractions": [0, 1.2]}, "from 0 to 1"),
         ({"batch_size": 0}, "a batch size of 1 or more, got 0"),
-        ({"forward": lambda x: x}, r"returns \(B,\) or \(B, K\) for 32 images, got \(32, 3, 8, 12"),
+        (
+            {"forward": lambda x: x},
+            r"returns \(B,\) or \(B, K\) for 32 images, got Tensor \(32, 3, 8, 12",
+        ),
     ]
     call: dict[str, Any] = {"forward": classes, "images": IMAGES, "maps": HEAT, "targets": 0}
     call["fill"] = mean_fill(IMAGES)
@@ -465,12 +468,14 @@ def test_mean_is_zero_after_normalisation():
 def test_fills_refuse_what_they_cannot_fill():
     """Each says what it was given."""
     images = torch.ones(1, 3, 4, 4)
-    with pytest.raises(InputError, match="mean_fill: expected preprocessed images"):
+    with pytest.raises(InputError, match="mean_fill: expected images of shape"):
         mean_fill(images[0])
     with pytest.raises(InputError, match=r"deviation in pixels in \(0, inf\), got 0"):
         blur_fill(images, deviation=0)
     for removed in (None, images[:, :1]):
         with pytest.raises(InputError, match="expected removed as a bool tensor, got"):
             road_fill(images, removed)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"expected removed \(1, 1, 4, 4\), got \(1, 4, 4\)"):
+    with pytest.raises(
+        InputError, match=r"expected removed \(1, 1, 4, 4\), got Tensor \(1, 4, 4\)"
+    ):
         road_fill(images, torch.ones(1, 4, 4).bool())

@@ -155,7 +155,7 @@ def test_preprocess_only_batches_floating_tensors():
 
 def test_preprocess_names_tensors_of_several_sizes():
     clip = builders.hf_vit().load()
-    with pytest.raises(InputError, match="the tensors differ in size"):
+    with pytest.raises(InputError, match=r"tensors .* of one size"):
         clip.preprocess([torch.zeros(3, 32, 32), torch.zeros(3, 32, 40)])
 
 
@@ -169,7 +169,9 @@ def test_preprocess_checks_floating_tensors():
 
 def test_a_processor_that_returns_something_else_is_named():
     clip = builders.hf_vit().load(processor=lambda image: np.asarray(image))
-    with pytest.raises(InputError, match="processor function returned ndarray for an image"):
+    with pytest.raises(
+        InputError, match="of each image from function, all of one size, got ndarray"
+    ):
         clip.preprocess(picture())
 
 
@@ -292,7 +294,7 @@ def test_load_clip_names_modules_that_it_does_not_support():
 
 
 def test_load_clip_names_other_things():
-    with pytest.raises(UnsupportedModelError, match="a name, a folder or a CLIP model, got int"):
+    with pytest.raises(UnsupportedModelError, match="a name, a folder or a CLIP model, got 3"):
         load_clip(3)  # type: ignore[arg-type]
 
 

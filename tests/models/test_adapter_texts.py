@@ -69,23 +69,21 @@ def test_a_text_over_the_context_is_refused_with_its_length(name):
 def test_a_tokenizer_of_another_model_is_refused(name):
     """OpenAI's tokens are 49,408, the small model's 259."""
     clip = builders.BUILDERS[name]().load(tokenizer=builders.open_clip_tokenizer())
-    with pytest.raises(
-        TargetError, match=r"gives the token 49407, and .* knows 259; pass .*its own"
-    ):
+    with pytest.raises(TargetError, match=r"tokens below 259, .* got 49407; pass its own"):
         clip.encode_text("a horse")
 
 
 def test_texts_must_be_texts():
     clip = builders.hf_vit().load()
-    with pytest.raises(TargetError, match="expected texts, got int: 3"):
+    with pytest.raises(TargetError, match="expected texts, got 3"):
         clip.tokenize(["a horse", 3])
-    with pytest.raises(TargetError, match="no text at all"):
+    with pytest.raises(TargetError, match=r"a text or several, got \[\]"):
         clip.tokenize([])
 
 
 def test_a_tokenizer_that_returns_something_else_is_named():
     clip = builders.hf_vit().load(tokenizer=lambda texts: [[1, 2]])
-    with pytest.raises(InputError, match="the tokenizer returned a list"):
+    with pytest.raises(InputError, match=r"from the tokenizer, got \[\[1, 2\]\]"):
         clip.tokenize("a horse")
 
 

@@ -96,16 +96,16 @@ def test_probe_of_other_preprocessing_is_refused_and_of_another_tokenizer_not(cl
 
 def test_probe_of_another_size_is_refused(clip):
     """Where no identity says of which model it is."""
-    with pytest.raises(TargetError, match=r"has 512 dimensions, and .* embeds in 24"):
+    with pytest.raises(TargetError, match=r"a probe of 24 dimensions, as .* has, got 512"):
         targets.emotion(clip, EmotionProbe(np.ones((9, 512)), np.zeros(9)))
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("joy", "expected names among amusement, .*; got 'joy'"),
-        (["awe", "Fear"], "got 'Fear'"),
-        ([], "got none at all"),
+        ("joy", "expected names among amusement, .*, got \\['joy'\\]"),
+        (["awe", "Fear"], r"got \['Fear'\]"),
+        ([], r"got \[\]"),
     ],
 )
 def test_unknown_names_are_refused(clip, names, message):
@@ -118,9 +118,7 @@ def test_what_is_no_probe_is_refused(clip):
     """The type is named, and what reads a file."""
     others: list[Any] = [ROWS, "demo/vit"]
     for other in others:
-        message = (
-            rf"expected an EmotionProbe, got {type(other).__name__}; EmotionProbe.load\(file\)"
-        )
+        message = r"expected an EmotionProbe, got (ndarray|'demo/vit').*; EmotionProbe.load\(file\)"
         with pytest.raises(TargetError, match=message):
             targets.emotion(clip, other)
 

@@ -123,13 +123,11 @@ def test_empty_text_may_be_meant(clip):
 
 def test_no_text_is_refused(clip):
     """An empty list is no target."""
-    with pytest.raises(TargetError, match=r"at least one text, got an empty list"):
+    with pytest.raises(TargetError, match=r"a text or several, got \[\]"):
         targets.text(clip, [])
 
 
-@pytest.mark.parametrize(
-    ("texts", "kind"), [([3], "int"), (["a", None], "NoneType"), ([b"a"], "bytes")]
-)
+@pytest.mark.parametrize(("texts", "kind"), [([3], "3"), (["a", None], "None"), ([b"a"], "b'a'")])
 def test_what_is_no_text_is_refused(clip, texts, kind):
     """The type is named."""
     with pytest.raises(TargetError, match=f"expected texts, got {kind}"):
@@ -139,9 +137,7 @@ def test_what_is_no_text_is_refused(clip, texts, kind):
 @pytest.mark.parametrize("texts", [None, 3])
 def test_what_is_no_list_of_texts_is_refused(clip, texts):
     """A TargetError, as for everything else."""
-    with pytest.raises(
-        TargetError, match=f"expected a text or several, got {type(texts).__name__}"
-    ):
+    with pytest.raises(TargetError, match=f"expected a text or several, got {texts}"):
         targets.text(clip, texts)
 
 
@@ -193,7 +189,7 @@ def test_image_file_is_named_after_itself(clip, tmp_path):
 
 def test_image_wants_as_many_names(clip):
     """One name per image."""
-    with pytest.raises(TargetError, match=r"3 embeddings need as many names, got 1"):
+    with pytest.raises(TargetError, match=r"3 names of as many embeddings, got \['one'\]"):
         targets.image(clip, cases.images("hf_vit"), names=["one"])
 
 
@@ -228,12 +224,12 @@ def test_embedding_takes_a_vector():
         (torch.zeros(2, 3), "'embedding 0' has no direction"),
         (torch.tensor([[1.0, float("nan")]]), "'embedding 0' holds NaN or infinity"),
         (torch.tensor([[1.0, float("inf")]]), "holds NaN or infinity"),
-        (torch.zeros(2, 3, 4), r"shape \(K, D\), got \(2, 3, 4\)"),
-        (torch.zeros(0, 3), r"shape \(K, D\), got \(0, 3\)"),
-        (torch.tensor(1.0), r"shape \(K, D\), got \(\)"),
-        ("a horse", "expected numbers .* got str"),
-        ([[1.0], [2.0, 3.0]], "expected numbers .* got list"),
-        (None, "expected numbers .* got NoneType"),
+        (torch.zeros(2, 3, 4), r"shape \(K, D\), got Tensor \(2, 3, 4\)"),
+        (torch.zeros(0, 3), r"shape \(K, D\), none of them empty, got Tensor \(0, 3\)"),
+        (torch.tensor(1.0), r"shape \(K, D\), got Tensor \(\)"),
+        ("a horse", "expected numbers .* got 'a horse'; "),
+        ([[1.0], [2.0, 3.0]], "expected numbers .* got \\[\\[1.0\\], \\[2.0, 3.0\\]\\]; "),
+        (None, "expected numbers .* got None; "),
     ],
     ids=str,
 )
@@ -245,5 +241,5 @@ def test_bad_embedding_is_refused(given, message):
 
 def test_embedding_wants_as_many_names():
     """One name per embedding."""
-    with pytest.raises(TargetError, match=r"2 embeddings need as many names, got 3"):
+    with pytest.raises(TargetError, match=r"2 names of as many embeddings, got \['a', 'b', 'c'\]"):
         targets.embedding(torch.eye(2), ["a", "b", "c"])

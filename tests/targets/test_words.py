@@ -185,7 +185,7 @@ def test_no_word_is_refused(clip, words):
 
 def test_what_is_no_text_is_refused(clip):
     """A list of texts is not a text."""
-    with pytest.raises(TargetError, match=r"expected texts, got list"):
+    with pytest.raises(TargetError, match=r"expected texts, got \['a dog'\]"):
         targets.words(clip, ["a dog"])  # type: ignore[arg-type]
 
 
