@@ -1,7 +1,7 @@
 """Checks of arguments that several functions take: each once, with its one sentence.
 
 None of them loads torch, so the command line may use them all. Tensors are checked by
-:func:`captum_clip.maps.check_maps` and by ``metrics/inputs.py``.
+:func:`captum_clip.maps.check_tensor` and by ``metrics/inputs.py``.
 """
 
 import os

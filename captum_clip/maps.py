@@ -139,8 +139,7 @@ def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
     ends = []
     for low, high, length in ((top, bottom, size[0]), (left, right, size[1])):
         low, high = max(low, 0), min(high, length)
-        if not low < high:
-            raise InputError(f"the box {box} holds nothing of an image {size}.")
+        expect(low < high, f"a box that holds something of an image {size}", box)
         start, stop = (math.ceil(end - 0.5) for end in (low, high))
         if start == stop:  # narrower than a pixel
             start, stop = int(low), int(low) + 1
@@ -332,7 +331,7 @@ def threshold_level(heatmap: Tensor, threshold: Threshold) -> Tensor:
         return heatmap.mean((-2, -1)) if threshold == "mean" else _otsu(heatmap.flatten(1))
     inside = is_number(threshold) and 0 <= threshold < 1
     expect(inside, 'threshold "mean", "otsu" or a number in [0, 1)', threshold)
-    return heatmap.new_full((len(heatmap),), threshold)
+    return heatmap.new_full((len(heatmap),), float(threshold))
 
 
 def _otsu(values: Tensor) -> Tensor:

@@ -164,8 +164,8 @@ def draw_scene(
         things = pick_things(number, choice)
     else:
         things = tuple(_find(name, choice) for name in objects)
-    known = set(without) <= set(range(len(things)))
-    expect(known, f"`without` below {len(things)}, the number of objects", sorted(without))
+    inside = set(without) <= set(range(len(things)))
+    expect(inside, f"`without` below {len(things)}, the number of objects", sorted(without))
     sprites, corners = place(
         [draw_object(thing, size, layout, split=split, world=world) for thing in things],
         size,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checks import check_integer, check_interval, expect, expecting
-from ..errors import InputError, public
+from ..errors import public
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
@@ -130,8 +130,7 @@ def paired_difference(
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
     one, other = (_numbers(values) for values in (first, second))
-    if one.shape != other.shape:
-        raise InputError(f"{one.size} and {other.size} values; expected one per method and image.")
+    expect(one.shape == other.shape, f"{one.size} values, one per method and image", other)
     means = _means(one - other, groups, level, resamples, seed)
     return difference_of(means, level)
 

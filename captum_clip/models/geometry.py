@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import expect
-from ..errors import InputError, UnsupportedModelError, public
+from ..errors import UnsupportedModelError, public
 from ..maps import Box
 from .images import Size, image_processor
 
@@ -40,8 +40,8 @@ class Crop:
     def __post_init__(self) -> None:
         (height, width), (left, top, right, bottom) = self.size, self.box
         overlap = max(left, 0) < min(right, width) and max(top, 0) < min(bottom, height)
-        if not overlap or not np.isfinite(self.box).all():
-            raise InputError(f"{self.box} shows nothing of a photo {self.size}.")
+        fits = overlap and np.isfinite(self.box).all()
+        expect(fits, f"a box that shows something of a photo {self.size}", self.box)
 
     @property
     def is_whole(self) -> bool:

@@ -205,10 +205,9 @@ def load_clip(
 def _resize(clip: ClipAdapter, size: int) -> None:
     """Set the size that an image processor of transformers makes; OpenCLIP's has the model's."""
     patch, processor = clip.tower.patch[0], image_processor(clip.processor)
-    if size % patch:
-        low = max(1, size // patch) * patch
-        near = f"such as {low} or {low + patch}"
-        raise InputError(f"expected a multiple of {patch}, the side of a patch, {near}.")
+    low = max(1, size // patch) * patch
+    near = f"such as {low} or {low + patch}"
+    expect(size % patch == 0, f"a multiple of {patch}, the side of a patch, {near}", size)
     clip.grid(size, size)  # which names the sizes that it takes
     if hasattr(processor, "max_num_patches"):  # NaFlex
         processor.max_num_patches = (size // patch) ** 2

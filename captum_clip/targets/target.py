@@ -120,8 +120,9 @@ class Target:
                 return list(range(len(self)))[key]
             indices = np.atleast_1d(key.tolist() if isinstance(key, Tensor) else key).tolist()
         expect(all(map(is_integer, indices)), expected, key, error=TargetError)
-        positions = range(len(self))
-        return [positions[index] for index in indices]
+        if any(not -len(self) <= index < len(self) for index in indices):
+            raise IndexError(f"index {show(key)} is out of range for {len(self)} targets.")
+        return [index % len(self) for index in indices]
 
     def to(self, device: torch.device | str) -> "Target":
         """Move the target to another device."""
@@ -138,8 +139,7 @@ def _common_source(targets: Sequence[Target]) -> Source | None:
 
 def _check_sizes(targets: Sequence[Target]) -> None:
     sizes = sorted({target.embeddings.shape[1] for target in targets})
-    if len(sizes) > 1:
-        raise TargetError(f"these are of different models, with {sizes} numbers.")
+    expect(len(sizes) <= 1, "targets of one model, of one size", sizes, error=TargetError)
 
 
 @public("concatenate")

@@ -127,7 +127,7 @@ def test_difference_draws_whole_images():
 
 def test_difference_wants_pairs():
     """The same images for both methods."""
-    with pytest.raises(InputError, match="paired_difference: 2 and 3 values"):
+    with pytest.raises(InputError, match="paired_difference: expected 2 values"):
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(InputError, match="paired_difference: expected one or more finite"):
         paired_difference([1.0], [np.nan])

@@ -77,8 +77,8 @@ def test_difference_of_a_target_with_itself_has_no_direction(target):
 
 
 def test_difference_of_other_models_is_refused(target):
-    """Embeddings of 24 and of 12 numbers are of different models."""
-    with pytest.raises(TargetError, match=r"24.*12|12.*24|different models"):
+    """Embeddings of 24 and of 12 numbers are of targets of one model."""
+    with pytest.raises(TargetError, match=r"24.*12|12.*24|targets of one model"):
         target - targets.embedding(torch.eye(12)[:1])
 
 
@@ -93,7 +93,7 @@ def test_concatenation_joins_embeddings(target):
         targets.concatenate([])
     with pytest.raises(TargetError, match=r"one or more Targets, got"):
         targets.concatenate([target, "a dog"])  # type: ignore[list-item]
-    with pytest.raises(TargetError, match=r"different models"):
+    with pytest.raises(TargetError, match=r"targets of one model"):
         targets.concatenate([target, targets.embedding(torch.eye(12)[:1])])
 
 
