@@ -155,7 +155,7 @@ def test_a_model_is_made_for_larger_images(run: Run, vit: str) -> None:
     said = run("explain photo.jpg sky --model VIT --image-size 50", code=2)
     assert said.endswith(
         "small-vit, --image-size 50: expected a multiple of 8, the side of a patch, "
-        "such as 48 or 56."
+        "such as 48 or 56, got 50."
     )
     run("explain photo.jpg sky --model RESNET --image-size 192 -o finer.npz")
     assert Explanation.load("finer.npz").maps["positive"].shape[-2:] == (6, 6)

@@ -446,7 +446,8 @@ def test_a_resnet_is_made_for_multiples_of_its_strides_and_an_object_stays_as_it
     clip = load_clip("demo/resnet", image_size=320)
     assert clip.grid(320, 320) == (10, 10)
     for size, near in ((100, "96 or 128"), (20, "32 or 64")):
-        with pytest.raises(InputError, match=rf"={size}`: .* multiple of 32, .* as {near}\.$"):
+        said = rf"={size}`: .* multiple of 32, .* as {near}, got {size}\.$"
+        with pytest.raises(InputError, match=said):
             load_clip("demo/resnet", image_size=size)
     makes = r"make another one by name, with `image_size=448`\.$"
     for given in (clip, clip.model):
