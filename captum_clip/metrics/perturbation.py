@@ -265,8 +265,11 @@ def area_between(
     """
     pair = [deletion, deletion if insertion is None else insertion]
     spans = [(len(c.most_first), float(c.fractions[0]), float(c.fractions[-1])) for c in pair]
-    expected = "deletion and insertion (images, first and last fraction) of the same from 0 to 1"
-    expect(len({*spans}) == 1 and spans[0][1:] == (0, 1), expected, spans)
+    fits = len({*spans}) == 1 and spans[0][1:] == (0, 1)
+    given = "here (images, first, last fraction)"
+    expect(
+        fits, "deletion and insertion of the same images over fractions from 0 to 1", spans, given
+    )
     inserted, shrinking = deletion.least_area, deletion.least_first
     if insertion is not None:
         inserted, shrinking = insertion.most_area, insertion.most_first.flip(-1)
