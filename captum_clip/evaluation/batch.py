@@ -162,13 +162,16 @@ class Batch:
 
     @cached_property
     def subset_scores(self) -> dict[int, Tensor]:
-        """Cosines (n, 2^n) of the regions' texts with every subset, by number of the sample."""
+        """Cosines (n, 2^n) of regions' texts with every subset, NaN without an image, by sample."""
         scores = {}
         for view in self.views:
             if view.sample.subsets and len(view.regions) == len(view.sample.regions):
                 texts = self.context.encode([region.text for region in view.regions])
-                pixels = self.context.clip.preprocess(list(view.sample.subsets))
-                scores[view.number] = self.context.scores(pixels, texts).T
+                known = {i: image for i, image in enumerate(view.sample.subsets) if image}
+                pixels = self.context.clip.preprocess([*known.values()])
+                every = texts.new_full((len(texts), len(view.sample.subsets)), torch.nan)
+                every[:, [*known]] = self.context.scores(pixels, texts).T
+                scores[view.number] = every
         return scores
 
 
@@ -320,11 +323,14 @@ class MethodOnBatch:
     def first_queries(self) -> Queries:
         """Each sample with its first region, or with its class where it has no regions.
 
-        For what is measured once an image; samples with neither are left out.
+        With its caption where captions are retrieved. For what is measured once an image; samples
+        with neither are left out.
         """
-        classes = self.context.data.classes
+        classes, retrieval = self.context.data.classes, "retrieval" in self.context.data.truth
         views = [v for v in self.samples.views if v.regions or v.sample.label is not None]
         texts = [v.regions[0].text if v.regions else classes[v.sample.label or 0] for v in views]
+        if retrieval:
+            texts = [view.sample.caption or "" for view in views]
         if not views:
             return Queries(self.samples.pixels[:0], self.context.encode([""])[:0], (), (), ())
         return queries_of(views, self.context.encode(texts), texts)

@@ -20,6 +20,7 @@ from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
 from .config import DATA, EvaluationConfig, full_name, label_of
 from .data import DataSet, open_data, options_of
+from .groups import with_groups
 from .methods import (
     WITHOUT_MAP,
     Method,
@@ -306,8 +307,7 @@ def _summarise(
     output.write(MANIFEST, to_json(done))
     _check_measured(plan, table, skipped, output)
     summary = summarize(
-        table,
-        _groups(plan, table),
+        *with_groups(table, _groups(plan, table), [data for data, _ in plan.data]),
         [method.name for method in plan.methods],
         reference=plan.reference,
         baselines=[method.name for method in plan.methods if method.baseline],

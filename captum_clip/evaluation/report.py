@@ -429,14 +429,17 @@ def examples_of(
             for name in dict.fromkeys((winner, summary.reference)):
                 compared = rows.get((metric.name, name), table[:0])
                 here = (compared["sample"] == place[0]) & (compared["region"] == place[1])
-                image = draw(contexts[row["task"]], by_name[name], *place) if here.any() else b""
+                task = row["task"]
+                image = draw(contexts[task], by_name[name], *place, task) if here.any() else b""
                 if image:
                     value = compared["value"][here].iloc[0]
                     examples[metric.name].append(Example(name, best, *place, value, image))
     return examples
 
 
-def _draw_example(context: ModelContext, method: Method, sample: str, region: str) -> bytes:
+def _draw_example(
+    context: ModelContext, method: Method, sample: str, region: str, task: str
+) -> bytes:
     """A JPEG file; empty where the sample has no map of this region."""
     names = [readable(name) for name in context.data.names]
     views = Batch(context, [names.index(sample)]).views
@@ -444,7 +447,7 @@ def _draw_example(context: ModelContext, method: Method, sample: str, region: st
         return b""
     [view] = views
     try:
-        target = _target(context, view, region)
+        target = _target(context, view, region, task)
         heatmap = method.maps(context.clip, queries_of([view], target[None], [region]))[0]
     except CaptumClipError:  # a region of two texts, or a map that somebody else did not make
         return b""
@@ -460,10 +463,10 @@ def _draw_example(context: ModelContext, method: Method, sample: str, region: st
     return file.getvalue()
 
 
-def _target(context: ModelContext, view: View, region: str) -> Tensor:
+def _target(context: ModelContext, view: View, region: str, task: str) -> Tensor:
     """The embedding (D,) that stands for a region."""
     clip, regions = context.clip, {part.text: part for part in view.sample.regions}
-    if region in regions and view.sample.caption is not None:
+    if task == "words" and region in regions and view.sample.caption is not None:
         return targets.words(clip, view.sample.caption, [region]).embeddings[0]
     if region in regions and context.config.against == "image":
         reference = regions[region].reference

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
 
@@ -20,6 +21,8 @@ StatisticName = Literal[
     "ratio",
     "mean_iou",
     "class_iou",
+    "lowest_class",
+    "highest_class",
     "spearman",
     "balanced_accuracy",
     "auc",
@@ -273,8 +276,8 @@ def _mean_iou(
     return (of_object + _quotient(true_negative, true_negative + wrong)) / 2
 
 
-def _class_iou(index: Index, values: Array, images: int) -> Statistic:
-    """The mean over classes of the IoU of the sums over a class's rows, where there is a union."""
+def _of_classes(pick: Callable[..., Array], index: Index, values: Array, images: int) -> Statistic:
+    """The mean, or another, of the classes' IoU of sums over their rows, where there is a union."""
     classes, labels = np.unique(values[:, 0], return_inverse=True)
     cells, size = index * len(classes) + labels, images * len(classes)
     counts = [np.bincount(cells, weights=part, minlength=size) for part in values[:, 1:].T]
@@ -286,7 +289,7 @@ def _class_iou(index: Index, values: Array, images: int) -> Statistic:
         # Rare classes are missing in many resamples, whose mean would be one over easier classes.
         shares = _quotient(*(weights @ sums))  # (r, classes)
         shares = np.where(np.isnan(shares), whole, shares)
-        return _quotient(shares.sum(1), np.full(len(weights), float(len(whole))))
+        return pick(shares, axis=1) if len(whole) else np.full(len(weights), np.nan)
 
     return figure
 
@@ -385,12 +388,15 @@ def _agreement_within(mass: Array, effect: Array) -> Array:
 
 
 _PIXELS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
+_CLASS: Final = ("class", "intersection", "union")
 _EFFECT: Final = ("mass", "effect")
 STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
     "mean": _additive(("",), lambda values: np.hstack([values, np.ones_like(values)]), _quotient),
     "ratio": _additive(("numerator", "denominator"), np.asarray, _quotient),
     "mean_iou": _additive(_PIXELS, np.asarray, _mean_iou),
-    "class_iou": RowStatistic(("class", "intersection", "union"), _class_iou),
+    "class_iou": RowStatistic(_CLASS, partial(_of_classes, np.mean)),
+    "lowest_class": RowStatistic(_CLASS, partial(_of_classes, np.min)),
+    "highest_class": RowStatistic(_CLASS, partial(_of_classes, np.max)),
     "spearman": RowStatistic(_EFFECT, _spearman),
     "balanced_accuracy": _additive(_EFFECT, _signs, _balanced_accuracy),
     "auc": RowStatistic(_EFFECT, _auc),
@@ -398,8 +404,8 @@ STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
     "agreement_within": RowStatistic(_EFFECT, _within(_agreement_within)),
 }
 """By name: the mean of one column, the ratio of the sums of two, the mean IoU of the sums of four
-counts of pixels, the mean over classes of intersection over union; of mass and effect Spearman's
-rank correlation, the mean share of right signs among the positive and among the negative effects,
-and the area under the ROC curve of the effect's sign. All over all rows of the images drawn, but
-those "within" an image, which are means over images: Spearman's rank correlation (0 where mass or
-effect is constant) and the share of right signs."""
+counts of pixels, of classes' intersection over union the mean, the lowest and the highest; of mass
+and effect Spearman's rank correlation, the mean share of right signs among the positive and among
+the negative effects, and the area under the ROC curve of the effect's sign. All over all rows of
+the images drawn, but those "within" an image, which are means over images: Spearman's rank
+correlation (0 where mass or effect is constant) and the share of right signs."""

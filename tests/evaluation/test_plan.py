@@ -72,6 +72,9 @@ def test_a_task_fits_each_data_set_that_has_its_truth() -> None:
         "classes": ("perturbation", *targets),
         "fixations": ("fixation",),
         "labels": ("segmentation",),
+        "captions": ("localization", "signs", "words", "perturbation", *targets),
+        "counterfactuals": ("localization", "signs", "effect", *targets, "pairs"),
+        "points": ("localization", *targets),
         **masks,
         **objects,
         **mosaics,
@@ -80,4 +83,4 @@ def test_a_task_fits_each_data_set_that_has_its_truth() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TASKS, "own", own)
         fitting = [kind for kind, data in DATA_SETS.items() if "own" in tasks_of(data)]
-    assert sorted(fitting) == ["demo", "demo-mosaics", "mosaics"]
+    assert sorted(fitting) == ["counterfactuals", "demo", "demo-mosaics", "mosaics"]

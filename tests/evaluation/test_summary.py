@@ -59,6 +59,13 @@ def compare(
     }
 
 
+BY_CLASS: dict[StatisticName, Any] = {
+    "class_iou": np.mean,
+    "lowest_class": np.min,
+    "highest_class": np.max,
+}
+
+
 def rows_of(statistic: StatisticName, seed: int, samples: int = 30) -> Rows:
     """One to four rows a sample, with ties, in mixed order; sample numbers have gaps."""
     draw = np.random.default_rng(seed)
@@ -70,7 +77,7 @@ def rows_of(statistic: StatisticName, seed: int, samples: int = 30) -> Rows:
         values = draw.integers(0, 50, (size, 4)).astype(float)
     elif statistic == "ratio":
         values = draw.integers(0, 5, (size, 2)).astype(float)
-    elif statistic == "class_iou":
+    elif statistic in BY_CLASS:
         union = draw.integers(0, 9, size)
         columns = [draw.integers(0, 3, size), np.minimum(draw.integers(0, 9, size), union), union]
         values = np.stack(columns, axis=1).astype(float)
@@ -91,9 +98,9 @@ def plain(statistic: StatisticName, values: Array) -> float:
     if statistic == "mean_iou":
         hit, false_alarm, miss, rest = columns
         return SegmentationScores(hit, false_alarm, miss, rest).mean_iou
-    if statistic == "class_iou":
+    if statistic in BY_CLASS:
         classes = [values[values[:, 0] == number].sum(0) for number in np.unique(values[:, 0])]
-        return float(np.mean([shared / union for _, shared, union in classes]))
+        return float(BY_CLASS[statistic]([shared / union for _, shared, union in classes]))
     found = effect_agreement(*columns)
     return float(getattr(found, statistic))
 
@@ -112,7 +119,7 @@ def plain_resamples(
 
 
 EVERY: list[StatisticName] = [
-    *("mean", "ratio", "mean_iou", "class_iou"),
+    *("mean", "ratio", "mean_iou", *BY_CLASS),
     *("spearman", "balanced_accuracy", "auc"),
 ]
 
@@ -326,6 +333,7 @@ def test_one_image_has_neither_interval_nor_p_value() -> None:
         ("ratio", [[1.0, 0.0], [2.0, 0.0]]),
         ("mean_iou", [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0]]),
         ("class_iou", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
+        ("lowest_class", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
     ],
 )
 def test_a_statistic_that_means_nothing_is_nan(statistic: StatisticName, values: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ...errors import InputError
-from . import benchmarks, demo, formats, labels
+from . import benchmarks, demo, formats, labels, photographs
 from .base import DataSet, FileData, Region, Sample, digest, masked_sample
 from .demo import DemoScenes
 
@@ -24,6 +24,7 @@ _SETS: Final[tuple[type[DataSet], ...]] = (
     *(DemoScenes, demo.DemoObjects, demo.DemoMosaics, formats.MaskedFolder),
     *(benchmarks.ImageNetSegmentation, benchmarks.ImageNetS, benchmarks.PascalVoc),
     *(formats.ClassFolder, formats.ClassMosaics, formats.FixationFolder, labels.LabelFolder),
+    *(photographs.CaptionFolder, photographs.CounterfactualFolder, photographs.PointFolder),
 )
 DATA_SETS: Final = {data_set.name: data_set for data_set in _SETS}
 """All data sets by name; one of your own is known under the name that it is entered with."""

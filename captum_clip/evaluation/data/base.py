@@ -1,8 +1,9 @@
 """Data sets of an evaluation: images with their truth, drawn or read from files."""
 
+import csv
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -50,7 +51,7 @@ class Sample:
         label: number of its class among the data set's classes.
         caption: a text that names the regions word by word; None where regions have own texts.
         subsets: the scene with every subset of its regions, 2^n images of one size; region i is
-            there where bit i of the index is set.
+            there where bit i of the index is set; None where there is no such image.
         fixations: (H, W) bool, the pixels that somebody looked at, neither none nor all.
         density: (H, W) of fixations, finite and from 0 on, with some mass.
         fixated: the text that fixations and density are compared with.
@@ -65,7 +66,7 @@ class Sample:
     regions: tuple[Region, ...] = ()
     label: int | None = None
     caption: str | None = None
-    subsets: tuple[Image.Image, ...] = ()
+    subsets: tuple[Image.Image | None, ...] = ()
     fixations: Mask | None = None
     density: npt.NDArray[np.float64] | None = None
     fixated: str | None = None
@@ -86,7 +87,9 @@ class DataSet(ABC):
         truth: what is known of its samples, which the tasks that take one of it fit: "masks" of
             what texts name, of several "objects" in an image, "scenes" redrawn with every subset of
             them; "classes" of images, or "counts" of objects with the class of the first;
-            "captions" of mosaics, "cells" with a class each; "fixations"; "label images".
+            "captions" of mosaics, "cells" with a class each; "fixations"; "label images"; "points"
+            as masks; "phrases" of a caption; "retrieval" of captions, which are the classes.
+        groups: of its samples by name, for figures of each group; may be empty.
         place: what follows its name and a colon where it is read, "FOLDER" or "FILE".
         options: its own options of :func:`captum_clip.evaluation.open_data`, with their defaults.
     """
@@ -96,6 +99,7 @@ class DataSet(ABC):
     classes: Sequence[str]
     truth: Collection[str]
     prompts: Mapping[str, Sequence[str]] = MappingProxyType({})
+    groups: Mapping[str, str] = MappingProxyType({})
     background: bool = False
     place: str = ""
     options: ClassVar[Mapping[str, str | None]] = {}
@@ -165,6 +169,7 @@ class FileData(DataSet):
         self.names = tuple(draw_names(images, self.limit, self.seed))
         self.files = {name: images[name] for name in self.names if isinstance(images, Mapping)}
         seed = None if self.limit is None else self.seed  # which decides nothing
+        decided_by |= {"groups": digest(self.groups)} if self.groups else {}
         self._identity = {"data": self.name, "limit": self.limit, "seed": seed, **decided_by}
 
     def read_image(self, name: str) -> Image.Image:
@@ -184,7 +189,8 @@ class FileData(DataSet):
         """All files of the folder, with their sizes, and the images under a folder in it.
 
         Names are relative to the folder, and sorted; images by what is left of them below `under`
-        without their ending, each once. "." is all folders in it.
+        without their ending, each once. "." is all folders in it. ``groups.csv``, with the columns
+        image and group, has the `groups` of some of them.
         """
         files = dict(sorted(storage_of(self.path).files().items()))
         stems: dict[str, str] = {}
@@ -204,6 +210,9 @@ class FileData(DataSet):
                 f"{self.path}: expected images ({', '.join(IMAGE_ENDINGS)}) in "
                 f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
             )
+        if "groups.csv" in files:
+            rows = read_table(self.path / "groups.csv", stems, "image", "group")
+            self.groups = {stem: row["group"] for _, stem, row, _ in rows}
         return files, stems
 
 
@@ -223,6 +232,37 @@ def read_lines(path: Path, *, numbered: bool = False) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
     return [line.strip() for line in lines if numbered or line.strip()]
+
+
+def read_table(
+    path: Path, images: Collection[str], *columns: str, numbers: Sequence[str] = ()
+) -> Iterator[tuple[str, str, dict[str, str], tuple[float, ...]]]:
+    """Rows of a CSV file in UTF-8: where each stands, its image, values by column, its numbers.
+
+    The first of the columns that it needs names an image, with or without an ending or "images/"
+    before it; rows of images that are not there are left out. There are no numbers where one of
+    them is none, or not finite.
+
+    Raises:
+        InputError: it cannot be read, or a row has no value in one of the columns.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, strict=True, skipinitialspace=True)
+            rows = [(f"{path}, line {table.line_num}", row) for row in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV in UTF-8 ({error}).") from error
+    for where, row in rows:
+        if None in row or not all((row.get(column) or "").strip() for column in columns):
+            raise InputError(f"{where}: expected {', '.join(columns)}, got {row}.")
+        name = row[columns[0]].strip().removeprefix("images/")
+        stem = name if name in images else str(PurePosixPath(name).with_suffix(""))
+        try:
+            values = tuple(float(row[column]) for column in numbers)
+        except (KeyError, TypeError, ValueError):
+            values = ()
+        if stem in images:
+            yield where, stem, row, values if np.isfinite(values).all() else ()
 
 
 def read_numbers(path: Path) -> npt.NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Final, final
@@ -14,9 +14,9 @@ from typing_extensions import override
 
 from ...checks import error_context, find_repeated
 from ...errors import InputError
-from ...files import DAMAGED, read_csv
+from ...files import DAMAGED
 from ...models.images import as_pil, open_image
-from .base import FileData, Mask, Sample, digest, masked_sample, mosaic_sample, read_lines
+from .base import FileData, Sample, digest, masked_sample, mosaic_sample, read_lines, read_table
 
 TEMPLATE: Final = "a photo of a {}"
 """The template of data whose classes have names only."""
@@ -30,9 +30,10 @@ class ClassFolder(FileData):
     """``FOLDER/CLASS/*.jpg``, at any depth under the class, as torchvision's ImageFolder has it.
 
     The text of a class is its folder's name as it stands, with spaces for underscores: folders "a
-    horse" need no template, folders "horse" take ``template="a photo of a {}"``. Folders that are
-    numbers of WordNet, as ImageNet's are, get ImageNet's names, and ``FOLDER/classnames.txt`` may
-    name any (:func:`class_texts`). A limit takes so many images, of which all classes stay.
+    horse" need no template, folders "horse" take ``template="a photo of a {}"``, or several, the
+    lines of ``FOLDER/templates.txt``, whose mean embedding is the class's. Folders that are numbers
+    of WordNet, as ImageNet's are, get ImageNet's names, and ``FOLDER/classnames.txt`` may name any
+    (:func:`class_texts`). A limit takes so many images, of which all classes stay.
 
     Raises:
         InputError: there is no such folder, fewer than two classes with images in it, two classes
@@ -41,7 +42,7 @@ class ClassFolder(FileData):
 
     name = "classes"
     truth = ("classes",)
-    options: ClassVar = {"template": "{}"}
+    options: ClassVar = {"template": None}
 
     @override
     def find(self) -> None:
@@ -52,13 +53,18 @@ class ClassFolder(FileData):
                 f"{self.path}: expected images in folders of two or more classes, as CLASS/*.jpg,"
                 f" found {len(self.folders)}."
             )
-        texts = class_texts(self.folders, self.path, template=self.given["template"])
-        self.classes = tuple(texts.values())
+        templates = templates_of(self.path, self.given["template"], "{}")
+        texts = [class_texts(self.folders, self.path, template=one) for one in ("{}", *templates)]
+        self.classes = tuple(texts[len(templates) == 1].values())
+        self.prompts = {
+            text: [of_one[folder] for of_one in texts[1:]]
+            for text, folder in zip(self.classes, self.folders, strict=True)
+        }
         repeated = find_repeated(self.classes)
         if repeated:
             raise InputError(f"{self.path}: two classes have the same text, {repeated!r}.")
         sizes = {name: files[name] for name in images.values()}
-        self.take(images, texts=list(self.classes), files=digest(sizes))
+        self.take(images, texts=self.prompts, files=digest(sizes))
 
     @override
     def read(self, index: int) -> Sample:
@@ -132,6 +138,14 @@ def _generator(number: int, use: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(number, spawn_key=(use,)))
 
 
+def templates_of(folder: Path, given: str | None, usual: str) -> list[str]:
+    """The template that is given, else the lines of ``templates.txt`` in the folder, else one."""
+    path = folder / "templates.txt"
+    if given is None and path.exists():
+        return read_lines(path) or [""]  # which is refused
+    return [usual if given is None else given]
+
+
 def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[str, str]:
     """A text for each class.
 
@@ -182,7 +196,6 @@ def _imagenet() -> dict[str, str]:
     return {**named, **dict(zip(thousand, IMAGENET_CLASSNAMES, strict=True))}
 
 
-@final
 class MaskedFolder(FileData):
     """``images/STEM.jpg`` with ``masks/STEM/a horse.png``, one mask per text.
 
@@ -194,7 +207,7 @@ class MaskedFolder(FileData):
     """
 
     name = "masks"
-    truth = ("masks", "objects")
+    truth: Collection[str] = ("masks", "objects")
 
     @override
     def find(self) -> None:
@@ -206,29 +219,30 @@ class MaskedFolder(FileData):
         example = f"masks in masks/, such as masks/{next(iter(images))}/a horse.png"
         self.check_belonging((stem in masks for stem in images), example)
         self.take(images, files=digest(files, ("images", "masks")))
-        self.classes = tuple(sorted({_text(mask) for of in masks.values() for mask in of}))
+        self.classes = tuple(sorted({mask_text(mask) for of in masks.values() for mask in of}))
         self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
 
     @override
     def read(self, index: int) -> Sample:
         stem = self.names[index]
         files = self._masks.get(stem, ())
-        masks = [(_text(name), partial(_read_mask, self.path / name)) for name in files]
+        masks = [(mask_text(name), partial(_read_mask, self.path / name)) for name in files]
         return masked_sample(stem, self.read_image(stem), masks)
 
 
-def _text(mask: str) -> str:
+def mask_text(mask: str) -> str:
+    """What a mask is of, by the name of its file."""
     return PurePosixPath(mask).stem.replace("_", " ").strip()
 
 
-def _read_mask(path: Path) -> Mask:
+def _read_mask(path: Path) -> npt.NDArray[np.bool_]:
     """A mask (H, W): every pixel that is not 0.
 
     Palette images count by their indices, others by their colours; what is transparent is outside.
     """
     with open_image(path) as image:
         if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):
-            mask: Mask = np.asarray(image) != 0
+            mask: npt.NDArray[np.bool_] = np.asarray(image) != 0
         else:
             filled = np.asarray(image.convert("RGBA")) != 0
             mask = filled[..., :3].any(-1) & filled[..., 3]
@@ -268,7 +282,9 @@ class FixationFolder(FileData):
         text = self.given["text"]
         if text is not None and not text.strip():
             raise InputError(f"expected a text with something in it, got {text!r}.")
-        texts = _read_texts(self.path / "texts.csv") if "texts.csv" in files else {}
+        table = self.path / "texts.csv"
+        rows = read_table(table, images, "file", "text") if "texts.csv" in files else ()
+        texts = {stem: row["text"] for _, stem, row, _ in rows}
         if not texts and text is None:
             raise InputError(
                 f"{self.path}: there is no text to compare fixations with; give one for all "
@@ -300,22 +316,6 @@ class FixationFolder(FileData):
             reason = "; ".join(dropped) or f"{stem} has none"
             raise InputError(f"there are no fixations to compare a map with: {reason}.")
         return Sample(stem, image, fixated=text, dropped=tuple(dropped), **truth)
-
-
-def _read_texts(path: Path) -> dict[str, str]:
-    """Stem of each image -> its text."""
-    header, *rows = read_csv(path) or [[]]
-    if header != ["file", "text"]:
-        raise InputError(f"{path}: expected the columns file, text, got {header}.")
-    texts = {}
-    for row in rows:
-        image = PurePosixPath(row[0].strip())
-        if len(row) != 2 or not row[1].strip() or not image.name:
-            raise InputError(f"{path}: expected a file and a text per line, got {row}.")
-        if image.parts[0] == "images" and len(image.parts) > 1:
-            image = image.relative_to("images")
-        texts[str(image.with_suffix(""))] = row[1]
-    return texts
 
 
 def _read_fixations(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray[Any]]:

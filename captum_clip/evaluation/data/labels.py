@@ -8,10 +8,9 @@ from typing_extensions import override
 from ...checks import find_file, find_repeated
 from ...errors import InputError
 from .base import FileData, Sample, digest, read_lines, read_numbers
-from .formats import TEMPLATE, class_texts
+from .formats import TEMPLATE, class_texts, templates_of
 
 _IGNORED: Final = 255
-_TEMPLATES: Final = "templates.txt"
 
 
 @final
@@ -61,9 +60,7 @@ class LabelFolder(FileData):
         self._places = np.full(_IGNORED + 1, -2, dtype=np.int64)  # of each number; -2 is none
         self._places[: self._lines] = [places[line[0]] for line in names]
         self._places[_IGNORED] = -1
-        templates = [self.given["template"] or TEMPLATE]
-        if self.given["template"] is None and _TEMPLATES in files:
-            templates = read_lines(self.path / _TEMPLATES) or [""]  # which is refused
+        templates = templates_of(self.path, self.given["template"], TEMPLATE)
         every = [name for line in classes for name in line]
         texts = [class_texts(every, self.path, template=template) for template in templates]
         self.prompts = {line[0]: [one[name] for name in line for one in texts] for line in classes}

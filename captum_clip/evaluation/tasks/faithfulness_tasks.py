@@ -17,7 +17,7 @@ _SHARE: Final = 0.2
 _RADIUS: Final = 0.02
 _DRAWS: Final = 5
 _STAY: Final = (30, 50, 70)  # per cent, the chance of each cell to stay
-_OF_ONE_TARGET: Final = ("masks", "classes")
+_OF_ONE_TARGET: Final = ("masks", "classes", "retrieval")
 
 
 def _measure_faithfulness(batch: MethodOnBatch) -> Iterator[Arrays]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import maps, metrics, targets
+from ...metrics.map_statistics import average_ranks
 from ...models.geometry import resize_density, resize_points
 from ..batch import Batch, MethodOnBatch, Task, View, finite_indices, queries_of
 from ..table import Queries, listed
@@ -53,6 +54,11 @@ def _measure(batch: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> 
     yield queries.rows_of("energy", metrics.energy_inside(heatmap, masks), chance=share)
     yield queries.rows_of("coverage", metrics.coverage(heatmap, masks, area=AREA))
     yield queries.rows_of("average_precision", metrics.average_precision(heatmap, masks))
+    if "points" in batch.context.data.truth:
+        at, ranks = masks.flatten(1), average_ranks(heatmap.flatten(1))
+        count, beside = at.sum(1), (~at).sum(1)
+        beaten = (ranks * at).sum(1) - count * (count + 1) / 2
+        yield queries.rows_of("point_auc", beaten / (count * beside))
     at_half = metrics.segmentation_scores(heatmap, masks, threshold=0.5)
     for end, scores in (("", metrics.segmentation_scores(heatmap, masks)), ("_half", at_half)):
         right, pixels = scores.true_positive + scores.true_negative, torch.stack([*scores]).sum(0)
@@ -162,21 +168,24 @@ _SCALE: Final = 100  # of cosines before the softmax, where CLIP's own training 
 
 def _measure_words(batch: MethodOnBatch) -> Iterator[Arrays]:
     """Samples with a caption."""
-    views = [v for v in batch.samples.views if v.sample.caption and len(v.regions) <= _MOST]
+    boxed = "phrases" in batch.context.data.truth
+    captioned = [view for view in batch.samples.views if view.sample.caption and view.regions]
+    views = [view for view in captioned if boxed or len(view.regions) <= _MOST]
     if not views:
         return
     owners = [view for view in views for _ in view.regions]
     words = [region.text for view in views for region in view.regions]
     captions = [view.sample.caption or "" for view in owners]
     pairs = zip(captions, words, strict=True)
-    rows = [targets.words(batch.clip, caption, [word]).embeddings for caption, word in pairs]
+    # of a word that comes several times the first
+    rows = [targets.words(batch.clip, caption, [word]).embeddings[:1] for caption, word in pairs]
     queries = queries_of(owners, torch.cat(rows), words)
     kept, raw = batch.compute_finite(queries)
     if not kept:
         return
     queries, masks = queries.part(kept), torch.cat([view.masks for view in views])[kept]
-    cells = masks.flatten(1).double().mean(1)  # share of the mosaic
-    counts = {view.number: len(view.regions) for view in views}
+    cells = masks.flatten(1).double().mean(1)  # share of the image
+    counts = {view.number: "boxes" if boxed else str(len(view.regions)) for view in views}
     positive, negative = maps.positive(raw), batch.compute_negative(queries, raw)
     signed = positive if negative is None else positive - negative
     finite = finite_indices(signed)
@@ -197,14 +206,16 @@ def _measure_words(batch: MethodOnBatch) -> Iterator[Arrays]:
         yield from _by_count("caption", queries.part(finite), counts, share, cells[finite])
 
 
-WORDS: Final = Task(lambda config: listed("words"), _measure_words, ("captions",))
+WORDS: Final = Task(
+    lambda config: {**listed("words"), **listed("phrases")}, _measure_words, ("captions", "phrases")
+)
 """Signed maps of words, and next to them the maps of whole captions."""
 
 
 def _by_count(
-    name: str, queries: Queries, counts: Mapping[int, int], values: Tensor, chance: Tensor
+    name: str, queries: Queries, counts: Mapping[int, str], values: Tensor, chance: Tensor
 ) -> Iterator[Arrays]:
-    """Rows of values (N,) by the number of cells that a sample's caption names."""
+    """Rows of values (N,) by the number of cells that a sample's caption names, or of boxes."""
     named = [counts[number] for number in queries.numbers]
     for count in sorted(set(named)):
         kept = [i for i, cells in enumerate(named) if cells == count]

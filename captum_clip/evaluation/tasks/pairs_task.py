@@ -49,11 +49,14 @@ def _effect_rows(samples: Batch, view: View, mass: Tensor) -> Iterator[Arrays]:
     scores = samples.subset_scores.get(view.number)
     if scores is None:
         return
-    exact = {"effect": metrics.shapley_effects(scores), "removal": _removals(scores)}
+    exact = {"removal": _removals(scores)}
+    if scores.isfinite().all():
+        exact = {"effect": metrics.shapley_effects(scores), **exact}
     for end, (chosen, names) in _pairs([region.text for region in view.regions]).items():
         for name, effect in exact.items():
             both = {"mass": mass.flatten()[chosen], "effect": effect.to(mass).flatten()[chosen]}
-            for statistic in ("spearman_scene", "spearman", "agreement", "balanced", "auc"):
+            ranked = ("spearman_scene",) * (int(effect.flatten()[chosen].isfinite().sum()) > 1)
+            for statistic in (*ranked, "spearman", "agreement", "balanced", "auc"):
                 yield rows_of(f"{name}_{statistic}{end}", both, [view.number] * len(names), names)
 
 
@@ -146,7 +149,8 @@ def _scenes(samples: Batch) -> Iterator[_Scene]:
     what is left without a word is the caption of the others.
     """
     for view in samples.views:
-        if view.sample.subsets and 2 <= len(view.regions) == len(view.sample.regions):
+        complete = view.sample.subsets and all(view.sample.subsets)
+        if complete and 2 <= len(view.regions) == len(view.sample.regions):
             yield samples.remember(f"pairs of {view.number}", partial(_scene, samples, view))
 
 
@@ -191,7 +195,8 @@ def _scene(samples: Batch, view: View) -> _Scene:
     ]
     context = samples.context
     embeddings = context.encode(texts)
-    scores = context.scores(context.clip.preprocess(list(view.sample.subsets)), embeddings).T
+    images = [image for image in view.sample.subsets if image]
+    scores = context.scores(context.clip.preprocess(images), embeddings).T
     truths = dict(zip(("interaction", "index"), exact_interactions(scores), strict=True))
     without = [(len(texts) - 1) ^ (1 << bit) for bit in range(len(words))]
     directions, changes = (

@@ -36,17 +36,21 @@ def _metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
         for kind in _KINDS:
             tables |= listed("perturbation", kind=kind, **fields)
         tables |= listed("perturbation by number", **fields)
+        tables |= listed("retrieval", **fields)
     return tables
 
 
 def _plan(samples: Batch) -> dict[str, list[tuple[View, int]]]:
     """Kind of rows -> the view and the class of each map that they are measured on.
 
-    Only samples with a class; of classification only those that show nothing else.
+    Only samples with a class, maybe their caption; of others only those that show nothing else.
     """
     plan: dict[str, list[tuple[View, int]]] = defaultdict(list)
     for place, view in enumerate(samples.views):
         label, count = view.sample.label, len(view.sample.regions)
+        if label is not None and view.sample.caption is not None:
+            plan["caption"].append((view, label))
+            continue
         if label is not None and count < 2:
             plan["predicted"].append((view, int(samples.predicted[place])))
             plan["true"].append((view, label))
@@ -88,8 +92,8 @@ def _measure(batch: MethodOnBatch) -> Iterator[Arrays]:
                 yield from _rows(f"{fill}_{kind}", test, known, part.part(known))
 
 
-PERTURBATION: Final = Task(_metrics, _measure, ("classes", "counts"))
-"""Deletion by pixels, of the predicted and of the true class, and by number of objects."""
+PERTURBATION: Final = Task(_metrics, _measure, ("classes", "counts", "retrieval"))
+"""Deletion by pixels, of the predicted and the true class, of captions, by number of objects."""
 
 
 def _fill(batch: MethodOnBatch, name: str, pixels: Tensor) -> Any:
@@ -109,7 +113,7 @@ def _rows(
     assert margin is not None
     yield queries.rows_of(f"gap_cosine_{ending}", test.score.gap[rows])
     yield queries.rows_of(f"gap_margin_{ending}", margin.gap[rows])
-    if not ending.endswith(_KINDS):
+    if not ending.endswith((*_KINDS, "caption")):
         return
     yield queries.rows_of(f"most_{ending}", top1.most_area[rows])
     yield queries.rows_of(f"least_{ending}", top1.least_area[rows])

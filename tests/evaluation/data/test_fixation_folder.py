@@ -190,15 +190,17 @@ def test_images_without_fixations_cannot_be_read(folder):
 
 
 def test_bad_lists_of_texts_are_refused(folder):
-    """The columns file and text, each with something in it, in UTF-8."""
+    """The columns file and text, each with something in it, in UTF-8; the line is named."""
     for content, message in (
-        ("", r"expected the columns file, text, got \[\]"),
-        ("image,text\na,b\n", r"got \['image', 'text'\]"),
-        ("file,text\nboth\n", r"expected a file and a text per line, got \['both'\]"),
-        ("file,text\nboth, \n", "expected a file and a text per line"),
+        ("", "there is no text .* texts.csv with the columns file and text"),
+        ("image,text\na,b\n", "texts.csv, line 2: expected file, text, got {'image': 'a'"),
+        ("file,text\nboth,it\n\nboth\n", "texts.csv, line 4: .* 'text': None}"),
+        ("file,text\nboth, \n", "texts.csv, line 2: .* 'text': ''}"),
+        ("file,text\nboth,a,b\n", "texts.csv, line 2: .*'b'"),
+        ('file,text\n"both,a\n', "texts.csv cannot be read as CSV"),
     ):
         (folder / "texts.csv").write_text(content)
-        with pytest.raises(InputError, match=rf"texts\.csv: .*{message}"):
+        with pytest.raises(InputError, match=message):
             FixationFolder(folder)
     (folder / "texts.csv").write_bytes(b"file,text\nboth,\xff\n")
     with pytest.raises(InputError, match=r"texts\.csv cannot be read"):

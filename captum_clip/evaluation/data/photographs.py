@@ -1,0 +1,180 @@
+"""Folders of photographs: with captions and boxes of their phrases, points, counterfactuals."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, Final, final
+
+import numpy as np
+from PIL import Image
+from typing_extensions import override
+
+from ...errors import InputError
+from ...files import image_names
+from ...models.images import as_pil
+from .base import FileData, Mask, Sample, digest, masked_sample, read_table
+from .formats import MaskedFolder, mask_text
+
+_SIDE: Final = 0.01  # of a point, in shorter sides of its image: about two pixels of most models
+_MOST: Final = 8  # objects of a counterfactual, which are 256 images
+Box = tuple[float, ...]
+
+
+@final
+class CaptionFolder(FileData):
+    """``images/STEM.jpg`` with ``captions.csv``: image, caption, phrase, x, y, width, height.
+
+    An image has one caption. A phrase of it is a region, all pixels in its boxes: a row has the
+    left and upper edge and the size of one, in pixels of the upright image; all five may be empty.
+    The captions are the classes, so that to classify is to retrieve; a limit leaves all of them.
+
+    Raises:
+        InputError: no image with a caption; in a line another caption of an image, a phrase that
+            is not in its caption, or a box that is none.
+    """
+
+    name = "captions"
+    truth = ("retrieval", "phrases", "masks", "objects")
+
+    @override
+    def find(self) -> None:
+        files, images = self.list_images("images")
+        truth: dict[str, tuple[str, dict[str, list[Box]]]] = {}
+        path, names = self.path / "captions.csv", ("x", "y", "width", "height")
+        for where, image, row, box in read_table(path, images, "image", "caption", numbers=names):
+            caption, phrase = row["caption"], row.get("phrase")
+            known, boxes = truth.setdefault(image, (caption, {}))
+            if known != caption:
+                raise InputError(f"{where}: expected one caption, {image} has another one already.")
+            if phrase:
+                if not re.search(rf"(?<!\S)\W*{re.escape(phrase)}\W*(?!\S)", caption):
+                    raise InputError(f"{where}: {phrase!r} is not in the caption {caption!r}.")
+                if not box or min(box[2:]) <= 0:
+                    raise InputError(f"{where}: expected {', '.join(names)} of a box, got {row}.")
+                boxes.setdefault(phrase, []).append(box)
+        self.check_belonging(truth, "captions in captions.csv")
+        self.classes = tuple(dict.fromkeys(caption for caption, _ in truth.values()))
+        found = {image: images[image] for image in truth}
+        self.take(found, truth=digest(truth), files=digest(files, ("images",)))
+        self._truth = {name: truth[name] for name in self.names}
+
+    @override
+    def read(self, index: int) -> Sample:
+        name = self.names[index]
+        image, (caption, boxes) = self.read_image(name), self._truth[name]
+        truth: Any = {"caption": caption, "label": self.classes.index(caption)}
+        masks = [(phrase, partial(_mask, image.size, of)) for phrase, of in boxes.items()]
+        return masked_sample(name, image, masks, **truth) if masks else Sample(name, image, **truth)
+
+
+@final
+class PointFolder(FileData):
+    """``images/STEM.jpg`` with ``points.csv``: image, text, x, y, positive.
+
+    A point lies at shares x and y of the width and the height; the text names what is there (1) or
+    not (0). A sample is an image with one text that has both kinds. Points are squares of a
+    hundredth of the shorter side: the positive ones are the region, all but points is void.
+
+    Raises:
+        InputError: no image with points of both kinds; in a line a point that is none.
+
+    Source: Benenson and Ferrari 2022 (arXiv:2210.14142), whose points are in Open Images V7.
+    """
+
+    name = "points"
+    truth = ("masks", "points")
+
+    @override
+    def find(self) -> None:
+        files, images = self.list_images("images")
+        points: dict[tuple[str, str], list[Box]] = defaultdict(list)
+        path, names = self.path / "points.csv", ("x", "y", "positive")
+        for where, image, row, point in read_table(path, images, "image", "text", numbers=names):
+            if not point or not 0 <= min(point) <= max(point) <= 1 or point[2] not in (0, 1):
+                raise InputError(f"{where}: expected x, y in [0, 1], positive 0 or 1, got {row}.")
+            points[image, row["text"]].append(point)
+        both = {
+            f"{image}/{text}": (image, text, of)
+            for (image, text), of in points.items()
+            if len({positive for _, _, positive in of}) == 2
+        }
+        self.check_belonging(both, "points of both kinds of a text in points.csv")
+        self.classes = tuple(sorted({text for _, text, _ in both.values()}))
+        self.groups = {n: self.groups[i] for n, (i, *_) in both.items() if i in self.groups}
+        found = {name: images[image] for name, (image, *_) in both.items()}
+        self.take(found, points=digest(both), files=digest(files, ("images",)))
+        self._points = {name: both[name][1:] for name in self.names}
+
+    @override
+    def read(self, index: int) -> Sample:
+        name = self.names[index]
+        image, (text, points) = self.read_image(name), self._points[name]
+        side = _SIDE * min(image.size)
+        squares: tuple[list[Box], list[Box]] = ([], [])
+        for x, y, positive in points:
+            corner = x * image.width - side / 2, y * image.height - side / 2
+            squares[int(positive)].append((*corner, side, side))
+        outside, inside = (_mask(image.size, of_kind) for of_kind in squares)
+        return masked_sample(name, image, [(text, lambda: inside)], void=~(inside | outside))
+
+
+@final
+class CounterfactualFolder(MaskedFolder):
+    """A :class:`MaskedFolder` with ``without/STEM/a horse.png``, the image without that object.
+
+    Without several objects, their names have "+" between them, as in "a horse + a dog.png". Where
+    all 2^n - 1 of these images are there, the exact effects of the objects are known; else what is
+    lost when one goes, of those with an image without it alone.
+
+    Raises:
+        InputError: no such image, or one without what has no mask; in a sample one of another size,
+            or more than eight objects.
+    """
+
+    name = "counterfactuals"
+    truth = ("masks", "objects", "scenes")
+
+    @override
+    def find(self) -> None:
+        super().find()
+        files, _ = self.list_images("images")
+        self._without: dict[tuple[str, frozenset[str]], str] = {}
+        for file in image_names(name for name in files if name.startswith("without/")):
+            stem = str(PurePosixPath(file).parent.relative_to("without"))
+            absent = frozenset(text.strip() for text in mask_text(file).split("+"))
+            unknown = absent - {mask_text(mask) for mask in self._masks.get(stem, ())}
+            if unknown and stem in self.names:
+                raise InputError(f"{self.path / file}: {min(unknown)!r} has no mask.")
+            self._without[stem, absent] = file
+        example = f"images in without/, such as without/{self.names[0]}/a horse.png"
+        self.check_belonging((stem in self.names for stem, _ in self._without), example)
+        self._identity["without"] = digest(files, ("without",))
+
+    @override
+    def read(self, index: int) -> Sample:
+        sample = super().read(index)
+        texts = [region.text for region in sample.regions]
+        if len(texts) > _MOST:
+            raise InputError(f"{sample.name}: expected up to {_MOST} masks, got {len(texts)}.")
+        subsets: list[Image.Image | None] = []
+        for there in range(2 ** len(texts)):
+            absent = frozenset(t for place, t in enumerate(texts) if not there >> place & 1)
+            file = self._without.get((sample.name, absent))
+            image = as_pil(self.path / file)[0] if file else None
+            if image and image.size != sample.image.size:
+                raise InputError(f"{self.path}/{file} has not the size of its image.")
+            subsets.append(image if absent else sample.image)
+        return replace(sample, subsets=tuple(subsets))
+
+
+def _mask(size: tuple[int, int], boxes: Iterable[Box]) -> Mask:
+    """The pixels (H, W) that boxes touch: left, top, width and height."""
+    mask = np.zeros(size[::-1], dtype=bool)
+    for x, y, width, height in boxes:
+        left, top = max(0, math.floor(x)), max(0, math.floor(y))
+        mask[top : max(0, math.ceil(y + height)), left : max(0, math.ceil(x + width))] = True
+    return mask

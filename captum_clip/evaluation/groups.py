@@ -1,0 +1,36 @@
+"""Figures of each group of images, and of the group where a method does worst."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from ..metrics.bootstrap import StatisticName
+from .data import DataSet
+from .table import Metric, Table, readable
+
+_WORST: dict[str, StatisticName] = {"high": "lowest_class", "low": "highest_class"}
+
+
+def with_groups(
+    table: Table, tables: Mapping[str, Sequence[Metric]], data: Iterable[DataSet]
+) -> tuple[Table, dict[str, Sequence[Metric]]]:
+    """Add rows and tables of the worst group and of each, by metrics that are means.
+
+    The worst group is that with the lowest mean, or the highest where low is good; which one that
+    is each resample decides anew.
+    """
+    import pandas as pd
+
+    named = {readable(name): of for data_set in data for name, of in data_set.groups.items()}
+    groups = table["sample"].astype(str).map(named).astype("category")
+    rows, every, known = [table], dict(tables), [*groups.cat.categories]
+    for group in ("worst_group", *known) if known else ():
+        chosen = table[groups.notna() if group == "worst_group" else groups == group]
+        chosen = chosen.assign(metric=chosen["metric"].astype(str) + f"_in_{group}")
+        parts = {"class": groups.cat.codes, "intersection": chosen["value"], "union": 1.0}
+        rows += [chosen.assign(part=part, value=value) for part, value in parts.items()]
+        for title, metrics in tables.items():
+            means = [m for m in metrics if m.statistic == "mean" and m.better != "none"]
+            every[f"{title}: {group}"] = [
+                replace(m, name=f"{m.name}_in_{group}", statistic=_WORST[m.better]) for m in means
+            ]
+    return pd.concat(rows, ignore_index=True), {title: of for title, of in every.items() if of}
