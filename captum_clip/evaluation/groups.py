@@ -30,7 +30,7 @@ def with_groups(
         rows += [chosen.assign(part=part, value=value) for part, value in parts.items()]
         for title, metrics in tables.items():
             means = [m for m in metrics if m.statistic == "mean" and m.better != "none"]
-            every[f"{title}: {group}"] = [
+            every[f"{title}: {group.replace('_', ' ')}"] = [
                 replace(m, name=f"{m.name}_in_{group}", statistic=_WORST[m.better]) for m in means
             ]
     return pd.concat(rows, ignore_index=True), {title: of for title, of in every.items() if of}

@@ -189,7 +189,7 @@ def test_the_worst_group_is_that_with_the_lowest_mean() -> None:
         groups: ClassVar = {sample: "odd" if int(sample) % 2 else "even" for sample in samples[:6]}
 
     table, tables = with_groups(pd.DataFrame(rows), listed, [Grouped()])  # type: ignore[list-item]
-    assert [*tables] == ["One", "Other", *(f"One: {g}" for g in ("worst_group", "even", "odd"))]
+    assert [*tables] == ["One", "Other", *(f"One: {g}" for g in ("worst group", "even", "odd"))]
     figures = summarize(table, tables, ["m"], reference="m", resamples=50).figures
     found = dict(zip(figures["metric"], figures["mean"], strict=True))
     even, odd = np.mean([0, 4, 16]), np.mean([1, 9, 25])
