@@ -1,9 +1,9 @@
 """`evaluate`: a config becomes a plan, tried beforehand; its units become tables and a report."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
 from .config import DATA, EvaluationConfig, full_name, label_of
 from .data import DataSet, open_data, options_of
+from .gate import measure_gate
 from .groups import with_groups
 from .methods import (
     WITHOUT_MAP,
@@ -30,7 +31,7 @@ from .methods import (
     method_of,
     named_methods,
 )
-from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Worker, run
+from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Within, Worker, run
 from .storage import Storage
 from .summary import Summary, summarize
 from .table import Metric, Queries, Table, concatenate, table_of
@@ -80,7 +81,7 @@ class EvaluationPlan(Plan):
         return place, self.methods[number]
 
     @override
-    def worker(self, models: ModelLoader) -> Worker:
+    def worker(self, models: ModelLoader, within: Within = lambda *_: None) -> Worker:
         clip = models.load(self.model, self.config.device, self.identity)
         contexts = [ModelContext(clip, data, self.config) for data, _ in self.data]
         # all methods of a chunk follow each other
@@ -89,17 +90,23 @@ class EvaluationPlan(Plan):
         def compute(units: Sequence[Unit]) -> Computed:
             for unit in units:
                 place, method = self.job_of(unit)
-                yield unit, *self._measure(batch_of(place, unit.numbers), method, place)
+                tell = partial(within, unit)
+                yield unit, *self._measure(batch_of(place, unit.numbers), method, place, tell)
 
         return compute
 
-    def _measure(self, batch: Batch, method: Method, place: int) -> tuple[Arrays, list[Skipped]]:
+    def _measure(
+        self, batch: Batch, method: Method, place: int, tell: Callable[[float], None]
+    ) -> tuple[Arrays, list[Skipped]]:
         on_batch, (data, tasks) = MethodOnBatch(batch, method), self.data[place]
+        rows: dict[str, list[Arrays]] = {task: [] for task in tasks}
         with error_context(f"{method.name} on {data.name}"):
-            rows = {
-                task: list(TASKS[task].rows(batch, on_batch) if batch.views else ())
-                for task in tasks
-            }
+            for number, task in enumerate(tasks if batch.views else ()):
+                samples = set[int]()  # of which there are rows: some tasks go image by image
+                for block in TASKS[task].rows(batch, on_batch):
+                    rows[task].append(block)
+                    samples |= {*block["sample"].tolist()}
+                    tell((number + len(samples) / len(batch.views)) / len(tasks))
         return table_of(method.name, rows), [*batch.skipped, *on_batch.skipped]
 
 
@@ -315,6 +322,7 @@ def _summarise(
         resamples=plan.config.resamples,
         seed=plan.config.seed,
     )
+    summary = _gated(plan, summary, models)
     curves = list(_draw(plan, table, summary))
     clip = models.load(plan.model)
     contexts = {
@@ -385,6 +393,23 @@ def _groups(plan: EvaluationPlan, table: Table) -> dict[str, Sequence[Metric]]:
         for title, metrics in TASKS[task].metrics(plan.config).items()
     }
     return {title: metrics for title, metrics in groups.items() if metrics}
+
+
+def _gated(plan: EvaluationPlan, summary: Summary, models: ModelLoader) -> Summary:
+    """The summary with what the model knows of the texts, where texts are what it is asked."""
+    if plan.config.against != "text":
+        return summary
+    clip = models.load(plan.model, "cpu" if plan.config.engine == "ray" else plan.config.device)
+    gates = [measure_gate(ModelContext(clip, data, plan.config)) for data, _ in plan.data]
+    unknown = {
+        metric.name
+        for gate, (_, tasks) in zip(gates, plan.data, strict=True)
+        for task in tasks
+        for metrics in TASKS[task].metrics(plan.config).values()
+        for metric in metrics
+        if not gate.knows
+    }
+    return replace(summary, gates=gates, unknown=unknown)
 
 
 def _draw(plan: EvaluationPlan, table: Table, summary: Summary) -> Iterator[tuple[str, str, bytes]]:

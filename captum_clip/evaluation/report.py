@@ -154,12 +154,14 @@ def findings(summary: Summary) -> list[str]:
     """List what to take away, in plain text: a line a question with its winners, and a caution.
 
     The questions are those of `_HEADLINES`; where none of their metrics was measured, each table
-    has a line with its first metric.
+    has a line with its first metric. Of data that the model does not know there is a warning alone.
     """
+    silent = summary.unknown
     tables = {
-        title: [column for column in columns if column.metric.better != "none"]
+        title: [c for c in columns if c.metric.better != "none" and c.metric.name not in silent]
         for title, columns in report_tables(summary).items()
     }
+    warnings = [str(gate) for gate in summary.gates if not gate.knows]
     judged = [column for columns in tables.values() for column in columns]
     asked = {
         question: [column for column in judged if re.fullmatch(pattern, column.metric.name)]
@@ -179,7 +181,7 @@ def findings(summary: Summary) -> list[str]:
         f"and {images} {'image' if images == 1 else 'images'} and one model tell little about "
         "others, above all an embedded model, which knows drawn scenes only."
     )
-    return [*lines, caution]
+    return [*warnings, *lines, *([caution] if lines else [])]
 
 
 def _finding(summary: Summary, column: Column) -> str:
@@ -267,7 +269,9 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
     bars[CONSTANT] = max([*fixed, values.get(UNIFORM, -math.inf)])
     rival = max(bars, key=lambda name: bars[name])
     best = max(rivals) if sign and rivals else -math.inf
-    bold = tuple(name for name, value in values.items() if value >= best > bars[rival])
+    known = metric.name not in summary.unknown
+    bar = bars[rival] if known else math.inf
+    bold = tuple(name for name, value in values.items() if value >= best > bar)
     cells = {name: _cell(figure, places, most, name in bold) for name, figure in figures.items()}
     head = shown(metric.name) + _ARROWS[metric.better]
     size = f"{most} image{'s' * (most != 1)}"

@@ -76,6 +76,8 @@ class ModelLoader:
 
 Computed = Iterator[tuple[Unit, Arrays, list[Skipped]]]
 """Units in their order, with their results and what was left out."""
+Within = Callable[[Unit, float], None]
+"""Called with the share of a unit that is done, by a worker whose units may take minutes."""
 Worker = Callable[[Sequence[Unit]], Computed]
 """Computes units in their order; the same unit gives the same bytes in every process.
 
@@ -96,7 +98,7 @@ class Plan(ABC):
         """All that decides the results, as JSON, the settings first."""
 
     @abstractmethod
-    def worker(self, models: ModelLoader) -> Worker:
+    def worker(self, models: ModelLoader, within: Within = lambda *_: None) -> Worker:
         """Make what computes units; called once in each process."""
 
     def files(self) -> dict[str, bytes]:
@@ -163,8 +165,16 @@ def _compute_missing(
 ) -> None:
     missing, tell = _unfinished(output, plan.units), progress or (lambda *_: None)
     total = sum(len(unit.numbers) for unit in plan.units)
-    done = total - sum(len(unit.numbers) for unit in missing)
+    done = told = total - sum(len(unit.numbers) for unit in missing)
     tell(done, total, "")
+
+    def within(unit: Unit, share: float) -> None:
+        nonlocal told
+        count = int(share * len(unit.numbers))
+        if told < done + count and count < len(unit.numbers):
+            told = done + count
+            tell(told, total, unit.label)
+
     if not missing:
         return
     output.remove(plan.result)  # it means that all is done
@@ -174,7 +184,7 @@ def _compute_missing(
     if plan.config.engine == "ray":
         computed = run_on_ray(plan, missing, output, models)
     else:
-        computed = write_units(plan.worker(models), missing, output)
+        computed = write_units(plan.worker(models, within), missing, output)
     for unit in computed:
         done += len(unit.numbers)
         tell(done, total, unit.label)

@@ -164,7 +164,7 @@ class StudyPlan(Plan):
         return {IMAGES: to_csv({"file": [*self.sizes], "bytes": [*self.sizes.values()]})}
 
     @override
-    def worker(self, models: ModelLoader) -> Worker:
+    def worker(self, models: ModelLoader, within: Any = None) -> Worker:
         # at the end of each of these nothing holds the model: the next one is loaded then
         return lambda units: chain.from_iterable(
             self._compute(self.jobs[job], [*of_job], models)

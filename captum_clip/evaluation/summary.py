@@ -1,7 +1,7 @@
 """From the long table to figures: each method by each metric, with intervals and differences."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..metrics import bootstrap, holm
 from ..metrics.bootstrap import STATISTICS, Array, Statistic
+from .gate import Gate
 from .table import Metric, Table
 
 _DIFFERENCE: Final = ("difference", "difference_low", "difference_high", "p_holm")
@@ -42,6 +43,8 @@ class Summary:
         level: of the intervals.
         resamples: that intervals and p values come from.
         seed: of them.
+        gates: what the model knows of each data set.
+        unknown: names of metrics over data that it does not know, of which none names a winner.
     """
 
     figures: Table
@@ -53,6 +56,8 @@ class Summary:
     level: float
     resamples: int
     seed: int
+    gates: Sequence[Gate] = ()
+    unknown: Collection[str] = ()
 
     @property
     def metrics(self) -> list[Metric]:

@@ -59,6 +59,7 @@ class Squares(Plan):
     fails_at: str = ""
     skipped: tuple[Skipped, ...] = ()
     computed: list[str] = field(default_factory=list)
+    shares: tuple[float, ...] = ()
 
     @override
     def manifest(self) -> Content:
@@ -69,12 +70,14 @@ class Squares(Plan):
         return {"names.csv": self.names.encode()}
 
     @override
-    def worker(self, models: ModelLoader) -> Worker:
+    def worker(self, models: ModelLoader, within: Any = None) -> Worker:
         def compute(units: Sequence[Unit]) -> Computed:
             for unit in units:
                 if unit.name == self.fails_at:
                     raise InputError("no more")
                 self.computed.append(unit.name)
+                for share in self.shares:
+                    within(unit, share)
                 squares = np.square(np.array(unit.numbers, dtype=float))
                 yield unit, {"squares": squares}, list(self.skipped)
 
@@ -115,6 +118,13 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert done(plan) == [(2, 8), (4, 8), (6, 8), (8, 8)]
     assert plan.computed == [UNITS[0].name, UNITS[2].name, UNITS[3].name]
     assert folders.content(tmp_path / "out") == folders.content(tmp_path / "whole")
+
+
+def test_progress_counts_images_within_a_unit(tmp_path: Path) -> None:
+    """Each once, when it is done; the last of a unit with the unit, whose file is there then."""
+    assert done(Squares(config_of(tmp_path), UNITS[:1], shares=(0.1, 0.5, 0.6, 1.0))) == [
+        *((0, 2), (1, 2), (2, 2))
+    ]
 
 
 def test_results_go_away_while_something_is_missing_and_only_then(tmp_path: Path) -> None:
