@@ -158,7 +158,7 @@ def _evaluation_lists() -> dict[str, Iterable[str]]:
 
 @command(app, "evaluate", "--model demo/vit -o evaluation", lists=_evaluation_lists)
 def evaluate_command(
-    output: options.Results,
+    output: Annotated[str | None, Option("--output", "-o")] = None,
     model: Annotated[str, Option("--model", "-m")] = options.DEFAULT_MODEL,
     data: options.Several = None,
     methods: Annotated[options.Several, Option("--method")] = None,
@@ -175,6 +175,8 @@ def evaluate_command(
     resamples: int = 2000,
     fills: Annotated[options.Several, Option("--fill")] = None,
     formats: Annotated[options.Several, Option("--format")] = None,
+    suite: str | None = None,
+    compare: tuple[str, str] | None = None,
     template: str | None = None,
     void: Literal["out", "background"] | None = None,
     text: str | None = None,
@@ -211,17 +213,27 @@ def evaluate_command(
         fills: what removed pixels become: mean, black, blur or road (default: mean
             and road)
         formats: further files: latex (tables), csv (every measured value)
+        suite: v1, frozen scenes, tasks and seeds: one file to submit, or to compare
+        compare: two files of a suite, side by side with paired intervals; nothing is measured
         template: makes texts of class names, such as "a photo of a {}" (classes, labels)
         void: leave out the pixels that Pascal VOC marks as void, or count them as background
             (default: out)
         text: the text to explain for fixations without a texts.csv
         workers: processes of Ray (default: one for each GPU, or one)
     """
-    settings = options.given(locals(), "device", "quiet")
+    settings = options.given(locals(), "device", "quiet", "suite", "compare")
     from .. import evaluation
     from ..demo import MODELS
 
+    if compare:
+        print(*_table(evaluation.compare_suites(*compare)), sep="\n")
+        return
+    if output is None:
+        raise InputError("evaluate needs --output, a folder for these results alone.")
     config = evaluation.EvaluationConfig(**settings | {"gpus": count_gpus(gpus, device)})
+    if suite:
+        _run_suite(suite, config, quiet=quiet)
+        return
     if not config.data and model not in MODELS:
         raise InputError(
             f"the data sets used without --data are scenes drawn for the embedded models, and "
@@ -244,6 +256,17 @@ def evaluate_command(
         if entries:
             print(f"skipped  {len(entries)} of {name}; the reasons are in {folder}/manifest.json")
     print("", *result.findings, sep="\n")
+
+
+def _run_suite(name: str, config: Any, *, quiet: bool) -> None:
+    from ..evaluation import run_suite
+
+    with images_bar(f"suite {name}", quiet=quiet) as progress:
+        content = run_suite(name, config, progress=progress)
+    stem = f"{config.output.rstrip('/')}/suite_{name}"
+    print(content["verdict"], f"values   {stem}.json", sep="\n")
+    if "values" in content:
+        print(f"latex    {stem}.tex")
 
 
 @command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")

@@ -213,7 +213,7 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
         def progress(done: int, total: int, label: str = "") -> None:
             nonlocal begun, shown
             now = time.monotonic()
-            if bar.total is None:  # what an earlier run had done takes no part in the rate
+            if bar.total != total:  # what an earlier run had done takes no part in the rate
                 bar.total, bar.initial, bar.n = total, done, done
                 begun = shown = now
             bar.update(done - bar.n)

@@ -14,6 +14,7 @@ from .features import (
 )
 from .methods import REFERENCES, Attributed, Method, methods_for
 from .study import StudyResult, corner_bias_study, emotions_study, run_study
+from .suite import compare_suites, run_suite
 from .summary import Summary
 from .table import Metric
 from .tasks import TASKS, Task
@@ -38,6 +39,7 @@ __all__ = [
     "StudyResult",
     "Summary",
     "Task",
+    "compare_suites",
     "corner_bias_study",
     "emotions_study",
     "evaluate",
@@ -48,4 +50,5 @@ __all__ = [
     "open_data",
     "rank",
     "run_study",
+    "run_suite",
 ]

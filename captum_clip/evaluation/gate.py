@@ -1,6 +1,7 @@
 """Does the model know what is asked? Its answers against chance, before any map is judged."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -12,16 +13,14 @@ from ..files import draw_order
 from ..metrics import bootstrap_mean, shapley_effects
 from .batch import Batch, ModelContext, View
 
-MOST: Final = 200
-"""Images of a data set that are looked at, drawn from all."""
+MOST: Final = 200  # images of a data set that are looked at, drawn from all
 
 
 class Check(NamedTuple):
-    """An answer of the model next to chance; `low` and `high` are of the mean difference."""
+    """A figure of the model next to chance; `low` and `high` are of their difference."""
 
-    name: str
-    mean: float  # where the image holds what the text names
-    chance: float  # where it does not
+    figure: float
+    chance: float
     low: float
     high: float
     images: int
@@ -31,14 +30,13 @@ class Check(NamedTuple):
 class Gate:
     r"""What a model knows of a data set.
 
-    *Recall*: an image with n texts of its own, of all C texts of the data set; the share of them
-    among its n best by the cosine. Chance: how often a text is among the n best of the images that
-    it is no text of. *Effect*: the mean over objects of :math:`|\phi|`, the Shapley effect of an
-    object on a text, where the scene can be redrawn. Chance: that on the other texts. Both are
-    zero on average where the embeddings of texts have nothing to do with what they name.
-
-    The interval is :func:`captum_clip.metrics.bootstrap_mean` of value less chance, a row for each
-    image and text, over images and again over texts; the lower of both lower ends must be above 0.
+    *Recall*: of an image with n texts of its own, the share of them among its n best of all texts
+    of the data; by chance: how often they are among the n best of images that they do not name.
+    *Effect*: the mean over objects of :math:`|\phi|`, the Shapley effect on such a text; by chance:
+    on the other texts. Where embeddings of texts have nothing to do with their meaning, both
+    differences are zero on average. They have the intervals of
+    :func:`captum_clip.metrics.bootstrap_mean`, over images and over texts, of which the wider ends
+    count; where the lower one is not above 0 the figure is at chance.
 
     Attributes:
         data: name of the data set.
@@ -46,27 +44,25 @@ class Gate:
     """
 
     data: str
-    checks: tuple[Check, ...]
+    checks: Mapping[str, Check]
 
     @property
     def knows(self) -> bool:
-        """Whether no check is at chance."""
-        return all(check.low > 0 for check in self.checks)
+        """Whether no figure is at chance."""
+        return all(check.low > 0 for check in self.checks.values())
 
     def __str__(self) -> str:
         if not self.checks:
             return f"{self.data}: whether the model knows what is asked cannot be told."
-        known = "the model knows what is asked"
         unknown = "this model does not know what is asked; do not interpret"
         checks = "; ".join(
-            f"{c.name} {c.mean:.3g}, by chance {c.chance:.3g}, difference {c.mean - c.chance:+.3g} "
-            f"[{c.low:+.3g}, {c.high:+.3g}] on {c.images} images"
-            for c in self.checks
+            f"{name} {c.figure:.3g}, by chance {c.chance:.3g}, difference "
+            f"{c.figure - c.chance:+.3g} [{c.low:+.3g}, {c.high:+.3g}] on {c.images} images"
+            for name, c in self.checks.items()
         )
-        return f"{self.data}: {known if self.knows else unknown} ({checks})."
-
-
-_Pair = tuple[int, str, float, float]  # image, text, value, chance
+        return (
+            f"{self.data}: {'the model knows what is asked' if self.knows else unknown} ({checks})."
+        )
 
 
 @torch.no_grad()
@@ -76,55 +72,46 @@ def measure_gate(context: ModelContext) -> Gate:
     numbers = draw_order(data.names, context.config.seed)[:MOST]
     own, images, scenes = list[list[str]](), list[Tensor](), dict[int, Tensor]()
     for start in range(0, len(numbers), size):
-        batch = Batch(context, numbers[start : start + size])
-        images += [clip.encode_image(batch.pixels)] if batch.views else []
-        for view in batch.views:
+        for view in (batch := Batch(context, numbers[start : start + size])).views:
             if view.sample.subsets:
                 scenes[len(own)] = clip.encode_image(clip.preprocess([*view.sample.subsets]))
             own.append(_texts_of(view, data.classes))
+        images += [clip.encode_image(batch.pixels)] if batch.views else []
     texts = [*dict.fromkeys([*data.classes, *(text for of_image in own for text in of_image)])]
-    if not any(own) or len(texts) < 2:
-        return Gate(data.name, ())
+    if not any(own):
+        return Gate(data.name, {})
     embeddings = context.encode(texts)
     holds = torch.tensor([[text in of_image for text in texts] for of_image in own])
     place = (torch.cat(images) @ embeddings.T).argsort(1, descending=True).argsort(1).cpu()
-    effects = {
-        image: shapley_effects(embeddings @ subsets.T).abs().mean(1).cpu()
-        for image, subsets in scenes.items()
-    }
-    recalls, moves = list[_Pair](), list[_Pair]()
+    moved = {n: shapley_effects(embeddings @ s.T).abs().mean(1).cpu() for n, s in scenes.items()}
+    rows = defaultdict[str, list[tuple[int, str, Tensor, Tensor]]](list)
     for image, text in holds.nonzero().tolist():
         among, others = (place[:, text] < holds[image].sum()).double(), ~holds[:, text]
-        if holds[image].all():  # there is no other text
-            continue
-        if others.any():
-            recalls.append((image, texts[text], float(among[image]), float(among[others].mean())))
-        if image in effects:
-            effect, chance = effects[image], float(effects[image][~holds[image]].mean())
-            moves.append((image, texts[text], float(effect[text]), chance))
-    kinds = {f"recall among {len(texts)} texts": recalls, "|effect| on the texts": moves}
-    checks = [_check(name, pairs, context) for name, pairs in kinds.items()]
-    return Gate(data.name, tuple(check for check in checks if check.images > 1))
+        here = image, texts[text]
+        if others.any() and not holds[image].all():
+            name = f"recall among {len(texts)} texts"
+            rows[name].append((*here, among[image], among[others].mean()))
+        if image in moved and not holds[image].all():
+            effect = moved[image]
+            rows["|effect| on them"].append((*here, effect[text], effect[~holds[image]].mean()))
+    checks = {name: _check(of, context) for name, of in rows.items()}
+    return Gate(data.name, {name: check for name, check in checks.items() if check.images > 1})
 
 
 def _texts_of(view: View, classes: Sequence[str]) -> list[str]:
     """The texts that name what an image holds, classes by their texts."""
-    sample, labels = view.sample, [region.label for region in view.regions]
-    if not view.regions and sample.label is not None:
-        labels = [sample.label]
+    sample, regions = view.sample, view.regions
     if sample.labels is not None:
-        labels = [label for label in np.unique(sample.labels) if 0 <= label < len(classes)]
-    texts = [classes[label] for label in labels if label is not None]
-    texts += [region.text for region in view.regions if region.label is None]
-    return [*dict.fromkeys([*texts, *([sample.fixated] if sample.fixated else [])])]
+        return [classes[n] for n in np.unique(sample.labels) if 0 <= n < len(classes)]
+    if sample.label is not None and not regions:
+        return [classes[sample.label]]
+    named = [region.text if region.label is None else classes[region.label] for region in regions]
+    return named if sample.fixated is None else [sample.fixated]
 
 
-def _check(name: str, pairs: Iterable[_Pair], context: ModelContext) -> Check:
-    images, texts, values, chances = zip(*pairs, strict=True) if pairs else ((),) * 4
-    if len({*images}) < 2:
-        return Check(name, *[np.nan] * 4, len({*images}))
+def _check(rows: Iterable[tuple[int, str, Tensor, Tensor]], context: ModelContext) -> Check:
+    images, texts, figures, chances = (np.array(column) for column in zip(*rows, strict=True))
     options = {"resamples": context.config.resamples, "seed": context.config.seed}
-    gaps = np.subtract(values, chances)
-    ends = [bootstrap_mean(gaps, groups, **options) for groups in (images, texts)]
+    ends = [bootstrap_mean(figures - chances, groups, **options) for groups in (images, texts)]
     low, high = min(end.low for end in ends), max(end.high for end in ends)
-    return Check(name, *map(float, (np.mean(values), np.mean(chances), low, high)), len({*images}))
+    return Check(float(figures.mean()), float(chances.mean()), low, high, len({*images.tolist()}))

@@ -67,7 +67,7 @@ SIX = [plain(c, label=k, number=n) for n in range(3) for k, c in enumerate(COLOU
 
 def test_a_model_that_knows_all_is_right_where_it_should_be_and_nowhere_else() -> None:
     gate = asked(SIX)
-    assert gate.checks == (Check("recall among 3 texts", 1, 0, 1, 1, 9),)
+    assert gate.checks == {"recall among 3 texts": Check(1, 0, 1, 1, 9)}
     assert gate.knows
     assert str(gate) == (
         "listed: the model knows what is asked (recall among 3 texts 1, by chance 0, difference "
@@ -79,8 +79,8 @@ def test_an_answer_that_is_always_the_same_is_at_chance_however_often_it_is_righ
     """Three of four images are red, and so is the answer: .75 of them, and chance is as high."""
     samples = [plain("red", label=0, number=n) for n in range(6)]
     gate = asked([*samples, plain("blue", label=2), plain("green", label=1)], torch.zeros_like)
-    [check] = gate.checks
-    assert check.mean == check.chance == pytest.approx(0.75)
+    [check] = gate.checks.values()
+    assert check.figure == check.chance == pytest.approx(0.75)
     assert not gate.knows
     assert "this model does not know what is asked; do not interpret (recall" in str(gate)
 
@@ -93,9 +93,11 @@ def test_one_text_that_is_known_does_not_vouch_for_the_others() -> None:
     def only_red(means: Tensor) -> Tensor:  # green and blue are taken for each other
         return torch.where(means[:, :1] > 0.5, means, means[:, [0, 2, 1]])
 
-    [check] = asked(samples, only_red).checks
-    assert check.mean == pytest.approx(40 / 58)
-    assert check.low < 0 < check.mean - check.chance
+    gate = asked(samples, only_red)
+    [check] = gate.checks.values()
+    assert not gate.knows
+    assert check.figure == pytest.approx(40 / 58)
+    assert check.low < 0 < check.figure - check.chance
 
 
 COLOURS_NUMBER = {name: number for number, name in enumerate(COLOURS)}
@@ -112,7 +114,7 @@ def test_what_no_text_can_tell_apart_is_not_checked() -> None:
         (both, ["red", "blue"]),
     ):
         gate = asked(samples, classes=classes)
-        assert gate.checks == ()
+        assert gate.checks == {}
         assert gate.knows
         assert str(gate) == "listed: whether the model knows what is asked cannot be told."
 
@@ -126,8 +128,8 @@ def test_every_kind_of_truth_says_what_an_image_holds() -> None:
         plain("blue", fixated="blue"),
         plain("blue", regions=(Region("any", half("top"), label=2),)),
     ]
-    [check] = asked(samples).checks
-    assert (check.mean, check.chance, check.images) == (1, 0, 4)
+    [check] = asked(samples).checks.values()
+    assert (check.figure, check.chance, check.images) == (1, 0, 4)
 
 
 def scenes(count: int) -> DemoScenes:
@@ -163,9 +165,9 @@ def test_checks_are_their_definitions(name: str) -> None:
             recall.append((place, text, text in answers[place][: len(held)], chance))
             rest = [t for t in range(len(texts)) if t not in held]
             moved.append((place, text, effects[place][text].item(), effects[place][rest].mean()))
-    for check, found in zip(gate.checks, (recall, moved), strict=True):
+    for check, found in zip(gate.checks.values(), (recall, moved), strict=True):
         images, words, values, chances = map(np.array, zip(*found, strict=True))
-        assert check.mean == pytest.approx(values.mean(), abs=1e-6)
+        assert check.figure == pytest.approx(values.mean(), abs=1e-6)
         assert check.chance == pytest.approx(chances.mean(), abs=1e-6)
         gaps = values - chances
         over_images = bootstrap_mean(gaps, images, resamples=50, seed=1)
@@ -192,8 +194,8 @@ def test_metrics_of_unknown_data_name_no_winner() -> None:
     found = summary(given, [metric("pointing"), metric("words_4")])
     assert [len(c.bold) for c in report_tables(found)["Where"]] == [1, 1]
     gates = [
-        Gate("scenes", (Check("recall", 0.02, 0.02, -0.01, 0.01, 20),)),
-        Gate("mosaics", (Check("recall", 0.9, 0.02, 0.8, 0.9, 20),)),
+        Gate("scenes", {"recall": Check(0.02, 0.02, -0.01, 0.01, 20)}),
+        Gate("mosaics", {"recall": Check(0.9, 0.02, 0.8, 0.9, 20)}),
     ]
     found = replace(found, gates=gates, unknown={"pointing"})
     assert [c.bold for c in report_tables(found)["Where"]] == [(), ("theirs",)]

@@ -1,0 +1,215 @@
+"""Frozen suites: one file of a model, to compare scene by scene with that of another."""
+
+import hashlib
+import json
+import re
+import time
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from .._version import __version__
+from ..checks import check_choice, find_file
+from ..errors import InputError, public
+from ..metrics import bootstrap_mean, paired_difference
+from ..metrics.bootstrap import STATISTICS
+from .batch import Batch, ModelContext, queries_of
+from .config import EvaluationConfig, RunConfig, full_name, label_of
+from .data import open_data
+from .evaluator import Evaluation, evaluate
+from .gate import measure_gate
+from .methods import method_of
+from .run import Content, ModelLoader, Progress, threads
+from .storage import storage_of
+
+SUITES: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("suite.json").read_text())
+"""By name: the seed, the settings of its parts, column -> pattern of metrics, the hash of it."""
+
+_FORMAT: Final = "captum_clip suite 1"
+_OPEN: Final = {"model", "output", *(setting.name for setting in fields(RunConfig))} - {"seed"}
+_BATCH: Final = 8
+_ROUNDS: Final = 5
+
+
+def suite_hash(name: str) -> str:
+    """SHA-256 over the settings of a suite and all that is drawn: pixels, masks, texts, classes."""
+    suite = {key: SUITES[name][key] for key in ("seed", "parts", "columns")}
+    sha = hashlib.sha256(json.dumps(suite).encode())
+    drawn = {(data, part["images"]) for part in suite["parts"].values() for data in part["data"]}
+    for data_name, number in sorted(drawn):
+        data = open_data(data_name, number=number, seed=suite["seed"])
+        sha.update(repr(data.classes).encode())
+        for sample in map(data.read, range(number)):
+            texts = [(region.text, region.label) for region in sample.regions]
+            sha.update(repr((sample.caption, sample.label, texts)).encode())
+            masks = [region.mask for region in sample.regions]
+            for array in map(np.asarray, (sample.image, *sample.subsets, *masks)):
+                sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+@public("evaluate")
+def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None = None) -> Content:
+    """Measure a model by a frozen suite; write ``suite_NAME.json`` and ``suite_NAME.tex``.
+
+    The gate comes first: a model that it stops is not measured, and has no values. Each part is an
+    evaluation in a folder of its own, which goes on after a stop; prices are taken anew.
+
+    Args:
+        name: of the suite, "v1".
+        config: the model, the output folder, and how to compute; all else is the suite's.
+        progress: as of :func:`evaluate`, for one part after the other.
+
+    Returns:
+        The content of the JSON file; docs/suite.md describes it.
+
+    Raises:
+        InputError: another suite, a setting that the suite fixes, scenes that are drawn otherwise
+            here, and what :func:`evaluate` refuses.
+    """
+    check_choice(name, SUITES, name="a suite")
+    suite, output = SUITES[name], storage_of(config.output)
+    for setting in fields(config):
+        if setting.name not in _OPEN and getattr(config, setting.name) != setting.default:
+            raise InputError(f"the suite {name} fixes `{setting.name}`; leave it out.")
+    parts = [
+        replace(config, output=f"{config.output}/{part}", seed=suite["seed"], **settings)
+        for part, settings in suite["parts"].items()
+    ]
+    if (drawn := suite_hash(name)) != suite["hash"]:
+        raise InputError(
+            f"the scenes of the suite {name} are drawn otherwise here (hash {drawn[:12]}, expected "
+            f"{suite['hash'][:12]}), so nothing could be compared; it takes {suite['drawn_with']}."
+        )
+    models = ModelLoader(config.processor, config.tokenizer, config.image_size)
+    clip = models.load(full_name(config.model), config.device)
+    data = [open_data(n, number=parts[0].images, seed=parts[0].seed) for n in parts[0].data]
+    contexts = [ModelContext(clip, data_set, parts[0]) for data_set in data]
+    gates = [measure_gate(context) for context in contexts]
+    content: Content = {
+        **{"format": _FORMAT, "suite": name, "hash": drawn},
+        "model": {"name": label_of(config.model), "identity": clip.identity()},
+        "versions": {"captum_clip": __version__, "torch": torch.__version__},
+        "gate": {g.data: {n: c._asdict() for n, c in g.checks.items()} for g in gates},
+        "verdict": " ".join(map(str, gates)),
+    }
+    if all(gate.knows for gate in gates):
+        found = [evaluate(part, progress=progress) for part in parts]
+        with threads(config.thread_count):
+            content["prices"] = _prices(contexts[0], found[0])
+        content["values"] = {
+            column: values
+            for column, pattern in suite["columns"].items()
+            for evaluation in found
+            if (values := _by_scene(evaluation, pattern))
+        }
+        output.write(f"suite_{name}.tex", _latex(content, found[0].summary.methods).encode())
+    output.write(f"suite_{name}.json", json.dumps(content).encode())
+    return content
+
+
+def _by_scene(evaluation: Evaluation, pattern: str) -> dict[str, list[float | None]]:
+    """Method -> a value of each scene: the statistic of the metrics over its rows alone.
+
+    0 where it means nothing, as a rank correlation with a constant; None where it has no rows.
+    """
+    metrics = {m.name: m for m in evaluation.summary.metrics if re.fullmatch(pattern, m.name)}
+    table = evaluation.table[evaluation.table["metric"].isin([*metrics])].astype({"part": str})
+    scenes = sorted(evaluation.table["sample"].cat.categories)
+    values: dict[str, dict[str, float]] = {}
+    for (method, scene), rows in table.groupby(["method", "sample"], observed=True):
+        statistic = STATISTICS[metrics[rows["metric"].iloc[0]].statistic]
+        array = rows.pivot_table("value", "region", "part", observed=True)[[*statistic.parts]]
+        figure = statistic.prepare(np.zeros(len(array), int), array.to_numpy(), 1)(np.ones((1, 1)))
+        values.setdefault(method, {})[scene] = round(float(np.nan_to_num(figure)[0]), 4)
+    return {method: [of.get(scene) for scene in scenes] for method, of in values.items()}
+
+
+def _prices(context: ModelContext, evaluation: Evaluation) -> dict[str, float]:
+    """Seconds of maps for one text an image over those of the embeddings of the images alone.
+
+    Medians over rounds in which all take turns, after one to warm up; a batch of 8 images.
+    """
+    clip, summary, views = (
+        context.clip,
+        evaluation.summary,
+        Batch(context, range(len(context.data))[:_BATCH]).views,
+    )
+    texts = [view.regions[0].text for view in views]
+    queries = queries_of(views, context.encode(texts), texts)
+    methods = [name for name in summary.methods if name not in summary.baselines]
+    runs = {name: partial(method_of(name, clip).maps, clip, queries) for name in methods}
+    runs[""] = torch.no_grad()(partial(clip.encode_image, queries.pixels))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(1 + _ROUNDS):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run().sum().item()  # waits for a GPU
+            seconds[name].append(time.perf_counter() - begin)
+    medians = {name: float(np.median(of[1:])) for name, of in seconds.items()}
+    return {name: round(medians[name] / medians[""], 3) for name in methods}
+
+
+def _latex(content: Content, methods: Any) -> str:
+    """A table for the package booktabs: means over scenes with their intervals, and prices."""
+    import pandas as pd
+
+    cells: dict[str, dict[str, str]] = {
+        column: {m: str(bootstrap_mean([v for v in of if v is not None])) for m, of in by.items()}
+        for column, by in content["values"].items()
+    }
+    cells["price"] = {method: f"{price:.2f}" for method, price in content["prices"].items()}
+    title = f"{content['model']['name']}, suite {content['suite']} ({content['hash'][:12]})"
+    options = {"caption": title.replace("_", r"\_"), "na_rep": "--", "escape": True}
+    text: str = pd.DataFrame(cells).reindex(methods).to_latex(**options)
+    return text
+
+
+@public("evaluate")
+def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
+    """Two models side by side: "column, method" -> both means, their difference and its interval.
+
+    The difference is :func:`captum_clip.metrics.paired_difference` over the scenes that both
+    files have; columns and methods of one alone are left out.
+
+    Raises:
+        InputError: a file that no suite wrote, that of a model which the gate stopped, or two of
+            different suites.
+    """
+    a, b = _read(first), _read(second)
+    if a["hash"] != b["hash"]:
+        raise InputError(
+            f"{first} is of the suite {a['suite']} ({a['hash'][:12]}), {second} of {b['suite']} "
+            f"({b['hash'][:12]}), which has other scenes; measure both models by one suite."
+        )
+    rows: dict[str, dict[str, float]] = {}
+    for column, by_method in a["values"].items():
+        for method, values in by_method.items():
+            others = b["values"].get(column, {}).get(method, [])
+            both = [pair for pair in zip(values, others, strict=False) if None not in pair]
+            if both:
+                x, y = np.transpose(both)
+                gap = dict(
+                    zip(("difference", "low", "high"), paired_difference(x, y), strict=False)
+                )
+                rows[f"{column}, {method}"] = {first: x.mean(), second: y.mean(), **gap}
+    return rows
+
+
+def _read(path: str) -> Content:
+    """The content of a file that a suite wrote, with values."""
+    file = find_file(Path(path))
+    try:
+        content: Content = json.loads(file.read_bytes())
+        written = content["format"] == _FORMAT
+    except (ValueError, KeyError, TypeError):
+        written = False
+    if not written:
+        raise InputError(f"{path} is damaged, or no suite_v1.json that `suite` wrote.")
+    if "values" not in content:
+        raise InputError(f"{path} has no values to compare. {content['verdict']}")
+    return content

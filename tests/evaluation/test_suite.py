@@ -1,0 +1,273 @@
+"""Frozen suites: what is frozen, one file of a model, and two of them side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captum_clip.cli import main
+from captum_clip.errors import InputError
+from captum_clip.evaluation import EvaluationConfig, compare_suites, run_suite, suite
+from captum_clip.evaluation.tasks import TASKS
+from captum_clip.metrics import paired_difference
+from captum_clip.metrics.map_statistics import spearman
+
+SMALL = {
+    "seed": 5,
+    "parts": {
+        "maps": {
+            "data": ["demo", "demo-mosaics"],
+            "tasks": ["localization", "effect", "words"],
+            "methods": ["direct", "legrad", "centre"],
+            "images": 6,
+        },
+        "pairs": {"data": ["demo"], "tasks": ["pairs"], "methods": ["direct"], "images": 6},
+    },
+    "columns": {
+        "pointing": "pointing",
+        "effect": "effect_spearman",
+        "words": "words_[1-4]",
+        "pairs": "share_interaction",
+        "nothing": "gap_.*",
+    },
+    "drawn_with": "Pillow 1",
+}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A suite of six scenes."""
+    monkeypatch.setitem(suite.SUITES, "small", dict(SMALL))
+    suite.SUITES["small"]["hash"] = suite.suite_hash("small")
+    return "small"
+
+
+def config(model: str, output: Path, **given: Any) -> EvaluationConfig:
+    return EvaluationConfig(model, str(output), threads=1, **given)
+
+
+def test_a_suite_draws_what_was_frozen() -> None:
+    """A change of the scenes, the masks, the vocabulary or the settings is another suite: v2."""
+    assert suite.suite_hash("v1") == suite.SUITES["v1"]["hash"]
+
+
+def test_a_hash_notices_every_change(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from captum_clip.evaluation.data import demo
+
+    frozen = suite.suite_hash(small)
+    assert suite.suite_hash(small) == frozen
+    changes: list[Callable[[pytest.MonkeyPatch], None]] = [
+        lambda patch: patch.setitem(suite.SUITES[small], "seed", 6),
+        lambda patch: patch.setitem(suite.SUITES[small]["columns"], "energy", "energy"),
+        lambda patch: patch.setattr(demo, "article", lambda noun: f"one {noun}"),
+        lambda patch: patch.setattr(demo, "compose", " or ".join),
+        lambda patch: patch.setattr(demo, "_CELL", 111),
+    ]
+    for change in changes:
+        with monkeypatch.context() as patch:
+            change(patch)
+            assert suite.suite_hash(small) != frozen
+    draw = demo.draw_scene
+
+    def one_pixel(*given: Any, **options: Any) -> Any:
+        scene = draw(*given, **options)
+        scene.image[3, 4, 0] ^= 1
+        return scene
+
+    monkeypatch.setattr(demo, "draw_scene", one_pixel)
+    assert suite.suite_hash(small) != frozen
+
+
+def test_columns_are_those_of_the_tasks() -> None:
+    """Each finds metrics of one statistic, in one part, of which better is known."""
+    for frozen in suite.SUITES.values():
+        parts = {
+            name: [
+                metric
+                for task in part["tasks"]
+                for metrics in TASKS[task]
+                .metrics(EvaluationConfig("m", "o", fills=("mean",)))
+                .values()
+                for metric in metrics
+            ]
+            for name, part in frozen["parts"].items()
+        }
+        for column, pattern in frozen["columns"].items():
+            found = {
+                name: {(m.statistic, m.better) for m in metrics if re.fullmatch(pattern, m.name)}
+                for name, metrics in parts.items()
+            }
+            [[(_, better)]] = [of for of in found.values() if of]
+            assert better == "high", column
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small suite of two embedded models."""
+    output = tmp_path_factory.mktemp("suites")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(suite.SUITES, "small", dict(SMALL))
+        suite.SUITES["small"]["hash"] = suite.suite_hash("small")
+        for name in ("vit", "siglip"):
+            run_suite("small", config(f"demo/{name}", output / name))
+    return output
+
+
+def content(made: Path, name: str) -> Any:
+    return json.loads((made / name / "suite_small.json").read_text())
+
+
+def test_a_file_has_the_gate_the_prices_and_a_value_of_each_scene(made: Path) -> None:
+    found = content(made, "vit")
+    assert found["model"]["name"] == "demo/vit"
+    assert set(found["gate"]) == {"demo", "demo-mosaics"}
+    assert found["gate"]["demo"]["|effect| on them"]["images"] == 6
+    assert "demo: the model knows what is asked (recall among 119 texts" in found["verdict"]
+    assert set(found["prices"]) == {"direct", "legrad"}
+    assert 1 < found["prices"]["direct"] < 50
+    assert [*found["values"]] == ["pointing", "effect", "words", "pairs"]
+    for by_method in found["values"].values():
+        assert {len(of) for of in by_method.values()} == {6}
+    assert set(found["values"]["pairs"]) == {"direct"}
+    assert set(found["values"]["words"]) == {"direct", "legrad", "centre"}
+    table = (made / "vit/suite_small.tex").read_text()
+    assert r"\caption{demo/vit, suite small (" in table
+    assert re.search(r"direct & \d\.\d\d \[\d\.\d\d, \d\.\d\d\] .* & \d+\.\d\d \\\\", table)
+    assert re.search(r"centre & .* & -- & -- \\\\", table)  # neither pairs nor a price
+
+
+def test_values_are_the_statistic_of_a_scene_alone(made: Path, small: str) -> None:
+    """The mean of its regions, and the rank correlation over its own pairs of text and object."""
+    from captum_clip.evaluation import evaluate
+
+    part = dict(SMALL["parts"]["maps"])  # type: ignore[index]
+    found = evaluate(config("demo/vit", made / "vit/maps", seed=5, **part))
+    rows = found.table[found.table["method"] == "legrad"]
+    values = content(made, "vit")["values"]
+    for number, name in enumerate(sorted({*rows["sample"]})):
+        here = rows[rows["sample"] == name]
+        pointing = here[here["metric"] == "pointing"]["value"].mean()
+        assert values["pointing"]["legrad"][number] == pytest.approx(pointing, abs=1e-4)
+        pairs = here[here["metric"] == "effect_spearman"].pivot(
+            index="region", columns="part", values="value"
+        )
+        import torch
+
+        mass, effect = (torch.tensor(pairs[part].to_numpy()) for part in ("mass", "effect"))
+        rank = float(spearman(mass, effect).nan_to_num())
+        assert values["effect"]["legrad"][number] == pytest.approx(rank, abs=1e-4)
+        words = here[here["metric"].isin([f"words_{n}" for n in range(1, 5)])]["value"].mean()
+        assert values["words"]["legrad"][number] == pytest.approx(words, abs=1e-4)
+
+
+def test_a_suite_goes_on_after_a_stop(made: Path, tmp_path: Path, small: str) -> None:
+    """Units that are there are left alone, and the values are the same."""
+    shutil.copytree(made / "vit", tmp_path / "vit")
+    (tmp_path / "vit/suite_small.json").unlink()
+    (tmp_path / "vit/maps/results.csv").unlink()
+    units = [*tmp_path.rglob("*.npz")]
+    units.pop().unlink()
+    before = [path.stat().st_mtime_ns for path in units]
+    said: list[tuple[int, int, str]] = []
+    run_suite(small, config("demo/vit", tmp_path / "vit"), progress=lambda *c: said.append(c))
+    assert [path.stat().st_mtime_ns for path in units] == before
+    found, expected = content(tmp_path, "vit"), content(made, "vit")
+    assert {**found, "prices": 0} == {**expected, "prices": 0}
+    # three methods by two data sets, then the pairs: the second part counts anew
+    assert {total for _, total, _ in said} == {36, 6}
+
+
+def test_a_model_that_knows_nothing_is_stopped_before_it_is_measured(
+    tmp_path: Path, vit: str, small: str
+) -> None:
+    found = run_suite(small, config(vit, tmp_path))
+    assert "this model does not know what is asked; do not interpret" in found["verdict"]
+    assert "values" not in found
+    assert [path.name for path in tmp_path.iterdir()] == ["suite_small.json"]
+    path = str(tmp_path / "suite_small.json")
+    with pytest.raises(InputError, match=r"no values to compare\. demo: this model does not know"):
+        compare_suites(path, path)
+
+
+def written(path: Path, values: Any, **given: Any) -> str:
+    head = {"format": "captum_clip suite 1", "suite": "v1", "hash": "0" * 64, "verdict": ""}
+    path.write_text(json.dumps({**head, "values": values, **given}))
+    return str(path)
+
+
+def test_two_models_are_compared_scene_by_scene(tmp_path: Path) -> None:
+    """A known difference, over the scenes that both have, of the methods that both have."""
+    generator = np.random.default_rng(0)
+    first, noise = generator.random(40), 0.01 * generator.standard_normal(40)
+    second = first - 0.25 + noise
+    a = {"pointing": {"direct": [*first, None, 1], "only": [1.0] * 42}, "alone": {"direct": [1]}}
+    b = {"pointing": {"direct": [*second, 0.5, None]}}
+    names = written(tmp_path / "a.json", a), written(tmp_path / "b.json", b)
+    rows = compare_suites(*names)
+    assert [*rows] == ["pointing, direct"]
+    [row] = rows.values()
+    expected = paired_difference(first, second)
+    assert [*row] == [*names, "difference", "low", "high"]
+    assert row["difference"] == pytest.approx(0.25, abs=0.01)
+    assert [*row.values()] == pytest.approx([first.mean(), second.mean(), *expected[:3]])
+    assert row["high"] - row["low"] < 0.02  # paired: each alone spreads by .3
+
+
+def test_a_model_equals_itself(made: Path) -> None:
+    path = str(made / "vit/suite_small.json")
+    for row in compare_suites(path, path).values():
+        assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
+
+
+def test_only_files_of_one_suite_are_compared(tmp_path: Path) -> None:
+    good = written(tmp_path / "good.json", {})
+    other = written(tmp_path / "other.json", {}, hash="1" * 64, suite="v2")
+    wrong = {
+        other: r"good.json is of the suite v1 \(0{12}\), .*other.json of v2 \(1{12}\)",
+        str(tmp_path / "none.json"): "there is no file",
+    }
+    for number, text in enumerate((Path(good).read_text()[:-9], "[]", '{"format": "other"}', "1")):
+        path = tmp_path / f"{number}.json"
+        path.write_text(text)
+        wrong[str(path)] = "is damaged, or no suite_v1.json that `suite` wrote"
+    for path, message in wrong.items():
+        with pytest.raises(InputError, match=message):
+            compare_suites(good, str(path))
+
+
+def test_what_a_suite_fixes_is_refused(tmp_path: Path, small: str) -> None:
+    for given in ({"images": 3}, {"seed": 1}, {"methods": ("direct",)}, {"tasks": ("words",)}):
+        with pytest.raises(InputError, match=f"suite small fixes `{next(iter(given))}`"):
+            run_suite(small, config("demo/vit", tmp_path, **given))
+    with pytest.raises(InputError, match="expected a suite of v1, small, got 'v0'"):
+        run_suite("v0", config("demo/vit", tmp_path))
+    suite.SUITES[small]["hash"] = "f" * 64
+    with pytest.raises(InputError, match=r"drawn otherwise here .*expected f{12}.*Pillow 1"):
+        run_suite(small, config("demo/vit", tmp_path))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_line_runs_a_suite_and_compares_two(
+    made: Path, tmp_path: Path, small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made / "vit", tmp_path / "vit")
+    line = f"evaluate --suite small --model demo/vit --threads 1 --quiet -o {tmp_path}/vit/"
+    assert main(line.split()) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("demo: the model knows what is asked")
+    stem = f"{tmp_path}/vit/suite_small"
+    assert printed[1:] == [f"values   {stem}.json", f"latex    {stem}.tex"]
+    files = [str(made / name / "suite_small.json") for name in ("vit", "siglip")]
+    assert main(["evaluate", "--compare", *files]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == [*files, "difference", "low", "high"]
+    assert lines[0].startswith("pointing, direct")
+    assert main(["evaluate", "--model", "demo/vit"]) == 2
+    assert "evaluate needs --output, a folder for these" in capsys.readouterr().err
