@@ -21,7 +21,7 @@ from .batch import Batch, ModelContext, queries_of
 from .config import EvaluationConfig, RunConfig, full_name, label_of
 from .data import open_data
 from .evaluator import Evaluation, evaluate
-from .gate import measure_gate
+from .gate import Gate, measure_gate
 from .methods import method_of
 from .run import Content, ModelLoader, Progress, threads
 from .storage import storage_of
@@ -89,7 +89,12 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
     clip = models.load(full_name(config.model), config.device)
     data = [open_data(n, number=parts[0].images, seed=parts[0].seed) for n in parts[0].data]
     contexts = [ModelContext(clip, data_set, parts[0]) for data_set in data]
-    gates = [measure_gate(context) for context in contexts]
+    gates = list[Gate]()
+    for context in contexts:
+        gates.append(measure_gate(context))
+        if progress:
+            every = parts[0].images
+            progress(every * len(gates), every * len(data), f"gate, {context.data.name}")
     content: Content = {
         **{"format": _FORMAT, "suite": name, "hash": drawn},
         "model": {"name": label_of(config.model), "identity": clip.identity()},
