@@ -74,13 +74,14 @@ def measure_gate(context: ModelContext) -> Gate:
     for start in range(0, len(numbers), size):
         for view in (batch := Batch(context, numbers[start : start + size])).views:
             if view.sample.subsets:
-                scenes[len(own)] = clip.encode_image(clip.preprocess([*view.sample.subsets]))
+                subsets = clip.preprocess([*view.sample.subsets])
+                scenes[len(own)] = clip.encode_image(subsets).float()
             own.append(_texts_of(view, data.classes))
-        images += [clip.encode_image(batch.pixels)] if batch.views else []
+        images += [clip.encode_image(batch.pixels).float()] if batch.views else []
     texts = [*dict.fromkeys([*data.classes, *(text for of_image in own for text in of_image)])]
     if not any(own):
         return Gate(data.name, {})
-    embeddings = context.encode(texts)
+    embeddings = context.encode(texts).float()
     holds = torch.tensor([[text in of_image for text in texts] for of_image in own])
     place = (torch.cat(images) @ embeddings.T).argsort(1, descending=True).argsort(1).cpu()
     moved = {n: shapley_effects(embeddings @ s.T).abs().mean(1).cpu() for n, s in scenes.items()}
