@@ -73,9 +73,9 @@ def measure_gate(context: ModelContext) -> Gate:
     own, images, scenes = list[list[str]](), list[Tensor](), dict[int, Tensor]()
     for start in range(0, len(numbers), size):
         for view in (batch := Batch(context, numbers[start : start + size])).views:
-            if view.sample.subsets:
-                subsets = clip.preprocess([*view.sample.subsets])
-                scenes[len(own)] = clip.encode_image(subsets).float()
+            subsets = [image for image in view.sample.subsets if image]
+            if subsets and len(subsets) == len(view.sample.subsets):
+                scenes[len(own)] = clip.encode_image(clip.preprocess(subsets)).float()
             own.append(_texts_of(view, data.classes))
         images += [clip.encode_image(batch.pixels).float()] if batch.views else []
     texts = [*dict.fromkeys([*data.classes, *(text for of_image in own for text in of_image)])]

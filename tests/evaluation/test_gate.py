@@ -256,8 +256,8 @@ def test_a_unit_tells_how_far_it_is(tmp_path: Path, vit: str) -> None:
         threads=1,
     )
     evaluate(config, progress=lambda *counts: said.append(counts))
-    assert said == [
-        (0, 6, ""),
-        *((done, 6, "demo, direct") for done in (1, 2, 3)),
-        *((done, 6, "demo, centre") for done in (4, 5, 6)),
+    assert said[:7] == [  # of four maps and three predictors without one
+        (0, 21, ""),
+        *((done, 21, "demo, direct") for done in (1, 2, 3)),
+        *((done, 21, "demo, centre") for done in (4, 5, 6)),
     ]

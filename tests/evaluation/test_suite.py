@@ -135,8 +135,10 @@ def test_a_file_has_the_gate_the_prices_and_a_value_of_each_scene(made: Path) ->
     assert [*found["values"]] == ["pointing", "effect", "words", "pairs"]
     for by_method in found["values"].values():
         assert {len(of) for of in by_method.values()} == {6}
-    assert set(found["values"]["pairs"]) == {"direct"}
-    assert set(found["values"]["words"]) == {"direct", "legrad", "centre"}
+    drawn = {"random", "uniform", "centre"}
+    predictors = {"named", "score", "text-only"}
+    assert set(found["values"]["pairs"]) == {"direct", *predictors}
+    assert set(found["values"]["words"]) == {"direct", "legrad", *drawn}
     table = (made / "vit/suite_small.tex").read_text()
     assert r"\caption{demo/vit, suite small (" in table
     assert re.search(r"direct & \d\.\d\d \[\d\.\d\d, \d\.\d\d\] .* & \d+\.\d\d \\\\", table)
@@ -180,8 +182,8 @@ def test_a_suite_goes_on_after_a_stop(made: Path, tmp_path: Path, small: str) ->
     assert [path.stat().st_mtime_ns for path in units] == before
     found, expected = content(tmp_path, "vit"), content(made, "vit")
     assert {**found, "prices": 0} == {**expected, "prices": 0}
-    # the gate of two data sets, three methods by both, the pairs: each counts anew
-    assert [*dict.fromkeys(total for _, total, _ in said)] == [12, 36, 6]
+    # the gate of two data sets, nine methods and rivals by both, seven of pairs: each counts anew
+    assert [*dict.fromkeys(total for _, total, _ in said)] == [12, 108, 42]
     assert said[:2] == [(6, 12, "gate, demo"), (12, 12, "gate, demo-mosaics")]
 
 

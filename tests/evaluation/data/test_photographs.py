@@ -245,11 +245,12 @@ def test_lists_are_made_of_what_others_publish(tmp_path, monkeypatch):
     boxes = [
         {"image_id": image, "category_id": 1, "bbox": [1.5, 2, 3, 4]} for image, _ in texts[1:]
     ]
-    for kind, content in (
+    classes = [{"id": 1, "name": "dog"}]
+    for kind, published in (
         ("captions", {"images": images, "annotations": captions}),
-        ("instances", {"categories": [{"id": 1, "name": "dog"}], "annotations": boxes}),
+        ("instances", {"categories": classes, "annotations": boxes}),
     ):
-        (tmp_path / f"{kind}_val2017.json").write_text(json.dumps(content))
+        (tmp_path / f"{kind}_val2017.json").write_text(json.dumps(published))
     code["coco"](tmp_path)
     first, second = map(CaptionFolder(tmp_path).read, range(2))
     assert (first.caption, second.caption) == ("A dog by a hot dog.", "Dogs.")
