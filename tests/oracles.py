@@ -80,7 +80,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Self-attention (B, s, D) from query, key, value and output maps, and its weights A.
 
-    The weights may be constants.
+    The weights may be constants, and are leaves then.
     """
     batch, tokens, width = x.shape
     q, k, v = (
@@ -88,25 +88,27 @@ def attend(
         for one in maps[:3]
     )
     attention = torch.softmax(q @ k.transpose(2, 3) / (width // heads) ** 0.5, dim=3)
-    weights = attention.detach() if detached else attention
-    mixed = (weights @ v).transpose(1, 2).reshape(batch, tokens, width)
+    if detached:
+        attention = attention.detach().requires_grad_()
+    mixed = (attention @ v).transpose(1, 2).reshape(batch, tokens, width)
     return linear(mixed, *maps[3]), attention
 
 
 # The towers
 
 
-def see(model: Any, images: Tensor, *, detached: bool = False) -> Seen:
+def see(model: Any, images: Tensor, *, detached: bool = False, apart: bool = False) -> Seen:
     """A forward through the vision tower of a transformers or OpenCLIP model.
 
-    With `detached` every gate is a constant: attention, deviations of norms, activations.
+    With `detached` every gate is a constant: attention, deviations of norms, activations. With
+    `apart` so is what an attention reads: each token's stream leads on to itself alone.
     """
     images = images.detach().clone().requires_grad_()
     own = _see_open_clip if hasattr(model, "visual") else _see_hf
-    return own(model, images, detached)
+    return own(model, images, detached, apart)
 
 
-def _see_hf(model: Any, images: Tensor, detached: bool) -> Seen:
+def _see_hf(model: Any, images: Tensor, detached: bool, apart: bool) -> Seen:
     vision = model.vision_model
     assert model.config.vision_config.hidden_act == "quick_gelu"
     embeddings = vision.embeddings
@@ -123,7 +125,7 @@ def _see_hf(model: Any, images: Tensor, detached: bool) -> Seen:
     for block in vision.encoder.layers:
         own = block.self_attn
         maps = [(m.weight, m.bias) for m in (own.q_proj, own.k_proj, own.v_proj, own.out_proj)]
-        normed = norm(x, block.layer_norm1, detached)
+        normed = norm(x.detach() if apart else x, block.layer_norm1, detached)
         attended, attention = attend(normed, maps, own.num_heads, detached)
         seen.append(attention)
         x = x + attended
@@ -136,7 +138,7 @@ def _see_hf(model: Any, images: Tensor, detached: bool) -> Seen:
     return Seen(embedding, x, x[:, 1:], tuple(seen), grid, "cls", projected=projected)
 
 
-def _see_open_clip(model: Any, images: Tensor, detached: bool) -> Seen:
+def _see_open_clip(model: Any, images: Tensor, detached: bool, apart: bool) -> Seen:
     visual = model.visual
     projected, grid = cut(images, visual.conv1.weight)
     x = torch.cat([visual.class_embedding.expand(len(images), 1, -1), projected], 1)
@@ -146,7 +148,7 @@ def _see_open_clip(model: Any, images: Tensor, detached: bool) -> Seen:
         own = block.attn
         weights, biases = own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3)
         maps = [*zip(weights, biases, strict=True), (own.out_proj.weight, own.out_proj.bias)]
-        normed = norm(x, block.ln_1, detached)
+        normed = norm(x.detach() if apart else x, block.ln_1, detached)
         attended, attention = attend(normed, maps, own.num_heads, detached)
         seen.append(attention)
         attended = norm(attended, getattr(block, "ln_attn", nn.Identity()), detached)

@@ -89,7 +89,7 @@ def test_stop_ends_the_forward_at_the_attention(setting):
     assert residual.shape == tokens.shape == (3, 17, 32)
     layer = tower.layers[1]
     maps = [(m.weight, m.bias) for m in layer.projections()]
-    after = layer.tail(residual, oracles.attend(tokens, maps, layer.heads)[0])
+    after = layer.tail(residual, oracles.attend(tokens, maps, layer.heads)[0])[1]
     with torch.no_grad(), record_vit(tower, stop=2) as record:
         run()
     torch.testing.assert_close(shown(record.residual), after, rtol=1e-10, atol=1e-10)

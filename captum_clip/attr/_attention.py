@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from ..models.attentions import Exposed, PoolingHead, Which
+from ..models.attentions import Exposed, PooledToken, PoolingHead, Which
 from ..models.steps import (
     Direction,
     Linear,
-    PooledToken,
     call_steps,
     head_products,
     head_sums,

@@ -183,13 +183,15 @@ def _last_heads(tower: TransformerTower, record: Recording) -> tuple[Tensor, Ten
 
 def _pooled_token(tower: TransformerTower, record: Recording, heads: Tensor) -> Tensor:
     """The pooled token (B, D), which `tower.embed` takes, from the last heads' outputs (B, D)."""
-    layer = record.layers[len(tower.attentions) - 1]
+    last = len(tower.attentions) - 1
+    layer = record.layers[last]
     attended, attention = mha.merged(layer, heads), layer.attention
     if layer.output is not None:
         layer.compare(attended, layer.pick(layer.output))
     if isinstance(attention, AttentionLayer):
         residual = record.pooled.read(record.residual)
-        return attention.tail(residual, attended.to(residual.dtype))
+        record.stream[last] = attention.tail(residual, attended.to(residual.dtype))
+        return record.stream[last][1]
     return attended.to(layer.tokens.dtype)  # of the tower, as its head expects
 
 

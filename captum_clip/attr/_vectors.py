@@ -1,16 +1,18 @@
 """The embedding as a sum of vectors, one for each position, of which maps are products."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..maps import to_float32
-from ..models.steps import Direction, push_forward, run_steps, split_heads
+from ..models.attentions import AttentionLayer
+from ..models.steps import Direction, Step, flattened, push_forward, run_steps, split_heads
 from ..models.text import PostNormLayer, TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower
-from ..recording import LayerRecord
+from ..recording import LayerRecord, Recording
 from ..similarity import Similarity
 from . import _attention as mha
 from ._call import Call, Computed
@@ -27,35 +29,81 @@ def products(vectors: Tensor, directions: Tensor | None) -> Tensor:
     return torch.einsum("nbe,b...e->nb...", directions, vectors)
 
 
+class PooledRow(NamedTuple):
+    """The pooled row of an attention, and what is made of it."""
+
+    record: LayerRecord
+    weights: Tensor  # (B, H, s)
+    output: Tensor | None  # of the library, (B, D); None where the attention was not run
+
+    @classmethod
+    def of(cls, _: int, record: LayerRecord) -> "PooledRow":
+        """Take what is needed of a layer that was visited."""
+        weights = mha.pooled_attention(record, compare=False)
+        output = None if record.output is None else record.pick(record.output).clone()
+        # all else need not be kept
+        record = replace(record, query=None, key=None, heads_output=None, output=None)
+        return cls(record, weights, output)
+
+
+def pooled_rows(tower: TransformerTower, call: Call, layers: range) -> PooledEmbedding:
+    """An embedding, whose record has visited layers, a `PooledRow` each, and the stream there."""
+    stream = range(layers.start, min(layers.stop, len(tower.layers)))
+    return pooled_embedding(tower, call, (layers, PooledRow.of), stream=stream)
+
+
+def steps_onwards(
+    record: Recording, index: int, mlps: bool
+) -> list[tuple[tuple[Step, ...], Tensor, Tensor]]:
+    """The steps of the pooled token after a layer's attention, what enters them and comes out.
+
+    Without the `mlps` they are the norms on the stream, if there are any.
+    """
+    layer = record.transformer.attentions[index]
+    if not isinstance(layer, AttentionLayer if mlps else PostNormLayer):
+        return []
+    (stream, returned), steps = record.stream[index], flattened(layer.after_attention())
+    token = to_float32(stream)
+    if mlps:
+        return [(steps, token, returned)]
+    normed = run_steps(steps[:1], token)
+    return [(steps[:1], token, normed), (steps[2:], run_steps(steps[1:2], normed), returned)]
+
+
+def pushed_rows(record: Recording, layers: range, centred: bool, mlps: bool) -> Tensor:
+    """The share of each patch or word in the pooled token, (B, s, D), through all layers' rows.
+
+    Zero for other tokens, such as CLS, which are in no map.
+    """
+    span: slice = record.span
+    share: Any = 0
+    for index in layers:
+        visited, row, output = record.visited[index]
+        attention, heads = visited.attention, mha.heads_output(visited, row)
+        if output is not None:
+            visited.compare(mha.merged(visited, heads), output)
+        values = mha.projected_heads(visited, "value").transpose(1, 2)  # (B, s, H, d)
+        if centred:
+            mean = record.pooled.mean(values.flatten(2), span)
+            values = values - split_heads(mean, attention.heads)
+        parts = (values * row.transpose(1, 2)[..., None])[:, span].flatten(2)
+        steps = (*attention.merge_steps(visited.maps.output), *attention.branch())
+        share = share + push_forward(steps, heads, parts)[1]
+        for steps, token, returned in steps_onwards(record, index, mlps):
+            made, share = push_forward(steps, token, share)
+            record.compare(f"what follows the attention of layer {index}", made, returned)
+    return F.pad(share, (0, 0, span.start, row.shape[-1] - span.stop))
+
+
 def vectors_of_rows(
-    tower: TransformerTower, call: Call, layers: range, centred: bool
+    tower: TransformerTower, call: Call, layers: range, centred: bool, mlps: bool
 ) -> tuple[PooledEmbedding, Tensor]:
     """The share of each token in the embedding, (B, s, E), through the pooled row of each layer."""
-    share: list[Any] = [0]  # in the pooled token so far, (B, s, D)
-
-    @torch.no_grad()
-    def visit(index: int, record: LayerRecord) -> None:
-        attention, pooled = tower.attentions[index], record.pooled
-        row = mha.compare_output(record)
-        with mha.autocast_disabled(row):
-            heads = mha.heads_output(record, row)
-            values = mha.projected_heads(record, "value").transpose(1, 2)  # (B, s, H, d)
-            if centred:
-                mean = pooled.mean(values.flatten(2), record.span)
-                values = values - split_heads(mean, attention.heads)
-            parts = (values * row.transpose(1, 2)[..., None]).flatten(2)
-            steps = (*attention.merge_steps(), *attention.branch())
-            share[0] = share[0] + push_forward(steps, heads, parts)
-            if isinstance(attention, PostNormLayer):
-                attended = mha.merged(record, heads).to(record.tokens.dtype)
-                stream = attention.entering(pooled.read(record.tokens), attended)
-                for norm, token in zip(attention.stream_norms, stream, strict=True):
-                    share[0] = push_forward((norm,), to_float32(token), share[0])
-
-    stream = range(layers.start, min(layers.stop, len(tower.layers)))
-    embedded = pooled_embedding(tower, call, (layers, visit), stream=stream)
-    with torch.no_grad(), mha.autocast_disabled(embedded.token):
-        return embedded, push_forward(embedded.head(tower), embedded.token, share[0])
+    embedded = pooled_rows(tower, call, layers)
+    token, record = embedded.token, embedded.run.record
+    with torch.no_grad(), mha.autocast_disabled(token):
+        share = pushed_rows(record, layers, centred, mlps)
+        return embedded, push_forward(embedded.head(tower), token, share)[1]
 
 
 def vectors_of_mean(
@@ -70,8 +118,9 @@ def vectors_of_mean(
         mean = pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
         entered = token - pooled.mean(token, slice(None)) if centred else token
         flat, parts = (each.flatten(0, 1) for each in (token, entered))  # (B N, D)
-        parts = push_forward(steps[:before], flat, parts[:, None]).view(*token.shape[:2], -1)
-        vectors = push_forward(steps[before:], mean, parts * share)
+        _, parts = push_forward(steps[:before], flat, parts[:, None])
+        parts = parts.view(*token.shape[:2], -1)
+        _, vectors = push_forward(steps[before:], mean, parts * share)
         return embedded, F.pad(vectors, (0, 0, tower.prefix, 0))
 
 

@@ -1,8 +1,8 @@
 """Methods whose maps and a rest add up to the score: direct contribution, and conservative."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,24 @@ from ..checks import check_flag
 from ..errors import InputError, public
 from ..maps import to_float32
 from ..models.steps import Direction, needs_token, pull_back, run_steps
-from ..models.text import PostNormLayer, TextTower
+from ..models.text import TextTower
 from ..models.towers import AveragePooledTower, ResNetTower, TransformerTower
-from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
+from ..recording import Recording, record_detached_gates, refuse_nonlinear
 from ..similarity import Similarity
 from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Computed, many_columns
 from ._engine import PooledEmbedding, embedded_scores, pooled_embedding, refuse_checkpointing
-from ._vectors import decompose, products, products_of_resnet, vectors_of_mean, vectors_of_rows
+from ._vectors import (
+    decompose,
+    pooled_rows,
+    products,
+    products_of_resnet,
+    pushed_rows,
+    steps_onwards,
+    vectors_of_mean,
+    vectors_of_rows,
+)
 
 
 @final
@@ -94,7 +103,7 @@ def propagated_to_patches(
 
 Baseline = Literal["none", "mean"]
 Per = Literal["head", "layer", None]
-Depth = Literal["pooling", "all"]
+Depth = Literal["pooling", "token", "all"]
 
 
 @final
@@ -122,7 +131,14 @@ class DirectContribution(ClipAttribution):
     part of the score that lies along e follows :math:`v / |v|^2` instead of
     :math:`P^T P v / |P v|^2`. It adds up to the same score, and is another map.
 
-    It answers "what does this place add?", not "what if it were gone?".
+    It answers "what does this place add?", not "what if it were gone?". The second is answered
+    better by ``depth="token"``, in a tower that pools one token, with a direction for each layer,
+
+    .. math:: G_l = \frac{\partial \tilde y}{\partial z_l}
+
+    the gradient at the pooled token's stream :math:`z_l` after attention l, through the MLPs that
+    it still passes, with norms and gates f(x) / x as constants. What it attends to later, its own
+    values among that, counts where it is read. Of the MLPs only the biases are left to the rest.
 
     Options, keyword-only:
 
@@ -131,8 +147,9 @@ class DirectContribution(ClipAttribution):
     - ``per``: None, "layer" for maps (B, K, n, h, w) or "head" for (B, K, n, H, h, w), n the
       attentions that take part.
     - ``start_layer``: first layer that takes part, 0-based; those below count in the rest.
-    - ``depth``: "pooling", or "all" to carry the tokens' shares on through all layers to the
-      patches, which is :class:`ConservativePropagation`, at a backward per target.
+    - ``depth``: "pooling"; "token", through the pooled token's MLPs; or "all" to carry the tokens'
+      shares on through all layers to the patches, which is :class:`ConservativePropagation`, at a
+      backward per target.
     - ``return_rest``: return the rest (B, K) as well.
 
     Source: after Gandelsman et al. 2024 (arXiv:2310.05916), who split the CLS token of a ViT; other
@@ -172,21 +189,28 @@ class DirectContribution(ClipAttribution):
             return propagated_to_patches(tower, call, centred=centred)
         if tower.pooling == "mean":
             return _of_mean(tower, call, centred, per)
-        return _of_rows(tower, call, layers, centred, per)
+        return _of_rows(tower, call, layers, centred, per, depth == "token")
 
     def _reading_layers(self, start_layer: int, depth: Depth, per: Per = None) -> range:
         """The layers whose attention takes part, empty of a convolutional tower."""
-        if depth == "all":
-            if isinstance(self._tower, ResNetTower):
-                raise InputError(
-                    "depth: what a convolutional tower's stages below the pool add is not carried "
-                    "on; leave it out, or take a ViT."
-                )
-            if per is not None or start_layer:
-                raise InputError(
-                    "depth: 'all' carries every layer and head on to the patches, so none of them "
-                    "can be kept or left out; leave out `per` and `start_layer`."
-                )
+        pooling = getattr(self._tower, "pooling", "")
+        if depth == "token" and pooling in ("mean", "attention"):
+            reads = {"mean": "the mean of its tokens", "attention": "a pooling head's output"}
+            raise InputError(
+                "depth: 'token' follows the one token that a tower pools through its MLPs, and "
+                f"this {self._tower.noun} pools {reads[pooling]}, which passes none of the "
+                "layers' MLPs; leave it out, or take 'all'."
+            )
+        if depth != "pooling" and isinstance(self._tower, ResNetTower):
+            raise InputError(
+                "depth: what a convolutional tower's stages below the pool add is not carried "
+                "on; leave it out, or take a ViT."
+            )
+        if depth == "all" and (per is not None or start_layer):
+            raise InputError(
+                "depth: 'all' carries every layer and head on to the patches, so none of them "
+                "can be kept or left out; leave out `per` and `start_layer`."
+            )
         if isinstance(self._tower, ResNetTower):
             if start_layer:
                 raise InputError(
@@ -222,7 +246,7 @@ class DirectContribution(ClipAttribution):
             return_rest: return :math:`c_0` (B, E), which is of no position, as well.
             baseline: as the class has it, like what follows.
             start_layer: first layer that takes part.
-            depth: "pooling", or "all".
+            depth: "pooling", "token" or "all".
 
         Raises:
             InputError: a forward function of your own, or an invalid input or option.
@@ -284,89 +308,76 @@ class DirectContribution(ClipAttribution):
         if tower.pooling == "mean":
             embedded, vectors = vectors_of_mean(tower, call, centred)
         else:
-            embedded, vectors = vectors_of_rows(tower, call, layers, centred)
+            embedded, vectors = vectors_of_rows(tower, call, layers, centred, depth == "token")
         vectors = vectors * embedded.direction.scale[:, None, None]
         with mha.autocast_disabled(vectors):
             return decompose(tower, call, embedded, products(vectors, directions), directions)
 
 
-class _Row(NamedTuple):
-    """The pooled row of an attention, and what is made of it."""
-
-    record: LayerRecord
-    weights: Tensor  # (B, H, s)
-    output: Tensor | None  # of the library, (B, D); None where the attention was not run
-
-    @classmethod
-    def of(cls, _: int, record: LayerRecord) -> "_Row":
-        """Take what is needed of a layer that was visited."""
-        weights = mha.pooled_attention(record, compare=False)
-        output = None if record.output is None else record.pick(record.output).clone()
-        # all else need not be kept
-        record = replace(record, query=None, key=None, heads_output=None, output=None)
-        return cls(record, weights, output)
-
-
 def _of_rows(
-    tower: TransformerTower, call: Call, layers: range, centred: bool, per: Per
+    tower: TransformerTower, call: Call, layers: range, centred: bool, per: Per, mlps: bool
 ) -> Computed:
     """From the pooled row of every attention that takes part."""
-    stream = range(layers.start, min(layers.stop, len(tower.layers)))
-    embedded = pooled_embedding(tower, call, (layers, _Row.of), stream=stream)
+    embedded = pooled_rows(tower, call, layers)
     token, record = embedded.token, embedded.run.record
-    span, pooled = record.span, record.pooled
     with torch.no_grad(), mha.autocast_disabled(token):
         direction = pull_back(embedded.head(tower), token, embedded.direction)
         total = direction.dot(token) + direction.constant  # (K', B)
-        values = []
-        for index in reversed(layers):
-            visited, row, output = record.visited[index]
-            attention = tower.attentions[index]
-            if isinstance(attention, PostNormLayer):
-                direction = _below_norms(attention, direction, visited, row)
-            steps = (*attention.merge_steps(visited.maps.output), *attention.branch())
-            # linear steps are the same for every token
-            heads = mha.heads_output(visited, row) if needs_token(steps) else token
-            at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
-            parts = mha.contributions(visited, at_heads)  # (K', B, H, s)
-            if output is not None:
-                whole = (parts * row).sum((2, 3)) + at_heads.constant
-                _compare_sum(visited, direction, whole, output)
-            if centred:  # the value of a mean token is the mean of the values
-                mean = pooled.mean(parts.permute(1, 3, 0, 2).flatten(2), span)  # (B, 1, K' H)
-                mean = mean.reshape(len(mean), -1, parts.shape[2]).transpose(0, 1)
-                parts = parts - mean[..., None]
-            parts = parts * row
-            values.append(parts if per == "head" else parts.sum(2))
-        values.reverse()
-        maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
-        rest = total - maps[..., span].flatten(2).sum(-1)
+        count = record.visited[layers[0]].weights.shape[-1]
+        # where tokens are fewer than targets, their shares pass the MLPs at a lower price
+        if mlps and per is None and len(total) > count:
+            share = pushed_rows(record, layers, centred, mlps)
+            maps = torch.einsum("kbd,bsd->kbs", direction.dense(), share)
+        else:
+            maps = _pulled_rows(record, direction, layers, centred, per, mlps)
+        rest = total - maps[..., record.span].flatten(2).sum(-1)
         return _closed(embedded, maps, rest, total)
 
 
-def _compare_sum(visited: LayerRecord, direction: Direction, whole: Tensor, output: Tensor) -> None:
-    """Compare the shares of all tokens together, (K', B), with what the attention returned.
+def _pulled_rows(
+    record: Recording, direction: Direction, layers: range, centred: bool, per: Per, mlps: bool
+) -> Tensor:
+    """The maps (K', B, ..., s) along directions on the pooled token, from the last layer down."""
+    values = []
+    for index in reversed(layers):
+        visited, row, output = record.visited[index]
+        attention = visited.attention
+        for steps, token, returned in reversed(steps_onwards(record, index, mlps)):
+            above = direction
+            direction = pull_back(steps, token, Direction.of(above.rows, above.scale))
+            compare = partial(record.compare, f"what follows the attention of layer {index}")
+            _compare_sum(compare, above, direction.dot(token) + direction.constant, returned)
+        steps = (*attention.merge_steps(visited.maps.output), *attention.branch())
+        # linear steps are the same for every token
+        heads = mha.heads_output(visited, row) if needs_token(steps) else direction.rows[0]
+        at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
+        parts = mha.contributions(visited, at_heads)  # (K', B, H, s)
+        if output is not None:
+            whole = (parts * row).sum((2, 3)) + at_heads.constant
+            added = run_steps(attention.branch(), to_float32(output))
+            _compare_sum(visited.compare, direction, whole, added.to(output.dtype))
+        if centred:  # the value of a mean token is the mean of the values
+            flat = parts.permute(1, 3, 0, 2).flatten(2)
+            mean = record.pooled.mean(flat, record.span)  # (B, 1, K' H)
+            mean = mean.reshape(len(mean), -1, parts.shape[2]).transpose(0, 1)
+            parts = parts - mean[..., None]
+        parts = parts * row
+        values.append(parts if per == "head" else parts.sum(2))
+    values.reverse()
+    return torch.stack(values, 2) if per else torch.stack(values).sum(0)
 
-    Along the directions alone, so no further weights are read than the shares are made of.
+
+def _compare_sum(
+    compare: Callable[..., None], direction: Direction, whole: Tensor, token: Tensor
+) -> None:
+    """Compare the products (K', B) of all parts together with those of the library's token (B, D).
+
+    Along the directions alone, so no further weights are read than the parts are made of.
     """
-    added = run_steps(visited.attention.branch(), to_float32(output))
     lengths = to_float32(direction.rows).norm(dim=-1) * direction.scale  # (K', B)
     # numbers that differ at random differ by this along a vector
-    size = lengths.norm(dim=0) * added.norm(dim=-1) * 4 * added.shape[-1] ** -0.5
-    returned = direction.dot(added).T.to(output.dtype)
-    visited.compare(whole.T, returned, size[:, None])
-
-
-def _below_norms(
-    layer: PostNormLayer, direction: Direction, visited: LayerRecord, row: Tensor
-) -> Direction:
-    """A direction on a block's output -> on the stream before the norms that follow its sums."""
-    attended = mha.merged(visited, mha.heads_output(visited, row))
-    # such a block attends to the stream itself
-    entered = layer.entering(visited.pooled.read(visited.tokens), attended.to(visited.tokens.dtype))
-    for norm, token in zip(reversed(layer.stream_norms), reversed(entered), strict=True):
-        direction = pull_back((norm,), to_float32(token), direction)
-    return direction
+    size = lengths.norm(dim=0) * to_float32(token).norm(dim=-1) * 4 * token.shape[-1] ** -0.5
+    compare(whole.T, direction.dot(to_float32(token)).T.to(token.dtype), size[:, None])
 
 
 def _of_mean(tower: TransformerTower, call: Call, centred: bool, per: Per) -> Computed:

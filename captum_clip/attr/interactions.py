@@ -124,7 +124,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             return_rest: return (shares, :class:`InteractionRest`).
             baseline: see the class, like what follows.
             start_layer: first layer that takes part.
-            depth: "pooling" or "all".
+            depth: "pooling", "token" or "all".
 
         Raises:
             InputError: invalid inputs or options, or not as many of each.

@@ -5,6 +5,7 @@ A model family implements these classes in its own file.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..maps import to_float32
 from .steps import (
     Linear,
     Projections,
+    Residual,
     Scale,
     Step,
     call_steps,
@@ -53,6 +56,51 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
 _MASKS = ("attention_mask", "attn_mask", "key_padding_mask")
 Which = Literal["query", "key"]
 Exposed = Literal["query", "key", "value"]
+
+
+@dataclass(frozen=True, eq=False)
+class PooledToken:
+    """The pooled token of every sequence, and which tokens attend to which."""
+
+    rows: Tensor | None = None  # (B,), its index; None for the first token everywhere
+    visible: Tensor | None = None  # (B, s, s), whether a row attends to a column; None for all
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Pick the pooled token, (..., B, s, D) -> (..., B, D)."""
+        if self.rows is None:
+            return tokens[..., 0, :]
+        return tokens[..., torch.arange(len(self.rows), device=self.rows.device), self.rows, :]
+
+    def row_of(self, like: Tensor) -> Tensor:
+        """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
+        row = torch.zeros_like(to_float32(like))
+        first = torch.zeros(len(row), device=row.device, dtype=torch.long)
+        return row.scatter_(1, (first if self.rows is None else self.rows)[:, None], 1)
+
+    def hidden(self) -> Tensor | None:
+        """The tokens that the pooled one does not see, (B, s); None if it sees all."""
+        return None if self.visible is None else ~self.read(self.visible)
+
+    def masked(self, products: Tensor) -> Tensor:
+        """Mask queries times keys, (B, H, s) of the pooled token or (B, H, s, s)."""
+        if self.visible is None:
+            return products
+        visible = self.read(self.visible) if products.ndim == 3 else self.visible
+        # minus infinity would make NaN of a row that sees nothing, such as one of padding
+        return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask as an addend of the products, (B, 1, s, s)."""
+        if self.visible is None:
+            return None
+        return self.masked(torch.zeros_like(self.visible, dtype=dtype)[:, None])
+
+    def mean(self, tokens: Tensor, span: slice) -> Tensor:
+        """Mean (B, 1, D) of the tokens of a span that the pooled one sees."""
+        if self.visible is None:
+            return tokens[:, span].mean(1, keepdim=True)
+        visible = self.read(self.visible)[:, span, None].to(tokens.dtype)
+        return (tokens[:, span] * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True)
 
 
 class Attention:
@@ -244,18 +292,22 @@ class AttentionLayer(Attention):
         module: Any = steps[last]
         return module, steps[last + 1 :]
 
-    def summed(self, residual: Tensor, attended: Tensor, added: Tensor) -> Tensor:
-        """The block's output from its input, the attention's output and that of `added`."""
-        return residual + run_steps(self.branch(), attended) + run_steps(self.added()[1], added)
+    def after_attention(self) -> tuple[Step, ...]:
+        """The steps from the stream z to the block's output."""
+        return (Residual(self.mlp_branch()),)
+
+    def summed(self, stream: Tensor, added: Tensor) -> Tensor:
+        """The block's output from the stream z and the output of `added`."""
+        return stream + run_steps(self.added()[1], added)
+
+    def tail(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream z and the block's output, of its input and the attention's output (..., D)."""
+        stream = residual + call_steps(self.branch(), attended)
+        return stream, call_steps(self.after_attention(), stream)
 
     def _steps(self, names: tuple[str, ...]) -> tuple[Step, ...]:
         parts = (attrgetter(name)(self.block) for name in names)
         return tuple(Scale(p) if isinstance(p, Tensor) else p for p in parts if p is not None)
-
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """The block's output from its input and the attention's output, both (..., D)."""
-        hidden = residual + call_steps(self.branch(), attended)
-        return hidden + call_steps(self.mlp_branch(), hidden)
 
 
 class PoolingHead(Attention):

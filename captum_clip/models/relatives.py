@@ -11,7 +11,7 @@ from typing_extensions import Self, override
 from ..checks import expect
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
-from .attentions import PoolingHead, part_of, with_part
+from .attentions import PooledToken, PoolingHead, part_of, with_part
 from .huggingface import (
     CLIP_TEXT,
     HuggingFaceAdapter,
@@ -24,7 +24,7 @@ from .huggingface import (
 )
 from .images import image_processor
 from .multihead import MultiheadPoolingHead
-from .steps import Linear, PooledToken, Projections, Residual, Step, linear_or_called
+from .steps import Linear, Projections, Residual, Step, linear_or_called
 from .text import TextPooling, TextTower
 from .towers import AveragePooledTower, Entry, wrong_size
 

@@ -27,51 +27,6 @@ ROUNDING: Final = {
 """The relative difference that computing something once more may make, by type of numbers."""
 
 
-@dataclass(frozen=True, eq=False)
-class PooledToken:
-    """The pooled token of every sequence, and which tokens attend to which."""
-
-    rows: Tensor | None = None  # (B,), its index; None for the first token everywhere
-    visible: Tensor | None = None  # (B, s, s), whether a row attends to a column; None for all
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Pick the pooled token, (..., B, s, D) -> (..., B, D)."""
-        if self.rows is None:
-            return tokens[..., 0, :]
-        return tokens[..., torch.arange(len(self.rows), device=self.rows.device), self.rows, :]
-
-    def row_of(self, like: Tensor) -> Tensor:
-        """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
-        row = torch.zeros_like(to_float32(like))
-        first = torch.zeros(len(row), device=row.device, dtype=torch.long)
-        return row.scatter_(1, (first if self.rows is None else self.rows)[:, None], 1)
-
-    def hidden(self) -> Tensor | None:
-        """The tokens that the pooled one does not see, (B, s); None if it sees all."""
-        return None if self.visible is None else ~self.read(self.visible)
-
-    def masked(self, products: Tensor) -> Tensor:
-        """Mask queries times keys, (B, H, s) of the pooled token or (B, H, s, s)."""
-        if self.visible is None:
-            return products
-        visible = self.read(self.visible) if products.ndim == 3 else self.visible
-        # minus infinity would make NaN of a row that sees nothing, such as one of padding
-        return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
-
-    def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """The mask as an addend of the products, (B, 1, s, s)."""
-        if self.visible is None:
-            return None
-        return self.masked(torch.zeros_like(self.visible, dtype=dtype)[:, None])
-
-    def mean(self, tokens: Tensor, span: slice) -> Tensor:
-        """Mean (B, 1, D) of the tokens of a span that the pooled one sees."""
-        if self.visible is None:
-            return tokens[:, span].mean(1, keepdim=True)
-        visible = self.read(self.visible)[:, span, None].to(tokens.dtype)
-        return (tokens[:, span] * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True)
-
-
 class Linear(NamedTuple):
     """The parameters of one linear map, as they are at this moment."""
 
@@ -146,11 +101,29 @@ class Residual(NamedTuple):
         dense, ones = direction.dense() + branch.dense(), torch.ones_like(direction.scale)
         return Direction(dense, ones, direction.constant + branch.constant)
 
+
+class GatedLinear(NamedTuple):
+    """A linear map weighted by steps of the same token, as in SwiGLU: gate(x) * linear(x).
+
+    The gate is the constant, so what passes it is the linear map.
+    """
+
+    gate: "tuple[Step, ...]"
+    linear: nn.Module
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Gate tokens (..., D)."""
+        return run_steps(self.gate, token) * run_steps((self.linear,), token)
+
+    def _pull(self, token: Tensor, direction: "Direction") -> "Direction":
+        held = _Gated(run_steps(self.gate, token))
+        return pull_back((self.linear,), token, held._pull(token, direction))
+
     def _push(self, token: Tensor, vectors: Tensor) -> Tensor:
-        return vectors + push_forward(self.steps, token[:, 0], vectors)
+        return push_forward((self.linear,), token[:, 0], vectors)[1] * run_steps(self.gate, token)
 
 
-Step: TypeAlias = "nn.Module | Linear | Scale | Residual"
+Step: TypeAlias = "nn.Module | Linear | Scale | Residual | GatedLinear"
 """Something that a token goes through by itself."""
 
 
@@ -253,26 +226,44 @@ def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Dir
     return direction
 
 
-def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> Tensor:
+def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Send vectors (B, n, D), which are parts of a token (B, D), through some steps.
 
-    The transpose of :func:`pull_back`: the parts of their output, without its constant.
+    The transpose of :func:`pull_back`: the output, and its parts without its constant.
     """
     for step in steps:
-        vectors = _held(step, token[:, None])._push(token[:, None], vectors)
-        token = _forward(step, token)
-    return vectors
+        if isinstance(step, Residual):
+            added, parts = push_forward(step.steps, token, vectors)
+            token, vectors = token + added, vectors + parts
+        else:
+            vectors = _held(step, token[:, None])._push(token[:, None], vectors)
+            token = _forward(step, token)
+    return token, vectors
 
 
-def flattened(modules: Iterable[nn.Module]) -> tuple[Step, ...]:
-    """The steps of some modules in a row; `Sequential` and timm's `Mlp` are taken apart."""
+_MLPS: Final[tuple[tuple[str, ...], ...]] = (  # names of the parts of the libraries' MLPs, in a row
+    ("fc1", "act", "drop1", "norm", "fc2", "drop2"),
+    ("fc1", "activation_fn", "fc2"),
+    ("dense", "intermediate_act_fn"),
+)
+
+
+def flattened(modules: Iterable[Step]) -> tuple[Step, ...]:
+    """The steps of some modules in a row; `Sequential` and the libraries' MLPs are taken apart.
+
+    By the names of their parts, so what the steps make of a token is to be compared.
+    """
     steps: list[Step] = []
     for module in modules:
-        if type(module) is nn.Sequential:
-            steps += flattened(module)
-        elif type(module).__name__ == "Mlp":
-            names = ("fc1", "act", "drop1", "norm", "fc2", "drop2")
-            steps += flattened(getattr(module, name) for name in names)
+        parts = dict(getattr(module, "_modules", {}))
+        row = next((row for row in _MLPS if {*row} == {*parts}), ())
+        if type(module).__name__ == "SwiGLU":
+            steps.append(GatedLinear((parts["fc1_g"], parts["act"]), parts["fc1_x"]))
+            row = _MLPS[0][2:]
+        if isinstance(module, Residual):
+            steps.append(Residual(flattened(module.steps)))
+        elif type(module) is nn.Sequential or (row and "GluMlp" not in type(module).__name__):
+            steps += flattened(parts[name] for name in row or parts)
         else:
             steps.append(module)
     return tuple(steps)
@@ -282,8 +273,9 @@ def step_parameters(step: Step) -> list[Tensor]:
     """The parameters of a step; of a view, such as a transposed projection, its parameter."""
     if isinstance(step, nn.Module):
         return list(step.parameters())
-    if isinstance(step, Residual):
-        return [parameter for part in step.steps for parameter in step_parameters(part)]
+    if isinstance(step, (Residual, GatedLinear)):
+        parts = step.steps if isinstance(step, Residual) else (*step.gate, step.linear)
+        return [parameter for part in parts for parameter in step_parameters(part)]
     return [p if p._base is None else p._base for p in step if p is not None]
 
 
@@ -401,17 +393,19 @@ class _Called(NamedTuple):
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Flatten)  # for one token; dropout is not active
 
 
-def _held(step: Step, token: Tensor) -> Linear | Residual | _Gated | _Called:
+def _held(step: Step, token: Tensor) -> Any:
     """A step as the linear map that it is at a token, by what it makes of that, too."""
     step = _plain(step)
-    if isinstance(step, (Linear, Residual)):
+    if isinstance(step, (Linear, Residual, GatedLinear)):
         return step
     if isinstance(step, Scale):
         return _Gated(step.factors)
     if is_activation(step):
         after = step(token)
         rest = torch.where(token == 0, after, torch.zeros_like(token))  # f(0), mostly zero
-        return _Gated(_gate(step, token, after), rest)
+        # a hook may make another function of it, which is no gate
+        if has_no_foreign_hooks(step) or after.equal(type(step).forward(step, token)):
+            return _Gated(_gate(step, token, after), rest)
     if isinstance(step, _IDENTITIES):
         return _Gated()
     if isinstance(step, nn.LayerNorm):

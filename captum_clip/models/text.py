@@ -12,9 +12,9 @@ from typing_extensions import override
 from ..checks import expect
 from ..errors import InputError
 from ..maps import check_shape
-from .attentions import AttentionLayer
+from .attentions import AttentionLayer, PooledToken
 from .images import Size
-from .steps import PooledToken, Step, call_steps, run_steps
+from .steps import Residual, Step, run_steps
 from .towers import Entry, Kind, Pooling, TransformerTower
 
 Row = Literal["end", "last", "first", "mean"]
@@ -56,20 +56,15 @@ class PostNormLayer(AttentionLayer):
     def stream_norms(self) -> tuple[nn.Module, nn.Module]:
         """The first norm and the second."""
 
-    def entering(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs of the two norms, from the block's input and the attention's output."""
-        entered = residual + attended
-        hidden = call_steps(self.stream_norms[:1], entered)
-        return entered, hidden + call_steps(self.mlp_branch(), hidden)
-
     @override
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        return call_steps(self.stream_norms[1:], self.entering(residual, attended)[1])
-
-    @override
-    def summed(self, residual: Tensor, attended: Tensor, added: Tensor) -> Tensor:
+    def after_attention(self) -> tuple[Step, ...]:
         first, second = self.stream_norms
-        return run_steps((second,), run_steps((first,), residual + attended) + added)
+        return first, Residual(self.mlp_branch()), second
+
+    @override
+    def summed(self, stream: Tensor, added: Tensor) -> Tensor:
+        first, second = self.stream_norms
+        return run_steps((second,), run_steps((first,), stream) + added)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -14,11 +14,10 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
-from .attentions import Attention, AttentionLayer, PoolingHead, part_of, with_part
+from .attentions import Attention, AttentionLayer, PooledToken, PoolingHead, part_of, with_part
 from .images import Size, check_images
 from .steps import (
     Direction,
-    PooledToken,
     Step,
     call_steps,
     linear_or_called,

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from ..errors import CaptureError
 from ..models.attentions import AttentionLayer
+from ..models.steps import run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower, ViTTower
 from .hooks import Arguments, Hooks, Stop, graph_from_start, uncompiled
@@ -263,12 +264,15 @@ class _Blocks:
             row = record.pooled.read(output)
             seen = [self.added.pop(branch, None) for branch in (0, 1)]
             # a branch that did not run is a sum that equals nothing, and bounds nothing
-            made = layer.summed(self.left, *(_or(row, b, torch.nan) for b in seen))
+            attended, added = (_or(row, b, torch.nan) for b in seen)
+            stream = self.left + run_steps(layer.branch(), attended)
+            made = layer.summed(stream, added)
             within = [_or(row, b, 0) for b in seen]
             # a sum is rounded as its largest part
             slack = 8 * torch.finfo(row.dtype).eps / record.rounding(row)
             record.compare(f"layer {index}", made, row, *within, slack * row)
             self.left = row.clone()
+            record.stream[index] = stream, self.left
         if index not in self.outputs:
             return None
         record.outputs[index] = output = as_leaf(output) if self.is_leaf else output

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from ..models.attentions import Attention, AttentionLayer
+from ..models.attentions import Attention, AttentionLayer, PooledToken
 from ..models.library import has_no_foreign_hooks
-from ..models.steps import ROUNDING, PooledToken
+from ..models.steps import ROUNDING
 from ..models.towers import Tower, TransformerTower
 from .hooks import Arguments
 
@@ -96,6 +96,8 @@ class Recording:
     visited: dict[int, Any] = field(default_factory=dict)  # what a visit of each layer returned
     residual: Tensor = NOTHING  # (B, s, D), what entered the last block
     outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
+    # the pooled token of a block's stream z and of its output, each (B, D)
+    stream: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     embedding: Tensor = NOTHING  # (B, E), what the tower returned, a leaf or in the graph
     other_outputs: list[Tensor] = field(default_factory=list)  # all else that it returned, leaves
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
@@ -132,7 +134,7 @@ class Recording:
 
         They may differ by a share of the lengths of others together, by default of its own.
         """
-        made, returned = made.detach(), returned.detach()
+        made, returned, within = made.detach(), returned.detach(), tuple(w.detach() for w in within)
         if made.ndim > 2:  # only how far they are apart is kept of whole layers
             length = to_float32(returned).flatten(1).norm(dim=1, keepdim=True)
             off = to_float32(made - returned).flatten(1).norm(dim=1, keepdim=True)

@@ -94,9 +94,12 @@ VIT_METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "patches": (attr.PatchSimilarity, {}),
     "direct": (attr.DirectContribution, {}),
     "conservative": (attr.ConservativePropagation, {}),
+    "direct token": (attr.DirectContribution, {"depth": "token"}),
     "deep vectors": (Vectors, {"depth": "all"}),
+    "token vectors": (Vectors, {"depth": "token"}),
     "pairs": (Pairs, {}),
 }
+PRODUCTS = ("deep vectors", "token vectors", "pairs")  # of vectors
 METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     **VIT_METHODS,
     "grad-cam": (attr.ClipGradCam, {}),
@@ -139,11 +142,14 @@ def _see(name: str) -> oracles.Seen:
 
 
 @contextmanager
-def detached_gates(name: str, marks: list[Tensor] | None = None) -> Iterator[None]:
+def detached_gates(
+    name: str, marks: list[Tensor] | None = None, mlps: bool = False
+) -> Iterator[None]:
     """The model with every gate a constant.
 
     With `marks` the pooled row of every attention is multiplied with ones, which they collect, and
-    nothing else leads from a layer to the next but the stream itself.
+    nothing else leads from a layer to the next but the stream itself, or with `mlps` also the MLPs
+    of each token.
     """
     model, softmax = cases.built(name, torch.float64).model, F.softmax
     width = len(cases.images(name))
@@ -191,9 +197,13 @@ def detached_gates(name: str, marks: list[Tensor] | None = None) -> Iterator[Non
         for module in model.modules():
             if "GELU" in type(module).__name__:
                 stack.callback(module.register_forward_hook(gate, prepend=True).remove)
+            if type(module) is nn.SiLU:  # of SwiGLU, whose other branch is the linear one
+                handle = module.register_forward_hook(lambda _, args, out: out.detach())
+                stack.callback(handle.remove)
         if marks is not None:
             for block in test_others_methods.blocks_of(model):
-                names = ("layer_norm1", "layer_norm2", "ln_1", "ln_2")
+                later = () if mlps else ("layer_norm2", "ln_2", "norm2")
+                names = ("layer_norm1", "ln_1", "norm1", *later)
                 for part in (getattr(block, n) for n in names if hasattr(block, n)):
                     stack.callback(part.register_forward_pre_hook(cut, prepend=True).remove)
         yield
@@ -227,7 +237,7 @@ def _conservative(name: str) -> Tensor:
     return torch.stack(maps, 1).detach()
 
 
-def _direct(name: str) -> Tensor:
+def _direct(name: str, mlps: bool = False) -> Tensor:
     """Maps (B, K, N)."""
     model, pixels = cases.built(name, torch.float64).model, cases.images(name).double()
     row, prefix = test_others_methods.READ[name]
@@ -245,7 +255,7 @@ def _direct(name: str) -> Tensor:
         ]
         return torch.stack(maps, 1).detach()
     marks: list[Tensor] = []
-    with detached_gates(name, marks):
+    with detached_gates(name, marks, mlps):
         embedding = cases.embed(model, pixels)
     marks = marks[-1:] if row == "attention" else marks
     maps = []
@@ -280,6 +290,8 @@ OTHERS: dict[str, Callable[[str], Tensor]] = {
     "legrad": partial(test_others_methods.legrad, layers=2),
     "patches": partial(test_others_methods.patch_similarity, how="identity"),
     "direct": _direct,
+    "direct token": partial(_direct, mlps=True),
+    "token vectors": partial(_direct, mlps=True),
     "conservative": _conservative,
     "deep vectors": _conservative,
     "pairs": _direct,
@@ -299,7 +311,8 @@ def wanted(name: str, method: str) -> Tensor | None:
     # a pool that attends by other functions than those that the oracle exchanges
     if explicit.AROUND and method in ("grad-eclip", "patches") and name not in GATED[:3]:
         return None
-    if OTHERS.get(method) in (_direct, _conservative) and name not in GATED:
+    gated = ("direct", "conservative", "direct token", *PRODUCTS)
+    if method in gated and name not in GATED:
         return None
     try:
         if method not in OTHERS:
@@ -346,7 +359,9 @@ def _wrong(found: Found, wanted: Found, tolerance: float) -> str:
 
 def cells(name: str, kinds: Mapping[str, Kind] = OLD) -> Iterator[tuple[str, str, str]]:
     """Module, change and method of every cell of a tower."""
-    methods = VIT_METHODS if name in TOWERS else ("grad-cam", "direct", "pairs")
+    methods = [*VIT_METHODS] if name in TOWERS else ["grad-cam", "direct", "pairs"]
+    if name not in ("hf_vit", "open_clip_vit", "eva02"):  # no token is pooled
+        methods = [method for method in methods if "token" not in method]
     model, modules = cases.built(name, torch.float64).model, modules_of(name)
     first = {type(module): path for path, module in reversed(modules.items())}
     for path in ("", *(path for path in modules if path)):
@@ -358,7 +373,7 @@ def cells(name: str, kinds: Mapping[str, Kind] = OLD) -> Iterator[tuple[str, str
         for kind, method in product(here, methods):
             # the others take no function of one's own, and run several times
             alike = kinds[kind].forward is None and kinds[kind].same_values
-            if alike or method not in ("deep vectors", "pairs"):
+            if alike or method not in PRODUCTS:
                 yield path, kind, method
 
 

@@ -16,6 +16,7 @@ VIT_METHODS = [
     Case("AllGradAttention", {}),
     Case("LastGradAttention", {}),
     Case("DirectContribution", {}),
+    Case("DirectContribution", {"depth": "token"}),
     Case("ConservativePropagation", {}),
     Case("LeGrad", {}),
     Case("GradEclip", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from captum_clip import ClipSimilarity, DirectContribution, targets
 from captum_clip.attr import METHODS
 from captum_clip.errors import InputError, UnsupportedModelError
 from tests import builders, oracles
-from tests.attr import cases
+from tests.attr import cases, hooked
 from tests.attr.cases import CLS_TOWERS, CONVOLUTIONAL, FORWARDS, POOLINGS, TOWERS
 
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -134,6 +135,64 @@ def test_baseline_takes_every_value_less_the_mean_value(name: str) -> None:
     torch.testing.assert_close(found, wanted.unflatten(-1, (4, 4)), rtol=1e-8, atol=1e-11)
 
 
+@cache
+def token_maps(name: str) -> Tensor:
+    """What every head of every layer adds to the scores by the path of CLS, (B, K, n, H, N).
+
+    The gradient with respect to the attention times the attention, of a plain forward in which
+    every gate is a constant and each token's stream leads through its own MLPs alone.
+    """
+    model, pixels = cases.built(name, torch.float64).model, cases.images(name).double()
+    view = oracles.see(model, pixels, detached=True, apart=True)
+    scores = view.embedding @ cases.embeddings().T
+    scores = scores / view.embedding.norm(dim=-1, keepdim=True).detach()
+    columns = []
+    for y in scores.T:
+        found = torch.autograd.grad(y.sum(), view.attention, retain_graph=True)
+        shares = [g * a for g, a in zip(found, view.attention, strict=True)]
+        assert not any(share[:, :, 1:].any() for share in shares)  # only the row of CLS is read
+        columns.append(torch.stack([share[:, :, 0, 1:] for share in shares], 1))
+    return torch.stack(columns, 1).detach()
+
+
+@pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
+@pytest.mark.parametrize("name", CLS_TOWERS)
+def test_depth_token_equals_its_equation(name: str, forward: str) -> None:
+    """By head, by layer and in all; from a later layer on; for many targets; and as vectors."""
+    scale = 1 if forward == "similarity" else 20
+    wanted = scale * token_maps(name).unflatten(-1, (4, 4))
+    whole = wanted.sum((2, 3))
+    found = {
+        "head": wanted,
+        "layer": wanted.sum(3),
+        None: whole,
+    }
+    for per, expected in found.items():
+        maps = explain(name, forward, per=per, depth="token")[0]
+        torch.testing.assert_close(maps, expected, rtol=1e-9, atol=1e-12)
+    later = explain(name, forward, start_layer=1, depth="token")[0]
+    torch.testing.assert_close(later, wanted[:, :, 1:].sum((2, 3)), rtol=1e-9, atol=1e-12)
+    direct = explain(name, forward)[0]
+    assert (whole - direct).abs().max() > 0.1 * direct.abs().max()
+    # the last layer's attention passes one MLP as well
+    last = explain(name, forward, start_layer=2)[0]
+    assert (wanted[:, :, 2].sum(2) - last).abs().max() > 0.1 * last.abs().max()
+    if forward == "similarity":
+        method = DirectContribution(cases.similarity(name, torch.float64))
+        vectors = method.vectors(cases.images(name).double(), depth="token")
+        products = torch.einsum("bhwe,ke->bkhw", vectors, cases.embeddings())
+        torch.testing.assert_close(products, whole, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["eva01", "eva02", "timm_registers", "mobileclip"])
+def test_depth_token_equals_autograd_through_the_librarys_own_modules(name: str) -> None:
+    """With gated MLPs, norms inside MLPs, norms after the sums' branches, and registers."""
+    method = DirectContribution(cases.similarity(name, torch.float64))
+    found = method.attribute_targets(cases.images(name, torch.float64), depth="token")
+    wanted = hooked.OTHERS["direct token"](name).view_as(found)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
 def test_direct_equals_its_equation_on_a_mean_of_patches(forward: str, after: bool) -> None:
@@ -194,6 +253,7 @@ def test_direct_is_cam_where_the_embedding_is_the_mean_of_the_features(forward: 
 OPTIONS: list[dict[str, Any]] = [
     *({}, {"baseline": "mean"}, {"per": "layer"}, {"per": "head"}, {"start_layer": 1}),
     {"depth": "all", "baseline": "mean"},
+    *({"depth": "token"}, {"depth": "token", "baseline": "mean", "start_layer": 1}),
 ]
 
 
@@ -212,7 +272,11 @@ def test_maps_and_rest_add_up_to_the_score(
     unfit = {
         "per": of_mean or (name in cases.AVERAGE_POOLED and options.get("per") == "head"),
         "start_layer": name in CONVOLUTIONAL,
-        "depth": name in CONVOLUTIONAL,
+        "depth": name in CONVOLUTIONAL
+        or (
+            options.get("depth") == "token"
+            and (of_mean or POOLINGS.get(name, ("cls",))[0] != "cls")
+        ),
     }
     if any(unfit.get(option) for option in options):
         with pytest.raises(InputError, match=r"^attribute(_targets)?: (start_layer|per|depth): "):
@@ -308,7 +372,8 @@ def test_direct_needs_no_gradient() -> None:
     [
         ({"baseline": "zero"}, "expected `baseline` of none, mean, got 'zero'"),
         ({"per": "token"}, "expected `per` of head, layer, got 'token'"),
-        ({"depth": 2}, "expected `depth` of pooling, all, got 2"),
+        ({"depth": 2}, "expected `depth` of pooling, token, all, got 2"),
+        ({"depth": "token", "start_layer": 3}, "start_layer: expected a layer from 0 to 2, got 3"),
         ({"depth": "all", "per": "layer"}, "depth: 'all' carries every layer and head on to"),
         ({"depth": "all", "start_layer": 1}, "leave out `per` and `start_layer`"),
         ({"start_layer": 3}, "start_layer: expected a layer from 0 to 2, got 3"),
@@ -317,6 +382,32 @@ def test_direct_needs_no_gradient() -> None:
 def test_an_option_that_is_none_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         explain("hf_vit", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "pools"),
+    [
+        ("siglip", "this vision tower pools a pooling head's output"),
+        ("open_clip_vit_mean", "this vision tower pools the mean of its tokens"),
+        ("open_clip_resnet", "what a convolutional tower's stages below the pool add"),
+    ],
+)
+def test_depth_token_is_refused_where_no_token_is_pooled(name: str, pools: str) -> None:
+    method = DirectContribution(cases.similarity(name))
+    for explained in (method.attribute_targets, method.vectors):
+        with pytest.raises(InputError, match=f"depth: .*{pools}.*; leave it out"):
+            explained(cases.images(name), depth="token")
+
+
+def test_depth_token_refuses_an_mlp_that_it_cannot_hold() -> None:
+    small = builders.hf_vit()
+    mlp: Any = small.model.vision_model.encoder.layers[1].mlp
+    mlp.register_forward_hook(lambda module, args, out: out.tanh())
+    method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(cases.embeddings())))
+    for explained in (method.attribute_targets, method.vectors):
+        with pytest.raises(UnsupportedModelError, match="what follows the attention of layer 1 of"):
+            explained(small.images(3), depth="token")
+    method.attribute_targets(small.images(3))  # whose MLPs are in the rest
 
 
 def test_depth_all_less_the_mean_gives_nothing_to_a_patch_like_all_others() -> None:
@@ -339,13 +430,24 @@ def test_a_final_norm_of_another_kind_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("baseline", ["none", "mean"])
 @pytest.mark.parametrize("forward", ["similarity", "callable"])
-@pytest.mark.parametrize("name", ["hf_vit", "eva02", "siglip"])
-def test_many_targets_give_the_maps_of_few(name: str, forward: str, baseline: str) -> None:
-    """Values computed once for many targets, and directions folded onto tokens for few."""
-    similarity = cases.similarity(name, torch.float64, count=16)
+@pytest.mark.parametrize(
+    ("name", "depth", "count"),
+    [
+        *(("hf_vit", "pooling", 16), ("eva02", "pooling", 16), ("siglip", "pooling", 16)),
+        *(("hf_vit", "token", 20), ("eva02", "token", 20), ("open_clip_custom_vit", "token", 20)),
+    ],
+)
+def test_many_targets_give_the_maps_of_few(
+    name: str, depth: str, count: int, forward: str, baseline: str
+) -> None:
+    """Values computed once for many targets, and directions folded onto tokens for few.
+
+    Through the MLPs the tokens' shares go forward, of which there are fewer, 17 here.
+    """
+    similarity = cases.similarity(name, torch.float64, count=count)
     function: Any = similarity if forward == "similarity" else lambda images: similarity(images)
     layer = None if forward == "similarity" else cases.built(name, torch.float64).model
     method, pixels = DirectContribution(function, layer), cases.images(name, torch.float64)
-    many = method.attribute_targets(pixels, baseline=baseline)
-    few = [method.attribute_targets(pixels, [k, k + 1], baseline=baseline) for k in range(0, 16, 2)]
+    explained = partial(method.attribute_targets, pixels, baseline=baseline, depth=depth)
+    many, few = explained(), [explained(targets=[k, k + 1]) for k in range(0, count, 2)]
     torch.testing.assert_close(many, torch.cat(few, 1), rtol=1e-9, atol=1e-12)

@@ -52,6 +52,9 @@ FOUND = [
     ("pe_core", "visual.trunk.attn_pool.mlp.fc2", "all but the first token", "pairs"),
     ("siglip", "vision_model.encoder.layers.2.self_attn", "attribute num_heads", "last-grad"),
     ("siglip", "vision_model.embeddings", "class, enable_grad", "conservative"),
+    ("hf_vit", "vision_model.encoder.layers.0", "class, enable_grad", "direct"),
+    ("hf_vit", "vision_model.encoder.layers.1.mlp.activation_fn", "after, squared", "direct token"),
+    ("siglip", "vision_model.head.mlp.activation_fn", "after, squared", "direct"),
     ("siglip", "vision_model.head.attention", "callable: mask of rows", "legrad"),
     (
         "open_clip_vit",

@@ -19,7 +19,7 @@ from captum_clip import (
     targets,
 )
 from captum_clip.errors import InputError, TargetError, UnsupportedModelError
-from captum_clip.models.steps import Direction, Residual, pull_back, push_forward
+from captum_clip.models.steps import Direction, GatedLinear, Residual, pull_back, push_forward
 from tests import builders, oracles
 from tests.attr import cases, state, test_direct, test_text_side
 from tests.attr.cases import CONVOLUTIONAL, POOLINGS, TOWERS
@@ -245,7 +245,9 @@ def test_a_part_goes_forward_as_a_direction_comes_back() -> None:
     torch.manual_seed(0)
     mlp = (nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 6))
     rms = nn.RMSNorm(6, eps=1e-6)
-    steps: Any = (nn.LayerNorm(6), Residual((rms, *mlp)), nn.Tanh(), nn.Dropout(), nn.Linear(6, 3))
+    gated = (nn.Linear(6, 6).double(), nn.SiLU()), nn.Linear(6, 6).double()
+    steps: Any = (nn.LayerNorm(6), Residual((rms, *mlp)), nn.Tanh(), nn.Dropout())
+    steps = (*steps, GatedLinear(*gated), nn.Linear(6, 3))
     for module in (*steps[0].parameters(), *rms.parameters()):
         nn.init.normal_(module)
     steps = tuple(s.double().eval() if isinstance(s, nn.Module) else s for s in steps)
@@ -255,7 +257,7 @@ def test_a_part_goes_forward_as_a_direction_comes_back() -> None:
     rows = torch.randn(3, 2, 3).double()
     with torch.no_grad():
         back = pull_back(steps, token, Direction.of(rows, torch.ones(2).double())).dense()
-        forth = push_forward(steps, token, vectors)
+        _, forth = push_forward(steps, token, vectors)
     torch.testing.assert_close(
         torch.einsum("kbd,bnd->kbn", back, vectors), torch.einsum("kbe,bne->kbn", rows, forth)
     )

@@ -317,10 +317,11 @@ def gradients(y: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(y, tensors, retain_graph=True))
 
 
-def directions(name: str, seen: Plain) -> list[Tensor]:
+def directions(name: str, seen: Plain, depth: str) -> list[Tensor]:
     """G (B, K, D) of each layer: the target through the head and the stream's frozen norms.
 
-    What attention and MLP write to the stream is a constant, so the gradient runs along it alone.
+    What attention and MLP write to the stream is a constant, so the gradient runs along it alone;
+    with depth "token" the MLPs' gates are, and it runs through them as well.
     """
     tower, batch = parts(small(name).model), torch.arange(len(seen.rows))
     x, leaves = seen.streams[0][0][batch, seen.rows], []
@@ -330,12 +331,13 @@ def directions(name: str, seen: Plain) -> list[Tensor]:
         first, second = block["mlp"]
         if tower.get("post"):
             x = oracles.norm(x, block["norms"][0], detached=True)
-        inner = x.detach()
+        inner = x if depth == "token" else x.detach()
         inner = (
             inner if tower.get("post") else oracles.norm(inner, block["norms"][1], detached=True)
         )
-        inner = block["gate"](inner @ first.weight.T + first.bias) @ second.weight.T + second.bias
-        x = x + inner.detach()
+        inner = oracles.activated(block["gate"], inner @ first.weight.T + first.bias, detached=True)
+        inner = inner @ second.weight.T + second.bias
+        x = x + (inner if depth == "token" else inner.detach())
         if tower.get("post"):
             x = oracles.norm(x, block["norms"][1], detached=True)
     embedding = through_head(x, tower["head"], hold=True)
@@ -344,11 +346,11 @@ def directions(name: str, seen: Plain) -> list[Tensor]:
     return [torch.stack(layer, 1) for layer in zip(*columns, strict=True)]
 
 
-def direct(name: str, seen: Plain) -> Tensor:
+def direct(name: str, seen: Plain, depth: str = "pooling") -> Tensor:
     """What every token adds to the scores through the rows that are pooled, (B, K, s)."""
     if name != "open_clip_mean":
         batch = torch.arange(len(seen.rows))
-        pairs = zip(directions(name, seen), seen.written, strict=True)
+        pairs = zip(directions(name, seen, depth), seen.written, strict=True)
         parts_ = [torch.einsum("bkd,bjd->bkj", g, each[batch, seen.rows]) for g, each in pairs]
         return torch.stack(parts_).sum(0).detach()
     start = weights_of(seen.visible)
@@ -443,12 +445,27 @@ def test_the_plain_tower_is_the_librarys(name: str) -> None:
     assert_near(name, whole, wanted)
 
 
-@pytest.mark.parametrize("options", [{}, {"baseline": "mean"}, {"per": "head"}, {"start_layer": 1}])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "open_clip_mean"])
+def test_depth_token_equals_its_equation(name: str) -> None:
+    """Through the MLPs of the pooled token, on norms before and after the sums."""
+    ids, mask = inputs(name)
+    found = explain("DirectContribution", name, ids, mask, depth="token")
+    wanted = direct(name, run(name, ids, mask), "token")
+    assert_near(name, found, wanted[..., : ids.shape[1]])
+    assert not torch.allclose(found, explain("DirectContribution", name, ids, mask), rtol=0.01)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    *({}, {"baseline": "mean"}, {"per": "head"}, {"start_layer": 1}, {"depth": "token"}),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", MODELS)
 def test_values_and_rest_add_up_to_the_score(name: str, options: dict[str, Any]) -> None:
     ids, mask = inputs(name)
-    if name == "open_clip_mean" and "per" in options:
-        with pytest.raises(InputError, match="read by no attention"):
+    if name == "open_clip_mean" and options.keys() & {"per", "depth"}:
+        with pytest.raises(InputError, match=r"read by no attention|text tower pools the mean of"):
             explain("DirectContribution", name, ids, mask, **options)
         return
     for method in ADDITIVE if not options else ADDITIVE[:1]:

@@ -84,11 +84,15 @@ def test_maps_are_those_of_the_same_weights_in_open_clip(kind: str) -> None:
     target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     ids = tokenize(["horse", "a dog"])
-    for method in attr.METHODS.values():
+    rows: list[tuple[Any, dict[str, Any]]] = [(method, {}) for method in attr.METHODS.values()]
+    rows += [(attr.DirectContribution, {"depth": "token"})] * (kind == "vit")
+    for method, options in rows:
         sides = {"text": (TextSimilarity, ids), clips[0].kind: (ClipSimilarity, images)}
         for similarity, inputs in (sides[side] for side in sides if side in method.towers):
             found, expected = (
-                method(similarity(clip, target)).attribute_targets(inputs, return_scores=True)
+                method(similarity(clip, target)).attribute_targets(
+                    inputs, return_scores=True, **options
+                )
                 for clip in clips
             )
             for one, other in zip(found, expected, strict=True):
@@ -132,9 +136,11 @@ def test_half_precision_as_the_package_loads_it() -> None:
     target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     plain = ClipSimilarity(load_clip(model_of("vit")), target)
-    for method in (attr.DirectContribution, attr.LastGradAttention, attr.ConservativePropagation):
-        found = method(ClipSimilarity(clip, target)).attribute_targets(images.half())
-        expected = method(plain).attribute_targets(images)
+    rows: list[tuple[Any, dict[str, Any]]] = [(attr.DirectContribution, {"depth": "token"})]
+    methods = (attr.DirectContribution, attr.LastGradAttention, attr.ConservativePropagation)
+    for method, options in (*rows, *((method, {}) for method in methods)):
+        found = method(ClipSimilarity(clip, target)).attribute_targets(images.half(), **options)
+        expected = method(plain).attribute_targets(images, **options)
         assert found.dtype == torch.float32
         assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 

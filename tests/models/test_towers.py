@@ -75,7 +75,7 @@ def test_tail_and_embed_of_the_cls_token_equal_the_librarys_embedding(name, dtyp
     images = built.images(dtype=dtype)
     layer = clip.tower.layers[-1]
     seen = record(layer, lambda: clip.image_features(images))
-    token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])
+    token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])[1]
     embedding = clip.tower.embed(token)
     assert embedding.shape == (2, 24)
     torch.testing.assert_close(
@@ -114,7 +114,7 @@ def test_every_layer_shows_what_its_block_computes(name):
     for layer in clip.tower.layers:
         seen = record(layer, lambda: clip.image_features(images))
         assert seen["tokens"].shape == seen["residual"].shape == (2, 17, 32)
-        block = layer.tail(seen["residual"], seen["output"])
+        block = layer.tail(seen["residual"], seen["output"])[1]
         torch.testing.assert_close(block, seen["block"], atol=1e-12, rtol=1e-12)
         attended = attention_of(layer, seen["tokens"])
         torch.testing.assert_close(attended, seen["output"], atol=1e-12, rtol=1e-12)
@@ -201,7 +201,7 @@ def test_sequence_first_attention_is_seen_batch_first():
     assert seen["tokens"].shape == seen["residual"].shape == seen["output"].shape == (3, 17, 32)
     attended = attention_of(layer, seen["tokens"])
     torch.testing.assert_close(attended, seen["output"], atol=1e-12, rtol=1e-12)
-    token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])
+    token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])[1]
     torch.testing.assert_close(clip.tower.embed(token), seen["result"], atol=1e-11, rtol=1e-11)
 
 
