@@ -517,7 +517,8 @@ def test_the_tries_at_the_open_goal_run_and_differ():
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
     assert [row[0] for row in rows] == [
-        *("direct", "conservative", "mean-of-both", "competition", "attention-free")
+        *("direct", "direct:depth=token", "conservative"),
+        *("mean-of-both", "competition", "attention-free"),
     ]
     assert len({tuple(row[1:]) for row in rows}) == len(rows)
 

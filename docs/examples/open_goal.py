@@ -114,7 +114,10 @@ class AttentionFree(ViTAttribution):
 
 
 WHICH: tuple[Exposed, ...] = ("query", "key", "value")
-METHODS = ("direct", "conservative", "mean-of-both", "competition", "attention-free")
+METHODS = (
+    *("direct", "direct:depth=token", "conservative"),
+    *("mean-of-both", "competition", "attention-free"),
+)
 COLUMNS = (
     "pointing",
     "effect_spearman",

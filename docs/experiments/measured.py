@@ -225,6 +225,7 @@ BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "ex
 VIT_METHODS = [
     "direct:depth=token",
     "direct:baseline=mean",
+    "direct:depth=token",
     "legrad:layers=all",
     "patches:attention=qq",
     "patches:attention=kk",

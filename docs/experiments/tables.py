@@ -26,6 +26,7 @@ BESIDE = (
 NAMES = {"vit": "ViT", "resnet": "ResNet", "siglip": "SigLIP"}
 PASSES = {
     "direct": "about 1, all texts",
+    "direct:depth=token": "about 1.1 up to eight texts",
     "conservative": "about 2.5 a text",
     "last-grad": "about 1, all texts",
     "attention-grad-cam": "about 1, all texts",

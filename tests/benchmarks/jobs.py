@@ -52,6 +52,9 @@ def package_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int)
             ):
                 name = f"{method.__name__}, {counted(count)}{what}"
                 jobs[name] = partial(made.attribute_targets, images)
+                if method is attr.DirectContribution and tower.reads_a_token:
+                    name = f"{method.__name__}, depth='token', {counted(count)}{what}"
+                    jobs[name] = partial(made.attribute_targets, images, depth="token")
     return jobs | pair_jobs(tower, images, seed)
 
 

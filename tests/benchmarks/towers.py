@@ -32,6 +32,11 @@ class Tower:
         """The adapter."""
         return load_clip(self.model)
 
+    @property
+    def reads_a_token(self) -> bool:
+        """Whether the image embedding is made of one of the last block's tokens."""
+        return getattr(self.clip.tower, "pooling", None) == "cls"
+
     @cached_property
     def width(self) -> int:
         """Numbers in an image embedding."""
