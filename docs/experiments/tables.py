@@ -32,7 +32,6 @@ PASSES = {
     "attention-grad-cam": "about 1, all texts",
     "all-grad": "about 2 a text",
     "rollout": "about 1, no text",
-    "direct:depth=token": "about 1.1, all texts",
     "legrad": "a forward, two blocks' backward",
     "legrad:layers=all": "a forward, all blocks' backward",
     "grad-cam": "about 1, all texts",
@@ -56,8 +55,8 @@ def results(step: str) -> pd.DataFrame:
 
 
 def all_results(model: str) -> pd.DataFrame:
-    """What the whole evaluation of an embedded model found, and the one of further options."""
-    found = pd.concat([results(f"evaluation_{model}"), results(f"right_map_{model}")])
+    """What was found of an embedded model: effects, pointing and words first, then the rest."""
+    found = pd.concat([results(f"right_map_{model}"), results(f"evaluation_{model}")])
     return found[~found.index.duplicated()]
 
 
@@ -187,7 +186,7 @@ def excerpt() -> None:
     }
     rows = []
     for model in NAMES:
-        found = results(f"evaluation_{model}")
+        found = all_results(model)
         for method in found.index.unique("method"):
             if method in METHODS or method in BESIDE:
                 cells = [interval(found, method, metric) for metric in metrics.values()]
