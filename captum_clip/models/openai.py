@@ -1,5 +1,6 @@
 """Models of OpenAI's own package: `clip/model.py`, installed or copied into another repository."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import torch
@@ -9,6 +10,7 @@ from typing_extensions import override
 from ..checks import expect
 from ..errors import TargetError, UnsupportedModelError
 from .adapter import Family
+from .attentions import Attention, Exposed
 from .open_clip import OpenClipAdapter, OpenClipLayer, OpenClipResNet, OpenClipViT, text_tower_in
 from .text import TextTower
 from .towers import Tower
@@ -26,6 +28,17 @@ class OpenAILayer(OpenClipLayer):
     batch_first_unless_told = False
 
 
+class SplitLayer(OpenAILayer):
+    """A block whose attention has a map each for queries, keys and values, as CLIP-LoRA's has."""
+
+    maps = ("q_proj", "k_proj", "v_proj", "proj")
+    projections = Attention.projections
+
+    @override
+    def exposed(self) -> Mapping[nn.Module, tuple[Exposed, ...]]:
+        return {}  # the outputs of its maps have the sequence before the batch
+
+
 class OpenAIViT(OpenClipViT):
     """A `VisionTransformer`, which the package makes for the size of its weights alone."""
 
@@ -33,11 +46,15 @@ class OpenAIViT(OpenClipViT):
 
 
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
-    for block in transformer.resblocks:
-        is_known = hasattr(block.attn, "in_proj_weight") and hasattr(block.attn, "out_proj")
-        parts = "an attention with the parts of torch.nn.MultiheadAttention, as in OpenAI's"
-        expect(is_known, parts, block.attn, error=UnsupportedModelError)
-    return tuple(OpenAILayer(b, b.attn, b.attn.num_heads) for b in transformer.resblocks)
+    return tuple(_layer_of(block) for block in transformer.resblocks)
+
+
+def _layer_of(block: Any) -> OpenAILayer:
+    is_split = all(hasattr(block.attn, name) for name in SplitLayer.maps)
+    is_known = hasattr(block.attn, "in_proj_weight") and hasattr(block.attn, "out_proj")
+    parts = "an attention with the parts of torch.nn.MultiheadAttention, as in OpenAI's"
+    expect(is_split or is_known, parts, block.attn, error=UnsupportedModelError)
+    return (SplitLayer if is_split else OpenAILayer)(block, block.attn, block.attn.num_heads)
 
 
 def _tower_of(module: Any) -> Tower:

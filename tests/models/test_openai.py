@@ -129,6 +129,52 @@ def test_the_packages_own_parts_serve() -> None:
         targets.text(clip, "a text that is too long")
 
 
+class SplitAttention(nn.Module):
+    """An attention in the place of `nn.MultiheadAttention`, with LoRA added to its maps."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        self.num_heads, self.batch_first = whole.num_heads, False
+        weights, biases = whole.in_proj_weight.chunk(3), whole.in_proj_bias.chunk(3)
+        parts = [*zip(weights, biases, strict=True), (whole.out_proj.weight, whole.out_proj.bias)]
+        for name, (weight, bias) in zip(("q_proj", "k_proj", "v_proj", "proj"), parts, strict=True):
+            linear = nn.Linear(*weight.shape)
+            linear.load_state_dict({"weight": weight, "bias": bias})
+            setattr(self, name, linear)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
+        def heads(tokens: Tensor) -> Tensor:  # (s, B, D) -> (B, H, s, d)
+            return tokens.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
+
+        projected = heads(self.q_proj(query)), heads(self.k_proj(key)), heads(self.v_proj(value))
+        out = nn.functional.scaled_dot_product_attention(*projected, options.get("attn_mask"))
+        return self.proj(out.permute(2, 0, 1, 3).flatten(-2).flatten(0, 1)).view_as(query), None
+
+
+def split_attentions(clip: Any) -> Any:
+    """Put such attentions into a model of OpenAI's package."""
+    for block in (*clip.visual.transformer.resblocks, *clip.transformer.resblocks):
+        block.attn = SplitAttention(block.attn)
+    return clip.eval()
+
+
+def test_attentions_with_split_maps_have_the_maps_of_the_whole_ones() -> None:
+    """As those of CLIP-LoRA, on both sides and by every method."""
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    clips = [load_clip(model_of("vit")), load_clip(split_attentions(model_of("vit")))]
+    target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
+    sides = {
+        "text": (TextSimilarity, tokenize(["horse", "a dog"])),
+        "vit": (ClipSimilarity, images),
+    }
+    for method in attr.METHODS.values():
+        for similarity, inputs in (sides[side] for side in sides if side in method.towers):
+            expected, found = (
+                method(similarity(clip, target)).attribute_targets(inputs) for clip in clips
+            )
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_half_precision_as_the_package_loads_it() -> None:
     own = model_of("vit")
     published.convert_weights(own)
