@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import resnet18
 
 from captum_clip import (
     AllGradAttention,
@@ -87,8 +88,11 @@ CALLS: list[Callable[[World], Any]] = [  # in the order of the page
     lambda w: load_clip("demo/vitt"),
     lambda w: load_clip("./nowhere"),
     lambda w: load_clip(torch.nn.Linear(2, 2)),
-    lambda w: load_clip(w.clip.model).preprocess("photo.jpg"),
-    lambda w: targets.text(load_clip(w.clip.model), HORSE),
+    lambda w: load_clip(w.clip.model, tokenizer=w.clip.tokenizer).preprocess("photo.jpg"),
+    lambda w: targets.text(load_clip(w.clip.model, processor=w.clip.processor), HORSE),
+    lambda w: w.explain(model=w.clip.model),
+    lambda w: load_clip(w.clip.model, processor=w.clip.tokenizer, tokenizer=w.clip.processor),
+    lambda w: load_clip(resnet18()),
     lambda w: load_clip("demo/vit", device="cuda:99"),
     lambda w: load_clip("demo/vit", image_size=100),
     lambda w: w.explain("phto.jpg"),

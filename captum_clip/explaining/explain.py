@@ -19,6 +19,7 @@ from ..errors import InputError, TargetError, public, refuse
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
 from ..models.images import pixels_of
+from ..models.loading import Pipeline
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from . import photos
@@ -35,7 +36,7 @@ def explain(
     texts: str | Sequence[str] | Target | None = None,
     *,
     reference: ImageLike | Sequence[ImageLike] | None = None,
-    model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
+    model: str | Path | nn.Module | ClipAdapter | Pipeline = "ViT-B/32",
     method: str | type[Any] | None = None,
     sign: Sign = "positive",
     words: bool | Sequence[str | tuple[int, int]] = False,
@@ -63,7 +64,7 @@ def explain(
         texts: one or several, or a :class:`captum_clip.Target`.
         reference: instead of texts, an image that the images are compared with; several are
             several targets, but of pairs there is one.
-        model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
+        model: a name that :func:`captum_clip.load_clip` knows, a model, a pipeline or an adapter.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
             options, as "last-grad:heads=averaged"; by default "direct", or "conservative" where a
             pooling head reads the image (SigLIP). "mamooler" is the method of the report for the

@@ -349,23 +349,30 @@ class ClipAdapter(ABC):
         return tokens["input_ids"], tokens.get("attention_mask")
 
     def _require_processor(self) -> Any:
-        what = "an image that is no preprocessed tensor"
-        return self._require("processor", self.processor, what)
+        return self._require("processor", "an image that is no preprocessed tensor")
 
     def _require_tokenizer(self) -> Any:
+        return self._require("tokenizer", "a text")
+
+    def _require(self, option: str, what: str) -> Any:
         # transformers' CLIPProcessor holds a tokenizer as well
         tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
-        return self._require("tokenizer", tokenizer, "a text")
-
-    def _require(self, option: str, part: Any, what: str) -> Any:
-        if part is None:
-            failure = self.failures.get(option)
-            reason = f" (its {option} could not be loaded: {failure})" if failure else ""
-            raise InputError(
-                f"{self.name} has no {option}{reason}, which is needed for {what}; "
-                f"pass `{option}` with the model."
-            )
-        return part
+        parts = {"processor": self.processor, "tokenizer": tokenizer}
+        if parts[option] is not None:
+            return parts[option]
+        missing = {part: self.failures.get(part) for part in parts if parts[part] is None}
+        lacks = " and ".join(
+            f"no {part}" + (f" (its {part} could not be loaded: {reason})" if reason else "")
+            for part, reason in missing.items()
+        )
+        several = len(missing) > 1
+        needed = "which images and texts need" if several else f"which is needed for {what}"
+        given = ", ".join(f"{part}={part}" for part in missing)
+        raise InputError(
+            f"{self.name} has {lacks}, {needed}; pass {' and '.join(f'`{p}`' for p in missing)} "
+            f"with the model, as in load_clip(model, {given}) or "
+            f"explain(..., model=model, {given})."
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, kind={self.kind!r})"
@@ -374,3 +381,9 @@ class ClipAdapter(ABC):
 def is_transformers_tokenizer(tokenizer: Any) -> bool:
     """Whether it is called as the tokenizers of transformers are."""
     return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")
+
+
+def is_tokenizer(part: Any) -> bool:
+    """Whether it is known to make tokens of texts: transformers', OpenCLIP's or OpenAI's."""
+    is_known = is_transformers_tokenizer(part) or hasattr(part, "clean_fn")
+    return is_known or getattr(part, "__name__", "") == "tokenize"

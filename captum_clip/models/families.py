@@ -18,6 +18,8 @@ _REFUSED = {
     "Salesforce/blip-itm-base-coco",
     "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
     "image has no one embedding; take a CLIP or SigLIP",
+    "ResNet": "a classifier compares no image with a text; its maps are Captum's Grad-CAM, "
+    "captum.attr.LayerGradCam(model, model.layer4).attribute(images, target=0)",
     "RecursiveScriptModule": "what torch.jit made of a model cannot be looked into; load it with "
     "clip.load(..., jit=False)",
 }

@@ -239,6 +239,11 @@ def image_processor(processor: Any) -> Any:
     return getattr(processor, "image_processor", processor)
 
 
+def is_processor(part: Any) -> bool:
+    """Whether it is known by its parts to make tensors of images; of a function nothing is."""
+    return hasattr(image_processor(part), "image_mean") or hasattr(part, "transforms")
+
+
 def process(processor: Any, images: list[Image.Image]) -> Tensor:
     """RGB images -> (B, 3, H, W), float32 on the CPU; InputError where they differ in size.
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,9 @@ from ..checks import check_integer, error_context, expand, expect, find_folder, 
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, public
-from .adapter import ClipAdapter
+from .adapter import ClipAdapter, is_tokenizer
 from .families import adapter_of, tower_of, transformers_class
-from .images import image_processor
+from .images import image_processor, is_processor
 from .library import unwrapped
 from .names import Library, named_model
 from .open_clip import resample_pool
@@ -37,6 +37,15 @@ _FAILURES = (
 )
 _LARGEST = 4096  # side in pixels of an image; more patches than fit into a memory
 _ONE_AT_A_TIME = threading.RLock()  # two would restore each other's settings
+
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """What holds a model with its parts, such as a pipeline of transformers."""
+
+    model: Any
+    image_processor: Any
+    tokenizer: Any
 
 
 class Source(NamedTuple):
@@ -123,7 +132,7 @@ def _open_clip_pair(name: str) -> Source | None:
 
 @public("load_clip")
 def load_clip(
-    name_or_model: str | Path | nn.Module | ClipAdapter,
+    name_or_model: str | Path | nn.Module | ClipAdapter | Pipeline,
     *,
     processor: Any = None,
     tokenizer: Any = None,
@@ -141,7 +150,8 @@ def load_clip(
 
     Args:
         name_or_model: a name, a folder, or a model object, which is used as it is: never copied,
-            moved or changed. An adapter is returned as it is.
+            moved or changed; a ``pipeline("zero-shot-image-classification")`` of transformers is
+            one with its processor and tokenizer. An adapter is returned as it is.
         processor: makes tensors of images (an image processor of transformers or a function from
             a PIL image to a tensor); for a name the model's own is the default. Kept as given.
         tokenizer: makes tokens of texts; for a name the model's own is the default. Kept as given.
@@ -169,6 +179,10 @@ def load_clip(
     if isinstance(name_or_model, ClipAdapter):
         options = {"processor": processor, "tokenizer": tokenizer, "device": device, "dtype": dtype}
         return _as_it_is("an adapter", name_or_model, image_size, options)
+    if isinstance(name_or_model, Pipeline) and not isinstance(name_or_model, nn.Module):
+        processor = processor or name_or_model.image_processor
+        tokenizer = tokenizer or name_or_model.tokenizer
+        name_or_model = name_or_model.model
     _check_part("processor", processor, "an image processor, or a function of one image,")
     _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):
@@ -222,6 +236,10 @@ def _check_part(option: str, part: Any, wanted: str) -> None:
     serves = callable(part) or (option == "processor" and hasattr(part, "image_processor"))
     serves = part is None or (serves and not isinstance(part, type))
     expect(serves, f"{wanted} as {option}", part)
+    kinds = {"processor": is_processor(part), "tokenizer": is_tokenizer(part)}
+    other = "tokenizer" if option == "processor" else "processor"
+    advice = f"the two seem swapped, pass it as `{other}`"
+    expect(kinds[option] or not kinds[other], f"{wanted} as {option}", part, advice)
 
 
 def _name_of(model: nn.Module) -> str:

@@ -21,6 +21,7 @@ from captum_clip import explain
 from captum_clip.errors import InputError, TargetError
 from captum_clip.models import load_clip, loading
 from tests import builders
+from tests.models import test_openai as openai
 from tests.models.checkpoints import assert_same, save_open_clip, save_transformers
 
 TRANSFORMERS = [
@@ -336,6 +337,48 @@ def test_what_is_no_processor_or_tokenizer_is_refused_at_once(option, part):
     for model in (builders.hf_vit().model, "no/such-model"):
         with pytest.raises(InputError, match=rf"expected an? .* as {option}, got "):
             load_clip(model, **{option: part})
+
+
+def test_a_pipeline_is_its_model_with_processor_and_tokenizer():
+    built = builders.hf_vit()
+    parts = {"image_processor": built.processor, "tokenizer": built.tokenizer}
+    made = transformers.pipeline("zero-shot-image-classification", model=built.model, **parts)
+    clip, other = load_clip(made), Mock()
+    assert (clip.model, clip.processor) == (made.model, made.image_processor)
+    assert clip.tokenizer is made.tokenizer
+    assert load_clip(made, processor=other).processor is other
+    photo = Image.new("RGB", (40, 40), "red")
+    found = explain(photo, "horse", model=made)
+    torch.testing.assert_close(found.scores, explain(photo, "horse", model=built.load()).scores)
+    with pytest.raises(InputError, match="device was given with a model object"):
+        load_clip(made, device="cpu")
+
+
+def test_swapped_parts_are_told_so():
+    """By what each makes; a tokenizer in the processor's place may come alone."""
+    built, open_clips = builders.hf_vit(), builders.open_clip_vit()
+    both = transformers.CLIPProcessor(built.processor, built.tokenizer)
+    for tokenizer in (built.tokenizer, open_clips.tokenizer, openai.tokenize):
+        with pytest.raises(InputError, match=r"as processor, got .* swapped, pass it as `tokeniz"):
+            load_clip(built.model, processor=tokenizer)
+    for processor in (built.processor, open_clips.processor, both):
+        with pytest.raises(InputError, match=r"as tokenizer, got .* swapped, pass it as `processo"):
+            load_clip(built.model, tokenizer=processor)
+    assert load_clip(built.model, processor=both).encode_text("a horse").shape == (1, 24)
+
+
+def test_both_missing_parts_are_named_with_the_call():
+    model = builders.hf_vit().model
+    options = "processor=processor, tokenizer=tokenizer"
+    needed = "has no processor and no tokenizer, which images and texts need; pass `processor` and"
+    with pytest.raises(InputError) as raised:
+        explain(Image.new("RGB", (40, 40)), "a horse", model=model)
+    assert str(raised.value).startswith("explain: CLIPModel " + needed)
+    assert f"explain(..., model=model, {options})" in str(raised.value)
+    with pytest.raises(
+        InputError, match=r"as in load_clip\(model, processor=processor, tokenizer="
+    ):
+        load_clip(model).encode_text("a horse")
 
 
 @pytest.mark.parametrize("library", ["transformers", "open_clip"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
 from captum_clip import (
     ClipSimilarity,
@@ -23,6 +24,13 @@ from tests.models.small import small
 def test_tower_of_names_what_it_does_not_know():
     with pytest.raises(UnsupportedModelError, match=r"in a Linear.*CLIPModel, .*CustomTextCLIP"):
         tower_of(nn.Linear(2, 2))
+
+
+def test_a_classifier_is_told_about_captums_grad_cam():
+    with pytest.raises(UnsupportedModelError, match=r"a ResNet is not supported; .*LayerGradCam\("):
+        load_clip(resnet18())
+    with pytest.raises(UnsupportedModelError, match=r"known in a ResNet; .*LayerGradCam\(model, m"):
+        tower_of(resnet18())
 
 
 class Wrap(nn.Module):
