@@ -71,6 +71,7 @@ html_static_path = ["_static"]
 html_css_files = ["docs.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
+html_search_scorer = str(DOCS / "_static" / "scorer.js")  # Sphinx reads it from where it is started
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -106,6 +107,16 @@ def link_copies(app: Any, page: str, source: list[str]) -> None:
     """Links from a page to what lies beside the folder lead to the copy."""
     for original, copy in {**BESIDE, "gallery": f"{GALLERY}/index.rst"}.items():
         source[0] = source[0].replace(f"]({original})", f"]({copy})")
+
+
+def index_words(app: Any, page: str, source: list[str]) -> None:
+    """`<!-- index: words; others -->`: what people search, and find here first."""
+    source[0] = re.sub(
+        r"^<!-- index: (.*) -->$",
+        lambda found: f"```{{index}} ! {', ! '.join(found[1].split('; '))}\n```",
+        source[0],
+        flags=re.MULTILINE,
+    )
 
 
 def hide_results(app: Any, page: str, source: list[str]) -> None:
@@ -167,6 +178,7 @@ def setup(app: Any) -> None:
     """What Sphinx calls."""
     copy_beside()
     app.connect("source-read", link_copies)
+    app.connect("source-read", index_words)
     app.connect("source-read", hide_results)
     app.add_html_math_renderer("mathml", (math_inline, None), (math_block, None))
     app.connect("autodoc-skip-member", skip)

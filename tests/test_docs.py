@@ -9,12 +9,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from open_clip.factory import _MODEL_CONFIGS
 from torch import Tensor
 
 import captum_clip
@@ -55,11 +57,13 @@ INSTEAD = {
     '"RN50-quickgelu"': repr(RESNET),
     '"ViT-B/32"': '"demo/vit"',
     '"RN101"': '"demo/resnet"',
-    '"google/siglip2-base-patch16-224"': '"demo/vit"',
+    '"google/siglip2-base-patch16-224"': '"demo/siglip"',
     '"ViT-B-16-SigLIP2/webli"': '"demo/vit"',
     '"hf-hub:timm/ViT-B-16-SigLIP2"': '"demo/vit"',
     "start_layer=11": "start_layer=2",  # the last of the small copy of OpenAI's model
     '"facebook/sam-vit-base"': '"sam"',
+    'transforms("ViT-B-32", pretrained=file)': 'transforms("small", pretrained=file)',
+    "import clip as openai_clip": "from tests.models import test_openai as openai_clip",
     '"docs/experiments/shortcut/model"': repr(str(FOLDER / "shortcut" / "model")),
 }
 
@@ -111,6 +115,11 @@ from tests.experiments import experiment
 experiment("artemis").write_artemis("art", paintings=80)
 Path("art/artemis_dataset_release_v0.csv").rename("artemis_dataset_release_v0.csv")
 Path("art/images").rename("wikiart")
+""",
+    "fine_tuned": """
+from tests.models.tuned import *
+
+write_checkpoints()
 """,
     "models": """
 from captum_clip import load_clip
@@ -166,7 +175,7 @@ def as_file(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _restored_registries() -> Iterator[None]:
     """What an example registers is forgotten after it."""
-    registries: list[dict[str, Any]] = [attr.METHODS, TASKS, DATA_SETS]
+    registries: list[dict[str, Any]] = [attr.METHODS, TASKS, DATA_SETS, _MODEL_CONFIGS]
     before = [(registry, dict(registry)) for registry in registries]
     known, packages = families.FAMILIES[:], {*library._PACKAGES}
     yield
@@ -178,6 +187,7 @@ def _restored_registries() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("page", [p for p in PAGES if [*blocks_of(p)]], ids=lambda p: p.stem)
 def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """One after the other in one namespace, as a reader would type them."""
@@ -188,6 +198,8 @@ def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
     for block in blocks_of(page):
         if block.mark.startswith("file: "):
             as_file(block, monkeypatch)
+        elif block.mark.startswith("needs: ") and not find_spec(block.mark.removeprefix("needs: ")):
+            continue
         elif not block.mark.startswith("not run: "):
             run(block, page, namespace)
 

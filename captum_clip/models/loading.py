@@ -179,10 +179,11 @@ def load_clip(
     if isinstance(name_or_model, ClipAdapter):
         options = {"processor": processor, "tokenizer": tokenizer, "device": device, "dtype": dtype}
         return _as_it_is("an adapter", name_or_model, image_size, options)
-    if isinstance(name_or_model, Pipeline) and not isinstance(name_or_model, nn.Module):
-        processor = processor or name_or_model.image_processor
-        tokenizer = tokenizer or name_or_model.tokenizer
-        name_or_model = name_or_model.model
+    given_model: Any = name_or_model
+    if isinstance(given_model, Pipeline) and not isinstance(given_model, nn.Module):
+        processor = processor or given_model.image_processor
+        tokenizer = tokenizer or given_model.tokenizer
+        name_or_model = given_model.model
     _check_part("processor", processor, "an image processor, or a function of one image,")
     _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):

@@ -14,7 +14,7 @@ class Multihead(Attention):
 
     attention: Any
     token_argument = (0, "query")
-    maps = ("out_proj",)
+    maps: tuple[str, ...] = ("out_proj",)
     unknown_parts: tuple[str, ...] = ("bias_k", "add_zero_attn")
     true_hides = True
     batch_first_unless_told = True  # of an attention that does not say where its batch is
