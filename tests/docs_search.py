@@ -1,8 +1,8 @@
 """What people search in the documentation, asked of its own search, as Sphinx's page runs it.
 
-``python -m pytest tests/docs_search.py`` after ``sphinx -b html docs docs/_build/html``; another
+``python -m pytest tests/docs_search.py`` after ``sphinx -E -b html docs docs/_build/html``; another
 folder is named by the variable ``DOCS``. Not among the tests that are collected, since it needs the
-built pages.
+built pages, all of one build: Sphinx forgets the index of pages that it does not write anew.
 """
 
 import os
