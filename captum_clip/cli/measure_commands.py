@@ -264,7 +264,7 @@ def _run_suite(name: str, config: Any, *, quiet: bool) -> None:
     with images_bar(f"suite {name}", quiet=quiet) as progress:
         content = run_suite(name, config, progress=progress)
     stem = f"{config.output.rstrip('/')}/suite_{name}"
-    print(content["verdict"], f"values   {stem}.json", sep="\n")
+    print(*content["verdict"], f"values   {stem}.json", sep="\n")
     if "values" in content:
         print(f"latex    {stem}.tex")
 

@@ -100,7 +100,7 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
         "model": {"name": label_of(config.model), "identity": clip.identity()},
         "versions": {"captum_clip": __version__, "torch": torch.__version__},
         "gate": {g.data: {n: c._asdict() for n, c in g.checks.items()} for g in gates},
-        "verdict": " ".join(map(str, gates)),
+        "verdict": [str(gate) for gate in gates],
     }
     if all(gate.knows for gate in gates):
         found = [evaluate(part, progress=progress) for part in parts]
@@ -216,5 +216,5 @@ def _read(path: str) -> Content:
     if not written:
         raise InputError(f"{path} is damaged, or no suite_v1.json that `suite` wrote.")
     if "values" not in content:
-        raise InputError(f"{path} has no values to compare. {content['verdict']}")
+        raise InputError(f"{path} has no values to compare. {' '.join(content['verdict'])}")
     return content

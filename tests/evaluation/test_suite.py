@@ -129,7 +129,7 @@ def test_a_file_has_the_gate_the_prices_and_a_value_of_each_scene(made: Path) ->
     assert found["model"]["name"] == "demo/vit"
     assert set(found["gate"]) == {"demo", "demo-mosaics"}
     assert found["gate"]["demo"]["|effect| on them"]["images"] == 6
-    assert "demo: the model knows what is asked (recall among 119 texts" in found["verdict"]
+    assert "demo: the model knows what is asked (recall among 119 texts" in found["verdict"][0]
     assert set(found["prices"]) == {"direct", "legrad"}
     assert 1 < found["prices"]["direct"] < 50
     assert [*found["values"]] == ["pointing", "effect", "words", "pairs"]
@@ -191,7 +191,7 @@ def test_a_model_that_knows_nothing_is_stopped_before_it_is_measured(
     tmp_path: Path, vit: str, small: str
 ) -> None:
     found = run_suite(small, config(vit, tmp_path))
-    assert "this model does not know what is asked; do not interpret" in found["verdict"]
+    assert "this model does not know what is asked; do not interpret" in found["verdict"][0]
     assert "values" not in found
     assert [path.name for path in tmp_path.iterdir()] == ["suite_small.json"]
     path = str(tmp_path / "suite_small.json")
@@ -200,7 +200,7 @@ def test_a_model_that_knows_nothing_is_stopped_before_it_is_measured(
 
 
 def written(path: Path, values: Any, **given: Any) -> str:
-    head = {"format": "captum_clip suite 1", "suite": "v1", "hash": "0" * 64, "verdict": ""}
+    head = {"format": "captum_clip suite 1", "suite": "v1", "hash": "0" * 64, "verdict": []}
     path.write_text(json.dumps({**head, "values": values, **given}))
     return str(path)
 
@@ -266,7 +266,8 @@ def test_a_line_runs_a_suite_and_compares_two(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("demo: the model knows what is asked")
     stem = f"{tmp_path}/vit/suite_small"
-    assert printed[1:] == [f"values   {stem}.json", f"latex    {stem}.tex"]
+    assert printed[1].startswith("demo-mosaics: the model knows")
+    assert printed[2:] == [f"values   {stem}.json", f"latex    {stem}.tex"]
     files = [str(made / name / "suite_small.json") for name in ("vit", "siglip")]
     assert main(["evaluate", "--compare", *files]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
