@@ -414,7 +414,7 @@ def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, ca
     ]
     for model in tables.NAMES:
         text = "\n".join(["method,metric,mean,low,high,images", *rows])
-        for step in ("evaluation", "right_map"):
+        for step in tables.PARTS:
             folder = tmp_path / f"{step}_{model}" / "out"
             folder.mkdir(parents=True)
             (folder / "results.csv").write_text(text)
@@ -448,7 +448,8 @@ def test_a_second_models_figures_stand_beside_the_first_ones(
     ends = ("_scene", "_scene_others")
     metrics = [f"{name}_spearman{end}" for name in ("effect", "removal") for end in ends]
     metrics += ["pointing", "gap_mean_predicted", "faithfulness_correlation", "words_4"]
-    for step, values in (("evaluation_vit", (0.9, 0.6, 0.5)), ("second_vit", (0.8, 0.5, 0.7))):
+    found = {"evaluation_vit": (0.9, 0.6, 0.5), "second_vit": (0.8, 0.5, 0.7)}
+    for step, values in {"effects_vit": found["evaluation_vit"], **found}.items():
         folder = tmp_path / step / "out"
         folder.mkdir(parents=True)
         rows = [

@@ -222,11 +222,13 @@ EXAMPLES = "../../../examples"
 TRAINING = "python ../../demo_models.py evaluate"
 ON_BOTH = "--model demo/vit --model demo/resnet"
 BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "excitement", "fear"]
+PARTS = ("effects", "evaluation", "right_map")
+"""Steps that measure all of a model: effects, the rest, options of methods."""
 FURTHER = {
-    "vit": "direct:baseline=mean direct:depth=token legrad:layers=all patches:attention=qq "
-    "patches:attention=kk",
+    "vit": "last-grad direct:baseline=mean direct:depth=token legrad:layers=all "
+    "patches:attention=qq patches:attention=kk",
     "resnet": "direct:baseline=mean grad-cam:attention=detached",
-    "siglip": "direct:baseline=mean",
+    "siglip": "conservative direct:baseline=mean",
 }
 """Options of the methods that `all` does not name."""
 SLOW_TASKS = "localization signs words grid perturbation faithfulness fixlip sanity"
@@ -414,12 +416,15 @@ STEPS = (
         for model in BOTH
     ),
     *(
+        evaluation(f"effects_{model}", model, "--task effect", page=f"results/effects_{model}.md")
+        for model in ALL
+    ),
+    *(
         evaluation(
             f"right_map_{model}",
             model,
-            "--task localization --task effect --task words --method all "
+            "--task localization --task effect --task words "
             + " ".join(f"--method {name}" for name in FURTHER[model].split()),
-            page=f"results/right_map_{model}.md",
         )
         for model in ALL
     ),
@@ -477,18 +482,18 @@ STEPS = (
     table(
         "excerpt",
         "findings.md",
-        *(f"{step}_{model}" for step in ("evaluation", "right_map") for model in ALL),
+        *(f"{step}_{model}" for step in PARTS for model in ALL),
     ),
     table(
         "rankings",
         "findings.md",
-        *(f"{step}_{m}" for step in ("evaluation", "right_map", "second") for m in BOTH),
+        *(f"{step}_{m}" for step in (*PARTS, "second") for m in BOTH),
     ),
     table("pair_estimators", "findings.md", *(f"pairs_{model}" for model in ALL)),
     table(
         "right_map",
         "right_map.md",
-        *(f"{step}_{model}" for step in ("evaluation", "right_map") for model in ALL),
+        *(f"{step}_{model}" for step in PARTS for model in ALL),
     ),
     *(
         table(f"shortcut_{part}", "shortcut.md", "recall_shortcut")

@@ -17,6 +17,7 @@ from artemis import GLOBAL, LOCAL
 from captum_clip.attr.registry import METHODS
 from captum_clip.evaluation.methods import WITHOUT_MAP
 
+PARTS = ("effects", "evaluation", "right_map")
 DRAWN = ("random", "uniform", "centre")
 BESIDE = (
     *("integrated-gradients", "occlusion", "summed-attention", "empty-text"),
@@ -55,8 +56,8 @@ def results(step: str) -> pd.DataFrame:
 
 
 def all_results(model: str) -> pd.DataFrame:
-    """What was found of an embedded model: effects, pointing and words first, then the rest."""
-    found = pd.concat([results(f"right_map_{model}"), results(f"evaluation_{model}")])
+    """What was found of an embedded model: effects, the rest, options of methods."""
+    found = pd.concat([results(f"{step}_{model}") for step in PARTS])
     return found[~found.index.duplicated()]
 
 
