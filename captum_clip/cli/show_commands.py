@@ -1,7 +1,9 @@
 """``captum-clip models``, ``demo`` and ``app``: names, examples and a page to try them on."""
 
+import shlex
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -70,11 +72,13 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
 def demo_command(
     output: options.Output = None, device: str | None = None, quiet: options.Quiet = False
 ) -> None:
-    """Draw maps of the embedded models, without a network.
+    """Draw maps of the embedded models, without a network, and leave a photo.jpg to try.
 
     Args:
         output: a folder for the figures (default: the current folder)
     """
+    from PIL import Image
+
     from .. import figures
     from ..demo.vocabulary import WORDS
     from ..files import make_folder
@@ -93,10 +97,14 @@ def demo_command(
             ),
         }
         paths = [save_figure(figure, folder / name) for name, figure in drawn.items()]
+    photo = folder / "photo.jpg"
+    with suppress(FileExistsError), open(photo, "xb") as file:  # a photo of the user's stays
+        Image.fromarray(image).save(file, "JPEG", quality=95)
+        paths.append(photo)
     print(*paths, sep="\n")
     print(
-        f"The models are small and know {len(WORDS)} words ('captum-clip models --vocabulary'); "
-        'for photographs: captum-clip explain photo.jpg "a horse"'
+        f"The models know {len(WORDS)} words ('captum-clip models --vocabulary') and no photographs"
+        f'; next: captum-clip explain {shlex.quote(str(photo))} "a horse" -m demo/vit'
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,7 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(["demo", "-o", "new"]) == 0
     out, err = capsys.readouterr()
-    assert out.count("\n") == 4
+    assert out.count("\n") == 5
     for name in os.listdir("new"):
         assert f"new/{name}\n" in out
         with Image.open(Path("new", name)) as figure:
@@ -50,6 +52,12 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
     assert "loading demo/resnet" in err  # while it is
     assert "Warning" not in err
     assert "oading weights" not in err
+    [hint] = re.findall(r"next: captum-clip (.*)", out)
+    assert shlex.split(hint) == ["explain", "new/photo.jpg", "a horse", "-m", "demo/vit"]
+    Path("new/photo.jpg").write_text("the user's own")
+    assert main(["demo", "-o", "new"]) == 0
+    assert Path("new/photo.jpg").read_text() == "the user's own"
+    assert "new/photo.jpg\n" not in capsys.readouterr().out
 
 
 def test_demo_shows_scenes_of_known_things_with_every_kind_of_tower() -> None:
