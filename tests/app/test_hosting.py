@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,16 @@ def test_requirements_of_a_hosted_page_are_the_package_with_its_page() -> None:
     requirement = Requirement(lines.strip())
     assert requirement.name == "captum-clip"
     assert requirement.extras == {"app"}
+
+
+def test_the_cell_for_colab_installs_what_the_tutorials_need_from_their_folder() -> None:
+    """Run in an empty notebook, it ends where the tutorials lie, with extras that there are."""
+    (cell,) = re.findall(r"```ipython3\n(.*?)```", PAGE, re.DOTALL)
+    clone, change, install = map(shlex.split, cell.splitlines())
+    root = Path(__file__).parents[2]
+    name, _, folder = change[1].partition("/")
+    assert clone[-1].endswith(f"/{name}")
+    assert (root / folder / "01_first_map.ipynb").exists()
+    path, extras, _ = re.split(r"[][]", install[3])
+    assert (root / folder / path).resolve() == root
+    assert {*extras.split(",")} <= {*metadata("captum-clip").get_all("Provides-Extra", [])}
