@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,9 +18,12 @@ from captum_clip.cli import main
 from tests import builders, samples
 from tests.experiments import experiment
 from tests.models.checkpoints import save_open_clip, save_transformers
-from tests.test_docs import ROOT, blocks_of, commands_of
+from tests.test_docs import ROOT, blocks_of
 
 README = ROOT / "README.md"
+ENVIRONMENT = ".venv/bin/activate"
+OFFLINE, ON_THE_HUB = 1, 2
+"""Which blocks of commands these are."""
 
 
 @pytest.fixture
@@ -58,34 +63,86 @@ def test_first_examples_draw_maps_on_a_photo(followed: dict[str, str]) -> None:
         assert coloured(name) > 0.02
 
 
-def test_first_command_draws_the_same_scores(
+def lines_of(number: int) -> list[list[str]]:
+    """The arguments of each captum-clip of a block of commands, whose other lines are known."""
+    block = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[number]
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert [words for words in lines if words[0] != "captum-clip"] in ([], [[".", ENVIRONMENT]])
+    return [words[1:] for words in lines if words[0] == "captum-clip"]
+
+
+def test_what_is_pasted_offline_draws_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo, the line that it prints last, and then the block in order, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text(encoding="utf-8")
+    assert re.search(r"<!-- ci: demo -->\n```bash\n.*captum-clip demo\n```", text)
+    assert main(["demo"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert {*printed[:-1]} == {path.name for path in tmp_path.iterdir()}
+    hint = shlex.split(printed[-1].rpartition("next: ")[2])
+    for command in (hint[1:], *lines_of(OFFLINE)):
+        assert command[command.index("-m") + 1] == "demo/vit"
+        assert main(command) == 0
+        figure = dict(pairwise(command)).get("-o", "photo-explained-a-horse.png")
+        assert Path(figure).stat().st_size > 10_000
+    steps = {step.name: step for step in experiment("measured").STEPS}
+    pictures = re.findall(r"docs/images/(\w+)\.jpg", text)
+    assert pictures == ["readme", "html", "app"]
+    for name in pictures[:2]:  # whose commands stand in the block, word for word
+        line = steps[name].commands.splitlines()[1]
+        assert shlex.split(line)[1:] in lines_of(OFFLINE)
+        assert re.search(rf"^{re.escape(line)} +#", text, re.MULTILINE)
+    step = steps["readme"]
+    drawn = Image.open(step.image).convert("RGB")
+    drawn.thumbnail((step.side, step.side), Image.Resampling.LANCZOS)
+    shown = np.asarray(Image.open(ROOT / "docs" / "images" / "readme.jpg"), dtype=float)
+    np.testing.assert_array_equal(shown.shape, np.asarray(drawn).shape)
+    assert np.abs(shown - np.asarray(drawn)).mean() < 3  # what JPEG takes away
+
+
+def test_the_same_on_the_hubs_model(
     followed: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the model of the first example, in place of the one that the hub has."""
-    command = next(words for words in commands_of(README) if words[0] == "explain")
-    main([*command, "--model", "vit"])
+    """Lines from above without their model; here another stands for the one that the hub has."""
+    offline = [[w for w in words if w not in ("-m", "demo/vit")] for words in lines_of(OFFLINE)]
+    for command in lines_of(ON_THE_HUB):
+        assert command in offline
+        assert main([*command, "--model", "vit"]) == 0
     printed = capsys.readouterr().out
-    assert coloured("photo-explained-a-horse_a-dog.png") > 0.02
+    assert coloured("horse.png") > 0.02
     clip = load_clip("vit")
-    image, texts = clip.encode_image(clip.preprocess("photo.jpg")), clip.encode_text(command[2:])
-    for text, score in zip(command[2:], (image @ texts.T)[0].tolist(), strict=True):
+    texts = ["a horse", "a dog"]
+    image, embedded = clip.encode_image(clip.preprocess("photo.jpg")), clip.encode_text(texts)
+    for text, score in zip(texts, (image @ embedded.T)[0].tolist(), strict=True):
         assert re.search(rf"{score:.3f}  {text}", printed)
 
 
-def test_pictures_are_what_the_commands_below_them_draw(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Word for word, run here; each has two columns, so that two of them fit side by side."""
-    monkeypatch.chdir(tmp_path)
+def test_badges_say_what_the_package_says_and_need_no_network() -> None:
     text = README.read_text(encoding="utf-8")
-    steps = {step.name: step for step in experiment("measured").STEPS}
-    pictures = re.findall(r"docs/images/(\w+)\.jpg", text)
-    assert len(pictures) == text.count("docs/images/") == 2
-    for step in map(steps.__getitem__, pictures):
-        assert f"{step.commands}\n" in text
-        assert main(shlex.split(step.commands)[1:]) == 0
-        drawn = Image.open(step.image).convert("RGB")
-        drawn.thumbnail((step.side, step.side), Image.Resampling.LANCZOS)
-        shown = np.asarray(Image.open(ROOT / "docs" / "images" / f"{step.name}.jpg"), dtype=float)
-        np.testing.assert_array_equal(shown.shape, np.asarray(drawn).shape)
-        assert np.abs(shown - np.asarray(drawn)).mean() < 3  # what JPEG takes away
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    badges = re.findall(r"\[!\[(\w+): ([^]]+)\]\(docs/images/(badge_\w+\.svg)\)\]", text)
+    said = {}
+    for topic, words, name in badges:
+        drawn = (ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
+        label = ElementTree.fromstring(drawn).attrib["aria-label"]
+        assert label.startswith(f"{topic.lower()}: ")
+        assert re.findall(r"<text[^>]*>([^<]*)", drawn) == label.split(": ")
+        assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
+        said[topic] = (words, label.split(": ")[1])
+    licence, python = (
+        re.findall(rf'^{key} = "(.*)"', project, re.MULTILINE)[0]
+        for key in ("license", "requires-python")
+    )
+    oldest = python.removeprefix(">=")
+    assert said["Licence"] == (licence, licence)
+    assert said["Python"] == (f"{oldest} or later", f"{oldest}+")
+    assert said["Tests"] == ("an oracle for every equation",) * 2
+    assert re.findall(r"!\[[^]]*\]\(http|src=.http", text) == []  # nor do its other pictures
+
+
+def test_is_read_in_five_minutes() -> None:
+    """At most 1,000 words, those of code too; a word has a letter or a digit."""
+    words = README.read_text(encoding="utf-8").split()
+    assert sum(bool(re.search(r"\w", word)) for word in words) <= 1000

@@ -219,6 +219,7 @@ def python(name: str, models: tuple[str, ...], page: str, *markers: str) -> Step
 
 
 EXAMPLES = "../../../examples"
+SCREENSHOT = "python ../../../screenshot.py"
 TRAINING = "python ../../demo_models.py evaluate"
 ON_BOTH = "--model demo/vit --model demo/resnet"
 BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "excitement", "fear"]
@@ -261,11 +262,12 @@ QUANTILES = """
 for model in ("demo/vit", "demo/resnet"):
     print(model, *quantiles(model, scenes=500))
 """
+WITH_PHOTO = "cp ../demo/photo.jpg .\ncaptum-clip explain photo.jpg "
 README = {
-    name: f'captum-clip figure compare "a {name}" --scene 0:horse,dog --method direct -o {name}.png'
-    for name in ("horse", "dog")
+    "readme": '"a horse" "a dog" -m demo/vit -o horse.png',
+    "html": '"a horse and a dog" --side pairs -m demo/vit -o horse.html',
 }
-"""Two columns each, so that letters can be read where two figures stand side by side."""
+"""Lines of README on the photo that the demo leaves."""
 TAGS = ("shortcut", "shortcut-object", "shortcut-other")
 TAG_PAIRS = """
 from captum_clip.attr.registry import methods_for
@@ -283,9 +285,17 @@ for name, (mean, low, high, _), p_value in zip(names, differences, adjusted):
 STEPS = (
     # images
     Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
-    *(Step(f"readme_{name}", ("vit",), README[name], f"{name}.png", 860) for name in README),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
-    Step("app", ("vit",), "python ../../../screenshot.py", "app.png", 1280),
+    Step("readme", ("vit",), WITH_PHOTO + README["readme"], "horse.png", 1000, after=("demo",)),
+    Step(
+        "html",
+        ("vit",),
+        f"{WITH_PHOTO}{README['html']}\n{SCREENSHOT} horse.html horse",
+        "html.png",
+        1000,
+        after=("demo",),
+    ),
+    Step("app", ("vit",), SCREENSHOT, "app.png", 1280),
     taken("signs", "demo", "captum-clip-demo-signs.jpg", 1216),
     Step(
         "text",
