@@ -46,6 +46,7 @@ def _threshold(typed: str) -> str | float:
 def explain_command(
     images: Annotated[list[str], Argument(metavar="IMAGE... [TEXT]...")],
     texts_file: options.TextsFile = None,
+    against: str | None = None,
     model: options.Model = None,
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
@@ -53,7 +54,7 @@ def explain_command(
     reference: Annotated[options.Several, Option("--image")] = None,
     emotions: Path | None = None,
     centre: options.Centre = False,
-    sign: options.Sign = "positive",
+    sign: options.Sign | None = None,
     whole: Annotated[bool, Option("--whole")] = False,
     original: bool | None = None,
     hints: bool | None = None,
@@ -71,12 +72,14 @@ def explain_command(
 
     Args:
         images: image files, or a folder whose images each get a figure; then what to look for
+        against: what to contrast one TEXT with: what speaks for the one rather than the other
         words: split one TEXT, with a map for each of its words
         side: show where in the image, which words of the TEXTs, or both; words need a method
             without a grid (default: conservative). pairs: which word of one TEXT answers which
             region, or which region of --image
         reference: an image to compare with, instead of TEXTs; for --side pairs one
-        sign: what supports the text, what contradicts it, or both
+        sign: what supports the text, what contradicts it, or both (default: positive; with
+            --against both)
         whole: pad the image to a square, so that the model sees all of it, where its processor
             would crop it to the middle
         original: draw the whole image, grey where the model did not see it, or what the model saw
@@ -105,13 +108,19 @@ def explain_command(
         line = line._replace(images=without_own_figures(line.images))
     references = [find_file(other) for other in reference or []]
     refuse(_conflicts(line, references, **settings))
+    sign = sign or ("both" if against else "positive")
     asked: dict[str, Any] = {"method": method, "sign": sign, "words": words, "side": side}
-    asked |= {"whole": whole, "hints": hints, "reference": references or None}
-    if len(references) == 1:
-        asked["reference"] = references[0]
+    asked |= {"against": against, "whole": whole, "hints": hints}
+    asked["reference"] = references[0] if len(references) == 1 else references or None
     Request(line.texts or (["an emotion"] if emotions else None), **asked)
     probes, fitted = read_probes([emotions] if emotions else [])
-    named = [*line.texts, *["emotions"] * bool(emotions), *(path.stem for path in references)]
+    others = options.check_texts(None if against is None else [against])
+    named = [
+        *line.texts,
+        *(f"against {other}" for other in others),
+        *["emotions"] * bool(emotions),
+        *(path.stem for path in references),
+    ]
     inputs = [*references, emotions, texts_file]
     figures, label_maps = _plan(line, named, output, label_map)
     check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
@@ -131,7 +140,7 @@ def explain_command(
     if line.folder is not None:
         for free in ("model", "device", "output", "quiet"):  # a model counts by its identity
             del settings[free]
-        settings |= {"images": line.folder.images.resolve(), "targets": named}
+        settings |= {"sign": sign, "images": line.folder.images.resolve(), "targets": named}
         output = line.folder.output
         draw_folder(figures, output, draw, [clip], inputs, settings, quiet=quiet)
         return
@@ -152,7 +161,8 @@ def _conflicts(
     *,
     words: bool,
     side: str,
-    sign: str,
+    sign: str | None,
+    against: str | None,
     emotions: Path | None,
     centre: bool,
     regions: Path | None,
@@ -165,6 +175,7 @@ def _conflicts(
     places = "--regions are" if regions else "--label-map is of"
     nothing = not (line.texts or emotions or references)
     yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
+    yield emotions and against, "--against contrasts TEXTs; leave --emotions out."
     yield emotions and references, "--image FILE stands for --emotions; leave one of them out."
     yield (
         emotions and (words or side != "image"),
@@ -249,6 +260,7 @@ class _Results:
 
 def _print_scores(explanation: "Explanation", targets: str) -> None:
     what = "the text, and to what each word adds" if explanation.words else targets
+    what = "the difference of two texts" if explanation.contrast else what
     parts = [explanation.model, explanation.method, " and ".join(explanation.maps)]
     if explanation.leave_one_out is not None:
         what = "the text, each word's share of it, and what is lost without it"
@@ -258,6 +270,9 @@ def _print_scores(explanation: "Explanation", targets: str) -> None:
         note = ""
         if explanation.leave_one_out is not None:
             note = f"   lost {explanation.leave_one_out[0, index]:+.3f}"
+        elif explanation.contrast:
+            difference = explanation.scores[0, index] * explanation.norms[index]
+            note = f"   cosines differ by {difference:+.3f}"
         elif explanation.words and index > 0:
             note = f"   norm {explanation.norms[index]:.2f}"
         whole = " (whole text)" if explanation.leave_one_out is not None and index == 0 else ""

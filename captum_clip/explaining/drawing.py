@@ -7,10 +7,12 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from .. import visualization
+from ..checks import check_interval
 from ..errors import InputError
 from ..maps import Mode
-from ..visualization.colors import ALPHA
-from ..visualization.grid import ROWS
+from ..visualization.colors import ALPHA, NEGATIVE, POSITIVE, blend_signed, ramp
+from ..visualization.grid import ROWS, Legend, Panel, grid
+from ..visualization.overlays import framed_batches
 from . import photos
 
 
@@ -34,6 +36,8 @@ def draw(
         given = photos.originals(found, original)
         images, heatmap = photos.lay_on_photos(given, found.crops, found.maps, interpolation)
     shown: dict[str, Any] = {"alpha": alpha, "caption": caption(found)}
+    if found.contrast and len(heatmap) == 2 and cmap is None:
+        return _draw_contrast(found, images, heatmap, **shown)
     of_parts = found.words or found.cells != (0, 0)  # which have no cosines
     if not of_parts and not found.text_maps and len(heatmap) == 2:
         shown |= {} if cmap is None else {"cmaps": (cmap, cmap)}
@@ -72,6 +76,35 @@ def _draw_matches(found: Any) -> Figure:
         scores=found.scores[:, 0],
         caption=caption(found),
     )
+
+
+def _draw_contrast(
+    found: Any, images: Any, heatmap: Mapping[str, Any], *, alpha: float, caption: str
+) -> Figure:
+    """Both signs of a difference of two texts in one map, with the difference of the cosines."""
+    check_interval("alpha", alpha, "[0, 1]")
+    pictures, (above, below) = framed_batches(images, list(heatmap.values()))
+    one, other = (
+        f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
+        for text in found.contrast
+    )
+    differences = (found.scores * found.norms)[:, 0].tolist()
+    rows = [
+        [
+            Panel(image, f"image {number + 1}" if len(pictures) > ROWS else "image"),
+            Panel(
+                blend_signed(image, above[number][0] - below[number][0], alpha),
+                f"{one} rather than {other}",
+                f"cosines differ by {difference:+.3f}".replace("-", "\N{MINUS SIGN}"),
+            ),
+        ]
+        for number, (image, difference) in enumerate(zip(pictures, differences, strict=True))
+    ]
+    legends = [
+        Legend(ramp(POSITIVE, alpha), f"for {one}"),
+        Legend(ramp(NEGATIVE, alpha), f"for {other}"),
+    ]
+    return grid(rows, legends=legends, caption=caption)
 
 
 def caption(found: Any) -> str:

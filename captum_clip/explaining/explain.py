@@ -14,7 +14,7 @@ from .. import maps, targets
 from ..attr.contributions import DirectContribution
 from ..attr.interactions import DirectInteraction, pair_maps
 from ..attr.registry import MAMOOLER, MethodChoice, TextMap
-from ..checks import as_list, check_choice, check_flag, check_integer, show
+from ..checks import as_list, check_choice, check_flag, check_integer, expect, show
 from ..errors import InputError, TargetError, public, refuse
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
@@ -35,10 +35,11 @@ def explain(
     image: ImageLike | Sequence[ImageLike] | Mapping[str, Any],
     texts: str | Sequence[str] | Target | None = None,
     *,
+    against: str | None = None,
     reference: ImageLike | Sequence[ImageLike] | None = None,
     model: str | Path | nn.Module | ClipAdapter | Pipeline = "ViT-B/32",
     method: str | type[Any] | None = None,
-    sign: Sign = "positive",
+    sign: Sign | None = None,
     words: bool | Sequence[str | tuple[int, int]] = False,
     side: Side = "image",
     whole: bool = False,
@@ -62,6 +63,8 @@ def explain(
             uint8 tensor, or preprocessed float tensors (B, 3, H, W), also as ``processor(images=)``
             of transformers returns them.
         texts: one or several, or a :class:`captum_clip.Target`.
+        against: a text to contrast the one text with: the target is the difference of their unit
+            embeddings, ``a - b``, whose map is what speaks for the one rather than the other.
         reference: instead of texts, an image that the images are compared with; several are
             several targets, but of pairs there is one.
         model: a name that :func:`captum_clip.load_clip` knows, a model, a pipeline or an adapter.
@@ -69,7 +72,7 @@ def explain(
             options, as "last-grad:heads=averaged"; by default "direct", or "conservative" where a
             pooling head reads the image (SigLIP). "mamooler" is the method of the report for the
             tower: "last-grad", "grad-cam", or "conservative" for a pooling head.
-        sign: "positive", "negative" or "both".
+        sign: "positive", "negative" or "both"; by default "both" of a contrast, else "positive".
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.
         side: "image" for where in the image, "text" for which words of the texts, "both". On the
@@ -107,9 +110,12 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'direct')
         >>> figure = explanation.plot()
     """
+    if sign is None:
+        sign = "positive" if against is None else "both"
     request = Request(
         texts,
         reference,
+        against=against,
         method=method,
         options=options,
         sign=sign,
@@ -135,6 +141,7 @@ class Request:
     texts: Any = None
     reference: Any = None
     _: KW_ONLY
+    against: str | None = None
     method: str | type[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     sign: Sign = "positive"
@@ -149,6 +156,8 @@ class Request:
         refuse(self._conflicts())
         if self.words and (isinstance(self.texts, Target) or len(as_list(self.texts)) != 1):
             raise TargetError(f"`words` need exactly one text, got {self.texts!r}.")
+        if self.against is not None and len(as_list(self.texts)) != 1:
+            raise TargetError(f"`against` needs exactly one text, got {self.texts!r}.")
         if self.side == "pairs":
             _ = self.text, self.pair_options
         elif self.method is not None and (self.method != MAMOOLER or self.options):
@@ -164,6 +173,8 @@ class Request:
             check_flag("hints", self.hints)
         check_choice(self.side, get_args(Side), name="a side")
         check_choice(self.sign, get_args(Sign), name="a sign")
+        one = self.against is None or isinstance(self.against, str)
+        expect(one, "one text as `against`", self.against, error=TargetError)
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size)
 
@@ -189,9 +200,15 @@ class Request:
             f"{' and not a Target' if is_target else ', and leave `words` out'}.",
         )
         yield (
+            self.against is not None and (is_target or has_reference or words or side != "image"),
+            "`against` contrasts one text with another, where in the image; leave `reference`, "
+            f"`words` and `side` out{', and subtract Targets yourself' * is_target}.",
+        )
+        yield (
             self.hints and not self.has_hints,
             "`hints=True` compares positive maps of texts with those of unrelated texts; leave it "
-            "out with a Target, a reference, `side='text'`, `side='pairs'` or `sign='negative'`.",
+            "out with a Target, a reference, `against`, `side='text'`, `side='pairs'` or "
+            "`sign='negative'`.",
         )
 
     @property
@@ -203,6 +220,7 @@ class Request:
     def has_hints(self) -> bool:
         """Whether there can be hints: for texts, on the image side, of positive maps."""
         of_texts = self.texts is not None and not isinstance(self.texts, Target)
+        of_texts = of_texts and self.against is None
         return of_texts and self.side in ("image", "both") and self.sign != "negative"
 
     @property
@@ -302,6 +320,7 @@ def _sides(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
         words=bool(request.words),
         text_maps=text_maps,
         hints=tuple(hints),
+        contrast=() if request.against is None else (*as_list(request.texts), request.against),
         **_of_images(colored),
     )
 
@@ -326,6 +345,8 @@ def _target(clip: ClipAdapter, request: Request) -> Target:
         return targets.image(clip, request.reference)
     texts = request.texts
     target = texts if isinstance(texts, Target) else targets.text(clip, texts)
+    if request.against is not None:
+        return target - targets.text(clip, request.against)
     if not request.words:
         return target
     chosen = None if request.words is True else request.words

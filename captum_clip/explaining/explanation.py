@@ -72,6 +72,8 @@ class Explanation:
             it, then the cells of its grid row by row.
         cells: rows and columns of this grid, also of what :meth:`match` returns; (1, N) of one of N
             words of a pair.
+        contrast: the two texts of ``explain(..., against=)``; the target is the first's embedding
+            less the second's, and ``scores * norms`` the difference of their cosines.
 
     Raises:
         InputError: the shapes do not belong together.
@@ -92,6 +94,7 @@ class Explanation:
     leave_one_out: Tensor | None = None
     reference: Tensor | None = None
     cells: tuple[int, int] = (0, 0)
+    contrast: tuple[str, ...] = ()
 
     @public("Explanation")
     def __post_init__(self) -> None:
@@ -107,6 +110,7 @@ class Explanation:
             and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
             and (self.leave_one_out is None or self.leave_one_out.shape == shape)
             and min(self.cells) >= 0
+            and (not self.contrast or (len(self.contrast), *shape[1:]) == (2, 1))
             and (self.reference is None or shape[1] == 1 + self.cells[0] * self.cells[1])
         )
         if not fits:
@@ -130,9 +134,10 @@ class Explanation:
         One row per image and one column per target; with words, one column per word, dimmed by its
         norm; with both signs, one row per image and target, positive next to negative evidence on a
         scale that the two share. With the text side one row per text: the image, or its map, next
-        to the words in their colours. More than 24 rows become a contact sheet: images stand side
-        by side. A pair of images has its matches, the positive ones where both signs are there, and
-        takes no look. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
+        to the words in their colours. A contrast with both signs is one map in two colours. More
+        than 24 rows become a contact sheet: images stand side by side. A pair of images has its
+        matches, the positive ones where both signs are there, and takes no look. For another look
+        pass the maps to :mod:`captum_clip.visualization` yourself.
 
         Args:
             cmap: colour map, by name or as it is; by default inferno, blue for negative evidence

@@ -26,6 +26,7 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "hints": lambda images: tuple(map(tuple, images)),
     "crops": lambda crops: tuple(Crop(tuple(size), tuple(box)) for size, box in crops),
     "cells": tuple,
+    "contrast": tuple,
 }
 """Fields that a file has as JSON, and what makes them of it."""
 
@@ -47,7 +48,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         text = arrays.pop("about").astype(str).tobytes()
-        about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
+        about = {"contrast": (), **json.loads(text.decode("utf-32"))}  # NumPy checks no characters
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if unknown := tensors.keys() - {*_TENSORS, *(f"maps_{sign}" for sign in SIGNS)}:
             raise ValueError(f"it has {', '.join(sorted(unknown))}")

@@ -68,9 +68,10 @@ def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float = ALPHA) ->
     return np.asarray(mixed, dtype=np.float32).clip(0, 1)
 
 
-def blend_signed(image: Array, signed: Array) -> Array:
+def blend_signed(image: Array, signed: Array, alpha: float = ALPHA) -> Array:
     """Lay a map (H, W) in [-1, 1] over an image: orange above zero, blue below it."""
-    below, above = blend(image, (-signed).clip(0), NEGATIVE), blend(image, signed.clip(0), POSITIVE)
+    below = blend(image, (-signed).clip(0), NEGATIVE, alpha)
+    above = blend(image, signed.clip(0), POSITIVE, alpha)
     return np.where(signed[..., None] < 0, below, above)
 
 

@@ -61,7 +61,7 @@ def overlay(
     """
     check_interval("alpha", alpha, "[0, 1]")
     batches = [heatmap] if negative is None else [heatmap, negative]
-    pictures, signs = _read(images, batches)
+    pictures, signs = framed_batches(images, batches)
     shape = (len(pictures), len(signs[0][0]))
     titles = as_values("names", names, shape[1])
     cosines = as_cosines(scores, shape)
@@ -115,7 +115,7 @@ def contact_sheet(
         >>> figure = visualization.contact_sheet(torch.rand(2, 3, 32, 32), maps, names=["a", "b"])
     """
     check_nonempty("column of maps", columns)
-    pictures, maps = _read(images, list(columns.values()), count=1)
+    pictures, maps = framed_batches(images, list(columns.values()), count=1)
     colors, shape = colormap(cmap), (len(pictures), len(maps))
     titles = as_values("names", names, shape[0])
     cosines = as_cosines(scores, shape)
@@ -168,7 +168,7 @@ def signs(
         >>> figure = visualization.signs(torch.rand(1, 3, 32, 32), up, down, names=["a horse"])
     """
     check_interval("alpha", alpha, "[0, 1]")
-    pictures, (supporting, contradicting) = _read(images, [positive, negative])
+    pictures, (supporting, contradicting) = framed_batches(images, [positive, negative])
     shape = (len(pictures), len(supporting[0]))
     colors = [colormap(cmap) for cmap in cmaps]
     titles = as_values("names", names, shape[1])
@@ -249,7 +249,7 @@ def average(
     return grid(panels, legends=[legend], caption=caption)
 
 
-def _read(
+def framed_batches(
     images: Batch, heatmaps: Sequence[Batch], count: int | None = None
 ) -> tuple[list[Array], list[list[Array]]]:
     """B images (H, W, 3) and for each of several batches their B maps (K, H, W).

@@ -378,3 +378,12 @@ def test_a_folder_of_figures_that_cannot_be_made_is_a_sentence(run: Run) -> None
     assert "cannot be a path: File name too long" in run(f"{line} {'a' * 300}", code=2)
     Path("photos/image0.png").rename(f"photos/{'a' * 250}.png")
     assert run(f"{line} out", err=None) == "2 figures in out\n"
+
+
+def test_a_contrast_is_drawn_with_both_signs(run: Run) -> None:
+    printed = run("explain photo.jpg 'a horse' --against 'a dog' -m VIT")
+    assert printed.startswith("cosine similarity to the difference of two texts")
+    assert "a horse - a dog   cosines differ by " in printed
+    assert printed.endswith("\nphoto-explained-a-horse_against-a-dog.png\n")
+    run("explain photo.jpg 'a horse' --against 'a dog' -m VIT --sign negative -o found.npz")
+    assert list(Explanation.load("found.npz").maps) == ["negative"]
