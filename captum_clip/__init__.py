@@ -3,6 +3,7 @@
 ::
 
     explain                  images and texts in, an Explanation out
+    classify                 the most probable of some classes, as an Explanation
     Explanation              maps and scores; draws, saves and loads itself
     load_clip                a name, a folder or a model -> an adapter for all that follows
     ClipSimilarity           a forward function: images -> cosine similarities to targets
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         LeGrad,
         PatchSimilarity,
     )
+    from .explaining.classify import classify
     from .explaining.explain import explain
     from .explaining.explanation import Explanation
     from .models import load_clip
@@ -94,6 +96,7 @@ __all__ = [
     "TextSimilarity",
     "__version__",
     "attr",
+    "classify",
     "emotions",
     "errors",
     "evaluation",
@@ -112,6 +115,7 @@ _HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
     "Explanation": "explaining.explanation",
     "Target": "targets",
     "TextSimilarity": "similarity",
+    "classify": "explaining.classify",
     "explain": "explaining.explain",
     "load_clip": "models",
 }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from .shared import (
     draw_folder,
     find_images,
     load_model,
+    read_classes,
     read_line,
     read_probes,
     step,
@@ -47,6 +49,9 @@ def explain_command(
     images: Annotated[list[str], Argument(metavar="IMAGE... [TEXT]...")],
     texts_file: options.TextsFile = None,
     against: str | None = None,
+    classes: Path | None = None,
+    template: options.Several = None,
+    top: Annotated[int | None, Option(min=1)] = None,
     model: options.Model = None,
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
@@ -73,6 +78,11 @@ def explain_command(
     Args:
         images: image files, or a folder whose images each get a figure; then what to look for
         against: what to contrast one TEXT with: what speaks for the one rather than the other
+        classes: a file of class names, one a line, instead of TEXTs: the most probable are drawn,
+            with their probabilities by the model's own temperature
+        template: a prompt for the --classes, such as "a photo of a {}"; of several the mean
+            embedding counts (default: the lines of templates.txt next to the file, else the names)
+        top: how many of the --classes are drawn (default: 3)
         words: split one TEXT, with a map for each of its words
         side: show where in the image, which words of the TEXTs, or both; words need a method
             without a grid (default: conservative). pairs: which word of one TEXT answers which
@@ -99,6 +109,7 @@ def explain_command(
     """
     settings = {"figure": "explain", **locals()}
     from .. import targets
+    from ..explaining.classify import classify, of_classes
     from ..explaining.explain import Request, explain
 
     line = read_line(
@@ -112,28 +123,32 @@ def explain_command(
     asked: dict[str, Any] = {"method": method, "sign": sign, "words": words, "side": side}
     asked |= {"against": against, "whole": whole, "hints": hints}
     asked["reference"] = references[0] if len(references) == 1 else references or None
-    Request(line.texts or (["an emotion"] if emotions else None), **asked)
+    Request(line.texts or (["an emotion"] if emotions or classes else None), **asked)
+    names, templates = read_classes(classes, template, top)
+    settings["template"] = templates
     probes, fitted = read_probes([emotions] if emotions else [])
     others = options.check_texts(None if against is None else [against])
     named = [
         *line.texts,
         *(f"against {other}" for other in others),
         *["emotions"] * bool(emotions),
+        *([classes.stem] if classes else []),
         *(path.stem for path in references),
     ]
-    inputs = [*references, emotions, texts_file]
+    inputs = [*references, emotions, texts_file, classes]
     figures, label_maps = _plan(line, named, output, label_map)
     check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
     results = _Results(label_maps, regions, threshold, original, line, inputs)
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
-    target: Any = line.texts or None
+    target: Any = of_classes(clip, names, templates) if names else line.texts or None
+    make: Any = partial(classify, top=top) if names else explain
     if probes:
         parts = [targets.emotion(clip, probes[0], centre=centre)]
         target = targets.concatenate([targets.text(clip, target), *parts] if target else parts)
 
     def draw(path: Path, file: Path) -> "Explanation":
-        explanation = explain(path, target, model=clip, **asked)
+        explanation: Explanation = make(path, target, model=clip, **asked)
         results.write(path, file, explanation)
         return explanation
 
@@ -162,7 +177,11 @@ def _conflicts(
     words: bool,
     side: str,
     sign: str | None,
+    hints: bool | None,
     against: str | None,
+    classes: Path | None,
+    template: Sequence[str] | None,
+    top: int | None,
     emotions: Path | None,
     centre: bool,
     regions: Path | None,
@@ -173,8 +192,17 @@ def _conflicts(
 ) -> Iterator[tuple[object, str]]:
     """What does not go together on a line, besides what `explain` refuses itself."""
     places = "--regions are" if regions else "--label-map is of"
-    nothing = not (line.texts or emotions or references)
+    nothing = not (line.texts or emotions or references or classes)
     yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
+    yield (template or top) and not classes, "--template and --top go with --classes FILE."
+    yield (
+        classes and (line.texts or emotions or references or against),
+        "--classes FILE stands for TEXTs, --emotions, --image and --against; leave them out.",
+    )
+    yield (
+        classes and (words or hints or side != "image"),
+        "--classes are explained in the image; leave --words, --hints and --side out.",
+    )
     yield emotions and against, "--against contrasts TEXTs; leave --emotions out."
     yield emotions and references, "--image FILE stands for --emotions; leave one of them out."
     yield (
@@ -259,13 +287,18 @@ class _Results:
 
 
 def _print_scores(explanation: "Explanation", targets: str) -> None:
+    from ..explaining.drawing import titles
+
     what = "the text, and to what each word adds" if explanation.words else targets
     what = "the difference of two texts" if explanation.contrast else what
+    what = "the best classes, with their probabilities" if explanation.calibration else what
     parts = [explanation.model, explanation.method, " and ".join(explanation.maps)]
+    parts += [explanation.calibration]
     if explanation.leave_one_out is not None:
         what = "the text, each word's share of it, and what is lost without it"
     print(f"cosine similarity to {what} ({', '.join(filter(None, parts))}):")
-    shown = 1 if explanation.reference is not None else len(explanation.names)
+    names = titles(explanation)
+    shown = 1 if explanation.reference is not None else len(names)
     for index in range(shown):
         note = ""
         if explanation.leave_one_out is not None:
@@ -276,7 +309,7 @@ def _print_scores(explanation: "Explanation", targets: str) -> None:
         elif explanation.words and index > 0:
             note = f"   norm {explanation.norms[index]:.2f}"
         whole = " (whole text)" if explanation.leave_one_out is not None and index == 0 else ""
-        print(f"  {explanation.scores[0, index]:6.3f}  {explanation.names[index]}{whole}{note}")
+        print(f"  {explanation.scores[0, index]:6.3f}  {names[index]}{whole}{note}")
         if explanation.text_maps:
             values = (f"{word} {value:+.3f}" for word, value in explanation.text_maps[index])
             print(f"          {'  '.join(values)}")

@@ -156,6 +156,23 @@ def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]"
     return probes, fitted if all(fitted) else []
 
 
+def read_classes(
+    file: Path | None, templates: Sequence[str] | None, top: int | None
+) -> tuple[list[str], list[str]]:
+    """Names of classes and templates of their texts, as the evaluation reads those of folders."""
+    if file is None:
+        return [], []
+    from ..evaluation.data.formats import class_texts, templates_of
+
+    lines, folder = read_texts(file), find_file(file).parent
+    templates = templates or templates_of(folder, None, "{}")
+    texts = [class_texts(lines, folder, template=template) for template in ("{}", *templates)]
+    names = [*texts[0].values()]
+    if top is not None and top > len(names):
+        raise InputError(f"expected --top up to {len(names)}, the classes of {file}, got {top}.")
+    return names, templates
+
+
 def load_model(
     name: str,
     processor: str | None,

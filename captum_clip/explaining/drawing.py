@@ -42,7 +42,7 @@ def draw(
     if not of_parts and not found.text_maps and len(heatmap) == 2:
         shown |= {} if cmap is None else {"cmaps": (cmap, cmap)}
         return visualization.signs(
-            images, **heatmap, names=found.names, scores=found.scores, **shown
+            images, **heatmap, names=titles(found), scores=found.scores, **shown
         )
     if cmap is not None or list(heatmap) == ["negative"]:
         shown["cmap"] = visualization.NEGATIVE if cmap is None else cmap
@@ -60,7 +60,7 @@ def draw(
         images,
         dimmed[0] or [],
         negative=dimmed[1],
-        names=found.names,
+        names=titles(found),
         scores=None if of_parts else found.scores,
         notes=found.notes,
         **shown,
@@ -107,11 +107,21 @@ def _draw_contrast(
     return grid(rows, legends=legends, caption=caption)
 
 
+def titles(found: Any) -> list[str]:
+    """The names of an `Explanation`, those of classes with their probabilities."""
+    if found.probabilities is None:
+        return list(found.names)
+    shares = ("below 0.1%" if p < 0.001 else f"{p:.1%}" for p in found.probabilities[0].tolist())
+    return [f"{name}: {share}" for name, share in zip(found.names, shares, strict=True)]
+
+
 def caption(found: Any) -> str:
     """Model, method and scale of an `Explanation`, then its hints."""
     said = f"{found.model} \N{MIDDLE DOT} {found.method}"
     if found.leave_one_out is not None:
         said += " \N{MIDDLE DOT} all words on one scale"
+    if found.calibration:
+        said += f" \N{MIDDLE DOT} {found.calibration}"
     if list(found.maps) == ["negative"]:
         said += " \N{MIDDLE DOT} negative evidence"
     if len(found.hints) > ROWS:

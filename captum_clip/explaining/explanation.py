@@ -74,6 +74,8 @@ class Explanation:
             words of a pair.
         contrast: the two texts of ``explain(..., against=)``; the target is the first's embedding
             less the second's, and ``scores * norms`` the difference of their cosines.
+        probabilities: of the classes of :func:`captum_clip.classify`, (1, K); None of others.
+        calibration: how they follow from the cosines.
 
     Raises:
         InputError: the shapes do not belong together.
@@ -95,6 +97,8 @@ class Explanation:
     reference: Tensor | None = None
     cells: tuple[int, int] = (0, 0)
     contrast: tuple[str, ...] = ()
+    probabilities: Tensor | None = None
+    calibration: str = ""
 
     @public("Explanation")
     def __post_init__(self) -> None:
@@ -111,6 +115,7 @@ class Explanation:
             and (self.leave_one_out is None or self.leave_one_out.shape == shape)
             and min(self.cells) >= 0
             and (not self.contrast or (len(self.contrast), *shape[1:]) == (2, 1))
+            and (self.probabilities is None or self.probabilities.shape == (1, shape[1]))
             and (self.reference is None or shape[1] == 1 + self.cells[0] * self.cells[1])
         )
         if not fits:
@@ -236,6 +241,7 @@ class Explanation:
             leave_one_out=None,
             reference=None,
             cells=cells,
+            probabilities=None if self.probabilities is None else self.probabilities[:, one],
         )
 
     @public("heatmap")
@@ -437,8 +443,8 @@ class Explanation:
         """The scores as a table of pandas, a row for each image and text, or word of the text side.
 
         Its columns are `image` (its file or number), `text` (a name), `score` and `norm`, as the
-        attributes of these names have them; of pairs `lost`; the sum of the raw map of each sign;
-        and on the text side `word` with its `value`.
+        attributes of these names have them; of classes `probability`, of pairs `lost`; the sum of
+        the raw map of each sign; and on the text side `word` with its `value`.
 
         Raises:
             InputError: pandas is not installed.
@@ -450,6 +456,7 @@ class Explanation:
             raise InputError(f"{needed}, or 'captum-clip[evaluation]'.") from error
         files = [str(p) if isinstance(p, (str, Path)) else n for n, p in enumerate(self.photos)]
         columns = {"score": self.scores, "norm": self.norms.expand(len(self), -1)}
+        columns |= {} if self.probabilities is None else {"probability": self.probabilities}
         columns |= {} if self.leave_one_out is None else {"lost": self.leave_one_out}
         columns |= {sign: values.sum((-2, -1)) for sign, values in self.maps.items()}
         frame = pd.DataFrame({name: values.flatten().numpy() for name, values in columns.items()})

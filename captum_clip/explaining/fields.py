@@ -14,7 +14,7 @@ from ..files import DAMAGED, replace_file
 from ..models.geometry import Crop
 
 SIGNS: Final = ("positive", "negative")
-_TENSORS: Final = ("scores", "norms", "images", "leave_one_out", "reference")
+_TENSORS: Final = ("scores", "norms", "images", "leave_one_out", "reference", "probabilities")
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "names": tuple,
     "model": str,
@@ -27,6 +27,7 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "crops": lambda crops: tuple(Crop(tuple(size), tuple(box)) for size, box in crops),
     "cells": tuple,
     "contrast": tuple,
+    "calibration": str,
 }
 """Fields that a file has as JSON, and what makes them of it."""
 
@@ -48,7 +49,8 @@ def read_fields(path: Path) -> dict[str, Any]:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         text = arrays.pop("about").astype(str).tobytes()
-        about = {"contrast": (), **json.loads(text.decode("utf-32"))}  # NumPy checks no characters
+        later = {"contrast": (), "calibration": ""}  # which older files lack
+        about = {**later, **json.loads(text.decode("utf-32"))}  # NumPy checks no characters
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if unknown := tensors.keys() - {*_TENSORS, *(f"maps_{sign}" for sign in SIGNS)}:
             raise ValueError(f"it has {', '.join(sorted(unknown))}")

@@ -18,6 +18,7 @@ from ..visualization import HEAT, NEGATIVE, POSITIVE
 from ..visualization.arrays import as_images
 from ..visualization.colors import ALPHA, RISE, Array, colormap, ramp, score_note, soften
 from . import photos
+from .drawing import titles
 
 
 def page(
@@ -44,6 +45,7 @@ def page(
     text = Path(__file__).with_suffix(".html").read_text("utf-8")
     written: str = Template(text, autoescape=True, undefined=StrictUndefined).render(
         found=found,
+        titles=titles(found),
         files=files or [""] * len(found),
         soft=soft.flatten().round(4),
         looks=looks,

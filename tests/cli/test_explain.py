@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import explain
+from captum_clip import classify, explain
 from captum_clip.cli import main
 from captum_clip.emotions import EMOTIONS, EmotionProbe
+from captum_clip.explaining.drawing import titles
 from captum_clip.explaining.explanation import Explanation
 from tests import folders
 from tests.cli.conftest import Run
@@ -387,3 +388,28 @@ def test_a_contrast_is_drawn_with_both_signs(run: Run) -> None:
     assert printed.endswith("\nphoto-explained-a-horse_against-a-dog.png\n")
     run("explain photo.jpg 'a horse' --against 'a dog' -m VIT --sign negative -o found.npz")
     assert list(Explanation.load("found.npz").maps) == ["negative"]
+
+
+def test_classes_are_ranked_by_their_probabilities(run: Run, vit: str) -> None:
+    Path("classes.txt").write_text("horse\nblack_dog\n\nsky\ngrass\n")
+    printed = run("explain photo.jpg --classes classes.txt -m VIT --template 'a {}'")
+    names = ["horse", "black dog", "sky", "grass"]
+    found = classify("photo.jpg", names, model=vit, templates="a {}")
+    first, *ranked, figure = printed.splitlines()
+    assert first.endswith(f", {found.calibration}):")
+    assert found.probabilities is not None
+    assert [line.partition("  ")[2].split("  ")[-1] for line in ranked] == titles(found)
+    assert figure == "photo-explained-classes.png"
+    Path("templates.txt").write_text("a {}\na photo of a {}\n")
+    run("explain photo.jpg --classes classes.txt -m VIT --top 4 -o two.npz")
+    both = classify("photo.jpg", names, model=vit, templates=["a {}", "a photo of a {}"], top=4)
+    torch.testing.assert_close(Explanation.load("two.npz").probabilities, both.probabilities)
+
+
+def test_each_image_of_a_folder_has_its_own_classes(run: Run) -> None:
+    Path("classes.txt").write_text("horse\ndog\nsky\n")
+    line = "explain photos --classes classes.txt -m VIT --top 1"
+    assert run(line) == "3 figures in photos-explained\n"
+    assert "manifest-classes.json" in os.listdir("photos-explained")
+    Path("classes.txt").write_text("horse\ndog\n")
+    assert "made otherwise" in run(line, code=2)

@@ -54,6 +54,13 @@ LINES = {
     "explain photo.jpg a --image-size 0": "expected --image-size of 1 or more, got 0",
     "explain photo.jpg a --side both --words": "--side both explains whole texts",
     "explain photo.jpg a --centre": "--centre goes with --emotions",
+    "explain photo.jpg a --top 2": "--template and --top go with --classes FILE",
+    "explain photo.jpg a --classes c.txt": "--classes FILE stands for TEXTs",
+    "explain photo.jpg --classes c.txt --words": "leave --words, --hints and --side out",
+    "explain photo.jpg --classes none.txt": "there is no file none.txt",
+    "explain photo.jpg --classes empty.txt": "empty.txt holds no text; write one a line",
+    "explain photo.jpg --classes c.txt --top 3": "expected --top up to 2, the classes of c.txt",
+    "explain photo.jpg --classes c.txt --template photo": 'expected a template with one "{}"',
     "explain photo.jpg a b --against c": "--against needs exactly one text, got ['a', 'b']",
     "explain photo.jpg a --against ' '": "the text ' ' is empty",
     "explain photo.jpg a --against b --words": "leave --image, --words and --side out",
@@ -131,6 +138,8 @@ def test_a_wrong_line_is_answered_by_one_sentence(
     message: str,
 ) -> None:
     monkeypatch.setattr("captum_clip.models.loading._model", lambda *_: pytest.fail("was loaded"))
+    Path("c.txt").write_text("horse\nsky\n")
+    Path("empty.txt").write_text("\n")
     before = sorted(here.rglob("*"))
     assert main(shlex.split(line)) == 2
     printed, said = capsys.readouterr()

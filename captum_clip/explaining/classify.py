@@ -1,0 +1,137 @@
+"""`classify`: an image and classes in, an :class:`Explanation` of the most probable ones out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from .. import targets
+from ..checks import as_list, check_integer, check_texts, expect
+from ..errors import InputError, UnsupportedModelError, public
+from ..models import ClipAdapter, load_clip
+from ..models.adapter import ImageLike
+from ..models.images import pixels_of
+from ..models.library import unwrapped
+from ..similarity import ClipSimilarity
+from ..targets import Target
+from . import photos
+from .explain import explain
+from .explanation import Explanation
+
+_PROMPTS: Final = 256  # encoded at a time
+
+
+@public("classify")
+def classify(
+    image: ImageLike,
+    classes: Sequence[str] | Target,
+    *,
+    model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
+    templates: str | Sequence[str] | None = None,
+    top: int | None = None,
+    processor: Any = None,
+    tokenizer: Any = None,
+    device: torch.device | str | None = None,
+    image_size: int | None = None,
+    **options: Any,
+) -> Explanation:
+    r"""Which of some classes is it (zero-shot), and where does the model see the best of them?
+
+    With the cosines :math:`y_c`, the model's own scale s (``logit_scale``) and bias b:
+
+    .. math:: p_c = \frac{e^{s y_c}}{\sum_j e^{s y_j}}
+        \quad \text{or, with a bias (SigLIP),} \quad p_c = \frac{1}{1 + e^{-(s y_c + b)}}
+
+    The former sum to one over the classes, the latter are of each class by itself.
+
+    Args:
+        image: one of what :func:`captum_clip.explain` takes.
+        classes: their names, or a :class:`captum_clip.Target` of them, made once for many images.
+        templates: one or several prompts with ``{}`` for the name, as of
+            :func:`captum_clip.targets.text`; by default the names alone.
+        top: the classes that are explained, by default three, or all where there are fewer.
+
+        model: as of `explain`.
+        processor: as of `explain`.
+        tokenizer: as of `explain`.
+        device: as of `explain`.
+        image_size: as of `explain`.
+        **options: others of `explain`, such as `method`, `sign` or `whole`.
+
+    Returns:
+        An explanation of the best classes in their order, with `probabilities` (1, K).
+
+    Raises:
+        InputError: several images, one class where the probabilities are shares, a class twice, or
+            a `top` above the number of classes.
+        UnsupportedModelError: the model has no temperature.
+
+    Example:
+        >>> from captum_clip import classify
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> classes = ["horse", "dog", "car", "banana"]
+        >>> scene = draw_scene(0, objects=["horse"])
+        >>> found = classify(scene.image, classes, model="demo/vit", templates="a {}", top=2)
+        >>> found.names[0], found.probabilities.shape
+        ('horse', torch.Size([1, 2]))
+    """
+    parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
+    clip = load_clip(model, **parts, device=device, image_size=image_size)
+    is_target = isinstance(classes, Target)
+    expect(not (is_target and templates), "names of classes for the templates", classes)
+    target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
+    top = min(3, len(target)) if top is None else top
+    check_integer("top", top, most=len(target))
+    pixels = photos.preprocess(clip, pixels_of(image), whole=options.get("whole", False)).pixels
+    expect(len(pixels) == 1, "one image", len(pixels), "classify each by itself")
+    with torch.no_grad():
+        cosines = ClipSimilarity(clip, target)(pixels)
+    probabilities, calibration = _calibrated(clip, cosines)
+    best = cosines[0].topk(top).indices.tolist()
+    found = explain(image, target[best], model=clip, **options)
+    return replace(found, probabilities=probabilities[:, best].cpu(), calibration=calibration)
+
+
+def of_classes(
+    clip: ClipAdapter, classes: Sequence[str], templates: str | Sequence[str] | None = None
+) -> Target:
+    """The embeddings of classes, few at a time, as of thousands in dozens of templates."""
+    names = check_texts(classes)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    expect(not twice, "each class once", twice)
+    count = max(1, _PROMPTS // len(as_list(templates or "{}")))
+    pieces = [names[start : start + count] for start in range(0, len(names), count)]
+    return targets.concatenate([targets.text(clip, p, templates=templates) for p in pieces])
+
+
+@torch.no_grad()
+def _calibrated(clip: ClipAdapter, cosines: Tensor) -> tuple[Tensor, str]:
+    """The probabilities (1, C) that the model gives to cosines (1, C), and how, in words."""
+    model: Any = unwrapped(clip.model)
+    if getattr(model, "logit_scale", None) is not None:
+        # AIMv2 clamps it
+        most = getattr(model, "max_log_logit_scale", None)
+        scale = model.logit_scale.float().clamp(-inf if most is None else 0, most).exp()
+    elif getattr(model, "temperature", None) is not None:  # ALIGN's, TIPSv2's
+        scale = 1 / model.temperature.float()
+    else:
+        raise UnsupportedModelError(
+            f"{clip.name} has no temperature (logit_scale), which makes probabilities of cosines; "
+            "explain gives the cosines of texts."
+        )
+    factor, classes = f"{scale.item():.3g} times the cosine", cosines.shape[1]
+    if (bias := getattr(model, "logit_bias", None)) is not None:
+        added = f"{'-' if bias < 0 else '+'} {abs(bias.item()):.3g}".replace("-", "\N{MINUS SIGN}")
+        each = f"each class by itself: sigmoid of {factor} {added}"
+        return (scale * cosines + bias).sigmoid(), each
+    if classes == 1:
+        raise InputError(
+            f"probabilities of {clip.name} are shares of the classes, and one class has all; give "
+            "several, or take explain for its cosine."
+        )
+    return (scale * cosines).softmax(-1), f"softmax of {factor} over {classes} classes"
