@@ -285,6 +285,17 @@ for name, (mean, low, high, _), p_value in zip(names, differences, adjusted):
 STEPS = (
     # images
     Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
+    *(
+        Step(
+            name,
+            ("vit",),
+            code("start.md", "scenes.jpg", f"{name}.jpg"),
+            f"{name}.jpg",
+            side,
+            python=True,
+        )
+        for name, side in (("contrast", 700), ("classes", 1000))
+    ),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
     Step("readme", ("vit",), WITH_PHOTO + README["readme"], "horse.png", 1000, after=("demo",)),
     Step(
