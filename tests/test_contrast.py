@@ -56,10 +56,10 @@ def test_the_picture_has_both_signs_in_one_map_and_names_both_texts(found: Expla
     figure = found.plot(alpha=0.5, original=False)
     assert len(figure.axes) == 4  # two images, with a map each
     [legend] = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["for “a cat”", "for “a dog”"]
+    assert [text.get_text() for text in legend.get_texts()] == ["for a cat", "for a dog"]
     difference = float(found.scores[0] * found.norms)
     written = [text.get_text().replace("\n", " ") for text in figure.axes[1].texts]
-    assert "“a cat” rather than “a dog”" in written
+    assert "a cat rather than a dog" in written
     assert f"cosines differ by {difference:+.3f}".replace("-", "−") in written
     drawn = np.asarray(figure.axes[1].images[0].get_array())
     image, one = figure.axes[0].images[0].get_array(), found[0].heatmap(interpolation="bicubic")

@@ -195,13 +195,11 @@ def _conflicts(
     nothing = not (line.texts or emotions or references or classes)
     yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
     yield (template or top) and not classes, "--template and --top go with --classes FILE."
+    others = line.texts or emotions or references or against or words or hints or side != "image"
     yield (
-        classes and (line.texts or emotions or references or against),
-        "--classes FILE stands for TEXTs, --emotions, --image and --against; leave them out.",
-    )
-    yield (
-        classes and (words or hints or side != "image"),
-        "--classes are explained in the image; leave --words, --hints and --side out.",
+        classes and others,
+        "--classes FILE stands for TEXTs, --emotions, --image and --against, where in the image; "
+        "leave them, --words, --hints and --side out.",
     )
     yield emotions and against, "--against contrasts TEXTs; leave --emotions out."
     yield emotions and references, "--image FILE stands for --emotions; leave one of them out."

@@ -165,12 +165,12 @@ def read_classes(
     from ..evaluation.data.formats import class_texts, templates_of
 
     lines, folder = read_texts(file), find_file(file).parent
-    templates = templates or templates_of(folder, None, "{}")
-    texts = [class_texts(lines, folder, template=template) for template in ("{}", *templates)]
+    prompts = [*(templates or templates_of(folder, None, "{}"))]
+    texts = [class_texts(lines, folder, template=prompt) for prompt in ("{}", *prompts)]
     names = [*texts[0].values()]
     if top is not None and top > len(names):
         raise InputError(f"expected --top up to {len(names)}, the classes of {file}, got {top}.")
-    return names, templates
+    return names, prompts
 
 
 def load_model(

@@ -23,6 +23,7 @@ from . import photos
 from .explain import explain
 from .explanation import Explanation
 
+_LOADING: Final = ("processor", "tokenizer", "device", "image_size")
 _PROMPTS: Final = 256  # encoded at a time
 
 
@@ -34,10 +35,6 @@ def classify(
     model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
     templates: str | Sequence[str] | None = None,
     top: int | None = None,
-    processor: Any = None,
-    tokenizer: Any = None,
-    device: torch.device | str | None = None,
-    image_size: int | None = None,
     **options: Any,
 ) -> Explanation:
     r"""Which of some classes is it (zero-shot), and where does the model see the best of them?
@@ -52,16 +49,11 @@ def classify(
     Args:
         image: one of what :func:`captum_clip.explain` takes.
         classes: their names, or a :class:`captum_clip.Target` of them, made once for many images.
+        model: as of `explain`.
         templates: one or several prompts with ``{}`` for the name, as of
             :func:`captum_clip.targets.text`; by default the names alone.
         top: the classes that are explained, by default three, or all where there are fewer.
-
-        model: as of `explain`.
-        processor: as of `explain`.
-        tokenizer: as of `explain`.
-        device: as of `explain`.
-        image_size: as of `explain`.
-        **options: others of `explain`, such as `method`, `sign` or `whole`.
+        **options: all others of `explain`, such as `processor`, `method`, `sign` or `whole`.
 
     Returns:
         An explanation of the best classes in their order, with `probabilities` (1, K).
@@ -80,8 +72,8 @@ def classify(
         >>> found.names[0], found.probabilities.shape
         ('horse', torch.Size([1, 2]))
     """
-    parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
-    clip = load_clip(model, **parts, device=device, image_size=image_size)
+    parts = {name: options.pop(name) for name in _LOADING if name in options}
+    clip = load_clip(model, **parts)
     is_target = isinstance(classes, Target)
     expect(not (is_target and templates), "names of classes for the templates", classes)
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
@@ -114,8 +106,7 @@ def _calibrated(clip: ClipAdapter, cosines: Tensor) -> tuple[Tensor, str]:
     """The probabilities (1, C) that the model gives to cosines (1, C), and how, in words."""
     model: Any = unwrapped(clip.model)
     if getattr(model, "logit_scale", None) is not None:
-        # AIMv2 clamps it
-        most = getattr(model, "max_log_logit_scale", None)
+        most = getattr(model, "max_log_logit_scale", None)  # of AIMv2, which clamps it
         scale = model.logit_scale.float().clamp(-inf if most is None else 0, most).exp()
     elif getattr(model, "temperature", None) is not None:  # ALIGN's, TIPSv2's
         scale = 1 / model.temperature.float()

@@ -84,26 +84,15 @@ def _draw_contrast(
     """Both signs of a difference of two texts in one map, with the difference of the cosines."""
     check_interval("alpha", alpha, "[0, 1]")
     pictures, (above, below) = framed_batches(images, list(heatmap.values()))
-    one, other = (
-        f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
-        for text in found.contrast
-    )
+    one, other = found.contrast
+    rows = []
     differences = (found.scores * found.norms)[:, 0].tolist()
-    rows = [
-        [
-            Panel(image, f"image {number + 1}" if len(pictures) > ROWS else "image"),
-            Panel(
-                blend_signed(image, above[number][0] - below[number][0], alpha),
-                f"{one} rather than {other}",
-                f"cosines differ by {difference:+.3f}".replace("-", "\N{MINUS SIGN}"),
-            ),
-        ]
-        for number, (image, difference) in enumerate(zip(pictures, differences, strict=True))
-    ]
-    legends = [
-        Legend(ramp(POSITIVE, alpha), f"for {one}"),
-        Legend(ramp(NEGATIVE, alpha), f"for {other}"),
-    ]
+    for image, up, down, by in zip(pictures, above, below, differences, strict=True):
+        note = f"cosines differ by {by:+.3f}".replace("-", "\N{MINUS SIGN}")
+        drawn = blend_signed(image, up[0] - down[0], alpha)
+        rows.append([Panel(image, "image"), Panel(drawn, f"{one} rather than {other}", note)])
+    bars = {f"for {one}": POSITIVE, f"for {other}": NEGATIVE}
+    legends = [Legend(ramp(colors, alpha), label) for label, colors in bars.items()]
     return grid(rows, legends=legends, caption=caption)
 
 

@@ -219,8 +219,8 @@ class Request:
     @property
     def has_hints(self) -> bool:
         """Whether there can be hints: for texts, on the image side, of positive maps."""
-        of_texts = self.texts is not None and not isinstance(self.texts, Target)
-        of_texts = of_texts and self.against is None
+        alone = self.against is None and not isinstance(self.texts, Target)
+        of_texts = self.texts is not None and alone
         return of_texts and self.side in ("image", "both") and self.sign != "negative"
 
     @property

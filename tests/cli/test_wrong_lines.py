@@ -56,7 +56,7 @@ LINES = {
     "explain photo.jpg a --centre": "--centre goes with --emotions",
     "explain photo.jpg a --top 2": "--template and --top go with --classes FILE",
     "explain photo.jpg a --classes c.txt": "--classes FILE stands for TEXTs",
-    "explain photo.jpg --classes c.txt --words": "leave --words, --hints and --side out",
+    "explain photo.jpg --classes c.txt --words": "leave them, --words, --hints and --side out",
     "explain photo.jpg --classes none.txt": "there is no file none.txt",
     "explain photo.jpg --classes empty.txt": "empty.txt holds no text; write one a line",
     "explain photo.jpg --classes c.txt --top 3": "expected --top up to 2, the classes of c.txt",
