@@ -5,8 +5,10 @@ None of them loads torch, so the command line may use them all. Tensors are chec
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -148,6 +150,17 @@ def check_nonempty(name: str, values: Collection[Any]) -> None:
     """Raise InputError if there are no values; `name` is what one of them is."""
     if not len(values):
         raise InputError(f"expected at least one {name}, got none.")
+
+
+def suggestion(typed: str, names: Iterable[str]) -> str:
+    """The name that was probably meant, as a question in brackets, or an empty text.
+
+    >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])
+    (' (did you mean last-grad?)', '')
+    """
+    plain = {re.sub("[^a-z0-9]", "", name.lower()): name for name in names}
+    close = get_close_matches(re.sub("[^a-z0-9]", "", typed.lower()), plain, n=1)
+    return f" (did you mean {plain[close[0]]}?)" if close else ""
 
 
 def find_repeated(values: Iterable[_T]) -> _T | None:

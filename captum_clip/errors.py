@@ -1,11 +1,17 @@
 """Errors of captum_clip; each names what was given, what was expected and what to do.
 
 Arguments stand in backticks, as `words` or `sign='both'`, so that whoever prints a sentence can
-call them as the reader does: the command line writes --words and --sign both.
+call them as the reader does: the command line writes --words and --sign both, the page
+its own labels.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
+
+ARGUMENT: Final = re.compile(r"`(\w+)(?:=([^`]*))?`")
+"""An argument as sentences have it, with or without its value."""
 
 
 class CaptumClipError(Exception):

@@ -175,13 +175,15 @@ class Answer:
     def text_map(self, text: int) -> tuple[list[tuple[str, str]], dict[str, str]]:
         """The words of a text with their values, and the colours of the values.
 
-        By the question's method, or by `conservative` where that needs a grid.
+        By the method that was chosen in place of the image's default; else, or where that one
+        needs a grid, by the default of the text side.
         """
-        name = self.explanation.names[text]
+        name, method = self.explanation.names[text], self.explanation.method
+        chosen = {} if method == default_method(self.clip.tower) else {"method": method}
         try:
-            explanation = self._explain(name, method=self.explanation.method, side="text")
+            explanation = self._explain(name, side="text", **chosen)
         except UnsupportedModelError:
-            explanation = self._explain(name, method="conservative", side="text")
+            explanation = self._explain(name, side="text")
         return _colored(explanation.text_maps[0])
 
     def pairs(self, text: int) -> tuple[list[tuple[str, str]], dict[str, str], Figure]:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .. import figures
 from ..demo.scenes import draw_scene
 from ..demo.vocabulary import WORDS
-from ..errors import CaptumClipError, InputError
+from ..errors import ARGUMENT, CaptumClipError, InputError
 from ..explaining.explanation import Explanation
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
@@ -38,6 +38,13 @@ from .answers import (
 
 LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 SIGNS: Final = {"positive": "supports it", "negative": "contradicts it"}
+_LABELS: Final = {
+    "model": "Model",
+    "method": "Method",
+    "sign": "Show what",
+    "image_size": "Image size",
+}
+"""What the page calls the arguments of ``explain``."""
 _DOWNLOADS: Final = {
     "captum-clip-maps.png": "Download picture (PNG)",
     "captum-clip-maps.npz": "Download maps (NPZ)",
@@ -72,8 +79,9 @@ scenes only."""
 _WORDS, _PAIRS, _LAYERS, _HEADS = "Which words", "Word by region", "Layer by layer", "Heads"
 _OTHER: Final = "Another image"
 _DETAILS: Final = {
-    _WORDS: "Orange words support the image, blue ones contradict it, by the chosen method or, "
-    "where that needs a grid, by conservative; the values need not add up to the cosine.",
+    _WORDS: "**Orange** words support the image, **blue** ones contradict it, each text on a scale "
+    "of its own; the values need not add up to the cosine. By conservative, or by another method "
+    "that was chosen in place of the default and needs no grid.",
     _PAIRS: "Which word answers which region, by direct contributions to both sides. Each word has "
     "its share of the cosine, which adds up, and what is lost without it, which does not.",
     _LAYERS: "Where each layer attends, heads averaged; and where more attention would raise the "
@@ -140,17 +148,19 @@ def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
     texts = gr.Textbox(label=label, lines=3, max_lines=6, placeholder="a horse", elem_id="texts")
     with gr.Row():
         names = list(models.names)  # the first one is chosen
-        model = gr.Dropdown(names, label="Model", scale=4, min_width=110, elem_id="model")
+        model = gr.Dropdown(names, label=_LABELS["model"], scale=4, min_width=110, elem_id="model")
         methods = offered_methods(models.get(names[0]))
-        method = gr.Dropdown(methods, label="Method", scale=5, min_width=140, elem_id="method")
+        method = gr.Dropdown(
+            methods, label=_LABELS["method"], scale=5, min_width=140, elem_id="method"
+        )
     signs = [*((label, sign) for sign, label in SIGNS.items()), ("both", "both")]
-    sign = gr.Radio(signs, value="positive", label="Show what", elem_id="sign")
+    sign = gr.Radio(signs, value="positive", label=_LABELS["sign"], elem_id="sign")
     button = gr.Button("Show the maps", variant="primary", elem_id="show")
     with gr.Accordion("Words that the embedded models know", open=False):
         gr.Markdown(" ".join(WORDS))
     with gr.Accordion("Larger images, for finer maps", open=False):
         sides = [("the model's own size", None), *((f"{side} pixels", side) for side in LARGER)]
-        size = gr.Radio(sides, value=None, label="Image size", elem_id="size")
+        size = gr.Radio(sides, value=None, label=_LABELS["image_size"], elem_id="size")
 
     def offer(name: str) -> Iterator[Any]:
         offered = offered_methods(models.get(name))
@@ -300,10 +310,20 @@ def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
         except CaptumClipError as error:
             folder = re.escape(os.environ["GRADIO_TEMP_DIR"])  # in which an upload is kept
             sentence = re.sub(rf"{folder}\S*/", "", error.reason)
-            gr.Warning(sentence)  # gr.Error would stand in place of the maps
+            gr.Warning(
+                ARGUMENT.sub(_labelled, sentence)
+            )  # gr.Error would stand in place of the maps
             yield gr.skip()
 
     return answer
+
+
+def _labelled(argument: re.Match[str]) -> str:
+    """An argument of a sentence as the page calls it: `sign='both'` as “Show what”: both."""
+    name, value = argument[1], (argument[2] or "").strip("'")
+    if name not in _LABELS:
+        return argument[0].strip("`")
+    return f"“{_LABELS[name]}”{': ' * bool(value)}{SIGNS.get(value, value)}"
 
 
 def find_port(host: str, port: int) -> int:

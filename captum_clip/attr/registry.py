@@ -7,7 +7,6 @@ from ast import literal_eval
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Final, TypeAlias, TypeVar, get_args
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import targets
+from ..checks import suggestion
 from ..errors import InputError, public
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, TransformerTower
@@ -272,17 +272,6 @@ def _class_of(method: Any, stem: Any) -> type[Any]:
         f"method: expected one of {', '.join(methods)}, with options as in "
         f"last-grad:heads=averaged, or a class of captum_clip.attr; got {method!r}{hint}."
     )
-
-
-def suggestion(typed: str, names: Iterable[str]) -> str:
-    """The name that was probably meant, as a question in brackets, or an empty text.
-
-    >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])
-    (' (did you mean last-grad?)', '')
-    """
-    plain = {re.sub("[^a-z0-9]", "", name.lower()): name for name in names}
-    close = get_close_matches(re.sub("[^a-z0-9]", "", typed.lower()), plain, n=1)
-    return f" (did you mean {plain[close[0]]}?)" if close else ""
 
 
 def _check_options(method: type[Any], options: dict[str, Any]) -> None:

@@ -27,8 +27,6 @@ __all__ = ["app", "main"]
 
 # typer brings its own click or imports it, by version; of both it names this error alone
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
-_ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
-"""An argument as errors write it, with or without its value."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +115,7 @@ def _typed(sentence: str, command: Any, argv: Sequence[str] | None) -> str:
             return argument[0].strip("`")
         return typed if value in (None, "True") else f"{typed} {value.strip(chr(39))}"
 
-    return _ARGUMENT.sub(option, sentence)
+    return errors.ARGUMENT.sub(option, sentence)
 
 
 def _fail(message: str) -> int:

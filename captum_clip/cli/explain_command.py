@@ -29,6 +29,7 @@ from .shared import (
 
 if TYPE_CHECKING:
     from ..explaining.explanation import Explanation
+    from ..explaining.regions import LabelMap
     from ..maps import Threshold
 
 
@@ -168,6 +169,7 @@ def explain_command(
         for sentences in explanation.hints:
             print(*sentences, sep="\n", end="\n" * bool(sentences))
         print(file)
+        results.print_labels(label_maps.get(path))
 
 
 def _conflicts(
@@ -245,11 +247,11 @@ def _plan(
     return figures, labels or {}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Results:
     """What is written of each image besides its figure: regions, and a label map.
 
-    None of the files may replace one of the `inputs`.
+    None of the files may replace one of the `inputs`. `labels` is the last label map.
     """
 
     label_maps: dict[Path, Path]
@@ -258,6 +260,7 @@ class _Results:
     original: bool | None
     line: Line
     inputs: Sequence[Path | None]
+    labels: "LabelMap | None" = None
 
     def write(self, image: Path, file: Path, explanation: "Explanation") -> None:
         """Write all that is asked for of an image."""
@@ -265,8 +268,16 @@ class _Results:
             self._write_regions(image, file, explanation)
         if label_map := self.label_maps.get(image):
             make_folder(label_map.parent)
-            explanation.label_map(self.threshold)[0].save(label_map)
+            self.labels = explanation.label_map(self.threshold)[0]
+            self.labels.save(label_map)
         explanation.save(file, original=self.original)
+
+    def print_labels(self, place: Path | None) -> None:
+        """Print where a label map is, or the folder of several, and what its colours mean."""
+        if self.labels is not None and place is not None:
+            print(place)
+            for color, name in zip(self.labels.colors(), self.labels.names, strict=True):
+                print("  #{:02x}{:02x}{:02x}".format(*color), name)
 
     def _write_regions(self, image: Path, file: Path, explanation: "Explanation") -> None:
         from ..explaining.regions import region_files, save_regions

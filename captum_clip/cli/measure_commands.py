@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +53,7 @@ def rank_command(
     from .. import targets
     from ..evaluation import find_images, rank
     from ..evaluation.features import FIGURE, TABLE
-    from ..files import make_folder
+    from ..files import filled_folder
 
     texts = texts or []
     if (emotions is None) != (emotion is None):
@@ -65,14 +66,14 @@ def rank_command(
     if output:
         results = [output / name for name in ("features.npz", TABLE, FIGURE)]
         check_outputs(results, [emotions, *find_images(images)])
-    found = make_folder(output) if output else None
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
-    clip = load_model(name, processor, tokenizer, device, quiet=quiet)
-    target = targets.emotion(clip, probes[0], emotion) if probes else texts[0]
-    reading: dict[str, Any] = {"workers": workers, "progress": shows_bars(quiet)}
-    cache = found / "features.npz" if found else None
-    ranking = rank(clip, images, target, top=top, method=method, cache=cache, **reading)
-    written = ranking.save(found) if found else ()
+    with filled_folder(output) if output else nullcontext() as found:
+        clip = load_model(name, processor, tokenizer, device, quiet=quiet)
+        target = targets.emotion(clip, probes[0], emotion) if probes else texts[0]
+        reading: dict[str, Any] = {"workers": workers, "progress": shows_bars(quiet)}
+        cache = found / "features.npz" if found else None
+        ranking = rank(clip, images, target, top=top, method=method, cache=cache, **reading)
+        written = ranking.save(found) if found else ()
     report_skipped(ranking.skipped)
     best = ranking.explanations[0]
     source = f"({best.model}, {best.method})"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError
@@ -19,6 +19,10 @@ from .options import check_texts, read_texts
 if TYPE_CHECKING:
     from ..emotions import EmotionProbe
     from ..models import ClipAdapter
+
+
+_SHORT: Final = ("a", "an", "the", "in", "of", "on", "and", "with")
+"""What no one looks for alone: words of a text without its quotes."""
 
 
 def read_image(name: str) -> Path:
@@ -88,6 +92,9 @@ def read_line(
         image = words[looks.index(True, count)]
         raise InputError(f"{image} is an image; {command} takes images, then texts.")
     images = [read_image(word) for word in words[:count]]
+    if any(text in _SHORT for text in words[count:]) and len(words[count:]) > 1:
+        meant = f'"{" ".join(words[count:])}"'
+        print(f"each TEXT is looked for alone; for one of them quote it: {meant}", file=sys.stderr)
     return Line(images, check_texts([*words[count:]]) + read_texts(texts_file), folder)
 
 

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from ..attr import LayerAttention, registry
 from ..attr.registry import MAMOOLER, MethodChoice
-from ..checks import expand, find_repeated
+from ..checks import expand, find_repeated, suggestion
 from ..errors import InputError
 from ..files import DAMAGED
 from ..maps import upsample
@@ -302,7 +302,7 @@ def _registered(name: str, text: str) -> Attributed:
         if text.partition(":")[0] in (*registry.registered(), MAMOOLER):
             raise
         names = (*registry.registered(), *REFERENCES, *BASELINES)
-        hint = registry.suggestion(text.partition(":")[0], names)
+        hint = suggestion(text.partition(":")[0], names)
         raise InputError(
             f"there is no method {text!r}{hint}; there are {', '.join(names)}, with options as in "
             "last-grad:heads=averaged."

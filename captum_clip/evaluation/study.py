@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, zip_longest
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..attr.registry import MethodChoice, fitting_methods
 from ..checks import find_repeated
 from ..emotions import EmotionProbe
 from ..errors import InputError, public
-from ..files import DAMAGED, slug
+from ..files import DAMAGED, image_names, slug
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from ..targets import Target
@@ -117,9 +118,13 @@ def read_mean_maps(folder: str | Path) -> list[MeanMaps]:
     is_done = study.read(STATISTICS) is not None
     files = sorted(n for n in study.files() if n.startswith("mean_maps/")) if is_done else []
     if not files:
+        photos, output = "FOLDER", study.root
+        with suppress(InputError):  # there is no such folder
+            if image_names(study.files()) and study.read(MANIFEST) is None:
+                photos, output = study.root, f"{PurePosixPath(study.root).name}-study"
         raise InputError(
-            f"{study.root} holds no finished study; 'captum-clip study statistics FOLDER TEXT -o "
-            f"{study.root}' makes one, or goes on with it."
+            f"{study.root} holds no finished study; 'captum-clip study statistics {photos} TEXT -o "
+            f"{output}' makes one, or goes on with it."
         )
     try:
         return [

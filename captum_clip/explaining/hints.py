@@ -46,7 +46,9 @@ def find_hints(
     raw: Tensor,
     scores: Tensor,
 ) -> list[tuple[str, ...]]:
-    """Find out which positive maps should be doubted: up to two sentences for each image.
+    """Find out which positive maps should be doubted, in sentences for each image.
+
+    One for each text that fits it no better than unrelated ones, and one of the maps of any text.
 
     It costs one more forward pass for the scores and one of the method for eight texts, and once a
     model the encoding of 32 short texts. The arguments are those of :func:`compare`.
@@ -55,7 +57,11 @@ def find_hints(
     for better, alike in zip(*compare(clip, choice, images, texts, raw, scores), strict=True):
         low = [index for index, share in enumerate(better) if share > SHARE]
         same = [index for index, value in enumerate(alike) if value > CORRELATION]
-        sentences = [_scores_low([texts[i] for i in low], better[low])] if low else []
+        sentences = [
+            f"{_listed([texts[i]])} fits worse than {better[i]:.0%} of unrelated texts: its map "
+            "may mean little."
+            for i in low
+        ]
         sentences += [_maps_alike([texts[i] for i in same], alike[same])] if same else []
         found.append(tuple(sentences))
     return found
@@ -106,15 +112,6 @@ def compare(
         mean = maps.positive(others).mean(1, keepdim=True)
         correlations = pearson(raw.flatten(2), mean.flatten(2)).nan_to_num()  # 0 of a constant
     return better.sum(-1) / (~related).sum(-1).clamp(min=1), correlations
-
-
-def _scores_low(texts: Sequence[str], shares: Tensor) -> str:
-    one = len(texts) == 1
-    low, high = f"{shares.min():.0%}", f"{shares.max():.0%}"
-    return (
-        f"{_listed(texts)} score{'s' * one} below {low if low == high else f'{low} to {high}'} of "
-        f"unrelated texts: {'its map' if one else 'their maps'} may mean little."
-    )
 
 
 def _maps_alike(texts: Sequence[str], correlations: Tensor) -> str:

@@ -112,7 +112,7 @@ class LabelMap:
         """
         path = check_destination(path, (".png",))
         image = Image.fromarray(self.labels.numpy()).convert("P")
-        image.putpalette([channel for color in self._colors() for channel in color])
+        image.putpalette([channel for color in self.colors() for channel in color])
         about = PngInfo()
         about.add_text("names", json.dumps(self.names))
         about.add_text("Comment", MARK)
@@ -138,13 +138,14 @@ class LabelMap:
                 f"expected the photo of these {numbers.shape[0]} x "
                 f"{numbers.shape[1]} labels, got one of {pixels.shape[0]} x {pixels.shape[1]}."
             )
-        colors, opacity = np.array(self._colors()) / 255, alpha * (numbers[..., None] > 0)
+        colors, opacity = np.array(self.colors()) / 255, alpha * (numbers[..., None] > 0)
         mixed = (1 - opacity) * pixels + opacity * colors[numbers]
         shown = [number for number in np.unique(numbers).tolist() if number]
         legends = [Legend(ListedColormap([colors[n]]), self.names[n]) for n in shown]
         return grid([[Panel(mixed)]], legends=legends)
 
-    def _colors(self) -> list[tuple[int, int, int]]:
+    def colors(self) -> list[tuple[int, int, int]]:
+        """The colour (red, green, blue) of each of `names` in the PNG, channels in 0 to 255."""
         return [(0, 0, 0), *(_color(number) for number in range(len(self.names) - 1))]
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..checks import check_integer, error_context, expand, expect, find_folder, show
+from ..checks import check_integer, error_context, expand, expect, find_folder, show, suggestion
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, public
@@ -22,10 +22,10 @@ from .adapter import ClipAdapter, is_tokenizer
 from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor, is_processor
 from .library import unwrapped
-from .names import Library, named_model
+from .names import Library, available, named_model
 from .open_clip import resample_pool
 
-_NO_NETWORK = "load_clip('demo/vit') is embedded and needs no network"
+_NO_NETWORK = "`model='demo/vit'` is embedded and needs no network"
 _ACCEPTED = (
     "A name is one of Mamooler's ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
     "'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers model on the hub; "
@@ -89,7 +89,8 @@ def _unknown(name: str) -> str:
     from open_clip import list_models, list_pretrained_tags_by_model
 
     if name not in list_models():
-        return f"is neither a known name nor a folder. {_ACCEPTED}"
+        known = [name for row in available() for name in (row.name, *row.aliases)]
+        return f"is neither a known name nor a folder{suggestion(name, known)}. {_ACCEPTED}"
     tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
     return f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
 

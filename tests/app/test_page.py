@@ -235,7 +235,7 @@ def test_maps_of_another_question_are_dim(browser: Browser, address: str) -> Non
 def test_tabs_follow_the_chosen_text(page: Page) -> None:
     question(page, "a horse", "a rocket and a bee")
     answered(page, "a horse", "a rocket and a bee")
-    expect(page.locator("#hints")).to_contain_text("scores below")
+    expect(page.locator("#hints")).to_contain_text("fits worse than")
     page.get_by_role("tab", name="Which words").click()
     expect(page.locator(".values:visible")).to_contain_text("horse")
     page.get_by_role("tabpanel").get_by_label("a rocket and a bee").check()

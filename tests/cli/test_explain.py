@@ -128,12 +128,18 @@ def test_it_writes_the_regions(run: Run) -> None:
 def test_it_writes_the_label_map(here: Path, run: Run, vit: str) -> None:
     """Of one image under the name that is given; of several, as the figures, in a folder."""
     texts = "'a horse' sky"
-    run(f"explain photo.jpg {texts} --model VIT --label-map labels.png")
+    printed = run(f"explain photo.jpg {texts} --model VIT --label-map labels.png").splitlines()
     [found] = explain("photo.jpg", ["a horse", "sky"], model=vit).label_map()
     with Image.open("labels.png") as image:
         assert (image.mode, image.size) == ("P", (50, 40))
         assert np.array_equal(np.asarray(image), found.labels)
         assert json.loads(image.info["names"]) == ["none", "a horse", "sky"]
+        palette = bytes(image.getpalette() or ())
+    colors = [palette[start : start + 3].hex() for start in (0, 3, 6)]
+    named = [
+        f"  #{color} {name}" for color, name in zip(colors, ("none", "a horse", "sky"), strict=True)
+    ]
+    assert printed[-4:] == ["labels.png", *named]
     alone = Path("labels.png").read_bytes()
     run(f"explain photo.jpg other.png {texts} -m VIT --label-map out -o figures")
     names = [f"{name}-labels-a-horse_sky.png" for name in ("other", "photo")]
@@ -212,6 +218,16 @@ def test_it_compares_with_an_image(run: Run) -> None:
         ("horse --threshold 0.5", "--threshold goes with --regions or --label-map"),
     ):
         assert message in run(f"explain photo.jpg {wrong} -m VIT", code=2)
+
+
+@pytest.mark.parametrize(("texts", "said"), [("a horse", 1), ("a_horse dog", 0), ("a", 0)])
+def test_a_word_that_no_one_looks_for_alone_is_asked_about(
+    here: Path, vit: str, capsys: pytest.CaptureFixture[str], texts: str, said: int
+) -> None:
+    words = [text.replace("_", " ") for text in texts.split()]
+    assert main(["explain", "photo.jpg", *words, "-m", vit, "-o", "a.npz"]) == 0
+    note = 'each TEXT is looked for alone; for one of them quote it: "a horse"\n'
+    assert capsys.readouterr().err == said * note
 
 
 def test_texts_may_stand_among_options(run: Run) -> None:

@@ -58,6 +58,15 @@ def test_rank_without_an_output_prints_and_writes_nothing(here: Path, run: Run) 
     assert sorted(path for path in here.rglob("*") if "out" not in path.parts) == before
 
 
+def test_rank_leaves_no_folder_without_results(here: Path, run: Run) -> None:
+    """Neither it nor those above it, where the model cannot be had or no image be read."""
+    run("rank photos a -m VIT --method grad-cam -o new/out", code=2)
+    assert not Path("new").exists()
+    Path("there").mkdir()
+    run("rank photos a -m VIT --method grad-cam -o there", code=2)
+    assert Path("there").is_dir()
+
+
 def test_rank_finds_images_for_an_emotion_and_reports_what_it_left_out(
     here: Path, vit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

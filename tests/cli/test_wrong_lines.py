@@ -93,6 +93,9 @@ LINES = {
     "figure emotions photo.jpg --emotions e.json --target joy": "'joy'",
     "figure average": "needs an output folder of 'captum-clip study'",
     "figure average none": "none holds no finished study",
+    "figure average photos": "/photos TEXT -o photos-study' makes one",
+    "explain photo.jpg a -m ViTB32": "(did you mean ViT-B/32?). A name is one of",
+    "explain photo.jpg a -m vit": "; --model demo/vit is embedded and needs no network",
     "figure layers a --scene x --model demo/vit": "SEED:THING,THING as in 0:horse, got 'x'",
     # rank, study, evaluate, emotions
     "rank none a -o o": "there is no folder none",
