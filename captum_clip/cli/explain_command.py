@@ -72,6 +72,7 @@ def explain_command(
     image_size: int | None = None,
     device: str | None = None,
     output: options.Output = None,
+    dpi: options.Dpi = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw where a model looks for each text.
@@ -139,7 +140,7 @@ def explain_command(
     inputs = [*references, emotions, texts_file, classes]
     figures, label_maps = _plan(line, named, output, label_map)
     check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
-    results = _Results(label_maps, regions, threshold, original, line, inputs)
+    results = _Results(label_maps, regions, threshold, original, dpi, line, inputs)
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
     target: Any = of_classes(clip, names, templates) if names else line.texts or None
@@ -190,6 +191,8 @@ def _conflicts(
     label_map: Path | None,
     threshold: Any,
     original: bool | None,
+    dpi: int | None,
+    output: Path | None,
     **_: Any,
 ) -> Iterator[tuple[object, str]]:
     """What does not go together on a line, besides what `explain` refuses itself."""
@@ -210,6 +213,8 @@ def _conflicts(
         "--emotions have no words; leave --words and --side out.",
     )
     yield centre and not emotions, "--centre goes with --emotions FILE."
+    no_figure = output is not None and output.suffix.lower() in (".npz", ".html")
+    yield dpi and no_figure, f"--dpi is of a figure, and {output} is none; leave it out."
     yield (
         side == "text" and (regions or label_map),
         f"{places} places in the image; leave --side text out.",
@@ -258,19 +263,25 @@ class _Results:
     regions: Path | None
     threshold: Any
     original: bool | None
+    dpi: int | None
     line: Line
     inputs: Sequence[Path | None]
     labels: "LabelMap | None" = None
 
     def write(self, image: Path, file: Path, explanation: "Explanation") -> None:
         """Write all that is asked for of an image."""
+        from ..visualization import save_figure
+
         if self.regions is not None:
             self._write_regions(image, file, explanation)
         if label_map := self.label_maps.get(image):
             make_folder(label_map.parent)
             self.labels = explanation.label_map(self.threshold)[0]
             self.labels.save(label_map)
-        explanation.save(file, original=self.original)
+        if self.dpi is None:
+            explanation.save(file, original=self.original)
+        else:
+            save_figure(explanation.plot(original=self.original), file, dpi=self.dpi)
 
     def print_labels(self, place: Path | None) -> None:
         """Print where a label map is, or the folder of several, and what its colours mean."""

@@ -25,7 +25,7 @@ from .shared import (
 _SINGLE: Final = ("layers", "heads")  # of one image and one model
 _OTHERS: Final = (
     *("context", "figure", "words", "texts_file", "scene", "model", "processor"),
-    *("tokenizer", "device", "output", "quiet"),
+    *("tokenizer", "device", "output", "dpi", "quiet"),
 )
 """Options that are no keywords of the functions of :mod:`captum_clip.figures`."""
 
@@ -60,6 +60,7 @@ def figure_command(
     tokenizer: str | None = None,
     device: str | None = None,
     output: options.Output = None,
+    dpi: options.Dpi = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw one of Mamooler's figures on your own images, or the heads behind a score.
@@ -99,7 +100,7 @@ def figure_command(
     if scale:
         check_choice(scale, get_args(get_type_hints(draw)["scale"]), name="a scale")
     if figure == "average":
-        _draw_average(draw, words or [], output, settings)
+        _draw_average(draw, words or [], output, dpi, settings)
         return
     options.check_emotions(names or [])
     loaded, fitted = read_probes(settings.pop("probes", ()))
@@ -129,10 +130,10 @@ def figure_command(
     targets: Any = loaded or (line.texts[0] if figure == "words" else line.texts)
 
     def save(image: Any, file: Path) -> None:
-        save_figure(draw(image, targets, **which, **settings), file)
+        save_figure(draw(image, targets, **which, **settings), file, dpi=dpi)
 
     if line.folder is not None:
-        about = {"figure": figure, **settings, "targets": named}
+        about = {"figure": figure, **settings, "targets": named, "dpi": dpi}
         about["images"] = line.folder.images.resolve()
         draw_folder(files, line.folder.output, save, clips, inputs, about, quiet=quiet)
         return
@@ -141,7 +142,9 @@ def figure_command(
     print(file)
 
 
-def _draw_average(draw: Any, words: list[str], output: Path | None, settings: Any) -> None:
+def _draw_average(
+    draw: Any, words: list[str], output: Path | None, dpi: int | None, settings: Any
+) -> None:
     from ..visualization import save_figure
     from ..visualization.grid import FORMATS
 
@@ -149,7 +152,7 @@ def _draw_average(draw: Any, words: list[str], output: Path | None, settings: An
         raise InputError("figure average needs an output folder of 'captum-clip study'.")
     studies = [expand(study) for study in words]
     file = check_destination(output or f"{studies[0].resolve().name}-average.png", FORMATS)
-    print(save_figure(draw(studies, **settings), file))
+    print(save_figure(draw(studies, **settings), file, dpi=dpi))
 
 
 def _conflicts(

@@ -23,6 +23,7 @@ Help of options that several commands have, unless the docstring of a command te
     batch_size: images per forward pass
     workers: images read ahead at a time
     output: a folder for these results alone
+    dpi: pixels an inch of the figures, such as 300 for print (default: for a screen)
     quiet: hide progress: the bars in a terminal, the lines in a file
 """
 
@@ -197,4 +198,5 @@ Workers: TypeAlias = Annotated[int, Option(min=0)]
 Centre: TypeAlias = Annotated[bool, Option("--centre")]
 Output: TypeAlias = Annotated[Path | None, Option("--output", "-o")]
 Results: TypeAlias = Annotated[str, Option("--output", "-o")]
+Dpi: TypeAlias = Annotated[int | None, Option(min=1, max=2400)]
 Quiet: TypeAlias = Annotated[bool, Option("--quiet")]

@@ -20,7 +20,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 
-from ..checks import check_destination
+from ..checks import check_destination, check_interval
 from ..errors import InputError, public
 from ..files import MARK, replace_file
 from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
@@ -36,6 +36,8 @@ _GAP, _ROW_GAP = 0.1, 0.16  # inches between columns and between rows
 _SHADES = 48  # patches that make the colour bar of a legend
 _FINE = 400  # pixels that an image's side has at least
 _LARGE = 2400  # pixels of a figure's side from which the images' own resolution will do
+_SCREEN = 1920  # pixels of a figure's side, of which finer images are drawn with fewer
+_READABLE = 150  # pixels an inch that letters need at least
 _LIMIT = 2**15  # pixels of a figure's side
 _MARGIN: Final = 0.08  # inches around everything, on top of the padding
 _LINE: Final = 0.2  # more than a line of text is high, in inches
@@ -120,8 +122,9 @@ def grid(
         together: rows that a contact sheet keeps under each other, such as those of an image.
 
     Returns:
-        A figure that no window system and no `pyplot` knows; each image has at least its own
-        pixels.
+        A figure that no window system and no `pyplot` knows. Each image has at least its own
+        pixels, or where the figure would not fit a screen a whole fraction of them: `dpi` of
+        :func:`save_figure` brings them back.
     """
     panels = [panel for row in rows for panel in row if panel is not None]
     if len(panels) > _MOST:
@@ -169,7 +172,7 @@ def _side_by_side(
 
 
 def _dpi(resolution: float, width: float, height: float) -> float:
-    """Pixels an inch: a whole multiple of the images' own, smaller where a figure is large."""
+    """Pixels an inch: a whole multiple or fraction of the images' own, by a figure's size."""
     side = max(width, height) * resolution  # in pixels, at this resolution
     if side > _LIMIT:
         raise InputError(
@@ -177,7 +180,8 @@ def _dpi(resolution: float, width: float, height: float) -> float:
             "own resolution; draw fewer images or targets at a time."
         )
     wanted = math.ceil(_FINE / _SIDE / resolution)
-    return max(1, min(wanted, math.floor(_LARGE / side))) * resolution
+    share = max(1, min(math.ceil(side / _SCREEN), math.floor(resolution / _READABLE)))
+    return max(1, min(wanted, math.floor(_LARGE / side))) * resolution / share
 
 
 def _draw(axes: Axes, panel: Panel, width: float) -> None:
@@ -281,7 +285,7 @@ def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> 
 
 
 @public("save_figure")
-def save_figure(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) -> Path:
     """Write a figure as PNG, JPEG, PDF or SVG, by the ending of the name.
 
     The file appears under its name only when it is complete.
@@ -289,21 +293,27 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     Args:
         figure: any matplotlib figure.
         path: in an existing folder; an existing file is replaced.
+        dpi: pixels an inch, such as 300 for print; by default the figure's own.
 
     Returns:
         The path.
 
     Raises:
-        InputError: no figure, another ending, or a folder that cannot be written to.
+        InputError: no figure, another ending, more than 32,768 pixels a side, or a folder that
+            cannot be written to.
     """
     path = check_destination(path, FORMATS)
     if not isinstance(figure, Figure):
         raise InputError(f"expected a figure, such as of plot(), got {type(figure).__name__}.")
     kind = path.suffix.lower()
+    if dpi is not None:
+        check_interval("dpi", dpi, "(0, inf)")
+        if (side := dpi * max(figure.get_size_inches())) > _LIMIT:
+            raise InputError(f"with `dpi={dpi}` it would be {side:,.0f} pixels wide or high.")
 
     def write(file: BinaryIO) -> None:
         drawn: Any = io.StringIO() if kind == ".svg" else file
-        figure.savefig(drawn, format=kind[1:], dpi="figure", **_OPTIONS[kind])
+        figure.savefig(drawn, format=kind[1:], dpi=dpi or "figure", **_OPTIONS[kind])
         if kind == ".svg":
             file.write(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn.getvalue()).encode())
 

@@ -37,6 +37,7 @@ LINES = {
     "explain photo.jpg a -o none/a.png": "there is no folder none",
     "explain other.png a -o other.png": "would replace the input other.png",
     "explain https://x.org/a.jpg a": "https://x.org/a.jpg is a URL; download the image",
+    "explain photo.jpg a --dpi 300 -o a.npz": "--dpi is of a figure, and a.npz is none",
     "explain photo.jpg a b --words": "--words need exactly one text, got ['a', 'b']",
     "explain photo.jpg a --method lastgrad:heads=paired": "did you mean last-grad?",
     "explain photo.jpg a --method last-grad:x=1": "last-grad has no option 'x'",

@@ -249,6 +249,22 @@ def test_a_large_figure_has_the_images_own_pixels_and_a_small_one_more(
     assert max(figure.get_size_inches() * figure.dpi) <= 2400
 
 
+@pytest.mark.parametrize(("targets", "share"), [(1, 2), (8, 4)])
+def test_photos_are_drawn_for_a_screen(targets: int, share: int, tmp_path: Path) -> None:
+    """With a half or a quarter of their pixels, and at least 150 an inch; all of them at `dpi`."""
+    figure = visualization.overlay(torch.zeros(1, 3, 1024, 1024), torch.zeros(1, targets, 7, 7))
+    assert {round(box.width) for box in boxes(figure)[1]} == {1024 // share}
+    assert figure.dpi >= 150
+    with Image.open(visualization.save_figure(figure, tmp_path / "a.png")) as saved:
+        small = saved.width
+    path = visualization.save_figure(figure, tmp_path / "a.png", dpi=share * figure.dpi)
+    with Image.open(path) as saved:
+        assert saved.width == share * small
+    for dpi, message in ((0, r"dpi in \(0, inf\)"), (1e4, "would be .* pixels")):
+        with pytest.raises(InputError, match=message):
+            visualization.save_figure(figure, tmp_path / "a.png", dpi=dpi)
+
+
 def test_images_of_other_sizes_stand_in_a_frame() -> None:
     """White around the smaller one; each map lies on its own image."""
     wide, square = uniform(3, 16, 32), uniform(3, 16, 16)
