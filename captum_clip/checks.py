@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 from .errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
 
+ARGUMENT: Final = re.compile(r"`(\w+)(?:=([^`]*))?`")
+"""An argument as errors write it, with or without its value."""
 _T = TypeVar("_T")
 _REFUSALS = (
     *(TypeError, ValueError, RuntimeError, AttributeError, AssertionError),

@@ -5,13 +5,8 @@ call them as the reader does: the command line writes --words and --sign both, t
 its own labels.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
-
-ARGUMENT: Final = re.compile(r"`(\w+)(?:=([^`]*))?`")
-"""An argument as sentences have it, with or without its value."""
 
 
 class CaptumClipError(Exception):

@@ -19,9 +19,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import figures
+from ..checks import ARGUMENT
 from ..demo.scenes import draw_scene
 from ..demo.vocabulary import WORDS
-from ..errors import ARGUMENT, CaptumClipError, InputError
+from ..errors import CaptumClipError, InputError
 from ..explaining.explanation import Explanation
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from .. import errors
-from ..checks import excerpt
+from ..checks import ARGUMENT, excerpt
 from . import explain_command, figure_command, measure_commands, show_commands  # noqa: F401
 from .options import app
 
@@ -115,7 +115,7 @@ def _typed(sentence: str, command: Any, argv: Sequence[str] | None) -> str:
             return argument[0].strip("`")
         return typed if value in (None, "True") else f"{typed} {value.strip(chr(39))}"
 
-    return errors.ARGUMENT.sub(option, sentence)
+    return ARGUMENT.sub(option, sentence)
 
 
 def _fail(message: str) -> int:

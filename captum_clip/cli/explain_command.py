@@ -1,6 +1,6 @@
 """``captum-clip explain``: an image, or each of a folder, with texts or emotions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from ..files import make_folder
 from . import options
 from .options import app, command
 from .shared import (
+    Folder,
     Line,
     check_figures,
     draw_folder,
@@ -24,6 +25,7 @@ from .shared import (
     read_line,
     read_probes,
     step,
+    table,
     without_own_figures,
 )
 
@@ -158,8 +160,8 @@ def explain_command(
         for free in ("model", "device", "output", "quiet"):  # a model counts by its identity
             del settings[free]
         settings |= {"sign": sign, "images": line.folder.images.resolve(), "targets": named}
-        output = line.folder.output
-        draw_folder(figures, output, draw, [clip], inputs, settings, quiet=quiet)
+        _draw_folder(line.folder, figures, draw, [clip], inputs, settings, quiet=quiet)
+        results.print_labels(label_map)
         return
     kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(line.texts) + ["emotion"] * bool(emotions))
@@ -171,6 +173,42 @@ def explain_command(
             print(*sentences, sep="\n", end="\n" * bool(sentences))
         print(file)
         results.print_labels(label_maps.get(path))
+
+
+def _draw_folder(
+    folder: Folder,
+    figures: Mapping[Path, Path],
+    draw: Callable[[Path, Path], "Explanation"],
+    *others: Any,
+    quiet: bool,
+) -> None:
+    """Draw the images of a folder, with a line for each, a table of scores and a page of all."""
+    from .contact_sheet import INDEX, SCORES, read_scores, score_rows, write_sheet
+
+    images = {file.relative_to(folder.output).as_posix(): image for image, file in figures.items()}
+    names = {name: image.relative_to(folder.images).as_posix() for name, image in images.items()}
+    rows = read_scores(folder.output)
+    known = {
+        folder.output / name
+        for name, image in names.items()
+        if name in rows and rows[name][0].image == image
+    }
+    drawn = {}
+
+    def keep(image: Path, file: Path) -> None:
+        name = file.relative_to(folder.output).as_posix()
+        drawn[name] = score_rows(names[name], name, draw(image, file))
+
+    left_out = folder.left_out
+    try:
+        left_out = draw_folder(folder, figures, keep, *others, known=known, quiet=quiet)
+    finally:  # a run that is stopped goes on with what it has
+        if drawn:
+            rows |= drawn
+            write_sheet(folder.output, folder.images, rows, left_out)
+    scores = {name: {row.text: float(row.score) for row in rows.get(name, ())} for name in names}
+    print(*table({names[name]: of for name, of in scores.items() if of}), sep="\n")
+    print(folder.output / SCORES, folder.output / INDEX, sep="\n")
 
 
 def _conflicts(
@@ -246,7 +284,7 @@ def _plan(
         figures = check_figures(line.images, output, "explained", named, FORMATS)
         labels = label_map and check_figures(line.images, label_map, "labels", named, (".png",))
     else:
-        figures = line.folder.files("", named)
+        figures = line.folder.files("explained", named)
         place = label_map and find_images(str(line.folder.images), label_map, "labels")
         labels = place and place.files("labels", named)
     return figures, labels or {}

@@ -123,7 +123,7 @@ def figure_command(
         scenes = [f"scene-{one.partition(':')[0]}" for one in scene or ()]
         stem = [*(path.stem for path in line.images), *scenes][0]
         file = check_destination(output or figure_name(stem, figure, named), FORMATS)
-    files = line.folder.files("", named) if line.folder else {}
+    files = line.folder.files(figure, named) if line.folder else {}
     check_outputs(files.values() if files else [file], [*files, *line.images, *inputs])
     clips = [load_model(name, processor, tokenizer, device, quiet=quiet) for name in models]
     which: dict[str, Any] = {"model": clips[0]} if figure in _SINGLE else {"models": clips}
@@ -135,7 +135,7 @@ def figure_command(
     if line.folder is not None:
         about = {"figure": figure, **settings, "targets": named, "dpi": dpi}
         about["images"] = line.folder.images.resolve()
-        draw_folder(files, line.folder.output, save, clips, inputs, about, quiet=quiet)
+        draw_folder(line.folder, files, save, clips, inputs, about, quiet=quiet)
         return
     with step("drawing", quiet=quiet):
         save(images[0] if figure in _SINGLE else images, file)

@@ -1,7 +1,7 @@
 """``captum-clip rank``, ``study``, ``evaluate`` and ``emotions fit``: over folders of images."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,11 +14,13 @@ from . import options
 from .options import app, command
 from .shared import (
     count_gpus,
+    find_left_out,
     images_bar,
     load_model,
     read_probes,
     report_skipped,
     shows_bars,
+    table,
 )
 
 _emotions = Typer(help="Fit an emotion probe on a model's features.")
@@ -62,10 +64,11 @@ def rank_command(
         raise InputError(f"expected one TEXT or one --emotion to look for, got {given}.")
     options.check_emotions([emotion] if emotion else [])
     images = find_folder(folder)
+    files = find_images(images)
     probes, fitted = read_probes([emotions] if emotions else [])
     if output:
         results = [output / name for name in ("features.npz", TABLE, FIGURE)]
-        check_outputs(results, [emotions, *find_images(images)])
+        check_outputs(results, [emotions, *files])
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     with filled_folder(output) if output else nullcontext() as found:
         clip = load_model(name, processor, tokenizer, device, quiet=quiet)
@@ -74,7 +77,7 @@ def rank_command(
         cache = found / "features.npz" if found else None
         ranking = rank(clip, images, target, top=top, method=method, cache=cache, **reading)
         written = ranking.save(found) if found else ()
-    report_skipped(ranking.skipped)
+    report_skipped({**ranking.skipped, **find_left_out(images, files, output)})
     best = ranking.explanations[0]
     source = f"({best.model}, {best.method})"
     print(f"{best.names[0]!r}, best of {ranking.ranked:,} images {source}:")
@@ -227,7 +230,7 @@ def evaluate_command(
     from ..demo import MODELS
 
     if compare:
-        print(*_table(evaluation.compare_suites(*compare)), sep="\n")
+        print(*table(evaluation.compare_suites(*compare)), sep="\n")
         return
     if output is None:
         raise InputError("evaluate needs --output, a folder for these results alone.")
@@ -331,19 +334,5 @@ def fit_command(
         for painted, part in (("all", score.all), ("over half agree", score.agreed))
     }
     if parts:
-        print("", *_table(parts), "", sep="\n")
+        print("", *table(parts), "", sep="\n")
     print(file)
-
-
-def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """The lines of a table of numbers, with the names of its rows and columns."""
-    names = list(next(iter(rows.values())))
-    cells = {"": names} | {
-        row: [f"{value:.3f}" if isinstance(value, float) else f"{value}" for value in of.values()]
-        for row, of in rows.items()
-    }
-    widths = [max(map(len, column)) for column in zip(*cells.values(), strict=True)]
-    first = max(map(len, cells))
-    for row, texts in cells.items():
-        columns = (text.rjust(width) for text, width in zip(texts, widths, strict=True))
-        yield "  ".join([row.ljust(first), *columns])

@@ -6,14 +6,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError
-from ..files import is_own_figure, make_folder, replace_file, slug
+from ..files import IMAGE_ENDINGS, is_own_figure, make_folder, replace_file, slug
 from .options import check_texts, read_texts
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from ..models import ClipAdapter
 
 
+_OWN: Final = "it is a figure that captum-clip drew"
+_NO_IMAGE: Final = "its ending is none that is read as an image"
+_LISTED: Final = 20  # files that are left out, in a terminal
 _SHORT: Final = ("a", "an", "the", "in", "of", "on", "and", "with")
 """What no one looks for alone: words of a text without its quotes."""
 
@@ -37,17 +41,24 @@ def read_image(name: str) -> Path:
 
 
 class Folder(NamedTuple):
-    """A folder of images, the one that their figures go into, and the names of the images."""
+    """A folder of images, the one that their figures go into, and the names of the images.
+
+    `left_out` are other files of the folder, each with a reason.
+    """
 
     images: Path
     output: Path
     names: list[str]
+    left_out: dict[Path, str]
 
     def files(self, kind: str, texts: Sequence[str]) -> dict[Path, Path]:
-        """Where the figure of each image goes."""
-        # with the ending of the image, since a folder may hold a.jpg and a.png
+        """Where the figure of each image goes; with its ending where there are a.jpg and a.png."""
+        stems = {name: str(PurePosixPath(name).with_suffix("")) for name in self.names}
+        counts = Counter(stems.values())
         return {
-            self.images / name: self.output / figure_name(name, kind, texts) for name in self.names
+            self.images / name: self.output
+            / figure_name(stem if counts[stem] == 1 else name, kind, texts)
+            for name, stem in stems.items()
         }
 
 
@@ -127,9 +138,7 @@ def check_figures(
 
 def without_own_figures(images: list[Path]) -> list[Path]:
     """Leave out figures of earlier calls, as where the line has ``*.png``."""
-    own = {
-        image: "it is a figure that captum-clip drew" for image in images if is_own_figure(image)
-    }
+    own = {image: _OWN for image in images if is_own_figure(image)}
     if len(own) == len(images):
         return images
     report_skipped(own)
@@ -151,7 +160,26 @@ def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
             f"{name} is a folder, of which each image gets a file; {output} must name a folder "
             "for them."
         )
-    return Folder(folder, output, [*list_images(storage_of(folder), storage_of(output))])
+    names = [*list_images(storage_of(folder), storage_of(output))]
+    return Folder(
+        folder, output, names, find_left_out(folder, [folder / name for name in names], output)
+    )
+
+
+def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> dict[Path, str]:
+    """Files of a folder that are none of some images, nor hidden, nor results: path -> why."""
+    from ..evaluation.storage import storage_of
+
+    kept, base = set(images), folder.resolve()
+    results = base if output is None else output.resolve()
+    found = {}
+    for name in sorted(storage_of(folder).files()):
+        path, hidden = folder / name, any(part.startswith(".") for part in Path(name).parts)
+        is_result = results != base and (base / name).is_relative_to(results)
+        if path not in kept and not hidden and not is_result:
+            is_image = path.suffix.lower() in IMAGE_ENDINGS
+            found[path] = _OWN if is_image else _NO_IMAGE
+    return found
 
 
 def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]":
@@ -258,34 +286,60 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
             raise
 
 
+def table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """The lines of a table of numbers, with the names of its rows and columns."""
+    names = list(next(iter(rows.values())))
+    cells = {"": names} | {
+        row: [f"{value:.3f}" if isinstance(value, float) else f"{value}" for value in of.values()]
+        for row, of in rows.items()
+    }
+    widths = [max(map(len, column)) for column in zip(*cells.values(), strict=True)]
+    first = max(map(len, cells))
+    for row, texts in cells.items():
+        columns = (text.rjust(width) for text, width in zip(texts, widths, strict=True))
+        yield "  ".join([row.ljust(first), *columns])
+
+
 def report_skipped(skipped: Mapping[Path, str]) -> None:
-    """Print how many files could not be read, and why the first one; nothing if all could."""
-    if skipped:
-        path, reason = next(iter(skipped.items()))
-        files = "1 file" if len(skipped) == 1 else f"{len(skipped):,} files"
-        print(" ".join(f"{files} left out, {path}: {reason}".split()), file=sys.stderr)
+    """Print which files could not be read, and why; nothing if all could."""
+    lines = [
+        " ".join(f"{path}: {reason.removeprefix(str(path))}".split())
+        for path, reason in skipped.items()
+    ]
+    if len(lines) == 1:
+        print(f"1 file left out, {lines[0]}", file=sys.stderr)
+    elif lines:
+        more = [f"and {len(lines) - _LISTED:,} more"] if len(lines) > _LISTED else []
+        files = f"{len(lines):,} files left out:"
+        print(files, *lines[:_LISTED], *more, sep="\n  ", file=sys.stderr)
 
 
 def draw_folder(
+    folder: Folder,
     figures: Mapping[Path, Path],
-    output: Path,
     draw: Callable[[Path, Path], object],
     clips: Sequence["ClipAdapter"],
     inputs: Sequence[Path | None],
     settings: Mapping[str, Any],
     *,
+    known: Collection[Path] | None = None,
     quiet: bool,
-) -> None:
-    """Draw images that have no figure yet, and print where the figures are.
+) -> dict[Path, str]:
+    """Draw images that have no figure yet, or none of those that are known.
 
-    A manifest keeps the models, digests of other `inputs`, and the settings, with their "targets".
+    It prints how many there are, and returns the files that were left out. A manifest
+    keeps the models, digests of other `inputs`, and the settings, with their "targets".
 
     Raises:
         InputError: other models, inputs or settings made the figures that there are.
     """
     skipped: dict[Path, str] = {}
     # `Path.exists` raises over a name that is too long, which drawing reports
-    missing = [image for image, figure in figures.items() if not os.path.exists(figure)]
+    missing = [
+        image
+        for image, figure in figures.items()
+        if not os.path.exists(figure) or (known is not None and figure not in known)
+    ]
     existed = len(figures) - len(missing)
     models = [{"name": clip.name, "identity": clip.identity()} for clip in clips]
     read = [file.read_bytes() for file in inputs if file is not None and os.path.isfile(file)]
@@ -293,7 +347,7 @@ def draw_folder(
     about = {**settings, "models": models, "digests": digests}
     made_by = json.dumps(about, indent=1, default=str)
     name = figure_name("manifest", "", settings["targets"])
-    manifest = make_folder(output) / Path(name).with_suffix(".json")
+    manifest = make_folder(folder.output) / Path(name).with_suffix(".json")
     check_outputs([manifest], inputs)
     if existed or manifest.exists():
         _check_manifest(manifest, json.loads(made_by))
@@ -311,9 +365,12 @@ def draw_folder(
     if len(skipped) == len(figures):
         image, reason = next(iter(skipped.items()))
         raise InputError(f"none of the {len(figures)} images can be drawn; {image}: {reason}")
-    report_skipped(skipped)
+    left_out = {**skipped, **folder.left_out}
+    report_skipped(left_out)
     there = f" ({existed:,} existed)" if existed else ""
-    print(f"{len(figures) - len(skipped):,} figures in {output}{there}")
+    count = len(figures) - len(skipped)
+    print(f"{count:,} figure{'s' * (count != 1)} in {folder.output}{there}")
+    return left_out
 
 
 def _check_manifest(manifest: Path, made_by: dict[str, Any]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,10 @@ def test_own_figures_are_not_taken_for_photos(
     Path("photo.jpg").rename("set/photo.jpg")
     run("explain set/photo.jpg horse -m VIT -o set/drawn.png --regions set/regions")
     run("explain set/photo.jpg horse -m VIT -o set/drawn.jpg")
-    assert run("explain set dog -m VIT") == "1 figures in set-explained\n"
-    assert run("rank set dog -m VIT").startswith("'dog', best of 1 images")
+    printed = run("explain set dog -m VIT", err=None)
+    assert printed.startswith("1 figure in set-explained\n")
+    assert printed.count("photo.jpg") == 1
+    assert run("rank set dog -m VIT", err=None).startswith("'dog', best of 1 images")
     assert main(["explain", "set/drawn.png", "set/photo.jpg", "dog", "-m", vit]) == 0
     printed, said = capsys.readouterr()
     assert "drawn" not in printed
@@ -147,7 +151,7 @@ def test_it_writes_the_label_map(here: Path, run: Run, vit: str) -> None:
     assert Path("out", names[1]).read_bytes() == alone
     run(f"explain photos {texts} -m VIT --label-map photos/labels -o figures --threshold 0.9")
     named = [*folders.content(here / "photos" / "labels")]
-    images = ("image0.png", "image2.png", "inner/image1.png")
+    images = ("image0", "image2", "inner/image1")
     assert named == [f"{name}-labels-a-horse_sky.png" for name in images]
     [strict] = explain("photos/image0.png", ["a horse", "sky"], model=vit).label_map(0.9)
     with Image.open(f"photos/labels/{named[0]}") as image:
@@ -298,13 +302,13 @@ def test_a_probe_of_another_model_is_refused(run: Run) -> None:
 
 def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(here: Path, run: Run) -> None:
     line = "'a horse' --model VIT --regions regions"
-    assert run(f"explain photos {line}") == "3 figures in photos-explained\n"
+    assert run(f"explain photos {line}").startswith("3 figures in photos-explained\n")
     found = folders.content(here / "photos-explained")
-    names = ("image0.png", "image2.png", "inner/image1.png")
-    assert [*found] == [*(f"{name}-a-horse.png" for name in names), "manifest-a-horse.json"]
+    figures = [f"{name}-explained-a-horse.png" for name in ("image0", "image2", "inner/image1")]
+    assert [*found] == sorted([*figures, "index.html", "manifest-a-horse.json", "scores.csv"])
     assert "regions.json" in os.listdir("regions/inner/image1.png")
     run(f"explain photos/inner/image1.png {line} -o alone.png")
-    assert found["inner/image1.png-a-horse.png"] == Path("alone.png").read_bytes()
+    assert found["inner/image1-explained-a-horse.png"] == Path("alone.png").read_bytes()
 
 
 def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,10 +322,66 @@ def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.M
 
     monkeypatch.setattr(Explanation, "plot", counted)
     run("explain photos horse --model VIT -o photos/seen")
-    Path("photos/seen/image0.png-horse.png").unlink()
+    Path("photos/seen/image0-explained-horse.png").unlink()
     printed = run("explain photos horse --model VIT -o photos/seen")
-    assert printed == "3 figures in photos/seen (2 existed)\n"
+    assert printed.startswith("3 figures in photos/seen (2 existed)\n")
     assert len(drawn) == 4
+    Path("photos/image0.jpg").write_bytes(Path("photos/image0.png").read_bytes())
+    assert "\n4 figures" in f"\n{run('explain photos horse --model VIT -o photos/seen')}"
+    assert len(drawn) == 6  # of two that differ in their ending each gets a figure with its own
+
+
+def test_a_folder_has_a_table_of_scores_and_a_page(
+    here: Path, run: Run, vit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of all texts that were looked for; files without a figure are counted and listed."""
+    for name in ("<b>.avif", "notes.txt", ".hidden.pdf", "inner/bad.png"):
+        Path("photos", name).write_bytes(b"1")
+    assert main(["explain", "photos", "a horse", "sky", "-m", vit, "-o", "out"]) == 0
+    printed, said = capsys.readouterr()
+    assert said.splitlines() == [
+        "3 files left out:",
+        "  photos/inner/bad.png: is not an image that Pillow can read.",
+        "  photos/<b>.avif: its ending is none that is read as an image",
+        "  photos/notes.txt: its ending is none that is read as an image",
+    ]
+    run("explain photos dog -m VIT -o out", err=None)
+    with open("out/scores.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 3
+    lines = printed.splitlines()
+    assert lines[1].split() == ["a", "horse", "sky"]
+    for line, name in zip(
+        lines[2:], ("image0.png", "image2.png", "inner/image1.png"), strict=False
+    ):
+        found = explain(f"photos/{name}", ["a horse", "sky", "dog"], model=vit)
+        scores = {row["text"]: float(row["score"]) for row in rows if row["image"] == name}
+        expected = dict(zip(found.names, found.scores[0].tolist(), strict=True))
+        assert scores == pytest.approx(expected, abs=2e-6)
+        assert line.split() == [name, f"{scores['a horse']:.3f}", f"{scores['sky']:.3f}"]
+    assert lines[-2:] == ["out/scores.csv", "out/index.html"]
+    page = Path("out/index.html").read_text("utf-8")
+    assert "<b>" not in page
+    assert "3 files left out" in page
+    for address in re.findall(r'(?:href|src)="([^"]*)"', page):
+        assert (here / "out" / address).is_file()
+
+
+def test_a_run_that_is_stopped_keeps_its_scores(
+    run: Run, vit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plot, count = Explanation.plot, iter(range(9))
+
+    @wraps(plot)
+    def stopping(self: Explanation, **options: Any) -> Any:
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return plot(self, **options)
+
+    monkeypatch.setattr(Explanation, "plot", stopping)
+    assert main(["explain", "photos", "horse", "--model", vit, "-o", "out"]) == 130
+    assert Path("out/scores.csv").read_text().count("\n") == 3
+    assert "(2 existed)" in run("explain photos horse --model VIT -o out")
 
 
 OTHERWISE = {
@@ -344,7 +404,7 @@ def test_a_folder_of_figures_goes_on_with_the_settings_that_made_it(here: Path, 
     line = "explain photos --emotions e.json --model VIT -o out"
     folders.make_emotions(Path("other.json"), offset=2.0)
     run(line)
-    Path("out/image0.png-emotions.png").unlink()
+    Path("out/image0-explained-emotions.png").unlink()
     figures = folders.content(here / "out")
     for other, message in OTHERWISE.items():
         model = "" if "--model" in other else "--model VIT"
@@ -355,14 +415,14 @@ def test_a_folder_of_figures_goes_on_with_the_settings_that_made_it(here: Path, 
     Path("other.json").replace("e.json")
     assert "(digests was [" in run(line, code=2)
     assert folders.content(here / "out") == figures
-    assert run("explain photos horse --model VIT -o out") == "3 figures in out\n"
+    assert run("explain photos horse --model VIT -o out").startswith("3 figures in out\n")
     manifest = Path("out/manifest-emotions.json")
     for damage in (lambda: manifest.write_text("{"), manifest.unlink):
         damage()
         assert "(what made them is not known);" in run(line, code=2)
     folders.make_emotions(Path("e.json"))
     manifest.write_bytes(figures["manifest-emotions.json"])
-    assert run(line) == "3 figures in out (2 existed)\n"
+    assert run(line).startswith("3 figures in out (2 existed)\n")
 
 
 def test_settings_that_draw_nothing_are_not_remembered(run: Run) -> None:
@@ -381,7 +441,8 @@ def test_images_of_a_folder_that_cannot_be_read_are_reported(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("photos/image0.png").write_bytes(b"1")
-    assert run("explain photos horse --model VIT -o out", err=None) == "2 figures in out\n"
+    printed = run("explain photos horse --model VIT -o out", err=None)
+    assert printed.startswith("2 figures in out\n")
     for name in ("image2.png", "inner/image1.png"):
         Path("photos", name).write_bytes(b"1")
     said = run("explain photos horse --model VIT -o none", code=2)
@@ -394,7 +455,7 @@ def test_a_folder_of_figures_that_cannot_be_made_is_a_sentence(run: Run) -> None
     assert "the folder photo.jpg/out cannot be made" in run(f"{line} photo.jpg/out", code=2)
     assert "cannot be a path: File name too long" in run(f"{line} {'a' * 300}", code=2)
     Path("photos/image0.png").rename(f"photos/{'a' * 250}.png")
-    assert run(f"{line} out", err=None) == "2 figures in out\n"
+    assert run(f"{line} out", err=None).startswith("2 figures in out\n")
 
 
 def test_a_contrast_is_drawn_with_both_signs(run: Run) -> None:
@@ -425,7 +486,7 @@ def test_classes_are_ranked_by_their_probabilities(run: Run, vit: str) -> None:
 def test_each_image_of_a_folder_has_its_own_classes(run: Run) -> None:
     Path("classes.txt").write_text("horse\ndog\nsky\n")
     line = "explain photos --classes classes.txt -m VIT --top 1"
-    assert run(line) == "3 figures in photos-explained\n"
+    assert run(line).startswith("3 figures in photos-explained\n")
     assert "manifest-classes.json" in os.listdir("photos-explained")
     Path("classes.txt").write_text("horse\ndog\n")
     assert "made otherwise" in run(line, code=2)

@@ -53,7 +53,7 @@ def test_averages_are_drawn_of_studies(run: Run) -> None:
 def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(run: Run) -> None:
     assert run("figure words photos horse --model VIT") == "3 figures in photos-words\n"
     assert run("figure words photos/image0.png horse --model VIT") == "image0-words-horse.png\n"
-    drawn = Path("photos-words/image0.png-horse.png")
+    drawn = Path("photos-words/image0-words-horse.png")
     assert drawn.read_bytes() == Path("image0-words-horse.png").read_bytes()
     again = "figure words photos horse --model VIT"
     assert run(again) == "3 figures in photos-words (3 existed)\n"

@@ -26,14 +26,14 @@ REPLACED = {
     "explain photo.jpg --texts t.png -o t.png": "t.png",
     "explain photo.jpg a --image-size 48 --label-map link.png": "photo.jpg",
     "explain photo.jpg --texts t.png --label-map t.png": "t.png",
-    "explain photos --texts seen/image0.png-a.png -o seen": "seen/image0.png-a.png",
+    "explain photos --texts seen/image0-explained-a.png -o seen": "seen/image0-explained-a.png",
     "explain seen/000-a-positive.png a --regions seen": "seen/000-a-positive.png",
     "explain photo.jpg --emotions seen/regions.json --regions seen": "seen/regions.json",
     "figure words other.png a -o other.png": "other.png",
     "figure signs photo.jpg --image other.png -o other.png": "other.png",
     "figure emotions photo.jpg --emotions p.svg -o p.svg": "p.svg",
     "figure signs photo.jpg --texts t.png -o t.png": "t.png",
-    "figure words photos --texts seen/image0.png-a.png -o seen": "seen/image0.png-a.png",
+    "figure words photos --texts seen/image0-words-a.png -o seen": "seen/image0-words-a.png",
     "rank photos a -o photos": "photos/ranking.png",
     "rank photos --emotions seen/features.npz --emotion awe -o seen": "seen/features.npz",
     "emotions fit farm --csv c.safetensors --images photos -o c.safetensors": "c.safetensors",
@@ -48,7 +48,12 @@ def files(here: Path) -> Path:
     folders.make_images(here / "seen", 1)
     for place in ("p.npz", "p.svg", "seen/features.npz"):
         Path(place).write_bytes(Path("p.safetensors").read_bytes())
-    for place in ("t.png", "seen/image0.png-a.png", "c.safetensors"):
+    for place in (
+        "t.png",
+        "seen/image0-explained-a.png",
+        "seen/image0-words-a.png",
+        "c.safetensors",
+    ):
         Path(place).write_text("a\n")
     for place in ("seen/000-a-positive.png", "photos/ranking.png"):
         Path(place).write_bytes(Path("other.png").read_bytes())
