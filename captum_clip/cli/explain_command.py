@@ -183,32 +183,28 @@ def _draw_folder(
     quiet: bool,
 ) -> None:
     """Draw the images of a folder, with a line for each, a table of scores and a page of all."""
+    from ..visualization.overlays import numbered
     from .contact_sheet import INDEX, SCORES, read_scores, score_rows, write_sheet
 
-    images = {file.relative_to(folder.output).as_posix(): image for image, file in figures.items()}
-    names = {name: image.relative_to(folder.images).as_posix() for name, image in images.items()}
-    rows = read_scores(folder.output)
-    known = {
-        folder.output / name
-        for name, image in names.items()
-        if name in rows and rows[name][0].image == image
-    }
-    drawn = {}
+    photos, output = folder.images, folder.output
+    scores, left_out = read_scores(output, photos), dict[Path, str]()
+    before = len(scores)
 
     def keep(image: Path, file: Path) -> None:
-        name = file.relative_to(folder.output).as_posix()
-        drawn[name] = score_rows(names[name], name, draw(image, file))
+        found = draw(image, file)
+        scores[file] = score_rows(image.relative_to(photos), file.relative_to(output), found)
 
-    left_out = folder.left_out
     try:
-        left_out = draw_folder(folder, figures, keep, *others, known=known, quiet=quiet)
+        left_out = draw_folder(folder, figures, keep, *others, known=scores, quiet=quiet)
     finally:  # a run that is stopped goes on with what it has
-        if drawn:
-            rows |= drawn
-            write_sheet(folder.output, folder.images, rows, left_out)
-    scores = {name: {row.text: float(row.score) for row in rows.get(name, ())} for name in names}
-    print(*table({names[name]: of for name, of in scores.items() if of}), sep="\n")
-    print(folder.output / SCORES, folder.output / INDEX, sep="\n")
+        if len(scores) > before:
+            write_sheet(output, photos, scores, left_out)
+    lines = {}
+    for rows in (scores[file] for file in figures.values() if file in scores):
+        names = numbered([row["text"] for row in rows])
+        numbers = [float(row["score"]) for row in rows]
+        lines[rows[0]["image"]] = dict(zip(names, numbers, strict=True))
+    print(*table(lines), output / SCORES, output / INDEX, sep="\n")
 
 
 def _conflicts(

@@ -41,15 +41,11 @@ def read_image(name: str) -> Path:
 
 
 class Folder(NamedTuple):
-    """A folder of images, the one that their figures go into, and the names of the images.
-
-    `left_out` are other files of the folder, each with a reason.
-    """
+    """A folder of images, the one that their figures go into, and the names of the images."""
 
     images: Path
     output: Path
     names: list[str]
-    left_out: dict[Path, str]
 
     def files(self, kind: str, texts: Sequence[str]) -> dict[Path, Path]:
         """Where the figure of each image goes; with its ending where there are a.jpg and a.png."""
@@ -160,10 +156,7 @@ def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
             f"{name} is a folder, of which each image gets a file; {output} must name a folder "
             "for them."
         )
-    names = [*list_images(storage_of(folder), storage_of(output))]
-    return Folder(
-        folder, output, names, find_left_out(folder, [folder / name for name in names], output)
-    )
+    return Folder(folder, output, [*list_images(storage_of(folder), storage_of(output))])
 
 
 def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> dict[Path, str]:
@@ -174,11 +167,10 @@ def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> 
     results = base if output is None else output.resolve()
     found = {}
     for name in sorted(storage_of(folder).files()):
-        path, hidden = folder / name, any(part.startswith(".") for part in Path(name).parts)
+        path, hidden = folder / name, name.startswith(".") or "/." in name
         is_result = results != base and (base / name).is_relative_to(results)
         if path not in kept and not hidden and not is_result:
-            is_image = path.suffix.lower() in IMAGE_ENDINGS
-            found[path] = _OWN if is_image else _NO_IMAGE
+            found[path] = _OWN if path.suffix.lower() in IMAGE_ENDINGS else _NO_IMAGE
     return found
 
 
@@ -302,16 +294,14 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 
 def report_skipped(skipped: Mapping[Path, str]) -> None:
     """Print which files could not be read, and why; nothing if all could."""
-    lines = [
-        " ".join(f"{path}: {reason.removeprefix(str(path))}".split())
-        for path, reason in skipped.items()
-    ]
+    lines = [f"{path}: {reason.removeprefix(str(path))}" for path, reason in skipped.items()]
+    lines = [" ".join(line.split()) for line in lines]
     if len(lines) == 1:
-        print(f"1 file left out, {lines[0]}", file=sys.stderr)
+        print("1 file left out,", *lines, file=sys.stderr)
     elif lines:
-        more = [f"and {len(lines) - _LISTED:,} more"] if len(lines) > _LISTED else []
-        files = f"{len(lines):,} files left out:"
-        print(files, *lines[:_LISTED], *more, sep="\n  ", file=sys.stderr)
+        more = [f"and {len(lines) - _LISTED:,} more"] * (len(lines) > _LISTED)
+        heading = f"{len(lines):,} files left out:"
+        print(heading, *lines[:_LISTED], *more, sep="\n  ", file=sys.stderr)
 
 
 def draw_folder(
@@ -333,7 +323,7 @@ def draw_folder(
     Raises:
         InputError: other models, inputs or settings made the figures that there are.
     """
-    skipped: dict[Path, str] = {}
+    skipped, others = dict[Path, str](), find_left_out(folder.images, figures, folder.output)
     # `Path.exists` raises over a name that is too long, which drawing reports
     missing = [
         image
@@ -365,7 +355,7 @@ def draw_folder(
     if len(skipped) == len(figures):
         image, reason = next(iter(skipped.items()))
         raise InputError(f"none of the {len(figures)} images can be drawn; {image}: {reason}")
-    left_out = {**skipped, **folder.left_out}
+    left_out = {**skipped, **others}
     report_skipped(left_out)
     there = f" ({existed:,} existed)" if existed else ""
     count = len(figures) - len(skipped)
