@@ -55,5 +55,6 @@ def write_sheet(
         left_out={path.relative_to(photos): why for path, why in left_out.items()},
         scores=SCORES,
     )
-    for name, content in ((SCORES, table), (INDEX, page.encode(errors="replace"))):
-        replace_file(folder / name, lambda file, content=content: file.write(content))
+    content = page.encode(errors="replace")
+    replace_file(folder / SCORES, lambda file: file.write(table))
+    replace_file(folder / INDEX, lambda file: file.write(content))

@@ -204,7 +204,12 @@ def _draw_folder(
         names = numbered([row["text"] for row in rows])
         numbers = [float(row["score"]) for row in rows]
         lines[rows[0]["image"]] = dict(zip(names, numbers, strict=True))
-    print(*table(lines), output / SCORES, output / INDEX, sep="\n")
+    if len({*map(tuple, lines.values())}) == 1:
+        print(*table(lines), sep="\n")
+    else:  # classes, of which each image has its own
+        for image, of in lines.items():
+            print(f"{image}  {', '.join(f'{text} {value:.3f}' for text, value in of.items())}")
+    print(output / SCORES, output / INDEX, sep="\n")
 
 
 def _conflicts(
