@@ -92,7 +92,9 @@ def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
         >>> [len(row) for row in folded(13 * [Panel(np.zeros((2, 2, 3)))])]
         [7, 6]
     """
-    rows = math.ceil(len(panels) / _COLUMNS)
+    high, wide = panels[0].pixels.shape[:2]
+    most = max(1, math.floor(_COLUMNS / max(1, math.sqrt(wide / high))))  # of wide images fewer
+    rows = math.ceil(len(panels) / most)
     columns = math.ceil(len(panels) / rows)
     starts = range(0, len(panels), columns)
     parts: list[Row] = [list(panels[start : start + columns]) for start in starts]

@@ -16,13 +16,24 @@ from PIL import Image
 from captum_clip.errors import InputError
 from captum_clip.visualization import save_figure
 from captum_clip.visualization.colors import TEXT_SIZE
-from captum_clip.visualization.grid import Panel, grid, page, wrap
+from captum_clip.visualization.grid import Panel, folded, grid, page, wrap
 
 
 def wrapped(words: str, width: float) -> Text:
     text = page(100).text(0, 0, words, fontsize=8, parse_math=False)
     wrap(text, width)
     return text
+
+
+def test_rows_of_wide_images_are_folded_earlier() -> None:
+    """So that they are as long: eight squares, or six images of 4 by 3, one of 80 by 1."""
+    for shape, rows in (
+        ((9, 9, 3), [8]),
+        ((9, 3, 3), [8]),
+        ((9, 12, 3), [4, 4]),
+        ((1, 80, 3), 8 * [1]),
+    ):
+        assert [len(row) for row in folded(8 * [Panel(np.zeros(shape))])] == rows
 
 
 def test_wrap_keeps_every_character_and_the_width() -> None:
