@@ -100,11 +100,11 @@ def measure_gate(context: ModelContext) -> Gate:
 
 
 def _texts_of(view: View, classes: Sequence[str]) -> list[str]:
-    """The texts that name what an image holds, classes by their texts."""
+    """The texts that name what an image holds, classes by their texts; a caption that is one."""
     sample, regions = view.sample, view.regions
     if sample.labels is not None:
         return [classes[n] for n in np.unique(sample.labels) if 0 <= n < len(classes)]
-    if sample.label is not None and not regions:
+    if sample.label is not None and (sample.caption is not None or not regions):
         return [classes[sample.label]]
     named = [region.text if region.label is None else classes[region.label] for region in regions]
     return named if sample.fixated is None else [sample.fixated]

@@ -127,9 +127,11 @@ def test_every_kind_of_truth_says_what_an_image_holds() -> None:
         plain("green", regions=(Region("green", half("top")),)),
         plain("blue", fixated="blue"),
         plain("blue", regions=(Region("any", half("top"), label=2),)),
+        # a caption that is a class, whatever phrases have boxes
+        plain("blue", label=2, caption="blue", regions=(Region("green", half("top")),), number=1),
     ]
     [check] = asked(samples).checks.values()
-    assert (check.figure, check.chance, check.images) == (1, 0, 4)
+    assert (check.figure, check.chance, check.images) == (1, 0, 5)
 
 
 def scenes(count: int) -> DemoScenes:
