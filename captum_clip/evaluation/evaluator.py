@@ -21,7 +21,7 @@ from .batch import Batch, MethodOnBatch, ModelContext
 from .config import DATA, EvaluationConfig, full_name, label_of
 from .data import DataSet, open_data, options_of
 from .gate import measure_gate
-from .groups import with_groups
+from .groups import OF_GROUP, with_groups
 from .methods import (
     WITHOUT_MAP,
     Method,
@@ -401,7 +401,7 @@ def _gated(plan: EvaluationPlan, summary: Summary, models: ModelLoader) -> Summa
         return summary
     clip = models.load(plan.model, "cpu" if plan.config.engine == "ray" else plan.config.device)
     gates = [measure_gate(ModelContext(clip, data, plan.config)) for data, _ in plan.data]
-    unknown = {
+    silent = {
         metric.name
         for gate, (_, tasks) in zip(gates, plan.data, strict=True)
         for task in tasks
@@ -409,6 +409,8 @@ def _gated(plan: EvaluationPlan, summary: Summary, models: ModelLoader) -> Summa
         for metric in metrics
         if not gate.knows
     }
+    names = [metric.name for metric in summary.metrics]
+    unknown = {name for name in names if name.partition(OF_GROUP)[0] in silent}
     return replace(summary, gates=gates, unknown=unknown)
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from ..metrics.bootstrap import StatisticName
 from .data import DataSet
 from .table import Metric, Table, readable
 
-_WORST: dict[str, StatisticName] = {"high": "lowest_class", "low": "highest_class"}
+OF_GROUP: Final = "_in_"
+"""Between the names of a metric and of the group whose figures it has."""
+_WORST: Final[dict[str, StatisticName]] = {"high": "lowest_class", "low": "highest_class"}
 
 
 def with_groups(
@@ -25,12 +28,13 @@ def with_groups(
     rows, every, known = [table], dict(tables), [*groups.cat.categories]
     for group in ("worst_group", *known) if known else ():
         chosen = table[groups.notna() if group == "worst_group" else groups == group]
-        chosen = chosen.assign(metric=chosen["metric"].astype(str) + f"_in_{group}")
+        chosen = chosen.assign(metric=chosen["metric"].astype(str) + f"{OF_GROUP}{group}")
         parts = {"class": groups.cat.codes, "intersection": chosen["value"], "union": 1.0}
         rows += [chosen.assign(part=part, value=value) for part, value in parts.items()]
         for title, metrics in tables.items():
             means = [m for m in metrics if m.statistic == "mean" and m.better != "none"]
             every[f"{title}: {group.replace('_', ' ')}"] = [
-                replace(m, name=f"{m.name}_in_{group}", statistic=_WORST[m.better]) for m in means
+                replace(m, name=f"{m.name}{OF_GROUP}{group}", statistic=_WORST[m.better])
+                for m in means
             ]
     return pd.concat(rows, ignore_index=True), {title: of for title, of in every.items() if of}

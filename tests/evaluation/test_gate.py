@@ -25,6 +25,7 @@ from captum_clip.metrics import bootstrap_mean
 from captum_clip.models.variants import randomize_parameters
 from tests.evaluation.cases import Listed, context, half, model, settings
 from tests.evaluation.test_tables import metric, rows, summary
+from tests.photographs import make_counterfactuals, write_rows
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -239,6 +240,26 @@ def test_a_report_on_random_weights_names_no_winner(tmp_path: Path, vit: str) ->
     assert re.search(r"\*\*[−\d.]+\*\*", table)
     for text, begin in ((table, "| Method"), (page, "<table>")):
         assert text.index("demo: the model knows what is asked (recall") < text.index(begin)
+
+
+def test_no_winner_is_named_in_a_group_either(tmp_path: Path, vit: str) -> None:
+    """Tables of groups are of the same data."""
+    data = make_counterfactuals(tmp_path / "data")
+    groups = [(f"scene{n}", ("land", "water")[n % 2]) for n in range(4)]
+    write_rows(tmp_path / "data/groups.csv", ("image", "group"), *groups)
+    config = EvaluationConfig(
+        *(vit, str(tmp_path / "out"), (data,), ("last-grad",)),
+        tasks=("localization",),
+        resamples=50,
+        threads=1,
+    )
+    evaluation = evaluate(config)
+    assert {"pointing", "pointing_in_land", "pointing_in_worst_group"} <= {
+        *evaluation.summary.unknown
+    }
+    [line] = evaluation.findings
+    assert "do not interpret" in line
+    assert not re.search(r"\*\*[−\d.]+\*\*", (tmp_path / "out/results.md").read_text())
 
 
 def test_maps_against_images_have_no_gate(tmp_path: Path, vit: str) -> None:
