@@ -193,7 +193,8 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
         if not 0 < share < 1
     ]
     kept = [index for index, share in enumerate(shares) if 0 < share < 1]
-    if not kept:
+    retrieved = sample.label is not None and sample.caption is not None  # whatever it shows
+    if not kept and not retrieved:
         raise InputError(f"{sample.name}: {'; '.join(left_out)}")
     regions = tuple(regions[index] for index in kept)
     return replace(view, regions=regions, masks=view.masks[kept]), left_out
@@ -248,9 +249,15 @@ class MethodOnBatch:
         views = [view for view in self.samples.views for _ in view.regions]
         texts = [region.text for view in self.samples.views for region in view.regions]
         masks = torch.cat([view.masks for view in self.samples.views])
-        queries = queries_of(views, _targets(self.samples, texts), texts)
+        queries = self._none
+        if views:
+            queries = queries_of(views, _targets(self.samples, texts), texts)
         kept, raw = self.compute_finite(queries)
         return queries.part(kept), masks[kept], raw
+
+    @property
+    def _none(self) -> Queries:
+        return Queries(self.samples.pixels[:0], self.context.encode([""])[:0], (), (), ())
 
     @property
     def regions(self) -> Queries:
@@ -331,9 +338,7 @@ class MethodOnBatch:
         texts = [v.regions[0].text if v.regions else classes[v.sample.label or 0] for v in views]
         if retrieval:
             texts = [view.sample.caption or "" for view in views]
-        if not views:
-            return Queries(self.samples.pixels[:0], self.context.encode([""])[:0], (), (), ())
-        return queries_of(views, self.context.encode(texts), texts)
+        return queries_of(views, self.context.encode(texts), texts) if views else self._none
 
     def options_of(self, queries: Queries) -> dict[str, Any]:
         """Options of metrics that draw: an image's draws are those of its own number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from captum_clip.evaluation.groups import with_groups
 from captum_clip.evaluation.summary import summarize
 from captum_clip.evaluation.table import Metric
 from tests.evaluation.cases import Listed, Rows, context, direct, measured, model, on_batch
+from tests.evaluation.data.writing import noise, save
 from tests.photographs import (
     make_captions,
     make_counterfactuals,
@@ -108,6 +110,29 @@ def test_what_is_measured_once_an_image_explains_its_caption(captions: Any) -> N
     torch.testing.assert_close(queries.embeddings[1], text("a cat and a car"))
     found = measured("sanity", context(CLIP, captions, slow_images=4), "last-grad")
     assert len(found["other_prompt"].values) == 4
+
+
+def test_an_image_without_a_box_that_is_seen_is_retrieved_all_the_same(tmp_path: Path) -> None:
+    """No box, one that fills the picture, one that the crop cuts away; nor do batches need any."""
+    save(noise((224, 448)), tmp_path / "images/a.png")
+    save(noise((224, 448), 1), tmp_path / "images/b.png")
+    save(noise((224, 448), 2), tmp_path / "images/c.png")
+    header = ("image", "caption", "phrase", "x", "y", "width", "height")
+    rows = [
+        ("a", "a dog"),
+        ("b", "a cat", "cat", 0, 0, 448, 224),
+        ("c", "a bus", "bus", 0, 0, 9, 9),
+    ]
+    write_rows(tmp_path / "captions.csv", header, *rows)
+    found = context(CLIP, open_data(f"captions:{tmp_path}"), fills=("mean",))
+    assert len(measured("perturbation", found, "last-grad")["gap_cosine_mean_caption"].values) == 3
+    reasons = [skipped.message for skipped in on_batch(found, "last-grad").samples.skipped]
+    assert [re.sub("'.*'", "", reason) for reason in reasons] == [
+        "there is no region to compare a map with: b, : the mask is full.",
+        "the crop shows nothing of ",
+    ]
+    for task in ("localization", "signs", "words"):
+        assert measured(task, found, "last-grad") == {}
 
 
 def test_points_are_compared_in_pairs(tmp_path: Path) -> None:

@@ -68,7 +68,12 @@ class CaptionFolder(FileData):
         image, (caption, boxes) = self.read_image(name), self._truth[name]
         truth: Any = {"caption": caption, "label": self.classes.index(caption)}
         masks = [(phrase, partial(_mask, image.size, of)) for phrase, of in boxes.items()]
-        return masked_sample(name, image, masks, **truth) if masks else Sample(name, image, **truth)
+        try:
+            return masked_sample(name, image, masks, **truth)
+        except (
+            InputError
+        ) as error:  # no box, or none that can be used: to be retrieved it needs none
+            return Sample(name, image, dropped=(error.reason,) if masks else (), **truth)
 
 
 @final
