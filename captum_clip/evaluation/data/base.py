@@ -255,8 +255,10 @@ def read_table(
     for where, row in rows:
         if None in row or not all((row.get(column) or "").strip() for column in columns):
             raise InputError(f"{where}: expected {', '.join(columns)}, got {row}.")
-        name = row[columns[0]].strip().removeprefix("images/")
-        stem = name if name in images else str(PurePosixPath(name).with_suffix(""))
+        row = {column: value and value.strip() for column, value in row.items()}
+        name = row[columns[0]].removeprefix("images/")
+        file = PurePosixPath(name)  # "." and "/" have no name, nor ending
+        stem = name if name in images else str(file.with_suffix("") if file.name else file)
         try:
             values = tuple(float(row[column]) for column in numbers)
         except (KeyError, TypeError, ValueError):

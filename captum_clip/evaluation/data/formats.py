@@ -142,8 +142,16 @@ def templates_of(folder: Path, given: str | None, usual: str) -> list[str]:
     """The template that is given, else the lines of ``templates.txt`` in the folder, else one."""
     path = folder / "templates.txt"
     if given is None and path.exists():
-        return read_lines(path) or [""]  # which is refused
+        lines = read_lines(path) or [""]
+        with error_context(str(path)):
+            return [_template(line) for line in lines]
     return [usual if given is None else given]
+
+
+def _template(text: str) -> str:
+    if text.count("{}") != 1:
+        raise InputError(f'expected a template with one "{{}}" for the name, got {text!r}.')
+    return text
 
 
 def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[str, str]:
@@ -158,8 +166,7 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
     Raises:
         InputError: a template without "{}", a file that cannot be read, an unknown number.
     """
-    if template.count("{}") != 1:
-        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+    _template(template)
     path = folder / _CLASS_NAMES
     lines = read_lines(path) if path.exists() else []
     rows = [[part.strip() for part in line.split("\t")] for line in lines]

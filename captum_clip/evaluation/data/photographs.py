@@ -154,6 +154,8 @@ class CounterfactualFolder(MaskedFolder):
             unknown = absent - {mask_text(mask) for mask in self._masks.get(stem, ())}
             if unknown and stem in self.names:
                 raise InputError(f"{self.path / file}: {min(unknown)!r} has no mask.")
+            if other := self._without.get((stem, absent)):
+                raise InputError(f"{self.path / file}: {other} is without the same; keep one.")
             self._without[stem, absent] = file
         example = f"images in without/, such as without/{self.names[0]}/a horse.png"
         self.check_belonging((stem in self.names for stem, _ in self._without), example)

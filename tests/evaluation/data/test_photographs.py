@@ -170,6 +170,12 @@ def test_counterfactuals_that_do_not_match_are_refused(tmp_path):
     save_mask(LEFT, tmp_path / "masks/one/more.png")
     with pytest.raises(InputError, match="one: expected up to 8 masks, got 9"):
         CounterfactualFolder(tmp_path).read(0)
+    again = save(noise(), tmp_path / "without/one/thing 1 + thing 3.png")
+    with pytest.raises(
+        InputError, match=r"without/one/thing 1 \+ thing 3\.png is without the same"
+    ):
+        CounterfactualFolder(tmp_path)
+    again.unlink()
     save(noise(), tmp_path / "without/one/a dog + more.png")
     with pytest.raises(InputError, match=r"a dog \+ more\.png: 'a dog' has no mask"):
         CounterfactualFolder(tmp_path)
@@ -192,8 +198,17 @@ def test_templates_of_classes_are_prompts(tmp_path, lawful):
     assert ClassFolder(tmp_path).classes == ("a dog", "a red fox")
     for content in ("", "a dog\n"):
         (tmp_path / "templates.txt").write_text(content)
-        with pytest.raises(InputError, match="expected a template with one"):
+        with pytest.raises(InputError, match=r"templates\.txt: expected a template with one"):
             ClassFolder(tmp_path)
+
+
+def test_blanks_beside_a_value_and_names_of_no_image_count_for_nothing(tmp_path):
+    save(noise(), tmp_path / "images/a.png")
+    rows = [(" a ", "a cat ", 0, 0, 1), ("a", " a cat", 1, 1, 0)]
+    write_rows(
+        tmp_path / "points.csv", POINTS, *rows, *((n, "b", 0, 0, 1) for n in (".", "images/"))
+    )
+    assert PointFolder(tmp_path).names == ("a/a cat",)
 
 
 def test_groups_are_those_of_the_list(tmp_path):
