@@ -23,8 +23,8 @@ from .data import open_data
 from .evaluator import Evaluation, evaluate
 from .gate import Gate, measure_gate
 from .methods import method_of
-from .run import Content, ModelLoader, Progress, threads
-from .storage import storage_of
+from .run import Content, ModelLoader, Progress, differences, threads
+from .storage import Storage, storage_of
 
 SUITES: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("suite.json").read_text())
 """By name: the seed, the settings of its parts, column -> pattern of metrics, the hash of it."""
@@ -69,7 +69,7 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
 
     Raises:
         InputError: another suite, a setting that the suite fixes, scenes that are drawn otherwise
-            here, and what :func:`evaluate` refuses.
+            here, a folder with another model's file, and what :func:`evaluate` refuses.
     """
     check_choice(name, SUITES, name="a suite")
     suite, output = SUITES[name], storage_of(config.output)
@@ -89,15 +89,18 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
     clip = models.load(full_name(config.model), config.device)
     data = [open_data(n, number=parts[0].images, seed=parts[0].seed) for n in parts[0].data]
     contexts = [ModelContext(clip, data_set, parts[0]) for data_set in data]
+    model = {"name": label_of(config.model), "identity": clip.identity()}
+    _check_own(f"suite_{name}.json", output, model)
     gates = list[Gate]()
     for context in contexts:
-        gates.append(measure_gate(context))
+        with threads(config.thread_count):
+            gates.append(measure_gate(context))
         if progress:
             every = parts[0].images
             progress(every * len(gates), every * len(data), f"gate, {context.data.name}")
     content: Content = {
         **{"format": _FORMAT, "suite": name, "hash": drawn},
-        "model": {"name": label_of(config.model), "identity": clip.identity()},
+        "model": model,
         "versions": {"captum_clip": __version__, "torch": torch.__version__},
         "gate": {g.data: {n: c._asdict() for n, c in g.checks.items()} for g in gates},
         "verdict": [str(gate) for gate in gates],
@@ -115,6 +118,21 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
         output.write(f"suite_{name}.tex", _latex(content, found[0].summary.methods).encode())
     output.write(f"suite_{name}.json", json.dumps(content).encode())
     return content
+
+
+def _check_own(file: str, output: Storage, model: Content) -> None:
+    """Raise InputError where the folder has such a file of another model, or a damaged one."""
+    if (there := output.read(file)) is None:
+        return
+    try:
+        before = json.loads(there)["model"]
+    except (ValueError, KeyError, TypeError):
+        before = None
+    if changes := differences({"model": before}, {"model": model}):
+        raise InputError(
+            f"{output.root}/{file} is of another model: {'; '.join(changes[:2])}. Take another "
+            "output folder."
+        )
 
 
 def _by_scene(evaluation: Evaluation, pattern: str) -> dict[str, list[float | None]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from captum_clip.cli import main
 from captum_clip.errors import InputError
@@ -160,8 +161,6 @@ def test_values_are_the_statistic_of_a_scene_alone(made: Path, small: str) -> No
         pairs = here[here["metric"] == "effect_spearman"].pivot(
             index="region", columns="part", values="value"
         )
-        import torch
-
         mass, effect = (torch.tensor(pairs[part].to_numpy()) for part in ("mass", "effect"))
         rank = float(spearman(mass, effect).nan_to_num())
         assert values["effect"]["legrad"][number] == pytest.approx(rank, abs=1e-4)
@@ -197,6 +196,26 @@ def test_a_model_that_knows_nothing_is_stopped_before_it_is_measured(
     path = str(tmp_path / "suite_small.json")
     with pytest.raises(InputError, match=r"no values to compare\. demo: this model does not know"):
         compare_suites(path, path)
+
+
+def test_the_file_of_another_model_is_left_alone(
+    made: Path, tmp_path: Path, vit: str, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a model that the gate would stop; the gate takes the threads that are asked for."""
+    file = tmp_path / "suite_small.json"
+    shutil.copy(made / "vit/suite_small.json", file)
+    for before in (file.read_bytes(), b"{}"):
+        file.write_bytes(before)
+        with pytest.raises(InputError, match=r"suite_small\.json is of another model: model\.name"):
+            run_suite(small, config(vit, tmp_path))
+        assert file.read_bytes() == before
+    threads = list[int]()
+    measure = suite.measure_gate
+    monkeypatch.setattr(
+        suite, "measure_gate", lambda c: threads.append(torch.get_num_threads()) or measure(c)
+    )
+    run_suite(small, EvaluationConfig(vit, str(tmp_path / "own"), threads=3))
+    assert threads == [3, 3]
 
 
 def written(path: Path, values: Any, **given: Any) -> str:
