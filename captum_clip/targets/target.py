@@ -311,7 +311,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
     """
     _checked_texts([text], allow_empty=False)
     parts, pieces = text.split(), _pieces(text)
-    spans = _spans(parts, words)
+    spans = word_spans(parts, words)
     # By position: `re.sub` would take the word as a pattern, and "a" would remove every a.
     without = ["".join(pieces[:start] + pieces[stop:]) for start, stop in spans]
     left = [t if start else t.lstrip() for t, (start, _) in zip(without, spans, strict=True)]
@@ -367,8 +367,12 @@ def _bare(word: str) -> str:
     return word.strip(_PUNCTUATION) or word
 
 
-def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
-    """Where the words stand: (start, stop) of each, and of a repeated word each occurrence."""
+def word_spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
+    """Where the words stand: (start, stop) of each, and of a repeated word each occurrence.
+
+    Raises:
+        TargetError: a word that is not in the text, as :func:`words` has it.
+    """
     if words is None:
         return [(index, index + 1) for index in range(len(parts))]
     spans: list[Span] = []

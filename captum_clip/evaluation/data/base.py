@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, ClassVar
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -252,18 +253,20 @@ def read_table(
             rows = [(f"{path}, line {table.line_num}", row) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV in UTF-8 ({error}).") from error
+    known = {normalize("NFC", image): image for image in images}  # some disks write accents apart
     for where, row in rows:
         if None in row or not all((row.get(column) or "").strip() for column in columns):
             raise InputError(f"{where}: expected {', '.join(columns)}, got {row}.")
         row = {column: value and value.strip() for column, value in row.items()}
-        name = row[columns[0]].removeprefix("images/")
+        name = normalize("NFC", row[columns[0]].removeprefix("images/"))
         file = PurePosixPath(name)  # "." and "/" have no name, nor ending
-        stem = name if name in images else str(file.with_suffix("") if file.name else file)
+        without = str(file.with_suffix("") if file.name else file)
+        stem = known.get(name) or known.get(without)
         try:
             values = tuple(float(row[column]) for column in numbers)
         except (KeyError, TypeError, ValueError):
             values = ()
-        if stem in images:
+        if stem:
             yield where, stem, row, values if np.isfinite(values).all() else ()
 
 

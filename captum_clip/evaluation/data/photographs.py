@@ -1,7 +1,6 @@
 """Folders of photographs: with captions and boxes of their phrases, points, counterfactuals."""
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,9 +12,10 @@ import numpy as np
 from PIL import Image
 from typing_extensions import override
 
-from ...errors import InputError
+from ...errors import InputError, TargetError
 from ...files import image_names
 from ...models.images import as_pil
+from ...targets.target import word_spans
 from .base import FileData, Mask, Sample, digest, masked_sample, read_table
 from .formats import MaskedFolder, mask_text
 
@@ -51,8 +51,12 @@ class CaptionFolder(FileData):
             if known != caption:
                 raise InputError(f"{where}: expected one caption, {image} has another one already.")
             if phrase:
-                if not re.search(rf"(?<!\S)\W*{re.escape(phrase)}\W*(?!\S)", caption):
-                    raise InputError(f"{where}: {phrase!r} is not in the caption {caption!r}.")
+                try:  # as the task finds it
+                    word_spans(caption.split(), [phrase])
+                except TargetError as error:
+                    raise InputError(
+                        f"{where}: {phrase!r} is not in the caption {caption!r}."
+                    ) from error
                 if not box or min(box[2:]) <= 0:
                     raise InputError(f"{where}: expected {', '.join(names)} of a box, got {row}.")
                 boxes.setdefault(phrase, []).append(box)

@@ -92,6 +92,29 @@ def test_captions_that_do_not_match_are_refused(tmp_path, row, message):
         CaptionFolder(tmp_path)
 
 
+def test_a_phrase_stands_in_its_caption_as_the_task_finds_it(tmp_path):
+    """By words without outer punctuation, whatever the white space; else a run would end midway."""
+    save(noise(), tmp_path / "images/a.png")
+    for caption, phrase in (
+        ("a  red\tdog, (x)", "red dog"),
+        ("a \N{LEFT DOUBLE QUOTATION MARK}dog.", "dog"),
+    ):
+        write_rows(tmp_path / "captions.csv", BOXES, ("a", caption, phrase, 1, 1, 9, 9))
+        assert [region.text for region in CaptionFolder(tmp_path).read(0).regions] == [phrase]
+    write_rows(
+        tmp_path / "captions.csv", BOXES, ("a", "a dog\N{TRADE MARK SIGN}", "dog", 1, 1, 9, 9)
+    )
+    with pytest.raises(InputError, match=r"line 2: 'dog' is not in the caption"):
+        CaptionFolder(tmp_path)
+
+
+def test_accents_may_be_written_apart(tmp_path):
+    """As a list or a disk has them."""
+    save(noise(), tmp_path / "images/cafe\u0301.png")
+    write_rows(tmp_path / "captions.csv", BOXES, ("caf\u00e9.png", "a dog"))
+    assert CaptionFolder(tmp_path).names == ("cafe\u0301",)
+
+
 def test_lists_that_are_not_there_or_empty_are_refused(tmp_path):
     save(noise(), tmp_path / "images/a.png")
     for kind, name in ((CaptionFolder, "captions.csv"), (PointFolder, "points.csv")):
