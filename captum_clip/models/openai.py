@@ -10,8 +10,9 @@ from typing_extensions import override
 from ..checks import expect
 from ..errors import TargetError, UnsupportedModelError
 from .adapter import Family
-from .attentions import Attention, Exposed
+from .attentions import Exposed
 from .open_clip import OpenClipAdapter, OpenClipLayer, OpenClipResNet, OpenClipViT, text_tower_in
+from .steps import Linear, Projections
 from .text import TextTower
 from .towers import Tower
 
@@ -32,7 +33,11 @@ class SplitLayer(OpenAILayer):
     """A block whose attention has a map each for queries, keys and values, as CLIP-LoRA's has."""
 
     maps = ("q_proj", "k_proj", "v_proj", "proj")
-    projections = Attention.projections
+
+    @override
+    def projections(self) -> Projections:
+        # all by their weights, into which eval() merges LoRA's; what is not merged is refused
+        return Projections._make(map(Linear.of, self.map_modules()))
 
     @override
     def exposed(self) -> Mapping[nn.Module, tuple[Exposed, ...]]:

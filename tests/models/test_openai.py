@@ -158,10 +158,22 @@ def split_attentions(clip: Any) -> Any:
     return clip.eval()
 
 
-def test_attentions_with_split_maps_have_the_maps_of_the_whole_ones() -> None:
+class Merged(nn.Linear):
+    """A `LinearLoRA` of CLIP-LoRA after `eval()`, which is called with weights that have all."""
+
+    def forward(self, tokens: Tensor, **options: Any) -> Tensor:
+        return nn.Linear.forward(self, tokens, **options)
+
+
+@pytest.mark.parametrize("tuned", [(), ("q_proj", "v_proj", "proj")])
+def test_attentions_with_split_maps_have_the_maps_of_the_whole_ones(tuned: Any) -> None:
     """As those of CLIP-LoRA, on both sides and by every method."""
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    clips = [load_clip(model_of("vit")), load_clip(split_attentions(model_of("vit")))]
+    split = split_attentions(model_of("vit"))
+    for block in (*split.visual.transformer.resblocks, *split.transformer.resblocks):
+        for name in tuned:
+            getattr(block.attn, name).__class__ = Merged
+    clips = [load_clip(model_of("vit")), load_clip(split)]
     target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
     sides = {
         "text": (TextSimilarity, tokenize(["horse", "a dog"])),
