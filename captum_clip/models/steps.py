@@ -338,7 +338,12 @@ def _forward(step: Step, token: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
             return layer_norm(token, step.normalized_shape, weight, bias, step.eps)
     # nor are these called, so that a hook on them shows in what was returned
-    return token if isinstance(step, _IDENTITIES) else step(token)
+    if isinstance(step, _IDENTITIES):
+        return token
+    if not isinstance(step, nn.Module):
+        return step(token)
+    output: Tensor = step(token.to(next(step.parameters(), token).dtype))  # an adapter has its own
+    return output.to(token.dtype)
 
 
 class _Gated(NamedTuple):

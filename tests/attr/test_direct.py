@@ -410,6 +410,21 @@ def test_depth_token_refuses_an_mlp_that_it_cannot_hold() -> None:
     method.attribute_targets(small.images(3))  # whose MLPs are in the rest
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_depth_token_calls_an_adapter_in_its_own_type(dtype: torch.dtype) -> None:
+    """As LoRA on an MLP is, or a map with a hook."""
+    small = builders.hf_vit()
+    small.model.to(dtype)
+    method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(cases.embeddings())))
+    pixels = small.images(3).to(dtype)
+    wanted = method.attribute_targets(pixels, depth="token")
+    for map_ in ("fc1", "fc2"):
+        mlp: Any = small.model.vision_model.encoder.layers[1].mlp
+        getattr(mlp, map_).register_forward_hook(lambda module, args, out: out)
+    found = method.attribute_targets(pixels, depth="token")
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
 def test_depth_all_less_the_mean_gives_nothing_to_a_patch_like_all_others() -> None:
     """An image of one colour has the same projected patches everywhere."""
     method = DirectContribution(cases.similarity("hf_vit", torch.float64))
