@@ -121,6 +121,14 @@ def test_a_page_takes_the_look_of_a_figure(found: dict[str, Explanation], tmp_pa
     assert not (tmp_path / "b.html").exists()
 
 
+def test_a_page_of_maps_that_are_no_numbers_is_refused(
+    found: dict[str, Explanation], tmp_path: Path
+) -> None:
+    broken = {sign: values.log() for sign, values in found["texts"].maps.items()}
+    with pytest.raises(InputError, match=r"^save: the maps .* hold NaN or infinity"):
+        replace(found["texts"], maps=broken).save(tmp_path / "a.html")
+
+
 def test_a_notebook_shows_the_page_of_words_and_pairs(found: dict[str, Explanation]) -> None:
     assert found["texts"]._repr_html_() is None
     for kind in ("words", "pairs", "images"):
@@ -174,8 +182,12 @@ def test_axe_finds_nothing(chromium: Any, folder: Path, kind: str, width: int, s
 
 
 def said(page: Any) -> str:
-    text: str = page.locator("[role=status]").inner_text()
-    return text
+    return plain(page.locator("[role=status]").inner_text())
+
+
+def plain(text: str) -> str:
+    """A text without the marks that keep a name from the right to the left by its number."""
+    return re.sub("[\u2068\u2069]", "", text)
 
 
 @pytest.mark.slow
@@ -226,7 +238,8 @@ def test_the_page_needs_no_mouse(chromium: Any, folder: Path) -> None:
         expected = f"At {wanted}" if wanted.startswith("row") else f"“{wanted}”: "
         if wanted.startswith(("row", "a", "horse")):
             assert said(page).startswith(expected)
-    assert page.locator("#photo img").get_attribute("alt").startswith("Map of “horse”: share")
+    alternative = plain(page.locator("#photo img").get_attribute("alt"))
+    assert alternative.startswith("Map of “horse”: share")
     page.close()
 
 
@@ -248,6 +261,58 @@ def test_cells_of_two_images_answer_each_other(
     page.locator("#photo [role=option]").nth(at).hover()
     page.mouse.move(0, 0)  # the photo has no focus to come back to
     assert page.locator("#other img").get_attribute("alt") == "What answers the image"
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_map_lies_on_a_photo_of_any_shape(
+    chromium: Any, tmp_path: Path, width: int, whole: bool
+) -> None:
+    """In a high one, whose height is bounded, as well."""
+    for size in ((300, 900), (900, 300)):
+        found = explain(WIDE.resize(size), TEXTS, model="demo/vit", whole=whole, hints=False)
+        page = opened(chromium, found.save(tmp_path / "a.html"), width)
+        img, canvas = (page.locator(f"#photo {tag}").bounding_box() for tag in ("img", "canvas"))
+        assert img["width"] / img["height"] == pytest.approx(size[0] / size[1], rel=0.02)
+        assert max(img["width"], img["height"]) <= 577
+        left, top, right, bottom = found.crops[0].scaled((1, 1))
+        assert canvas["x"] - img["x"] == pytest.approx(left * img["width"], abs=1)
+        assert canvas["y"] - img["y"] == pytest.approx(top * img["height"], abs=1)
+        assert canvas["width"] == pytest.approx((right - left) * img["width"], abs=1)
+        assert canvas["height"] == pytest.approx((bottom - top) * img["height"], abs=1)
+        page.close()
+
+
+@pytest.mark.slow
+def test_a_number_stands_after_its_name_whichever_way_that_is_read(
+    chromium: Any, found: dict[str, Explanation], tmp_path: Path
+) -> None:
+    names = ("قطة", "כלב", "a")
+    page = opened(chromium, replace(found["texts"], names=names).save(tmp_path / "a.html"))
+    page.locator("[role=option]").nth(17).focus()
+    left = """([text, name]) => {
+        const range = document.createRange(), start = text.data.indexOf(name);
+        range.setStart(text, start), range.setEnd(text, start + name.length);
+        return range.getBoundingClientRect().x;
+    }"""
+    text = page.evaluate_handle("document.querySelector('#said').firstChild")
+    pairs = re.findall(r"(\S+) ([+−][\d.]+)", said(page))
+    parts = [part for pair in pairs for part in pair]
+    places = [page.evaluate(left, [text, part]) for part in parts]
+    assert len(parts) == 6
+    assert places == sorted(places)
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_map_of_zeros_has_no_strongest_place(
+    chromium: Any, found: dict[str, Explanation], tmp_path: Path
+) -> None:
+    empty = {sign: torch.zeros_like(values) for sign, values in found["texts"].maps.items()}
+    page = opened(chromium, replace(found["texts"], maps=empty).save(tmp_path / "a.html"))
+    assert said(page) == f"“{TEXTS[0]}”: {data_of(page.content())['images'][0]['notes'][0]}"
     page.close()
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checks import check_choice, check_interval
-from ..maps import Mode
+from ..maps import Mode, check_maps
 from ..visualization import HEAT, NEGATIVE, POSITIVE
 from ..visualization.arrays import as_images
 from ..visualization.colors import ALPHA, RISE, Array, colormap, ramp, score_note, soften
@@ -58,6 +58,8 @@ def page(
 
 def _data(found: Any, interpolation: Mode, original: Any) -> dict[str, Any]:
     """What the page's script reads."""
+    for values in found.maps.values():
+        check_maps(values)  # JSON has no NaN
     images, boxes = found.images, [(0, 0, 1, 1)] * len(found)
     if original is None:
         original = bool(found.photos and found.crops)
