@@ -6,7 +6,7 @@ None of them loads torch, so the command line may use them all. Tensors are chec
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Real
@@ -207,7 +207,7 @@ def is_encodable(text: str) -> bool:
 
 def check_texts(texts: Any) -> list[str]:
     """One text or several, as a list; TargetError for what is none, and where there is none."""
-    several = isinstance(texts, Iterable) and not isinstance(texts, (Mapping, Set))
+    several = isinstance(texts, Iterable) and not isinstance(texts, (Mapping, set, frozenset))
     as_they_are = "pass texts as they are, without a tokenizer"
     expect(several, "a text or several", texts, as_they_are, error=TargetError)
     listed = as_list(texts)
@@ -233,7 +233,7 @@ def describe(value: Any) -> str:
     if isinstance(value, (list, tuple)) and any(hasattr(item, "shape") for item in value):
         return excerpt(f"[{', '.join(map(describe, value))}]", 200)
     shape = None if isinstance(value, type) else getattr(value, "shape", None)
-    if isinstance(shape, tuple):
+    if isinstance(shape, tuple) and hasattr(value, "dtype"):  # a table of pandas has none
         device = str(getattr(value, "device", "cpu"))
         kind = f"{type(value).__name__} {tuple(shape)} of {value.dtype}"
         return kind + f" on {device}" * (device != "cpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -80,6 +81,7 @@ def test_describe_gives_arrays_by_shape_and_objects_by_class() -> None:
         (torch.Tensor, "<class 'torch.Tensor'>"),
         (torch.nn.Sequential(torch.nn.ReLU()), "Sequential"),
         (len, "builtin_function_or_method"),
+        (pd.DataFrame({"a": [1]}), "DataFrame"),
     ):
         assert checks.describe(value) == described
 

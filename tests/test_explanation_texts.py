@@ -66,6 +66,9 @@ def test_a_missing_text_names_those_that_are_there(found: Explanation) -> None:
         found["a cat"]
     with pytest.raises(InputError, match=f"^heatmap: {message}$"):
         found.heatmap("a cat")
+    number: Any = 0  # would be that of an image
+    with pytest.raises(InputError, match=r"^heatmap: expected one of the texts, got 0\.$"):
+        found.heatmap(number)
     with pytest.raises(IndexError):
         found[2]
 

@@ -22,6 +22,7 @@ from ..checks import (
     check_integer,
     error_context,
     excerpt,
+    expect,
     find_file,
     is_integer,
     show,
@@ -264,6 +265,7 @@ class Explanation:
                 size.
         """
         if text is not None and (text in self.names or text not in get_args(Mode)):
+            expect(isinstance(text, str), "one of the texts", text)  # a number is of an image
             return self[text].heatmap(None, interpolation, original=original)
         mode: Any = interpolation or text or "bilinear"
         check_flag("original", original)

@@ -149,7 +149,12 @@ def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.de
     expect(ids.device == device, f"token ids on {device}", ids, "pass ids.to(clip.device)")
     low, high = int(ids.min()), int(ids.max())
     known = f"token ids from 0 to {tower.vocabulary - 1}, which {name} knows"
-    expect(0 <= low <= high < tower.vocabulary, known, high, "make them with its own tokenizer")
+    expect(
+        0 <= low <= high < tower.vocabulary,
+        known,
+        low if low < 0 else high,
+        "make them with its own tokenizer",
+    )
     if mask is not None and not tower.takes_mask:
         takes = "takes no attention_mask, since it knows padding"
         raise InputError(f"OpenCLIP's text tower {takes}; leave it out.")

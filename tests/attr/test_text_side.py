@@ -569,6 +569,7 @@ def test_a_target_of_texts_is_refused() -> None:
         (torch.zeros(1, 7), "of whole numbers, got .* of torch.float32"),
         (torch.zeros(7, dtype=torch.long), "expected token ids .*B, T"),
         (torch.full((1, 7), 300), "token ids from 0 to 258, .*, got 300; make"),
+        (torch.tensor([[5, -1]]), "token ids from 0 to 258, .*, got -1; make"),
     ],
 )
 def test_token_ids_that_are_none_are_refused(ids: Any, message: str) -> None:

@@ -141,6 +141,11 @@ def test_what_is_no_list_of_texts_is_refused(clip, texts):
         targets.text(clip, texts)
 
 
+def test_texts_may_be_the_keys_of_a_dict(clip):
+    """They have an order, which a set has not."""
+    assert targets.text(clip, {"a horse": 1, "a dog": 2}.keys()).names == ("a horse", "a dog")
+
+
 def test_long_text_says_how_many_tokens_it_has(each):
     """Nothing is cut off in silence."""
     clip = each
