@@ -138,7 +138,8 @@ class DirectContribution(ClipAttribution):
 
     the gradient at the pooled token's stream :math:`z_l` after attention l, through the MLPs that
     it still passes, with norms and gates f(x) / x as constants. What it attends to later, its own
-    values among that, counts where it is read. Of the MLPs only the biases are left to the rest.
+    values among that, counts where it is read. Of the MLPs the rest has the biases, and what
+    they make of the pooled token's own embedding and values.
 
     Options, keyword-only:
 

@@ -255,9 +255,9 @@ def flattened(modules: Iterable[Step]) -> tuple[Step, ...]:
     """
     steps: list[Step] = []
     for module in modules:
-        parts = dict(getattr(module, "_modules", {}))
+        parts = {n: p for n, p in getattr(module, "_modules", {}).items() if p is not None}
         row = next((row for row in _MLPS if {*row} == {*parts}), ())
-        if type(module).__name__ == "SwiGLU":
+        if type(module).__name__ == "SwiGLU" and {"fc1_g", "fc1_x", *_MLPS[0][1:]} == {*parts}:
             steps.append(GatedLinear((parts["fc1_g"], parts["act"]), parts["fc1_x"]))
             row = _MLPS[0][2:]
         if isinstance(module, Residual):

@@ -410,6 +410,25 @@ def test_depth_token_refuses_an_mlp_that_it_cannot_hold() -> None:
     method.attribute_targets(small.images(3))  # whose MLPs are in the rest
 
 
+def test_depth_token_refuses_a_gated_mlp_of_other_parts() -> None:
+    """Such as EVA's, which has the name of timm's."""
+
+    class SwiGLU(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w1, self.w2, self.w3 = nn.Linear(32, 8), nn.Linear(32, 8), nn.Linear(8, 32)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            gated: Tensor = self.w3(F.silu(self.w1(tokens)) * self.w2(tokens))
+            return gated
+
+    small = builders.hf_vit()
+    small.model.vision_model.encoder.layers[1].mlp = SwiGLU()
+    method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(cases.embeddings())))
+    with pytest.raises(UnsupportedModelError, match="a SwiGLU follows the pooled token"):
+        method.attribute_targets(small.images(3), depth="token")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_depth_token_calls_an_adapter_in_its_own_type(dtype: torch.dtype) -> None:
     """As LoRA on an MLP is, or a map with a hook."""
