@@ -235,6 +235,18 @@ def test_coco_reads_a_mask(found: Explanation) -> None:
     assert coco.area(runs) == positive.mask.sum()
 
 
+def test_coco_refuses_what_is_no_mask(found: Explanation) -> None:
+    """A map in [0, 1] would be cut to zeros."""
+    heatmap = found.heatmap()["positive"][0, 0]
+    for mask, message in (
+        (heatmap, "a mask of True and False, got Tensor .*; compare the map with a threshold"),
+        (heatmap[None] > 0, "a mask of shape .*H, W"),
+        (found.regions()[0], "a mask as a tensor .*; region.mask is one"),
+    ):
+        with pytest.raises(InputError, match=f"^coco_rle: expected {message}"):
+            coco_rle(mask)  # type: ignore[arg-type]
+
+
 def test_supervision_takes_the_regions_of_an_image(vit: ClipAdapter, found: Explanation) -> None:
     """An empty map is no detection; the box is around all parts of the mask."""
     supervision = pytest.importorskip("supervision")

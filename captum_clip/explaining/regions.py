@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .. import maps
-from ..checks import check_destination, check_interval
+from ..checks import check_destination, check_interval, expect
 from ..errors import InputError, public
 from ..files import MARK, make_folder, replace_file, slug
 from ..maps import Box, Threshold, threshold_level
@@ -201,9 +201,13 @@ def coco_rle(mask: Tensor) -> dict[str, Any]:
     They are an annotation's "segmentation" in JSON, and what ``pycocotools.mask`` takes.
 
     Raises:
-        InputError: pycocotools is not installed.
+        InputError: no mask, or pycocotools is not installed.
     """
-    encoded = _library("pycocotools.mask").encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
+    maps.check_shape("a mask", mask, "(H, W)", "region.mask is one")
+    whole = not mask.is_floating_point()  # a map would be cut to whole numbers
+    expect(whole, "a mask of True and False", mask, "compare the map with a threshold")
+    pixels = np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8)
+    encoded = _library("pycocotools.mask").encode(pixels)
     return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
 
 
