@@ -220,6 +220,8 @@ def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
                     zip(("difference", "low", "high"), paired_difference(x, y), strict=False)
                 )
                 rows[f"{column}, {method}"] = {first: x.mean(), second: y.mean(), **gap}
+    if not rows:
+        raise InputError(f"{first} and {second} have no method in common; nothing can be compared.")
     return rows
 
 
@@ -228,7 +230,7 @@ def _read(path: str) -> Content:
     file = find_file(Path(path))
     try:
         content: Content = json.loads(file.read_bytes())
-        written = content["format"] == _FORMAT
+        written = content["format"] == _FORMAT and "hash" in content
     except (ValueError, KeyError, TypeError):
         written = False
     if not written:

@@ -259,9 +259,8 @@ def read_table(
             raise InputError(f"{where}: expected {', '.join(columns)}, got {row}.")
         row = {column: value and value.strip() for column, value in row.items()}
         name = normalize("NFC", row[columns[0]].removeprefix("images/"))
-        file = PurePosixPath(name)  # "." and "/" have no name, nor ending
-        without = str(file.with_suffix("") if file.name else file)
-        stem = known.get(name) or known.get(without)
+        image = PurePosixPath(name)  # "." and "/" have no name, nor ending
+        stem = known.get(name) or known.get(str(image.with_suffix("") if image.name else image))
         try:
             values = tuple(float(row[column]) for column in numbers)
         except (KeyError, TypeError, ValueError):
