@@ -311,20 +311,22 @@ def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
         except CaptumClipError as error:
             folder = re.escape(os.environ["GRADIO_TEMP_DIR"])  # in which an upload is kept
             sentence = re.sub(rf"{folder}\S*/", "", error.reason)
-            gr.Warning(
-                ARGUMENT.sub(_labelled, sentence)
-            )  # gr.Error would stand in place of the maps
+            gr.Warning(labelled(sentence))  # gr.Error would stand in place of the maps
             yield gr.skip()
 
     return answer
 
 
-def _labelled(argument: re.Match[str]) -> str:
-    """An argument of a sentence as the page calls it: `sign='both'` as “Show what”: both."""
-    name, value = argument[1], (argument[2] or "").strip("'")
-    if name not in _LABELS:
-        return argument[0].strip("`")
-    return f"“{_LABELS[name]}”{': ' * bool(value)}{SIGNS.get(value, value)}"
+def labelled(sentence: str) -> str:
+    """A sentence with its arguments as the page calls them: `sign='both'` as “Show what”: both."""
+
+    def label(argument: re.Match[str]) -> str:
+        name, value = argument[1], (argument[2] or "").strip("'")
+        if name not in _LABELS:
+            return argument[0].strip("`")
+        return f"“{_LABELS[name]}”{': ' * bool(value)}{SIGNS.get(value, value)}"
+
+    return ARGUMENT.sub(label, sentence)
 
 
 def find_port(host: str, port: int) -> int:

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from captum_clip import Explanation, explain
-from captum_clip.app.page import find_port
+from captum_clip.app.page import find_port, labelled
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
@@ -34,6 +34,11 @@ if find_spec("playwright") is not None:  # without it the tests below fail, othe
 
 SLACK = 60_000  # milliseconds; a busy machine is slow
 IMAGE = draw_scene(0, objects=["horse", "dog"]).image
+
+
+def test_sentences_call_arguments_by_the_labels_of_the_page() -> None:
+    said = labelled("rollout: take `sign='positive'`, another `method`, or `words=True`.")
+    assert said == "rollout: take “Show what”: supports it, another “Method”, or words=True."
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_rows_of_wide_images_are_folded_earlier() -> None:
         ((9, 12, 3), [4, 4]),
         ((1, 80, 3), 8 * [1]),
     ):
-        assert [len(row) for row in folded(8 * [Panel(np.zeros(shape))])] == rows
+        assert [len(row) for row in folded(8 * [Panel(np.zeros(shape, np.float32))])] == rows
 
 
 def test_wrap_keeps_every_character_and_the_width() -> None:
