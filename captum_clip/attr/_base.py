@@ -14,7 +14,7 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_flag, is_integer, torch_failures
+from ..checks import check_choice, check_flag, check_integer, expect, torch_failures
 from ..errors import CaptureError, InputError, UnsupportedModelError, public
 from ..models import tower_of
 from ..models.library import nondeterminism
@@ -85,7 +85,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 gives another map (:class:`captum_clip.DirectContribution`).
         """
         name = type(self).__name__
-        tower = _resolve_tower(name, forward_func, layer)
+        with public(name):
+            tower = _resolve_tower(forward_func, layer)
         if tower.kind not in self.towers:
             needed = " or a ".join(NOUNS[kind] for kind in self.towers)
             raise UnsupportedModelError(
@@ -126,10 +127,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""
         assert isinstance(self._tower, TransformerTower)
         count = len(self._tower.attentions)
-        if not is_integer(start_layer, least=0) or start_layer >= count:
-            raise InputError(
-                f"start_layer: expected a layer from 0 to {count - 1}, got {start_layer!r}."
-            )
+        check_integer("start_layer", start_layer, least=0, most=count - 1)
         return range(start_layer, count)
 
     # `log_usage`, since NoiseTunnel calls the `__wrapped__` that it leaves
@@ -219,13 +217,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         self._check_tower()
         self.check_options(**options)
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-        for other in (each for each in tensors or (inputs,) if not isinstance(each, Tensor)):
-            wanted, maker = "images", "clip.preprocess(images)"
-            if isinstance(forward, TextSimilarity):
-                wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
-            raise InputError(
-                f"expected a tensor of {wanted}, got {type(other).__name__}; {maker} makes one."
-            )
+        wanted, maker = "images", "clip.preprocess(images)"
+        if isinstance(forward, TextSimilarity):
+            wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
+        for each in tensors or (inputs,):
+            expect(isinstance(each, Tensor), f"a tensor of {wanted}", each, f"{maker} makes one")
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         similarity = plain_similarity(forward)
         if similarity is not None:  # a target that cannot be selected is refused before any work
@@ -266,8 +262,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 "own, so its scores cannot be taken apart; take a method with gradients, such as "
                 "all-grad."
             )
-        reason = nondeterminism(tower.module)
-        if reason is not None:
+        if (reason := nondeterminism(tower.module)) is not None:
             raise InputError(
                 f"{method}: the {tower.noun} is in training mode with {reason}; call model.eval()."
             )
@@ -344,24 +339,19 @@ def detach_inference(inputs: Any) -> Any:
     return inputs.clone() if isinstance(inputs, Tensor) and inputs.is_inference() else inputs
 
 
-def _resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> Tower:
+def _resolve_tower(forward_func: Any, layer: nn.Module | None) -> Tower:
     """The tower of a `Similarity`, or of the module that was given as `layer`."""
-    if not callable(forward_func):
-        raise InputError(
-            f"{method}: expected a forward function, got {type(forward_func).__name__}; pass a "
-            "ClipSimilarity, or a callable images -> (B, K) with layer=model."
-        )
+    either = "pass a ClipSimilarity, or a callable images -> (B, K) with layer=model"
+    expect(callable(forward_func), "a forward function", forward_func, either)
     if layer is None and not isinstance(forward_func, Similarity):
         raise InputError(
-            f"{method}: with a forward function of your own, pass the model as `layer`, so that it "
-            "is known where to look."
+            "with a forward function of your own, pass the model as `layer`, so that it is known "
+            "where to look."
         )
     tower = _tower_in(forward_func, layer)
     if layer is not None and tower.module is not tower_of(layer).module:
-        raise InputError(
-            f"{method}: `layer` is another tower than the {type(forward_func).__name__}'s; leave "
-            "it out."
-        )
+        other = type(forward_func).__name__
+        raise InputError(f"`layer` is another tower than the {other}'s; leave it out.")
     return tower
 
 

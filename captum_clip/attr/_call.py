@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ..checks import show
+from ..checks import expect, show
 from ..errors import CaptureError, TargetError
 from ..models.library import is_unmodified, may_be_left_out
 from ..models.towers import Tower
@@ -67,12 +67,9 @@ class Call:
         if self.similarity is None:  # a user's function may change them in place
             images = tuple(image.clone() for image in images)
         scores = self.forward(*images, *self.extra)
-        if not isinstance(scores, Tensor) or scores.ndim not in (1, 2):
-            returned = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise CaptureError(
-                "The forward function must return one score or K scores per image, a tensor (B,) "
-                f"or (B, K); it returned {returned}."
-            )
+        fits = isinstance(scores, Tensor) and scores.ndim in (1, 2)
+        expected = "a forward function that returns a score or K per image, (B,) or (B, K)"
+        expect(fits, expected, scores, error=CaptureError)
         return scores[:, None] if scores.ndim == 1 else scores
 
     def run(self, recording: AbstractContextManager[Recording]) -> "Pass":
@@ -84,11 +81,8 @@ class Call:
     def passed(self, record: Recording, scores: Tensor) -> "Pass":
         """The scores (B, K) of a recorded forward, and the columns that are asked for."""
         record.verify(self.method)
-        if len(scores) != record.batch:
-            raise CaptureError(
-                f"The forward function returned {len(scores)} rows of scores, but "
-                f"{record.batch} images went through the tower."
-            )
+        expected = f"scores of the {record.batch} images that went through the tower"
+        expect(len(scores) == record.batch, expected, scores, error=CaptureError)
         columns = self.select(*scores.shape).to(scores.device)
         return Pass(record, scores, columns, batched=self.similarity is not None)
 
@@ -185,12 +179,9 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
     flat = _listed(target)
     if len(flat) == 1:
         flat *= batch
-    if len(flat) != batch:
-        images = f"{batch} image{'s' * (batch > 1)}"
-        raise TargetError(
-            f"got {len(flat)} targets for {images}; give one, or one per image. For "
-            "several maps of an image call attribute_targets."
-        )
+    several = "for several maps of an image call attribute_targets"
+    expected = f"one target, or one for each of {batch} images"
+    expect(len(flat) == batch, expected, flat, several, error=TargetError)
     return _checked(flat, count, names)[None]
 
 
@@ -213,11 +204,8 @@ def _listed(targets: Any) -> list[Any]:
 
 def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
     for index in flat:
-        if isinstance(index, bool) or not isinstance(index, Integral):  # NumPy's too
-            raise TargetError(
-                f"target: expected an index or one index per image, got {show(index)} "
-                f"({type(index).__name__})."
-            )
+        is_index = isinstance(index, Integral) and not isinstance(index, bool)  # NumPy's too
+        expect(is_index, "a target of an index or one index per image", index, error=TargetError)
         if not -count <= int(index) < count:
             raise TargetError(
                 f"target: {show(index)} is out of range; there are {count} scores per image"

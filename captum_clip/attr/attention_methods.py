@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..checks import is_integer
-from ..errors import InputError
+from ..checks import expect, is_integer
 from ..models.attentions import AttentionLayer
 from ..recording import LayerRecord, record_vit
 from . import _attention as mha
@@ -336,11 +335,8 @@ class LayerAttention(ViTAttribution):
         self, call: Call, *, index: int = -1, of: Of = "attention", rows: Rows = "cls"
     ) -> Computed:
         count = len(self._tower.attentions)
-        if not is_integer(index) or not -count <= index < count:
-            raise InputError(
-                f"index: {index!r} is not a layer; the tower has layers 0 to {count - 1}, or "
-                f"-{count} to -1 from the end."
-            )
+        expected = f"index of a layer, 0 ... {count - 1}, or -{count} ... -1 from the end"
+        expect(is_integer(index) and -count <= index < count, expected, index)
         compute = self._of_gradient if of == "gradient" else self._of_attention
         return compute(call, index % count, rows)
 

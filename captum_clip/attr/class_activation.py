@@ -12,6 +12,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..checks import check_choice, expect
 from ..errors import InputError, UnsupportedModelError, public
 from ..maps import to_float32
 from ..models import known_tower
@@ -88,10 +89,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         tower = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
         if isinstance(tower, ResNetTower) and layer is tower.stage:
             layer = None
-        if layer is not None and not isinstance(layer, nn.Module):
-            raise InputError(
-                f"ClipGradCam: expected a module as `layer`, got {type(layer).__name__}."
-            )
+        with public("ClipGradCam"):
+            expect(layer is None or isinstance(layer, nn.Module), "a module as `layer`", layer)
         if layer is not None and known_tower(layer) is None:
             LayerGradCam.__init__(self, forward_func, layer)
             self._tower = self._model = None
@@ -120,11 +119,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     ) -> TensorOrTuple:
         """Maps (B, 1, h, w) of one target per image; arguments as in Captum's `LayerGradCam`."""
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
-            if attention != "free":
-                raise InputError(
-                    f"attention: {attention!r} is for the map of the last stage, not for another "
-                    "layer or for what Captum's LayerGradCam does; leave one of them out."
-                )
+            last = "attention='free' with another layer, or with options of Captum's LayerGradCam"
+            expect(attention == "free", last, attention, "leave one of them out")
             if self._tower is not None:
                 self._check_tower()
             captum: Any = LayerGradCam.attribute.__wrapped__
@@ -136,8 +132,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
                     )
                 except AssertionError:  # of Captum's, over a layer that returns no tensor
                     maps = None
-            flat = attr_dim_summation and isinstance(maps, Tensor) and maps.ndim < 4
-            if maps is None or flat:
+            if maps is None or (attr_dim_summation and isinstance(maps, Tensor) and maps.ndim < 4):
                 raise UnsupportedModelError(
                     f"the {type(self.layer).__name__} given as `layer` does not "
                     "return (B, C, h, w); pass layer=, a convolutional stage of the network."
@@ -227,10 +222,7 @@ class CamFamily(ClipAttribution):
         parameters = inspect.signature(_class_of(variant).__init__).parameters
         known = ["eigen_smooth", *(name for name in parameters if name not in _OURS)]
         for option in options:
-            if option not in known:
-                raise InputError(
-                    f"cam:{variant} has no option {option!r}; it has {', '.join(known)}."
-                )
+            check_choice(option, known, name=f"an option for cam:{variant}")
 
     @override
     def _compute(self, call: Call, *, variant: str = "GradCAM", **options: Any) -> Computed:
@@ -290,6 +282,5 @@ def _class_of(variant: str) -> Any:
         for name, kind in vars(library).items()
         if isinstance(kind, type) and issubclass(kind, BaseCAM) and name not in refused
     ]
-    if variant not in known:
-        raise InputError(f"cam: expected one of {', '.join(sorted(known))}, got {variant!r}.")
+    check_choice(variant, sorted(known), name="a class for cam")
     return getattr(library, variant)

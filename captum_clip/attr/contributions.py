@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ..checks import check_flag
+from ..checks import check_flag, expect
 from ..errors import InputError, public
 from ..maps import to_float32
 from ..models.steps import Direction, needs_token, pull_back, run_steps
@@ -196,11 +196,9 @@ class DirectContribution(ClipAttribution):
         """The layers whose attention takes part, empty of a convolutional tower."""
         pooling = getattr(self._tower, "pooling", "")
         if depth == "token" and pooling in ("mean", "attention"):
-            reads = {"mean": "the mean of its tokens", "attention": "a pooling head's output"}
             raise InputError(
                 "depth: 'token' follows the one token that a tower pools through its MLPs, and "
-                f"this {self._tower.noun} pools {reads[pooling]}, which passes none of the "
-                "layers' MLPs; leave it out, or take 'all'."
+                f"this {self._tower.noun} pools by {pooling}; leave it out, or take 'all'."
             )
         if depth != "pooling" and isinstance(self._tower, ResNetTower):
             raise InputError(
@@ -265,11 +263,9 @@ class DirectContribution(ClipAttribution):
             >>> torch.allclose(vectors @ horse.embeddings[0], direct.attribute(images)[:, 0])
             True
         """
-        if not isinstance(self.forward_func, Similarity):
-            raise InputError(
-                "which embedding a forward function of your own scores is not known; pass "
-                "a ClipSimilarity or a TextSimilarity."
-            )
+        known = isinstance(self.forward_func, Similarity)
+        advice = "which embedding a forward function of your own scores is not known"
+        expect(known, "a ClipSimilarity or a TextSimilarity", self.forward_func, advice)
         check_flag("return_rest", return_rest)
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         computed = self._products(inputs, additional_forward_args, options)
@@ -384,11 +380,7 @@ def _compare_sum(
 def _of_mean(tower: TransformerTower, call: Call, centred: bool, per: Per) -> Computed:
     """From the last tokens themselves, whose mean is pooled."""
     if per is not None:
-        tokens = "tokens" if tower.kind == "text" else "patches"
-        raise InputError(
-            f"per: a mean of {tokens} is read by no attention, so there is nothing to keep per "
-            f"{per}; leave it out."
-        )
+        raise InputError(f"per: a mean is read by no attention, so by no {per}; leave it out.")
     embedded = pooled_embedding(tower, call)
     token, before, pooled = embedded.token, tower.steps_before_mean, embedded.run.record.pooled
     steps = embedded.head(tower)

@@ -9,8 +9,8 @@ from captum.log import log_usage
 from torch import Tensor
 
 from .. import targets
-from ..checks import check_flag, is_integer, show
-from ..errors import InputError, TargetError, UnsupportedModelError, public
+from ..checks import check_flag, expect, is_integer
+from ..errors import TargetError, UnsupportedModelError, public
 from ..models import ClipAdapter
 from ..models.library import is_unmodified
 from ..similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
@@ -84,11 +84,9 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
 
     @public("DirectInteraction")
     def __init__(self, forward_func: ClipPairSimilarity) -> None:
-        if not isinstance(forward_func, ClipPairSimilarity):
-            raise InputError(
-                f"expected a ClipPairSimilarity, got "
-                f"{type(forward_func).__name__}; pass ClipPairSimilarity(load_clip(model))."
-            )
+        is_pair = isinstance(forward_func, ClipPairSimilarity)
+        made = "pass ClipPairSimilarity(load_clip(model))"
+        expect(is_pair, "a ClipPairSimilarity", forward_func, made)
         super().__init__(forward_func)
         clip = forward_func.clip
         dimension = clip.embedding_dim
@@ -130,15 +128,11 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             InputError: invalid inputs or options, or not as many of each.
             TargetError: a target.
         """
-        if not isinstance(inputs, tuple) or len(inputs) != 2:
-            raise InputError(
-                f"expected a tuple of two tensors, images and {self.forward_func.side}s,"
-                f" got {type(inputs).__name__}."
-            )
-        if not (target is None or (is_integer(target) and target == 0)):
-            raise TargetError(
-                f"there is one score for each pair, got target={show(target)}; leave it out."
-            )
+        expected = f"a tuple of two tensors, images and {self.forward_func.side}s"
+        expect(isinstance(inputs, tuple) and len(inputs) == 2, expected, inputs)
+        is_first = target is None or (is_integer(target) and target == 0)
+        one = "there is one score for each pair"
+        expect(is_first, "no target", target, one, error=TargetError)
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         return self._shares(inputs, additional_forward_args, options, return_rest, paired=True)
 
@@ -278,6 +272,5 @@ def _of_side(name: str, value: Any, index: int) -> Any:
     """One side's value of an option."""
     if not isinstance(value, (tuple, list)):
         return value
-    if len(value) != 2:
-        raise InputError(f"{name}: expected one for both sides or a pair, got {value!r}.")
+    expect(len(value) == 2, f"{name} for both sides, or a pair of them", value)
     return value[index]

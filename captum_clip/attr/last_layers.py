@@ -8,8 +8,8 @@ from torch.autograd import grad
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ..checks import is_integer
-from ..errors import InputError, UnsupportedModelError
+from ..checks import expect, is_integer
+from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
@@ -87,11 +87,8 @@ class LeGrad(ViTAttribution):
         count = len(self._tower.layers)
         if layers == "all":
             return range(count)
-        if not is_integer(layers) or not 1 <= layers <= count:
-            raise InputError(
-                f"layers: expected how many of the tower's {count} last layers take part, or "
-                f"'all', got {layers!r}."
-            )
+        expected = f"layers of how many of the tower's {count} last take part, or 'all'"
+        expect(is_integer(layers, least=1) and layers <= count, expected, layers)
         return range(count - layers, count)
 
     def _of_layer(self, embedded: PooledEmbedding, index: int) -> Tensor:

@@ -4,7 +4,7 @@ import inspect
 import re
 import warnings
 from ast import literal_eval
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import targets
-from ..checks import suggestion
+from ..checks import check_flag, error_context, expect, suggestion
 from ..errors import InputError, public
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, TransformerTower
@@ -61,37 +61,31 @@ def register(method: Method) -> Method:
         >>> register(LastGradAttention) is LastGradAttention  # registered already: no change
         True
     """
-    if not isinstance(method, type):
-        raise InputError(f"expected a class, got {method!r}.")
-    for problem in _problems(method):
-        raise InputError(f"{method.__name__}{problem}.")
+    expect(isinstance(method, type), "a class", method)
+    with error_context(method.__name__):
+        _check_class(method)
     METHODS[method.name] = method
     return method
 
 
-def _problems(method: type[Any]) -> Iterator[str]:
+def _check_class(method: type[Any]) -> None:
     name, towers = getattr(method, "name", None), getattr(method, "towers", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        yield f": expected a `name` of small letters, digits and hyphens, got {name!r}"
+    is_name = isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9-]*", name)
+    expect(is_name, "a `name` of small letters, digits and hyphens", name)
     kinds = get_args(Kind)
-    several = isinstance(towers, (tuple, list, set, frozenset))
-    if not several or not towers or set(towers) - set(kinds):
-        yield f": expected `towers` among {', '.join(kinds)}, got {towers!r}"
+    several = isinstance(towers, (tuple, list, set, frozenset)) and towers
+    expect(several and {*kinds}.issuperset(towers), f"`towers` among {', '.join(kinds)}", towers)
     for flag in ("signed", "needs_target", "costly", "listed"):
-        if not isinstance(value := getattr(method, flag, False), bool):
-            yield f": expected `{flag}` to be True or False, got {value!r}"
+        check_flag(f"`{flag}`", getattr(method, flag, False))
+    base = "derive it from ViTAttribution or ResNetAttribution of captum_clip.attr, which bring it"
     for needed in ("attribute", "attribute_targets"):
-        if not callable(getattr(method, needed, None)):
-            yield (
-                f" has no {needed}; derive it from ViTAttribution or ResNetAttribution of "
-                "captum_clip.attr, which bring both methods"
-            )
+        function = getattr(method, needed, None)
+        expect(callable(function), f"a method {needed}", function, base)
     # the same class may be defined anew, by a notebook's cell
     taken = METHODS.get(str(name), method)
-    if name == MAMOOLER:
-        yield f": the name {name!r} stands for the report's methods; choose another"
-    if (taken.__module__, taken.__qualname__) != (method.__module__, method.__qualname__):
-        yield f": the name {name!r} is taken by {taken.__name__}; choose another"
+    same = (taken.__module__, taken.__qualname__) == (method.__module__, method.__qualname__)
+    other = "the report's methods" if name == MAMOOLER else taken.__name__
+    expect(same and name != MAMOOLER, f"a `name` other than that of {other}", name)
 
 
 @cache
@@ -232,8 +226,7 @@ class MethodChoice:
         :math:`-m(-t)` for the negative one, and :math:`m(t) - m(-t)` for both; a signed method
         gives both always.
         """
-        if len(pixels) != 1:
-            raise InputError(f"words are explained for one image at a time, got {len(pixels)}.")
+        expect(len(pixels) == 1, "words to explain for one image at a time", len(pixels))
         target = targets.image(clip, pixels)
         forward = TextSimilarity(clip, targets.concatenate([target, -target]))
         spans = [targets.word_tokens(clip, text) for text in texts]

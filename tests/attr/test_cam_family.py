@@ -165,12 +165,12 @@ def test_a_class_is_named_wherever_a_method_is() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cam:GradCam", "cam: expected one of AblationCAM, EigenCAM, .*got 'GradCam'"),
-        ("cam:FullGrad", "cam: expected one of"),
-        ("cam:RandomCAM", "cam: expected one of"),
-        ("cam:LayerCAM:batch_size=2", "cam:LayerCAM has no option 'batch_size'"),
+        ("cam:GradCam", "expected a class for cam of AblationCAM, EigenCAM, .*got 'GradCam'"),
+        ("cam:FullGrad", "expected a class for cam of"),
+        ("cam:RandomCAM", "expected a class for cam of"),
+        ("cam:LayerCAM:batch_size=2", "option for cam:LayerCAM of eigen_smooth, got 'batch_size'"),
         ("cam:LayerCAM:eigen_smooth", "cannot read 'eigen_smooth' in 'cam:LayerCAM:eigen_smooth'"),
-        ("cam:LayerCAM:model=x", "cam:LayerCAM has no option 'model'"),
+        ("cam:LayerCAM:model=x", "option for cam:LayerCAM of eigen_smooth, got 'model'"),
     ],
 )
 def test_a_name_that_is_none_is_said_before_any_work(name: str, message: str) -> None:

@@ -373,10 +373,10 @@ def test_direct_needs_no_gradient() -> None:
         ({"baseline": "zero"}, "expected `baseline` of none, mean, got 'zero'"),
         ({"per": "token"}, "expected `per` of head, layer, got 'token'"),
         ({"depth": 2}, "expected `depth` of pooling, token, all, got 2"),
-        ({"depth": "token", "start_layer": 3}, "start_layer: expected a layer from 0 to 2, got 3"),
+        ({"depth": "token", "start_layer": 3}, "`start_layer` up to 2, got 3"),
         ({"depth": "all", "per": "layer"}, "depth: 'all' carries every layer and head on to"),
         ({"depth": "all", "start_layer": 1}, "leave out `per` and `start_layer`"),
-        ({"start_layer": 3}, "start_layer: expected a layer from 0 to 2, got 3"),
+        ({"start_layer": 3}, "`start_layer` up to 2, got 3"),
     ],
 )
 def test_an_option_that_is_none_is_named(options: dict[str, Any], message: str) -> None:
@@ -387,8 +387,8 @@ def test_an_option_that_is_none_is_named(options: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("name", "pools"),
     [
-        ("siglip", "this vision tower pools a pooling head's output"),
-        ("open_clip_vit_mean", "this vision tower pools the mean of its tokens"),
+        ("siglip", "this vision tower pools by attention"),
+        ("open_clip_vit_mean", "this vision tower pools by mean"),
         ("open_clip_resnet", "what a convolutional tower's stages below the pool add"),
     ],
 )

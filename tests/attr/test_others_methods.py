@@ -305,7 +305,7 @@ def test_more_texts_than_fit_one_backward_give_the_same_maps() -> None:
 @pytest.mark.parametrize("layers", [0, 4, -1, True, 1.0, "both"])
 def test_legrad_names_a_number_of_layers_that_is_none(layers: Any) -> None:
     method = LeGrad(cases.similarity("hf_vit"))
-    with pytest.raises(InputError, match=r"layers: expected how many of the tower's 3 last"):
+    with pytest.raises(InputError, match=r"expected layers of how many of the tower's 3 last"):
         method.attribute_targets(cases.images("hf_vit"), layers=layers)
 
 

@@ -273,7 +273,7 @@ def test_unknown_methods_and_options_are_refused() -> None:
     for method, message in (
         ("gradcam", r"no method 'gradcam' \(did you mean grad-cam\?\); .* grad-cam, .*centre"),
         ("last-grad:head=paired", "last-grad has no option 'head'"),
-        ("layer:index=x", "index: 'x' is not a layer"),
+        ("layer:index=x", "index of a layer, .* got 'x'"),
         ("layer:index", "cannot read 'index' in 'layer:index'; options look like"),
         ("rollout:sign=signed", "rollout does not depend on the target"),
     ):
