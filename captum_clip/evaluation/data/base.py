@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from typing_extensions import override
 
-from ...checks import check_integer, expand
+from ...checks import check_integer, expand, expect
 from ...errors import InputError, public
 from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil, open_image
@@ -112,9 +112,8 @@ class DataSet(ABC):
     def check_options(cls, options: Mapping[str, str | None]) -> dict[str, str]:
         """The options that are given; InputError for one that the data set does not have."""
         given = {option: value for option, value in options.items() if value is not None}
-        for option in given:
-            if option not in cls.options:
-                raise InputError(f"the data set {cls.name} takes no {option}.")
+        for option in given.keys() - cls.options:
+            raise InputError(f"the data set {cls.name} takes no {option}.")
         return given
 
     @abstractmethod
@@ -201,16 +200,13 @@ class FileData(DataSet):
                 continue
             stem = str(path.relative_to(under).with_suffix(""))
             if stem in stems:
-                raise InputError(
-                    f"{self.path}: {stems[stem]} and {name} would be one sample; rename one of "
-                    "them."
-                )
+                both = f"{stems[stem]} and {name}"
+                raise InputError(f"{self.path}: {both} would be one sample; rename one of them.")
             stems[stem] = name
+        place = "folders in it" if under == "." else f"its folder {under}/"
         if not stems:
-            raise InputError(
-                f"{self.path}: expected images ({', '.join(IMAGE_ENDINGS)}) in "
-                f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
-            )
+            kinds = f"expected images ({', '.join(IMAGE_ENDINGS)})"
+            raise InputError(f"{self.path}: {kinds} in {place}, found none.")
         if "groups.csv" in files:
             rows = read_table(self.path / "groups.csv", stems, "image", "group")
             self.groups = {stem: row["group"] for _, stem, row, _ in rows}
@@ -271,13 +267,17 @@ def read_table(
 
 def read_numbers(path: Path) -> npt.NDArray[np.uint8]:
     """The numbers (H, W) of classes in a palette or grey image."""
+    expected = f"{path} with numbers of classes in a palette or grey image of 8 bits"
     with open_image(path) as file:
-        if file.mode not in ("P", "L"):
-            raise InputError(
-                f"{path}: expected numbers of classes in a palette or grey image of 8 bits, got "
-                f"mode {file.mode}."
-            )
+        expect(file.mode in ("P", "L"), expected, file.mode)
         return np.asarray(file)
+
+
+def check_size(what: object, shape: tuple[int, ...], image: Image.Image) -> None:
+    """Raise InputError unless an array has the size of its image."""
+    if shape != (image.height, image.width):
+        pixels = " x ".join(map(str, shape))
+        raise InputError(f"{what} has {pixels} pixels, its image {image.height} x {image.width}.")
 
 
 def masked_sample(
@@ -296,10 +296,7 @@ def masked_sample(
     for text, read in masks:
         try:
             mask = read()
-            if mask.shape != (image.height, image.width):
-                shape = " x ".join(map(str, mask.shape))
-                size = f"{image.height} x {image.width}"
-                raise InputError(f"the mask has {shape} pixels, its image {size}")
+            check_size("the mask", mask.shape, image)
             if not mask.any() or mask.all():
                 raise InputError(f"the mask is {'full' if mask.any() else 'empty'}")
             if text in regions:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from ...checks import check_choice, error_context, find_file
+from ...checks import check_choice, error_context, expect, find_file
 from ...errors import InputError
 from ...models.images import as_pil, open_image
 from ..storage import storage_of
@@ -72,11 +72,8 @@ class ImageNetS(FileData):
             red, green, _ = np.moveaxis(np.asarray(file.convert("RGB"), dtype=np.int64), -1, 0)
         numbers = red + 256 * green
         highest = int(numbers[numbers != _IGNORED].max(initial=0))
-        if highest > len(self._numbers):
-            raise InputError(
-                f"{path}: a pixel is of class {highest}, but there are folders of "
-                f"{len(self._numbers)} classes only; all of the set are needed to number them."
-            )
+        expected = f"{path} with numbers up to {len(self._numbers)}, the folders of classes"
+        expect(highest <= len(self._numbers), expected, highest, "all of the set are needed")
         text = self._texts[folder]
         masks = [(text, partial(np.equal, numbers, self._numbers[folder]))]
         label = self.classes.index(text)
@@ -108,11 +105,9 @@ class ImageNetSegmentation(FileData):
     def find(self) -> None:
         with _opened(self.path) as content:
             images, masks, targets = (_cells(content, name) for name in ("img", "gt", "target"))
-            if not len(images) == len(masks) == len(targets) or not len(images):
-                raise InputError(
-                    f"{self.path}: expected as many masks and classes as images, one or more, got "
-                    f"{len(masks)} and {len(targets)} for {len(images)}."
-                )
+            counts = [len(images), len(masks), len(targets)]
+            expected = f"as many masks and classes as images in {self.path}, one or more"
+            expect(counts[0] and len({*counts}) == 1, expected, counts)
             self._synsets = ["".join(map(chr, _array(content, t).ravel())) for t in targets]
         names = sorted({*self._synsets})
         self._texts = class_texts(names, self.path.parent, template=self.given["template"])
@@ -218,11 +213,9 @@ class PascalVoc(FileData):
         image, path = self.read_image(name), self.path / f"SegmentationClass/{name}.png"
         numbers = read_numbers(path)
         present = [int(number) for number in np.unique(numbers) if number not in (0, _VOID)]
-        if any(number > len(VOC_CLASSES) for number in present):
-            raise InputError(
-                f"{path}: expected numbers of classes from 0 to {len(VOC_CLASSES)} and {_VOID}, "
-                f"got {max(present)}."
-            )
+        expected = f"{path} with numbers of classes from 0 to {len(VOC_CLASSES)} and {_VOID}"
+        highest = max(present, default=0)
+        expect(highest <= len(VOC_CLASSES), expected, highest)
         masks = [(VOC_CLASSES[n - 1], partial(np.equal, numbers, n)) for n in present]
         void = numbers == _VOID if self.given["void"] == "out" else None
         return masked_sample(name, image, masks, void=void)

@@ -9,14 +9,23 @@ from typing import Any, ClassVar, Final, final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from typing_extensions import override
 
-from ...checks import error_context, find_repeated
+from ...checks import error_context, expect, find_repeated
 from ...errors import InputError
 from ...files import DAMAGED
 from ...models.images import as_pil, open_image
-from .base import FileData, Sample, digest, masked_sample, mosaic_sample, read_lines, read_table
+from .base import (
+    FileData,
+    Sample,
+    check_size,
+    digest,
+    masked_sample,
+    mosaic_sample,
+    read_lines,
+    read_table,
+)
 
 TEMPLATE: Final = "a photo of a {}"
 """The template of data whose classes have names only."""
@@ -48,11 +57,8 @@ class ClassFolder(FileData):
     def find(self) -> None:
         files, images = self.list_images(".")
         self.folders = sorted({stem.partition("/")[0] for stem in images})
-        if len(self.folders) < 2:
-            raise InputError(
-                f"{self.path}: expected images in folders of two or more classes, as CLASS/*.jpg,"
-                f" found {len(self.folders)}."
-            )
+        expected = f"images in folders of two or more classes, as {self.path}/CLASS/*.jpg"
+        expect(len(self.folders) > 1, expected, self.folders)
         templates = templates_of(self.path, self.given["template"], "{}")
         texts = [class_texts(self.folders, self.path, template=one) for one in ("{}", *templates)]
         self.classes = tuple(texts[len(templates) == 1].values())
@@ -60,8 +66,7 @@ class ClassFolder(FileData):
             text: [of_one[folder] for of_one in texts[1:]]
             for text, folder in zip(self.classes, self.folders, strict=True)
         }
-        repeated = find_repeated(self.classes)
-        if repeated:
+        if repeated := find_repeated(self.classes):
             raise InputError(f"{self.path}: two classes have the same text, {repeated!r}.")
         sizes = {name: files[name] for name in images.values()}
         self.take(images, texts=self.prompts, files=digest(sizes))
@@ -95,10 +100,8 @@ class ClassMosaics(FileData):
         images = ClassFolder(self.path, template=self.given["template"])
         self.classes = images.classes
         self._words = [*class_texts(images.folders, self.path, template="{}").values()]
-        if len(self._words) < 4:
-            raise InputError(
-                f"{self.path}: a mosaic needs four classes, there are {len(self._words)}."
-            )
+        expected = f"four classes or more for mosaics in {self.path}"
+        expect(len(self._words) >= 4, expected, self._words)
         numbers = range(max(1, len(images) // 4))
         self.take([f"{number:05d}" for number in numbers], images=images.identity())
         known = images.files.values()
@@ -171,11 +174,8 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
     lines = read_lines(path) if path.exists() else []
     rows = [[part.strip() for part in line.split("\t")] for line in lines]
     for row in rows:
-        if len(row) != 2 or not all(row):
-            raise InputError(
-                f"{path}: expected a class and its name per line, with a tab between them, got "
-                f"{' '.join(row)!r}."
-            )
+        expected = f"a class and its name per line of {path}, with a tab between them"
+        expect(len(row) == 2 and all(row), expected, " ".join(row))
     known = dict(rows)
     return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
 
@@ -287,8 +287,7 @@ class FixationFolder(FileData):
         example = f"fixations/{next(iter(images))}.png or .npy and so on"
         self.check_belonging(maps.values(), example)
         text = self.given["text"]
-        if text is not None and not text.strip():
-            raise InputError(f"expected a text with something in it, got {text!r}.")
+        expect(text is None or text.strip(), "a text with something in it", text)
         table = self.path / "texts.csv"
         rows = read_table(table, images, "file", "text") if "texts.csv" in files else ()
         texts = {stem: row["text"] for _, stem, row, _ in rows}
@@ -313,7 +312,7 @@ class FixationFolder(FileData):
         dropped: list[str] = []
         for place in self._maps[stem]:
             try:
-                kind, values = _read_fixations(self.path / place, (image.height, image.width))
+                kind, values = _read_fixations(self.path / place, image)
                 if kind in truth:
                     raise InputError(f"{place}: the image has another {kind}.")
                 truth[kind] = values
@@ -325,7 +324,7 @@ class FixationFolder(FileData):
         return Sample(stem, image, fixated=text, dropped=tuple(dropped), **truth)
 
 
-def _read_fixations(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray[Any]]:
+def _read_fixations(path: Path, photo: Image.Image) -> tuple[str, npt.NDArray[Any]]:
     """Whether a file has "fixations" (bool) or a "density", and its values (H, W)."""
     values: npt.NDArray[Any]
     if path.suffix == ".png":
@@ -339,9 +338,7 @@ def _read_fixations(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray
             raise InputError(f"{path} cannot be read as an array ({error}).") from error
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
             raise InputError(f"{path}: expected an array of numbers.")
-    if values.shape != size:
-        shape = " x ".join(map(str, values.shape))
-        raise InputError(f"{path} has {shape} values, its image {size[0]} x {size[1]} pixels.")
+    check_size(path, values.shape, photo)
     if not np.isfinite(values).all() or (values < 0).any():
         raise InputError(f"{path}: expected finite values from 0 on.")
     if not values.any():

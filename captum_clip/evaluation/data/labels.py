@@ -5,9 +5,9 @@ from typing import ClassVar, Final, final
 import numpy as np
 from typing_extensions import override
 
-from ...checks import find_file, find_repeated
+from ...checks import expect, find_file, find_repeated
 from ...errors import InputError
-from .base import FileData, Sample, digest, read_lines, read_numbers
+from .base import FileData, Sample, check_size, digest, read_lines, read_numbers
 from .formats import TEMPLATE, class_texts, templates_of
 
 _IGNORED: Final = 255
@@ -74,15 +74,9 @@ class LabelFolder(FileData):
         stem = self.names[index]
         image, path = self.read_image(stem), self.path / f"labels/{stem}.png"
         numbers = read_numbers(path)
-        if numbers.shape != (image.height, image.width):
-            raise InputError(
-                f"{path} has {numbers.shape[0]} x {numbers.shape[1]} pixels, its image "
-                f"{image.height} x {image.width}."
-            )
+        check_size(path, numbers.shape, image)
         labels = self._places[numbers]
-        if (labels == -2).any():
-            raise InputError(
-                f"{path}: a pixel has the number {numbers[labels == -2].max()}, but names.txt has "
-                f"{self._lines} lines, for numbers from 0 to {self._lines - 1}."
-            )
+        unknown = numbers[labels == -2]
+        expected = f"{path} with numbers of the {self._lines} lines of names.txt, from 0 on"
+        expect(not len(unknown), expected, int(unknown.max(initial=0)))
         return Sample(stem, image, labels=labels)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import override
 
+from ...checks import expect
 from ...errors import InputError, TargetError
 from ...files import image_names
 from ...models.images import as_pil
@@ -169,8 +170,7 @@ class CounterfactualFolder(MaskedFolder):
     def read(self, index: int) -> Sample:
         sample = super().read(index)
         texts = [region.text for region in sample.regions]
-        if len(texts) > _MOST:
-            raise InputError(f"{sample.name}: expected up to {_MOST} masks, got {len(texts)}.")
+        expect(len(texts) <= _MOST, f"up to {_MOST} masks of {sample.name}", len(texts))
         subsets: list[Image.Image | None] = []
         for there in range(2 ** len(texts)):
             absent = frozenset(t for place, t in enumerate(texts) if not there >> place & 1)

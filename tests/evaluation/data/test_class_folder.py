@@ -69,7 +69,7 @@ def test_bad_files_of_names_are_refused(folder):
     """A class, a tab, a name, in UTF-8."""
     for line in ("n02007558", "n02007558\t", "a\tb\tc", "n02007558 pink bird"):
         (folder / "classnames.txt").write_text(f"{line}\n")
-        with pytest.raises(InputError, match=r"classnames\.txt: expected a class and its name"):
+        with pytest.raises(InputError, match=r"a class and its name per line of .*classnames\.txt"):
             ClassFolder(folder)
     (folder / "classnames.txt").write_bytes(b"\xff\xff\t\xff")
     with pytest.raises(InputError, match=r"classnames\.txt cannot be read"):
@@ -91,7 +91,7 @@ def test_missing_empty_and_single_folders_are_reported(tmp_path):
         ClassFolder(tmp_path)
     save(noise(), tmp_path / "horse/1.png")
     (tmp_path / "barn").mkdir()
-    with pytest.raises(InputError, match=r"folders of two or more classes.* found 1"):
+    with pytest.raises(InputError, match=r"folders of two or more classes.* got \['.*'\]"):
         ClassFolder(tmp_path)
 
 

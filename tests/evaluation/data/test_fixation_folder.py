@@ -117,8 +117,8 @@ BAD = {
     "nothing": (np.zeros(SIZE), "nobody looked"),
     "no points": (np.zeros(SIZE, dtype=bool), "nobody looked"),
     "all points": (np.ones(SIZE, dtype=bool), "every pixel is a fixation"),
-    "turned": (POINTS.T, "has 30 x 20 values, its image 20 x 30 pixels"),
-    "three axes": (np.ones((*SIZE, 3)), "has 20 x 30 x 3 values"),
+    "turned": (POINTS.T, "has 30 x 20 pixels, its image 20 x 30"),
+    "three axes": (np.ones((*SIZE, 3)), "has 20 x 30 x 3 pixels"),
     "texts": (np.full(SIZE, "a"), "expected an array of numbers"),
     "objects": (np.full(SIZE, None), "cannot be read as an array"),
 }
@@ -150,7 +150,7 @@ def test_bad_images_of_densities_are_dropped(folder):
             "cannot be read, it may be truncated or damaged",
         ),
         (lambda path: save_mask(np.zeros(SIZE), path), "nobody looked"),
-        (lambda path: save_mask(LEFT.T, path), "has 30 x 20 values"),
+        (lambda path: save_mask(LEFT.T, path), "has 30 x 20 pixels"),
         (lambda path: path.unlink(), "there is no image file"),
     ):
         spoil(folder / "fixations/both.png")

@@ -53,7 +53,7 @@ def test_numbers_of_missing_folders_are_reported(folder):
     """Classes are numbered in the order of all folders, so all must be there."""
     numbers = 300 * LEFT
     save_numbers(numbers, folder / f"validation-segmentation/{TENCH}/one.png")
-    with pytest.raises(InputError, match="of class 300, but there are folders of 2 classes only"):
+    with pytest.raises(InputError, match="numbers up to 2, the folders of classes, got 300"):
         ImageNetS(folder).read(0)
 
 

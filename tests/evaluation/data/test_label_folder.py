@@ -74,7 +74,7 @@ def test_prompts_are_the_names_in_the_templates(tmp_path):
         ("horse\ndog, cur\ncat\ndog", "two classes are called 'dog'"),
         ("[background]\nbackground\na\nb", "two classes are called 'background'"),
         ("[background]\n[ignored]\n[ignored]\n[ignored]", "no line names a class"),
-        ("horse\ndog\ncat", "one.png: a pixel has the number 3, but names.txt has 3 lines, for"),
+        ("horse\ndog\ncat", "one.png with numbers of the 3 lines of names.txt, from 0 on, got 3"),
     ],
 )
 def test_names_that_do_not_match_are_refused(tmp_path, names, message):
@@ -87,7 +87,7 @@ def test_names_that_do_not_match_are_refused(tmp_path, names, message):
     [
         ({"labels/one.png": None}, "labels/one.png"),
         ({"names.txt": None}, "names.txt"),
-        ({"labels/one.png": noise()}, "one.png: expected numbers of classes in a palette or grey"),
+        ({"labels/one.png": noise()}, "one.png with numbers of classes in a palette or grey"),
         (
             {"labels/one.png": Image.new("L", (8, 9))},
             "one.png has 9 x 8 pixels, its image 20 x 30",

@@ -106,7 +106,7 @@ def test_bad_samples_are_reported(root):
     for image, message in (
         (classes(), "2007_000033 has no mask"),
         (classes((LEFT, VOID)), "2007_000033 has no mask"),
-        (classes((LEFT, DOG)).convert("RGB"), "numbers of classes in a palette.*mode RGB"),
+        (classes((LEFT, DOG)).convert("RGB"), "numbers of classes in a palette.*got 'RGB'"),
         (classes((LEFT, 21)), "from 0 to 20 and 255, got 21"),
         (classes((LEFT, DOG)).transpose(Image.Transpose.ROTATE_90), "has 30 x 20 pixels"),
         (classes((np.ones(SIZE, dtype=bool), DOG)), "the mask is full"),

@@ -191,7 +191,7 @@ def test_counterfactuals_that_do_not_match_are_refused(tmp_path):
     subsets = CounterfactualFolder(tmp_path).read(0).subsets
     assert {place for place, image in enumerate(subsets) if image} == {0b11110101, 0b11111111}
     save_mask(LEFT, tmp_path / "masks/one/more.png")
-    with pytest.raises(InputError, match="one: expected up to 8 masks, got 9"):
+    with pytest.raises(InputError, match="expected up to 8 masks of one, got 9"):
         CounterfactualFolder(tmp_path).read(0)
     again = save(noise(), tmp_path / "without/one/thing 1 + thing 3.png")
     with pytest.raises(
