@@ -446,9 +446,7 @@ def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, 
             warnings.simplefilter("error", ConvergenceWarning)
             model.fit(rows, emotion, sample_weight)
     except ConvergenceWarning as error:
-        raise InputError(
-            f"no minimum was found in {_STEPS} steps; give a larger strength."
-        ) from error
+        raise InputError(f"no minimum found in {_STEPS} steps; give a larger strength.") from error
     weights, bias = np.zeros((len(CLASSES), features.shape[1])), np.full(len(CLASSES), -np.inf)
     weights[voted] = model.coef_
     bias[voted] = model.intercept_ - model.coef_ @ centre

@@ -269,7 +269,7 @@ def test_only_a_pair_of_images_has_matches(pairs: Explanation) -> None:
     for shares, message in (
         (torch.rand(1, 2, 2, 2), "expected shares"),
         (torch.rand(1, 0, 2, 2, 2), "expected shares"),
-        ("words", "expected shares as a tensor or an array, got str"),
+        ("words", "expected shares as a tensor or an array, got 'words'"),
         (torch.full((1, 2, 2, 2, 2), torch.nan), "NaN"),
     ):
         with pytest.raises(InputError, match=message):

@@ -212,9 +212,7 @@ class DirectContribution(ClipAttribution):
             )
         if isinstance(self._tower, ResNetTower):
             if start_layer:
-                raise InputError(
-                    "start_layer: a convolutional tower has one pool, always read; leave it out."
-                )
+                raise InputError("start_layer: a convolutional tower has one pool; leave it out.")
             return range(0)
         layers = self._layers(start_layer)
         # only the pool reads the tokens

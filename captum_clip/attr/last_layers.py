@@ -195,11 +195,6 @@ class GradEclip(ViTAttribution):
         return ((cosine - low) / extent).masked_fill(hidden, 0)
 
 
-def _compared(_: int, record: LayerRecord) -> LayerRecord:
-    mha.compare_output(record)
-    return record
-
-
 def _all_compared(_: int, record: LayerRecord) -> LayerRecord:
     """Compare all rows, since the values of all tokens pass the output map, each by itself."""
     heads, output = record.heads_output, record.output
@@ -207,7 +202,8 @@ def _all_compared(_: int, record: LayerRecord) -> LayerRecord:
         mha.all_rows(record)
         if heads is not None and not record.attention.linear:
             record.compare(mha.merged(record, heads.flatten(0, 1)).view_as(output), output)
-    return _compared(_, record)
+    mha.compare_output(record)
+    return record
 
 
 Mixing = Literal["identity", "qq", "kk"]

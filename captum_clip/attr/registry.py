@@ -74,7 +74,7 @@ def _check_class(method: type[Any]) -> None:
     expect(is_name, "a `name` of small letters, digits and hyphens", name)
     kinds = get_args(Kind)
     several = isinstance(towers, (tuple, list, set, frozenset)) and towers
-    expect(several and {*kinds}.issuperset(towers), f"`towers` among {', '.join(kinds)}", towers)
+    expect(several and {*kinds} >= {*(towers or ())}, f"`towers` among {', '.join(kinds)}", towers)
     for flag in ("signed", "needs_target", "costly", "listed"):
         check_flag(f"`{flag}`", getattr(method, flag, False))
     base = "derive it from ViTAttribution or ResNetAttribution of captum_clip.attr, which bring it"
@@ -271,11 +271,10 @@ def _check_options(method: type[Any], options: dict[str, Any]) -> None:
     parameters = inspect.signature(method.attribute_targets).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
     takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    listed = ", ".join(known) or "none"
     for option in options:
         if option in _RESERVED or not (takes_others or option in known):
-            raise InputError(
-                f"{method.name} has no option {option!r}; it has {', '.join(known) or 'none'}."
-            )
+            raise InputError(f"{method.name} has no option {option!r}; it has {listed}.")
     if issubclass(method, ClipAttribution):
         method.check_options(**options)
 

@@ -366,20 +366,13 @@ def _within(figures_of: Callable[[Array, Array], Array]) -> Callable[..., Statis
 
 
 def _spearman_within(mass: Array, effect: Array) -> Array:
-    """Spearman's correlation in each image; 0 where one of both is the same in all rows."""
-    x, y = (_centred_ranks_within(column) for column in (mass, effect))
+    """Spearman's correlation in each image; 0 where one of both is the same in all rows.
+
+    An average rank less the mean rank is half of how many are below less how many are above.
+    """
+    x, y = (np.nansum(np.sign(c[:, :, None] - c[:, None]), axis=2) / 2 for c in (mass, effect))
     size = np.sqrt((x**2).sum(1) * (y**2).sum(1))
     return np.nan_to_num(_quotient((x * y).sum(1), size))
-
-
-def _centred_ranks_within(column: Array) -> Array:
-    """Average ranks in each row less their mean, (N, M); 0 for NaN.
-
-    The rank is half the number of those below or equal less that of those above or equal.
-    """
-    first, second = column[:, :, None], column[:, None, :]
-    ranks: Array = ((first > second).sum(2) - (first < second).sum(2)) / 2
-    return ranks
 
 
 def _agreement_within(mass: Array, effect: Array) -> Array:

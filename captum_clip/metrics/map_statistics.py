@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import describe, expect
-from ..errors import InputError, public
+from ..errors import public
 from ..maps import check_maps, pearson, to_float32, upsample
 
 Axes = tuple[Tensor, Tensor]
@@ -55,11 +55,8 @@ def spatial_entropy(maps: Tensor) -> Tensor:
         tensor(2., dtype=torch.float64)
     """
     check_maps(maps)
-    if (maps < 0).any():
-        raise InputError(
-            f"expected maps without values below zero, got {maps.min():.3g}; "
-            "maps.positive(maps) or maps.normalize(maps) makes them."
-        )
+    made = "maps.positive(maps) or maps.normalize(maps) makes them"
+    expect(not (maps < 0).any(), "maps without values below zero", maps.min().item(), made)
     return entropy(maps.double())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import maps
-from ..checks import show
+from ..checks import as_list, expect, expecting
 from ..errors import InputError
 from .colors import Array, score_note
 
@@ -82,11 +82,9 @@ def as_values(what: str, values: Any, count: int, absent: Any = "") -> list[Any]
     """A list of so many values, such as names; where none are given, of `absent` ones."""
     if values is None:
         return [absent] * count
-    if not isinstance(values, Iterable):
-        raise InputError(f"expected {count} {what}, got {show(values)}.")
-    listed = [values] if isinstance(values, str) else list(values)
-    if len(listed) != count:
-        raise InputError(f"expected {count} {what}, got {len(listed)}.")
+    expect(isinstance(values, Iterable), f"{count} {what}", values)
+    listed = as_list(values)
+    expect(len(listed) == count, f"{count} {what}", len(listed))
     return listed
 
 
@@ -136,17 +134,11 @@ def as_array(what: str, values: Any, shape: Sequence[int | str]) -> Array:
         if reason := maps.unsupported_reason(values):
             raise InputError(f"expected {what} of plain numbers, got {reason}.")
         values = values.detach().cpu().float().numpy()
-    try:
+    with expecting(f"{what} as a tensor or an array", values):
         array = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"expected {what} as a tensor or an array, got {type(values).__name__}."
-        ) from error
-    pairs = zip_longest(shape, array.shape)
-    if not all(side == n or (isinstance(n, str) and side) for n, side in pairs):
-        raise InputError(
-            f"expected {what} of shape ({', '.join(map(str, shape))}), got {array.shape}."
-        )
+    pairs, sides = zip_longest(shape, array.shape), ", ".join(map(str, shape))
+    fits = all(side == n or (isinstance(n, str) and side) for n, side in pairs)
+    expect(fits, f"{what} of shape ({sides})", array.shape)
     if not np.isfinite(array).all():
         raise InputError(f"the {what} hold NaN or infinity.")
     return array
@@ -155,6 +147,4 @@ def as_array(what: str, values: Any, shape: Sequence[int | str]) -> Array:
 def _check_range(what: str, array: Array, cure: str) -> None:
     low, high = float(array.min()), float(array.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):
-        raise InputError(
-            f"expected {what} in [0, 1], got values from {low:.3g} to {high:.3g}; {cure}."
-        )
+        raise InputError(f"expected {what} in [0, 1], got {low:.3g} to {high:.3g}; {cure}.")

@@ -64,9 +64,7 @@ def captum_image_attr(
     check_choice(method, get_args(Method), name="method to be one")
     check_choice(sign, get_args(Sign), name="sign to be one")
     if sign == "all" and method in ("masked_image", "alpha_scaling"):
-        raise InputError(
-            f"{method} shows no sign; take `sign='positive'`, 'negative' or 'absolute_value'."
-        )
+        raise InputError(f"{method} has no sign; take 'positive', 'negative' or 'absolute_value'.")
     [pixels] = as_values("image", as_images(image), 1)
     array = as_array("attribution", attribution, (1, 1, "h", "w"))
     height, width = pixels.shape[:2]

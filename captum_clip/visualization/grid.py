@@ -20,7 +20,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 
-from ..checks import check_destination, check_interval
+from ..checks import check_destination, check_interval, expect
 from ..errors import InputError, public
 from ..files import MARK, replace_file
 from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
@@ -305,8 +305,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) -
             cannot be written to.
     """
     path = check_destination(path, FORMATS)
-    if not isinstance(figure, Figure):
-        raise InputError(f"expected a figure, such as of plot(), got {type(figure).__name__}.")
+    expect(isinstance(figure, Figure), "a figure, such as of plot()", figure)
     kind = path.suffix.lower()
     if dpi is not None:
         check_interval("dpi", dpi, "(0, inf)")

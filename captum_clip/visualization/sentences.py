@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from ..checks import check_interval
+from ..checks import check_interval, expect
 from ..errors import InputError, public
 from .arrays import ArrayLike, Batch, as_cosines, as_heatmaps, as_images
 from .colors import ALPHA, HEAT, NEGATIVE, NOTE, POSITIVE, TEXT, blend, colormap, short_number
@@ -53,11 +53,8 @@ def sentences(
         2
     """
     pictures = as_images(images)
-    if len(pictures) != 1 or not texts or not all(texts):
-        raise InputError(
-            f"expected one image and texts with words, got {len(pictures)} images and "
-            f"{len(texts)} texts."
-        )
+    fits = len(pictures) == 1 and texts and all(texts)
+    expect(fits, "one image and texts with words", (len(pictures), texts))
     if not np.isfinite([value for words in texts for _, value in words]).all():
         raise InputError("the values of words hold NaN or infinity.")
     check_interval("alpha", alpha, "[0, 1]")

@@ -193,7 +193,7 @@ def test_what_cannot_be_fitted_is_refused(features, votes, options, message):
 def test_a_fit_that_does_not_converge_is_refused(monkeypatch):
     """No half-fitted probe."""
     monkeypatch.setattr("captum_clip.emotions._STEPS", 1)
-    with pytest.raises(InputError, match="no minimum was found in 1 steps; give a larger strength"):
+    with pytest.raises(InputError, match="no minimum found in 1 steps; give a larger strength"):
         fit_probe(FEATURES, VOTES)
 
 

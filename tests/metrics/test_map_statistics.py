@@ -167,7 +167,7 @@ def test_measures_say_what_they_cannot_measure(name):
 
 
 def test_spatial_entropy_refuses_signed_maps():
-    with pytest.raises(InputError, match=r"below zero, got -1; maps\.positive"):
+    with pytest.raises(InputError, match=r"below zero, got -1.0; maps\.positive"):
         metrics.spatial_entropy(torch.tensor([[-1.0, 2.0]]))
 
 

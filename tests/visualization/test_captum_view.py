@@ -65,7 +65,7 @@ def test_captum_image_attr_names_the_choices() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"method": "heatmap"}, "method to be one of heat_map"),
         ({"sign": "both"}, "sign to be one of all"),
-        ({"method": "masked_image"}, "masked_image shows no sign"),
+        ({"method": "masked_image"}, "masked_image has no sign"),
     ]
     for options, message in wrong:
         with pytest.raises(InputError, match=message):

@@ -385,7 +385,7 @@ WRONG_OVERLAYS: list[tuple[Any, Any, dict[str, Any], str]] = [
     ([], MAPS, {}, r"images of shape \(B, 3, H, W\), got \(0,\)"),
     (IMAGES * 2 - 1, MAPS, {}, r"images in \[0, 1\].*denormalize"),
     (IMAGES * float("nan"), MAPS, {}, "the images hold NaN"),
-    ("photo.jpg", MAPS, {}, "expected images as a tensor or an array, got str"),
+    ("photo.jpg", MAPS, {}, "expected images as a tensor or an array, got 'photo"),
     (IMAGES, MAPS[:1], {}, r"maps of shape \(2, K, h, w\), got \(1, 3, 4, 4\)"),
     (IMAGES, MAPS[0], {}, r"got \(3, 4, 4\)"),
     (IMAGES, [MAPS[0], MAPS[0, :2]], {}, r"maps of shape \(3, h, w\), got \(2, 4, 4\)"),

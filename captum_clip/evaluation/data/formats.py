@@ -152,8 +152,7 @@ def templates_of(folder: Path, given: str | None, usual: str) -> list[str]:
 
 
 def _template(text: str) -> str:
-    if text.count("{}") != 1:
-        raise InputError(f'expected a template with one "{{}}" for the name, got {text!r}.')
+    expect(text.count("{}") == 1, 'a template with one "{}" for the name', text)
     return text
 
 
