@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import maps, targets
+from ..checks import expect
 from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter, load_clip
@@ -66,12 +67,10 @@ class ModelContext:
     @cached_property
     def classes(self) -> Tensor:
         """Embeddings (C, D) of the data set's classes, two or more."""
-        if len(self.data.classes) < 2:
-            raise InputError(
-                f"{self.data.name}: zero-shot classification needs two classes or more, there are "
-                f"{len(self.data.classes)}."
-            )
-        return self.encode(list(self.data.classes))
+        classes = list(self.data.classes)
+        expected = f"two classes or more in {self.data.name} for zero-shot classification"
+        expect(len(classes) > 1, expected, classes)
+        return self.encode(classes)
 
     @cached_property
     def random_copy(self) -> ClipAdapter:
@@ -364,11 +363,8 @@ def _targets(samples: Batch, texts: Sequence[str]) -> Tensor:
         return context.encode(texts)
     references = [region.reference for view in samples.views for region in view.regions]
     known = [image for image in references if image is not None]
-    if len(known) < len(references):
-        raise InputError(
-            f"{context.data.name} has no images to explain its images against; take "
-            "`against='text'`."
-        )
+    expected = "data with another image of each region for `against='image'`"
+    expect(len(known) == len(references), expected, context.data.name)
     size = context.config.batch_size
     parts = [known[start : start + size] for start in range(0, len(known), size)]
     clip = context.clip

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 
 from ..attr.registry import check_method
-from ..checks import check_choice, check_flag, check_integer, expand, find_repeated, show
+from ..checks import check_choice, check_flag, check_integer, expand, expect, find_repeated
 from ..errors import InputError, public
 from ..models.names import named_model
 
@@ -91,9 +91,7 @@ class RunConfig:
             if value is not None or setting.default is not None:
                 object.__setattr__(self, name, _checked(name, value, setting.metadata))
         if self.engine == "local" and self.gpus > 1:
-            raise InputError(
-                f"the local engine computes on one GPU; `engine='ray'` uses {self.gpus} of them."
-            )
+            raise InputError("the local engine computes on one GPU; `engine='ray'` uses more.")
         if self.engine == "ray" and self.processes < max(1, self.gpus):
             raise InputError(
                 "Ray needs one worker or more, and as many as GPUs, got "
@@ -142,8 +140,8 @@ def _checked(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
     if "flag" in rules:
         check_flag(name, value)
     if "text" in rules:
-        if not isinstance(value, (str, Path)) or not str(value).strip():
-            raise InputError(f"expected {name} {rules['text']}, got {show(value)}.")
+        is_text = isinstance(value, (str, Path)) and str(value).strip()
+        expect(is_text, f"{name} {rules['text']}", value)
         return str(value)
     return value
 
@@ -252,11 +250,8 @@ class StudyConfig(RunConfig):
         for method in self.methods:
             check_method(method)
         count, models = len(self.emotions), len(self.models)
-        if count not in (0, models):
-            raise InputError(
-                f"expected a file of emotions for each of the {models} models "
-                f"({', '.join(self.models)}), in the same order, got {count}."
-            )
+        expected = f"a file of emotions for each of {', '.join(self.models)}, in the same order"
+        expect(count in (0, models), expected, self.emotions)
         if not models or not (self.texts or count):
             raise InputError("there is nothing to explain; give texts or emotions.")
         if self.centred and not count:

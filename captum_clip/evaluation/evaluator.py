@@ -26,10 +26,10 @@ from .methods import (
     WITHOUT_MAP,
     Method,
     PrecomputedMaps,
-    Predictor,
     check_method,
     method_of,
     named_methods,
+    predictor,
 )
 from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Within, Worker, run
 from .storage import Storage
@@ -127,7 +127,7 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
         method_of(name, clip, seed=config.seed) for name in named_methods(clip, config.methods)
     ]
     answered = {name for _, tasks in data for task in tasks for name in TASKS[task].without_map}
-    predictors = [Predictor(*item) for item in WITHOUT_MAP.items() if item[0] in answered]
+    predictors = [predictor(name) for name in WITHOUT_MAP if name in answered]
     methods = (*named, *predictors, *precomputed)
     reference = _reference(config, clip, [method.name for method in methods])
     black = clip.preprocess(torch.zeros(64, 64, 3, dtype=torch.uint8))
@@ -214,9 +214,7 @@ def _check_serving(config: EvaluationConfig, task: str, data: Sequence[DataSet])
     if task in config.tasks and not serving:
         served = ", ".join(dict.fromkeys(name for data_set in data for name in tasks_of(data_set)))
         which = "the data" if config.data else "the demo's data"
-        raise InputError(
-            f"{which} do not serve the task {task}, they serve {served}; give data that do."
-        )
+        raise InputError(f"{which} do not serve the task {task}, they serve {served}; give others.")
 
 
 def _check_names(data: Iterable[DataSet]) -> None:
@@ -234,9 +232,7 @@ def _check_names(data: Iterable[DataSet]) -> None:
 
 def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]) -> str:
     if repeated := find_repeated(names):
-        raise InputError(
-            f"two methods are called {repeated!r}; folders of maps need names of their own."
-        )
+        raise InputError(f"two methods are called {repeated!r}; folders of maps need other names.")
     wanted = config.reference or MAMOOLER
     if wanted not in names:  # where it may be a folder of maps
         wanted = report_method(clip.tower) if wanted == MAMOOLER else wanted

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .. import targets
 from ..attr.registry import MethodChoice
-from ..checks import check_integer, expand
+from ..checks import check_integer, expand, expect
 from ..emotions import STRENGTH, Artemis, EmotionProbe, check_fit, fit_probe
 from ..errors import InputError, TargetError, public
 from ..explaining.explain import explain
@@ -291,8 +291,7 @@ def rank(
     """
     check_integer("top", top)
     wanted = targets.text(clip, target) if isinstance(target, str) else target
-    if len(wanted) != 1:
-        raise TargetError(f"expected one target, got {len(wanted)}: {list(wanted.names)}.")
+    expect(len(wanted) == 1, "one target", list(wanted.names), error=TargetError)
     forward = ClipSimilarity(clip, wanted)
     # What does not fit the model fails before the images are read.
     MethodChoice.of(method, tower=clip.tower).method(forward)

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from ..attr import LayerAttention, registry
 from ..attr.registry import MAMOOLER, MethodChoice
-from ..checks import expand, find_repeated, suggestion
+from ..checks import error_context, expand, expect, find_repeated, suggestion
 from ..errors import InputError
 from ..files import DAMAGED
 from ..maps import upsample
@@ -128,26 +128,13 @@ class Drawn(Method):
     draw: Callable[[tuple[int, int], int], Tensor]  # grid and number of a sample -> map (h, w)
     signed: bool = False
     baseline: bool = True
+    without_map: bool = False
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         grid = clip.grid(*queries.size)
         heatmap = [self.draw(grid, number) for number in queries.numbers]
         return torch.stack(heatmap).to(queries.pixels.device)
-
-
-@dataclass(eq=False)
-class Predictor(Method):
-    """An answer that looks at no map; what it answers stands with the tasks."""
-
-    name: str
-    what: str
-    baseline: bool = True
-    without_map: bool = True
-
-    @override
-    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        return torch.full((len(queries), 1, 1), torch.nan)
 
 
 WITHOUT_MAP: Final = {
@@ -158,6 +145,13 @@ WITHOUT_MAP: Final = {
     "best-class": "the class with the highest score painted over the whole image",
 }
 """Predictors that look at no map: what a map must beat to be worth drawing."""
+
+
+def predictor(name: str) -> Method:
+    """One of `WITHOUT_MAP`; what it answers stands with the tasks."""
+    nothing = torch.full((1, 1), torch.nan)
+    return Drawn(name, WITHOUT_MAP[name], lambda grid, number: nothing, without_map=True)
+
 
 _STEPS: Final = 16  # of integrated gradients
 _DRAWS: Final = 8  # of the noise tunnel
@@ -423,13 +417,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"so ({error})."
         ) from error
     numbers = heatmap.ndim == 3 and 0 not in heatmap.shape and heatmap.dtype.kind in "fiu"
-    if not numbers or names.shape != heatmap.shape[:1] or names.dtype.kind != "U":
-        raise InputError(
-            f"{path}: expected maps (K, h, w) of numbers and names (K,) of text, got maps "
-            f"{heatmap.shape} {heatmap.dtype} and names {names.shape} {names.dtype}."
-        )
+    fits = numbers and names.shape == heatmap.shape[:1] and names.dtype.kind == "U"
     texts = names.tolist()
-    if find_repeated(texts) is not None:
-        raise InputError(f"{path}: expected each name once, got {texts}.")
+    with error_context(str(path)):
+        expect(fits, "maps (K, h, w) of numbers and names (K,) of text", [heatmap, names])
+        expect(find_repeated(texts) is None, "each name once", texts)
     with np.errstate(over="ignore"):  # what does not fit becomes infinity
         return dict(zip(texts, heatmap.astype(np.float32), strict=True))

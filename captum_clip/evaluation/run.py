@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import torch
 
 from .._version import __version__
-from ..checks import excerpt
+from ..checks import excerpt, expect
 from ..errors import CaptumClipError, InputError
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..models.identity import agree
@@ -140,14 +140,9 @@ def run(
         CaptumClipError: a model that cannot be loaded, a folder with another run or something
             else in it, a disk that refuses, a worker that died.
     """
-    if not isinstance(config, kind):
-        got = type(config).__name__
-        raise InputError(f"expected settings as {kind.__name__}(...), got {got}.")
+    expect(isinstance(config, kind), f"settings as {kind.__name__}(...)", config)
     if config.gpus and config.engine == "local" and not torch.cuda.is_available():
-        raise InputError(
-            "a GPU was asked for, but PyTorch sees no CUDA device; leave gpus out to compute on "
-            "the CPU."
-        )
+        raise InputError("PyTorch sees no CUDA device; leave `gpus` out to compute on the CPU.")
     output = storage_of(config.output)
     with threads(config.thread_count), output.lock():
         lent = (config.processor, config.tokenizer)

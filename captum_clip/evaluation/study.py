@@ -243,8 +243,7 @@ def _plan(config: StudyConfig, models: ModelLoader) -> StudyPlan:
     jobs = list[Job]()
     for model, emotions in zip_longest(config.models, config.emotions):
         jobs += _jobs_of(config, model, emotions, len(jobs), models)
-    repeated = find_repeated([(job.model, job.method) for job in jobs])
-    if repeated is not None:
+    if repeated := find_repeated([(job.model, job.method) for job in jobs]):
         raise InputError(
             f"{repeated[1]} of {repeated[0]} comes twice; give each model and method once, folders "
             "under different names."

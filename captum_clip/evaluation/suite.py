@@ -157,11 +157,8 @@ def _prices(context: ModelContext, evaluation: Evaluation) -> dict[str, float]:
 
     Medians over rounds in which all take turns, after one to warm up; a batch of 8 images.
     """
-    clip, summary, views = (
-        context.clip,
-        evaluation.summary,
-        Batch(context, range(len(context.data))[:_BATCH]).views,
-    )
+    clip, summary = context.clip, evaluation.summary
+    views = Batch(context, range(len(context.data))[:_BATCH]).views
     texts = [view.regions[0].text for view in views]
     queries = queries_of(views, context.encode(texts), texts)
     methods = [name for name in summary.methods if name not in summary.baselines]
@@ -216,9 +213,8 @@ def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
             both = [pair for pair in zip(values, others, strict=False) if None not in pair]
             if both:
                 x, y = np.transpose(both)
-                gap = dict(
-                    zip(("difference", "low", "high"), paired_difference(x, y), strict=False)
-                )
+                difference, low, high, _ = paired_difference(x, y)
+                gap = {"difference": difference, "low": low, "high": high}
                 rows[f"{column}, {method}"] = {first: x.mean(), second: y.mean(), **gap}
     if not rows:
         raise InputError(f"{first} and {second} have no method in common; nothing can be compared.")

@@ -4,7 +4,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -23,6 +22,8 @@ COLUMNS: Final = ("task", "metric", "method", "sample", "region", "part", "x", "
 """Columns of the table; docs/evaluation.md describes each."""
 
 _TEXTS: Final = ("task", "metric", "method", "region", "part")
+
+_SECTIONS: Final = json.loads(Path(__file__).with_name("metrics.json").read_text(encoding="utf-8"))
 
 UNIFORM: Final = "uniform"
 """The baseline whose map is the same everywhere: what an answer gets that is always the same."""
@@ -49,18 +50,13 @@ class Metric:
     constant: float | None = None
 
 
-@cache
-def _sections() -> Any:
-    return json.loads(Path(__file__).with_name("metrics.json").read_text(encoding="utf-8"))
-
-
 def listed(section: str, **fields: Any) -> dict[str, list[Metric]]:
     """Title of a table -> its metrics, of a section of ``metrics.json`` with fields for its texts.
 
     A section has its tables by title, each with its metrics as :class:`Metric` has them; if there
     are `each`, all is repeated for each of these further fields.
     """
-    content, tables = _sections()[section], defaultdict(list)
+    content, tables = _SECTIONS[section], defaultdict(list)
     for further in content.get("each", [{}]):
         every = {**fields, **further}
         for title, metrics in content["tables"].items():

@@ -159,4 +159,4 @@ def test_protocols_run_on_their_own_files(make: Any, measures: set[str], tmp_pat
     )
     table = evaluate(config).table
     assert measures <= set(table["metric"])
-    assert set(table["method"]) == {"last-grad", "random"}
+    assert set(table["method"]) == {"last-grad", "random", "uniform", "centre"}

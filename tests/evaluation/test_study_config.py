@@ -34,7 +34,7 @@ BAD: list[Any] = [
     ({"texts": ("a", " ")}, "texts with something in them, got ' '"),
     ({"texts": ("a", "a")}, "'a' is given twice in texts"),
     ({"centred": True}, "centred means emotions"),
-    ({"emotions": ("a", "b")}, r"each of the 1 models \(ViT-B/32\), .* got 2"),
+    ({"emotions": ("a", "b")}, r"each of ViT-B/32, .* got \('a', 'b'\)"),
     ({"engine": "spark"}, "engine of local, ray, got 'spark'"),
     ({"gpus": 2}, "`engine='ray'` uses 2"),
     ({"engine": "ray", "workers": 0}, "Ray needs one worker"),

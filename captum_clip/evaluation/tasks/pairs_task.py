@@ -1,6 +1,6 @@
 """Does an object speak for a text or a word? Against scenes redrawn with every subset."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple
@@ -21,16 +21,25 @@ _DEPTHS: Final = {"direct": "pooling", "conservative": "all"}
 """Methods that take both embeddings apart -> how deep."""
 
 
-def _pairs(texts: Sequence[str]) -> dict[str, tuple[list[int], list[str]]]:
-    """Ending of a metric's name -> indices and names of pairs of a text and an object.
+def _compared(
+    view: View, mass: Tensor, truths: Mapping[str, Tensor], statistics: Iterable[str]
+) -> Iterator[Arrays]:
+    """Compare (texts, objects) with exact effects, over all pairs and over those of others.
 
-    All are counted object by object; a pair is called "a horse / a dog".
+    A pair is called "a horse / a dog". Ranks within a scene need two effects that are known.
     """
-    names = [f"{text} / {other}" for text in texts for other in texts]
-    every = list(range(len(names)))
+    texts = [region.text for region in view.regions]
+    pairs = [f"{text} / {other}" for text in texts for other in texts]
+    every = list(range(len(pairs)))
     others = [index for index in every if index % (len(texts) + 1)]
-    chosen = {"": every, "_others": others}
-    return {end: (kept, [names[i] for i in kept]) for end, kept in chosen.items()}
+    for end, kept in (("", every), ("_others", others)):
+        names, samples = [pairs[index] for index in kept], [view.number] * len(kept)
+        for name, effect in truths.items():
+            both = {"mass": mass.flatten()[kept], "effect": effect.to(mass).flatten()[kept]}
+            is_ranked = int(both["effect"].isfinite().sum()) > 1
+            for statistic in statistics:
+                if is_ranked or not statistic.endswith("_scene"):
+                    yield rows_of(f"{name}{statistic}{end}", both, samples, names)
 
 
 def _measure_effect(batch: MethodOnBatch) -> Iterator[Arrays]:
@@ -52,12 +61,8 @@ def _effect_rows(samples: Batch, view: View, mass: Tensor) -> Iterator[Arrays]:
     exact = {"removal": _removals(scores)}
     if scores.isfinite().all():
         exact = {"effect": metrics.shapley_effects(scores), **exact}
-    for end, (chosen, names) in _pairs([region.text for region in view.regions]).items():
-        for name, effect in exact.items():
-            both = {"mass": mass.flatten()[chosen], "effect": effect.to(mass).flatten()[chosen]}
-            ranked = ("spearman_scene",) * (int(effect.flatten()[chosen].isfinite().sum()) > 1)
-            for statistic in (*ranked, "spearman", "agreement", "balanced", "auc"):
-                yield rows_of(f"{name}_{statistic}{end}", both, [view.number] * len(names), names)
+    statistics = ("_spearman_scene", "_spearman", "_agreement", "_balanced", "_auc")
+    yield from _compared(view, mass, exact, statistics)
 
 
 def _predict_effect(answer: Callable[[Batch, View], Tensor]) -> Measure:
@@ -199,10 +204,8 @@ def _scene(samples: Batch, view: View) -> _Scene:
     scores = context.scores(context.clip.preprocess(images), embeddings).T
     truths = dict(zip(("interaction", "index"), exact_interactions(scores), strict=True))
     without = [(len(texts) - 1) ^ (1 << bit) for bit in range(len(words))]
-    directions, changes = (
-        embeddings[-1:] - embeddings[without],
-        scores[-1, -1] - scores[without, -1],
-    )
+    directions = embeddings[-1:] - embeddings[without]
+    changes = scores[-1, -1] - scores[without, -1]
     return _Scene(view, words, texts[-1], directions, changes, truths)
 
 
@@ -249,9 +252,5 @@ def _agreement(name: str, scene: _Scene, heatmap: Tensor) -> Iterator[Arrays]:
 
 def _pair_rows(name: str, scene: _Scene, mass: Tensor) -> Iterator[Arrays]:
     """Compare (words, objects) with the exact interactions."""
-    for end, (kept, names) in _pairs(scene.words).items():
-        for truth, effects in scene.truths.items():
-            both = {"mass": mass.flatten()[kept], "effect": effects.to(mass).flatten()[kept]}
-            for statistic in ("_scene", ""):
-                samples = [scene.view.number] * len(names)
-                yield rows_of(f"{name}_{truth}{statistic}{end}", both, samples, names)
+    truths = {f"{name}_{truth}": effects for truth, effects in scene.truths.items()}
+    yield from _compared(scene.view, mass, truths, ("_scene", ""))

@@ -74,11 +74,8 @@ SEGMENTATION: Final = Task(
 
 def _maps_of_classes(batch: MethodOnBatch, view: View) -> Tensor | None:
     """Positive maps (K, H, W) of all classes on a photo; None where one of them is not finite."""
-    clip, classes, size = (
-        batch.clip,
-        tuple(batch.context.data.classes),
-        view.sample.image.size[::-1],
-    )
+    clip, classes = batch.clip, tuple(batch.context.data.classes)
+    size = view.sample.image.size[::-1]
     embeddings, count = batch.context.encode(classes), len(classes)
     names = (view.sample.name,) * count
     numbers = tuple(view.number * count + place for place in range(count))  # random maps differ
