@@ -74,8 +74,8 @@ def classify(
     """
     parts = {name: options.pop(name) for name in _LOADING if name in options}
     clip = load_clip(model, **parts)
-    is_target = isinstance(classes, Target)
-    expect(not (is_target and templates), "names of classes for the templates", classes)
+    fits = templates is None or not isinstance(classes, Target)
+    expect(fits, "names of classes for the templates", classes)
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
     top = min(3, len(target)) if top is None else top
     check_integer("top", top, most=len(target))
@@ -96,7 +96,8 @@ def of_classes(
     names = check_texts(classes)
     twice = [name for name, count in Counter(names).items() if count > 1]
     expect(not twice, "each class once", twice)
-    count = max(1, _PROMPTS // len(as_list(templates or "{}")))
+    prompts = 1 if templates is None else max(1, len(as_list(templates)))
+    count = max(1, _PROMPTS // prompts)
     pieces = [names[start : start + count] for start in range(0, len(names), count)]
     return targets.concatenate([targets.text(clip, p, templates=templates) for p in pieces])
 

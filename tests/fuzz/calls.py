@@ -22,6 +22,7 @@ from captum_clip import (
     ClipSimilarity,
     Explanation,
     attr,
+    classify,
     explain,
     load_clip,
     maps,
@@ -177,6 +178,16 @@ CALLS: dict[str, Callable[[World], Any]] = {
         sign=w.pick(["positive", "both"], ["neutral", *WRONG]),
         words=w.pick([False], [True, *WRONG]),
         batch_size=w.pick([None], [w.number()]),
+    ),
+    "classify": lambda w: classify(
+        w.picture(),
+        w.pick([["a horse", "a dog"]], [w.text(), *WRONG]),
+        model=w.clip,
+        templates=w.pick([None, "a {}"], ["a", [], *WRONG]),
+        top=w.pick([None, 1], [w.number(), *WRONG]),
+    ),
+    "contrast": lambda w: explain(
+        w.picture(), w.text(), against=w.pick(["a dog", None], [*WRONG]), model=w.clip
     ),
     "plot": lambda w: w.explanation.plot(
         cmap=w.pick([None, "viridis"], ["nothing", *WRONG]),
