@@ -148,7 +148,11 @@ def test_checks_are_their_definitions(name: str) -> None:
     own, answers, effects = [], [], []
     for sample in map(data.read, draw_order(data.names, 1)):
         own.append([data.classes.index(region.text) for region in sample.regions])
-        subsets = clip.encode_image(clip.preprocess(list(sample.subsets))).detach().double()
+        subsets = (
+            clip.encode_image(clip.preprocess([image for image in sample.subsets if image]))
+            .detach()
+            .double()
+        )
         scores = subsets @ texts.T
         answers.append(scores[-1].argsort(descending=True).tolist())
         count = len(sample.regions)
@@ -160,7 +164,8 @@ def test_checks_are_their_definitions(name: str) -> None:
                     weight = {2: (1 / 2, 1 / 2), 3: (1 / 3, 1 / 6, 1 / 3)}[count][size]
                     phi[thing] += weight * (scores[subset | 1 << thing] - scores[subset])
         effects.append(phi.abs().mean(0))
-    recall, moved = [], []
+    recall: list[tuple[Any, ...]] = []
+    moved: list[tuple[Any, ...]] = []
     for place, held in enumerate(own):
         for text in held:
             others = [n for n in range(5) if text not in own[n]]
@@ -222,7 +227,8 @@ def ran(model: str, output: Path, **given: Any) -> tuple[Evaluation, str, str]:
     )
     return (
         evaluate(config),
-        *[(output / name).read_text() for name in ("results.md", "report.html")],
+        (output / "results.md").read_text(),
+        (output / "report.html").read_text(),
     )
 
 

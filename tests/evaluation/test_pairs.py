@@ -104,7 +104,10 @@ def test_pairs_are_measured_by_their_definitions() -> None:
     """Scores pair by pair, maps by the public methods, for one scene of two objects."""
     clip, sample = model("demo/vit"), SCENES.read(0)
     first, second = (region.text for region in sample.regions)
-    texts, images = (["", first, second, f"{first} and {second}"], clip.preprocess(sample.subsets))
+    texts, images = (
+        ["", first, second, f"{first} and {second}"],
+        clip.preprocess([image for image in sample.subsets if image]),
+    )
     score = ClipSimilarity(clip, targets.text(clip, texts, allow_empty=True))(images)
     masks = torch.from_numpy(np.stack([region.mask for region in sample.regions]))
     mass: dict[str, list[Tensor]] = {"share": [], "difference": [], "product": []}

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from captum_clip.cli import main
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
 from captum_clip.evaluation import EvaluationConfig, compare_suites, run_suite, suite
+from captum_clip.evaluation.batch import ModelContext
+from captum_clip.evaluation.gate import Gate, measure_gate
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.metrics import paired_difference
 from captum_clip.metrics.map_statistics import spearman
@@ -75,7 +78,7 @@ def test_a_hash_notices_every_change(small: str, monkeypatch: pytest.MonkeyPatch
         with monkeypatch.context() as patch:
             change(patch)
             assert suite.suite_hash(small) != frozen
-    draw = demo.draw_scene
+    draw = draw_scene
 
     def one_pixel(*given: Any, **options: Any) -> Any:
         scene = draw(*given, **options)
@@ -210,10 +213,13 @@ def test_the_file_of_another_model_is_left_alone(
             run_suite(small, config(vit, tmp_path))
         assert file.read_bytes() == before
     threads = list[int]()
-    measure = suite.measure_gate
-    monkeypatch.setattr(
-        suite, "measure_gate", lambda c: threads.append(torch.get_num_threads()) or measure(c)
-    )
+    measure = measure_gate
+
+    def counted(context: ModelContext) -> Gate:
+        threads.append(torch.get_num_threads())
+        return measure(context)
+
+    monkeypatch.setattr(suite, "measure_gate", counted)
     run_suite(small, EvaluationConfig(vit, str(tmp_path / "own"), threads=3))
     assert threads == [3, 3]
 
@@ -259,9 +265,9 @@ def test_only_files_of_one_suite_are_compared(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.json"
         path.write_text(text)
         wrong[str(path)] = "is damaged, or no suite_v1.json that `suite` wrote"
-    for path, message in wrong.items():
+    for other_path, message in wrong.items():
         with pytest.raises(InputError, match=message):
-            compare_suites(good, str(path))
+            compare_suites(good, str(other_path))
 
 
 def test_what_a_suite_fixes_is_refused(tmp_path: Path, small: str) -> None:

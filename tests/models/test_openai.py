@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -146,9 +146,11 @@ class SplitAttention(nn.Module):
         def heads(tokens: Tensor) -> Tensor:  # (s, B, D) -> (B, H, s, d)
             return tokens.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
 
-        projected = heads(self.q_proj(query)), heads(self.k_proj(key)), heads(self.v_proj(value))
-        out = nn.functional.scaled_dot_product_attention(*projected, options.get("attn_mask"))
-        return self.proj(out.permute(2, 0, 1, 3).flatten(-2).flatten(0, 1)).view_as(query), None
+        maps: Any = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (heads(each(x)) for each, x in zip(maps, (query, key, value), strict=True))
+        out = nn.functional.scaled_dot_product_attention(q, k, v, options.get("attn_mask"))
+        mixed = out.permute(2, 0, 1, 3).flatten(-2).flatten(0, 1)
+        return cast(Any, self.proj)(mixed).view_as(query), None
 
 
 def split_attentions(clip: Any) -> Any:
@@ -161,8 +163,8 @@ def split_attentions(clip: Any) -> Any:
 class Merged(nn.Linear):
     """A `LinearLoRA` of CLIP-LoRA after `eval()`, which is called with weights that have all."""
 
-    def forward(self, tokens: Tensor, **options: Any) -> Tensor:
-        return nn.Linear.forward(self, tokens, **options)
+    def forward(self, input: Tensor, **options: Any) -> Tensor:
+        return nn.Linear.forward(self, input, **options)
 
 
 @pytest.mark.parametrize("tuned", [(), ("q_proj", "v_proj", "proj")])

@@ -143,7 +143,8 @@ def test_what_is_no_list_of_texts_is_refused(clip, texts):
 
 def test_texts_may_be_the_keys_of_a_dict(clip):
     """They have an order, which a set has not."""
-    assert targets.text(clip, {"a horse": 1, "a dog": 2}.keys()).names == ("a horse", "a dog")
+    keys: Any = {"a horse": 1, "a dog": 2}.keys()
+    assert targets.text(clip, keys).names == ("a horse", "a dog")
 
 
 def test_long_text_says_how_many_tokens_it_has(each):
