@@ -449,7 +449,8 @@ def test_a_second_models_figures_stand_beside_the_first_ones(
     metrics = [f"{name}_spearman{end}" for name in ("effect", "removal") for end in ends]
     metrics += ["pointing", "gap_mean_predicted", "faithfulness_correlation", "words_4"]
     found = {"evaluation_vit": (0.9, 0.6, 0.5), "second_vit": (0.8, 0.5, 0.7)}
-    for step, values in {"effects_vit": found["evaluation_vit"], **found}.items():
+    effects = {"effects_vit": (0.9, 0.6, 0.5), "second_effects_vit": (0.8, 0.5, 0.7)}
+    for step, values in {**effects, **found}.items():
         folder = tmp_path / step / "out"
         folder.mkdir(parents=True)
         rows = [

@@ -430,9 +430,17 @@ STEPS = (
         evaluation(
             f"second_{model}",
             f"second-{model}",
-            "--data demo --data demo-objects --data demo-mosaics --task localization --task effect "
+            "--data demo --data demo-objects --data demo-mosaics --task localization "
             "--task perturbation --task faithfulness --task words "
             + " ".join(f"--method {name}" for name in RANKED[model].split()),
+        )
+        for model in BOTH
+    ),
+    *(
+        evaluation(
+            f"second_effects_{model}",
+            f"second-{model}",
+            "--task effect " + " ".join(f"--method {name}" for name in RANKED[model].split()),
         )
         for model in BOTH
     ),
@@ -508,7 +516,7 @@ STEPS = (
     table(
         "rankings",
         "findings.md",
-        *(f"{step}_{m}" for step in (*PARTS, "second") for m in BOTH),
+        *(f"{step}_{m}" for step in (*PARTS, "second", "second_effects") for m in BOTH),
     ),
     table("pair_estimators", "findings.md", *(f"pairs_{model}" for model in ALL)),
     table(

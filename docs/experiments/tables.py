@@ -208,9 +208,11 @@ def rankings() -> None:
     for model, title in NAMES.items():
         if not Path(f"../second_{model}").exists():
             continue
-        second = results(f"second_{model}").index.unique("method")
+        other = pd.concat([results(f"{step}_{model}") for step in ("second_effects", "second")])
+        other = other[~other.index.duplicated()]
+        second = other.index.unique("method")
         methods = [m for m in second if is_own(m) or m in WITHOUT_MAP]
-        pair = [each["mean"].unstack() for each in (all_results(model), results(f"second_{model}"))]
+        pair = [each["mean"].unstack() for each in (all_results(model), other)]
         first, second = (found.reindex(methods, columns=[*metrics.values()]) for found in pair)
         for method in methods:
             both = zip(first.loc[method], second.loc[method], strict=True)
