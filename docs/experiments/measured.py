@@ -440,7 +440,8 @@ STEPS = (
         evaluation(
             f"second_effects_{model}",
             f"second-{model}",
-            "--task effect " + " ".join(f"--method {name}" for name in RANKED[model].split()),
+            "--data demo --task effect "
+            + " ".join(f"--method {name}" for name in RANKED[model].split()),
         )
         for model in BOTH
     ),
