@@ -234,8 +234,8 @@ FURTHER = {
 """Options of the methods that `all` does not name."""
 SLOW_TASKS = "localization signs words grid perturbation faithfulness fixlip sanity"
 RANKED = {
-    "vit": "direct direct:depth=token conservative all-grad last-grad attention-grad-cam legrad "
-    "grad-eclip patches rollout",
+    "vit": "direct conservative all-grad last-grad attention-grad-cam legrad grad-eclip patches "
+    "rollout",
     "resnet": "direct grad-cam grad-cam:attention=detached",
 }
 """What the second models are measured with."""
@@ -441,7 +441,8 @@ STEPS = (
             f"second_effects_{model}",
             f"second-{model}",
             "--data demo --task effect "
-            + " ".join(f"--method {name}" for name in RANKED[model].split()),
+            + " ".join(f"--method {name}" for name in RANKED[model].split())
+            + " --method direct:depth=token" * (model == "vit"),
         )
         for model in BOTH
     ),
