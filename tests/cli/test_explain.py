@@ -245,7 +245,7 @@ def test_a_checkpoint_without_processor_and_tokenizer_takes_others(
     (here / "bare").mkdir()
     for name in ("config.json", "model.safetensors"):
         (here / "bare" / name).write_bytes(Path(vit, name).read_bytes())
-    assert "pass --tokenizer" in run("explain photo.jpg a --model bare", code=2)
+    assert "pass --processor and --tokenizer" in run("explain photo.jpg a --model bare", code=2)
     printed = run("explain photo.jpg a --model bare --processor VIT --tokenizer VIT")
     assert printed.splitlines()[1:] == run("explain photo.jpg a --model VIT").splitlines()[1:]
 

@@ -36,7 +36,7 @@ BAD: list[Any] = [
     ({"centred": True}, "centred means emotions"),
     ({"emotions": ("a", "b")}, r"each of ViT-B/32, .* got \('a', 'b'\)"),
     ({"engine": "spark"}, "engine of local, ray, got 'spark'"),
-    ({"gpus": 2}, "`engine='ray'` uses 2"),
+    ({"gpus": 2}, "`engine='ray'` uses more"),
     ({"engine": "ray", "workers": 0}, "Ray needs one worker"),
     ({"engine": "ray", "workers": 1, "gpus": 2}, "as many as GPUs, got `workers=1` and `gpus=2`"),
 ]
