@@ -272,6 +272,12 @@ class Evaluation:
         return report.findings(self.summary)
 
 
+def check_pandas() -> None:
+    """Raise InputError where the extra is missing, before anything is measured."""
+    if find_spec("pandas") is None:
+        raise InputError("pandas is needed: pip install 'captum-clip[evaluation]'.")
+
+
 @public("evaluate")
 def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:
     """Measure what is not there yet, then write all tables.
@@ -295,8 +301,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         >>> config = EvaluationConfig("demo/vit", "out", images=100)
         >>> evaluate(config).table  # doctest: +SKIP
     """
-    if find_spec("pandas") is None:
-        raise InputError("pandas is needed: pip install 'captum-clip[evaluation]'.")
+    check_pandas()
     return run(EvaluationConfig, config, make_plan, _summarise, progress)
 
 

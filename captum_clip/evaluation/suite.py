@@ -20,7 +20,7 @@ from ..metrics.bootstrap import STATISTICS
 from .batch import Batch, ModelContext, queries_of
 from .config import EvaluationConfig, RunConfig, full_name, label_of
 from .data import open_data
-from .evaluator import Evaluation, evaluate
+from .evaluator import Evaluation, check_pandas, evaluate
 from .gate import Gate, measure_gate
 from .methods import method_of
 from .run import Content, ModelLoader, Progress, differences, threads
@@ -72,6 +72,7 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
             here, a folder with another model's file, and what :func:`evaluate` refuses.
     """
     check_choice(name, SUITES, name="a suite")
+    check_pandas()
     suite, output = SUITES[name], storage_of(config.output)
     for setting in fields(config):
         if setting.name not in _OPEN and getattr(config, setting.name) != setting.default:

@@ -300,3 +300,11 @@ def test_a_line_runs_a_suite_and_compares_two(
     assert lines[0].startswith("pointing, direct")
     assert main(["evaluate", "--model", "demo/vit"]) == 2
     assert "evaluate needs --output, a folder for these" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_told_before_the_gate(
+    tmp_path: Path, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_clip.evaluation.evaluator.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pandas is needed: pip install"):
+        run_suite(small, config("no model", tmp_path))
