@@ -32,7 +32,8 @@
     visualization            pictures of maps
     figures                  Mamooler's figures
     emotions                 probes from image features to the emotions of ArtEmis
-    evaluation               methods compared on data; studies and rankings of folders
+    evaluation               methods compared on data; studies of folders
+    search                   folders that were read once and answer every later text
     errors                   what this package raises
 """
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         figures,
         maps,
         metrics,
+        search,
         targets,
         visualization,
     )
@@ -105,6 +107,7 @@ __all__ = [
     "load_clip",
     "maps",
     "metrics",
+    "search",
     "targets",
     "visualization",
 ]

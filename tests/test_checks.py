@@ -17,7 +17,7 @@ from captum_clip import checks, files, load_clip
 from captum_clip.cli.shared import read_image
 from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
-from captum_clip.evaluation import find_images, image_features
+from captum_clip.evaluation import image_features
 from captum_clip.evaluation.data import formats
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.explaining.explanation import Explanation
@@ -162,7 +162,6 @@ def circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_clip,
         as_pil,
         Explanation.load,
-        find_images,
         EmotionProbe.load,
         formats.MaskedFolder,
         formats.ClassFolder,

@@ -14,6 +14,7 @@ from ..errors import TargetError, UnsupportedModelError, public
 from ..models import ClipAdapter
 from ..models.library import is_unmodified
 from ..similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
+from ..targets import Target
 from .contributions import Baseline, Depth, DirectContribution
 
 Option = TypeVar("Option")
@@ -33,6 +34,16 @@ class InteractionRest(NamedTuple):
     other: Tensor
     image: Tensor
     constant: Tensor
+
+
+def any_target(clip: ClipAdapter) -> Target:
+    """A direction for a forward function of which vectors are wanted, that depend on none."""
+    dimension = clip.embedding_dim
+    if dimension is None:
+        blank = torch.zeros(1, 3, *clip.tower.native, device=clip.device)
+        with torch.no_grad():
+            dimension = clip.image_features(blank).shape[-1]
+    return targets.embedding(torch.eye(1, dimension, device=clip.device))
 
 
 class DirectInteraction(Attribution):  # type: ignore[misc]
@@ -89,13 +100,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         expect(is_pair, "a ClipPairSimilarity", forward_func, made)
         super().__init__(forward_func)
         clip = forward_func.clip
-        dimension = clip.embedding_dim
-        if dimension is None:
-            blank = torch.zeros(1, 3, *clip.tower.native, device=clip.device)
-            with torch.no_grad():
-                dimension = clip.image_features(blank).shape[-1]
-        # vectors depend on no target
-        axis = targets.embedding(torch.eye(1, dimension, device=clip.device))
+        axis = any_target(clip)
         self._image = self._other = DirectContribution(ClipSimilarity(clip, axis))
         if forward_func.side == "text":
             self._other = DirectContribution(TextSimilarity(clip, axis))

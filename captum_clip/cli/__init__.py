@@ -20,7 +20,7 @@ import typer
 
 from .. import errors
 from ..checks import ARGUMENT, excerpt
-from . import explain_command, figure_command, measure_commands, show_commands  # noqa: F401
+from . import explain_command, figure_command, measure_commands, search_commands, show_commands  # noqa: F401
 from .options import app
 
 __all__ = ["app", "main"]

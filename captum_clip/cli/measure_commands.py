@@ -1,20 +1,18 @@
-"""``captum-clip rank``, ``study``, ``evaluate`` and ``emotions fit``: over folders of images."""
+"""``captum-clip study``, ``evaluate`` and ``emotions fit``: over folders of images."""
 
 import os
 from collections.abc import Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from typer import Option, Typer
 
-from ..checks import check_destination, check_outputs, find_folder
+from ..checks import check_destination, check_outputs
 from ..errors import InputError
 from . import options
 from .options import app, command
 from .shared import (
     count_gpus,
-    find_left_out,
     images_bar,
     load_model,
     read_probes,
@@ -25,65 +23,6 @@ from .shared import (
 
 _emotions = Typer(help="Fit an emotion probe on a model's features.")
 app.add_typer(_emotions, name="emotions")
-
-
-@command(app, "rank", 'photos "a horse in the snow" --top 20 -o found', lists=options.methods)
-def rank_command(
-    folder: Path,
-    texts: options.Texts = None,
-    emotions: Path | None = None,
-    emotion: str | None = None,
-    model: options.Model = None,
-    method: options.Method = None,
-    top: Annotated[int, Option(min=1)] = 12,
-    workers: options.Workers = 0,
-    processor: str | None = None,
-    tokenizer: str | None = None,
-    device: str | None = None,
-    output: options.Output = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Find the images of a folder that fit a text or an emotion best.
-
-    Args:
-        folder: a folder of images, searched recursively
-        emotion: what to look for, instead of a TEXT
-        top: how many images to find
-        output: a folder for a table, a figure with the maps, and the image features, which make
-            the next text quick (default: print the best and write nothing)
-    """
-    from .. import targets
-    from ..evaluation import find_images, rank
-    from ..evaluation.features import FIGURE, TABLE
-    from ..files import filled_folder
-
-    texts = texts or []
-    if (emotions is None) != (emotion is None):
-        raise InputError("--emotions FILE and --emotion NAME go together.")
-    if (given := len(texts) + (emotion is not None)) != 1:
-        raise InputError(f"expected one TEXT or one --emotion to look for, got {given}.")
-    options.check_emotions([emotion] if emotion else [])
-    images = find_folder(folder)
-    files = find_images(images)
-    probes, fitted = read_probes([emotions] if emotions else [])
-    if output:
-        results = [output / name for name in ("features.npz", TABLE, FIGURE)]
-        check_outputs(results, [emotions, *files])
-    name = model or next(iter(fitted), options.DEFAULT_MODEL)
-    with filled_folder(output) if output else nullcontext() as found:
-        clip = load_model(name, processor, tokenizer, device, quiet=quiet)
-        target = targets.emotion(clip, probes[0], emotion) if probes else texts[0]
-        reading: dict[str, Any] = {"workers": workers, "progress": shows_bars(quiet)}
-        cache = found / "features.npz" if found else None
-        ranking = rank(clip, images, target, top=top, method=method, cache=cache, **reading)
-        written = ranking.save(found) if found else ()
-    report_skipped({**ranking.skipped, **find_left_out(images, files, output)})
-    best = ranking.explanations[0]
-    source = f"({best.model}, {best.method})"
-    print(f"{best.names[0]!r}, best of {ranking.ranked:,} images {source}:")
-    for number, (file, score) in enumerate(zip(ranking.files, ranking.scores, strict=True), 1):
-        print(f"{number:4d}  {score:6.3f}  {file}")
-    print(*written, sep="\n", end="\n" * bool(written))
 
 
 @command(app, "study", 'statistics photos "a horse" -o horses', lists=options.methods)

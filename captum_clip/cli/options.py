@@ -163,7 +163,8 @@ def check_emotions(names: list[str]) -> list[str]:
     return names
 
 
-def _check_methods(names: Any) -> Any:
+def check_methods(names: Any) -> Any:
+    """The names of methods; InputError where one is none."""
     if names:
         from ..attr.registry import check_method
 
@@ -192,8 +193,8 @@ Texts: TypeAlias = Annotated[Several, Argument(callback=check_texts)]
 TextsFile: TypeAlias = Annotated[Path | None, Option("--texts")]
 Model: TypeAlias = Annotated[str | None, Option("--model", "-m")]
 Models: TypeAlias = Annotated[Several, Option("--model", "-m")]
-Method: TypeAlias = Annotated[str | None, Option(callback=_check_methods)]
-Methods: TypeAlias = Annotated[Several, Option("--method", callback=_check_methods)]
+Method: TypeAlias = Annotated[str | None, Option(callback=check_methods)]
+Methods: TypeAlias = Annotated[Several, Option("--method", callback=check_methods)]
 Workers: TypeAlias = Annotated[int, Option(min=0)]
 Centre: TypeAlias = Annotated[bool, Option("--centre")]
 Output: TypeAlias = Annotated[Path | None, Option("--output", "-o")]

@@ -70,16 +70,21 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
 
 @command(app, "demo", "-o figures")
 def demo_command(
-    output: options.Output = None, device: str | None = None, quiet: options.Quiet = False
+    output: options.Output = None,
+    scenes: Annotated[int, Option(min=0, max=1000)] = 0,
+    device: str | None = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw maps of the embedded models, without a network, and leave a photo.jpg to try.
 
     Args:
         output: a folder for the figures (default: the current folder)
+        scenes: so many drawn images for the folder "scenes", to try 'index', 'heads' or 'study' on
     """
     from PIL import Image
 
     from .. import figures
+    from ..demo.scenes import draw_scene
     from ..demo.vocabulary import WORDS
     from ..files import make_folder
     from ..visualization import save_figure
@@ -97,11 +102,14 @@ def demo_command(
             ),
         }
         paths = [save_figure(figure, folder / name) for name, figure in drawn.items()]
-    photo = folder / "photo.jpg"
-    with suppress(FileExistsError), open(photo, "xb") as file:  # a photo of the user's stays
-        Image.fromarray(image).save(file, "JPEG", quality=95)
-        paths.append(photo)
-    print(*paths, sep="\n")
+    photo, photos = folder / "photo.jpg", make_folder(folder / "scenes") if scenes else folder
+    images = {photo: image}
+    images |= {photos / f"{n:03}.jpg": draw_scene(n, split="test").image for n in range(scenes)}
+    for path, pixels in images.items():
+        with suppress(FileExistsError), open(path, "xb") as file:  # a photo of the user's stays
+            Image.fromarray(pixels).save(file, "JPEG", quality=95)
+            paths += [path] * (path == photo)
+    print(*paths, *[photos] * (scenes > 0), sep="\n")
     print(
         f"The models know {len(WORDS)} words ('captum-clip models --vocabulary') and no photographs"
         f'; next: captum-clip explain {shlex.quote(str(photo))} "a horse" -m demo/vit'

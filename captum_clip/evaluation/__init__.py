@@ -6,11 +6,8 @@ from .data import DATA_SETS, DataSet, FileData, Region, Sample, open_data
 from .evaluator import Evaluation, evaluate
 from .features import (
     ImageFeatures,
-    Ranking,
-    find_images,
     fit_emotions,
     image_features,
-    rank,
 )
 from .methods import REFERENCES, Attributed, Method, methods_for
 from .study import StudyResult, corner_bias_study, emotions_study, run_study
@@ -32,7 +29,6 @@ __all__ = [
     "Method",
     "MethodOnBatch",
     "Metric",
-    "Ranking",
     "Region",
     "Sample",
     "StudyConfig",
@@ -43,12 +39,10 @@ __all__ = [
     "corner_bias_study",
     "emotions_study",
     "evaluate",
-    "find_images",
     "fit_emotions",
     "image_features",
     "methods_for",
     "open_data",
-    "rank",
     "run_study",
     "run_suite",
 ]

@@ -32,7 +32,7 @@ _TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.part$")
 _PACKAGES: Final = ("torch", "numpy", "transformers", "open_clip_torch", "captum", "pillow")
 
 _TRIES: Final = 5  # of a unit whose worker dies, since Ray starts workers anew without end
-_RESUME: Final = "what is done is kept, start the same command again."
+RESUME: Final = "what is done is kept, start the same command again."
 
 Config = TypeVar("Config", EvaluationConfig, StudyConfig)
 Result = TypeVar("Result")
@@ -288,27 +288,35 @@ def run_on_ray(
     plan: Plan, units: Sequence[Unit], output: Storage, models: ModelLoader
 ) -> Iterator[Unit]:
     """Compute units in the processes of the config; they write their files themselves."""
-    config, count = plan.config, len(units)
+    arguments = (plan, units, output, models)
+    for rows in map_on_ray(plan.config, UnitWorker, arguments, len(units)):
+        for row in rows.to_pylist():
+            if row["error"]:
+                raise InputError(f"{row['error'].rstrip('.')}; {RESUME}")
+            yield units[row["unit"]]
+
+
+def map_on_ray(
+    config: RunConfig, worker: type[Any], arguments: Sequence[Any], count: int
+) -> Iterator[Any]:
+    """Arrow tables of what actors of a class make of rows with each "unit" below a count."""
     share = math.ceil(config.processes / config.gpus) if config.gpus else 0  # workers a GPU
     with _connected(config) as ray:
         try:
             rows = ray.data.from_items(
                 [{"unit": number} for number in range(count)], override_num_blocks=count
             ).map_batches(
-                UnitWorker,
-                fn_constructor_args=(plan, units, output, models),
+                worker,
+                fn_constructor_args=arguments,
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(config.processes, count)),
                 num_cpus=config.thread_count,
                 num_gpus=1 / share if share else 0,
             )
-            for row in rows.iter_rows():
-                if row["error"]:
-                    raise InputError(f"{row['error'].rstrip('.')}; {_RESUME}")
-                yield units[row["unit"]]
+            yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
         except ray.exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"Ray could not go on ({reason}); {_RESUME}") from error
+            raise InputError(f"Ray could not go on ({reason}); {RESUME}") from error
 
 
 class UnitWorker:
@@ -387,7 +395,7 @@ def _join_or_start(ray: Any, config: RunConfig) -> None:
             ray.init(**options)
     except Exception as error:  # a start that takes too long is no other class of Ray's
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise InputError(f"Ray cannot be started or reached ({reason}); {_RESUME}") from error
+        raise InputError(f"Ray cannot be started or reached ({reason}); {RESUME}") from error
 
 
 def _check_room(ray: Any, config: RunConfig) -> None:

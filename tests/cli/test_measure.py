@@ -1,8 +1,7 @@
-"""``captum-clip rank``, ``study``, ``evaluate`` and ``emotions fit`` as a user types them."""
+"""``captum-clip study``, ``evaluate`` and ``emotions fit`` as a user types them."""
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import Any
@@ -30,52 +29,6 @@ from tests.evaluation.cases import make_classes, random_maps
 EVALUATE = "evaluate --model VIT --data masks:farm --method rollout --task localization"
 EVALUATE += " --resamples 20 --threads 1 --quiet -o out"
 STUDY = "study statistics photos a --model VIT --workers 0 --quiet -o out"
-
-
-# rank
-
-
-def test_rank_prints_and_writes_the_best_images_for_a_text(run: Run, vit: str) -> None:
-    lines = run("rank photos 'a horse' --model VIT --top 2 -o out").splitlines()
-    assert lines[0] == f"'a horse', best of 3 images ({vit}, direct):"
-    with open("out/ranking.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for line, row in zip(lines[1:3], rows, strict=True):
-        assert line.split() == [row["rank"], f"{float(row['score']):.3f}", row["file"]]
-        assert Path("photos", row["file"]).is_file()
-    with Image.open("out/ranking.png") as figure:
-        figure.verify()
-    assert lines[3:] == ["out/ranking.csv", "out/ranking.png"]
-
-
-def test_rank_without_an_output_prints_and_writes_nothing(here: Path, run: Run) -> None:
-    before = sorted(here.rglob("*"))
-    printed = run("rank photos 'a horse' --model VIT --top 2")
-    assert (
-        printed
-        == "\n".join(run("rank photos 'a horse' -m VIT --top 2 -o out").split("\n")[:3]) + "\n"
-    )
-    assert sorted(path for path in here.rglob("*") if "out" not in path.parts) == before
-
-
-def test_rank_leaves_no_folder_without_results(here: Path, run: Run) -> None:
-    """Neither it nor those above it, where the model cannot be had or no image be read."""
-    run("rank photos a -m VIT --method grad-cam -o new/out", code=2)
-    assert not Path("new").exists()
-    Path("there").mkdir()
-    run("rank photos a -m VIT --method grad-cam -o there", code=2)
-    assert Path("there").is_dir()
-
-
-def test_rank_finds_images_for_an_emotion_and_reports_what_it_left_out(
-    here: Path, vit: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("photos/bad.jpg").write_bytes(b"no image")
-    arguments = ["--emotions", "e.json", "--emotion", "awe", "--model", vit, "-o", "out"]
-    assert main(["rank", "photos", *arguments]) == 0
-    printed, said = capsys.readouterr()
-    assert printed.startswith("'awe', best of 3 images")
-    assert said.startswith("1 file left out, photos/bad.jpg: ")
 
 
 # study

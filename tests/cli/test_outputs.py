@@ -34,8 +34,7 @@ REPLACED = {
     "figure emotions photo.jpg --emotions p.svg -o p.svg": "p.svg",
     "figure signs photo.jpg --texts t.png -o t.png": "t.png",
     "figure words photos --texts seen/image0-words-a.png -o seen": "seen/image0-words-a.png",
-    "rank photos a -o photos": "photos/ranking.png",
-    "rank photos --emotions seen/features.npz --emotion awe -o seen": "seen/features.npz",
+    "search none.lance --emotions seen/search.csv --emotion awe -o seen": "seen/search.csv",
     "emotions fit farm --csv c.safetensors --images photos -o c.safetensors": "c.safetensors",
     "emotions fit farm --csv e.json --images photos -o model/a.safetensors": "model/a.safetensors",
 }
@@ -46,7 +45,7 @@ def files(here: Path) -> Path:
     """More that a user may have: probes and texts under any name, a model, and a link."""
     EmotionProbe(np.eye(9, 24), np.zeros(9), "model").save("p.safetensors")
     folders.make_images(here / "seen", 1)
-    for place in ("p.npz", "p.svg", "seen/features.npz"):
+    for place in ("p.npz", "p.svg", "seen/search.csv"):
         Path(place).write_bytes(Path("p.safetensors").read_bytes())
     for place in (
         "t.png",
@@ -55,7 +54,7 @@ def files(here: Path) -> Path:
         "c.safetensors",
     ):
         Path(place).write_text("a\n")
-    for place in ("seen/000-a-positive.png", "photos/ranking.png"):
+    for place in ("seen/000-a-positive.png", "photos/other.png"):
         Path(place).write_bytes(Path("other.png").read_bytes())
     Path("seen/regions.json").write_bytes(Path("e.json").read_bytes())
     Path("link.png").symlink_to("photo.jpg")

@@ -7,12 +7,14 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from captum_clip.attr.registry import methods_for
 from captum_clip.cli import main, show_commands
 from captum_clip.demo.catalogue import NOUNS, THINGS
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.demo.vocabulary import WORDS
 from captum_clip.models import available
 from captum_clip.models.names import EXAMPLES
@@ -55,9 +57,16 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
     [hint] = re.findall(r"next: captum-clip (.*)", out)
     assert shlex.split(hint) == ["explain", "new/photo.jpg", "a horse", "-m", "demo/vit"]
     Path("new/photo.jpg").write_text("the user's own")
-    assert main(["demo", "-o", "new"]) == 0
+    assert main(["demo", "-o", "new", "--scenes", "2"]) == 0
     assert Path("new/photo.jpg").read_text() == "the user's own"
-    assert "new/photo.jpg\n" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "new/photo.jpg\n" not in out
+    assert "new/scenes\n" in out
+    scenes = [draw_scene(seed, split="test").image for seed in range(2)]
+    for name, scene in zip(("000.jpg", "001.jpg"), scenes, strict=True):
+        with Image.open(Path("new/scenes", name)) as image:
+            assert abs(np.asarray(image).astype(float) - scene).mean() < 8
+    assert sorted(os.listdir("new/scenes")) == ["000.jpg", "001.jpg"]
 
 
 def test_demo_shows_scenes_of_known_things_with_every_kind_of_tower() -> None:

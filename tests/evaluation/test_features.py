@@ -1,4 +1,4 @@
-"""Features of files: those of the model, and kept as long as files and model are the same."""
+"""Features of files: those of the model."""
 
 from __future__ import annotations
 
@@ -27,19 +27,6 @@ def clip():
 
     adapter.encode_image = encode
     return adapter
-
-
-@pytest.fixture
-def count(clip):
-    """How many images were computed since it was last asked."""
-    clip.computed.clear()
-
-    def asked():
-        total = sum(clip.computed)
-        clip.computed.clear()
-        return total
-
-    return asked
 
 
 def draw(path, seed):
@@ -120,35 +107,8 @@ def test_options_out_of_range_are_refused(clip, paths, options, message):
         image_features(clip, paths, **options)
 
 
-def test_features_are_kept_while_files_and_model_are_the_same(clip, paths, tmp_path, count):
-    """With what could not be read; a damaged file is computed again."""
-    cache, broken = tmp_path / "features.npz", tmp_path / "broken.png"
-    broken.write_bytes(b"no image")
-    first = image_features(clip, [*paths, broken], cache=cache)
-    assert count() == 10  # three of them for the model's identity
-    again = image_features(clip, [*paths, broken], cache=str(cache))
-    assert count() == 3
-    np.testing.assert_array_equal(again.embeddings, first.embeddings)
-    assert (again.paths, again.skipped) == (first.paths, first.skipped)
-    image_features(clip, paths, cache=cache)
-    assert count() == 10
-    draw(paths[0], 20)
-    image_features(clip, paths, cache=cache)
-    assert count() == 10
-    cache.write_bytes(cache.read_bytes()[:-9])
-    own = image_features(clip, paths, cache=cache)
-    assert count() == 10
-    processor = builders.hf_processor(40)
-    processor.crop_size = {"height": 32, "width": 32}
-    for other in (builders.hf_vit(seed=1).load(), builders.hf_vit().load(processor=processor)):
-        theirs = image_features(other, paths, cache=cache)
-        assert np.abs(theirs.embeddings - own.embeddings).max(1).min() > 1e-2
-
-
-def test_nothing_readable_and_a_cache_that_cannot_be_written_are_refused(clip, paths, tmp_path):
+def test_nothing_readable_is_refused(clip, tmp_path):
     with pytest.raises(InputError, match=r"none of the 1 images can be read; .*none\.jpg"):
         image_features(clip, [tmp_path / "none.jpg"])
     with pytest.raises(InputError, match="no file was given"):
         image_features(clip, [])
-    with pytest.raises(InputError, match="cannot write"):
-        image_features(clip, paths, cache=tmp_path / "none" / "features.npz")

@@ -1,0 +1,193 @@
+"""The table of an index in LanceDB: which files it holds, and their vectors."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..checks import excerpt, expect
+from ..errors import InputError
+from ..evaluation.storage import Storage, storage_of
+from ..models import differing_parts
+
+_KEY, _FORMAT = "captum_clip", "captum_clip index 1"
+_FAILURES: Final = (OSError, ValueError, RuntimeError, LookupError, TypeError)  # of Lance, of Arrow
+_NAMES: Final = 500  # files in one condition of a query
+
+
+class File(NamedTuple):
+    """A file with what tells that it was replaced: its size, and its date in nanoseconds."""
+
+    file: str
+    bytes: int = 0
+    modified: int = 0
+
+    @classmethod
+    def of(cls, storage: Storage, name: str) -> "File":
+        """A file as it is now; of another machine its name alone."""
+        try:
+            status = Path(storage.path, name).stat() if storage.is_local else None
+        except (OSError, ValueError):  # whoever reads it says why
+            status = None
+        return cls(name, status.st_size, status.st_mtime_ns) if status else cls(name)
+
+
+COLUMNS: Final = (*File._fields, "vector", "contributions", "scale")
+
+
+class Table:
+    """A table with its settings, `about`; what LanceDB cannot do is an InputError."""
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import lancedb
+        except ImportError as error:
+            advice = "pip install 'captum-clip[search]'"
+            raise InputError(f"an index of images needs LanceDB: {advice}.") from error
+        self.storage, self.about = storage_of(path), dict[str, Any]()
+        folder, _, name = self.storage.root.rpartition("/")
+        ending = "an index that ends in .lance"
+        expect(name.endswith(".lance"), ending, str(path), "such as photos.lance")
+        with self._errors():
+            # each query sees what was written before it
+            self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
+            self._name = name.removesuffix(".lance")
+        self.lance: Any = None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            reason = str(error).strip().partition("\n")[0].partition(", /")[0].rstrip(".")
+            raise InputError(
+                f"the index {self.storage.root} cannot be read or written "
+                f"({excerpt(reason, 200)}); if it is damaged, delete it and build it again."
+            ) from error
+
+    def _exists(self) -> bool:
+        system, path = self.storage.system, self.storage.path
+        return system.isdir(path) and any(name[0] != "." for name in self.storage.files())
+
+    def open(self) -> "Table":
+        """Open what is there; InputError where that is no index."""
+        root = self.storage.root
+        made = f"'captum-clip index FOLDER -o {root}' makes one"
+        expect(self._exists(), "an index", root, made)
+        with self._errors():
+            self.lance = self._database.open_table(self._name)
+            told = (self.lance.schema.field("file").metadata or {}).get(_KEY.encode(), b"{}")
+            self.about = json.loads(told)
+        is_ours = self.about.get("format") == _FORMAT
+        expect(is_ours, f"a table of the kind {_FORMAT!r}", root, "name another")
+        return self
+
+    def make(self, about: Mapping[str, Any], dimension: int) -> None:
+        """Make a table for embeddings of so many numbers, or open that of the same settings.
+
+        Raises:
+            InputError: it has others, or another folder that still exists.
+        """
+        about = {"format": _FORMAT, **json.loads(json.dumps(about))}
+        if self._exists():
+            before = self.open().about
+            changes = [
+                f"the model has other {part}"
+                for part in differing_parts(before["identity"], about["identity"])
+            ]
+            settled = ("method", "precision", "grid")
+            changes += [
+                f"{part} was {before[part]} and is {about[part]}"
+                for part in settled
+                if before[part] != about[part]
+            ]
+            if before["folder"] != about["folder"] and Path(before["folder"] or ".").is_dir():
+                changes.append(f"it is of {before['folder'] or 'files'}")
+            if changes:
+                told = "; ".join(changes)
+                raise InputError(f"{self.storage.root} is another index ({told}); name a new one.")
+        with self._errors():
+            if self.lance is None:
+                columns = schema(dimension)
+                self.lance = self._database.create_table(self._name, schema=columns)
+            settings = {"path": "file", "metadata": {_KEY: json.dumps(about)}}
+            self.lance.update_field_metadata(settings)
+        self.about = about
+
+    def __len__(self) -> int:
+        with self._errors():
+            return int(self.lance.count_rows())
+
+    def files(self) -> dict[str, File]:
+        """All files by name."""
+        with self._errors():
+            return files_of(self.lance.search().select([*File._fields]).limit(None).to_arrow())
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove the rows of files."""
+        with self._errors():
+            for condition in _among(names):
+                self.lance.delete(condition)
+
+    def add(self, rows: Any) -> None:
+        """Append an Arrow table, whole or not at all."""
+        with self._errors():
+            self.lance.add(rows)
+
+    def compact(self) -> None:
+        """Keep few large files, and none of what was removed."""
+        with self._errors():
+            self.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))
+
+    def rows(self, names: Sequence[str], columns: Sequence[str] = COLUMNS) -> Any:
+        """An Arrow table of those of some files that are there, in their order."""
+        import pyarrow
+
+        with self._errors():
+            parts = [self.lance.schema.empty_table().select(columns)]
+            for condition in _among(names):
+                query = self.lance.search().where(condition).select([*columns]).limit(None)
+                parts.append(query.to_arrow())
+        rows = pyarrow.concat_tables(parts)
+        places = {name: place for place, name in enumerate(rows["file"].to_pylist())}
+        wanted = [places[name] for name in names if name in places]
+        return rows.take(np.array(wanted, dtype=np.int64))
+
+    def nearest(self, direction: npt.NDArray[np.float32], top: int) -> Any:
+        """An Arrow table of the rows whose vectors have the largest products with a direction."""
+        with self._errors():
+            query = self.lance.search(direction, vector_column_name="vector").distance_type("dot")
+            return query.limit(top).select([*COLUMNS, "_distance"]).to_arrow()
+
+
+def _among(names: Sequence[str]) -> Iterator[str]:
+    """Conditions that a row is of one of some files."""
+    quoted = ["'{}'".format(name.replace("'", "''")) for name in names]
+    for start in range(0, len(quoted), _NAMES):
+        yield f"file IN ({', '.join(quoted[start : start + _NAMES])})"
+
+
+def files_of(rows: Any) -> dict[str, File]:
+    """The files of an Arrow table by name, in its order."""
+    columns = rows.select(File._fields).to_pydict().values()
+    return {file.file: file for file in map(File, *columns)}
+
+
+def vectors_of(rows: Any) -> npt.NDArray[np.float32]:
+    """The unit embeddings (N, E) of an Arrow table."""
+    flat: npt.NDArray[np.float32] = rows["vector"].combine_chunks().flatten().to_numpy(False, True)
+    return flat.reshape(len(rows), -1) if len(rows) else flat.reshape(0, 0)
+
+
+def schema(dimension: int) -> Any:
+    """The columns of a table of embeddings of so many numbers."""
+    import pyarrow as pa
+
+    vector = pa.list_(pa.float32(), dimension)
+    kinds = (pa.string(), pa.int64(), pa.int64(), vector, pa.binary(), pa.float32())
+    return pa.schema([*zip(COLUMNS, kinds, strict=True)])

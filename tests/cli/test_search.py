@@ -1,0 +1,99 @@
+"""``captum-clip index`` and ``search`` as a user types them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captum_clip.cli import main
+from tests.cli.conftest import Run
+
+INDEX = "index photos -o photos.lance --model VIT --workers 0 --quiet"
+
+
+@pytest.fixture
+def index(here: Path, run: Run) -> Path:
+    """Of the three images of a folder."""
+    assert run(INDEX) == "3 images in photos.lance\n"
+    return here / "photos.lance"
+
+
+def test_search_prints_and_writes_the_best_images_for_a_text(
+    index: Path, run: Run, vit: str
+) -> None:
+    lines = run("search photos.lance 'a horse' --top 2 -o out").splitlines()
+    assert lines[0] == f"'a horse', best of 3 images ({vit}, direct):"
+    with open("out/search.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for line, row in zip(lines[1:3], rows, strict=True):
+        assert line.split() == [row["rank"], f"{float(row['score']):.3f}", row["file"]]
+        assert Path("photos", row["file"]).is_file()
+    with Image.open("out/search.png") as figure:
+        figure.verify()
+    assert lines[3:] == ["out/search.csv", "out/search.png"]
+
+
+def test_search_without_an_output_writes_nothing(index: Path, here: Path, run: Run) -> None:
+    before = sorted(here.rglob("*"))
+    printed = run("search photos.lance a b --top 2 --against c", code=2)
+    assert "--against contrasts one TEXT" in printed
+    [_, first, second] = run("search photos.lance a b --top 2").splitlines()
+    for line in (first, second):  # the mean, and that of each text
+        _, total, *each, _ = line.split()
+        assert float(total) == pytest.approx(sum(map(float, each)) / 2, abs=1e-3)
+    assert sorted(here.rglob("*")) == before
+
+
+def test_search_contrasts_two_texts_and_marks_regions(index: Path, run: Run) -> None:
+    lines = run("search photos.lance a --against b --top 1 --regions marked").splitlines()
+    assert lines[0].startswith("'a - b', best of 3 images")
+    file = lines[1].split()[-1]
+    assert lines[2] == f"marked/{file}/regions.json"
+    about = json.loads(Path(lines[2]).read_text())
+    assert about["photo"] == file
+    assert [one["sign"] for one in about["regions"]] == ["positive", "negative"]
+
+
+def test_search_finds_images_for_an_emotion_with_a_text(index: Path, run: Run) -> None:
+    emotion = "--emotions e.json --emotion awe"
+    assert run(f"search photos.lance {emotion}").startswith("'awe', best of 3 images")
+    lines = run(f"search photos.lance a {emotion} --weight 0.25").splitlines()
+    assert lines[0].startswith("'a', 'awe', best of 3 images")
+    for line in lines[1:]:
+        _, total, text, feeling, _ = line.split()
+        assert float(total) == pytest.approx(0.75 * float(text) + 0.25 * float(feeling), abs=2e-3)
+
+
+def test_index_reports_what_it_left_out(
+    here: Path, vit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("photos/bad.jpg").write_bytes(b"no image")
+    Path("photos/notes.txt").touch()
+    assert main(["index", "photos", "-o", "photos/mine.lance", "-m", vit, "--quiet"]) == 0
+    printed, said = capsys.readouterr()
+    assert printed == "3 images in photos/mine.lance\n"
+    assert said.startswith("2 files left out:")
+    assert "bad.jpg is not an image" in said
+    assert "notes.txt: its ending is none" in said
+
+
+def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> None:
+    for line, said in {
+        "search photos.lance": "expected a TEXT or an --emotion to look for, got none",
+        "search photos.lance a --emotion awe": "--emotions FILE and --emotion NAME go together",
+        "search photos.lance --emotions e.json --emotion joy": "an emotion of",
+        "search none.lance a": "expected an index, got",
+        "search photos a": "an index that ends in .lance",
+        "search photos.lance a --model demo/vit": "has other weights",
+        "search photos.lance a --top 0": "--top",
+        "index photos -o photos.lance -m demo/vit": "is another index (the model has other weights",
+        "index photos -o new -m VIT": "an index that ends in .lance",
+        "index photos -o new.lance -m VIT --method rollout": "expected direct with its options",
+        "index none -o new.lance -m VIT": "there is no folder",
+    }.items():
+        assert said in run(line, code=2)
+    assert not Path("new.lance").exists()
