@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from ..checks import check_outputs
+from ..checks import check_outputs, find_folder
 from ..errors import InputError
 from . import options
 from .options import app, command
@@ -56,7 +56,11 @@ def index_command(
         locals(), "folder", "output", "model", "method", "precision", "device", "quiet"
     )
     from ..search import ImageIndex
+    from ..search.table import Table
 
+    Table(output)  # what cannot be one fails before the model is loaded
+    if "://" not in folder:
+        folder = str(find_folder(folder))
     settings |= {"gpus": count_gpus(gpus, device)}
     clip = load_model(model, processor, tokenizer, device, image_size, quiet=quiet)
     kept: dict[str, Any] = {"method": method, "precision": precision}
@@ -67,7 +71,7 @@ def index_command(
         read = [*skipped, *(Path(index.folder, name) for name in index.files)]
         skipped |= find_left_out(Path(index.folder), read, Path(output))
     report_skipped(skipped)
-    print(f"{len(index):,} images in {output}")
+    print(f"{len(index):,} image{'s' * (len(index) != 1)} in {output}")
 
 
 @command(app, "search", 'photos.lance "a horse in the snow" --top 20 -o found')

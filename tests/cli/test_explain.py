@@ -57,7 +57,7 @@ def test_own_figures_are_not_taken_for_photos(
     printed = run("explain set dog -m VIT", err=None)
     assert printed.startswith("1 figure in set-explained\n")
     assert printed.count("photo.jpg") == 1
-    assert run("rank set dog -m VIT", err=None).startswith("'dog', best of 1 images")
+    assert run("index set -o set.lance -m VIT --quiet", err=None) == "1 image in set.lance\n"
     assert main(["explain", "set/drawn.png", "set/photo.jpg", "dog", "-m", vit]) == 0
     printed, said = capsys.readouterr()
     assert "drawn" not in printed
@@ -287,7 +287,6 @@ def test_a_probe_names_its_model_in_every_command_that_takes_one(run: Run, vit: 
     probe = EmotionProbe(np.random.default_rng(0).normal(size=(9, 24)), np.zeros(9), vit)
     probe.save("p.safetensors")
     assert f"({vit}, " in run("explain photo.jpg --emotions p.safetensors -o a.npz")
-    assert f"({vit}, " in run("rank photos --emotions p.safetensors --emotion awe -o out")
     run("figure emotions photo.jpg --emotions p.safetensors --target awe -o a.png")
 
 

@@ -31,9 +31,10 @@ from captum_clip import (
 )
 from captum_clip.checks import as_list
 from captum_clip.errors import CaptumClipError, CaptureError, InputError, TargetError
-from captum_clip.evaluation import StudyConfig, rank
+from captum_clip.evaluation import StudyConfig
 from captum_clip.files import make_folder
 from captum_clip.models import ClipAdapter
+from captum_clip.search import ImageIndex
 from captum_clip.visualization import save_figure
 
 ODD_TENSORS: tuple[Callable[[], Tensor], ...] = (
@@ -244,7 +245,7 @@ def test_the_callers_random_numbers_stay(tmp_path: Path) -> None:
     before = torch.random.get_rng_state().clone()
     clip = load_clip("demo/resnet")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
-    rank(clip, tmp_path, "a horse")
+    ImageIndex.build(clip, tmp_path, tmp_path / "a.lance").search("a horse")
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
