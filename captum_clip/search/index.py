@@ -90,7 +90,10 @@ class SearchResult:
         cosines = found.scores.tolist()
         for number, (file, score) in enumerate(zip(self.files, self.scores, strict=True)):
             pixels, name = found.images[number].movedim(0, -1).numpy(), file.rpartition("/")[2]
-            panels = [Panel(pixels, f"{number + 1}. {name}", score_note(float(score)))]
+            note = score_note(float(score))
+            if len(found.names) > 1:  # it is no cosine of one
+                note = note.replace("cosine", "score")
+            panels = [Panel(pixels, f"{number + 1}. {name}", note)]
             for column, title in enumerate(found.names):
                 first, *other = (values[number, column] for values in heatmap)
                 drawn = blend(pixels, first, colors, ALPHA)
