@@ -183,19 +183,21 @@ class ClipAdapter(ABC):
             check_integer("a side in pixels", side, least=0)
         return self.tower.grid(height, width)
 
-    def identity(self, *, texts: bool = True) -> dict[str, str]:
+    def identity(self, *, texts: bool = True, images: bool = True) -> dict[str, str]:
         """Who the model is, to compare with :func:`captum_clip.models.differing_parts`.
 
         A SHA-256 of its weights, and numbers of its embeddings of fixed images, through its
         preprocessing, and of those fixed texts that its tokenizer reads. Device, mode, process and
         release of its library do not change it. Computed anew each time, since all else may: about
         a second a gigabyte, and six forwards in eval mode and float32, which hooks of the user see.
+        Without `images` it is of the texts alone, and neither weights nor image tower are read.
         """
-        parts = {"weights": digest(self.model.state_dict().values())}
+        parts = {"weights": digest(self.model.state_dict().values())} if images else {}
         with reproducible(self.model):
-            images = fixed_images(self.tower.native if self.processor is None else None)
-            embeddings = (self.encode_image(self.preprocess(image)) for image in images)
-            parts["image_embeddings"] = summary(embeddings)
+            if images:
+                fixed = fixed_images(self.tower.native if self.processor is None else None)
+                embeddings = (self.encode_image(self.preprocess(image)) for image in fixed)
+                parts["image_embeddings"] = summary(embeddings)
             if texts:  # what reads images alone does not depend on them
                 read = []
                 for text in FIXED_TEXTS:

@@ -284,7 +284,8 @@ class ImageIndex:
 
         Args:
             path: of the table.
-            model: the one that it was made with; by default it is loaded by its name.
+            model: the one that it was made with, known by what its text tower computes; by
+                default it is loaded by its name.
             **loading: options of :func:`captum_clip.load_clip`, such as ``device``.
 
         Raises:
@@ -295,10 +296,10 @@ class ImageIndex:
         if model is None:
             model, loading = about["model"], {"image_size": about["image_size"], **loading}
         clip = load_clip(model, **loading)
-        if changed := differing_parts(about["identity"], clip.identity()):
+        if differing_parts(about["identity"], clip.identity(images=False)):
             raise InputError(
-                f"{path} was made with {about['model']}, and {clip.name} has other "
-                f"{' and '.join(changed)}; open it with that model."
+                f"{path} was made with {about['model']}, and {clip.name} embeds texts otherwise; "
+                "open it with that model."
             )
         return cls(clip, table)
 

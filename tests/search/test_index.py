@@ -298,7 +298,7 @@ def test_save_writes_a_table_and_a_figure(index, tmp_path, sign):
 def test_another_model_or_setting_is_refused(clip, folder, index, tmp_path):
     """Nothing is lost."""
     path, other = tmp_path / "index.lance", builders.hf_vit(seed=1).load()
-    with pytest.raises(InputError, match="has other weights and image embeddings"):
+    with pytest.raises(InputError, match="embeds texts otherwise"):
         ImageIndex.open(path, other)
     with pytest.raises(InputError, match="the model has other weights"):
         ImageIndex.build(other, folder, path)
