@@ -5,6 +5,7 @@
     explain                  images and texts in, an Explanation out
     classify                 the most probable of some classes, as an Explanation
     Explanation              maps and scores; draws, saves and loads itself
+    Comparison               the explanations of several models, in one figure
     load_clip                a name, a folder or a model -> an adapter for all that follows
     ClipSimilarity           a forward function: images -> cosine similarities to targets
     TextSimilarity           a forward function: token ids -> cosine similarities to images
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
     )
     from .explaining.classify import classify
     from .explaining.explain import explain
-    from .explaining.explanation import Explanation
+    from .explaining.explanation import Comparison, Explanation
     from .models import load_clip
     from .similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
     from .targets import Target
@@ -85,6 +86,7 @@ __all__ = [
     "ClipGradCam",
     "ClipPairSimilarity",
     "ClipSimilarity",
+    "Comparison",
     "ConservativePropagation",
     "DirectContribution",
     "DirectInteraction",
@@ -115,6 +117,7 @@ __all__ = [
 _HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
     "ClipPairSimilarity": "similarity",
     "ClipSimilarity": "similarity",
+    "Comparison": "explaining.explanation",
     "Explanation": "explaining.explanation",
     "Target": "targets",
     "TextSimilarity": "similarity",

@@ -55,7 +55,7 @@ def explain_command(
     classes: Path | None = None,
     template: options.Several = None,
     top: Annotated[int | None, Option(min=1)] = None,
-    model: options.Model = None,
+    model: options.Models = None,
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
     side: Literal["image", "text", "both", "pairs"] = "image",
@@ -77,7 +77,7 @@ def explain_command(
     dpi: options.Dpi = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw where a model looks for each text.
+    """Draw where a model looks for each text; several models get a row each.
 
     Args:
         images: image files, or a folder whose images each get a figure; then what to look for
@@ -124,8 +124,9 @@ def explain_command(
     references = [find_file(other) for other in reference or []]
     refuse(_conflicts(line, references, **settings))
     sign = sign or ("both" if against else "positive")
+    several = len(model or []) > 1
     asked: dict[str, Any] = {"method": method, "sign": sign, "words": words, "side": side}
-    asked |= {"against": against, "whole": whole, "hints": hints}
+    asked |= {"against": against, "whole": whole, "hints": hints, "model": several and model}
     asked["reference"] = references[0] if len(references) == 1 else references or None
     Request(line.texts or (["an emotion"] if emotions or classes else None), **asked)
     names, templates = read_classes(classes, template, top)
@@ -143,34 +144,38 @@ def explain_command(
     figures, label_maps = _plan(line, named, output, label_map)
     check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
     results = _Results(label_maps, regions, threshold, original, dpi, line, inputs)
-    name = model or next(iter(fitted), options.DEFAULT_MODEL)
-    clip = load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
-    target: Any = of_classes(clip, names, templates) if names else line.texts or None
+    clips = [
+        load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
+        for name in model or fitted or [options.DEFAULT_MODEL]
+    ]
+    asked["model"] = clips if several else clips[0]
+    target: Any = of_classes(clips[0], names, templates) if names else line.texts or None
     make: Any = partial(classify, top=top) if names else explain
     if probes:
-        parts = [targets.emotion(clip, probes[0], centre=centre)]
-        target = targets.concatenate([targets.text(clip, target), *parts] if target else parts)
+        parts = [targets.emotion(clips[0], probes[0], centre=centre)]
+        target = targets.concatenate([targets.text(clips[0], target), *parts] if target else parts)
 
-    def draw(path: Path, file: Path) -> "Explanation":
-        explanation: Explanation = make(path, target, model=clip, **asked)
-        results.write(path, file, explanation)
-        return explanation
+    def draw(path: Path, file: Path) -> Any:
+        found = make(path, target, **asked)
+        results.write(path, file, found)
+        return found
 
     if line.folder is not None:
         for free in ("model", "device", "output", "quiet"):  # a model counts by its identity
             del settings[free]
         settings |= {"sign": sign, "images": line.folder.images.resolve(), "targets": named}
-        _draw_folder(line.folder, figures, draw, [clip], inputs, settings, quiet=quiet)
+        _draw_folder(line.folder, figures, draw, clips, inputs, settings, quiet=quiet)
         results.print_labels(label_map)
         return
     kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(line.texts) + ["emotion"] * bool(emotions))
     for path, file in figures.items():
         with step("explaining", quiet=quiet):
-            explanation = draw(path, file)
-        _print_scores(explanation, kinds)
-        for sentences in explanation.hints:
-            print(*sentences, sep="\n", end="\n" * bool(sentences))
+            found = draw(path, file)
+        for explanation in found if several else [found]:
+            _print_scores(explanation, kinds)
+            for sentences in explanation.hints:
+                print(*sentences, sep="\n", end="\n" * bool(sentences))
         print(file)
         results.print_labels(label_maps.get(path))
 
@@ -216,6 +221,7 @@ def _conflicts(
     line: Line,
     references: Sequence[Path],
     *,
+    model: Sequence[str] | None,
     words: bool,
     side: str,
     sign: str | None,
@@ -235,6 +241,11 @@ def _conflicts(
     **_: Any,
 ) -> Iterator[tuple[object, str]]:
     """What does not go together on a line, besides what `explain` refuses itself."""
+    no_figure = output is not None and output.suffix.lower() in (".npz", ".html")
+    of_one: dict[str, Any] = {"--emotions": emotions, "--classes": classes, "--regions": regions}
+    of_one |= {"--label-map": label_map, f"-o {output}": no_figure, "a folder": line.folder}
+    single = len(model or []) > 1 and next(filter(of_one.get, of_one), None)
+    yield single, f"{single} goes with one --model; take each by itself, with another -o."
     places = "--regions are" if regions else "--label-map is of"
     nothing = not (line.texts or emotions or references or classes)
     yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
@@ -252,7 +263,6 @@ def _conflicts(
         "--emotions have no words; leave --words and --side out.",
     )
     yield centre and not emotions, "--centre goes with --emotions FILE."
-    no_figure = output is not None and output.suffix.lower() in (".npz", ".html")
     yield dpi and no_figure, f"--dpi is of a figure, and {output} is none; leave it out."
     yield (
         side == "text" and (regions or label_map),

@@ -99,8 +99,8 @@ def command(
                 _, _, order = self.make_parser(ctx).parse_args(args=[*args])
                 named = [one for one in order if one.name == "model" and not one.multiple]
                 if len(named) > 1:  # of which the last would win in silence
-                    several = "captum-clip figure compare draws several"
-                    raise InputError(f"{name} takes one --model, got {len(named)}; {several}.")
+                    got = f"got {len(named)}; take each by itself"
+                    raise InputError(f"{name} takes one --model, {got}.")
                 return super().parse_args(ctx, args)
 
             def collect_usage_pieces(self, ctx: Any) -> list[str]:

@@ -1,70 +1,135 @@
-"""An explanation as a figure."""
+"""Explanations as a figure."""
 
-from collections.abc import Mapping
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from .. import visualization
 from ..checks import check_interval
-from ..errors import InputError
+from ..errors import InputError, public
 from ..maps import Mode
+from ..models.adapter import ImageLike
 from ..visualization.colors import ALPHA, NEGATIVE, POSITIVE, blend_signed, ramp
 from ..visualization.grid import ROWS, Legend, Panel, grid
 from ..visualization.overlays import framed_batches
 from . import photos
 
 
-def draw(
-    found: Any, cmap: str | Colormap | None, alpha: float, interpolation: Mode, original: Any
-) -> Figure:
-    """Draw an `Explanation`; the arguments and errors are those of its method ``plot``."""
+class Drawable:
+    """What has a figure: an `Explanation`, or those of several models."""
+
+    @public("plot")
+    def plot(
+        self,
+        *,
+        cmap: str | Colormap | None = None,
+        alpha: float = ALPHA,
+        interpolation: Mode = "bicubic",
+        original: bool | ImageLike | Sequence[ImageLike] | None = None,
+    ) -> Figure:
+        """Draw the maps over the images, resized, and min-max normalised one by one.
+
+        One row per image, or image and model, and one column per target; with words, one column per
+        word, dimmed by its norm; with both signs, one row per image and target, positive next to
+        negative evidence on a scale that the two share. With the text side one row per text: the
+        image, or its map, next to the words in their colours. A contrast with both signs is one map
+        in two colours. More than 24 rows of one model become a contact sheet: images stand side by
+        side. A pair of images has its matches, the positive ones where both signs are there, and
+        takes no look. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
+
+        Args:
+            cmap: colour map, by name or as it is; by default inferno, blue for negative evidence
+                alone, and orange and blue where both signs are drawn.
+            alpha: opacity where a map is 1; where it is 0 the image shows through.
+            interpolation: between the cells of a map: "bicubic", kept within the map's range,
+                "bilinear", or "nearest", which shows the cells as they are.
+            original: whether the maps lie on the whole photos, grey where the model did not see
+                them, or on what the model saw; by default on the photos that were explained, where
+                one was cropped or padded. Or the photos themselves, where the explanation comes
+                from a file. Drawn with 1024 pixels a side at most, 256 where there are many.
+
+        Raises:
+            InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], no
+                photos to lay the maps on, as where the images came as tensors, or a look of a pair.
+        """
+        several = self if isinstance(self, tuple) else (self,)
+        return draw(several, cmap, alpha, interpolation, original)
+
+    def save(self, path: str | Path, **look: Any) -> Path:
+        """Write the figure (.png, .jpg, .pdf, .svg), in a look that :meth:`plot` takes."""
+        return visualization.save_figure(self.plot(**look), path)
+
+    def _repr_png_(self) -> bytes:
+        """The figure, which a notebook shows."""
+        file = io.BytesIO()
+        self.plot().savefig(file, format="png", dpi="figure")
+        return file.getvalue()
+
+
+def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: Any) -> Figure:
+    """Draw an `Explanation`, or those of several models; the arguments are those of ``plot``."""
+    found = several[0]
     if found.reference is not None:
-        plain = cmap is None and alpha == ALPHA and interpolation == "bicubic"
+        plain = cmap is None and alpha == ALPHA and mode == "bicubic"
         if not plain or not (original is None or original is False):
             raise InputError(
                 "each match of two images has a colour of its own, on what the model "
                 "saw; leave cmap, alpha, interpolation and original out."
             )
         return _draw_matches(found)
-    images: Any = found.images
-    heatmap: Mapping[str, Any] = found.heatmap(interpolation=interpolation)
     if original is None:
-        original = bool(found.photos) and not all(crop.is_whole for crop in found.crops)
-    if original is not False:
-        given = photos.originals(found, original)
-        images, heatmap = photos.lay_on_photos(given, found.crops, found.maps, interpolation)
-    shown: dict[str, Any] = {"alpha": alpha, "caption": caption(found)}
+        known = all(one.photos and one.crops for one in several)
+        original = known and not all(crop.is_whole for one in several for crop in one.crops)
+    laid = [
+        (one.images, one.heatmap(interpolation=mode))
+        if original is False
+        else photos.lay_on_photos(photos.originals(one, original), one.crops, one.maps, mode)
+        for one in several
+    ]
+    images = _mixed(pictures for pictures, _ in laid)
+    heatmap: dict[Any, Any] = {
+        sign: _mixed(of_model[sign] for _, of_model in laid) for sign in found.maps
+    }
+    scores = torch.stack(_mixed(one.scores for one in several))
+    shown: dict[str, Any] = {"alpha": alpha, "caption": " | ".join(map(caption, several))}
+    if len(several) > 1:
+        shown["labels"] = [one.model for one in several] * len(found)
     if found.contrast and len(heatmap) == 2 and cmap is None:
-        return _draw_contrast(found, images, heatmap, **shown)
+        differences = torch.cat(_mixed(one.scores * one.norms for one in several)).tolist()
+        return _draw_contrast(found.contrast, images, heatmap, differences, **shown)
     of_parts = found.words or found.cells != (0, 0)  # which have no cosines
     if not of_parts and not found.text_maps and len(heatmap) == 2:
         shown |= {} if cmap is None else {"cmaps": (cmap, cmap)}
-        return visualization.signs(
-            images, **heatmap, names=titles(found), scores=found.scores, **shown
-        )
+        return visualization.signs(images, **heatmap, names=titles(found), scores=scores, **shown)
     if cmap is not None or list(heatmap) == ["negative"]:
         shown["cmap"] = visualization.NEGATIVE if cmap is None else cmap
-    first, second = (*heatmap.values(), None, None)[:2]
+    weights = _mixed(one.weights.expand(len(found), -1)[..., None, None] for one in several)
+    dimmed = [[w * m for w, m in zip(weights, maps, strict=True)] for maps in heatmap.values()]
+    first, second = (*dimmed, None, None)[:2]
     if found.text_maps:
         return visualization.sentences(
-            images, found.text_maps, scores=found.scores, heatmap=first, **shown
+            images, found.text_maps, scores=scores, heatmap=first, **shown
         )
-    weights = found.weights.expand(len(found), -1)[..., None, None]
-    dimmed = [
-        None if m is None else [w * values for w, values in zip(weights, m, strict=True)]
-        for m in (first, second)
-    ]
     return visualization.overlay(
         images,
-        dimmed[0] or [],
-        negative=dimmed[1],
+        first or [],
+        negative=second,
         names=titles(found),
-        scores=None if of_parts else found.scores,
-        notes=found.notes,
+        scores=None if of_parts else scores,
+        notes=_mixed(one.notes for one in several),
         **shown,
     )
+
+
+def _mixed(parts: Iterable[Iterable[Any]]) -> list[Any]:
+    """What each model has of each image, image by image."""
+    return [*chain.from_iterable(zip(*parts, strict=True))]
 
 
 def _draw_matches(found: Any) -> Figure:
@@ -79,21 +144,22 @@ def _draw_matches(found: Any) -> Figure:
 
 
 def _draw_contrast(
-    found: Any, images: Any, heatmap: Mapping[str, Any], *, alpha: float, caption: str
+    texts: Sequence[str], images: Any, heatmap: Mapping[str, Any], differences: Any, **look: Any
 ) -> Figure:
     """Both signs of a difference of two texts in one map, with the difference of the cosines."""
+    alpha, labels = look.pop("alpha"), look.pop("labels", [""] * len(differences))
     check_interval("alpha", alpha, "[0, 1]")
     pictures, (above, below) = framed_batches(images, list(heatmap.values()))
-    one, other = found.contrast
+    one, other = texts
     rows = []
-    differences = (found.scores * found.norms)[:, 0].tolist()
-    for image, up, down, by in zip(pictures, above, below, differences, strict=True):
+    for image, up, down, by, label in zip(pictures, above, below, differences, labels, strict=True):
         note = f"cosines differ by {by:+.3f}".replace("-", "\N{MINUS SIGN}")
         drawn = blend_signed(image, up[0] - down[0], alpha)
-        rows.append([Panel(image, "image"), Panel(drawn, f"{one} rather than {other}", note)])
+        lead = Panel(image, "image", label=label)
+        rows.append([lead, Panel(drawn, f"{one} rather than {other}", note)])
     bars = {f"for {one}": POSITIVE, f"for {other}": NEGATIVE}
     legends = [Legend(ramp(colors, alpha), label) for label, colors in bars.items()]
-    return grid(rows, legends=legends, caption=caption)
+    return grid(rows, legends=legends, **look)
 
 
 def titles(found: Any) -> list[str]:
@@ -106,17 +172,13 @@ def titles(found: Any) -> list[str]:
 
 def caption(found: Any) -> str:
     """Model, method and scale of an `Explanation`, then its hints."""
-    said = f"{found.model} \N{MIDDLE DOT} {found.method}"
-    if found.leave_one_out is not None:
-        said += " \N{MIDDLE DOT} all words on one scale"
-    if found.calibration:
-        said += f" \N{MIDDLE DOT} {found.calibration}"
-    if list(found.maps) == ["negative"]:
-        said += " \N{MIDDLE DOT} negative evidence"
-    if len(found.hints) > ROWS:
-        doubted = sum(map(bool, found.hints))
-        return f"{said} \N{MIDDLE DOT} hints for {doubted} of {len(found.hints)} images"
-    for number, sentences in enumerate(found.hints, 1):
-        which = f"image {number}: " if len(found.hints) > 1 and sentences else ""
-        said += "".join(f" \N{MIDDLE DOT} {which}{sentence}" for sentence in sentences)
-    return said
+    said = [found.model, found.method]
+    said += ["all words on one scale"] * (found.leave_one_out is not None)
+    said += [found.calibration] * bool(found.calibration)
+    said += ["negative evidence"] * (list(found.maps) == ["negative"])
+    count = len(found.hints)
+    said += [f"hints for {sum(map(bool, found.hints))} of {count} images"] * (count > ROWS)
+    for number, sentences in enumerate(found.hints if count <= ROWS else (), 1):
+        which = f"image {number}: " if count > 1 else ""
+        said += [which + sentence for sentence in sentences]
+    return " \N{MIDDLE DOT} ".join(said)

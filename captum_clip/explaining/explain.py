@@ -1,7 +1,7 @@
 """`explain`: images and texts in, an :class:`Explanation` out."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,7 +14,7 @@ from .. import maps, targets
 from ..attr.contributions import DirectContribution
 from ..attr.interactions import DirectInteraction, pair_maps
 from ..attr.registry import MAMOOLER, MethodChoice, TextMap
-from ..checks import as_list, check_choice, check_flag, check_integer, expect, show
+from ..checks import as_list, check_choice, check_flag, check_integer, error_context, expect, show
 from ..errors import InputError, TargetError, public, refuse
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
@@ -22,8 +22,9 @@ from ..models.images import pixels_of
 from ..models.loading import Pipeline
 from ..similarity import ClipSimilarity
 from ..targets import Target
+from ..visualization.overlays import numbered
 from . import photos
-from .explanation import Explanation, Sign
+from .explanation import Comparison, Explanation, Sign
 from .fields import SIGNS
 from .hints import can_compare, find_hints
 
@@ -37,7 +38,7 @@ def explain(
     *,
     against: str | None = None,
     reference: ImageLike | Sequence[ImageLike] | None = None,
-    model: str | Path | nn.Module | ClipAdapter | Pipeline = "ViT-B/32",
+    model: str | Path | nn.Module | ClipAdapter | Pipeline | Sequence[Any] = "ViT-B/32",
     method: str | type[Any] | None = None,
     sign: Sign | None = None,
     words: bool | Sequence[str | tuple[int, int]] = False,
@@ -50,7 +51,7 @@ def explain(
     device: torch.device | str | None = None,
     image_size: int | None = None,
     **options: Any,
-) -> Explanation:
+) -> Explanation | Any:  # of several models a Comparison
     r"""Why does the image fit the text, and which parts contradict it?
 
     With :math:`m(t)` for the method's map of target t, the positive map is :math:`m(t)^+` and the
@@ -67,7 +68,8 @@ def explain(
             embeddings, ``a - b``, whose map is what speaks for the one rather than the other.
         reference: instead of texts, an image that the images are compared with; several are
             several targets, but of pairs there is one.
-        model: a name that :func:`captum_clip.load_clip` knows, a model, a pipeline or an adapter.
+        model: a name that :func:`captum_clip.load_clip` knows, a model, a pipeline or an adapter;
+            a list of several for a :class:`captum_clip.Comparison`.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
             options, as "last-grad:heads=averaged"; by default "direct", or "conservative" where a
             pooling head reads the image (SigLIP). "mamooler" is the method of the report for the
@@ -97,7 +99,7 @@ def explain(
 
     Raises:
         InputError: an image, an option or a method that is not one, a negative map of a method
-            that the target does not change.
+            that the target does not change; whatever one of several models cannot do.
         TargetError: a text that cannot be a target, or not exactly one where words are asked for.
         UnsupportedModelError: the method does not fit the model.
 
@@ -115,6 +117,7 @@ def explain(
     request = Request(
         texts,
         reference,
+        model=model,
         against=against,
         method=method,
         options=options,
@@ -126,9 +129,17 @@ def explain(
         batch_size=batch_size,
     )
     parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
-    clip = load_clip(model, **parts, device=device, image_size=image_size)
-    batches = _batches(clip, image, request)
-    return _pairs(clip, request, batches) if side == "pairs" else _sides(clip, request, batches)
+    several = isinstance(model, (list, tuple)) and len(model) > 0
+    models: Any = model if several else [model]
+    clips = [load_clip(one, **parts, device=device, image_size=image_size) for one in models]
+    make = _pairs if side == "pairs" else _sides
+    if not several:
+        return make(clips[0], request, _batches(clips[0], image, request))
+    found = []
+    for clip, name in zip(clips, numbered([clip.name for clip in clips]), strict=True):
+        with error_context(name):
+            found.append(replace(make(clip, request, _batches(clip, image, request)), model=name))
+    return Comparison(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +152,7 @@ class Request:
     texts: Any = None
     reference: Any = None
     _: KW_ONLY
+    model: Any = None
     against: str | None = None
     method: str | type[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -194,6 +206,11 @@ class Request:
             "`side='pairs'` splits the text into words; leave `words` out.",
         )
         is_target = isinstance(self.texts, Target)
+        alone = "a Target" if is_target else f"`side={side!r}`"
+        yield (
+            isinstance(self.model, (list, tuple)) and (is_target or side != "image"),
+            f"{alone} is of one model, and `model` lists several; explain with each by itself.",
+        )
         yield (
             side != "image" and (is_target or words),
             f"`side={side!r}` explains whole texts word by word; pass the texts"

@@ -2,7 +2,6 @@
 
 import html
 import inspect
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import torch
-from matplotlib.colors import Colormap
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import maps, visualization
+from .. import maps
 from ..attr.registry import TextMap
 from ..checks import (
     check_destination,
@@ -32,7 +29,7 @@ from ..files import replace_file
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
 from ..models.geometry import Crop
-from ..visualization.colors import ALPHA, score_note
+from ..visualization.colors import score_note
 from ..visualization.grid import FORMATS as FIGURES
 from . import drawing, interactive, photos, regions
 from .fields import SIGNS, read_fields, write_fields
@@ -45,7 +42,7 @@ FORMATS: Final = (*FIGURES, ".npz", ".html")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Explanation:
+class Explanation(drawing.Drawable):
     """The maps of images for texts with their scores, from :func:`explain`; tensors on the CPU.
 
     Attributes:
@@ -125,42 +122,6 @@ class Explanation:
                 f"images {tuple(self.images.shape)}, {len(self.names)} names, scores "
                 f"{tuple(self.scores.shape)} and maps {shapes} do not belong together."
             )
-
-    @public("plot")
-    def plot(
-        self,
-        *,
-        cmap: str | Colormap | None = None,
-        alpha: float = ALPHA,
-        interpolation: Mode = "bicubic",
-        original: bool | ImageLike | Sequence[ImageLike] | None = None,
-    ) -> Figure:
-        """Draw the maps over the images, resized, and min-max normalised one by one.
-
-        One row per image and one column per target; with words, one column per word, dimmed by its
-        norm; with both signs, one row per image and target, positive next to negative evidence on a
-        scale that the two share. With the text side one row per text: the image, or its map, next
-        to the words in their colours. A contrast with both signs is one map in two colours. More
-        than 24 rows become a contact sheet: images stand side by side. A pair of images has its
-        matches, the positive ones where both signs are there, and takes no look. For another look
-        pass the maps to :mod:`captum_clip.visualization` yourself.
-
-        Args:
-            cmap: colour map, by name or as it is; by default inferno, blue for negative evidence
-                alone, and orange and blue where both signs are drawn.
-            alpha: opacity where a map is 1; where it is 0 the image shows through.
-            interpolation: between the cells of a map: "bicubic", kept within the map's range,
-                "bilinear", or "nearest", which shows the cells as they are.
-            original: whether the maps lie on the whole photos, grey where the model did not see
-                them, or on what the model saw; by default on the photos that were explained, where
-                one was cropped or padded. Or the photos themselves, where the explanation comes
-                from a file. Drawn with 1024 pixels a side at most, 256 where there are many.
-
-        Raises:
-            InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], no
-                photos to lay the maps on, as where the images came as tensors, or a look of a pair.
-        """
-        return drawing.draw(self, cmap, alpha, interpolation, original)
 
     @property
     def label(self) -> str:
@@ -405,7 +366,7 @@ class Explanation:
             text = interactive.page(self, **look).encode(errors="replace")
             replace_file(path, lambda file: file.write(text))
         else:
-            visualization.save_figure(self.plot(**look), path)
+            super().save(path, **look)
         return path
 
     @classmethod
@@ -477,17 +438,24 @@ class Explanation:
         look = 'title="Explanation" style="width: 100%; height: 40rem; border: 0"'
         return f'<iframe srcdoc="{html.escape(interactive.page(self))}" {look}></iframe>'
 
-    def _repr_png_(self) -> bytes:
-        """The figure, which a notebook shows otherwise."""
-        file = io.BytesIO()
-        self.plot().savefig(file, format="png", dpi="figure")
-        return file.getvalue()
-
     def __repr__(self) -> str:
         return (
             f"Explanation(model={self.model!r}, method={self.method!r}, images={len(self.images)}, "
             f"names={excerpt(str(list(self.names)), 300)}, signs={list(self.maps)})"
         )
+
+
+class Comparison(tuple[Explanation, ...], drawing.Drawable):
+    """Explanations by several models, from :func:`explain`: ``found[0]``, ``found["RN50 (2)"]``."""
+
+    @public("Comparison")
+    def __getitem__(self, index: Any) -> Any:
+        """The explanation of a model, by its place or its name."""
+        if isinstance(index, str):
+            names = [found.model for found in self]
+            expect(index in names, f"a model of {', '.join(names)}", index)
+            index = names.index(index)
+        return super().__getitem__(index)
 
 
 def _share_note(share: float) -> str:

@@ -47,6 +47,29 @@ def test_each_of_several_images_gets_its_scores_and_a_figure(run: Run) -> None:
     assert printed.startswith(one)
 
 
+def test_several_models_get_a_row_each_and_lines_of_their_own(
+    here: Path, run: Run, vit: str, resnet: str
+) -> None:
+    """As Python draws it, to the byte; where one of them fails there is no figure."""
+    printed = run("explain photo.jpg other.png horse sky -m VIT -m RESNET -o out")
+    assert sorted(os.listdir("out")) == [f"{n}-explained-horse_sky.png" for n in ("other", "photo")]
+    found = explain("photo.jpg", ["horse", "sky"], model=[vit, resnet])
+    found.save("python.png")
+    assert Path("out/photo-explained-horse_sky.png").read_bytes() == Path("python.png").read_bytes()
+    start = 0
+    for one in found:
+        for line in (f"each text ({one.model}, direct", *map("{:6.3f}  {}\n".format, *lines(one))):
+            start = printed.index(line, start)
+    for wrong in ("--method grad-cam", "-m demo/none"):
+        run(f"explain photo.jpg sea -m RESNET -m VIT {wrong} -o sea.png", code=2)
+        assert not Path("sea.png").exists()
+
+
+def lines(found: Explanation) -> tuple[list[float], tuple[str, ...]]:
+    """The scores of an image, and their texts."""
+    return found.scores[0].tolist(), found.names
+
+
 def test_own_figures_are_not_taken_for_photos(
     run: Run, capsys: pytest.CaptureFixture[str], vit: str
 ) -> None:
