@@ -288,13 +288,17 @@ STEPS = (
     *(
         Step(
             name,
-            ("vit",),
+            of,
             code("start.md", "scenes.jpg", f"{name}.jpg"),
             f"{name}.jpg",
             side,
             python=True,
         )
-        for name, side in (("contrast", 700), ("classes", 1000))
+        for name, of, side in (
+            ("contrast", ("vit",), 700),
+            ("models", ALL, 1000),
+            ("classes", ("vit",), 1000),
+        )
     ),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
     Step("readme", ("vit",), WITH_PHOTO + README["readme"], "horse.png", 1000, after=("demo",)),

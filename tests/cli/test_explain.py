@@ -53,7 +53,7 @@ def test_several_models_get_a_row_each_and_lines_of_their_own(
     """As Python draws it, to the byte; where one of them fails there is no figure."""
     printed = run("explain photo.jpg other.png horse sky -m VIT -m RESNET -o out")
     assert sorted(os.listdir("out")) == [f"{n}-explained-horse_sky.png" for n in ("other", "photo")]
-    found = explain("photo.jpg", ["horse", "sky"], model=[vit, resnet])
+    found: Any = explain("photo.jpg", ["horse", "sky"], model=[vit, resnet])
     found.save("python.png")
     assert Path("out/photo-explained-horse_sky.png").read_bytes() == Path("python.png").read_bytes()
     start = 0
