@@ -1,6 +1,7 @@
 """Saliency methods for CLIP, each a `captum.attr` attribution."""
 
 from ._base import ResNetAttribution, ViTAttribution
+from ._vectors import HeadVectors
 from .attention_methods import (
     AllGradAttention,
     AttentionGradCam,
@@ -25,6 +26,7 @@ __all__ = [
     "DirectContribution",
     "DirectInteraction",
     "GradEclip",
+    "HeadVectors",
     "InteractionRest",
     "LastGradAttention",
     "LayerAttention",

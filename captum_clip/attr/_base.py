@@ -208,6 +208,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         select: Callable[..., Tensor],
         options: dict[str, Any],
         compute: Callable[..., Computed] | None = None,
+        on_grid: bool = True,
     ) -> Computed:
         """The result of the formula, or of another one, with maps (B, K', h, w) as its values.
 
@@ -243,7 +244,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                     with with_whole_graph():
                         result = run()
                 result.record.verify(name)
-            maps = self._on_grid(result.record, result.values.detach())
+            maps = result.values.detach()
+            maps = self._on_grid(result.record, maps) if on_grid else maps
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if similarity is None and not maps.isfinite().all():
                 raise CaptureError(

@@ -1,5 +1,6 @@
-"""The embedding as a sum of vectors, one for each position, of which maps are products."""
+"""The embedding as a sum of vectors, of positions or heads; maps are products of the former."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from ..models.attentions import AttentionLayer
 from ..models.steps import Direction, Step, flattened, push_forward, run_steps, split_heads
@@ -19,6 +21,26 @@ from ._call import Call, Computed
 from ._engine import PooledEmbedding, pooled_embedding
 
 _TOGETHER = 64  # products of a convolutional tower at a time, which bounds the memory
+
+
+class HeadVectors(NamedTuple):
+    """What each head of n attentions adds to the unit embeddings; all fields add up to these.
+
+    Attributes:
+        heads: (B, n, H, E), each summed over all tokens that the pooled one attends to; of a
+            ResNet's pool over the positions.
+        mlps: (B, n, E), of the same layers; (B, 0, E) of a pool, whose MLP the heads' vectors pass.
+        rest: (B, E), of the pooled token's embedding, of biases, and of the layers below.
+    """
+
+    heads: Tensor
+    mlps: Tensor
+    rest: Tensor
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The unit embeddings, (B, E)."""
+        return self.heads.sum((1, 2)) + self.mlps.sum(1) + self.rest
 
 
 def products(vectors: Tensor, directions: Tensor | None) -> Tensor:
@@ -70,6 +92,33 @@ def steps_onwards(
     return [(steps[:1], token, normed), (steps[2:], run_steps(steps[1:2], normed), returned)]
 
 
+def _heads_and_steps(pooled: PooledRow) -> tuple[Tensor, tuple[Step, ...]]:
+    """The outputs (B, H d) of a layer's heads for the pooled row, and their steps to the stream."""
+    visited, row, output = pooled
+    attention, heads = visited.attention, mha.heads_output(visited, row)
+    if output is not None:
+        visited.compare(mha.merged(visited, heads), output)
+    return heads, (*attention.merge_steps(visited.maps.output), *attention.branch())
+
+
+def parts_of_heads(record: Recording, layers: range) -> Tensor:
+    """What the heads, and then the MLP of each layer add to the pooled token, (B, n (H + 1), D)."""
+    parts = []
+    for index in layers:
+        attention = record.transformer.attentions[index]
+        if isinstance(attention, PostNormLayer):
+            what = "norms lie between the layers of this text tower, so no sum has its heads"
+            raise UnsupportedModelError(f"{what}; leave out `per`.")
+        heads, steps = _heads_and_steps(record.visited[index])
+        # each head with zeros in place of the others
+        apart = torch.diag_embed(split_heads(heads, attention.heads).mT, dim1=1, dim2=2).flatten(2)
+        parts.append(push_forward(steps, heads, apart)[1])
+        if isinstance(attention, AttentionLayer):  # the MLP of a pool follows all of its heads
+            stream, returned = map(to_float32, record.stream[index])
+            parts.append((returned - stream)[:, None])
+    return torch.cat(parts, 1)
+
+
 def pushed_rows(record: Recording, layers: range, centred: bool, mlps: bool) -> Tensor:
     """The share of each patch or word in the pooled token, (B, s, D), through all layers' rows.
 
@@ -78,16 +127,13 @@ def pushed_rows(record: Recording, layers: range, centred: bool, mlps: bool) -> 
     span: slice = record.span
     share: Any = 0
     for index in layers:
-        visited, row, output = record.visited[index]
-        attention, heads = visited.attention, mha.heads_output(visited, row)
-        if output is not None:
-            visited.compare(mha.merged(visited, heads), output)
+        visited, row, _ = record.visited[index]
+        heads, steps = _heads_and_steps(record.visited[index])
         values = mha.projected_heads(visited, "value").transpose(1, 2)  # (B, s, H, d)
         if centred:
             mean = record.pooled.mean(values.flatten(2), span)
-            values = values - split_heads(mean, attention.heads)
+            values = values - split_heads(mean, visited.attention.heads)
         parts = (values * row.transpose(1, 2)[..., None])[:, span].flatten(2)
-        steps = (*attention.merge_steps(visited.maps.output), *attention.branch())
         share = share + push_forward(steps, heads, parts)[1]
         for steps, token, returned in steps_onwards(record, index, mlps):
             made, share = push_forward(steps, token, share)
@@ -96,14 +142,13 @@ def pushed_rows(record: Recording, layers: range, centred: bool, mlps: bool) -> 
 
 
 def vectors_of_rows(
-    tower: TransformerTower, call: Call, layers: range, centred: bool, mlps: bool
+    tower: TransformerTower, call: Call, layers: range, shares: Callable[..., Tensor]
 ) -> tuple[PooledEmbedding, Tensor]:
-    """The share of each token in the embedding, (B, s, E), through the pooled row of each layer."""
+    """The embedding's vectors (B, n, E) of shares (B, n, D) of the pooled row of each layer."""
     embedded = pooled_rows(tower, call, layers)
     token, record = embedded.token, embedded.run.record
     with torch.no_grad(), mha.autocast_disabled(token):
-        share = pushed_rows(record, layers, centred, mlps)
-        return embedded, push_forward(embedded.head(tower), token, share)[1]
+        return embedded, push_forward(embedded.head(tower), token, shares(record, layers))[1]
 
 
 def vectors_of_mean(
@@ -125,16 +170,16 @@ def vectors_of_mean(
 
 
 def products_of_resnet(
-    tower: ResNetTower, call: Call, directions: Tensor, centred: bool
+    tower: ResNetTower, call: Call, directions: Tensor, centred: bool, by_head: bool
 ) -> Computed:
-    """The products of each position's share in the unit embedding with vectors (n, B or 1, E)."""
+    """The products of each position's or head's share in the unit embedding with (n, B or 1, E)."""
     embedded = pooled_embedding(tower, call)
     with torch.no_grad():
         parts = []
         for rows in torch.split(directions.to(embedded.token), _TOGETHER):
             direction = Direction.of(rows, embedded.direction.scale)
             maps = tower.contributions(embedded.token, direction, centred=centred)[0]
-            parts.append(maps.sum(2))
+            parts.append(maps.sum((3, 4))[:, :, None] if by_head else maps.sum(2))
         return decompose(tower, call, embedded, torch.cat(parts), directions)
 
 
@@ -151,6 +196,7 @@ def decompose(
         made = unit if returned.shape == unit.shape else torch.full_like(returned, torch.nan)
         embedded.run.record.compare("the embedding", made, F.normalize(returned, dim=-1))
     total = products(unit, directions)
-    span = embedded.run.record.span if isinstance(tower, TransformerTower) else slice(None)
+    # some tokens have no place in a map
+    span = embedded.run.record.span if values.ndim == 3 else slice(None)
     inside = values.flatten(2)[..., span]
     return embedded.run.computed(values, (total - inside.sum(-1)).T)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ..checks import check_flag, expect
+from ..checks import check_choice, check_flag, expect
 from ..errors import InputError, public
 from ..maps import to_float32
 from ..models.steps import Direction, needs_token, pull_back, run_steps
@@ -22,7 +22,9 @@ from ._base import ClipAttribution
 from ._call import Call, Computed, many_columns
 from ._engine import PooledEmbedding, embedded_scores, pooled_embedding, refuse_checkpointing
 from ._vectors import (
+    HeadVectors,
     decompose,
+    parts_of_heads,
     pooled_rows,
     products,
     products_of_resnet,
@@ -189,7 +191,7 @@ class DirectContribution(ClipAttribution):
         if depth == "all":
             return propagated_to_patches(tower, call, centred=centred)
         if tower.pooling == "mean":
-            return _of_mean(tower, call, centred, per)
+            return _of_mean(tower, call, centred)
         return _of_rows(tower, call, layers, centred, per, depth == "token")
 
     def _reading_layers(self, start_layer: int, depth: Depth, per: Per = None) -> range:
@@ -210,6 +212,10 @@ class DirectContribution(ClipAttribution):
                 "depth: 'all' carries every layer and head on to the patches, so none of them "
                 "can be kept or left out; leave out `per` and `start_layer`."
             )
+        if per is not None and pooling == "mean":
+            raise InputError(f"per: a mean is read by no attention, so by no {per}; leave it out.")
+        if per == "head" and isinstance(self._tower, AveragePooledTower):
+            raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
         if isinstance(self._tower, ResNetTower):
             if start_layer:
                 raise InputError("start_layer: a convolutional tower has one pool; leave it out.")
@@ -224,11 +230,12 @@ class DirectContribution(ClipAttribution):
         inputs: Tensor | tuple[Tensor, ...],
         additional_forward_args: Any = None,
         *,
+        per: Literal["position", "head"] = "position",
         return_rest: bool = False,
         baseline: Baseline = "none",
         start_layer: int = 0,
         depth: Depth = "pooling",
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Any:
         r"""The share of each position in the unit embedding, (B, h, w, E), of texts (B, T, E).
 
         .. math:: \hat e = \sum_j c_j + c_0, \qquad r_j(t) = c_j \cdot t
@@ -237,9 +244,18 @@ class DirectContribution(ClipAttribution):
         function's own target. One forward, and one product with the weights of each layer;
         ``depth="all"`` takes E backwards.
 
+        With ``per="head"`` the shares of heads and MLPs, a :class:`captum_clip.attr.HeadVectors`,
+
+        .. math:: \hat e = \sum_{lh} c_{lh} + \sum_l m_l + c_0, \qquad
+            c_{lh} = \frac{1}{|e|} W_{lh} \sum_j A_{lh}[CLS, j] \, v_{lhj}
+
+        with the head's output map, the final norm and the projection in :math:`W_{lh}`. The sum
+        is over all tokens, CLS among them, which has no place in ``attribute(..., per="head")``.
+
         Args:
             inputs: preprocessed images (B, 3, H, W), or token ids (B, T).
             additional_forward_args: the attention mask of texts.
+            per: "position", or "head", without a `baseline` or `depth`, where attention pools.
             return_rest: return :math:`c_0` (B, E), which is of no position, as well.
             baseline: as the class has it, like what follows.
             start_layer: first layer that takes part.
@@ -265,20 +281,24 @@ class DirectContribution(ClipAttribution):
         advice = "which embedding a forward function of your own scores is not known"
         expect(known, "a ClipSimilarity or a TextSimilarity", self.forward_func, advice)
         check_flag("return_rest", return_rest)
+        check_choice(per, ("position", "head"), name="`per`")
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
-        computed = self._products(inputs, additional_forward_args, options)
-        vectors = computed.values.movedim(1, -1).contiguous()
-        if not return_rest:
-            return vectors
-        assert computed.rest is not None
-        return vectors, computed.rest
+        kept = "head" if per == "head" else None
+        computed = self._products(inputs, additional_forward_args, {**options, "per": kept})
+        vectors = computed.values.movedim(0 if kept else 1, -1).contiguous()
+        if kept:
+            count = vectors.shape[2] - (getattr(self._tower, "pooling", "") == "cls")
+            heads, mlps = vectors[:, :, :count], vectors[:, :, count:].flatten(1, 2)
+            return HeadVectors(heads, mlps, cast(Tensor, computed.rest))
+        return (vectors, computed.rest) if return_rest else vectors
 
     def _products(
         self, inputs: Any, extra: Any, options: dict[str, Any], directions: Tensor | None = None
     ) -> Computed:
         """The products (B, n, h, w) of the vectors with others (n, B or 1, E); with the axes E."""
         compute = partial(self._compute_products, directions=directions)
-        return self._run(inputs, extra, partial(many_columns, None), options, compute)
+        on_grid, select = options.get("per") is None, partial(many_columns, None)
+        return self._run(inputs, extra, select, options, compute, on_grid)
 
     def _compute_products(
         self,
@@ -288,23 +308,30 @@ class DirectContribution(ClipAttribution):
         baseline: Baseline,
         start_layer: int,
         depth: Depth,
+        per: Per = None,
     ) -> Computed:
         tower, centred = self._tower, baseline == "mean"
-        layers = self._reading_layers(start_layer, depth)
+        layers = self._reading_layers(start_layer, depth, per)
+        if per is not None and (centred or depth != "pooling"):
+            raise InputError("a head's vector is all of it; leave out `baseline` and `depth`.")
         if directions is None and (depth == "all" or isinstance(tower, ResNetTower)):
             assert isinstance(call.forward, Similarity)
             axes = torch.eye(call.forward.embeddings.shape[1], device=call.images[0].device)
             directions = axes[:, None]
         if isinstance(tower, ResNetTower):
             assert directions is not None
-            return products_of_resnet(tower, call, directions, centred)
+            return products_of_resnet(tower, call, directions, centred, per is not None)
         if depth == "all":
             return propagated_to_patches(tower, call, centred=centred, directions=directions)
         if tower.pooling == "mean":
             embedded, vectors = vectors_of_mean(tower, call, centred)
         else:
-            embedded, vectors = vectors_of_rows(tower, call, layers, centred, depth == "token")
-        vectors = vectors * embedded.direction.scale[:, None, None]
+            of_tokens = partial(pushed_rows, centred=centred, mlps=depth == "token")
+            shares = of_tokens if per is None else parts_of_heads
+            embedded, vectors = vectors_of_rows(tower, call, layers, shares)
+        if per is not None:
+            vectors = vectors.reshape(len(vectors), len(layers), -1, vectors.shape[-1])
+        vectors = torch.einsum("b...,b->b...", vectors, embedded.direction.scale)
         with mha.autocast_disabled(vectors):
             return decompose(tower, call, embedded, products(vectors, directions), directions)
 
@@ -375,10 +402,8 @@ def _compare_sum(
     compare(whole.T, direction.dot(to_float32(token)).T.to(token.dtype), size[:, None])
 
 
-def _of_mean(tower: TransformerTower, call: Call, centred: bool, per: Per) -> Computed:
+def _of_mean(tower: TransformerTower, call: Call, centred: bool) -> Computed:
     """From the last tokens themselves, whose mean is pooled."""
-    if per is not None:
-        raise InputError(f"per: a mean is read by no attention, so by no {per}; leave it out.")
     embedded = pooled_embedding(tower, call)
     token, before, pooled = embedded.token, tower.steps_before_mean, embedded.run.record.pooled
     steps = embedded.head(tower)
@@ -408,8 +433,6 @@ def _closed(embedded: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor
 
 def _of_resnet(tower: ResNetTower, call: Call, centred: bool, per: Per) -> Computed:
     """From the features that the pool reads."""
-    if per == "head" and isinstance(tower, AveragePooledTower):
-        raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
     embedded = pooled_embedding(tower, call)
     with torch.no_grad():
         maps, rest = tower.contributions(embedded.token, embedded.direction, centred=centred)
