@@ -29,7 +29,7 @@ Example:
     >>> figure = figures.heads(image, "a horse", model="demo/vit")
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -52,6 +52,7 @@ from .evaluation.study import read_mean_maps
 from .explaining.explain import explain
 from .explaining.explanation import Explanation, Sign
 from .explaining.fields import SIGNS
+from .heads import Head, head_label
 from .models import ClipAdapter, ViTTower, load_clip
 from .models.adapter import ImageLike
 from .similarity import ClipSimilarity
@@ -295,6 +296,7 @@ def heads(
     *,
     references: Images = (),
     model: Model = "ViT-B/32",
+    words: Mapping[Head, str] | None = None,
     count: int = 8,
     sign: Sign = "positive",
     scale: Literal["each", "shared"] = "each",
@@ -310,10 +312,10 @@ def heads(
     heads are one map, and the rest is what no position adds. A tower that reads CLS has the heads
     of every layer, a pooling head and the attention pool of a ResNet their own.
 
-    The target is one text or one reference, then shown in place of the image. `count` is the most
-    heads to show, `sign` "positive" for those that add most, "negative" for those that take most
-    away, "both" for `count` of each. By default orange adds to the cosine and blue takes away from
-    it; `cmap` lays all maps over the image, as in :func:`layers`.
+    The target is one text or one reference, then shown in place of the image. `words` of a (layer,
+    head) stand with its name. `count` is the most heads to show, `sign` "positive" for those that
+    add most, "negative" for those that take most away, "both" for `count` of each. By default
+    orange adds to the cosine and blue takes away; `cmap` is that of :func:`layers`.
 
     Raises:
         InputError: not one image and one target, an argument that is none, or a tower whose
@@ -329,7 +331,7 @@ def heads(
     inputs, pixels = _one_image(clip, image)
     method = DirectContribution(ClipSimilarity(clip, target))
     by_layer, rest = method.attribute(inputs, target=0, per="head", return_rest=True)
-    raw, labels = _strongest(clip, by_layer[0, 0].cpu(), count, sign)
+    raw, labels = _strongest(clip, by_layer[0, 0].cpu(), count, sign, words or {})
     total, notes = sum_notes(raw.numpy(), rest.item())
     lead = Panel(_lead(pixels, picture), target.names[0], total)
     raw = torch.cat([raw, torch.zeros_like(raw[:1])])  # of the rest: the pale image alone
@@ -342,7 +344,7 @@ def heads(
 
 
 def _strongest(
-    clip: ClipAdapter, by_layer: Tensor, count: int, sign: Sign
+    clip: ClipAdapter, by_layer: Tensor, count: int, sign: Sign, words: Mapping[Head, str]
 ) -> tuple[Tensor, list[str]]:
     """Maps (M, h, w) of the strongest of all heads (n, H, h, w), then of the others; and labels."""
     every = by_layer.flatten(0, 1)
@@ -352,9 +354,8 @@ def _strongest(
     taking = [head for head in reversed(order) if sums[head] < 0][:count]
     chosen = {"positive": adding, "negative": taking, "both": adding + taking}[sign]
     others = sorted({*order} - {*chosen})
-    reads_cls = isinstance(clip.tower, ViTTower) and clip.tower.pooling == "cls"
-    label = "layer {}, head {}" if reads_cls else "head {1} of the pool"
-    labels = [label.format(*divmod(head, by_layer.shape[1])) for head in chosen]
+    heads = [divmod(head, by_layer.shape[1]) for head in chosen]
+    labels = [head_label(clip, head, words.get(head, "")) for head in heads]
     if not others:
         return every[chosen], labels
     raw = torch.cat([every[chosen], every[others].sum(0, keepdim=True)])

@@ -1,18 +1,20 @@
-"""``captum-clip study``, ``evaluate`` and ``emotions fit``: over folders of images."""
+"""``captum-clip heads``, ``study``, ``evaluate`` and ``emotions fit``: over folders of images."""
 
 import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from typer import Option, Typer
 
-from ..checks import check_destination, check_outputs
+from ..checks import check_destination, check_outputs, find_folder
 from ..errors import InputError
 from . import options
 from .options import app, command
 from .shared import (
     count_gpus,
+    find_left_out,
     images_bar,
     load_model,
     read_probes,
@@ -23,6 +25,66 @@ from .shared import (
 
 _emotions = Typer(help="Fit an emotion probe on a model's features.")
 app.add_typer(_emotions, name="emotions")
+
+
+@command(app, "heads", "photos --texts words.txt -o heads")
+def heads_command(
+    folder: Path,
+    output: Annotated[Path, Option("--output", "-o")],
+    texts: options.Texts = None,
+    texts_file: options.TextsFile = None,
+    model: Annotated[str, Option("--model", "-m")] = options.DEFAULT_MODEL,
+    top: Annotated[int, Option(min=1)] = 8,
+    workers: options.Workers = 0,
+    processor: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Describe each attention head by the texts that it varies along over a folder of images.
+
+    Args:
+        folder: a folder of images, searched recursively
+        texts: rank heads by what they add to this text, or to the first of two less the second
+            (default: by how much they vary)
+        texts_file: texts to choose from, one per line (default: what an embedded model knows)
+        model: as in 'explain'
+        top: how many heads to draw
+    """
+    from .. import heads, targets
+    from ..demo import MODELS
+    from ..demo.captions import concept_texts
+    from ..evaluation.image_batches import list_images, readable_images
+    from ..evaluation.storage import storage_of
+    from ..explaining.classify import of_classes
+    from ..files import filled_folder, replace_file
+    from ..visualization import save_figure
+
+    if texts and len(texts) > 2:
+        raise InputError(f"heads takes one TEXT, or two to compare, got {len(texts)}.")
+    pool = options.read_texts(texts_file) or concept_texts() * (model in MODELS)
+    if not pool:
+        raise InputError(f"heads of {model} needs --texts FILE, the texts to choose from.")
+    folder, skipped = find_folder(folder), dict[Path, str]()
+    files = [folder / name for name in list_images(storage_of(folder), storage_of(output))]
+    results = [output / "heads.csv", output / "heads.png"]
+    check_outputs(results, [texts_file, *files])
+    with filled_folder(output):
+        clip = load_model(model, processor, tokenizer, device, quiet=quiet)
+        bar = "heads" * shows_bars(quiet)
+        images = readable_images(files, skipped, workers=workers, progress=bar)
+        vectors = heads.head_vectors(clip, images)
+        rows = targets.text(clip, texts).embeddings if texts else None
+        direction = None if rows is None else rows[0] - rows[1:].sum(0)
+        spans = heads.describe_heads(vectors, of_classes(clip, pool), direction)
+        replace_file(results[0], lambda file: file.write(heads.heads_table(spans)))
+        shown = dict(islice(spans.items(), top))
+        read = [file for file in files if file not in skipped]
+        save_figure(heads.heads_figure(clip, read, vectors, shown), results[1])
+    report_skipped({**skipped, **find_left_out(folder, files, output)})
+    for head, span in shown.items():
+        print(f"{span.value:6.3f}  {heads.head_label(clip, head, ', '.join(span.texts))}")
+    print(*results, sep="\n")
 
 
 @command(app, "study", 'statistics photos "a horse" -o horses', lists=options.methods)

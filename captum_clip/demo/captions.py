@@ -4,12 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .catalogue import BACKGROUNDS
+from .catalogue import BACKGROUNDS, CONCEPTS
 
 
 def article(name: str) -> str:
     """Prefix the indefinite article: ``"an apple"``."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def concept_texts() -> list[str]:
+    """All that a caption can name, each as a text."""
+    return [name if name in BACKGROUNDS else article(name) for name in CONCEPTS]
 
 
 def compose(names: Sequence[str], background: str | None = None) -> str:

@@ -1,7 +1,7 @@
 """Image features of many files, and emotion probes fitted on them."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from tqdm import tqdm
 
 from ..checks import check_integer
 from ..emotions import STRENGTH, Artemis, EmotionProbe, check_fit, fit_probe
 from ..errors import InputError, public
 from ..models import ClipAdapter
-from .image_batches import ImageReader, read_ahead
-from .storage import storage_of
-from .units import Skipped
+from .image_batches import readable_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,22 +75,14 @@ def _compute(
     clip: ClipAdapter, paths: Sequence[Path], batch_size: int, workers: int, progress: bool
 ) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Embeddings of the files that can be read, and why each file cannot; "" of those that can."""
-    embeddings, reasons = list[npt.NDArray[np.float32]](), [""] * len(paths)
-    bar: Any = {"desc": "image features", "unit": "image", "leave": False, "disable": not progress}
-
-    def readable(images: Iterator[Image.Image | Skipped]) -> Iterator[Image.Image]:
-        for image in tqdm(images, total=len(paths), **bar):
-            if isinstance(image, Skipped):
-                reasons[image.number] = image.reason
-            else:
-                yield image
-
-    reader = ImageReader(storage_of("."), [*map(str, paths)], Image.Image.copy)
-    with read_ahead(reader, range(len(paths)), workers) as read, torch.no_grad():
-        images = readable(read)
+    embeddings, skipped = list[npt.NDArray[np.float32]](), dict[Path, str]()
+    bar = "image features" * progress
+    with torch.no_grad():
+        images = readable_images(paths, skipped, workers=workers, progress=bar)
         while batch := list(islice(images, batch_size)):
             encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
             embeddings.append(encoded.float().cpu().numpy())
+    reasons = [skipped.get(path, "") for path in paths]
     joined = np.concatenate(embeddings) if embeddings else np.zeros((0, 0), dtype=np.float32)
     return joined, reasons
 

@@ -12,11 +12,12 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import IMAGE_ENDINGS, draw_names, image_names, is_own_figure
 from ..models.images import decode_file, process, quiet, read_file
-from .storage import Storage
+from .storage import Storage, storage_of
 from .units import Skipped
 
 Item = TypeVar("Item")
@@ -97,6 +98,20 @@ def preprocess_alone(processor: Any, size: tuple[int, int], image: Image.Image) 
             "processor that makes images of one size"
         )
     return pixels
+
+
+def readable_images(
+    paths: Sequence[Path], skipped: dict[Path, str], *, workers: int = 0, progress: str = ""
+) -> Iterator[Image.Image]:
+    """Read images of this machine one after the other; why some cannot be goes into `skipped`."""
+    reader = ImageReader(storage_of("."), [*map(str, paths)], Image.Image.copy)
+    bar: Any = {"desc": progress, "unit": "image", "leave": False, "disable": not progress}
+    with read_ahead(reader, range(len(paths)), workers) as read:
+        for image in tqdm(read, total=len(paths), **bar):
+            if isinstance(image, Skipped):
+                skipped[paths[image.number]] = image.reason
+            else:
+                yield image
 
 
 @contextmanager

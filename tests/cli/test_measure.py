@@ -1,4 +1,4 @@
-"""``captum-clip study``, ``evaluate`` and ``emotions fit`` as a user types them."""
+"""``captum-clip heads``, ``study``, ``evaluate`` and ``emotions fit`` as a user types them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,51 @@ from tests.evaluation.cases import make_classes, random_maps
 EVALUATE = "evaluate --model VIT --data masks:farm --method rollout --task localization"
 EVALUATE += " --resamples 20 --threads 1 --quiet -o out"
 STUDY = "study statistics photos a --model VIT --workers 0 --quiet -o out"
+
+
+# heads
+
+
+def test_heads_prints_and_writes_the_texts_of_each_head(here: Path, run: Run) -> None:
+    """Ranked by how much they vary, by a text, or by one text against another."""
+    Path("words.txt").write_text("a horse\na dog\nsnow\n")
+    lines = run("heads photos --texts words.txt -m VIT --top 2 -o out").splitlines()
+    assert lines[2:] == ["out/heads.csv", "out/heads.png"]
+    table = pd.read_csv("out/heads.csv")
+    best = table.iloc[0]
+    texts = table[(table["layer"] == best["layer"]) & (table["head"] == best["head"])]["text"]
+    words = f"layer {best['layer']}, head {best['head']}: {', '.join(texts)}"
+    assert lines[0].split() == f"{best['value']:.3f} {words}".split()
+    with Image.open("out/heads.png") as figure:
+        figure.verify()
+    values = []
+    for asked in ("'a horse'", "'a dog'", "'a horse' 'a dog'"):
+        run(f"heads photos {asked} --texts words.txt -m VIT -o out")
+        table = pd.read_csv("out/heads.csv").drop_duplicates(["layer", "head"])
+        assert table["value"].is_monotonic_decreasing
+        values.append(table.sort_values(["layer", "head"])["value"].to_numpy())
+    np.testing.assert_allclose(values[0] - values[1], values[2], atol=1e-6)
+
+
+def test_heads_of_an_embedded_model_need_no_texts(here: Path, run: Run) -> None:
+    """Files that are no images are told of."""
+    Path("photos/bad.jpg").write_bytes(b"no image")
+    printed = run("heads photos -m demo/resnet --top 1 -o out", err=None)
+    assert "of the pool: " in printed
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("photos -m VIT -o out", "needs --texts FILE"),
+        ("photos a b c -m demo/vit -o out", "heads takes one TEXT, or two to compare, got 3"),
+        ("photos -m demo/vit", "Missing option '--output'"),
+        ("nothing -m demo/vit -o out", "there is no folder nothing"),
+    ],
+)
+def test_heads_names_what_is_wrong(run: Run, line: str, message: str) -> None:
+    assert message in run(f"heads {line}", code=2)
+    assert not Path("out").exists()
 
 
 # study

@@ -1,0 +1,206 @@
+"""What each attention head says: the texts that it varies along, what it adds, what goes with it.
+
+All of it is arithmetic on the vectors of :meth:`captum_clip.DirectContribution.vectors` by head,
+which are direct paths to the embedding: what later layers make of a head is their share.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from math import nan
+from typing import Final, NamedTuple, TypeAlias
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from . import targets
+from .attr import DirectContribution, HeadVectors
+from .checks import check_integer, check_nonempty, expect, expecting
+from .errors import public
+from .evaluation.units import to_csv
+from .models import ClipAdapter, ImageLike
+from .similarity import ClipSimilarity
+from .targets import Target
+from .visualization.arrays import as_images
+from .visualization.grid import Panel, Row, grid
+from .visualization.strips import strip, strip_legends
+
+Head: TypeAlias = tuple[int, int]
+"""A layer and a head of it, from 0; a pool has layer 0 alone."""
+_ROUNDING: Final = 1e-18  # share of the variance below which that of a text is rounding
+_DRAWS: Final = 16  # of random texts
+
+
+class TextSpan(NamedTuple):
+    """The m texts that a head varies along, best first.
+
+    Attributes:
+        texts: their names.
+        shares: m, the share of the variance of the head's outputs that the first k explain.
+        random: the share that m texts drawn from the pool explain, a mean over 16 draws.
+        value: of the head, by :func:`rank_heads`, where there is one.
+    """
+
+    texts: tuple[str, ...]
+    shares: tuple[float, ...]
+    random: float
+    value: float = nan
+
+
+@public("head_vectors")
+def head_vectors(
+    clip: ClipAdapter, images: Iterable[ImageLike], *, batch_size: int = 16
+) -> HeadVectors:
+    """The vectors by head of images, a batch at a time; .3 MB an image of a ViT-B/32.
+
+    Raises:
+        InputError: no image, or a model whose embedding no attention reads.
+    """
+    check_integer("batch_size", batch_size)
+    images, method, parts = iter(images), None, list[HeadVectors]()
+    while batch := list(islice(images, batch_size)):
+        # the vectors depend on no target
+        method = method or DirectContribution(ClipSimilarity(clip, targets.image(clip, batch[0])))
+        found = method.vectors(clip.preprocess(batch), per="head")
+        parts.append(HeadVectors(*(part.cpu() for part in found)))
+    check_nonempty("image", parts)
+    return HeadVectors(*map(torch.cat, zip(*parts, strict=True)))
+
+
+@public("text_span")
+def text_span(outputs: Tensor, pool: Target, count: int, *, seed: int = 0) -> TextSpan:
+    r"""Find the texts of a pool that explain most of the variance of a head's outputs: TextSpan.
+
+    With the centred outputs :math:`C`, and the texts :math:`R` projected on their span, repeat
+
+    .. math:: j = \arg\max_i |C R_i|^2, \quad u = R_j / |R_j|, \quad
+        C \leftarrow C - C u u^T, \quad R \leftarrow R - R u u^T
+
+    Args:
+        outputs: of one head, (N, E), as ``vectors.heads[:, layer, head]``.
+        pool: M texts.
+        count: how many to find; fewer where the outputs or the texts have fewer dimensions.
+        seed: of the random texts.
+
+    Source: Gandelsman et al. 2024 (arXiv:2310.05916), Algorithm 1; the control is ours.
+    """
+    check_integer("count", count)
+    expect(outputs.ndim == 2 and len(outputs) > 1, "outputs (N, E) of two images or more", outputs)
+    centred = outputs.double() - outputs.double().mean(0)
+    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+    rank = int((values > values[0] * max(centred.shape) * torch.finfo(outputs.dtype).eps).sum())
+    values, axes = values[:rank], axes[:rank]
+    total, texts = values.square().sum(), pool.embeddings.to(axes) @ axes.T  # (M, r)
+    left, rows, chosen = values.diag(), texts, list[int]()  # C but for a rotation of the images
+    for _ in range(min(count, rank)):
+        variances = (rows @ left.T).square().sum(1)
+        best = int(variances.argmax())
+        if variances[best] <= _ROUNDING * total:
+            break
+        unit = rows[best] / rows[best].norm()
+        left, rows = (each - torch.outer(each @ unit, unit) for each in (left, rows))
+        chosen.append(best)
+
+    def share(indices: Sequence[int] | Tensor) -> float:
+        span = torch.linalg.pinv(texts[indices]) @ texts[indices]  # projects on the texts
+        return float((values[:, None] * span).square().sum() / total)
+
+    m, generator = len(chosen), torch.Generator().manual_seed(seed)
+    random = sum(share(torch.randperm(len(texts), generator=generator)[:m]) for _ in range(_DRAWS))
+    shares = tuple(share(chosen[:k]) for k in range(1, m + 1))
+    return TextSpan(tuple(pool.names[i] for i in chosen), shares, random / _DRAWS)
+
+
+@public("mean_ablation")
+def mean_ablation(vectors: HeadVectors, heads: Sequence[Head]) -> Tensor:
+    r"""The unit embeddings (N, E) with some heads at their mean over the images.
+
+    .. math:: e' = \hat e - \sum_{(l, h)} (c_{lh} - \bar c_{lh})
+
+    So :math:`(e' - \hat e) \cdot t` is the effect on the score of t, exact for the direct paths and
+    for these alone: later layers read what they read before, and the embedding's length is held.
+    """
+    with expecting("pairs (layer, head) of the model", heads):
+        layers, numbers = zip(*dict.fromkeys(heads), strict=True)
+        chosen = vectors.heads[:, layers, numbers]  # (N, m, E)
+    return vectors.embeddings - (chosen - chosen.mean(0)).sum(1)
+
+
+@public("rank_heads")
+def rank_heads(vectors: HeadVectors, direction: Tensor | None = None) -> dict[Head, float]:
+    """What each head adds along a direction, a mean over the images, largest first.
+
+    The direction is (E,), or (N, E) with one for each image: a text, or the difference of two for
+    their contrast. Without one it is the head's variance, as a share of the embedding's.
+    """
+    if direction is None:
+        spread = vectors.heads.var(0, correction=0).sum(-1)
+        values = spread / vectors.embeddings.var(0, correction=0).sum()
+    else:
+        along = direction.cpu().expand_as(vectors.rest)
+        values = torch.einsum("nlhe,ne->lh", vectors.heads, along) / len(along)
+    order = values.flatten().argsort(descending=True, stable=True).tolist()
+    return {divmod(index, values.shape[1]): float(values.flatten()[index]) for index in order}
+
+
+@public("describe_heads")
+def describe_heads(
+    vectors: HeadVectors, pool: Target, direction: Tensor | None = None, *, count: int = 5
+) -> dict[Head, TextSpan]:
+    """The :func:`text_span` of every head that varies, by :func:`rank_heads` and in its order."""
+    spans = {
+        (i, j): text_span(vectors.heads[:, i, j], pool, count)._replace(value=value)
+        for (i, j), value in rank_heads(vectors, direction).items()
+    }
+    found = {head: span for head, span in spans.items() if span.texts}
+    expect(found, "images that heads tell apart", f"{len(vectors.rest)} that are all alike")
+    return found
+
+
+def head_label(clip: ClipAdapter, head: Head, words: str = "") -> str:
+    """The name of a head in a figure, with words about it if there are any."""
+    is_pool = getattr(clip.tower, "pooling", "") != "cls"
+    name = f"head {head[1]} of the pool" if is_pool else f"layer {head[0]}, head {head[1]}"
+    return f"{name}: {words}" if words else name
+
+
+def heads_table(spans: Mapping[Head, TextSpan]) -> bytes:
+    """A CSV file with a row for each text of each head; shares are those of all texts up to it."""
+    return to_csv(
+        *(
+            {"layer": layer, "head": head, "value": span.value, "random": span.random}
+            | {"text": span.texts, "share": span.shares}
+            for (layer, head), span in spans.items()
+        )
+    )
+
+
+@public("heads_figure")
+def heads_figure(
+    clip: ClipAdapter,
+    images: Sequence[ImageLike],
+    vectors: HeadVectors,
+    spans: Mapping[Head, TextSpan],
+    *,
+    examples: int = 3,
+) -> Figure:
+    """Draw heads with their texts, and of the images those in which each adds most to its first.
+
+    Next to each image is the map of that head alone (``attribute(..., per="head")``) for that text.
+    """
+    rows: list[Row] = []
+    for (layer, head), span in spans.items():
+        target, row = targets.text(clip, span.texts[0]), Row()
+        added = vectors.heads[:, layer, head] @ target.embeddings[0].cpu()
+        best = added.argsort(descending=True)[:examples].tolist()
+        inputs = clip.preprocess([images[index] for index in best])
+        method = DirectContribution(ClipSimilarity(clip, target))
+        maps = method.attribute(inputs, per="head")[:, 0, layer, head]
+        label = head_label(clip, (layer, head), ", ".join(span.texts))
+        for index, raw, pixels in zip(best, maps, as_images(clip.denormalize(inputs)), strict=True):
+            lead, note = Panel(pixels, label=label * (not row)), f"{added[index]:+.3f}"
+            [drawn] = strip(pixels, raw[None], lead, None, target.names, notes=[note], shared=False)
+            row += drawn
+        rows.append(row)
+    legends = strip_legends(None, "adds to the cosine", "takes away from it")
+    return grid(rows, legends=legends, caption=f"{clip.name} ({DirectContribution.name})")

@@ -1,0 +1,249 @@
+"""What heads say: TextSpan against the paper's equations, its control, ablation, ranks, figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from captum_clip import DirectContribution, figures, heads, load_clip, targets
+from captum_clip.attr import HeadVectors
+from captum_clip.demo.captions import concept_texts
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import CaptumClipError, InputError
+from captum_clip.evaluation.image_batches import readable_images
+from captum_clip.similarity import ClipSimilarity
+from tests import builders
+from tests.figure_parts import lines_of
+
+RANDOM = torch.Generator().manual_seed(0)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=RANDOM, dtype=torch.float64)
+
+
+def pool_of(rows: Tensor) -> targets.Target:
+    return targets.embedding(rows, names=[f"text {index}" for index in range(len(rows))])
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Any]:
+    return [draw_scene(seed).image for seed in range(20)]
+
+
+@pytest.fixture(scope="module")
+def vectors(scenes: list[Any]) -> HeadVectors:
+    return heads.head_vectors(load_clip("demo/vit"), scenes, batch_size=7)
+
+
+def plain_span(outputs: Any, texts: Any, count: int) -> tuple[list[int], list[float]]:
+    """Algorithm 1 of Gandelsman et al., one text and one image after the other, in float64.
+
+    The chosen texts, and the share of the outputs' variance that their removal took.
+    """
+    outputs = outputs - outputs.mean(axis=0)
+    span = np.linalg.pinv(outputs) @ outputs  # projects on the rows of the outputs
+    texts = texts @ span
+    whole, chosen, shares = np.square(outputs).sum(), [], []
+    for _ in range(count):
+        variances = [np.var([output @ text for output in outputs]) for text in texts]
+        best = int(np.argmax(variances))
+        direction = texts[best].copy()
+        length = direction @ direction
+        outputs = np.array([o - (o @ direction) / length * direction for o in outputs])
+        texts = np.array([t - (t @ direction) / length * direction for t in texts])
+        chosen.append(best)
+        shares.append(1 - np.square(outputs).sum() / whole)
+    return chosen, shares
+
+
+@pytest.mark.parametrize("rank", [3, 8, 12])
+def test_text_span_equals_the_algorithm_of_the_paper(rank: int) -> None:
+    """Of outputs that fill the space, or lie in a part of it, away from zero."""
+    outputs = normal(30, rank) @ normal(rank, 12) + 5
+    pool = pool_of(normal(20, 12))
+    found = heads.text_span(outputs, pool, 3)
+    chosen, shares = plain_span(outputs.numpy(), pool.embeddings.numpy(), 3)
+    assert found.texts == tuple(f"text {index}" for index in chosen)
+    np.testing.assert_allclose(found.shares, shares, rtol=1e-9, atol=1e-12)
+
+
+def test_text_span_of_a_head_of_a_model_equals_the_algorithm_of_the_paper(
+    vectors: HeadVectors,
+) -> None:
+    pool = targets.text(load_clip("demo/vit"), concept_texts())
+    for layer, head in ((5, 0), (3, 1), (0, 2)):
+        outputs = vectors.heads[:, layer, head]
+        found = heads.text_span(outputs, pool, 6)
+        rows = pool.embeddings.double().numpy()
+        chosen, shares = plain_span(outputs.double().numpy(), rows, 6)
+        assert found.texts == tuple(pool.names[index] for index in chosen)
+        np.testing.assert_allclose(found.shares, shares, rtol=0, atol=1e-6)
+
+
+def test_text_span_finds_texts_that_were_planted_and_beats_random_ones() -> None:
+    texts = torch.eye(16, dtype=torch.float64)
+    weights = normal(40, 3) * torch.tensor([9.0, 3.0, 1.0])
+    found = heads.text_span(weights @ texts[[4, 9, 1]] + 1, pool_of(texts), 5)
+    assert found.texts == ("text 4", "text 9", "text 1")  # then nothing is left
+    assert found.shares[-1] == pytest.approx(1)
+    assert found.random < 0.6
+
+
+def test_random_control_is_the_mean_share_of_as_many_random_texts() -> None:
+    """By least squares on each draw, and the same again with the same seed."""
+    outputs, pool = normal(30, 12), pool_of(normal(20, 12))
+    found = heads.text_span(outputs, pool, 4, seed=3)
+    generator, centred = torch.Generator().manual_seed(3), (outputs - outputs.mean(0)).numpy()
+    shares = []
+    for _ in range(16):
+        rows = pool.embeddings[torch.randperm(20, generator=generator)[:4]].numpy()
+        left = centred - centred @ rows.T @ np.linalg.inv(rows @ rows.T) @ rows
+        shares.append(1 - np.square(left).sum() / np.square(centred).sum())
+    assert found.random == pytest.approx(np.mean(shares), rel=1e-9)
+    again, other = (heads.text_span(outputs, pool, 4, seed=seed) for seed in (3, 4))
+    assert again.random == found.random
+    assert other.texts == found.texts
+    assert other.random != found.random
+
+
+def test_text_span_ends_where_nothing_varies_or_no_text_is_left() -> None:
+    pool = pool_of(torch.eye(6, dtype=torch.float64)[[0, 0, 1]])
+    outputs = normal(9, 6) * torch.tensor([9, 1, 1, 1, 1, 1])
+    assert heads.text_span(outputs, pool, 5).texts == ("text 0", "text 2")
+    assert heads.text_span(torch.ones(9, 6), pool, 5).texts == ()
+
+
+def test_mean_ablation_equals_a_plain_loop(vectors: HeadVectors) -> None:
+    """Each image, each head by itself; a head that is named twice is ablated once."""
+    chosen = [(5, 2), (0, 3), (4, 1)]
+    wanted = []
+    for image in range(20):
+        left = vectors.embeddings[image].clone()
+        for layer, head in chosen:
+            mean = sum(vectors.heads[other, layer, head] for other in range(20)) / 20
+            left = left - (vectors.heads[image, layer, head] - mean)
+        wanted.append(left)
+    found = heads.mean_ablation(vectors, [*chosen, (5, 2)])
+    torch.testing.assert_close(found, torch.stack(wanted))
+    effect = (found - vectors.embeddings) @ vectors.embeddings[0]
+    assert effect.abs().max() > 0.01
+    assert abs(effect.mean()) < 1e-6  # what is lost here is won there
+
+
+def test_heads_are_ranked_by_what_they_add(vectors: HeadVectors) -> None:
+    """Along one direction, one for each image, or by their variance."""
+    many = torch.nn.functional.normalize(vectors.embeddings.flip(0), dim=-1)
+    for direction in (many[0], many):
+        found = heads.rank_heads(vectors, direction)
+        assert [*found.values()] == sorted(found.values(), reverse=True)
+        for layer, head in ((0, 0), (2, 3), (5, 1)):
+            rows = direction.expand(20, -1)
+            added = [vectors.heads[i, layer, head] @ rows[i] for i in range(20)]
+            assert found[layer, head] == pytest.approx(float(sum(added)) / 20, abs=1e-6)
+    spread = heads.rank_heads(vectors)
+    layer, head = next(iter(spread))
+    whole = np.var(vectors.embeddings.numpy(), axis=0).sum()
+    share = np.var(vectors.heads[:, layer, head].numpy(), axis=0).sum() / whole
+    assert spread[layer, head] == pytest.approx(share, rel=1e-5)
+    assert len(spread) == 24
+
+
+def test_head_vectors_do_not_depend_on_the_batch(scenes: list[Any], vectors: HeadVectors) -> None:
+    clip = load_clip("demo/vit")
+    method = DirectContribution(ClipSimilarity(clip, targets.text(clip, "a horse")))
+    wanted = method.vectors(clip.preprocess(scenes), per="head")
+    for found, whole in zip(vectors, wanted, strict=True):
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+
+
+def test_head_of_backgrounds_is_described_by_backgrounds() -> None:
+    """In demo/vit the last layer's first head varies along backgrounds, others along things."""
+    clip = load_clip("demo/vit")
+    vectors = heads.head_vectors(clip, (draw_scene(seed).image for seed in range(60)))
+    spans = heads.describe_heads(vectors, targets.text(clip, concept_texts()), count=4)
+    backgrounds = {"grass", "sand", "sky", "snow", "water", "brick"}
+    assert {*spans[5, 0].texts} <= backgrounds
+    assert not {*spans[4, 1].texts} & backgrounds
+    assert all(span.shares[-1] > span.random for span in spans.values())
+    assert [span.value for span in spans.values()] == [*heads.rank_heads(vectors).values()]
+
+
+def test_figure_and_table_have_the_texts_of_each_head(scenes: list[Any], vectors: Any) -> None:
+    clip = load_clip("demo/vit")
+    pool = targets.text(clip, concept_texts())
+    spans = heads.describe_heads(vectors, pool, count=2)
+    few = {head: spans[head] for head in ((5, 0), (4, 2))}
+    written = " ".join(lines_of(heads.heads_figure(clip, scenes, vectors, few, examples=2)))
+    for (layer, head), span in few.items():
+        words = ", ".join(span.texts)
+        assert f"layer {layer}, head {head}: {words}" in written
+        added = vectors.heads[:, layer, head] @ targets.text(clip, span.texts[0]).embeddings[0]
+        for value in added.sort(descending=True).values[:2]:
+            assert f"{span.texts[0]} {value:+.3f}" in written
+    lines = heads.heads_table(spans).decode().splitlines()
+    first, span = next(iter(spans.items()))
+    assert len(lines) == 1 + 2 * 24
+    numbers = f"{first[0]},{first[1]},{span.value:.10g},{span.random:.10g}"
+    assert lines[1] == f"{numbers},{span.texts[0]},{span.shares[0]:.10g}"
+
+
+def test_heads_of_a_figure_take_words() -> None:
+    clip, image = load_clip("demo/vit"), draw_scene(0, objects=["horse"]).image
+    figure = figures.heads(image, "a horse", model=clip, words={(3, 2): "a horse, a cake"})
+    written = " ".join(lines_of(figure))
+    assert "layer 3, head 2: a horse, a cake" in written
+    assert "layer 4, head 0:" not in written
+
+
+def test_images_that_cannot_be_read_are_left_out(tmp_path: Any, scenes: list[Any]) -> None:
+    from PIL import Image
+
+    for number in range(2):
+        Image.fromarray(scenes[number]).save(tmp_path / f"{number}.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    skipped: dict[Any, str] = {}
+    paths = [tmp_path / name for name in ("0.png", "bad.png", "1.png", "none.png")]
+    images = readable_images(paths, skipped, workers=2)
+    found = heads.head_vectors(load_clip("demo/vit"), images)
+    assert len(found.rest) == 2
+    assert [*skipped] == [paths[1], paths[3]]
+
+
+def test_heads_that_tell_nothing_apart_are_left_out(vectors: HeadVectors) -> None:
+    """A head that is the same for all images has no texts; where all are, the images are alike."""
+    pool, still = targets.text(load_clip("demo/vit"), ["a horse", "a dog"]), vectors.heads.clone()
+    still[:, 1, 2] = 1
+    spans = heads.describe_heads(vectors._replace(heads=still), pool)
+    assert {*heads.rank_heads(vectors)} - {*spans} == {(1, 2)}
+    with pytest.raises(
+        InputError, match="images that heads tell apart, got '2 that are all alike'"
+    ):
+        heads.describe_heads(HeadVectors(*(part[[0, 0]] for part in vectors)), pool)
+
+
+WRONG: list[tuple[Any, str]] = [
+    (lambda v: heads.text_span(v.heads[:1, 0, 0], pool_of(normal(3, 128)), 2), "two images or"),
+    (lambda v: heads.text_span(v.heads, pool_of(normal(3, 128)), 2), "two images or more"),
+    (lambda v: heads.text_span(v.heads[:, 0, 0], pool_of(normal(3, 128)), 0), "count of 1 or more"),
+    (lambda v: heads.mean_ablation(v, [(6, 0)]), "expected pairs .layer, head. of the model"),
+    (lambda v: heads.mean_ablation(v, [5]), "expected pairs .layer, head. of the model"),
+    (lambda v: heads.mean_ablation(v, []), "expected pairs .layer, head. of the model"),
+    (lambda _: heads.head_vectors(load_clip("demo/vit"), []), "at least one image, got none"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_heads_name_what_is_wrong(vectors: HeadVectors, call: Any, message: str) -> None:
+    with pytest.raises(CaptumClipError, match=message):
+        call(vectors)
+
+
+def test_a_model_without_heads_is_refused() -> None:
+    small = builders.open_clip_vit_mean()
+    with pytest.raises(InputError, match="head_vectors: per: a mean is read by no attention"):
+        heads.head_vectors(small.load(), small.images(1))
