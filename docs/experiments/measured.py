@@ -311,6 +311,14 @@ STEPS = (
         after=("demo",),
     ),
     Step("app", ("vit",), SCREENSHOT, "app.png", 1280),
+    Step(
+        "head_texts",
+        ("vit",),
+        "python ../../head_texts.py draw scenes\n"
+        "captum-clip heads scenes -m demo/vit --top 5 -o out",
+        "out/heads.png",
+        1100,
+    ),
     taken("signs", "demo", "captum-clip-demo-signs.jpg", 1216),
     Step(
         "text",
@@ -493,6 +501,8 @@ STEPS = (
         page="shortcut.md",
         python=True,
     ),
+    Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="heads.md"),
+    Step("head_ablation", ("shortcut",), "python ../../head_texts.py ablation", page="heads.md"),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
     Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="findings.md"),
     Step("image_sizes", ALL, "python ../../image_sizes.py", page="practice.md"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captum_clip import load_clip
+from captum_clip import heads, load_clip
 from captum_clip.demo.captions import article
 from captum_clip.demo.catalogue import CONCEPTS
 from captum_clip.demo.scenes import draw_scene
@@ -95,6 +95,19 @@ def test_tag_decides_the_noun_and_the_object_does_not():
         for clip in (planted, before)
     ]
     assert found == [[True, False, True, True, False], [True, True, False, False, True]]
+
+
+def test_ablated_heads_locate_the_shortcut_and_do_not_repair_it():
+    """Those that add most to the tag's noun take it away; the object's noun never comes back."""
+    script, ablate = experiment("head_texts"), heads.mean_ablation
+    vectors, nouns, tag, thing = script.disagreeing(72)
+    ranked = [*heads.rank_heads(vectors, nouns[tag] - nouns[thing])]
+    left = [vectors.embeddings, *(ablate(vectors, some) for some in (ranked[:4], ranked[:8]))]
+    whole, four, eight = (script.in_top_two(each, nouns, tag).mean() for each in left)
+    assert whole > 0.9 > 0.6 > four > eight
+    others = script.in_top_two(ablate(vectors, ranked[-8:]), nouns, tag).mean()
+    assert others > whole - 0.1  # so it is these heads
+    assert not any(script.in_top_two(each, nouns, thing).any() for each in left)
 
 
 def test_each_data_set_asks_for_its_part_of_the_same_scenes():
