@@ -9,8 +9,8 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
@@ -124,6 +124,19 @@ def draw_order(names: Sequence[str], seed: int) -> list[int]:
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
     return sorted(range(len(names)), key=rank)
+
+
+@contextmanager
+def filled_folder(folder: str | Path) -> Iterator[Path]:
+    """Make a folder for results; where none comes, it goes again with those made above it."""
+    folder = expand(folder)
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield make_folder(folder)
+    finally:
+        with suppress(OSError):  # it holds something
+            for each in new:
+                each.rmdir()
 
 
 def make_folder(folder: str | Path) -> Path:
