@@ -21,12 +21,14 @@ from ..explaining.explanation import Explanation, Sign
 from ..models import ClipAdapter, load_clip
 from ..models.images import as_pil
 from ..models.loading import load_parts, resolve
-from ..visualization.colors import HEAT, NEGATIVE, score_note
+from ..visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, ramp, score_note
 from ..visualization.sentences import colored_words
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 EMBEDDED: Final = ("demo/vit", "demo/resnet", "demo/siglip")
 """Models that every page offers; they come with the package."""
+SIGNS: Final = {"positive": "supports it", "negative": "contradicts it"}
+_COLORS: Final[dict[str, Any]] = {"positive": HEAT, "negative": NEGATIVE}  # where one is drawn
 MAX_TEXTS: Final = 12
 LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 divide them
 
@@ -153,7 +155,7 @@ class Answer:
         }
         if self.sign == "both":
             return visualization.signs(shown.images, *maps.values(), **look)
-        look["cmap"] = HEAT if self.sign == "positive" else NEGATIVE
+        look["cmap"] = _COLORS[self.sign]
         return visualization.overlay(shown.images, maps[self.sign], **look)
 
     def images(self, figure: Figure) -> tuple[Pixels, list[list[Pixels]]]:
@@ -163,6 +165,18 @@ class Answer:
             return drawn[0], [[pixels] for pixels in drawn[1:]]
         # a row of the figure is the image, then the map of each sign
         return drawn[0], [drawn[start + 1 : start + 3] for start in range(0, len(drawn), 3)]
+
+    def legend(self, opacity: float = ALPHA) -> str:
+        """The colours of the maps as HTML: a bar with what stands at either end."""
+        if self.sign == "both":
+            (above, below), name = SIGNS.values(), ""
+            ramps = [ramp(NEGATIVE, opacity).reversed(), ramp(POSITIVE, opacity)]
+        else:
+            above, below, name = "high", "low", f"{SIGNS[self.sign]}:"
+            ramps = [ramp(colormap(_COLORS[self.sign]), opacity)]
+        shades = [to_hex(color) for colors in ramps for color in colors(np.linspace(0, 1, 32))]
+        bar = f"<span style='background: linear-gradient(90deg, {', '.join(shades)})'></span>"
+        return f"{name} {below} {bar} {above}"
 
     def hints(self) -> str:
         """Why to doubt a map, the model and the method, as Markdown."""

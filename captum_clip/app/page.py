@@ -29,6 +29,7 @@ from ..visualization.colors import ALPHA
 from .answers import (
     LARGER,
     MAX_TEXTS,
+    SIGNS,
     Answer,
     Models,
     answered_by,
@@ -38,7 +39,6 @@ from .answers import (
 )
 
 LOCAL: Final = ("127.0.0.1", "localhost", "::1")
-SIGNS: Final = {"positive": "supports it", "negative": "contradicts it"}
 _LABELS: Final = {
     "model": "Model",
     "method": "Method",
@@ -71,12 +71,11 @@ _STALE: Final = "() => ({__type__: 'update', elem_classes: ['stale']})"
 INTRODUCTION: Final = """# Why does this image fit this text?
 CLIP scores the match as a cosine; a map shows which regions of the image raise or lower it.
 Choose a word to see what it adds to its text."""
-ABOUT: Final = """**What a map means.** By this method's account, bright or orange regions raise the
-cosine and blue ones lower it. Each text has a scale of its own, so compare texts by their cosines.
-The map of a word shows what its text would lose without it, dimmed by how much that is: its norm.
-**What it does not mean.** A map is not the outline of an object, nor a proof of what the model
-understands; methods disagree, and some are wrong on some images. The embedded models know drawn
-scenes only."""
+ABOUT: Final = """**What a map means.** It is this method's account of the cosine. Each text has a
+scale of its own, so compare texts by their cosines. The map of a word shows what its text would
+lose without it, dimmed by how much that is: its norm. **What it does not mean.** A map is not the
+outline of an object, nor a proof of what the model understands; methods disagree, and some are
+wrong on some images. The embedded models know drawn scenes only."""
 _WORDS, _PAIRS, _LAYERS, _HEADS = "Which words", "Word by region", "Layer by layer", "Heads"
 _OTHER: Final = "Another image"
 _DETAILS: Final = {
@@ -199,6 +198,7 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
                 with gr.Row():
                     maps = [gr.Image(label=s, min_width=70, **_PICTURE) for s in SIGNS.values()]
             cards.append((card, words, *maps))
+    legend = gr.HTML(padding=False, elem_classes="legend")
     hints = gr.Markdown("The maps will be here.", elem_id="hints")
     with gr.Row(elem_classes="tight"):
         opacity = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity", min_width=240)
@@ -208,6 +208,7 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
         figure = found.plot(opacity)
         whole, maps = found.images(figure)
         shown = {answer: found, image: whole, hints: found.hints()}
+        shown[legend] = found.legend(opacity)
         shown |= {button: gr.DownloadButton(interactive=False) for button in files}
         shown |= {card: gr.Column(visible=False) for card, *_ in cards}
         rows = zip(cards, found.explanation.names, found.picks, found.notes(), maps, strict=False)
@@ -232,7 +233,7 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
     def pick(text: int, found: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
         yield from show(found.pick(text, word), opacity)
 
-    parts = [answer, image, hints, *files, *(part for card in cards for part in card)]
+    parts = [answer, image, legend, hints, *files, *(part for card in cards for part in card)]
     opacity.release(_sentences(show), [answer, opacity], parts, **_EVENT)
     for text, (_, words, *_) in enumerate(cards):
         words.input(_sentences(partial(pick, text)), [answer, opacity, words], parts, **_EVENT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import Colormap, to_hex
 from PIL import Image
 
 from captum_clip import Explanation, explain, figures, load_clip, targets
@@ -100,6 +102,27 @@ def test_images_are_maps_over_the_image_with_words_dimmed_by_their_norms(answer:
             heatmap = (weight * values[0, text]).numpy()
             expected = blend(pixels, heatmap, colors[sign], 0.6)
             np.testing.assert_allclose(drawn / 255, expected, atol=2 / 255)
+
+
+def test_the_legend_is_a_bar_of_the_colours_of_the_maps_between_their_names(answer: Answer) -> None:
+    """From nothing to the strongest of a sign; of both from one's strongest to the other's."""
+    grey = np.full((1, 1, 3), 0.5, dtype=np.float32)
+
+    def drawn(cmap: str | Colormap, value: float) -> str:
+        heatmap = np.full((1, 1), value, dtype=np.float32)
+        return to_hex(blend(grey, heatmap, colormap(cmap), 0.6)[0, 0])
+
+    before, after, ends = {
+        "positive": ("supports it: low", "high", ((HEAT, 0), (HEAT, 1))),
+        "negative": ("contradicts it: low", "high", ((NEGATIVE, 0), (NEGATIVE, 1))),
+        "both": ("contradicts it", "supports it", ((NEGATIVE, 1), (POSITIVE, 1))),
+    }[answer.sign]
+    legend = answer.legend(0.6)
+    assert re.sub(" *<.*> *", "|", legend).strip() == f"{before}|{after}"
+    shades = re.findall("#[0-9a-f]{6}", legend)
+    assert (shades[0], shades[-1]) == tuple(drawn(*end) for end in ends)
+    if answer.sign == "both":  # nothing speaks for or against in the middle
+        assert set(shades[31:33]) == {drawn(POSITIVE, 0)}
 
 
 def test_an_empty_map_is_named(both: Answer) -> None:

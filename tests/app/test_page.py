@@ -294,6 +294,9 @@ def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
     expect(page.locator("#cards label:has-text(' it'):visible")).to_have_text(
         ["supports it", "contradicts it"]
     )
+    legend = page.locator(".block.legend:visible")
+    expect(legend).to_have_text("contradicts it supports it")
+    expect(legend.locator("span")).to_have_css("background-image", re.compile("^linear-gradient"))
     page.get_by_role("tab", name="Layer by layer").click()
     expect(message(page, "demo/resnet has a convolutional tower")).to_be_visible()
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)  # of the question before
