@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import Any, Final, TypeAlias
 
@@ -25,12 +26,12 @@ from ..visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, ra
 from ..visualization.sentences import colored_words
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+Words: TypeAlias = tuple[list[tuple[str, str]], dict[str, str], list[Any]]
 EMBEDDED: Final = ("demo/vit", "demo/resnet", "demo/siglip")
 """Models that every page offers; they come with the package."""
 SIGNS: Final = {"positive": "supports it", "negative": "contradicts it"}
 _COLORS: Final[dict[str, Any]] = {"positive": HEAT, "negative": NEGATIVE}  # where one is drawn
 MAX_TEXTS: Final = 12
-LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 divide them
 
 
 class Models:
@@ -92,6 +93,7 @@ class Answer:
         pixels: the image as the model took it, (1, 3, H, W).
         explanation: of the texts.
         picks: of each text 0 where it is shown itself, n where its n-th word is.
+        name: of the image's file.
         words: position of a text -> explanation of its words, where one was picked.
     """
 
@@ -100,6 +102,7 @@ class Answer:
     pixels: Tensor
     explanation: Explanation
     picks: tuple[int, ...]
+    name: str
     words: Mapping[int, Explanation] = field(default_factory=dict)
 
     def pick(self, text: int, word: int) -> "Answer":
@@ -158,25 +161,31 @@ class Answer:
         look["cmap"] = _COLORS[self.sign]
         return visualization.overlay(shown.images, maps[self.sign], **look)
 
-    def images(self, figure: Figure) -> tuple[Pixels, list[list[Pixels]]]:
-        """From :meth:`plot` the image, and of each text its map over it, or those of both signs."""
+    def images(self, figure: Figure) -> tuple[Pixels, list[Pixels]]:
+        """From :meth:`plot` the image, and each text's map over it, both signs under each other."""
         drawn = [pixels for pixels, _ in panels(figure)]
         if self.sign != "both":
-            return drawn[0], [[pixels] for pixels in drawn[1:]]
+            return drawn[0], drawn[1:]
         # a row of the figure is the image, then the map of each sign
-        return drawn[0], [drawn[start + 1 : start + 3] for start in range(0, len(drawn), 3)]
+        pairs = zip(drawn[1::3], drawn[2::3], strict=True)
+        return _stacked(drawn[0], drawn[0]), [_stacked(*pair) for pair in pairs]
+
+    def row(self, opacity: float) -> list[tuple[Pixels, str]]:
+        """The image with its name, and the map of each text with its score."""
+        image, maps = self.images(self.plot(opacity))
+        written = zip(self.shown().names, self.notes(), strict=True)
+        return [(image, self.name), *zip(maps, map(", ".join, written), strict=True)]
 
     def legend(self, opacity: float = ALPHA) -> str:
         """The colours of the maps as HTML: a bar with what stands at either end."""
-        if self.sign == "both":
-            (above, below), name = SIGNS.values(), ""
-            ramps = [ramp(NEGATIVE, opacity).reversed(), ramp(POSITIVE, opacity)]
-        else:
-            above, below, name = "high", "low", f"{SIGNS[self.sign]}:"
+        left, right = SIGNS["negative"], SIGNS["positive"]
+        ramps = [ramp(NEGATIVE, opacity).reversed(), ramp(POSITIVE, opacity)]
+        if self.sign != "both":
+            left, right = f"{SIGNS[self.sign]}: low", "high"
             ramps = [ramp(colormap(_COLORS[self.sign]), opacity)]
         shades = [to_hex(color) for colors in ramps for color in colors(np.linspace(0, 1, 32))]
         bar = f"<span style='background: linear-gradient(90deg, {', '.join(shades)})'></span>"
-        return f"{name} {below} {bar} {above}"
+        return f"{left} {bar} {right}"
 
     def hints(self) -> str:
         """Why to doubt a map, the model and the method, as Markdown."""
@@ -186,8 +195,8 @@ class Answer:
             lines.append("The model sees only a part of the image.")
         return "\n\n".join([*lines, f"{found.model} \N{MIDDLE DOT} {found.method}"])
 
-    def text_map(self, text: int) -> tuple[list[tuple[str, str]], dict[str, str]]:
-        """The words of a text with their values, and the colours of the values.
+    def text_map(self, text: int) -> Words:
+        """The words of a text with their values, the colours of these, and the text's map.
 
         By the method that was chosen in place of the image's default; else, or where that one
         needs a grid, by the default of the text side.
@@ -198,13 +207,21 @@ class Answer:
             explanation = self._explain(name, side="text", **chosen)
         except UnsupportedModelError:
             explanation = self._explain(name, side="text")
-        return _colored(explanation.text_maps[0])
+        return *_colored(explanation.text_maps[0]), [self.pick(text, 0).row(ALPHA)[1 + text][0]]
 
-    def pairs(self, text: int) -> tuple[list[tuple[str, str]], dict[str, str], Figure]:
+    def pairs(self, text: int) -> Words:
         """The words of a text with their shares, the colours of these, and their maps."""
         found = self._explain(self.explanation.names[text], side="pairs")
         shares = list(zip(found.names[1:], found.scores[0, 1:].tolist(), strict=True))
-        return *_colored(shares), found.plot()
+        drawn = list(panels(found.plot()))
+        if self.sign == "both":  # the image and the maps of one sign, then those of the other
+            half = len(drawn) // 2
+            for index, (below, lower) in enumerate(drawn[half:]):
+                above, note = drawn[index]
+                empty = ", contradicts: empty map" * lower.endswith("empty map")
+                drawn[index] = _stacked(above, below), note + empty
+            del drawn[half:]
+        return *_colored(shares), drawn
 
     def compare(self, other: Any) -> Explanation:
         """The pairs of regions of the image and another one."""
@@ -234,8 +251,9 @@ def ask(
     if len(lines) > MAX_TEXTS:
         raise TargetError(f"These are {len(lines)} texts; at most {MAX_TEXTS} at once.")
     [photo] = as_pil(image)
+    name = Path(image).name if isinstance(image, str) else "image"
     found = explain(photo, lines, model=clip, method=method, sign=sign)
-    return Answer(clip, sign, clip.preprocess(photo), found, picks=(0,) * len(lines))
+    return Answer(clip, sign, clip.preprocess(photo), found, (0,) * len(lines), name)
 
 
 def answered_by(compared: Explanation, x: int, y: int) -> Pixels:
@@ -243,6 +261,11 @@ def answered_by(compared: Explanation, x: int, y: int) -> Pixels:
     (rows, columns), (height, width) = compared.cells, compared.images.shape[-2:]
     one = compared.match(y * rows // height, x * columns // width)
     return list(panels(one.plot()))[1][0]  # of both signs what supports it
+
+
+def _stacked(above: Pixels, below: Pixels) -> Pixels:
+    """Two images with a white line between them."""
+    return np.vstack([above, np.full_like(above[:4], 255), below])
 
 
 def panels(figure: Figure) -> Iterator[tuple[Pixels, str]]:

@@ -5,7 +5,7 @@ import re
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,21 +24,14 @@ from ..demo.scenes import draw_scene
 from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError, InputError
 from ..explaining.explanation import Explanation
+from ..models.images import as_pil
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
-from .answers import (
-    LARGER,
-    MAX_TEXTS,
-    SIGNS,
-    Answer,
-    Models,
-    answered_by,
-    ask,
-    offered_methods,
-    panels,
-)
+from .answers import MAX_TEXTS, SIGNS, Answer, Models, answered_by, ask, offered_methods, panels
 
 LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+MAX_IMAGES: Final = 12
+LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 divide them
 _LABELS: Final = {
     "model": "Model",
     "method": "Method",
@@ -52,6 +45,7 @@ _DOWNLOADS: Final = {
     "captum-clip-labels.png": "Download label map (PNG)",
 }
 _PICTURE: Final[dict[str, Any]] = {"interactive": False, "buttons": []}
+_UPLOAD: Final[dict[str, Any]] = {"sources": ["upload", "clipboard"], "buttons": []}
 _EVENT: Final[dict[str, Any]] = {
     "api_visibility": "private",
     "show_progress": "hidden",
@@ -82,8 +76,8 @@ _DETAILS: Final = {
     _WORDS: "**Orange** words support the image, **blue** ones contradict it, each text on a scale "
     "of its own; the values need not add up to the cosine. By conservative, or by another method "
     "that was chosen in place of the default and needs no grid.",
-    _PAIRS: "Which word answers which region, by direct contributions to both sides. Each word has "
-    "its share of the cosine, which adds up, and what is lost without it, which does not.",
+    _PAIRS: "Which word answers which region, by direct contributions to both sides. Shares of the "
+    "cosine add up, losses without a word do not. What contradicts is below what supports.",
     _LAYERS: "Where each layer attends, heads averaged; and where more attention would raise the "
     "cosine (orange) or lower it (blue), each map on a scale of its own.",
     _HEADS: "The heads that add most to the cosine (orange), or take most away (blue), each with "
@@ -102,45 +96,52 @@ def build(models: Models) -> Any:
             with gr.Column(scale=7, min_width=320) as drawn:
                 with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Texts", id="texts"):
-                        answer, opacity, parts, show = _cards()
+                        answer, answers, table, opacity, parts, show = _cards()
                     details = [_detail(tab, answer) for tab in _DETAILS]
                     others = _compare(answer)
                 gr.Markdown(ABOUT, elem_id="about")
 
-        def explain(
-            opacity: float, model: str, size: int | None, *asked: Any
-        ) -> Iterator[dict[Any, Any]]:
-            found = ask(models.get(model, size), *asked)
+        def fill(found: Answer, opacity: float, more: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
             names = [(name, index) for index, name in enumerate(found.explanation.names)]
             choice = gr.Radio(names, value=0, visible=len(names) > 1)
             yield {text: choice for text, *_ in details} | {tabs: gr.Tabs(selected="texts")}
             yield {part: None for _, *shown in (*details, (None, *others)) for part in shown}
             maps = show(found, opacity)
-            yield next(maps) | {drawn: gr.Column(elem_classes="")}
+            yield next(maps) | more
             yield from maps
 
-        outputs = [*parts, *(part for detail in details for part in detail), *others, tabs, drawn]
+        def explain(
+            opacity: float, model: str, size: Any, files: Any, *asked: Any
+        ) -> Iterator[Any]:
+            paths, found, rows = _readable(files), [], []
+            for path in paths or [None]:
+                found.append(ask(models.get(model, size), path, *asked))
+                if len(found) == 1:
+                    yield from fill(found[0], opacity, {drawn: gr.Column(elem_classes="")})
+                rows += found[-1].row(opacity)
+                several = gr.Gallery(rows, columns=len(rows) // len(found), visible=len(paths) > 1)
+                yield {answers: found, table: several}
+
+        def choose(found: list[Answer], opacity: float, event: gr.SelectData) -> Iterator[Any]:
+            yield from fill(found[event.index // (len(found[0].picks) + 1)], opacity, {})
+
+        outputs = [*parts, *(part for detail in details for part in detail), *others, tabs]
+        table.select(choose, [answers, opacity], outputs, **_EVENT)
+        outputs += [drawn, answers, table]
         event = _sentences(explain), [opacity, *question], outputs
         button.click(*event, scroll_to_output=True, **_EVENT)
         scene.success(*event, **_EVENT)
-        changes = [part.change for part in question]
-        gr.on(changes, None, None, drawn, js=_STALE, **_EVENT)
+        gr.on([part.change for part in question], None, None, drawn, js=_STALE, **_EVENT)
         page.load(None, None, None, js=_KEYS)
     return page.queue(api_open=False, max_size=64)
 
 
 def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
     """Model, its size, image, texts, method, sign; the button that asks; the event of a scene."""
-    image = gr.Image(
-        type="filepath",
-        format="png",
-        sources=["upload", "clipboard"],
-        show_label=False,
-        height=176,
-        buttons=[],
-        elem_id="image",
-    )
-    image.preprocess = _uploaded
+    # files of any kind, so that what is wrong with one is said here
+    look: dict[str, Any] = _UPLOAD | {"file_types": ["file"], "format": "png", "height": 150}
+    images = gr.Gallery(**look, show_label=False, allow_preview=False, elem_id="images")
+    more = gr.UploadButton("Add images", size="sm", file_count="multiple")
     with gr.Row(elem_classes="tight"):
         number = gr.Number(5, label="Example scene no.", precision=0)
         draw = gr.Button("Draw it", size="md", min_width=90)
@@ -168,36 +169,59 @@ def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
 
     def draw_example(number: int) -> Iterator[tuple[Any, str]]:
         drawn = draw_scene(number, count=2)
-        yield drawn.image, "\n".join(drawn.captions)
+        yield [drawn.image], "\n".join(drawn.captions)
+
+    def take(shown: Any, added: Sequence[str] | None = None) -> Any:
+        good = _readable(shown, added)
+        return gr.skip() if good == [path for path, _ in shown or ()] else good
 
     model.input(_sentences(offer), model, method, **_EVENT)
+    images.upload(take, images, images, **_EVENT)
+    more.upload(take, [images, more], images, **_EVENT)
     triggers = [page.load, draw.click, number.submit]
-    scene = gr.on(triggers, _sentences(draw_example), number, [image, texts], **_EVENT)
-    return [model, size, image, texts, method, sign], button, scene
+    scene = gr.on(triggers, _sentences(draw_example), number, [images, texts], **_EVENT)
+    return [model, size, images, texts, method, sign], button, scene
 
 
-def _uploaded(upload: Any) -> str | None:
-    """The path of an upload, even if it holds no image: `ask` explains what is wrong with it."""
+def _uploaded(path: Any) -> str:
+    """The path of an upload; a `gr.Error` for any other file of the machine."""
     # Gradio trusts a path of which a client does not claim that it is an upload
     folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
-    if upload and folder not in Path(upload.path).resolve().parents:
+    if folder not in Path(str(path)).resolve().parents:
         raise gr.Error("This is no image that was uploaded here.", print_exception=False)
-    return upload and str(upload.path)
+    return str(path)
 
 
-def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
-    """The tab of texts: state of the answer, opacity, what changes, and the handler that shows."""
-    answer, cards = gr.State(), []
+def _readable(files: Any, added: Sequence[str] | None = None) -> list[Any]:
+    """The images of a gallery and among more files; what is wrong with others is said."""
+    paths, images = [*(path for path, _ in files or ()), *(added or ())], []
+    if len(paths) > MAX_IMAGES:
+        gr.Warning(f"These are {len(paths)} images; only the first {MAX_IMAGES} are taken.")
+    for path in map(_uploaded, paths[:MAX_IMAGES]):
+        try:
+            as_pil(path)
+            images.append(path)
+        except CaptumClipError as error:
+            _warn(error)
+    return images
+
+
+def _cards() -> tuple[Any, ...]:
+    """The tab of texts: states of the shown answer and of all, a table of all; what shows one."""
+    answer, answers, cards = gr.State(), gr.State(), []
+    label = "Choose an image to see its words, here and in the other tabs"
+    table = gr.Gallery(
+        **_PICTURE, height="auto", label=label, allow_preview=False, visible=False, elem_id="table"
+    )
     with gr.Row(elem_id="cards"):
         with gr.Column(min_width=160):
-            gr.Markdown("**image** as the model sees it")
+            name = gr.Markdown()
             image = gr.Image(show_label=False, alt_text="the image", **_PICTURE)
         for _ in range(MAX_TEXTS):
             with gr.Column(visible=False, min_width=160) as card:
                 words = gr.Radio([], elem_classes="words")
-                with gr.Row():
-                    maps = [gr.Image(label=s, min_width=70, **_PICTURE) for s in SIGNS.values()]
-            cards.append((card, words, *maps))
+                drawn = gr.Image(show_label=False, **_PICTURE)
+            cards.append((card, words, drawn))
     legend = gr.HTML(padding=False, elem_classes="legend")
     hints = gr.Markdown("The maps will be here.", elem_id="hints")
     with gr.Row(elem_classes="tight"):
@@ -207,18 +231,16 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
     def show(found: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
         figure = found.plot(opacity)
         whole, maps = found.images(figure)
-        shown = {answer: found, image: whole, hints: found.hints()}
-        shown[legend] = found.legend(opacity)
+        shown = {answer: found, image: whole, name: f"**{found.name}** as the model sees it"}
+        shown |= {legend: found.legend(opacity), hints: found.hints()}
         shown |= {button: gr.DownloadButton(interactive=False) for button in files}
         shown |= {card: gr.Column(visible=False) for card, *_ in cards}
         rows = zip(cards, found.explanation.names, found.picks, found.notes(), maps, strict=False)
-        for (card, words, first, second), text, pick, note, drawn in rows:
-            two = len(drawn) == 2
+        for (card, words, drawn), text, pick, note, pixels in rows:
             choices = [(word, index) for index, word in enumerate(["whole text", *text.split()])]
-            shown[card] = gr.Column(visible=True, elem_classes="wide" if two else "")
+            shown[card] = gr.Column(visible=True)
             shown[words] = gr.Radio(choices, value=pick, label=note)
-            shown[first] = gr.Image(drawn[0], show_label=two, alt_text=text)
-            shown[second] = gr.Image(drawn[-1], visible=two, alt_text=text)
+            shown[drawn] = gr.Image(pixels, alt_text=text)
         yield shown
         # The files take longer. In the folder of uploads Gradio deletes what is old.
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
@@ -233,11 +255,11 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
     def pick(text: int, found: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
         yield from show(found.pick(text, word), opacity)
 
-    parts = [answer, image, legend, hints, *files, *(part for card in cards for part in card)]
+    parts = [answer, image, name, legend, hints, *files, *(part for card in cards for part in card)]
     opacity.release(_sentences(show), [answer, opacity], parts, **_EVENT)
     for text, (_, words, *_) in enumerate(cards):
         words.input(_sentences(partial(pick, text)), [answer, opacity, words], parts, **_EVENT)
-    return answer, opacity, parts, show
+    return answer, answers, table, opacity, parts, show
 
 
 def _detail(tab: str, answer: Any) -> tuple[Any, ...]:
@@ -247,17 +269,12 @@ def _detail(tab: str, answer: Any) -> tuple[Any, ...]:
         gr.Markdown(_DETAILS[tab])
         values = {"visible": tab in (_WORDS, _PAIRS), "elem_classes": "values"}
         words = gr.HighlightedText(show_label=False, **values)
-        maps = gr.Gallery(height="auto", fit_columns=False, show_label=False, buttons=[])
+        maps = gr.Gallery(**_PICTURE, show_label=False, height="auto")
 
     def fill(found: Answer, index: int) -> Iterator[list[Any]]:
-        if tab == _WORDS:
-            values, colors = found.text_map(index)
-            whole = found.pick(index, 0)
-            drawn = whole.images(whole.plot(ALPHA))[1][index]
+        if tab in (_WORDS, _PAIRS):
+            values, colors, drawn = (found.text_map if tab == _WORDS else found.pairs)(index)
             yield [gr.HighlightedText(values, color_map=colors), drawn]
-        elif tab == _PAIRS:
-            values, colors, figure = found.pairs(index)
-            yield [gr.HighlightedText(values, color_map=colors), list(panels(figure))]
         else:
             draw = figures.layers if tab == _LAYERS else partial(figures.heads, sign=found.sign)
             figure = draw(found.pixels, found.explanation.names[index], model=found.clip)
@@ -279,9 +296,9 @@ def _compare(answer: Any) -> tuple[Any, ...]:
             "Choose another image: regions that answer each other have the same colour, weaker "
             "matches are paler. Then choose a place in it, to see what that place answers."
         )
-        sources: Any = {"sources": ["upload", "clipboard"], "type": "filepath", "format": "png"}
-        upload = gr.Image(**sources, show_label=False, height=120, buttons=[])
-        upload.preprocess = _uploaded
+        upload = gr.Image(**_UPLOAD, show_label=False, height=120)
+        # Gradio's own would open the file, and fail without a reason
+        upload.preprocess = lambda file: file and _uploaded(file.path)
         with gr.Row():
             image, other = (
                 gr.Image(label=label, **_PICTURE) for label in ("the image", "the other image")
@@ -310,12 +327,17 @@ def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
             # the first input is None where no answer is shown yet
             yield from () if inputs[0] is None else handler(*inputs)
         except CaptumClipError as error:
-            folder = re.escape(os.environ["GRADIO_TEMP_DIR"])  # in which an upload is kept
-            sentence = re.sub(rf"{folder}\S*/", "", error.reason)
-            gr.Warning(labelled(sentence))  # gr.Error would stand in place of the maps
+            _warn(error)
             yield gr.skip()
 
     return answer
+
+
+def _warn(error: CaptumClipError) -> None:
+    """Show an error as a message, without the folder in which an upload is kept."""
+    folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
+    sentence = re.sub(rf"{folder}\S*/", "", error.reason)
+    gr.Warning(labelled(sentence))  # gr.Error would stand in place of the maps
 
 
 def labelled(sentence: str) -> str:

@@ -29,7 +29,7 @@ from captum_clip.attr.registry import default_method, methods_for
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
 from captum_clip.models import ClipAdapter
-from captum_clip.visualization.colors import HEAT, NEGATIVE, POSITIVE, blend, colormap
+from captum_clip.visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, blend, colormap
 
 IMAGE = draw_scene(0, objects=["horse", "dog"]).image
 TEXTS = "a horse\n\n  a horse and   a dog \n"
@@ -87,21 +87,41 @@ def test_pick_goes_back_and_explains_the_words_of_a_text_once(
 
 
 def test_images_are_maps_over_the_image_with_words_dimmed_by_their_norms(answer: Answer) -> None:
+    """Of both signs one is below the other, on the same columns of pixels."""
     picked = answer.pick(1, 4)
     image, maps = picked.images(picked.plot(0.6))
     pixels = answer.explanation.images[0].permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(image / 255, pixels, atol=1 / 255)
     norms = picked.words[1].norms
     colors = {"positive": colormap(HEAT), "negative": NEGATIVE}
     if answer.sign == "both":
         colors["positive"] = POSITIVE
-    for text, weight in ((0, 1.0), (1, norms[3] / norms.max())):
-        heatmaps = picked.shown().heatmap("bicubic")
-        assert len(maps[text]) == len(heatmaps)
-        for drawn, (sign, values) in zip(maps[text], heatmaps.items(), strict=True):
-            heatmap = (weight * values[0, text]).numpy()
-            expected = blend(pixels, heatmap, colors[sign], 0.6)
-            np.testing.assert_allclose(drawn / 255, expected, atol=2 / 255)
+    heatmaps = picked.shown().heatmap("bicubic")
+    starts = range(0, 228 * len(heatmaps), 228)  # four pixels are between them
+    assert image.shape == maps[0].shape == (starts[-1] + 224, 224, 3)
+    for start, (sign, values) in zip(starts, heatmaps.items(), strict=True):
+        rows = slice(start, start + 224)
+        np.testing.assert_allclose(image[rows] / 255, pixels, atol=1 / 255)
+        for text, weight in ((0, 1.0), (1, norms[3] / norms.max())):
+            expected = blend(pixels, (weight * values[0, text]).numpy(), colors[sign], 0.6)
+            np.testing.assert_allclose(maps[text][rows] / 255, expected, atol=2 / 255)
+    assert picked.row(0.6)[2][1] == f"'a' in 'a horse and a dog', norm {norms[3]:.2f}"
+
+
+def test_pairs_have_each_word_in_one_picture_of_both_signs(both: Answer) -> None:
+    """As in the figure, where the rows of the signs are one after the other."""
+    found = explain(both.pixels, "a horse and a dog", model=both.clip, sign="both", side="pairs")
+    above = list(panels(found.plot()))[:7]
+    below = list(panels(found.plot()))[7:]
+    words, colors, drawn = both.pairs(1)
+    assert [word for word, _ in words] == ["a", "horse", "and", "a", "dog"]
+    assert {value for _, value in words} == set(colors)
+    assert [said.removesuffix(", contradicts: empty map") for _, said in drawn] == [
+        said for _, said in above
+    ]
+    for (pixels, said), (top, _), (bottom, lower) in zip(drawn, above, below, strict=True):
+        assert np.array_equal(pixels[:224], top)
+        assert np.array_equal(pixels[228:], bottom)
+        assert said.endswith("contradicts: empty map") == lower.endswith("empty map")
 
 
 def test_the_legend_is_a_bar_of_the_colours_of_the_maps_between_their_names(answer: Answer) -> None:
@@ -150,7 +170,9 @@ def test_hints_name_doubtful_maps_and_cut_images(clip: ClipAdapter) -> None:
 )
 def test_text_map_is_that_of_the_text_side(model: str, method: str, by: str) -> None:
     """By the text side's default for the image's, and where the question's needs a grid."""
-    values, colors = ask(load_clip(model), IMAGE, "a dog", method).text_map(0)
+    asked = ask(load_clip(model), IMAGE, "a dog", method)
+    values, colors, [drawn] = asked.text_map(0)
+    assert np.array_equal(drawn, asked.row(ALPHA)[1][0])
     found = explain(IMAGE, "a dog", model=model, method=by, side="text").text_maps[0]
     assert [word for word, _ in values] == ["a", "dog"]
     largest = max(abs(value) for _, value in found)
