@@ -560,18 +560,21 @@ def test_nobody_else_is_asked(used: tuple[Page, list[str]], page: Page, address:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}])
+@pytest.mark.parametrize("event", [("show", "click"), ("images", "upload")])
 def test_no_client_reads_a_file_of_the_machine(
-    address: str, tmp_path: Path, meta: dict[str, Any]
+    address: str, tmp_path: Path, meta: dict[str, Any], event: tuple[str, str]
 ) -> None:
     """A path that nobody uploaded is refused, with and without the mark of an upload."""
     secret = tmp_path / "secret.png"
     Image.new("RGB", (64, 64), "red").save(secret)
     config = json.load(urllib.request.urlopen(f"{address}/config"))
     ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
-    [function] = [f for f in config["dependencies"] if [ids["show"], "click"] in f["targets"]]
+    target = [ids[event[0]], event[1]]
+    function = next(f for f in config["dependencies"] if f["inputs"] and target in f["targets"])
     images = [{"image": {"path": str(secret), **meta}, "caption": None}]
-    data = [0.9, "demo/vit", None, images, "a horse", "direct", "positive"]
-    session = f"secret{len(meta)}"
+    asked = [0.9, "demo/vit", None, images, "a horse", "direct", "positive"]
+    data = asked if event[0] == "show" else [images]
+    session = f"{event[0]}{len(meta)}"
     body = json.dumps({"data": data, "fn_index": function["id"], "session_hash": session}).encode()
     kind = {"Content-Type": "application/json"}
     queue = f"{address}/gradio_api/queue"
