@@ -52,6 +52,13 @@ QUESTIONS = {
     "cite": "citing",
     "error message": "messages",
     "offline": "start",
+    "image search": "image_search",
+    "image retrieval": "image_search",
+    "vector database": "image_search",
+    "attention heads": "heads",
+    "TextSpan": "heads",
+    "mean ablation": "heads",
+    "compare models": "start",
 }
 
 
