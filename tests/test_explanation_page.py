@@ -98,6 +98,16 @@ def test_notes_are_those_of_a_figure(found: dict[str, Explanation], folder: Path
     assert of["sides"]["texts"][1] == [list(pair) for pair in found["sides"].text_maps[1]]
 
 
+def test_a_contrast_names_its_two_texts(tmp_path: Path) -> None:
+    """As its figure does; other pages say what supports, and what contradicts."""
+    scene = draw_scene(0, objects=["horse", "dog"])
+    cases: list[Any] = [("both", ["for a horse", "for a dog"]), ("negative", ["for a dog"])]
+    for sign, wanted in cases:
+        found = explain(scene.image, "a horse", against="a dog", sign=sign, model="demo/vit")
+        page = found.save(tmp_path / "page.html").read_text("utf-8")
+        assert re.findall(r'name="sign" value="\w+"[^>]*> (.+?) <', page) == wanted
+
+
 def test_a_name_cannot_end_the_script(found: dict[str, Explanation], tmp_path: Path) -> None:
     names = ("</script><script>alert(1)</script>", "<!-- & \udc80", "a")
     page = replace(found["texts"], names=names).save(tmp_path / "a.html").read_text("utf-8")
