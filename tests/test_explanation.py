@@ -198,6 +198,12 @@ def test_an_explanation_has_the_length_and_the_parts_of_its_images(vit: ClipAdap
     assert (one.photos, one.crops) == (found.photos[1:2], found.crops[1:2])
 
 
+def test_no_image_is_drawn_in_no_figure(clip: ClipAdapter) -> None:
+    found = explain(np.zeros((40, 40, 3), np.uint8), "a horse", model=clip)
+    with pytest.raises(InputError, match="expected at least one image, got none"):
+        found[5:].plot()
+
+
 # Batches
 
 

@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from .. import visualization
-from ..checks import check_interval
+from ..checks import check_interval, check_nonempty
 from ..errors import InputError, public
 from ..maps import Mode
 from ..models.adapter import ImageLike
@@ -75,6 +75,7 @@ class Drawable:
 def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: Any) -> Figure:
     """Draw an `Explanation`, or those of several models; the arguments are those of ``plot``."""
     found = several[0]
+    check_nonempty("image", found.images)
     if found.reference is not None:
         plain = cmap is None and alpha == ALPHA and mode == "bicubic"
         if not plain or not (original is None or original is False):
