@@ -367,6 +367,7 @@ def _connected(config: RunConfig) -> Iterator[Any]:
             undo.callback(os.environ.pop, name)
         undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"ray\.")
+        warnings.filterwarnings("ignore", "lancedb fork")  # what Ray starts does not use it
         try:
             import ray
             import ray.data
