@@ -112,7 +112,7 @@ def search_command(
         raise InputError("--emotions FILE and --emotion NAME go together.")
     if not texts and not emotion:
         raise InputError("expected a TEXT or an --emotion to look for, got none.")
-    if against and (emotion or len(texts) != 1):
+    if against is not None and (emotion or len(texts) != 1):
         raise InputError("--against contrasts one TEXT; leave --emotion and further TEXTs out.")
     options.check_emotions([emotion] if emotion else [])
     from .. import targets
@@ -128,7 +128,7 @@ def search_command(
         lent = load_parts(processor, tokenizer)
         opened = ImageIndex.open(index, model, **lent, device=device)
         parts = [targets.text(opened.clip, texts)] if texts else []
-        if against:
+        if against is not None:
             parts = [parts[0] - targets.text(opened.clip, against)]
         parts += [targets.emotion(opened.clip, probe, emotion) for probe in probes]
     weights = [(1 - weight) / max(1, len(texts))] * len(texts) + [weight] if probes else None
@@ -139,7 +139,7 @@ def search_command(
     for number, file in enumerate(found.files if regions else ()):
         one = found.explanation[number]
         about = {"photo": file, "threshold": "otsu", "model": one.model, "method": one.method}
-        written.append(save_regions(one.regions(), Path(str(regions), file), about))
+        written.append(save_regions(one.regions(), Path(f"{regions}/{file}"), about))
     explanation = found.explanation
     names = ", ".join(map(repr, explanation.names))
     source = f"({explanation.model}, {explanation.method})"

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from captum_clip import load_clip
 from captum_clip.cli import main
+from captum_clip.search import ImageIndex
 from tests.cli.conftest import Run
 
 INDEX = "index photos -o photos.lance --model VIT --workers 0 --quiet"
@@ -58,6 +60,14 @@ def test_search_contrasts_two_texts_and_marks_regions(index: Path, run: Run) -> 
     assert [one["sign"] for one in about["regions"]] == ["positive", "negative"]
 
 
+def test_regions_of_listed_files_stay_in_their_folder(here: Path, run: Run, vit: str) -> None:
+    clip, images = load_clip(vit), sorted(Path("photos").glob("*.*"))
+    ImageIndex.build(clip, images, "listed.lance")
+    lines = run("search listed.lance a --top 1 --regions marked").splitlines()
+    assert lines[2] == f"marked{lines[1].split()[-1]}/regions.json"
+    assert Path(lines[2]).is_file()
+
+
 def test_search_finds_images_for_an_emotion_with_a_text(index: Path, run: Run) -> None:
     emotion = "--emotions e.json --emotion awe"
     assert run(f"search photos.lance {emotion}").startswith("'awe', best of 3 images")
@@ -90,6 +100,7 @@ def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> No
         "search photos a": "an index that ends in .lance",
         "search photos.lance a --model demo/vit": "embeds texts otherwise",
         "search photos.lance a --top 0": "--top",
+        "search photos.lance a --against ''": "is empty",
         "index photos -o photos.lance -m demo/vit": "is another index (the model has other weights",
         "index photos -o new -m VIT": "an index that ends in .lance",
         "index photos -o new.lance -m VIT --method rollout": "expected direct with its options",
