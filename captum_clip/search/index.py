@@ -25,6 +25,7 @@ from .. import maps, targets
 from ..attr.contributions import DirectContribution
 from ..attr.registry import MethodChoice
 from ..checks import (
+    as_list,
     check_choice,
     check_integer,
     expand,
@@ -42,6 +43,7 @@ from ..evaluation.units import Skipped, to_csv
 from ..explaining import photos
 from ..explaining.explanation import Explanation, Sign
 from ..explaining.fields import SIGNS
+from ..files import make_folder
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..targets import Target
 from ..visualization import save_figure
@@ -122,9 +124,9 @@ class SearchResult:
         Raises:
             InputError: the folder cannot be made or written to.
         """
-        folder, numbers = expand(folder), {"score": self.scores.tolist()}
-        if len(self.explanation.names) > 1:
-            numbers |= zip(self.explanation.names, self.explanation.scores.T.tolist(), strict=True)
+        folder, numbers = make_folder(folder), {"score": self.scores.tolist()}
+        if len(names := [f"score: {name}" for name in self.explanation.names]) > 1:
+            numbers |= zip(names, self.explanation.scores.T.tolist(), strict=True)
         columns = {name: [f"{value:.6f}" for value in of] for name, of in numbers.items()}
         ranks = range(1, len(self.files) + 1)
         storage_of(folder).write(TABLE, to_csv({"rank": ranks, "file": self.files, **columns}))
@@ -144,7 +146,7 @@ class ImageIndex:
 
     Attributes:
         clip: the model, which only its texts are encoded with.
-        folder: where the images lie.
+        folder: where the images lie; "" where files were given.
         method: "direct", with its options.
         table: the table itself, with columns file, bytes, modified, vector, contributions, scale.
 
@@ -167,22 +169,13 @@ class ImageIndex:
 
     def __init__(self, clip: ClipAdapter, table: Table) -> None:
         self.clip, self.skipped = clip, dict[str, str]()
-        self._table = table
-
-    @property
-    def table(self) -> Any:
-        """The table of LanceDB: file, bytes, modified, vector, contributions, scale."""
-        return self._table.lance
+        self._table, self.table = table, table.lance
+        self.folder, self.method = str(table.about["folder"]), str(table.about["method"])
 
     @property
     def files(self) -> list[str]:
         """The images, relative to the folder."""
         return sorted(self._table.files())
-
-    @property
-    def folder(self) -> str:
-        """The folder of the images; "" where files were given."""
-        return str(self._table.about["folder"])
 
     @classmethod
     @public("ImageIndex.build")
@@ -223,33 +216,34 @@ class ImageIndex:
             UnsupportedModelError: a tower whose embedding is not taken apart.
         """
         check_choice(precision, LARGEST, name="precision")
+        expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip)
         choice = MethodChoice.of(method, tower=clip.tower)
         fits = choice.method is DirectContribution and "per" not in choice.options
         expect(fits, "direct with its options but `per`, whose vectors can be kept", choice.name)
         config = RunConfig(**{"chunk_size": 512, **computing})
         if isinstance(images, (str, Path)):
             storage = storage_of(images)
-            folder, listed = storage.root, [*list_images(storage)]
+            folder, listed = storage.root, list_images(storage)
         else:
             storage = storage_of(".")
-            folder, listed = "", [*map(_absolute, images)]
-        names = {name: is_encodable(name) for name in listed}
-        files = [File.of(storage, name) for name, encodable in names.items() if encodable]
+            folder, listed = "", dict.fromkeys(map(_absolute, as_list(images)), 0)
+        sizes = {name: size for name, size in listed.items() if is_encodable(name)}
+        files = [File.of(storage, name, size) for name, size in sizes.items()]
         vectors = Vectors(storage, choice, precision, config, clip)
         about = {
-            "model": clip.name,
+            "model": vectors.model,
             "identity": vectors.identity,
             "image_size": config.image_size,
             "method": choice.name,
             "precision": precision,
-            "grid": vectors.shape[:2],
+            "grid": vectors.shape,
             "folder": folder,
         }
         table = Table(path)
         with table.storage.lock(), threads(config.thread_count):
-            table.make(about, vectors.shape[-1])
+            table.make(about)
             index = cls(clip, table)
-            odd = [name for name, encodable in names.items() if not encodable]
+            odd = [name for name in listed if name not in sizes]
             index.skipped |= dict.fromkeys(odd, "its name is no text in UTF-8")
             index._bring_up_to_date(files, vectors, progress or (lambda *_: None))
         return index
@@ -335,10 +329,9 @@ class ImageIndex:
         """
         check_integer("top", top)
         target = self._target(texts)
-        shares = _shares(weights, len(target))
-        directions = target.embeddings.cpu().numpy()
-        rows = self._table.nearest(shares @ directions, top)
-        totals = vectors_of(rows) @ directions.T @ shares
+        direction = _shares(weights, len(target)) @ target.embeddings.float().cpu().numpy()
+        rows = self._table.nearest(direction, min(top, max(1, len(self))))
+        totals = (vectors_of(rows) * direction).sum(1)  # the same for the same image
         order = np.lexsort((rows["file"].to_pylist(), -totals))
         explanation, skipped, kept = self._explain(rows.take(order), target, sign)
         best = order[kept]
@@ -360,9 +353,10 @@ class ImageIndex:
             texts: as of :meth:`search`, like what follows.
             sign: of the maps.
         """
-        names = [str(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+        names = [str(path) for path in ([paths] if isinstance(paths, Path) else as_list(paths))]
         rows = self._table.rows(names)
-        expect(len(rows) == len(names), "images of the index", names, "build it anew to add some")
+        known = len(rows) == len(names) > 0
+        expect(known, "images of the index", names, "build it anew to add some")
         explanation, skipped, _ = self._explain(rows, self._target(texts), sign)
         if skipped:
             name, reason = next(iter(skipped.items()))
@@ -377,7 +371,7 @@ class ImageIndex:
         """
         listed = [Path(path) for path in paths]
         within = f"{self.folder}/" if self.folder else ""
-        names = [_absolute(path).removeprefix(within) for path in listed]
+        names = [_absolute(path, within).removeprefix(within) for path in listed]
         rows = self._table.rows(names, ("file", "vector"))
         found = {*rows["file"].to_pylist()}
         indices = [number for number, name in enumerate(names) if name in found]
@@ -391,7 +385,7 @@ class ImageIndex:
 
     def _target(self, texts: Any) -> Target:
         target = texts if isinstance(texts, Target) else targets.text(self.clip, texts)
-        size, given = self.table.schema.field("vector").type.list_size, target.embeddings.shape[1]
+        size, given = self._table.about["grid"][-1], target.embeddings.shape[1]
         wanted = f"a target of {size} numbers, as embeddings of {self.clip.name} have"
         expect(given == size, wanted, given, "make it with this model", error=TargetError)
         return target
@@ -404,11 +398,12 @@ class ImageIndex:
         storage, names = storage_of(self.folder or "."), rows["file"].to_pylist()
         reader = ImageReader(storage, names, partial(photos.preprocess, self.clip))
         seen, skipped, kept = list[photos.PreprocessedImages](), dict[str, str](), list[int]()
-        for place, (name, file) in enumerate(files_of(rows).items()):
+        files = files_of(rows)
+        for place, name in enumerate(names):  # one may come twice
             read = reader(place)
             if isinstance(read, Skipped):
                 skipped[name] = read.reason
-            elif File.of(storage, name) != file:
+            elif File.of(storage, name) != files[name]:
                 skipped[name] = "it has changed; build the index anew"
             else:
                 seen.append(read)
@@ -416,7 +411,7 @@ class ImageIndex:
         if not kept:
             name, reason = next(iter(skipped.items()), ("the index", "it holds no image"))
             raise InputError(f"none of the {len(names)} images can be read; {name}: {reason}")
-        rows, embeddings = rows.take(kept), target.embeddings.cpu()
+        rows, embeddings = rows.take(kept), target.embeddings.float().cpu()
         raw = (self._contributions(rows) @ embeddings.T).movedim(-1, 1)  # (N, K, h, w)
         signed = {"positive": raw, "negative": -raw}
         explanation = Explanation(
@@ -425,7 +420,7 @@ class ImageIndex:
             names=target.names,
             norms=target.norms.cpu(),
             model=self.clip.name,
-            method=self._table.about["method"],
+            method=self.method,
             images=self.clip.denormalize(torch.cat([each.pixels for each in seen])).cpu(),
             crops=tuple(crop for each in seen for crop in each.crops),
             photos=tuple(Path(storage.path, names[place]) for place in kept * storage.is_local),
@@ -434,14 +429,17 @@ class ImageIndex:
 
     def _contributions(self, rows: Any) -> Tensor:
         """The positions' vectors (N, h, w, E) of rows."""
-        precision, grid = self._table.about["precision"], self._table.about["grid"]
+        precision, shape = self._table.about["precision"], self._table.about["grid"]
         numbers = np.frombuffer(b"".join(rows["contributions"].to_pylist()), precision)
         scales = rows["scale"].to_numpy()[:, None, None, None]
-        return torch.from_numpy(numbers.reshape(len(rows), *grid, -1) * scales)
+        return torch.from_numpy(numbers.reshape(len(rows), *shape) * scales)
 
 
-def _absolute(path: str | Path) -> str:
-    return expand(path).absolute().as_posix()
+def _absolute(path: str | Path, within: str = "") -> str:
+    file = expand(path).absolute()
+    if not file.as_posix().startswith(within):  # a link may lead there
+        file = file.parent.resolve() / file.name
+    return file.as_posix()
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> npt.NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """The table of an index in LanceDB: which files it holds, and their vectors."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,13 +29,16 @@ class File(NamedTuple):
     modified: int = 0
 
     @classmethod
-    def of(cls, storage: Storage, name: str) -> "File":
-        """A file as it is now; of another machine its name alone."""
+    def of(cls, storage: Storage, name: str, size: int | None = None) -> "File":
+        """A file as it is now; of another machine without a date, and with the size if known."""
         try:
-            status = Path(storage.path, name).stat() if storage.is_local else None
+            if storage.is_local:
+                status = Path(storage.path, name).stat()
+                return cls(name, status.st_size, status.st_mtime_ns)
+            size = storage.system.size(f"{storage.path}/{name}") if size is None else size
         except (OSError, ValueError):  # whoever reads it says why
-            status = None
-        return cls(name, status.st_size, status.st_mtime_ns) if status else cls(name)
+            size = 0
+        return cls(name, size or 0)
 
 
 COLUMNS: Final = (*File._fields, "vector", "contributions", "scale")
@@ -53,6 +57,8 @@ class Table:
         folder, _, name = self.storage.root.rpartition("/")
         ending = "an index that ends in .lance"
         expect(name.endswith(".lance"), ending, str(path), "such as photos.lance")
+        plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
+        expect(plain, "an index named by letters, digits, '-', '_' and '.'", name)
         with self._errors():
             # each query sees what was written before it
             self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
@@ -87,15 +93,15 @@ class Table:
         expect(is_ours, f"a table of the kind {_FORMAT!r}", root, "name another")
         return self
 
-    def make(self, about: Mapping[str, Any], dimension: int) -> None:
-        """Make a table for embeddings of so many numbers, or open that of the same settings.
+    def make(self, about: Mapping[str, Any]) -> None:
+        """Make a table, or open that of the same settings; one without images is made anew.
 
         Raises:
             InputError: it has others, or another folder that still exists.
         """
         about = {"format": _FORMAT, **json.loads(json.dumps(about))}
-        if self._exists():
-            before = self.open().about
+        if self._exists() and len(self.open()):
+            before, old = self.about, storage_of(self.about["folder"] or ".")
             changes = [
                 f"the model has other {part}"
                 for part in differing_parts(before["identity"], about["identity"])
@@ -106,17 +112,22 @@ class Table:
                 for part in settled
                 if before[part] != about[part]
             ]
-            if before["folder"] != about["folder"] and Path(before["folder"] or ".").is_dir():
+            if before["folder"] != about["folder"] and old.system.isdir(old.path):
                 changes.append(f"it is of {before['folder'] or 'files'}")
             if changes:
                 told = "; ".join(changes)
                 raise InputError(f"{self.storage.root} is another index ({told}); name a new one.")
+        told = {_KEY: json.dumps(about)}
         with self._errors():
-            if self.lance is None:
-                columns = schema(dimension)
-                self.lance = self._database.create_table(self._name, schema=columns)
-            settings = {"path": "file", "metadata": {_KEY: json.dumps(about)}}
-            self.lance.update_field_metadata(settings)
+            if self.lance is None or not len(self):
+                columns, mode = (
+                    schema(about["grid"][-1]),
+                    "create" if self.lance is None else "overwrite",
+                )
+                columns = columns.set(0, columns.field(0).with_metadata(told))
+                self.lance = self._database.create_table(self._name, schema=columns, mode=mode)
+            elif self.about != about:
+                self.lance.update_field_metadata({"path": "file", "metadata": told})
         self.about = about
 
     def __len__(self) -> int:
@@ -181,7 +192,7 @@ def files_of(rows: Any) -> dict[str, File]:
 def vectors_of(rows: Any) -> npt.NDArray[np.float32]:
     """The unit embeddings (N, E) of an Arrow table."""
     flat: npt.NDArray[np.float32] = rows["vector"].combine_chunks().flatten().to_numpy(False, True)
-    return flat.reshape(len(rows), -1) if len(rows) else flat.reshape(0, 0)
+    return flat.reshape(len(rows), rows["vector"].type.list_size)
 
 
 def schema(dimension: int) -> Any:

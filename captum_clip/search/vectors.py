@@ -94,12 +94,9 @@ class Vectors:
                 yield {"reason": "its embedding holds NaN or infinity"}
                 continue
             scale = max(largest / LARGEST[self.precision], _TINY)
-            numbers = vectors / scale
-            small = (np.rint(numbers) if self.precision == "int8" else numbers).astype(
-                self.precision
-            )
-            row = {"vector": embedding.numpy(), "contributions": small.tobytes(), "scale": scale}
-            yield {**row, "reason": ""}
+            numbers = np.rint(vectors / scale) if self.precision == "int8" else vectors / scale
+            row = {"vector": embedding.numpy(), "scale": scale, "reason": ""}
+            yield {**row, "contributions": numbers.astype(self.precision).tobytes()}
 
 
 class _Worker:

@@ -64,8 +64,8 @@ def main(task: str, place: str, count: int) -> None:
     """A row of the table of the documentation, or a part of it in a process of its own."""
     draw, table = np.random.default_rng(0), Table(place)
     if task == "write":
-        about = {"identity": {}, "method": "", "precision": "", "grid": [], "folder": ""}
-        table.make(about, NUMBERS)
+        about = {"identity": {}, "method": "", "precision": "", "folder": ""}
+        table.make({**about, "grid": [7, 7, NUMBERS]})
         write(table, count, draw)
         return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

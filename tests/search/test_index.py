@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from captum_clip import ClipSimilarity, DirectContribution, load_clip, maps, targets
+from captum_clip.demo import MODELS
 from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
 from captum_clip.evaluation import image_features
@@ -285,10 +287,10 @@ def test_save_writes_a_table_and_a_figure(index, tmp_path, sign):
     table, figure = found.save(tmp_path / "new" / "out")
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["rank", "file", "score", "a horse", "a dog"]
+    assert list(rows[0]) == ["rank", "file", "score", "score: a horse", "score: a dog"]
     assert [row["file"] for row in rows] == list(found.files)
     np.testing.assert_allclose([float(row["score"]) for row in rows], found.scores, atol=1e-6)
-    dogs = [float(row["a dog"]) for row in rows]
+    dogs = [float(row["score: a dog"]) for row in rows]
     np.testing.assert_allclose(dogs, found.explanation.scores[:, 1], atol=1e-6)
     with Image.open(figure) as image:
         image.verify()
@@ -325,10 +327,15 @@ def test_what_is_no_index_is_refused(clip, folder, index, tmp_path):
         file.write_bytes(b"damaged")
     with pytest.raises(InputError, match="delete it and build it again"):
         index.search("a horse")
+    with pytest.raises(InputError, match=r"named by letters, digits.* got 'my index\.lance'"):
+        ImageIndex.build(clip, folder, tmp_path / "my index.lance")
     for file in (tmp_path / "index.lance" / "_versions").iterdir():
         file.write_bytes(b"damaged")
     with pytest.raises(InputError, match="cannot be read or written"):
         ImageIndex.open(tmp_path / "index.lance", clip)
+    shutil.rmtree(tmp_path / "index.lance")
+    with pytest.raises(InputError, match="cannot be read or written"):
+        index.search("a horse")
 
 
 BAD: list[Any] = [
@@ -359,12 +366,112 @@ def test_what_cannot_be_built_is_refused(clip, folder, tmp_path):
         (clip, folder, {"chunk_size": 0}, InputError, "`chunk_size` of 1 or more"),
         (clip, folder / "none", {}, InputError, "there is no folder"),
         (clip, [], {}, InputError, "no file was given"),
+        (clip, None, {}, InputError, "expected one value or several"),
+        ("demo/vit", folder, {}, InputError, "an adapter from load_clip"),
         (clip, [folder / "broken.jpg"], {}, InputError, r"none of the 1 images .*broken\.jpg"),
     ]
     for model, images, options, error, message in cases:
         with pytest.raises(error, match=message):
             ImageIndex.build(model, images, path, **options)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def test_images_elsewhere_are_known_by_url_and_size(clip, tmp_path):
+    """Another URL with files of the same names is another folder."""
+    store, path = fsspec.filesystem("memory"), tmp_path / "index.lance"
+    for seed, name in enumerate(["a/0.png", "a/1.png", "b/0.png"]):
+        store.pipe(f"/{name}", draw(tmp_path / "one.png", seed).read_bytes())
+    index = ImageIndex.build(clip, "memory://a", path)
+    with pytest.raises(InputError, match="another index \\(it is of memory://a"):
+        ImageIndex.build(clip, "memory://b", path)
+    store.pipe("/a/1.png", draw(tmp_path / "one.png", 3).read_bytes() + b"0")
+    found = index.search("a horse")
+    assert (found.files, [*found.skipped]) == (("0.png",), ["1.png"])
+    found = ImageIndex.build(clip, "memory://a", path).search("a horse")
+    score = cosines(clip, tmp_path, "a horse")["one.png"]
+    assert found.scores[found.files.index("1.png")] == pytest.approx(score[0], abs=1e-6)
+
+
+def test_a_build_that_stopped_before_its_first_image_goes_on(clip, folder, tmp_path):
+    """It is an index, of no image yet, and its settings may still be others."""
+    path = tmp_path / "index.lance"
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ImageIndex.build(clip, folder, path, progress=stop)
+    with pytest.raises(InputError, match="it holds no image"):
+        ImageIndex.open(path, clip).search("a horse")
+    [_] = ImageIndex.open(path, clip).table.list_versions()  # at any moment it knew what it is
+    with pytest.raises(InputError, match="expected images of the index, got \\[\\]"):
+        ImageIndex.open(path, clip).explanation([], "a horse")
+    index = ImageIndex.build(clip, folder, path, method="direct:depth=token")
+    assert len(index) == COUNT
+
+
+def test_a_build_with_nothing_to_do_writes_nothing(clip, folder, tmp_path):
+    """No version more of the table."""
+    (folder / "broken.jpg").unlink()
+    before, after = (ImageIndex.build(clip, folder, tmp_path / "index.lance") for _ in range(2))
+    versions = [entry["version"] for entry in after.table.list_versions()]
+    assert versions == [before.table.version]
+
+
+def test_an_image_may_be_asked_for_twice(clip, index):
+    """Each place has its own map."""
+    first, second = index.files[:2]
+    found = index.explanation([first, first, second], "a horse")
+    one, other = (index.explanation(name, "a horse") for name in (first, second))
+    for name in ("scores", "images"):
+        wanted = torch.cat([getattr(each, name) for each in (one, one, other)])
+        torch.testing.assert_close(getattr(found, name), wanted)
+    assert len(found.maps["positive"]) == len(found.photos) == 3
+
+
+def test_the_same_images_have_the_same_score_and_the_order_of_their_names(clip, tmp_path):
+    """On the boundary of a block of a product too."""
+    for name in "edcba":
+        draw(tmp_path / "same" / f"{name}.png", 0)
+    index = ImageIndex.build(clip, tmp_path / "same", tmp_path / "index.lance")
+    found = index.search("a horse")
+    assert list(found.files) == sorted(found.files)
+    assert len({*found.scores.tolist()}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_precision_are_searched_too(folder, tmp_path, dtype):
+    """Vectors and texts meet in float32."""
+    index = ImageIndex.build(load_clip("demo/vit", dtype=dtype), folder, tmp_path / "index.lance")
+    found = index.search(["grass", "sky"], 2, sign="both")
+    wanted = load_clip("demo/vit").preprocess([folder / name for name in found.files])
+    exact = ClipSimilarity(index.clip, targets.text(index.clip, ["grass", "sky"]))
+    scores = exact(wanted.to(dtype)).detach().float()
+    torch.testing.assert_close(found.explanation.scores, scores, atol=2e-2, rtol=0)
+
+
+def test_a_table_of_texts_named_as_its_columns_loses_none(index, tmp_path):
+    """Nor do others keep a folder from being one."""
+    table, _ = index.search(["score", "file", "rank"], 1).save(tmp_path / "out")
+    assert table.read_text().startswith("rank,file,score,score: score,score: file,score: rank\n1,")
+    with pytest.raises(InputError, match="cannot be made: File exists"):
+        index.search("a horse").save(table)
+
+
+def test_a_link_to_the_folder_is_the_folder(clip, folder, index, tmp_path):
+    """Of features too."""
+    (tmp_path / "link").symlink_to(folder)
+    files = [tmp_path / "link" / name for name in index.files]
+    assert index.features(files).paths == tuple(files)
+
+
+def test_a_model_from_a_relative_folder_is_found_from_elsewhere(folder, tmp_path, monkeypatch):
+    """By its whole path."""
+    shutil.copytree(MODELS["demo/vit"], tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    ImageIndex.build(load_clip("model"), folder, "index.lance")
+    monkeypatch.chdir("/")
+    assert len(ImageIndex.open(tmp_path / "index.lance").search("grass", 10**30).files) == COUNT
 
 
 def test_the_image_tower_is_not_run_by_a_search(clip, folder, index, monkeypatch):
