@@ -131,7 +131,8 @@ def search_command(
         if against is not None:
             parts = [parts[0] - targets.text(opened.clip, against)]
         parts += [targets.emotion(opened.clip, probe, emotion) for probe in probes]
-    weights = [(1 - weight) / max(1, len(texts))] * len(texts) + [weight] if probes else None
+    both = bool(texts and probes)
+    weights = [(1 - weight) / len(texts)] * len(texts) + [weight] if both else None
     shown = sign or ("both" if against else "positive")
     found = opened.search(targets.concatenate(parts), top, weights=weights, sign=shown)
     report_skipped({Path(opened.folder, name): why for name, why in found.skipped.items()})

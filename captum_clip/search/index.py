@@ -353,7 +353,7 @@ class ImageIndex:
             texts: as of :meth:`search`, like what follows.
             sign: of the maps.
         """
-        names = [str(path) for path in ([paths] if isinstance(paths, Path) else as_list(paths))]
+        names = [*map(str, as_list([paths] if isinstance(paths, Path) else paths))]
         rows = self._table.rows(names)
         known = len(rows) == len(names) > 0
         expect(known, "images of the index", names, "build it anew to add some")

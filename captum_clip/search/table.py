@@ -117,17 +117,14 @@ class Table:
             if changes:
                 told = "; ".join(changes)
                 raise InputError(f"{self.storage.root} is another index ({told}); name a new one.")
-        told = {_KEY: json.dumps(about)}
+        settings = {_KEY: json.dumps(about)}
         with self._errors():
             if self.lance is None or not len(self):
-                columns, mode = (
-                    schema(about["grid"][-1]),
-                    "create" if self.lance is None else "overwrite",
-                )
-                columns = columns.set(0, columns.field(0).with_metadata(told))
+                columns, mode = schema(about["grid"][-1]), "overwrite" if self.about else "create"
+                columns = columns.set(0, columns.field(0).with_metadata(settings))
                 self.lance = self._database.create_table(self._name, schema=columns, mode=mode)
             elif self.about != about:
-                self.lance.update_field_metadata({"path": "file", "metadata": told})
+                self.lance.update_field_metadata({"path": "file", "metadata": settings})
         self.about = about
 
     def __len__(self) -> int:

@@ -70,7 +70,9 @@ def test_regions_of_listed_files_stay_in_their_folder(here: Path, run: Run, vit:
 
 def test_search_finds_images_for_an_emotion_with_a_text(index: Path, run: Run) -> None:
     emotion = "--emotions e.json --emotion awe"
-    assert run(f"search photos.lance {emotion}").startswith("'awe', best of 3 images")
+    alone = run(f"search photos.lance {emotion}")
+    assert alone.startswith("'awe', best of 3 images")
+    assert run(f"search photos.lance {emotion} --weight 0") == alone
     lines = run(f"search photos.lance a {emotion} --weight 0.25").splitlines()
     assert lines[0].startswith("'a', 'awe', best of 3 images")
     for line in lines[1:]:
