@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -59,10 +60,10 @@ class Table:
         expect(name.endswith(".lance"), ending, str(path), "such as photos.lance")
         plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
         expect(plain, "an index named by letters, digits, '-', '_' and '.'", name)
-        with self._errors():
-            # each query sees what was written before it
-            self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
-            self._name = name.removesuffix(".lance")
+        # called late, since it makes the folder; each query sees what was written before it
+        fresh: Any = {"read_consistency_interval": timedelta(0)}
+        self._connect = partial(lancedb.connect, folder or "/", **fresh)
+        self._name = name.removesuffix(".lance")
         self.lance: Any = None
 
     @contextmanager
@@ -86,7 +87,7 @@ class Table:
         made = f"'captum-clip index FOLDER -o {root}' makes one"
         expect(self._exists(), "an index", root, made)
         with self._errors():
-            self.lance = self._database.open_table(self._name)
+            self.lance = self._connect().open_table(self._name)
             told = (self.lance.schema.field("file").metadata or {}).get(_KEY.encode(), b"{}")
             self.about = json.loads(told)
         is_ours = self.about.get("format") == _FORMAT
@@ -122,7 +123,7 @@ class Table:
             if self.lance is None or not len(self):
                 columns, mode = schema(about["grid"][-1]), "overwrite" if self.about else "create"
                 columns = columns.set(0, columns.field(0).with_metadata(settings))
-                self.lance = self._database.create_table(self._name, schema=columns, mode=mode)
+                self.lance = self._connect().create_table(self._name, schema=columns, mode=mode)
             elif self.about != about:
                 self.lance.update_field_metadata({"path": "file", "metadata": settings})
         self.about = about

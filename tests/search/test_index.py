@@ -316,8 +316,8 @@ def test_what_is_no_index_is_refused(clip, folder, index, tmp_path):
     import lancedb
 
     with pytest.raises(InputError, match=r"expected an index, got .*makes one"):
-        ImageIndex.open(tmp_path / "none.lance", clip)
-    assert not (tmp_path / "none.lance").exists()
+        ImageIndex.open(tmp_path / "no" / "none.lance", clip)
+    assert not (tmp_path / "no").exists()
     lancedb.connect(tmp_path).create_table("foreign", [{"file": "a", "vector": [1.0, 2.0]}])
     with pytest.raises(InputError, match="expected a table of the kind 'captum_clip index 1'"):
         ImageIndex.open(tmp_path / "foreign.lance", clip)
