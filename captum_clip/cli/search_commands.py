@@ -20,7 +20,7 @@ from .shared import (
 )
 
 
-@command(app, "index", "photos -o photos.lance --model ViT-B/32", lists=options.methods)
+@command(app, "index", "photos -o photos.lance --model ViT-B/32")
 def index_command(
     folder: str,
     output: options.Results,
@@ -47,7 +47,7 @@ def index_command(
         folder: a folder of images or its URL, searched recursively
         output: a table of LanceDB, ending in .lance
         model: as in 'explain'
-        method: direct, with options as in direct:depth=token (default: direct)
+        method: direct, with options as in direct:depth=token
         precision: what the vectors are kept in; int8 takes half the room
         chunk_size: images that are written at a time; a stop costs at most so many
         workers: batches read ahead at a time (local, default 2), or processes of Ray (default 1)
