@@ -12,6 +12,7 @@ from .options import app, command
 from .shared import (
     count_gpus,
     find_left_out,
+    hint_at_quotes,
     images_bar,
     load_model,
     read_probes,
@@ -81,7 +82,7 @@ def search_command(
     against: str | None = None,
     emotions: Path | None = None,
     emotion: str | None = None,
-    weight: Annotated[float, Option(min=0, max=1)] = 0.5,
+    weight: Annotated[float | None, Option(min=0, max=1)] = None,
     sign: options.Sign | None = None,
     top: Annotated[int, Option(min=1)] = 12,
     regions: Path | None = None,
@@ -99,7 +100,7 @@ def search_command(
         texts: what to look for; of several the mean cosine counts
         against: what to contrast one TEXT with: what speaks for the one rather than the other
         emotion: what the images should evoke, alone or together with TEXTs
-        weight: the share of --emotion in the score next to TEXTs
+        weight: the share of --emotion in the score next to TEXTs (default: 0.5)
         sign: of the maps: what supports the text, what contradicts it, or both (default: positive;
             with --against both)
         top: how many images to find
@@ -114,6 +115,9 @@ def search_command(
         raise InputError("expected a TEXT or an --emotion to look for, got none.")
     if against is not None and (emotion or len(texts) != 1):
         raise InputError("--against contrasts one TEXT; leave --emotion and further TEXTs out.")
+    if weight is not None and not (emotion and texts):
+        raise InputError("--weight goes with a TEXT and an --emotion.")
+    hint_at_quotes(texts)
     options.check_emotions([emotion] if emotion else [])
     from .. import targets
     from ..explaining.regions import save_regions
@@ -132,7 +136,8 @@ def search_command(
             parts = [parts[0] - targets.text(opened.clip, against)]
         parts += [targets.emotion(opened.clip, probe, emotion) for probe in probes]
     both = bool(texts and probes)
-    weights = [(1 - weight) / len(texts)] * len(texts) + [weight] if both else None
+    share = 0.5 if weight is None else weight
+    weights = [(1 - share) / len(texts)] * len(texts) + [share] if both else None
     shown = sign or ("both" if against else "positive")
     found = opened.search(targets.concatenate(parts), top, weights=weights, sign=shown)
     report_skipped({Path(opened.folder, name): why for name, why in found.skipped.items()})

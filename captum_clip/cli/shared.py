@@ -99,10 +99,15 @@ def read_line(
         image = words[looks.index(True, count)]
         raise InputError(f"{image} is an image; {command} takes images, then texts.")
     images = [read_image(word) for word in words[:count]]
-    if any(text in _SHORT for text in words[count:]) and len(words[count:]) > 1:
-        meant = f'"{" ".join(words[count:])}"'
-        print(f"each TEXT is looked for alone; for one of them quote it: {meant}", file=sys.stderr)
+    hint_at_quotes(words[count:])
     return Line(images, check_texts([*words[count:]]) + read_texts(texts_file), folder)
+
+
+def hint_at_quotes(texts: Sequence[str]) -> None:
+    """Say that each of several texts stands alone, where one is a word of a text without quotes."""
+    if any(text in _SHORT for text in texts) and len(texts) > 1:
+        meant = f'"{" ".join(texts)}"'
+        print(f"each TEXT is looked for alone; for one of them quote it: {meant}", file=sys.stderr)
 
 
 def figure_name(image: str, kind: str, texts: Sequence[str]) -> str:

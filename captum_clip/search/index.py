@@ -233,7 +233,7 @@ class ImageIndex:
         about = {
             "model": vectors.model,
             "identity": vectors.identity,
-            "image_size": config.image_size,
+            "image_size": None if vectors.size == clip.tower.native else vectors.size[0],
             "method": choice.name,
             "precision": precision,
             "grid": vectors.shape,
@@ -260,10 +260,11 @@ class ImageIndex:
             why = dict(zip(*made.select(["file", "reason"]).to_pydict().values(), strict=True))
             self.skipped |= {name: reason for name, reason in why.items() if reason}
             whole = made.filter([not reason for reason in why.values()])
-            self._table.add(whole.drop_columns(["reason"]))
+            if len(whole):
+                self._table.add(whole.drop_columns(["reason"]))
             done += len(made)
             progress(done, len(files), "")
-        if kept != wanted:
+        if kept != {*self._table.files().values()}:
             self._table.compact()
         if not len(self):
             name, reason = next(iter(self.skipped.items()), ("", "no file was given"))

@@ -117,6 +117,7 @@ LINES = {
     "search none.lance --emotions e.json --emotion joy": "'joy'",
     "search none.lance a b --against c": "leave --emotion and further TEXTs out",
     "search none.lance a --top 0": "Invalid value for '--top'",
+    "search none.lance a --weight 0.3": "--weight goes with a TEXT and an --emotion",
     "search none.lance a --weight 2": "Invalid value for '--weight'",
     "study statistics photos -o o": "there is nothing to explain",
     "study statistics none a -o o": "there is no folder",

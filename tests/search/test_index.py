@@ -479,3 +479,20 @@ def test_the_image_tower_is_not_run_by_a_search(clip, folder, index, monkeypatch
     monkeypatch.setattr(clip.model.vision_model, "forward", lambda *_, **__: pytest.fail("was run"))
     assert len(index.search("a horse").files) == COUNT
     assert all(parameter.grad is None for parameter in clip.model.parameters())
+
+
+def test_a_model_for_larger_images_is_found_again(folder, tmp_path):
+    """By its name, for images of that size."""
+    clip = load_clip("demo/vit", image_size=128)
+    index = ImageIndex.build(clip, folder, tmp_path / "index.lance")
+    again = ImageIndex.open(tmp_path / "index.lance")
+    one, other = (each.search("a horse", top=1).explanation for each in (index, again))
+    assert other.images.shape[-2:] == (128, 128)
+    torch.testing.assert_close(other.images, one.images)
+
+
+def test_a_file_that_stays_broken_writes_nothing_anew(clip, folder, index, tmp_path):
+    """A build with nothing to add is no new version of the table."""
+    version = index.table.version
+    ImageIndex.build(clip, folder, tmp_path / "index.lance")
+    assert index.table.version == version
