@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import targets
 from .attr import DirectContribution, HeadVectors
-from .checks import check_integer, check_nonempty, expect, expecting
+from .checks import check_integer, check_nonempty, excerpt, expect, expecting
 from .errors import public
 from .evaluation.units import to_csv
 from .models import ClipAdapter, ImageLike
@@ -27,7 +27,7 @@ from .visualization.strips import strip, strip_legends
 
 Head: TypeAlias = tuple[int, int]
 """A layer and a head of it, from 0; a pool has layer 0 alone."""
-_ROUNDING: Final = 1e-18  # share of the variance below which that of a text is rounding
+_ROUNDING: Final = 1e-6  # share of a length below which it is rounding, in float32
 _DRAWS: Final = 16  # of random texts
 
 
@@ -85,17 +85,19 @@ def text_span(outputs: Tensor, pool: Target, count: int, *, seed: int = 0) -> Te
     Source: Gandelsman et al. 2024 (arXiv:2310.05916), Algorithm 1; the control is ours.
     """
     check_integer("count", count)
-    expect(outputs.ndim == 2 and len(outputs) > 1, "outputs (N, E) of two images or more", outputs)
-    centred = outputs.double() - outputs.double().mean(0)
-    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
-    rank = int((values > values[0] * max(centred.shape) * torch.finfo(outputs.dtype).eps).sum())
+    fits = outputs.ndim == 2 and len(outputs) > 1 and outputs.dtype.itemsize > 2
+    expect(fits, "outputs (N, E) of two images or more, in float32 or float64", outputs)
+    outputs = outputs.double()
+    _, values, axes = torch.linalg.svd(outputs - outputs.mean(0), full_matrices=False)
+    rank = int((values > _ROUNDING * outputs.norm()).sum())  # whatever the number of images
     values, axes = values[:rank], axes[:rank]
-    total, texts = values.square().sum(), pool.embeddings.to(axes) @ axes.T  # (M, r)
+    with expecting(f"a Target of texts in {outputs.shape[1]} dimensions", pool):
+        total, texts = values.square().sum(), pool.embeddings.to(axes) @ axes.T  # (M, r)
     left, rows, chosen = values.diag(), texts, list[int]()  # C but for a rotation of the images
     for _ in range(min(count, rank)):
         variances = (rows @ left.T).square().sum(1)
         best = int(variances.argmax())
-        if variances[best] <= _ROUNDING * total:
+        if variances[best] <= _ROUNDING**2 * total:
             break
         unit = rows[best] / rows[best].norm()
         left, rows = (each - torch.outer(each @ unit, unit) for each in (left, rows))
@@ -120,9 +122,11 @@ def mean_ablation(vectors: HeadVectors, heads: Sequence[Head]) -> Tensor:
     So :math:`(e' - \hat e) \cdot t` is the effect on the score of t, exact for the direct paths and
     for these alone: later layers read what they read before, and the embedding's length is held.
     """
+    known, numbers = map(range, vectors.heads.shape[1:3])
     with expecting("pairs (layer, head) of the model", heads):
-        layers, numbers = zip(*dict.fromkeys(heads), strict=True)
-        chosen = vectors.heads[:, layers, numbers]  # (N, m, E)
+        pairs = {(known.index(layer), numbers.index(head)) for layer, head in heads}
+        layers, columns = zip(*pairs, strict=True)
+    chosen = vectors.heads[:, layers, columns]  # (N, m, E)
     return vectors.embeddings - (chosen - chosen.mean(0)).sum(1)
 
 
@@ -134,10 +138,12 @@ def rank_heads(vectors: HeadVectors, direction: Tensor | None = None) -> dict[He
     their contrast. Without one it is the head's variance, as a share of the embedding's.
     """
     if direction is None:
-        spread = vectors.heads.var(0, correction=0).sum(-1)
-        values = spread / vectors.embeddings.var(0, correction=0).sum()
+        whole = vectors.embeddings.var(0, correction=0).sum()
+        expect(whole > 0, "images that heads tell apart", len(vectors.rest))
+        values = vectors.heads.var(0, correction=0).sum(-1) / whole
     else:
-        along = direction.cpu().expand_as(vectors.rest)
+        with expecting("a direction (E,) or (N, E)", direction):
+            along = direction.to(vectors.rest).expand_as(vectors.rest)
         values = torch.einsum("nlhe,ne->lh", vectors.heads, along) / len(along)
     order = values.flatten().argsort(descending=True, stable=True).tolist()
     return {divmod(index, values.shape[1]): float(values.flatten()[index]) for index in order}
@@ -153,7 +159,7 @@ def describe_heads(
         for (i, j), value in rank_heads(vectors, direction).items()
     }
     found = {head: span for head, span in spans.items() if span.texts}
-    expect(found, "images that heads tell apart", f"{len(vectors.rest)} that are all alike")
+    expect(found, "images that heads tell apart", len(vectors.rest))
     return found
 
 
@@ -191,12 +197,12 @@ def heads_figure(
     rows: list[Row] = []
     for (layer, head), span in spans.items():
         target, row = targets.text(clip, span.texts[0]), Row()
-        added = vectors.heads[:, layer, head] @ target.embeddings[0].cpu()
+        added = vectors.heads[:, layer, head] @ target.embeddings[0].to(vectors.rest)
         best = added.argsort(descending=True)[:examples].tolist()
         inputs = clip.preprocess([images[index] for index in best])
         method = DirectContribution(ClipSimilarity(clip, target))
         maps = method.attribute(inputs, per="head")[:, 0, layer, head]
-        label = head_label(clip, (layer, head), ", ".join(span.texts))
+        label = head_label(clip, (layer, head), excerpt(", ".join(span.texts), 200))
         for index, raw, pixels in zip(best, maps, as_images(clip.denormalize(inputs)), strict=True):
             lead, note = Panel(pixels, label=label * (not row)), f"{added[index]:+.3f}"
             [drawn] = strip(pixels, raw[None], lead, None, target.names, notes=[note], shared=False)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from captum_clip import DirectContribution, figures, heads, load_clip, targets
@@ -85,6 +86,23 @@ def test_text_span_of_a_head_of_a_model_equals_the_algorithm_of_the_paper(
         np.testing.assert_allclose(found.shares, shares, rtol=0, atol=1e-6)
 
 
+def test_text_span_does_not_depend_on_how_often_an_image_is_there() -> None:
+    """Nor on the size of the outputs, of which some dimensions vary little."""
+    outputs = normal(30, 12) * torch.logspace(0, -4, 12).double() @ normal(12, 16) + 5
+    pool = pool_of(normal(40, 16))
+    found = heads.text_span(outputs, pool, 12)
+    assert len(found.texts) == 12
+    again = heads.text_span(outputs.float().repeat(2000, 1) * 8, pool, 12)
+    assert again.texts == found.texts
+    np.testing.assert_allclose(again.shares, found.shares, atol=1e-3)
+    assert again.random == pytest.approx(found.random, abs=1e-3)
+
+
+def test_text_span_of_an_output_that_rounding_alone_varies_is_empty() -> None:
+    outputs = 0.1 + 1e-9 * normal(30, 12)
+    assert heads.text_span(outputs.float(), pool_of(normal(20, 12)), 3).texts == ()
+
+
 def test_text_span_finds_texts_that_were_planted_and_beats_random_ones() -> None:
     texts = torch.eye(16, dtype=torch.float64)
     weights = normal(40, 3) * torch.tensor([9.0, 3.0, 1.0])
@@ -130,6 +148,8 @@ def test_mean_ablation_equals_a_plain_loop(vectors: HeadVectors) -> None:
         wanted.append(left)
     found = heads.mean_ablation(vectors, [*chosen, (5, 2)])
     torch.testing.assert_close(found, torch.stack(wanted))
+    rows = torch.tensor([*chosen, (5, 2)])
+    torch.testing.assert_close(heads.mean_ablation(vectors, rows), found)  # type: ignore[arg-type]
     effect = (found - vectors.embeddings) @ vectors.embeddings[0]
     assert effect.abs().max() > 0.01
     assert abs(effect.mean()) < 1e-6  # what is lost here is won there
@@ -192,6 +212,17 @@ def test_figure_and_table_have_the_texts_of_each_head(scenes: list[Any], vectors
     assert lines[1] == f"{numbers},{span.texts[0]},{span.shares[0]:.10g}"
 
 
+def test_long_texts_of_heads_leave_room_for_each_other(vectors: HeadVectors) -> None:
+    clip, images = load_clip("demo/vit"), [draw_scene(seed).image for seed in range(20)]
+    texts = ("a horse", *("a horse and a dog and a red heart and a car" for _ in range(20)))
+    spans = {(5, head): heads.TextSpan(texts, (0.5,), 0.1) for head in range(2)}
+    figure = heads.heads_figure(clip, images, vectors, spans, examples=1)
+    texts_of: list[Any] = [text for axes in figure.axes for text in axes.texts]
+    labels = [text for text in texts_of if text.get_ha() == "right"]
+    first, second = (label.get_window_extent() for label in labels if label.get_text())
+    assert second.y1 < first.y0 < first.y1 < figure.bbox.y1
+
+
 def test_heads_of_a_figure_take_words() -> None:
     clip, image = load_clip("demo/vit"), draw_scene(0, objects=["horse"]).image
     figure = figures.heads(image, "a horse", model=clip, words={(3, 2): "a horse, a cake"})
@@ -201,8 +232,6 @@ def test_heads_of_a_figure_take_words() -> None:
 
 
 def test_images_that_cannot_be_read_are_left_out(tmp_path: Any, scenes: list[Any]) -> None:
-    from PIL import Image
-
     for number in range(2):
         Image.fromarray(scenes[number]).save(tmp_path / f"{number}.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -220,16 +249,25 @@ def test_heads_that_tell_nothing_apart_are_left_out(vectors: HeadVectors) -> Non
     still[:, 1, 2] = 1
     spans = heads.describe_heads(vectors._replace(heads=still), pool)
     assert {*heads.rank_heads(vectors)} - {*spans} == {(1, 2)}
-    with pytest.raises(
-        InputError, match="images that heads tell apart, got '2 that are all alike'"
-    ):
-        heads.describe_heads(HeadVectors(*(part[[0, 0]] for part in vectors)), pool)
+    for alike in ([0, 0], [0]):
+        few = HeadVectors(*(part[alike] for part in vectors))
+        with pytest.raises(InputError, match=f"images that heads tell apart, got {len(alike)}"):
+            heads.describe_heads(few, pool)
+        with pytest.raises(InputError, match=f"images that heads tell apart, got {len(alike)}"):
+            heads.rank_heads(few)
+    with pytest.raises(InputError, match="images that heads tell apart, got 20"):
+        heads.describe_heads(vectors._replace(heads=torch.ones_like(still)), pool)
 
 
 WRONG: list[tuple[Any, str]] = [
     (lambda v: heads.text_span(v.heads[:1, 0, 0], pool_of(normal(3, 128)), 2), "two images or"),
     (lambda v: heads.text_span(v.heads, pool_of(normal(3, 128)), 2), "two images or more"),
     (lambda v: heads.text_span(v.heads[:, 0, 0], pool_of(normal(3, 128)), 0), "count of 1 or more"),
+    (lambda v: heads.text_span(v.heads[:, 0, 0].half(), pool_of(normal(3, 128)), 2), "in float32"),
+    (lambda v: heads.text_span(v.heads[:, 0, 0], pool_of(normal(3, 64)), 2), "texts in 128 dimens"),
+    (lambda v: heads.describe_heads(v, v.rest), "a Target of texts in 128 dimensions, got T"),
+    (lambda v: heads.rank_heads(v, normal(64)), "expected a direction .E,. or .N, E."),
+    (lambda v: heads.mean_ablation(v, [(-1, 0)]), "expected pairs .layer, head. of the model"),
     (lambda v: heads.mean_ablation(v, [(6, 0)]), "expected pairs .layer, head. of the model"),
     (lambda v: heads.mean_ablation(v, [5]), "expected pairs .layer, head. of the model"),
     (lambda v: heads.mean_ablation(v, []), "expected pairs .layer, head. of the model"),
