@@ -60,9 +60,9 @@ def heads_command(
     from ..files import filled_folder, replace_file
     from ..visualization import save_figure
 
-    if texts and len(texts) > 2:
-        raise InputError(f"heads takes one TEXT, or two to compare, got {len(texts)}.")
-    pool = options.read_texts(texts_file) or concept_texts() * (model in MODELS)
+    if texts and (len(texts) > 2 or len({*texts}) < len(texts)):
+        raise InputError(f"heads takes one TEXT, or two that differ, got {texts}.")
+    pool = [*dict.fromkeys(options.read_texts(texts_file))] or concept_texts() * (model in MODELS)
     if not pool:
         raise InputError(f"heads of {model} needs --texts FILE, the texts to choose from.")
     folder, skipped = find_folder(folder), dict[Path, str]()
@@ -71,17 +71,18 @@ def heads_command(
     check_outputs(results, [texts_file, *files])
     with filled_folder(output):
         clip = load_model(model, processor, tokenizer, device, quiet=quiet)
+        words = of_classes(clip, pool)  # before the images, which take their time
+        rows = targets.text(clip, texts).embeddings if texts else None
+        direction = None if rows is None else rows[0] - rows[1:].sum(0)
         bar = "heads" * shows_bars(quiet)
         images = readable_images(files, skipped, workers=workers, progress=bar)
         vectors = heads.head_vectors(clip, images)
-        rows = targets.text(clip, texts).embeddings if texts else None
-        direction = None if rows is None else rows[0] - rows[1:].sum(0)
-        spans = heads.describe_heads(vectors, of_classes(clip, pool), direction)
+        report_skipped({**skipped, **find_left_out(folder, files, output)})
+        spans = heads.describe_heads(vectors, words, direction)
         replace_file(results[0], lambda file: file.write(heads.heads_table(spans)))
         shown = dict(islice(spans.items(), top))
         read = [file for file in files if file not in skipped]
         save_figure(heads.heads_figure(clip, read, vectors, shown), results[1])
-    report_skipped({**skipped, **find_left_out(folder, files, output)})
     for head, span in shown.items():
         print(f"{span.value:6.3f}  {heads.head_label(clip, head, ', '.join(span.texts))}")
     print(*results, sep="\n")

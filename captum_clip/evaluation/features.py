@@ -13,7 +13,7 @@ import torch
 
 from ..checks import check_integer
 from ..emotions import STRENGTH, Artemis, EmotionProbe, check_fit, fit_probe
-from ..errors import InputError, public
+from ..errors import public
 from ..models import ClipAdapter
 from .image_batches import readable_images
 
@@ -64,9 +64,6 @@ def image_features(
     listed = [Path(os.path.expanduser(path)) for path in paths]
     embeddings, reasons = _compute(clip, listed, batch_size, workers, progress)
     skipped = {path: reason for path, reason in zip(listed, reasons, strict=True) if reason}
-    if len(skipped) == len(listed):
-        path, reason = next(iter(skipped.items()), ("", "no file was given"))
-        raise InputError(f"none of the {len(skipped)} images can be read; {path}: {reason}")
     indices = np.flatnonzero([not reason for reason in reasons])
     return ImageFeatures(embeddings, tuple(listed[index] for index in indices), indices, skipped)
 

@@ -112,6 +112,9 @@ def readable_images(
                 skipped[paths[image.number]] = image.reason
             else:
                 yield image
+    if len(skipped) == len(paths):
+        path, reason = next(iter(skipped.items()), ("", "no file was given"))
+        raise InputError(f"none of the {len(skipped)} images can be read; {path}: {reason}")
 
 
 @contextmanager

@@ -62,11 +62,33 @@ def test_heads_of_an_embedded_model_need_no_texts(here: Path, run: Run) -> None:
     assert "of the pool: " in printed
 
 
+def test_heads_say_why_no_image_is_left(here: Path, run: Run) -> None:
+    Path("bad").mkdir()
+    Path("bad/a.jpg").write_bytes(b"no image")
+    printed = run("heads bad -m demo/vit -o out", code=2)
+    assert "none of the 1 images can be read; bad/a.jpg: " in printed
+
+
+def test_heads_read_no_image_where_a_text_is_none(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word that comes twice counts once."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("images were read")
+
+    monkeypatch.setattr("captum_clip.heads.head_vectors", fail)
+    Path("words.txt").write_text("a horse\na horse\nqwerty\n")
+    printed = run("heads photos --texts words.txt -m demo/vit -o out", code=2)
+    assert "do not know 'qwerty'" in printed
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("photos -m VIT -o out", "needs --texts FILE"),
-        ("photos a b c -m demo/vit -o out", "heads takes one TEXT, or two to compare, got 3"),
+        ("photos a b c -m demo/vit -o out", "heads takes one TEXT, or two that differ"),
+        ("photos a a -m demo/vit -o out", "heads takes one TEXT, or two that differ"),
         ("photos -m demo/vit", "Missing option '--output'"),
         ("nothing -m demo/vit -o out", "there is no folder nothing"),
     ],
