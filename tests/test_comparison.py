@@ -71,8 +71,29 @@ def test_each_model_answers_as_it_does_alone(clips: list[ClipAdapter]) -> None:
         torch.testing.assert_close(one.maps, alone.maps, rtol=0, atol=0)
         torch.testing.assert_close(one.scores, alone.scores, rtol=0, atol=0)
     assert found[1] is found["small ResNet"]
+    some = found[:1]
+    assert isinstance(some, Comparison)
+    assert [one.model for one in some] == ["small ViT"]
     with pytest.raises(InputError, match=r"^Comparison: expected a model of small ViT, small ResN"):
         found["RN50"]
+
+
+def test_what_is_not_of_the_same_texts_images_and_signs_is_not_drawn_together(
+    clips: list[ClipAdapter],
+) -> None:
+    one = explain(photo(), "a horse", model=clips[0], hints=False)
+    others: Any = [
+        {"texts": "a dog"},
+        {"texts": ["a horse", "a dog"]},
+        {"image": [photo(), photo()]},
+        {"sign": "both"},
+    ]
+    for change in others:
+        asked = {"image": photo(), "texts": "a horse", "model": clips[1], "hints": False, **change}
+        with pytest.raises(InputError, match=r"^plot: expected explanations of the same images"):
+            Comparison([one, explain(**asked)]).plot()
+    with pytest.raises(InputError, match=r"^plot: expected explanations of the same images"):
+        Comparison().plot()
 
 
 def test_names_and_models_may_be_mixed_and_one_name_is_numbered(clips: list[ClipAdapter]) -> None:

@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from .. import visualization
-from ..checks import check_interval, check_nonempty
+from ..checks import check_interval, check_nonempty, expect
 from ..errors import InputError, public
 from ..maps import Mode
 from ..models.adapter import ImageLike
@@ -74,6 +74,8 @@ class Drawable:
 
 def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: Any) -> Figure:
     """Draw an `Explanation`, or those of several models; the arguments are those of ``plot``."""
+    alike = {(one.names, len(one), *one.maps) for one in several}
+    expect(len(alike) == 1, "explanations of the same images and texts", [*several])
     found = several[0]
     check_nonempty("image", found.images)
     if found.reference is not None:

@@ -450,12 +450,13 @@ class Comparison(tuple[Explanation, ...], drawing.Drawable):
 
     @public("Comparison")
     def __getitem__(self, index: Any) -> Any:
-        """The explanation of a model, by its place or its name."""
+        """The explanation of a model, by its place or its name; of a slice those of some."""
         if isinstance(index, str):
             names = [found.model for found in self]
             expect(index in names, f"a model of {', '.join(names)}", index)
             index = names.index(index)
-        return super().__getitem__(index)
+        found = super().__getitem__(index)
+        return Comparison(found) if isinstance(index, slice) else found
 
 
 def _share_note(share: float) -> str:
