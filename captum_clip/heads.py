@@ -57,6 +57,9 @@ def head_vectors(
         InputError: no image, or a model whose embedding no attention reads.
     """
     check_integer("batch_size", batch_size)
+    several = isinstance(images, Iterable) and not isinstance(images, str)
+    several = several and getattr(images, "ndim", 4) == 4
+    expect(several, "images, in a list or one after the other", images)
     images, method, parts = iter(images), None, list[HeadVectors]()
     while batch := list(islice(images, batch_size)):
         # the vectors depend on no target
@@ -205,7 +208,15 @@ def heads_figure(
         label = head_label(clip, (layer, head), excerpt(", ".join(span.texts), 200))
         for index, raw, pixels in zip(best, maps, as_images(clip.denormalize(inputs)), strict=True):
             lead, note = Panel(pixels, label=label * (not row)), f"{added[index]:+.3f}"
-            [drawn] = strip(pixels, raw[None], lead, None, target.names, notes=[note], shared=False)
+            [drawn] = strip(
+                pixels,
+                raw[None],
+                lead,
+                None,
+                target.names,
+                notes=[note.replace("-", "\N{MINUS SIGN}")],
+                shared=False,
+            )
             row += drawn
         rows.append(row)
     legends = strip_legends(None, "adds to the cosine", "takes away from it")

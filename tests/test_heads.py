@@ -272,6 +272,8 @@ WRONG: list[tuple[Any, str]] = [
     (lambda v: heads.mean_ablation(v, [5]), "expected pairs .layer, head. of the model"),
     (lambda v: heads.mean_ablation(v, []), "expected pairs .layer, head. of the model"),
     (lambda _: heads.head_vectors(load_clip("demo/vit"), []), "at least one image, got none"),
+    (lambda _: heads.head_vectors(load_clip("demo/vit"), "a.png"), "images, in a list or one af"),
+    (lambda _: heads.head_vectors(load_clip("demo/vit"), np.ones((9, 9, 3))), "images, in a list"),
 ]
 
 
