@@ -259,6 +259,7 @@ def test_heads_that_tell_nothing_apart_are_left_out(vectors: HeadVectors) -> Non
         heads.describe_heads(vectors._replace(heads=torch.ones_like(still)), pool)
 
 
+_FLAT: Any = [5]
 WRONG: list[tuple[Any, str]] = [
     (lambda v: heads.text_span(v.heads[:1, 0, 0], pool_of(normal(3, 128)), 2), "two images or"),
     (lambda v: heads.text_span(v.heads, pool_of(normal(3, 128)), 2), "two images or more"),
@@ -269,7 +270,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda v: heads.rank_heads(v, normal(64)), "expected a direction .E,. or .N, E."),
     (lambda v: heads.mean_ablation(v, [(-1, 0)]), "expected pairs .layer, head. of the model"),
     (lambda v: heads.mean_ablation(v, [(6, 0)]), "expected pairs .layer, head. of the model"),
-    (lambda v: heads.mean_ablation(v, [5]), "expected pairs .layer, head. of the model"),
+    (lambda v: heads.mean_ablation(v, _FLAT), "expected pairs .layer, head. of the model"),
     (lambda v: heads.mean_ablation(v, []), "expected pairs .layer, head. of the model"),
     (lambda _: heads.head_vectors(load_clip("demo/vit"), []), "at least one image, got none"),
     (lambda _: heads.head_vectors(load_clip("demo/vit"), "a.png"), "images, in a list or one af"),

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import Colormap, to_hex
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from captum_clip import Explanation, explain, figures, load_clip, targets
@@ -128,7 +129,7 @@ def test_the_legend_is_a_bar_of_the_colours_of_the_maps_between_their_names(answ
     """From nothing to the strongest of a sign; of both from one's strongest to the other's."""
     grey = np.full((1, 1, 3), 0.5, dtype=np.float32)
 
-    def drawn(cmap: str | Colormap, value: float) -> str:
+    def drawn(cmap: Any, value: float) -> str:
         heatmap = np.full((1, 1), value, dtype=np.float32)
         return to_hex(blend(grey, heatmap, colormap(cmap), 0.6)[0, 0])
 
