@@ -1,8 +1,8 @@
 """Answers to what the page asks, by library calls: explanations and their figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final, TypeAlias
@@ -14,14 +14,18 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import targets, visualization
+from .. import heads, targets, visualization
 from ..attr.registry import MethodChoice, default_method, methods_for, report_method
+from ..demo.captions import concept_texts
+from ..demo.scenes import draw_scene
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explaining.explain import explain
 from ..explaining.explanation import Explanation, Sign
 from ..models import ClipAdapter, load_clip
 from ..models.images import as_pil
 from ..models.loading import load_parts, resolve
+from ..search import ImageIndex
+from ..search.table import Table
 from ..visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, ramp, score_note
 from ..visualization.sentences import colored_words
 
@@ -38,9 +42,10 @@ class Models:
     """The models that a page offers, each loaded once, when it is first asked for.
 
     `names` are those given, which alone get the processor and the tokenizer, and the embedded ones.
+    `index` is opened with the model that it was made with.
 
     Raises:
-        InputError: a name that leads to no model.
+        InputError: a name that leads to no model, or no index.
 
     Example:
         >>> from captum_clip.app.answers import Models
@@ -55,6 +60,7 @@ class Models:
         *,
         processor: str | None = None,
         tokenizer: str | None = None,
+        index: str | None = None,
     ) -> None:
         self.names = tuple(dict.fromkeys((*names, *EMBEDDED)))
         for name in self.names:
@@ -66,11 +72,38 @@ class Models:
             return load_clip(name, device=device, image_size=image_size, **parts)
 
         self._load, self._lock = cache(load), Lock()
+        self._words: dict[str, dict[heads.Head, str]] = {}
+        self.index: ImageIndex | None = None
+        if index:
+            about = Table(index).open().about
+            self.index = ImageIndex.open(index, self.get(about["model"], about["image_size"]))
 
     def get(self, name: str, image_size: int | None = None) -> ClipAdapter:
         """The model of a name, also for larger images; several threads may ask at once."""
         with self._lock:
             return self._load(name, image_size)
+
+    def head_words(self, name: str, tell: Callable[[str], None]) -> dict[heads.Head, str]:
+        """The texts that each head of an embedded model varies along most in 120 drawn scenes."""
+        if name in EMBEDDED and name not in self._words:
+            tell("What the heads vary along is found once, in a few seconds.")
+            clip = self.get(name)
+            vectors = heads.head_vectors(clip, (draw_scene(seed).image for seed in range(120)))
+            spans = heads.describe_heads(vectors, targets.text(clip, concept_texts()), count=3)
+            self._words[name] = {head: ", ".join(span.texts) for head, span in spans.items()}
+        return self._words.get(name, {})
+
+    def search(self, texts: str | None, sign: Sign) -> tuple[str, list[tuple[Pixels, str]]]:
+        """What was compared, and the best images, each above its maps; errors as of :func:`ask`."""
+        assert self.index is not None
+        found, cards = self.index.search(_lines(texts), sign=sign), []
+        for row in found.panels():
+            said = [", ".join(filter(None, (panel.title, panel.note))) for panel in row]
+            drawn = [(255 * panel.pixels).round().astype(np.uint8) for panel in row]
+            cards.append((reduce(_stacked, drawn), "; ".join(said if len(row) > 2 else said[:1])))
+        note = f"The best {len(cards)} of {found.compared:,} images, by {self.index.clip.name}."
+        gone = ", ".join(Path(file).name for file in found.skipped)  # no folder of the server
+        return note + f" Gone or changed since they were read: {gone}." * bool(gone), cards
 
 
 def offered_methods(clip: ClipAdapter) -> list[tuple[str, str]]:
@@ -176,13 +209,14 @@ class Answer:
         written = zip(self.shown().names, self.notes(), strict=True)
         return [(image, self.name), *zip(maps, map(", ".join, written), strict=True)]
 
-    def legend(self, opacity: float = ALPHA) -> str:
-        """The colours of the maps as HTML: a bar with what stands at either end."""
+    @staticmethod
+    def legend(sign: Sign, opacity: float = ALPHA) -> str:
+        """The colours of maps as HTML: a bar with what stands at either end."""
         left, right = SIGNS["negative"], SIGNS["positive"]
         ramps = [ramp(NEGATIVE, opacity).reversed(), ramp(POSITIVE, opacity)]
-        if self.sign != "both":
-            left, right = f"{SIGNS[self.sign]}: low", "high"
-            ramps = [ramp(colormap(_COLORS[self.sign]), opacity)]
+        if sign != "both":
+            left, right = f"{SIGNS[sign]}: low", "high"
+            ramps = [ramp(colormap(_COLORS[sign]), opacity)]
         shades = [to_hex(color) for colors in ramps for color in colors(np.linspace(0, 1, 32))]
         bar = f"<span style='background: linear-gradient(90deg, {', '.join(shades)})'></span>"
         return f"{left} {bar} {right}"
@@ -244,16 +278,21 @@ def ask(
     """Explain an image for texts, one per line; a CaptumClipError where that cannot be."""
     if image is None:
         raise InputError("Choose an image first, or draw an example scene.")
+    lines, [photo] = _lines(texts), as_pil(image)
+    name = Path(image).name if isinstance(image, str) else "image"
+    found = explain(photo, lines, model=clip, method=method, sign=sign)
+    return Answer(clip, sign, clip.preprocess(photo), found, (0,) * len(lines), name)
+
+
+def _lines(texts: str | None) -> list[str]:
+    """Texts, one per line; a TargetError where there is none, or too many."""
     # a client of one's own may send no texts at all
     lines = [" ".join(line.split()) for line in (texts or "").splitlines() if line.strip()]
     if not lines:
         raise TargetError("Type a text, such as: a horse.")
     if len(lines) > MAX_TEXTS:
         raise TargetError(f"These are {len(lines)} texts; at most {MAX_TEXTS} at once.")
-    [photo] = as_pil(image)
-    name = Path(image).name if isinstance(image, str) else "image"
-    found = explain(photo, lines, model=clip, method=method, sign=sign)
-    return Answer(clip, sign, clip.preprocess(photo), found, (0,) * len(lines), name)
+    return lines
 
 
 def answered_by(compared: Explanation, x: int, y: int) -> Pixels:

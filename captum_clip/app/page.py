@@ -22,7 +22,7 @@ from .. import figures
 from ..checks import ARGUMENT
 from ..demo.scenes import draw_scene
 from ..demo.vocabulary import WORDS
-from ..errors import CaptumClipError, InputError
+from ..errors import CaptumClipError, InputError, TargetError
 from ..explaining.explanation import Explanation
 from ..models.images import as_pil
 from ..visualization import save_figure
@@ -81,8 +81,12 @@ _DETAILS: Final = {
     _LAYERS: "Where each layer attends, heads averaged; and where more attention would raise the "
     "cosine (orange) or lower it (blue), each map on a scale of its own.",
     _HEADS: "The heads that add most to the cosine (orange), or take most away (blue), each with "
-    "its share. With all other heads and the rest (class token, MLPs, biases) they add up to it.",
+    "its share. With all other heads and the rest (class token, MLPs, biases) they add up to it. "
+    "Those of the embedded models have the texts along which they vary most over drawn scenes.",
 }
+_NO_INDEX: Final = """Images of a folder can be searched here after `captum-clip index FOLDER
+-o photos.lance`, if the page is started by `captum-clip app --index photos.lance`."""
+_UNREADABLE: Final = "The images of the index cannot be read; `captum-clip search` says why."
 
 
 def build(models: Models) -> Any:
@@ -97,8 +101,9 @@ def build(models: Models) -> Any:
                 with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Texts", id="texts"):
                         answer, answers, table, opacity, parts, show = _cards()
-                    details = [_detail(tab, answer) for tab in _DETAILS]
+                    details = [_detail(tab, answer, models) for tab in _DETAILS]
                     others = _compare(answer)
+                    _search(models, question[-1])
                 gr.Markdown(ABOUT, elem_id="about")
 
         def fill(found: Answer, opacity: float, more: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
@@ -232,7 +237,7 @@ def _cards() -> tuple[Any, ...]:
         figure = found.plot(opacity)
         whole, maps = found.images(figure)
         shown = {answer: found, image: whole, name: f"**{found.name}** as the model sees it"}
-        shown |= {legend: found.legend(opacity), hints: found.hints()}
+        shown |= {legend: found.legend(found.sign, opacity), hints: found.hints()}
         shown |= {button: gr.DownloadButton(interactive=False) for button in files}
         shown |= {card: gr.Column(visible=False) for card, *_ in cards}
         rows = zip(cards, found.explanation.names, found.picks, found.notes(), maps, strict=False)
@@ -262,7 +267,7 @@ def _cards() -> tuple[Any, ...]:
     return answer, answers, table, opacity, parts, show
 
 
-def _detail(tab: str, answer: Any) -> tuple[Any, ...]:
+def _detail(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
     """A tab that is filled when it is opened: what chooses the text, its words, and maps."""
     with gr.Tab(tab) as opened:
         text = gr.Radio([], label="Text", visible=False)
@@ -276,7 +281,10 @@ def _detail(tab: str, answer: Any) -> tuple[Any, ...]:
             values, colors, drawn = (found.text_map if tab == _WORDS else found.pairs)(index)
             yield [gr.HighlightedText(values, color_map=colors), drawn]
         else:
-            draw = figures.layers if tab == _LAYERS else partial(figures.heads, sign=found.sign)
+            draw: Callable[..., Any] = figures.layers
+            if tab == _HEADS:
+                words = models.head_words(found.clip.name, gr.Info)
+                draw = partial(figures.heads, sign=found.sign, words=words)
             figure = draw(found.pixels, found.explanation.names[index], model=found.clip)
             yield [None, list(panels(figure))]
 
@@ -317,6 +325,33 @@ def _compare(answer: Any) -> tuple[Any, ...]:
     gr.on([opened.select, upload.change], _sentences(compare), [answer, upload], shown, **_EVENT)
     other.select(choose, pairs, image, **_EVENT)
     return tuple(shown)
+
+
+def _search(models: Models, sign: Any) -> None:
+    """The tab of an index: the images that fit texts best, as these are typed."""
+    with gr.Tab("Search"):
+        if models.index is None:
+            gr.Markdown(_NO_INDEX)
+            return
+        label = "What to look for (Shift+Enter begins another text)"
+        texts = gr.Textbox(label=label, max_lines=6, placeholder="a horse", elem_id="search")
+        count = len(models.index.files)  # of a damaged index they cannot be read
+        note = gr.Markdown(f"{count:,} images, by {models.index.clip.name}.", elem_id="compared")
+        best = gr.Gallery(**_PICTURE, show_label=False, height="auto", elem_id="found")
+        legend = gr.HTML(padding=False, elem_classes="legend")
+
+    def find(texts: str, sign: Any) -> list[Any]:
+        try:
+            said, cards = models.search(texts, sign)
+        except CaptumClipError as error:  # no message pops up for a word that is half typed
+            fits = isinstance(error, TargetError)  # else it names a folder of the server
+            said = error.reason.partition(";")[0] if fits else _UNREADABLE
+            return [said, gr.Gallery(elem_classes=["stale"]), gr.skip()]
+        return [said, gr.Gallery(cards, elem_classes=[]), Answer.legend(sign)]
+
+    # of what is typed during a search the last is searched for next
+    events = [texts.change, texts.submit, sign.change]
+    gr.on(events, find, [texts, sign], [note, best, legend], **_EVENT)
 
 
 def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

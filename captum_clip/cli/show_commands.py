@@ -152,6 +152,7 @@ def app_command(
     allow_host: options.Several = None,
     port: int = 7860,
     model: options.Models = None,
+    index: str | None = None,
     processor: str | None = None,
     tokenizer: str | None = None,
     device: str | None = None,
@@ -165,13 +166,14 @@ def app_command(
         port: to listen on; 0 takes any that is free
         model: one to offer; the first is loaded at the start, others when they are chosen, and the
             embedded models are always offered (default: demo/vit)
+        index: a table of 'captum-clip index', whose images everyone who connects can search
     """
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'gradio>=6.29'")
     from ..app.answers import Models
     from ..app.page import LOCAL, find_port, serving
 
-    models = Models(model or (), device, processor=processor, tokenizer=tokenizer)
+    models = Models(model or (), device, processor=processor, tokenizer=tokenizer, index=index)
     port = find_port(host, port)
     with step(f"loading {models.names[0]}", quiet=quiet):
         models.get(models.names[0])

@@ -9,7 +9,7 @@ so an image whose vectors are kept needs its tower no more. They lie in a table 
 (embedded, no server), of which a search reads the embeddings, and the vectors of the best alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,9 +84,9 @@ class SearchResult:
     compared: int
     skipped: dict[str, str]
 
-    def plot(self) -> Figure:
-        """Each image with its rank, name and score, next to its map for each target; best first."""
-        found, rows = self.explanation, list[Row]()
+    def panels(self) -> Iterator[list[Panel]]:
+        """Each image with its rank, name and score, then its map for each target; best first."""
+        found = self.explanation
         heatmap = [values.numpy() for values in found.heatmap(interpolation="bicubic").values()]
         colors = colormap(HEAT if "positive" in found.maps else NEGATIVE)
         cosines = found.scores.tolist()
@@ -103,11 +103,17 @@ class SearchResult:
                     drawn = blend_signed(pixels, first - other[0], ALPHA)
                 note = score_note(cosines[number][column]) if len(found.names) > 1 else ""
                 panels.append(Panel(drawn, title, note))
+            yield panels
+
+    def plot(self) -> Figure:
+        """Draw :meth:`panels`, those of an image next to each other."""
+        found, rows = self.explanation, list[Row]()
+        for panels in self.panels():
             if not rows or len(rows[-1]) + len(panels) > _WIDE:
                 rows.append([])
             rows[-1] += panels
-        bars = {"low to high": colors}
-        if len(heatmap) == 2:
+        bars = {"low to high": colormap(HEAT if "positive" in found.maps else NEGATIVE)}
+        if len(found.maps) == 2:
             bars = {"supports": POSITIVE, "contradicts": NEGATIVE}
         legends = [Legend(ramp(colors, ALPHA), label) for label, colors in bars.items()]
         return grid(rows, legends=legends, caption=f"{found.model} \N{MIDDLE DOT} {found.method}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from captum_clip import Explanation, explain, figures, load_clip, targets
+from captum_clip import Explanation, explain, figures, heads, load_clip, targets
 from captum_clip.app.answers import (
     EMBEDDED,
     MAX_TEXTS,
@@ -27,11 +30,23 @@ from captum_clip.app.answers import (
     panels,
 )
 from captum_clip.attr.registry import default_method, methods_for
+from captum_clip.cli import main
+from captum_clip.demo.captions import concept_texts
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
 from captum_clip.models import ClipAdapter
-from captum_clip.visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, blend, colormap
+from captum_clip.search import ImageIndex
+from captum_clip.visualization.colors import (
+    ALPHA,
+    HEAT,
+    NEGATIVE,
+    POSITIVE,
+    blend,
+    blend_signed,
+    colormap,
+)
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 IMAGE = draw_scene(0, objects=["horse", "dog"]).image
 TEXTS = "a horse\n\n  a horse and   a dog \n"
 
@@ -138,7 +153,7 @@ def test_the_legend_is_a_bar_of_the_colours_of_the_maps_between_their_names(answ
         "negative": ("contradicts it: low", "high", ((NEGATIVE, 0), (NEGATIVE, 1))),
         "both": ("contradicts it", "supports it", ((NEGATIVE, 1), (POSITIVE, 1))),
     }[answer.sign]
-    legend = answer.legend(0.6)
+    legend = answer.legend(answer.sign, 0.6)
     assert re.sub(" *<.*> *", "|", legend).strip() == f"{before}|{after}"
     shades = re.findall("#[0-9a-f]{6}", legend)
     assert (shades[0], shades[-1]) == tuple(drawn(*end) for end in ends)
@@ -268,3 +283,120 @@ def test_what_is_shown_can_be_saved(both: Answer, tmp_path: Path) -> None:
     loaded = Explanation.load(shown.save(tmp_path / "maps.npz"))
     assert loaded.names == shown.names
     torch.testing.assert_close(dict(loaded.maps), dict(shown.maps))
+
+
+@pytest.fixture
+def scenes(clip: ClipAdapter, tmp_path: Path) -> Path:
+    """Six scenes in a folder, with an index of them."""
+    for seed in range(6):
+        Image.fromarray(draw_scene(seed).image).save(tmp_path / f"{seed}.png")
+    ImageIndex.build(clip, tmp_path, tmp_path / "index.lance")
+    return tmp_path
+
+
+@pytest.mark.parametrize("sign", ["positive", "negative", "both"])
+def test_a_search_has_each_image_above_its_maps(scenes: Path, sign: str) -> None:
+    """Those of the library, in its order; of one text the score stands once."""
+    models = Models(index=str(scenes / "index.lance"))
+    assert models.index is not None
+    assert models.index.clip is models.get("demo/vit")  # it is in the memory once
+    said, cards = models.search("a horse\n\n a  dog", sign)  # type: ignore[arg-type]
+    found = models.index.search(["a horse", "a dog"], sign=sign)  # type: ignore[arg-type]
+    assert said == "The best 6 of 6 images, by demo/vit."
+    colors = {"positive": colormap(HEAT), "negative": NEGATIVE}
+    heatmap = [values.numpy() for values in found.explanation.heatmap("bicubic").values()]
+    for number, (pixels, caption) in enumerate(cards):
+        horse, dog = found.explanation.scores[number].tolist()
+        notes = [f"{found.scores[number]:.3f}", f"a horse, cosine {horse:.3f}"]
+        notes.append(f"a dog, cosine {dog:.3f}")
+        wanted = f"{number + 1}. {found.files[number]}, score {'; '.join(notes)}"
+        assert caption == wanted.replace("-", "\N{MINUS SIGN}")
+        image = found.explanation.images[number].movedim(0, -1).numpy()
+        assert pixels.shape == (3 * 224 + 2 * 4, 224, 3)
+        np.testing.assert_allclose(pixels[:224] / 255, image, atol=1 / 255)
+        for text, start in enumerate((228, 456)):
+            values = [heat[number, text] for heat in heatmap]
+            drawn = (
+                blend_signed(image, values[0] - values[1], ALPHA)
+                if sign == "both"
+                else blend(image, values[0], colors[sign], ALPHA)
+            )
+            np.testing.assert_allclose(pixels[start : start + 224] / 255, drawn, atol=1 / 255)
+    [(pixels, caption), *_] = models.search("a dog", "positive")[1]
+    best = models.index.search("a dog")
+    cosine = f"{best.scores[0]:.3f}".replace("-", "\N{MINUS SIGN}")
+    assert caption == f"1. {best.files[0]}, cosine {cosine}"
+    assert pixels.shape == (2 * 224 + 4, 224, 3)
+
+
+def test_a_search_names_what_is_gone_without_its_folder(clip: ClipAdapter, scenes: Path) -> None:
+    """The index of files knows them by their whole paths."""
+    files = sorted(scenes.glob("*.png"))
+    ImageIndex.build(clip, files, scenes / "files.lance")
+    models = Models(index=str(scenes / "files.lance"))
+    files[2].unlink()
+    files[4].write_bytes(files[3].read_bytes())
+    said, cards = models.search("a dog", "positive")
+    start = "The best 4 of 6 images, by demo/vit. Gone or changed since they were read: "
+    assert said in (f"{start}2.png, 4.png.", f"{start}4.png, 2.png.")
+    assert len(cards) == 4
+
+
+@pytest.mark.parametrize("texts", [None, " \n", "a unicorn", "a dog\n" * (MAX_TEXTS + 1)])
+def test_a_search_refuses_what_the_texts_of_an_image_refuse(
+    clip: ClipAdapter, scenes: Path, texts: str | None
+) -> None:
+    with pytest.raises(TargetError) as asked:
+        ask(clip, IMAGE, texts, "direct")
+    with pytest.raises(TargetError, match=re.escape(asked.value.reason)):
+        Models(index=str(scenes / "index.lance")).search(texts, "positive")
+
+
+def test_an_index_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, before it loads a model; also without LanceDB."""
+    assert main(["app", "--index", str(scenes / "none.lance"), "--port", "0"]) == 2
+    assert "expected an index, got" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    assert main(["app", "--index", str(scenes / "index.lance"), "--port", "0"]) == 2
+    assert "pip install 'captum-clip[search]'" in capsys.readouterr().err
+
+
+def test_an_index_whose_rows_are_damaged_is_refused(scenes: Path) -> None:
+    """Before there is a page."""
+    for file in (scenes / "index.lance" / "data").iterdir():
+        file.write_bytes(b"damaged")
+    command = [sys.executable, "-m", "captum_clip", "app", "--port", "0", "--index", "index.lance"]
+    ended = subprocess.run(command, cwd=scenes, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "delete it and build it again" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_page_without_an_index_says_how_to_make_one(tmp_path: Path) -> None:
+    code = """from captum_clip.app.answers import Models
+from captum_clip.app.page import build
+print(*(part["props"].get("value") for part in build(Models()).get_config_file()["components"]))"""
+    settings = {**ENVIRONMENT, "GRADIO_TEMP_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=settings, capture_output=True, text=True)
+    said = " ".join(found.stdout.split())
+    assert "`captum-clip index FOLDER -o photos.lance`" in said
+    assert "`captum-clip app --index photos.lance`" in said
+
+
+def test_words_of_heads_are_those_of_the_library_and_found_once(clip: ClipAdapter) -> None:
+    """What takes time is told; heads of other models have none."""
+    models, told = Models(), list[str]()
+    words = models.head_words("demo/resnet", told.append)
+    resnet = models.get("demo/resnet")
+    vectors = heads.head_vectors(resnet, [draw_scene(seed).image for seed in range(120)])
+    pool = targets.text(resnet, concept_texts())
+    for (layer, head), said in words.items():
+        span = heads.text_span(vectors.heads[:, layer, head], pool, 3)
+        assert said == ", ".join(span.texts)
+    assert len(words) == vectors.heads.shape[2]
+    assert models.head_words("demo/resnet", told.append) == words
+    assert models.head_words("ViT-B/32", told.append) == {}
+    assert told == ["What the heads vary along is found once, in a few seconds."]
