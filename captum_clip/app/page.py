@@ -330,13 +330,12 @@ def _compare(answer: Any) -> tuple[Any, ...]:
 def _search(models: Models, sign: Any) -> None:
     """The tab of an index: the images that fit texts best, as these are typed."""
     with gr.Tab("Search"):
-        if models.index is None:
+        if (index := models.index) is None:
             gr.Markdown(_NO_INDEX)
             return
         label = "What to look for (Shift+Enter begins another text)"
         texts = gr.Textbox(label=label, max_lines=6, placeholder="a horse", elem_id="search")
-        count = len(models.index.files)  # of a damaged index they cannot be read
-        note = gr.Markdown(f"{count:,} images, by {models.index.clip.name}.", elem_id="compared")
+        note = gr.Markdown(f"{len(index.files):,} images, by {index.clip.name}.", elem_id="note")
         best = gr.Gallery(**_PICTURE, show_label=False, height="auto", elem_id="found")
         legend = gr.HTML(padding=False, elem_classes="legend")
 
@@ -344,13 +343,11 @@ def _search(models: Models, sign: Any) -> None:
         try:
             said, cards = models.search(texts, sign)
         except CaptumClipError as error:  # no message pops up for a word that is half typed
-            fits = isinstance(error, TargetError)  # else it names a folder of the server
-            said = error.reason.partition(";")[0] if fits else _UNREADABLE
+            said = error.reason if isinstance(error, TargetError) else _UNREADABLE
             return [said, gr.Gallery(elem_classes=["stale"]), gr.skip()]
         return [said, gr.Gallery(cards, elem_classes=[]), Answer.legend(sign)]
 
-    # of what is typed during a search the last is searched for next
-    events = [texts.change, texts.submit, sign.change]
+    events = [texts.change, texts.submit, sign.change]  # during a search the last one waits
     gr.on(events, find, [texts, sign], [note, best, legend], **_EVENT)
 
 
