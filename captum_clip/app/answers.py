@@ -1,6 +1,6 @@
 """Answers to what the page asks, by library calls: explanations and their figures."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from pathlib import Path
@@ -83,15 +83,15 @@ class Models:
         with self._lock:
             return self._load(name, image_size)
 
-    def head_words(self, name: str, tell: Callable[[str], None]) -> dict[heads.Head, str]:
-        """The texts that each head of an embedded model varies along most in 120 drawn scenes."""
+    def head_words(self, name: str) -> Iterator[dict[heads.Head, str]]:
+        """None until they are found, then what heads of an embedded model vary along in scenes."""
         if name in EMBEDDED and name not in self._words:
-            tell("What the heads vary along is found once, in a few seconds.")
+            yield {}
             clip = self.get(name)
             vectors = heads.head_vectors(clip, (draw_scene(seed).image for seed in range(120)))
             spans = heads.describe_heads(vectors, targets.text(clip, concept_texts()), count=3)
             self._words[name] = {head: ", ".join(span.texts) for head, span in spans.items()}
-        return self._words.get(name, {})
+        yield self._words.get(name, {})
 
     def search(self, texts: str | None, sign: Sign) -> tuple[str, list[tuple[Pixels, str]]]:
         """What was compared, and the best images, each above its maps; errors as of :func:`ask`."""

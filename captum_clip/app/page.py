@@ -82,7 +82,7 @@ _DETAILS: Final = {
     "cosine (orange) or lower it (blue), each map on a scale of its own.",
     _HEADS: "The heads that add most to the cosine (orange), or take most away (blue), each with "
     "its share. With all other heads and the rest (class token, MLPs, biases) they add up to it. "
-    "Those of the embedded models have the texts along which they vary most over drawn scenes.",
+    "Those of the embedded models have three texts along which they vary most in drawn scenes.",
 }
 _NO_INDEX: Final = """Images of a folder can be searched here after `captum-clip index FOLDER
 -o photos.lance`, if the page is started by `captum-clip app --index photos.lance`."""
@@ -277,16 +277,16 @@ def _detail(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
         maps = gr.Gallery(**_PICTURE, show_label=False, height="auto")
 
     def fill(found: Answer, index: int) -> Iterator[list[Any]]:
+        name, clip = found.explanation.names[index], found.clip
         if tab in (_WORDS, _PAIRS):
             values, colors, drawn = (found.text_map if tab == _WORDS else found.pairs)(index)
             yield [gr.HighlightedText(values, color_map=colors), drawn]
+        elif tab == _LAYERS:
+            yield [None, list(panels(figures.layers(found.pixels, name, model=clip)))]
         else:
-            draw: Callable[..., Any] = figures.layers
-            if tab == _HEADS:
-                words = models.head_words(found.clip.name, gr.Info)
-                draw = partial(figures.heads, sign=found.sign, words=words)
-            figure = draw(found.pixels, found.explanation.names[index], model=found.clip)
-            yield [None, list(panels(figure))]
+            for said in models.head_words(clip.name):  # the maps need not wait for the words
+                figure = figures.heads(found.pixels, name, model=clip, sign=found.sign, words=said)
+                yield [None, list(panels(figure))]
 
     def enlarge(event: gr.SelectData) -> Any:
         return gr.Gallery(selected_index=2 + event.index)  # after the image and the whole text

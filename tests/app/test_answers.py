@@ -387,9 +387,10 @@ print(*(part["props"].get("value") for part in build(Models()).get_config_file()
 
 
 def test_words_of_heads_are_those_of_the_library_and_found_once(clip: ClipAdapter) -> None:
-    """What takes time is told; heads of other models have none."""
-    models, told = Models(), list[str]()
-    words = models.head_words("demo/resnet", told.append)
+    """Until then there are none; heads of other models have none."""
+    models = Models()
+    before, words = models.head_words("demo/resnet")
+    assert before == {}
     resnet = models.get("demo/resnet")
     vectors = heads.head_vectors(resnet, [draw_scene(seed).image for seed in range(120)])
     pool = targets.text(resnet, concept_texts())
@@ -397,6 +398,5 @@ def test_words_of_heads_are_those_of_the_library_and_found_once(clip: ClipAdapte
         span = heads.text_span(vectors.heads[:, layer, head], pool, 3)
         assert said == ", ".join(span.texts)
     assert len(words) == vectors.heads.shape[2]
-    assert models.head_words("demo/resnet", told.append) == words
-    assert models.head_words("ViT-B/32", told.append) == {}
-    assert told == ["What the heads vary along is found once, in a few seconds."]
+    assert [*models.head_words("demo/resnet")] == [words]
+    assert [*models.head_words("ViT-B/32")] == [{}]
