@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import targets
 from .attr import DirectContribution, HeadVectors
+from .attr.contributions import any_target
 from .checks import check_integer, check_nonempty, excerpt, expect, expecting
 from .errors import public
 from .evaluation.units import to_csv
@@ -60,10 +61,9 @@ def head_vectors(
     several = isinstance(images, Iterable) and not isinstance(images, str)
     several = several and getattr(images, "ndim", 4) == 4
     expect(several, "images, in a list or one after the other", images)
-    images, method, parts = iter(images), None, list[HeadVectors]()
+    images, parts = iter(images), list[HeadVectors]()
+    method = DirectContribution(ClipSimilarity(clip, any_target(clip)))
     while batch := list(islice(images, batch_size)):
-        # the vectors depend on no target
-        method = method or DirectContribution(ClipSimilarity(clip, targets.image(clip, batch[0])))
         found = method.vectors(clip.preprocess(batch), per="head")
         parts.append(HeadVectors(*(part.cpu() for part in found)))
     check_nonempty("image", parts)

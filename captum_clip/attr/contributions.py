@@ -9,14 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from .. import targets
 from ..checks import check_choice, check_flag, expect
 from ..errors import InputError, public
 from ..maps import to_float32
+from ..models import ClipAdapter
 from ..models.steps import Direction, needs_token, pull_back, run_steps
 from ..models.text import TextTower
 from ..models.towers import AveragePooledTower, ResNetTower, TransformerTower
 from ..recording import Recording, record_detached_gates, refuse_nonlinear
 from ..similarity import Similarity
+from ..targets import Target
 from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Computed, many_columns
@@ -106,6 +109,16 @@ def propagated_to_patches(
 Baseline = Literal["none", "mean"]
 Per = Literal["head", "layer", None]
 Depth = Literal["pooling", "token", "all"]
+
+
+def any_target(clip: ClipAdapter) -> Target:
+    """A target for a forward function of which the vectors are wanted, which depend on none."""
+    dimension = clip.embedding_dim
+    if dimension is None:
+        blank = torch.zeros(1, 3, *clip.tower.native, device=clip.device)
+        with torch.no_grad():
+            dimension = clip.image_features(blank).shape[-1]
+    return targets.embedding(torch.eye(1, dimension, device=clip.device))
 
 
 @final

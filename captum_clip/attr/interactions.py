@@ -14,8 +14,7 @@ from ..errors import TargetError, UnsupportedModelError, public
 from ..models import ClipAdapter
 from ..models.library import is_unmodified
 from ..similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
-from ..targets import Target
-from .contributions import Baseline, Depth, DirectContribution
+from .contributions import Baseline, Depth, DirectContribution, any_target
 
 Option = TypeVar("Option")
 OneOrTwo: TypeAlias = Option | tuple[Option, Option]
@@ -34,16 +33,6 @@ class InteractionRest(NamedTuple):
     other: Tensor
     image: Tensor
     constant: Tensor
-
-
-def any_target(clip: ClipAdapter) -> Target:
-    """A direction for a forward function of which vectors are wanted, that depend on none."""
-    dimension = clip.embedding_dim
-    if dimension is None:
-        blank = torch.zeros(1, 3, *clip.tower.native, device=clip.device)
-        with torch.no_grad():
-            dimension = clip.image_features(blank).shape[-1]
-    return targets.embedding(torch.eye(1, dimension, device=clip.device))
 
 
 class DirectInteraction(Attribution):  # type: ignore[misc]

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..attr.contributions import DirectContribution
-from ..attr.interactions import any_target
+from ..attr.contributions import DirectContribution, any_target
 from ..attr.registry import MethodChoice
 from ..errors import CaptumClipError, InputError
 from ..evaluation.config import RunConfig, full_name
