@@ -1,4 +1,4 @@
-"""Runs over whole data sets: which map is right, statistics of many maps, and the best images."""
+"""Runs over whole data sets: which map is right, and statistics of many maps."""
 
 from .batch import MethodOnBatch
 from .config import EvaluationConfig, StudyConfig
