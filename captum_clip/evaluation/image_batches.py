@@ -94,8 +94,8 @@ def preprocess_alone(processor: Any, size: tuple[int, int], image: Image.Image) 
     pixels = process(processor, [image])[0]
     if pixels.shape[-2:] != size:
         raise InputError(
-            f"it becomes {tuple(pixels.shape)} and not (3, {size[0]}, {size[1]}); a study needs a "
-            "processor that makes images of one size"
+            f"it becomes {tuple(pixels.shape)} and not (3, {size[0]}, {size[1]}); a folder "
+            "needs a processor that makes images of one size"
         )
     return pixels
 
