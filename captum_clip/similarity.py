@@ -31,14 +31,16 @@ class Similarity(nn.Module, ABC):
             expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip, adapter)
             made = f"make one with captum_clip.targets, for example {self._example}"
             expect(isinstance(target, Target), "a Target", target, made, error=TargetError)
-            if clip.embedding_dim is not None:
-                _check_dimension(target.embeddings, clip.embedding_dim, clip)
+            width = target.embeddings.shape[1]
+            if clip.embedding_dim not in (None, width):  # a changed model may have another
+                _check_dimension(target.embeddings, clip.measured_dim(), clip)
         self.clip, self.target = clip, target
         self.model = clip.model
         # A buffer: of additional forward arguments Captum would tile five embeddings over a batch.
         # Outside inference mode, since a tensor made in it can never take part in a gradient.
         with torch.inference_mode(False):
             self.register_buffer("embeddings", target.embeddings.to(clip.device), persistent=False)
+        self.readout = nn.Identity()  # what is scored passes it, so that a recording sees that
         self.training = clip.model.training  # a new module is in training mode
 
     @property
@@ -101,7 +103,7 @@ class ClipSimilarity(Similarity):
                 "arguments; pass one tensor as inputs, and no additional_forward_args."
             )
         self.clip.check_images(images)
-        return self.score(self.clip.image_features(images))
+        return self.score(self.readout(to_float32(self.clip.image_features(images))))
 
 
 class TextSimilarity(Similarity):
@@ -156,7 +158,7 @@ class TextSimilarity(Similarity):
     @public("TextSimilarity")
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Cosine similarities (B, K) of texts, token ids (B, T), with padding 0 in the mask."""
-        return self.score(self.features(ids, attention_mask))
+        return self.score(self.readout(to_float32(self.features(ids, attention_mask))))
 
     @public("TextSimilarity")
     def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -74,7 +74,6 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "OpenCLIP ConvNeXt": lambda: builders.timm_convnext().model,
     "OpenCLIP FastViT (MobileCLIP S)": lambda: builders.timm_fastvit().model,
     "OpenCLIP ViT, no pooling": partial(open_clip_vit, pool_type="none"),
-    "OpenCLIP ViT, scaled_cosine": partial(open_clip_vit, scaled_cosine_attn=True),
     "OpenCLIP ViT, scale_heads": partial(open_clip_vit, scale_heads=True),
     "OpenCLIP relpos": partial(timm_tower, "vit_relpos_medium_patch16_cls_224"),
     "OpenCLIP Swin": partial(timm_tower, "swin_base_patch4_window7_224"),

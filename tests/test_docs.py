@@ -25,7 +25,7 @@ from captum_clip.demo import MODELS
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import DATA_SETS
-from captum_clip.models import families, library
+from captum_clip.models import families
 from tests import oracles
 from tests.cli.parsing import parse
 from tests.experiments import FOLDER, experiment
@@ -177,10 +177,9 @@ def _restored_registries() -> Iterator[None]:
     """What an example registers is forgotten after it."""
     registries: list[dict[str, Any]] = [attr.METHODS, TASKS, DATA_SETS, _MODEL_CONFIGS]
     before = [(registry, dict(registry)) for registry in registries]
-    known, packages = families.FAMILIES[:], {*library._PACKAGES}
+    known = families.FAMILIES[:]
     yield
     families.FAMILIES[:] = known
-    library._PACKAGES.intersection_update(packages)
     for registry, contents in before:
         registry.clear()
         registry.update(contents)
@@ -242,22 +241,9 @@ def test_example_of_a_family_draws_what_the_equations_say(method, own_clip):
     torch.testing.assert_close(found, oracles.maps(method, seen, seen.embedding))
 
 
-def test_the_code_of_another_package_than_the_familys_is_run_and_compared(own_clip):
-    """The packages of a family say what may be left out."""
-    vision, register = own_clip
+def test_a_family_that_is_not_registered_is_not_known(own_clip):
     with pytest.raises(UnsupportedModelError, match="no CLIP vision tower known in a OwnVision"):
-        attr.AttentionRollout(vision, layer=vision)
-    register()
-    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
-    maps = [attr.AttentionRollout(vision, layer=vision).attribute(images)]
-    library._PACKAGES.remove("own_clip")
-    maps.append(attr.AttentionRollout(vision, layer=vision).attribute(images))
-    torch.testing.assert_close(*maps)
-    with vision.blocks[1].attention.out_map.register_forward_hook(lambda m, a, out: out + a[0]):
-        attr.AttentionRollout(vision, layer=vision).attribute(images)
-    vision.blocks[1].attention.forward = lambda tokens: tokens
-    with pytest.raises(UnsupportedModelError, match="the attention of layer 1 of the vision tower"):
-        attr.AttentionRollout(vision, layer=vision).attribute(images, start_layer=1)
+        attr.AttentionRollout(own_clip[0], layer=own_clip[0])
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
-from captum_clip.errors import CaptureError, InputError
-from captum_clip.recording import record_resnet, record_vit
-from tests import oracles
+from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
+from captum_clip.models.steps import run_steps
+from captum_clip.recording import record_held, record_resnet, record_vit
 from tests.attr import cases, state
-
-
-def shown(tensor: torch.Tensor | None) -> torch.Tensor:
-    """A tensor that was recorded."""
-    assert tensor is not None
-    return tensor
 
 
 @pytest.fixture(params=cases.VITS)
@@ -28,71 +24,51 @@ def setting(request):
     return clip.tower, (lambda: clip.image_features(images)), cases.seen(name)
 
 
-def test_kept_layers_show_their_tokens_and_output(setting):
-    """Tokens, and the attention's output in its place in the block."""
+def test_a_kept_attention_shows_what_ran(setting):
+    """Weights, values and heads' outputs, and what the module returned."""
     tower, run, seen = setting
     with torch.no_grad(), record_vit(tower, keep=range(1, 3)) as record:
-        run()
-    assert set(record.layers) == {1, 2}
-    assert (record.size, record.batch, record.stopped) == ((32, 32), 3, False)
-    for index in (1, 2):
-        kept, layer = record.layers[index], tower.layers[index]
-        maps = [(m.weight, m.bias) for m in layer.projections()]
-        tokens = shown(kept.tokens)
-        output, attention = oracles.attend(tokens, maps, layer.heads)
-        torch.testing.assert_close(attention, seen.attention[index], rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(kept.output, output, rtol=1e-10, atol=1e-10)
-        for part, linear in zip(("query", "key", "value"), maps, strict=False):
-            tapped = getattr(kept, part)
-            if tapped is not None:
-                torch.testing.assert_close(tapped, oracles.linear(tokens, *linear))
-        if kept.heads_output is not None:
-            torch.testing.assert_close(oracles.linear(kept.heads_output, *maps[3]), output)
-
-
-def test_layers_that_are_not_kept_show_nothing(setting):
-    """What is not asked for is not kept."""
-    tower, run, _ = setting
-    with torch.no_grad(), record_vit(tower) as record:
-        run()
-    assert record.layers == {}
-    assert record.residual.numel() == 0
+        result = run()
+    assert set(record.reads) == {1, 2}
+    assert (record.size, record.batch) == ((32, 32), 3)
+    for index, read in record.reads.items():
+        torch.testing.assert_close(read.matrix(), seen.attention[index], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(read.row, seen.attention[index][:, :, 0])
+        torch.testing.assert_close(read.out, read.matrix() @ read.value)
+        heads = read.out.transpose(1, 2).flatten(2)
+        torch.testing.assert_close(run_steps(read.attention.merge_steps(), heads), read.output)
+        torch.testing.assert_close(record.returned[index], read.output[:, 0])
+    torch.testing.assert_close(result, seen.embedding, rtol=1e-10, atol=1e-10)
+    assert len(record.comparisons) == 6
+    record.verify("a method")
 
 
 def test_visits_come_in_order(setting):
-    """Each layer's tokens once, when its attention starts."""
+    """Each layer once, where its attention ran, without a graph; what they return is kept."""
     tower, run, _ = setting
     visits = []
 
-    def visit(index, seen):
-        visits.append((index, seen.tokens.shape, seen.tokens.requires_grad))
+    def visit(index, read):
+        visits.append((index, read.value.shape, read.value.requires_grad))
+        return -index
 
-    with torch.no_grad(), record_vit(tower, visit=(range(0, 2), visit)):
+    with torch.no_grad(), record_vit(tower, visit=(range(0, 2), visit)) as record:
         run()
-    assert visits == [(0, (3, 17, 32), False), (1, (3, 17, 32), False)]
+    assert visits == [(0, (3, 4, 17, 8), False), (1, (3, 4, 17, 8), False)]
+    assert record.visited == {0: 0, 1: -1}
 
 
-def test_stop_ends_the_forward_at_the_attention(setting):
-    """Nothing after it runs; its tokens and the block's input are kept."""
+def test_the_stream_is_compared_with_what_its_branches_return(setting):
+    """Of every block: the sum before its second branch, and what it returns."""
     tower, run, _ = setting
-    ran = []
-    handle = tower.layers[1].block.register_forward_hook(lambda *_: ran.append("the block ended"))
-    try:
-        with torch.no_grad(), record_vit(tower, stop=1) as record:
-            run()
-            ran.append("the forward came back")
-    finally:
-        handle.remove()
-    assert record.stopped
-    assert ran == []
-    residual, tokens = shown(record.residual), shown(record.layers[1].tokens)
-    assert residual.shape == tokens.shape == (3, 17, 32)
-    layer = tower.layers[1]
-    maps = [(m.weight, m.bias) for m in layer.projections()]
-    after = layer.tail(residual, oracles.attend(tokens, maps, layer.heads)[0])[1]
-    with torch.no_grad(), record_vit(tower, stop=2) as record:
+    with torch.no_grad(), record_vit(tower, stream=range(3), outputs=[1]) as record:
         run()
-    torch.testing.assert_close(shown(record.residual), after, rtol=1e-10, atol=1e-10)
+    assert len(record.comparisons) == 5
+    record.verify("a method")
+    stream, returned = record.stream[1]
+    torch.testing.assert_close(run_steps(tower.layers[1].after_attention(), stream), returned)
+    torch.testing.assert_close(record.outputs[1][:, 0], returned)
+    torch.testing.assert_close(record.residual, record.outputs[1][:, 0])
 
 
 def test_graph_begins_at_the_leaf(setting):
@@ -110,10 +86,10 @@ def test_graph_begins_at_the_leaf(setting):
         for handle in handles:
             handle.remove()
     assert grad_modes == [False, False, True]
-    leaf, last = shown(record.layers[1].output), shown(record.layers[2].output)
+    leaf, last = record.reads[1].out, record.reads[2].out
     assert leaf.is_leaf
     assert leaf.requires_grad
-    assert not shown(record.layers[1].tokens).requires_grad
+    assert not record.reads[1].value.requires_grad
     assert last.grad_fn is not None
     for gradient in torch.autograd.grad(result.sum(), (leaf, last)):
         assert gradient.abs().max() > 0
@@ -126,7 +102,7 @@ def test_the_input_can_be_the_leaf(name):
     with record_vit(clip.tower, leaf="input", keep=range(1)) as record:
         result = clip.image_features(images)
     assert record.input.is_leaf
-    assert record.layers[0].tokens.requires_grad
+    assert record.reads[0].value.requires_grad
     (found,) = torch.autograd.grad(result[:, 0].sum(), record.input)
     plain = images.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(clip.image_features(plain)[:, 0].sum(), plain)
@@ -152,41 +128,77 @@ def test_the_input_of_a_text_tower_is_its_token_embeddings():
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
 
 
-def test_recording_does_not_change_the_result(setting):
-    """The forward computes what it always does."""
-    tower, run, seen = setting
-    with record_vit(tower, keep=range(0, 3), leaf=0):
-        result = run()
-    torch.testing.assert_close(result.detach(), seen.embedding, rtol=1e-10, atol=1e-10)
+RECORDINGS: dict[str, Any] = {
+    "plain": record_vit,
+    "leaf": partial(record_vit, keep=range(2), leaf=1, stream=range(2), outputs=range(2)),
+    "places": partial(record_vit, places=True),
+    "held": partial(record_held, places=True),
+}
 
 
-@pytest.mark.parametrize("options", [{}, {"keep": range(0, 3), "leaf": 1}, {"stop": 2}], ids=str)
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("part", [None, "block", "attention"])
+@pytest.mark.parametrize("recorded", RECORDINGS)
 @pytest.mark.parametrize("mode", [False, True])
-def test_everything_is_taken_back(setting, options, fails, mode):
-    """Hooks and the grad mode, wherever the forward ends."""
+def test_everything_is_taken_back(setting, recorded, part, mode):
+    """Hooks and modes, wherever the forward ends."""
     tower, run, _ = setting
 
     def fail(*_):
         raise ZeroDivisionError
 
-    def recorded():
-        with record_vit(tower, **options):
-            run()
-
-    gradient = "leaf" in options
+    mode |= recorded in ("leaf", "held")
     before = state.of_model(tower.module), state.of_thread()
-    with torch.set_grad_enabled(mode or gradient):
-        if fails:
-            handle = tower.layers[1].block.register_forward_hook(fail)
-            with pytest.raises(ZeroDivisionError):
-                recorded()
-            handle.remove()
+    with torch.set_grad_enabled(mode):
+        if part is None:
+            with RECORDINGS[recorded](tower):
+                run()
         else:
-            recorded()
-        assert torch.is_grad_enabled() == (mode or gradient)
+            handle = getattr(tower.layers[1], part).register_forward_hook(fail)
+            with pytest.raises(ZeroDivisionError), RECORDINGS[recorded](tower):
+                run()
+            handle.remove()
+        assert torch.is_grad_enabled() == mode
     state.assert_same(before[0], state.of_model(tower.module))
     state.assert_same(before[1], state.of_thread())
+
+
+@pytest.mark.parametrize("name", [*cases.VITS, "siglip", "naflex", "eva02", "coca", "words"])
+def test_a_recording_does_not_change_the_result(name):
+    """The forward computes what it always does, with its tokens at their places."""
+    clip = cases.adapter("hf_vit" if name == "words" else name, torch.float64)
+    tower, run = clip.tower, clip.image_features
+    if name == "words":
+        tower, run = clip.text_tower, clip.text_features
+        inputs = clip.text_inputs(["a horse", "a dog and a cat"])
+    else:
+        inputs = (cases.images(name, torch.float64),)
+    for recorded in RECORDINGS.values():
+        with recorded(tower):
+            result = run(*inputs)
+        torch.testing.assert_close(result.detach(), run(*inputs).detach())
+
+
+MOVES = {
+    "permuted": lambda x: torch.cat([x[:, :1], x[:, 1:].roll(1, 1)], 1),
+    "merged": lambda x: torch.cat([x[:, :2], x[:, 1:-1]], 1),
+    "mixed": lambda x: x + 0.1 * x.mean(1, keepdim=True),
+    "dropped": lambda x: x[:, :-1],
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("part", ["encoder.layers.1.layer_norm1", "embeddings", "encoder.layers.1"])
+def test_tokens_that_are_elsewhere_are_refused(move, part):
+    """In the norm before an attention, before the first block, or behind another."""
+    clip, images = cases.adapter("hf_vit", torch.float64), cases.images("hf_vit", torch.float64)
+    module = clip.vision.get_submodule(part)
+    handle = module.register_forward_hook(lambda m, a, out: MOVES[move](out))
+    message = r"vision tower does not read .* at its own place: .*such as prompts.*Occlusion"
+    try:
+        with pytest.raises(UnsupportedModelError, match=message), RECORDINGS["places"](clip.tower):
+            clip.image_features(images)
+    finally:
+        handle.remove()
 
 
 def test_forward_without_the_tower_is_refused(setting):
@@ -203,15 +215,6 @@ def test_second_run_of_the_tower_is_refused(setting):
     message = r"twice.*Encode texts and reference images beforehand"
     with torch.no_grad(), pytest.raises(CaptureError, match=message), record_vit(tower):
         [run(), run()]
-
-
-def test_second_run_after_a_stop_never_comes(setting):
-    """Code after the stopped forward does not run, so it cannot run the tower again."""
-    tower, run, _ = setting
-    with torch.no_grad(), record_vit(tower, stop=2) as record:
-        run()
-        run()
-    assert record.stopped
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -232,20 +235,20 @@ def test_bad_images_are_refused_before_the_tower_runs():
 
 
 def test_other_threads_are_not_recorded(setting):
-    """A forward in another thread neither stops nor shows anything."""
+    """A forward in another thread shows nothing."""
     tower, run, seen = setting
     results = []
 
     def elsewhere():
         results.append(run())
 
-    with torch.no_grad(), record_vit(tower, keep=range(0, 3), stop=2) as record:
+    with torch.no_grad(), record_vit(tower, keep=range(0, 3)) as record:
         worker = threading.Thread(target=elsewhere)
         worker.start()
         worker.join()
         assert record.size is None
         run()
-    assert record.stopped
+    assert len(record.reads) == 3
     assert results[0].requires_grad
     torch.testing.assert_close(results[0].detach(), seen.embedding, rtol=1e-10, atol=1e-10)
 
@@ -260,9 +263,7 @@ def test_two_threads_record_one_tower(setting):
         with torch.no_grad(), record_vit(tower, keep=range(0, 3)) as record:
             start.wait(30)
             tower.module(images)
-        batches[batch] = {len(shown(kept.tokens)) for kept in record.layers.values()} | {
-            record.batch
-        }
+        batches[batch] = {len(read.value) for read in record.reads.values()} | {record.batch}
 
     workers = [threading.Thread(target=work, args=(batch,)) for batch in (1, 2)]
     for worker in workers:
@@ -272,21 +273,16 @@ def test_two_threads_record_one_tower(setting):
     assert batches == {1: {1}, 2: {2}}
 
 
-@pytest.mark.parametrize("stop", [False, True])
-def test_resnet_shows_its_features(stop):
-    """The last stage, and a zero shift whose gradient is the sum over the positions."""
+def test_resnet_shows_its_features():
+    """The last stage, at which the graph begins."""
     clip = cases.adapter("open_clip_resnet", torch.float64)
     images, seen = cases.images("open_clip_resnet", torch.float64), cases.seen("open_clip_resnet")
     before = state.of_model(clip.vision)
-    with record_resnet(clip.tower, then="stop" if stop else "shift") as record:
+    with record_resnet(clip.tower) as record:
         result = clip.image_features(images)
-    features = shown(record.features)
-    torch.testing.assert_close(features, seen.features.detach(), rtol=1e-9, atol=1e-10)
-    assert not features.requires_grad
-    assert record.stopped == stop
-    if not stop:
-        torch.testing.assert_close(result.detach(), seen.embedding, rtol=1e-9, atol=1e-10)
-        (shift,) = torch.autograd.grad(result.sum(), shown(record.shift))
-        (whole,) = torch.autograd.grad(seen.embedding.sum(), seen.features, retain_graph=True)
-        torch.testing.assert_close(shift, whole.sum((2, 3)), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(record.features, seen.features, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(result, seen.embedding, rtol=1e-9, atol=1e-10)
+    (found,) = torch.autograd.grad(result.sum(), record.features)
+    (whole,) = torch.autograd.grad(seen.embedding.sum(), seen.features, retain_graph=True)
+    torch.testing.assert_close(found, whole, rtol=1e-8, atol=1e-10)
     state.assert_same(before, state.of_model(clip.vision))

@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial, wraps
 from itertools import compress
 from types import MappingProxyType
@@ -18,11 +19,10 @@ from ..checks import check_choice, check_flag, check_integer, expect, torch_fail
 from ..errors import CaptureError, InputError, UnsupportedModelError, public
 from ..models import tower_of
 from ..models.library import nondeterminism
-from ..models.text import TextTower
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
-from ..recording import Recording, with_whole_graph
+from ..recording import Recording, is_compiled, with_whole_graph
 from ..similarity import Similarity, TextSimilarity
-from ._call import Call, Columns, Computed, many_columns, one_column, plain_similarity
+from ._call import Call, Columns, Computed, many_columns, one_column
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 NOUNS: Final = {"vit": "vision transformer", "resnet": "convolutional tower", "text": "text tower"}
@@ -60,6 +60,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     _tower: Tower  # with the parts that the model had in the last call
     _model: nn.Module | None  # of a forward function of the user's
+    _places: set[Any]  # kinds of inputs whose tokens were seen to be at their places
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -96,7 +97,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # Captum's hooks and its users expect a module as the layer
         part = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, part)
-        self._tower, self._model = tower, layer
+        self._tower, self._model, self._places = tower, layer, set[Any]()
 
     @abstractmethod
     def _compute(self, call: Call) -> Computed:
@@ -224,46 +225,51 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         for each in tensors or (inputs,):
             expect(isinstance(each, Tensor), f"a tensor of {wanted}", each, f"{maker} makes one")
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
-        similarity = plain_similarity(forward)
-        if similarity is not None:  # a target that cannot be selected is refused before any work
-            select = partial(select, names=similarity.target.names)
-            select(len(tensors[0]) if tensors[0].ndim else 0, len(similarity.embeddings))
+        if isinstance(forward, Similarity):  # a target that cannot be selected is refused at once
+            select = partial(select, names=forward.target.names)
+            select(len(tensors[0]) if tensors[0].ndim else 0, len(forward.embeddings))
         # Captum's NoiseTunnel and metrics call under no_grad; under inference_mode `enable_grad`
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
             images = tuple(tensor.detach() for tensor in detach_inference(tensors))
             with torch_failures():
                 call = Call(forward, images, detach_inference(extra), select, self._tower, name)
-                run = partial(compute or self._compute, call, **options)
-                try:
-                    result = run()
-                except RuntimeError as error:
-                    # a fork that keeps its attention's gradient with a hook on the tensor
-                    if "cannot register a hook on a tensor" not in str(error):
-                        raise
-                    with with_whole_graph():
-                        result = run()
+                result = self._seen_in_place(partial(compute or self._compute, **options), call)
                 result.record.verify(name)
             maps = result.values.detach()
             maps = self._on_grid(result.record, maps) if on_grid else maps
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
-            if similarity is None and not maps.isfinite().all():
+            if not isinstance(forward, Similarity) and not maps.isfinite().all():
                 raise CaptureError(
                     "the forward function or its gradient holds NaN or infinity; look for "
                     "a division by zero or an overflow in it."
                 )
             return result._replace(values=maps.contiguous())
 
+    def _seen_in_place(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
+        """Run the formula, the first time and where tokens may have moved with a look at places."""
+        known = (images := call.images[0]).dtype, images.shape[1:]
+        places = known not in self._places and isinstance(self._tower, TransformerTower)
+        while True:
+            compiled = places and is_compiled(self.forward_func, self._model or self._tower.module)
+            run = partial(compute, replace(call, places=places, compiled=compiled))
+            try:
+                result = run()
+            except RuntimeError as error:
+                # a fork that keeps its attention's gradient with a hook on the tensor
+                if "cannot register a hook on a tensor" not in str(error):
+                    raise
+                with with_whole_graph():
+                    result = run()
+            if places or not result.record.moved:
+                self._places.add(known)
+                return result
+            places = True
+
     def _check_tower(self) -> None:
         """Find the tower's parts as they are now; refuse one that answers differently each time."""
-        method, forward = type(self).__name__, self.forward_func
-        self._tower = tower = _tower_in(forward, self._model)
-        if isinstance(tower, TextTower) and self.additive and plain_similarity(forward) is None:
-            raise UnsupportedModelError(
-                f"{method}: the {type(forward).__name__} or its adapter has a hook or code of its "
-                "own, so its scores cannot be taken apart; take a method with gradients, such as "
-                "all-grad."
-            )
+        method = type(self).__name__
+        self._tower = tower = _tower_in(self.forward_func, self._model)
         if (reason := nondeterminism(tower.module)) is not None:
             raise InputError(
                 f"{method}: the {tower.noun} is in training mode with {reason}; call model.eval()."

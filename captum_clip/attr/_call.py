@@ -4,25 +4,25 @@ Captum's `target` picks the columns (K', B) of a score (B, K): one score for eac
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 
 from ..checks import expect, show
 from ..errors import CaptureError, TargetError
-from ..models.library import is_unmodified, may_be_left_out
 from ..models.towers import Tower
 from ..recording import Recording
-from ..similarity import ClipSimilarity, Similarity, TextSimilarity
+from ..similarity import Similarity
 
 Columns = Sequence[int] | Tensor | None
+_TOGETHER = 1 << 23  # numbers of a batched backward, which bounds its memory
 Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
 
 
@@ -52,20 +52,17 @@ class Call:
     select: Select
     tower: Tower
     method: str  # in messages
+    places: bool = False  # whether the recording sees that tokens are at their places
+    compiled: bool = False  # whether the score is compared with that of compiled code
 
-    @cached_property
-    def similarity(self) -> Similarity | None:
-        """The forward function where it may be left early: its rest is the libraries' code."""
-        similarity = plain_similarity(self.forward)
-        if similarity is None:
-            return None
-        return similarity if may_be_left_out([similarity.model, *self.tower.left_out]) else None
+    @property
+    def readout(self) -> nn.Module | None:
+        """The module that an embedding passes before a `Similarity` scores it."""
+        return self.forward.readout if isinstance(self.forward, Similarity) else None
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K)."""
-        images = self.images
-        if self.similarity is None:  # a user's function may change them in place
-            images = tuple(image.clone() for image in images)
+        images = tuple(image.clone() for image in self.images)  # it may change them in place
         scores = self.forward(*images, *self.extra)
         fits = isinstance(scores, Tensor) and scores.ndim in (1, 2)
         expected = "a forward function that returns a score or K per image, (B,) or (B, K)"
@@ -76,6 +73,10 @@ class Call:
         """Run the forward to its end under a recording."""
         with recording as record:
             scores = self.scores()
+        if self.compiled:  # whose backend may change numbers
+            with torch.no_grad():
+                dtype = next(self.tower.module.parameters()).dtype
+                record.compare("the score of compiled code", scores, self.scores().to(dtype))
         return self.passed(record, scores)
 
     def passed(self, record: Recording, scores: Tensor) -> "Pass":
@@ -84,38 +85,16 @@ class Call:
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)
         columns = self.select(*scores.shape).to(scores.device)
-        return Pass(record, scores, columns, batched=self.similarity is not None)
-
-    def embeddings(self) -> Tensor:
-        """Run a `TextSimilarity` to the embeddings of its texts, (B, E)."""
-        assert isinstance(self.forward, TextSimilarity)
-        return self.forward.features(*self.images, *self.extra)
-
-
-def plain_similarity(forward: Callable[..., Tensor]) -> Similarity | None:
-    """The forward function where it is the package's own and nobody made it something else.
-
-    Nor may a method of its adapter be patched, as by one that centres the embeddings.
-    """
-    kinds = (ClipSimilarity, TextSimilarity)
-    if not isinstance(forward, kinds) or not is_unmodified(forward, kinds):
-        return None
-    patched = {"image_features", "text_features"} & vars(forward.clip).keys()
-    return None if patched else forward
+        return Pass(record, scores, columns)
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward: its recording, the scores (B, K), with a graph or without, the columns (K', B).
-
-    `batched` tells whether one batched product gives the gradients of all columns: a user's
-    forward may contain operations that no batched backward passes.
-    """
+    """One forward: its recording, scores (B, K) with a graph or without, and columns (K', B)."""
 
     record: Recording
     scores: Tensor
     columns: Tensor
-    batched: bool
 
     @property
     def chosen(self) -> Tensor:
@@ -128,43 +107,54 @@ class Pass:
 
     def gradients(self, *leaves: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """For each column the gradients of its score with respect to the leaves."""
-        if not self.scores.requires_grad and not self.record.is_hooked:
-            raise CaptureError(
-                "No gradient leads from the scores back to the tower; the forward function must "
-                "not use torch.no_grad(), .detach() or .item() on the way."
-            )
         for column in self._one_hot():
             yield self._known(leaves, column)
 
     def stacked_gradients(self, leaf: Tensor) -> Tensor:
         """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
-        if not self.batched or len(self.columns) == 1:
-            return torch.stack([gradient for (gradient,) in self.gradients(leaf)])
-        return self._known((leaf,), self._one_hot(), is_grads_batched=True)[0]
+        return batched(partial(self._known, (leaf,)), self._one_hot(), leaf)
 
-    def _known(self, leaves: Sequence[Tensor], rows: Tensor, **batched: bool) -> tuple[Tensor, ...]:
+    def _known(self, leaves: Sequence[Tensor], rows: Tensor, **more: bool) -> tuple[Tensor, ...]:
         """The gradients of the scores, zero where a hook wiped what a leaf led to."""
-        options: Any = {"retain_graph": True, "allow_unused": True, **batched}
+        options: Any = {"retain_graph": True, "allow_unused": True, **more}
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if self.scores.requires_grad:
             gradients = grad(self.scores, leaves, rows, **options)
+        elif not self.record.is_hooked:
+            raise CaptureError(
+                "No gradient leads from the scores back to the tower; the forward function must "
+                "not use torch.no_grad(), .detach() or .item() on the way."
+            )
         if any(gradient is None for gradient in gradients) and not self.record.is_hooked:
             raise CaptureError("The scores do not depend on what the tower computed.")
         shape = rows.shape[: rows.ndim - self.scores.ndim]
         pairs = zip(gradients, leaves, strict=True)
         return tuple(leaf.new_zeros(*shape, *leaf.shape) if g is None else g for g, leaf in pairs)
 
-    def depend_on(self, leaves: Sequence[Tensor]) -> bool:
-        """Whether a score has a gradient at one of the leaves."""
-        if not self.scores.requires_grad or not leaves:
-            return False
-        gradients = grad(self.scores.sum(), leaves, retain_graph=True, allow_unused=True)
-        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    def mixed(self, *points: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of one mixture of the scores that are asked for, in which none cancels."""
+        if not self.scores.requires_grad or not points:
+            return (None,) * len(points)
+        rows = self._one_hot()  # (K', B, K)
+        weights = (1 + 0.618 * torch.arange(len(rows), device=rows.device)) % 1 + 0.5
+        mixture = torch.einsum("nbk,n->bk", rows, weights.to(rows))
+        return grad(self.scores, points, mixture, retain_graph=True, allow_unused=True)
 
     def _one_hot(self) -> Tensor:
         shape = (len(self.columns), *self.scores.shape)
         ones = torch.zeros(shape, dtype=self.scores.dtype, device=self.scores.device)
         return ones.scatter_(2, self.columns[..., None], 1)
+
+
+def batched(gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, leaf: Tensor) -> Tensor:
+    """The gradients (n, *leaf.shape) of n rows, in batched products where they can be."""
+    together = _TOGETHER // max(1, leaf.numel())
+    if len(rows) > 1 and together > 1:
+        # a user's own code may hold operations that no batched backward passes
+        with suppress(RuntimeError):
+            parts = torch.split(rows, together)
+            return torch.cat([gradients(part, is_grads_batched=True)[0] for part in parts])
+    return torch.stack([gradients(row)[0] for row in rows])
 
 
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:

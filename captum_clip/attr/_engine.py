@@ -1,12 +1,10 @@
 """One forward through a tower: gradients at its attentions, or the embedding taken apart.
 
-Where a `ClipSimilarity` scores a tower that pools CLS or has a pooling head, the forward stops at
-the last attention, and one token goes through the rest. Elsewhere the forward runs to its end.
-Either way a gradient is taken at the output of an attention.
+It runs to its end, with a graph from the last attention on, and every derivative is taken between
+points of that graph. What a map leaves out is seen to have no gradient.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -17,17 +15,20 @@ from torch.autograd import grad
 
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import to_float32
-from ..models.attentions import AttentionLayer
+from ..models.attentions import PooledToken
 from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower
-from ..recording import NOTHING, LayerRecord, Recording, Visit, record_resnet, record_vit
-from ..similarity import Similarity
+from ..recording import NOTHING, AttentionRead, Recording, Visit, record_resnet, record_vit
 from . import _attention as mha
-from ._call import Call, Pass
+from ._call import Call, Pass, batched
 
 Visits = tuple[Collection[int], Visit]
+
+
+class ReadsMoreError(CaptureError):
+    """The scores depend on more than the embedding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,137 +37,111 @@ class LastGradient:
 
     Attributes:
         row: d y / d A of the pooled row, (K', B, H, s), where all others are exactly zero.
-        attention: that row of A, (B, H, s), where there is a `row`.
-        output: the gradient at the last layer's point, (K', B, s, D), where they are not zero:
-            then there is no `row`.
+        output: the gradient at the heads' outputs, (K', B, H, s, d), where they are not zero: then
+            there is no `row`.
     """
 
     run: Pass
-    row: Tensor = NOTHING
-    attention: Tensor = NOTHING
+    read: AttentionRead
+    row: Tensor | None = None
     output: Tensor | None = None
+
+    @property
+    def attention(self) -> Tensor:
+        """The pooled row of A, (B, H, s)."""
+        return self.read.row
 
     def matrices(self, tower: TransformerTower) -> Iterator[tuple[Tensor, Tensor]]:
         """For each target the row to read (B, s), and d y / d A (B, H, s, s) of the last layer."""
         assert self.output is not None
-        layer = self.run.record.layers[len(tower.layers) - 1]
         for output in self.output:
-            start = mha.start_row(output, tower, layer.pooled)
-            yield start, mha.matrix_gradient(layer, output)
+            start = mha.start_row(output, tower, self.read.pooled)
+            yield start, mha.matrix_gradient(self.read, output)
 
 
 def last_gradient(
     tower: TransformerTower, call: Call, visit: Visits | None = None, keep: range = range(0)
 ) -> LastGradient:
-    """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
-    last = len(tower.attentions) - 1
-    if tower.pooling == "cls" and not keep and call.similarity is None:
-        short = _from_last_block(tower, call, visit)
-        if short is not None:
-            return short
-    if _stops(tower, call):
-        run, weights, heads = _stopped(tower, call, from_heads=True, visit=visit)
-        row = mha.row_gradient(run.record.layers[last], run.stacked_gradients(heads))
-        return LastGradient(run, row, weights)
+    """Run once, visit or keep some layers, and differentiate the last attention."""
+    last, blocks = len(tower.attentions) - 1, range(len(tower.layers))[-1:]
+    outputs = blocks if tower.pooling == "cls" else range(0)
+    run = _run(tower, call, visit=visit, keep=keep, leaf=last, outputs=outputs)
+    read = run.record.reads[last]
+    if tower.pooling == "cls":
+        rows = _through_one_token(tower, run)
+        if rows is not None:
+            return LastGradient(run, read, mha.row_gradient(read, rows))
     refuse_checkpointing(tower)
-    run = call.run(record_vit(tower, visit=visit, keep=keep, leaf=last))
-    layer = run.record.layers[last]
-    output = run.stacked_gradients(layer.point()[0])  # (K', B, s, D)
+    output = run.stacked_gradients(read.out)  # (K', B, H, rows, d)
     if tower.pooling == "attention":
         _check_first_query(output)
-    elif tower.pooling == "mean" or output[:, :, 1:].any():
-        return LastGradient(run, output=output)
-    return LastGradient(run, *_first_row(layer, output))
+    elif tower.pooling == "mean" or _reads_others(output.transpose(2, 3).flatten(3), read.pooled):
+        _refuse_text(tower)
+        return LastGradient(run, read, output=output)
+    return LastGradient(run, read, mha.row_gradient(read, read.pick(output)))
 
 
-def _from_last_block(
-    tower: TransformerTower, call: Call, visit: Visits | None
-) -> LastGradient | None:
-    """Run with the last block's output as the leaf, so K backwards run the user's tail alone.
+def _run(tower: TransformerTower, call: Call, **options: Any) -> Pass:
+    return call.run(record_vit(tower, places=call.places, readout=call.readout, **options))
 
-    One token passes the block itself, for all targets at once. None where the scores depend on
-    more than CLS, or the block gives something else for it.
+
+def _reads_others(gradient: Tensor, pooled: PooledToken) -> bool:
+    """Whether other tokens than the pooled one have a gradient (..., B, s, D)."""
+    reached = gradient.ne(0).any(-1)  # (..., B, s)
+    here = pooled.row_of(reached.flatten(0, -3)[0] if reached.ndim > 2 else reached)
+    return bool((reached & here.eq(0)).any())
+
+
+def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
+    """The gradients (K', B, H d) at the last heads' outputs of the pooled token.
+
+    It alone goes once more through the rest of the last block and the head, for all targets in one
+    product. None where the scores depend on more than that token, or it gives something else.
     """
-    last = len(tower.layers) - 1
-    run = call.run(record_vit(tower, visit=visit, keep=range(last, last + 1), leaf="block"))
-    rows = []
-    for (gradient,) in run.gradients(run.record.outputs[last]):
-        if gradient[:, 1:].any():
-            return None
-        rows.append(gradient[:, 0])
-    with torch.no_grad():
-        weights, heads = _last_heads(tower, run.record)
-    token = _pooled_token(tower, run.record, heads.requires_grad_())
-    returned = run.record.pooled.read(run.record.outputs[last].detach())
-    if token.shape != returned.shape:
+    record, last = run.record, len(tower.layers) - 1
+    layer, read, returned = tower.layers[last], record.reads[last], record.outputs[last]
+    try:
+        embedded = embedded_scores(tower, run, returned, _beyond(tower, run))
+    except ReadsMoreError:
         return None
-    off, size = (to_float32(t).norm(dim=-1) for t in (token.detach() - returned, returned))
-    if not (off <= run.record.rounding(returned) * size).all():
+    heads = read.pick(read.out.detach()).flatten(1).requires_grad_()
+    try:
+        attended = mha.merged(layer, heads)
+        stream = record.residual + call_steps(layer.branch(), attended.to(record.residual.dtype))
+        token = call_steps(layer.after_attention(), stream)
+        embedding = call_steps(embedded.head(tower), token)
+    except (RuntimeError, ValueError, IndexError, TypeError):  # of a module that needs all tokens
         return None
-    if not token.requires_grad:  # a hook wiped what leads from the attention
+    made = (attended, record.returned[last]), (token, record.pooled.read(returned))
+    if not all(_agree(record, *pair) for pair in (*made, (embedding, embedded.embedding))):
         return None
-    directions = torch.stack(rows)
-    gradients: Any = grad(token, heads, directions, is_grads_batched=True, allow_unused=True)
-    if gradients[0] is None:
+    try:
+        gradients = partial(grad, embedding, heads, retain_graph=True)
+        return batched(gradients, embedded.gradient.to(embedding.dtype), heads)
+    except RuntimeError:  # a hook wiped what leads from the attention
         return None
-    return LastGradient(run, mha.row_gradient(run.record.layers[last], gradients[0]), weights)
-
-
-def _stops(tower: TransformerTower, call: Call) -> bool:
-    """Whether the forward may end at the last attention, the rest being one token's tail."""
-    return call.similarity is not None and tower.pooling != "mean"
-
-
-def _stopped(
-    tower: TransformerTower, call: Call, *, from_heads: bool = False, **recording: Any
-) -> tuple[Pass, Tensor, Tensor]:
-    """A forward that ends at the last attention, whose pooled token goes through the rest.
-
-    With the last pooled row (B, H, s) and its heads' outputs (B, D), which are the leaf of the
-    graph with `from_heads`.
-    """
-    assert call.similarity is not None
-    with _stopping(tower, **recording) as record:
-        call.scores()
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not from_heads):
-        row, heads = _last_heads(tower, record)
-    if from_heads:
-        heads.requires_grad_()
-    embedding = tower.embed(_pooled_token(tower, record, heads))
-    return call.passed(record, call.similarity.score(embedding)), row, heads
-
-
-def _stopping(
-    tower: TransformerTower, visit: Visits | None = None, **recording: Any
-) -> AbstractContextManager[Recording]:
-    """A recording that stops at the last attention.
-
-    Where that is not run itself, a row of the layer below is compared in its place.
-    """
-    last = len(tower.attentions) - 1
-    layers, call = visit or (range(0), None)
-    kept = recording.get("keep", range(0))
-    if tower.witness is not None and last - 1 not in (*layers, *kept):
-
-        def watch(index: int, record: LayerRecord) -> Any:
-            if index == last - 1:
-                mha.compare_output(record)
-            return call(index, record) if call is not None and index in layers else None
-
-        visit = {*layers, last - 1}, watch
-    return record_vit(tower, stop=last, visit=visit, **recording)
 
 
 @torch.no_grad()
-def _first_row(layer: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """D y / d A (K', B, H, s) and A (B, H, s) of the first row, alone in the point's gradient."""
-    compared = mha.pooled_attention if layer.point()[1] else mha.compare_output
-    heads = mha.heads_gradient(layer, gradient[:, :, 0])
-    return mha.row_gradient(layer, heads), compared(layer)
+def _agree(record: Recording, made: Tensor, returned: Tensor) -> bool:
+    """Whether something was computed again as it ran."""
+    if made.shape != returned.shape:
+        return False
+    off, size = (to_float32(t).norm(dim=-1) for t in (made - returned, returned))
+    return bool((off <= record.rounding(returned) * size).all())
+
+
+def _refuse_text(tower: TransformerTower) -> None:
+    """A text whose embedding is made of another token than its family says has no row to read."""
+    if isinstance(tower, TextTower) and tower.pooling == "cls":
+        raise UnsupportedModelError(
+            f"the {tower.noun} reads other tokens than that which ends a text or begins it; look "
+            "at its end token (eos_token_id)."
+        )
 
 
 def _check_first_query(gradient: Tensor) -> None:
-    """Only a pooling head's first query may have a gradient (..., queries, D): it is pooled."""
+    """Only a pooling head's first query may have a gradient (..., queries, d): it is pooled."""
     if gradient[..., 1:, :].any():
         raise CaptureError(
             "The scores depend on several queries of the tower's pooling head; only the first one, "
@@ -174,33 +149,11 @@ def _check_first_query(gradient: Tensor) -> None:
         )
 
 
-def _last_heads(tower: TransformerTower, record: Recording) -> tuple[Tensor, Tensor]:
-    """The last attention's pooled row (B, H, s), and its heads' outputs (B, D)."""
-    layer = record.layers[len(tower.attentions) - 1]
-    row = mha.pooled_attention(layer, compare=False)
-    return row, mha.heads_output(layer, row)
-
-
-def _pooled_token(tower: TransformerTower, record: Recording, heads: Tensor) -> Tensor:
-    """The pooled token (B, D), which `tower.embed` takes, from the last heads' outputs (B, D)."""
-    last = len(tower.attentions) - 1
-    layer = record.layers[last]
-    attended, attention = mha.merged(layer, heads), layer.attention
-    if layer.output is not None:
-        layer.compare(attended, layer.pick(layer.output))
-    if isinstance(attention, AttentionLayer):
-        residual = record.pooled.read(record.residual)
-        record.stream[last] = attention.tail(residual, attended.to(residual.dtype))
-        return record.stream[last][1]
-    return attended.to(layer.tokens.dtype)  # of the tower, as its head expects
-
-
 @dataclass(frozen=True, eq=False)
 class AllGradients:
     """One forward whose graph begins at an attention, and the `points` to differentiate.
 
-    They are the attentions' outputs, before the output map where they can be; where the forward
-    was stopped the last one is the pooled row of attention itself.
+    They are the outputs of the heads (B, H, s, d) in every attention from there on.
     """
 
     tower: TransformerTower
@@ -209,55 +162,60 @@ class AllGradients:
 
     def layer_gradient(self, index: int, gradient: Tensor) -> Tensor:
         """D y / d A (B, H, s, s) of a layer, given the gradient of its point."""
-        return mha.matrix_gradient(self.run.record.layers[index], gradient)
+        return mha.matrix_gradient(self.run.record.reads[index], gradient)
 
     def last_row(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
         """D y / d A and A of the pooled row, both (B, H, s), given the last gradient.
 
         None where the last attention is a layer's whole matrix.
         """
-        if self.run.record.stopped:
-            return gradient, self.points[-1].detach()
-        if self.tower.pooling_head is None:
+        read = self.run.record.reads[len(self.tower.attentions) - 1]
+        if self.tower.pooling == "attention":
+            _check_first_query(gradient)
+        elif self.tower.pooling == "mean" or _reads_others(
+            gradient.transpose(1, 2).flatten(2), read.pooled
+        ):
+            _refuse_text(self.tower)
             return None
-        _check_first_query(gradient)
-        rows, attention = _first_row(self.run.record.layers[len(self.tower.layers)], gradient[None])
-        return rows[0], attention
+        return mha.row_gradient(read, read.pick(gradient)[None])[0], read.row
 
 
 def all_gradients(
     tower: TransformerTower, call: Call, start: int, first: int | None = None
 ) -> AllGradients:
-    """Run once with a graph from the attention of layer `start` on, tokens kept from `first`."""
+    """Run once with a graph from the attention of layer `start` on, all kept from `first`."""
     refuse_checkpointing(tower)
-    first, stop = start if first is None else first, len(tower.attentions)
-    rows: tuple[Tensor, ...] = ()
-    if _stops(tower, call) and start < stop - 1:
-        stop -= 1
-        run, row, _ = _stopped(tower, call, keep=range(first, stop), leaf=start)
-        rows = (row,)
-    else:
-        run = call.run(record_vit(tower, keep=range(first, stop), leaf=start))
-    points = (run.record.layers[index].point()[0] for index in range(start, stop))
-    return AllGradients(tower, run, (*points, *rows))
+    kept = range(start if first is None else first, len(tower.attentions))
+    run = _run(tower, call, keep=kept, leaf=start)
+    points = (run.record.reads[index].out for index in range(start, len(tower.attentions)))
+    return AllGradients(tower, run, tuple(points))
 
 
-def kept_attention(run: Pass, *, averaged: bool = False) -> Callable[[int], Tensor]:
+def kept_attention(
+    record: Recording, targets: int, *, averaged: bool = False
+) -> Callable[[int], Tensor]:
     """A function of a kept layer: its attention (B, H, s, s), or `averaged` (B, 1, s, s)."""
 
     def attention(index: int) -> Tensor:
-        matrix = mha.all_rows(run.record.layers[index])
+        matrix = record.reads[index].matrix()
         return matrix.mean(1, keepdim=True) if averaged else matrix
 
-    return cache(attention) if len(run.columns) > 1 else attention  # every target needs it again
+    return cache(attention) if targets > 1 else attention  # every target needs it again
 
 
 def without_gradient(tower: TransformerTower, call: Call, visit: Visits) -> Pass:
-    """Run once without any graph and visit the tokens of some layers."""
+    """Run once without any graph and visit some layers."""
     with torch.no_grad():
-        if _stops(tower, call):
-            return _stopped(tower, call, visit=visit)[0]
-        return call.run(record_vit(tower, visit=visit))
+        return _run(tower, call, visit=visit)
+
+
+def once_more(tower: TransformerTower, call: Call, run: Pass, keep: range) -> Recording:
+    """Record whole layers of a forward that turned out to be needed: it must be the same again."""
+    with torch.no_grad():
+        again = _run(tower, call, keep=keep)
+    again.record.compare("a second forward", again.scores, run.scores)
+    again.record.verify(call.method)
+    return again.record
 
 
 def refuse_checkpointing(tower: TransformerTower) -> None:
@@ -269,22 +227,19 @@ def refuse_checkpointing(tower: TransformerTower) -> None:
         )
 
 
-class ReadsMoreError(CaptureError):
-    """The scores depend on more than the embedding."""
-
-
 @dataclass(frozen=True, eq=False)
 class PooledEmbedding:
     """An embedding e, the scores that are made of it, and what e itself is pooled from.
 
     Attributes:
-        embedding: (B, E), in the graph where there is one.
+        embedding: (B, E), in the graph.
         direction: y = d . e for K' texts, with the length of the embedding as a constant. It is
             the direction's scale, so its rows are the texts' own where y is a cosine.
         gradient: of the scores at e, (K', B, E).
         projected: whether e comes out of the tower's whole head.
         token: what is pooled, (B, D); with a mean of patches the tokens of which it is the mean,
             (B, N, D); a ResNet's features (B, C, h, w).
+        dtype: of the tower.
     """
 
     run: Pass
@@ -293,6 +248,7 @@ class PooledEmbedding:
     gradient: Tensor
     projected: bool = True
     token: Tensor = NOTHING
+    dtype: torch.dtype = torch.float32
 
     def head(self, tower: Tower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
@@ -301,108 +257,109 @@ class PooledEmbedding:
 
 
 def pooled_embedding(
-    tower: Tower, call: Call, visit: Visits | None = None, *, stream: range = range(0)
+    tower: Tower,
+    call: Call,
+    visit: Visits | None = None,
+    *,
+    keep: range = range(0),
+    stream: range = range(0),
 ) -> PooledEmbedding:
-    """Run once, without a graph up to the embedding, and visit the tokens of some layers.
+    """Run once, with a graph from what is pooled on, and visit or keep some layers.
 
     Of the layers of `stream` what each adds to the pooled token is compared.
     """
     _ = tower.head  # which a family may not know: refused before any work
-    with _until_embedding(tower, call, visit, stream) as record:
-        text = isinstance(tower, TextTower) and call.similarity is None
-        scores = call.embeddings() if text else call.scores()
-    with torch.no_grad():
-        token = pooled_tokens(tower, record)
-    if call.similarity is None:
-        embedded = embedded_scores(tower, call, record, scores)
-        compare_embedding(tower, embedded, token)
-    else:
-        with torch.no_grad():
-            embedded = _of_cosine(call, record, _embedded(tower, record, token, tower.head))
-    return replace(embedded, token=to_float32(token))
-
-
-def _until_embedding(
-    tower: Tower, call: Call, visit: Visits | None, stream: range
-) -> AbstractContextManager[Recording]:
-    leaf: Any = "embedding" if call.similarity is None and tower.kind != "text" else None
     if isinstance(tower, ResNetTower):
-        return record_resnet(tower, then=leaf or "stop")
+        run = call.run(record_resnet(tower, readout=call.readout))
+        return _with_token(tower, embedded_scores(tower, run, run.record.features))
     assert isinstance(tower, TransformerTower)
-    if _stops(tower, call):
-        return _stopping(tower, visit, stream=stream)
-    last = range(len(tower.attentions))[-1:]
-    parts: Any = {"keep" if tower.pooling == "attention" else "outputs": last}
-    return record_vit(tower, visit=visit, leaf=leaf, stream=stream, **parts)
+    last = len(tower.attentions) - 1
+    leaf: Any = last if tower.pooling == "attention" else "block"
+    run = _run(tower, call, visit=visit, keep=keep, leaf=leaf, stream=stream)
+    record = run.record
+    below = record.reads[last].out if leaf == last else record.outputs[last]
+    return _with_token(tower, embedded_scores(tower, run, below, _beyond(tower, run)))
+
+
+def _beyond(tower: TransformerTower, run: Pass) -> Callable[[Tensor], bool]:
+    """Whether a gradient at what is pooled reaches more than the pooled token or query."""
+    if tower.pooling == "mean":
+        return lambda whole: False
+    if tower.pooling == "cls":
+        return partial(_reads_others, pooled=run.record.pooled)
+    return lambda whole: bool(whole[..., 1:, :].any())
+
+
+def _with_token(tower: Tower, embedded: PooledEmbedding) -> PooledEmbedding:
+    """With what is pooled, of which the head's steps must make the embedding."""
+    record = embedded.run.record
+    token = pooled_tokens(tower, record)
+    compare_embedding(tower, embedded, token)
+    return replace(embedded, token=to_float32(token), dtype=token.dtype)
 
 
 def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     """The `token` of a `PooledEmbedding`, in the tower's own precision."""
     if not isinstance(tower, TransformerTower):
-        return record.features
-    if record.stopped or tower.pooling == "attention":
-        return _pooled_token(tower, record, _last_heads(tower, record)[1])
+        return record.features.detach()
+    if tower.pooling == "attention":
+        return record.returned[len(tower.layers)]
     final = record.outputs[len(tower.layers) - 1].detach()
-    if tower.pooling == "mean":
-        return final[:, tower.prefix :]
-    return record.pooled.read(final)
-
-
-def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[Step]) -> Tensor:
-    """The embedding (B, E) of what is pooled, by a ViT's `steps`."""
-    if isinstance(tower, ResNetTower):
-        return tower.pool(token)
-    assert isinstance(tower, TransformerTower)
-    if tower.pooling != "mean":  # modules that a stopped forward left out are called as it would
-        return call_steps(steps, token) if record.stopped else run_steps(steps, token)
-    before = tower.steps_before_mean
-    mean = record.pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
-    return run_steps(steps[before:], mean)
+    return final[:, tower.prefix :] if tower.pooling == "mean" else record.pooled.read(final)
 
 
 @torch.no_grad()
 def compare_embedding(tower: Tower, embedded: PooledEmbedding, token: Tensor) -> None:
     """Compare the embedding of what is pooled with the one that the scores are made of."""
     record, returned = embedded.run.record, embedded.embedding.detach()
-    made = _embedded(tower, record, token, embedded.head(tower))
+    steps = embedded.head(tower)
+    if isinstance(tower, ResNetTower):
+        made = tower.pool(token)
+    elif isinstance(tower, TransformerTower) and tower.pooling == "mean":
+        before = tower.steps_before_mean
+        mean = record.pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
+        made = run_steps(steps[before:], mean)
+    else:
+        made = run_steps(steps, token)
     if made.shape != returned.shape:
         made = torch.full_like(returned, torch.nan)
-    record.compare("the embedding", to_float32(made), returned)
+    # of the tower's precision, since it may have been cast
+    record.compare("the embedding", to_float32(made), returned.to(token.dtype))
 
 
-def _of_cosine(call: Call, record: Recording, embedding: Tensor) -> PooledEmbedding:
-    """Directions that are the target's embeddings over the length of the image's."""
-    similarity = call.similarity or call.forward
-    assert isinstance(similarity, Similarity)
-    run = call.passed(record, similarity.score(embedding.detach()))
-    columns, e = run.columns, to_float32(embedding.detach())
-    same = bool((columns == columns[:, :1]).all())  # every image is asked about the same targets
-    rows = similarity.embeddings.to(e.dtype)[columns[:, :1] if same else columns]
-    length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    gradient = (rows - run.chosen.T[..., None] * (e / length)) / length
-    direction = Direction.of(rows, length[:, 0].reciprocal())
-    return PooledEmbedding(run, embedding, direction, gradient)
+def embedded_scores(
+    tower: Tower,
+    run: Pass,
+    below: Tensor,
+    reads_more: Callable[[Tensor], Any] = lambda whole: False,
+) -> PooledEmbedding:
+    r"""A forward's scores in terms of the embedding e, through which alone they depend on `below`.
 
-
-def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor) -> PooledEmbedding:
-    r"""A forward's result, scores or the embeddings of texts, in terms of the embedding e.
+    `reads_more` tells of their gradient there whether they read more of it than is claimed.
 
     The directions d are :math:`g + (y - g \cdot e) e / |e|^2`, g the gradient at e: so
     :math:`d \cdot e = y` for any score, and :math:`d = t / |e|` if y is the cosine of e and t.
     """
-    if isinstance(tower, TextTower):
-        return _of_cosine(call, record, result)
-    run = call.passed(record, result)
-    if run.depend_on(record.other_outputs):
+    record = run.record
+    points = [p for p in (record.projected, record.embedding) if p is not None and p.requires_grad]
+    whole, *inner = run.mixed(below, *points, *record.apart)
+    if whole is None:
+        whole = run.stacked_gradients(below)[0]  # of zeros where a hook wiped it
+    leads = (
+        p for p, g in zip(points, inner, strict=False) if _leads_through(run, p, g, whole, below)
+    )
+    point = next(leads, None)
+    apart = (each for each in inner[len(points) :] if each is not None)
+    if point is None or reads_more(whole) or any(bool(each.any()) for each in apart):
         raise ReadsMoreError(
-            "The scores depend on more of what the vision tower returned than the image embedding, "
+            f"The scores depend on more of what the {tower.noun} returned than its embedding, "
             "such as hidden states, so they cannot be taken apart; take a method with gradients, "
             "such as all-grad, or grad-cam on a convolutional tower."
         )
-    point, projected = record.embedding, False
-    if record.projected is not None and record.projected.requires_grad:
-        projected = _leads_through(result, record.projected, record.embedding)
-        point = record.projected if projected else point
+    projected = point is record.projected
+    scored = record.scored  # in float32 at least, where it is the same
+    if point.shape == scored.shape and scored.equal(point.to(scored.dtype)):
+        point = scored
     gradient = to_float32(run.stacked_gradients(point))  # (K', B, E)
     if point.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
         gradient, point = gradient[:, :, 0], point[:, 0]
@@ -410,19 +367,26 @@ def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor)
     along = run.chosen.T.to(gradient.dtype) - (gradient * e).sum(-1)
     length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     rows = gradient * length + along[..., None] * (e / length)
+    mean = rows.mean(1, keepdim=True)  # of cosines the images' rows are the same
+    rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
+    rows = mean if bool(((rows - mean).norm(dim=-1) <= rounding).all()) else rows
     direction = Direction.of(rows, length[:, 0].reciprocal())
     return PooledEmbedding(run, point, direction, gradient, projected)
 
 
-def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool:
-    """Whether the scores depend on the tower's embedding through its projection alone."""
-    gradients: Any = partial(grad, retain_graph=True, allow_unused=True)
-    inner, whole = gradients(scores.sum(), (projected, embedding))
-    if inner is None or whole is None:
+def _leads_through(
+    run: Pass, point: Tensor, inner: Tensor | None, whole: Tensor, below: Tensor
+) -> bool:
+    """Whether the scores depend on what is below through one point alone, its first token.
+
+    Given their gradients at both.
+    """
+    if inner is None or (point.ndim == 3 and inner[:, 1:].any()):
         return False
-    (through,) = gradients(projected, embedding, inner)
-    bound = 1e-6 * float(whole.abs().max())
-    return through is not None and torch.allclose(through, whole, rtol=1e-3, atol=bound)
+    (through,) = grad(point, below, inner, retain_graph=True, allow_unused=True)
+    through = torch.zeros_like(whole) if through is None else through
+    off, size = (to_float32(each).norm() for each in (through - whole, whole))
+    return bool(off <= run.record.rounding(point) * size) or not whole.isfinite().all()
 
 
 def resnet_gradient(
@@ -433,18 +397,25 @@ def resnet_gradient(
     A shift of all positions, since Grad-CAM needs the gradient only through its mean over them;
     `detached` takes the weights of an attention pool as constants.
     """
+    run = call.run(record_resnet(tower, readout=call.readout))
+    features = run.record.features
     try:
-        embedded = pooled_embedding(tower, call)
-        embedded.run.record.verify(call.method)
+        embedded = embedded_scores(tower, run, features)
         with torch.no_grad():
-            shift = tower.shift_gradient(embedded.token, embedded.gradient, detached=detached)
-        return embedded.run, shift
+            made = tower.pool(features)
+        if _agree(run.record, made, embedded.embedding.to(features.dtype)):
+            with torch.no_grad():
+                return run, tower.shift_gradient(features, embedded.gradient, detached=detached)
     except (ReadsMoreError, UnsupportedModelError) as error:
-        # the gradient does not lead through the pool alone, or that is not what it seems to be
         if detached:
-            raise UnsupportedModelError(
-                "attention='detached' needs a score of the pool's output alone, and "
-                "the pool's weights; leave it out."
-            ) from error
-    run = call.run(record_resnet(tower, then="shift"))
-    return run, run.stacked_gradients(run.record.shift)
+            raise _not_detached() from error
+    if detached:
+        raise _not_detached()
+    return run, run.stacked_gradients(features).sum((-2, -1))
+
+
+def _not_detached() -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "attention='detached' needs a score of the pool's output alone, and the pool's weights; "
+        "leave it out."
+    )

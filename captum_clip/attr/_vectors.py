@@ -1,7 +1,6 @@
 """The embedding as a sum of vectors, of positions or heads; maps are products of the former."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +11,9 @@ from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from ..models.attentions import AttentionLayer
 from ..models.steps import Direction, Step, flattened, push_forward, run_steps, split_heads
-from ..models.text import PostNormLayer, TextTower
+from ..models.text import PostNormLayer
 from ..models.towers import ResNetTower, Tower, TransformerTower
-from ..recording import LayerRecord, Recording
-from ..similarity import Similarity
+from ..recording import AttentionRead, Recording
 from . import _attention as mha
 from ._call import Call, Computed
 from ._engine import PooledEmbedding, pooled_embedding
@@ -54,18 +52,16 @@ def products(vectors: Tensor, directions: Tensor | None) -> Tensor:
 class PooledRow(NamedTuple):
     """The pooled row of an attention, and what is made of it."""
 
-    record: LayerRecord
+    read: AttentionRead  # without queries and keys
     weights: Tensor  # (B, H, s)
-    output: Tensor | None  # of the library, (B, D); None where the attention was not run
+    heads: Tensor  # (B, H d), their outputs
 
     @classmethod
-    def of(cls, _: int, record: LayerRecord) -> "PooledRow":
+    def of(cls, _: int, read: AttentionRead) -> "PooledRow":
         """Take what is needed of a layer that was visited."""
-        weights = mha.pooled_attention(record, compare=False)
-        output = None if record.output is None else record.pick(record.output).clone()
-        # all else need not be kept
-        record = replace(record, query=None, key=None, heads_output=None, output=None)
-        return cls(record, weights, output)
+        read.watched(read.value)
+        row = read.row if read.extra is not None else read.any_row()
+        return cls(read.without_weights(), row, mha.heads_output(read))
 
 
 def pooled_rows(tower: TransformerTower, call: Call, layers: range) -> PooledEmbedding:
@@ -92,13 +88,12 @@ def steps_onwards(
     return [(steps[:1], token, normed), (steps[2:], run_steps(steps[1:2], normed), returned)]
 
 
-def _heads_and_steps(pooled: PooledRow) -> tuple[Tensor, tuple[Step, ...]]:
+def _heads_and_steps(pooled: PooledRow, returned: Tensor) -> tuple[Tensor, tuple[Step, ...]]:
     """The outputs (B, H d) of a layer's heads for the pooled row, and their steps to the stream."""
-    visited, row, output = pooled
-    attention, heads = visited.attention, mha.heads_output(visited, row)
-    if output is not None:
-        visited.compare(mha.merged(visited, heads), output)
-    return heads, (*attention.merge_steps(visited.maps.output), *attention.branch())
+    read, _, heads = pooled
+    attention = read.attention
+    read.compare(read.name, to_float32(mha.merged(attention, heads)), returned)
+    return heads, (*attention.merge_steps(), *attention.branch())
 
 
 def parts_of_heads(record: Recording, layers: range) -> Tensor:
@@ -109,7 +104,7 @@ def parts_of_heads(record: Recording, layers: range) -> Tensor:
         if isinstance(attention, PostNormLayer):
             what = "norms lie between the layers of this text tower, so no sum has its heads"
             raise UnsupportedModelError(f"{what}; leave out `per`.")
-        heads, steps = _heads_and_steps(record.visited[index])
+        heads, steps = _heads_and_steps(record.visited[index], record.returned[index])
         # each head with zeros in place of the others
         apart = torch.diag_embed(split_heads(heads, attention.heads).mT, dim1=1, dim2=2).flatten(2)
         parts.append(push_forward(steps, heads, apart)[1])
@@ -128,8 +123,11 @@ def pushed_rows(record: Recording, layers: range, centred: bool, mlps: bool) -> 
     share: Any = 0
     for index in layers:
         visited, row, _ = record.visited[index]
-        heads, steps = _heads_and_steps(record.visited[index])
-        values = mha.projected_heads(visited, "value").transpose(1, 2)  # (B, s, H, d)
+        heads, steps = _heads_and_steps(record.visited[index], record.returned[index])
+        values = to_float32(visited.value).transpose(1, 2)  # (B, s, H, d)
+        made = torch.einsum("bhs,bshd->bhd", row, values).flatten(1)
+        made = made if visited.extra is None else made + visited.extra
+        visited.compare(visited.name, made, heads)
         if centred:
             mean = record.pooled.mean(values.flatten(2), span)
             values = values - split_heads(mean, visited.attention.heads)
@@ -188,15 +186,13 @@ def decompose(
     tower: Tower, call: Call, embedded: PooledEmbedding, values: Tensor, directions: Tensor | None
 ) -> Computed:
     """Products (n, B, s or h, w) of the unit embedding's parts, and those of what no part is in."""
+    record = embedded.run.record
     unit = to_float32(embedded.embedding.detach()) * embedded.direction.scale[:, None]
-    if call.similarity is None:  # the model is changed, so more may follow the tower's end
-        assert isinstance(call.forward, Similarity)
-        text = isinstance(tower, TextTower)
-        returned = call.embeddings() if text else call.forward.clip.image_features(*call.images)
-        made = unit if returned.shape == unit.shape else torch.full_like(returned, torch.nan)
-        embedded.run.record.compare("the embedding", made, F.normalize(returned, dim=-1))
+    scored = record.scored.detach()  # which may be more than the tower's
+    made = unit if scored.shape == unit.shape else torch.full_like(scored, torch.nan)
+    record.compare("the embedding", made, F.normalize(scored, dim=-1))
     total = products(unit, directions)
     # some tokens have no place in a map
-    span = embedded.run.record.span if values.ndim == 3 else slice(None)
+    span = record.span if values.ndim == 3 else slice(None)
     inside = values.flatten(2)[..., span]
     return embedded.run.computed(values, (total - inside.sum(-1)).T)

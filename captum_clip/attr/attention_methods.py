@@ -1,7 +1,6 @@
 """Methods that read attention and its gradient: Grad-CAM, rollout, all-grad, last-grad, a layer."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, final
 
 import torch
@@ -9,12 +8,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checks import expect, is_integer
-from ..models.attentions import AttentionLayer
-from ..recording import LayerRecord, record_vit
+from ..recording import AttentionRead
 from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import Call, Computed
-from ._engine import LastGradient, all_gradients, kept_attention, last_gradient, without_gradient
+from ._engine import (
+    LastGradient,
+    all_gradients,
+    kept_attention,
+    last_gradient,
+    once_more,
+    without_gradient,
+)
 
 Weights = Literal["elementwise", "pooled"]
 
@@ -47,7 +52,7 @@ class AttentionGradCam(ViTAttribution):
     @override
     def _compute(self, call: Call, *, weights: Weights = "elementwise") -> Computed:
         last = last_gradient(self._tower, call)
-        if last.output is not None:
+        if last.row is None:
             maps = self._general(last, weights)
         elif weights == "elementwise":
             maps = mha.weighted_rows(last.row, last.attention[None])[0]
@@ -59,8 +64,7 @@ class AttentionGradCam(ViTAttribution):
 
     def _general(self, last: LastGradient, weights: Weights) -> Tensor:
         """Compute the maps from whole matrices, for a gradient that has more than the CLS row."""
-        kept = last.run.record.layers[len(self._tower.layers) - 1]
-        attention, prefix = mha.all_rows(kept), self._tower.prefix  # (B, H, s, s)
+        attention, prefix = last.read.matrix(), self._tower.prefix  # (B, H, s, s)
         maps = []
         for start, gradient in last.matrices(self._tower):
             if weights == "elementwise":
@@ -79,9 +83,8 @@ class AttentionRollout(ViTAttribution):
     .. math:: v \leftarrow v \cdot \mathrm{rownorm}(E_h[A_l] + I) \quad (l = n \ldots 1), \quad
               v_0 = e_{CLS}
 
-    and the map is v without the CLS column. The rows of an attention sum to one, so the row norm
-    is a division by two. Towers with mean pooling start from the mean of the patches' rows,
-    those with a pooling head from its attention, around which no residual runs.
+    and the map is v without the CLS column. Towers with mean pooling start from the mean of the
+    patches' rows, those with a pooling head from its attention, around which no residual runs.
 
     It does not depend on the target: `target` may be left out, and ``attribute_targets`` repeats
     the map K times, so that tables of methods stay rectangular.
@@ -100,10 +103,10 @@ class AttentionRollout(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers, tower = self._layers(start_layer), self._tower
 
-        def visit(index: int, layer: LayerRecord) -> Tensor:
+        def visit(index: int, read: AttentionRead) -> Tensor:
             if index == layers[-1] and tower.pooling != "mean":
-                return mha.pooled_attention(layer).mean(1, keepdim=True)  # (B, 1, s)
-            return mha.all_rows(layer).mean(1)  # (B, s, s)
+                return read.row.mean(1, keepdim=True)  # (B, 1, s)
+            return read.matrix().mean(1)  # (B, s, s)
 
         run = without_gradient(tower, call, (layers, visit))
         means = run.record.visited
@@ -113,8 +116,12 @@ class AttentionRollout(ViTAttribution):
             like = means[layers[-1]][:, 0]
             row = mha.initial_row(tower.pooling, like, tower.prefix, run.record.pooled)
         for index in reversed(layers):
-            mean = means[index]
-            row = (row + (mean[:, 0] if mean.shape[1] == 1 else mha.read_row(row, mean))) / 2
+            mean = means[index]  # (B, s, s), or the one row that is read
+            if mean.shape[1] == 1:
+                row = (row + mean[:, 0]) / (1 + mean.sum(-1))
+            else:
+                row = row / (1 + mean.sum(-1))
+                row = row + mha.read_row(row, mean)
         return run.computed(row.expand(len(run.columns), -1, -1))
 
 
@@ -148,7 +155,8 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
         passed = all_gradients(tower, call, start_layer)
-        attention, pooled = kept_attention(passed.run), passed.run.record.pooled
+        record, count = passed.run.record, len(passed.run.columns)
+        attention, pooled = kept_attention(record, count), record.pooled
         maps = []
         for gradients in passed.run.gradients(*passed.points):
             last = passed.last_row(gradients[-1])
@@ -223,14 +231,14 @@ class LastGradAttention(ViTAttribution):
         if pooling == "attention" and len(layers) > 1:
             return self._below_pooling_head(call, layers, heads)
 
-        def visit(index: int, layer: LayerRecord) -> Tensor:
-            return _combined(mha.pooled_attention(layer), heads, dim=1)
+        def visit(index: int, read: AttentionRead) -> Tensor:
+            return _combined(read.row, heads, dim=1)
 
         if pooling == "mean":  # the rows alone will not do
             last = last_gradient(self._tower, call, keep=layers)
         else:
             last = last_gradient(self._tower, call, (layers[:-1], visit))
-        if last.output is not None:
+        if last.row is None:
             return self._general(call, last, layers, heads)
         top = _combined(last.attention, heads, dim=1)
         below = [last.run.record.visited[index] for index in layers[:-1]]
@@ -244,12 +252,10 @@ class LastGradAttention(ViTAttribution):
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Computed:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
-        run = last.run
-        if self._tower.pooling != "mean":  # whole layers turned out to be needed
-            with torch.no_grad(), record_vit(self._tower, keep=layers) as record:
-                call.scores()
-            run = replace(run, record=record)
-        attention = kept_attention(run, averaged=heads == "averaged")
+        run, record = last.run, last.run.record
+        if self._tower.pooling != "mean":
+            record = once_more(self._tower, call, run, layers)
+        attention = kept_attention(record, len(run.columns), averaged=heads == "averaged")
         maps = [
             _propagated(
                 eye, torch.zeros_like(eye), _combined(gradient, heads, dim=1), attention, layers
@@ -261,7 +267,8 @@ class LastGradAttention(ViTAttribution):
     def _below_pooling_head(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
         passed = all_gradients(self._tower, call, layers[-2], first=layers[0])
-        attention = kept_attention(passed.run, averaged=heads == "averaged")
+        record, count = passed.run.record, len(passed.run.columns)
+        attention = kept_attention(record, count, averaged=heads == "averaged")
         maps = []
         for gradients in passed.run.gradients(*passed.points):
             last = passed.last_row(gradients[-1])
@@ -341,17 +348,15 @@ class LayerAttention(ViTAttribution):
         return compute(call, index % count, rows)
 
     def _of_attention(self, call: Call, index: int, rows: Rows) -> Computed:
-        tower, attention = self._tower, self._tower.attentions[index]
+        tower = self._tower
 
-        def visit(_: int, layer: LayerRecord) -> Tensor:  # (B, s)
-            if not isinstance(attention, AttentionLayer) or (
-                rows == "cls" and tower.pooling == "cls"
-            ):
-                return mha.pooled_attention(layer).mean(1)
-            matrix = mha.all_rows(layer).mean(1)
+        def visit(_: int, read: AttentionRead) -> Tensor:  # (B, s)
+            if read.attention.is_pool or (rows == "cls" and tower.pooling == "cls"):
+                return read.row.mean(1)
+            matrix = read.matrix().mean(1)
             if rows == "sum":
                 return matrix.sum(1)
-            mean = mha.initial_row(tower.pooling, matrix[:, 0], tower.prefix, layer.pooled)
+            mean = mha.initial_row(tower.pooling, matrix[:, 0], tower.prefix, read.pooled)
             return mha.read_row(mean, matrix)
 
         run = without_gradient(tower, call, (range(index, index + 1), visit))
@@ -362,21 +367,20 @@ class LayerAttention(ViTAttribution):
         if is_last:
             last = last_gradient(tower, call)
             if last.output is None:  # the only row, so also the sum
+                assert last.row is not None
                 return last.run.computed(last.row.mean(2))
-            run, output = last.run, last.output
+            run, output = last.run, last.output  # (K', B, H, s, d)
         else:
             passed = all_gradients(tower, call, index)
             run = passed.run
-            output = run.stacked_gradients(passed.points[0])  # (K', B, s, D)
-        layer, pooled = run.record.layers[index], run.record.pooled
-        like = output[0, ..., 0]
+            output = run.stacked_gradients(passed.points[0])
+        read, pooled = run.record.reads[index], run.record.pooled
+        like = output[0, :, 0, :, 0]  # (B, s)
         if rows == "sum":
             weights = torch.ones_like(like)
         elif is_last:
             weights = torch.stack([mha.start_row(g, tower, pooled) for g in output])
         else:
             weights = mha.initial_row(tower.pooling, like, tower.prefix, pooled)
-        mha.compare_output(layer)
-        chosen = mha.heads_gradient(layer, (weights[..., None] * output).sum(2))
-        gradient = mha.row_gradient(layer, chosen)  # (K', B, H, s)
-        return run.computed(gradient.mean(2))
+        chosen = (weights[..., None, :, None] * output).sum(3)  # (K', B, H, d)
+        return run.computed(mha.row_gradient(read, chosen).mean(2))

@@ -15,9 +15,8 @@ from ..errors import InputError, public
 from ..maps import to_float32
 from ..models import ClipAdapter
 from ..models.steps import Direction, needs_token, pull_back, run_steps
-from ..models.text import TextTower
 from ..models.towers import AveragePooledTower, ResNetTower, TransformerTower
-from ..recording import Recording, record_detached_gates, refuse_nonlinear
+from ..recording import Recording, record_held, refuse_nonlinear
 from ..similarity import Similarity
 from ..targets import Target
 from . import _attention as mha
@@ -77,10 +76,9 @@ def propagated_to_patches(
     Of the scores, or of the unit embedding's products with vectors `directions` (n, B or 1, E).
     """
     refuse_checkpointing(tower)
-    with record_detached_gates(tower, mha.attended) as record:
-        result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
-    embedded, patches = embedded_scores(tower, call, record, result), record.input
-    refuse_nonlinear(embedded.embedding, patches, tower.noun)
+    run = call.run(record_held(tower, places=call.places, readout=call.readout))
+    record, patches = run.record, run.record.input
+    embedded = embedded_scores(tower, run, patches)
 
     def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)
         if patches.ndim == 4 and isinstance(tower.stem, nn.Conv2d):
@@ -95,10 +93,13 @@ def propagated_to_patches(
     direction = embedded.direction
     if directions is not None:
         direction = Direction.of(directions.expand(-1, record.batch, -1), direction.scale)
-    # one target after the other
-    for rows in direction.dense().to(embedded.embedding.dtype):  # (B, E)
-        (gradient,) = torch.autograd.grad(embedded.embedding, patches, rows, retain_graph=True)
-        maps.append((as_tokens(gradient) * entered).sum(-1))
+    # one target after the other; what is linear has a gradient that does not depend on the patches
+    for index, rows in enumerate(direction.dense().to(embedded.embedding.dtype)):  # (B, E)
+        options = {"retain_graph": True, "create_graph": index == 0}
+        (gradient,) = torch.autograd.grad(embedded.embedding, patches, rows, **options)
+        if index == 0:
+            refuse_nonlinear(gradient, patches, tower.noun)
+        maps.append((as_tokens(gradient.detach()) * entered).sum(-1))
     stacked = torch.stack(maps)  # (K', B, N)
     padded = F.pad(stacked, (tower.prefix, 0))
     if directions is not None:
@@ -113,11 +114,7 @@ Depth = Literal["pooling", "token", "all"]
 
 def any_target(clip: ClipAdapter) -> Target:
     """A target for a forward function of which the vectors are wanted, which depend on none."""
-    dimension = clip.embedding_dim
-    if dimension is None:
-        blank = torch.zeros(1, 3, *clip.tower.native, device=clip.device)
-        with torch.no_grad():
-            dimension = clip.image_features(blank).shape[-1]
+    dimension = clip.embedding_dim or clip.measured_dim()
     return targets.embedding(torch.eye(1, dimension, device=clip.device))
 
 
@@ -375,29 +372,40 @@ def _pulled_rows(
     """The maps (K', B, ..., s) along directions on the pooled token, from the last layer down."""
     values = []
     for index in reversed(layers):
-        visited, row, output = record.visited[index]
+        visited, row, heads = record.visited[index]
         attention = visited.attention
         for steps, token, returned in reversed(steps_onwards(record, index, mlps)):
             above = direction
-            direction = pull_back(steps, token, Direction.of(above.rows, above.scale))
+            direction = pull_back(steps, token, above.without_constant())
             compare = partial(record.compare, f"what follows the attention of layer {index}")
             _compare_sum(compare, above, direction.dot(token) + direction.constant, returned)
-        steps = (*attention.merge_steps(visited.maps.output), *attention.branch())
+        steps = (*attention.merge_steps(), *attention.branch())
         # linear steps are the same for every token
-        heads = mha.heads_output(visited, row) if needs_token(steps) else direction.rows[0]
-        at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
-        parts = mha.contributions(visited, at_heads)  # (K', B, H, s)
-        if output is not None:
-            whole = (parts * row).sum((2, 3)) + at_heads.constant
-            added = run_steps(attention.branch(), to_float32(output))
-            _compare_sum(visited.compare, direction, whole, added.to(output.dtype))
+        at_heads = pull_back(
+            steps, heads if needs_token(steps) else direction.rows[0], direction.without_constant()
+        )
+        plain = per is None and not centred
+        if plain:
+            mixed = to_float32(visited.value) * row[..., None]  # (B, H, s, d)
+            maps = at_heads.dots(mixed.transpose(1, 2).flatten(2))  # (K', B, s)
+        else:
+            parts = mha.contributions(visited, at_heads)  # (K', B, H, s)
+            maps = (parts * row).sum(2)
+        whole = maps.sum(-1) + at_heads.constant
+        if visited.extra is not None:
+            whole = whole + at_heads.dot(visited.extra)
+        output = record.returned[index]
+        added = run_steps(attention.branch(), to_float32(output))
+        compare = partial(record.compare, visited.name)
+        _compare_sum(compare, direction, whole, added.to(output.dtype))
         if centred:  # the value of a mean token is the mean of the values
             flat = parts.permute(1, 3, 0, 2).flatten(2)
             mean = record.pooled.mean(flat, record.span)  # (B, 1, K' H)
             mean = mean.reshape(len(mean), -1, parts.shape[2]).transpose(0, 1)
             parts = parts - mean[..., None]
-        parts = parts * row
-        values.append(parts if per == "head" else parts.sum(2))
+        if not plain:
+            maps = parts * row if per == "head" else (parts * row).sum(2)
+        values.append(maps)
     values.reverse()
     return torch.stack(values, 2) if per else torch.stack(values).sum(0)
 
@@ -438,9 +446,9 @@ def _of_mean(tower: TransformerTower, call: Call, centred: bool) -> Computed:
 
 def _closed(embedded: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -> Computed:
     """Maps and rest (K', B), whose total must be the score."""
-    scores, embedding = embedded.run.chosen, embedded.embedding
+    scores = embedded.run.chosen
     size = scores.norm(dim=1, keepdim=True).clamp(min=1)
-    embedded.run.record.compare("the score", total.T, scores.to(embedding.dtype), size)
+    embedded.run.record.compare("the score", total.T, scores.to(embedded.dtype), size)
     return embedded.run.computed(maps, rest.T)
 
 

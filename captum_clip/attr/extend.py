@@ -4,15 +4,8 @@
 that take it, and returns a `Computed`.
 """
 
-from ..recording import LayerRecord, record_detached_gates, record_features, record_vit
-from ._attention import (
-    contributions,
-    heads_output,
-    merged,
-    pooled_attention,
-    projected_heads,
-    weighted,
-)
+from ..recording import AttentionRead, record_features, record_held, record_vit
+from ._attention import contributions, heads_output, merged, weighted
 from ._base import ClipAttribution, ResNetAttribution, ViTAttribution
 from ._call import Call, Computed
 from ._engine import (
@@ -26,10 +19,10 @@ from ._engine import (
 from .registry import register
 
 __all__ = [
+    "AttentionRead",
     "Call",
     "ClipAttribution",
     "Computed",
-    "LayerRecord",
     "ResNetAttribution",
     "ViTAttribution",
     "all_gradients",
@@ -38,11 +31,9 @@ __all__ = [
     "heads_output",
     "last_gradient",
     "merged",
-    "pooled_attention",
     "pooled_embedding",
-    "projected_heads",
-    "record_detached_gates",
     "record_features",
+    "record_held",
     "record_vit",
     "register",
     "resnet_gradient",

@@ -13,10 +13,10 @@ from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
-from ..recording import LayerRecord, record_vit
+from ..recording import AttentionRead, read_pool, record_vit
 from . import _attention as mha
 from ._base import ViTAttribution
-from ._call import Call, Computed
+from ._call import Call, Computed, batched
 from ._engine import (
     PooledEmbedding,
     compare_embedding,
@@ -26,8 +26,6 @@ from ._engine import (
     pooled_tokens,
     refuse_checkpointing,
 )
-
-_TOGETHER = 8  # targets in one batched backward, which bounds its memory
 
 
 @final
@@ -65,23 +63,18 @@ class LeGrad(ViTAttribution):
         tower, chosen = self._tower, self._last(layers)
         refuse_checkpointing(tower)
         if tower.pooling == "attention":  # it is differentiated itself, so no graph comes before it
-            pool = range(len(tower.layers), len(tower.attentions))
-            recorded = record_vit(tower, leaf="embedding", outputs=chosen, keep=pool)
+            read: Any = {"keep": range(len(tower.layers), len(tower.attentions)), "leaf": "block"}
         else:
-            recorded = record_vit(tower, keep=chosen, leaf=chosen[0], outputs=chosen)
-        with recorded as record:
-            scores = call.scores()
-        embedded = embedded_scores(tower, call, record, scores)
-        with torch.no_grad():
-            compare_embedding(tower, embedded, pooled_tokens(tower, record))
-            if tower.pooling_head is not None:
-                read = record.layers[len(tower.layers)]
-                read.compare(tower.pooling_head.keyed(record.outputs[chosen[-1]]), read.tokens)
-            else:
-                for index in chosen:
-                    mha.all_rows(record.layers[index])  # compared with what the library's returned
-        maps = torch.stack([self._of_layer(embedded, index) for index in record.outputs])
-        return embedded.run.computed(maps.sum(0))
+            read = {"keep": chosen, "leaf": chosen[0]}
+        options = {"places": call.places, "readout": call.readout, **read}
+        run = call.run(record_vit(tower, outputs=chosen, **options))
+        record = run.record
+        pools = tower.pooling == "attention"
+        below = record.outputs[chosen[-1]] if pools else record.reads[chosen[0]].out
+        embedded = embedded_scores(tower, run, below)
+        compare_embedding(tower, embedded, pooled_tokens(tower, record))
+        maps = torch.stack([self._of_layer(embedded, index) for index in chosen])
+        return run.computed(maps.sum(0))
 
     def _last(self, layers: int | Literal["all"]) -> range:
         count = len(self._tower.layers)
@@ -93,19 +86,23 @@ class LeGrad(ViTAttribution):
 
     def _of_layer(self, embedded: PooledEmbedding, index: int) -> Tensor:
         """E_l (K', B, s)."""
-        head, output = self._tower.pooling_head, embedded.run.record.outputs[index]  # (B, s, D)
+        record = embedded.run.record
+        head, output = self._tower.pooling_head, record.outputs[index]  # (B, s, D)
         if head is None:
-            layer = embedded.run.record.layers[index]
-            gradients = self._gradients(embedded, to_float32(output).mean(1), layer.point()[0])
-            matrices = (mha.matrix_gradient(layer, gradient) for gradient in gradients)
+            read = record.reads[index]
+            read.matrix()  # compared with what ran
+            gradients = self._gradients(embedded, to_float32(output).mean(1), read.out)
+            matrices = (mha.matrix_gradient(read, gradient) for gradient in gradients)
             return torch.stack([matrix.clamp(min=0).mean((1, 2)) for matrix in matrices])
-        with torch.no_grad():
-            ran = embedded.run.record.layers[len(self._tower.layers)]  # with its mask and weights
-            keyed = LayerRecord(head, head.keyed(output.detach()), bias=ran.bias)
-            read = mha.with_called_maps(keyed)
-            read.maps = ran.maps
-            heads = mha.heads_output(read, mha.pooled_attention(read))
-        gradients = self._gradients(embedded, mha.merged(read, heads.requires_grad_()), heads)
+        read = read_pool(self._tower, output.detach())
+        if index == len(self._tower.layers) - 1:  # which ran
+            ran = record.reads[index + 1]
+            record.compare(read.name, read.row.flatten(1), ran.row.flatten(1))
+        heads = read.pick(read.out.detach()).flatten(1).requires_grad_()
+        merged = to_float32(mha.merged(head, heads))
+        if index == len(self._tower.layers) - 1:
+            record.compare(read.name, merged, record.returned[index + 1])
+        gradients = self._gradients(embedded, merged, heads)
         return mha.row_gradient(read, gradients).clamp(min=0).mean(2)
 
     def _gradients(self, embedded: PooledEmbedding, token: Tensor, leaf: Tensor) -> Tensor:
@@ -115,16 +112,13 @@ class LeGrad(ViTAttribution):
             # images do not mix
             scores = torch.einsum("kbe,be->k", embedded.direction.rows, embedding)
         ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
-        batched = embedded.run.batched
-        # the blocks of a user's own forward may contain operations that no batched backward passes
-        rows = torch.split(ones, _TOGETHER) if batched else ones.unbind()
-        options: Any = {"retain_graph": True, "allow_unused": True, "is_grads_batched": batched}
-        parts = [
-            leaf.new_zeros(*r.shape[:-1], *leaf.shape) if gradient is None else gradient
-            for r in rows
-            for gradient in grad(scores, leaf, r, **options)  # None where a hook wiped it
-        ]
-        return torch.cat(parts) if batched else torch.stack(parts)
+
+        def gradients(row: Tensor, **more: bool) -> tuple[Tensor, ...]:
+            (found,) = grad(scores, leaf, row, retain_graph=True, allow_unused=True, **more)
+            # None where a hook wiped it
+            return (leaf.new_zeros(*row.shape[:-1], *leaf.shape) if found is None else found,)
+
+        return batched(gradients, ones, leaf)
 
 
 @final
@@ -156,54 +150,44 @@ class GradEclip(ViTAttribution):
     def _compute(self, call: Call) -> Computed:
         tower = self._tower
         last = last_gradient(tower, call)
-        layer = last.run.record.layers[len(tower.attentions) - 1]
-        if last.output is None:
-            maps = last.row.sum(2).clamp(min=0) * self._loosened(layer, None)
+        read = last.read
+        if last.row is not None:
+            maps = last.row.sum(2).clamp(min=0) * self._spread(read, None)
             return last.run.computed(maps)
-        mha.all_rows(layer)  # compared with what the library's returned
+        assert last.output is not None
         general = []
-        for output in last.output:  # (B, s, D), one target after the other
-            start = mha.start_row(output, tower, layer.pooled)
-            gradient = mha.read_row(start, mha.heads_gradient(layer, output))
-            row = mha.row_gradient(layer, gradient[None])[0].sum(1)  # (B, s)
-            general.append(row.clamp(min=0) * self._loosened(layer, start))
+        for output in last.output:  # (B, H, s, d), one target after the other
+            start = mha.start_row(output, tower, read.pooled)
+            gradient = torch.einsum("bs,bhsd->bhd", start.to(output), output)
+            row = mha.row_gradient(read, gradient[None])[0].sum(1)  # (B, s)
+            general.append(row.clamp(min=0) * self._spread(read, start))
         return last.run.computed(torch.stack(general))
 
     @torch.no_grad()
-    def _loosened(self, layer: LayerRecord, start: Tensor | None) -> Tensor:
+    def _spread(self, read: AttentionRead, start: Tensor | None) -> Tensor:
         """Min-max over the patches of the cosine between keys and the pooled query, (B, s).
 
         The query is that of CLS or the pooling head, or of a row `start` (B, s) of tokens.
         """
-        attention, span = layer.attention, layer.span
-        key = mha.projected_heads(layer, "key").transpose(1, 2).flatten(2)  # (B, s, D)
+        if read.query is None or read.key is None:
+            raise UnsupportedModelError(
+                f"grad-eclip: {read.name} shows no queries and keys; take another method."
+            )
+        query, key = to_float32(read.query), to_float32(read.key)
         with mha.autocast_disabled(key):
-            if isinstance(attention, PoolingHead):
-                query = attention.query().to(key).expand(len(key), -1, -1).flatten(1)
-            elif start is None:
-                query = mha.pooled_query(layer).flatten(1)  # (B, D)
+            if start is None:
+                row = read.pick(query).flatten(1)  # (B, D)
             else:
-                queries = mha.projected_heads(layer, "query").transpose(1, 2).flatten(2)
-                query = mha.read_row(start, queries)
-            cosine = F.cosine_similarity(query[:, None], key, dim=-1)
-        hidden = layer.pooled.hidden()
+                row = mha.read_row(start, query.transpose(1, 2).flatten(2))
+            cosine = F.cosine_similarity(row[:, None], key.transpose(1, 2).flatten(2), dim=-1)
+        span = read.span
+        hidden = read.pooled.hidden()
         if hidden is None:
             hidden = torch.zeros_like(cosine, dtype=torch.bool)
         low = cosine.masked_fill(hidden, torch.inf)[:, span].amin(1, keepdim=True)
         high = cosine.masked_fill(hidden, -torch.inf)[:, span].amax(1, keepdim=True)
         extent = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
         return ((cosine - low) / extent).masked_fill(hidden, 0)
-
-
-def _all_compared(_: int, record: LayerRecord) -> LayerRecord:
-    """Compare all rows, since the values of all tokens pass the output map, each by itself."""
-    heads, output = record.heads_output, record.output
-    if output is not None and not isinstance(record.attention, PoolingHead):
-        mha.all_rows(record)
-        if heads is not None and not record.attention.linear:
-            record.compare(mha.merged(record, heads.flatten(0, 1)).view_as(output), output)
-    mha.compare_output(record)
-    return record
 
 
 Mixing = Literal["identity", "qq", "kk"]
@@ -252,15 +236,24 @@ class PatchSimilarity(ViTAttribution):
                 "or 'identity'."
             )
         stream = range(last, len(tower.layers))
-        visit = range(last, last + 1), _all_compared
-        embedded = pooled_embedding(tower, call, visit, stream=stream)
-        layer: LayerRecord = embedded.run.record.visited[last]
+        embedded = pooled_embedding(tower, call, keep=range(last, last + 1), stream=stream)
+        record = embedded.run.record
+        read = record.reads[last]
         with torch.no_grad(), mha.autocast_disabled(embedded.token):
-            mixed = mha.projected_heads(layer, "value")  # (B, H, s, d)
+            # the values of all tokens pass the output map, each by itself
+            made = mha.merged(module, to_float32(read.out).transpose(1, 2).flatten(2))
+            record.compare(read.name, to_float32(made).flatten(1), read.output.flatten(1))
+            mixed = to_float32(read.value)  # (B, H, s, d)
+            heads = {"identity": mixed, "qq": read.query, "kk": read.key}[attention]
+            if heads is None:
+                raise UnsupportedModelError(
+                    f"attention={attention!r} needs queries and keys, and {read.name} shows none; "
+                    "take 'identity'."
+                )
             if attention != "identity":
-                which: Literal["query", "key"] = "query" if attention == "qq" else "key"
-                heads = mha.projected_heads(layer, which)
-                mixed = ((heads * module.scale(heads.shape[-1])) @ heads.mT).softmax(-1) @ mixed
+                heads = to_float32(heads)
+                factor = heads.shape[-1] ** -0.5 if read.scale is None else read.scale
+                mixed = ((heads * factor) @ heads.mT).softmax(-1) @ mixed
             batch, _, count, _ = mixed.shape
             flat = mixed.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
             flat = run_steps((*module.merge_steps(), *module.branch()), flat)
@@ -268,7 +261,8 @@ class PatchSimilarity(ViTAttribution):
             tokens = torch.cat([flat, embedded.token.flatten(0, -2)[:batch]])
             flat = run_steps(embedded.head(tower), tokens)
             if tower.pooling != "mean":
-                embedded.run.record.compare("the embedding", flat[-batch:], embedded.embedding)
+                returned = embedded.embedding.to(embedded.dtype)
+                record.compare("the embedding", flat[-batch:], returned)
             patches = F.normalize(flat[:-batch], dim=-1).view(batch, count, -1)  # (B, s, E)
             rows: Tensor = embedded.direction.rows.expand(-1, batch, -1)
             maps = torch.einsum("kbe,bse->kbs", rows, patches)

@@ -16,7 +16,7 @@ from ..checks import check_integer, check_texts, expect, expecting, is_number, t
 from ..errors import InputError, TargetError, UnsupportedModelError, public
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
-from .library import expect_library_parts, may_be_left_out, refuse_quantised
+from .library import expect_library_parts, refuse_quantised
 from .text import SUPPORTED, TextTower
 from .towers import Kind, Tower
 
@@ -31,11 +31,6 @@ class Family(NamedTuple):
     adapter: "Callable[..., ClipAdapter] | None" = None  # of the whole models among them
     models: Collection[str] = ()  # names of these; those of transformers also load by name
     towers: Collection[str] = ()  # names of the other classes, vision towers alone
-    packages: Collection[str] = ()
-    """The packages whose modules it is made of, so that what they compute is known.
-
-    By default that is the top-level package of `library`.
-    """
 
     def holds(self, module: nn.Module) -> bool:
         """Whether a module is of one of the classes, or made from it."""
@@ -168,9 +163,14 @@ class ClipAdapter(ABC):
 
     @property
     def embedding_dim(self) -> int | None:
-        """Length of the embeddings; None where only a forward shows it, as with changed code."""
-        known = may_be_left_out([self.model, *self.tower.left_out])
-        return self.tower.embedding_dim if known else None
+        """Length of the embeddings of its tower; None where only a forward shows it."""
+        return self.tower.embedding_dim
+
+    def measured_dim(self) -> int:
+        """Length of the embeddings as one forward shows it."""
+        blank = torch.zeros(1, 3, *self.tower.native, device=self.device)
+        with torch.no_grad():
+            return self.image_features(blank).shape[-1]
 
     @public("grid")
     def grid(self, height: int, width: int) -> tuple[int, int]:

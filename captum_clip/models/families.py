@@ -8,7 +8,7 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from . import huggingface, open_clip, openai, relatives, timm
 from .adapter import ClipAdapter, Family
-from .library import add_packages, expect_library_parts, refuse_quantised, unwrapped
+from .library import expect_library_parts, refuse_quantised, unwrapped
 from .towers import Tower
 
 FAMILIES: list[Family] = []
@@ -26,12 +26,8 @@ _REFUSED = {
 
 
 def register_family(family: Family) -> None:
-    """Make a family known to `load_clip` and to every method, before those that are known already.
-
-    Modules of its packages then count as library code, whose computation is known.
-    """
+    """Make a family known to `load_clip` and to every method, before those that are known."""
     FAMILIES.append(family)
-    add_packages(family.packages or [family.library.partition(".")[0]])
 
 
 _LIBRARIES = (openai, huggingface, relatives, open_clip, timm)

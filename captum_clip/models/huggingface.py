@@ -97,6 +97,7 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
     while not hasattr(module, layout.encoder.partition(".")[0]):
         module = module.text_model
     name, end = type(model).__name__, getattr(module.config, "eos_token_id", None)
+    end = getattr(module, "eos_token_id", end)  # as it was when the model was made
     # configurations made before the end token was written down say 2
     largest = name.startswith("Owl") or (name.startswith("CLIP") and end == 2)
     steps = [attrgetter(name)(module) for name in layout.own_head]
@@ -241,7 +242,6 @@ def transformers_family(
         adapter=partial(adapter, text=text),
         models=[prefix + model],
         towers=[prefix + kind for kind in _VISION_KINDS],
-        packages=["transformers.models", "transformers.activations"],
     )
 
 

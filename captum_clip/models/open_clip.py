@@ -1,8 +1,7 @@
 """CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
-from .attentions import AttentionLayer, Which, argument, part_of
+from .attentions import Attention, AttentionLayer, part_of
 from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
@@ -44,45 +43,14 @@ class OpenClipLayer(Multihead, AttentionLayer):
 
 
 class OwnAttention(Multihead):
-    """OpenCLIP's own `Attention`, which from version 4 on is in every tower.
+    """OpenCLIP's own `Attention`, which from version 4 on is in every tower."""
 
-    From then on it takes keys and values as well, and True in a mask shows a key instead of hiding
-    it.
-    """
-
-    token_argument = (0, "x")
     inner_norm_part = "ln_inner"
-    unknown_parts = ("scaled_cosine", "scale_heads")
-    scale = AttentionLayer.scale
-    merge_module = AttentionLayer.merge_module
-
-    @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        key: Tensor | None = kwargs.get("k_x")
-        return argument(args, kwargs, *self.token_argument) if key is None else key
-
-    @override
-    def bias(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-        mask = kwargs.get("attn_mask")
-        if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-            shows = "k_x" in signature(type(self.attention).forward).parameters
-            kwargs = {**kwargs, "attn_mask": ~mask if shows else mask}
-        return super().bias(args, kwargs)
+    output_map = Attention.output_map
 
 
 class OwnLayer(OwnAttention, OpenClipLayer):
     """A `ResidualAttentionBlock` with OpenCLIP's own `Attention`."""
-
-    @property
-    @override
-    def plain(self) -> bool:
-        return isinstance(self.attention.ln_q, nn.Identity)
-
-    @override
-    def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
-        norm = self.attention.ln_q if which == "query" else self.attention.ln_k
-        rotated: Tensor = norm(heads)
-        return rotated
 
 
 class CustomLayer(OwnLayer):
@@ -92,23 +60,8 @@ class CustomLayer(OwnLayer):
     branch_parts = ("ln_attn", "ls_1")
 
 
-class OpenClipPoolingHead(MultiheadPoolingHead):
-    """An `AttentionalPooler`, of which the first query is read."""
-
-    @override
-    def embedded_query(self) -> Tensor:
-        query: Tensor = self.head.ln_q(self.head.query[0])
-        return query
-
-
-class OwnPoolingHead(OwnAttention, OpenClipPoolingHead):
-    """An `AttentionalPooler` with OpenCLIP's own `Attention`."""
-
-    @override
-    def unsupported(self) -> Iterator[str]:
-        yield from super().unsupported()
-        if not isinstance(self.attention.ln_q, nn.Identity):
-            yield "a norm of its queries and keys"
+class OwnPoolingHead(OwnAttention, MultiheadPoolingHead):
+    """An `AttentionalPooler` with OpenCLIP's own `Attention`, of which the first query is read."""
 
 
 class OpenClipViT(ViTTower):
@@ -139,8 +92,8 @@ def _vit_of(visual: Any) -> OpenClipViT:
     head = None
     if pool is not None:
         multihead = isinstance(pool.attn, nn.MultiheadAttention)
-        kind = OpenClipPoolingHead if multihead else OwnPoolingHead
-        head = kind(pool, pool.attn, pool.ln_k, pool, visual.ln_post)
+        kind = MultiheadPoolingHead if multihead else OwnPoolingHead
+        head = kind(pool, pool.attn, pool, visual.ln_post)
     return OpenClipViT(
         module=visual,
         native=tuple(visual.image_size),
@@ -383,7 +336,6 @@ def text_tower_in(
     is_causal = getattr(owner, "attn_mask", True) is not None
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
-        runners=[owner],
         takes_mask=False,
         pad=owner.pad_id if suffix or getattr(owner, "use_pad_mask", False) else None,
         cls_first=bool(suffix) and not owner.correct_cls_mask,

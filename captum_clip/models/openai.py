@@ -1,6 +1,5 @@
 """Models of OpenAI's own package: `clip/model.py`, installed or copied into another repository."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import torch
@@ -10,9 +9,9 @@ from typing_extensions import override
 from ..checks import expect
 from ..errors import TargetError, UnsupportedModelError
 from .adapter import Family
-from .attentions import Exposed
+from .attentions import Attention
 from .open_clip import OpenClipAdapter, OpenClipLayer, OpenClipResNet, OpenClipViT, text_tower_in
-from .steps import Linear, Projections
+from .steps import Linear, Step
 from .text import TextTower
 from .towers import Tower
 
@@ -34,14 +33,12 @@ class SplitLayer(OpenAILayer):
 
     maps = ("q_proj", "k_proj", "v_proj", "proj")
 
-    @override
-    def projections(self) -> Projections:
-        # all by their weights, into which eval() merges LoRA's; what is not merged is refused
-        return Projections._make(map(Linear.of, self.map_modules()))
+    # all by their weights, into which eval() merges LoRA's; what is not merged is refused
+    input_maps = Attention.input_maps
 
     @override
-    def exposed(self) -> Mapping[nn.Module, tuple[Exposed, ...]]:
-        return {}  # the outputs of its maps have the sequence before the batch
+    def output_map(self) -> Step:
+        return Linear.of(self.attention.proj)
 
 
 class OpenAIViT(OpenClipViT):
@@ -74,7 +71,6 @@ def _tower_of(module: Any) -> Tower:
         patches=visual.conv1,
         layers=_layers_of(visual.transformer),
         pooling="cls",
-        prompted=hasattr(visual, "VPT_shallow"),  # of MaPLe, at the end
     )
 
 
@@ -125,6 +121,5 @@ FAMILIES = (
         adapter=OpenAIAdapter,
         models=["CLIP"],
         towers=[*_VITS, "ModifiedResNet"],
-        packages=["torch.nn"],  # anybody's code may be called so, and is run to its end
     ),
 )

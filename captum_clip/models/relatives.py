@@ -24,15 +24,9 @@ from .huggingface import (
 )
 from .images import image_processor
 from .multihead import MultiheadPoolingHead
-from .steps import Linear, Projections, Residual, Step, linear_or_called
+from .steps import Residual, Step, flattened
 from .text import TextPooling, TextTower
 from .towers import AveragePooledTower, Entry, wrong_size
-
-
-class SiglipPoolingHead(MultiheadPoolingHead):
-    """The pooling head of a SigLIP vision model, with one learned query."""
-
-    query_part = "probe"
 
 
 class SiglipTower(HuggingFaceTower):
@@ -49,7 +43,8 @@ class SiglipTower(HuggingFaceTower):
         fields = {"prefix": 0, "steps_before_mean": 1}  # the library norms every patch
         if head is None:
             return {"pooling": "mean", **fields}
-        pool = SiglipPoolingHead(head, head.attention, norm, norm, head)
+        pool = MultiheadPoolingHead(head, head.attention, norm, head)
+        pool.norm = norm
         return {"pooling": "attention", "pooling_head": pool, **fields}
 
     @property
@@ -57,8 +52,8 @@ class SiglipTower(HuggingFaceTower):
     def head(self) -> tuple[Step, ...]:
         if self.pooling_head is None:
             return (self.module.post_layernorm,)
-        head, mlp = self.module.head, self.module.head.mlp
-        return (Residual((head.layernorm, mlp.fc1, mlp.activation_fn, mlp.fc2)),)
+        head = self.module.head
+        return (Residual(flattened((head.layernorm, head.mlp))),)
 
 
 class SiglipAdapter(HuggingFaceAdapter):
@@ -142,31 +137,18 @@ class Aimv2Layer(HuggingFaceLayer):
 
 
 class Aimv2PoolingHead(PoolingHead):
-    """An `Aimv2AttentionPoolingHead`, whose query is used as it is learned."""
+    """An `Aimv2AttentionPoolingHead`."""
 
-    query_part = "cls_token"
-    maps = ("k_proj", "v_proj", "output_proj")
-    splits = (("key",), ("value",))
+    maps = ("output_proj",)
 
     def __init__(self, norm: nn.Module, head: Any) -> None:
         super().__init__(head, head.output_proj, head.num_heads)
         self.head, self.norm, self.modules = head, norm, (norm, head)
 
     @override
-    def projections(self) -> Projections:
-        key, value = map(Linear.of, self.map_modules()[:2])
-        output = linear_or_called(self.map_modules()[-1])
-        query = Linear(torch.eye(*key.weight.shape, out=torch.empty_like(key.weight)), None)
-        return Projections(query, key, value, output)
-
-    @override
     def output(self, result: Any) -> Tensor:
         output: Tensor = result[:, None]
         return output
-
-    @override
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        return output[:, 0]
 
 
 class Aimv2Tower(HuggingFaceTower):

@@ -5,8 +5,9 @@ and a linear map are affine, so a direction :math:`d` on their output is a direc
 plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. So a score is taken apart exactly.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
@@ -15,7 +16,6 @@ from torch.nn.functional import layer_norm
 from torch.nn.functional import linear as map_linearly
 
 from ..errors import UnsupportedModelError
-from ..maps import to_float32
 from .library import has_no_foreign_hooks
 
 ROUNDING: Final = {
@@ -66,15 +66,6 @@ def linear_or_called(module: Any) -> "Linear | nn.Module":
     """A plain `torch.nn.Linear` by its parameters; else the module, which is to be called."""
     plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     return Linear.of(module) if plain and has_no_foreign_hooks(module) else module
-
-
-class Projections(NamedTuple):
-    """The four linear maps of one multi-head attention."""
-
-    query: Linear
-    key: Linear
-    value: Linear
-    output: "Linear | nn.Module"
 
 
 class Scale(NamedTuple):
@@ -140,6 +131,10 @@ class Direction:
         """Directions without a constant."""
         return cls(rows, scale, rows.new_zeros(len(rows), len(scale)))
 
+    def without_constant(self) -> "Direction":
+        """These directions alone."""
+        return Direction.of(self.rows, self.scale)
+
     def dense(self) -> Tensor:
         """All directions, (K, B, D)."""
         return self.rows * self.scale[:, None]
@@ -156,6 +151,14 @@ class Direction:
         if self.rows.shape[1] == 1:
             return self.rows[:, 0] @ tokens.T * self.scale
         return torch.einsum("kbd,bd->kb", self.rows, tokens) * self.scale
+
+    def dots(self, tokens: Tensor) -> Tensor:
+        """The products with several tokens (B, s, D) each, (K, B, s)."""
+        if self.rows.shape[1] == 1:
+            products = (tokens @ self.rows[:, 0].T).permute(2, 0, 1)
+        else:
+            products = torch.einsum("kbd,bsd->kbs", self.rows, tokens)
+        return products * self.scale[:, None]
 
     def through(self, rows: Tensor, bias: Tensor | None, scale: Any = None) -> "Direction":
         """The direction on the input of an affine map whose transposed weight gave `rows`."""
@@ -300,25 +303,6 @@ def call_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
     return token
 
 
-def holds_gate(module: nn.Module) -> bool:
-    """Whether a module is a norm or an activation, linear once its gate is detached."""
-    return _is_norm(module) or is_activation(module)
-
-
-def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
-    """The module's result but for rounding, whose graph has its gate as a constant.
-
-    That is 1 / sigma of a norm, f(x) / x of an activation.
-    """
-    if is_activation(module):
-        gate = _gate(module, token, result).detach()
-        return token * gate + (result - token * gate).detach()
-    wide = to_float32(token)
-    centred = wide - wide.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else wide
-    norm = _norm_at(module, wide, centred.detach().square().mean(-1))
-    return norm(wide).to(result.dtype)
-
-
 def _plain(step: Step) -> Step:
     """A linear map or LayerScale as its parameters, which may be of another dtype than tokens."""
     if not isinstance(step, nn.Module):
@@ -410,7 +394,8 @@ def _held(step: Step, token: Tensor) -> Any:
         rest = torch.where(token == 0, after, torch.zeros_like(token))  # f(0), mostly zero
         # a hook may make another function of it, which is no gate
         if has_no_foreign_hooks(step) or after.equal(type(step).forward(step, token)):
-            return _Gated(_gate(step, token, after), rest)
+            own = partial(type(step).forward, step)  # without hooks
+            return _Gated(gate_of(own, token, after), rest)
     if isinstance(step, _IDENTITIES):
         return _Gated()
     if isinstance(step, nn.LayerNorm):
@@ -423,18 +408,23 @@ def _held(step: Step, token: Tensor) -> Any:
     return _Called(step)
 
 
-def _norm_at(norm: Any, token: Tensor, variance: Tensor | None = None) -> _Gated:
+def _norm_at(norm: Any, token: Tensor) -> _Gated:
     """A norm with its standard deviation, of an RMSNorm its root mean square, as a constant."""
     centres = isinstance(norm, nn.LayerNorm)
-    if variance is None:
-        variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
+    variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
     scale = (variance + _epsilon(norm, token)).rsqrt()
     return _Gated(norm.weight, getattr(norm, "bias", None), scale[..., None], centres)
 
 
-def _gate(activation: Any, token: Tensor, result: Tensor) -> Tensor:
-    """An activation's gate f(x) / x."""
-    return torch.where(token == 0, _slope_at_zero(activation, token), result / token)
+def gate_of(function: Callable[[Tensor], Tensor], token: Tensor, result: Tensor) -> Tensor:
+    """The gate f(x) / x of a function of each number, and where x is 0 its slope from below.
+
+    As torch has it of ReLU. With none, a unit at zero would pass nothing on, though what reaches it
+    only adds up to zero.
+    """
+    step = torch.finfo(token.dtype).eps
+    zero, below = (function(token.new_full((1,), end)) for end in (0.0, -step))
+    return torch.where(token == 0, (zero - below) / step, result / token)
 
 
 def _called(step: nn.Module, token: Tensor) -> Tensor:
@@ -461,18 +451,6 @@ def _constant(step: nn.Module, token: Tensor) -> Tensor:
             "such as all-grad."
         )
     return zero
-
-
-def _slope_at_zero(activation: Any, token: Tensor) -> Tensor:
-    """The gate (1,) where it is 0 / 0, from below, as torch has it of ReLU.
-
-    With none, a unit at zero would pass nothing on, though what reaches it only adds up to zero.
-    """
-    step = torch.finfo(token.dtype).eps
-    ends = (token.new_full((1,), end) for end in (0.0, -step))
-    zero, below = (type(activation).forward(activation, end) for end in ends)  # without hooks
-    slope: Tensor = (zero - below) / step
-    return slope
 
 
 def _epsilon(norm: Any, token: Tensor) -> float:

@@ -111,9 +111,10 @@ class TextTower(TransformerTower):
             rows = ids.new_full((len(ids),), length - 1 if row == "last" else 0).long()
         if not causal and attended is None:
             return PooledToken(rows)
-        visible = torch.ones(length, length, dtype=torch.bool, device=ids.device)
-        visible = (visible.tril() if causal else visible).expand(len(ids), -1, -1)
-        return PooledToken(rows, visible if attended is None else visible & attended[:, None])
+        visible = torch.ones_like(ids[:, :1], dtype=torch.bool).expand(-1, length)
+        if causal and rows is not None:
+            visible = torch.arange(length, device=ids.device) <= rows[:, None]
+        return PooledToken(rows, visible if attended is None else visible & attended)
 
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """Tokens (B, s) that may be attended to at all; None for all of them."""

@@ -3,26 +3,17 @@
 One layer covers three blocks (`Block`, `EvaBlock`, `EvaBlockPostNorm`) with three attentions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
-from .attentions import AttentionLayer, PoolingHead, Which
-from .steps import (
-    Linear,
-    Projections,
-    Residual,
-    Step,
-    flattened,
-    linear_maps,
-    linear_or_called,
-    run_steps,
-)
+from .attentions import AttentionLayer, PoolingHead
+from .steps import Linear, Residual, Step, flattened
 from .towers import AveragePooledTower, Pooling, ViTTower
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
@@ -35,98 +26,37 @@ _BLOCKS = {
 
 
 class TimmLayer(AttentionLayer):
-    """A block of timm and its attention: qk-norm, rotary positions and an inner norm are known."""
+    """A block of timm and its attention, which may have an inner norm."""
 
-    token_argument = (0, "x")
+    residual_argument = (0, "x")
     inner_norm_part = "norm"
-    unknown_parts = ("gate",)
 
-    def __init__(self, block: Any, *, rotary: bool) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__(block, block.attn, block.attn.num_heads)
-        self._rotary = rotary
         inputs = ("q_proj", "k_proj", "v_proj") if block.attn.qkv is None else ("qkv",)
-        # EVA uses `qkv` by its weight, so a hook on it would never fire
         self.maps = (*inputs, "proj")
         names = (kind.__name__ for kind in type(block).__mro__)
         self.branch_parts, self.mlp_parts = next(_BLOCKS[n] for n in names if n in _BLOCKS)
 
     @override
-    def unsupported(self) -> Iterator[str]:
-        yield from super().unsupported()
-        if getattr(self.attention, "num_kv_groups", 1) > 1:
-            yield "grouped queries"
-
-    @override
-    def projections(self) -> Projections:
-        attention, maps = self.attention, super().projections()
+    def input_maps(self) -> list[Linear]:
+        attention, maps = self.attention, super().input_maps()
         if attention.qkv is None or getattr(attention.qkv, "bias", None) is not None:
             return maps
         # EVA keeps them next to its map, that of the keys as zeros
         biases = [getattr(attention, f"{name}_bias", None) for name in "qkv"]
-        inputs = (Linear(m.weight, bias) for m, bias in zip(maps[:3], biases, strict=True))
-        return Projections._make((*inputs, maps.output))
-
-    @override
-    def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return kwargs.get("rope")
-
-    @property
-    @override
-    def plain(self) -> bool:
-        norms = (self.attention.q_norm, self.attention.k_norm)
-        return not self._rotary and all(isinstance(norm, nn.Identity) for norm in norms)
-
-    @override
-    def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
-        from timm.layers import apply_rot_embed_cat
-
-        attention = self.attention
-        heads = attention.q_norm(heads) if which == "query" else attention.k_norm(heads)
-        prefix = getattr(attention, "num_prefix_tokens", 0)  # these have no place to turn by
-        if context is None or heads.shape[2] <= prefix:
-            return heads
-        half = getattr(attention, "rotate_half", False)
-        patches = apply_rot_embed_cat(heads[:, :, prefix:], context, half=half)
-        return torch.cat([heads[:, :, :prefix], patches.type_as(heads)], dim=2)
+        return [Linear(m.weight, bias) for m, bias in zip(maps, biases, strict=True)]
 
 
 class TimmPoolingHead(PoolingHead):
     """An `AttentionPoolLatent` with one latent query."""
 
-    query_part = "latent"
-    maps = ("q", "kv", "proj")
-    splits = ((), ("key", "value"))
+    maps = ("proj",)
 
     def __init__(self, pool: Any, norm: nn.Module) -> None:
-        # the pool may add positions first: what its map of keys and values sees are the tokens
-        super().__init__(pool.kv, pool.proj, pool.num_heads)
-        self.owner = self.head = pool
+        super().__init__(pool, pool.proj, pool.num_heads)
+        self.head = pool
         self.norm, self.modules = norm, (norm, pool)
-
-    @override
-    def unsupported(self) -> Iterator[str]:
-        yield from super().unsupported()
-        if self.head.latent_len != 1:
-            yield f"{self.head.latent_len} latent queries"
-        if not all(isinstance(norm, nn.Identity) for norm in (self.head.q_norm, self.head.k_norm)):
-            yield "norms of queries and keys"
-
-    def projections(self) -> Projections:
-        """See `Attention`."""
-        pool = self.head
-        both = Linear.of(pool.kv)
-        key, value = linear_maps(both.weight.chunk(2), both.bias)
-        return Projections(Linear.of(pool.q), key, value, linear_or_called(pool.proj))
-
-    @override
-    def query(self) -> Tensor:
-        query = run_steps((linear_or_called(self.head.q),), self.embedded_query())
-        return query.view(self.heads, -1)
-
-    @override
-    def keyed(self, hidden: Tensor) -> Tensor:
-        normed, positions = super().keyed(hidden), self.head.pos_embed
-        return normed if positions is None else normed + positions.to(normed.dtype)
 
 
 class TimmTower(ViTTower):
@@ -210,7 +140,6 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
             "the class token, the mean of the patches or one latent query, with plain attention. "
             "Merge adapters such as LoRA first, and load the model without quantisation."
         )
-    rotary = getattr(trunk, "rope", None) is not None
     pooling = _POOLINGS[trunk.global_pool]
     pool = TimmPoolingHead(trunk.attn_pool, trunk.norm) if pooling == "attention" else None
     embed = trunk.patch_embed
@@ -220,7 +149,7 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
         patch=embed.feat_ratio(as_scalar=False),
         resizable=bool(trunk.dynamic_img_size),
         patches=embed,
-        layers=tuple(TimmLayer(block, rotary=rotary) for block in trunk.blocks),
+        layers=tuple(TimmLayer(block) for block in trunk.blocks),
         pooling=pooling,
         prefix=int(trunk.num_prefix_tokens),
         pooling_head=pool,
@@ -236,8 +165,6 @@ def _unsupported(trunk: Any) -> Iterator[str]:
 
     if trunk.global_pool not in _POOLINGS:
         yield f"the pooling {trunk.global_pool!r}"
-    if getattr(trunk, "rope_mixed", False):
-        yield "rotary positions of each head's own"
     if trunk.global_pool == "avg" and getattr(trunk, "pool_include_prefix", False):
         yield "a mean over its prefix tokens too"
     left_out = trunk.num_prefix_tokens and not getattr(trunk, "pool_include_prefix", True)

@@ -18,9 +18,9 @@ from .attentions import Attention, AttentionLayer, PooledToken, PoolingHead, par
 from .images import Size, check_images
 from .steps import (
     Direction,
+    Linear,
     Step,
     call_steps,
-    linear_or_called,
     pull_back,
     run_steps,
 )
@@ -35,14 +35,6 @@ class Entry(NamedTuple):
     size: Size  # height and width of images; (1, T) for texts
     batch: int
     pooled: PooledToken
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """The numbers and names of an attention, but for the number of its layer."""
-    kinds, attributes = (bool, int, float, str), vars(module).items()
-    plain = {n: v for n, v in attributes if isinstance(v, kinds) and n != "layer_idx"}
-    attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    return plain | {"attention": attention}
 
 
 def wrong_size(height: int, width: int, reason: str, larger: str = "") -> InputError:
@@ -67,8 +59,6 @@ class Tower(ABC):
     patch: Size  # height and width in pixels of one cell of its maps
     resizable: bool = False  # whether it takes any multiples of a patch, not the native size alone
     projection_module: nn.Module | None = None  # makes the embedding, where the tower does not
-    # next to `module`: those whose own code runs after the last block or stage, the pooling apart
-    runners: Sequence[nn.Module] = ()
 
     def grid(self, height: int, width: int) -> Size:
         """Rows and columns of its map for an input size; InputError where it cannot take it."""
@@ -99,11 +89,6 @@ class Tower(ABC):
     def head(self) -> tuple[Step, ...]:
         """The steps from the pooled token to the embedding; none where the tower has its `pool`."""
         return ()
-
-    @property
-    @abstractmethod
-    def left_out(self) -> list[nn.Module]:
-        """The modules that a forward which stops at the last attention or stage may not run."""
 
     @property
     def input_module(self) -> Any:
@@ -146,13 +131,6 @@ class TransformerTower(Tower):
                     f"the {self.noun} uses one {what} in several layers; supported are towers "
                     "whose layers have modules of their own."
                 )
-        for index, attention in enumerate(self.attentions):
-            for what in attention.unsupported():
-                where = f"layer {index}" if index < len(self.layers) else "the pooling head"
-                raise UnsupportedModelError(
-                    f"{where} of the {type(self.module).__name__} has {what}, which is not "
-                    "supported; take a model without it."
-                )
 
     @property
     @override
@@ -174,19 +152,6 @@ class TransformerTower(Tower):
         return values[..., self.span(size)]
 
     @property
-    def witness(self) -> Attention | None:
-        """The layer below the last attention where both are the same function, of other weights.
-
-        So what replaces that function shows in its output, where the last is not run.
-        """
-        below, last = self.attentions[-2:] if len(self.attentions) > 1 else (None, None)
-        if below is None or last is None or type(below.owner) is not type(last.owner):
-            return None
-        if any(linear_or_called(module) is module for module in last.map_modules()):
-            return None  # what is called need be run
-        return below if _settings(below.owner) == _settings(last.owner) else None
-
-    @property
     def attentions(self) -> tuple[Attention, ...]:
         """The self-attention of every layer, then the pooling head if there is one."""
         return (*self.layers, *(() if self.pooling_head is None else (self.pooling_head,)))
@@ -194,27 +159,15 @@ class TransformerTower(Tower):
     @property
     def embedding_dim(self) -> int:
         """See `Tower`: of a token of zeros, which costs next to nothing."""
-        weight: Any = self.attentions[-1].projections().output.weight
+        weight: Any = self.attentions[-1].output_map()
+        weight = weight.weight if isinstance(weight, Linear) else next(weight.parameters())
         with torch.no_grad():
-            return self.embed(weight.new_zeros(1, len(weight))).shape[-1]
+            return run_steps(self.head, weight.new_zeros(1, len(weight))).shape[-1]
 
     def embed(self, token: Tensor) -> Tensor:
         """The image embedding (..., E) of the last block's or pooling head's token (..., D)."""
         # for one token the order of norm and pooling makes no difference
         return call_steps(self.head, token)
-
-    @property
-    def head_modules(self) -> list[nn.Module]:
-        """The modules among the steps of the head, with their parts."""
-        modules = (step for step in self.head if isinstance(step, nn.Module))
-        return [part for module in modules for part in module.modules()]
-
-    @property
-    @override
-    def left_out(self) -> list[nn.Module]:
-        run = {part for layer in self.layers[:-1] for part in layer.block.modules()}
-        modules = (*self.module.modules(), *self.runners, *self.head_modules)
-        return [part for part in modules if part not in run]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -224,7 +177,6 @@ class ViTTower(TransformerTower):
     kind: ClassVar[Kind] = "vit"
     patches: nn.Module  # projects the patches
     prefix: int = 1
-    prompted: bool = False  # whether tokens may follow the patches
 
     @property
     @override
@@ -240,7 +192,7 @@ class ViTTower(TransformerTower):
     def on_grid(self, values: Tensor, size: Size) -> Tensor:
         rows, columns = self.grid(*size)
         expected, count = self.span(size).stop, values.shape[-1]
-        if count < expected or (count > expected and not self.prompted):
+        if count < expected:  # what follows the patches is no patch
             raise UnsupportedModelError(
                 f"the vision tower ran on {count} tokens, but {self.prefix} before the patches and "
                 f"a grid of {rows} x {columns} make {expected}; remove what adds or drops tokens, "
@@ -261,12 +213,6 @@ class ResNetTower(Tower):
     def stage(self) -> nn.Module:
         """The last stage, whose output is (B, C, h, w)."""
         return next(iter(self.stages.values()))
-
-    @property
-    @override
-    def left_out(self) -> list[nn.Module]:
-        run = {part for stage in self.stages.values() for part in stage.modules()}
-        return [part for part in (*self.module.modules(), *self.runners) if part not in run]
 
     @abstractmethod
     def pool(self, features: Tensor) -> Tensor:

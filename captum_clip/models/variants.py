@@ -57,16 +57,16 @@ def permute_heads(model: Model, layer: int, permutation: Sequence[int]) -> Model
 
 
 def _permute(attention: AttentionLayer, order: list[int]) -> None:
-    maps = attention.projections()
     norm = attention.inner_norm or nn.Identity()
     for parameter in norm.parameters():
         parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
-    for rows in maps[:3]:  # query, key, value
+    for rows in attention.input_maps():
         for values in (rows.weight, rows.bias):
             if values is not None:
                 heads = values.reshape(attention.heads, -1, *values.shape[1:])
                 values.copy_(heads[order].flatten(0, 1))
-    output: Any = maps.output.weight
+    output: Any = attention.output_map()
+    output = output.weight
     columns = output.reshape(len(output), attention.heads, -1)
     output.copy_(columns[:, order].flatten(1))
 

@@ -1,21 +1,24 @@
 """Recordings of a forward: what a method needs of a model, after which all is as it was.
 
-The only place that hooks a model. A recording runs the tower without a graph up to a leaf, or ends
-the forward where nobody needs its rest.
+The only place that hooks a model or watches the functions of torch. A forward runs to its end; what
+a map is made of has run, and is read where it ran.
 """
 
-from .forwards import record_features, record_resnet, record_vit
-from .gates import record_detached_gates, refuse_nonlinear
-from .hooks import with_whole_graph
-from .records import NOTHING, LayerRecord, Recording, Visit
+from .forwards import read_pool, record_features, record_resnet, record_vit
+from .gates import record_held, refuse_nonlinear
+from .hooks import is_compiled, with_whole_graph
+from .records import NOTHING, Recording, Visit
+from .watch import AttentionRead
 
 __all__ = [
     "NOTHING",
-    "LayerRecord",
+    "AttentionRead",
     "Recording",
     "Visit",
-    "record_detached_gates",
+    "is_compiled",
+    "read_pool",
     "record_features",
+    "record_held",
     "record_resnet",
     "record_vit",
     "refuse_nonlinear",

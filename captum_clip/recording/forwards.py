@@ -1,23 +1,23 @@
-"""Recordings of a forward up to a leaf, or to where nobody needs its rest."""
+"""Recordings of a forward, which runs to its end: what its attentions and blocks showed."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from typing_extensions import override
+from torch import Tensor, nn
 
-from ..errors import CaptureError
+from ..errors import CaptureError, UnsupportedModelError
 from ..models.attentions import AttentionLayer
 from ..models.steps import run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower, ViTTower
-from .hooks import Arguments, Hooks, Stop, graph_from_start, uncompiled
+from .hooks import Arguments, Hooks, graph_from_start, uncompiled
+from .places import Places
 from .records import NOTHING, Recording, Visit, as_leaf
+from .watch import AttentionRead, Watch
 
 
 @contextmanager
@@ -49,8 +49,6 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
                 f"The forward function did not run the {tower.noun} that is to be explained; it "
                 "must run it exactly once, through the module's call and not that of a replica."
             )
-    except Stop:
-        record.stopped = True
     finally:
         for handle in hooks.handles:
             handle.remove()
@@ -67,11 +65,12 @@ def record_vit(
     tower: TransformerTower,
     *,
     visit: tuple[Collection[int], Visit] | None = None,
-    keep: range = range(0),
-    leaf: int | Literal["input", "block", "embedding"] | None = None,
-    stop: int | None = None,
-    outputs: range = range(0),
+    keep: Collection[int] = (),
+    leaf: int | Literal["input", "block"] | None = None,
+    outputs: Collection[int] = (),
     stream: range = range(0),
+    places: bool = False,
+    readout: nn.Module | None = None,
 ) -> Iterator[Recording]:
     """Record a forward of a transformer, which runs without a graph up to `leaf`.
 
@@ -79,271 +78,307 @@ def record_vit(
 
     Args:
         tower: the tower; its forward runs inside the ``with``.
-        visit: layers, and what to call as ``visit(layer, record)`` when their attention ran;
+        visit: layers, and what to call as ``visit(layer, read)`` where their attention ran;
             its result is kept.
-        keep: layers whose tokens, queries, keys, values and outputs are kept.
-        leaf: layer whose attention output becomes a leaf; from there on the graph is recorded. Or
+        keep: layers whose attention is kept as it was read.
+        leaf: layer whose heads' outputs become a leaf; from there on the graph is recorded. Or
             the images that enter the tower, of a text its token embeddings ("input"); the output
-            of the last block, which is kept ("block"); the tower's output ("embedding").
-        stop: layer at whose attention the forward ends, before it where the layer below is a
-            witness of what it would compute; its tokens and residual are kept.
+            of the last block ("block"), which is kept.
         outputs: layers whose block's output is kept, in the graph where there is one.
         stream: layers whose block is to add to the pooled token what its branches return, which
             is compared.
+        places: whether to see, at the price of a third of a forward, that every attention reads at
+            each place the token of that place.
+        readout: the module that an embedding passes before it is scored.
     """
     last = len(tower.layers) - 1
     visited, call = visit or (range(0), None)
-    kept = {*keep, *(index for index in (leaf, stop) if isinstance(index, int))}
-    early = stop is not None and (stop < last or tower.witness is not None)
-    if leaf == "block":
-        outputs = range(last, last + 1)
+    kept = {*keep, *([leaf] if isinstance(leaf, int) else ())}
+    watch = Watch(tower.noun)
+
+    def see(index: int, read: AttentionRead) -> Tensor | None:
+        if index == leaf:
+            read.out, record.begun = as_leaf(read.out), True
+        if index in kept:
+            record.reads[index] = read
+            record.watched(read.value)
+            assert read.row is not None  # compared with what ran
+        if call is not None and index in visited:
+            record.visited[index] = call(index, read)
+        # a clone, since what follows may work in place
+        return read.out.clone() if index in kept and read.out.requires_grad else None
+
     with recording(tower, gradient=leaf is not None) as (hooks, record):
+        # before the hook that ends the graph of what enters
         if leaf == "input" and isinstance(tower, TextTower):  # token ids have no gradient
             hooks.after(tower.embedding_table, record.begin)
         elif leaf == "input":
             hooks.before(tower.input_module, record.begin)
-        blocks = _Blocks(record, stream, outputs, is_leaf=leaf == "block")
-        blocks.plan(hooks, stop)
-        for index in sorted({*kept, *visited, *stream}):
-            attention = _RecordedAttention(
-                record,
-                index,
-                visit=call if index in visited else None,
-                is_kept=index in kept,
-                is_leaf=index == leaf,
-                stops=None if index != stop else "before" if early else "after",
-            )
-            attention.plan(hooks)
-        if leaf == "embedding" or (outputs and isinstance(leaf, int)):
-            plan_embedding(hooks, record, tower, leaf=leaf == "embedding")
-        yield record
+        moves = Places(record, hooks) if places else None
+        if moves is not None:
+            hooks.after(tower.stem, moves.begin, "The patch projection")
+        outputs = {*outputs, *([last] if leaf == "block" else ())}
+        # blocks below the graph, around which no residual leads into it
+        pools = isinstance(leaf, int) and tower.attentions[leaf].is_pool
+        below = leaf - 1 + pools if isinstance(leaf, int) else last if leaf == "block" else 0
+        apart = range(below)
+        at_block = last if leaf == "block" else None
+        Blocks(record, stream, outputs, moves, at_block, apart).plan(hooks)
+        every = range(len(tower.attentions)) if places else ()
+        layers = sorted({*kept, *visited, *stream, *every})
+        plan_attentions(hooks, record, watch, layers, see, moves)
+        plan_embedding(hooks, record, tower, readout)
+        try:
+            yield record
+        finally:
+            watch.close()
+
+
+def plan_attentions(
+    hooks: Hooks,
+    record: Recording,
+    watch: Watch,
+    layers: Iterable[int],
+    see: Callable[[int, AttentionRead], Tensor | None],
+    moves: Places | None = None,
+) -> None:
+    """Set hooks on attentions, between which each is read and `see` takes what it wants of it."""
+    for index in layers:
+        _Attention(record, index, watch, see, moves).plan(hooks)
 
 
 @dataclass(eq=False)
-class AttentionHooks(ABC):
-    """Hooks on one attention, which note what enters it and the queries, keys, values it shows."""
+class _Attention:
+    """Hooks on one attention, between which it is read."""
 
     record: Recording
     index: int
+    watch: Watch
+    take: Callable[[int, AttentionRead], Tensor | None]
+    moves: Places | None
 
     def __post_init__(self) -> None:
         self.attention = self.record.transformer.attentions[self.index]
+        is_pool = self.attention.is_pool
+        self.name = "the pooling head" if is_pool else f"the attention of layer {self.index}"
 
     def plan(self, hooks: Hooks) -> None:
         """Set the hooks."""
-        hooks.before(self.attention.input_module, self.enter, f"Layer {self.index}")
-        for module, names in self.attention.exposed().items():
-            if names:
-                hooks.after(module, partial(self.expose, names))
-        hooks.after(self.attention.output_module, self.leave, f"Layer {self.index}", first=True)
+        part = f"Layer {self.index}"
+        hooks.before(self.attention.input_module, self.enter, part)
+        hooks.after(self.attention.output_module, self.leave, part, first=True)
 
     def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
-        """Record the inputs; not where a part ran without the tower, which is told at the end."""
+        """Begin to read; not where a part ran without the tower, which is told at the end."""
         if self.record.size is not None:
-            self.record.layers[self.index] = self.record.entering(self.index, args, kwargs)
+            self.watch.enter(self.attention, self.name, self.see)
 
-    def expose(self, names: tuple[str, ...], _: Arguments, result: Tensor) -> None:
-        """Record what a map returned."""
-        if self.index in self.record.layers:
-            for name, part in zip(names, result.chunk(len(names), -1), strict=True):
-                setattr(self.record.layers[self.index], name, part)
+    def see(self, read: AttentionRead) -> Tensor | None:
+        """Note where an attention ran, and hand it over."""
+        record = self.record
+        read.pooled, read.span, read.compare = record.pooled, record.span, record.compare
+        read.watched = record.watched
+        if self.moves is not None:
+            self.moves.check(self.name, read.value)
+            if not record.begun:  # the graph was for that alone
+                read.detach()
+        if read.value.shape[2] < record.count:
+            raise UnsupportedModelError(
+                f"{self.name} of the {record.transformer.noun} attends to {read.value.shape[2]} of "
+                f"{record.count} tokens; remove what merges or drops them."
+            )
+        if read.value.shape[2] > record.count:
+            read.cut(record.count)
+        taken = self.take(self.index, read)
+        return read.out if taken is None and self.moves is not None else taken
 
-    @abstractmethod
-    def leave(self, _: Arguments, result: Any) -> Any:
-        """Choose what the attention is to return; None for what it did."""
+    def leave(self, _: Arguments, result: Any) -> None:
+        """Keep the pooled row of what the attention returned."""
+        self.watch.leave()
+        output = self.attention.output(result)
+        row = output[:, 0] if self.attention.is_pool else self.record.pooled.read(output)
+        self.record.returned[self.index] = row.detach().clone()
+        if self.index in self.record.reads:
+            self.record.reads[self.index].output = output.detach().clone()
+        self.record.go_on()
 
 
-@dataclass(eq=False)
-class _RecordedAttention(AttentionHooks):
-    """An attention whose output, and what its output map takes, are recorded."""
-
-    visit: Visit | None
-    is_kept: bool
-    is_leaf: bool
-    stops: Literal["before", "after"] | None
-
-    @override
-    def plan(self, hooks: Hooks) -> None:
-        if self.stops == "before":
-            hooks.before(self.attention.input_module, self.enter, f"Layer {self.index}")
-            return
-        super().plan(hooks)
-        if (merging := self.attention.merge_module()) is not None:
-            hooks.before(merging, self.merge, first=not self.attention.linear)
-
-    @override
-    def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
-        super().enter(args, kwargs)
-        if self.stops == "before" and self.index in self.record.layers:
-            self._visit()
-            raise Stop
-
-    def merge(self, args: Arguments, _: dict[str, Any]) -> Tensor | None:
-        """Record the heads' outputs, which are the leaf before a map that is not linear."""
-        layer = self.record.layers.get(self.index)
-        if layer is None:
-            return None
-        heads = args[0] if args[0].ndim == 3 else args[0][:, None]  # of a single query
-        differentiated = not self.attention.linear  # and hooks on what follows are in the graph
-        layer.heads_output = heads = as_leaf(heads) if self.is_leaf and differentiated else heads
-        if differentiated or heads.ndim > args[0].ndim:
-            return heads.clone().view(args[0].shape)
-        return None
-
-    @override
-    def leave(self, _: Arguments, result: Any) -> Any:
-        layer = self.record.layers.get(self.index)
-        if layer is None:  # it ran without its first hook, which is told at the end
-            return None
-        layer.output = self.attention.output(result)
-        if self.is_leaf and self.attention.linear:
-            layer.output = as_leaf(layer.output)
-        self._visit()
-        if self.stops:
-            raise Stop
-        if not self.is_kept:
-            del self.record.layers[self.index]
-            return None
-        # a clone, since what follows may work in place, such as somebody's hook
-        return self.attention.replaced(result, layer.output.clone())
-
-    def _visit(self) -> None:
-        if self.visit is not None:
-            self.record.visited[self.index] = self.visit(self.index, self.record.layers[self.index])
+@torch.no_grad()
+def read_pool(tower: TransformerTower, tokens: Tensor) -> AttentionRead:
+    """Run a tower's pooling head on tokens (B, s, D) as a block returns them, and read it."""
+    head, watch, reads = tower.pooling_head, Watch(tower.noun), list[AttentionRead]()
+    assert head is not None
+    watch.enter(head, "the pooling head", reads.append)
+    try:
+        head.pool(tokens)
+    finally:
+        watch.close()
+    watch.leave()
+    return reads[0]
 
 
 @dataclass(eq=False)
-class _Blocks:
-    """Hooks on blocks, which keep outputs and compare what each adds to the pooled token.
+class Blocks:
+    """Hooks on blocks: each gets what the one below it returned.
 
-    A block of the `stream` is to add what its two branches return.
+    A block of the `stream` is to add to the pooled token what its two branches return.
     """
 
     record: Recording
     stream: range
-    outputs: range
-    is_leaf: bool  # whether the graph begins at an output
+    outputs: Collection[int]
+    moves: Places | None
+    leaf: int | None = None  # the block at whose output the graph begins
+    apart: range = range(0)  # blocks of which it is told whether scores read their output
 
     def __post_init__(self) -> None:
         self.layers = self.record.transformer.layers
-        self.left = NOTHING  # the pooled token (B, D) when the last block was left
-        self.added: dict[int, Tensor] = {}  # to it, by the two branches of the block that runs
+        self.left: tuple[Tensor, ...] = ()  # what the last block returned, and what goes on
+        self.version = 0
+        self.row = NOTHING  # the pooled token (B, D) when the last block was left
+        self.added = NOTHING  # to it, by the second branch of the block that runs
 
-    def plan(self, hooks: Hooks, stop: int | None) -> None:
-        """Set the hooks; of the block at whose attention the forward stops its input is kept."""
-        begins = {*self.stream[:1], *(self.outputs if self.is_leaf else ()), stop}
-        for index in begins & {*range(len(self.layers))}:
-            hooks.before(self.layers[index].block, partial(self.enter, index))
-        for index in sorted({*self.outputs, *self.stream} - {stop}):
-            layer = self.layers[index]
+    def plan(self, hooks: Hooks) -> None:
+        """Set the hooks."""
+        for index, layer in enumerate(self.layers):
+            hooks.before(layer.block, partial(self.enter, index))
+            hooks.after(layer.block, partial(self.leave, index), first=True)
             if index in self.stream:
-                hooks.after(layer.output_module, partial(self.add, layer, 0), first=True)
-                hooks.after(layer.added()[0], partial(self.add, layer, 1))
-            # a hook of the user's on the block may keep what is then the beginning of the graph
-            leave = partial(self.leave, index)
-            hooks.after(layer.block, leave, f"Layer {index}", first=self.is_leaf)
+                hooks.after(layer.added()[0], partial(self.add, layer))
+            if index in self.outputs:
+                # a hook of the user's may keep what is then the beginning of the graph
+                keep, is_leaf = partial(self.keep, index), index == self.leaf
+                hooks.after(layer.block, keep, f"Layer {index}", first=is_leaf)
 
-    def enter(self, index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
-        """Keep what enters a block, which the one below it has returned."""
-        self.record.residual = self.record.watched(self.layers[index].residual(args, kwargs))
-        row = self.record.pooled.read(self.record.residual)
-        if index and index - 1 in self.stream:
-            self.record.compare(f"what enters layer {index}", self.left, row)
-        elif index in self.stream:
-            self.left = row.clone()
+    def enter(self, index: int, args: Arguments, kwargs: dict[str, Any]) -> Tensor | None:
+        """Compare what enters a block with what the one below it has returned."""
+        record, layer = self.record, self.layers[index]
+        tokens, self.added = layer.residual(args, kwargs), NOTHING
+        record.count = tokens.shape[1]
+        if index and self.left:
+            raw = self.left[0]
+            kept = _version(raw) == self.version and raw.shape == tokens.shape
+            same = any(tokens is each for each in self.left)  # or a copy, on another device
+            record.moved |= not kept or not (same or bool(raw.to(tokens).eq(tokens).all()))
+        if index in self.stream or index == len(self.layers) - 1:
+            row = record.pooled.read(tokens)
+            if index and index - 1 in self.stream:
+                record.compare(f"what enters layer {index}", self.row, row)
+            self.row = row.detach().clone()
+            record.residual = self.row
+        if index == 0 and self.moves is not None:
+            return layer.batch_first(self.moves.enter(tokens))
+        return None
 
-    def add(self, layer: AttentionLayer, branch: int, _: Arguments, result: Any) -> None:
-        """Note what a branch returned for the pooled token."""
-        self.added[branch] = self.record.pooled.read(layer.output(result)).clone()
+    def add(self, layer: AttentionLayer, _: Arguments, result: Any) -> None:
+        """Note what the second branch returned for the pooled token."""
+        self.added = self.record.pooled.read(layer.output(result)).detach().clone()
 
     def leave(self, index: int, _: Arguments, result: Any) -> Any:
-        """Compare the sum, and keep the output."""
+        """Compare the sum, and note what the block returned."""
         layer, record = self.layers[index], self.record
         output = layer.output(result)
+        record.go_on()
         if index in self.stream:
-            row = record.pooled.read(output)
-            seen = [self.added.pop(branch, None) for branch in (0, 1)]
+            row = record.pooled.read(output).detach()
+            seen = [record.returned.get(index, NOTHING), self.added]
             # a branch that did not run is a sum that equals nothing, and bounds nothing
-            attended, added = (_or(row, b, torch.nan) for b in seen)
-            stream = self.left + run_steps(layer.branch(), attended)
+            attended, added = (b if len(b) else torch.full_like(row, torch.nan) for b in seen)
+            stream = self.row + run_steps(layer.branch(), attended)
             made = layer.summed(stream, added)
-            within = [_or(row, b, 0) for b in seen]
+            within = [b if len(b) else torch.zeros_like(row) for b in seen]
             # a sum is rounded as its largest part
             slack = 8 * torch.finfo(row.dtype).eps / record.rounding(row)
             record.compare(f"layer {index}", made, row, *within, slack * row)
-            self.left = row.clone()
-            record.stream[index] = stream, self.left
-        if index not in self.outputs:
+            self.row = row.clone()
+            record.stream[index] = stream, self.row
+        self.left, self.version = (output,), _version(output)
+        following = output if self.moves is None else self.moves.enter(output)
+        if index in self.apart:
+            following = record.probed(following)
+        if following is output:
             return None
-        record.outputs[index] = output = as_leaf(output) if self.is_leaf else output
-        return layer.replaced(result, output.clone())  # what follows may work in place
+        self.left = output, following
+        return layer.replaced(result, following)
+
+    def keep(self, index: int, _: Arguments, result: Any) -> Any:
+        """Keep the output."""
+        layer, record = self.layers[index], self.record
+        output = layer.output(result)
+        # or where the block itself ran without one, as checkpointed blocks do
+        if index == self.leaf or (record.begun and not output.requires_grad):
+            output, record.begun = as_leaf(output), True
+        record.outputs[index] = output
+        going_on = output.clone()  # what follows may work in place
+        self.left = *self.left, going_on
+        return layer.replaced(result, going_on)
 
 
-def _or(like: Tensor, branch: Tensor | None, value: float) -> Tensor:
-    return torch.full_like(like, value) if branch is None else branch
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
-def plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool) -> None:
-    """Record what the tower returns, and what a projection after it makes of that."""
+def plan_embedding(
+    hooks: Hooks, record: Recording, tower: Tower, readout: nn.Module | None = None
+) -> None:
+    """Record what the tower returns, what a projection makes of that, and what is scored."""
 
     def leave(_: Arguments, result: Any) -> Any:
-        embedding = tower.embedding(result)
-        record.embedding = as_leaf(embedding) if leaf else embedding
+        record.go_on()
+        record.embedding = tower.embedding(result)
         if not isinstance(result, Tensor):
-            result = _as_leaves(result, record.other_outputs)
+            result = _apart(result, record)
         return tower.with_embedding(result, record.embedding)
 
     def project(_: Arguments, result: Tensor) -> None:
         record.projected = result
 
-    if tower.kind == "text":  # scores are made of what the model returns, pooled and projected
-        return
-    hooks.after(tower.module, leave)
-    if tower.projection_module is not None:
-        hooks.after(tower.projection_module, project)
+    def score(_: Arguments, result: Tensor) -> None:
+        record.scored = result
+        if tower.kind == "text":  # no one module makes the embedding of a text
+            record.embedding = result
+
+    if tower.kind != "text":
+        hooks.after(tower.module, leave)
+        if tower.projection_module is not None:
+            hooks.after(tower.projection_module, project)
+    if readout is not None:
+        hooks.after(readout, score)
 
 
-def _as_leaves(part: Any, leaves: list[Tensor]) -> Any:
-    """A part of what a tower returned with its tensors as leaves, which are collected.
-
-    A score that reads hidden states as well as the embedding has a gradient there.
-    """
-    if isinstance(part, Tensor) and part.is_floating_point():
-        leaves.append(part.detach().requires_grad_())
-        return leaves[-1]
+def _apart(part: Any, record: Recording) -> Any:
+    """What a tower returned, with a probe in its tensors outside of the graph."""
+    if isinstance(part, Tensor):
+        outside = record.begun and not part.requires_grad and part.is_floating_point()
+        return record.probed(part) if outside else part
     if isinstance(part, dict):  # an output of transformers
-        return type(part)(**{name: _as_leaves(value, leaves) for name, value in part.items()})
-    if isinstance(part, (tuple, list)):
-        return type(part)(_as_leaves(value, leaves) for value in part)
+        return type(part)(**{name: _apart(value, record) for name, value in part.items()})
+    if type(part) in (tuple, list):
+        return type(part)(_apart(value, record) for value in part)
     return part
 
 
 @contextmanager
-def record_resnet(
-    tower: ResNetTower, *, then: Literal["stop", "shift", "embedding"]
-) -> Iterator[Recording]:
+def record_resnet(tower: ResNetTower, *, readout: nn.Module | None = None) -> Iterator[Recording]:
     """Record the last stage of a ResNet tower, whose forward runs inside the ``with``.
 
-    There is no graph up to there. "stop" ends the forward after the stage; "shift" adds a zero
-    shift that needs a gradient to the features, and records the graph from there on; "embedding"
-    does so from the tower's output on.
+    There is no graph up to there, and one from there on.
     """
 
-    def leave(_: Arguments, features: Tensor) -> Tensor:
-        record.features = features.detach()
-        if then == "stop":
-            raise Stop
-        if then == "embedding":  # a score may read them by a hook, besides the embedding
-            record.other_outputs.append(as_leaf(features))
-            return record.other_outputs[-1].clone()
-        torch.set_grad_enabled(True)
-        record.shift = features.new_zeros(features.shape[:2]).requires_grad_()
-        return record.features + record.shift[:, :, None, None]
+    def begin(_: Arguments, features: Tensor) -> Tensor:
+        record.begun = True
+        return as_leaf(features).clone()
 
-    with recording(tower, gradient=then != "stop") as (hooks, record):
-        hooks.after(tower.stage, leave, "The last stage", first=then == "embedding")
-        if then == "embedding":
-            plan_embedding(hooks, record, tower, leaf=True)
+    def leave(_: Arguments, features: Tensor) -> Tensor:
+        record.go_on()
+        record.features = features
+        return features.clone()  # what follows may work in place
+
+    with recording(tower, gradient=True) as (hooks, record):
+        # a hook of the user's may keep what is then the beginning of the graph, or change it
+        hooks.after(tower.stage, begin, "The last stage", first=True)
+        hooks.after(tower.stage, leave)
+        plan_embedding(hooks, record, tower, readout)
         yield record
 
 

@@ -1,182 +1,220 @@
 """A recording in whose graph every gate is a constant, and whether that is linear."""
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import get_gradient_edge
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from ..models.steps import holds_gate, is_activation, with_gate_held
+from ..maps import to_float32
+from ..models.steps import gate_of
 from ..models.towers import TransformerTower
-from .forwards import AttentionHooks, plan_embedding, recording
-from .hooks import Arguments, graph_from_start
-from .records import NOTHING, LayerRecord, Recording
+from .forwards import Blocks, plan_attentions, plan_embedding, recording
+from .places import Places
+from .records import Recording
+from .watch import AttentionRead, Watch
+
+# functions of each number, which are x times a gate
+_ACTIVATIONS: Final = {
+    *(F.gelu, F.silu, F.relu, F.relu6, F.elu, F.selu, F.celu, F.leaky_relu, F.prelu, F.mish),
+    *(F.hardtanh, F.hardswish, F.hardsigmoid, F.softplus, F.tanh, F.sigmoid, torch.relu, torch.erf),
+    *(torch.tanh, torch.sigmoid, Tensor.relu, Tensor.tanh, Tensor.sigmoid, Tensor.erf),
+}
+_IN_PLACE: Final = {torch.relu_, Tensor.relu_, Tensor.tanh_, Tensor.sigmoid_, F.relu_, F.elu_}
+_NORMS: Final = {F.layer_norm: True, torch.layer_norm: True, F.rms_norm: False}  # if they centre
+_DEVIATIONS: Final = {torch.rsqrt, torch.sqrt, Tensor.rsqrt, Tensor.sqrt, torch.std, Tensor.std}
+_PRODUCTS: Final = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
+# what leaves a gate one: numbers added or multiplied, casts and views
+_SUMS: Final = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
+_VIEWS: Final = {Tensor.to, Tensor.float, Tensor.type_as, Tensor.view, Tensor.reshape, F.dropout}
+
+
+class _Weighted(torch.autograd.Function):
+    """Values weighted by an attention as constants, or the transpose of that.
+
+    The weights are made anew for each, since those of all layers would need much memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, read: AttentionRead, out: Tensor | None) -> Tensor:
+        ctx.read, ctx.transposed = read, out is None
+        if out is not None:  # as it ran
+            return out.clone()
+        with torch.autocast(x.device.type, enabled=False):
+            return (read.matrix(compare=False).mT @ to_float32(x)).to(read.value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        if not ctx.transposed:
+            return _weighted(gradient, ctx.read, None), None, None
+        weights = ctx.read.matrix(compare=False)
+        return (weights @ to_float32(gradient)).to(gradient.dtype), None, None
+
+
+def _weighted(x: Tensor, read: AttentionRead, out: Tensor | None) -> Tensor:
+    weighted: Any = _Weighted.apply
+    return weighted(x, read, out)  # type: ignore[no-any-return]
+
+
+class _Held(Watch):
+    """Holds the gates of all functions of torch while the tower runs."""
+
+    sees_all = True
+
+    def __init__(self, record: Recording, holds_attention: bool) -> None:
+        super().__init__(record.transformer.noun)
+        self._record, self._holds_attention = record, holds_attention
+        self.holds = True
+        self._gates: dict[int, Tensor] = {}  # held, since the id of one that is gone is used again
+
+    def attend(self, _: int, read: AttentionRead) -> Tensor | None:
+        """Put the outputs of an attention that ran in a graph without its weights."""
+        assert read.row is not None  # compared with what ran
+        if not read.value.requires_grad and self._record.begun:
+            raise UnsupportedModelError(
+                f"no gradient reaches {read.name} of the {self._noun}: what runs before it turns "
+                "the graph off. Remove that, or take a method without gradients, such as direct."
+            )
+        if not self._holds_attention:
+            return None
+        return _weighted(read.value, read.alone(), read.out.detach())
+
+    @override
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        first = args[0] if args else kwargs.get("input")
+        if not (self.holds and isinstance(first, Tensor) and torch.is_grad_enabled()):
+            return func(*args, **kwargs)
+        if func in _PRODUCTS:
+            return self._product(func, *args)
+        if func in _IN_PLACE or (func in _ACTIVATIONS and _works_in_place(args, kwargs)):
+            raise UnsupportedModelError(
+                f"the {self._noun} computes a {getattr(func, '__name__', func)} in place, so what "
+                "entered it is lost; make its activation with inplace=False."
+            )
+        out = func(*args, **kwargs)
+        if func in _DEVIATIONS:
+            return out.detach()
+        if func in _ACTIVATIONS and first.requires_grad:
+            # of slots of a place in which it is zero the gate is the slope there
+            gate = gate_of(lambda x: func(x, *args[1:], **kwargs) if args else out, first, out)
+            return self._gate(_with_value(first * gate.detach(), out))
+        if func in _NORMS and first.requires_grad:
+            held = _held_norm(_NORMS[func], *args, **kwargs)
+            self._compare(held.detach(), out.detach(), getattr(func, "__name__", "norm"))
+            return _with_value(held, out)
+        of_gate = id(first) in self._gates
+        if of_gate and (func in _VIEWS or (func in _SUMS and not isinstance(args[1], Tensor))):
+            return self._gate(out)
+        return out
+
+    def _compare(self, held: Tensor, out: Tensor, name: str) -> None:
+        """What is held must be what ran, of each image as a whole."""
+        off, size = (
+            to_float32(each).flatten(1).norm(dim=1, keepdim=True) for each in (held - out, out)
+        )
+        zero = torch.zeros_like(off, dtype=out.dtype)
+        self._record.compare(f"a {name}", off, zero, size)
+
+    def _gate(self, tensor: Tensor) -> Tensor:
+        self._gates[id(tensor)] = tensor
+        return tensor
+
+    def _product(self, func: Any, first: Tensor, second: Any, **more: Any) -> Tensor:
+        """A gate times a branch, which is then the linear one."""
+        if not isinstance(second, Tensor):  # a number
+            out: Tensor = func(first, second)
+            return self._gate(out) if id(first) in self._gates else out
+        gates = [id(each) in self._gates for each in (first, second)]
+        if gates == [True, False] and _is_branch(second):
+            return func(first.detach(), second)  # type: ignore[no-any-return]
+        if gates == [False, True] and _is_branch(first):
+            return func(first, second.detach())  # type: ignore[no-any-return]
+        return func(first, second, **more)  # type: ignore[no-any-return]
+
+
+def _is_branch(tensor: Tensor) -> bool:
+    """Whether a tensor is computed, and no parameter."""
+    return tensor.requires_grad and not tensor.is_leaf
+
+
+def _works_in_place(args: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("inplace", False)) or any(arg is True for arg in args[1:])
+
+
+def _with_value(held: Tensor, value: Tensor) -> Tensor:
+    """A tensor of the graph with the value that the model gave, which may differ by rounding."""
+    held = held.to(value.dtype)
+    return held + (value - held).detach()
+
+
+def _held_norm(
+    centres: bool, x: Tensor, shape: Any, weight: Any = None, *rest: Any, **more: Any
+) -> Tensor:
+    """A norm with its standard deviation as a constant."""
+    bias = more.get("bias", rest[0] if rest and centres else None)
+    epsilon = more.get("eps", rest[1 if centres else 0] if len(rest) > centres else None)
+    epsilon = epsilon if epsilon is not None else (1e-5 if centres else torch.finfo(x.dtype).eps)
+    dims = tuple(range(-len(shape), 0))
+    wide = to_float32(x)
+    wide = wide - wide.mean(dims, keepdim=True) if centres else wide
+    scale = (wide.detach().square().mean(dims, keepdim=True) + epsilon).rsqrt()
+    held = wide * scale
+    held = held if weight is None else held * weight.detach()
+    return held if bias is None else held + bias.detach()
 
 
 @contextmanager
-def record_detached_gates(
-    tower: TransformerTower, attend: Callable[[LayerRecord], Tensor]
+def record_held(
+    tower: TransformerTower,
+    *,
+    attention: bool = True,
+    places: bool = False,
+    readout: nn.Module | None = None,
 ) -> Iterator[Recording]:
     """Record a forward from the projected patches on, in whose graph every gate is a constant.
 
-    Norms keep their standard deviation, activations f(x) / x, and the attention its weights; the
-    values are those of the plain forward. `attend` makes of what entered an attention its output
-    (B, rows, D) with the weights detached.
+    Norms keep their standard deviation, activations f(x) / x, a gate its whole, and with
+    `attention` the attentions their weights; the values are those of the plain forward.
     """
+
+    def end(*_: Any) -> None:
+        watch.holds = False
+
     with recording(tower, gradient=True) as (hooks, record):
+        watch = _Held(record, attention)
+        moves = Places(record, hooks) if places else None
         hooks.after(tower.stem, record.begin, "The patch projection")
-        stem, gates = set(tower.stem.modules()), _gates(tower)
-        parts = {
-            m: f"Layer {i}" for i, layer in enumerate(tower.layers) for m in layer.block.modules()
-        }
-        for module in tower.module.modules():
-            if module not in stem and holds_gate(module):
-                detached = partial(_detach_gate, record, module, module in gates)
-                hooks.after(module, detached, parts.get(module, ""), first=True, nested=True)
-        for index in range(len(tower.attentions)):
-            _DetachedAttention(record, index, attend).plan(hooks)
-        plan_embedding(hooks, record, tower, leaf=False)
-        yield record
+        if moves is not None:
+            hooks.after(tower.stem, moves.begin)
+        Blocks(record, range(0), range(0), moves).plan(hooks)
+        layers = range(len(tower.attentions))
+        plan_attentions(hooks, record, watch, layers, watch.attend, moves)
+        plan_embedding(hooks, record, tower, readout)
+        last = readout if tower.kind == "text" else tower.module
+        if last is not None:
+            hooks.after(last, end)
+        with watch:
+            yield record
 
 
-@dataclass(eq=False)
-class _DetachedAttention(AttentionHooks):
-    """An attention whose output is made once more, in a graph that has no weights in it."""
-
-    attend: Callable[[LayerRecord], Tensor]
-
-    @override
-    def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
-        super().enter(args, kwargs)
-        layer = self.record.layers.get(self.index)
-        if layer is None:
-            return
-        has_begun = self.record.input is not NOTHING
-        if has_begun and not layer.tokens.requires_grad:
-            raise UnsupportedModelError(
-                f"no gradient reaches the attention of layer {self.index} of the "
-                f"{self.record.transformer.noun}: what runs before it turns the graph off. Remove "
-                "that, or take a method without gradients, such as direct."
-            )
-        # the attention's own graph would have its weights in it
-        torch.set_grad_enabled(graph_from_start.get())
-
-    @override
-    def leave(self, _: Arguments, result: Any) -> Any:
-        torch.set_grad_enabled(True)
-        layer = self.record.layers.pop(self.index, None)
-        if layer is None:
-            return None
-        detached, whole = self.attend(layer), self.attention.output(result)
-        # of a pooling head's queries only the first one is read
-        returned, others = whole[:, : detached.shape[1]], whole[:, detached.shape[1] :].detach()
-        part = f"the attention of layer {self.index}"
-        detached = _with_value(self.record, detached.to(returned.dtype), returned, part)
-        return self.attention.replaced(result, torch.cat([detached, others], 1))
-
-
-def _gates(tower: TransformerTower) -> set[nn.Module]:
-    """The activations that gate another branch (SwiGLU), which is then the linear one."""
-    gated = (
-        owner
-        for owner in tower.module.modules()
-        if "glu" in type(owner).__name__.lower() or "gate_proj" in owner._modules
-    )
-    return {child for owner in gated for child in owner.children() if is_activation(child)}
-
-
-def _detach_gate(
-    record: Recording, module: nn.Module, gates: bool, args: Arguments, result: Tensor
-) -> Tensor:
-    if not torch.is_grad_enabled():  # inside an attention, whose output is replaced
-        return result
-    if getattr(module, "inplace", False):
+def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:
+    """Raise UnsupportedModelError where a gradient at the patches depends on these."""
+    if not gradient.requires_grad:
+        return
+    weights = torch.linspace(-1, 2, gradient.numel(), device=gradient.device).to(gradient)
+    weights = weights.view(gradient.shape)
+    try:
+        [change] = torch.autograd.grad(gradient, patches, weights, allow_unused=True)
+        is_linear = change is None or not bool(change.any())
+    except RuntimeError:  # an operation without a second derivative, on a way that is not linear
+        is_linear = False
+    if not is_linear:
         raise UnsupportedModelError(
-            f"a {type(module).__name__} works in place, so what entered it is lost; make it with "
-            "inplace=False."
+            f"the {noun} computes something that is not linear in its tokens with its gates held; "
+            "relevance passes linear maps, LayerNorm, RMSNorm and activations only. Take another "
+            "method."
         )
-    if gates:
-        return result.detach()
-    detached = with_gate_held(module, args[0], result)
-    return _with_value(record, detached, result, f"a {type(module).__name__}")
-
-
-def _with_value(record: Recording, detached: Tensor, value: Tensor, part: str) -> Tensor:
-    """A tensor of the graph, with the library's own value, which may differ by rounding."""
-    record.compare(part, detached, value)
-    return detached + (value - detached).detach()
-
-
-# the operations of autograd's graph that are linear in all that enters them
-_LINEAR = {
-    *("AccumulateGrad", "Add", "Alias", "AsStrided", "AvgPool2D", "Cat", "Clone", "ConstantPadNd"),
-    *("Copy", "Cumsum", "Diagonal", "Expand", "Flip", "Gather", "Index", "IndexSelect"),
-    *("MaskedFill", "Mean", "Narrow", "Neg", "Permute", "Repeat", "ReshapeAlias", "Roll", "Select"),
-    *("Slice", "Split", "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy"),
-    *("Transpose", "Unbind", "Unfold", "UnsafeView", "Unsqueeze", "View", "Where"),
-}
-# and those that are linear in one of these inputs at a time
-_PRODUCTS = {
-    **dict.fromkeys(("Addmm", "Addmv", "Baddbmm"), (1, 2)),
-    **dict.fromkeys(("Bmm", "Convolution", "Dot", "Mm", "Mul", "Mv"), (0, 1)),
-}
-
-
-def _copies(node: Any) -> bool:
-    """Whether each number that a node gives is one that it takes, or a constant."""
-    [given] = node._input_metadata
-    returned = node(torch.ones(given.shape, dtype=given.dtype, device=given.device))
-    gradients = returned if isinstance(returned, tuple) else (returned,)
-    return all(bool(((g == 0) | (g == 1)).all()) for g in gradients if g is not None)
-
-
-def refuse_nonlinear(output: Tensor, patches: Tensor, noun: str) -> None:
-    """Raise UnsupportedModelError where an output is no linear map of the patches, by its graph.
-
-    So a function that no module shows is seen too, such as `F.gelu` in somebody's adapter.
-    """
-    users: dict[Any, list[Any]] = defaultdict(list)
-    nodes: list[Any] = [get_gradient_edge(output).node]
-    while nodes:
-        node = nodes.pop()
-        for before in (each for each, _ in node.next_functions if each is not None):
-            if before not in users:
-                nodes.append(before)
-            users[before].append(node)
-    start: Any = get_gradient_edge(patches).node
-    nodes, reached = [start], {start}
-    while nodes:
-        above = {*users[nodes.pop()]} - reached
-        nodes += above
-        reached |= above
-    for node in reached - {start}:
-        inputs = {index for index, (each, _) in enumerate(node.next_functions) if each in reached}
-        operation = re.sub(r"Backward\d*$", "", type(node).__name__)
-        if isinstance(node, BackwardCFunction) or not _is_linear(node, operation, inputs):
-            raise UnsupportedModelError(
-                f"the {noun} computes a {operation}, of which it is not known whether it is "
-                "linear; relevance passes linear maps, LayerNorm, RMSNorm and activations only. "
-                "Take another method."
-            )
-
-
-def _is_linear(node: Any, operation: str, inputs: set[int]) -> bool:
-    """Whether an operation is linear in those of its inputs together."""
-    if operation == "Div":
-        return inputs <= {0}
-    if operation.startswith("ScaledDotProduct"):
-        return inputs <= {2}  # the values
-    if operation == "CopySlices":  # of something done in place, which it does not name
-        return _copies(node)
-    if operation in _PRODUCTS:
-        return len(inputs.intersection(_PRODUCTS[operation])) < 2
-    return operation in _LINEAR

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.library import mark_own_hook
+from ..errors import UnsupportedModelError
+from ..models.attentions import with_part
+from ..models.library import mark_own_hook, modules_of
 
 Arguments = tuple[Any, ...]
 Hook = Callable[..., Any]
@@ -45,6 +47,17 @@ class _Uncompiled:
 uncompiled = _Uncompiled()
 
 
+def is_compiled(forward: Any, model: nn.Module) -> bool:
+    """Whether torch.compile made something of a forward function or a model, which runs as written.
+
+    Code that only the forward function of a user's holds is not seen.
+    """
+    modules = modules_of(model) + (modules_of(forward) if isinstance(forward, nn.Module) else [])
+    return hasattr(forward, "_torchdynamo_orig_callable") or any(
+        part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in modules
+    )
+
+
 graph_from_start: ContextVar[bool] = ContextVar("graph", default=False)
 
 
@@ -56,10 +69,6 @@ def with_whole_graph() -> Iterator[None]:
         yield
     finally:
         graph_from_start.reset(before)
-
-
-class Stop(Exception):  # noqa: N818 - control flow, never seen by a user
-    """Ends a forward whose rest nobody needs."""
 
 
 class Hooks:
@@ -83,8 +92,8 @@ class Hooks:
             replaced = hook(args, kwargs)
             if replaced is None:
                 return None
-            if args:
-                return (replaced, *args[1:]), kwargs
+            if args:  # the first may be a list that begins with the tensor
+                return (with_part(args[0], replaced), *args[1:]), kwargs
             first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
             return args, {**kwargs, first: replaced}
 
@@ -106,7 +115,23 @@ class Hooks:
         With `nested` also where another hook runs the module, which is not the forward.
         """
         guarded = self._guarded(hook, part, nested)
-        self.handles.append(module.register_forward_hook(guarded, prepend=first))
+        try:
+            self.handles.append(module.register_forward_hook(guarded, prepend=first))
+        except RuntimeError as error:  # of what torch.jit made
+            raise UnsupportedModelError(
+                f"a {type(module).__name__} cannot be watched ({error}); put the module that it "
+                "was made of in its place, or take a method that does not look there, such as "
+                "last-grad."
+            ) from error
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let no hook act, as where a backward runs a checkpointed block again."""
+        before, self._acts = self._acts, True
+        try:
+            yield
+        finally:
+            self._acts = before
 
     def _guarded(self, hook: Hook, part: str, nested: bool = False) -> Hook:
         if part:

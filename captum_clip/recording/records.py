@@ -1,9 +1,9 @@
-"""Records of a forward: each attention's inputs and outputs, and what is compared."""
+"""Records of a forward: what its attentions and blocks showed, and what is compared."""
 
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -11,56 +11,14 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from ..models.attentions import Attention, AttentionLayer, PooledToken
+from ..models.attentions import PooledToken
 from ..models.library import has_no_foreign_hooks
 from ..models.steps import ROUNDING
 from ..models.towers import Tower, TransformerTower
 from .hooks import Arguments
+from .watch import AttentionRead
 
 NOTHING: Final = torch.empty(0)  # until the forward has shown it
-
-
-def _ignore(*call: Any) -> None:
-    """Compare with nothing, of a record that no forward made."""
-
-
-@dataclass(eq=False)
-class LayerRecord:
-    """Inputs and outputs of one attention; every tensor (B, s, D)."""
-
-    attention: Attention
-    tokens: Tensor
-    context: Any = None  # what the queries and keys are rotated with
-    bias: Tensor | None = None  # of the products, from a mask that a hook of the user's sets
-    query: Tensor | None = None  # these three where the library shows them, in the graph, too
-    key: Tensor | None = None
-    value: Tensor | None = None
-    heads_output: Tensor | None = None  # in the graph, where there is one
-    output: Tensor | None = None  # before hooks of the user's; in the graph, where there is one
-    pooled: PooledToken = field(default_factory=PooledToken)
-    span: slice = field(default_factory=lambda: slice(None))  # the patches among the tokens
-    compare: Callable[..., None] = _ignore  # as `Recording.compare`, without the part
-
-    def __post_init__(self) -> None:
-        self.maps = self.attention.projections()  # as they are used in this forward
-
-    def point(self) -> tuple[Tensor, bool]:
-        """The attention's tensor that lies in the graph, and whether it is the heads' output.
-
-        A plain output map is passed backwards as W_O^T, a norm before it is not: there the
-        heads' output itself is the leaf.
-        """
-        exposed, output = self.heads_output, self.output
-        if exposed is not None and (exposed.requires_grad or not self.attention.linear):
-            return exposed, True
-        assert output is not None
-        return output, False
-
-    def pick(self, tokens: Tensor) -> Tensor:
-        """The pooled row (B, D) of what the attention returned, the first of a pooling head's."""
-        if isinstance(self.attention, AttentionLayer):
-            return self.pooled.read(tokens)
-        return tokens[:, 0]
 
 
 def as_leaf(tensor: Tensor) -> Tensor:
@@ -79,7 +37,19 @@ class Comparison(NamedTuple):
     within: tuple[Tensor, ...]  # (B, n) each, whose lengths together bound their difference
 
 
-Visit = Callable[[int, LayerRecord], Any]
+Visit = Callable[[int, AttentionRead], Any]
+
+
+class _Probe(torch.autograd.Function):
+    """Passes a tensor on, and gives a number the size of the gradient that arrives there."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, probe: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override, unused-ignore]
+        return gradient, gradient.abs().sum().float()
 
 
 @dataclass
@@ -89,39 +59,37 @@ class Recording:
     tower: Tower | None = None
     size: tuple[int, int] | None = None  # height and width of the images that entered the tower
     batch: int = 0
+    count: int = 0  # tokens that entered the last block
     pooled: PooledToken = field(default_factory=PooledToken)
-    stopped: bool = False  # the forward was left early, as intended
+    begun: bool = False  # the graph
+    moved: bool = False  # a block got something else than what the one below it returned
     input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
-    layers: dict[int, LayerRecord] = field(default_factory=dict)
+    reads: dict[int, AttentionRead] = field(default_factory=dict)  # of attentions that are kept
     visited: dict[int, Any] = field(default_factory=dict)  # what a visit of each layer returned
-    residual: Tensor = NOTHING  # (B, s, D), what entered the last block
+    returned: dict[int, Tensor] = field(default_factory=dict)  # by attentions, the pooled rows
     outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
+    residual: Tensor = NOTHING  # (B, D), the pooled token that entered the last block
     # the pooled token of a block's stream z and of its output, each (B, D)
     stream: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    embedding: Tensor = NOTHING  # (B, E), what the tower returned, a leaf or in the graph
-    other_outputs: list[Tensor] = field(default_factory=list)  # all else that it returned, leaves
+    apart: list[Tensor] = field(default_factory=list)  # probes in what is outside of the graph
+    embedding: Tensor = NOTHING  # (B, E), what the tower returned, in the graph
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
-    features: Tensor = NOTHING  # (B, C, h, w), the last stage of a ResNet
-    shift: Tensor = NOTHING  # (B, C), zero, added to the features at all positions
+    features: Tensor = NOTHING  # (B, C, h, w), the last stage of a ResNet, in the graph
+    scored: Tensor = NOTHING  # (B, E), of which a `Similarity` takes the cosines
     comparisons: list[Comparison] = field(default_factory=list)
     _versions: list[tuple[Tensor, int]] = field(default_factory=list)
 
-    def entering(self, index: int, args: Arguments, kwargs: Any) -> LayerRecord:
-        """Record the inputs of an attention."""
-        attention = self.transformer.attentions[index]
-        # of texts the tower itself knows the mask
-        bias = None if self.transformer.kind == "text" else attention.bias(args, kwargs)
-        is_layer = isinstance(attention, AttentionLayer)
-        name = f"the attention of layer {index}" if is_layer else "the pooling head"
-        return LayerRecord(
-            attention,
-            self.watched(attention.tokens(args, kwargs)),
-            attention.context(args, kwargs),
-            bias,
-            pooled=self.pooled,
-            span=self.span,
-            compare=partial(self.compare, name),
-        )
+    def go_on(self) -> None:
+        """Keep the graph on where it has begun, whatever context the model's code has left."""
+        if self.begun:
+            torch.set_grad_enabled(True)
+
+    def probed(self, tensor: Tensor) -> Tensor:
+        """A tensor below the graph, such as hidden states, where a score's gradient shows."""
+        self.apart.append(torch.zeros((), device=tensor.device).requires_grad_())
+        probed: Any = _Probe.apply
+        with torch.enable_grad():
+            return probed(tensor, self.apart[-1])  # type: ignore[no-any-return]
 
     def watched(self, tensor: Tensor) -> Tensor:
         """A tensor that is read later, and that nothing may change in place until then."""
@@ -135,10 +103,6 @@ class Recording:
         They may differ by a share of the lengths of others together, by default of its own.
         """
         made, returned, within = made.detach(), returned.detach(), tuple(w.detach() for w in within)
-        if made.ndim > 2:  # only how far they are apart is kept of whole layers
-            length = to_float32(returned).flatten(1).norm(dim=1, keepdim=True)
-            off = to_float32(made - returned).flatten(1).norm(dim=1, keepdim=True)
-            made, returned, within = off, torch.zeros_like(off, dtype=returned.dtype), (length,)
         returned = returned.clone()  # a row of what the library goes on with, maybe in place
         self.comparisons.append(Comparison(part, made, returned, within or (returned,)))
 
@@ -185,7 +149,7 @@ class Recording:
         """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
         if not isinstance(given, Tensor):  # keyword arguments
             given = next(v for v in (*args, *given.values()) if isinstance(v, Tensor))
-        self.input = as_leaf(given)
+        self.input, self.begun = as_leaf(given), True
         return self.input
 
     @cached_property

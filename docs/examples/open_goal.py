@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -16,22 +15,18 @@ from torch.nn import functional as F
 
 from captum_clip import ConservativePropagation, DirectContribution
 from captum_clip.attr.extend import (
+    AttentionRead,
     Call,
     Computed,
-    LayerRecord,
     ViTAttribution,
     contributions,
     embedded_scores,
-    merged,
-    pooled_attention,
     pooled_embedding,
-    projected_heads,
-    record_detached_gates,
+    record_held,
     register,
 )
 from captum_clip.evaluation import EvaluationConfig, evaluate
-from captum_clip.models.attentions import Exposed
-from captum_clip.models.steps import Direction, pull_back
+from captum_clip.models.steps import pull_back
 
 
 @register
@@ -63,22 +58,19 @@ class Competition(ViTAttribution):
     signed = True
 
     def _compute(self, call: Call) -> Computed:
-        tower, seen = self._tower, {}
+        tower = self._tower
 
-        def visit(index: int, record: LayerRecord) -> None:
-            seen[index] = record, pooled_attention(record)
+        def visit(_: int, read: AttentionRead) -> tuple[AttentionRead, Tensor]:
+            return read.without_weights(), read.row
 
         found = pooled_embedding(tower, call, (range(len(tower.layers)), visit))
         with torch.no_grad():
             direction = pull_back(found.head(tower), found.token, found.direction)
             maps = torch.zeros(1)
-            for index, (record, row) in seen.items():
-                layer = tower.layers[index]
-                steps = (*layer.merge_steps(), *layer.branch())
-                at_heads = pull_back(
-                    steps, found.token, Direction.of(direction.rows, direction.scale)
-                )
-                values = contributions(record, at_heads)  # (K, B, H, s)
+            for read, row in found.run.record.visited.values():
+                steps = (*read.attention.merge_steps(), *read.attention.branch())
+                at_heads = pull_back(steps, found.token, direction.without_constant())
+                values = contributions(read, at_heads)  # (K, B, H, s)
                 mixed = (row * values).sum(-1, keepdim=True)
                 maps = maps + (row / (1 - row) * (values - mixed)).sum(2)
         return found.run.computed(maps)
@@ -94,26 +86,17 @@ class AttentionFree(ViTAttribution):
 
     def _compute(self, call: Call) -> Computed:
         tower = self._tower
-
-        def attend(seen: LayerRecord) -> Tensor:
-            again = replace(seen, query=None, key=None, value=None)  # of the tokens, in the graph
-            query, key, value = (projected_heads(again, which) for which in WHICH)
-            heads = F.scaled_dot_product_attention(query, key, value)
-            return merged(again, heads.transpose(1, 2).flatten(2))
-
-        with record_detached_gates(tower, attend) as record:
-            scores = call.scores()
-        found = embedded_scores(tower, call, record, scores)
-        embedding = found.embedding
+        held = record_held(tower, attention=False, places=call.places, readout=call.readout)
+        run = call.run(held)
+        patches = run.record.input
+        found = embedded_scores(tower, run, patches)
         maps = []
         for rows in found.direction.dense():
-            (gradient,) = torch.autograd.grad(embedding, record.input, rows, retain_graph=True)
-            maps.append((gradient * record.input.detach()).sum(1).flatten(1))
-        stacked = torch.stack(maps)
-        return found.run.computed(F.pad(stacked, (tower.prefix, 0)))
+            (gradient,) = torch.autograd.grad(found.embedding, patches, rows, retain_graph=True)
+            maps.append((gradient * patches.detach()).sum(1).flatten(1))
+        return run.computed(F.pad(torch.stack(maps), (tower.prefix, 0)))
 
 
-WHICH: tuple[Exposed, ...] = ("query", "key", "value")
 METHODS = (
     *("direct", "direct:depth=token", "conservative"),
     *("mean-of-both", "competition", "attention-free"),

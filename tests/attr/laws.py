@@ -15,6 +15,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests import builders
 from tests.attr import cases, state
 from tests.attr.cases import COUNT
 from tests.attr.subject import Subject
@@ -193,6 +194,15 @@ def precisions(subject: Subject) -> dict[torch.dtype, float]:
     return {dtype: factor * bound for dtype, bound in bounds.items()}
 
 
+@torch.no_grad()
+def rounding(small: builders.Small, images: Tensor) -> float:
+    """How far the library's own embeddings of half precision are off, relative, at most."""
+    exact = small._replace(model=copy.deepcopy(small.model).float()).load()
+    wanted = exact.image_features(images.float())
+    off = small.load().image_features(images).float() - wanted
+    return float((off.norm(dim=-1) / wanted.norm(dim=-1)).max())
+
+
 def half_precision_gives_single(subject: Subject) -> None:
     """float16 and bfloat16 towers give float32 maps close to those of the float32 tower."""
     for dtype, tolerance in precisions(subject).items():
@@ -200,6 +210,8 @@ def half_precision_gives_single(subject: Subject) -> None:
         function, layer = subject.build(small)
         exact, exact_layer = subject.build(small._replace(model=copy.deepcopy(small.model).float()))
         images = subject.images.to(dtype)
+        # some processors round a network's half precision by more than its maps may be off
+        tolerance = max(tolerance, 2 * rounding(small, images))
         wanted = subject.kind(exact, exact_layer).attribute_targets(
             images.float(), **subject.options
         )

@@ -64,6 +64,7 @@ def of_thread() -> dict[str, Any]:
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
+        "function modes": torch.overrides._get_current_function_mode_stack(),
         "anomaly mode": torch.is_anomaly_enabled(),
         "random state": torch.get_rng_state(),
         "default dtype": torch.get_default_dtype(),

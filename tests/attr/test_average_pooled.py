@@ -14,6 +14,7 @@ from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import load_clip, tower_of
 from tests import builders
 from tests.attr import cases
+from tests.attr.laws import rounding
 
 SIZES = {"timm_convnext": (64, 128), "timm_fastvit": (64, 128), "align": (50, 91)}
 
@@ -44,7 +45,8 @@ def test_half_precision_towers_give_maps_in_float32(name, dtype):
     wanted = cases.expected(name, cases.Case("ClipGradCam", {}), batch=2)
     assert maps.dtype == scores.dtype == torch.float32
     error = (maps - wanted).abs().amax((2, 3)) / wanted.abs().amax((2, 3))
-    assert error.max() < (0.05 if dtype == torch.float16 else 0.3)
+    bound = 0.05 if dtype == torch.float16 else 0.3
+    assert error.max() < max(bound, 2 * rounding(small, small.images(dtype=dtype)))
 
 
 @pytest.mark.parametrize("name", ["timm_convnext", "timm_fastvit"])
@@ -69,7 +71,6 @@ def test_a_head_with_a_hook_is_explained_as_it_is(name):
     head = model.vision_model.pooler if name == "align" else model.visual.head
     head.register_forward_hook(lambda *call: call[-1].square())
     clip = small.load()
-    assert clip.embedding_dim is None
     forward = ClipSimilarity(clip, targets.embedding(cases.embeddings()))
     pixels = small.images(2, torch.float64)
     found = attr.ClipGradCam(forward).attribute(pixels, target=1)

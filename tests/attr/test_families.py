@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, attr, targets
-from captum_clip.errors import CaptureError
-from tests import explicit, oracles
+from captum_clip.errors import CaptureError, UnsupportedModelError
+from tests import builders, explicit, oracles, timm_builders
 from tests.attr import cases
 from tests.attr.cases import FORWARDS, KEY_CASES, POOLINGS, TOLERANCE, Case
 
@@ -134,3 +138,77 @@ def test_a_score_that_also_reads_the_tokens_equals_the_equation(method):
     view = explicit.see(score, images, heads=heads, grid=(4, 4), row="attention", prefix=0)
     wanted = oracles.maps(method, view, view.embedding)
     cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
+
+
+def gated():
+    built = timm_builders.eva()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for block in built.model.visual.trunk.blocks:
+            block.attn.gate = nn.Linear(32, 32)
+    return built
+
+
+def latents(pool="token"):
+    from timm.layers import AttentionPoolLatent
+
+    built = timm_builders.timm_siglip()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pooling = AttentionPoolLatent(24, num_heads=4, latent_len=2, pool_type=pool)
+    built.model.visual.trunk.attn_pool = pooling.eval()
+    return built
+
+
+# how an attention is made, which no family says -> the row and prefix that are pooled, the tower,
+# and whether what follows the heads is linear
+VARIANTS: dict[str, Any] = {
+    "scale_heads": ("cls", 1, partial(builders.open_clip_vit, scale_heads=True), False),
+    "gated": ("cls", 1, gated, False),
+    "grouped": (
+        *("cls", 1),
+        partial(timm_builders.eva, attn_type="rope", qkv_fused=False, num_kv_heads=2),
+        True,
+    ),
+    "rotated by head": (
+        *("cls", 1),
+        partial(timm_builders.eva, attn_type="rope", use_rot_pos_emb=True, rope_type="mixed"),
+        True,
+    ),
+    "normed": ("cls", 1, partial(timm_builders.vision_transformer, qk_norm=True), True),
+    "two latent queries": ("attention", 0, latents, True),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_attention_of_another_form_is_explained_as_it_runs(variant):
+    """Nothing is computed again but what follows the heads, in a method that takes that apart."""
+    row, prefix, build, is_linear = VARIANTS[variant]
+    built = build()
+    built.model.double()
+    clip, images = built.load(), built.images(2, torch.float64)
+    similarity = ClipSimilarity(clip, targets.embedding(cases.embeddings()))
+    heads = [attention.heads for attention in clip.tower.attentions]
+    run = partial(cases.embed, built.model)
+    view = explicit.see(run, images, heads=heads, grid=(4, 4), row=row, prefix=prefix)
+    scores = oracles.cosines(view.embedding, cases.embeddings())
+    for case in KEY_CASES:
+        found = case.kind(similarity).attribute_targets(images, **case.options)
+        wanted = oracles.maps(case.method, view, scores, **case.options)
+        cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
+    for method in (attr.DirectContribution, attr.ConservativePropagation):
+        explain = partial(method(similarity).attribute_targets, images, return_rest=True)
+        if not is_linear and method is attr.DirectContribution:
+            with pytest.raises(UnsupportedModelError, match=r"attention of layer \d of the vision"):
+                explain()
+        else:
+            found, rest = explain()
+            torch.testing.assert_close(found.sum((-2, -1)) + rest, scores.detach())
+
+
+@pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention", "AllGradAttention"])
+def test_a_pool_that_reads_several_queries_is_refused(method):
+    built = latents("avg")
+    similarity = ClipSimilarity(built.load(), targets.embedding(cases.embeddings()))
+    with pytest.raises(CaptureError, match="several queries of the tower's pooling head"):
+        getattr(attr, method)(similarity).attribute_targets(built.images())

@@ -111,13 +111,7 @@ def test_what_is_wanted_of_changed_functions_is_what_changed_weights_give(
     torch.testing.assert_close(again, plain, rtol=0, atol=0)  # all was undone
 
 
-def test_what_changes_every_attention_is_refused_and_what_only_looks_is_not() -> None:
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    def flat(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return sdpa_attention_forward(module, 0 * query, *args, **kwargs)
-
+def test_what_only_looks_everywhere_changes_nothing() -> None:
     small = builders.hf_vit()
     similarity = similarity_of(small)
     methods = [m for n, m in attr.METHODS.items() if "vit" in m.towers and n != "cam"]
@@ -129,11 +123,6 @@ def test_what_changes_every_attention_is_refused_and_what_only_looks_is_not() ->
             torch.testing.assert_close(found, maps)
     finally:
         handle.remove()
-    AttentionInterface.register("flat", flat)
-    small.model.set_attn_implementation("flat")
-    for method in methods:
-        with pytest.raises(UnsupportedModelError, match=r"the attention of layer \d of the vision"):
-            method(similarity).attribute(small.images(), target=0)
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "open_clip_resnet"])
@@ -164,7 +153,7 @@ def test_scores_are_the_models_own_where_its_class_was_patched(
 
 
 NONLINEAR = [
-    torch.atan, torch.sinh, torch.expm1, torch.erf, torch.sigmoid, torch.square, torch.cos,
+    torch.atan, torch.sinh, torch.expm1, torch.square, torch.cos,
     lambda x: x.logsumexp(-1, keepdim=True) + x,
     lambda x: nn.functional.instance_norm(x.mT).mT,
     lambda x: nn.functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0],
@@ -179,5 +168,5 @@ def test_conservative_refuses_what_is_not_linear_in_a_hook(function: Any) -> Non
     mlp: Any = small.model.vision_model.encoder.layers[1].mlp
     mlp.register_forward_hook(lambda module, args, out: function(out))
     similarity = similarity_of(small)
-    with pytest.raises(UnsupportedModelError, match=r"computes an? \w+, of which it is not known"):
+    with pytest.raises(UnsupportedModelError, match="computes something that is not linear"):
         attr.ConservativePropagation(similarity).attribute(small.images(), target=0)

@@ -132,6 +132,7 @@ def test_a_side_through_all_layers_takes_a_backward_for_each_position_of_the_oth
 ) -> None:
     clip, pixels, ids, mask = inputs("hf_vit")
     method = DirectInteraction(ClipPairSimilarity(clip))
+    method.attribute((pixels, ids), additional_forward_args=mask)  # which looks at the places
     grad, calls = torch.autograd.grad, list[int]()
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -139,14 +140,14 @@ def test_a_side_through_all_layers_takes_a_backward_for_each_position_of_the_oth
         return grad(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
-    for depth, wanted in (
-        (("all", "pooling"), ids.shape[1] + 1),
-        (("pooling", "all"), 16 + 1),
-        ("all", clip.embedding_dim + ids.shape[1] + 1),
+    for depth, sides, wanted in (
+        (("all", "pooling"), 1, ids.shape[1] + 1),
+        (("pooling", "all"), 1, 16 + 1),
+        ("all", 2, clip.embedding_dim + ids.shape[1] + 1),
     ):
         calls.clear()
         method.attribute((pixels, ids), additional_forward_args=mask, depth=depth)
-        assert len(calls) == wanted
+        assert len(calls) == wanted + sides  # one of each sees that what is held is linear
 
 
 def seen_embedding(name: str, seen: Any) -> Tensor:
@@ -176,8 +177,11 @@ def test_a_map_is_the_product_of_the_vectors_with_its_text(name: str) -> None:
         vectors, left = method.vectors(pixels, return_rest=True, **options)
         assert vectors.shape == (3, *maps.shape[-2:], rows.shape[1])
         wanted = torch.einsum("bhwe,ke->bkhw", vectors, rows)
-        torch.testing.assert_close(maps, wanted, **EXACT)
-        torch.testing.assert_close(rest, left @ rows.T, **EXACT)
+        # the norms of AIMv2 compute in float32, and so do their gradients
+        single = name == "aimv2" and options.get("depth") == "all"
+        exact: Any = {"rtol": 1e-5, "atol": 1e-7} if single else EXACT
+        torch.testing.assert_close(maps, wanted, **exact)
+        torch.testing.assert_close(rest, left @ rows.T, **exact)
 
 
 @pytest.mark.parametrize("name", test_text_side.MODELS)

@@ -46,31 +46,11 @@ def test_the_short_way_equals_the_general_one(
         asked.append(1)
         raise UnsupportedModelError("as if a hook changed the pool")
 
-    monkeypatch.setattr(_engine, "_from_last_block", lambda *_: asked.append(1))
-    monkeypatch.setattr(_engine, "compare_embedding", changed)
+    monkeypatch.setattr(_engine, "_through_one_token", lambda *_: asked.append(1))
+    if "resnet" in cases.adapter(name).kind:
+        monkeypatch.setattr(_engine, "embedded_scores", changed)
     torch.testing.assert_close(short, explain(name, method), rtol=1e-9, atol=1e-12)
     assert asked  # the general way was taken
-
-
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
-def test_the_short_way_records_no_graph_in_the_last_block(name: str) -> None:
-    """So a target costs a backward through the user's own lines, and nothing else."""
-    model = cases.built(name, torch.float64).model
-    seen = []
-    own = cases.own_callable(name, torch.float64)
-
-    def forward(images: Tensor) -> Tensor:
-        scores = own(images)
-        node, names = scores.grad_fn, set()
-        while node is not None:
-            names.add(type(node).__name__)
-            node = next((n for n, _ in node.next_functions if n is not None), None)
-        seen.append(names)
-        return scores
-
-    attr.LastGradAttention(forward, model).attribute_targets(cases.images(name, torch.float64))
-    assert len(seen) == 1
-    assert not any("Gelu" in name or "Sigmoid" in name for name in seen[0])
 
 
 def test_scores_of_more_than_cls_take_the_general_way() -> None:

@@ -36,7 +36,7 @@ class LastGradient(ViTAttribution):
 
     def _compute(self, call: Call, *, times: int = 1) -> Computed:
         last = last_gradient(self._tower, call)
-        assert last.output is None
+        assert last.row is not None
         return last.run.computed(times * last.row.mean(2))
 
 

@@ -6,7 +6,7 @@ families are run by `python -m tests.models.open_clip_checkout`.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, TextSimilarity, attr, targets
-from captum_clip.errors import UnsupportedModelError
-from captum_clip.models import ClipAdapter, ViTTower, library, tower_of
-from tests import builders
+from captum_clip.models import ClipAdapter, ViTTower, tower_of
+from tests import builders, explicit, oracles
 from tests.attr import cases
 
 TOWERS = {
@@ -105,11 +104,6 @@ def modernised(model: Any) -> Any:
     return model
 
 
-@pytest.fixture(autouse=True)
-def stands_for_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_PACKAGES", {*library._PACKAGES, __name__})
-
-
 @cache
 def old(name: str) -> builders.Small:
     small = TOWERS[name]()
@@ -167,12 +161,6 @@ def test_every_map_of_a_text_is_the_same(name: str) -> None:
         assert expected.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["default", "custom", "coca"])
-def test_the_forward_is_left_early(name: str) -> None:
-    """The classes count as the library's own."""
-    assert library.may_be_left_out(vit(new(name).model).left_out)
-
-
 @pytest.mark.parametrize("name", ["default", "custom"])
 def test_true_in_a_mask_shows_a_key(name: str) -> None:
     """As numbers that are added do, in the attention that a method sees."""
@@ -195,19 +183,28 @@ def test_true_in_a_mask_shows_a_key(name: str) -> None:
     assert (maps[0].flatten(-2)[..., 3] > 0).all()
 
 
-@pytest.mark.parametrize("index", [1, -1])
-def test_a_hook_that_changes_the_queries_alone_is_refused(index: int) -> None:
+@pytest.mark.parametrize("what", ["a block's queries", "the pool's queries", "a pool's norm"])
+def test_queries_that_are_changed_alone_are_explained_as_they_run(what: str) -> None:
     model = modernised(builders.coca().model).double()
-    attention = vit(model).attentions[index].input_module
-    attention.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    attention: Any = vit(model).attentions[1 if "block" in what else -1].input_module
+    if "norm" in what:
+        width = attention.out_proj.in_features // attention.num_heads
+        attention.ln_q = nn.LayerNorm(width).double()
+    else:
+        attention.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
     clip, images = old("coca")._replace(model=model).load(), old("coca").images(dtype=torch.float64)
+    tower: Any = clip.tower
+    view = explicit.see(
+        partial(cases.embed, model),
+        images,
+        heads=[each.heads for each in tower.attentions],
+        grid=(4, 4),
+        row="attention",
+        prefix=1,
+    )
+    wanted = oracles.maps(
+        "AllGradAttention", view, oracles.cosines(view.embedding, cases.embeddings())
+    )
     similarity = ClipSimilarity(clip, targets.embedding(cases.embeddings()))
-    with pytest.raises(UnsupportedModelError, match="does not give what its weights make of what"):
-        attr.AllGradAttention(similarity).attribute_targets(images)
-
-
-def test_a_pool_that_norms_its_queries_is_refused() -> None:
-    model = modernised(builders.coca().model)
-    model.visual.attn_pool.attn.ln_q = nn.LayerNorm(6)
-    with pytest.raises(UnsupportedModelError, match=r"pooling head .* a norm of its queries and k"):
-        tower_of(model)
+    found = attr.AllGradAttention(similarity).attribute_targets(images)
+    cases.assert_maps_close(found, wanted, 1e-10)

@@ -12,6 +12,7 @@ from torch import nn
 from captum_clip.errors import InputError
 from captum_clip.models import AttentionLayer, ViTTower, tower_of
 from captum_clip.models.library import checkpoints, nondeterminism
+from captum_clip.models.steps import run_steps
 from tests import timm_builders
 from tests.models.small import small
 from tests.models.test_openai import model_of
@@ -28,22 +29,21 @@ def vit_of(model) -> ViTTower:
 
 
 def record(layer, run):
-    """Residual, tokens and output of one attention layer, and what the block returned."""
+    """Residual and output of one attention layer, and what the block returned."""
     seen = {}
 
     def enter_block(module, args, kwargs):
         seen["residual"] = layer.residual(args, kwargs)
 
-    def attend(module, args, kwargs, result):
-        seen["tokens"] = layer.tokens(args, kwargs)
+    def attend(module, args, result):
         seen["output"] = layer.output(result)
 
     def leave_block(module, args, result):
-        seen["block"] = result[0] if isinstance(result, tuple) else result
+        seen["block"] = layer.output(result)
 
     handles = [
         layer.block.register_forward_pre_hook(enter_block, with_kwargs=True),
-        layer.attention.register_forward_hook(attend, with_kwargs=True),
+        layer.attention.register_forward_hook(attend),
         layer.block.register_forward_hook(leave_block),
     ]
     try:
@@ -54,28 +54,21 @@ def record(layer, run):
     return seen
 
 
-def attention_of(layer, tokens):
-    """The attention module's output, plainly from its weights: softmax(QK^T s) V W_O + b."""
-    maps = layer.projections()
-    query, key, value = (
-        nn.functional.linear(tokens, m.weight, m.bias).unflatten(-1, (layer.heads, -1)).mT.mT
-        for m in maps[:3]
-    )
-    weights = torch.einsum("bihd,bjhd->bhij", query, key) * layer.scale(query.shape[-1])
-    mixed = torch.einsum("bhij,bjhd->bihd", weights.softmax(-1), value).flatten(2)
-    return nn.functional.linear(mixed, maps.output.weight, maps.output.bias)
+def block_of(layer, residual, output):
+    """What a block makes of its input and of its attention's output."""
+    return run_steps(layer.after_attention(), residual + run_steps(layer.branch(), output))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", CLS_TOWERS)
 @torch.no_grad()
-def test_tail_and_embed_of_the_cls_token_equal_the_librarys_embedding(name, dtype):
+def test_branches_and_embed_of_the_cls_token_equal_the_librarys_embedding(name, dtype):
     built = small(name, dtype)
     clip = built.load()
     images = built.images(dtype=dtype)
     layer = clip.tower.layers[-1]
     seen = record(layer, lambda: clip.image_features(images))
-    token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])[1]
+    token = block_of(layer, seen["residual"][:, 0], seen["output"][:, 0])
     embedding = clip.tower.embed(token)
     assert embedding.shape == (2, 24)
     torch.testing.assert_close(
@@ -105,86 +98,9 @@ def test_embed_without_a_projection_ends_after_the_norm():
     assert seen["result"].shape == (2, 32)
 
 
-@pytest.mark.parametrize("name", VITS)
-@torch.no_grad()
-def test_every_layer_shows_what_its_block_computes(name):
-    built = small(name, torch.float64)
-    clip = built.load()
-    images = built.images(dtype=torch.float64)
-    for layer in clip.tower.layers:
-        seen = record(layer, lambda: clip.image_features(images))
-        assert seen["tokens"].shape == seen["residual"].shape == (2, 17, 32)
-        block = layer.tail(seen["residual"], seen["output"])[1]
-        torch.testing.assert_close(block, seen["block"], atol=1e-12, rtol=1e-12)
-        attended = attention_of(layer, seen["tokens"])
-        torch.testing.assert_close(attended, seen["output"], atol=1e-12, rtol=1e-12)
-
-
 def test_a_layer_that_does_not_say_its_mlp_is_no_block_without_one():
-    class Forgetful(AttentionLayer):
-        def projections(self):
-            raise NotImplementedError
-
-    layer = Forgetful(nn.Identity(), nn.Identity(), 4)
     with pytest.raises(AttributeError, match="mlp_parts"):
-        layer.tail(torch.ones(1, 8), torch.ones(1, 8))
-
-
-@pytest.mark.parametrize("name", VITS)
-@torch.no_grad()
-def test_replaced_puts_an_output_back(name):
-    built = small(name, torch.float64)
-    clip = built.load()
-    images = built.images(dtype=torch.float64)
-    layer = clip.tower.layers[1]
-    before = clip.image_features(images)
-
-    def hook(module, args, result):
-        return layer.replaced(result, layer.output(result) * factor)
-
-    handle = layer.attention.register_forward_hook(hook)
-    factor = 1.0
-    same = clip.image_features(images)
-    factor = 0.0
-    other = clip.image_features(images)
-    handle.remove()
-    torch.testing.assert_close(same, before, atol=1e-12, rtol=0)
-    assert (other - before).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("name", VITS)
-@torch.no_grad()
-def test_exposed_modules_are_the_projections_of_the_tokens(name):
-    built = small(name, torch.float64)
-    clip = built.load()
-    layer = clip.tower.layers[1]
-    handles, seen = [], {}  # type: ignore[var-annotated]
-    for module, names in layer.exposed().items():
-
-        def hook(module, args, result, names=names):
-            seen.update(zip(names, result.chunk(len(names), -1), strict=True))
-
-        handles.append(module.register_forward_hook(hook))
-    if layer.merge_module() is not None:
-
-        def merge(module, args):
-            seen["heads_output"] = args[0]
-
-        handles.append(layer.merge_module().register_forward_pre_hook(merge))
-    recorded = record(layer, lambda: clip.image_features(built.images(dtype=torch.float64)))
-    for handle in handles:
-        handle.remove()
-    hidden = isinstance(layer.attention, nn.MultiheadAttention)
-    whole = {"query", "key", "value", "heads_output"}
-    assert seen.keys() == (whole if name == "hf_vit" else set() if hidden else {"heads_output"})
-    maps = layer.projections()
-    for key in {"query", "key", "value"} & seen.keys():
-        linear = getattr(maps, key)
-        expected = nn.functional.linear(recorded["tokens"], linear.weight, linear.bias)
-        torch.testing.assert_close(seen[key], expected, atol=1e-12, rtol=1e-12)
-    if "heads_output" in seen:
-        expected = nn.functional.linear(seen["heads_output"], maps.output.weight, maps.output.bias)
-        torch.testing.assert_close(recorded["output"], expected, atol=1e-12, rtol=1e-12)
+        AttentionLayer(nn.Identity(), nn.Identity(), 4).after_attention()
 
 
 @torch.no_grad()
@@ -198,10 +114,8 @@ def test_sequence_first_attention_is_seen_batch_first():
     clip = built.load()
     layer = clip.tower.layers[-1]
     seen = record(layer, lambda: clip.image_features(built.images(3, dtype=torch.float64)))
-    assert seen["tokens"].shape == seen["residual"].shape == seen["output"].shape == (3, 17, 32)
-    attended = attention_of(layer, seen["tokens"])
-    torch.testing.assert_close(attended, seen["output"], atol=1e-12, rtol=1e-12)
-    token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])[1]
+    assert seen["residual"].shape == seen["output"].shape == (3, 17, 32)
+    token = block_of(layer, seen["residual"][:, 0], seen["output"][:, 0])
     torch.testing.assert_close(clip.tower.embed(token), seen["result"], atol=1e-11, rtol=1e-11)
 
 
@@ -215,7 +129,7 @@ def test_grid_of_other_sizes_in_transformers():
     assert clip.grid(32, 64) == (4, 8)
     images = torch.randn(1, 3, 32, 64)
     seen = record(clip.tower.layers[0], lambda: clip.encode_image(images))
-    assert seen["tokens"].shape == (1, 1 + 4 * 8, 32)
+    assert seen["residual"].shape == (1, 1 + 4 * 8, 32)
 
 
 def test_grid_of_a_native_size_that_is_no_multiple_of_the_patch():

@@ -38,36 +38,32 @@ def test_tower_says_what_is_read(name):
     assert not checkpoints(found.module)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *cases.VITS])
 @torch.no_grad()
-def test_layers_show_tokens_and_blocks(name):
-    """All tokens of the grid and the prefix; `tail` ends each block as the library does."""
+def test_layers_show_what_their_blocks_compute(name):
+    """All tokens of the grid and the prefix, from the heads to what each block returns."""
     found, images = tower(name), cases.images(name, torch.float64)
     height, width = found.grid(*images.shape[-2:])
-    inputs, outputs = [], []
+    inputs, every = [], range(len(found.layers))
     handles = [
-        layer.block.register_forward_hook(lambda _, args, out: outputs.append(out))
-        for layer in found.layers
-    ] + [
         layer.block.register_forward_pre_hook(
             lambda _, args, kwargs, layer=layer: inputs.append(layer.residual(args, kwargs)),
             with_kwargs=True,
         )
         for layer in found.layers
     ]
-    with record_vit(found, keep=range(len(found.attentions))) as record:
+    with record_vit(found, keep=every, outputs=every) as record:
         cases.embed(cases.built(name, torch.float64).model, images)
     for handle in handles:
         handle.remove()
     for index, layer in enumerate(found.layers):
-        seen = record.layers[index]
-        assert seen.tokens is not None
-        assert seen.tokens.shape[:2] == (3, found.prefix + height * width)
-        output, is_heads = seen.point()
-        if is_heads:  # an inner norm stands before the output map
-            output = run_steps(layer.merge_steps(), output)
-        block = outputs[index][0] if isinstance(outputs[index], tuple) else outputs[index]
-        torch.testing.assert_close(layer.tail(inputs[index], output)[1], block, rtol=0, atol=1e-11)
+        read = record.reads[index]
+        assert read.value.shape[:3] == (3, layer.heads, found.prefix + height * width)
+        output = run_steps(layer.merge_steps(), read.out.transpose(1, 2).flatten(2))
+        torch.testing.assert_close(output, read.output, rtol=0, atol=1e-11)
+        stream = inputs[index] + run_steps(layer.branch(), output)
+        block = run_steps(layer.after_attention(), stream)
+        torch.testing.assert_close(block, record.outputs[index], rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", POOLED)
@@ -78,10 +74,11 @@ def test_embed_of_the_pooling_heads_output_is_the_librarys_embedding(name):
     last = len(found.layers)
     with record_vit(found, keep=range(last, last + 1)) as record:
         embedding = cases.embed(model, images)
-    output = record.layers[last].output
-    assert output is not None
+    read = record.reads[last]
+    output = run_steps(read.attention.merge_steps(), read.pick(read.out).flatten(1))
+    torch.testing.assert_close(output, record.returned[last], rtol=0, atol=1e-11)
     torch.testing.assert_close(
-        F.normalize(found.embed(output[:, 0])), F.normalize(embedding), rtol=0, atol=1e-11
+        F.normalize(found.embed(output)), F.normalize(embedding), rtol=0, atol=1e-11
     )
 
 
@@ -96,8 +93,8 @@ def test_renumbering_heads_keeps_the_function(name):
         torch.testing.assert_close(cases.embed(changed, images), expected, atol=1e-5, rtol=1e-5)
         found = tower_of(changed)
         assert isinstance(found, ViTTower)
-        before = tower(name, torch.float32).layers[index].projections().value.weight
-        assert not torch.equal(found.layers[index].projections().value.weight, before)
+        before = tower(name, torch.float32).layers[index].input_maps()[-1].weight
+        assert not torch.equal(found.layers[index].input_maps()[-1].weight, before)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

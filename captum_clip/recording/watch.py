@@ -1,0 +1,479 @@
+"""Attention read at its kernel, whichever code runs it."""
+
+import types
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import product
+from typing import Any, ClassVar, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
+from typing_extensions import override
+
+from ..errors import UnsupportedModelError
+from ..maps import to_float32
+from ..models.attentions import Attention, PooledToken
+
+_METHODS: Final = (types.MethodDescriptorType, types.MethodWrapperType, types.WrapperDescriptorType)
+_FUNCTIONS: Final = {value: name for name, value in vars(F).items() if callable(value)}
+_FUSED: Final = F.scaled_dot_product_attention
+_MULTIHEAD: Final = F.multi_head_attention_forward
+_SOFTMAXES: Final = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
+# products of two tensors, and where the first of them stands among the arguments
+_PRODUCTS: Final = {
+    **dict.fromkeys((torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__), 0),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), 1),
+    torch.einsum: 0,
+}
+
+
+def _written(func: Any) -> Any:
+    """The function of torch that hands itself over by a name for which another stands now.
+
+    That other one has called it, and would do its own work twice.
+    """
+    name = next((name for name, value in vars(F).items() if value is func), None)
+    return next((own for own, other in _FUNCTIONS.items() if other == name), func)
+
+
+def _ignore(*call: Any) -> None:
+    """Compare with nothing, of a read that no recording has."""
+
+
+@dataclass(eq=False)
+class AttentionRead:
+    """One attention as it ran: values, the heads' outputs, and its weights or what they are of.
+
+    Attributes:
+        value: (B, H, s, d); where heads share values, they are repeated.
+        out: the heads' outputs (B, H, rows, d), of which all that follows is made.
+        weights: A (B, H, rows, s) where a softmax showed it.
+        query: (B, H, rows, d) and `key` (B, H, s, d) as they entered their product.
+        scale: of a fused product, like `mask` and `causal`.
+        extra: (B, H d), what keys of no token, such as a sink, gave the pooled row.
+    """
+
+    value: Tensor
+    out: Tensor
+    weights: Tensor | None = None
+    query: Tensor | None = None
+    key: Tensor | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+    scale: float | None = None
+    extra: Tensor | None = None
+    # where it ran, which the recording fills in; `output` (B, rows, D) is what the module returned
+    output: Tensor = field(init=False)
+    attention: Attention = field(init=False)
+    name: str = field(init=False, default="an attention")
+    pooled: PooledToken = field(init=False, default_factory=PooledToken)
+    span: slice = field(init=False, default_factory=lambda: slice(None))
+    compare: Callable[..., None] = field(init=False, default=_ignore)
+    watched: Callable[[Tensor], object] = field(init=False, default=_ignore)
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """The pooled row (..., B, H, x) of values (..., B, H, rows, x), a pool's first one."""
+        index = None if self.attention.is_pool else self.pooled.rows
+        if index is None:
+            return rows[..., 0, :]
+        return rows[..., torch.arange(len(index), device=index.device), :, index, :].movedim(
+            0, rows.ndim - 4
+        )
+
+    def cut(self, count: int) -> None:
+        """Leave out the keys beyond `count`, which are no tokens, such as a sink, for what follows.
+
+        The weights are made first, since a softmax is over all keys.
+        """
+        row, self.weights = self.row.detach(), self.matrix()
+        self.extra = torch.einsum(
+            "bhs,bhsd->bhd", row[..., count:], self.value[:, :, count:].to(row)
+        )
+        self.extra = self.extra.flatten(1)
+        self.__dict__["row"], self.weights = row[..., :count], self.weights[..., :count]
+        self.value, self.compare = self.value[:, :, :count], _ignore
+
+    def detach(self) -> "AttentionRead":
+        """Take it out of its graph."""
+        for name in ("value", "out", "weights", "query", "key", "mask"):
+            part = getattr(self, name)
+            setattr(self, name, None if part is None else part.detach())
+        return self
+
+    def alone(self) -> "AttentionRead":
+        """The same without a graph, and without the recording that it is of."""
+        alone = copy(self).detach()
+        alone.compare = alone.watched = _ignore
+        return alone
+
+    def without_weights(self) -> "AttentionRead":
+        """The same with its values alone, which are all that a sum over tokens needs."""
+        alone = copy(self)
+        alone.weights = alone.query = alone.key = alone.mask = None
+        alone.__dict__.pop("row", None)
+        return alone
+
+    @cached_property
+    def row(self) -> Tensor:
+        """The pooled row of A, (B, H, s), in at least float32; compared with what ran."""
+        row = self.any_row()
+        made = torch.einsum("bhs,bhsd->bhd", row, to_float32(self.value.detach()))
+        self.compare(self.name, made.flatten(1), self.pick(self.out).flatten(1))
+        return row
+
+    @torch.no_grad()
+    def any_row(self) -> Tensor:
+        """The same, of which what it makes of the values is to be compared elsewhere."""
+        with torch.autocast(self.out.device.type, enabled=False):
+            if self.weights is not None:
+                return to_float32(self.pick(self.weights.detach()))
+            query, key, factor = self._product()
+            logits = (key * (self.pick(query) * factor)[..., None, :]).sum(-1)
+            bias = self._bias(logits.dtype)
+            return (logits if bias is None else logits + self.pick(bias)).softmax(-1)
+
+    @torch.no_grad()
+    def matrix(self, *, compare: bool = True) -> Tensor:
+        """A (B, H, rows, s), in at least float32, compared with what ran by one random vector."""
+        with torch.autocast(self.out.device.type, enabled=False):
+            if self.weights is not None:
+                matrix = to_float32(self.weights.detach())
+            else:
+                query, key, factor = self._product()
+                logits = (query * factor) @ key.mT
+                bias = self._bias(logits.dtype)
+                matrix = (logits if bias is None else logits + bias).softmax(-1)
+            if not compare:
+                return matrix
+            value, out = to_float32(self.value), to_float32(self.out)
+            vector = _any_vector(value.shape[-1]).to(value)
+            made = (matrix @ (value @ vector)[..., None])[..., 0].flatten(1)
+            returned = (out @ vector).to(self.out.dtype).flatten(1)
+            self.compare(self.name, made, returned, out.flatten(1))
+            return matrix
+
+    def _product(self) -> tuple[Tensor, Tensor, float]:
+        assert self.query is not None
+        assert self.key is not None
+        factor = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return to_float32(self.query), to_float32(self.key), factor
+
+    def _bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The addend of the products, (B, H, rows, s)."""
+        shape = (*self.out.shape[:3], self.value.shape[2])
+        bias = self.mask
+        if bias is not None and bias.dtype == torch.bool:
+            zeros = torch.zeros(bias.shape, dtype=dtype, device=bias.device)
+            bias = zeros.masked_fill(~bias, -torch.inf)
+        if self.causal:
+            bias = torch.full(shape[2:], -torch.inf, dtype=dtype, device=self.out.device).triu(1)
+        return None if bias is None else bias.to(dtype).expand(shape)
+
+
+@cache
+def _any_vector(width: int) -> Tensor:
+    return torch.randn(width, generator=torch.Generator().manual_seed(0), device="cpu")
+
+
+class Product(NamedTuple):
+    """What a tensor of an attention's was made of: a product of queries and keys, or weights."""
+
+    tensor: Tensor  # held, since the id of one that is gone is used again
+    is_weights: bool
+    query: Tensor | None = None
+    key: Tensor | None = None
+
+
+See = Callable[[AttentionRead], "Tensor | None"]
+"""What to do with an attention that ran; a tensor takes the place of its heads' outputs."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """An attention module that runs, and what was seen in it."""
+
+    attention: Attention
+    name: str
+    see: See
+    products: dict[int, Product] = field(default_factory=dict)
+    reads: int = 0
+    refusal: UnsupportedModelError | None = None  # raised when it is left, since torch takes a
+    # TypeError inside of an operator for its own
+
+    def made_of(self, args: Any) -> list[Product]:
+        """What the tensors among some arguments were made of."""
+        found = (self.products.get(id(each)) for each in _tensors(args)) if self.products else ()
+        return [each for each in found if each is not None]
+
+    def follow(self, args: Any, out: Any) -> bool:
+        """Follow weights or logits through casts, masks, views, dropout, mixes of heads."""
+        given = self.made_of(args)
+        if given:
+            alone = given[0] if len(given) == 1 else Product(given[0].tensor, given[0].is_weights)
+            for each in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(each, Tensor) and each.is_floating_point() and each.ndim > 2:
+                    self.products[id(each)] = alone._replace(tensor=each)
+        return bool(given)
+
+
+class Watch(TorchFunctionMode):
+    """Sees the functions of torch in this thread, and reads the attention among them.
+
+    That is `scaled_dot_product_attention`, or a softmax and the product of its result with the
+    values, or any operator of three such tensors that obeys the law of attention. It is read where
+    it runs inside an attention module, between `enter` and `leave`.
+    """
+
+    def __init__(self, noun: str) -> None:
+        super().__init__()
+        self._noun, self._entered = noun, False
+        self._place: _Place | None = None
+
+    sees_all: ClassVar[bool] = False
+    """Whether it looks at all functions of a forward, or at those of attentions alone."""
+
+    def enter(self, attention: Attention, name: str, see: See) -> None:
+        """Read the attention of a module that begins to run."""
+        self._place = _Place(attention, name, see)
+        if not self.sees_all and not self._entered:
+            self.__enter__()  # type: ignore[no-untyped-call]
+            self._entered = True
+
+    def close(self) -> None:
+        """Stop to look at functions; harmless where it does not."""
+        if self._entered:
+            self._entered = False
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        """Raise UnsupportedModelError unless one attention was read."""
+        self.close()
+        place, self._place = self._place, None
+        if place is None:
+            return
+        if place.refusal is not None:
+            raise place.refusal
+        if not place.reads:
+            raise self._refused(
+                place.name,
+                "shows no attention: neither scaled_dot_product_attention, nor a softmax and its "
+                "product with values, nor an operator that computes the same",
+            )
+
+    def _refused(self, name: str, what: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{name} of the {self._noun} {what}, so it cannot be read; take a method of Captum's "
+            "that does not look inside, such as Occlusion."
+        )
+
+    @override
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, place = kwargs or {}, self._place
+        if isinstance(func, types.FunctionType) and func not in _FUNCTIONS:
+            func = _written(func)
+        if place is None:
+            return self.run(func, args, kwargs)
+        if func is _MULTIHEAD:
+            return self._multihead(place, args, kwargs)
+        if func is _FUSED:
+            return self._fused(place, args, kwargs)
+        if func in _PRODUCTS or func in _SOFTMAXES:
+            return self._explicit(place, func, args, kwargs)
+        out = self.run(func, args, kwargs)
+        if place.follow(args, out) or isinstance(func, _METHODS) or len(args) + len(kwargs) < 3:
+            return out
+        return self._operator(place, args, kwargs, out)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function that is none of an attention's own."""
+        return func(*args, **kwargs)
+
+    def _multihead(self, place: _Place, args: Any, kwargs: Any) -> Any:
+        """Run torch's own code, which hands itself over to a mode as a whole, under this one."""
+        modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        check = "has_torch_function"
+        plain = isinstance(_MULTIHEAD, types.FunctionType) and check in _MULTIHEAD.__code__.co_names
+        if not plain or any(type(mode) is not DeviceContext for mode in modes):
+            place.refusal = self._refused(place.name, "runs under another torch function mode")
+            return _MULTIHEAD(*args, **kwargs)
+        # with the names as they are now, so that what stands in the place of one is used
+        names = {**_MULTIHEAD.__globals__, check: lambda *_: False}
+        defaults, closure = _MULTIHEAD.__defaults__, _MULTIHEAD.__closure__
+        code = types.FunctionType(_MULTIHEAD.__code__, names, check, defaults, closure)
+        code.__kwdefaults__ = _MULTIHEAD.__kwdefaults__
+        with self:
+            return code(*args, **kwargs)
+
+    def _fused(self, place: _Place, args: Any, kwargs: Any) -> Any:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        out = _FUSED(*args, **kwargs)
+        parts = {name: given[name] for name in names[:3]}
+        mask, causal = given.get("attn_mask"), given.get("is_causal", False)
+        return self._seen(place, out, **parts, mask=mask, causal=causal, scale=given.get("scale"))
+
+    def _explicit(self, place: _Place, func: Any, args: Any, kwargs: Any) -> Any:
+        """A softmax over keys, or a product: of queries and keys, or of weights and values."""
+        out = func(*args, **kwargs)
+        if func in _SOFTMAXES:
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if out.ndim > 2 and dim in (-1, out.ndim - 1):
+                logits = place.products.get(id(args[0] if args else kwargs["input"]))
+                made = Product(out, True) if logits is None else logits._replace(is_weights=True)
+                place.products[id(out)] = made._replace(tensor=out)
+            return out
+        if func is torch.einsum:
+            layout = _layout(*args)
+        else:
+            first, second = (*args, *kwargs.values())[_PRODUCTS[func] :][:2]
+            layout = _Layout(first, second) if first.ndim == second.ndim > 2 else None
+        weights = next((each for each in place.made_of(args) if each.is_weights), None)
+        if layout is None or weights is None or not layout.weighs(weights.tensor):
+            if weights is not None:  # heads that are mixed
+                place.products[id(out)] = Product(out, True)
+            elif layout is not None:
+                place.products[id(out)] = Product(out, False, layout.left, layout.right.mT)
+            return out
+        parts = {"query": weights.query, "key": weights.key, "weights": layout.left}
+        kept = self._seen(place, layout.canonical(out), value=layout.right, **parts)
+        return layout.restored(kept)
+
+    def _operator(self, place: _Place, args: Any, kwargs: Any, out: Any) -> Any:
+        """Any operator of queries, keys and values whose output is what attention would give."""
+        given = [a for a in _tensors((*args, *kwargs.values())) if a.ndim == 4][:3]
+        if len(given) < 3 or not isinstance(out, (Tensor, tuple)):
+            return out
+        first = out if isinstance(out, Tensor) else next(iter(out), None)
+        if not isinstance(first, Tensor) or first.shape != given[0].shape:
+            return out
+        scales = [x for x in (*args, *kwargs.values()) if isinstance(x, float)]
+        for dims, scale in product(((0, 1, 2, 3), (0, 2, 1, 3)), (None, *scales)):
+            query, key, value, made = (each.permute(dims) for each in (*given, first))
+            if made.shape[:2] != query.shape[:2] or key.shape[:3] != value.shape[:3]:
+                continue
+            for causal in (False, True):
+                parts = {"query": query, "key": key, "value": value, "scale": scale}
+                read = _read(made, **parts, causal=causal)
+                if read is None or not _obeys(read):
+                    continue
+                new = self._seen(place, made, **parts, causal=causal).permute(dims)
+                return new if first is out else type(out)((new, *out[1:]))
+        return out
+
+    def _seen(self, place: _Place, out: Tensor, **parts: Any) -> Tensor:
+        """Hand over what ran; what stands in the place of the heads' outputs, in their layout."""
+        place.reads += 1
+        heads, flat, whole = place.attention.heads, out.ndim == 3, out
+        if flat and not len(out) % heads:  # images and heads on one axis
+            out = out.view(-1, heads, *out.shape[1:])
+            for name, part in parts.items():
+                if isinstance(part, Tensor) and part.ndim == 3 and not len(part) % heads:
+                    parts[name] = part.reshape(-1, heads, *part.shape[1:])
+        read = _read(out, **parts)
+        if read is None or place.reads > 1:
+            shape = f"an attention whose output is {tuple(whole.shape)}"
+            what = shape if read is None else "more than one attention, as windows do"
+            place.refusal = place.refusal or self._refused(place.name, f"runs {what}")
+            return whole
+        read.attention, read.name = place.attention, place.name
+        try:
+            replaced = place.see(read)
+        except UnsupportedModelError as error:
+            place.refusal = error
+            return whole
+        # what follows is made of what is kept, so that a gradient reaches it
+        out = out if replaced is None else replaced
+        return out.flatten(0, 1) if flat else out
+
+
+def _read(out: Tensor, **parts: Any) -> AttentionRead | None:
+    """A read in whose tensors every head has its own keys and values; None for other shapes."""
+    count = out.shape[1] if out.ndim == 4 else 0
+    for name in ("key", "value"):
+        part = parts.get(name)
+        if part is None:
+            continue
+        fits = part.ndim == 4 and count and not count % part.shape[1]
+        if not fits or part.shape[0] not in (1, len(out)):
+            return None
+        part = part.expand(len(out), -1, -1, -1)
+        groups = count // part.shape[1]  # of heads that share them
+        parts[name] = part if groups == 1 else part.repeat_interleave(groups, 1)
+    for name in ("query", "weights"):
+        part = parts.get(name)
+        if part is not None and part.ndim == 4:
+            parts[name] = part.expand(*out.shape[:2], -1, -1)
+    if parts.get("weights") is None and parts.get("query") is None:
+        return None
+    return AttentionRead(out=out, **parts)
+
+
+@torch.no_grad()
+def _obeys(read: AttentionRead) -> bool:
+    """Whether the heads' outputs are what softmax(q k^T s) v gives."""
+    out = to_float32(read.out)
+    query, key, factor = read._product()
+    logits = (query * factor) @ key.mT
+    bias = read._bias(logits.dtype)
+    made = (logits if bias is None else logits + bias).softmax(-1) @ to_float32(read.value)
+    rounding = 1e-4 if read.out.dtype in (torch.float32, torch.float64) else 3e-2
+    return bool((made - out).norm() <= rounding * out.norm())
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+class _Layout:
+    """A product of two tensors, whose axes are mostly in the order of a matrix product."""
+
+    def __init__(self, first: Tensor, second: Tensor, axes: tuple[str, str, str] = ("",) * 3):
+        self.first, (a, b, o) = first, axes
+        self._orders: Any = None
+        self.left, self.right = first, second
+        if a:
+            summed = next(letter for letter in a if letter in b and letter not in o)
+            row = next(letter for letter in a if letter not in b)
+            column = next(letter for letter in b if letter not in a)
+            lead = [letter for letter in o if letter in a and letter in b]
+            self.left = first.permute([a.index(x) for x in (*lead, row, summed)])
+            self.right = second.permute([b.index(x) for x in (*lead, summed, column)])
+            wanted = [*lead, row, column]
+            self._orders = [o.index(x) for x in wanted], [wanted.index(x) for x in o]
+
+    def weighs(self, weights: Tensor) -> bool:
+        """Whether it is one of weights (..., rows, s) with values (..., s, d)."""
+        return self.first is weights and self.left.ndim == self.right.ndim
+
+    def canonical(self, out: Tensor) -> Tensor:
+        """The result with its rows and columns last."""
+        return out if self._orders is None else out.permute(self._orders[0])
+
+    def restored(self, out: Tensor) -> Tensor:
+        """Such a result in the order of the product's own."""
+        return out if self._orders is None else out.permute(self._orders[1])
+
+
+def _layout(equation: Any, *operands: Any) -> _Layout | None:
+    """The product in an einsum that sums over one axis of two tensors; None for another."""
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
+        return None
+    inputs, _, o = equation.replace(" ", "").partition("->")
+    a, _, b = inputs.partition(",")
+    summed = [x for x in a if x in b and x not in o]
+    apart = [[x for x in one if x not in other] for one, other in ((a, b), (b, a))]
+    is_product = len(summed) == len(apart[0]) == len(apart[1]) == 1 and len({*a, *b}) == len(o) + 1
+    if not is_product or "." in equation or len({*o}) != len(o) or len(a) < 3:
+        return None
+    return _Layout(operands[0], operands[1], (a, b, o))
