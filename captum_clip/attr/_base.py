@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_flag, check_integer, expect, torch_failures
 from ..errors import CaptureError, InputError, UnsupportedModelError, public
 from ..models import tower_of
-from ..models.library import nondeterminism
+from ..models.library import modules_of, nondeterminism
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
 from ..recording import Recording, is_compiled, with_whole_graph
 from ..similarity import Similarity, TextSimilarity
@@ -238,6 +238,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 result.record.verify(name)
             maps = result.values.detach()
             maps = self._on_grid(result.record, maps) if on_grid else maps
+            result.record.let_go()
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if not isinstance(forward, Similarity) and not maps.isfinite().all():
                 raise CaptureError(
@@ -248,7 +249,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     def _seen_in_place(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
         """Run the formula, the first time and where tokens may have moved with a look at places."""
-        known = (images := call.images[0]).dtype, images.shape[1:]
+        images, modules = call.images[0], modules_of(self._tower.module)
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+        # of one image batch and heads may stand in any order
+        known = images.dtype, images.shape[1:], len(images) > 1, hooks
         places = known not in self._places and isinstance(self._tower, TransformerTower)
         while True:
             compiled = places and is_compiled(self.forward_func, self._model or self._tower.module)

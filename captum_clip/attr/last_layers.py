@@ -94,7 +94,7 @@ class LeGrad(ViTAttribution):
             gradients = self._gradients(embedded, to_float32(output).mean(1), read.out)
             matrices = (mha.matrix_gradient(read, gradient) for gradient in gradients)
             return torch.stack([matrix.clamp(min=0).mean((1, 2)) for matrix in matrices])
-        read = read_pool(self._tower, output.detach())
+        read = read_pool(record, output.detach())
         if index == len(self._tower.layers) - 1:  # which ran
             ran = record.reads[index + 1]
             record.compare(read.name, read.row.flatten(1), ran.row.flatten(1))

@@ -37,6 +37,9 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
                 "torch.inference_mode(), so no gradient reaches it; remove that."
             )
         record.size, record.batch, record.pooled = tower.read_inputs(args, kwargs)
+        kind = next(tower.module.parameters()).device.type
+        if torch.is_autocast_enabled(kind):
+            record.autocast = torch.get_autocast_dtype(kind)
         # the graph begins only where a recording turns it on, but for a model that needs one
         torch.set_grad_enabled(graph_from_start.get())
 
@@ -101,7 +104,7 @@ def record_vit(
             read.out, record.begun = as_leaf(read.out), True
         if index in kept:
             record.reads[index] = read
-            record.watched(read.value)
+            read.watch()
             assert read.row is not None  # compared with what ran
         if call is not None and index in visited:
             record.visited[index] = call(index, read)
@@ -178,6 +181,12 @@ class _Attention:
         record = self.record
         read.pooled, read.span, read.compare = record.pooled, record.span, record.compare
         read.watched = record.watched
+        batch, heads = record.batch, self.attention.heads
+        if read.out.shape[:2] != (batch, heads):
+            raise UnsupportedModelError(
+                f"{self.name} of the {record.transformer.noun} makes {tuple(read.out.shape)}, "
+                f"expected {batch} images by {heads} heads; its layout is not known."
+            )
         if self.moves is not None:
             self.moves.check(self.name, read.value)
             if not record.begun:  # the graph was for that alone
@@ -204,13 +213,15 @@ class _Attention:
 
 
 @torch.no_grad()
-def read_pool(tower: TransformerTower, tokens: Tensor) -> AttentionRead:
+def read_pool(record: Recording, tokens: Tensor) -> AttentionRead:
     """Run a tower's pooling head on tokens (B, s, D) as a block returns them, and read it."""
-    head, watch, reads = tower.pooling_head, Watch(tower.noun), list[AttentionRead]()
+    tower, reads = record.transformer, list[AttentionRead]()
+    head, watch, kind = tower.pooling_head, Watch(tower.noun), tokens.device.type
     assert head is not None
     watch.enter(head, "the pooling head", reads.append)
     try:
-        head.pool(tokens)
+        with torch.autocast(kind, record.autocast, enabled=record.autocast is not None):
+            head.pool(tokens)
     finally:
         watch.close()
     watch.leave()
@@ -310,7 +321,8 @@ class Blocks:
             output, record.begun = as_leaf(output), True
         record.outputs[index] = output
         going_on = output.clone()  # what follows may work in place
-        self.left = *self.left, going_on
+        if any(output is each for each in self.left) or index == self.leaf:
+            self.left = *self.left, going_on
         return layer.replaced(result, going_on)
 
 

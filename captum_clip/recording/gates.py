@@ -68,12 +68,13 @@ class _Held(Watch):
     def __init__(self, record: Recording, holds_attention: bool) -> None:
         super().__init__(record.transformer.noun)
         self._record, self._holds_attention = record, holds_attention
-        self.holds = True
+        self.holds = False  # while the tower runs
         self._gates: dict[int, Tensor] = {}  # held, since the id of one that is gone is used again
 
     def attend(self, _: int, read: AttentionRead) -> Tensor | None:
         """Put the outputs of an attention that ran in a graph without its weights."""
         assert read.row is not None  # compared with what ran
+        read.watch()
         if not read.value.requires_grad and self._record.begun:
             raise UnsupportedModelError(
                 f"no gradient reaches {read.name} of the {self._noun}: what runs before it turns "
@@ -88,7 +89,7 @@ class _Held(Watch):
         first = args[0] if args else kwargs.get("input")
         if not (self.holds and isinstance(first, Tensor) and torch.is_grad_enabled()):
             return func(*args, **kwargs)
-        if func in _PRODUCTS:
+        if func in _PRODUCTS and len(args) == 2 and not kwargs:
             return self._product(func, *args)
         if func in _IN_PLACE or (func in _ACTIVATIONS and _works_in_place(args, kwargs)):
             raise UnsupportedModelError(
@@ -106,8 +107,8 @@ class _Held(Watch):
             held = _held_norm(_NORMS[func], *args, **kwargs)
             self._compare(held.detach(), out.detach(), getattr(func, "__name__", "norm"))
             return _with_value(held, out)
-        of_gate = id(first) in self._gates
-        if of_gate and (func in _VIEWS or (func in _SUMS and not isinstance(args[1], Tensor))):
+        number = not any(isinstance(each, Tensor) for each in (*args[1:], *kwargs.values()))
+        if id(first) in self._gates and (func in _VIEWS or (func in _SUMS and number)):
             return self._gate(out)
         return out
 
@@ -123,7 +124,7 @@ class _Held(Watch):
         self._gates[id(tensor)] = tensor
         return tensor
 
-    def _product(self, func: Any, first: Tensor, second: Any, **more: Any) -> Tensor:
+    def _product(self, func: Any, first: Tensor, second: Any) -> Tensor:
         """A gate times a branch, which is then the linear one."""
         if not isinstance(second, Tensor):  # a number
             out: Tensor = func(first, second)
@@ -133,7 +134,7 @@ class _Held(Watch):
             return func(first.detach(), second)  # type: ignore[no-any-return]
         if gates == [False, True] and _is_branch(first):
             return func(first, second.detach())  # type: ignore[no-any-return]
-        return func(first, second, **more)  # type: ignore[no-any-return]
+        return func(first, second)  # type: ignore[no-any-return]
 
 
 def _is_branch(tensor: Tensor) -> bool:
@@ -181,13 +182,17 @@ def record_held(
     `attention` the attentions their weights; the values are those of the plain forward.
     """
 
+    def begin(args: Any, result: Any) -> Tensor:
+        watch.holds = True
+        return record.begin(args, result)
+
     def end(*_: Any) -> None:
         watch.holds = False
 
     with recording(tower, gradient=True) as (hooks, record):
         watch = _Held(record, attention)
         moves = Places(record, hooks) if places else None
-        hooks.after(tower.stem, record.begin, "The patch projection")
+        hooks.after(tower.stem, begin, "The patch projection")
         if moves is not None:
             hooks.after(tower.stem, moves.begin)
         Blocks(record, range(0), range(0), moves).plan(hooks)

@@ -73,7 +73,7 @@ class Places:
             raise UnsupportedModelError(
                 f"no gradient leads from {name} of the {self._record.transformer.noun} to what "
                 "enters it, so the tokens cannot be told apart; remove what turns the graph off, "
-                "such as no_grad or detach."
+                "such as no_grad, inference_mode or detach."
             )
         random = torch.rand(values.shape[:2], generator=self._draw, device="cpu") + 0.5
         weights = (random.to(values) * rows).view(*rows.shape, *[1] * (values.ndim - 2))

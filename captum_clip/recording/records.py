@@ -61,6 +61,7 @@ class Recording:
     batch: int = 0
     count: int = 0  # tokens that entered the last block
     pooled: PooledToken = field(default_factory=PooledToken)
+    autocast: torch.dtype | None = None  # what a forward ran under
     begun: bool = False  # the graph
     moved: bool = False  # a block got something else than what the one below it returned
     input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
@@ -108,10 +109,16 @@ class Recording:
 
     def rounding(self, tensor: Tensor) -> float:
         """The relative difference that computing a tensor of the tower once more may make."""
-        kind = tensor.device.type
-        if torch.is_autocast_enabled(kind):
-            return max(ROUNDING[torch.get_autocast_dtype(kind)], ROUNDING[tensor.dtype])
-        return ROUNDING[tensor.dtype]
+        return max(ROUNDING[self.autocast or tensor.dtype], ROUNDING[tensor.dtype])
+
+    def let_go(self) -> None:
+        """Let all tensors go."""
+        for each in (self.reads, self.visited, self.returned, self.outputs, self.stream):
+            each.clear()
+        for part in (self.apart, self.comparisons, self._versions):
+            part.clear()
+        self.embedding = self.scored = self.input = self.residual = NOTHING
+        self.projected = None
 
     def verify(self, method: str) -> None:
         """Raise UnsupportedModelError unless all parts are what the library returned."""

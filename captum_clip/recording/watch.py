@@ -24,6 +24,7 @@ _FUNCTIONS: Final = {value: name for name, value in vars(F).items() if callable(
 _FUSED: Final = F.scaled_dot_product_attention
 _MULTIHEAD: Final = F.multi_head_attention_forward
 _SOFTMAXES: Final = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
+_LIKE: Final = {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as}  # a second tensor
 # products of two tensors, and where the first of them stands among the arguments
 _PRODUCTS: Final = {
     **dict.fromkeys((torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__), 0),
@@ -105,6 +106,12 @@ class AttentionRead:
             setattr(self, name, None if part is None else part.detach())
         return self
 
+    def watch(self) -> None:
+        """See that nothing changes in place what is read later."""
+        for part in (self.value, self.query, self.key, self.weights, self.mask):
+            if part is not None:
+                self.watched(part)
+
     def alone(self) -> "AttentionRead":
         """The same without a graph, and without the recording that it is of."""
         alone = copy(self).detach()
@@ -135,7 +142,7 @@ class AttentionRead:
             query, key, factor = self._product()
             logits = (key * (self.pick(query) * factor)[..., None, :]).sum(-1)
             bias = self._bias(logits.dtype)
-            return (logits if bias is None else logits + self.pick(bias)).softmax(-1)
+            return _softmax(logits, None if bias is None else self.pick(bias))
 
     @torch.no_grad()
     def matrix(self, *, compare: bool = True) -> Tensor:
@@ -146,8 +153,7 @@ class AttentionRead:
             else:
                 query, key, factor = self._product()
                 logits = (query * factor) @ key.mT
-                bias = self._bias(logits.dtype)
-                matrix = (logits if bias is None else logits + bias).softmax(-1)
+                matrix = _softmax(logits, self._bias(logits.dtype))
             if not compare:
                 return matrix
             value, out = to_float32(self.value), to_float32(self.out)
@@ -173,6 +179,14 @@ class AttentionRead:
         if self.causal:
             bias = torch.full(shape[2:], -torch.inf, dtype=dtype, device=self.out.device).triu(1)
         return None if bias is None else bias.to(dtype).expand(shape)
+
+
+def _softmax(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """Over keys, and zero where a row sees none, as in torch's fused attention."""
+    if bias is None:
+        return logits.softmax(-1)
+    weights = (logits + bias).softmax(-1)
+    return weights.masked_fill(bias.isneginf().all(-1, keepdim=True), 0)
 
 
 @cache
@@ -210,14 +224,16 @@ class _Place:
         found = (self.products.get(id(each)) for each in _tensors(args)) if self.products else ()
         return [each for each in found if each is not None]
 
-    def follow(self, args: Any, out: Any) -> bool:
+    def follow(self, func: Any, args: Any, out: Any) -> bool:
         """Follow weights or logits through casts, masks, views, dropout, mixes of heads."""
-        given = self.made_of(args)
+        given = self.made_of(args[:1] if func in _LIKE else args)
         if given:
             alone = given[0] if len(given) == 1 else Product(given[0].tensor, given[0].is_weights)
             for each in out if isinstance(out, (tuple, list)) else (out,):
                 if isinstance(each, Tensor) and each.is_floating_point() and each.ndim > 2:
-                    self.products[id(each)] = alone._replace(tensor=each)
+                    turned = each.stride()[-2:] == alone.tensor.stride()[:-3:-1] and each._is_view()
+                    sides = (alone.key, alone.query) if turned else alone[2:]
+                    self.products[id(each)] = Product(each, alone.is_weights, *sides)
         return bool(given)
 
 
@@ -285,7 +301,11 @@ class Watch(TorchFunctionMode):
         if func in _PRODUCTS or func in _SOFTMAXES:
             return self._explicit(place, func, args, kwargs)
         out = self.run(func, args, kwargs)
-        if place.follow(args, out) or isinstance(func, _METHODS) or len(args) + len(kwargs) < 3:
+        if (
+            place.follow(func, args, out)
+            or isinstance(func, _METHODS)
+            or len(args) + len(kwargs) < 3
+        ):
             return out
         return self._operator(place, args, kwargs, out)
 
@@ -337,7 +357,7 @@ class Watch(TorchFunctionMode):
             if weights is not None:  # heads that are mixed
                 place.products[id(out)] = Product(out, True)
             elif layout is not None:
-                place.products[id(out)] = Product(out, False, layout.left, layout.right.mT)
+                place.products[id(out)] = Product(out, False, *layout.sides())
             return out
         parts = {"query": weights.query, "key": weights.key, "weights": layout.left}
         kept = self._seen(place, layout.canonical(out), value=layout.right, **parts)
@@ -359,7 +379,7 @@ class Watch(TorchFunctionMode):
             for causal in (False, True):
                 parts = {"query": query, "key": key, "value": value, "scale": scale}
                 read = _read(made, **parts, causal=causal)
-                if read is None or not _obeys(read):
+                if read is None or not _may_attend(read) or not _obeys(read):
                     continue
                 new = self._seen(place, made, **parts, causal=causal).permute(dims)
                 return new if first is out else type(out)((new, *out[1:]))
@@ -413,14 +433,22 @@ def _read(out: Tensor, **parts: Any) -> AttentionRead | None:
     return AttentionRead(out=out, **parts)
 
 
+def _may_attend(read: AttentionRead) -> bool:
+    """Whether queries, keys and values have shapes and types that fit."""
+    query, key, value = read.query, read.key, read.value
+    if query is None or key is None or not value.is_floating_point():
+        return False
+    alike = query.dtype == key.dtype == value.dtype == read.out.dtype
+    return alike and query.shape[-1] == key.shape[-1] and key.shape[:3] == value.shape[:3]
+
+
 @torch.no_grad()
 def _obeys(read: AttentionRead) -> bool:
     """Whether the heads' outputs are what softmax(q k^T s) v gives."""
     out = to_float32(read.out)
     query, key, factor = read._product()
     logits = (query * factor) @ key.mT
-    bias = read._bias(logits.dtype)
-    made = (logits if bias is None else logits + bias).softmax(-1) @ to_float32(read.value)
+    made = _softmax(logits, read._bias(logits.dtype)) @ to_float32(read.value)
     rounding = 1e-4 if read.out.dtype in (torch.float32, torch.float64) else 3e-2
     return bool((made - out).norm() <= rounding * out.norm())
 
@@ -449,6 +477,11 @@ class _Layout:
             self.right = second.permute([b.index(x) for x in (*lead, summed, column)])
             wanted = [*lead, row, column]
             self._orders = [o.index(x) for x in wanted], [wanted.index(x) for x in o]
+
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """What gives the rows of the result, and what its columns: queries and keys."""
+        turned = self._orders is not None and self._orders[0][-2] > self._orders[0][-1]
+        return (self.right.mT, self.left) if turned else (self.left, self.right.mT)
 
     def weighs(self, weights: Tensor) -> bool:
         """Whether it is one of weights (..., rows, s) with values (..., s, d)."""
