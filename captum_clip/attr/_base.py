@@ -255,7 +255,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         known = images.dtype, images.shape[1:], len(images) > 1, hooks
         places = known not in self._places and isinstance(self._tower, TransformerTower)
         while True:
-            compiled = places and is_compiled(self.forward_func, self._model or self._tower.module)
+            model = self._tower.module if self._model is None else self._model
+            compiled = places and is_compiled(self.forward_func, model)
             run = partial(compute, replace(call, places=places, compiled=compiled))
             try:
                 result = run()

@@ -127,7 +127,7 @@ def pushed_rows(record: Recording, layers: range, centred: bool, mlps: bool) -> 
         values = to_float32(visited.value).transpose(1, 2)  # (B, s, H, d)
         made = torch.einsum("bhs,bshd->bhd", row, values).flatten(1)
         made = made if visited.extra is None else made + visited.extra
-        visited.compare(visited.name, made, heads)
+        visited.compare(visited.name, made, heads.to(visited.value.dtype))
         if centred:
             mean = record.pooled.mean(values.flatten(2), span)
             values = values - split_heads(mean, visited.attention.heads)

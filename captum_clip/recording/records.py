@@ -45,7 +45,7 @@ class _Probe(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, probe: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
+        return tensor.detach()  # no view, which nothing may change in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override, unused-ignore]

@@ -122,6 +122,7 @@ class AttentionRead:
         """The same with its values alone, which are all that a sum over tokens needs."""
         alone = copy(self)
         alone.weights = alone.query = alone.key = alone.mask = None
+        alone.out = alone.value  # so that no more is kept
         alone.__dict__.pop("row", None)
         return alone
 
