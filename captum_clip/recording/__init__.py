@@ -7,8 +7,8 @@ a map is made of has run, and is read where it ran.
 from .forwards import read_pool, record_features, record_resnet, record_vit
 from .gates import record_held, refuse_nonlinear
 from .hooks import is_compiled, with_whole_graph
+from .reads import AttentionRead
 from .records import NOTHING, Recording, Visit
-from .watch import AttentionRead
 
 __all__ = [
     "NOTHING",

@@ -16,8 +16,9 @@ from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower, ViTTower
 from .hooks import Arguments, Hooks, graph_from_start, uncompiled
 from .places import Places
+from .reads import AttentionRead
 from .records import NOTHING, Recording, Visit, as_leaf
-from .watch import AttentionRead, Watch
+from .watch import Watch
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from ..models.steps import gate_of
 from ..models.towers import TransformerTower
 from .forwards import Blocks, plan_attentions, plan_embedding, recording
 from .places import Places
+from .reads import AttentionRead
 from .records import Recording
-from .watch import AttentionRead, Watch
+from .watch import Watch
 
 # functions of each number, which are x times a gate
 _ACTIVATIONS: Final = {

@@ -16,7 +16,7 @@ from ..models.library import has_no_foreign_hooks
 from ..models.steps import ROUNDING
 from ..models.towers import Tower, TransformerTower
 from .hooks import Arguments
-from .watch import AttentionRead
+from .reads import AttentionRead
 
 NOTHING: Final = torch.empty(0)  # until the forward has shown it
 

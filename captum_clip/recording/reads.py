@@ -1,0 +1,166 @@
+"""An attention as it ran."""
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..maps import to_float32
+from ..models.attentions import Attention, PooledToken
+
+
+def _ignore(*call: Any) -> None:
+    """Compare with nothing, of a read that no recording has."""
+
+
+@dataclass(eq=False)
+class AttentionRead:
+    """One attention as it ran: values, the heads' outputs, and its weights or what they are of.
+
+    Attributes:
+        value: (B, H, s, d); where heads share values, they are repeated.
+        out: the heads' outputs (B, H, rows, d), of which all that follows is made.
+        weights: A (B, H, rows, s) where a softmax showed it.
+        query: (B, H, rows, d) and `key` (B, H, s, d) as they entered their product.
+        scale: of a fused product, like `mask` and `causal`.
+        extra: (B, H d), what keys of no token, such as a sink, gave the pooled row.
+    """
+
+    value: Tensor
+    out: Tensor
+    weights: Tensor | None = None
+    query: Tensor | None = None
+    key: Tensor | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+    scale: float | None = None
+    extra: Tensor | None = None
+    # where it ran, which the recording fills in; `output` (B, rows, D) is what the module returned
+    output: Tensor = field(init=False)
+    attention: Attention = field(init=False)
+    name: str = field(init=False, default="an attention")
+    pooled: PooledToken = field(init=False, default_factory=PooledToken)
+    span: slice = field(init=False, default_factory=lambda: slice(None))
+    compare: Callable[..., None] = field(init=False, default=_ignore)
+    watched: Callable[[Tensor], object] = field(init=False, default=_ignore)
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """The pooled row (..., B, H, x) of values (..., B, H, rows, x), a pool's first one."""
+        index = None if self.attention.is_pool else self.pooled.rows
+        if index is None:
+            return rows[..., 0, :]
+        return rows[..., torch.arange(len(index), device=index.device), :, index, :].movedim(
+            0, rows.ndim - 4
+        )
+
+    def cut(self, count: int) -> None:
+        """Leave out the keys beyond `count`, which are no tokens, such as a sink, for what follows.
+
+        The weights are made first, since a softmax is over all keys.
+        """
+        row, self.weights = self.row.detach(), self.matrix()
+        self.extra = torch.einsum(
+            "bhs,bhsd->bhd", row[..., count:], self.value[:, :, count:].to(row)
+        )
+        self.extra = self.extra.flatten(1)
+        self.__dict__["row"], self.weights = row[..., :count], self.weights[..., :count]
+        self.value, self.compare = self.value[:, :, :count], _ignore
+
+    def detach(self) -> "AttentionRead":
+        """Take it out of its graph."""
+        for name in ("value", "out", "weights", "query", "key", "mask"):
+            part = getattr(self, name)
+            setattr(self, name, None if part is None else part.detach())
+        return self
+
+    def watch(self) -> None:
+        """See that nothing changes in place what is read later."""
+        for part in (self.value, self.query, self.key, self.weights, self.mask):
+            if part is not None:
+                self.watched(part)
+
+    def alone(self) -> "AttentionRead":
+        """The same without a graph, and without the recording that it is of."""
+        alone = copy(self).detach()
+        alone.compare = alone.watched = _ignore
+        return alone
+
+    def without_weights(self) -> "AttentionRead":
+        """The same with its values alone, which are all that a sum over tokens needs."""
+        alone = copy(self)
+        alone.weights = alone.query = alone.key = alone.mask = None
+        alone.out = alone.value  # so that no more is kept
+        alone.__dict__.pop("row", None)
+        return alone
+
+    @cached_property
+    def row(self) -> Tensor:
+        """The pooled row of A, (B, H, s), in at least float32; compared with what ran."""
+        row = self.any_row()
+        made = torch.einsum("bhs,bhsd->bhd", row, to_float32(self.value.detach()))
+        self.compare(self.name, made.flatten(1), self.pick(self.out).flatten(1))
+        return row
+
+    @torch.no_grad()
+    def any_row(self) -> Tensor:
+        """The same, of which what it makes of the values is to be compared elsewhere."""
+        with torch.autocast(self.out.device.type, enabled=False):
+            if self.weights is not None:
+                return to_float32(self.pick(self.weights.detach()))
+            query, key, factor = self._product()
+            logits = (key * (self.pick(query) * factor)[..., None, :]).sum(-1)
+            bias = self._bias(logits.dtype)
+            return softmax_over_keys(logits, None if bias is None else self.pick(bias))
+
+    @torch.no_grad()
+    def matrix(self, *, compare: bool = True) -> Tensor:
+        """A (B, H, rows, s), in at least float32, compared with what ran by one random vector."""
+        with torch.autocast(self.out.device.type, enabled=False):
+            if self.weights is not None:
+                matrix = to_float32(self.weights.detach())
+            else:
+                query, key, factor = self._product()
+                logits = (query * factor) @ key.mT
+                matrix = softmax_over_keys(logits, self._bias(logits.dtype))
+            if not compare:
+                return matrix
+            value, out = to_float32(self.value), to_float32(self.out)
+            vector = _any_vector(value.shape[-1]).to(value)
+            made = (matrix @ (value @ vector)[..., None])[..., 0].flatten(1)
+            returned = (out @ vector).to(self.out.dtype).flatten(1)
+            self.compare(self.name, made, returned, out.flatten(1))
+            return matrix
+
+    def _product(self) -> tuple[Tensor, Tensor, float]:
+        assert self.query is not None
+        assert self.key is not None
+        factor = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return to_float32(self.query), to_float32(self.key), factor
+
+    def _bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The addend of the products, (B, H, rows, s)."""
+        shape = (*self.out.shape[:3], self.value.shape[2])
+        bias = self.mask
+        if bias is not None and bias.dtype == torch.bool:
+            zeros = torch.zeros(bias.shape, dtype=dtype, device=bias.device)
+            bias = zeros.masked_fill(~bias, -torch.inf)
+        if self.causal:
+            bias = torch.full(shape[2:], -torch.inf, dtype=dtype, device=self.out.device).triu(1)
+        return None if bias is None else bias.to(dtype).expand(shape)
+
+
+def softmax_over_keys(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """Over keys, and zero where a row sees none, as in torch's fused attention."""
+    if bias is None:
+        return logits.softmax(-1)
+    weights = (logits + bias).softmax(-1)
+    return weights.masked_fill(bias.isneginf().all(-1, keepdim=True), 0)
+
+
+@cache
+def _any_vector(width: int) -> Tensor:
+    return torch.randn(width, generator=torch.Generator().manual_seed(0), device="cpu")
