@@ -129,3 +129,20 @@ def test_gates_are_held_in_the_tower_alone() -> None:
     method = attr.ConservativePropagation(forward, small.model)
     _, scores = method.attribute_targets(pixels, return_scores=True)
     torch.testing.assert_close(scores, forward(pixels).detach())
+
+
+@pytest.mark.parametrize("method", [attr.LastGradAttention, attr.AttentionRollout, attr.LeGrad])
+def test_patches_that_move_between_blocks_are_seen_after_the_first_call(method: Any) -> None:
+    """A block does not get what the one below it returned, with no hook that would show."""
+    small = running.double()
+    explainer = method(running.similarity_of(small.load()))
+    explainer.attribute_targets(small.images(2, torch.float64))
+    block = running.layers_of(small.model)[2]
+
+    def rolled(self: Any, tokens: Tensor, *args: Any, **options: Any) -> Any:
+        moved = torch.cat([tokens[:, :1], tokens[:, 1:].roll(1, 1)], 1)
+        return nn.Module.__call__(self, moved, *args, **options)
+
+    block.__class__ = type("Rolled", (type(block),), {"__call__": rolled})
+    with pytest.raises(UnsupportedModelError, match="at its own place"):
+        explainer.attribute_targets(small.images(2, torch.float64))
