@@ -1,7 +1,8 @@
 """Steps between a raw saliency map and a figure or a metric: pure functions of tensors."""
 
 import math
-from typing import Any, Literal, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,7 +33,18 @@ def unsupported_reason(tensor: Tensor) -> str:
 
 def to_float32(tensor: Tensor) -> Tensor:
     """The tensor in at least float32: half precision is too coarse to compute maps in."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+_NOTHING_TO_DISABLE: Final = nullcontext()
+
+
+def autocast_disabled(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the tensor's device."""
+    kind = tensor.device.type
+    # most calls are not under autocast, and torch's context costs more than what runs in it
+    on = torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else _NOTHING_TO_DISABLE
 
 
 @public("upsample")

@@ -5,22 +5,16 @@ tensors are computed with in float32, and autocast is off, so a map depends on n
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
-from ..maps import to_float32
+from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
 from ..models.steps import Direction, run_steps, split_heads
 from ..models.towers import Pooling, TransformerTower
 from ..recording import AttentionRead
-
-
-def autocast_disabled(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on the tensor's device."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def merged(attention: Attention, heads: Tensor, run: Callable[..., Tensor] = run_steps) -> Tensor:
@@ -48,6 +42,27 @@ def value_products(read: AttentionRead, vectors: Tensor) -> Tensor:
     with autocast_disabled(vectors):
         value = to_float32(read.value)
         return torch.einsum("kbhd,bhsd->kbhs", vectors.expand(-1, len(value), -1, -1), value)
+
+
+@torch.no_grad()
+def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = False) -> Tensor:
+    r"""The gradient (K, B, C) of a shift of all features that a ResNet's attention pool reads.
+
+    .. math:: W_V^T g + W_Q^T \big(s \textstyle\sum_j \nabla l_{hj} k_{hj}\big)_h, \quad
+        \nabla l = a \odot (\nabla a - \textstyle\sum_j a_j \nabla a_j)
+
+    with g (K, B, H d) the gradient at the heads' outputs; the way through the keys, the same for
+    all, is cancelled by the softmax. `detached` takes the weights as constants.
+    """
+    query_map, _, value_map = read.attention.input_maps()
+    shift = gradient @ value_map.weight.to(gradient.dtype)
+    if detached or read.key is None:
+        return shift
+    weights = row_gradient(read, gradient)
+    logits = read.row * (weights - (read.row * weights).sum(-1, keepdim=True))
+    _, key, factor = read.product()
+    through = torch.einsum("kbhs,bhsd->kbhd", logits * factor, key).flatten(2)
+    return shift + through @ query_map.weight.to(gradient.dtype)
 
 
 def heads_output(read: AttentionRead) -> Tensor:

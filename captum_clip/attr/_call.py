@@ -137,9 +137,14 @@ class Pass:
         if not self.scores.requires_grad or not points:
             return (None,) * len(points)
         rows = self._one_hot()  # (K', B, K)
-        weights = (1 + 0.618 * torch.arange(len(rows), device=rows.device)) % 1 + 0.5
-        mixture = torch.einsum("nbk,n->bk", rows, weights.to(rows))
+        mixture = torch.einsum("nbk,n->bk", rows, self.weights.to(rows))
         return grad(self.scores, points, mixture, retain_graph=True, allow_unused=True)
+
+    @property
+    def weights(self) -> Tensor:
+        """Those of the scores in that mixture, (K',)."""
+        count = torch.arange(len(self.columns), device=self.columns.device)
+        return (1 + 0.618 * count) % 1 + 0.5
 
     def _one_hot(self) -> Tensor:
         shape = (len(self.columns), *self.scores.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ..errors import CaptureError, UnsupportedModelError
-from ..maps import to_float32
+from ..maps import autocast_disabled, to_float32
 from ..models.attentions import PooledToken
 from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
@@ -237,9 +237,9 @@ class PooledEmbedding:
             the direction's scale, so its rows are the texts' own where y is a cosine.
         gradient: of the scores at e, (K', B, E).
         projected: whether e comes out of the tower's whole head.
-        token: what is pooled, (B, D); with a mean of patches the tokens of which it is the mean,
-            (B, N, D); a ResNet's features (B, C, h, w).
+        token: what is pooled, (B, D); with a mean of patches or features these, (B, N, D).
         dtype: of the tower.
+        mixture: the gradient of a mixture of the scores at what is below.
     """
 
     run: Pass
@@ -249,6 +249,7 @@ class PooledEmbedding:
     projected: bool = True
     token: Tensor = NOTHING
     dtype: torch.dtype = torch.float32
+    mixture: Tensor = NOTHING
 
     def head(self, tower: Tower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
@@ -270,7 +271,8 @@ def pooled_embedding(
     """
     _ = tower.head  # which a family may not know: refused before any work
     if isinstance(tower, ResNetTower):
-        run = call.run(record_resnet(tower, readout=call.readout))
+        see = None if visit is None else visit[1]
+        run = call.run(record_resnet(tower, visit=see, readout=call.readout))
         return _with_token(tower, embedded_scores(tower, run, run.record.features))
     assert isinstance(tower, TransformerTower)
     last = len(tower.attentions) - 1
@@ -300,10 +302,10 @@ def _with_token(tower: Tower, embedded: PooledEmbedding) -> PooledEmbedding:
 
 def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     """The `token` of a `PooledEmbedding`, in the tower's own precision."""
-    if not isinstance(tower, TransformerTower):
-        return record.features.detach()
     if tower.pooling == "attention":
         return record.returned[len(tower.layers)]
+    if not isinstance(tower, TransformerTower):
+        return record.features.detach().flatten(2).mT
     final = record.outputs[len(tower.layers) - 1].detach()
     return final[:, tower.prefix :] if tower.pooling == "mean" else record.pooled.read(final)
 
@@ -313,9 +315,7 @@ def compare_embedding(tower: Tower, embedded: PooledEmbedding, token: Tensor) ->
     """Compare the embedding of what is pooled with the one that the scores are made of."""
     record, returned = embedded.run.record, embedded.embedding.detach()
     steps = embedded.head(tower)
-    if isinstance(tower, ResNetTower):
-        made = tower.pool(token)
-    elif isinstance(tower, TransformerTower) and tower.pooling == "mean":
+    if tower.pooling == "mean":
         before = tower.steps_before_mean
         mean = record.pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
         made = run_steps(steps[before:], mean)
@@ -371,7 +371,7 @@ def embedded_scores(
     rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
     rows = mean if bool(((rows - mean).norm(dim=-1) <= rounding).all()) else rows
     direction = Direction.of(rows, length[:, 0].reciprocal())
-    return PooledEmbedding(run, point, direction, gradient, projected)
+    return PooledEmbedding(run, point, direction, gradient, projected, mixture=whole)
 
 
 def _leads_through(
@@ -397,21 +397,41 @@ def resnet_gradient(
     A shift of all positions, since Grad-CAM needs the gradient only through its mean over them;
     `detached` takes the weights of an attention pool as constants.
     """
-    run = call.run(record_resnet(tower, readout=call.readout))
-    features = run.record.features
     try:
-        embedded = embedded_scores(tower, run, features)
-        with torch.no_grad():
-            made = tower.pool(features)
-        if _agree(run.record, made, embedded.embedding.to(features.dtype)):
-            with torch.no_grad():
-                return run, tower.shift_gradient(features, embedded.gradient, detached=detached)
-    except (ReadsMoreError, UnsupportedModelError) as error:
+        run = call.run(record_resnet(tower, visit=lambda _, read: read, readout=call.readout))
+        shift = _shift_gradient(tower, run, detached)
+    except UnsupportedModelError as error:  # of a pool that cannot be read
         if detached:
             raise _not_detached() from error
-    if detached:
+        run, shift = call.run(record_resnet(tower, readout=call.readout)), None
+    if shift is None and detached:
         raise _not_detached()
-    return run, run.stacked_gradients(features).sum((-2, -1))
+    return run, run.stacked_gradients(run.record.features).sum((-2, -1)) if shift is None else shift
+
+
+def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor | None:
+    """The gradients (K', B, C) of a shift, from those at the heads of the pool or at the mean.
+
+    None unless the gradient of a mixture of the scores, which led through the pool, is theirs.
+    """
+    record, read = run.record, run.record.visited.get(0)
+    try:
+        embedded = embedded_scores(tower, run, record.features)
+    except ReadsMoreError:
+        return None
+    features = to_float32(record.features.detach())
+    with autocast_disabled(features):
+        token = features.mean((-2, -1)) if read is None else mha.heads_output(read)
+        steps = () if read is None else read.attention.merge_steps()
+        embedding = run_steps((*steps, *embedded.head(tower)), token.requires_grad_())
+        gradients = partial(grad, embedding, token, retain_graph=True)
+        at_token = batched(gradients, embedded.gradient.to(embedding.dtype), token)
+        shift = at_token if read is None else mha.shift_gradient(read, at_token)
+        off = torch.einsum("k,kbc->bc", run.weights.to(shift), shift)
+        whole = to_float32(embedded.mixture).sum((-2, -1))
+        if not _agree(record, off, whole.to(embedded.mixture.dtype)):
+            return None
+        return mha.shift_gradient(read, at_token, detached=True) if read and detached else shift
 
 
 def _not_detached() -> UnsupportedModelError:

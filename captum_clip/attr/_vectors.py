@@ -1,6 +1,6 @@
 """The embedding as a sum of vectors, of positions or heads; maps are products of the former."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,17 +8,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import UnsupportedModelError
-from ..maps import to_float32
-from ..models.attentions import AttentionLayer
-from ..models.steps import Direction, Step, flattened, push_forward, run_steps, split_heads
+from ..maps import autocast_disabled, to_float32
+from ..models.attentions import Attention
+from ..models.steps import (
+    Direction,
+    Step,
+    flattened,
+    needs_token,
+    pull_back,
+    push_forward,
+    run_steps,
+    split_heads,
+)
 from ..models.text import PostNormLayer
-from ..models.towers import ResNetTower, Tower, TransformerTower
+from ..models.towers import Tower
 from ..recording import AttentionRead, Recording
 from . import _attention as mha
 from ._call import Call, Computed
 from ._engine import PooledEmbedding, pooled_embedding
-
-_TOGETHER = 64  # products of a convolutional tower at a time, which bounds the memory
 
 
 class HeadVectors(NamedTuple):
@@ -50,24 +57,121 @@ def products(vectors: Tensor, directions: Tensor | None) -> Tensor:
 
 
 class PooledRow(NamedTuple):
-    """The pooled row of an attention, and what is made of it."""
+    """The pooled row of an attention as a sum over tokens, and how it reaches the stream.
 
-    read: AttentionRead  # without queries and keys
-    weights: Tensor  # (B, H, s)
+    Of a mean of tokens the mean is the row, of one head and without further steps.
+    """
+
+    name: str  # in messages
+    parts: Tensor  # (B, H, s, d), what each token adds to the heads' outputs
+    extra: Tensor | None  # (B, H d), what no token adds
     heads: Tensor  # (B, H d), their outputs
+    attention: Attention | None = None
 
     @classmethod
-    def of(cls, _: int, read: AttentionRead) -> "PooledRow":
-        """Take what is needed of a layer that was visited."""
-        read.watched(read.value)
-        row = read.row if read.extra is not None else read.any_row()
-        return cls(read.without_weights(), row, mha.heads_output(read))
+    def of(cls, _: int, read: AttentionRead, *, centred: bool) -> "PooledRow":
+        """That of an attention that was visited; `centred` takes values less their mean."""
+        with torch.no_grad(), autocast_disabled(read.value):
+            # the sum of the parts is compared with what ran; what a sink adds is not a part
+            row = read.row if read.extra is not None else read.any_row()
+            value, extra = to_float32(read.value), read.extra
+            if read.attention.positions is not None:
+                parts, extra = _spread(read, row, value, centred)
+            else:
+                if centred:  # the value of a mean token is the mean of the values
+                    mean = read.pooled.mean(value.transpose(1, 2).flatten(2), read.span)
+                    mean = split_heads(mean, value.shape[1]).transpose(1, 2)  # (B, H, 1, d)
+                    value = value - mean
+                    added = (row.sum(-1, keepdim=True) * mean[:, :, 0]).flatten(1)
+                    extra = added if extra is None else extra + added
+                parts = value * row[..., None]
+        return cls(read.name, parts, extra, mha.heads_output(read), read.attention)
 
 
-def pooled_rows(tower: TransformerTower, call: Call, layers: range) -> PooledEmbedding:
-    """An embedding, whose record has visited layers, a `PooledRow` each, and the stream there."""
+def _spread(
+    read: AttentionRead, row: Tensor, value: Tensor, centred: bool
+) -> tuple[Tensor, Tensor]:
+    r"""The parts and the extra of a ResNet's pool, whose mean token is spread over the positions.
+
+    .. math:: a_j \, v_j + \frac{a_0}{N} (v_j - c_j), \qquad c_j = W_V p_j + b_V
+
+    with p the positions, which no image changes; :math:`a_0 c_0` is of no position.
+    """
+    features = to_float32(read.features.detach()).flatten(2).mT  # (B, N, C)
+    positions: Any = read.attention.positions
+    count = features.shape[1]
+    # some mixture of the tokens goes along, to see that the values are those of the features
+    mixture = torch.linspace(-1, 2, 1 + count, device=value.device).to(value)
+    mixture[0] += 0.5
+    tokens = torch.cat([features.mean(1, keepdim=True), features], 1)
+    mixed = torch.einsum("s,bsc->bc", mixture, tokens)
+    values = read.attention.input_maps()[2]
+    weight, bias = values.to(value.dtype)
+    mapped = torch.cat([positions.to(value.dtype), mixed]) @ weight.mT
+    mapped = split_heads(mapped, value.shape[1])
+    placed, mixed = mapped[: 1 + count], mapped[1 + count :]
+    if bias is not None:
+        placed = placed + split_heads(bias, value.shape[1])
+    placed = placed.transpose(0, 1)  # (H, 1 + N, d)
+    plain = value - placed
+    made, sizes = (torch.einsum("s,bhsd->bhd", mixture, each).flatten(1) for each in (plain, value))
+    made = made.to(read.value.dtype)
+    read.compare(read.name, mixed.flatten(1), made, made, sizes)  # rounded as the values are
+    plain, others = plain[:, :, 1:], value[:, :, 1:]
+    first = row[..., :1]
+    extra = first * placed[:, 0]
+    if centred:
+        shifts = [each.mean(2, keepdim=True) for each in (plain, others)]
+        plain, others = plain - shifts[0], others - shifts[1]
+        extra = extra + first * shifts[0][:, :, 0]
+        extra = extra + row[..., 1:].sum(-1, keepdim=True) * shifts[1][:, :, 0]
+    parts = others * row[..., 1:, None] + plain * (first[..., None] / count)
+    return F.pad(parts, (0, 0, 1, 0)), extra.flatten(1)
+
+
+def _mean_row(tower: Tower, embedded: PooledEmbedding, centred: bool) -> PooledRow:
+    """That of a mean of tokens, for each of which the first steps of the head run."""
+    pooled, tokens = embedded.run.record.pooled, embedded.token
+    steps = embedded.head(tower)[: tower.steps_before_mean]
+    share = mha.initial_row("mean", tokens[..., 0], 0, pooled)[..., None]  # (B, N, 1)
+    mean = pooled.mean(tokens, slice(None)).expand_as(tokens)
+    flat = torch.stack([tokens, mean], 2).flatten(0, 1)  # (B N, 2, D)
+    flat = push_forward(steps, flat[:, 0], flat if centred else flat[:, :1])[1]
+    parts, *means = (flat.view(*tokens.shape[:2], *flat.shape[1:]) * share[..., None]).unbind(2)
+    # a norm of zeros is its bias
+    extra = run_steps(steps, torch.zeros_like(tokens[:, 0]))
+    if centred:
+        parts, extra = parts - means[0], extra + means[0].sum(1)
+    heads = (run_steps(steps, tokens) * share).sum(1)
+    parts = F.pad(parts, (0, 0, tower.prefix, 0))
+    return PooledRow("the mean of the tokens", parts[:, None], extra, heads)
+
+
+class Rows(NamedTuple):
+    """The pooled rows of some attentions, and the way from them to the embedding."""
+
+    embedded: PooledEmbedding
+    rows: dict[int, PooledRow]
+    token: Tensor  # (B, D), what is pooled
+    head: tuple[Step, ...]  # from there to the embedding
+
+    @property
+    def record(self) -> Recording:
+        """The recording of the forward."""
+        return self.embedded.run.record
+
+
+def pooled_rows(tower: Tower, call: Call, layers: range, centred: bool) -> Rows:
+    """Run once, and read the pooled row of the attentions of some layers, or a mean."""
     stream = range(layers.start, min(layers.stop, len(tower.layers)))
-    return pooled_embedding(tower, call, (layers, PooledRow.of), stream=stream)
+    visit = partial(PooledRow.of, centred=centred)
+    embedded = pooled_embedding(tower, call, (layers, visit), stream=stream)
+    head, rows, token = embedded.head(tower), embedded.run.record.visited, embedded.token
+    if tower.pooling == "mean":
+        with torch.no_grad(), autocast_disabled(token):
+            rows = {0: _mean_row(tower, embedded, centred)}
+            head, token = head[tower.steps_before_mean :], rows[0].heads
+    return Rows(embedded, rows, token, head)
 
 
 def steps_onwards(
@@ -77,8 +181,8 @@ def steps_onwards(
 
     Without the `mlps` they are the norms on the stream, if there are any.
     """
-    layer = record.transformer.attentions[index]
-    if not isinstance(layer, AttentionLayer if mlps else PostNormLayer):
+    layer = dict(enumerate(record.tower.layers)).get(index)  # None of a pool
+    if layer is None or not (mlps or isinstance(layer, PostNormLayer)):
         return []
     (stream, returned), steps = record.stream[index], flattened(layer.after_attention())
     token = to_float32(stream)
@@ -88,104 +192,111 @@ def steps_onwards(
     return [(steps[:1], token, normed), (steps[2:], run_steps(steps[1:2], normed), returned)]
 
 
-def _heads_and_steps(pooled: PooledRow, returned: Tensor) -> tuple[Tensor, tuple[Step, ...]]:
-    """The outputs (B, H d) of a layer's heads for the pooled row, and their steps to the stream."""
-    read, _, heads = pooled
-    attention = read.attention
-    read.compare(read.name, to_float32(mha.merged(attention, heads)), returned)
-    return heads, (*attention.merge_steps(), *attention.branch())
+def _steps_and_output(
+    pooled: Rows, index: int
+) -> tuple[tuple[Step, ...], tuple[Step, ...], Tensor]:
+    """The output map of a row and the branch that follows it, and what ran between them (B, D)."""
+    row = pooled.rows[index]
+    if row.attention is None:
+        return (), (), row.heads
+    return row.attention.merge_steps(), row.attention.branch(), pooled.record.returned[index]
 
 
-def parts_of_heads(record: Recording, layers: range) -> Tensor:
+def parts_of_heads(pooled: Rows) -> Tensor:
     """What the heads, and then the MLP of each layer add to the pooled token, (B, n (H + 1), D)."""
-    parts = []
-    for index in layers:
-        attention = record.transformer.attentions[index]
-        if isinstance(attention, PostNormLayer):
+    parts, record = [], pooled.record
+    for index, row in pooled.rows.items():
+        layer = dict(enumerate(record.tower.layers)).get(index)
+        if isinstance(layer, PostNormLayer):
             what = "norms lie between the layers of this text tower, so no sum has its heads"
             raise UnsupportedModelError(f"{what}; leave out `per`.")
-        heads, steps = _heads_and_steps(record.visited[index], record.returned[index])
         # each head with zeros in place of the others
-        apart = torch.diag_embed(split_heads(heads, attention.heads).mT, dim1=1, dim2=2).flatten(2)
-        parts.append(push_forward(steps, heads, apart)[1])
-        if isinstance(attention, AttentionLayer):  # the MLP of a pool follows all of its heads
+        apart = torch.diag_embed(row.parts.sum(2).mT, dim1=1, dim2=2).flatten(2)
+        parts.append(_pushed_row(pooled, index, apart))
+        if layer is not None:  # the MLP of a pool follows all of its heads
             stream, returned = map(to_float32, record.stream[index])
             parts.append((returned - stream)[:, None])
     return torch.cat(parts, 1)
 
 
-def pushed_rows(record: Recording, layers: range, centred: bool, mlps: bool) -> Tensor:
+def _pushed_row(pooled: Rows, index: int, vectors: Tensor) -> Tensor:
+    """Parts (B, n, H d) of the heads' outputs of a row in the stream (B, n, D)."""
+    row, record, dtype = pooled.rows[index], pooled.record, pooled.embedded.dtype
+    merge, branch, returned = _steps_and_output(pooled, index)
+    whole = row.parts.sum(2).flatten(1)
+    whole = whole if row.extra is None else whole + row.extra
+    record.compare(row.name, whole, row.heads.to(dtype))
+    output, vectors = push_forward(merge, row.heads, vectors)
+    record.compare(row.name, output, returned)
+    return push_forward(branch, output, vectors)[1]
+
+
+def pushed_rows(pooled: Rows, mlps: bool) -> Tensor:
     """The share of each patch or word in the pooled token, (B, s, D), through all layers' rows.
 
     Zero for other tokens, such as CLS, which are in no map.
     """
-    span: slice = record.span
     share: Any = 0
-    for index in layers:
-        visited, row, _ = record.visited[index]
-        heads, steps = _heads_and_steps(record.visited[index], record.returned[index])
-        values = to_float32(visited.value).transpose(1, 2)  # (B, s, H, d)
-        made = torch.einsum("bhs,bshd->bhd", row, values).flatten(1)
-        made = made if visited.extra is None else made + visited.extra
-        visited.compare(visited.name, made, heads.to(visited.value.dtype))
-        if centred:
-            mean = record.pooled.mean(values.flatten(2), span)
-            values = values - split_heads(mean, visited.attention.heads)
-        parts = (values * row.transpose(1, 2)[..., None])[:, span].flatten(2)
-        share = share + push_forward(steps, heads, parts)[1]
+    record = pooled.record
+    span: slice = record.span
+    for index, row in pooled.rows.items():
+        share = share + _pushed_row(pooled, index, row.parts[:, :, span].transpose(1, 2).flatten(2))
         for steps, token, returned in steps_onwards(record, index, mlps):
             made, share = push_forward(steps, token, share)
             record.compare(f"what follows the attention of layer {index}", made, returned)
-    return F.pad(share, (0, 0, span.start, row.shape[-1] - span.stop))
+    return F.pad(share, (0, 0, span.start, row.parts.shape[2] - span.stop))
 
 
-def vectors_of_rows(
-    tower: TransformerTower, call: Call, layers: range, shares: Callable[..., Tensor]
-) -> tuple[PooledEmbedding, Tensor]:
-    """The embedding's vectors (B, n, E) of shares (B, n, D) of the pooled row of each layer."""
-    embedded = pooled_rows(tower, call, layers)
-    token, record = embedded.token, embedded.run.record
-    with torch.no_grad(), mha.autocast_disabled(token):
-        return embedded, push_forward(embedded.head(tower), token, shares(record, layers))[1]
+def pulled_rows(
+    pooled: Rows, direction: Direction, *, by_layer: bool, by_head: bool, mlps: bool
+) -> Tensor:
+    """The maps (K, B, ..., s) along directions on the pooled token, from the last layer down."""
+    values, record = [], pooled.record
+    for index, row in reversed(pooled.rows.items()):
+        for steps, token, returned in reversed(steps_onwards(record, index, mlps)):
+            above = direction
+            direction = pull_back(steps, token, above.without_constant())
+            what = f"what follows the attention of layer {index}"
+            whole = direction.dot(token) + direction.constant
+            _compare_along(record, what, above, whole, returned)
+        merge, branch, returned = _steps_and_output(pooled, index)
+        # linear steps are the same for every token
+        token = row.heads if needs_token((*merge, *branch)) else direction.rows[0]
+        at_heads = pull_back((*merge, *branch), token, direction.without_constant())
+        if by_head:
+            rows = split_heads(at_heads.rows, row.parts.shape[1])  # (K, B or 1, H, d)
+            rows = rows.expand(-1, len(row.parts), -1, -1)
+            maps = torch.einsum("kbhd,bhsd->kbhs", rows, row.parts)
+            maps = maps * at_heads.scale[:, None, None]
+        else:
+            maps = at_heads.dots(row.parts.transpose(1, 2).flatten(2))  # (K, B, s)
+        whole = maps.flatten(2).sum(-1) + at_heads.constant
+        whole = whole if row.extra is None else whole + at_heads.dot(row.extra)
+        added = run_steps(branch, to_float32(returned)).to(returned.dtype)
+        _compare_along(record, row.name, direction, whole, added)
+        values.append(maps)
+    values.reverse()
+    return torch.stack(values, 2) if by_layer else torch.stack(values).sum(0)
 
 
-def vectors_of_mean(
-    tower: TransformerTower, call: Call, centred: bool
-) -> tuple[PooledEmbedding, Tensor]:
-    """The share of each token in the embedding, (B, s, E), where their mean is pooled."""
-    embedded = pooled_embedding(tower, call)
-    token, before, pooled = embedded.token, tower.steps_before_mean, embedded.run.record.pooled
-    steps = embedded.head(tower)
-    with torch.no_grad(), mha.autocast_disabled(token):
-        share = mha.initial_row("mean", token[..., 0], 0, pooled)[..., None]  # (B, N, 1)
-        mean = pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
-        entered = token - pooled.mean(token, slice(None)) if centred else token
-        flat, parts = (each.flatten(0, 1) for each in (token, entered))  # (B N, D)
-        _, parts = push_forward(steps[:before], flat, parts[:, None])
-        parts = parts.view(*token.shape[:2], -1)
-        _, vectors = push_forward(steps[before:], mean, parts * share)
-        return embedded, F.pad(vectors, (0, 0, tower.prefix, 0))
+def _compare_along(
+    record: Recording, what: str, direction: Direction, whole: Tensor, token: Tensor
+) -> None:
+    """Compare the products (K', B) of all parts together with those of the library's token (B, D).
 
-
-def products_of_resnet(
-    tower: ResNetTower, call: Call, directions: Tensor, centred: bool, by_head: bool
-) -> Computed:
-    """The products of each position's or head's share in the unit embedding with (n, B or 1, E)."""
-    embedded = pooled_embedding(tower, call)
-    with torch.no_grad():
-        parts = []
-        for rows in torch.split(directions.to(embedded.token), _TOGETHER):
-            direction = Direction.of(rows, embedded.direction.scale)
-            maps = tower.contributions(embedded.token, direction, centred=centred)[0]
-            parts.append(maps.sum((3, 4))[:, :, None] if by_head else maps.sum(2))
-        return decompose(tower, call, embedded, torch.cat(parts), directions)
+    Along the directions alone, so no further weights are read than the parts are made of.
+    """
+    wide = to_float32(token)
+    # numbers that differ at random differ by this along a vector
+    size = direction.length * torch.linalg.vector_norm(wide, dim=-1) * 4 * token.shape[-1] ** -0.5
+    record.compare(what, whole.T, direction.dot(wide).T.to(token.dtype), size[:, None])
 
 
 @torch.no_grad()
 def decompose(
     tower: Tower, call: Call, embedded: PooledEmbedding, values: Tensor, directions: Tensor | None
 ) -> Computed:
-    """Products (n, B, s or h, w) of the unit embedding's parts, and those of what no part is in."""
+    """Products (n, B, s) or (n, B, L, H) of the unit embedding's parts, and of what is in none."""
     record = embedded.run.record
     unit = to_float32(embedded.embedding.detach()) * embedded.direction.scale[:, None]
     scored = record.scored.detach()  # which may be more than the tower's

@@ -14,12 +14,11 @@ from typing_extensions import override
 
 from ..checks import check_choice, expect
 from ..errors import InputError, UnsupportedModelError, public
-from ..maps import to_float32
+from ..maps import autocast_disabled, to_float32
 from ..models import known_tower
-from ..models.towers import AveragePooledTower, ResNetTower, ViTTower
+from ..models.towers import ResNetTower, ViTTower
 from ..recording import record_features
 from ..similarity import ClipSimilarity
-from ._attention import autocast_disabled
 from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, detach_inference
 from ._call import Call, Computed
 from ._engine import resnet_gradient
@@ -156,7 +155,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         self, call: Call, *, relu_attributions: bool = False, attention: Attention = "free"
     ) -> Computed:
         assert self._tower is not None
-        detached = attention == "detached" and not isinstance(self._tower, AveragePooledTower)
+        detached = attention == "detached" and self._tower.pooling != "mean"
         run, gradient = resnet_gradient(self._tower, call, detached=detached)
         features = run.record.features
         with autocast_disabled(features):

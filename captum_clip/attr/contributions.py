@@ -1,6 +1,5 @@
 """Methods whose maps and a rest add up to the score: direct contribution, and conservative."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast, final
 
@@ -12,28 +11,24 @@ from typing_extensions import override
 from .. import targets
 from ..checks import check_choice, check_flag, expect
 from ..errors import InputError, public
-from ..maps import to_float32
+from ..maps import autocast_disabled, to_float32
 from ..models import ClipAdapter
-from ..models.steps import Direction, needs_token, pull_back, run_steps
-from ..models.towers import AveragePooledTower, ResNetTower, TransformerTower
+from ..models.steps import Direction, pull_back, push_forward
+from ..models.towers import ResNetTower, TransformerTower
 from ..recording import Recording, record_held, refuse_nonlinear
 from ..similarity import Similarity
 from ..targets import Target
-from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Computed, many_columns
-from ._engine import PooledEmbedding, embedded_scores, pooled_embedding, refuse_checkpointing
+from ._engine import embedded_scores, refuse_checkpointing
 from ._vectors import (
     HeadVectors,
     decompose,
     parts_of_heads,
     pooled_rows,
     products,
-    products_of_resnet,
+    pulled_rows,
     pushed_rows,
-    steps_onwards,
-    vectors_of_mean,
-    vectors_of_rows,
 )
 
 
@@ -196,40 +191,58 @@ class DirectContribution(ClipAttribution):
     ) -> Computed:
         tower, centred = self._tower, baseline == "mean"
         layers = self._reading_layers(start_layer, depth, per)
-        if isinstance(tower, ResNetTower):
-            return _of_resnet(tower, call, centred, per)
         if depth == "all":
+            assert isinstance(tower, TransformerTower)
             return propagated_to_patches(tower, call, centred=centred)
-        if tower.pooling == "mean":
-            return _of_mean(tower, call, centred)
-        return _of_rows(tower, call, layers, centred, per, depth == "token")
+        pooled = pooled_rows(tower, call, layers, centred)
+        token, embedded, mlps = pooled.token, pooled.embedded, depth == "token"
+        with torch.no_grad(), autocast_disabled(token):
+            direction = pull_back(pooled.head, token, embedded.direction)
+            total = direction.dot(token) + direction.constant  # (K', B)
+            # where tokens are fewer than targets, their shares pass the MLPs at a lower price
+            if mlps and per is None and len(total) > pooled.rows[layers[0]].parts.shape[2]:
+                share = pushed_rows(pooled, mlps)
+                maps = torch.einsum("kbd,bsd->kbs", direction.dense(), share)
+            else:
+                maps = pulled_rows(
+                    pooled, direction, by_layer=per is not None, by_head=per == "head", mlps=mlps
+                )
+            rest = total - maps[..., pooled.record.span].flatten(2).sum(-1)
+            scores = embedded.run.chosen
+            size = scores.norm(dim=1, keepdim=True).clamp(min=1)
+            pooled.record.compare("the score", total.T, scores.to(embedded.dtype), size)
+            return embedded.run.computed(maps, rest.T)
+
+    @override
+    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
+        return record.on_grid(values.transpose(0, 1))
 
     def _reading_layers(self, start_layer: int, depth: Depth, per: Per = None) -> range:
         """The layers whose attention takes part, empty of a convolutional tower."""
-        pooling = getattr(self._tower, "pooling", "")
-        if depth == "token" and pooling in ("mean", "attention"):
-            raise InputError(
-                "depth: 'token' follows the one token that a tower pools through its MLPs, and "
-                f"this {self._tower.noun} pools by {pooling}; leave it out, or take 'all'."
-            )
+        pooling = self._tower.pooling
         if depth != "pooling" and isinstance(self._tower, ResNetTower):
             raise InputError(
                 "depth: what a convolutional tower's stages below the pool add is not carried "
                 "on; leave it out, or take a ViT."
+            )
+        if depth == "token" and pooling in ("mean", "attention"):
+            raise InputError(
+                "depth: 'token' follows the one token that a tower pools through its MLPs, and "
+                f"this {self._tower.noun} pools by {pooling}; leave it out, or take 'all'."
             )
         if depth == "all" and (per is not None or start_layer):
             raise InputError(
                 "depth: 'all' carries every layer and head on to the patches, so none of them "
                 "can be kept or left out; leave out `per` and `start_layer`."
             )
-        if per is not None and pooling == "mean":
+        # of a network the features are one layer
+        is_layer = per == "layer" and isinstance(self._tower, ResNetTower)
+        if per is not None and pooling == "mean" and not is_layer:
             raise InputError(f"per: a mean is read by no attention, so by no {per}; leave it out.")
-        if per == "head" and isinstance(self._tower, AveragePooledTower):
-            raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
         if isinstance(self._tower, ResNetTower):
             if start_layer:
                 raise InputError("start_layer: a convolutional tower has one pool; leave it out.")
-            return range(0)
+            return range(1)
         layers = self._layers(start_layer)
         # only the pool reads the tokens
         return layers[-1:] if self._tower.pooling == "attention" else layers
@@ -297,7 +310,7 @@ class DirectContribution(ClipAttribution):
         computed = self._products(inputs, additional_forward_args, {**options, "per": kept})
         vectors = computed.values.movedim(0 if kept else 1, -1).contiguous()
         if kept:
-            count = vectors.shape[2] - (getattr(self._tower, "pooling", "") == "cls")
+            count = vectors.shape[2] - (self._tower.pooling == "cls")
             heads, mlps = vectors[:, :, :count], vectors[:, :, count:].flatten(1, 2)
             return HeadVectors(heads, mlps, cast(Tensor, computed.rest))
         return (vectors, computed.rest) if return_rest else vectors
@@ -324,140 +337,19 @@ class DirectContribution(ClipAttribution):
         layers = self._reading_layers(start_layer, depth, per)
         if per is not None and (centred or depth != "pooling"):
             raise InputError("a head's vector is all of it; leave out `baseline` and `depth`.")
-        if directions is None and (depth == "all" or isinstance(tower, ResNetTower)):
+        if directions is None and depth == "all":
             assert isinstance(call.forward, Similarity)
             axes = torch.eye(call.forward.embeddings.shape[1], device=call.images[0].device)
             directions = axes[:, None]
-        if isinstance(tower, ResNetTower):
-            assert directions is not None
-            return products_of_resnet(tower, call, directions, centred, per is not None)
         if depth == "all":
+            assert isinstance(tower, TransformerTower)
             return propagated_to_patches(tower, call, centred=centred, directions=directions)
-        if tower.pooling == "mean":
-            embedded, vectors = vectors_of_mean(tower, call, centred)
-        else:
-            of_tokens = partial(pushed_rows, centred=centred, mlps=depth == "token")
-            shares = of_tokens if per is None else parts_of_heads
-            embedded, vectors = vectors_of_rows(tower, call, layers, shares)
-        if per is not None:
-            vectors = vectors.reshape(len(vectors), len(layers), -1, vectors.shape[-1])
-        vectors = torch.einsum("b...,b->b...", vectors, embedded.direction.scale)
-        with mha.autocast_disabled(vectors):
+        pooled = pooled_rows(tower, call, layers, centred)
+        embedded = pooled.embedded
+        with torch.no_grad(), autocast_disabled(pooled.token):
+            shares = parts_of_heads(pooled) if per else pushed_rows(pooled, depth == "token")
+            vectors = push_forward(pooled.head, pooled.token, shares)[1]
+            if per is not None:
+                vectors = vectors.reshape(len(vectors), len(layers), -1, vectors.shape[-1])
+            vectors = torch.einsum("b...,b->b...", vectors, embedded.direction.scale)
             return decompose(tower, call, embedded, products(vectors, directions), directions)
-
-
-def _of_rows(
-    tower: TransformerTower, call: Call, layers: range, centred: bool, per: Per, mlps: bool
-) -> Computed:
-    """From the pooled row of every attention that takes part."""
-    embedded = pooled_rows(tower, call, layers)
-    token, record = embedded.token, embedded.run.record
-    with torch.no_grad(), mha.autocast_disabled(token):
-        direction = pull_back(embedded.head(tower), token, embedded.direction)
-        total = direction.dot(token) + direction.constant  # (K', B)
-        count = record.visited[layers[0]].weights.shape[-1]
-        # where tokens are fewer than targets, their shares pass the MLPs at a lower price
-        if mlps and per is None and len(total) > count:
-            share = pushed_rows(record, layers, centred, mlps)
-            maps = torch.einsum("kbd,bsd->kbs", direction.dense(), share)
-        else:
-            maps = _pulled_rows(record, direction, layers, centred, per, mlps)
-        rest = total - maps[..., record.span].flatten(2).sum(-1)
-        return _closed(embedded, maps, rest, total)
-
-
-def _pulled_rows(
-    record: Recording, direction: Direction, layers: range, centred: bool, per: Per, mlps: bool
-) -> Tensor:
-    """The maps (K', B, ..., s) along directions on the pooled token, from the last layer down."""
-    values = []
-    for index in reversed(layers):
-        visited, row, heads = record.visited[index]
-        attention = visited.attention
-        for steps, token, returned in reversed(steps_onwards(record, index, mlps)):
-            above = direction
-            direction = pull_back(steps, token, above.without_constant())
-            compare = partial(record.compare, f"what follows the attention of layer {index}")
-            _compare_sum(compare, above, direction.dot(token) + direction.constant, returned)
-        steps = (*attention.merge_steps(), *attention.branch())
-        # linear steps are the same for every token
-        at_heads = pull_back(
-            steps, heads if needs_token(steps) else direction.rows[0], direction.without_constant()
-        )
-        plain = per is None and not centred
-        if plain:
-            mixed = to_float32(visited.value) * row[..., None]  # (B, H, s, d)
-            maps = at_heads.dots(mixed.transpose(1, 2).flatten(2))  # (K', B, s)
-        else:
-            parts = mha.contributions(visited, at_heads)  # (K', B, H, s)
-            maps = (parts * row).sum(2)
-        whole = maps.sum(-1) + at_heads.constant
-        if visited.extra is not None:
-            whole = whole + at_heads.dot(visited.extra)
-        output = record.returned[index]
-        added = run_steps(attention.branch(), to_float32(output))
-        compare = partial(record.compare, visited.name)
-        _compare_sum(compare, direction, whole, added.to(output.dtype))
-        if centred:  # the value of a mean token is the mean of the values
-            flat = parts.permute(1, 3, 0, 2).flatten(2)
-            mean = record.pooled.mean(flat, record.span)  # (B, 1, K' H)
-            mean = mean.reshape(len(mean), -1, parts.shape[2]).transpose(0, 1)
-            parts = parts - mean[..., None]
-        if not plain:
-            maps = parts * row if per == "head" else (parts * row).sum(2)
-        values.append(maps)
-    values.reverse()
-    return torch.stack(values, 2) if per else torch.stack(values).sum(0)
-
-
-def _compare_sum(
-    compare: Callable[..., None], direction: Direction, whole: Tensor, token: Tensor
-) -> None:
-    """Compare the products (K', B) of all parts together with those of the library's token (B, D).
-
-    Along the directions alone, so no further weights are read than the parts are made of.
-    """
-    lengths = to_float32(direction.rows).norm(dim=-1) * direction.scale  # (K', B)
-    # numbers that differ at random differ by this along a vector
-    size = lengths.norm(dim=0) * to_float32(token).norm(dim=-1) * 4 * token.shape[-1] ** -0.5
-    compare(whole.T, direction.dot(to_float32(token)).T.to(token.dtype), size[:, None])
-
-
-def _of_mean(tower: TransformerTower, call: Call, centred: bool) -> Computed:
-    """From the last tokens themselves, whose mean is pooled."""
-    embedded = pooled_embedding(tower, call)
-    token, before, pooled = embedded.token, tower.steps_before_mean, embedded.run.record.pooled
-    steps = embedded.head(tower)
-    with torch.no_grad(), mha.autocast_disabled(token):
-        share = mha.initial_row("mean", token[..., 0], 0, pooled)  # (B, N)
-        batch, count, _ = token.shape
-        flat = token.flatten(0, 1)  # (B N, D)
-        mean = pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
-        direction = pull_back(steps[before:], mean, embedded.direction)
-        constant = direction.constant
-        direction = pull_back(steps[:before], flat, direction.repeated(count))
-        total = direction.dot(flat) + direction.constant
-        total = (total.reshape(-1, batch, count) * share).sum(-1) + constant
-        if centred:
-            flat = (token - pooled.mean(token, slice(None))).flatten(0, 1)
-        maps = direction.dot(flat).reshape(-1, batch, count) * share
-        return _closed(embedded, F.pad(maps, (tower.prefix, 0)), total - maps.sum(-1), total)
-
-
-def _closed(embedded: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -> Computed:
-    """Maps and rest (K', B), whose total must be the score."""
-    scores = embedded.run.chosen
-    size = scores.norm(dim=1, keepdim=True).clamp(min=1)
-    embedded.run.record.compare("the score", total.T, scores.to(embedded.dtype), size)
-    return embedded.run.computed(maps, rest.T)
-
-
-def _of_resnet(tower: ResNetTower, call: Call, centred: bool, per: Per) -> Computed:
-    """From the features that the pool reads."""
-    embedded = pooled_embedding(tower, call)
-    with torch.no_grad():
-        maps, rest = tower.contributions(embedded.token, embedded.direction, centred=centred)
-    # (K', B, H, h, w)
-    total = maps.flatten(2).sum(-1) + rest
-    maps = maps[:, :, None] if per == "head" else maps.sum(2, keepdim=per == "layer")
-    return _closed(embedded, maps, rest, total)

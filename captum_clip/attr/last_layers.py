@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError
-from ..maps import to_float32
+from ..maps import autocast_disabled, to_float32
 from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
 from ..recording import AttentionRead, read_pool, record_vit
@@ -107,7 +107,7 @@ class LeGrad(ViTAttribution):
 
     def _gradients(self, embedded: PooledEmbedding, token: Tensor, leaf: Tensor) -> Tensor:
         """The gradients of a layer's scores, (K', *leaf.shape), from its pooled token (B, D)."""
-        with mha.autocast_disabled(token):
+        with autocast_disabled(token):
             embedding = F.normalize(run_steps(embedded.head(self._tower), token), dim=-1)
             # images do not mix
             scores = torch.einsum("kbe,be->k", embedded.direction.rows, embedding)
@@ -174,7 +174,7 @@ class GradEclip(ViTAttribution):
                 f"grad-eclip: {read.name} shows no queries and keys; take another method."
             )
         query, key = to_float32(read.query), to_float32(read.key)
-        with mha.autocast_disabled(key):
+        with autocast_disabled(key):
             if start is None:
                 row = read.pick(query).flatten(1)  # (B, D)
             else:
@@ -239,7 +239,7 @@ class PatchSimilarity(ViTAttribution):
         embedded = pooled_embedding(tower, call, keep=range(last, last + 1), stream=stream)
         record = embedded.run.record
         read = record.reads[last]
-        with torch.no_grad(), mha.autocast_disabled(embedded.token):
+        with torch.no_grad(), autocast_disabled(embedded.token):
             # the values of all tokens pass the output map, each by itself
             made = mha.merged(module, to_float32(read.out).transpose(1, 2).flatten(2))
             record.compare(read.name, to_float32(made).flatten(1), read.output.flatten(1))

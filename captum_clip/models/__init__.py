@@ -7,13 +7,12 @@ from .identity import differing_parts
 from .loading import load_clip
 from .names import AvailableModel, available
 from .text import TextTower
-from .towers import AveragePooledTower, ResNetTower, Tower, ViTTower
+from .towers import ResNetTower, Tower, ViTTower
 
 __all__ = [
     "Attention",
     "AttentionLayer",
     "AvailableModel",
-    "AveragePooledTower",
     "ClipAdapter",
     "Family",
     "ImageLike",

@@ -124,6 +124,11 @@ class Attention:
         """The steps from its output to the residual."""
         return ()
 
+    @property
+    def positions(self) -> Tensor | None:
+        """Of a pool of features: what is added to their mean and to them, (1 + N, C)."""
+        return None
+
     def batch_first(self, tokens: Tensor) -> Tensor:
         """Tokens with the batch first, or back where the library has it second."""
         return tokens

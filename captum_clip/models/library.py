@@ -83,14 +83,17 @@ def modules_of(module: nn.Module) -> list[nn.Module]:
 def refuse_quantised(module: nn.Module) -> None:
     """Raise UnsupportedModelError where a weight of a tower is no plain floating-point number."""
     for part in modules_of(module):
-        weights = [w for w in part._parameters.values() if w is not None]
-        if getattr(part, "_hf_hook", None) is not None and any(w.is_meta for w in weights):
-            raise UnsupportedModelError(
-                "the weights of a tower are only there while its modules run (accelerate's "
-                "cpu_offload), so they cannot be read; load the model whole."
-            )
-        plain = all(type(w) is nn.Parameter and w.is_floating_point() for w in weights)
-        if not plain or type(part).__module__.startswith("torch.ao."):
+        plain = not type(part).__module__.startswith("torch.ao.")
+        for weight in part._parameters.values():
+            if weight is None:
+                continue
+            if weight.is_meta and getattr(part, "_hf_hook", None) is not None:
+                raise UnsupportedModelError(
+                    "the weights of a tower are only there while its modules run (accelerate's "
+                    "cpu_offload), so they cannot be read; load the model whole."
+                )
+            plain &= type(weight) is nn.Parameter and weight.is_floating_point()
+        if not plain:
             path = next(name for name, each in module.named_modules() if each is part)
             raise UnsupportedModelError(
                 f"the {type(part).__name__} {path} of a tower is quantised, so gradients do not "

@@ -10,14 +10,13 @@ from typing_extensions import Self, override
 
 from ..checks import expect
 from ..errors import UnsupportedModelError
-from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
-from .attentions import Attention, AttentionLayer, part_of
+from .attentions import Attention, AttentionLayer, PoolingHead, part_of
 from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
-from .steps import Direction, Linear, Step, head_products, head_sums, split_heads
+from .steps import Linear, Step
 from .text import Row, TextPooling, TextTower
 from .towers import Pooling, ResNetTower, Tower, ViTTower
 
@@ -124,6 +123,29 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
     return tuple(layers)
 
 
+class FeaturePool(PoolingHead):
+    """The `AttentionPool2d` of a `ModifiedResNet`, whose query is the mean of the features."""
+
+    maps = ("q_proj", "k_proj", "v_proj", "c_proj")
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(pool, pool, pool.num_heads)
+        self.pool_module = pool
+
+    @override
+    def output_map(self) -> Step:
+        return Linear.of(self.pool_module.c_proj)  # it is used by its weight, whatever is hooked
+
+    @override
+    def output(self, result: Any) -> Tensor:
+        return part_of(result)[:, None]
+
+    @property
+    @override
+    def positions(self) -> Tensor:
+        return self.pool_module.positional_embedding  # type: ignore[no-any-return]
+
+
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
 
@@ -136,88 +158,12 @@ class OpenClipResNet(ResNetTower):
             module=visual,
             native=(int(side), int(side)),
             patch=(32, 32),
+            pooling="attention",
+            prefix=1,
+            pooling_head=FeaturePool(visual.attnpool),
             stages={f"layer{i}": getattr(visual, f"layer{i}") for i in (4, 3, 2, 1)},
             head_modules=[visual.attnpool],
         )
-
-    @property
-    @override
-    def embedding_dim(self) -> int:
-        return int(self.module.attnpool.c_proj.out_features)
-
-    @override
-    def pool(self, features: Tensor) -> Tensor:
-        pool = self.module.attnpool
-        with torch.autocast(features.device.type, enabled=False):
-            x = _tokens(pool, features)
-            heads = head_sums(Linear.of(pool.v_proj), _pool_attention(pool, x)[None], x)[0]
-            return Linear.of(pool.c_proj)(heads.flatten(1))
-
-    @override
-    def shift_gradient(
-        self, features: Tensor, gradient: Tensor, *, detached: bool = False
-    ) -> Tensor:
-        r"""The gradient of a shift, with :math:`g_h = (W_C^T \nabla e)_h`.
-
-        .. math:: \nabla a_{hj} = g_h \cdot W_{V,h} x_j, \quad
-            \nabla l = a \odot (\nabla a - \textstyle\sum_j a_j \nabla a_j), \quad
-            \nabla \delta = W_V^T g + W_Q^T \big(s \sum_j \nabla l_{hj} W_{K,h} x_j\big)_h
-
-        Held, :math:`W_V^T g` alone.
-        """
-        pool = self.module.attnpool
-        with torch.autocast(features.device.type, enabled=False):
-            x = _tokens(pool, features)
-            query, key, value, output = (
-                getattr(pool, f"{name}_proj").weight.to(x.dtype) for name in "qkvc"
-            )
-            joined = gradient.to(x.dtype) @ output  # (K, B, C)
-            shift: Tensor = joined @ value
-            if detached:
-                return shift
-            attention = _pool_attention(pool, x)
-            vectors = split_heads(joined, pool.num_heads)
-            # biases, the same for every token, are cancelled by the softmax
-            weights = head_products(Linear(value, None), vectors, x)
-            logits = attention * (weights - (attention * weights).sum(-1, keepdim=True))
-            through_query = head_sums(Linear(key, None), logits * _scale(pool), x).flatten(2)
-            total: Tensor = shift + through_query @ query
-            return total
-
-    @override
-    def contributions(
-        self, features: Tensor, direction: Direction, *, centred: bool
-    ) -> tuple[Tensor, Tensor]:
-        r"""The contribution of head h at position j, with :math:`g_h = (W_C^T d)_h`, and the rest.
-
-        .. math:: r_{hj} = a_{hj} \, g_h \cdot (W_{V,h} x_j + b_{V,h})
-            + \frac{a_{h0}}{hw} \, g_h \cdot W_{V,h} A_j
-
-        The mean token's part is spread over the positions; the rest has the biases and
-        the mean token's own position.
-        """
-        pool = self.module.attnpool
-        with torch.autocast(features.device.type, enabled=False):
-            x = _tokens(pool, features)
-            attention, output = _pool_attention(pool, x), pool.c_proj
-            rows, scale = direction.rows.to(x.dtype), direction.scale
-            constant = direction.constant + rows @ output.bias.to(x.dtype) * scale
-            vectors = split_heads(rows @ output.weight.to(x.dtype), pool.num_heads)
-            # the values of positions and of their embeddings, which no image changes, apart
-            value, positions = Linear.of(pool.v_proj), pool.positional_embedding.to(x.dtype)[None]
-            # (K, B, H, hw), and (K, B or 1, H, 1 + hw)
-            plain = head_products(Linear(value.weight, None), vectors, _flat(features))
-            place = head_products(value, vectors, positions)
-            valued = plain + place[..., 1:]
-            first, others = attention[..., :1], attention[..., 1:]
-            whole = (valued * others).sum(-1) + (plain.mean(-1) + place[..., 0]) * first[..., 0]
-            if centred:
-                valued = valued - valued.mean(-1, keepdim=True)
-                plain = plain - plain.mean(-1, keepdim=True)
-            scale = scale[:, None, None]
-            maps = valued * (others * scale) + plain * (first * scale / plain.shape[-1])
-            rest = whole.sum(-1) * direction.scale + constant - maps.sum((-1, -2))
-            return maps.unflatten(-1, features.shape[-2:]), rest  # type: ignore[no-untyped-call]
 
 
 def resample_pool(visual: Any, side: int) -> None:
@@ -234,29 +180,6 @@ def resample_pool(visual: Any, side: int) -> None:
     visual.attnpool.positional_embedding = nn.Parameter(resampled[0])
     visual.image_size = side
     visual.preprocess_cfg = {**visual.preprocess_cfg, "size": side}
-
-
-def _flat(features: Tensor) -> Tensor:
-    """The positions (B, hw, C), in at least float32."""
-    return to_float32(features).flatten(2).mT
-
-
-def _tokens(pool: Any, features: Tensor) -> Tensor:
-    """The mean and the positions with their embeddings, (B, s, C)."""
-    x = _flat(features)
-    positions: Tensor = pool.positional_embedding.to(x.dtype)
-    return torch.cat([x.mean(1, keepdim=True), x], 1) + positions
-
-
-def _pool_attention(pool: Any, x: Tensor) -> Tensor:
-    """The attention of the mean token, (B, H, s), from no key."""
-    query = split_heads(Linear.of(pool.q_proj)(x[:, 0]), pool.num_heads)
-    key = Linear(pool.k_proj.weight, None)
-    return head_products(key, query[None] * _scale(pool), x)[0].softmax(-1)
-
-
-def _scale(pool: Any) -> float:
-    return float((pool.q_proj.out_features // pool.num_heads) ** -0.5)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

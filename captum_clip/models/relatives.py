@@ -26,7 +26,7 @@ from .images import image_processor
 from .multihead import MultiheadPoolingHead
 from .steps import Residual, Step, flattened
 from .text import TextPooling, TextTower
-from .towers import AveragePooledTower, Entry, wrong_size
+from .towers import Entry, ResNetTower, wrong_size
 
 
 class SiglipTower(HuggingFaceTower):
@@ -181,7 +181,7 @@ class Aimv2Adapter(HuggingFaceAdapter):
         return super().text_features(ids, causal.expand(len(ids), 1, -1, -1))
 
 
-class AlignTower(AveragePooledTower):
+class AlignTower(ResNetTower):
     """An `AlignVisionModel`."""
 
     embedding_index = 1  # the pooled output

@@ -7,7 +7,7 @@ plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. So a score is taken apar
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
@@ -131,6 +131,12 @@ class Direction:
         """Directions without a constant."""
         return cls(rows, scale, rows.new_zeros(len(rows), len(scale)))
 
+    @cached_property
+    def length(self) -> Tensor:
+        """That of all directions of an image together, (B,)."""
+        length: Tensor = torch.linalg.vector_norm(self.rows, dim=(0, 2)) * self.scale
+        return length
+
     def without_constant(self) -> "Direction":
         """These directions alone."""
         return Direction.of(self.rows, self.scale)
@@ -172,48 +178,6 @@ class Direction:
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """(..., H d) -> (..., H, d)."""
     return tokens.reshape(*tokens.shape[:-1], heads, -1)
-
-
-def head_products(linear: Linear, vectors: Tensor, tokens: Tensor) -> Tensor:
-    """The products (K, B, H, s) of vectors with what each head of a map makes of tokens (B, s, D).
-
-    The map's H d outputs are the heads side by side; vectors are (K, B or 1, H, d).
-    """
-    heads, (weight, bias) = vectors.shape[2], linear.to(tokens.dtype)
-    if _many(vectors, tokens):
-        mapped = split_heads(Linear(weight, None)(tokens), heads)
-        products = torch.einsum("kbhd,bshd->kbhs", vectors, mapped)
-    else:
-        folded = torch.einsum("kbhd,hdw->kbhw", vectors, weight.view(heads, -1, weight.shape[1]))
-        products = torch.einsum("kbhw,bsw->kbhs", folded, tokens)
-    if bias is not None:
-        products = products + (vectors * bias.view(heads, -1)).sum(-1, keepdim=True)
-    return products
-
-
-def head_sums(linear: Linear, weights: Tensor, tokens: Tensor) -> Tensor:
-    """The sums (K, B, H, d) of what a map makes of tokens (B, s, D), with weights (K, B, H, s).
-
-    The bias is weighted with the weights' sum, since it is part of their gradient.
-    """
-    heads, (weight, bias) = weights.shape[2], linear.to(tokens.dtype)
-    if _many(weights, tokens):
-        mapped = split_heads(Linear(weight, None)(tokens), heads)
-        sums = torch.einsum("kbhs,bshd->kbhd", weights, mapped)
-    else:
-        mixed = torch.einsum("kbhs,bsw->kbhw", weights, tokens)
-        sums = torch.einsum("kbhw,hdw->kbhd", mixed, weight.view(heads, -1, weight.shape[1]))
-    if bias is not None:
-        sums = sums + weights.sum(-1, keepdim=True) * bias.view(heads, -1)
-    return sums
-
-
-def _many(vectors: Tensor, tokens: Tensor) -> bool:
-    """Whether mapping the tokens once is cheaper than a map for every target, about from nine on.
-
-    By operations it would be from some thirty on, but (K, B, H, D) numbers have to be moved then.
-    """
-    return 8 * len(vectors) * vectors.shape[2] > tokens.shape[-1]
 
 
 def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Direction:

@@ -3,7 +3,7 @@
 One layer covers three blocks (`Block`, `EvaBlock`, `EvaBlockPostNorm`) with three attentions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from typing_extensions import override
 from ..errors import UnsupportedModelError
 from .adapter import Family
 from .attentions import AttentionLayer, PoolingHead
-from .steps import Linear, Residual, Step, flattened
-from .towers import AveragePooledTower, Pooling, ViTTower
+from .steps import Linear, Residual, Step, flattened, run_steps
+from .towers import Pooling, ResNetTower, ViTTower
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
 # class -> the parts after the attention, and those of the MLP
@@ -86,7 +86,7 @@ class TimmTower(ViTTower):
         return (*first, *flattened(after))
 
 
-class TimmCNN(AveragePooledTower):
+class TimmCNN(ResNetTower):
     """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
 
     @property
@@ -94,10 +94,12 @@ class TimmCNN(AveragePooledTower):
     def embedding_dim(self) -> int:
         weight = next(self.module.parameters())
         with torch.no_grad():
-            return self._embed(weight.new_zeros(1, self.module.trunk.head.in_features)).shape[-1]
+            token = weight.new_zeros(1, self.module.trunk.head.in_features)
+            return run_steps(self.head, token).shape[-1]
 
+    @property
     @override
-    def head_steps(self) -> Sequence[Step]:
+    def head(self) -> tuple[Step, ...]:
         head = self.module.trunk.head
         parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
         return flattened([*(part for part in parts if part is not None), self.module.head])

@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
-from ..maps import to_float32
 from .attentions import Attention, AttentionLayer, PooledToken, PoolingHead, part_of, with_part
 from .images import Size, check_images
-from .steps import (
-    Direction,
-    Linear,
-    Step,
-    call_steps,
-    pull_back,
-    run_steps,
-)
+from .steps import Linear, Step, call_steps, run_steps
 
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "attention"]
@@ -58,6 +50,11 @@ class Tower(ABC):
     native: Size  # height and width of the images that it was made for
     patch: Size  # height and width in pixels of one cell of its maps
     resizable: bool = False  # whether it takes any multiples of a patch, not the native size alone
+    pooling: Pooling
+    prefix: int = 0  # tokens before those that have a place in a map
+    pooling_head: PoolingHead | None = None
+    steps_before_mean: int = 0  # of `head`, for every token before their mean
+    layers: Sequence[AttentionLayer] = ()
     projection_module: nn.Module | None = None  # makes the embedding, where the tower does not
 
     def grid(self, height: int, width: int) -> Size:
@@ -81,14 +78,32 @@ class Tower(ABC):
         return self.remade_by.format(side)
 
     @property
-    def embedding_dim(self) -> int | None:
-        """Length of an image embedding; None where only a forward shows it."""
-        return None
+    @abstractmethod
+    def head(self) -> tuple[Step, ...]:
+        """The steps from the pooled token to the embedding."""
+
+    @abstractmethod
+    def span(self, size: Size) -> slice:
+        """The tokens that have a place in a map, among those of an input of a size."""
+
+    def on_grid(self, values: Tensor, size: Size) -> Tensor:
+        """A map's values, (..., h, w) or of texts (..., T), from those of all tokens (..., s)."""
+        return values[..., self.span(size)]
 
     @property
-    def head(self) -> tuple[Step, ...]:
-        """The steps from the pooled token to the embedding; none where the tower has its `pool`."""
-        return ()
+    def attentions(self) -> tuple[Attention, ...]:
+        """The self-attention of every layer, then the pooling head if there is one."""
+        return (*self.layers, *(() if self.pooling_head is None else (self.pooling_head,)))
+
+    @property
+    def embedding_dim(self) -> int | None:
+        """Length of an embedding, of a token of zeros; None where only a forward shows it."""
+        if not self.attentions:
+            return None
+        weight: Any = self.attentions[-1].output_map()
+        weight = weight.weight if isinstance(weight, Linear) else next(weight.parameters())
+        with torch.no_grad():
+            return run_steps(self.head, weight.new_zeros(1, len(weight))).shape[-1]
 
     @property
     def input_module(self) -> Any:
@@ -118,12 +133,6 @@ class TransformerTower(Tower):
     a pooling head ("attention").
     """
 
-    layers: Sequence[AttentionLayer]
-    pooling: Pooling
-    prefix: int = 0
-    pooling_head: PoolingHead | None = None
-    steps_before_mean: int = 0  # of `head`, for every token before their mean
-
     def __post_init__(self) -> None:
         for what in ("block", "attention"):
             if len({id(getattr(layer, what)) for layer in self.layers}) < len(self.layers):
@@ -133,36 +142,9 @@ class TransformerTower(Tower):
                 )
 
     @property
-    @override
-    @abstractmethod
-    def head(self) -> tuple[Step, ...]:
-        """The steps from the pooled token to the image embedding."""
-
-    @property
     @abstractmethod
     def stem(self) -> nn.Module:
         """The module that makes tokens, before positions are added."""
-
-    @abstractmethod
-    def span(self, size: Size) -> slice:
-        """The tokens that have a place in a map, among those of an input of a size."""
-
-    def on_grid(self, values: Tensor, size: Size) -> Tensor:
-        """A map's values, (..., h, w) or of texts (..., T), from those of all tokens (..., s)."""
-        return values[..., self.span(size)]
-
-    @property
-    def attentions(self) -> tuple[Attention, ...]:
-        """The self-attention of every layer, then the pooling head if there is one."""
-        return (*self.layers, *(() if self.pooling_head is None else (self.pooling_head,)))
-
-    @property
-    def embedding_dim(self) -> int:
-        """See `Tower`: of a token of zeros, which costs next to nothing."""
-        weight: Any = self.attentions[-1].output_map()
-        weight = weight.weight if isinstance(weight, Linear) else next(weight.parameters())
-        with torch.no_grad():
-            return run_steps(self.head, weight.new_zeros(1, len(weight))).shape[-1]
 
     def embed(self, token: Tensor) -> Tensor:
         """The image embedding (..., E) of the last block's or pooling head's token (..., D)."""
@@ -170,18 +152,8 @@ class TransformerTower(Tower):
         return call_steps(self.head, token)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ViTTower(TransformerTower):
-    """A vision transformer: `prefix` tokens, the first of them CLS, then the patches row by row."""
-
-    kind: ClassVar[Kind] = "vit"
-    patches: nn.Module  # projects the patches
-    prefix: int = 1
-
-    @property
-    @override
-    def stem(self) -> nn.Module:
-        return self.patches
+class _OnGrid(Tower):
+    """A tower of images: `prefix` tokens, then those of a grid row by row."""
 
     @override
     def span(self, size: Size) -> slice:
@@ -194,7 +166,7 @@ class ViTTower(TransformerTower):
         expected, count = self.span(size).stop, values.shape[-1]
         if count < expected:  # what follows the patches is no patch
             raise UnsupportedModelError(
-                f"the vision tower ran on {count} tokens, but {self.prefix} before the patches and "
+                f"the {self.noun} ran on {count} tokens, but {self.prefix} before the patches and "
                 f"a grid of {rows} x {columns} make {expected}; remove what adds or drops tokens, "
                 "such as prompts."
             )
@@ -202,10 +174,29 @@ class ViTTower(TransformerTower):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ResNetTower(Tower):
-    """A convolutional tower: stages, and an attention pool (CLIP's ResNets) or the average."""
+class ViTTower(_OnGrid, TransformerTower):
+    """A vision transformer: `prefix` tokens, the first of them CLS, then the patches row by row."""
+
+    kind: ClassVar[Kind] = "vit"
+    patches: nn.Module  # projects the patches
+    prefix: int = 1
+
+    @property
+    @override
+    def stem(self) -> nn.Module:
+        return self.patches
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ResNetTower(_OnGrid):
+    """A convolutional tower: stages, whose last features (B, C, h, w) are the tokens of a pool.
+
+    That is their mean, or an attention pool (CLIP's ResNets), before whose tokens their mean is put
+    as its query.
+    """
 
     kind: ClassVar[Kind] = "resnet"
+    pooling: Pooling = "mean"
     stages: Mapping[str, nn.Module]  # by name, from the last to the first
     head_modules: Sequence[nn.Module] = ()  # between the last stage and the image embedding
 
@@ -214,77 +205,7 @@ class ResNetTower(Tower):
         """The last stage, whose output is (B, C, h, w)."""
         return next(iter(self.stages.values()))
 
-    @abstractmethod
-    def pool(self, features: Tensor) -> Tensor:
-        """The image embedding (B, E) of the features (B, C, h, w), in at least float32."""
-
-    @abstractmethod
-    def shift_gradient(
-        self, features: Tensor, gradient: Tensor, *, detached: bool = False
-    ) -> Tensor:
-        """The gradient (K, B, C) of a shift of all positions, given the embedding's (K, B, E).
-
-        It is the sum over all positions of the gradient with respect to the features; `detached`
-        takes the weights of an attention pool as constants.
-        """
-
-    @abstractmethod
-    def contributions(
-        self, features: Tensor, direction: Direction, *, centred: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The contribution of every position to directions (K, B, E) on the embedding, by head.
-
-        Args:
-            features: of the last stage, (B, C, h, w).
-            direction: K directions on the embedding of each image.
-            centred: whether a position's value is taken less the mean value of all positions.
-
-        Returns:
-            (K, B, H, h, w), and the rest that is of no position, (K, B): together the score.
-        """
-
-
-class AveragePooledTower(ResNetTower):
-    """A convolutional tower whose embedding is a function of the mean of its last features."""
-
-    def head_steps(self) -> Sequence[Step]:
-        """The steps from the mean of the features (B, C) to the embedding (B, E); none at all."""
+    @property
+    @override
+    def head(self) -> tuple[Step, ...]:
         return ()
-
-    @override
-    def contributions(
-        self, features: Tensor, direction: Direction, *, centred: bool
-    ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(features.device.type, enabled=False):
-            positions, mean = to_float32(features.detach()).flatten(2), self._mean(features)
-            direction = pull_back(self.head_steps(), mean, direction)
-            total = direction.dot(mean) + direction.constant
-            if centred:
-                positions = positions - mean[..., None]
-            dense = direction.dense()
-            maps = torch.einsum("kbc,bcs->kbs", dense, positions) / positions.shape[-1]
-            rest = total - maps.sum(-1)
-            return maps.reshape(*maps.shape[:2], 1, *features.shape[-2:]), rest
-
-    @override
-    def pool(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            return to_float32(self._embed(self._mean(features)))
-
-    @override
-    def shift_gradient(
-        self, features: Tensor, gradient: Tensor, *, detached: bool = False
-    ) -> Tensor:
-        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-            mean = self._mean(features).requires_grad_()
-            embedding = to_float32(self._embed(mean))
-            (shift,) = torch.autograd.grad(embedding, mean, gradient, is_grads_batched=True)
-        return shift
-
-    def _mean(self, features: Tensor) -> Tensor:
-        # of half precision in float32: a sum over many positions
-        return to_float32(features.detach()).mean((-2, -1))
-
-    def _embed(self, mean: Tensor) -> Tensor:
-        # under autocast the features have another type than the head's weights
-        return run_steps(self.head_steps(), mean.to(next(self.module.parameters()).dtype))

@@ -162,7 +162,7 @@ class _Attention:
     moves: Places | None
 
     def __post_init__(self) -> None:
-        self.attention = self.record.transformer.attentions[self.index]
+        self.attention = self.record.tower.attentions[self.index]
         is_pool = self.attention.is_pool
         self.name = "the pooling head" if is_pool else f"the attention of layer {self.index}"
 
@@ -181,11 +181,11 @@ class _Attention:
         """Note where an attention ran, and hand it over."""
         record = self.record
         read.pooled, read.span, read.compare = record.pooled, record.span, record.compare
-        read.watched = record.watched
+        read.watched, read.features = record.watched, record.features
         batch, heads = record.batch, self.attention.heads
         if read.out.shape[:2] != (batch, heads):
             raise UnsupportedModelError(
-                f"{self.name} of the {record.transformer.noun} makes {tuple(read.out.shape)}, "
+                f"{self.name} of the {record.tower.noun} makes {tuple(read.out.shape)}, "
                 f"expected {batch} images by {heads} heads; its layout is not known."
             )
         if self.moves is not None:
@@ -194,7 +194,7 @@ class _Attention:
                 read.detach()
         if read.value.shape[2] < record.count:
             raise UnsupportedModelError(
-                f"{self.name} of the {record.transformer.noun} attends to {read.value.shape[2]} of "
+                f"{self.name} of the {record.tower.noun} attends to {read.value.shape[2]} of "
                 f"{record.count} tokens; remove what merges or drops them."
             )
         if read.value.shape[2] > record.count:
@@ -295,10 +295,10 @@ class Blocks:
             row = record.pooled.read(output).detach()
             seen = [record.returned.get(index, NOTHING), self.added]
             # a branch that did not run is a sum that equals nothing, and bounds nothing
-            attended, added = (b if len(b) else torch.full_like(row, torch.nan) for b in seen)
+            attended, added = (b if b.numel() else torch.full_like(row, torch.nan) for b in seen)
             stream = self.row + run_steps(layer.branch(), attended)
             made = layer.summed(stream, added)
-            within = [b if len(b) else torch.zeros_like(row) for b in seen]
+            within = [b if b.numel() else torch.zeros_like(row) for b in seen]
             # a sum is rounded as its largest part
             slack = 8 * torch.finfo(row.dtype).eps / record.rounding(row)
             record.compare(f"layer {index}", made, row, *within, slack * row)
@@ -372,10 +372,12 @@ def _apart(part: Any, record: Recording) -> Any:
 
 
 @contextmanager
-def record_resnet(tower: ResNetTower, *, readout: nn.Module | None = None) -> Iterator[Recording]:
+def record_resnet(
+    tower: ResNetTower, *, visit: Visit | None = None, readout: nn.Module | None = None
+) -> Iterator[Recording]:
     """Record the last stage of a ResNet tower, whose forward runs inside the ``with``.
 
-    There is no graph up to there, and one from there on.
+    There is no graph up to there, and one from there on. With `visit` the attention pool is read.
     """
 
     def begin(_: Arguments, features: Tensor) -> Tensor:
@@ -385,14 +387,25 @@ def record_resnet(tower: ResNetTower, *, readout: nn.Module | None = None) -> It
     def leave(_: Arguments, features: Tensor) -> Tensor:
         record.go_on()
         record.features = features
+        record.count = tower.prefix + features.shape[-2] * features.shape[-1]
         return features.clone()  # what follows may work in place
+
+    def see(index: int, read: AttentionRead) -> None:
+        assert visit is not None
+        record.visited[index] = visit(index, read.detach())
 
     with recording(tower, gradient=True) as (hooks, record):
         # a hook of the user's may keep what is then the beginning of the graph, or change it
         hooks.after(tower.stage, begin, "The last stage", first=True)
         hooks.after(tower.stage, leave)
+        watch = Watch(tower.noun)
+        if visit is not None:
+            plan_attentions(hooks, record, watch, range(len(tower.attentions)), see)
         plan_embedding(hooks, record, tower, readout)
-        yield record
+        try:
+            yield record
+        finally:
+            watch.close()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from ..maps import to_float32
+from ..maps import autocast_disabled, to_float32
 from ..models.steps import gate_of
 from ..models.towers import TransformerTower
 from .forwards import Blocks, plan_attentions, plan_embedding, recording
@@ -45,7 +45,7 @@ class _Weighted(torch.autograd.Function):
         ctx.read, ctx.transposed = read, out is None
         if out is not None:  # as it ran
             return out.clone()
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_disabled(x):
             return (read.matrix(compare=False).mT @ to_float32(x)).to(read.value.dtype)
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..maps import to_float32
+from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
 
 
@@ -45,6 +45,7 @@ class AttentionRead:
     name: str = field(init=False, default="an attention")
     pooled: PooledToken = field(init=False, default_factory=PooledToken)
     span: slice = field(init=False, default_factory=lambda: slice(None))
+    features: Tensor = field(init=False)  # (B, C, h, w), which a ResNet's pool reads
     compare: Callable[..., None] = field(init=False, default=_ignore)
     watched: Callable[[Tensor], object] = field(init=False, default=_ignore)
 
@@ -108,10 +109,10 @@ class AttentionRead:
     @torch.no_grad()
     def any_row(self) -> Tensor:
         """The same, of which what it makes of the values is to be compared elsewhere."""
-        with torch.autocast(self.out.device.type, enabled=False):
+        with autocast_disabled(self.out):
             if self.weights is not None:
                 return to_float32(self.pick(self.weights.detach()))
-            query, key, factor = self._product()
+            query, key, factor = self.product()
             logits = (key * (self.pick(query) * factor)[..., None, :]).sum(-1)
             bias = self._bias(logits.dtype)
             return softmax_over_keys(logits, None if bias is None else self.pick(bias))
@@ -119,11 +120,11 @@ class AttentionRead:
     @torch.no_grad()
     def matrix(self, *, compare: bool = True) -> Tensor:
         """A (B, H, rows, s), in at least float32, compared with what ran by one random vector."""
-        with torch.autocast(self.out.device.type, enabled=False):
+        with autocast_disabled(self.out):
             if self.weights is not None:
                 matrix = to_float32(self.weights.detach())
             else:
-                query, key, factor = self._product()
+                query, key, factor = self.product()
                 logits = (query * factor) @ key.mT
                 matrix = softmax_over_keys(logits, self._bias(logits.dtype))
             if not compare:
@@ -135,7 +136,8 @@ class AttentionRead:
             self.compare(self.name, made, returned, out.flatten(1))
             return matrix
 
-    def _product(self) -> tuple[Tensor, Tensor, float]:
+    def product(self) -> tuple[Tensor, Tensor, float]:
+        """Queries, keys and the factor of their products."""
         assert self.query is not None
         assert self.key is not None
         factor = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale

@@ -56,7 +56,7 @@ class _Probe(torch.autograd.Function):
 class Recording:
     """A recorded forward. Filled while it runs, empty of tensors once the reader lets go."""
 
-    tower: Tower | None = None
+    tower: Any = None  # the `Tower`; None where something is only compared
     size: tuple[int, int] | None = None  # height and width of the images that entered the tower
     batch: int = 0
     count: int = 0  # tokens that entered the last block
@@ -171,13 +171,15 @@ class Recording:
         assert isinstance(self.tower, TransformerTower)
         return self.tower
 
-    @property
+    @cached_property
     def span(self) -> slice:
         """The patches or words among the tokens."""
         assert self.size is not None
-        return self.transformer.span(self.size)
+        tower: Tower = self.tower
+        return tower.span(self.size)
 
     def on_grid(self, values: Tensor) -> Tensor:
         """A map's values, (..., h, w) or of texts (..., T), from those of all tokens (..., s)."""
         assert self.size is not None
-        return self.transformer.on_grid(values, self.size)
+        tower: Tower = self.tower
+        return tower.on_grid(values, self.size)

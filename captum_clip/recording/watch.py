@@ -68,8 +68,8 @@ class _Place:
 
     def made_of(self, args: Any) -> list[Product]:
         """What the tensors among some arguments were made of."""
-        found = (self.products.get(id(each)) for each in _tensors(args)) if self.products else ()
-        return [each for each in found if each is not None]
+        ids = map(id, _tensors(args))
+        return [self.products[each] for each in ids if each in self.products]
 
     def follow(self, func: Any, args: Any, out: Any) -> bool:
         """Follow weights or logits through casts, masks, views, dropout, mixes of heads."""
@@ -147,12 +147,11 @@ class Watch(TorchFunctionMode):
             return self._fused(place, args, kwargs)
         if func in _PRODUCTS or func in _SOFTMAXES:
             return self._explicit(place, func, args, kwargs)
-        out = self.run(func, args, kwargs)
-        if (
-            place.follow(func, args, out)
-            or isinstance(func, _METHODS)
-            or len(args) + len(kwargs) < 3
-        ):
+        out = self.run(func, args, kwargs) if self.sees_all else func(*args, **kwargs)
+        # nothing is followed in an attention that is one fused function
+        if place.products and place.follow(func, args, out):
+            return out
+        if isinstance(func, _METHODS) or len(args) + len(kwargs) < 3:
             return out
         return self._operator(place, args, kwargs, out)
 
@@ -293,7 +292,7 @@ def _may_attend(read: AttentionRead) -> bool:
 def _obeys(read: AttentionRead) -> bool:
     """Whether the heads' outputs are what softmax(q k^T s) v gives."""
     out = to_float32(read.out)
-    query, key, factor = read._product()
+    query, key, factor = read.product()
     logits = (query * factor) @ key.mT
     made = softmax_over_keys(logits, read._bias(logits.dtype)) @ to_float32(read.value)
     rounding = 1e-4 if read.out.dtype in (torch.float32, torch.float64) else 3e-2

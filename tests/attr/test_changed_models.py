@@ -33,7 +33,7 @@ def double(name: str) -> builders.Small:
 
 
 def blocks_of(built: builders.Small) -> Any:
-    return [layer.block for layer in load_clip(built.model).tower.layers]  # type: ignore[attr-defined]
+    return [layer.block for layer in load_clip(built.model).tower.layers]
 
 
 def assert_as_callable(similarity: Any, method: Any, built: builders.Small) -> None:

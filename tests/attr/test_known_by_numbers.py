@@ -134,7 +134,7 @@ def test_a_hook_that_works_in_place_has_the_maps_of_one_that_does_not(name: str,
     """It changes what follows, and nothing that was recorded before it."""
     small = cases.BUILDERS[name]()
     similarity = ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
-    layers = similarity.clip.tower.layers  # type: ignore[attr-defined]
+    layers = similarity.clip.tower.layers
     methods = [attr.AllGradAttention, attr.LastGradAttention, attr.AttentionRollout]
     methods += [attr.ConservativePropagation] * (part == "attention")
     methods += [attr.LeGrad] * (name != "siglip")

@@ -158,7 +158,7 @@ def test_the_renumbered_copy_is_the_same_function() -> None:
     assert copy is not None
     pixels = clip.preprocess([DemoScenes(1).read(0).image])
     torch.testing.assert_close(copy.encode_image(pixels), clip.encode_image(pixels))
-    weights = [tower.layers[0].input_maps()[0].weight for tower in (clip.tower, copy.tower)]  # type: ignore[attr-defined]
+    weights = [tower.layers[0].input_maps()[0].weight for tower in (clip.tower, copy.tower)]
     assert not torch.equal(*weights)
 
 

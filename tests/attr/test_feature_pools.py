@@ -1,0 +1,67 @@
+"""Pools of features: the gradient of a shift of all positions, and what the pool read."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from captum_clip import ClipSimilarity, DirectContribution, targets
+from captum_clip.attr import _engine
+from captum_clip.attr._call import Call, many_columns
+from captum_clip.errors import UnsupportedModelError
+from captum_clip.models import ResNetTower
+from captum_clip.recording import record_resnet
+from tests.attr import cases
+
+BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
+
+
+def run(name: str, dtype: torch.dtype) -> tuple[ResNetTower, Call]:
+    similarity = ClipSimilarity(
+        cases.built(name, dtype).load(), targets.embedding(cases.embeddings())
+    )
+    tower: Any = similarity.clip.tower
+    select = partial(many_columns, None)
+    return tower, Call(similarity, (cases.images(name, dtype),), (), select, tower, "grad-cam")
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("name", ["open_clip_resnet", "timm_convnext"])
+def test_the_gradient_of_a_shift_is_the_sum_over_positions(name: str, dtype: torch.dtype) -> None:
+    """From what the pool read, and not by a backward through it for every target."""
+    tower, call = run(name, dtype)
+    forward = call.run(record_resnet(tower, visit=lambda _, read: read))
+    shift = _engine._shift_gradient(tower, forward, False)
+    assert shift is not None
+    wanted = forward.stacked_gradients(forward.record.features).sum((-2, -1))
+    off = (shift - wanted).abs().max() / wanted.abs().max()
+    assert off < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("part", ["q_proj.weight", "v_proj.weight", "positional_embedding"])
+def test_a_pool_that_uses_other_numbers_than_its_weights_is_seen(part: str) -> None:
+    """By `direct`, which spreads the mean token's values; grad-cam takes the whole gradient."""
+    tower, call = run("open_clip_resnet", torch.float64)
+    pool = tower.module.attnpool
+    other = deepcopy(pool)
+    parameter = other.get_parameter(part)
+    generator = torch.Generator().manual_seed(3)
+    change = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    parameter.data += 0.1 * parameter.std() * change
+    pool.forward = other.forward
+    try:
+        forward = call.run(record_resnet(tower, visit=lambda _, read: read))
+        shift = _engine._shift_gradient(tower, forward, False)
+        method = DirectContribution(call.forward)
+        if part == "q_proj.weight":  # whose product is read where it ran
+            method.attribute(call.images[0], target=0)
+        else:
+            with pytest.raises(UnsupportedModelError, match="does not give what its weights"):
+                method.attribute(call.images[0], target=0)
+    finally:
+        del pool.forward
+    assert (shift is None) == (part != "positional_embedding")
