@@ -259,6 +259,8 @@ def flava(seed: int = 0) -> Small:
     """FLAVA: first tokens of two ViTs of 3 and 2 layers."""
     from transformers import FlavaConfig, FlavaModel
 
+    from docs.examples import flava_family  # noqa: F401  registers it
+
     config = FlavaConfig(
         image_config=_VISION,
         text_config=_BERT,
@@ -446,6 +448,8 @@ def timm_fastvit(seed: int = 0) -> Small:
 def align(seed: int = 0, text_layers: int = 1) -> Small:
     """ALIGN of transformers: three blocks, 24 channels, 5 x 5 positions, a BERT of one layer."""
     from transformers import AlignConfig, AlignModel, EfficientNetImageProcessor
+
+    from docs.examples import align_family  # noqa: F401  registers it
 
     text = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
     vision = {

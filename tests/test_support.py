@@ -122,7 +122,7 @@ TEXTS: dict[str, Callable[..., builders.Small]] = {
 ROWS = {
     "transformers CLIP": "hf_vit metaclip2 clipseg owlvit owlv2",
     "transformers SigLIP": "siglip naflex",
-    "transformers AltCLIP": "altclip chinese_clip align flava",
+    "transformers AltCLIP": "altclip chinese_clip",
     "transformers VisionTextDualEncoder with BERT": "dual_encoder",
     "transformers VisionTextDualEncoder with another": "another",
     "transformers BLIP": "blip aimv2 tipsv2",

@@ -169,8 +169,9 @@ def pooled_rows(tower: Tower, call: Call, layers: range, centred: bool) -> Rows:
     head, rows, token = embedded.head(tower), embedded.run.record.visited, embedded.token
     if tower.pooling == "mean":
         with torch.no_grad(), autocast_disabled(token):
-            rows = {0: _mean_row(tower, embedded, centred)}
-            head, token = head[tower.steps_before_mean :], rows[0].heads
+            row = _mean_row(tower, embedded, centred)
+            head, token = head[tower.steps_before_mean :], row.heads
+            rows = {len(tower.layers): row}  # after all of them
     return Rows(embedded, rows, token, head)
 
 

@@ -48,7 +48,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     With the last stage as its layer the forward runs without a graph up to there. A
     :class:`captum_clip.ClipSimilarity` stops there, and goes through the attention pool with its
-    single mean query, or through what follows the average (ConvNeXt, FastViT, ALIGN); the gradient
+    single mean query, or through what follows the average (ConvNeXt, FastViT); the gradient
     enters as one shift of all positions. Any other layer, and
     ``attribute_to_layer_input``, ``attr_dim_summation=False`` and ``grad_kwargs``, go to Captum's
     `LayerGradCam` as they are, which returns maps that may carry a graph.

@@ -1,7 +1,7 @@
 """Relatives of CLIP in transformers, which keep the same parts under other names."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,13 +20,12 @@ from .huggingface import (
     TextLayout,
     is_bert,
     transformers_family,
-    vision_of,
 )
 from .images import image_processor
 from .multihead import MultiheadPoolingHead
 from .steps import Residual, Step, flattened
 from .text import TextPooling, TextTower
-from .towers import Entry, ResNetTower, wrong_size
+from .towers import Entry
 
 
 class SiglipTower(HuggingFaceTower):
@@ -181,48 +180,6 @@ class Aimv2Adapter(HuggingFaceAdapter):
         return super().text_features(ids, causal.expand(len(ids), 1, -1, -1))
 
 
-class AlignTower(ResNetTower):
-    """An `AlignVisionModel`."""
-
-    embedding_index = 1  # the pooled output
-    asks_to_interpolate: ClassVar[bool] = False
-
-    @classmethod
-    def found_in(cls, module: Any) -> Self:
-        """The tower in an `AlignModel`; UnsupportedModelError where it takes a maximum."""
-        inner = vision_of(module)
-        mean = "an AlignVisionModel that pools the mean of the features (pooling_type='mean')"
-        is_mean = isinstance(inner.pooler, nn.AvgPool2d)
-        expect(is_mean, mean, inner.pooler, error=UnsupportedModelError)
-        blocks = [(f"block {i}", block) for i, block in enumerate(inner.encoder.blocks)]
-        return cls(
-            module=inner,
-            native=(inner.config.image_size,) * 2,
-            patch=(1, 1),
-            resizable=True,
-            stages=dict(reversed(blocks)),
-        )
-
-    @override
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        # each strided convolution halves it, rounded by the library's padding
-        rows, columns = height // 2, width // 2
-        for layer in (block.depthwise_conv for block in self.module.encoder.blocks):
-            if layer.stride == 2:
-                left, right, *_ = layer.depthwise_conv_pad.padding
-                up = int(left == right)
-                rows, columns = (rows + up) // 2, (columns + up) // 2
-        if min(rows, columns) < 1:
-            native = f"its native size is {self.native[0]} x {self.native[1]}"
-            raise wrong_size(height, width, f"nothing is left after its strides, {native}")
-        return rows, columns
-
-    @property
-    @override
-    def embedding_dim(self) -> int:
-        return int(self.module.encoder.blocks[-1].projection.project_bn.num_features)
-
-
 class FirstTokenTower(HuggingFaceTower):
     """A vision transformer whose first token is read by the model around it."""
 
@@ -265,24 +222,6 @@ class BlipAdapter(HuggingFaceAdapter):
         hidden = self.model.text_encoder(input_ids=ids, attention_mask=mask)[0]
         features: Tensor = self.model.text_proj(hidden[:, 0])
         return features
-
-
-class FlavaLayer(HuggingFaceLayer):
-    """A `FlavaLayer`, whose heads and output map are modules of their own."""
-
-    attention_part = "attention"
-    heads_part = "attention.num_attention_heads"
-    maps = ("attention.query", "attention.key", "attention.value", "output.dense")
-    mlp_parts = ("layernorm_after", "intermediate", "output.dense", "output.dropout")
-
-
-class FlavaTower(FirstTokenTower):
-    """A `FlavaImageModel`; the library projects all tokens, and its score reads the first."""
-
-    projection_part = "image_projection"
-    layer_class = FlavaLayer
-    final_norm = "layernorm"
-    patch_map = "embeddings.patch_embeddings.projection"
 
 
 class Tipsv2Layer(HuggingFaceLayer):
@@ -340,17 +279,14 @@ _SIGLIP_TEXT = CLIP_TEXT._replace(
     head=(),
 )
 _BLIP_TEXT = TextLayout(layer=None)
-_FLAVA_TEXT = TextLayout(layer=FlavaLayer, own_head=("layernorm",))
 _TIPSV2_TEXT = TextLayout(TextPooling("mean", causal=False, padding="max_length"), layer=None)
 _DUAL_TEXT = TextLayout(own_head=("pooler.dense", "pooler.activation"))
 
 FAMILIES = (
-    transformers_family("align", "Align", tower=AlignTower, text=TextLayout()),
     transformers_family("aimv2", "Aimv2", Aimv2Adapter, Aimv2Tower, CLIP_TEXT._replace(layer=None)),
     transformers_family(
         "blip", "Blip", BlipAdapter, BlipTower, _BLIP_TEXT, model="ForImageTextRetrieval"
     ),
-    transformers_family("flava", "Flava", tower=FlavaTower, text=_FLAVA_TEXT),
     transformers_family("tipsv2", "Tipsv2", tower=Tipsv2Tower, text=_TIPSV2_TEXT),
     transformers_family(
         "vision_text_dual_encoder",

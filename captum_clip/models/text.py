@@ -20,7 +20,7 @@ from .towers import Entry, Kind, Pooling, TransformerTower
 Row = Literal["end", "last", "first", "mean"]
 
 SUPPORTED: Final = (
-    "supported are those of CLIP's relatives and SigLIP, of AltCLIP, ChineseCLIP, ALIGN, FLAVA "
+    "supported are those of CLIP's relatives and SigLIP, of AltCLIP, ChineseCLIP "
     "and OpenCLIP's TextTransformer; BERT and RoBERTa in a VisionTextDualEncoder and in OpenCLIP's "
     "HFTextEncoder"
 )

@@ -59,7 +59,7 @@ def test_sizes_that_the_strides_do_not_divide_are_refused(name):
 
 
 def test_an_image_that_vanishes_in_the_strides_is_refused():
-    with pytest.raises(InputError, match=r"1 x 40 pixels: nothing is left .* size is 37 x 37"):
+    with pytest.raises(InputError, match=r"nothing is left of 1 x 40 pixels"):
         cases.adapter("align").grid(1, 40)
 
 
@@ -93,5 +93,5 @@ def test_a_convnext_with_another_pool_is_refused():
 def test_an_align_that_pools_the_maximum_is_refused():
     model = builders.align().model
     model.vision_model.pooler = nn.MaxPool2d(24, ceil_mode=True)
-    with pytest.raises(UnsupportedModelError, match=r"pools the mean of the .*, got MaxPool2d"):
+    with pytest.raises(UnsupportedModelError, match=r"AlignVisionModel with pooling_type"):
         load_clip(model)

@@ -1,0 +1,32 @@
+"""FLAVA of transformers as a family of your own: all tokens are projected, and the first is scored.
+
+Import it before `load_clip`. Source: Singh et al. 2022 (arXiv:2112.04482).
+"""
+
+from __future__ import annotations
+
+from captum_clip.models import register_family
+from captum_clip.models.huggingface import HuggingFaceLayer, TextLayout, transformers_family
+from captum_clip.models.relatives import FirstTokenTower
+
+
+class FlavaLayer(HuggingFaceLayer):
+    """A `FlavaLayer`, whose heads and output map are modules of their own."""
+
+    attention_part = "attention"
+    heads_part = "attention.num_attention_heads"
+    maps = ("attention.query", "attention.key", "attention.value", "output.dense")
+    mlp_parts = ("layernorm_after", "intermediate", "output.dense", "output.dropout")
+
+
+class FlavaTower(FirstTokenTower):
+    """A `FlavaImageModel`."""
+
+    projection_part = "image_projection"
+    layer_class = FlavaLayer
+    final_norm = "layernorm"
+    patch_map = "embeddings.patch_embeddings.projection"
+
+
+text = TextLayout(layer=FlavaLayer, own_head=("layernorm",))
+register_family(transformers_family("flava", "Flava", tower=FlavaTower, text=text))
