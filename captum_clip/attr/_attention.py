@@ -67,7 +67,7 @@ def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = Fa
 
 def heads_output(read: AttentionRead) -> Tensor:
     """The heads' outputs for the pooled row, concatenated (B, H d)."""
-    return to_float32(read.pick(read.out.detach())).flatten(1)
+    return to_float32(read.select(read.out.detach())).flatten(1)
 
 
 def contributions(read: AttentionRead, direction: Direction) -> Tensor:

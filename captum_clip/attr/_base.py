@@ -95,8 +95,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 "fits it, such as direct (DirectContribution)."
             )
         # Captum's hooks and its users expect a module as the layer
-        part = tower.stage if isinstance(tower, ResNetTower) else tower.module
-        super().__init__(forward_func, part)
+        module = tower.stage if isinstance(tower, ResNetTower) else tower.module
+        super().__init__(forward_func, module)
         self._tower, self._model, self._places = tower, layer, set[Any]()
 
     @abstractmethod
@@ -252,8 +252,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         images, modules = call.images[0], modules_of(self._tower.module)
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
         # of one image batch and heads may stand in any order
-        known = images.dtype, images.shape[1:], len(images) > 1, hooks
-        places = known not in self._places and isinstance(self._tower, TransformerTower)
+        kind = images.dtype, images.shape[1:], len(images) > 1, hooks
+        places = kind not in self._places and isinstance(self._tower, TransformerTower)
         while True:
             model = self._tower.module if self._model is None else self._model
             compiled = places and is_compiled(self.forward_func, model)
@@ -267,7 +267,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 with with_whole_graph():
                     result = run()
             if places or not result.record.moved:
-                self._places.add(known)
+                self._places.add(kind)
                 return result
             places = True
 
@@ -298,12 +298,12 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
             parameters.append(rest)
         options = inspect.signature(method._compute).parameters.values()
         parameters += [p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
-        one: Any = Tensor if name == "attribute_targets" else TensorOrTuple
-        returned = one
+        map_type: Any = Tensor if name == "attribute_targets" else TensorOrTuple
+        returned = map_type
         if method.additive or name == "attribute_targets":
-            returned = one | tuple[one, ...]
+            returned = map_type | tuple[map_type, ...]
         signature = signature.replace(parameters=parameters, return_annotation=returned)
-    known = ", ".join([*signature.parameters][1:])
+    names = ", ".join([*signature.parameters][1:])
 
     @wraps(function)
     def call(self: ClipAttribution, *args: Any, **kwargs: Any) -> Any:
@@ -312,7 +312,7 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
         except TypeError as error:
             others = ", ".join(option for option in kwargs if option not in signature.parameters)
             problem = f"takes no {others}" if others else f"cannot be called like this ({error})"
-            raise TypeError(f"{method.__name__}.{name} {problem}; it takes {known}.") from None
+            raise TypeError(f"{method.__name__}.{name} {problem}; it takes {names}.") from None
         return function(self, *args, **kwargs)
 
     call.__qualname__ = f"{method.__qualname__}.{name}"

@@ -78,9 +78,9 @@ class Call:
             with torch.no_grad(), suppress(RuntimeError):
                 dtype = next(self.tower.module.parameters()).dtype
                 record.compare("the score of compiled code", scores, self.scores().to(dtype))
-        return self.passed(record, scores)
+        return self.as_pass(record, scores)
 
-    def passed(self, record: Recording, scores: Tensor) -> "Pass":
+    def as_pass(self, record: Recording, scores: Tensor) -> "Pass":
         """The scores (B, K) of a recorded forward, and the columns that are asked for."""
         record.verify(self.method)
         expected = f"scores of the {record.batch} images that went through the tower"
@@ -158,8 +158,8 @@ def batched(gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, leaf: Te
     if len(rows) > 1 and together > 1:
         # a user's own code may hold operations that no batched backward passes
         with suppress(RuntimeError):
-            parts = torch.split(rows, together)
-            return torch.cat([gradients(part, is_grads_batched=True)[0] for part in parts])
+            chunks = torch.split(rows, together)
+            return torch.cat([gradients(chunk, is_grads_batched=True)[0] for chunk in chunks])
     return torch.stack([gradients(row)[0] for row in rows])
 
 
@@ -193,8 +193,8 @@ def _listed(targets: Any) -> list[Any]:
     """One or several targets as a list; Captum's one-tuples are those of single images."""
     if isinstance(targets, (Tensor, np.ndarray)):
         targets = targets.reshape(-1).tolist()
-    one = isinstance(targets, str) or not isinstance(targets, Iterable)
-    several = [targets] if one else list(targets)
+    is_single = isinstance(targets, str) or not isinstance(targets, Iterable)
+    several = [targets] if is_single else list(targets)
     return [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in several]
 
 

@@ -78,7 +78,7 @@ def last_gradient(
     elif tower.pooling == "mean" or _reads_others(output.transpose(2, 3).flatten(3), read.pooled):
         _refuse_text(tower)
         return LastGradient(run, read, output=output)
-    return LastGradient(run, read, mha.row_gradient(read, read.pick(output)))
+    return LastGradient(run, read, mha.row_gradient(read, read.select(output)))
 
 
 def _run(tower: TransformerTower, call: Call, **options: Any) -> Pass:
@@ -104,7 +104,7 @@ def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
         embedded = embedded_scores(tower, run, returned, _beyond(tower, run))
     except ReadsMoreError:
         return None
-    heads = read.pick(read.out.detach()).flatten(1).requires_grad_()
+    heads = read.select(read.out.detach()).flatten(1).requires_grad_()
     try:
         attended = mha.merged(layer, heads)
         stream = record.residual + call_steps(layer.branch(), attended.to(record.residual.dtype))
@@ -177,7 +177,7 @@ class AllGradients:
         ):
             _refuse_text(self.tower)
             return None
-        return mha.row_gradient(read, read.pick(gradient)[None])[0], read.row
+        return mha.row_gradient(read, read.select(gradient)[None])[0], read.row
 
 
 def all_gradients(
@@ -348,22 +348,22 @@ def embedded_scores(
     leads = (
         p for p, g in zip(points, inner, strict=False) if _leads_through(run, p, g, whole, below)
     )
-    point = next(leads, None)
+    embedding = next(leads, None)
     apart = (each for each in inner[len(points) :] if each is not None)
-    if point is None or reads_more(whole) or any(bool(each.any()) for each in apart):
+    if embedding is None or reads_more(whole) or any(bool(each.any()) for each in apart):
         raise ReadsMoreError(
             f"The scores depend on more of what the {tower.noun} returned than its embedding, "
             "such as hidden states, so they cannot be taken apart; take a method with gradients, "
             "such as all-grad, or grad-cam on a convolutional tower."
         )
-    projected = point is record.projected
+    projected = embedding is record.projected
     scored = record.scored  # in float32 at least, where it is the same
-    if point.shape == scored.shape and scored.equal(point.to(scored.dtype)):
-        point = scored
-    gradient = to_float32(run.stacked_gradients(point))  # (K', B, E)
-    if point.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
-        gradient, point = gradient[:, :, 0], point[:, 0]
-    e = to_float32(point.detach())
+    if embedding.shape == scored.shape and scored.equal(embedding.to(scored.dtype)):
+        embedding = scored
+    gradient = to_float32(run.stacked_gradients(embedding))  # (K', B, E)
+    if embedding.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
+        gradient, embedding = gradient[:, :, 0], embedding[:, 0]
+    e = to_float32(embedding.detach())
     along = run.chosen.T.to(gradient.dtype) - (gradient * e).sum(-1)
     length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     rows = gradient * length + along[..., None] * (e / length)
@@ -371,22 +371,22 @@ def embedded_scores(
     rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
     rows = mean if bool(((rows - mean).norm(dim=-1) <= rounding).all()) else rows
     direction = Direction.of(rows, length[:, 0].reciprocal())
-    return PooledEmbedding(run, point, direction, gradient, projected, mixture=whole)
+    return PooledEmbedding(run, embedding, direction, gradient, projected, mixture=whole)
 
 
 def _leads_through(
-    run: Pass, point: Tensor, inner: Tensor | None, whole: Tensor, below: Tensor
+    run: Pass, embedding: Tensor, inner: Tensor | None, whole: Tensor, below: Tensor
 ) -> bool:
     """Whether the scores depend on what is below through one point alone, its first token.
 
     Given their gradients at both.
     """
-    if inner is None or (point.ndim == 3 and inner[:, 1:].any()):
+    if inner is None or (embedding.ndim == 3 and inner[:, 1:].any()):
         return False
-    (through,) = grad(point, below, inner, retain_graph=True, allow_unused=True)
+    (through,) = grad(embedding, below, inner, retain_graph=True, allow_unused=True)
     through = torch.zeros_like(whole) if through is None else through
     off, size = (to_float32(each).norm() for each in (through - whole, whole))
-    return bool(off <= run.record.rounding(point) * size) or not whole.isfinite().all()
+    return bool(off <= run.record.rounding(embedding) * size) or not whole.isfinite().all()
 
 
 def resnet_gradient(

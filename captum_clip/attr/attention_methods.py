@@ -154,12 +154,12 @@ class AllGradAttention(ViTAttribution):
     @override
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
-        passed = all_gradients(tower, call, start_layer)
-        record, count = passed.run.record, len(passed.run.columns)
+        recorded = all_gradients(tower, call, start_layer)
+        record, count = recorded.run.record, len(recorded.run.columns)
         attention, pooled = kept_attention(record, count), record.pooled
         maps = []
-        for gradients in passed.run.gradients(*passed.points):
-            last = passed.last_row(gradients[-1])
+        for gradients in recorded.run.gradients(*recorded.points):
+            last = recorded.last_row(gradients[-1])
             if last is None:
                 eye, below = mha.start_row(gradients[-1], tower, pooled), layers
                 gained = torch.zeros_like(eye)
@@ -169,11 +169,11 @@ class AllGradAttention(ViTAttribution):
                 cls = tower.pooling == "cls"
                 eye = pooled.row_of(gained) if cls else torch.zeros_like(gained)
             steps = (
-                mha.weighted(passed.layer_gradient(index, gradient), attention(index), dim=1)
+                mha.weighted(recorded.layer_gradient(index, gradient), attention(index), dim=1)
                 for index, gradient in reversed(list(zip(below, gradients, strict=False)))
             )
             maps.append(mha.propagated(eye, gained, steps))
-        return passed.run.computed(torch.stack(maps))
+        return recorded.run.computed(torch.stack(maps))
 
 
 Heads = Literal["paired", "averaged"]
@@ -266,18 +266,18 @@ class LastGradAttention(ViTAttribution):
 
     def _below_pooling_head(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
-        passed = all_gradients(self._tower, call, layers[-2], first=layers[0])
-        record, count = passed.run.record, len(passed.run.columns)
+        recorded = all_gradients(self._tower, call, layers[-2], first=layers[0])
+        record, count = recorded.run.record, len(recorded.run.columns)
         attention = kept_attention(record, count, averaged=heads == "averaged")
         maps = []
-        for gradients in passed.run.gradients(*passed.points):
-            last = passed.last_row(gradients[-1])
+        for gradients in recorded.run.gradients(*recorded.points):
+            last = recorded.last_row(gradients[-1])
             assert last is not None
-            start = mha.weighted(*(_combined(part, heads, dim=1) for part in last), dim=1)  # (B, s)
-            gradient = _combined(passed.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
+            start = mha.weighted(*(_combined(each, heads, dim=1) for each in last), dim=1)  # (B, s)
+            gradient = _combined(recorded.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
             eye = torch.zeros_like(start)  # no residual runs around the pool
             maps.append(_propagated(eye, start, gradient, attention, layers[:-1]))
-        return passed.run.computed(torch.stack(maps))
+        return recorded.run.computed(torch.stack(maps))
 
 
 def _propagated(
@@ -371,9 +371,9 @@ class LayerAttention(ViTAttribution):
                 return last.run.computed(last.row.mean(2))
             run, output = last.run, last.output  # (K', B, H, s, d)
         else:
-            passed = all_gradients(tower, call, index)
-            run = passed.run
-            output = run.stacked_gradients(passed.points[0])
+            recorded = all_gradients(tower, call, index)
+            run = recorded.run
+            output = run.stacked_gradients(recorded.points[0])
         read, pooled = run.record.reads[index], run.record.pooled
         like = output[0, :, 0, :, 0]  # (B, s)
         if rows == "sum":

@@ -219,9 +219,9 @@ class CamFamily(ClipAttribution):
     @override
     def check_options(cls, *, variant: str = "GradCAM", **options: Any) -> None:
         parameters = inspect.signature(_class_of(variant).__init__).parameters
-        known = ["eigen_smooth", *(name for name in parameters if name not in _OURS)]
+        names = ["eigen_smooth", *(name for name in parameters if name not in _OURS)]
         for option in options:
-            check_choice(option, known, name=f"an option for cam:{variant}")
+            check_choice(option, names, name=f"an option for cam:{variant}")
 
     @override
     def _compute(self, call: Call, *, variant: str = "GradCAM", **options: Any) -> Computed:
@@ -276,10 +276,10 @@ def _class_of(variant: str) -> Any:
     except ImportError as error:
         raise InputError("cam needs pytorch-grad-cam: pip install grad-cam.") from error
     refused = (*_WHOLE_NETWORK, "RandomCAM", "BaseCAM")  # RandomCAM draws from a global generator
-    known = [
+    names = [
         name
         for name, kind in vars(library).items()
         if isinstance(kind, type) and issubclass(kind, BaseCAM) and name not in refused
     ]
-    check_choice(variant, sorted(known), name="a class for cam")
+    check_choice(variant, sorted(names), name="a class for cam")
     return getattr(library, variant)

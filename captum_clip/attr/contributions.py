@@ -300,9 +300,9 @@ class DirectContribution(ClipAttribution):
             >>> torch.allclose(vectors @ horse.embeddings[0], direct.attribute(images)[:, 0])
             True
         """
-        known = isinstance(self.forward_func, Similarity)
+        is_similarity = isinstance(self.forward_func, Similarity)
         advice = "which embedding a forward function of your own scores is not known"
-        expect(known, "a ClipSimilarity or a TextSimilarity", self.forward_func, advice)
+        expect(is_similarity, "a ClipSimilarity or a TextSimilarity", self.forward_func, advice)
         check_flag("return_rest", return_rest)
         check_choice(per, ("position", "head"), name="`per`")
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}

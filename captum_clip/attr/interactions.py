@@ -125,8 +125,8 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         expected = f"a tuple of two tensors, images and {self.forward_func.side}s"
         expect(isinstance(inputs, tuple) and len(inputs) == 2, expected, inputs)
         is_first = target is None or (is_integer(target) and target == 0)
-        one = "there is one score for each pair"
-        expect(is_first, "no target", target, one, error=TargetError)
+        advice = "there is one score for each pair"
+        expect(is_first, "no target", target, advice, error=TargetError)
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         return self._shares(inputs, additional_forward_args, options, return_rest, paired=True)
 
@@ -216,7 +216,7 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
     method = DirectInteraction(ClipPairSimilarity(clip, side))
     others, mask = (other, None) if isinstance(other, Tensor) else clip.text_inputs(other)
     parts = method.attribute_pairs(pixels, others, mask, return_rest=True, **options)
-    shares, rest = parts[0][:, 0], InteractionRest(*(part[:, 0] for part in parts[1]))
+    shares, rest = parts[0][:, 0], InteractionRest(*(share[:, 0] for share in parts[1]))
     cells = shares.flatten(1, -3)  # (B, T or h' w', h, w)
     whole = cells.sum(1) + rest.image
     cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant

@@ -98,7 +98,7 @@ class LeGrad(ViTAttribution):
         if index == len(self._tower.layers) - 1:  # which ran
             ran = record.reads[index + 1]
             record.compare(read.name, read.row.flatten(1), ran.row.flatten(1))
-        heads = read.pick(read.out.detach()).flatten(1).requires_grad_()
+        heads = read.select(read.out.detach()).flatten(1).requires_grad_()
         merged = to_float32(mha.merged(head, heads))
         if index == len(self._tower.layers) - 1:
             record.compare(read.name, merged, record.returned[index + 1])
@@ -114,9 +114,9 @@ class LeGrad(ViTAttribution):
         ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
 
         def gradients(row: Tensor, **more: bool) -> tuple[Tensor, ...]:
-            (found,) = grad(scores, leaf, row, retain_graph=True, allow_unused=True, **more)
+            (gradient,) = grad(scores, leaf, row, retain_graph=True, allow_unused=True, **more)
             # None where a hook wiped it
-            return (leaf.new_zeros(*row.shape[:-1], *leaf.shape) if found is None else found,)
+            return (leaf.new_zeros(*row.shape[:-1], *leaf.shape) if gradient is None else gradient,)
 
         return batched(gradients, ones, leaf)
 
@@ -176,7 +176,7 @@ class GradEclip(ViTAttribution):
         query, key = to_float32(read.query), to_float32(read.key)
         with autocast_disabled(key):
             if start is None:
-                row = read.pick(query).flatten(1)  # (B, D)
+                row = read.select(query).flatten(1)  # (B, D)
             else:
                 row = mha.read_row(start, query.transpose(1, 2).flatten(2))
             cosine = F.cosine_similarity(row[:, None], key.transpose(1, 2).flatten(2), dim=-1)

@@ -264,7 +264,7 @@ class ClipAdapter(ABC):
 
     def _channel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         parts = self._statistics()
-        mean, std = (torch.tensor(list(part), device=device).view(1, 3, 1, 1) for part in parts)
+        mean, std = (torch.tensor(list(values), device=device).view(1, 3, 1, 1) for values in parts)
         return mean, std
 
     def check_images(self, images: Any) -> None:
@@ -312,10 +312,10 @@ class ClipAdapter(ABC):
         made = "a tensor (N, T), or what a tokenizer of transformers returns, from the tokenizer"
         expect(hasattr(tokens, "to"), made, tokens)
         largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
-        known = self.vocabulary_size
-        wanted = f"tokens below {known}, which {self.name} knows"
+        size = self.vocabulary_size
+        wanted = f"tokens below {size}, which {self.name} knows"
         own = "pass its own `tokenizer` with the model"
-        expect(known is None or largest < known, wanted, largest, own, error=TargetError)
+        expect(size is None or largest < size, wanted, largest, own, error=TargetError)
         return tokens.to(self.device)
 
     @public("encode_text")
@@ -362,18 +362,18 @@ class ClipAdapter(ABC):
         parts = {"processor": self.processor, "tokenizer": tokenizer}
         if parts[option] is not None:
             return parts[option]
-        missing = {part: self.failures.get(part) for part in parts if parts[part] is None}
+        missing = {option: self.failures.get(option) for option in parts if parts[option] is None}
         lacks = " and ".join(
-            f"no {part}" + (f" (its {part} could not be loaded: {reason})" if reason else "")
-            for part, reason in missing.items()
+            f"no {option}" + (f" (its {option} could not be loaded: {reason})" if reason else "")
+            for option, reason in missing.items()
         )
         several = len(missing) > 1
         needed = "which images and texts need" if several else f"which is needed for {what}"
-        given = ", ".join(f"{part}={part}" for part in missing)
+        options = ", ".join(f"{option}={option}" for option in missing)
         raise InputError(
             f"{self.name} has {lacks}, {needed}; pass {' and '.join(f'`{p}`' for p in missing)} "
-            f"with the model, as in load_clip(model, {given}) or "
-            f"explain(..., model=model, {given})."
+            f"with the model, as in load_clip(model, {options}) or "
+            f"explain(..., model=model, {options})."
         )
 
     def __repr__(self) -> str:
@@ -385,7 +385,7 @@ def is_transformers_tokenizer(tokenizer: Any) -> bool:
     return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")
 
 
-def is_tokenizer(part: Any) -> bool:
+def is_tokenizer(candidate: Any) -> bool:
     """Whether it is known to make tokens of texts: transformers', OpenCLIP's or OpenAI's."""
-    is_known = is_transformers_tokenizer(part) or hasattr(part, "clean_fn")
-    return is_known or getattr(part, "__name__", "") == "tokenize"
+    is_known = is_transformers_tokenizer(candidate) or hasattr(candidate, "clean_fn")
+    return is_known or getattr(candidate, "__name__", "") == "tokenize"

@@ -32,23 +32,23 @@ def part_of(result: Any, index: int = 0) -> Tensor:
         ) from error
 
 
-def with_part(result: Any, part: Tensor, index: int = 0) -> Any:
-    """The output of a module with `part` in the place of one of its own."""
+def with_part(result: Any, tensor: Tensor, index: int = 0) -> Any:
+    """The output of a module with `tensor` in the place of one of its own."""
     if isinstance(result, Tensor):
-        return part
+        return tensor
     if hasattr(result, "_replace"):  # a named tuple
-        return result._replace(**{result._fields[index]: part})
+        return result._replace(**{result._fields[index]: tensor})
     if isinstance(result, (tuple, list)):
-        return type(result)((*result[:index], part, *result[index + 1 :]))
+        return type(result)((*result[:index], tensor, *result[index + 1 :]))
     if isinstance(result, Mapping):  # an output of transformers
-        return type(result)(**{**result, list(result)[index]: part})
-    return replace(result, **{list(vars(result))[index]: part})
+        return type(result)(**{**result, list(result)[index]: tensor})
+    return replace(result, **{list(vars(result))[index]: tensor})
 
 
 def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
     """An argument of a call, however it was handed over."""
-    given: Tensor = args[index] if len(args) > index else kwargs[name]
-    return given
+    value: Tensor = args[index] if len(args) > index else kwargs[name]
+    return value
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,11 +146,11 @@ def geometry_of(processor: Any, size: Size) -> Crop:
         patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]
         height, width = (int(count) * inner.patch_size for count in patches)
         return Crop((height, width), (0, 0, width, height))
-    known = (
+    supported = (
         "an image processor of transformers for a CLIP or SigLIP, or a Compose of torchvision, as "
         "OpenCLIP's is, for masks and fixations"
     )
-    expect(_is_a(inner, "Compose"), known, inner, error=UnsupportedModelError)
+    expect(_is_a(inner, "Compose"), supported, inner, error=UnsupportedModelError)
     return _of_steps(inner.transforms, size)
 
 

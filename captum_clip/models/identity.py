@@ -69,15 +69,15 @@ def reproducible(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def agree(one: str, other: str) -> bool:
+def agree(first: str, second: str) -> bool:
     """Whether a part of two identities is the same, or its numbers lie within the bound."""
     try:
-        first, second = ([float(number) for number in text.split()] for text in (one, other))
-        return one == other or math.dist(first, second) <= BOUND * len(first) ** 0.5
+        numbers = [[float(number) for number in text.split()] for text in (first, second)]
+        return numbers[0] == numbers[1] or math.dist(*numbers) <= BOUND * len(numbers[0]) ** 0.5
     except ValueError:  # digests, or not as many numbers
-        return one == other
+        return first == second
 
 
-def differing_parts(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+def differing_parts(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
     """Name the parts that differ, of those that both identities have."""
-    return [p.replace("_", " ") for p in one if p in other and not agree(one[p], other[p])]
+    return [p.replace("_", " ") for p in first if p in second and not agree(first[p], second[p])]

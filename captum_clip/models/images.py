@@ -83,7 +83,9 @@ def as_pil(images: Any) -> list[Image.Image]:
     """
     several = isinstance(images, Sequence) and not isinstance(images, str)
     with quiet():
-        converted = [one for image in (images if several else [images]) for one in _as_pil(image)]
+        converted = [
+            picture for image in (images if several else [images]) for picture in _as_pil(image)
+        ]
     if not converted:
         raise InputError("got no image at all.")
     return converted
@@ -239,9 +241,9 @@ def image_processor(processor: Any) -> Any:
     return getattr(processor, "image_processor", processor)
 
 
-def is_processor(part: Any) -> bool:
+def is_processor(candidate: Any) -> bool:
     """Whether it is known by its parts to make tensors of images; of a function nothing is."""
-    return hasattr(image_processor(part), "image_mean") or hasattr(part, "transforms")
+    return hasattr(image_processor(candidate), "image_mean") or hasattr(candidate, "transforms")
 
 
 def process(processor: Any, images: list[Image.Image]) -> Tensor:

@@ -71,32 +71,32 @@ _RATES = {
 
 def modules_of(module: nn.Module) -> list[nn.Module]:
     """A module and all below it, each once, several times as fast as `nn.Module.modules`."""
-    found = {id(module): module}
+    modules = {id(module): module}
     new = [module]
     while new:
-        parts = [part for each in new for part in each._modules.values() if part is not None]
-        new = [part for part in parts if id(part) not in found]
-        found.update((id(part), part) for part in new)
-    return list(found.values())
+        children = [child for each in new for child in each._modules.values() if child is not None]
+        new = [child for child in children if id(child) not in modules]
+        modules.update((id(child), child) for child in new)
+    return list(modules.values())
 
 
 def refuse_quantised(module: nn.Module) -> None:
     """Raise UnsupportedModelError where a weight of a tower is no plain floating-point number."""
-    for part in modules_of(module):
-        plain = not type(part).__module__.startswith("torch.ao.")
-        for weight in part._parameters.values():
+    for layer in modules_of(module):
+        plain = not type(layer).__module__.startswith("torch.ao.")
+        for weight in layer._parameters.values():
             if weight is None:
                 continue
-            if weight.is_meta and getattr(part, "_hf_hook", None) is not None:
+            if weight.is_meta and getattr(layer, "_hf_hook", None) is not None:
                 raise UnsupportedModelError(
                     "the weights of a tower are only there while its modules run (accelerate's "
                     "cpu_offload), so they cannot be read; load the model whole."
                 )
             plain &= type(weight) is nn.Parameter and weight.is_floating_point()
         if not plain:
-            path = next(name for name, each in module.named_modules() if each is part)
+            path = next(name for name, each in module.named_modules() if each is layer)
             raise UnsupportedModelError(
-                f"the {type(part).__name__} {path} of a tower is quantised, so gradients do not "
+                f"the {type(layer).__name__} {path} of a tower is quantised, so gradients do not "
                 "pass it, and its result may depend on the batch; load the model in float32, "
                 "float16 or bfloat16."
             )
@@ -122,22 +122,22 @@ def is_unmodified(module: nn.Module, kinds: tuple[type, ...]) -> bool:
 
 def nondeterminism(module: nn.Module) -> str | None:
     """The part that makes two forwards differ or changes a buffer in training mode, if any."""
-    for part in filter(attrgetter("training"), modules_of(module)):
-        if isinstance(part, _BatchNorm):
+    for layer in filter(attrgetter("training"), modules_of(module)):
+        if isinstance(layer, _BatchNorm):
             return "BatchNorm"
         for name, what in _RATES.items():
-            rate = getattr(part, name, None)
-            if name == "p" and not isinstance(part, _DropoutNd):  # such as the power of a pool
+            rate = getattr(layer, name, None)
+            if name == "p" and not isinstance(layer, _DropoutNd):  # such as the power of a pool
                 continue
             if isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0:
-                return f"{what or type(part).__name__} {rate:g}"
+                return f"{what or type(layer).__name__} {rate:g}"
     return None
 
 
 def checkpoints(module: nn.Module) -> bool:
     """Whether blocks are run again in the backward, where no hook would be left to see them."""
     return any(
-        getattr(part, "grad_checkpointing", False)
-        or (getattr(part, "gradient_checkpointing", False) and part.training)
-        for part in module.modules()
+        getattr(layer, "grad_checkpointing", False)
+        or (getattr(layer, "gradient_checkpointing", False) and layer.training)
+        for layer in module.modules()
     )

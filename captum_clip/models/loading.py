@@ -89,8 +89,8 @@ def _unknown(name: str) -> str:
     from open_clip import list_models, list_pretrained_tags_by_model
 
     if name not in list_models():
-        known = [name for row in available() for name in (row.name, *row.aliases)]
-        return f"is neither a known name nor a folder{suggestion(name, known)}. {_ACCEPTED}"
+        names = [name for row in available() for name in (row.name, *row.aliases)]
+        return f"is neither a known name nor a folder{suggestion(name, names)}. {_ACCEPTED}"
     tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
     return f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
 
@@ -199,18 +199,18 @@ def load_clip(
     expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
     if image_size is not None:
         check_integer("image_size", image_size, most=_LARGEST)
-    given, failures = {"processor": processor, "tokenizer": tokenizer}, {}
+    tools, failures = {"processor": processor, "tokenizer": tokenizer}, {}
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
     with _loading(source), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         model = _model(source, image_size)
         model.to(device=device, dtype=dtype or torch.float32).eval()
-        for part in [part for part in given if given[part] is None]:
+        for option in [option for option in tools if tools[option] is None]:
             try:
-                given[part] = _LOADERS[part](source, model)
+                tools[option] = _LOADERS[option](source, model)
             except _FAILURES as error:  # matters once it is needed
-                failures[part] = _first_line(error)
-    clip = adapter_of(model, name=source.name, **given)
+                failures[option] = _first_line(error)
+    clip = adapter_of(model, name=source.name, **tools)
     clip.failures = failures
     if image_size is not None:
         with error_context(f"`model={source.name!r}`, `image_size={image_size}`"):
@@ -233,15 +233,15 @@ def _resize(clip: ClipAdapter, size: int) -> None:
             setattr(processor, name, sides)
 
 
-def _check_part(option: str, part: Any, wanted: str) -> None:
+def _check_part(option: str, value: Any, wanted: str) -> None:
     # an object that only holds an image processor, as a processor of both does, serves too
-    serves = callable(part) or (option == "processor" and hasattr(part, "image_processor"))
-    serves = part is None or (serves and not isinstance(part, type))
-    expect(serves, f"{wanted} as {option}", part)
-    kinds = {"processor": is_processor(part), "tokenizer": is_tokenizer(part)}
+    serves = callable(value) or (option == "processor" and hasattr(value, "image_processor"))
+    serves = value is None or (serves and not isinstance(value, type))
+    expect(serves, f"{wanted} as {option}", value)
+    kinds = {"processor": is_processor(value), "tokenizer": is_tokenizer(value)}
     other = "tokenizer" if option == "processor" else "processor"
     advice = f"the two seem swapped, pass it as `{other}`"
-    expect(kinds[option] or not kinds[other], f"{wanted} as {option}", part, advice)
+    expect(kinds[option] or not kinds[other], f"{wanted} as {option}", value, advice)
 
 
 def _name_of(model: nn.Module) -> str:
@@ -302,10 +302,10 @@ def load_parts(processor: str | None, tokenizer: str | None) -> dict[str, Any]:
     one; None for none. InputError where it holds none, or cannot be reached.
     """
     named = {"processor": processor, "tokenizer": tokenizer}
-    return {part: None if name is None else _part(part, name) for part, name in named.items()}
+    return {option: None if name is None else _part(option, name) for option, name in named.items()}
 
 
-def _part(part: str, name: str) -> Any:
+def _part(option: str, name: str) -> Any:
     folder = expand(name)
     if folder.is_dir():  # which may hold a processor alone
         source = Source(name, "transformers", str(folder), local=True)
@@ -317,7 +317,7 @@ def _part(part: str, name: str) -> Any:
             "with an image processor or a tokenizer."
         )
     with _loading(source):
-        return _LOADERS[part](source, None)
+        return _LOADERS[option](source, None)
 
 
 def _model(source: Source, image_size: int | None) -> nn.Module:

@@ -70,10 +70,10 @@ class NaFlexTower(SiglipTower):
     @override
     def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        shapes = given["spatial_shapes"]
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        shapes = inputs["spatial_shapes"]
         rows, columns = shapes[0].tolist()
-        if (shapes != shapes[:1]).any() or rows * columns != given["pixel_values"].shape[1]:
+        if (shapes != shapes[:1]).any() or rows * columns != inputs["pixel_values"].shape[1]:
             raise CaptureError(
                 "The forward function ran the vision tower on images with different grids or on "
                 "padded patches; explain images of one grid at a time, without padding: "

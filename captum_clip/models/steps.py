@@ -241,8 +241,8 @@ def step_parameters(step: Step) -> list[Tensor]:
     if isinstance(step, nn.Module):
         return list(step.parameters())
     if isinstance(step, (Residual, GatedLinear)):
-        parts = step.steps if isinstance(step, Residual) else (*step.gate, step.linear)
-        return [parameter for part in parts for parameter in step_parameters(part)]
+        steps = step.steps if isinstance(step, Residual) else (*step.gate, step.linear)
+        return [parameter for inner in steps for parameter in step_parameters(inner)]
     return [p if p._base is None else p._base for p in step if p is not None]
 
 
@@ -394,7 +394,7 @@ def gate_of(function: Callable[[Tensor], Tensor], token: Tensor, result: Tensor)
 def _called(step: nn.Module, token: Tensor) -> Tensor:
     """The output of a module in the token's type, of one part (B, D) at a time as in a forward."""
     if token.ndim > 2:
-        return torch.stack([_called(step, part) for part in token.unbind(1)], 1)
+        return torch.stack([_called(step, token_part) for token_part in token.unbind(1)], 1)
     dtype = next(step.parameters(), token).dtype
     output: Tensor = step(token.to(dtype).clone())  # a hook may work in place
     return output.to(token.dtype)
@@ -425,8 +425,8 @@ def _epsilon(norm: Any, token: Tensor) -> float:
 
 
 def _is_norm(step: nn.Module) -> bool:
-    known = isinstance(step, (nn.LayerNorm, nn.RMSNorm))
-    return known or type(step).__name__.lower().endswith("rmsnorm")
+    is_torch = isinstance(step, (nn.LayerNorm, nn.RMSNorm))
+    return is_torch or type(step).__name__.lower().endswith("rmsnorm")
 
 
 _ACTIVATIONS = (

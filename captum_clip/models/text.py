@@ -149,10 +149,10 @@ def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.de
     expect(fits, f"texts of {most}{tower.longest} tokens, which {name} takes", ids, made)
     expect(ids.device == device, f"token ids on {device}", ids, "pass ids.to(clip.device)")
     low, high = int(ids.min()), int(ids.max())
-    known = f"token ids from 0 to {tower.vocabulary - 1}, which {name} knows"
+    wanted = f"token ids from 0 to {tower.vocabulary - 1}, which {name} knows"
     expect(
         0 <= low <= high < tower.vocabulary,
-        known,
+        wanted,
         low if low < 0 else high,
         "make them with its own tokenizer",
     )

@@ -102,7 +102,7 @@ class TimmCNN(ResNetTower):
     def head(self) -> tuple[Step, ...]:
         head = self.module.trunk.head
         parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
-        return flattened([*(part for part in parts if part is not None), self.module.head])
+        return flattened([*(module for module in parts if module is not None), self.module.head])
 
 
 def tower_of(module: Any) -> TimmTower | TimmCNN | None:

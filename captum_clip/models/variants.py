@@ -151,7 +151,7 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         steps, parts, bottom = (*tower.head_modules,), dict(tower.stages), "stem"
     head = {parameter for step in steps for parameter in step_parameters(step)}
     stages = {"head": [parameter for parameter in model.parameters() if parameter in head]}
-    stages |= {name: list(part.parameters()) for name, part in parts.items()}
+    stages |= {name: list(module.parameters()) for name, module in parts.items()}
     above = {parameter for parameters in stages.values() for parameter in parameters}
     below = [parameter for parameter in tower.module.parameters() if parameter not in above]
     return {name: parameters for name, parameters in stages.items() if parameters} | {bottom: below}

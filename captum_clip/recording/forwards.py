@@ -57,9 +57,9 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
         for handle in hooks.handles:
             handle.remove()
         torch.set_grad_enabled(mode)
-    for part in hooks.unseen.values():  # which would be left out of the map
+    for name in hooks.unseen.values():  # which would be left out of the map
         raise CaptureError(
-            f"{part} of the {tower.noun} ran without its hooks; it was compiled, or exchanged "
+            f"{name} of the {tower.noun} ran without its hooks; it was compiled, or exchanged "
             "during the forward. Explain the model without torch.compile."
         ) from None
 
@@ -168,9 +168,9 @@ class _Attention:
 
     def plan(self, hooks: Hooks) -> None:
         """Set the hooks."""
-        part = f"Layer {self.index}"
-        hooks.before(self.attention.input_module, self.enter, part)
-        hooks.after(self.attention.output_module, self.leave, part, first=True)
+        name = f"Layer {self.index}"
+        hooks.before(self.attention.input_module, self.enter, name)
+        hooks.after(self.attention.output_module, self.leave, name, first=True)
 
     def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
         """Begin to read; not where a part ran without the tower, which is told at the end."""
@@ -298,10 +298,10 @@ class Blocks:
             attended, added = (b if b.numel() else torch.full_like(row, torch.nan) for b in seen)
             stream = self.row + run_steps(layer.branch(), attended)
             made = layer.summed(stream, added)
-            within = [b if b.numel() else torch.zeros_like(row) for b in seen]
+            sizes = [b if b.numel() else torch.zeros_like(row) for b in seen]
             # a sum is rounded as its largest part
             slack = 8 * torch.finfo(row.dtype).eps / record.rounding(row)
-            record.compare(f"layer {index}", made, row, *within, slack * row)
+            record.compare(f"layer {index}", made, row, *sizes, slack * row)
             self.row = row.clone()
             record.stream[index] = stream, self.row
         self.left, self.version = (output,), _version(output)
@@ -359,16 +359,16 @@ def plan_embedding(
         hooks.after(readout, score)
 
 
-def _apart(part: Any, record: Recording) -> Any:
+def _apart(output: Any, record: Recording) -> Any:
     """What a tower returned, with a probe in its tensors outside of the graph."""
-    if isinstance(part, Tensor):
-        outside = record.begun and not part.requires_grad and part.is_floating_point()
-        return record.probed(part) if outside else part
-    if isinstance(part, dict):  # an output of transformers
-        return type(part)(**{name: _apart(value, record) for name, value in part.items()})
-    if type(part) in (tuple, list):
-        return type(part)(_apart(value, record) for value in part)
-    return part
+    if isinstance(output, Tensor):
+        outside = record.begun and not output.requires_grad and output.is_floating_point()
+        return record.probed(output) if outside else output
+    if isinstance(output, dict):  # an output of transformers
+        return type(output)(**{name: _apart(value, record) for name, value in output.items()})
+    if type(output) in (tuple, list):
+        return type(output)(_apart(value, record) for value in output)
+    return output
 
 
 @contextmanager
@@ -419,19 +419,19 @@ def record_features(
     Without `through` they are the leaf of the graph.
     """
 
-    def passed(_: Arguments, features: Tensor) -> Tensor:
+    def replace(_: Arguments, features: Tensor) -> Tensor:
         record.features = through(features)
         return record.features.clone()  # what follows may work in place
 
     def leave(_: Arguments, result: Any) -> Any:
         output = layer.output(result)
         patches = record.on_grid(output.mT)
-        tokens = passed((), patches).flatten(2).mT
+        tokens = replace((), patches).flatten(2).mT
         return layer.replaced(result, torch.cat([output[:, : record.span.start], tokens], 1))
 
     with recording(tower, gradient=through is as_leaf) as (hooks, record):
         if isinstance(tower, ResNetTower):
-            hooks.after(tower.stage, passed)
+            hooks.after(tower.stage, replace)
         else:
             layer = tower.layers[-2 if tower.pooling == "cls" else -1]
             hooks.after(layer.block, leave)

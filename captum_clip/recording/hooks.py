@@ -32,8 +32,8 @@ class _Uncompiled:
         with self._lock:
             self._running += 1
             # without its compiler nothing was compiled, and before PyTorch 2.6 there was no stance
-            known = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
-            if known and self._stance is None:
+            is_new = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+            if is_new and self._stance is None:
                 self._stance = torch.compiler.set_stance("force_eager")
 
     def __exit__(self, *error: object) -> None:
@@ -54,7 +54,7 @@ def is_compiled(forward: Any, model: nn.Module) -> bool:
     """
     modules = modules_of(model) + (modules_of(forward) if isinstance(forward, nn.Module) else [])
     return hasattr(forward, "_torchdynamo_orig_callable") or any(
-        part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in modules
+        layer._compiled_call_impl is not None or hasattr(layer, "_orig_mod") for layer in modules
     )
 
 
@@ -82,7 +82,7 @@ class Hooks:
         self.handles: list[Any] = []
         self.unseen: dict[object, str] = {}
 
-    def before(self, module: nn.Module, hook: Hook, part: str = "", *, first: bool = False) -> None:
+    def before(self, module: nn.Module, hook: Hook, name: str = "", *, first: bool = False) -> None:
         """Call `hook(args, kwargs)` before the module runs; a tensor replaces its first one.
 
         It runs after the hooks that are there, or `first`.
@@ -97,7 +97,7 @@ class Hooks:
             first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
             return args, {**kwargs, first: replaced}
 
-        guarded = self._guarded(enter, part)
+        guarded = self._guarded(enter, name)
         handle = module.register_forward_pre_hook(guarded, with_kwargs=True, prepend=first)
         self.handles.append(handle)
 
@@ -105,7 +105,7 @@ class Hooks:
         self,
         module: nn.Module,
         hook: Hook,
-        part: str = "",
+        name: str = "",
         *,
         first: bool = False,
         nested: bool = False,
@@ -114,7 +114,7 @@ class Hooks:
 
         With `nested` also where another hook runs the module, which is not the forward.
         """
-        guarded = self._guarded(hook, part, nested)
+        guarded = self._guarded(hook, name, nested)
         try:
             self.handles.append(module.register_forward_hook(guarded, prepend=first))
         except RuntimeError as error:  # of what torch.jit made
@@ -133,9 +133,9 @@ class Hooks:
         finally:
             self._acts = before
 
-    def _guarded(self, hook: Hook, part: str, nested: bool = False) -> Hook:
-        if part:
-            self.unseen[hook] = part
+    def _guarded(self, hook: Hook, name: str, nested: bool = False) -> Hook:
+        if name:
+            self.unseen[hook] = name
 
         def guarded(_: nn.Module, *call: Any) -> Any:
             # Another thread's forward may catch the hook while it comes or goes, without kwargs.

@@ -49,7 +49,7 @@ class AttentionRead:
     compare: Callable[..., None] = field(init=False, default=_ignore)
     watched: Callable[[Tensor], object] = field(init=False, default=_ignore)
 
-    def pick(self, rows: Tensor) -> Tensor:
+    def select(self, rows: Tensor) -> Tensor:
         """The pooled row (..., B, H, x) of values (..., B, H, rows, x), a pool's first one."""
         index = None if self.attention.is_pool else self.pooled.rows
         if index is None:
@@ -74,15 +74,15 @@ class AttentionRead:
     def detach(self) -> "AttentionRead":
         """Take it out of its graph."""
         for name in ("value", "out", "weights", "query", "key", "mask"):
-            part = getattr(self, name)
-            setattr(self, name, None if part is None else part.detach())
+            tensor = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.detach())
         return self
 
     def watch(self) -> None:
         """See that nothing changes in place what is read later."""
-        for part in (self.value, self.query, self.key, self.weights, self.mask):
-            if part is not None:
-                self.watched(part)
+        for tensor in (self.value, self.query, self.key, self.weights, self.mask):
+            if tensor is not None:
+                self.watched(tensor)
 
     def alone(self) -> "AttentionRead":
         """The same without a graph, and without the recording that it is of."""
@@ -103,7 +103,7 @@ class AttentionRead:
         """The pooled row of A, (B, H, s), in at least float32; compared with what ran."""
         row = self.any_row()
         made = torch.einsum("bhs,bhsd->bhd", row, to_float32(self.value.detach()))
-        self.compare(self.name, made.flatten(1), self.pick(self.out).flatten(1))
+        self.compare(self.name, made.flatten(1), self.select(self.out).flatten(1))
         return row
 
     @torch.no_grad()
@@ -111,11 +111,11 @@ class AttentionRead:
         """The same, of which what it makes of the values is to be compared elsewhere."""
         with autocast_disabled(self.out):
             if self.weights is not None:
-                return to_float32(self.pick(self.weights.detach()))
+                return to_float32(self.select(self.weights.detach()))
             query, key, factor = self.product()
-            logits = (key * (self.pick(query) * factor)[..., None, :]).sum(-1)
+            logits = (key * (self.select(query) * factor)[..., None, :]).sum(-1)
             bias = self._bias(logits.dtype)
-            return softmax_over_keys(logits, None if bias is None else self.pick(bias))
+            return softmax_over_keys(logits, None if bias is None else self.select(bias))
 
     @torch.no_grad()
     def matrix(self, *, compare: bool = True) -> Tensor:

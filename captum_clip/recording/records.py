@@ -31,10 +31,10 @@ def as_leaf(tensor: Tensor) -> Tensor:
 class Comparison(NamedTuple):
     """A part as a method computed it again, beside what the library returned."""
 
-    part: str
+    name: str  # of the part
     made: Tensor  # (B, ...)
     returned: Tensor
-    within: tuple[Tensor, ...]  # (B, n) each, whose lengths together bound their difference
+    sizes: tuple[Tensor, ...]  # (B, n) each, whose lengths together bound their difference
 
 
 Visit = Callable[[int, AttentionRead], Any]
@@ -98,14 +98,14 @@ class Recording:
             self._versions.append((tensor, tensor._version))
         return tensor
 
-    def compare(self, part: str, made: Tensor, returned: Tensor, *within: Tensor) -> None:
+    def compare(self, name: str, made: Tensor, returned: Tensor, *sizes: Tensor) -> None:
         """Note a part that was computed again, beside what the library returned.
 
         They may differ by a share of the lengths of others together, by default of its own.
         """
-        made, returned, within = made.detach(), returned.detach(), tuple(w.detach() for w in within)
+        made, returned, sizes = made.detach(), returned.detach(), tuple(w.detach() for w in sizes)
         returned = returned.clone()  # a row of what the library goes on with, maybe in place
-        self.comparisons.append(Comparison(part, made, returned, within or (returned,)))
+        self.comparisons.append(Comparison(name, made, returned, sizes or (returned,)))
 
     def rounding(self, tensor: Tensor) -> float:
         """The relative difference that computing a tensor of the tower once more may make."""
@@ -115,8 +115,8 @@ class Recording:
         """Let all tensors go."""
         for each in (self.reads, self.visited, self.returned, self.outputs, self.stream):
             each.clear()
-        for part in (self.apart, self.comparisons, self._versions):
-            part.clear()
+        for kept in (self.apart, self.comparisons, self._versions):
+            kept.clear()
         self.embedding = self.scored = self.input = self.residual = NOTHING
         self.projected = None
 
@@ -130,15 +130,15 @@ class Recording:
             )
         groups: dict[Any, list[Comparison]] = defaultdict(list)
         for each in self.comparisons:
-            shapes = (each.made.shape, *(tensor.shape for tensor in each.within))
+            shapes = (each.made.shape, *(tensor.shape for tensor in each.sizes))
             groups[shapes, each.returned.dtype].append(each)
         self.comparisons.clear()
         for group in groups.values():
-            _, made, returned, within = zip(*group, strict=True)
+            _, made, returned, sizes = zip(*group, strict=True)
             bound = self.rounding(returned[0])
             off = (torch.stack(made) - torch.stack(returned)).norm(dim=-1)  # (n, B)
             lengths = (
-                to_float32(torch.stack(each)).norm(dim=-1) for each in zip(*within, strict=True)
+                to_float32(torch.stack(each)).norm(dim=-1) for each in zip(*sizes, strict=True)
             )
             size = sum(lengths, torch.zeros_like(off))
             wrong = ~(off <= bound * size) & size.isfinite()  # an overflow shows in the map
@@ -146,17 +146,17 @@ class Recording:
                 index = int(wrong.any(1).int().argmax())
                 ratio = float((off[index] / size[index].clamp(min=1e-30)).max())
                 raise UnsupportedModelError(
-                    f"{method}: {group[index].part} of the {noun} does not give what its weights "
+                    f"{method}: {group[index].name} of the {noun} does not give what its weights "
                     f"make of what entered it (off by {ratio:.1g} of its size, and rounding is at "
                     f"most {bound:g}); a hook, a patch or an adapter changes it. Remove that, or "
                     "take a method of Captum's that does not look inside, such as Occlusion."
                 )
 
-    def begin(self, args: Arguments, given: Any) -> Tensor:
+    def begin(self, args: Arguments, entered: Any) -> Tensor:
         """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
-        if not isinstance(given, Tensor):  # keyword arguments
-            given = next(v for v in (*args, *given.values()) if isinstance(v, Tensor))
-        self.input, self.begun = as_leaf(given), True
+        if not isinstance(entered, Tensor):  # keyword arguments
+            entered = next(v for v in (*args, *entered.values()) if isinstance(v, Tensor))
+        self.input, self.begun = as_leaf(entered), True
         return self.input
 
     @cached_property

@@ -73,15 +73,19 @@ class _Place:
 
     def follow(self, func: Any, args: Any, out: Any) -> bool:
         """Follow weights or logits through casts, masks, views, dropout, mixes of heads."""
-        given = self.made_of(args[:1] if func in _LIKE else args)
-        if given:
-            alone = given[0] if len(given) == 1 else Product(given[0].tensor, given[0].is_weights)
+        sources = self.made_of(args[:1] if func in _LIKE else args)
+        if sources:
+            alone = (
+                sources[0]
+                if len(sources) == 1
+                else Product(sources[0].tensor, sources[0].is_weights)
+            )
             for each in out if isinstance(out, (tuple, list)) else (out,):
                 if isinstance(each, Tensor) and each.is_floating_point() and each.ndim > 2:
                     turned = each.stride()[-2:] == alone.tensor.stride()[:-3:-1] and each._is_view()
                     sides = (alone.key, alone.query) if turned else alone[2:]
                     self.products[id(each)] = Product(each, alone.is_weights, *sides)
-        return bool(given)
+        return bool(sources)
 
 
 class Watch(TorchFunctionMode):
@@ -177,11 +181,11 @@ class Watch(TorchFunctionMode):
 
     def _fused(self, place: _Place, args: Any, kwargs: Any) -> Any:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
         out = _FUSED(*args, **kwargs)
-        parts = {name: given[name] for name in names[:3]}
-        mask, causal = given.get("attn_mask"), given.get("is_causal", False)
-        return self._seen(place, out, **parts, mask=mask, causal=causal, scale=given.get("scale"))
+        parts = {name: call[name] for name in names[:3]}
+        mask, causal = call.get("attn_mask"), call.get("is_causal", False)
+        return self._seen(place, out, **parts, mask=mask, causal=causal, scale=call.get("scale"))
 
     def _explicit(self, place: _Place, func: Any, args: Any, kwargs: Any) -> Any:
         """A softmax over keys, or a product: of queries and keys, or of weights and values."""
@@ -211,15 +215,15 @@ class Watch(TorchFunctionMode):
 
     def _operator(self, place: _Place, args: Any, kwargs: Any, out: Any) -> Any:
         """Any operator of queries, keys and values whose output is what attention would give."""
-        given = [a for a in _tensors((*args, *kwargs.values())) if a.ndim == 4][:3]
-        if len(given) < 3 or not isinstance(out, (Tensor, tuple)):
+        tensors = [a for a in _tensors((*args, *kwargs.values())) if a.ndim == 4][:3]
+        if len(tensors) < 3 or not isinstance(out, (Tensor, tuple)):
             return out
         first = out if isinstance(out, Tensor) else next(iter(out), None)
-        if not isinstance(first, Tensor) or first.shape != given[0].shape:
+        if not isinstance(first, Tensor) or first.shape != tensors[0].shape:
             return out
         scales = [x for x in (*args, *kwargs.values()) if isinstance(x, float)]
         for dims, scale in product(((0, 1, 2, 3), (0, 2, 1, 3)), (None, *scales)):
-            query, key, value, made = (each.permute(dims) for each in (*given, first))
+            query, key, value, made = (each.permute(dims) for each in (*tensors, first))
             if made.shape[:2] != query.shape[:2] or key.shape[:3] != value.shape[:3]:
                 continue
             for causal in (False, True):
@@ -237,9 +241,9 @@ class Watch(TorchFunctionMode):
         heads, flat, whole = place.attention.heads, out.ndim == 3, out
         if flat and not len(out) % heads:  # images and heads on one axis
             out = out.view(-1, heads, *out.shape[1:])
-            for name, part in parts.items():
-                if isinstance(part, Tensor) and part.ndim == 3 and not len(part) % heads:
-                    parts[name] = part.reshape(-1, heads, *part.shape[1:])
+            for name, tensor in parts.items():
+                if isinstance(tensor, Tensor) and tensor.ndim == 3 and not len(tensor) % heads:
+                    parts[name] = tensor.reshape(-1, heads, *tensor.shape[1:])
         read = _read(out, **parts)
         if read is None or place.reads > 1:
             shape = f"an attention whose output is {tuple(whole.shape)}"
@@ -261,19 +265,19 @@ def _read(out: Tensor, **parts: Any) -> AttentionRead | None:
     """A read in whose tensors every head has its own keys and values; None for other shapes."""
     count = out.shape[1] if out.ndim == 4 else 0
     for name in ("key", "value"):
-        part = parts.get(name)
-        if part is None:
+        tensor = parts.get(name)
+        if tensor is None:
             continue
-        fits = part.ndim == 4 and count and not count % part.shape[1]
-        if not fits or part.shape[0] not in (1, len(out)):
+        fits = tensor.ndim == 4 and count and not count % tensor.shape[1]
+        if not fits or tensor.shape[0] not in (1, len(out)):
             return None
-        part = part.expand(len(out), -1, -1, -1)
-        groups = count // part.shape[1]  # of heads that share them
-        parts[name] = part if groups == 1 else part.repeat_interleave(groups, 1)
+        tensor = tensor.expand(len(out), -1, -1, -1)
+        groups = count // tensor.shape[1]  # of heads that share them
+        parts[name] = tensor if groups == 1 else tensor.repeat_interleave(groups, 1)
     for name in ("query", "weights"):
-        part = parts.get(name)
-        if part is not None and part.ndim == 4:
-            parts[name] = part.expand(*out.shape[:2], -1, -1)
+        tensor = parts.get(name)
+        if tensor is not None and tensor.ndim == 4:
+            parts[name] = tensor.expand(*out.shape[:2], -1, -1)
     if parts.get("weights") is None and parts.get("query") is None:
         return None
     return AttentionRead(out=out, **parts)
@@ -351,7 +355,7 @@ def _layout(equation: Any, *operands: Any) -> _Layout | None:
     inputs, _, o = equation.replace(" ", "").partition("->")
     a, _, b = inputs.partition(",")
     summed = [x for x in a if x in b and x not in o]
-    apart = [[x for x in one if x not in other] for one, other in ((a, b), (b, a))]
+    apart = [[x for x in first if x not in second] for first, second in ((a, b), (b, a))]
     is_product = len(summed) == len(apart[0]) == len(apart[1]) == 1 and len({*a, *b}) == len(o) + 1
     if not is_product or "." in equation or len({*o}) != len(o) or len(a) < 3:
         return None

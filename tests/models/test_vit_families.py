@@ -75,7 +75,7 @@ def test_embed_of_the_pooling_heads_output_is_the_librarys_embedding(name):
     with record_vit(found, keep=range(last, last + 1)) as record:
         embedding = cases.embed(model, images)
     read = record.reads[last]
-    output = run_steps(read.attention.merge_steps(), read.pick(read.out).flatten(1))
+    output = run_steps(read.attention.merge_steps(), read.select(read.out).flatten(1))
     torch.testing.assert_close(output, record.returned[last], rtol=0, atol=1e-11)
     torch.testing.assert_close(
         F.normalize(found.embed(output)), F.normalize(embedding), rtol=0, atol=1e-11
