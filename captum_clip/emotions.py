@@ -251,7 +251,7 @@ class EmotionProbe:
         model: the name of the CLIP whose features it was fitted on; "" where that is not known.
         identity: of that CLIP, ``clip.identity()``; empty where it is not known.
         scores: on held-out paintings, None without any.
-        settings: of the fit, None for encodings that were read from elsewhere.
+        settings: of the fit, None for weights that were not fitted here.
 
     Raises:
         InputError: the shapes do not belong together, or weights that are not finite.
@@ -294,8 +294,8 @@ class EmotionProbe:
         """Compare with the votes (N, 9) of other paintings.
 
         Raises:
-            InputError: features or votes that are none, or a probe that was read from elsewhere:
-                it has no training votes for the majority baseline.
+            InputError: features or votes that are none, or a probe that was not fitted here: it has
+                no training votes for the majority baseline.
         """
         if self.settings is None:
             raise InputError("only a fitted probe can be scored.")
@@ -334,27 +334,20 @@ class EmotionProbe:
         """Read a probe.
 
         Args:
-            path: what :meth:`save` wrote; the JSON of encodings that Mamooler published (weights
-                without a bias, of a model that the file does not name); or the name of an embedded
-                model, such as "demo/vit", whose probe comes with the package.
+            path: what :meth:`save` wrote; or the name of an embedded model, such as "demo/vit",
+                whose probe comes with the package.
 
         Raises:
             InputError: no such file, or something else.
-
-        Source: CLIP Explainability (Mamooler, EPFL).
         """
         path = PROBES.get(str(path)) or find_file(path)
         try:
-            if path.suffix.lower() == ".json":
-                content = json.loads(path.read_bytes())
-                rows = np.array([content[name] for name in CLASSES], dtype=np.float64)
-                return cls(rows, np.zeros(len(CLASSES)))
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads(file.metadata()[_FORMAT])
                 arrays = {name: file.get_tensor(name) for name in ("weights", "bias")}
             scores, settings = facts["scores"], facts["settings"]
             if scores is not None:
-                scores |= {part: Accuracy(**scores[part]) for part in ("all", "agreed")}
+                scores |= {split: Accuracy(**scores[split]) for split in ("all", "agreed")}
             return cls(
                 **arrays,
                 model=facts["model"],
@@ -364,9 +357,8 @@ class EmotionProbe:
             )
         except (*DAMAGED, SafetensorError) as error:
             raise InputError(
-                f"{path} is no emotion probe ({error!r}); expected a file of "
-                "EmotionProbe.save (.safetensors), or published encodings: JSON with equally many "
-                f"numbers for each of {', '.join(CLASSES)}."
+                f"{path} is no emotion probe ({error!r}); expected a file of EmotionProbe.save, "
+                "or of 'captum-clip emotions fit'."
             ) from error
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from captum_clip.emotions import CLASSES
+from captum_clip.emotions import CLASSES, EmotionProbe
 from captum_clip.evaluation import StudyConfig
 from tests import builders
 from tests.models.checkpoints import save_open_clip, save_transformers
@@ -39,10 +38,9 @@ def make_resnet(folder: Path) -> str:
 
 
 def make_emotions(path: Path, size: int = 24, offset: float = 1.0) -> Path:
-    """Encodings as Mamooler published them: rows that do not sum to zero."""
+    """A probe that names no model, and whose rows do not sum to zero."""
     rows = np.random.default_rng(1).normal(size=(len(CLASSES), size)) + offset
-    path.write_text(json.dumps(dict(zip(CLASSES, rows.tolist(), strict=True))))
-    return path
+    return EmotionProbe(rows, np.zeros(len(CLASSES))).save(path)
 
 
 def config_of(images: Path, output: Path, model: str, **settings: Any) -> StudyConfig:

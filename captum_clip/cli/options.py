@@ -11,7 +11,7 @@ Help of options that several commands have, unless the docstring of a command te
         SigLIP's)
     methods: as in 'explain' (default: the same; the figure compare draws all that fit, the study
         corner-bias takes three)
-    emotions: a probe of 'captum-clip emotions fit', or encodings that Mamooler published
+    emotions: a probe of 'captum-clip emotions fit', or of an embedded model, such as demo/vit
     centre: subtract the mean of all nine embeddings of --emotions from each of them
     processor: a model whose image processor to use, for a checkpoint without one
     tokenizer: a model whose tokenizer to use, likewise

@@ -49,8 +49,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         text = arrays.pop("about").astype(str).tobytes()
-        later = {"contrast": (), "calibration": ""}  # which older files lack
-        about = {**later, **json.loads(text.decode("utf-32"))}  # NumPy checks no characters
+        about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if unknown := tensors.keys() - {*_TENSORS, *(f"maps_{sign}" for sign in SIGNS)}:
             raise ValueError(f"it has {', '.join(sorted(unknown))}")

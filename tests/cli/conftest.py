@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(pixels).save(name)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     folders.make_images(tmp_path / "photos", 3)
-    folders.make_emotions(tmp_path / "e.json")
+    folders.make_emotions(tmp_path / "e.safetensors")
     make_masks(tmp_path / "farm", 2)
     return tmp_path
 

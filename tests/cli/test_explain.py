@@ -294,14 +294,14 @@ def test_bars_are_for_those_who_look_at_a_terminal(
 
 @pytest.mark.parametrize(("text", "names"), [("", ()), ("'a horse'", ("a horse",))])
 def test_it_draws_emotions_after_texts(run: Run, text: str, names: tuple[str, ...]) -> None:
-    printed = run(f"explain photo.jpg --emotions e.json --model VIT {text} -o a.npz")
+    printed = run(f"explain photo.jpg --emotions e.safetensors --model VIT {text} -o a.npz")
     assert Explanation.load("a.npz").names == (*names, *EMOTIONS)
     assert printed.startswith(f"cosine similarity to each {'text and ' if text else ''}emotion (")
 
 
 def test_it_centres_emotions(run: Run) -> None:
     for name, option in (("plain.npz", ""), ("centred.npz", "--centre")):
-        run(f"explain photo.jpg --emotions e.json --model VIT -o {name} {option}")
+        run(f"explain photo.jpg --emotions e.safetensors --model VIT -o {name} {option}")
     plain, centred = Explanation.load("plain.npz"), Explanation.load("centred.npz")
     assert not np.allclose(plain.scores, centred.scores, atol=1e-2)
 
@@ -407,24 +407,26 @@ def test_a_run_that_is_stopped_keeps_its_scores(
 
 
 OTHERWISE = {
-    "explain photos --emotions e.json --model RESNET": "models.0.name was",
-    "explain photos --emotions e.json --method rollout": 'method was null and is "rollout"',
-    "explain photos --emotions e.json --sign both": 'sign was "positive" and is "both"',
-    "explain photos --emotions e.json --no-original": "original was null and is false",
-    "explain photos --emotions e.json --label-map l": 'label_map was null and is "l"',
-    "explain photos --emotions e.json --centre": "centre was false and is true",
-    "explain photos --emotions other.json": 'was "e.json" and is "other.json"; digests was',
+    "explain photos --emotions e.safetensors --model RESNET": "models.0.name was",
+    "explain photos --emotions e.safetensors --method rollout": 'method was null and is "rollout"',
+    "explain photos --emotions e.safetensors --sign both": 'sign was "positive" and is "both"',
+    "explain photos --emotions e.safetensors --no-original": "original was null and is false",
+    "explain photos --emotions e.safetensors --label-map l": 'label_map was null and is "l"',
+    "explain photos --emotions e.safetensors --centre": "centre was false and is true",
+    "explain photos --emotions other.safetensors": (
+        'was "e.safetensors" and is "other.safetensors"; digests was'
+    ),
     "explain photos Emotions": 'targets was ["emotions"] and is ["Emotions"]',
-    "explain photos/inner/.. --emotions e.json --whole": "(whole was false and is true);",
-    "explain farm/images --emotions e.json": "/farm/images",
+    "explain photos/inner/.. --emotions e.safetensors --whole": "(whole was false and is true);",
+    "explain farm/images --emotions e.safetensors": "/farm/images",
     "figure words photos emotions": 'figure was "explain" and is "words"',
 }
 
 
 def test_a_folder_of_figures_goes_on_with_the_settings_that_made_it(here: Path, run: Run) -> None:
     """Other targets have figures of their own in it; without a manifest nothing is gone on with."""
-    line = "explain photos --emotions e.json --model VIT -o out"
-    folders.make_emotions(Path("other.json"), offset=2.0)
+    line = "explain photos --emotions e.safetensors --model VIT -o out"
+    folders.make_emotions(Path("other.safetensors"), offset=2.0)
     run(line)
     Path("out/image0-explained-emotions.png").unlink()
     figures = folders.content(here / "out")
@@ -434,7 +436,7 @@ def test_a_folder_of_figures_goes_on_with_the_settings_that_made_it(here: Path, 
         assert "out holds figures that were made otherwise (" in said
         assert message in said
         assert said.endswith("; give another -o, or delete the folder.")
-    Path("other.json").replace("e.json")
+    Path("other.safetensors").replace("e.safetensors")
     assert "(digests was [" in run(line, code=2)
     assert folders.content(here / "out") == figures
     assert run("explain photos horse --model VIT -o out").startswith("3 figures in out\n")
@@ -442,7 +444,7 @@ def test_a_folder_of_figures_goes_on_with_the_settings_that_made_it(here: Path, 
     for damage in (lambda: manifest.write_text("{"), manifest.unlink):
         damage()
         assert "(what made them is not known);" in run(line, code=2)
-    folders.make_emotions(Path("e.json"))
+    folders.make_emotions(Path("e.safetensors"))
     manifest.write_bytes(figures["manifest-emotions.json"])
     assert run(line).startswith("3 figures in out (2 existed)\n")
 
@@ -454,7 +456,7 @@ def test_settings_that_draw_nothing_are_not_remembered(run: Run) -> None:
 
 def test_a_manifest_replaces_no_input(here: Path, run: Run) -> None:
     Path("out").mkdir()
-    Path("e.json").rename("out/manifest-emotions.json")
+    Path("e.safetensors").rename("out/manifest-emotions.json")
     line = "explain photos --emotions out/manifest-emotions.json --model VIT -o out"
     assert "would replace the input out/manifest-emotions.json" in run(line, code=2)
 

@@ -25,10 +25,10 @@ VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resne
         ),
         ("signs photo.jpg a --image other.png --model VIT --model RESNET", 4 * 3 + 2),
         ("signs --model VIT --scale each photo.jpg --method all-grad other.png a", 2 * 3),
-        ("emotions photo.jpg --emotions e.json --model VIT", 9),
+        ("emotions photo.jpg --emotions e.safetensors --model VIT", 9),
         (
-            "emotions photo.jpg --emotions e.json --emotions e.json --model VIT --model RESNET "
-            "--target awe --target fear --centre",
+            "emotions photo.jpg --emotions e.safetensors --emotions e.safetensors "
+            "--model VIT --model RESNET --target awe --target fear --centre",
             2 * 3,
         ),
         ("words photo.jpg 'a horse' --model VIT --model RESNET", 2 * 4),

@@ -138,14 +138,15 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) -> None:
     run(
-        "study statistics photos x y --model a --model b --emotions e.json --emotions e.json "
+        "study statistics photos x y --model a --model b "
+        "--emotions e.safetensors --emotions e.safetensors "
         "--batch-size 4 --limit 5 --seed 6 --workers 7 --engine ray --gpus 2 --threads 3 "
         "--processor p --tokenizer t --value-entropy -o out"
     )
     assert asked == [
         StudyConfig(
             *("photos", "out", ("x", "y"), ("a", "b")),
-            emotions=(Path("e.json"), Path("e.json")),
+            emotions=(Path("e.safetensors"), Path("e.safetensors")),
             batch_size=4,
             limit=5,
             seed=6,
@@ -161,12 +162,12 @@ def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) ->
 
 
 def test_each_study_has_the_librarys_own_defaults(asked: list[Any], run: Run, vit: str) -> None:
-    """For published encodings, which name no model, Mamooler's."""
+    """For a probe that names no model, Mamooler's."""
     run("study corner-bias photos --model VIT -o out")
-    run("study emotions photos --emotions e.json --emotions e.json -o out")
+    run("study emotions photos --emotions e.safetensors --emotions e.safetensors -o out")
     assert asked == [
         corner_bias_study("photos", "out", models=[vit]),
-        emotions_study("photos", "out", emotions=[Path("e.json"), Path("e.json")]),
+        emotions_study("photos", "out", emotions=[Path("e.safetensors"), Path("e.safetensors")]),
     ]
 
 

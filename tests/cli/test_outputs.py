@@ -36,7 +36,9 @@ REPLACED = {
     "figure words photos --texts seen/image0-words-a.png -o seen": "seen/image0-words-a.png",
     "search none.lance --emotions seen/search.csv --emotion awe -o seen": "seen/search.csv",
     "emotions fit farm --csv c.safetensors --images photos -o c.safetensors": "c.safetensors",
-    "emotions fit farm --csv e.json --images photos -o model/a.safetensors": "model/a.safetensors",
+    "emotions fit farm --csv e.safetensors --images photos -o model/a.safetensors": (
+        "model/a.safetensors"
+    ),
 }
 
 
@@ -56,7 +58,7 @@ def files(here: Path) -> Path:
         Path(place).write_text("a\n")
     for place in ("seen/000-a-positive.png", "photos/other.png"):
         Path(place).write_bytes(Path("other.png").read_bytes())
-    Path("seen/regions.json").write_bytes(Path("e.json").read_bytes())
+    Path("seen/regions.json").write_bytes(Path("e.safetensors").read_bytes())
     Path("link.png").symlink_to("photo.jpg")
     Path("model").mkdir()
     Path("model/a.safetensors").write_bytes(b"weights")

@@ -71,7 +71,7 @@ def test_regions_of_listed_files_stay_in_their_folder(here: Path, run: Run, vit:
 
 
 def test_search_finds_images_for_an_emotion_with_a_text(index: Path, run: Run) -> None:
-    emotion = "--emotions e.json --emotion awe"
+    emotion = "--emotions e.safetensors --emotion awe"
     assert run(f"search photos.lance {emotion}").startswith("'awe', best of 3 images")
     lines = run(f"search photos.lance a {emotion} --weight 0.25").splitlines()
     assert lines[0].startswith("'a', 'awe', best of 3 images")
@@ -98,7 +98,7 @@ def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> No
     for line, said in {
         "search photos.lance": "expected a TEXT or an --emotion to look for, got none",
         "search photos.lance a --emotion awe": "--emotions FILE and --emotion NAME go together",
-        "search photos.lance --emotions e.json --emotion joy": "an emotion of",
+        "search photos.lance --emotions e.safetensors --emotion joy": "an emotion of",
         "search none.lance a": "expected an index, got",
         "search photos a": "an index that ends in .lance",
         "search photos.lance a --model demo/vit": "embeds texts otherwise",

@@ -33,7 +33,9 @@ LINES = {
     "explain photo.jpg": "expected a TEXT, --emotions FILE or --image FILE",
     "explain photo.jpg ' '": "the text ' ' is empty",
     "explain photo.jpg a -m demo/vit -m b --side text": "--side text is of one model, and --model",
-    "explain photo.jpg -m a -m b --emotions e.json": "--emotions goes with one --model; take each",
+    "explain photo.jpg -m a -m b --emotions e.safetensors": (
+        "--emotions goes with one --model; take each"
+    ),
     "explain photo.jpg -m a -m b --classes c.txt": "--classes goes with one --model",
     "explain photo.jpg a -m a -m b --regions r": "--regions goes with one --model",
     "explain photo.jpg a -m a -m b --label-map r.png": "--label-map goes with one --model",
@@ -76,7 +78,9 @@ LINES = {
     "explain photo.jpg other.png a -o a.png": "2 images get a file each; a.png must name a",
     "explain photo.jpg photos/../photo.jpg a": "two outputs would be the file photo-",
     "explain photo.jpg a other.png": "other.png is an image; explain takes images, then texts",
-    "explain photos a e.json": "e.json is an image; explain takes images or one folder, then texts",
+    "explain photos a e.safetensors": (
+        "e.safetensors is an image; explain takes images or one folder, then texts"
+    ),
     "explain photos other.png a": "explain takes images or one folder, then texts",
     "explain photo.jpg --texts none.txt": "there is no file none.txt",
     "explain photo.jpg --texts other.png": "other.png cannot be read as text in UTF-8",
@@ -95,9 +99,11 @@ LINES = {
     "figure layers photo.jpg a --count 3": "figure layers has no option --count",
     "figure heads photo.jpg a --count 0": "Invalid value for '--count'",
     "figure words photo.jpg a --colormap x": "no colour map 'x'",
-    "figure emotions photo.jpg a --emotions e.json": "takes no texts, got ['a']",
-    "figure emotions photo.jpg --emotions e.json --model a --model b": "for each of the 2 models",
-    "figure emotions photo.jpg --emotions e.json --target joy": "'joy'",
+    "figure emotions photo.jpg a --emotions e.safetensors": "takes no texts, got ['a']",
+    "figure emotions photo.jpg --emotions e.safetensors --model a --model b": (
+        "for each of the 2 models"
+    ),
+    "figure emotions photo.jpg --emotions e.safetensors --target joy": "'joy'",
     "figure average": "needs an output folder of 'captum-clip study'",
     "figure average none": "none holds no finished study",
     "figure average photos": "/photos TEXT -o photos-study' makes one",
@@ -114,7 +120,7 @@ LINES = {
     "search none.lance a": "'captum-clip index FOLDER -o",
     "search none.lance": "expected a TEXT or an --emotion to look for, got none",
     "search none.lance a --emotion awe": "go together",
-    "search none.lance --emotions e.json --emotion joy": "'joy'",
+    "search none.lance --emotions e.safetensors --emotion joy": "'joy'",
     "search none.lance a b --against c": "leave --emotion and further TEXTs out",
     "search none.lance a --top 0": "Invalid value for '--top'",
     "search none.lance a --weight 0.3": "--weight goes with a TEXT and an --emotion",
@@ -138,8 +144,10 @@ LINES = {
     "evaluate --suite v0 --model demo/vit -o o": "expected a suite of v1, got 'v0'",
     "evaluate --suite v1 --slow-images 3 -o o": "the suite v1 fixes --slow-images; leave it out",
     "evaluate --suite v1 --data demo -o o": "the suite v1 fixes --data; leave it out",
-    "evaluate --compare none.json e.json": "there is no file none.json",
-    "evaluate --compare e.json e.json": "e.json is damaged, or no suite_v1.json that --suite wrote",
+    "evaluate --compare none.json e.safetensors": "there is no file none.json",
+    "evaluate --compare e.safetensors e.safetensors": (
+        "e.safetensors is damaged, or no suite_v1.json that --suite wrote"
+    ),
     "emotions fit none --model m -o p.safetensors": "there is no folder none",
     "emotions fit photos --model m -o p.pt": "must end in .safetensors",
     "emotions fit photos --model m --held-out 2 -o p.safetensors": "--held-out in [0, 1)",

@@ -27,7 +27,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of models with embeddings of 24 numbers; their rows do not sum to zero."""
-    return folders.make_emotions(tmp_path_factory.mktemp("emotions") / "emotions.json")
+    return folders.make_emotions(tmp_path_factory.mktemp("emotions") / "emotions.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,10 @@ def test_other_emotions_in_the_same_folder_are_refused(
 ) -> None:
     """By their content: the file may move, but not change."""
     output = tmp_path / "out"
-    first = folders.make_emotions(tmp_path / "first.json")
+    first = folders.make_emotions(tmp_path / "first.safetensors")
     run_study(StudyConfig(images, output, models=[vit], emotions=[first], **SETTINGS))
-    moved = first.rename(tmp_path / "moved.json")
+    moved = first.rename(tmp_path / "moved.safetensors")
     run_study(StudyConfig(images, output, models=[vit], emotions=[moved], **SETTINGS))
-    other = folders.make_emotions(tmp_path / "other.json", offset=2.0)
+    other = folders.make_emotions(tmp_path / "other.safetensors", offset=2.0)
     with pytest.raises(InputError, match=r"jobs\.0\.emotions was"):
         run_study(StudyConfig(images, output, models=[vit], emotions=[other], **SETTINGS))

@@ -49,7 +49,7 @@ URLS = ["s3://bucket/x", "memory://x", "nosuch://x", "file:///none", "https://x.
 FILES = ["broken.png", "pipe.png", "narrow.png", "none.jpg", "a.npz", "a.txt"]
 FOLDERS = ["empty", "study", "vit", "none"]
 MODELS = ["nonsense", "ViT-B/32", "org/name", "hf-hub:org/name", "a/b/c", "empty", *ODD_PATHS]
-PROBES = ["cut.json", "pipe.json", "empty.safetensors", "none.json", "list.json"]
+PROBES = ["cut.safetensors", "pipe.json", "empty.safetensors", "none.json", "list.json"]
 METHODS = ["gradcam", "last-grad:start_layer=99", "a:b=c", ":", "", "cam:x", "cam:LayerCAM:x=1"]
 OUTPUTS = ["a.gif", "none/a.png", "photos", "photo.jpg", *ODD_PATHS, *URLS]
 DATA = ["voc:none", "fixations:photos", "x:", ":", "demo:1", "masks:", *ODD_PATHS]
@@ -65,7 +65,7 @@ LISTED: dict[str, tuple[list[str], list[str]]] = {
     **dict.fromkeys(("references", "words"), (["photo.jpg", "other.png", "photos"], PLACES)),
     **dict.fromkeys(("csv", "test"), (["a.txt"], PLACES)),
     "device": (["cpu"], ["cuda", "gpu", "cuda:99", "", "meta", "cpu:1", "\ud800"]),
-    **dict.fromkeys(("emotions", "probes"), (["probe.json"], [*PROBES, *FILES, *ODD_PATHS])),
+    **dict.fromkeys(("emotions", "probes"), (["probe.safetensors"], [*PROBES, *FILES, *ODD_PATHS])),
     "output": (["a.npz"], OUTPUTS),
     "scene": (["0", "1:horse,dog"], ["x", "", ":", "-1", "0:unicorn", "9" * 400]),
     **dict.fromkeys(("emotion", "names"), (["awe"], ["joy", "", "\ud800"])),
@@ -153,8 +153,8 @@ def make_files(folder: Path) -> None:
     (folder / "a.npz").write_bytes(b"PK\x03\x04")
     for name in ("pipe.png", "pipe.json"):
         os.mkfifo(folder / name)
-    folders.make_emotions(folder / "probe.json")
-    (folder / "cut.json").write_bytes((folder / "probe.json").read_bytes()[:-9])
+    folders.make_emotions(folder / "probe.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "probe.safetensors").read_bytes()[:-9])
     (folder / "list.json").write_text("[" * 9999)
     (folder / "empty.safetensors").touch()
     for name in ("empty", "study"):
