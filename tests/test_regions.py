@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +21,6 @@ from captum_clip.explaining.explanation import Explanation
 from captum_clip.explaining.regions import (
     LabelMap,
     _boxes,
-    coco_rle,
-    detections,
-    fiftyone_heatmaps,
     region,
     save_regions,
 )
@@ -222,90 +217,3 @@ def test_points_are_the_highest_cells_in_pixels_of_the_photo() -> None:
     assert both.tolist() == [[5.0, 7.0], [1.0, 1.0]]  # the neighbour of a higher cell is none
     [[one]] = found.points(1)["positive"]
     assert one.tolist() == [[5.0, 7.0]]
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of its arrays in NumPy 2
-def test_coco_reads_a_mask(found: Explanation) -> None:
-    """By its own package; columns come first, which a mask that is no square shows."""
-    coco = pytest.importorskip("pycocotools.mask")
-    [positive, _] = found.regions(0.5)
-    runs = coco_rle(positive.mask)
-    assert json.loads(json.dumps(runs))["size"] == [40, 80]
-    np.testing.assert_array_equal(coco.decode(runs), positive.mask.numpy())
-    assert coco.area(runs) == positive.mask.sum()
-
-
-def test_coco_refuses_what_is_no_mask(found: Explanation) -> None:
-    """A map in [0, 1] would be cut to zeros."""
-    heatmap = found.heatmap()["positive"][0, 0]
-    for mask, message in (
-        (heatmap, "a mask of True and False, got Tensor .*; compare the map with a threshold"),
-        (heatmap[None] > 0, "a mask of shape .*H, W"),
-        (found.regions()[0], "a mask as a tensor .*; region.mask is one"),
-    ):
-        with pytest.raises(InputError, match=f"^coco_rle: expected {message}"):
-            coco_rle(mask)  # type: ignore[arg-type]
-
-
-def test_supervision_takes_the_regions_of_an_image(vit: ClipAdapter, found: Explanation) -> None:
-    """An empty map is no detection; the box is around all parts of the mask."""
-    supervision = pytest.importorskip("supervision")
-    cells = torch.zeros(1, 3, 4, 4)
-    cells[0, 0, 0, 0] = cells[0, 0, 3, 3] = cells[0, 2, 1, 2] = 1
-    three = explain(picture(0, 40, 80), ["a horse", "a dog", "a cat"], model=vit)
-    marked = replace(three, maps={"positive": cells}).regions(0.5)
-    made = detections(marked)
-    assert isinstance(made, supervision.Detections)
-    assert made.class_id.tolist() == [0, 2]
-    assert made.data["class_name"].tolist() == ["a horse", "a cat"]
-    assert made.data["sign"].tolist() == ["positive"] * 2
-    for row, one in zip(made.xyxy, (marked[0], marked[2]), strict=True):
-        y, x = np.nonzero(one.mask.numpy())
-        assert row.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
-    np.testing.assert_array_equal(made.mask[1], marked[2].mask.numpy())
-    assert made[made.data["class_name"] == "a cat"].class_id.tolist() == [2]
-    assert len(detections([])) == len(detections(marked[1:2])) == 0
-    with pytest.raises(InputError, match=r"^detections: expected regions of one image"):
-        detections([marked[0], replace(marked[0], image=1)])
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the real one
-def test_fiftyone_takes_the_heatmaps(
-    vit: ClipAdapter, found: Explanation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the whole photo; the stand-in has the documented arguments alone."""
-    if find_spec("fiftyone") is None:
-        made = SimpleNamespace(Heatmap=lambda *, map, range: SimpleNamespace(map=map, range=range))
-        monkeypatch.setitem(sys.modules, "fiftyone", made)
-    [of_image] = fiftyone_heatmaps(found)
-    both = found.heatmap("bicubic", original=True)
-    signed = (both["positive"] - both["negative"])[0, 0].numpy()
-    assert list(of_image) == ["a horse"]
-    assert of_image["a horse"].range == [-1, 1]
-    np.testing.assert_array_equal(of_image["a horse"].map, signed)
-    assert signed.shape == (40, 80)
-    assert signed.min() < 0 < signed.max()
-    plain = explain(vit.preprocess([picture(0), picture(1)]), ["a", "b"], model=vit)
-    for index, one in enumerate(fiftyone_heatmaps(plain)):
-        assert one["b"].range == [0, 1]
-        wanted = plain.heatmap("b", "bicubic")["positive"][index, 0].numpy()
-        np.testing.assert_array_equal(one["b"].map, wanted)
-    with pytest.raises(InputError, match="of words alone"):
-        fiftyone_heatmaps(explain(picture(), "a", model=vit, side="text"))
-
-
-@pytest.mark.parametrize(
-    ("module", "call"),
-    [
-        ("pycocotools.mask", lambda found: coco_rle(found.regions()[0].mask)),
-        ("supervision", lambda found: detections(found.regions())),
-        ("fiftyone", fiftyone_heatmaps),
-    ],
-)
-def test_a_missing_package_is_named(
-    found: Explanation, monkeypatch: pytest.MonkeyPatch, module: str, call: Any
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    package = module.partition(".")[0]
-    with pytest.raises(InputError, match=rf": this needs {package}: pip install {package}\.$"):
-        call(found)

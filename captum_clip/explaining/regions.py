@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .. import maps
-from ..checks import check_destination, check_interval, expect
+from ..checks import check_destination, check_interval
 from ..errors import InputError, public
 from ..files import MARK, make_folder, replace_file, slug
 from ..maps import Box, Threshold, threshold_level
@@ -192,83 +191,6 @@ def points(raw: Tensor, box: Box, size: tuple[int, int], count: int) -> Tensor:
     order = np.argsort(-cells[rows, columns], kind="stable")
     order = order[((x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0]))[order]][:count]
     return torch.from_numpy(np.stack([x[order], y[order]], 1)).float()
-
-
-@public("coco_rle")
-def coco_rle(mask: Tensor) -> dict[str, Any]:
-    """The run lengths of a mask (H, W), as COCO has them: {"size": [H, W], "counts": text}.
-
-    They are an annotation's "segmentation" in JSON, and what ``pycocotools.mask`` takes.
-
-    Raises:
-        InputError: no mask, or pycocotools is not installed.
-    """
-    maps.check_shape("a mask", mask, "(H, W)", "region.mask is one")
-    whole = not mask.is_floating_point()  # a map would be cut to whole numbers
-    expect(whole, "a mask of True and False", mask, "compare the map with a threshold")
-    pixels = np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8)
-    encoded = _library("pycocotools.mask").encode(pixels)
-    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
-
-
-@public("detections")
-def detections(found: Sequence[Region]) -> Any:
-    """The regions of one image as ``supervision.Detections``; empty ones are left out.
-
-    Each has its mask, the box around all its parts, and the number of its target, whose name is
-    data["class_name"], with its sign as data["sign"]. A map's height is no confidence: it has none.
-
-    Raises:
-        InputError: regions of several images; supervision is not installed.
-    """
-    supervision = _library("supervision")
-    if len({one.image for one in found}) > 1:
-        raise InputError("expected regions of one image; take those of explanation[0].regions().")
-    names = list(dict.fromkeys(one.target for one in found))
-    marked = [one for one in found if one.mask.any()]
-    if not marked:
-        return supervision.Detections.empty()
-    corners = [(one.boxes[:, :2].amin(0), one.boxes[:, 2:].amax(0)) for one in marked]
-    return supervision.Detections(
-        xyxy=np.stack([np.concatenate(pair) for pair in corners]),
-        mask=np.stack([one.mask.numpy() for one in marked]),
-        class_id=np.array([names.index(one.target) for one in marked]),
-        data={
-            "class_name": np.array([one.target for one in marked]),
-            "sign": np.array([one.sign for one in marked]),
-        },
-    )
-
-
-@public("fiftyone_heatmaps")
-def fiftyone_heatmaps(found: Any) -> list[dict[str, Any]]:
-    """For each image of an `Explanation` its maps as ``fiftyone.Heatmap``, by the name of the text.
-
-    They are those of its method ``heatmap``, bicubic and of the photo where its crop is known;
-    negative evidence is below zero.
-
-    Raises:
-        InputError: fiftyone is not installed, or an explanation of the text side alone.
-    """
-    make = _library("fiftyone").Heatmap
-    if not found.maps:
-        raise InputError("this explanation is of words alone, which lie nowhere.")
-    limits, each = [-float("negative" in found.maps), float("positive" in found.maps)], []
-    for one in found:
-        heatmap = one.heatmap(interpolation="bicubic", original=bool(one.crops))
-        [values] = heatmap.get("positive", 0) - heatmap.get("negative", 0)
-        pairs = zip(found.names, values.numpy(), strict=True)
-        each.append({name: make(map=signed, range=limits) for name, signed in pairs})
-    return each
-
-
-def _library(name: str) -> Any:
-    """An optional module; InputError where its package is not installed."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise InputError(f"this needs {package}: pip install {package}.") from error
 
 
 def region_files(found: Sequence[Region]) -> list[str]:

@@ -17,7 +17,6 @@ They raise InputError for shapes, aspect ratios or ranges that do not fit and fo
 map, and return a figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
 """
 
-from .captum_view import captum_image_attr
 from .colors import HEAT, NEGATIVE, POSITIVE
 from .grid import save_figure
 from .matches import matches
@@ -29,7 +28,6 @@ __all__ = [
     "NEGATIVE",
     "POSITIVE",
     "average",
-    "captum_image_attr",
     "contact_sheet",
     "matches",
     "overlay",
