@@ -33,7 +33,7 @@ class Similarity(nn.Module, ABC):
             expect(isinstance(target, Target), "a Target", target, made, error=TargetError)
             width = target.embeddings.shape[1]
             if clip.embedding_dim not in (None, width):  # a changed model may have another
-                _check_dimension(target.embeddings, clip.measured_dim(), clip)
+                check_dimension(target.embeddings, clip.measured_dim(), clip)
         self.clip, self.target = clip, target
         self.model = clip.model
         # A buffer: of additional forward arguments Captum would tile five embeddings over a batch.
@@ -51,12 +51,13 @@ class Similarity(nn.Module, ABC):
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
         check_shape("embeddings", embedding, "(..., E)")
-        _check_dimension(self.embeddings, embedding.shape[-1], self.clip)
+        check_dimension(self.embeddings, embedding.shape[-1], self.clip)
         embedding = to_float32(embedding)
         return F.normalize(embedding, dim=-1) @ self.embeddings.to(embedding.dtype).T
 
 
-def _check_dimension(embeddings: Tensor, dimension: int, clip: ClipAdapter) -> None:
+def check_dimension(embeddings: Tensor, dimension: int, clip: ClipAdapter) -> None:
+    """Raise TargetError unless embeddings (K, E) have the size of a model's."""
     wanted = f"a target of {dimension} numbers, as embeddings of {clip.name} have"
     width = embeddings.shape[1]
     expect(width == dimension, wanted, width, "make it with this model", error=TargetError)

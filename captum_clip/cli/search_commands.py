@@ -123,7 +123,7 @@ def search_command(
     from ..explaining.regions import save_regions
     from ..models.loading import load_parts
     from ..search import ImageIndex
-    from ..search.index import FIGURE, TABLE
+    from ..search.result import FIGURE, TABLE
 
     if output:
         check_outputs([output / name for name in (TABLE, FIGURE)], [emotions])

@@ -1,5 +1,6 @@
 """Images that were read once answer every later text, with score and map."""
 
-from .index import ImageIndex, SearchResult
+from .index import ImageIndex
+from .result import SearchResult
 
 __all__ = ["ImageIndex", "SearchResult"]

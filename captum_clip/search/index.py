@@ -9,134 +9,27 @@ so an image whose vectors are kept needs its tower no more. They lie in a table 
 (embedded, no server), of which a search reads the embeddings, and the vectors of the best alone.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor
 
 from .. import maps, targets
-from ..attr.contributions import DirectContribution
-from ..attr.registry import MethodChoice
-from ..checks import (
-    as_list,
-    check_choice,
-    check_integer,
-    expand,
-    expect,
-    expecting,
-    is_encodable,
-)
-from ..errors import InputError, TargetError, public
-from ..evaluation.config import RunConfig
+from ..checks import as_list, check_choice, check_integer, expect, expecting
+from ..errors import InputError, public
 from ..evaluation.features import ImageFeatures
-from ..evaluation.image_batches import ImageReader, list_images
 from ..evaluation.run import Progress, threads
 from ..evaluation.storage import storage_of
-from ..evaluation.units import Skipped, to_csv
-from ..explaining import photos
 from ..explaining.explanation import Explanation, Sign
-from ..explaining.fields import SIGNS
-from ..files import make_folder
 from ..models import ClipAdapter, differing_parts, load_clip
+from ..similarity import check_dimension
 from ..targets import Target
-from ..visualization import save_figure
-from ..visualization.colors import (
-    ALPHA,
-    HEAT,
-    NEGATIVE,
-    POSITIVE,
-    blend,
-    blend_signed,
-    colormap,
-    ramp,
-    score_note,
-)
-from ..visualization.grid import Legend, Panel, Row, grid
-from .table import File, Table, files_of, vectors_of
-from .vectors import LARGEST, Precision, Vectors
-
-TABLE, FIGURE = "search.csv", "search.png"
-_WIDE: Final = 6  # panels in a row of the figure
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SearchResult:
-    """The images of an index that fit best, best first.
-
-    Attributes:
-        files: the N best, relative to the folder of the index.
-        scores: what they are ordered by (N,), the cosine, or the weighted mean of several.
-        explanation: their maps for the K targets; its `scores` are the cosines (N, K).
-        compared: how many images the index holds.
-        skipped: those among the best that are gone or cannot be read: file -> why.
-    """
-
-    files: tuple[str, ...]
-    scores: npt.NDArray[np.float32]
-    explanation: Explanation
-    compared: int
-    skipped: dict[str, str]
-
-    def panels(self) -> Iterator[list[Panel]]:
-        """Each image with its rank, name and score, then its map for each target; best first."""
-        found = self.explanation
-        heatmap = [values.numpy() for values in found.heatmap(interpolation="bicubic").values()]
-        colors = colormap(HEAT if "positive" in found.maps else NEGATIVE)
-        cosines = found.scores.tolist()
-        for number, (file, score) in enumerate(zip(self.files, self.scores, strict=True)):
-            pixels, name = found.images[number].movedim(0, -1).numpy(), file.rpartition("/")[2]
-            note = score_note(float(score))
-            if len(found.names) > 1:  # it is no cosine of one
-                note = note.replace("cosine", "score")
-            panels = [Panel(pixels, f"{number + 1}. {name}", note)]
-            for column, title in enumerate(found.names):
-                first, *other = (values[number, column] for values in heatmap)
-                drawn = blend(pixels, first, colors, ALPHA)
-                if other:
-                    drawn = blend_signed(pixels, first - other[0], ALPHA)
-                note = score_note(cosines[number][column]) if len(found.names) > 1 else ""
-                panels.append(Panel(drawn, title, note))
-            yield panels
-
-    def plot(self) -> Figure:
-        """Draw :meth:`panels`, those of an image next to each other."""
-        found, rows = self.explanation, list[Row]()
-        for panels in self.panels():
-            if not rows or len(rows[-1]) + len(panels) > _WIDE:
-                rows.append([])
-            rows[-1] += panels
-        bars = {"low to high": colormap(HEAT if "positive" in found.maps else NEGATIVE)}
-        if len(found.maps) == 2:
-            bars = {"supports": POSITIVE, "contradicts": NEGATIVE}
-        legends = [Legend(ramp(colors, ALPHA), label) for label, colors in bars.items()]
-        return grid(rows, legends=legends, caption=f"{found.model} \N{MIDDLE DOT} {found.method}")
-
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write ``search.csv`` (rank, file, score; that of each target) and ``search.png``.
-
-        Args:
-            folder: made where there is none; files of these names are replaced.
-
-        Returns:
-            The two files.
-
-        Raises:
-            InputError: the folder cannot be made or written to.
-        """
-        folder, numbers = make_folder(folder), {"score": self.scores.tolist()}
-        if len(names := [f"score: {name}" for name in self.explanation.names]) > 1:
-            numbers |= zip(names, self.explanation.scores.T.tolist(), strict=True)
-        columns = {name: [f"{value:.6f}" for value in of] for name, of in numbers.items()}
-        ranks = range(1, len(self.files) + 1)
-        storage_of(folder).write(TABLE, to_csv({"rank": ranks, "file": self.files, **columns}))
-        return folder / TABLE, save_figure(self.plot(), folder / FIGURE)
+from .result import SearchResult
+from .table import File, Table, absolute, files_of, list_files, vectors_of
+from .vectors import Precision, Vectors, contributions_of, read_unchanged
 
 
 class ImageIndex:
@@ -177,11 +70,12 @@ class ImageIndex:
         self.clip, self.skipped = clip, dict[str, str]()
         self._table, self.table = table, table.lance
         self.folder, self.method = str(table.about["folder"]), str(table.about["method"])
+        self._storage = storage_of(self.folder or ".")
 
     @property
     def files(self) -> list[str]:
         """The images, relative to the folder."""
-        return sorted(self._table.files())
+        return sorted(file.file for file in self._table.files())
 
     @classmethod
     @public("ImageIndex.build")
@@ -221,60 +115,36 @@ class ImageIndex:
                 or an option out of range.
             UnsupportedModelError: a tower whose embedding is not taken apart.
         """
-        check_choice(precision, LARGEST, name="precision")
         expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip)
-        choice = MethodChoice.of(method, tower=clip.tower)
-        fits = choice.method is DirectContribution and "per" not in choice.options
-        expect(fits, "direct with its options but `per`, whose vectors can be kept", choice.name)
-        config = RunConfig(**{"chunk_size": 512, **computing})
-        if isinstance(images, (str, Path)):
-            storage = storage_of(images)
-            folder, listed = storage.root, list_images(storage)
-        else:
-            storage = storage_of(".")
-            folder, listed = "", dict.fromkeys(map(_absolute, as_list(images)), 0)
-        sizes = {name: size for name, size in listed.items() if is_encodable(name)}
-        files = [File.of(storage, name, size) for name, size in sizes.items()]
-        vectors = Vectors(storage, choice, precision, config, clip)
-        about = {
-            "model": vectors.model,
-            "identity": vectors.identity,
-            "image_size": None if vectors.size == clip.tower.native else vectors.size[0],
-            "method": choice.name,
-            "precision": precision,
-            "grid": vectors.shape,
-            "folder": folder,
-        }
+        storage, folder, files, unnamed = list_files(images)
+        vectors = Vectors(storage, clip, method, precision, **computing)
         table = Table(path)
-        with table.storage.lock(), threads(config.thread_count):
-            table.make(about)
+        with table.storage.lock(), threads(vectors.config.thread_count):
+            table.make({**vectors.about, "folder": folder})
             index = cls(clip, table)
-            odd = [name for name in listed if name not in sizes]
-            index.skipped |= dict.fromkeys(odd, "its name is no text in UTF-8")
-            index._bring_up_to_date(files, vectors, progress or (lambda *_: None))
+            index.skipped |= unnamed
+            index._update(files, vectors, progress or (lambda *_: None))
         return index
 
-    def _bring_up_to_date(
-        self, files: Sequence[File], vectors: Vectors, progress: Progress
-    ) -> None:
-        kept, wanted = {*self._table.files().values()}, {*files}
-        self._table.remove([file.file for file in kept - wanted])
-        missing = [file for file in files if file not in kept]
+    def _update(self, files: Sequence[File], vectors: Vectors, progress: Progress) -> None:
+        before = {*self._table.files()}
+        self._table.remove([file.file for file in before - {*files}])
+        missing = [file for file in files if file not in before]
         done = len(files) - len(missing)
         progress(done, len(files), "")
-        for made in vectors.tables(missing):
-            why = dict(zip(*made.select(["file", "reason"]).to_pydict().values(), strict=True))
-            self.skipped |= {name: reason for name, reason in why.items() if reason}
-            whole = made.filter([not reason for reason in why.values()])
+        for rows in vectors.tables(missing):
+            reasons = dict(zip(*rows.select(["file", "reason"]).to_pydict().values(), strict=True))
+            self.skipped |= {name: reason for name, reason in reasons.items() if reason}
+            whole = rows.filter([not reason for reason in reasons.values()])
             if len(whole):
                 self._table.add(whole.drop_columns(["reason"]))
-            done += len(made)
+            done += len(rows)
             progress(done, len(files), "")
-        if kept != {*self._table.files().values()}:
+        # a build with nothing to do leaves no version of the table
+        if before != {*self._table.files()}:
             self._table.compact()
         if not len(self):
-            name, reason = next(iter(self.skipped.items()), ("", "no file was given"))
-            raise InputError(f"none of the {len(files)} images can be read; {name}: {reason}")
+            raise _unreadable(len(files), self.skipped, "no file was given")
 
     @classmethod
     @public("ImageIndex.open")
@@ -337,13 +207,14 @@ class ImageIndex:
         check_integer("top", top)
         target = self._target(texts)
         direction = _shares(weights, len(target)) @ target.embeddings.float().cpu().numpy()
-        rows = self._table.nearest(direction, min(top, max(1, len(self))))
-        totals = (vectors_of(rows) * direction).sum(1)  # the same for the same image
+        rows = self._table.nearest(direction, top)
+        # not LanceDB's distances, so that the same image always has the same score
+        totals = (vectors_of(rows) * direction).sum(1)
         order = np.lexsort((rows["file"].to_pylist(), -totals))
-        explanation, skipped, kept = self._explain(rows.take(order), target, sign)
-        best = order[kept]
-        files = tuple(rows["file"].take(best).to_pylist())
-        return SearchResult(files, totals[best], explanation, len(self), skipped)
+        rows, totals = rows.take(order), totals[order]
+        explanation, skipped, readable = self._explain(rows, target, sign)
+        files = tuple(rows["file"].take(readable).to_pylist())
+        return SearchResult(files, totals[readable], explanation, len(self), skipped)
 
     @public("explanation")
     def explanation(
@@ -362,8 +233,8 @@ class ImageIndex:
         """
         names = [*map(str, as_list([paths] if isinstance(paths, Path) else paths))]
         rows = self._table.rows(names)
-        known = len(rows) == len(names) > 0
-        expect(known, "images of the index", names, "build it anew to add some")
+        are_known = len(rows) == len(names) > 0
+        expect(are_known, "images of the index", names, "build it anew to add some")
         explanation, skipped, _ = self._explain(rows, self._target(texts), sign)
         if skipped:
             name, reason = next(iter(skipped.items()))
@@ -376,86 +247,66 @@ class ImageIndex:
 
         Files that are not in the index are skipped.
         """
-        listed = [Path(path) for path in paths]
-        within = f"{self.folder}/" if self.folder else ""
-        names = [_absolute(path, within).removeprefix(within) for path in listed]
+        files = [Path(path) for path in paths]
+        root = f"{self.folder}/" if self.folder else ""
+        names = [absolute(path, root).removeprefix(root) for path in files]
         rows = self._table.rows(names, ("file", "vector"))
-        found = {*rows["file"].to_pylist()}
-        indices = [number for number, name in enumerate(names) if name in found]
-        missing = [path for path, name in zip(listed, names, strict=True) if name not in found]
+        held = {*rows["file"].to_pylist()}
+        indices = [index for index, name in enumerate(names) if name in held]
+        missing = [file for file, name in zip(files, names, strict=True) if name not in held]
         return ImageFeatures(
             vectors_of(rows),
-            tuple(listed[number] for number in indices),
+            tuple(files[index] for index in indices),
             np.array(indices, dtype=np.int64),
             dict.fromkeys(missing, "it is not in the index"),
         )
 
     def _target(self, texts: Any) -> Target:
         target = texts if isinstance(texts, Target) else targets.text(self.clip, texts)
-        size, given = self._table.about["grid"][-1], target.embeddings.shape[1]
-        wanted = f"a target of {size} numbers, as embeddings of {self.clip.name} have"
-        expect(given == size, wanted, given, "make it with this model", error=TargetError)
+        check_dimension(target.embeddings, self._table.about["grid"][-1], self.clip)
         return target
 
     def _explain(
         self, rows: Any, target: Target, sign: Sign
     ) -> tuple[Explanation, dict[str, str], list[int]]:
-        """The explanation of rows, why some images cannot be read, and the places of the others."""
+        """The explanation of rows, why some cannot be read, and the numbers of the others."""
         check_choice(sign, get_args(Sign), name="a sign")
-        storage, names = storage_of(self.folder or "."), rows["file"].to_pylist()
-        reader = ImageReader(storage, names, partial(photos.preprocess, self.clip))
-        seen, skipped, kept = list[photos.PreprocessedImages](), dict[str, str](), list[int]()
         files = files_of(rows)
-        for place, name in enumerate(names):  # one may come twice
-            read = reader(place)
-            if isinstance(read, Skipped):
-                skipped[name] = read.reason
-            elif File.of(storage, name) != files[name]:
-                skipped[name] = "it has changed; build the index anew"
-            else:
-                seen.append(read)
-                kept.append(place)
-        if not kept:
-            name, reason = next(iter(skipped.items()), ("the index", "it holds no image"))
-            raise InputError(f"none of the {len(names)} images can be read; {name}: {reason}")
-        rows, embeddings = rows.take(kept), target.embeddings.float().cpu()
-        raw = (self._contributions(rows) @ embeddings.T).movedim(-1, 1)  # (N, K, h, w)
-        signed = {"positive": raw, "negative": -raw}
+        images, skipped = read_unchanged(self.clip, self._storage, files)
+        readable = [index for index, file in enumerate(files) if file.file not in skipped]
+        if not readable:
+            raise _unreadable(len(files), skipped, "it holds no image")
+        rows, embeddings = rows.take(readable), target.embeddings.float().cpu()
+        vectors = contributions_of(rows, self._table.about)  # (N, h, w, E)
+        raw = (vectors @ embeddings.T).movedim(-1, 1)  # (N, K, h, w)
+        evidence = {"positive": maps.positive, "negative": maps.negative}
         explanation = Explanation(
-            maps={name: maps.positive(signed[name]) for name in SIGNS if sign in (name, "both")},
+            maps={name: side(raw) for name, side in evidence.items() if sign in (name, "both")},
             scores=torch.from_numpy(vectors_of(rows)) @ embeddings.T,
             names=target.names,
             norms=target.norms.cpu(),
             model=self.clip.name,
             method=self.method,
-            images=self.clip.denormalize(torch.cat([each.pixels for each in seen])).cpu(),
-            crops=tuple(crop for each in seen for crop in each.crops),
-            photos=tuple(Path(storage.path, names[place]) for place in kept * storage.is_local),
+            images=self.clip.denormalize(torch.cat([image.pixels for image in images])).cpu(),
+            crops=tuple(crop for image in images for crop in image.crops),
+            photos=tuple(
+                Path(self._storage.path, files[index].file)
+                for index in readable * self._storage.is_local
+            ),
         )
-        return explanation, skipped, kept
-
-    def _contributions(self, rows: Any) -> Tensor:
-        """The positions' vectors (N, h, w, E) of rows."""
-        precision, shape = self._table.about["precision"], self._table.about["grid"]
-        numbers = np.frombuffer(b"".join(rows["contributions"].to_pylist()), precision)
-        scales = rows["scale"].to_numpy()[:, None, None, None]
-        return torch.from_numpy(numbers.reshape(len(rows), *shape) * scales)
+        return explanation, skipped, readable
 
 
-def _absolute(path: str | Path, within: str = "") -> str:
-    file = expand(path).absolute()
-    if not file.as_posix().startswith(within):  # a link may lead there
-        file = file.parent.resolve() / file.name
-    return file.as_posix()
+def _unreadable(count: int, skipped: dict[str, str], absent: str) -> InputError:
+    name, reason = next(iter(skipped.items()), ("the index", absent))
+    return InputError(f"none of the {count} images can be read; {name}: {reason}")
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> npt.NDArray[np.float32]:
-    """Weights of so many targets, divided by their sum."""
-    if weights is None:
-        return np.full(count, 1 / count, np.float32)
-    with expecting(f"{count} weights, none below zero", weights):
-        shares: npt.NDArray[np.float32] = np.array(weights, np.float32)
-    fit = shares.shape == (count,) and (shares >= 0).all() and 0 < shares.sum() < np.inf
-    expect(fit, f"{count} weights, none below zero, that have a sum", weights)
-    shares /= shares.sum()
-    return shares
+    """Weights of so many targets, by default equal, divided by their sum."""
+    expected = f"{count} weights, none below zero, that have a sum"
+    with expecting(expected, weights):
+        shares = np.array([1] * count if weights is None else weights, np.float32)
+    fits = shares.shape == (count,) and (shares >= 0).all() and 0 < shares.sum() < np.inf
+    expect(fits, expected, weights)
+    return np.asarray(shares / shares.sum())

@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..checks import excerpt, expect
+from ..checks import as_list, excerpt, expand, expect, is_encodable
 from ..errors import InputError
+from ..evaluation.image_batches import list_images
 from ..evaluation.storage import Storage, storage_of
 from ..models import differing_parts
 
@@ -40,6 +41,32 @@ class File(NamedTuple):
         except (OSError, ValueError):  # whoever reads it says why
             size = 0
         return cls(name, size or 0)
+
+
+def list_files(
+    images: str | Path | Sequence[str | Path],
+) -> tuple[Storage, str, list[File], dict[str, str]]:
+    """Where images lie, their folder, the files, and why some of them cannot be in a table.
+
+    Of files that are given one by one the folder is "", and their names are whole paths.
+    """
+    if isinstance(images, (str, Path)):
+        storage = storage_of(images)
+        folder, sizes = storage.root, list_images(storage)
+    else:
+        storage = storage_of(".")
+        folder, sizes = "", dict.fromkeys(map(absolute, as_list(images)), 0)
+    files = [File.of(storage, name, size) for name, size in sizes.items() if is_encodable(name)]
+    unnamed = [name for name in sizes if not is_encodable(name)]
+    return storage, folder, files, dict.fromkeys(unnamed, "its name is no text in UTF-8")
+
+
+def absolute(path: str | Path, root: str = "") -> str:
+    """The whole path of a file, through links where it does not lie in a root as it is written."""
+    file = expand(path).absolute()
+    if not file.as_posix().startswith(root):
+        file = file.parent.resolve() / file.name
+    return file.as_posix()
 
 
 COLUMNS: Final = (*File._fields, "vector", "contributions", "scale")
@@ -88,10 +115,10 @@ class Table:
         expect(self._exists(), "an index", root, made)
         with self._errors():
             self.lance = self._connect().open_table(self._name)
-            told = (self.lance.schema.field("file").metadata or {}).get(_KEY.encode(), b"{}")
-            self.about = json.loads(told)
-        is_ours = self.about.get("format") == _FORMAT
-        expect(is_ours, f"a table of the kind {_FORMAT!r}", root, "name another")
+            metadata = self.lance.schema.field("file").metadata or {}
+            self.about = json.loads(metadata.get(_KEY.encode(), b"{}"))
+        is_index = self.about.get("format") == _FORMAT
+        expect(is_index, f"a table of the kind {_FORMAT!r}", root, "name another")
         return self
 
     def make(self, about: Mapping[str, Any]) -> None:
@@ -103,21 +130,21 @@ class Table:
         about = {"format": _FORMAT, **json.loads(json.dumps(about))}
         if self._exists() and len(self.open()):
             before, old = self.about, storage_of(self.about["folder"] or ".")
-            changes = [
-                f"the model has other {part}"
-                for part in differing_parts(before["identity"], about["identity"])
-            ]
-            settled = ("method", "precision", "grid")
+            differing = differing_parts(before["identity"], about["identity"])
+            changes = [f"the model has other {name}" for name in differing]
             changes += [
-                f"{part} was {before[part]} and is {about[part]}"
-                for part in settled
-                if before[part] != about[part]
+                f"{name} was {before[name]} and is {about[name]}"
+                for name in ("method", "precision", "grid")
+                if before[name] != about[name]
             ]
+            # a folder that is gone was moved, and keeps its index
             if before["folder"] != about["folder"] and old.system.isdir(old.path):
                 changes.append(f"it is of {before['folder'] or 'files'}")
             if changes:
-                told = "; ".join(changes)
-                raise InputError(f"{self.storage.root} is another index ({told}); name a new one.")
+                listed = "; ".join(changes)
+                raise InputError(
+                    f"{self.storage.root} is another index ({listed}); name a new one."
+                )
         settings = {_KEY: json.dumps(about)}
         with self._errors():
             if self.lance is None or not len(self):
@@ -132,8 +159,8 @@ class Table:
         with self._errors():
             return int(self.lance.count_rows())
 
-    def files(self) -> dict[str, File]:
-        """All files by name."""
+    def files(self) -> list[File]:
+        """All files."""
         with self._errors():
             return files_of(self.lance.search().select([*File._fields]).limit(None).to_arrow())
 
@@ -158,17 +185,18 @@ class Table:
         import pyarrow
 
         with self._errors():
-            parts = [self.lance.schema.empty_table().select(columns)]
+            tables = [self.lance.schema.empty_table().select(columns)]
             for condition in _among(names):
                 query = self.lance.search().where(condition).select([*columns]).limit(None)
-                parts.append(query.to_arrow())
-        rows = pyarrow.concat_tables(parts)
-        places = {name: place for place, name in enumerate(rows["file"].to_pylist())}
-        wanted = [places[name] for name in names if name in places]
+                tables.append(query.to_arrow())
+        rows = pyarrow.concat_tables(tables)
+        numbers = {name: number for number, name in enumerate(rows["file"].to_pylist())}
+        wanted = [numbers[name] for name in names if name in numbers]
         return rows.take(np.array(wanted, dtype=np.int64))
 
     def nearest(self, direction: npt.NDArray[np.float32], top: int) -> Any:
         """An Arrow table of the rows whose vectors have the largest products with a direction."""
+        top = min(top, max(1, len(self)))  # an empty index is told by whoever asks
         with self._errors():
             query = self.lance.search(direction, vector_column_name="vector").distance_type("dot")
             return query.limit(top).select([*COLUMNS, "_distance"]).to_arrow()
@@ -181,10 +209,9 @@ def _among(names: Sequence[str]) -> Iterator[str]:
         yield f"file IN ({', '.join(quoted[start : start + _NAMES])})"
 
 
-def files_of(rows: Any) -> dict[str, File]:
-    """The files of an Arrow table by name, in its order."""
-    columns = rows.select(File._fields).to_pydict().values()
-    return {file.file: file for file in map(File, *columns)}
+def files_of(rows: Any) -> list[File]:
+    """The files of an Arrow table, in its order."""
+    return [*map(File, *rows.select(File._fields).to_pydict().values())]
 
 
 def vectors_of(rows: Any) -> npt.NDArray[np.float32]:

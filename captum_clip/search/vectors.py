@@ -1,7 +1,6 @@
 """What an index keeps of each image: its vectors, made here or on Ray Data."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Literal
@@ -13,12 +12,14 @@ from torch import Tensor
 
 from ..attr.contributions import DirectContribution, any_target
 from ..attr.registry import MethodChoice
+from ..checks import check_choice, expect
 from ..errors import CaptumClipError, InputError
 from ..evaluation.config import RunConfig, full_name
 from ..evaluation.image_batches import ImageReader, preprocess_alone, read_ahead
 from ..evaluation.run import RESUME, ModelLoader, map_on_ray, threads
 from ..evaluation.storage import Storage
 from ..evaluation.units import Skipped
+from ..explaining import photos
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from .table import File, schema
@@ -29,32 +30,49 @@ LARGEST: Final[dict[Precision, int]] = {"int8": 127, "float16": 1}
 _TINY: Final = 1e-30
 
 
-@dataclass
 class Vectors:
-    """Makes the rows of images; in a process of Ray it loads the model there, by its name."""
+    """Makes the rows of images; in a process of Ray it loads the model there, by its name.
 
-    images: Storage
-    method: MethodChoice
-    precision: Precision
-    config: RunConfig
-    clip: ClipAdapter | None
+    InputError for a method or settings whose vectors cannot be kept.
+    """
 
-    def __post_init__(self) -> None:
-        assert self.clip is not None
-        config, blank = self.config, self.clip.preprocess(Image.new("RGB", (64, 64)))
+    def __init__(
+        self,
+        images: Storage,
+        clip: ClipAdapter,
+        method: str,
+        precision: Precision,
+        **computing: Any,
+    ) -> None:
+        check_choice(precision, LARGEST, name="precision")
+        choice = MethodChoice.of(method, tower=clip.tower)
+        fits = choice.method is DirectContribution and "per" not in choice.options
+        expect(fits, "direct with its options but `per`, whose vectors can be kept", choice.name)
+        self.images, self.options, self.precision = images, choice.options, precision
+        self.config = RunConfig(**{"chunk_size": 512, **computing})
+        self.clip: ClipAdapter | None = clip
+        config = self.config
         self.models = ModelLoader(config.processor, config.tokenizer, config.image_size)
-        self.model, self.identity = full_name(self.clip.name), self.clip.identity()
+        blank = clip.preprocess(Image.new("RGB", (64, 64)))
         self.size = (blank.shape[-2], blank.shape[-1])
-        self.shape = tuple(self.split(self.clip, blank)[1].shape[1:])  # (h, w, E)
+        self.about: dict[str, Any] = {
+            "model": full_name(clip.name),
+            "identity": clip.identity(),
+            "image_size": None if self.size == clip.tower.native else self.size[0],
+            "method": choice.name,
+            "precision": precision,
+            "grid": tuple(self.split(clip, blank)[1].shape[1:]),  # (h, w, E)
+        }
 
     def __getstate__(self) -> dict[str, Any]:
+        # a model is large, and may not be picklable: a worker loads it by its name
         return {**vars(self), "clip": None}
 
     def split(self, clip: ClipAdapter, images: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, E) of images, and the positions' shares in them (B, h, w, E)."""
         direct = DirectContribution(ClipSimilarity(clip, any_target(clip)))
         images = images.to(clip.device, clip.dtype)
-        shares, rest = direct.vectors(images, return_rest=True, **self.method.options)
+        shares, rest = direct.vectors(images, return_rest=True, **self.options)
         return (shares.sum((1, 2)) + rest).cpu(), shares.cpu()
 
     def tables(self, files: Sequence[File]) -> Iterator[Any]:
@@ -73,18 +91,19 @@ class Vectors:
     def table(self, files: Sequence[File], readers: int = 0) -> Any:
         """An Arrow table of the rows of files, each with a reason if it cannot be read."""
         if self.clip is None:
-            self.clip = self.models.load(self.model, self.config.device, {**self.identity})
+            model, identity = self.about["model"], {**self.about["identity"]}
+            self.clip = self.models.load(model, self.config.device, identity)
         clip, size, rows = self.clip, self.config.batch_size, list[dict[str, Any]]()
         prepare = partial(preprocess_alone, clip.processor, self.size)
         reader = ImageReader(self.images, [file.file for file in files], prepare)
         with read_ahead(reader, range(len(files)), readers, batch=size) as images:
             while batch := list(islice(images, size)):
                 whole = [image for image in batch if isinstance(image, Tensor)]
-                made = self._kept(*self.split(clip, torch.stack(whole))) if whole else iter(())
+                kept = self._kept(*self.split(clip, torch.stack(whole))) if whole else iter(())
                 for image in batch:
-                    why = {"reason": image.reason} if isinstance(image, Skipped) else next(made)
-                    rows.append(files[len(rows)]._asdict() | why)
-        return _arrow(rows, self.shape[-1])
+                    row = {"reason": image.reason} if isinstance(image, Skipped) else next(kept)
+                    rows.append(files[len(rows)]._asdict() | row)
+        return _arrow(rows, self.about["grid"][-1])
 
     def _kept(self, embeddings: Tensor, shares: Tensor) -> Iterator[dict[str, Any]]:
         for embedding, vectors in zip(embeddings, shares.numpy(), strict=True):
@@ -96,6 +115,30 @@ class Vectors:
             numbers = np.rint(vectors / scale) if self.precision == "int8" else vectors / scale
             row = {"vector": embedding.numpy(), "scale": scale, "reason": ""}
             yield {**row, "contributions": numbers.astype(self.precision).tobytes()}
+
+
+def contributions_of(rows: Any, about: Mapping[str, Any]) -> Tensor:
+    """The positions' vectors (N, h, w, E) of the rows of a table."""
+    numbers = np.frombuffer(b"".join(rows["contributions"].to_pylist()), about["precision"])
+    scales = rows["scale"].to_numpy()[:, None, None, None]
+    return torch.from_numpy(numbers.reshape(len(rows), *about["grid"]) * scales)
+
+
+def read_unchanged(
+    clip: ClipAdapter, images: Storage, files: Sequence[File]
+) -> tuple[list[photos.PreprocessedImages], dict[str, str]]:
+    """Images as a model takes them, and why the others were skipped: gone, damaged or changed."""
+    reader = ImageReader(images, [file.file for file in files], partial(photos.preprocess, clip))
+    read, skipped = list[photos.PreprocessedImages](), dict[str, str]()
+    for number, file in enumerate(files):
+        image = reader(number)
+        if isinstance(image, Skipped):
+            skipped[file.file] = image.reason
+        elif File.of(images, file.file) != file:
+            skipped[file.file] = "it has changed; build the index anew"
+        else:
+            read.append(image)
+    return read, skipped
 
 
 class _Worker:
@@ -110,7 +153,7 @@ class _Worker:
             with threads(self._vectors.config.thread_count):
                 return self._vectors.table(self._chunks[int(rows["unit"][0])])
         except CaptumClipError as error:
-            return _arrow([{"file": "", "reason": error.reason}], self._vectors.shape[-1])
+            return _arrow([{"file": "", "reason": error.reason}], self._vectors.about["grid"][-1])
 
 
 def _arrow(rows: list[dict[str, Any]], dimension: int) -> Any:
