@@ -1,7 +1,6 @@
 """The fields of an `Explanation` in a file: arrays, and all else as JSON beside them."""
 
 import json
-from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Final
@@ -15,29 +14,19 @@ from ..models.geometry import Crop
 
 SIGNS: Final = ("positive", "negative")
 _TENSORS: Final = ("scores", "norms", "images", "leave_one_out", "reference", "probabilities")
-_READ: Final[dict[str, Callable[[Any], Any]]] = {
-    "names": tuple,
-    "model": str,
-    "method": str,
-    "words": bool,
-    "text_maps": lambda texts: tuple(
-        tuple((str(w), float(v)) for w, v in words) for words in texts
-    ),
-    "hints": lambda images: tuple(map(tuple, images)),
-    "crops": lambda crops: tuple(Crop(tuple(size), tuple(box)) for size, box in crops),
-    "cells": tuple,
-    "contrast": tuple,
-    "calibration": str,
-}
-"""Fields that a file has as JSON, and what makes them of it."""
+_FACTS: Final = (
+    *("names", "model", "method", "words", "text_maps", "hints", "crops", "cells"),
+    *("contrast", "calibration"),
+)
+"""Fields that a file has as JSON."""
 
 
 def write_fields(explanation: Any, path: Path) -> None:
     """Write an .npz with all fields but the photos."""
     arrays = {f"maps_{sign}": values.numpy() for sign, values in explanation.maps.items()}
-    tensors = {part: getattr(explanation, part) for part in _TENSORS}
-    arrays |= {part: tensor.numpy() for part, tensor in tensors.items() if tensor is not None}
-    about = {part: getattr(explanation, part) for part in _READ}
+    tensors = {name: getattr(explanation, name) for name in _TENSORS}
+    arrays |= {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
+    about = {name: getattr(explanation, name) for name in _FACTS}
     arrays["about"] = np.array(json.dumps(about, default=astuple))
     replace_file(path, lambda file: np.savez_compressed(file, **arrays))
 
@@ -55,8 +44,14 @@ def read_fields(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has {', '.join(sorted(unknown))}")
         return {
             "maps": {sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
-            **{part: tensors[part] for part in _TENSORS if part in tensors},
-            **{part: read(about[part]) for part, read in _READ.items()},
+            **{name: tensors[name] for name in _TENSORS if name in tensors},
+            **{name: _frozen(about[name]) for name in _FACTS},
+            "crops": tuple(Crop(size, box) for size, box in _frozen(about["crops"])),
         }
     except DAMAGED as error:
         raise InputError(f"not a file of Explanation.save ({error}).") from error
+
+
+def _frozen(value: Any) -> Any:
+    """A value of JSON with tuples for its lists, as a frozen dataclass has them."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
