@@ -104,8 +104,8 @@ def expecting(
         raise
     except _REFUSALS as reason:
         line = excerpt(str(reason).strip().partition("\n")[0].partition(". ")[0].rstrip("."), 200)
-        told = f"expected {expected}, got {describe(given)}; {line}{advice and f'; {advice}'}."
-        raise error(told) from reason
+        sentence = f"expected {expected}, got {describe(given)}; {line}{advice and f'; {advice}'}."
+        raise error(sentence) from reason
 
 
 def is_integer(value: Any, *, least: float = float("-inf")) -> TypeGuard[int]:
@@ -144,8 +144,9 @@ def check_interval(name: str, value: Any, interval: str) -> None:
 
 def check_choice(value: Any, choices: Collection[str], *, name: str = "one") -> None:
     """Raise InputError unless a value is one of the choices; `name` is what is chosen."""
-    known = isinstance(value, str) and value in tuple(choices)
-    expect(known, f"{_argument(name)} of {', '.join(choices)}", value)
+    # a tuple, since a string would hold every part of itself
+    is_choice = isinstance(value, str) and value in tuple(choices)
+    expect(is_choice, f"{_argument(name)} of {', '.join(choices)}", value)
 
 
 def check_nonempty(name: str, values: Collection[Any]) -> None:
@@ -253,8 +254,8 @@ def find_file(path: str | Path, *, what: str = "file") -> Path:
     file = expand(path)
     if not file.is_file():
         folder = ", only a folder of that name" * file.is_dir()
-        shown = path if str(path).strip() else repr(str(path))
-        raise InputError(f"there is no {what} {shown}{folder}.")
+        name = path if str(path).strip() else repr(str(path))
+        raise InputError(f"there is no {what} {name}{folder}.")
     return file
 
 

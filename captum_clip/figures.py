@@ -165,7 +165,7 @@ def compare(
     return visualization.contact_sheet(
         [e.images[0] for e in columns[0] for _ in names],
         {
-            label: [one[None] for of_image in column for one in of_image]
+            label: [values[None] for maps in column for values in maps]
             for label, column in zip(numbered(labels), scaled, strict=True)
         },
         names=names * count,
@@ -445,10 +445,10 @@ def _ask(
         raise InputError("expected a text or an image to explain, got neither.")
     asked = []
     for clip in clips:
-        parts = [targets.text(clip, texts)] if texts else []
-        parts += [targets.image(clip, references)] if references else []
-        asked.append((clip, targets.concatenate(parts)))
-    pictures = [clips[0].denormalize(clips[0].preprocess(one))[0].cpu() for one in references]
+        kinds = [targets.text(clip, texts)] if texts else []
+        kinds += [targets.image(clip, references)] if references else []
+        asked.append((clip, targets.concatenate(kinds)))
+    pictures = [clips[0].denormalize(clips[0].preprocess(image))[0].cpu() for image in references]
     return asked, [*[None] * len(texts), *pictures]
 
 
@@ -470,8 +470,8 @@ def _explained(
     for clip, target in asked:
         wanted = _as_list(methods) if methods else methods_for(clip.kind) if every else ()
         for choice in fitting_methods(wanted, clip.tower, clip.name):
-            given = {"model": clip, "method": choice.method, **choice.options}
-            subjects.append(partial(explain, texts=target, sign=sign, **given))
+            options = {"model": clip, "method": choice.method, **choice.options}
+            subjects.append(partial(explain, texts=target, sign=sign, **options))
     return [explained_by(image) for image in listed for explained_by in subjects]
 
 

@@ -61,13 +61,13 @@ def head_vectors(
     several = isinstance(images, Iterable) and not isinstance(images, str)
     several = several and getattr(images, "ndim", 4) == 4
     expect(several, "images, in a list or one after the other", images)
-    images, parts = iter(images), list[HeadVectors]()
+    images, batches = iter(images), list[HeadVectors]()
     method = DirectContribution(ClipSimilarity(clip, any_target(clip)))
     while batch := list(islice(images, batch_size)):
-        found = method.vectors(clip.preprocess(batch), per="head")
-        parts.append(HeadVectors(*(part.cpu() for part in found)))
-    check_nonempty("image", parts)
-    return HeadVectors(*map(torch.cat, zip(*parts, strict=True)))
+        vectors = method.vectors(clip.preprocess(batch), per="head")
+        batches.append(HeadVectors(*(tensor.cpu() for tensor in vectors)))
+    check_nonempty("image", batches)
+    return HeadVectors(*map(torch.cat, zip(*batches, strict=True)))
 
 
 @public("text_span")
@@ -125,9 +125,9 @@ def mean_ablation(vectors: HeadVectors, heads: Sequence[Head]) -> Tensor:
     So :math:`(e' - \hat e) \cdot t` is the effect on the score of t, exact for the direct paths and
     for these alone: later layers read what they read before, and the embedding's length is held.
     """
-    known, numbers = map(range, vectors.heads.shape[1:3])
+    indices = [*map(range, vectors.heads.shape[1:3])]
     with expecting("pairs (layer, head) of the model", heads):
-        pairs = {(known.index(layer), numbers.index(head)) for layer, head in heads}
+        pairs = {(indices[0].index(layer), indices[1].index(head)) for layer, head in heads}
         layers, columns = zip(*pairs, strict=True)
     chosen = vectors.heads[:, layers, columns]  # (N, m, E)
     return vectors.embeddings - (chosen - chosen.mean(0)).sum(1)
@@ -161,9 +161,9 @@ def describe_heads(
         (i, j): text_span(vectors.heads[:, i, j], pool, count)._replace(value=value)
         for (i, j), value in rank_heads(vectors, direction).items()
     }
-    found = {head: span for head, span in spans.items() if span.texts}
-    expect(found, "images that heads tell apart", len(vectors.rest))
-    return found
+    varying = {head: span for head, span in spans.items() if span.texts}
+    expect(varying, "images that heads tell apart", len(vectors.rest))
+    return varying
 
 
 def head_label(clip: ClipAdapter, head: Head, words: str = "") -> str:

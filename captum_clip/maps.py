@@ -121,18 +121,20 @@ def uncrop(
     rows, columns = inside(box, size)
     y, x = (
         (
-            (2 * torch.arange(part.start, part.stop, device=maps.device).double() + 1 - 2 * low)
+            (2 * torch.arange(cut.start, cut.stop, device=maps.device).double() + 1 - 2 * low)
             / (high - low)
         ).to(maps)
-        for part, low, high in ((rows, box[1], box[3]), (columns, box[0], box[2]))
+        for cut, low, high in ((rows, box[1], box[3]), (columns, box[0], box[2]))
     )
     where = torch.stack([(x - 1).expand(len(y), -1), (y - 1)[:, None].expand(-1, len(x))], dim=-1)
     planes = maps.reshape(1, -1, *maps.shape[-2:])  # (1, N, h, w)
-    part = F.grid_sample(planes, where[None], mode=mode, padding_mode="border", align_corners=False)
+    inner = F.grid_sample(
+        planes, where[None], mode=mode, padding_mode="border", align_corners=False
+    )
     if clamp:
-        part = part.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
+        inner = inner.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
     whole = maps.new_zeros(*maps.shape[:-2], height, width)
-    whole[..., rows, columns] = part.reshape(*maps.shape[:-2], len(y), len(x))
+    whole[..., rows, columns] = inner.reshape(*maps.shape[:-2], len(y), len(x))
     return whole
 
 

@@ -87,12 +87,12 @@ def pick_things(
     count: int, generator: np.random.Generator, *, without: Collection[str] = ()
 ) -> tuple[Thing, ...]:
     """Draw things with different nouns, none of them left out, each thing equally often."""
-    picked: dict[str, Thing] = {}
-    while len(picked) < count:
+    chosen: dict[str, Thing] = {}
+    while len(chosen) < count:
         thing = THINGS[generator.integers(len(THINGS))]
         if thing.noun not in without:
-            picked.setdefault(thing.noun, thing)
-    return tuple(picked.values())
+            chosen.setdefault(thing.noun, thing)
+    return tuple(chosen.values())
 
 
 def draw_object(
@@ -158,8 +158,8 @@ def draw_scene(
     drawn_background = world.backgrounds[choice.integers(len(world.backgrounds))]
     background = drawn_background if background is None else background
     held_out = () if split == "train" else world.held_out
-    known = dict.fromkeys((*world.backgrounds, *held_out))
-    check_choice(background, known, name="background")
+    backgrounds = dict.fromkeys((*world.backgrounds, *held_out))
+    check_choice(background, backgrounds, name="background")
     if objects is None:
         things = pick_things(number, choice)
     else:

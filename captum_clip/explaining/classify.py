@@ -72,8 +72,8 @@ def classify(
         >>> found.names[0], found.probabilities.shape
         ('horse', torch.Size([1, 2]))
     """
-    parts = {name: options.pop(name) for name in _LOADING if name in options}
-    clip = load_clip(model, **parts)
+    loading = {name: options.pop(name) for name in _LOADING if name in options}
+    clip = load_clip(model, **loading)
     fits = templates is None or not isinstance(classes, Target)
     expect(fits, "names of classes for the templates", classes)
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
@@ -85,8 +85,8 @@ def classify(
         cosines = ClipSimilarity(clip, target)(pixels)
     probabilities, calibration = _calibrated(clip, cosines)
     best = cosines[0].topk(top).indices.tolist()
-    found = explain(image, target[best], model=clip, **options)
-    return replace(found, probabilities=probabilities[:, best].cpu(), calibration=calibration)
+    explanation = explain(image, target[best], model=clip, **options)
+    return replace(explanation, probabilities=probabilities[:, best].cpu(), calibration=calibration)
 
 
 def of_classes(

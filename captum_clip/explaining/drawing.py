@@ -74,75 +74,75 @@ class Drawable:
 
 def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: Any) -> Figure:
     """Draw an `Explanation`, or those of several models; the arguments are those of ``plot``."""
-    alike = {(one.names, len(one), *one.maps) for one in several}
+    alike = {(e.names, len(e), *e.maps) for e in several}
     expect(len(alike) == 1, "explanations of the same images and texts", [*several])
-    found = several[0]
-    check_nonempty("image", found.images)
-    if found.reference is not None:
-        plain = cmap is None and alpha == ALPHA and mode == "bicubic"
-        if not plain or not (original is None or original is False):
+    first = several[0]
+    check_nonempty("image", first.images)
+    if first.reference is not None:
+        is_plain = cmap is None and alpha == ALPHA and mode == "bicubic"
+        if not is_plain or not (original is None or original is False):
             raise InputError(
                 "each match of two images has a colour of its own, on what the model "
                 "saw; leave cmap, alpha, interpolation and original out."
             )
-        return _draw_matches(found)
+        return _draw_matches(first)
     if original is None:
-        known = all(one.photos and one.crops for one in several)
-        original = known and not all(crop.is_whole for one in several for crop in one.crops)
+        has_photos = all(e.photos and e.crops for e in several)
+        original = has_photos and not all(crop.is_whole for e in several for crop in e.crops)
     laid = [
-        (one.images, one.heatmap(interpolation=mode))
+        (e.images, e.heatmap(interpolation=mode))
         if original is False
-        else photos.lay_on_photos(photos.originals(one, original), one.crops, one.maps, mode)
-        for one in several
+        else photos.lay_on_photos(photos.originals(e, original), e.crops, e.maps, mode)
+        for e in several
     ]
     images = _mixed(pictures for pictures, _ in laid)
     heatmap: dict[Any, Any] = {
-        sign: _mixed(of_model[sign] for _, of_model in laid) for sign in found.maps
+        sign: _mixed(heatmaps[sign] for _, heatmaps in laid) for sign in first.maps
     }
-    scores = torch.stack(_mixed(one.scores for one in several))
-    shown: dict[str, Any] = {"alpha": alpha, "caption": " | ".join(map(caption, several))}
+    scores = torch.stack(_mixed(e.scores for e in several))
+    look: dict[str, Any] = {"alpha": alpha, "caption": " | ".join(map(caption, several))}
     if len(several) > 1:
-        shown["labels"] = [one.model for one in several] * len(found)
-    if found.contrast and len(heatmap) == 2 and cmap is None:
-        differences = torch.cat(_mixed(one.scores * one.norms for one in several)).tolist()
-        return _draw_contrast(found.contrast, images, heatmap, differences, **shown)
-    of_parts = found.words or found.cells != (0, 0)  # which have no cosines
-    if not of_parts and not found.text_maps and len(heatmap) == 2:
-        shown |= {} if cmap is None else {"cmaps": (cmap, cmap)}
-        return visualization.signs(images, **heatmap, names=titles(found), scores=scores, **shown)
+        look["labels"] = [e.model for e in several] * len(first)
+    if first.contrast and len(heatmap) == 2 and cmap is None:
+        differences = torch.cat(_mixed(e.scores * e.norms for e in several)).tolist()
+        return _draw_contrast(first.contrast, images, heatmap, differences, **look)
+    has_cosines = not first.words and first.cells == (0, 0)  # a word's share is none
+    if has_cosines and not first.text_maps and len(heatmap) == 2:
+        look |= {} if cmap is None else {"cmaps": (cmap, cmap)}
+        return visualization.signs(images, **heatmap, names=titles(first), scores=scores, **look)
     if cmap is not None or list(heatmap) == ["negative"]:
-        shown["cmap"] = visualization.NEGATIVE if cmap is None else cmap
-    weights = _mixed(one.weights.expand(len(found), -1)[..., None, None] for one in several)
+        look["cmap"] = visualization.NEGATIVE if cmap is None else cmap
+    weights = _mixed(e.weights.expand(len(first), -1)[..., None, None] for e in several)
     dimmed = [[w * m for w, m in zip(weights, maps, strict=True)] for maps in heatmap.values()]
-    first, second = (*dimmed, None, None)[:2]
-    if found.text_maps:
+    upper, lower = (*dimmed, None, None)[:2]
+    if first.text_maps:
         return visualization.sentences(
-            images, found.text_maps, scores=scores, heatmap=first, **shown
+            images, first.text_maps, scores=scores, heatmap=upper, **look
         )
     return visualization.overlay(
         images,
-        first or [],
-        negative=second,
-        names=titles(found),
-        scores=None if of_parts else scores,
-        notes=_mixed(one.notes for one in several),
-        **shown,
+        upper or [],
+        negative=lower,
+        names=titles(first),
+        scores=scores if has_cosines else None,
+        notes=_mixed(e.notes for e in several),
+        **look,
     )
 
 
-def _mixed(parts: Iterable[Iterable[Any]]) -> list[Any]:
+def _mixed(members: Iterable[Iterable[Any]]) -> list[Any]:
     """What each model has of each image, image by image."""
-    return [*chain.from_iterable(zip(*parts, strict=True))]
+    return [*chain.from_iterable(zip(*members, strict=True))]
 
 
-def _draw_matches(found: Any) -> Figure:
-    shares = found.maps.get("positive", found.maps.get("negative"))
+def _draw_matches(explanation: Any) -> Figure:
+    shares = explanation.maps.get("positive", explanation.maps.get("negative"))
     return visualization.matches(
-        found.images,
-        [found.reference] * len(found),
-        shares[:, 1:].reshape(len(found), *found.cells, *shares.shape[-2:]),
-        scores=found.scores[:, 0],
-        caption=caption(found),
+        explanation.images,
+        [explanation.reference] * len(explanation),
+        shares[:, 1:].reshape(len(explanation), *explanation.cells, *shares.shape[-2:]),
+        scores=explanation.scores[:, 0],
+        caption=caption(explanation),
     )
 
 
@@ -153,35 +153,36 @@ def _draw_contrast(
     alpha, labels = look.pop("alpha"), look.pop("labels", [""] * len(differences))
     check_interval("alpha", alpha, "[0, 1]")
     pictures, (above, below) = framed_batches(images, list(heatmap.values()))
-    one, other = texts
+    text, other = texts
     rows = []
     for image, up, down, by, label in zip(pictures, above, below, differences, labels, strict=True):
         note = f"cosines differ by {by:+.3f}".replace("-", "\N{MINUS SIGN}")
         drawn = blend_signed(image, up[0] - down[0], alpha)
         lead = Panel(image, "image", label=label)
-        rows.append([lead, Panel(drawn, f"{one} rather than {other}", note)])
-    bars = {f"for {one}": POSITIVE, f"for {other}": NEGATIVE}
+        rows.append([lead, Panel(drawn, f"{text} rather than {other}", note)])
+    bars = {f"for {text}": POSITIVE, f"for {other}": NEGATIVE}
     legends = [Legend(ramp(colors, alpha), label) for label, colors in bars.items()]
     return grid(rows, legends=legends, **look)
 
 
-def titles(found: Any) -> list[str]:
+def titles(explanation: Any) -> list[str]:
     """The names of an `Explanation`, those of classes with their probabilities."""
-    if found.probabilities is None:
-        return list(found.names)
-    shares = ("below 0.1%" if p < 0.001 else f"{p:.1%}" for p in found.probabilities[0].tolist())
-    return [f"{name}: {share}" for name, share in zip(found.names, shares, strict=True)]
+    names, probabilities = explanation.names, explanation.probabilities
+    if probabilities is None:
+        return list(names)
+    shares = ("below 0.1%" if p < 0.001 else f"{p:.1%}" for p in probabilities[0].tolist())
+    return [f"{name}: {share}" for name, share in zip(names, shares, strict=True)]
 
 
-def caption(found: Any) -> str:
+def caption(explanation: Any) -> str:
     """Model, method and scale of an `Explanation`, then its hints."""
-    said = [found.model, found.method]
-    said += ["all words on one scale"] * (found.leave_one_out is not None)
-    said += [found.calibration] * bool(found.calibration)
-    said += ["negative evidence"] * (list(found.maps) == ["negative"])
-    count = len(found.hints)
-    said += [f"hints for {sum(map(bool, found.hints))} of {count} images"] * (count > ROWS)
-    for number, sentences in enumerate(found.hints if count <= ROWS else (), 1):
+    lines = [explanation.model, explanation.method]
+    lines += ["all words on one scale"] * (explanation.leave_one_out is not None)
+    lines += [explanation.calibration] * bool(explanation.calibration)
+    lines += ["negative evidence"] * (list(explanation.maps) == ["negative"])
+    count = len(explanation.hints)
+    lines += [f"hints for {sum(map(bool, explanation.hints))} of {count} images"] * (count > ROWS)
+    for number, sentences in enumerate(explanation.hints if count <= ROWS else (), 1):
         which = f"image {number}: " if count > 1 else ""
-        said += [which + sentence for sentence in sentences]
-    return " \N{MIDDLE DOT} ".join(said)
+        lines += [which + sentence for sentence in sentences]
+    return " \N{MIDDLE DOT} ".join(lines)

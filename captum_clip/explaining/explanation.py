@@ -107,7 +107,7 @@ class Explanation(drawing.Drawable):
             and self.norms.shape == shape[1:]
             and len(self.maps) + len(self.text_maps) > 0
             and len(self.text_maps) in (0, len(self.names))
-            and all(len(part) in (0, shape[0]) for part in (self.hints, self.crops, self.photos))
+            and all(len(x) in (0, shape[0]) for x in (self.hints, self.crops, self.photos))
             and list(self.maps) == [sign for sign in SIGNS if sign in self.maps]
             and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
             and (self.leave_one_out is None or self.leave_one_out.shape == shape)
@@ -184,26 +184,26 @@ class Explanation(drawing.Drawable):
 
     def _target(self, index: int) -> "Explanation":
         """The explanation of one target; a part of the whole, such as a word, keeps its share."""
-        one, name, cells = slice(index, index + 1), self.names[index], self.cells
+        column, name, cells = slice(index, index + 1), self.names[index], self.cells
         if index == 0 and (self.words or self.reference is not None):  # the whole, with its cosine
             cells = (0, 0)
         elif self.leave_one_out is not None:
             cells = (1, len(self.names) - 1)
         return replace(
             self,
-            maps={sign: m[:, one] for sign, m in self.maps.items()},
-            scores=self.scores[:, one],
+            maps={sign: m[:, column] for sign, m in self.maps.items()},
+            scores=self.scores[:, column],
             names=(name,),
-            norms=self.norms[one],
+            norms=self.norms[column],
             words=False,
-            text_maps=self.text_maps[one],
+            text_maps=self.text_maps[column],
             hints=tuple(
                 tuple(h for h in hints if f"“{name}”" in h or "“" not in h) for hints in self.hints
             ),
             leave_one_out=None,
             reference=None,
             cells=cells,
-            probabilities=None if self.probabilities is None else self.probabilities[:, one],
+            probabilities=None if self.probabilities is None else self.probabilities[:, column],
         )
 
     @public("heatmap")
@@ -232,18 +232,18 @@ class Explanation(drawing.Drawable):
         check_flag("original", original)
         height, width = self.images.shape[-2:]
         size, box = (height, width), (0.0, 0.0, float(width), float(height))
-        parts = [(size, box, crop.of_photo(size)) for crop in self.crops]
-        parts = parts or [(size, box, box)] * len(self)
+        views = [(size, box, crop.of_photo(size)) for crop in self.crops]
+        views = views or [(size, box, box)] * len(self)
         if original:
             photos.check_crops(self)
-            parts = [(crop.size, crop.box, crop.box) for crop in self.crops]
+            views = [(crop.size, crop.box, crop.box) for crop in self.crops]
             if len(sizes := sorted({crop.size for crop in self.crops})) > 1:
                 differ = f"the photos differ in height and width, {sizes}"
                 raise InputError(f"{differ}; take one, as in explanation[0].heatmap(...).")
         each = []
-        for index, (size, box, shown) in enumerate(parts):
+        for index, (size, box, visible) in enumerate(views):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
-            each.append(photos.normalized(raw, size, mode, box, shown))
+            each.append(photos.normalized(raw, size, mode, box, visible))
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
 
     @public("regions")
@@ -264,16 +264,16 @@ class Explanation(drawing.Drawable):
         Raises:
             InputError: an unknown threshold, or an explanation of the text side alone.
         """
-        found = []
+        marked = []
         places = enumerate(self._places())
         for (index, crop), (column, name) in product(places, enumerate(self.names)):
-            one = {sign: values[index, column] for sign, values in self.maps.items()}
-            heatmap = photos.normalized(one, crop.size, "bicubic", crop.box)
-            found += [
+            raw = {sign: values[index, column] for sign, values in self.maps.items()}
+            heatmap = photos.normalized(raw, crop.size, "bicubic", crop.box)
+            marked += [
                 regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
                 for sign, values in heatmap.items()
             ]
-        return found
+        return marked
 
     def _places(self) -> Sequence[Crop]:
         """Where each image lies in its photo, which is the image itself where that is not known."""
@@ -305,15 +305,15 @@ class Explanation(drawing.Drawable):
         places = self._places()
         if "positive" not in self.maps:
             raise InputError("the maps are of negative evidence alone; take `sign='both'`.")
-        own, names, found = self.maps["positive"], self.names, []
-        if self.words or self.reference is not None:  # without the whole, of which they are parts
-            own, names = own[:, 1:], names[1:]
+        positive, names, labels = self.maps["positive"], self.names, []
+        if self.words or self.reference is not None:  # the whole text would win everywhere
+            positive, names = positive[:, 1:], names[1:]
         if self.words and self.leave_one_out is None:
-            own = own * self.norms[1:, None, None]
-        for crop, raw in zip(places, own, strict=True):
+            positive = positive * self.norms[1:, None, None]
+        for crop, raw in zip(places, positive, strict=True):
             large = maps.uncrop(raw, crop.box, crop.size, mode="bicubic", clamp=True)
-            found.append(regions.label_map(large, crop.box, threshold, names))
-        return found
+            labels.append(regions.label_map(large, crop.box, threshold, names))
+        return labels
 
     @public("points")
     def points(self, count: int = 3) -> dict[str, list[list[Tensor]]]:
@@ -355,9 +355,9 @@ class Explanation(drawing.Drawable):
             InputError: another ending, a folder that cannot be written to, or no such look.
         """
         path = check_destination(path, FORMATS)
-        known = inspect.signature(self.plot).parameters
-        for name in look.keys() - known:
-            listed = f"expected {', '.join(known)}, got {name!r}"
+        options = inspect.signature(self.plot).parameters
+        for name in look.keys() - options:
+            listed = f"expected {', '.join(options)}, got {name!r}"
             raise InputError(f"{listed}; savefig of explanation.plot() takes matplotlib's.")
         kind = path.suffix.lower()
         if kind == ".npz":
@@ -396,10 +396,10 @@ class Explanation(drawing.Drawable):
         if not isinstance(index, slice):
             number = range(len(self))[index]  # IndexError past the last, as iteration needs it
             index = slice(number, number + 1)
-        parts = ("scores", "images", "hints", "crops", "photos", "leave_one_out")
-        values = {part: getattr(self, part) for part in parts}
-        of_images: Any = {part: None if v is None else v[index] for part, v in values.items()}
-        return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **of_images)
+        names = ("scores", "images", "hints", "crops", "photos", "leave_one_out")
+        values = {name: getattr(self, name) for name in names}
+        chosen: Any = {name: None if v is None else v[index] for name, v in values.items()}
+        return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **chosen)
 
     @public("to_pandas")
     def to_pandas(self) -> Any:
@@ -452,11 +452,11 @@ class Comparison(tuple[Explanation, ...], drawing.Drawable):
     def __getitem__(self, index: Any) -> Any:
         """The explanation of a model, by its place or its name; of a slice those of some."""
         if isinstance(index, str):
-            names = [found.model for found in self]
+            names = [explanation.model for explanation in self]
             expect(index in names, f"a model of {', '.join(names)}", index)
             index = names.index(index)
-        found = super().__getitem__(index)
-        return Comparison(found) if isinstance(index, slice) else found
+        chosen = super().__getitem__(index)
+        return Comparison(chosen) if isinstance(index, slice) else chosen
 
 
 def _share_note(share: float) -> str:

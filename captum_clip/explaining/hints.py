@@ -53,7 +53,7 @@ def find_hints(
     It costs one more forward pass for the scores and one of the method for eight texts, and once a
     model the encoding of 32 short texts. The arguments are those of :func:`compare`.
     """
-    found = []
+    hints = []
     for better, alike in zip(*compare(clip, choice, images, texts, raw, scores), strict=True):
         low = [index for index, share in enumerate(better) if share > SHARE]
         same = [index for index, value in enumerate(alike) if value > CORRELATION]
@@ -63,8 +63,8 @@ def find_hints(
             for i in low
         ]
         sentences += [_maps_alike([texts[i] for i in same], alike[same])] if same else []
-        found.append(tuple(sentences))
-    return found
+        hints.append(tuple(sentences))
+    return hints
 
 
 def can_compare(clip: ClipAdapter) -> bool:
@@ -99,7 +99,7 @@ def compare(
         (B, K) of each map with the mean map of eight of them.
     """
     words = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    related = torch.tensor([[noun in own for noun in _NOUNS] for own in words])
+    related = torch.tensor([[noun in of_text for noun in _NOUNS] for of_text in words])
     embeddings = _unrelated(clip)
     with torch.no_grad():
         cosines = (clip.encode_image(images).float() @ embeddings.embeddings.T).cpu()  # (B, N)
@@ -124,14 +124,15 @@ def _listed(texts: Sequence[str]) -> str:
     if len(texts) > 3:
         return f"{len(texts)} of the texts"
     quoted = [f"\N{LEFT DOUBLE QUOTATION MARK}{t}\N{RIGHT DOUBLE QUOTATION MARK}" for t in texts]
-    return " and ".join(part for part in (", ".join(quoted[:-1]), quoted[-1]) if part)
+    return " and ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
 
 
 def _unrelated(clip: ClipAdapter) -> Target:
     """The target of the unrelated texts, encoded again only where the model has changed."""
+    # a weight that was changed in place keeps its address, and counts a version
     state = [(p.data_ptr(), p._version) for p in clip.model.parameters()]
-    tokenizer, known, target = _targets.get(clip.model, (None, None, None))
-    if target is None or tokenizer is not clip.tokenizer or known != state:
+    tokenizer, encoded_state, target = _targets.get(clip.model, (None, None, None))
+    if target is None or tokenizer is not clip.tokenizer or encoded_state != state:
         target = targets.text(clip, UNRELATED)
         _targets[clip.model] = (clip.tokenizer, state, target)
     return target

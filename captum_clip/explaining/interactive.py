@@ -22,7 +22,7 @@ from .drawing import titles
 
 
 def page(
-    found: Any,
+    explanation: Any,
     cmap: str | Colormap | None = None,
     alpha: float = ALPHA,
     interpolation: Mode = "bicubic",
@@ -31,22 +31,22 @@ def page(
     """Write an `Explanation` as HTML; the arguments and errors are those of its method ``plot``."""
     check_interval("alpha", alpha, "[0, 1]")
     check_choice(interpolation, get_args(Mode), name="a mode")
-    usual = colormap(cmap or (POSITIVE if len(found.maps) == 2 else HEAT))
+    usual = colormap(cmap or (POSITIVE if len(explanation.maps) == 2 else HEAT))
     colors = {"positive": usual, "negative": NEGATIVE if cmap is None else usual}
     steps = np.linspace(0, 1, 64)
     looks = {
         sign: (colors[sign](steps)[:, :3].T.round(3), map(to_hex, ramp(colors[sign], alpha)(steps)))
-        for sign in found.maps
+        for sign in explanation.maps
     }
     basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
     soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T
-    files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in found.photos]
-    data = json.dumps(_data(found, interpolation, original), separators=(",", ":"))
+    files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in explanation.photos]
+    data = json.dumps(_data(explanation, interpolation, original), separators=(",", ":"))
     text = Path(__file__).with_suffix(".html").read_text("utf-8")
     written: str = Template(text, autoescape=True, undefined=StrictUndefined).render(
-        found=found,
-        titles=titles(found),
-        files=files or [""] * len(found),
+        explanation=explanation,
+        titles=titles(explanation),
+        files=files or [""] * len(explanation),
         soft=soft.flatten().round(4),
         looks=looks,
         alpha=alpha,
@@ -56,41 +56,42 @@ def page(
     return written
 
 
-def _data(found: Any, interpolation: Mode, original: Any) -> dict[str, Any]:
+def _data(explanation: Any, interpolation: Mode, original: Any) -> dict[str, Any]:
     """What the page's script reads."""
-    for values in found.maps.values():
+    for values in explanation.maps.values():
         check_maps(values)  # JSON has no NaN
-    images, boxes = found.images, [(0, 0, 1, 1)] * len(found)
+    images, boxes = explanation.images, [(0, 0, 1, 1)] * len(explanation)
     if original is None:
-        original = bool(found.photos and found.crops)
+        original = bool(explanation.photos and explanation.crops)
     if original is not False:
-        given = photos.originals(found, original)
-        images, _ = photos.lay_on_photos(given, found.crops, {}, interpolation)
-        boxes = [crop.scaled((1, 1)) for crop in found.crops]
-    raw, notes = found.maps, found.notes
-    if found.words and found.leave_one_out is None:  # what a word adds
-        raw = {sign: values * found.norms[:, None, None] for sign, values in raw.items()}
-    elif not found.words and (found.cells == (0, 0) or found.reference is not None):
-        notes = [[score_note(score) for score in scores] for scores in found.scores.tolist()]
-    each = zip(as_images(images), boxes, notes, found.weights.expand(len(found), -1), strict=True)
+        originals = photos.originals(explanation, original)
+        images, _ = photos.lay_on_photos(originals, explanation.crops, {}, interpolation)
+        boxes = [crop.scaled((1, 1)) for crop in explanation.crops]
+    raw, notes, reference = explanation.maps, explanation.notes, explanation.reference
+    if explanation.words and explanation.leave_one_out is None:  # what a word adds
+        raw = {sign: values * explanation.norms[:, None, None] for sign, values in raw.items()}
+    elif not explanation.words and (explanation.cells == (0, 0) or reference is not None):
+        notes = [[score_note(score) for score in scores] for scores in explanation.scores.tolist()]
+    weights = explanation.weights.expand(len(explanation), -1).tolist()
+    rows = zip(as_images(images), boxes, notes, weights, strict=True)
     return {
         "grid": next((values.shape[-2:] for values in raw.values()), (0, 0)),
-        "cells": found.cells,
-        "names": found.names,
-        "has_whole": int(found.words or found.reference is not None),
+        "cells": explanation.cells,
+        "names": explanation.names,
+        "has_whole": int(explanation.words or reference is not None),
         "mode": interpolation,
-        "texts": found.text_maps,
-        "reference": "" if found.reference is None else _jpeg(*as_images([found.reference])),
+        "texts": explanation.text_maps,
+        "reference": "" if reference is None else _jpeg(*as_images([reference])),
         "images": [
             {
                 "source": _jpeg(pixels),
                 "box": box,
-                "notes": written,
-                "weights": weights.tolist(),
-                "hints": found.hints[index] if found.hints else (),
-                "maps": {sign: list(map(_levels, of[index])) for sign, of in raw.items()},
+                "notes": lines,
+                "weights": shares,
+                "hints": explanation.hints[index] if explanation.hints else (),
+                "maps": {sign: list(map(_levels, values[index])) for sign, values in raw.items()},
             }
-            for index, (pixels, box, written, weights) in enumerate(each)
+            for index, (pixels, box, lines, shares) in enumerate(rows)
         ],
     }
 

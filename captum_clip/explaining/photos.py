@@ -55,8 +55,8 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
     photos = tuple(images) if several else (images,)
     sizes = [_size(image) for image in opened]
     try:
-        known = {size: _crop(clip, size, whole) for size in set(sizes)}
-        crops = tuple(known[size] for size in sizes)
+        crop_by_size = {size: _crop(clip, size, whole) for size in set(sizes)}
+        crops = tuple(crop_by_size[size] for size in sizes)
     except UnsupportedModelError:
         crops = ()
     if whole:
@@ -96,26 +96,26 @@ def _padded(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     return square
 
 
-def check_crops(found: Any) -> None:
+def check_crops(explanation: Any) -> None:
     """Raise InputError where an `Explanation` does not know the crops of its photos."""
-    if not found.crops:
+    if not explanation.crops:
         reason = "the images came as preprocessed tensors; explain files, PIL images or arrays"
-        if found.photos:
-            reason = f"how the processor of {found.model} crops them is not known"
+        if explanation.photos:
+            reason = f"how the processor of {explanation.model} crops them is not known"
         raise InputError(f"a map cannot be laid on the original photos: {reason}.")
 
 
-def originals(found: Any, original: Any) -> Sequence[ImageLike]:
+def originals(explanation: Any, original: Any) -> Sequence[ImageLike]:
     """The photos of an `Explanation`, those that are given where they are not True."""
-    check_crops(found)
+    check_crops(explanation)
     if original is not True:
         return list(original) if isinstance(original, (list, tuple)) else [original]
-    if not found.photos:
+    if not explanation.photos:
         raise InputError(
             "this explanation comes from a file without photos; plot(original='photo.jpg')."
         )
-    known: Sequence[ImageLike] = found.photos
-    return known
+    photos: Sequence[ImageLike] = explanation.photos
+    return photos
 
 
 def lay_on_photos(
@@ -145,10 +145,10 @@ def lay_on_photos(
         box = crop.scaled(size)
         colors = torch.from_numpy(np.array(image, dtype=np.float32))
         colors = colors.movedim(-1, 0) / 255
-        shown = _GREY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
+        grey = _GREY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
         seen = (slice(None), *maps.inside(box, size))
-        shown[seen] = colors[seen]
-        drawn.append(shown)
+        grey[seen] = colors[seen]
+        drawn.append(grey)
         of_image = {sign: values[index] for sign, values in raw.items()}
         for sign, values in normalized(of_image, size, mode, box).items():
             heatmap[sign].append(values)
@@ -156,20 +156,21 @@ def lay_on_photos(
 
 
 def normalized(
-    raw: Mapping[str, Tensor], size: Size, mode: Mode, box: Box, shown: Box | None = None
+    raw: Mapping[str, Tensor], size: Size, mode: Mode, box: Box, visible: Box | None = None
 ) -> dict[str, Tensor]:
     """Raw maps (..., h, w) of a box of an image -> (..., H, W) in [0, 1], zero elsewhere.
 
-    Each map is min-max normalised over the pixels that lie in the box, and in `shown` where that
-    is given; its signs share one scale.
+    Each map is min-max normalised over the pixels that lie in the box, and in `visible`
+    where there is one; its signs share one scale.
     """
     if not raw:
         return {}
-    rows, columns = maps.inside(box if shown is None else shown, size)
+    rows, columns = maps.inside(box if visible is None else visible, size)
     clamp = mode == "bicubic"
     large = [maps.uncrop(each, box, size, mode=mode, clamp=clamp) for each in raw.values()]
-    parts = torch.cat([values[..., rows, columns] for values in large], dim=-1)
+    # side by side, so that the signs are stretched as one map
+    joined = maps.normalize(torch.cat([values[..., rows, columns] for values in large], dim=-1))
     heatmap = [torch.zeros_like(values) for values in large]
-    for whole, part in zip(heatmap, maps.normalize(parts).chunk(len(heatmap), dim=-1), strict=True):
-        whole[..., rows, columns] = part
+    for whole, inner in zip(heatmap, joined.chunk(len(heatmap), dim=-1), strict=True):
+        whole[..., rows, columns] = inner
     return dict(zip(raw, heatmap, strict=True))

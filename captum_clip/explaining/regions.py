@@ -76,17 +76,17 @@ def _tv_tensors(mask: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     except ImportError:
         return mask, boxes
     size = (mask.shape[0], mask.shape[1])
-    known = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
-    return tv_tensors.Mask(mask), known
+    tv_boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+    return tv_tensors.Mask(mask), tv_boxes
 
 
 def _boxes(mask: Tensor) -> Tensor:
     """The boxes (N, 4) of the parts of a mask (H, W), the largest part first."""
     from scipy import ndimage
 
-    parts, count = ndimage.label(mask.numpy(), np.ones((3, 3)))  # corners touch as well
-    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(parts)]
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    labels, count = ndimage.label(mask.numpy(), np.ones((3, 3)))  # corners touch as well
+    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     largest_first = np.argsort(-sizes, kind="stable").tolist()
     return torch.tensor([boxes[index] for index in largest_first]).reshape(-1, 4).float()
 
@@ -193,19 +193,19 @@ def points(raw: Tensor, box: Box, size: tuple[int, int], count: int) -> Tensor:
     return torch.from_numpy(np.stack([x[order], y[order]], 1)).float()
 
 
-def region_files(found: Sequence[Region]) -> list[str]:
+def region_files(regions: Sequence[Region]) -> list[str]:
     """Names of the files of :func:`save_regions`: the mask of each region, then the JSON."""
-    masks = [f"{i:03}-{slug(one.target)}-{one.sign}.png" for i, one in enumerate(found)]
+    masks = [f"{i:03}-{slug(r.target)}-{r.sign}.png" for i, r in enumerate(regions)]
     return [*masks, "regions.json"]
 
 
 def save_regions(
-    found: Sequence[Region], folder: str | Path, about: Mapping[str, Any] | None = None
+    regions: Sequence[Region], folder: str | Path, about: Mapping[str, Any] | None = None
 ) -> Path:
     """Write regions into a folder: the masks as PNG, white on black, all else as ``regions.json``.
 
     Args:
-        found: of one or several images.
+        regions: of one or several images.
         folder: made where there is none; files of the same names are replaced.
         about: further entries of the JSON, such as model and method.
 
@@ -219,18 +219,18 @@ def save_regions(
     path = make_folder(folder)
     rows, about_file = [], PngInfo()
     about_file.add_text("Comment", MARK)
-    *masks, listing = region_files(found)
-    for name, one in zip(masks, found, strict=True):
-        image = Image.fromarray(one.mask.numpy())
+    *masks, listing = region_files(regions)
+    for name, region in zip(masks, regions, strict=True):
+        image = Image.fromarray(region.mask.numpy())
         replace_file(path / name, partial(image.save, format="PNG", pnginfo=about_file))
         rows.append(
             {
-                "image": one.image,
-                "target": one.target,
-                "sign": one.sign,
-                "size": list(one.mask.shape),
-                "boxes": one.boxes.long().tolist(),
-                "peak": one.peak,
+                "image": region.image,
+                "target": region.target,
+                "sign": region.sign,
+                "size": list(region.mask.shape),
+                "boxes": region.boxes.long().tolist(),
+                "peak": region.peak,
                 "mask": name,
             }
         )

@@ -47,10 +47,10 @@ class Target:
     def __post_init__(self) -> None:
         # Made under inference_mode, tensors could never take part in a gradient; copies can.
         with torch.inference_mode(False):
-            for part in ("embeddings", "norms"):
-                tensor = getattr(self, part)
+            for name in ("embeddings", "norms"):
+                tensor = getattr(self, name)
                 if tensor.is_inference():
-                    object.__setattr__(self, part, tensor.clone())
+                    object.__setattr__(self, name, tensor.clone())
 
     @classmethod
     @public("Target")
@@ -88,8 +88,8 @@ class Target:
         return Target(-self.embeddings, self.norms, names, self.source)
 
     def __sub__(self, other: "Target") -> "Target":
-        made, is_target = "targets.embedding makes one of numbers", isinstance(other, Target)
-        expect(is_target, "another Target to subtract", other, made, error=TargetError)
+        advice, is_target = "targets.embedding makes one of numbers", isinstance(other, Target)
+        expect(is_target, "another Target to subtract", other, advice, error=TargetError)
         fits = len(other) in (1, len(self)) or len(self) == 1
         expect(fits, f"1 or {len(self)} embeddings to subtract", len(other), error=TargetError)
         _check_sizes([self, other])
@@ -310,13 +310,13 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
         ('horse', 'dog')
     """
     _checked_texts([text], allow_empty=False)
-    parts, pieces = text.split(), _pieces(text)
-    spans = word_spans(parts, words)
+    every, pieces = text.split(), _pieces(text)
+    spans = word_spans(every, words)
     # By position: `re.sub` would take the word as a pattern, and "a" would remove every a.
     without = ["".join(pieces[:start] + pieces[stop:]) for start, stop in spans]
     left = [t if start else t.lstrip() for t, (start, _) in zip(without, spans, strict=True)]
     encodings = _encode(clip, [text, *left])
-    names = [_bare(" ".join(parts[start:stop])) for start, stop in spans]
+    names = [_bare(" ".join(every[start:stop])) for start, stop in spans]
     return Target.of(encodings[:1] - encodings[1:], names, "text")
 
 
@@ -346,10 +346,10 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     start = next((i for i, (a, b) in enumerate(zip(whole, rows[0], strict=True)) if a != b), None)
     if start is None:
         raise TargetError(f"{text!r} has no tokens of its own.")
-    known = [count for count in counts if count is not None]
-    stops = [start + count - known[0] for count in known]
+    counted = [count for count in counts if count is not None]
+    stops = [start + count - counted[0] for count in counted]
     begun = all(row[:stop] == whole[:stop] for row, stop in zip(rows, stops, strict=False))
-    if len(known) < len(counts) or stops != sorted(stops) or not begun:
+    if len(counted) < len(counts) or stops != sorted(stops) or not begun:
         raise InputError(
             f"the tokenizer does not cut {text!r} at white space, or does not "
             "count tokens; write it with plain blanks, or sum the values over each word yourself."
@@ -367,31 +367,31 @@ def _bare(word: str) -> str:
     return word.strip(_PUNCTUATION) or word
 
 
-def word_spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
+def word_spans(every: list[str], words: Sequence[str | Span] | None) -> list[Span]:
     """Where the words stand: (start, stop) of each, and of a repeated word each occurrence.
 
     Raises:
         TargetError: a word that is not in the text, as :func:`words` has it.
     """
     if words is None:
-        return [(index, index + 1) for index in range(len(parts))]
+        return [(index, index + 1) for index in range(len(every))]
     spans: list[Span] = []
-    bare = [_bare(part) for part in parts]
+    bare = [_bare(word) for word in every]
     for word in as_list(words):
         if isinstance(word, str):
-            wanted = [_bare(part) for part in word.split()]
-            starts = range(len(parts) - len(wanted) + 1 if wanted else 0)
+            wanted = [_bare(piece) for piece in word.split()]
+            starts = range(len(every) - len(wanted) + 1 if wanted else 0)
             places = [(i, i + len(wanted)) for i in starts if bare[i : i + len(wanted)] == wanted]
         else:
             ends = word if isinstance(word, (tuple, list)) and all(map(is_integer, word)) else ()
             places = [
-                span for span in combinations(range(len(parts) + 1), 2) if span == tuple(ends)
+                span for span in combinations(range(len(every) + 1), 2) if span == tuple(ends)
             ]
         if not places:
             raise TargetError(
                 f"{show(word)} is not in the text, whose words are "
                 f"{excerpt(str(bare), 300)}; give some of these, or (start, stop) with "
-                f"0 <= start < stop <= {len(parts)}."
+                f"0 <= start < stop <= {len(every)}."
             )
         spans += places
     if not spans:

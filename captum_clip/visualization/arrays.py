@@ -40,8 +40,8 @@ def as_heatmaps(heatmaps: Batch, images: Sequence[Array], count: int | None = No
     """Maps (B, K, h, w) in [0, 1] -> B of (K, H, W), upsampled to the images (H, W, 3)."""
     if isinstance(heatmaps, (list, tuple)):
         arrays: list[Array] = []
-        for one in as_values("maps", heatmaps, len(images)):
-            arrays.append(as_array("maps", one, (count or "K", "h", "w")))
+        for values in as_values("maps", heatmaps, len(images)):
+            arrays.append(as_array("maps", values, (count or "K", "h", "w")))
             count = len(arrays[0])
     else:
         arrays = [*as_array("maps", heatmaps, (len(images), count or "K", "h", "w"))]

@@ -97,10 +97,10 @@ def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
     rows = math.ceil(len(panels) / most)
     columns = math.ceil(len(panels) / rows)
     starts = range(0, len(panels), columns)
-    parts: list[Row] = [list(panels[start : start + columns]) for start in starts]
+    folded_rows: list[Row] = [list(panels[start : start + columns]) for start in starts]
     if lead is not None:
-        parts = [[None if number else lead, *part] for number, part in enumerate(parts)]
-    return parts
+        folded_rows = [[None if n else lead, *row] for n, row in enumerate(folded_rows)]
+    return folded_rows
 
 
 def grid(
@@ -170,7 +170,7 @@ def _side_by_side(
     padded = [[*row, *[None] * (columns - len(row))] for row in rows]
     blocks = [padded[start : start + together] for start in range(0, len(rows), together)]
     lines = (blocks[start : start + beside] for start in range(0, len(blocks), beside))
-    return [list(chain(*parts)) for line in lines for parts in zip(*line, strict=True)]
+    return [list(chain(*rows)) for line in lines for rows in zip(*line, strict=True)]
 
 
 def _dpi(resolution: float, width: float, height: float) -> float:

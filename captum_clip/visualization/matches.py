@@ -83,8 +83,8 @@ def _around(values: Array, row: np.intp, column: np.intp) -> Array:
     """The values (h, w) of the connected cells around a place that are half as large or more."""
     from scipy import ndimage
 
-    parts, _ = ndimage.label(values >= _HALF * values[row, column])
-    return np.asarray(values * (parts == parts[row, column]))
+    labels, _ = ndimage.label(values >= _HALF * values[row, column])
+    return np.asarray(values * (labels == labels[row, column]))
 
 
 def _painted(image: Array, regions: list[Array]) -> Array:

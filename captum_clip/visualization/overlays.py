@@ -232,8 +232,8 @@ def average(
     check_nonempty("row of maps", rows)
     means: dict[str, Array] = {}
     count: int | str = "K"
-    for label, given in rows.items():
-        array = as_array(f"maps for {label!r}", given, (count, "h", "w"))
+    for label, maps in rows.items():
+        array = as_array(f"maps for {label!r}", maps, (count, "h", "w"))
         means[label], count = enlarged(array, _SIZE), len(array)
     titles, colors = as_values("names", names, len(array)), colormap(cmap)
     values = np.concatenate([maps.ravel() for maps in means.values()])
@@ -243,7 +243,7 @@ def average(
         lines = as_values("notes", None if notes is None else notes[label], len(maps))
         pixels = np.asarray(colors(Normalize(low, high)(maps))[..., :3], dtype=np.float32)
         once = [label, *[""] * (len(maps) - 1)]
-        cells = [Panel(*parts) for parts in zip(pixels, titles, lines, once, strict=True)]
+        cells = [Panel(*cell) for cell in zip(pixels, titles, lines, once, strict=True)]
         panels += folded(cells)
     legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")
     return grid(panels, legends=[legend], caption=caption)
@@ -259,8 +259,8 @@ def framed_batches(
     """
     pictures = as_images(images)
     batches: list[list[Array]] = []
-    for given in heatmaps:
-        batches.append(as_heatmaps(given, pictures, count))
+    for batch in heatmaps:
+        batches.append(as_heatmaps(batch, pictures, count))
         count = len(batches[0][0])
     size = np.max([image.shape[:2] for image in pictures], axis=0).tolist()
     framed_maps = [[letterbox(maps, size, 0.0) for maps in batch] for batch in batches]
@@ -288,9 +288,9 @@ def _drawn(
     return Panel(blend(image, heatmap, cmap, alpha), title, note_of(heatmap, *notes))
 
 
-def note_of(heatmap: Array, *parts: str) -> str:
+def note_of(heatmap: Array, *notes: str) -> str:
     """The line under a map; an empty map is an answer and no failure, so it is named."""
-    return ", ".join(filter(None, (*parts, "" if heatmap.any() else "empty map")))
+    return ", ".join(filter(None, (*notes, "" if heatmap.any() else "empty map")))
 
 
 def _peak(heatmap: Array, other: Array) -> str:

@@ -60,7 +60,7 @@ def strip(
             for values in heatmap.numpy()
         ]
     notes = notes or [f"{short_number(m.min())} to {short_number(m.max())}" for m in large]
-    panels = [Panel(*parts) for parts in zip(drawn, titles, notes, strict=True)]
+    panels = [Panel(*panel) for panel in zip(drawn, titles, notes, strict=True)]
     return folded(panels, lead)
 
 
@@ -76,8 +76,8 @@ def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
     if not shared:
         return [maps.normalize(values) for values in raw]
     flat = maps.normalize(torch.cat([values.flatten() for values in raw])[None])[0]
-    parts = torch.split(flat, [values.numel() for values in raw])
-    return [part.view_as(values) for part, values in zip(parts, raw, strict=True)]
+    pieces = torch.split(flat, [values.numel() for values in raw])
+    return [piece.view_as(values) for piece, values in zip(pieces, raw, strict=True)]
 
 
 def sum_notes(contributions: npt.NDArray[Any], rest: float) -> tuple[str, list[str]]:
