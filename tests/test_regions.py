@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from captum_clip import explain, maps
 from captum_clip.errors import InputError
@@ -94,22 +91,6 @@ def test_without_photos_the_image_counts(vit: ClipAdapter) -> None:
     assert pairs == [(t, s) for t in "ab" for s in ("positive", "negative")]
     heatmap = found.heatmap("bicubic")["positive"][0, 1]
     assert torch.equal(torch.as_tensor(regions[2].mask), heatmap > heatmap.mean())
-
-
-def test_torchvision_moves_regions_like_pictures(found: Explanation) -> None:
-    [positive, _] = found.regions()
-    assert isinstance(positive.mask, tv_tensors.Mask)
-    assert isinstance(positive.boxes, tv_tensors.BoundingBoxes)
-    mask, boxes = v2.Resize((80, 160))(positive.mask, positive.boxes)
-    assert mask.shape == (80, 160)
-    torch.testing.assert_close(boxes.as_subclass(torch.Tensor), 2 * torch.as_tensor(positive.boxes))
-
-
-def test_without_torchvision_there_are_tensors(
-    found: Explanation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert type(found.regions()[0].mask) is type(found.regions()[0].boxes) is torch.Tensor
 
 
 def test_regions_are_written_as_json_and_png(found: Explanation, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import maps
 from ..attr.registry import TextMap
 from ..checks import (
+    check_choice,
     check_destination,
     check_flag,
     check_integer,
@@ -208,27 +209,23 @@ class Explanation(drawing.Drawable):
 
     @public("heatmap")
     def heatmap(
-        self, text: str | None = None, interpolation: Mode | None = None, *, original: bool = False
+        self, interpolation: Mode = "bilinear", *, original: bool = False
     ) -> dict[str, Tensor]:
         """The maps resized, then min-max normalised one by one, sign -> (B, K, H, W) in [0, 1].
 
         The two signs of a map share one scale. Where an image was padded the map is zero, and left
-        out of the scale. :meth:`plot` draws them, with the interpolation that it is given.
+        out of the scale. :meth:`plot` draws them, with the interpolation that it is given. The map
+        of one text is that of ``explanation["a horse"].heatmap()``.
 
         Args:
-            text: one of :attr:`names`, for its map alone, (B, 1, H, W); by default all. Where it
-                is no name it may be the interpolation.
-            interpolation: as of :meth:`plot`, by default "bilinear".
+            interpolation: as of :meth:`plot`.
             original: at the photos' own size, zero where the model did not see them.
 
         Raises:
-            InputError: an unknown text or interpolation; photos that are not known, or differ in
+            InputError: an unknown interpolation; photos that are not known, or differ in
                 size.
         """
-        if text is not None and (text in self.names or text not in get_args(Mode)):
-            expect(isinstance(text, str), "one of the texts", text)  # a number is of an image
-            return self[text].heatmap(None, interpolation, original=original)
-        mode: Any = interpolation or text or "bilinear"
+        check_choice(interpolation, get_args(Mode), name="a mode")
         check_flag("original", original)
         height, width = self.images.shape[-2:]
         size, box = (height, width), (0.0, 0.0, float(width), float(height))
@@ -243,7 +240,7 @@ class Explanation(drawing.Drawable):
         each = []
         for index, (size, box, visible) in enumerate(views):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
-            each.append(photos.normalized(raw, size, mode, box, visible))
+            each.append(photos.normalized(raw, size, interpolation, box, visible))
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
 
     @public("regions")

@@ -37,10 +37,9 @@ class Region:
         image: its position among the images.
         target: its name.
         sign: "positive" or "negative".
-        mask: (H, W) bool; a ``torchvision.tv_tensors.Mask`` where there is torchvision.
+        mask: (H, W) bool.
         boxes: (N, 4) left, top, right and bottom edge in pixels of each part of the mask, the
-            largest part first; parts touch by a side or a corner. ``tv_tensors.BoundingBoxes``
-            where there is torchvision. (0, 4) of an empty map.
+            largest part first; parts touch by a side or a corner. (0, 4) of an empty map.
         peak: x and y of the map's maximum, the centre of its pixel; None of an empty map.
     """
 
@@ -66,18 +65,7 @@ def region(
     mask &= heatmap > 0
     y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
     peak = (x + 0.5, y + 0.5) if bool(heatmap.any()) else None
-    return Region(image, target, sign, *_tv_tensors(mask, _boxes(mask)), peak)
-
-
-def _tv_tensors(mask: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Make both known to torchvision's transforms where it is installed."""
-    try:
-        from torchvision import tv_tensors
-    except ImportError:
-        return mask, boxes
-    size = (mask.shape[0], mask.shape[1])
-    tv_boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
-    return tv_tensors.Mask(mask), tv_boxes
+    return Region(image, target, sign, mask, _boxes(mask), peak)
 
 
 def _boxes(mask: Tensor) -> Tensor:
