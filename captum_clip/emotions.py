@@ -322,7 +322,7 @@ class EmotionProbe:
         path = check_destination(path, (".safetensors",))
         facts = asdict(self)
         arrays = {name: np.ascontiguousarray(facts.pop(name)) for name in ("weights", "bias")}
-        # one key only: safetensors writes several in any order, and the bytes should be the same
+        # one key: safetensors writes several in any order, and the same probe is the same bytes
         header = {_FORMAT: json.dumps({"classes": CLASSES, **facts}, allow_nan=False)}
         contents = save(arrays, header)
         replace_file(path, lambda file: file.write(contents))

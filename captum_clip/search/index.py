@@ -5,8 +5,8 @@ r"""Images that were read once, kept as vectors: they answer every later text wi
 .. math:: \hat e = \sum_j c_j + c_0, \qquad
     \cos(x, t) = \hat e \cdot t, \qquad r_j(t) = c_j \cdot t
 
-so an image whose vectors are kept needs its tower no more. They lie in a table of LanceDB
-(embedded, no server), of which a search reads the embeddings, and the vectors of the best alone.
+so an image whose vectors are kept no longer needs its tower. They lie in a table of LanceDB
+(embedded, no server). A search reads all embeddings, and the vectors of the best images alone.
 """
 
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ class ImageIndex:
                 self._table.add(whole.drop_columns(["reason"]))
             done += len(rows)
             progress(done, len(files), "")
-        # a build with nothing to do leaves no version of the table
+        # compacting writes a version of the table, even where nothing has changed
         if before != {*self._table.files()}:
             self._table.compact()
         if not len(self):

@@ -38,7 +38,7 @@ class File(NamedTuple):
                 status = Path(storage.path, name).stat()
                 return cls(name, status.st_size, status.st_mtime_ns)
             size = storage.system.size(f"{storage.path}/{name}") if size is None else size
-        except (OSError, ValueError):  # whoever reads it says why
+        except (OSError, ValueError):  # the reader says why, with the name of the image
             size = 0
         return cls(name, size or 0)
 
@@ -48,7 +48,7 @@ def list_files(
 ) -> tuple[Storage, str, list[File], dict[str, str]]:
     """Where images lie, their folder, the files, and why some of them cannot be in a table.
 
-    Of files that are given one by one the folder is "", and their names are whole paths.
+    For a list of files, the folder is "" and the names are whole paths.
     """
     if isinstance(images, (str, Path)):
         storage = storage_of(images)
@@ -73,7 +73,7 @@ COLUMNS: Final = (*File._fields, "vector", "contributions", "scale")
 
 
 class Table:
-    """A table with its settings, `about`; what LanceDB cannot do is an InputError."""
+    """A table with its settings, `about`; a failure of LanceDB is raised as an InputError."""
 
     def __init__(self, path: str | Path) -> None:
         try:
@@ -87,7 +87,8 @@ class Table:
         expect(name.endswith(".lance"), ending, str(path), "such as photos.lance")
         plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
         expect(plain, "an index named by letters, digits, '-', '_' and '.'", name)
-        # called late, since it makes the folder; each query sees what was written before it
+        # Connecting makes the folder, so it waits until a table is opened or made. Without the
+        # interval, an index that is open would not see what another process has written.
         fresh: Any = {"read_consistency_interval": timedelta(0)}
         self._connect = partial(lancedb.connect, folder or "/", **fresh)
         self._name = name.removesuffix(".lance")
@@ -196,7 +197,7 @@ class Table:
 
     def nearest(self, direction: npt.NDArray[np.float32], top: int) -> Any:
         """An Arrow table of the rows whose vectors have the largest products with a direction."""
-        top = min(top, max(1, len(self)))  # an empty index is told by whoever asks
+        top = min(top, max(1, len(self)))  # LanceDB refuses 0, and numbers past 64 bits
         with self._errors():
             query = self.lance.search(direction, vector_column_name="vector").distance_type("dot")
             return query.limit(top).select([*COLUMNS, "_distance"]).to_arrow()

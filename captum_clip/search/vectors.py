@@ -27,7 +27,7 @@ from .table import File, schema
 Precision = Literal["int8", "float16"]
 LARGEST: Final[dict[Precision, int]] = {"int8": 127, "float16": 1}
 """What the largest number of an image's vectors becomes."""
-_TINY: Final = 1e-30
+_TINY: Final = 1e-30  # the scale of an image whose vectors are all zero
 
 
 class Vectors:
