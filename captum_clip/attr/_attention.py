@@ -92,6 +92,7 @@ def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
 def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
     """E_h[(gradient * row)^+] (L, K, B, s) of K gradients (K, B, H, s) and L rows (L, B, H, s)."""
     with autocast_disabled(gradient):
+        # (g a)^+ = g^+ a^+ + g^- a^-, without a tensor of all targets and layers at once
         steps = torch.einsum("kbhs,lbhs->lkbs", gradient.clamp(min=0), rows.clamp(min=0))
         if bool((rows < 0).any()):  # as a difference of attentions may be
             below = torch.einsum("kbhs,lbhs->lkbs", gradient.clamp(max=0), rows.clamp(max=0))
@@ -120,6 +121,7 @@ def start_row(gradient: Tensor, tower: TransformerTower, pooled: PooledToken) ->
     """
     gradient = gradient.transpose(1, 2).flatten(2)
     like, prefix = gradient[..., 0], tower.prefix
+    # a forward function of the user's may read patches in a tower that pools CLS
     mean = initial_row("mean", like, prefix, pooled)
     if prefix == 0 and pooled.rows is None:  # the first token is a patch
         return mean

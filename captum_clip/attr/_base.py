@@ -231,6 +231,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # Captum's NoiseTunnel and metrics call under no_grad; under inference_mode `enable_grad`
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
+            # Captum's Saliency leaves requires_grad on the caller's tensor; a detached view cannot
             images = tuple(tensor.detach() for tensor in detach_inference(tensors))
             with torch_failures():
                 call = Call(forward, images, detach_inference(extra), select, self._tower, name)
@@ -245,11 +246,13 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                     "the forward function or its gradient holds NaN or infinity; look for "
                     "a division by zero or an overflow in it."
                 )
+            # Captum's metrics call .view on an attribution
             return result._replace(values=maps.contiguous())
 
     def _seen_in_place(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
         """Run the formula, the first time and where tokens may have moved with a look at places."""
         images, modules = call.images[0], modules_of(self._tower.module)
+        # a hook added between two calls may move tokens
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
         # of one image batch and heads may stand in any order
         kind = images.dtype, images.shape[1:], len(images) > 1, hooks

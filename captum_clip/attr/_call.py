@@ -62,7 +62,8 @@ class Call:
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K)."""
-        images = tuple(image.clone() for image in self.images)  # it may change them in place
+        # a preprocessing inside of the forward may normalise in place
+        images = tuple(image.clone() for image in self.images)
         scores = self.forward(*images, *self.extra)
         fits = isinstance(scores, Tensor) and scores.ndim in (1, 2)
         expected = "a forward function that returns a score or K per image, (B,) or (B, K)"
@@ -85,6 +86,7 @@ class Call:
         record.verify(self.method)
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)
+        # a score on another device than the images is legal, as with a sharded model
         columns = self.select(*scores.shape).to(scores.device)
         return Pass(record, scores, columns)
 
@@ -128,6 +130,7 @@ class Pass:
             )
         if any(gradient is None for gradient in gradients) and not self.record.is_hooked:
             raise CaptureError("The scores do not depend on what the tower computed.")
+        # a batched backward has one more axis in front
         shape = rows.shape[: rows.ndim - self.scores.ndim]
         pairs = zip(gradients, leaves, strict=True)
         return tuple(leaf.new_zeros(*shape, *leaf.shape) if g is None else g for g, leaf in pairs)

@@ -104,6 +104,7 @@ def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
         embedded = embedded_scores(tower, run, returned, _beyond(tower, run))
     except ReadsMoreError:
         return None
+    # a backward through all tokens of the last block would cost s times as much for each target
     heads = read.select(read.out.detach()).flatten(1).requires_grad_()
     try:
         attended = mha.merged(layer, heads)
@@ -342,6 +343,7 @@ def embedded_scores(
     """
     record = run.record
     points = [p for p in (record.projected, record.embedding) if p is not None and p.requires_grad]
+    # one mixture of all targets, in which nothing cancels, so that the law costs one backward
     whole, *inner = run.mixed(below, *points, *record.apart)
     if whole is None:
         whole = run.stacked_gradients(below)[0]  # of zeros where a hook wiped it
@@ -363,10 +365,12 @@ def embedded_scores(
     gradient = to_float32(run.stacked_gradients(embedding))  # (K', B, E)
     if embedding.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
         gradient, embedding = gradient[:, :, 0], embedding[:, 0]
+    # a cosine is flat along e, so the part of the score along it is put back by hand
     e = to_float32(embedding.detach())
     along = run.chosen.T.to(gradient.dtype) - (gradient * e).sum(-1)
     length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     rows = gradient * length + along[..., None] * (e / length)
+    # one direction for all images makes the products that follow one matrix
     mean = rows.mean(1, keepdim=True)  # of cosines the images' rows are the same
     rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
     rows = mean if bool(((rows - mean).norm(dim=-1) <= rounding).all()) else rows

@@ -135,6 +135,7 @@ def _mean_row(tower: Tower, embedded: PooledEmbedding, centred: bool) -> PooledR
     steps = embedded.head(tower)[: tower.steps_before_mean]
     share = mha.initial_row("mean", tokens[..., 0], 0, pooled)[..., None]  # (B, N, 1)
     mean = pooled.mean(tokens, slice(None)).expand_as(tokens)
+    # the norm of each token is its own, so the mean passes it once for every token
     flat = torch.stack([tokens, mean], 2).flatten(0, 1)  # (B N, 2, D)
     flat = push_forward(steps, flat[:, 0], flat if centred else flat[:, :1])[1]
     parts, *means = (flat.view(*tokens.shape[:2], *flat.shape[1:]) * share[..., None]).unbind(2)
@@ -212,6 +213,7 @@ def parts_of_heads(pooled: Rows) -> Tensor:
             what = "norms lie between the layers of this text tower, so no sum has its heads"
             raise UnsupportedModelError(f"{what}; leave out `per`.")
         # each head with zeros in place of the others
+        # one matrix product for all heads: their columns of the output map are disjoint
         apart = torch.diag_embed(row.parts.sum(2).mT, dim1=1, dim2=2).flatten(2)
         parts.append(_pushed_row(pooled, index, apart))
         if layer is not None:  # the MLP of a pool follows all of its heads
@@ -276,6 +278,7 @@ def pulled_rows(
         added = run_steps(branch, to_float32(returned)).to(returned.dtype)
         _compare_along(record, row.name, direction, whole, added)
         values.append(maps)
+    # the direction changes from layer to layer, so they are read from the top
     values.reverse()
     return torch.stack(values, 2) if by_layer else torch.stack(values).sum(0)
 

@@ -120,6 +120,7 @@ class AttentionRollout(ViTAttribution):
             if mean.shape[1] == 1:
                 row = (row + mean[:, 0]) / (1 + mean.sum(-1))
             else:
+                # row-normalising the matrix would copy it; its sums do
                 row = row / (1 + mean.sum(-1))
                 row = row + mha.read_row(row, mean)
         return run.computed(row.expand(len(run.columns), -1, -1))
@@ -242,6 +243,7 @@ class LastGradAttention(ViTAttribution):
             return self._general(call, last, layers, heads)
         top = _combined(last.attention, heads, dim=1)
         below = [last.run.record.visited[index] for index in layers[:-1]]
+        # the gradient has one row, so R changes in that row alone
         rows = torch.stack([*below, top])  # (L, B, H, s)
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
@@ -254,6 +256,7 @@ class LastGradAttention(ViTAttribution):
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
         run, record = last.run, last.run.record
         if self._tower.pooling != "mean":
+            # the score turned out to read more tokens, and the rows that were kept will not do
             record = once_more(self._tower, call, run, layers)
         attention = kept_attention(record, len(run.columns), averaged=heads == "averaged")
         maps = [

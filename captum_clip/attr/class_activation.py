@@ -124,6 +124,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
                 self._check_tower()
             captum: Any = LayerGradCam.attribute.__wrapped__
             call = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
+            # Captum takes a gradient, which inference mode forbids even where it is enabled
             with torch.inference_mode(False):
                 try:
                     maps = captum(
@@ -236,7 +237,8 @@ class CamFamily(ClipAttribution):
         leaf = run.record.features
         network = _Network(call, tower, leaf.device)
         cam = _class_of(variant)(model=network, target_layers=[network.features], **options)
-        cam.activations_and_grads.release()  # the gradients are taken here
+        # the gradients are taken here; its hooks would fill those of the user's parameters
+        cam.activations_and_grads.release()
         features, images = to_float32(leaf.detach()).cpu().numpy(), call.images[0]
         maps = []
         for columns, (gradient,) in zip(run.columns, run.gradients(leaf), strict=True):

@@ -89,6 +89,7 @@ def propagated_to_patches(
     if directions is not None:
         direction = Direction.of(directions.expand(-1, record.batch, -1), direction.scale)
     # one target after the other; what is linear has a gradient that does not depend on the patches
+    # held gates are per image and token, so a batched backward would hold all of them K times
     for index, rows in enumerate(direction.dense().to(embedded.embedding.dtype)):  # (B, E)
         options = {"retain_graph": True, "create_graph": index == 0}
         (gradient,) = torch.autograd.grad(embedded.embedding, patches, rows, **options)
@@ -208,6 +209,7 @@ class DirectContribution(ClipAttribution):
                     pooled, direction, by_layer=per is not None, by_head=per == "head", mlps=mlps
                 )
             rest = total - maps[..., pooled.record.span].flatten(2).sum(-1)
+            # the last law: whatever was taken apart must be the score
             scores = embedded.run.chosen
             size = scores.norm(dim=1, keepdim=True).clamp(min=1)
             pooled.record.compare("the score", total.T, scores.to(embedded.dtype), size)

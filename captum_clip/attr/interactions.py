@@ -167,6 +167,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
                 "so its score may be more than the cosine; pass a plain ClipPairSimilarity."
             )
         both = [{n: _of_side(n, v, index) for n, v in options.items()} for index in (0, 1)]
+        # a wrong option of the second side must not cost the first one's forward
         for of_side in both:  # before any forward
             DirectContribution.check_options(**of_side)
         mask = extra[0] if isinstance(extra, tuple) and len(extra) == 1 else extra

@@ -110,6 +110,7 @@ class LeGrad(ViTAttribution):
         with autocast_disabled(token):
             embedding = F.normalize(run_steps(embedded.head(self._tower), token), dim=-1)
             # images do not mix
+            # so one number for a target, whose gradient is that of every image
             scores = torch.einsum("kbe,be->k", embedded.direction.rows, embedding)
         ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
 
@@ -184,6 +185,7 @@ class GradEclip(ViTAttribution):
         hidden = read.pooled.hidden()
         if hidden is None:
             hidden = torch.zeros_like(cosine, dtype=torch.bool)
+        # padding has keys as well, whose cosines would stretch the range
         low = cosine.masked_fill(hidden, torch.inf)[:, span].amin(1, keepdim=True)
         high = cosine.masked_fill(hidden, -torch.inf)[:, span].amax(1, keepdim=True)
         extent = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)

@@ -38,10 +38,12 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
                 "torch.inference_mode(), so no gradient reaches it; remove that."
             )
         record.size, record.batch, record.pooled = tower.read_inputs(args, kwargs)
+        # the caller may be under autocast, in which what ran is rounded as its type is
         kind = next(tower.module.parameters()).device.type
         if torch.is_autocast_enabled(kind):
             record.autocast = torch.get_autocast_dtype(kind)
         # the graph begins only where a recording turns it on, but for a model that needs one
+        # a graph of the whole tower would hold every activation, for no derivative that is taken
         torch.set_grad_enabled(graph_from_start.get())
 
     hooks.before(tower.input_module, enter)
@@ -183,6 +185,7 @@ class _Attention:
         read.pooled, read.span, read.compare = record.pooled, record.span, record.compare
         read.watched, read.features = record.watched, record.features
         batch, heads = record.batch, self.attention.heads
+        # a library may put heads before images, and no number would tell
         if read.out.shape[:2] != (batch, heads):
             raise UnsupportedModelError(
                 f"{self.name} of the {record.tower.noun} makes {tuple(read.out.shape)}, "
@@ -206,6 +209,7 @@ class _Attention:
         """Keep the pooled row of what the attention returned."""
         self.watch.leave()
         output = self.attention.output(result)
+        # a clone, since a residual may be added in place
         row = output[:, 0] if self.attention.is_pool else self.record.pooled.read(output)
         self.record.returned[self.index] = row.detach().clone()
         if self.index in self.record.reads:
@@ -339,6 +343,7 @@ def plan_embedding(
     def leave(_: Arguments, result: Any) -> Any:
         record.go_on()
         record.embedding = tower.embedding(result)
+        # a score may read hidden states, which have no gradient below the leaf
         if not isinstance(result, Tensor):
             result = _apart(result, record)
         return tower.with_embedding(result, record.embedding)

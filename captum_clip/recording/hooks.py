@@ -97,6 +97,7 @@ class Hooks:
             first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
             return args, {**kwargs, first: replaced}
 
+        # transformers hands hidden_states to an attention by keyword
         guarded = self._guarded(enter, name)
         handle = module.register_forward_pre_hook(guarded, with_kwargs=True, prepend=first)
         self.handles.append(handle)
@@ -139,6 +140,7 @@ class Hooks:
 
         def guarded(_: nn.Module, *call: Any) -> Any:
             # Another thread's forward may catch the hook while it comes or goes, without kwargs.
+            # the user may serve other requests with the same model meanwhile
             if threading.get_ident() != self._thread or (self._acts and not nested):
                 return None
             self.unseen.pop(hook, None)

@@ -64,6 +64,7 @@ class Places:
 
     def _half(self, tokens: Tensor) -> Tensor:
         """One half of the tokens, (B, s), drawn for each image."""
+        # a fixed half would never see two tokens of it swapped
         order = torch.rand(tokens.shape[:2], generator=self._draw, device="cpu").argsort(1)
         return (order < (tokens.shape[1] + 1) // 2).to(tokens.device)
 
@@ -82,6 +83,7 @@ class Places:
             values
         ).view(values.shape[2:])
         options = {"retain_graph": self._record.begun, "allow_unused": True}
+        # a checkpointed block runs again in this backward, and its hooks with it
         with self._hooks.paused():
             [gradient] = torch.autograd.grad(values, tokens, cotangent, **options)
         if gradient is None:

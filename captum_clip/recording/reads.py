@@ -113,6 +113,7 @@ class AttentionRead:
             if self.weights is not None:
                 return to_float32(self.select(self.weights.detach()))
             query, key, factor = self.product()
+            # one row as a sum over channels: a product of matrices would be made for all rows
             logits = (key * (self.select(query) * factor)[..., None, :]).sum(-1)
             bias = self._bias(logits.dtype)
             return softmax_over_keys(logits, None if bias is None else self.select(bias))
@@ -129,6 +130,7 @@ class AttentionRead:
                 matrix = softmax_over_keys(logits, self._bias(logits.dtype))
             if not compare:
                 return matrix
+            # two matrices that agree along a random vector are the same, at the price of one column
             value, out = to_float32(self.value), to_float32(self.out)
             vector = _any_vector(value.shape[-1]).to(value)
             made = (matrix @ (value @ vector)[..., None])[..., 0].flatten(1)

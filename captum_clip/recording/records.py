@@ -123,6 +123,7 @@ class Recording:
     def verify(self, method: str) -> None:
         """Raise UnsupportedModelError unless all parts are what the library returned."""
         noun = "model" if self.tower is None else self.tower.noun
+        # torch counts changes in place, also those of a view
         if any(tensor._version != version for tensor, version in self._versions):
             raise UnsupportedModelError(
                 f"{method}: the tokens that entered an attention of the {noun} were changed in "
@@ -136,6 +137,7 @@ class Recording:
         for group in groups.values():
             _, made, returned, sizes = zip(*group, strict=True)
             bound = self.rounding(returned[0])
+            # all of one shape together, since each comparison waits for the device
             off = (torch.stack(made) - torch.stack(returned)).norm(dim=-1)  # (n, B)
             lengths = (
                 to_float32(torch.stack(each)).norm(dim=-1) for each in zip(*sizes, strict=True)

@@ -82,6 +82,7 @@ class _Place:
             )
             for each in out if isinstance(out, (tuple, list)) else (out,):
                 if isinstance(each, Tensor) and each.is_floating_point() and each.ndim > 2:
+                    # logits of keys times queries are transposed before their softmax
                     turned = each.stride()[-2:] == alone.tensor.stride()[:-3:-1] and each._is_view()
                     sides = (alone.key, alone.query) if turned else alone[2:]
                     self.products[id(each)] = Product(each, alone.is_weights, *sides)
@@ -107,6 +108,7 @@ class Watch(TorchFunctionMode):
     def enter(self, attention: Attention, name: str, see: See) -> None:
         """Read the attention of a module that begins to run."""
         self._place = _Place(attention, name, see)
+        # a mode costs a call for every function, so it is on inside of attentions alone
         if not self.sees_all and not self._entered:
             self.__enter__()  # type: ignore[no-untyped-call]
             self._entered = True
@@ -173,6 +175,7 @@ class Watch(TorchFunctionMode):
             return _MULTIHEAD(*args, **kwargs)
         # with the names as they are now, so that what stands in the place of one is used
         names = {**_MULTIHEAD.__globals__, check: lambda *_: False}
+        # torch reads this name from the globals of the function, so its clone gets others
         defaults, closure = _MULTIHEAD.__defaults__, _MULTIHEAD.__closure__
         code = types.FunctionType(_MULTIHEAD.__code__, names, check, defaults, closure)
         code.__kwdefaults__ = _MULTIHEAD.__kwdefaults__
@@ -222,6 +225,7 @@ class Watch(TorchFunctionMode):
         if not isinstance(first, Tensor) or first.shape != tensors[0].shape:
             return out
         scales = [x for x in (*args, *kwargs.values()) if isinstance(x, float)]
+        # flash-attn has tokens before heads, and its scale is one of its arguments
         for dims, scale in product(((0, 1, 2, 3), (0, 2, 1, 3)), (None, *scales)):
             query, key, value, made = (each.permute(dims) for each in (*tensors, first))
             if made.shape[:2] != query.shape[:2] or key.shape[:3] != value.shape[:3]:
@@ -272,7 +276,8 @@ def _read(out: Tensor, **parts: Any) -> AttentionRead | None:
         if not fits or tensor.shape[0] not in (1, len(out)):
             return None
         tensor = tensor.expand(len(out), -1, -1, -1)
-        groups = count // tensor.shape[1]  # of heads that share them
+        # grouped queries: the heads of a group share keys and values
+        groups = count // tensor.shape[1]
         parts[name] = tensor if groups == 1 else tensor.repeat_interleave(groups, 1)
     for name in ("query", "weights"):
         tensor = parts.get(name)
