@@ -185,7 +185,6 @@ def evaluate_command(
     compare: tuple[str, str] | None = None,
     template: str | None = None,
     void: Literal["out", "background"] | None = None,
-    text: str | None = None,
     workers: int | None = None,
     processor: str | None = None,
     tokenizer: str | None = None,
@@ -224,7 +223,6 @@ def evaluate_command(
         template: makes texts of class names, such as "a photo of a {}" (classes, labels)
         void: leave out the pixels that Pascal VOC marks as void, or count them as background
             (default: out)
-        text: the text to explain for fixations without a texts.csv
         workers: processes of Ray (default: one for each GPU, or one)
     """
     settings = options.given(locals(), "device", "quiet", "suite", "compare")

@@ -170,7 +170,6 @@ class EvaluationConfig(RunConfig):
         fills: what takes the place of removed pixels: "mean" colour (normalised zero), "black",
             "blur", "road".
         template: text of a class with "{}" for its name, for data that have classes by name.
-        text: that fixations are compared with where their folder names none.
         void: "out" leaves out the pixels that Pascal VOC marks as void, which is the default;
             "background" counts them as outside of every region.
         resamples: of the bootstrap.
@@ -196,7 +195,6 @@ class EvaluationConfig(RunConfig):
     draws: int = field(default=32, metadata=_COUNT)
     fills: tuple[Fill, ...] = field(default=("mean", "road"), metadata=_FILLS)
     template: str | None = field(default=None, metadata=_TEXT | _DECIDES)
-    text: str | None = field(default=None, metadata=_TEXT | _DECIDES)
     void: str | None = field(default=None, metadata=_TEXT | _DECIDES)
     resamples: int = field(default=2000, metadata={"least": 1})
     formats: tuple[Format, ...] = field(default=(), metadata=_FORMATS)

@@ -165,7 +165,7 @@ def _units(
 def _open_data(config: EvaluationConfig) -> Iterator[DataSet]:
     """The data sets, each with the options that it takes; every option serves one of them."""
     names = config.data or DATA
-    options = {"template": config.template, "text": config.text, "void": config.void}
+    options = {"template": config.template, "void": config.void}
     for option, value in options.items():
         if value is not None and not any(option in options_of(name) for name in names):
             raise InputError(f"none of the data {', '.join(names)} takes a {option}.")

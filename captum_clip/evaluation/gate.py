@@ -106,8 +106,7 @@ def _texts_of(view: View, classes: Sequence[str]) -> list[str]:
         return [classes[n] for n in np.unique(sample.labels) if 0 <= n < len(classes)]
     if sample.label is not None and (sample.caption is not None or not regions):
         return [classes[sample.label]]
-    named = [region.text if region.label is None else classes[region.label] for region in regions]
-    return named if sample.fixated is None else [sample.fixated]
+    return [region.text if region.label is None else classes[region.label] for region in regions]
 
 
 def _check(rows: Iterable[tuple[int, str, Tensor, Tensor]], context: ModelContext) -> Check:

@@ -43,18 +43,12 @@ def maps_at_masks(maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor
     There is one mask per map, none empty or full.
     """
     check_bool(what, masks)
-    heatmap = maps_at(maps, masks, what)
-    check_filled(masks, what=what)
-    return heatmap
-
-
-def maps_at(maps: Tensor, planes: Tensor, what: str) -> Tensor:
-    """Maps (..., h, w) at the size of the planes (..., H, W) that they are compared with."""
     check_maps(maps)
-    fits = planes.ndim >= 2 and planes.shape[:-2] == maps.shape[:-2]
+    fits = masks.ndim >= 2 and masks.shape[:-2] == maps.shape[:-2]
     expected = f"one of the {what} (..., H, W) per map of {describe(maps)}"
-    expect(fits and planes.device == maps.device, expected, planes)
-    return resize_to_masks(maps, planes)
+    expect(fits and masks.device == maps.device, expected, masks)
+    check_filled(masks, what=what)
+    return resize_to_masks(maps, masks)
 
 
 def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:

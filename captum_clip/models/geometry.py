@@ -1,4 +1,4 @@
-"""Where a processor puts the pixels of an image: the way that masks and fixations take, too."""
+"""Where a processor puts the pixels of an image: the way that masks take, too."""
 
 import re
 from collections.abc import Iterable
@@ -87,45 +87,14 @@ def resize_masks(
     the preprocessed image, if it is known, to compare with: InputError where they differ.
     """
     masks = np.asarray(masks)
-    geometry = _fitting(processor, masks, size)
+    expect(masks.ndim >= 2 and 0 not in masks.shape[-2:], "an array (..., H, W)", masks)
+    geometry = geometry_of(processor, (masks.shape[-2], masks.shape[-1]))
+    left, top, right, bottom = geometry.box
+    result = (bottom - top, right - left)
+    expected = f"an array of the image's own size, one that becomes {size} and not {result}"
+    expect(size is None or result == tuple(size), expected, masks)
     rows, columns = map(_centres, masks.shape[-2:], geometry.size)
     return geometry.cut(masks[..., rows[:, None], columns].astype(bool))
-
-
-@public("resize_density")
-def resize_density(
-    processor: Any, density: npt.NDArray[np.floating[Any]], size: Size | None = None
-) -> npt.NDArray[np.float64]:
-    """Resize and crop densities of fixations as a processor does with their image.
-
-    Bilinear, over the whole area that a smaller pixel covers (antialiased); 0 in the padding.
-    Densities (..., H, W) become (..., h, w), not scaled to any sum. The other arguments and the
-    errors are those of :func:`resize_masks`.
-    """
-    density = np.asarray(density, dtype=np.float64)
-    geometry = _fitting(processor, density, size)
-    channels = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
-    resized = F.interpolate(channels, geometry.size, mode="bilinear", antialias=True)
-    return geometry.cut(resized.numpy().reshape(*density.shape[:-2], *geometry.size))
-
-
-@public("resize_points")
-def resize_points(
-    processor: Any, points: npt.NDArray[np.bool_], size: Size | None = None
-) -> npt.NDArray[np.bool_]:
-    """Move fixated pixels as a processor moves those of their image.
-
-    Every point stays one point: it goes to the pixel that its centre falls into. Points that fall
-    together count once, and those outside the crop are gone, which may be all of them. Arguments,
-    result and errors are those of :func:`resize_masks`, with points (..., H, W) for the masks.
-    """
-    points = np.asarray(points)
-    geometry = _fitting(processor, points, size)
-    *planes, rows, columns = np.nonzero(points)
-    down, across = map(_centres, geometry.size, points.shape[-2:])
-    moved = np.zeros((*points.shape[:-2], *geometry.size), dtype=bool)
-    moved[(*planes, down[rows], across[columns])] = True
-    return geometry.cut(moved)
 
 
 def geometry_of(processor: Any, size: Size) -> Crop:
@@ -148,21 +117,10 @@ def geometry_of(processor: Any, size: Size) -> Crop:
         return Crop((height, width), (0, 0, width, height))
     supported = (
         "an image processor of transformers for a CLIP or SigLIP, or a Compose of torchvision, as "
-        "OpenCLIP's is, for masks and fixations"
+        "OpenCLIP's is, for masks"
     )
     expect(_is_a(inner, "Compose"), supported, inner, error=UnsupportedModelError)
     return _of_steps(inner.transforms, size)
-
-
-def _fitting(processor: Any, array: npt.NDArray[Any], size: Size | None) -> Crop:
-    """The geometry for arrays of an image's size; InputError where the result has another size."""
-    expect(array.ndim >= 2 and 0 not in array.shape[-2:], "an array (..., H, W)", array)
-    geometry = geometry_of(processor, (array.shape[-2], array.shape[-1]))
-    left, top, right, bottom = geometry.box
-    result = (bottom - top, right - left)
-    expected = f"an array of the image's own size, one that becomes {size} and not {result}"
-    expect(size is None or result == tuple(size), expected, array)
-    return geometry
 
 
 def _centres(whole: int, resized: int) -> npt.NDArray[np.int64]:
@@ -199,7 +157,7 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Crop:
         elif not _is_a(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
             raise UnsupportedModelError(
                 f"what the step {step!r} of the preprocessing does to an image is not known; for "
-                "masks and fixations expected Resize, then CenterCrop, then steps that move no "
+                "masks expected Resize, then CenterCrop, then steps that move no "
                 "pixel."
             )
     return _read(resized, numbers)

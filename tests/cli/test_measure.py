@@ -253,7 +253,7 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
         "--maps d --task signs --task words --fill blur --fill road --reference b --against image "
         "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 "
         "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t "
-        "--template 'a photo of a {}' --text 'a face' --void background "
+        "--template 'a photo of a {}' --void background "
         "--format latex --format csv -o out"
     )
     assert asked == [
@@ -269,7 +269,6 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
             batch_size=6,
             chunk_size=7,
             template="a photo of a {}",
-            text="a face",
             void="background",
             formats=("latex", "csv"),
             resamples=8,

@@ -332,15 +332,6 @@ def test_methods_that_a_task_cannot_measure_are_said(tmp_path: Path, vit: str, m
     assert not (tmp_path / "results.csv").exists()
 
 
-def test_metrics_without_any_row_are_left_out(tmp_path: Path, vit: str) -> None:
-    """Densities of fixations and no points: two metrics of four."""
-    save(noise(), tmp_path / "data/images/a.png")
-    save_mask(LEFT, tmp_path / "data/fixations/a.png")
-    data = f"fixations:{tmp_path / 'data'}"
-    found = evaluate(config_of(vit, data, tmp_path / "out", tasks=(), text="a horse"))
-    assert [metric.name for metric in found.summary.metrics] == ["cc", "sim"]
-
-
 def test_a_class_folder_has_curves(tmp_path: Path, vit: str) -> None:
     """A picture for each fill and class, and the same after a stop."""
     data = make_classes(tmp_path / "data")
@@ -424,7 +415,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "expected a task of localization, signs, .*, got 'pointing'",
     ),
     ({"tasks": ("words",)}, "the data do not serve the task words, they serve localization"),
-    ({"tasks": ("fixation",), "data": ()}, "the demo's data do not serve the task fixation"),
+    (
+        {"tasks": ("segmentation",), "data": ()},
+        "the demo's data do not serve the task segmentation",
+    ),
     ({"data": ("coco:x",)}, "there is no data set 'coco:x'; expected one of demo"),
     ({"reference": "all-grad"}, "the reference 'all-grad' is not among the methods last-grad, r"),
     (

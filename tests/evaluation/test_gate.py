@@ -121,18 +121,17 @@ def test_what_no_text_can_tell_apart_is_not_checked() -> None:
 
 
 def test_every_kind_of_truth_says_what_an_image_holds() -> None:
-    """Numbers of label images but background and void, texts of regions, a fixated text."""
+    """Numbers of label images but background and void, and texts of regions."""
     labels = np.array([[0, 3, -1, 0]] * 2)
     samples = [
         plain("red", labels=labels),
         plain("green", regions=(Region("green", half("top")),)),
-        plain("blue", fixated="blue"),
         plain("blue", regions=(Region("any", half("top"), label=2),)),
         # a caption that is a class, whatever phrases have boxes
         plain("blue", label=2, caption="blue", regions=(Region("green", half("top")),), number=1),
     ]
     [check] = asked(samples).checks.values()
-    assert (check.figure, check.chance, check.images) == (1, 0, 5)
+    assert (check.figure, check.chance, check.images) == (1, 0, 4)
 
 
 def scenes(count: int) -> DemoScenes:

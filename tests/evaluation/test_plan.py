@@ -70,7 +70,6 @@ def test_a_task_fits_each_data_set_that_has_its_truth() -> None:
         "demo": ("localization", "signs", "effect", *targets, "pairs"),
         "demo-objects": ("perturbation",),
         "classes": ("perturbation", *targets),
-        "fixations": ("fixation",),
         "labels": ("segmentation",),
         "captions": ("localization", "signs", "words", "perturbation", *targets),
         "counterfactuals": ("localization", "signs", "effect", *targets, "pairs"),

@@ -269,9 +269,9 @@ def test_findings_name_the_winner_its_lead_and_what_is_not_told_apart() -> None:
 
 
 def test_findings_of_other_metrics_take_the_first_of_each_table() -> None:
-    given = {"ours": {"nss": rows(-1, -1)}, "uniform": {"nss": rows(0, 0)}}
-    [line, _] = findings(summary(given, [metric("nss")], baselines=["uniform"]))
-    assert line == "Where by nss no method beats a constant answer."
+    given = {"ours": {"gap": rows(-1, -1)}, "uniform": {"gap": rows(0, 0)}}
+    [line, _] = findings(summary(given, [metric("gap")], baselines=["uniform"]))
+    assert line == "Where by gap no method beats a constant answer."
 
 
 def test_tables_for_latex_have_the_same_cells() -> None:

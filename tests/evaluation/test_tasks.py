@@ -1,4 +1,4 @@
-"""Localization, signs, effects and fixations against plain oracles, one region at a time."""
+"""Localization, signs and effects against plain oracles, one region at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from tests.evaluation.cases import (
     measured,
     model,
     on_batch,
-    picture,
     rows,
     same_rows,
     settings,
@@ -335,9 +334,6 @@ def test_without_any_map_nothing_is_measured(task: str) -> None:
         label=0,
         caption="a horse a dog",
         subsets=(whole.image,) * 4,
-        fixations=points,
-        density=points.astype(float),
-        fixated="a horse",
         labels=points.astype(np.int64),
     )
     words = Sample("a", whole.image, tuple(_bare(r) for r in whole.regions), caption="horse dog")
@@ -353,10 +349,7 @@ def test_without_any_map_nothing_is_measured(task: str) -> None:
 def test_an_empty_map_scores_chance_everywhere() -> None:
     """It has a row wherever another map has one, with what a map that tells nothing gets."""
     clip = model("hf_vit")
-    points, density = half("top left"), half("left").astype(float)
-    whole = two_regions("a")
-    told = {"fixations": points, "density": density, "fixated": "a horse"}
-    scenes = context(clip, Listed(Sample("a", whole.image, whole.regions, **told)))
+    scenes = context(clip, Listed(two_regions("a")))
     nothing = method_of("uniform", clip)
     nothing.draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
     nothing.signed = True
@@ -367,7 +360,6 @@ def test_an_empty_map_scores_chance_everywhere() -> None:
             **{f"{sign}_background": 0.5 for sign in ("positive", "negative")},
             **{"sign_correlation": 0, "sign_cosine": 0, "negative_pointing_others": 0.25},
         },
-        "fixation": {"nss": 0, "cc": 0, "sim": 0.5},
     }
     for task, figures in expected.items():
         got = measured(task, scenes, nothing)
@@ -419,36 +411,6 @@ def test_void_pixels_count_for_nothing() -> None:
     assert [number for number, *_ in left.samples.skipped] == [0]
     counted = measured("localization", context(clip, Listed(whole)), marking)
     assert counted["energy"].values[0, 0] == pytest.approx(0.1)
-
-
-def test_fixations_are_each_metric_of_each_image() -> None:
-    """Points for two metrics, a density for two; what a sample does not tell is left out."""
-    clip = model("hf_vit")
-    points, density = half("top left"), half("left").astype(float) + 0.1
-    samples = [
-        Sample("both", picture(0), fixations=points, density=density, fixated="a horse"),
-        Sample("points", picture(1), fixations=points, fixated="a dog"),
-        Sample("density", picture(2), density=density, fixated="a dog"),
-        Sample("neither", picture(3)),
-    ]
-    got = measured("fixation", context(clip, Listed(*samples)), "last-grad")
-    texts = ["a horse", "a dog", "a dog"]
-    heatmap = [
-        direct(
-            *(clip, attr.LastGradAttention),
-            clip.preprocess([sample.image])[0],
-            targets.text(clip, text).embeddings[0],
-        )
-        for sample, text in zip(samples[:3], texts, strict=True)
-    ]
-    truth = torch.from_numpy(points)
-    mass = torch.from_numpy(density)
-    for metric in (metrics.nss, metrics.auc_judd):
-        values = [metric(heatmap[place], truth) for place in (0, 1)]
-        same_rows(got[metric.__name__], rows([0, 1], values))
-    for other in (metrics.cc, metrics.sim):
-        values = [other(heatmap[place], mass) for place in (0, 2)]
-        same_rows(got[other.__name__], rows([0, 2], values))
 
 
 def test_against_an_image_the_target_is_the_reference() -> None:

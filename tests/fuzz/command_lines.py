@@ -52,7 +52,7 @@ MODELS = ["nonsense", "ViT-B/32", "org/name", "hf-hub:org/name", "a/b/c", "empty
 PROBES = ["cut.safetensors", "pipe.json", "empty.safetensors", "none.json", "list.json"]
 METHODS = ["gradcam", "last-grad:start_layer=99", "a:b=c", ":", "", "cam:x", "cam:LayerCAM:x=1"]
 OUTPUTS = ["a.gif", "none/a.png", "photos", "photo.jpg", *ODD_PATHS, *URLS]
-DATA = ["voc:none", "fixations:photos", "x:", ":", "demo:1", "masks:", *ODD_PATHS]
+DATA = ["voc:none", "x:", ":", "demo:1", "masks:", *ODD_PATHS]
 PLACES = [*FILES, *FOLDERS, *ODD_PATHS, *URLS]
 LISTED: dict[str, tuple[list[str], list[str]]] = {
     **dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Masks and fixations go where the pixels of their image go."""
+"""Masks go where the pixels of their image go."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ import torch
 import transformers
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torch.nn import functional as F
 from torchvision import transforms
 from torchvision.transforms import v2
 
 from captum_clip import load_clip
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.models.geometry import (
-    geometry_of,
-    resize_density,
-    resize_masks,
-    resize_points,
-)
+from captum_clip.models.geometry import geometry_of, resize_masks
 from captum_clip.models.images import process
 
 SIDE = 32
@@ -113,7 +109,9 @@ def test_maps_land_where_a_smooth_image_lands(name):
         inside = geometry.cut(np.ones(geometry.size, dtype=bool))
         ramp = np.indices(size)[axis] / (size[axis] - 1)
         truth = processed(processor, ramp)
-        own = resize_density(processor, ramp, truth.shape)
+        plane = torch.from_numpy(ramp)[None, None]
+        resized = F.interpolate(plane, geometry.size, mode="bilinear", antialias=True)
+        own = geometry.cut(resized[0, 0].numpy())
         difference = (own - truth)[inside]
         # filters differ at the borders; a shift of one pixel would be as large everywhere
         assert abs(np.median(difference)) < 0.1 / geometry.size[axis]
@@ -169,56 +167,12 @@ def test_demo_models_see_a_mask_where_its_object_is(name, size):
     assert edge.sum() <= 0.02 * seen.sum()
 
 
-def test_points_stay_points():
-    """Each point goes to the pixel that its centre falls into; enlarging makes no more of them."""
-    points = np.zeros((40, 40), dtype=bool)
-    points[[3, 20, 39, 20], [5, 21, 39, 20]] = True
-    processor = own_steps(transforms.Resize((20, 20)))
-    places = set(zip(*np.nonzero(resize_points(processor, points)), strict=True))
-    assert places == {(1, 2), (10, 10), (19, 19)}
-    larger = resize_points(own_steps(transforms.Resize((100, 100))), points)
-    assert set(zip(*np.nonzero(larger), strict=True)) == {(8, 13), (51, 53), (98, 98), (51, 51)}
-
-
-def test_points_outside_the_crop_are_gone():
-    """A point in what is cropped away is not moved into the image."""
-    points = np.zeros((32, 64), dtype=bool)
-    points[5, [2, 32]] = True
-    assert resize_points(slow(), points).sum() == 1
-    points[5, 32] = False
-    assert not resize_points(slow(), points).any()
-
-
-def test_points_are_not_in_the_padding():
-    """Neither points nor masks nor densities reach what the processor adds."""
-    ones = np.ones((32, 32), dtype=bool)
-    for processor in (PROCESSORS["slow padded"], PROCESSORS["fast padded"]):
-        assert resize_points(processor, ones).sum() == resize_masks(processor, ones).sum()
-    padded = slow(crop_size={"height": 40, "width": 32})
-    density = resize_density(padded, ones.astype(float))
-    assert not density[:4].any()
-    assert density[4:36].all()
-    assert not density[36:].any()
-
-
 def test_several_masks_go_together():
     """Leading dimensions stay, and each plane is what it would be alone."""
     masks = np.random.default_rng(3).random((2, 3, 40, 57)) < 0.3
     together = resize_masks(open_clip(), masks)
     assert together.shape == (2, 3, SIDE, SIDE)
     assert (together[1, 2] == resize_masks(open_clip(), masks[1, 2])).all()
-    densities = resize_density(open_clip(), masks.astype(float))
-    np.testing.assert_allclose(densities[0, 1], resize_density(open_clip(), masks[0, 1] * 1.0))
-    points = resize_points(open_clip(), masks)
-    assert (points[1, 0] == resize_points(open_clip(), masks[1, 0])).all()
-
-
-def test_density_keeps_a_constant_and_does_not_alias():
-    """A constant stays itself, and fine stripes become their mean."""
-    np.testing.assert_allclose(resize_density(slow(), np.full((90, 64), 0.3)), 0.3)
-    stripes = np.zeros((255, 255))
-    stripes[::3] = 1
-    np.testing.assert_allclose(resize_density(slow(), stripes), 1 / 3, atol=0.05)
 
 
 def test_both_parts_of_a_processor_are_known():
@@ -273,6 +227,5 @@ def test_another_size_than_the_images_is_named():
 @pytest.mark.parametrize("shape", [(5,), (0, 4), (2, 3, 0)])
 def test_arrays_without_pixels_are_named(shape):
     """Two dimensions with something in them are needed."""
-    for resize in (resize_masks, resize_density, resize_points):
-        with pytest.raises(InputError, match="expected an array"):
-            resize(slow(), np.ones(shape))
+    with pytest.raises(InputError, match="expected an array"):
+        resize_masks(slow(), np.ones(shape))

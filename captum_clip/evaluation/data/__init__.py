@@ -23,7 +23,7 @@ __all__ = [
 _SETS: Final[tuple[type[DataSet], ...]] = (
     *(DemoScenes, demo.DemoObjects, demo.DemoMosaics, formats.MaskedFolder),
     *(benchmarks.ImageNetSegmentation, benchmarks.ImageNetS, benchmarks.PascalVoc),
-    *(formats.ClassFolder, formats.ClassMosaics, formats.FixationFolder, labels.LabelFolder),
+    *(formats.ClassFolder, formats.ClassMosaics, labels.LabelFolder),
     *(photographs.CaptionFolder, photographs.CounterfactualFolder, photographs.PointFolder),
 )
 DATA_SETS: Final = {data_set.name: data_set for data_set in _SETS}
@@ -52,8 +52,8 @@ def open_data(
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
         seed: of the demo's scenes, or of the drawn sample.
         **options: the data set's own, None for its default: `template`, the text of a class with
-            "{}" for its name; `text`, that fixations are compared with where no texts.csv names
-            another; `void`, "out" or "background", what becomes of the pixels that "voc" marks so.
+            "{}" for its name; `void`, "out" or "background", what becomes of the pixels that
+            "voc" marks so.
 
     Raises:
         InputError: another name, an option that the data set does not have, or what the data set

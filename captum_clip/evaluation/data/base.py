@@ -53,9 +53,6 @@ class Sample:
         caption: a text that names the regions word by word; None where regions have own texts.
         subsets: the scene with every subset of its regions, 2^n images of one size; region i is
             there where bit i of the index is set; None where there is no such image.
-        fixations: (H, W) bool, the pixels that somebody looked at, neither none nor all.
-        density: (H, W) of fixations, finite and from 0 on, with some mass.
-        fixated: the text that fixations and density are compared with.
         void: (H, W) bool, pixels of which no truth is known and which count for nothing.
         labels: (H, W) number of each pixel's class among the data set's classes, as many as there
             are where it is background, -1 where it counts for nothing.
@@ -68,9 +65,6 @@ class Sample:
     label: int | None = None
     caption: str | None = None
     subsets: tuple[Image.Image | None, ...] = ()
-    fixations: Mask | None = None
-    density: npt.NDArray[np.float64] | None = None
-    fixated: str | None = None
     void: Mask | None = None
     labels: npt.NDArray[np.int64] | None = None
     dropped: tuple[str, ...] = ()
@@ -88,7 +82,7 @@ class DataSet(ABC):
         truth: what is known of its samples, which the tasks that take one of it fit: "masks" of
             what texts name, of several "objects" in an image, "scenes" redrawn with every subset of
             them; "classes" of images, or "counts" of objects with the class of the first;
-            "captions" of mosaics, "cells" with a class each; "fixations"; "label images"; "points"
+            "captions" of mosaics, "cells" with a class each; "label images"; "points"
             as masks; "phrases" of a caption; "retrieval" of captions, which are the classes.
         groups: of its samples by name, for figures of each group; may be empty.
         place: what follows its name and a colon where it is read, "FOLDER" or "FILE".

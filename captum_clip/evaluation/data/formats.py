@@ -1,30 +1,27 @@
-"""Folders of one's own: classes, mosaics of them, masks, fixations."""
+"""Folders of one's own: classes, mosaics of them, masks."""
 
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Final, final
+from typing import ClassVar, Final, final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from typing_extensions import override
 
 from ...checks import error_context, expect, find_repeated
 from ...errors import InputError
-from ...files import DAMAGED
 from ...models.images import as_pil, open_image
 from .base import (
     FileData,
     Sample,
-    check_size,
     digest,
     masked_sample,
     mosaic_sample,
     read_lines,
-    read_table,
 )
 
 TEMPLATE: Final = "a photo of a {}"
@@ -253,97 +250,3 @@ def _read_mask(path: Path) -> npt.NDArray[np.bool_]:
             filled = np.asarray(image.convert("RGBA")) != 0
             mask = filled[..., :3].any(-1) & filled[..., 3]
         return mask
-
-
-@final
-class FixationFolder(FileData):
-    """``images/STEM.jpg`` with ``fixations/STEM.png``, ``fixations/STEM.npy`` or both.
-
-    A PNG file is a density, its grey values. An NPY file (H, W) holds points if it is bool or has
-    no other values than 0 and 1, and is a density otherwise. The metrics NSS and AUC-Judd need
-    points, CC and SIM a density; with one of them only the two that need the other cannot be
-    measured: to blur points takes a width that no file has, and a density no longer knows its
-    points.
-
-    ``FOLDER/texts.csv``, with the columns file (with or without its ending) and text, has the texts
-    that the fixations on images are compared with; the option `text` is that of all others.
-
-    Raises:
-        InputError: there is no such folder, no image or no fixations in it, no text, an unreadable
-            texts.csv, or a number out of range.
-    """
-
-    name = "fixations"
-    classes = ()
-    truth = ("fixations",)
-    options: ClassVar = {"text": None}
-
-    @override
-    def find(self) -> None:
-        files, images = self.list_images("images")
-        places = {s: [f"fixations/{s}{end}" for end in (".png", ".npy")] for s in images}
-        maps = {stem: [place for place in two if place in files] for stem, two in places.items()}
-        example = f"fixations/{next(iter(images))}.png or .npy and so on"
-        self.check_belonging(maps.values(), example)
-        text = self.given["text"]
-        expect(text is None or text.strip(), "a text with something in it", text)
-        table = self.path / "texts.csv"
-        rows = read_table(table, images, "file", "text") if "texts.csv" in files else ()
-        texts = {stem: row["text"] for _, stem, row, _ in rows}
-        if not texts and text is None:
-            raise InputError(
-                f"{self.path}: there is no text to compare fixations with; give one for all "
-                "images, or texts.csv with the columns file and text."
-            )
-        self._texts = {stem: texts.get(stem, text) for stem in images}
-        used = digest(files, ("images", "fixations"))
-        self.take(images, texts=digest(self._texts), files=used)
-        self._maps = {stem: maps[stem] for stem in self.names}
-
-    @override
-    def read(self, index: int) -> Sample:
-        stem = self.names[index]
-        text = self._texts[stem]
-        if text is None:
-            raise InputError(f"{stem}: texts.csv has no text for it.")
-        image = self.read_image(stem)
-        truth: dict[str, Any] = {}
-        dropped: list[str] = []
-        for place in self._maps[stem]:
-            try:
-                kind, values = _read_fixations(self.path / place, image)
-                if kind in truth:
-                    raise InputError(f"{place}: the image has another {kind}.")
-                truth[kind] = values
-            except InputError as error:
-                dropped.append(error.reason.rstrip("."))
-        if not truth:
-            reason = "; ".join(dropped) or f"{stem} has none"
-            raise InputError(f"there are no fixations to compare a map with: {reason}.")
-        return Sample(stem, image, fixated=text, dropped=tuple(dropped), **truth)
-
-
-def _read_fixations(path: Path, photo: Image.Image) -> tuple[str, npt.NDArray[Any]]:
-    """Whether a file has "fixations" (bool) or a "density", and its values (H, W)."""
-    values: npt.NDArray[Any]
-    if path.suffix == ".png":
-        with open_image(path) as image:  # of 8, 16 or 32 bits
-            deep = image.mode in ("L", "F") or image.mode.startswith("I")
-            values = np.asarray(image if deep else image.convert("L"), dtype=np.float64)
-    else:
-        try:
-            values = np.load(path, allow_pickle=False)
-        except DAMAGED as error:
-            raise InputError(f"{path} cannot be read as an array ({error}).") from error
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-            raise InputError(f"{path}: expected an array of numbers.")
-    check_size(path, values.shape, photo)
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise InputError(f"{path}: expected finite values from 0 on.")
-    if not values.any():
-        raise InputError(f"{path}: nobody looked at the image.")
-    if path.suffix == ".png" or not np.isin(values, (0, 1)).all():
-        return "density", values.astype(np.float64)
-    if values.all():
-        raise InputError(f"{path}: every pixel is a fixation.")
-    return "fixations", values.astype(np.bool_)

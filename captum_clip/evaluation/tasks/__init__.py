@@ -5,7 +5,7 @@ from typing import Final
 from ..batch import Task
 from ..data import DataSet
 from .faithfulness_tasks import FAITHFULNESS, FIXLIP, SANITY
-from .localization_tasks import FIXATION, GRID_POINTING, LOCALIZATION, SIGNS, WORDS
+from .localization_tasks import GRID_POINTING, LOCALIZATION, SIGNS, WORDS
 from .pairs_task import EFFECT, PAIRS
 from .perturbation_task import PERTURBATION
 from .segmentation_task import SEGMENTATION
@@ -21,7 +21,6 @@ TASKS: Final = {
     "faithfulness": FAITHFULNESS,
     "fixlip": FIXLIP,
     "sanity": SANITY,
-    "fixation": FIXATION,
     "pairs": PAIRS,
 }
 """All tasks by name, in the order of the tables; one of your own is measured once it is in here."""

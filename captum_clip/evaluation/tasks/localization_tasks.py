@@ -1,4 +1,4 @@
-"""Does a map lie where it should? Against masks, human fixations and the cells of mosaics."""
+"""Does a map lie where it should? Against masks and the cells of mosaics."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from ... import maps, metrics, targets
 from ...metrics.map_statistics import average_ranks
-from ...models.geometry import resize_density, resize_points
 from ..batch import Batch, MethodOnBatch, Task, View, finite_indices, queries_of
 from ..table import Queries, listed
-from ..units import Arrays, Skipped
+from ..units import Arrays
 
 NEAR = 15  # pixels, of the paper of the pointing game
 AREA = 0.2
@@ -121,44 +120,6 @@ def _share(metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, known:
     share = (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
     chance = masks.flatten(1).sum(1) / known.flatten(1).sum(1)
     return queries.rows_of(metric, share, chance=chance)
-
-
-def _measure_fixation(batch: MethodOnBatch) -> Iterator[Arrays]:
-    """Each metric where its kind of fixations is known, and the crop shows something of it."""
-    views = [view for view in batch.samples.views if view.sample.fixated is not None]
-    if not views:
-        return
-    texts, processor = [view.sample.fixated or "" for view in views], batch.clip.processor
-    queries = queries_of(views, batch.context.encode(texts), texts)
-    kept, raw = batch.compute_finite(queries)
-    for index, heatmap in zip(kept, raw.clamp(min=0), strict=True):
-        query, view = queries.part([index]), views[index]
-        fixations, density = view.sample.fixations, view.sample.density
-        if fixations is not None:
-            resized = torch.from_numpy(resize_points(processor, fixations, view.size))
-            points = resized.to(heatmap.device) > 0
-            if points.any() and not points.all():
-                yield query.rows_of("nss", metrics.nss(heatmap, points)[None], chance=0)
-                yield query.rows_of("auc_judd", metrics.auc_judd(heatmap, points)[None], chance=0.5)
-            else:
-                reason = "the crop shows none of the fixations, or nothing else"
-                batch.skipped.append(Skipped(view.number, reason))
-        if density is not None:
-            resized = torch.from_numpy(resize_density(processor, density, view.size))
-            known = resized.to(heatmap.device)
-            if known.any():
-                # the SIM of a map with its mass everywhere alike; NaN for a constant density
-                mass = maps.normalize(known)
-                even = (mass / mass.sum()).clamp(max=1 / mass.numel()).sum()
-                yield query.rows_of("cc", metrics.cc(heatmap, known)[None], chance=0 * even)
-                yield query.rows_of("sim", metrics.sim(heatmap, known)[None], chance=even)
-            else:
-                reason = "the crop shows nothing of the density of fixations"
-                batch.skipped.append(Skipped(view.number, reason))
-
-
-FIXATION: Final = Task(lambda config: listed("fixation"), _measure_fixation, ("fixations",))
-"""Positive maps against human fixations: points and densities."""
 
 
 _MOST: Final = 4

@@ -9,7 +9,7 @@ from captum_clip.errors import InputError
 from captum_clip.evaluation.data import open_data
 from captum_clip.evaluation.data.benchmarks import ImageNetSegmentation, PascalVoc
 from captum_clip.evaluation.data.demo import DemoMosaics, DemoObjects, DemoScenes
-from captum_clip.evaluation.data.formats import ClassFolder, FixationFolder, MaskedFolder
+from captum_clip.evaluation.data.formats import ClassFolder, MaskedFolder
 from tests.evaluation.data.writing import LEFT, noise, save, save_mask, save_segmentations
 
 
@@ -27,14 +27,10 @@ def test_folders_are_opened_by_name_and_place(tmp_path):
     for number in range(3):
         save(noise(), tmp_path / f"images/{number}.png")
         save_mask(LEFT, tmp_path / f"masks/{number}/it.png")
-        save_mask(LEFT, tmp_path / f"fixations/{number}.png")
         save(noise(), tmp_path / f"sorted/kind {number}/1.png")
     masks = open_data(f"masks:{tmp_path}", number=2, seed=3)
     assert isinstance(masks, MaskedFolder)
     assert masks.identity() == MaskedFolder(tmp_path, limit=2, seed=3).identity()
-    fixations = open_data(f"fixations:{tmp_path}", text="it")
-    assert isinstance(fixations, FixationFolder)
-    assert fixations.read(0).fixated == "it"
     classes = open_data(f"classes:{tmp_path}/sorted", template="the {}")
     assert isinstance(classes, ClassFolder)
     assert classes.classes == ("the kind 0", "the kind 1", "the kind 2")
@@ -61,14 +57,13 @@ def test_unknown_names_are_refused_with_the_known_ones():
 
 def test_options_of_other_data_are_refused():
     """Nothing that was asked for is left out in silence."""
-    for name in ("demo", "masks:x", "fixations:x"):
+    for name in ("demo", "masks:x"):
         kind = name.partition(":")[0]
         with pytest.raises(InputError, match=f"the data set {kind} takes no template"):
             open_data(name, template="a {}")
 
 
 def test_places_that_are_not_there_are_named(tmp_path):
-    for kind in ("masks", "voc", "classes", "fixations", "imagenet-segmentation"):
-        text = "it" if kind == "fixations" else None
+    for kind in ("masks", "voc", "classes", "imagenet-segmentation"):
         with pytest.raises(InputError, match="nowhere"):
-            open_data(f"{kind}:{tmp_path}/nowhere", text=text)
+            open_data(f"{kind}:{tmp_path}/nowhere")
