@@ -210,13 +210,12 @@ def evaluate_command(
         reference: the method that all others are compared with (default: Mamooler's)
         against: explain regions by their text, or by another image
         images: the most images of each data set
-        slow_images: the same for slow measures: sensitivity, sanity, ROAD, Captum's own
+        slow_images: the same for slow measures: sensitivity, sanity, Captum's own
         seed: of every random choice
         draws: random masks per image for faithfulness and infidelity
         chunk_size: images per unit of work; a stop costs at most one unit
         resamples: the number of resamples of the bootstrap
-        fills: what removed pixels become: mean, black, blur or road (default: mean
-            and road)
+        fills: what removed pixels become: mean, black or blur (default: mean)
         formats: further files: latex (tables), csv (every measured value)
         suite: v1, frozen scenes, tasks and seeds: one file to submit, or to compare
         compare: two files of a suite, side by side with paired intervals; nothing is measured

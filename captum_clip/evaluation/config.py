@@ -14,7 +14,7 @@ from ..models.names import named_model
 
 EngineName = Literal["local", "ray"]
 Against = Literal["text", "image"]
-Fill = Literal["mean", "black", "blur", "road"]
+Fill = Literal["mean", "black", "blur"]
 FILLS: Final = get_args(Fill)
 Format = Literal["latex", "csv"]
 DATA: Final = ("demo", "demo-objects", "demo-mosaics")
@@ -165,10 +165,10 @@ class EvaluationConfig(RunConfig):
             "localization" and "signs" are measured.
         images: at most so many of each data set.
         slow_images: images of each data set, drawn from all of them, for what takes long:
-            sensitivity, sanity, ROAD's fill, and all of Captum's own methods.
+            sensitivity, sanity, and all of Captum's own methods.
         draws: random masks per image for faithfulness and infidelity.
         fills: what takes the place of removed pixels: "mean" colour (normalised zero), "black",
-            "blur", "road".
+            "blur".
         template: text of a class with "{}" for its name, for data that have classes by name.
         void: "out" leaves out the pixels that Pascal VOC marks as void, which is the default;
             "background" counts them as outside of every region.
@@ -193,7 +193,7 @@ class EvaluationConfig(RunConfig):
     images: int = field(default=100, metadata=_COUNT)
     slow_images: int = field(default=16, metadata=_COUNT)
     draws: int = field(default=32, metadata=_COUNT)
-    fills: tuple[Fill, ...] = field(default=("mean", "road"), metadata=_FILLS)
+    fills: tuple[Fill, ...] = field(default=("mean",), metadata=_FILLS)
     template: str | None = field(default=None, metadata=_TEXT | _DECIDES)
     void: str | None = field(default=None, metadata=_TEXT | _DECIDES)
     resamples: int = field(default=2000, metadata={"least": 1})

@@ -42,7 +42,6 @@ from .perturbation import (
     blur_fill,
     mean_fill,
     perturbation_test,
-    road_fill,
 )
 
 __all__ = [
@@ -73,7 +72,6 @@ __all__ = [
     "perturbation_test",
     "pointing_game",
     "rank_correlation",
-    "road_fill",
     "segmentation_scores",
     "sensitivity",
     "shapley_effects",

@@ -1,17 +1,16 @@
 """The perturbation test: does the score fall when what the map marks is removed?
 
-Also what takes the place of removed pixels: one colour, a blurred copy, or ROAD's imputation.
+Also what takes the place of removed pixels: one colour, or a blurred copy.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..checks import check_choice, check_integer, check_interval, expect, expecting
 from ..errors import public
@@ -19,13 +18,7 @@ from ..maps import to_float32, upsample
 from . import inputs
 from .inputs import Forward, Seed, Targets
 
-Fill = Tensor | Literal["road"]
 TENTHS = tuple(tenth / 10 for tenth in range(11))
-_NOISE: Final = 0.01  # of ROAD, in units of the normalised images
-_TOLERANCE: Final = 1e-5  # of the residual in ROAD's solver, relative
-_MOST_STEPS: Final = 500  # about 15 are needed
-_DAMPING: Final = 0.8
-_COARSEST_SWEEPS: Final = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +75,7 @@ def perturbation_test(
     maps: Tensor,
     targets: Targets = None,
     *,
-    fill: Fill,
+    fill: Tensor,
     labels: Targets = None,
     mode: Literal["deletion", "insertion"] = "deletion",
     unit: Literal["pixel", "patch"] = "pixel",
@@ -107,9 +100,8 @@ def perturbation_test(
         maps: (B, 1, h, w) or (B, h, w), or of the images' shape, whose channels are added up.
         targets: column of the score curves, one for all or one per image; the map's target as a
             rule. None for the labels, or for the only column.
-        fill: what takes the place of removed pixels: a tensor that can be broadcast to the images
-            (:func:`mean_fill`, :func:`blur_fill`, ``clip.color((0, 0, 0))`` for black), or "road",
-            :func:`road_fill` with Gaussian noise of standard deviation 0.01.
+        fill: what takes the place of removed pixels, a tensor that can be broadcast to the images:
+            :func:`mean_fill`, :func:`blur_fill`, ``clip.color((0, 0, 0))`` for black.
         labels: the classes of the top-1 curves, one for all or one per image: the true ones,
             whatever target the map is of. A tie for the highest score counts as wrong.
         mode: "deletion" or "insertion".
@@ -117,8 +109,8 @@ def perturbation_test(
             grid).
         fractions: of the units, rising, from 0 to 1.
         batch_size: images per forward pass.
-        seed: image i draws its ties and its noise from seed + i, so that a set may come in batches
-            of any size; or the seed of each image.
+        seed: image i draws its ties from seed + i, so that a set may come in batches of any size;
+            or the seed of each image.
 
     Returns:
         Curves (B, F) of the score, of top-1 where there are labels, and of the margin where there
@@ -129,7 +121,7 @@ def perturbation_test(
             scores, or an option that does not exist.
 
     Source: Samek et al. 2017 (arXiv:1509.06321); Petsiuk et al. 2018 (arXiv:1806.07421); Chefer et
-    al. 2021 (arXiv:2103.15679); Rong et al. 2022 (arXiv:2202.00449).
+    al. 2021 (arXiv:2103.15679).
 
     Example:
         >>> images = torch.tensor([4.0, 3.0, 2.0, 1.0]).view(1, 1, 2, 2)
@@ -158,8 +150,10 @@ def perturbation_test(
     chosen = inputs.checked_targets(followed, images, name="targets")
     columns = [chosen] if classes is None else [chosen, classes]
     largest = None if followed is None else max(int(index.max()) for index in columns)
-    filled = _checked_fill(fill, images)
-    ranks, noise = _draw(images, units, inputs.seeds_of(seed, len(images)), noisy=filled is None)
+    expected = f"fill as a tensor that can be broadcast to images {tuple(images.shape)}"
+    with expecting(expected, fill, "metrics.mean_fill(images) is one"):
+        filled = fill.to(images).expand_as(images)
+    ranks = _ranks(units, inputs.seeds_of(seed, len(images)))
 
     total = units[0].numel()
     counts = [round(fraction * total) for fraction in fractions]
@@ -175,9 +169,7 @@ def perturbation_test(
         backwards, changed = (column[:, None, None] for column in known[step].T)
         order = torch.where(backwards.bool(), total - 1 - ranks[index], ranks[index])
         pixels = ((order < changed) != (mode == "insertion"))[:, None, row, column]
-        part = images[index]
-        new = road_fill(part, pixels) + noise[index] if filled is None else filled[index]
-        perturbed = torch.where(pixels, new, part)
+        perturbed = torch.where(pixels, filled[index], images[index])
         scores = to_float32(inputs.checked_scores(forward, perturbed, largest))
         measured["score"].append(scores.gather(1, chosen[index, None])[:, 0])
         if scores.shape[1] > 1:
@@ -200,30 +192,15 @@ def _margin(scores: Tensor, columns: Tensor) -> Tensor:
     return scores.gather(1, columns[:, None])[:, 0] - others
 
 
-def _draw(
-    images: Tensor, units: Tensor, seeds: Sequence[int], *, noisy: bool
-) -> tuple[Tensor, Tensor]:
-    """Ranks of units (B, h, w), 0 the most relevant, ties at random; and noise (B, C, H, W)."""
+def _ranks(units: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Ranks of units (B, h, w), 0 the most relevant; ties are in random order."""
     flat = torch.where(inputs.varies(units)[:, None, None], units, 0).flatten(1).cpu()
     ranks = torch.empty(flat.shape, dtype=torch.long, device="cpu")
-    noise = torch.zeros(images.shape, device="cpu")
     for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
-        generator = torch.Generator().manual_seed(seed)
-        shuffled = torch.randperm(len(values), generator=generator)
+        shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
         order = values[shuffled].argsort(descending=True, stable=True)
         ranks[index, shuffled[order]] = torch.arange(len(values), device="cpu")
-        if noisy:
-            noise[index] = _NOISE * torch.randn(images.shape[1:], generator=generator, device="cpu")
-    return ranks.reshape(units.shape).to(images.device), noise.to(images)
-
-
-def _checked_fill(fill: Fill, images: Tensor) -> Tensor | None:
-    """The fill in the images' shape; None for ROAD."""
-    if isinstance(fill, str) and fill == "road":
-        return None
-    expected = f'fill as "road" or a tensor that can be broadcast to images {tuple(images.shape)}'
-    with expecting(expected, fill, "metrics.mean_fill(images) is one"):
-        return fill.to(images).expand_as(images)
+    return ranks.reshape(units.shape).to(units.device)
 
 
 @public("area_between")
@@ -322,123 +299,3 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
     planes = to_float32(images.detach()).cpu().numpy()
     options = {"sigma": deviation, "radius": max(1, round(3 * deviation)), "axes": (-2, -1)}
     return torch.from_numpy(gaussian_filter(planes, mode="nearest", **options)).to(images)
-
-
-@public("road_fill")
-def road_fill(images: Tensor, removed: Tensor) -> Tensor:
-    r"""ROAD's linear imputation: each removed pixel is the weighted mean of its neighbours.
-
-    .. math:: \sum_{q \sim p} w_{pq} (x_p - x_q) = 0 \quad \text{for all removed } p
-
-    with :math:`w = 1/6` for the four direct and :math:`1/12` for the four diagonal neighbours
-    inside the image: a sparse linear system for all removed pixels at once. It is solved by
-    conjugate gradients with a multigrid step as preconditioner, to a relative residual of 1e-5.
-    Where every pixel of an image is removed there is nothing to start from, and zero comes out.
-    The small noise of the paper is added by :func:`captum_clip.metrics.perturbation_test`.
-
-    Args:
-        images: (B, C, H, W).
-        removed: (B, 1, H, W) bool.
-
-    Returns:
-        (B, C, H, W), the images with their removed pixels imputed; same type and device.
-
-    Raises:
-        InputError: no such images, or `removed` of another shape, type or device.
-
-    Source: Rong et al. 2022, *A Consistent and Efficient Evaluation Strategy for Attribution
-    Methods* (arXiv:2202.00449).
-
-    Example:
-        >>> image = torch.tensor([0.0, 9.0, 9.0, 3.0]).view(1, 1, 1, 4)
-        >>> road_fill(image, image == 9).flatten().round(decimals=3)
-        tensor([0., 1., 2., 3.])
-    """
-    inputs.check_images(images)
-    inputs.check_bool("removed", removed)
-    shape = (len(images), 1, *images.shape[-2:])
-    expect(removed.shape == shape, f"removed {shape}", removed)
-    dtype = torch.promote_types(images.dtype, torch.float32)
-    with torch.no_grad():
-        solved = _solve(images.detach().to(dtype), removed.to(dtype))
-    return torch.where(removed, solved.to(images.dtype), images)
-
-
-class _Level(NamedTuple):
-    """One scale of the multigrid step."""
-
-    unknown: Tensor  # (B, 1, h, w), 1 where a pixel is removed
-    weight: Tensor  # (1, 1, h, w), of each pixel's neighbours together
-    step: Tensor  # (B, 1, h, w), from a residual to a damped Jacobi step
-
-
-def _solve(images: Tensor, unknown: Tensor) -> Tensor:
-    """Conjugate gradients for the unknown pixels, all planes at once."""
-    levels = _levels(unknown)
-    right = unknown * _neighbours((1 - unknown) * images)
-    solution, residual = torch.zeros_like(images), right
-    goal = _TOLERANCE**2 * _dot(right, right)
-    direction, product = torch.zeros_like(images), torch.ones_like(goal)
-    for _ in range(_MOST_STEPS):
-        active = _dot(residual, residual) > goal
-        if not active.any():
-            break
-        step = _cycle(levels, residual)
-        renewed = _dot(residual, step)
-        direction = step + torch.where(active, renewed / product, 0) * direction
-        image = _operator(levels[0], direction)
-        length = torch.where(active, renewed / _dot(direction, image), 0)
-        solution = solution + length * direction
-        residual = residual - length * image
-        product = torch.where(active, renewed, 1)
-    return solution
-
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).sum((-2, -1), keepdim=True)
-
-
-def _neighbours(x: Tensor) -> Tensor:
-    """The weighted sum of each pixel's neighbours: (1 2 1) x (1 2 1) without the centre, by 12."""
-    rows = x / 6
-    rows[..., 1:].add_(x[..., :-1], alpha=1 / 12)
-    rows[..., :-1].add_(x[..., 1:], alpha=1 / 12)
-    total = torch.sub(2 * rows, x, alpha=1 / 3)
-    total[..., 1:, :] += rows[..., :-1, :]
-    total[..., :-1, :] += rows[..., 1:, :]
-    return total
-
-
-def _operator(level: _Level, x: Tensor) -> Tensor:
-    """The left side of the system; x is zero where pixels are known."""
-    return level.unknown * (level.weight * x - _neighbours(x))
-
-
-def _levels(unknown: Tensor) -> list[_Level]:
-    """The unknown pixels at each scale: a coarse one is where all four below it are."""
-    levels = []
-    while True:
-        weight = _neighbours(torch.ones_like(unknown[:1])).clamp(min=torch.finfo(unknown.dtype).eps)
-        levels.append(_Level(unknown, weight, _DAMPING * unknown / weight))
-        if max(unknown.shape[-2:]) <= 3 or not unknown.any():
-            return levels
-        unknown = 1 - F.max_pool2d(1 - unknown, 2, ceil_mode=True)
-
-
-def _cycle(levels: list[_Level], right: Tensor) -> Tensor:
-    """One symmetric multigrid V-cycle for the system with this right side, from zero."""
-    level = levels[0]
-    solution = level.step * right
-
-    def smoothed(x: Tensor) -> Tensor:
-        return x + level.step * (_neighbours(x).add_(right).sub_(level.weight * x))
-
-    if len(levels) == 1:
-        for _ in range(_COARSEST_SWEEPS):
-            solution = smoothed(solution)
-        return solution
-    height, width = right.shape[-2:]
-    residual = F.pad(right - _operator(level, solution), (0, width % 2, 0, height % 2))
-    coarse = _cycle(levels[1:], levels[1].unknown * 4 * F.avg_pool2d(residual, 2))
-    spread = coarse.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., :height, :width]
-    return smoothed(solution + level.unknown * spread)

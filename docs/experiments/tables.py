@@ -181,7 +181,6 @@ def excerpt() -> None:
         "adds, all, within scenes": "effect_spearman_scene",
         "removal, others: balanced accuracy": "removal_balanced_others",
         "deletion gap, mean colour": "gap_mean_predicted",
-        "deletion gap, ROAD": "gap_road_predicted",
         "faithfulness": "faithfulness_correlation",
         "four words": "words_4",
     }

@@ -250,7 +250,7 @@ def test_evaluate_reports_what_it_skipped(run: Run) -> None:
 def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run) -> None:
     run(
         "evaluate --model m --data demo --data demo-objects --method a --method b --maps c "
-        "--maps d --task signs --task words --fill blur --fill road --reference b --against image "
+        "--maps d --task signs --task words --fill blur --fill black --reference b --against image "
         "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 "
         "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t "
         "--template 'a photo of a {}' --void background "
@@ -265,7 +265,7 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
             slow_images=2,
             seed=4,
             draws=5,
-            fills=("blur", "road"),
+            fills=("blur", "black"),
             batch_size=6,
             chunk_size=7,
             template="a photo of a {}",

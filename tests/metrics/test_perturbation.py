@@ -1,4 +1,4 @@
-"""The perturbation test and its fills: exact curves of linear scorers, laws, a dense solver."""
+"""The perturbation test and its fills: exact curves of linear scorers, and laws."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import (
     area_between,
     blur_fill,
     mean_fill,
-    perturbation,
     perturbation_test,
-    road_fill,
 )
-from tests.samples import normal, uniform
+from tests.samples import uniform
 
 
 def brightness(images: torch.Tensor) -> torch.Tensor:
@@ -203,10 +200,9 @@ def test_monotone_change_of_the_map_changes_nothing():
     assert torch.equal(one.most_first, other.most_first)
 
 
-@pytest.mark.parametrize("fill", ["road", "blur"])
-def test_batches_of_any_size_give_the_same(fill):
+def test_batches_of_any_size_give_the_same():
     """Also images given one by one, with their place in the set as the seed."""
-    filled = fill if fill == "road" else blur_fill(IMAGES)
+    filled = blur_fill(IMAGES)
     maps = torch.zeros(3, 1, 2, 2)  # all random
     whole = perturbation_test(classes, IMAGES, maps, [0, 2, 1], labels=1, fill=filled, seed=5)
     small = perturbation_test(
@@ -218,9 +214,8 @@ def test_batches_of_any_size_give_the_same(fill):
     torch.testing.assert_close(small.top1.least_first, whole.top1.least_first)
     for i, target in enumerate([0, 2, 1]):
         part = slice(i, i + 1)
-        one = filled if fill == "road" else filled[part]
         alone = perturbation_test(
-            classes, IMAGES[part], maps[part], target, labels=1, fill=one, seed=5 + i
+            classes, IMAGES[part], maps[part], target, labels=1, fill=filled[part], seed=5 + i
         )
         torch.testing.assert_close(alone.score.most_first[0], whole.score.most_first[i])
         assert alone.top1 is not None
@@ -286,35 +281,10 @@ def test_half_precision_is_scored_in_its_own_type():
         kinds.add(inputs.dtype)
         return inputs.mean((1, 2, 3))
 
-    for fill in ("road", mean_fill(IMAGES)):
-        found = perturbation_test(forward, images, images, fill=fill, fractions=[0, 0.5])
-        assert found.score.most_first.dtype == torch.float32
+    fill = mean_fill(IMAGES)
+    found = perturbation_test(forward, images, images, fill=fill, fractions=[0, 0.5])
+    assert found.score.most_first.dtype == torch.float32
     assert kinds == {torch.bfloat16}
-
-
-def test_road_keeps_what_a_constant_fill_destroys():
-    """A smooth image survives the removal of half its pixels up to the noise; with zeros not."""
-    smooth = torch.linspace(1, 3, 16).expand(1, 3, 16, 16)
-    maps = uniform(1, 16, 16, seed=7)
-
-    def change(images):
-        return (images - smooth).abs().mean((1, 2, 3))
-
-    road, zeros = (
-        perturbation_test(change, smooth, maps, fill=fill, fractions=[0, 0.5, 1]).score
-        for fill in ("road", mean_fill(smooth))
-    )
-    assert 0 < road.most_first[0, 1] < 0.02 < 0.5 < zeros.most_first[0, 1]
-    assert road.most_first[0, 2] == pytest.approx(2.0, abs=0.02)  # nothing left to start from
-
-
-def test_road_adds_the_papers_noise():
-    """A flat image stays flat but for noise of standard deviation .01 where it was removed."""
-    flat, maps = torch.ones(1, 3, 64, 64), uniform(1, 64, 64, seed=7)
-    moved = lambda images: (images - 1).abs().mean((1, 2, 3))  # noqa: E731
-    found = perturbation_test(moved, flat, maps, fill="road", fractions=[0, 0.5]).score
-    expected = 0.5 * 0.01 * math.sqrt(2 / math.pi)
-    assert found.most_first[0, 1].item() == pytest.approx(expected, rel=0.05)
 
 
 NAN = torch.full((3, 1, 2, 2), torch.nan)
@@ -341,7 +311,7 @@ def test_what_cannot_be_tested_is_refused():
         ({"targets": 0.5}, "expected targets as an index from 0 on, or one"),
         ({"targets": "cat"}, "expected targets as an index .* got 'cat'"),
         ({"targets": -1}, "targets as an index from 0 on, .* got -1"),
-        ({"fill": "black"}, r'fill as "road" or a tensor .* got \'black\''),
+        ({"fill": "black"}, "fill as a tensor that can be broadcast .* got 'black'"),
         (
             {"fill": torch.zeros(4, 3, 1, 1)},
             r"broadcast to images \(3, 3, 8, 12\), got Tensor \(4, 3, 1, 1\)",
@@ -362,84 +332,6 @@ def test_what_cannot_be_tested_is_refused():
     for changes, message in refused:
         with pytest.raises(InputError, match=message):
             perturbation_test(**{**call, **changes})
-
-
-def dense(image: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
-    """ROAD's linear system written out pixel by pixel, float64."""
-    channels, height, width = image.shape
-    unknown = [divmod(int(p), width) for p in removed.flatten().nonzero()]
-    place = {position: i for i, position in enumerate(unknown)}
-    left = torch.zeros(len(unknown), len(unknown), dtype=torch.float64)
-    right = torch.zeros(len(unknown), channels, dtype=torch.float64)
-    for i, (row, column) in enumerate(unknown):
-        for down in (-1, 0, 1):
-            for along in (-1, 0, 1):
-                y, x = row + down, column + along
-                if (down, along) == (0, 0) or not (0 <= y < height and 0 <= x < width):
-                    continue
-                weight = 1 / 12 if down and along else 1 / 6
-                left[i, i] += weight
-                if (y, x) in place:
-                    left[i, place[y, x]] -= weight
-                else:
-                    right[i] += weight * image[:, y, x].double()
-    solved = image.double().clone()
-    for (row, column), values in zip(unknown, torch.linalg.solve(left, right), strict=True):
-        solved[:, row, column] = values
-    return solved
-
-
-@pytest.mark.parametrize("smooth", [False, True])
-@pytest.mark.parametrize(("size", "share"), [((33, 20), 0.5), ((1, 30), 0.9), ((40, 7), 0.99)])
-def test_road_solves_the_papers_linear_system(size, share, smooth):
-    """Scattered pixels and whole regions, odd sizes, single rows."""
-    generator = torch.Generator().manual_seed(round(100 * share))
-    image = torch.randn(2, 3, *size, generator=generator)
-    heatmap = torch.rand(2, 1, *((4, 4) if smooth else size), generator=generator)
-    heatmap = F.interpolate(heatmap, size, mode="bilinear")
-    removed = heatmap <= heatmap.flatten(1).quantile(share, 1)[:, None, None, None]
-    found = road_fill(image, removed)
-    for i in range(2):
-        wanted = dense(image[i], removed[i]).float()
-        torch.testing.assert_close(found[i], wanted, atol=2e-4, rtol=0)
-        assert torch.equal(found[i][:, ~removed[i, 0]], image[i][:, ~removed[i, 0]])
-
-
-def test_road_keeps_what_is_constant_or_linear():
-    """A ramp has the mean of its neighbours everywhere but at the edge."""
-    ramp = torch.linspace(-2, 2, 48).expand(1, 3, 32, 48)
-    removed = torch.zeros(1, 1, 32, 48, dtype=torch.bool)
-    removed[..., 4:28, 5:40] = True
-    torch.testing.assert_close(road_fill(ramp, removed), ramp, atol=2e-4, rtol=0)
-    flat = torch.full((1, 3, 32, 48), 1.7)
-    removed[..., 0, 0] = False
-    removed[..., 1:, :] = True
-    torch.testing.assert_close(road_fill(flat, removed), flat, atol=2e-4, rtol=0)
-
-
-def test_road_of_an_image_does_not_depend_on_the_others():
-    """Images whose systems need few, many and no steps at once."""
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randn(4, 3, 32, 32, generator=generator)
-    shares = torch.tensor([0.0, 0.3, 0.95, 1.0])[:, None, None, None]
-    removed = torch.rand(4, 1, 32, 32, generator=generator) < shares
-    together = road_fill(images, removed)
-    assert torch.equal(together[0], images[0])
-    assert (together[3] == 0).all()
-    for i in range(4):
-        alone = road_fill(images[i : i + 1], removed[i : i + 1])
-        torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=0)
-
-
-def test_road_takes_few_steps_on_a_true_size(monkeypatch):
-    """The multigrid step keeps them near fifteen, also for a hole as large as the image."""
-    monkeypatch.setattr(perturbation, "_MOST_STEPS", 20)
-    image = normal(1, 1, 224, 224, seed=4)
-    removed = torch.ones(1, 1, 224, 224, dtype=torch.bool)
-    removed[..., 0], removed[..., :2, 3] = False, False
-    twenty = road_fill(image, removed)
-    monkeypatch.setattr(perturbation, "_MOST_STEPS", 200)
-    assert torch.equal(road_fill(image, removed), twenty)
 
 
 def test_blur_is_a_gaussian_mean():
@@ -470,10 +362,3 @@ def test_fills_refuse_what_they_cannot_fill():
         mean_fill(images[0])
     with pytest.raises(InputError, match=r"deviation in pixels in \(0, inf\), got 0"):
         blur_fill(images, deviation=0)
-    for removed in (None, images[:, :1]):
-        with pytest.raises(InputError, match="expected removed as a bool tensor, got"):
-            road_fill(images, removed)  # type: ignore[arg-type]
-    with pytest.raises(
-        InputError, match=r"expected removed \(1, 1, 4, 4\), got Tensor \(1, 4, 4\)"
-    ):
-        road_fill(images, torch.ones(1, 4, 4).bool())

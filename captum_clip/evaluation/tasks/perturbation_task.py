@@ -2,12 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
 from ... import metrics
-from ...metrics.perturbation import TENTHS
 from ..batch import Batch, MethodOnBatch, Task, View, queries_of
 from ..config import EvaluationConfig
 from ..table import Metric, Queries, listed
@@ -17,22 +16,18 @@ TITLES: Final[dict[str, str]] = {
     "mean": "the mean colour",
     "black": "black",
     "blur": "a blur",
-    "road": "ROAD's noisy linear imputation",
 }
 MOST_FIRST: Final = "curve_most_"
 LEAST_FIRST: Final = "curve_least_"
 """Begin the names of curves, as "curve_most_mean_predicted"; their `x` is the share removed."""
 _KINDS: Final = ("predicted", "true")
 _OBJECTS: Final = (1, 2, 3)
-_FIFTHS: Final = tuple(fifth / 5 for fifth in range(6))
 
 
 def _metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
     tables: dict[str, list[Metric]] = {}
     for fill in config.fills:
-        few = f"fifths, {config.slow_images} images drawn from all"
-        steps = few if fill == "road" else "tenths"
-        fields = {"fill": fill, "removed": TITLES[fill], "steps": steps}
+        fields = {"fill": fill, "removed": TITLES[fill]}
         for kind in _KINDS:
             tables |= listed("perturbation", kind=kind, **fields)
         tables |= listed("perturbation by number", **fields)
@@ -69,36 +64,31 @@ def _measure(batch: MethodOnBatch) -> Iterator[Arrays]:
     texts = [context.data.classes[label] for label in labels]
     queries = queries_of(views, context.classes[labels], texts)
     kept, raw = batch.compute_finite(queries)
+    if not kept:
+        return
+    measured = queries.part(kept)
+    places = {pairs[index]: row for row, index in enumerate(kept)}
     for fill in batch.config.fills:
-        slow = fill == "road"
-        tested = [i for i in kept if not slow or queries.numbers[i] in context.slow_numbers]
-        if not tested:
-            continue
-        part = queries.part(tested)
         test = metrics.perturbation_test(
             context.forward(context.classes),
-            part.pixels,
-            raw[[kept.index(i) for i in tested]].to(part.pixels),
-            [labels[i] for i in tested],
-            fill=_fill(batch, fill, part.pixels),
-            labels=[views[i].sample.label or 0 for i in tested],
-            fractions=_FIFTHS if slow else TENTHS,
-            **batch.options_of(part),
+            measured.pixels,
+            raw.to(measured.pixels),
+            [labels[index] for index in kept],
+            fill=_fill(batch, fill, measured.pixels),
+            labels=[views[index].sample.label or 0 for index in kept],
+            **batch.options_of(measured),
         )
-        rows = {pairs[i]: row for row, i in enumerate(tested)}
         for kind, wanted in plan.items():
-            known = [rows[pair] for pair in wanted if pair in rows]
-            if known:
-                yield from _rows(f"{fill}_{kind}", test, known, part.part(known))
+            rows = [places[pair] for pair in wanted if pair in places]
+            if rows:
+                yield from _rows(f"{fill}_{kind}", test, rows, measured.part(rows))
 
 
 PERTURBATION: Final = Task(_metrics, _measure, ("classes", "counts", "retrieval"))
 """Deletion by pixels, of the predicted and the true class, of captions, by number of objects."""
 
 
-def _fill(batch: MethodOnBatch, name: str, pixels: Tensor) -> Any:
-    if name == "road":
-        return name
+def _fill(batch: MethodOnBatch, name: str, pixels: Tensor) -> Tensor:
     if name == "black":
         return batch.clip.color((0, 0, 0))
     return metrics.mean_fill(pixels) if name == "mean" else metrics.blur_fill(pixels)
