@@ -10,17 +10,15 @@ has to look at every pixel.
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import metrics, visualization
-from ..maps import normalize, pearson, upsample
+from ..maps import normalize, upsample
 from ..metrics.map_statistics import entropy, interpolations, variance
 from ..targets import Target
 from .units import Arrays, Skipped, to_csv, to_npz
@@ -77,7 +75,7 @@ def _outermost(axis: Tensor) -> Tensor:
     return axis[torch.cat([edge, changes]) | torch.cat([changes, edge])]
 
 
-def sums_of(unit: Arrays, pairs: Sequence[tuple[int, int]] = ()) -> Arrays:
+def sums_of(unit: Arrays) -> Arrays:
     r"""Sums over the N images of a unit, float64; those of all units are added up.
 
     A min-max map is :math:`a \, U m + b` with the upsampling U linear, so the mean of such maps
@@ -85,26 +83,19 @@ def sums_of(unit: Arrays, pairs: Sequence[tuple[int, int]] = ()) -> Arrays:
 
     Args:
         unit: the "maps" (N, K, h, w), "scores" (N, K) and measures (N, K) of its images.
-        pairs: indices of (emotion, the same emotion centred) among the K targets.
 
     Returns:
-        "score" (K,), the cosine similarities; "raw" (K, h, w), the positive maps m; "stretched"
-        (K, h, w), a m + b; each measure (K,); "correlation" (P,) of the two maps of each pair over
-        the grid; and "score_count" and so on, how many images each sum is over. A map that does
-        not vary is part of no sum but "score" and "raw".
+        "score" (K,), the cosine similarities; "stretched" (K, h, w), a m + b; each measure (K,);
+        and "score_count" and so on, how many images each sum is over. A map that does not vary
+        counts in "score" alone.
     """
     maps = unit["maps"].astype(np.float64).clip(min=0)
     low, high = unit[f"{MEASURE}low"], unit[f"{MEASURE}high"]
     varies = ~np.isnan(unit[f"{MEASURE}spatial_variance"])
     scale = np.where(varies, 1 / np.where(varies, high - low, 1), np.nan)
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    flat = torch.from_numpy(maps).flatten(2)
-    correlations = pearson(flat[:, first], flat[:, second]).numpy()
     values = {
         "score": unit["scores"].astype(np.float64),
-        "raw": maps,
         "stretched": (maps - low[..., None, None]) * scale[..., None, None],
-        "correlation": np.where(varies[:, first] & varies[:, second], correlations, np.nan),
     }
     values |= {name.removeprefix(MEASURE): unit[name] for name in unit if MEASURE in name}
     counts = {f"{name}_count": (~np.isnan(value)).sum(0) for name, value in values.items()}
@@ -119,7 +110,6 @@ class Job:
     model: str  # what results call it
     method: str  # with its options, as on the command line
     target: Target  # K directions
-    centred: tuple[tuple[int, int], ...]  # of the K, indices of (emotion, the same one centred)
     size: tuple[int, int]  # (H, W) of the images that the model sees
     location: str = ""  # what `load_clip` takes, a folder by its full path
     identity: dict[str, str] = field(default_factory=dict)  # of the model, in every worker
@@ -138,7 +128,7 @@ class Statistics:
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the model's own maps."""
-        height, width = self.sums["raw"].shape[-2:]
+        height, width = self.sums["stretched"].shape[-2:]
         return int(height), int(width)
 
     @property
@@ -156,25 +146,23 @@ class Statistics:
         total, count = self.sums.get(name, np.nan), self.sums.get(f"{name}_count", 0)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
-    def bias(self, where: str, of: str) -> Array:
-        """The corner or centre bias (K,) of each mean map; NaN where there is no mean."""
-        mean = self.mean(of)
+    def biases(self) -> dict[str, Array]:
+        """The corner and the centre bias (K,) of each mean map; NaN where there is no mean."""
+        mean = self.mean("stretched")
         finite = np.asarray(np.isfinite(mean).all((-2, -1)))
         heatmap = torch.from_numpy(np.where(finite[:, None, None], mean, 0))
-        compute = {"corner": metrics.corner_bias, "centre": metrics.centre_bias}[where]
-        return np.where(finite, compute(heatmap).numpy(), np.nan)
+        both = {"corner": metrics.corner_bias, "centre": metrics.centre_bias}
+        return {
+            f"{where}_bias": np.where(finite, bias(heatmap).numpy(), np.nan)
+            for where, bias in both.items()
+        }
 
 
-def result_files(results: Sequence[Statistics], centring: bool) -> Iterator[tuple[str, bytes]]:
+def result_files(results: Sequence[Statistics]) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file; the statistics, which say that all is done, come last."""
     for result in results:
         yield f"mean_maps/{result.job.key}.npz", _mean_maps(result)
     yield "mean_maps.png", _figure(results)
-    if len(results) > 1:
-        pairs = combinations(results, 2)
-        yield "correlations.csv", to_csv(*(_correlations(*pair) for pair in pairs))
-    if centring:
-        yield "centring.csv", to_csv(*map(_centring, results))
     yield STATISTICS, to_csv(*map(_statistics, results))
 
 
@@ -184,14 +172,9 @@ def _statistics(result: Statistics) -> dict[str, Any]:
     named = {"model": job.model, "method": job.method, "target": job.target.names}
     counts = {"images": result.images, "skipped": len(result.skipped), "constant": result.constant}
     means = {name: result.mean(name) for name in ("score", *_MEASURES)}
-    biases = {
-        f"{where}_bias{suffix}": result.bias(where, of)
-        for of, suffix in (("stretched", ""), ("raw", "_raw"))
-        for where in ("corner", "centre")
-    }
     size = {"dtype": _DTYPE, "height": job.size[0], "width": job.size[1]}
     grid = {"grid_height": result.grid[0], "grid_width": result.grid[1]}
-    return {**named, **counts, **means, **biases, **size, **grid}
+    return {**named, **counts, **means, **result.biases(), **size, **grid}
 
 
 def _mean_maps(result: Statistics) -> bytes:
@@ -199,7 +182,6 @@ def _mean_maps(result: Statistics) -> bytes:
     arrays = {
         "label": f"{result.job.model} ({result.job.method})",
         "names": np.array(result.job.target.names, dtype=np.str_),
-        "raw": result.mean("raw"),
         "stretched": result.mean("stretched"),
         "size": result.job.size,
         "images": result.images,
@@ -214,10 +196,9 @@ def _figure(results: Sequence[Statistics]) -> bytes:
     for result in results:
         label = f"{result.job.model} \N{MIDDLE DOT} {result.job.method}"
         means[label] = np.nan_to_num(result.mean("stretched"))
-        corners, centres = (result.bias(where, "stretched") for where in ("corner", "centre"))
         notes[label] = [
             "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, centre {centre:.2f}"
-            for corner, centre in zip(corners, centres, strict=True)
+            for corner, centre in zip(*result.biases().values(), strict=True)
         ]
     values = np.concatenate([mean.ravel() for mean in means.values()])
     counts = sorted({result.images for result in results})
@@ -231,41 +212,3 @@ def _figure(results: Sequence[Statistics]) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi="figure")
     return file.getvalue()
-
-
-def _correlations(first: Statistics, second: Statistics) -> dict[str, Any]:
-    """Correlation of the mean maps of two, for each target, on the finer grid."""
-    height, width = (max(sides) for sides in zip(first.grid, second.grid, strict=True))
-    stretched, raw = (
-        pearson(*(_flat(result.mean(kind), (height, width)) for result in (first, second)))
-        for kind in ("stretched", "raw")
-    )
-    return {
-        **{"model_a": first.job.model, "method_a": first.job.method},
-        **{"model_b": second.job.model, "method_b": second.job.method},
-        **{"target": first.job.target.names, "correlation": stretched, "correlation_raw": raw},
-        **{"grid_height": height, "grid_width": width},
-    }
-
-
-def _flat(mean: Array, size: tuple[int, int]) -> Tensor:
-    """Mean maps (K, h, w) -> (K, H * W)."""
-    return upsample(torch.from_numpy(np.where(np.isfinite(mean), mean, 0)), size).flatten(1)
-
-
-def _centring(result: Statistics) -> dict[str, Any]:
-    """How far each emotion and its maps move when the mean of all emotions is taken away."""
-    job = result.job
-    plain, centred = (list(indices) for indices in zip(*job.centred, strict=True))
-    # normalised once more, for this precision
-    embeddings = F.normalize(job.target.embeddings.double()).numpy()
-    mean = _flat(result.mean("stretched"), result.grid)
-    cosines = [float(embeddings[first] @ embeddings[second]) for first, second in job.centred]
-    return {
-        **{"model": job.model, "method": job.method},
-        "emotion": [job.target.names[index] for index in plain],
-        "images": result.sums["correlation_count"],
-        "cosine": cosines,
-        "map_correlation": result.mean("correlation"),
-        "mean_map_correlation": pearson(mean[plain], mean[centred]),
-    }

@@ -268,7 +268,7 @@ def _jobs_of(
     location, label = full_name(model), label_of(model)
     clip = models.load(location)
     fitting = fitting_methods(config.methods, clip.tower, model)
-    target, centred, digest = _target(config, emotions, clip)
+    target, digest = _target(config, emotions, clip)
     [blank], identity = clip.preprocess(Image.new("RGB", (64, 64))), clip.identity()
     for number, choice in enumerate(fitting, first):
         job = Job(
@@ -276,7 +276,6 @@ def _jobs_of(
             model=label,
             method=choice.name,
             target=target,
-            centred=centred,
             size=(blank.shape[-2], blank.shape[-1]),
             location=location,
             identity=identity,
@@ -289,22 +288,18 @@ def _jobs_of(
 
 def _target(
     config: StudyConfig, emotions: str | Path | None, clip: ClipAdapter
-) -> tuple[Target, tuple[tuple[int, int], ...], str]:
+) -> tuple[Target, str]:
     """All targets of a model: texts, then emotions, then the emotions centred."""
     parts = [targets.text(clip, config.texts)] if config.texts else []
     if emotions is None:
-        return parts[0], (), ""
+        return parts[0], ""
     probe = EmotionProbe.load(emotions)
-    plain = targets.emotion(clip, probe)
-    parts.append(plain)
-    centred: tuple[tuple[int, int], ...] = ()
+    parts.append(targets.emotion(clip, probe))
     if config.centred:
         other = targets.emotion(clip, probe, centre=True)
         parts.append(replace(other, names=tuple(f"{name}{CENTRED}" for name in other.names)))
-        first, count = len(config.texts), len(plain)
-        centred = tuple((first + i, first + count + i) for i in range(count))
     digest = hashlib.sha256(np.ascontiguousarray(probe.weights).tobytes()).hexdigest()
-    return targets.concatenate(parts), centred, digest
+    return targets.concatenate(parts), digest
 
 
 def _summarise(
@@ -325,7 +320,7 @@ def _summarise(
             f"none of the {len(names)} images can be read; the first: "
             f"{skipped[0]['reason']} All reasons are in {output.root}/{MANIFEST}."
         )
-    for name, content in result_files(results, plan.config.centred):
+    for name, content in result_files(results):
         output.write(name, content)
     return StudyResult(output.root, len(names), {e["file"]: e["reason"] for e in skipped})
 
@@ -337,6 +332,6 @@ def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
         if unit.job == number:
             arrays, left_out = read_unit(output, unit)
             skipped += left_out
-            part = sums_of(arrays, job.centred)
+            part = sums_of(arrays)
             sums = {name: sums.get(name, 0) + values for name, values in part.items()}
     return Statistics(job, sums, skipped)

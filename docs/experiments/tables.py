@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from artemis import GLOBAL, LOCAL
 from captum_clip.attr.registry import METHODS
 from captum_clip.evaluation.methods import WITHOUT_MAP
+from captum_clip.evaluation.study import read_mean_maps
+from captum_clip.maps import pearson, upsample
 
 PARTS = ("effects", "evaluation", "right_map")
 DRAWN = ("random", "uniform", "centre")
@@ -282,7 +285,10 @@ def tag(metric: str, digits: int, parts: Sequence[str]) -> None:
 def emotions() -> None:
     """Statistics of the mean maps of eight emotions on two towers."""
     table = pd.read_csv("../study/out/statistics.csv")
-    towers = pd.read_csv("../study/out/correlations.csv").set_index("target").correlation
+    pair = read_mean_maps("../study/out")
+    size = tuple(map(max, *(found.means.shape[-2:] for found in pair)))
+    first, second = (upsample(torch.from_numpy(found.means), size).flatten(1) for found in pair)
+    towers = dict(zip(pair[0].names, pearson(first, second).tolist(), strict=True))
     by_model = {
         model: table[table.model.str.contains(model)].set_index("target")
         for model in ("vit", "resnet")

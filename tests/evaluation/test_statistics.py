@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -108,9 +107,9 @@ def some_part(count: int = 9, seed: int = 0, targets: int = 3, grid: int = 5) ->
     }
 
 
-def means(part: Arrays, pairs: Sequence[tuple[int, int]] = ()) -> Statistics:
+def means(part: Arrays) -> Statistics:
     target: Any = None
-    return Statistics(Job("", "", "", target, (), SIZE), sums_of(part, pairs), [])
+    return Statistics(Job("", "", "", target, SIZE), sums_of(part), [])
 
 
 def test_the_mean_of_stretched_maps_needs_only_sums_on_the_grid() -> None:
@@ -128,14 +127,11 @@ def test_the_mean_of_stretched_maps_needs_only_sums_on_the_grid() -> None:
 
 
 def test_means_are_over_the_images_that_have_something() -> None:
-    """Scores and raw maps over all, measures over the maps that vary."""
+    """Scores over all, measures over the maps that vary."""
     part = some_part()
     found = means(part)
     np.testing.assert_allclose(
         found.mean("score"), part["scores"].astype(float).mean(0), rtol=1e-12
-    )
-    np.testing.assert_allclose(
-        found.mean("raw"), part["maps"].astype(float).clip(min=0).mean(0), rtol=1e-12
     )
     expected = np.nanmean(part["measure_spatial_entropy"], 0)
     np.testing.assert_allclose(found.mean("spatial_entropy"), expected, rtol=1e-12)
@@ -144,42 +140,30 @@ def test_means_are_over_the_images_that_have_something() -> None:
 @pytest.mark.parametrize("at", [0, 4])
 def test_added_halves_are_the_whole(at: int) -> None:
     """An empty half too."""
-    part, pairs = some_part(), [(0, 1), (1, 2)]
-    whole = sums_of(part, pairs)
+    part = some_part()
+    whole = sums_of(part)
     first, second = (
-        sums_of({name: values[rows] for name, values in part.items()}, pairs)
+        sums_of({name: values[rows] for name, values in part.items()})
         for rows in (slice(0, at), slice(at, None))
     )
     for name, expected in whole.items():
         np.testing.assert_allclose(first[name] + second[name], expected, rtol=1e-12, atol=1e-15)
 
 
-def test_pairs_are_correlated_image_by_image() -> None:
-    """As NumPy does; an image with a constant map is in no mean."""
-    part = some_part()
-    found = means(part, [(0, 2)])
-    flat = part["maps"].astype(float).clip(min=0).reshape(9, 3, -1)
-    expected = [np.corrcoef(flat[image, 0], flat[image, 2])[0, 1] for image in range(1, 9)]
-    assert found.sums["correlation_count"].tolist() == [8]
-    assert found.mean("correlation")[0] == pytest.approx(np.mean(expected), rel=1e-12)
-
-
-def test_a_map_that_varies_by_rounding_alone_is_in_no_correlation() -> None:
-    """As it is in no other mean of maps that vary."""
+def test_a_map_that_varies_by_rounding_alone_is_in_no_mean() -> None:
+    """It is counted as constant."""
     raw = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     raw[0, 0] = 0.3
     raw[0, 0, 1, 1] = torch.nextafter(raw[0, 0, 0, 0], torch.tensor(1.0))
     measured = {f"measure_{n}": v.numpy() for n, v in measure(raw, SIZE).items()}
-    found = means({"maps": raw.numpy(), "scores": np.zeros((2, 2)), **measured}, [(0, 1)])
+    found = means({"maps": raw.numpy(), "scores": np.zeros((2, 2)), **measured})
     assert found.constant.tolist() == [1, 0]
-    assert found.sums["correlation_count"].tolist() == [1]
+    assert found.sums["stretched_count"][:, 0, 0].tolist() == [1, 2]
 
 
 def test_no_image_has_no_mean() -> None:
     """NaN everywhere, without a warning."""
-    empty = means({name: values[:0] for name, values in some_part().items()}, [(0, 1)])
+    empty = means({name: values[:0] for name, values in some_part().items()})
     assert np.isnan(empty.mean("score")).all()
-    assert np.isnan(empty.mean("raw")).all()
     assert np.isnan(empty.mean("stretched")).all()
     assert np.isnan(empty.mean("spatial_variance")).all()
-    assert np.isnan(empty.mean("correlation")).all()
