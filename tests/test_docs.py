@@ -309,7 +309,6 @@ def test_every_public_module_has_its_reference():
         ("start", "Jupyter"),
         ("models", "torch.compile"),
         ("models", "DataParallel"),
-        ("evaluation", "LaTeX"),
     ],
 )
 def test_a_search_finds_the_words_of_users(page, words):

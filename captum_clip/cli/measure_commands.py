@@ -180,7 +180,6 @@ def evaluate_command(
     chunk_size: int = 32,
     resamples: int = 2000,
     fills: Annotated[options.Several, Option("--fill")] = None,
-    formats: Annotated[options.Several, Option("--format")] = None,
     suite: str | None = None,
     compare: tuple[str, str] | None = None,
     template: str | None = None,
@@ -216,7 +215,6 @@ def evaluate_command(
         chunk_size: images per unit of work; a stop costs at most one unit
         resamples: the number of resamples of the bootstrap
         fills: what removed pixels become: mean, black or blur (default: mean)
-        formats: further files: latex (tables), csv (every measured value)
         suite: v1, frozen scenes, tasks and seeds: one file to submit, or to compare
         compare: two files of a suite, side by side with paired intervals; nothing is measured
         template: makes texts of class names, such as "a photo of a {}" (classes, labels)
@@ -249,10 +247,6 @@ def evaluate_command(
     print(f"report   {folder}/report.html")
     print(f"tables   {folder}/results.md")
     print(f"figures  {folder}/results.csv")
-    if "latex" in config.formats:
-        print(f"latex    {folder}/results.tex")
-    if "csv" in config.formats:
-        print(f"values   {folder}/values.csv")
     for name in result.curves:
         print(f"curves   {folder}/{name}")
     for name, entries in result.skipped.items():
@@ -268,8 +262,6 @@ def _run_suite(name: str, config: Any, *, quiet: bool) -> None:
         content = run_suite(name, config, progress=progress)
     stem = f"{config.output.rstrip('/')}/suite_{name}"
     print(*content["verdict"], f"values   {stem}.json", sep="\n")
-    if "values" in content:
-        print(f"latex    {stem}.tex")
 
 
 @command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")

@@ -16,7 +16,6 @@ EngineName = Literal["local", "ray"]
 Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur"]
 FILLS: Final = get_args(Fill)
-Format = Literal["latex", "csv"]
 DATA: Final = ("demo", "demo-objects", "demo-mosaics")
 
 
@@ -47,7 +46,6 @@ _NAME: Final = {"text": "by name or path"}
 _NAMES: Final = {"several": "distinct"} | _NAME
 _TEXTS: Final = {"several": "distinct", "text": "with something in them"} | _DECIDES
 _FILLS: Final = {"several": "distinct", "choices": FILLS} | _DECIDES
-_FORMATS: Final = {"several": "distinct", "choices": get_args(Format)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +171,6 @@ class EvaluationConfig(RunConfig):
         void: "out" leaves out the pixels that Pascal VOC marks as void, which is the default;
             "background" counts them as outside of every region.
         resamples: of the bootstrap.
-        formats: further files: "latex", the tables in ``results.tex``, and "csv", every measured
-            value in ``values.csv``, a row each.
 
     The settings of :class:`RunConfig` are keywords too.
 
@@ -197,7 +193,6 @@ class EvaluationConfig(RunConfig):
     template: str | None = field(default=None, metadata=_TEXT | _DECIDES)
     void: str | None = field(default=None, metadata=_TEXT | _DECIDES)
     resamples: int = field(default=2000, metadata={"least": 1})
-    formats: tuple[Format, ...] = field(default=(), metadata=_FORMATS)
 
     @public("evaluate")
     def __post_init__(self) -> None:

@@ -340,10 +340,6 @@ def _summarise(
     files = {name: file for name, _, file in curves}
     files[report.TABLES] = report.results_md(summary, **head).encode()
     files[report.REPORT] = page.encode()
-    if "latex" in plan.config.formats:
-        files[report.LATEX] = report.results_tex(summary).encode()
-    if "csv" in plan.config.formats:
-        files[report.VALUES] = report.values_csv(table)
     for name, file in {**files, RESULTS: report.results_csv(summary)}.items():
         output.write(name, file)
     return Evaluation(output.root, table, summary, tuple(name for name, *_ in curves), skipped)

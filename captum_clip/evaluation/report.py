@@ -33,8 +33,6 @@ from .table import UNIFORM, Metric, Table, readable
 
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
-LATEX: Final = "results.tex"
-VALUES: Final = "values.csv"
 SIGNIFICANT: Final = 0.05
 _MARK: Final = "\N{DAGGER}"
 SIDE: Final = 144  # pixels of an example
@@ -49,14 +47,6 @@ _HEADLINES: Final = {
     "Which pixels does the class need?": "gap_[a-z]+_predicted",
 }
 """Question -> pattern of the metrics that answer it."""
-_TEX: Final = str.maketrans(
-    {
-        **{letter: f"\\{letter}" for letter in "_%&#${}"},
-        **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
-        **{_MARK: r"$^\dagger$", "\N{UPWARDS ARROW}": r"$\uparrow$"},
-        **{"\N{DOWNWARDS ARROW}": r"$\downarrow$", "\N{MINUS SIGN}": "$-$", _BLANK: "--"},
-    }
-)
 _anchor: Final = partial(slug, longest=80)  # of a table, by its title
 _ROUNDED: Final = ("mean", "low", "high", "difference", "difference_low", "difference_high")
 
@@ -87,32 +77,6 @@ def results_csv(summary: Summary) -> bytes:
     figures["p_holm"] = figures["p_holm"].map("{:.3g}".format).astype(float)
     text: str = figures.to_csv(index=False, float_format="%.10g", lineterminator="\n")
     return text.encode()
-
-
-def values_csv(table: Table) -> bytes:
-    """The long table, a row for each measured value."""
-    columns = ["task", "sample", "region", "metric", "method", "part", "x", "value"]
-    text: str = table.to_csv(None, columns=columns, index=False, float_format="%.10g")
-    return text.encode()
-
-
-def results_tex(summary: Summary) -> str:
-    """The tables of :func:`results_md` for LaTeX with the package booktabs, a float for each."""
-    import pandas as pd
-
-    tables = []
-    for title, columns in report_tables(summary).items():
-        ordered = [name for names in _blocks(columns, summary).values() for name in names]
-        cells = {_tex(column.head): column.cells for column in columns}
-        frame = pd.DataFrame(cells, index=ordered).map(_tex).rename(index=_tex)
-        names = {"caption": _tex(title), "label": f"tab:{_anchor(title)}"}
-        tables.append(frame.to_latex(escape=False, position="tbp", **names))
-    return "\n".join(["% \\usepackage{booktabs}", *tables])
-
-
-def _tex(markdown: str) -> str:
-    """A cell, a head or a name in LaTeX, bold where it is in Markdown."""
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", markdown.translate(_TEX))
 
 
 def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str:

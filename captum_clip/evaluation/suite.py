@@ -15,7 +15,7 @@ import torch
 from .._version import __version__
 from ..checks import check_choice, find_file
 from ..errors import InputError, public
-from ..metrics import bootstrap_mean, paired_difference
+from ..metrics import paired_difference
 from ..metrics.bootstrap import STATISTICS
 from .batch import Batch, ModelContext, queries_of
 from .config import EvaluationConfig, RunConfig, full_name, label_of
@@ -54,7 +54,7 @@ def suite_hash(name: str) -> str:
 
 @public("evaluate")
 def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None = None) -> Content:
-    """Measure a model by a frozen suite; write ``suite_NAME.json`` and ``suite_NAME.tex``.
+    """Measure a model by a frozen suite; write ``suite_NAME.json``.
 
     The gate comes first: a model that it stops is not measured, and has no values. Each part is an
     evaluation in a folder of its own, which goes on after a stop; prices are taken anew.
@@ -116,7 +116,6 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
             for evaluation in found
             if (values := _by_scene(evaluation, pattern))
         }
-        output.write(f"suite_{name}.tex", _latex(content, found[0].summary.methods).encode())
     output.write(f"suite_{name}.json", json.dumps(content).encode())
     return content
 
@@ -173,21 +172,6 @@ def _prices(context: ModelContext, evaluation: Evaluation) -> dict[str, float]:
             seconds[name].append(time.perf_counter() - begin)
     medians = {name: float(np.median(of[1:])) for name, of in seconds.items()}
     return {name: round(medians[name] / medians[""], 3) for name in methods}
-
-
-def _latex(content: Content, methods: Any) -> str:
-    """A table for the package booktabs: means over scenes with their intervals, and prices."""
-    import pandas as pd
-
-    cells: dict[str, dict[str, str]] = {
-        column: {m: str(bootstrap_mean([v for v in of if v is not None])) for m, of in by.items()}
-        for column, by in content["values"].items()
-    }
-    cells["price"] = {method: f"{price:.2f}" for method, price in content["prices"].items()}
-    title = f"{content['model']['name']}, suite {content['suite']} ({content['hash'][:12]})"
-    options = {"caption": title.replace("_", r"\_"), "na_rep": "--", "escape": True}
-    text: str = pd.DataFrame(cells).reindex(methods).to_latex(**options)
-    return text
 
 
 @public("evaluate")

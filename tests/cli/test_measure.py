@@ -254,7 +254,7 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
         "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 "
         "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t "
         "--template 'a photo of a {}' --void background "
-        "--format latex --format csv -o out"
+        "-o out"
     )
     assert asked == [
         EvaluationConfig(
@@ -270,7 +270,6 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
             chunk_size=7,
             template="a photo of a {}",
             void="background",
-            formats=("latex", "csv"),
             resamples=8,
             engine="ray",
             workers=3,

@@ -347,18 +347,6 @@ def test_a_class_folder_has_curves(tmp_path: Path, vit: str) -> None:
     assert content(tmp_path / "out") == before
 
 
-def test_every_value_and_the_tables_for_latex_are_files_where_they_are_asked_for(
-    output: Path, vit: str, masks: str
-) -> None:
-    """Of a run that is done, too."""
-    found = evaluate(config_of(vit, masks, output, formats=("latex", "csv")))
-    values = pd.read_csv(output / "values.csv")
-    assert len(values) == len(found.table)
-    assert np.allclose(values["value"], found.table["value"])
-    assert values["sample"].tolist() == found.table["sample"].tolist()
-    assert "LeGrad mAP" in (output / "results.tex").read_text()
-
-
 def test_a_reference_without_curves_costs_no_table(tmp_path: Path, vit: str) -> None:
     """Maps made elsewhere that know none of the images are compared with, and have no line."""
     random_maps(tmp_path / "theirs", ["another"], ["horse"])
@@ -445,7 +433,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"fills": ("grey",)}, "expected fills of mean, black, blur, road, got 'grey'"),
     ({"output": None}, "expected output as a folder or a URL, got None"),
     ({"reference": 3}, "expected reference as a text, got 3"),
-    ({"formats": ("word",)}, "expected formats of latex, csv, got 'word'"),
     ({"fills": ()}, "expected fills of .*, got 'none'"),
     ({"methods": ("rollout", "rollout")}, "'rollout' is given twice in methods"),
     ({"gpus": 2}, "the local engine computes on one GPU"),

@@ -143,10 +143,6 @@ def test_a_file_has_the_gate_the_prices_and_a_value_of_each_scene(made: Path) ->
     predictors = {"named", "score", "text-only"}
     assert set(found["values"]["pairs"]) == {"direct", *predictors}
     assert set(found["values"]["words"]) == {"direct", "legrad", *drawn}
-    table = (made / "vit/suite_small.tex").read_text()
-    assert r"\caption{demo/vit, suite small (" in table
-    assert re.search(r"direct & \d\.\d\d \[\d\.\d\d, \d\.\d\d\] .* & \d+\.\d\d \\\\", table)
-    assert re.search(r"centre & .* & -- & -- \\\\", table)  # neither pairs nor a price
 
 
 def test_values_are_the_statistic_of_a_scene_alone(made: Path, small: str) -> None:
@@ -292,7 +288,7 @@ def test_a_line_runs_a_suite_and_compares_two(
     assert printed[0].startswith("demo: the model knows what is asked")
     stem = f"{tmp_path}/vit/suite_small"
     assert printed[1].startswith("demo-mosaics: the model knows")
-    assert printed[2:] == [f"values   {stem}.json", f"latex    {stem}.tex"]
+    assert printed[2:] == [f"values   {stem}.json"]
     files = [str(made / name / "suite_small.json") for name in ("vit", "siglip")]
     assert main(["evaluate", "--compare", *files]) == 0
     head, *lines = capsys.readouterr().out.splitlines()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from captum_clip.evaluation.report import findings, results_csv, results_md, results_tex, shown
+from captum_clip.evaluation.report import findings, results_csv, results_md, shown
 from captum_clip.evaluation.summary import Summary, summarize
 from captum_clip.evaluation.table import Metric
 from captum_clip.metrics.bootstrap import STATISTICS
@@ -272,23 +272,6 @@ def test_findings_of_other_metrics_take_the_first_of_each_table() -> None:
     given = {"ours": {"gap": rows(-1, -1)}, "uniform": {"gap": rows(0, 0)}}
     [line, _] = findings(summary(given, [metric("gap")], baselines=["uniform"]))
     assert line == "Where by gap no method beats a constant answer."
-
-
-def test_tables_for_latex_have_the_same_cells() -> None:
-    """Bold, signs and special letters in LaTeX's words; baselines last."""
-    given = {
-        "random": {"legrad_map": rows(-0.5, -0.5)},
-        "a_b": {"legrad_map": rows(0.5, 0.5)},
-        "ours": {"legrad_map": rows(0.25, 0.25)},
-    }
-    lines = results_tex(summary(given, [metric("legrad_map")], baselines=["random"])).splitlines()
-    assert lines[0] == r"% \usepackage{booktabs}"
-    assert [line for line in lines if "&" in line] == [
-        r" & LeGrad mAP $\uparrow$ \\",
-        r"a\_b & \textbf{0.500} [0.500, 0.500] \\",
-        r"ours & 0.250 [0.250, 0.250] \\",
-        r"random & $-$0.500 [$-$0.500, $-$0.500] \\",
-    ]
 
 
 def test_metrics_are_shown_as_papers_call_them() -> None:
