@@ -13,7 +13,6 @@ from .faithfulness import (
     infidelity,
     masked_changes,
     object_mass,
-    p_faithfulness,
     sensitivity,
     shapley_effects,
 )
@@ -38,7 +37,6 @@ from .map_statistics import (
 from .perturbation import (
     Curves,
     PerturbationTest,
-    area_between,
     blur_fill,
     mean_fill,
     perturbation_test,
@@ -52,7 +50,6 @@ __all__ = [
     "MaskedChanges",
     "PerturbationTest",
     "SegmentationScores",
-    "area_between",
     "average_precision",
     "blur_fill",
     "bootstrap_mean",
@@ -67,7 +64,6 @@ __all__ = [
     "masked_changes",
     "mean_fill",
     "object_mass",
-    "p_faithfulness",
     "paired_difference",
     "perturbation_test",
     "pointing_game",

@@ -25,7 +25,6 @@ from ..maps import check_maps, check_tensor, expand_to_input, pearson, to_float3
 from . import inputs
 from .bootstrap import STATISTICS, StatisticName
 from .inputs import Forward, Seed, Targets
-from .map_statistics import spearman
 
 _MOST_OBJECTS = 16
 
@@ -144,34 +143,6 @@ def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
         tensor([1.0000], dtype=torch.float64)
     """
     return pearson(changes.predicted(maps), changes.changes)
-
-
-def p_faithfulness(maps: Tensor, changes: MaskedChanges) -> Tensor:
-    r"""FIxLIP's p-faithfulness: do maps rank random coalitions of cells as the score does?
-
-    .. math:: \rho_p = \mathrm{Spearman}_S
-              \Bigl(\sum_{c \in S} m_c, \; y(x_S) - y(x_\emptyset)\Bigr)
-
-    where each cell c is in S with chance p and the others are removed. Ranks do not change if both
-    sides are subtracted from those of the whole image, so what is removed does as well as what
-    stays. The authors draw 1,000 coalitions of a ViT's patches at p = .3, .5 and .7:
-    ``masked_changes(..., share=1 - p, shifted=False, samples=1000)``. They mask the attention to
-    the others, here they are filled.
-
-    Returns:
-        (B,) float64 from -1 to 1; NaN where one side is constant.
-
-    Source: Baniecki et al. 2025, FIxLIP (arXiv:2508.05430).
-
-    Example:
-        >>> images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> score = lambda x: x.mean((1, 2, 3)).exp()
-        >>> found = masked_changes(score, images, grid=(2, 2), share=0.5, shifted=False)
-        >>> brightness = torch.nn.functional.avg_pool2d(images.mean(1), 4)
-        >>> p_faithfulness(brightness, found).round(decimals=9)
-        tensor([1.], dtype=torch.float64)
-    """
-    return spearman(changes.predicted(maps), changes.changes)
 
 
 def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:

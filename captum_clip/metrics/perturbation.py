@@ -203,65 +203,6 @@ def _ranks(units: Tensor, seeds: Sequence[int]) -> Tensor:
     return ranks.reshape(units.shape).to(units.device)
 
 
-@public("area_between")
-def area_between(
-    deletion: Curves, insertion: Curves | None = None, *, normalize: bool = False
-) -> Tensor:
-    r"""AID, the area between the insertion and the deletion curve, most relevant first.
-
-    .. math:: AID = \int_0^1 I(f) - D(f) \, df
-
-    High is good, and a random order gets 0 where both start from the same fill. FIxLIP normalises
-    each curve by its ends, so that images with large and small scores count alike:
-
-    .. math:: y' = \frac{y - y(\text{nothing left})}{y(\text{whole image}) - y(\text{nothing left})}
-
-    and takes the mean of the n + 1 points of n units, which is n / (n + 1) of the area.
-
-    Args:
-        deletion: curves of :func:`perturbation_test`.
-        insertion: those of ``mode="insertion"``, perhaps into another fill: insertion usually
-            starts from a blurred image and deletion ends in one colour (RISE). None is insertion
-            into the same fill, as FIxLIP has it: deletion least relevant first, read backwards.
-        normalize: as FIxLIP does.
-
-    Returns:
-        (B,) in units of the score, or normalised: NaN where nothing scores as high as the image.
-
-    Raises:
-        InputError: curves of other numbers of images, or without their ends, fractions 0 and 1.
-
-    Source: Baniecki et al. 2025, FIxLIP (arXiv:2508.05430); Petsiuk et al. 2018
-    (arXiv:1806.07421), whose insertion starts from a blur.
-
-    Example:
-        >>> fractions = torch.tensor([0.0, 0.5, 1.0])
-        >>> curves = Curves(fractions, torch.tensor([[4, 1, 0.0]]), torch.tensor([[4, 3, 0.0]]))
-        >>> area_between(curves), area_between(curves, normalize=True)
-        (tensor([1.]), tensor([0.2500]))
-    """
-    pair = [deletion, deletion if insertion is None else insertion]
-    spans = [(len(c.most_first), float(c.fractions[0]), float(c.fractions[-1])) for c in pair]
-    fits = len({*spans}) == 1 and spans[0][1:] == (0, 1)
-    given = "here (images, first, last fraction)"
-    expect(
-        fits, "deletion and insertion of the same images over fractions from 0 to 1", spans, given
-    )
-    inserted, shrinking = deletion.least_area, deletion.least_first
-    if insertion is not None:
-        inserted, shrinking = insertion.most_area, insertion.most_first.flip(-1)
-    deleted = deletion.most_area
-    if normalize:
-        inserted, deleted = _scaled(inserted, shrinking), _scaled(deleted, deletion.most_first)
-    return inserted - deleted
-
-
-def _scaled(area: Tensor, curve: Tensor) -> Tensor:
-    """An area (B,) in units of what is lost from the first to the last point of a curve (B, F)."""
-    whole, nothing = curve[:, 0], curve[:, -1]
-    return torch.where(whole > nothing, (area - nothing) / (whole - nothing), torch.nan)
-
-
 @public("mean_fill")
 def mean_fill(images: Tensor) -> Tensor:
     """The mean colour of the model's training images: zero, since images are normalised.

@@ -232,7 +232,7 @@ FURTHER = {
     "siglip": "conservative direct:baseline=mean",
 }
 """Options of the methods that `all` does not name."""
-SLOW_TASKS = "localization signs words grid perturbation faithfulness fixlip sanity"
+SLOW_TASKS = "localization signs words grid perturbation faithfulness sanity"
 RANKED = {
     "vit": "direct conservative all-grad last-grad attention-grad-cam legrad grad-eclip patches "
     "rollout",
@@ -478,6 +478,10 @@ STEPS = (
             f"--data demo --task pairs {PAIR_METHODS[model]}",
             page=f"results/pairs_{model}.md",
         )
+        for model in ALL
+    ),
+    *(
+        evaluation(f"fixlip_{model}", model, "--task fixlip", program="python ../../fixlip.py")
         for model in ALL
     ),
     *(

@@ -222,4 +222,4 @@ def test_pairs_are_evaluated_where_they_are_asked_for(tmp_path: Path) -> None:
     assert figures["direct", "share_pointing"] > figures["random", "difference_pointing"]
     plain = make_plan(EvaluationConfig("demo/vit", str(tmp_path / "b"), **common), ModelLoader())
     [(_, tasks)] = plain.data
-    assert tasks == ("localization", "signs", "effect", "faithfulness", "fixlip", "sanity")
+    assert tasks == ("localization", "signs", "effect", "faithfulness", "sanity")

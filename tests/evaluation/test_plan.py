@@ -62,7 +62,7 @@ def test_names_of_files_are_unique_and_tame() -> None:
 
 def test_a_task_fits_each_data_set_that_has_its_truth() -> None:
     """Those that docs/evaluation.md lists; one of your own as soon as it is entered."""
-    targets = ("faithfulness", "fixlip", "sanity")
+    targets = ("faithfulness", "sanity")
     masks = dict.fromkeys(("imagenet-s", "imagenet-segmentation"), ("localization", *targets))
     objects = dict.fromkeys(("masks", "voc"), ("localization", "signs", *targets))
     mosaics = dict.fromkeys(("demo-mosaics", "mosaics"), ("words", "grid"))

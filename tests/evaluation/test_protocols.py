@@ -17,17 +17,14 @@ from captum_clip.evaluation.methods import method_of
 from captum_clip.evaluation.tasks import TASKS
 from tests.evaluation.cases import (
     KINDS,
-    TEXTS,
     Listed,
     context,
     direct,
     measured,
     model,
     on_batch,
-    picture,
     rows,
     same_rows,
-    two_regions,
 )
 from tests.evaluation.data.test_imagenet_s import save_numbers
 from tests.evaluation.data.writing import LEFT, noise, save
@@ -92,38 +89,6 @@ def test_an_empty_map_of_a_class_scores_chance() -> None:
     assert got.tolist() == [[0.25]] * len(measured("grid", data, "uniform")["grid_pg"].values)
 
 
-def test_fixlip_is_its_metrics_on_the_models_cells() -> None:
-    clip = model("demo/vit")
-    data = Listed(*(replace(two_regions(n, i), image=picture(i, 224)) for i, n in enumerate("ba")))
-    for sample in data.samples:  # whose masks would be too small
-        object.__setattr__(sample, "regions", ())
-        object.__setattr__(sample, "label", 0)
-    every = context(clip, data, slow_images=1, draws=8)
-    got = measured("fixlip", every, "last-grad")
-    sample = data.read(0)
-    pixels = clip.preprocess([sample.image])
-    row = targets.text(clip, TEXTS[0]).embeddings
-    heatmap = direct(clip, KINDS["demo/vit"][1], pixels[0], row[0])[None]
-    forward = every.forward(row)
-    options: dict[str, Any] = {"unit": "patch"}
-    removed = metrics.perturbation_test(
-        forward, pixels, heatmap, fill=metrics.mean_fill(pixels), **options
-    ).score
-    shown = metrics.perturbation_test(
-        forward, pixels, heatmap, fill=metrics.blur_fill(pixels), mode="insertion", **options
-    ).score
-    same_rows(got["aid_blur"], rows([0], metrics.area_between(removed, shown)), 1e-4)
-    scaled = metrics.area_between(removed, normalize=True)
-    if scaled.isfinite().all():
-        same_rows(got["aid"], rows([0], scaled), 1e-4)
-    for stay in (30, 50, 70):
-        drawn = metrics.masked_changes(
-            forward, pixels, grid=(7, 7), share=1 - stay / 100, samples=8, shifted=False
-        )
-        wanted = metrics.p_faithfulness(heatmap, drawn)
-        same_rows(got[f"p_faithfulness_{stay}"], rows([0], wanted), 1e-4)
-
-
 def make_mosaics(folder: Path) -> str:
     for grey, name in enumerate(("horse", "dog", "donut", "phone")):
         for number in range(2):
@@ -145,7 +110,7 @@ def make_imagenet_s(folder: Path) -> str:
     ("make", "measures"),
     [
         (make_mosaics, {"words_1", "word_energy_1", "caption_2"}),
-        (make_imagenet_s, {"legrad_mean_iou", "legrad_map", "mean_iou", "aid_blur"}),
+        (make_imagenet_s, {"legrad_mean_iou", "legrad_map", "mean_iou"}),
     ],
 )
 def test_protocols_run_on_their_own_files(make: Any, measures: set[str], tmp_path: Path) -> None:

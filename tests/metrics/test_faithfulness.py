@@ -21,7 +21,6 @@ from captum_clip.metrics import (
     infidelity,
     masked_changes,
     object_mass,
-    p_faithfulness,
     sensitivity,
     shapley_effects,
 )
@@ -67,22 +66,6 @@ def test_correlation_is_numpys_of_masks_drawn_one_by_one():
         assert torch.equal(found.masks[index], taken)
         wanted = np.corrcoef(told, changes)[0, 1]
         assert faithfulness_correlation(maps, found)[index].item() == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize("p", [0.3, 0.7])
-def test_p_faithfulness_is_fixlips(p):
-    """Their way: values of the coalitions that stay, less that of none, against the cells' sums."""
-    maps = (256 * normal(4, *GRID, seed=2)).round() / 256  # whose sums are exact in any order
-    # coalitions that are drawn twice are ties, in whichever batch they are computed
-    score = lambda images: linear(images).double().tanh().round(decimals=3)  # noqa: E731
-    found = masked_changes(score, IMAGES, 1, grid=GRID, share=1 - p, samples=40, shifted=False)
-    for index, image in enumerate(IMAGES):
-        stay = ~found.masks[index]
-        values = score(torch.where(stay[:, None], image, 0))[:, 1] - score(0 * image[None])[0, 1]
-        sums = (stay[:, ::4, ::4] * maps[index]).sum((1, 2))
-        wanted = oracles.spearman(sums.double().round(decimals=5), values)
-        assert p_faithfulness(maps, found)[index].item() == pytest.approx(wanted, abs=1e-9)
-    assert found.masks.double().mean().item() == pytest.approx(1 - p, abs=0.03)
 
 
 def test_no_cell_of_the_shifted_grid_is_a_patch():

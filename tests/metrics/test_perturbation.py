@@ -10,7 +10,6 @@ import torch
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import (
-    area_between,
     blur_fill,
     mean_fill,
     perturbation_test,
@@ -142,52 +141,6 @@ def test_reversed_deletion_is_insertion_into_the_same_fill():
     torch.testing.assert_close(1 - back.fractions.flip(0), there.fractions)
     torch.testing.assert_close(back.least_first.flip(1), there.most_first)
     torch.testing.assert_close(back.most_first.flip(1), there.least_first)
-    for normalize in (False, True):
-        torch.testing.assert_close(
-            area_between(back, normalize=normalize), area_between(back, there, normalize=normalize)
-        )
-
-
-def test_area_between_is_fixlips_on_one_fill():
-    """Their way: one cell at a time, curves normalised by their ends, mean of n + 1 points."""
-    maps = uniform(3, 1, 2, 3, seed=1)
-    steps = [n / 6 for n in range(7)]
-    test = perturbation_test(
-        brightness, IMAGES, maps, fill=mean_fill(IMAGES), unit="patch", fractions=steps
-    ).score
-    for index, value in enumerate(area_between(test, normalize=True)):
-        most, least = test.most_first[index], test.least_first[index]
-        low, high = most[-1], most[0]
-        theirs = ((least - low) / (high - low) - (most - low) / (high - low)).mean()
-        torch.testing.assert_close(value, theirs * 7 / 6, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(area_between(test), test.gap)
-
-
-def test_area_between_starts_insertion_where_it_is_told():
-    """Of a linear scorer by hand: two pixels, the second already half there."""
-    images = torch.tensor([3.0, 1.0]).view(1, 1, 1, 2)
-    start = torch.tensor([0.0, 0.5]).view(1, 1, 1, 2)
-    options: dict[str, Any] = {"unit": "patch", "fractions": [0, 0.5, 1]}
-    removed = perturbation_test(brightness, images, images, fill=mean_fill(images), **options)
-    shown = perturbation_test(brightness, images, images, fill=start, mode="insertion", **options)
-    assert removed.score.most_first.tolist() == [[4, 1, 0]]
-    assert shown.score.most_first.tolist() == [[0.5, 3.5, 4]]
-    inserted, deleted = 0.5 * (0.25 + 3.5 + 2), 0.5 * (2 + 1 + 0)
-    assert area_between(removed.score, shown.score).tolist() == [inserted - deleted]
-    scaled = (inserted - 0.5) / 3.5 - deleted / 4
-    assert area_between(removed.score, shown.score, normalize=True).tolist() == [
-        pytest.approx(scaled)
-    ]
-    assert area_between(shown.score, normalize=True).isnan().all()
-
-
-def test_area_between_needs_both_ends():
-    images = torch.ones(1, 1, 1, 2)
-    test = perturbation_test(
-        brightness, images, images, fill=mean_fill(images), fractions=[0, 0.5]
-    ).score
-    with pytest.raises(InputError, match=r"over fractions from 0 to 1, got \[\(1, 0\.0"):
-        area_between(test)
 
 
 def test_monotone_change_of_the_map_changes_nothing():

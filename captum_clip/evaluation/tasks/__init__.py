@@ -4,7 +4,7 @@ from typing import Final
 
 from ..batch import Task
 from ..data import DataSet
-from .faithfulness_tasks import FAITHFULNESS, FIXLIP, SANITY
+from .faithfulness_tasks import FAITHFULNESS, SANITY
 from .localization_tasks import GRID_POINTING, LOCALIZATION, SIGNS, WORDS
 from .pairs_task import EFFECT, PAIRS
 from .perturbation_task import PERTURBATION
@@ -19,7 +19,6 @@ TASKS: Final = {
     "grid": GRID_POINTING,
     "perturbation": PERTURBATION,
     "faithfulness": FAITHFULNESS,
-    "fixlip": FIXLIP,
     "sanity": SANITY,
     "pairs": PAIRS,
 }

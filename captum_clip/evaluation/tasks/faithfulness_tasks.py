@@ -6,17 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from torch.nn import functional as F
-
 from ... import metrics
 from ..batch import MethodOnBatch, Task
-from ..table import Queries, listed
+from ..table import listed
 from ..units import Arrays, Skipped
 
 _SHARE: Final = 0.2
 _RADIUS: Final = 0.02
 _DRAWS: Final = 5
-_STAY: Final = (30, 50, 70)  # per cent, the chance of each cell to stay
 _OF_ONE_TARGET: Final = ("masks", "classes", "retrieval")
 
 
@@ -25,7 +22,19 @@ def _measure_faithfulness(batch: MethodOnBatch) -> Iterator[Arrays]:
     kept, raw = batch.compute_finite(first)
     if not kept:
         return
-    every = _masked_changes(batch, first, _SHARE)
+    every = batch.samples.remember(  # for all methods, since this is most of the work
+        "masked changes",
+        partial(
+            metrics.masked_changes,
+            batch.context.forward(first.embeddings),
+            first.pixels,
+            list(range(len(first))),
+            grid=batch.clip.grid(*first.size),
+            share=_SHARE,
+            samples=batch.config.draws,
+            **batch.options_of(first),
+        ),
+    )
     changes = metrics.MaskedChanges(every.masks[kept], every.changes[kept])
     queries = first.part(kept)
     correlation = metrics.faithfulness_correlation(raw, changes)
@@ -52,55 +61,6 @@ FAITHFULNESS: Final = Task(
     _OF_ONE_TARGET,
 )
 """Changes by random masks, predicted; Captum's sensitivity. One target an image, its first."""
-
-
-def _masked_changes(
-    batch: MethodOnBatch, queries: Queries, share: float, *, shifted: bool = True
-) -> metrics.MaskedChanges:
-    """Mask images and score them once for all methods, since this is most of the work."""
-    return batch.samples.remember(
-        f"changes of {queries.numbers} by {share}",
-        partial(
-            metrics.masked_changes,
-            batch.context.forward(queries.embeddings),
-            queries.pixels,
-            list(range(len(queries))),
-            grid=batch.clip.grid(*queries.size),
-            share=share,
-            samples=batch.config.draws,
-            shifted=shifted,
-            **batch.options_of(queries),
-        ),
-    )
-
-
-def _measure_fixlip(batch: MethodOnBatch) -> Iterator[Arrays]:
-    first = batch.slow(batch.first_queries)
-    kept, raw = batch.compute_finite(first)
-    for index, heatmap in zip(kept, raw, strict=True):
-        query, one = first.part([index]), heatmap[None].to(first.pixels)
-        test = partial(
-            metrics.perturbation_test,
-            batch.context.forward(query.embeddings),
-            query.pixels,
-            F.adaptive_avg_pool2d(one, batch.clip.grid(*query.size)),  # the same for all methods
-            unit="patch",
-            **batch.options_of(query),
-        )
-        deleted = test(fill=metrics.mean_fill(query.pixels)).score
-        inserted = test(fill=metrics.blur_fill(query.pixels), mode="insertion").score
-        yield query.rows_of("aid", metrics.area_between(deleted, normalize=True))
-        yield query.rows_of("aid_blur", metrics.area_between(deleted, inserted))
-        for stay in _STAY:
-            drawn = _masked_changes(batch, query, 1 - stay / 100, shifted=False)
-            ranks = metrics.p_faithfulness(one, drawn)
-            yield query.rows_of(f"p_faithfulness_{stay}", ranks, chance=0)  # of maps of one value
-
-
-FIXLIP: Final = Task(
-    lambda config: listed("fixlip", **vars(config)), _measure_fixlip, _OF_ONE_TARGET
-)
-"""One target an image, its first; cells of the map's grid, in the images for what is slow."""
 
 
 def _measure_sanity(batch: MethodOnBatch) -> Iterator[Arrays]:
