@@ -4,12 +4,8 @@ from .batch import MethodOnBatch
 from .config import EvaluationConfig, StudyConfig
 from .data import DATA_SETS, DataSet, FileData, Region, Sample, open_data
 from .evaluator import Evaluation, evaluate
-from .features import (
-    ImageFeatures,
-    fit_emotions,
-    image_features,
-)
-from .methods import REFERENCES, Attributed, Method, methods_for
+from .features import ImageFeatures, fit_emotions, image_features
+from .methods import Method, methods_for
 from .study import StudyResult, corner_bias_study, emotions_study, run_study
 from .suite import compare_suites, run_suite
 from .summary import Summary
@@ -18,9 +14,7 @@ from .tasks import TASKS, Task
 
 __all__ = [
     "DATA_SETS",
-    "REFERENCES",
     "TASKS",
-    "Attributed",
     "DataSet",
     "Evaluation",
     "EvaluationConfig",

@@ -20,7 +20,7 @@ from ..models.variants import permute_heads, randomize_parameters
 from ..similarity import ClipSimilarity
 from .config import EvaluationConfig
 from .data.base import DataSet, Region, Sample
-from .methods import Method
+from .methods import Method, Predictor
 from .table import Metric, Queries
 from .units import Arrays, Skipped
 
@@ -220,11 +220,10 @@ class Task:
 
     def rows(self, samples: "Batch", method: "MethodOnBatch") -> Iterator[Arrays]:
         """Measure a method, or a predictor without a map, on a batch."""
-        name = method.method.name
-        if not method.method.without_map:
-            yield from self.measure(method)
-        elif name in self.without_map:
-            yield from self.without_map[name](samples)
+        if not isinstance(method.method, Predictor):
+            return self.measure(method)
+        measure = self.without_map.get(method.method.name)
+        return iter(()) if measure is None else measure(samples)
 
 
 Measure = Callable[[Batch], Iterator[Arrays]]

@@ -1,10 +1,12 @@
 """`evaluate`: a config becomes a plan, tried beforehand; its units become tables and a report."""
 
 import io
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -26,12 +28,12 @@ from .methods import (
     WITHOUT_MAP,
     Method,
     PrecomputedMaps,
+    Predictor,
     check_method,
     method_of,
     named_methods,
-    predictor,
 )
-from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Within, Worker, run
+from .run import MANIFEST, Content, ModelLoader, Plan, Progress, Share, Worker, run
 from .storage import Storage
 from .summary import Summary, summarize
 from .table import Metric, Queries, Table, concatenate, table_of
@@ -41,6 +43,8 @@ from .units import Arrays, Skipped, Unit, read_unit, to_json
 
 RESULTS: Final = "results.csv"
 _OF_IMAGES: Final = ("localization", "signs")
+DataAndTasks = tuple[tuple[DataSet, tuple[str, ...]], ...]
+"""Data sets with the tasks of each."""
 SkippedEntries = dict[str, list[dict[str, Any]]]
 """Name of a data set -> "sample" and "reason" of all that was left out of it."""
 
@@ -55,7 +59,7 @@ class EvaluationPlan(Plan):
     config: EvaluationConfig
     model: str  # what `load_clip` takes, a folder by its full path
     identity: dict[str, str]  # of the model
-    data: tuple[tuple[DataSet, tuple[str, ...]], ...]  # with the tasks of each
+    data: DataAndTasks
     methods: tuple[Method, ...]  # precomputed maps last
     reference: str  # the method that the others are compared with
     units: tuple[Unit, ...]
@@ -81,25 +85,22 @@ class EvaluationPlan(Plan):
         return place, self.methods[number]
 
     @override
-    def worker(self, models: ModelLoader, within: Within = lambda *_: None) -> Worker:
+    def worker(self, models: ModelLoader) -> Worker:
         clip = models.load(self.model, self.config.device, self.identity)
         contexts = [ModelContext(clip, data, self.config) for data, _ in self.data]
-        # all methods of a chunk follow each other
-        batch_of = lru_cache(1)(lambda place, numbers: Batch(contexts[place], numbers))
-
-        def compute(units: Sequence[Unit]) -> Computed:
-            for unit in units:
-                place, method = self.job_of(unit)
-                tell = partial(within, unit)
-                yield unit, *self._measure(batch_of(place, unit.numbers), method, place, tell)
-
-        return compute
+        # the methods of a chunk follow each other, and share its batch
+        return partial(self._measure, contexts, lru_cache(1)(Batch))
 
     def _measure(
-        self, batch: Batch, method: Method, place: int, tell: Callable[[float], None]
+        self,
+        contexts: Sequence[ModelContext],
+        make_batch: Callable[[ModelContext, Sequence[int]], Batch],
+        unit: Unit,
+        tell: Share,
     ) -> tuple[Arrays, list[Skipped]]:
-        on_batch, (data, tasks) = MethodOnBatch(batch, method), self.data[place]
-        rows: dict[str, list[Arrays]] = {task: [] for task in tasks}
+        place, method = self.job_of(unit)
+        batch, (data, tasks) = make_batch(contexts[place], unit.numbers), self.data[place]
+        on_batch, rows = MethodOnBatch(batch, method), defaultdict[str, list[Arrays]](list)
         with error_context(f"{method.name} on {data.name}"):
             for number, task in enumerate(tasks if batch.views else ()):
                 samples = set[int]()  # of which there are rows: some tasks go image by image
@@ -113,21 +114,18 @@ class EvaluationPlan(Plan):
 def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     """Load the model, open the data, and try every method on one black image."""
     data = _data_and_tasks(config)
-    for name in config.methods if config.maps else (*config.methods, config.reference or MAMOOLER):
+    for name in config.methods:
         check_method(name)
     precomputed = [PrecomputedMaps(folder) for folder in config.maps]
     model = full_name(config.model)
     clip = models.load(model)
-    for data_set, _ in data:
-        if data_set.classes and config.against == "text":
-            with error_context(data_set.name):  # what the model cannot read as a text
-                prompts = data_set.prompts
-                clip.tokenize([p for name in data_set.classes for p in prompts.get(name, [name])])
+    if config.against == "text":
+        _check_classes(data, clip)
     named = [
         method_of(name, clip, seed=config.seed) for name in named_methods(clip, config.methods)
     ]
     answered = {name for _, tasks in data for task in tasks for name in TASKS[task].without_map}
-    predictors = [predictor(name) for name in WITHOUT_MAP if name in answered]
+    predictors = [Predictor(name) for name in WITHOUT_MAP if name in answered]
     methods = (*named, *predictors, *precomputed)
     reference = _reference(config, clip, [method.name for method in methods])
     black = clip.preprocess(torch.zeros(64, 64, 3, dtype=torch.uint8))
@@ -136,6 +134,15 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
         method.maps(clip, query)
     units = tuple(_units(config, [data_set for data_set, _ in data], methods))
     return EvaluationPlan(config, model, clip.identity(), data, methods, reference, units)
+
+
+def _check_classes(data: Iterable[tuple[DataSet, Sequence[str]]], clip: ClipAdapter) -> None:
+    """Raise the InputError of a class that the model cannot read as a text."""
+    for data_set, _ in data:
+        prompts = [data_set.prompts.get(name, [name]) for name in data_set.classes]
+        if prompts:
+            with error_context(data_set.name):
+                clip.tokenize([*chain.from_iterable(prompts)])
 
 
 def _units(
@@ -174,21 +181,15 @@ def _open_data(config: EvaluationConfig) -> Iterator[DataSet]:
         yield open_data(name, number=config.images, seed=config.seed, **taken)
 
 
-def _data_and_tasks(config: EvaluationConfig) -> tuple[tuple[DataSet, tuple[str, ...]], ...]:
+def _data_and_tasks(config: EvaluationConfig) -> DataAndTasks:
     """The data sets with the tasks of each; of the demo's those that serve a task."""
-    opened, wanted = [*_open_data(config)], _wanted_tasks(config)
-    for name in wanted:
-        _check_serving(config, name, opened)
-    data = [(data_set, tuple(n for n in wanted if n in tasks_of(data_set))) for data_set in opened]
-    idle = [data_set for data_set, tasks in data if not tasks]
-    if idle and config.data:
-        raise InputError(
-            f"{idle[0].name} serves none of {', '.join(wanted)}; it serves "
-            f"{', '.join(tasks_of(idle[0]))}."
-        )
+    wanted = _wanted_tasks(config)
+    data = [(d, tuple(n for n in wanted if n in tasks_of(d))) for d in _open_data(config)]
+    _check_tasks(config, wanted, data)
+    data = [(data_set, tasks) for data_set, tasks in data if tasks]
     if config.maps:
-        _check_names([data_set for data_set, tasks in data if tasks])
-    return tuple((data_set, tasks) for data_set, tasks in data if tasks)
+        _check_names([data_set for data_set, _ in data])
+    return tuple(data)
 
 
 def _wanted_tasks(config: EvaluationConfig) -> Sequence[str]:
@@ -203,18 +204,32 @@ def _wanted_tasks(config: EvaluationConfig) -> Sequence[str]:
     return config.tasks or _OF_IMAGES
 
 
-def _check_serving(config: EvaluationConfig, task: str, data: Sequence[DataSet]) -> None:
-    """Raise InputError unless one data set serves a task, or none one that was not asked for."""
-    serving = [data_set.name for data_set in data if task in tasks_of(data_set)]
-    if len(serving) > 1:
-        raise InputError(
-            f"{' and '.join(serving)} are both measured by {task}; give each its own "
-            "output folder, so that one table has one data set."
-        )
-    if task in config.tasks and not serving:
-        served = ", ".join(dict.fromkeys(name for data_set in data for name in tasks_of(data_set)))
-        which = "the data" if config.data else "the demo's data"
-        raise InputError(f"{which} do not serve the task {task}, they serve {served}; give others.")
+def _check_tasks(
+    config: EvaluationConfig, wanted: Sequence[str], data: Sequence[tuple[DataSet, Sequence[str]]]
+) -> None:
+    """Raise InputError unless each task that was asked for has one data set, and each of these one.
+
+    Where data or tasks were not asked for, some may be idle.
+    """
+    for name in wanted:
+        serving = [data_set.name for data_set, tasks in data if name in tasks]
+        if len(serving) > 1:
+            raise InputError(
+                f"{' and '.join(serving)} are both measured by {name}; give each its own "
+                "output folder, so that one table has one data set."
+            )
+        if name in config.tasks and not serving:
+            served = ", ".join(dict.fromkeys(n for data_set, _ in data for n in tasks_of(data_set)))
+            which = "the data" if config.data else "the demo's data"
+            raise InputError(
+                f"{which} do not serve the task {name}, they serve {served}; give others."
+            )
+    for data_set, tasks in data:
+        if config.data and not tasks:
+            raise InputError(
+                f"{data_set.name} serves none of {', '.join(wanted)}; it serves "
+                f"{', '.join(tasks_of(data_set))}."
+            )
 
 
 def _check_names(data: Iterable[DataSet]) -> None:
@@ -319,22 +334,23 @@ def _summarise(
         [method.name for method in plan.methods],
         reference=plan.reference,
         baselines=[method.name for method in plan.methods if method.baseline],
-        without_map=[method.name for method in plan.methods if method.without_map],
+        without_map=[method.name for method in plan.methods if isinstance(method, Predictor)],
         resamples=plan.config.resamples,
         seed=plan.config.seed,
     )
-    summary = _gated(plan, summary, models)
+    # Ray's GPUs may be those of other machines.
+    clip = models.load(plan.model, "cpu" if plan.config.engine == "ray" else plan.config.device)
+    contexts = [ModelContext(clip, data, plan.config) for data, _ in plan.data]
+    if plan.config.against == "text":  # it is texts that a model may not know
+        summary = _gated(plan, summary, contexts)
     curves = list(_draw(plan, table, summary))
-    clip = models.load(plan.model)
-    contexts = {
-        task: ModelContext(clip, data, plan.config) for data, tasks in plan.data for task in tasks
-    }
+    of_tasks = {n: c for c, (_, tasks) in zip(contexts, plan.data, strict=True) for n in tasks}
     head: dict[str, Any] = {"title": f"Evaluation of {plan.label}", "about": _about(plan, skipped)}
     page = report.report_html(
         summary,
         **head,
         curves={title: file for _, title, file in curves},
-        examples=report.examples_of(plan.methods, contexts, table, summary),
+        examples=report.examples_of(plan.methods, of_tasks, table, summary),
         manifest=done,
     )
     files = {name: file for name, _, file in curves}
@@ -392,12 +408,9 @@ def _groups(plan: EvaluationPlan, table: Table) -> dict[str, Sequence[Metric]]:
     return {title: metrics for title, metrics in groups.items() if metrics}
 
 
-def _gated(plan: EvaluationPlan, summary: Summary, models: ModelLoader) -> Summary:
-    """The summary with what the model knows of the texts, where texts are what it is asked."""
-    if plan.config.against != "text":
-        return summary
-    clip = models.load(plan.model, "cpu" if plan.config.engine == "ray" else plan.config.device)
-    gates = [measure_gate(ModelContext(clip, data, plan.config)) for data, _ in plan.data]
+def _gated(plan: EvaluationPlan, summary: Summary, contexts: Sequence[ModelContext]) -> Summary:
+    """The summary with what the model knows of the data, and the metrics of what it does not."""
+    gates = [measure_gate(context) for context in contexts]
     silent = {
         metric.name
         for gate, (_, tasks) in zip(gates, plan.data, strict=True)

@@ -31,22 +31,26 @@ from .units import from_npz
 
 Attribute = Callable[..., Tensor]
 """Images (N, 3, H, W) and ``target=`` columns -> maps (N, C, h, w), as Captum's `attribute`."""
-Compute = Callable[..., Any]
-"""Similarity, images and ``target=`` columns -> such maps."""
 
 
 class Method(ABC):
-    """Something that makes a map for each image and target."""
+    """Something that makes a map for each image and target.
 
-    name: str  # in the table
-    what: str  # how it is made, in a line
-    costly: bool = False  # it takes many forward passes per map, so it sees the first images only
-    baseline: bool = False  # listed apart, since it knows nothing of the model or the target
-    without_map: bool = False  # it looks at no map; tasks measure it themselves, where it answers
-    signed: bool = False  # negative evidence is below zero in its maps
-    # not signed: the map of the negated target is the negative map
-    negative_from_negated_target: bool = False
-    of_photos: bool = False  # made elsewhere: they lie on the whole image as it was, not on a part
+    Attributes:
+        name: in the table.
+        what: how it is made, in a line.
+        signed: negative evidence is below zero in its maps.
+        costly: it takes many forward passes per map, so it sees the first images only.
+        baseline: it is listed apart, since it knows nothing of the model or the target.
+        of_photos: its maps lie on the whole image as it was, not on the model's crop.
+    """
+
+    name: str
+    what: str
+    signed: bool = False
+    costly: bool = False
+    baseline: bool = False
+    of_photos: bool = False
 
     @abstractmethod
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
@@ -65,11 +69,7 @@ class Method(ABC):
 
         NaN where the map of a negated target has it.
         """
-        if self.signed:
-            return (-raw).clamp(min=0)
-        if self.negative_from_negated_target:
-            return self.maps(clip, replace(queries, embeddings=-queries.embeddings)).clamp(min=0)
-        return None
+        return (-raw).clamp(min=0) if self.signed else None
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides its maps besides the model, as JSON."""
@@ -82,41 +82,57 @@ class Method(ABC):
 
 @dataclass(eq=False)
 class Attributed(Method):
-    """A Captum attribution over a :class:`captum_clip.ClipSimilarity`."""
+    """A method of the registry over a :class:`captum_clip.ClipSimilarity`."""
 
     name: str
     what: str
-    compute: Compute  # with the options bound
-    signed: bool = False
-    negative_from_negated_target: bool = False
-    baseline: bool = False
-    costly: bool = False
-    of_empty_text: bool = False  # whatever the target is
-    compute_all: Callable[[ClipSimilarity, Tensor], Tensor] | None = None  # maps (N, K, h, w)
+    choice: MethodChoice
+    both_signs: bool = False  # the map of the negated target is subtracted
+    empty_text: bool = False  # is the target, whatever is asked
 
-    @override
-    def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
-        return partial(self.compute, self._forward(clip, rows))
+    def __post_init__(self) -> None:
+        self.signed = (self.choice.signed or self.both_signs) and not self.empty_text
+        self.costly, self.baseline = self.choice.costly, self.name in BASELINES
 
-    def _forward(self, clip: ClipAdapter, rows: Tensor) -> ClipSimilarity:
-        if self.of_empty_text:
+    def _compute(
+        self, clip: ClipAdapter, rows: Tensor, call: str, images: Tensor, **which: Any
+    ) -> Tensor:
+        """Maps by a method of the class, "attribute" or "attribute_targets"."""
+        if self.empty_text:
             rows = clip.encode_text([""]).expand_as(rows)
         names = tuple(str(number) for number in range(len(rows)))
         target = Target(rows.detach(), torch.ones(len(rows), device=rows.device), names)
-        return ClipSimilarity(clip, target)
+        maps: list[Tensor] = [
+            getattr(self.choice.method(ClipSimilarity(clip, signed)), call)(
+                images, **which, **self.choice.options
+            )
+            for signed in (target, -target)[: 1 + self.both_signs]
+        ]
+        return maps[0] - maps[1] if self.both_signs else maps[0]
+
+    @override
+    def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
+        return partial(self._compute, clip, rows, "attribute")
 
     @override
     def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        if self.compute_all is None:
+        if issubclass(self.choice.method, _Reference):  # Captum has no `attribute_targets`
             return self.maps(clip, queries)
-        forward = self._forward(clip, queries.embeddings)
-        return self.compute_all(forward, queries.pixels[:1]).detach().float()[0]
+        image = queries.pixels[:1]
+        maps = self._compute(clip, queries.embeddings, "attribute_targets", image)
+        return maps.detach().float()[0]
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         leaf = queries.pixels.detach().clone().requires_grad_()
         heatmap = self.attribute(clip, queries.embeddings)(leaf, target=list(range(len(queries))))
         return heatmap.detach().float().sum(1)  # channels are added up
+
+    @override
+    def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor | None:
+        if self.signed or self.empty_text or not self.choice.needs_target:
+            return super().negative_maps(clip, queries, raw)
+        return self.maps(clip, replace(queries, embeddings=-queries.embeddings)).clamp(min=0)
 
 
 @dataclass(eq=False)
@@ -128,7 +144,6 @@ class Drawn(Method):
     draw: Callable[[tuple[int, int], int], Tensor]  # grid and number of a sample -> map (h, w)
     signed: bool = False
     baseline: bool = True
-    without_map: bool = False
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
@@ -147,40 +162,84 @@ WITHOUT_MAP: Final = {
 """Predictors that look at no map: what a map must beat to be worth drawing."""
 
 
-def predictor(name: str) -> Method:
-    """One of `WITHOUT_MAP`; what it answers stands with the tasks."""
-    nothing = torch.full((1, 1), torch.nan)
-    return Drawn(name, WITHOUT_MAP[name], lambda grid, number: nothing, without_map=True)
+class Predictor(Method):
+    """One of `WITHOUT_MAP`; what it answers stands with the tasks that it answers."""
+
+    baseline = True
+
+    def __init__(self, name: str) -> None:
+        self.name, self.what = name, WITHOUT_MAP[name]
+
+    @override
+    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        return queries.pixels.new_full((len(queries), 1, 1), torch.nan)
 
 
-_STEPS: Final = 16  # of integrated gradients
-_DRAWS: Final = 8  # of the noise tunnel
-_DEVIATION: Final = 0.1  # of its noise
+class _Reference:
+    """One of Captum's own methods, in the form of a registered class; at the size of the image."""
+
+    name: str
+    what: str
+    signed = False
+    costly = True
+    needs_target = True
+
+    def __init__(self, forward: ClipSimilarity) -> None:
+        self.forward = forward
 
 
-def _integrated_gradients(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Any:
-    options = {"n_steps": _STEPS, "internal_batch_size": max(32, len(images))}
-    return IntegratedGradients(forward).attribute(images, target=target, **options)
+class _IntegratedGradients(_Reference):
+    name = "integrated-gradients"
+    what = "Captum's IntegratedGradients from the mean colour, 16 steps, channels added"
+    signed = True
+
+    def attribute(self, images: Tensor, target: Any = None) -> Any:
+        options = {"n_steps": 16, "internal_batch_size": max(32, len(images))}
+        return IntegratedGradients(self.forward).attribute(images, target=target, **options)
 
 
-def _noise_tunnel(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
-    method, options = NoiseTunnel(Saliency(forward)), {"nt_samples": _DRAWS, "stdevs": _DEVIATION}
-    columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
-    # Captum draws from the global generator: image by image, so that a map does not depend on
-    # what else is in the batch, and put back afterwards.
-    maps, generator = [], torch.cuda if images.is_cuda else torch.default_generator
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        for image, column in zip(torch.split(images, 1), columns, strict=True):
-            generator.manual_seed(0)  # of this device alone; torch.manual_seed seeds all
-            maps.append(method.attribute(image, target=column, **options))
-    return torch.cat(maps)
+class _NoiseTunnel(_Reference):
+    name = "noise-tunnel"
+    what = (
+        "Captum's NoiseTunnel over Saliency (absolute gradients), 8 draws of standard deviation "
+        "0.1, channels added"
+    )
+
+    def attribute(self, images: Tensor, target: Any = None) -> Tensor:
+        method, options = NoiseTunnel(Saliency(self.forward)), {"nt_samples": 8, "stdevs": 0.1}
+        columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
+        # Captum draws from the global generator: image by image, so that a map does not depend on
+        # what else is in the batch, and put back afterwards.
+        maps, generator = [], torch.cuda if images.is_cuda else torch.default_generator
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+            for image, column in zip(torch.split(images, 1), columns, strict=True):
+                generator.manual_seed(0)  # of this device alone; torch.manual_seed seeds all
+                maps.append(method.attribute(image, target=column, **options))
+        return torch.cat(maps)
 
 
-def _occlusion(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Any:
-    height, width = images.shape[-2:]
-    rows, columns = forward.clip.grid(height, width)
-    cell = (3, math.ceil(height / rows), math.ceil(width / columns))
-    return Occlusion(forward).attribute(images, cell, strides=cell, target=target)
+class _Occlusion(_Reference):
+    name = "occlusion"
+    what = "Captum's Occlusion with the mean colour, one cell of the model's grid at a time"
+    signed = True
+
+    def attribute(self, images: Tensor, target: Any = None) -> Any:
+        height, width = images.shape[-2:]
+        rows, columns = self.forward.clip.grid(height, width)
+        cell = (3, math.ceil(height / rows), math.ceil(width / columns))
+        return Occlusion(self.forward).attribute(images, cell, strides=cell, target=target)
+
+
+class _SummedAttention(_Reference):
+    name = "summed-attention"
+    what = "CLS rows of the attention of all layers, heads averaged, added up"
+    costly = needs_target = False
+
+    def attribute(self, images: Tensor, target: Any = None) -> Tensor:
+        layers, tower = LayerAttention(self.forward), self.forward.clip.tower
+        count = len(tower.layers) if isinstance(tower, ViTTower) else 0
+        rows = [layers.attribute(images, index=index) for index in range(count)]
+        return torch.stack([row for row in rows if isinstance(row, Tensor)]).sum(0)
 
 
 def _random(seed: int, grid: tuple[int, int], number: int) -> Tensor:
@@ -193,36 +252,10 @@ def _gaussian(seed: int, grid: tuple[int, int], number: int) -> Tensor:
     return torch.exp(-(axes[0][:, None] ** 2 + axes[1] ** 2) / 2)
 
 
-_CAPTUMS: Final = (
-    Attributed(
-        "integrated-gradients",
-        f"Captum's IntegratedGradients from the mean colour, {_STEPS} steps, channels added",
-        _integrated_gradients,
-        signed=True,
-        costly=True,
-    ),
-    Attributed(
-        "noise-tunnel",
-        f"Captum's NoiseTunnel over Saliency (absolute gradients), {_DRAWS} draws of standard "
-        f"deviation {_DEVIATION}, channels added",
-        _noise_tunnel,
-        costly=True,
-    ),
-    Attributed(
-        "occlusion",
-        "Captum's Occlusion with the mean colour, one cell of the model's grid at a time",
-        _occlusion,
-        signed=True,
-        costly=True,
-    ),
-)
-REFERENCES: Final[dict[str, Method]] = {method.name: method for method in _CAPTUMS}
-"""Captum's own methods by name, at the size of the image; one of your own is measured next to them
-once it is in here."""
-
+_CAPTUMS: Final = {kind.name: kind for kind in (_IntegratedGradients, _NoiseTunnel, _Occlusion)}
 _LAYERS: Final = {
     "last-attention": "layer:index=-1,of=attention",
-    "summed-attention": "",
+    _SummedAttention.name: "",
     "last-gradient": "layer:index=-1,of=gradient",
 }
 _DRAWN: Final[dict[str, tuple[str, Callable[..., Tensor]]]] = {
@@ -253,10 +286,9 @@ def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
 
 def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
     """Names of all methods and baselines that fit a model's tower."""
-    variants = [name for name in _VARIANTS if _choice(name)[0].fits(clip.kind)]
-    with_layers = MethodChoice.of(LayerAttention).fits(clip.kind)
-    baselines = [name for name in BASELINES if with_layers or name not in _LAYERS]
-    return (*registry.methods_for(clip.kind), *variants, *REFERENCES, *baselines)
+    variants = [name for name in _VARIANTS if _choice(name).fits(clip.kind)]
+    layers = _LAYERS if clip.kind in LayerAttention.towers else ()
+    return (*registry.methods_for(clip.kind), *variants, *_CAPTUMS, *_COMMON, *layers)
 
 
 def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
@@ -267,83 +299,55 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     that its paper draws, Grad-CAM's without what is below zero; "grad-cam:sign=signed" is the map
     less that of the negated target.
     """
-    if name in REFERENCES:
-        return REFERENCES[name]
     if name in _DRAWN:
         what, draw = _DRAWN[name]
         return Drawn(name, what, partial(draw, seed), signed=name == "random")
+    for kind in (*_CAPTUMS.values(), _SummedAttention):
+        if name == kind.name:
+            flags = (kind.signed, kind.needs_target, kind.costly)
+            return Attributed(name, kind.what, MethodChoice(kind, {}, name, *flags))
     if name == "empty-text":
-        method = _registered(name, registry.report_method(clip.tower))
-        method.what += ", for the empty text"
-        return replace(method, of_empty_text=True, signed=False, negative_from_negated_target=False)
-    if name == "summed-attention":
-        what = "CLS rows of the attention of all layers, heads averaged, added up"
-        return Attributed(name, what, _summed_attention, baseline=True)
-    return _registered(name, _LAYERS.get(name, name))
+        choice = _choice(registry.report_method(clip.tower))
+        return Attributed(name, f"{_what(choice)}, for the empty text", choice, empty_text=True)
+    text = _LAYERS.get(name, name)
+    choice, both_signs = _choice(text), text.endswith(_SIGNED)
+    what = _what(choice)
+    if both_signs:
+        what += ", less the map of the negated target"
+    return Attributed(name, what, choice, both_signs=both_signs)
 
 
 def check_method(name: str) -> None:
     """Raise the InputError of :func:`method_of` that needs no model."""
-    if name not in (*REFERENCES, *BASELINES, ALL, MAMOOLER):
-        _registered(name, name)
+    if name not in (*_CAPTUMS, *BASELINES, ALL, MAMOOLER):
+        _choice(name)
 
 
-def _registered(name: str, text: str) -> Attributed:
-    """A registered class with its options, "class:option=value"."""
+def _choice(text: str) -> MethodChoice:
+    """A registered class with the options of its published map, "class:option=value"."""
+    stem = text.partition(":")[0]
     try:
-        choice, both_signs = _choice(text)
+        choice = MethodChoice.of(text.removesuffix(f",{_SIGNED}").removesuffix(f":{_SIGNED}"))
     except InputError as error:
-        if text.partition(":")[0] in (*registry.registered(), MAMOOLER):
+        if stem in (*registry.registered(), MAMOOLER):
             raise
-        names = (*registry.registered(), *REFERENCES, *BASELINES)
-        hint = suggestion(text.partition(":")[0], names)
+        names = (*registry.registered(), *_CAPTUMS, *BASELINES)
         raise InputError(
-            f"there is no method {text!r}{hint}; there are {', '.join(names)}, with options as in "
-            "last-grad:heads=averaged."
+            f"there is no method {text!r}{suggestion(stem, names)}; there are {', '.join(names)}, "
+            "with options as in last-grad:heads=averaged."
         ) from error
+    if text.endswith(_SIGNED):
+        choice.check_negative()
+    if not (paper_options := getattr(choice.method, "paper_options", None)):
+        return choice
+    options = {**paper_options, **choice.options}
+    return replace(choice, options=options, **choice.method.properties(**options))
+
+
+def _what(choice: MethodChoice) -> str:
     options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
     what = f"{choice.method.__name__} of {choice.method.__module__.partition('.')[0]}"
-    what += f" with {options}" if options else ""
-    if both_signs:
-        choice.check_negative()
-        what += ", less the map of the negated target"
-
-    def call(verb: str, forward: ClipSimilarity, images: Tensor, **which: Any) -> Any:
-        options = {**which, **choice.options}
-        maps = getattr(choice.method(forward), verb)(images, **options)
-        if not both_signs:
-            return maps
-        negated = ClipSimilarity(forward.clip, -forward.target)
-        return maps - getattr(choice.method(negated), verb)(images, **options)
-
-    signed = choice.signed or both_signs
-    return Attributed(
-        name,
-        what,
-        partial(call, "attribute"),
-        signed=signed,
-        negative_from_negated_target=choice.needs_target and not signed,
-        baseline=name in BASELINES,
-        costly=choice.costly,
-        compute_all=partial(call, "attribute_targets"),
-    )
-
-
-def _choice(text: str) -> tuple[MethodChoice, bool]:
-    """A method with the options of its published map, and whether both signs are asked for."""
-    plain = text.removesuffix(f",{_SIGNED}").removesuffix(f":{_SIGNED}")
-    choice = MethodChoice.of(plain)
-    if paper_options := getattr(choice.method, "paper_options", None):
-        options = {**paper_options, **choice.options}
-        choice = replace(choice, options=options, **choice.method.properties(**options))
-    return choice, plain != text
-
-
-def _summed_attention(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
-    layers, tower = LayerAttention(forward), forward.clip.tower
-    count = len(tower.layers) if isinstance(tower, ViTTower) else 0
-    rows = [layers.attribute(images, index=index) for index in range(count)]
-    return torch.stack([row for row in rows if isinstance(row, Tensor)]).sum(0)
+    return f"{what} with {options}" if options else what
 
 
 class PrecomputedMaps(Method):

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, TypeVar
@@ -74,15 +75,10 @@ class ModelLoader:
         return self._loaded[1]
 
 
-Computed = Iterator[tuple[Unit, Arrays, list[Skipped]]]
-"""Units in their order, with their results and what was left out."""
-Within = Callable[[Unit, float], None]
-"""Called with the share of a unit that is done, by a worker whose units may take minutes."""
-Worker = Callable[[Sequence[Unit]], Computed]
-"""Computes units in their order; the same unit gives the same bytes in every process.
-
-With the local engine it is called once, so that images can be read ahead; with Ray unit by unit.
-"""
+Share = Callable[[float], None]
+"""Called with the share of a unit that is done, for units that take minutes."""
+Worker = Callable[[Unit, Share], tuple[Arrays, list[Skipped]]]
+"""Computes a unit, and says what was left out; the same bytes in every process."""
 
 
 class Plan(ABC):
@@ -98,19 +94,12 @@ class Plan(ABC):
         """All that decides the results, as JSON, the settings first."""
 
     @abstractmethod
-    def worker(self, models: ModelLoader, within: Within = lambda *_: None) -> Worker:
+    def worker(self, models: ModelLoader) -> Worker:
         """Make what computes units; called once in each process."""
 
     def files(self) -> dict[str, bytes]:
         """Further CSV files that must be the same when a run goes on."""
         return {}
-
-
-def write_units(worker: Worker, units: Sequence[Unit], output: Storage) -> Iterator[Unit]:
-    """Compute units and write their files."""
-    for unit, arrays, skipped in worker(units):
-        write_unit(output, unit, arrays, skipped)
-        yield unit
 
 
 @contextmanager
@@ -155,21 +144,35 @@ def run(
         return summarise(made, manifest, output, models)
 
 
+@dataclass
+class _Counter:
+    """Counts images for somebody who waits."""
+
+    progress: Progress
+    total: int
+    done: int  # with the last whole unit
+    told: int = 0  # in the unit at work
+
+    def add_share(self, unit: Unit, share: float) -> None:
+        """Count what is done of a unit, but its last image, which counts once the file is there."""
+        count = int(share * len(unit.numbers))
+        if self.told < count < len(unit.numbers):
+            self.told = count
+            self.progress(self.done + count, self.total, unit.label)
+
+    def add(self, unit: Unit) -> None:
+        """Count a unit that is written."""
+        self.done, self.told = self.done + len(unit.numbers), 0
+        self.progress(self.done, self.total, unit.label)
+
+
 def _compute_missing(
     plan: Plan, manifest: Content, output: Storage, models: ModelLoader, progress: Progress | None
 ) -> None:
-    missing, tell = _unfinished(output, plan.units), progress or (lambda *_: None)
-    total = sum(len(unit.numbers) for unit in plan.units)
-    done = told = total - sum(len(unit.numbers) for unit in missing)
-    tell(done, total, "")
-
-    def within(unit: Unit, share: float) -> None:
-        nonlocal told
-        count = int(share * len(unit.numbers))
-        if told < done + count and count < len(unit.numbers):
-            told = done + count
-            tell(told, total, unit.label)
-
+    missing = _unfinished(output, plan.units)
+    total, left = (sum(len(unit.numbers) for unit in units) for units in (plan.units, missing))
+    counter = _Counter(progress or (lambda *_: None), total, total - left)
+    counter.progress(counter.done, total, "")
     if not missing:
         return
     output.remove(plan.result)  # it means that all is done
@@ -177,12 +180,13 @@ def _compute_missing(
     for name, content in {MANIFEST: to_json(manifest), **plan.files()}.items():
         output.write(name, content)
     if plan.config.engine == "ray":
-        computed = run_on_ray(plan, missing, output, models)
+        for unit in run_on_ray(plan, missing, output, models):
+            counter.add(unit)
     else:
-        computed = write_units(plan.worker(models, within), missing, output)
-    for unit in computed:
-        done += len(unit.numbers)
-        tell(done, total, unit.label)
+        worker = plan.worker(models)
+        for unit in missing:
+            write_unit(output, unit, *worker(unit, partial(counter.add_share, unit)))
+            counter.add(unit)
     _tidy_up(output)  # a worker of Ray that was killed leaves files, although the run goes on
 
 
@@ -331,12 +335,13 @@ class UnitWorker:
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
         """Compute the unit of a row; an error travels as text."""
         number = int(rows["unit"][0])
+        unit = self._units[number]
         try:
-            self._count(self._units[number].name)
+            self._count(unit.name)
             with threads(self._plan.config.thread_count):
                 if self._worker is None:  # here, so that its errors travel as text too
                     self._worker = self._plan.worker(self._models)
-                list(write_units(self._worker, [self._units[number]], self._output))
+                write_unit(self._output, unit, *self._worker(unit, lambda share: None))
         except CaptumClipError as error:
             return {"unit": [number], "error": [error.reason]}
         return {"unit": [number], "error": [""]}

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby, zip_longest
-from operator import attrgetter
+from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +27,7 @@ from ..similarity import ClipSimilarity
 from ..targets import Target
 from .config import StudyConfig, full_name, label_of
 from .image_batches import ImageReader, list_images, preprocess_alone, read_ahead
-from .run import MANIFEST, Computed, Content, ModelLoader, Plan, Progress, Worker, run
+from .run import MANIFEST, Content, ModelLoader, Plan, Progress, Share, Worker, run
 from .statistics import MEASURE, STATISTICS, Job, Statistics, measure, result_files, sums_of
 from .storage import Storage, storage_of
 from .units import Arrays, Skipped, Unit, from_npz, read_unit, to_csv, to_json
@@ -169,29 +168,25 @@ class StudyPlan(Plan):
         return {IMAGES: to_csv({"file": [*self.sizes], "bytes": [*self.sizes.values()]})}
 
     @override
-    def worker(self, models: ModelLoader, within: Any = None) -> Worker:
-        # at the end of each of these nothing holds the model: the next one is loaded then
-        return lambda units: chain.from_iterable(
-            self._compute(self.jobs[job], [*of_job], models)
-            for job, of_job in groupby(units, key=attrgetter("job"))
-        )
+    def worker(self, models: ModelLoader) -> Worker:
+        return partial(self._compute, models)
 
-    def _compute(self, job: Job, units: Sequence[Unit], models: ModelLoader) -> Computed:
-        config, size = self.config, self.config.batch_size
+    def _compute(
+        self, models: ModelLoader, unit: Unit, share: Share
+    ) -> tuple[Arrays, list[Skipped]]:
+        job, config, size = self.jobs[unit.job], self.config, self.config.batch_size
         clip = models.load(job.location, config.device, job.identity)
         prepare = partial(preprocess_alone, clip.processor, job.size)
         reader = ImageReader(self.images, tuple(self.sizes), prepare)
-        every = [number for unit in units for number in unit.numbers]
         decoders = config.processes if config.engine == "local" else 0
-        with read_ahead(reader, every, decoders, batch=size) as read:
-            for unit in units:
-                batches = [
-                    explain_batch(job, clip, dict(zip(numbers, read, strict=False)), config)
-                    for numbers in _split(unit.numbers, size)
-                ]
-                parts, skipped = zip(*batches, strict=True)
-                arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                yield unit, arrays, sorted(chain.from_iterable(skipped))
+        with read_ahead(reader, unit.numbers, decoders, batch=size) as read:
+            batches = [
+                explain_batch(job, clip, dict(zip(numbers, read, strict=False)), config)
+                for numbers in _split(unit.numbers, size)
+            ]
+        parts, skipped = zip(*batches, strict=True)
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return arrays, sorted(chain.from_iterable(skipped))
 
 
 def _split(numbers: Sequence[int], size: int) -> list[tuple[int, ...]]:

@@ -18,7 +18,7 @@ from captum_clip.evaluation.batch import Batch, MethodOnBatch, ModelContext
 from captum_clip.evaluation.config import EvaluationConfig
 from captum_clip.evaluation.data import DataSet
 from captum_clip.evaluation.data.base import Region, Sample
-from captum_clip.evaluation.methods import WITHOUT_MAP, Method, method_of, predictor
+from captum_clip.evaluation.methods import WITHOUT_MAP, Method, Predictor, method_of
 from captum_clip.evaluation.table import Queries, concatenate, rows_of, table_of
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.evaluation.units import Arrays
@@ -150,7 +150,7 @@ def measured(
 ) -> dict[str, Rows]:
     """What a task finds for one method, or for a predictor without a map."""
     if isinstance(method, str) and method in WITHOUT_MAP:
-        method = predictor(method)
+        method = Predictor(method)
     batch = on_batch(context, method, numbers)
     return joined(TASKS[task].rows(batch.samples, batch))
 

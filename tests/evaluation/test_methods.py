@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
+from torch import Tensor
 
-from captum_clip import ClipSimilarity, LayerAttention, attr, evaluation, maps, targets
+from captum_clip import ClipSimilarity, LayerAttention, attr, maps, targets
 from captum_clip.attr import registry
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.evaluation.methods import (
-    BASELINES,
-    REFERENCES,
-    method_of,
-    methods_for,
-    named_methods,
-)
+from captum_clip.evaluation.methods import BASELINES, method_of, methods_for, named_methods
 from tests.evaluation.cases import (
     Listed,
     context,
@@ -150,7 +145,7 @@ def test_default_is_the_registered_methods_and_all_is_every_one() -> None:
 
 def test_methods_for_are_those_of_the_tower() -> None:
     vit, resnet = (set(methods_for(model(name))) for name in (VIT, RESNET))
-    assert {*REFERENCES, *BASELINES} <= vit
+    assert {"integrated-gradients", "noise-tunnel", "occlusion", *BASELINES} <= vit
     assert vit - resnet >= {  # a method may be added
         *("all-grad", "attention-grad-cam", "attention-grad-cam:weights=pooled", "rollout"),
         *("last-grad", "last-grad:heads=averaged", "last-grad:sign=signed"),
@@ -288,15 +283,33 @@ def test_a_method_of_another_tower_is_refused() -> None:
             method_of(method, clip).maps(clip, queries(clip))
 
 
+class PlainSaliency:
+    """Captum's, in the form of a registered class."""
+
+    name, towers, costly = "saliency", ("vit",), True
+
+    def __init__(self, forward: ClipSimilarity) -> None:
+        self.forward = forward
+
+    def attribute(self, images: Tensor, target: Any = None) -> Any:
+        leaf = images.detach().clone().requires_grad_()
+        return Saliency(self.forward).attribute(leaf, target=target)
+
+    def attribute_targets(self, images: Tensor) -> Tensor:
+        columns = range(len(self.forward.target))
+        return torch.stack([self.attribute(images, column).sum(1) for column in columns], 1)
+
+
 def test_a_method_of_ones_own_is_measured_next_to_captums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any function of a similarity, images and a target is one."""
-    saliency = lambda forward, images, target=None: Saliency(forward).attribute(  # noqa: E731
-        images, target=target
-    )
-    own = evaluation.Attributed("saliency", "Captum's Saliency", saliency)
-    monkeypatch.setitem(evaluation.REFERENCES, "saliency", own)
+    """Any registered class is one, with what it says of itself."""
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+    attr.register(PlainSaliency)
     clip = model(VIT)
     assert "saliency" in methods_for(clip)
+    method, asked = method_of("saliency", clip), queries(clip)
+    assert (method.costly, method.signed, method.baseline) == (True, False, False)
+    whole = method.maps_of_image(clip, asked)
+    torch.testing.assert_close(whole[:1], method.maps(clip, asked)[:1])
     got = measured("localization", context(clip, Listed(two_regions("a"))), "saliency")
     assert len(got["pointing"].values) == 2
 

@@ -10,16 +10,16 @@ import pytest
 from captum_clip.evaluation import DATA_SETS, Task
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.evaluator import _units
-from captum_clip.evaluation.methods import Attributed, Drawn
+from captum_clip.evaluation.methods import Drawn
 from captum_clip.evaluation.tasks import TASKS, tasks_of
 from captum_clip.files import draw_names
 from tests.evaluation.cases import Listed, context, model, picture, settings
 
 
 def any_method(name: str, *, costly: bool = False) -> Any:
-    if costly:
-        return Attributed(name, "", lambda forward, images, target: images, costly=True)
-    return Drawn(name, "", lambda grid, number: None)  # type: ignore[arg-type,return-value]
+    method = Drawn(name, "", lambda grid, number: None)  # type: ignore[arg-type,return-value]
+    method.costly = costly
+    return method
 
 
 def test_every_method_sees_every_sample_once_and_costly_ones_a_sample_of_them() -> None:

@@ -53,9 +53,7 @@ def test_a_folder_is_a_method_of_its_name(tmp_path: Path) -> None:
     method = PrecomputedMaps(random_maps(tmp_path / "LeGrad", ["a", "cats/b"], TEXTS))
     assert method.name == "LeGrad"
     assert method.what == "maps read from files, 2 of them, resized to the image"
-    assert not any(
-        [method.signed, method.negative_from_negated_target, method.baseline, method.costly]
-    )
+    assert not any([method.signed, method.baseline, method.costly])
     assert method.attribute(model(VIT), torch.ones(1, 1)) is None
 
 

@@ -22,16 +22,15 @@ from captum_clip.evaluation import run as order
 from captum_clip.evaluation.config import full_name, label_of
 from captum_clip.evaluation.run import (
     MANIFEST,
-    Computed,
     Content,
     ModelLoader,
     Plan,
+    Share,
     Worker,
     run,
-    write_units,
 )
 from captum_clip.evaluation.storage import Storage, storage_of
-from captum_clip.evaluation.units import Skipped, Unit, read_unit, to_npz
+from captum_clip.evaluation.units import Arrays, Skipped, Unit, read_unit, to_npz, write_unit
 from captum_clip.files import slug
 from captum_clip.models import differing_parts
 from tests import folders
@@ -70,18 +69,16 @@ class Squares(Plan):
         return {"names.csv": self.names.encode()}
 
     @override
-    def worker(self, models: ModelLoader, within: Any = None) -> Worker:
-        def compute(units: Sequence[Unit]) -> Computed:
-            for unit in units:
-                if unit.name == self.fails_at:
-                    raise InputError("no more")
-                self.computed.append(unit.name)
-                for share in self.shares:
-                    within(unit, share)
-                squares = np.square(np.array(unit.numbers, dtype=float))
-                yield unit, {"squares": squares}, list(self.skipped)
+    def worker(self, models: ModelLoader) -> Worker:
+        return self._compute
 
-        return compute
+    def _compute(self, unit: Unit, tell: Share) -> tuple[Arrays, list[Skipped]]:
+        if unit.name == self.fails_at:
+            raise InputError("no more")
+        self.computed.append(unit.name)
+        for share in self.shares:
+            tell(share)
+        return {"squares": np.square(np.array(unit.numbers, dtype=float))}, list(self.skipped)
 
 
 def summarise(plan: Squares, manifest: Content, output: Storage, _: ModelLoader) -> Content:
@@ -157,7 +154,9 @@ def test_what_killed_workers_of_ray_leave_goes_away(
         plan: Plan, units: Sequence[Unit], output: Storage, models: ModelLoader
     ) -> Iterator[Unit]:
         output.write("units/.0.npz.0f.part", b"1")
-        return write_units(plan.worker(models), units, output)
+        for unit in units:
+            write_unit(output, unit, *plan.worker(models)(unit, lambda share: None))
+            yield unit
 
     monkeypatch.setattr(order, "run_on_ray", on_ray)
     done(Squares(config_of(tmp_path / "ray", engine="ray")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -297,7 +298,6 @@ class BrokenNegated(Broken):
     """No map of a target that points away from the rows that it is given."""
 
     signed = False
-    negative_from_negated_target = True
 
     def __init__(self, without: Tensor) -> None:
         super().__init__()
@@ -307,6 +307,9 @@ class BrokenNegated(Broken):
         heatmap = super().maps(clip, queries)
         heatmap[(queries.embeddings @ self.row) < -0.99, 0, 0] = torch.nan
         return heatmap
+
+    def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor:
+        return self.maps(clip, replace(queries, embeddings=-queries.embeddings)).clamp(min=0)
 
 
 def test_a_negated_target_without_a_map_is_left_out_and_reported() -> None:
