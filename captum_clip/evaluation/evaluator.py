@@ -49,6 +49,70 @@ SkippedEntries = dict[str, list[dict[str, Any]]]
 """Name of a data set -> "sample" and "reason" of all that was left out of it."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """The outcome of an evaluation.
+
+    Attributes:
+        output: its folder or URL.
+        table: every measured value, a row each, with the columns `task`, `metric`, `method`,
+            `sample` (its name), `region` (what is explained, "a horse"), `part` (of metrics that
+            are made of several numbers), `x` (of curves: the share of the pixels removed) and
+            `value`. All that follows is made from it.
+        summary: every method by every metric.
+        curves: names of the files with curves.
+        skipped: data set -> samples, regions or maps that were left out, with the reason.
+    """
+
+    output: str
+    table: Table
+    summary: Summary
+    curves: tuple[str, ...]
+    skipped: SkippedEntries
+
+    def __repr__(self) -> str:
+        methods = list(self.table["method"].unique())
+        return f"Evaluation(output={self.output!r}, values={len(self.table)}, methods={methods})"
+
+    @property
+    def findings(self) -> list[str]:
+        """What to take away, a line each, as at the head of the report."""
+        return report.findings(self.summary)
+
+
+def check_pandas() -> None:
+    """Raise InputError where the extra is missing, before anything is measured."""
+    if find_spec("pandas") is None:
+        raise InputError("pandas is needed: pip install 'captum-clip[evaluation]'.")
+
+
+@public("evaluate")
+def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:
+    """Measure what is not there yet, then write all tables.
+
+    Started again after a stop, it goes on with the units that are there, and ends with the same
+    figures. docs/evaluation.md describes what the folder holds.
+
+    Args:
+        config: what to measure.
+        progress: called now and then with how many images were done, how many there are, and the
+            data set and method that were at work, first with what an earlier run had done; an
+            image counts once a method.
+
+    Raises:
+        CaptumClipError: a model, data set, method or task that cannot be worked with; an output
+            folder that holds something else, or in which another run is at work; data of which
+            nothing can be used.
+
+    Example:
+        >>> from captum_clip.evaluation import EvaluationConfig, evaluate
+        >>> config = EvaluationConfig("demo/vit", "out", images=100)
+        >>> evaluate(config).table  # doctest: +SKIP
+    """
+    check_pandas()
+    return run(EvaluationConfig, config, make_plan, _summarise, progress)
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluationPlan(Plan):
     """An evaluation that can begin; each of its jobs is a method on a data set."""
@@ -254,70 +318,6 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
     if wanted not in names and config.reference:
         raise InputError(f"the reference {wanted!r} is not among the methods {', '.join(names)}.")
     return wanted if wanted in names else names[0]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
-    """The outcome of an evaluation.
-
-    Attributes:
-        output: its folder or URL.
-        table: every measured value, a row each, with the columns `task`, `metric`, `method`,
-            `sample` (its name), `region` (what is explained, "a horse"), `part` (of metrics that
-            are made of several numbers), `x` (of curves: the share of the pixels removed) and
-            `value`. All that follows is made from it.
-        summary: every method by every metric.
-        curves: names of the files with curves.
-        skipped: data set -> samples, regions or maps that were left out, with the reason.
-    """
-
-    output: str
-    table: Table
-    summary: Summary
-    curves: tuple[str, ...]
-    skipped: SkippedEntries
-
-    def __repr__(self) -> str:
-        methods = list(self.table["method"].unique())
-        return f"Evaluation(output={self.output!r}, values={len(self.table)}, methods={methods})"
-
-    @property
-    def findings(self) -> list[str]:
-        """What to take away, a line each, as at the head of the report."""
-        return report.findings(self.summary)
-
-
-def check_pandas() -> None:
-    """Raise InputError where the extra is missing, before anything is measured."""
-    if find_spec("pandas") is None:
-        raise InputError("pandas is needed: pip install 'captum-clip[evaluation]'.")
-
-
-@public("evaluate")
-def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:
-    """Measure what is not there yet, then write all tables.
-
-    Started again after a stop, it goes on with the units that are there, and ends with the same
-    figures. docs/evaluation.md describes what the folder holds.
-
-    Args:
-        config: what to measure.
-        progress: called now and then with how many images were done, how many there are, and the
-            data set and method that were at work, first with what an earlier run had done; an
-            image counts once a method.
-
-    Raises:
-        CaptumClipError: a model, data set, method or task that cannot be worked with; an output
-            folder that holds something else, or in which another run is at work; data of which
-            nothing can be used.
-
-    Example:
-        >>> from captum_clip.evaluation import EvaluationConfig, evaluate
-        >>> config = EvaluationConfig("demo/vit", "out", images=100)
-        >>> evaluate(config).table  # doctest: +SKIP
-    """
-    check_pandas()
-    return run(EvaluationConfig, config, make_plan, _summarise, progress)
 
 
 def _summarise(

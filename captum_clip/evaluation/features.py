@@ -61,27 +61,17 @@ def image_features(
     """
     check_integer("batch_size", batch_size)
     check_integer("workers", workers, least=0)
-    listed = [Path(os.path.expanduser(path)) for path in paths]
-    embeddings, reasons = _compute(clip, listed, batch_size, workers, progress)
-    skipped = {path: reason for path, reason in zip(listed, reasons, strict=True) if reason}
-    indices = np.flatnonzero([not reason for reason in reasons])
-    return ImageFeatures(embeddings, tuple(listed[index] for index in indices), indices, skipped)
-
-
-def _compute(
-    clip: ClipAdapter, paths: Sequence[Path], batch_size: int, workers: int, progress: bool
-) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Embeddings of the files that can be read, and why each file cannot; "" of those that can."""
-    embeddings, skipped = list[npt.NDArray[np.float32]](), dict[Path, str]()
+    listed, skipped = [Path(os.path.expanduser(path)) for path in paths], dict[Path, str]()
     bar = "image features" * progress
+    images = readable_images(listed, skipped, workers=workers, progress=bar)
+    embeddings = list[npt.NDArray[np.float32]]()
     with torch.no_grad():
-        images = readable_images(paths, skipped, workers=workers, progress=bar)
         while batch := list(islice(images, batch_size)):
             encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
             embeddings.append(encoded.float().cpu().numpy())
-    reasons = [skipped.get(path, "") for path in paths]
-    joined = np.concatenate(embeddings) if embeddings else np.zeros((0, 0), dtype=np.float32)
-    return joined, reasons
+    indices = np.flatnonzero([path not in skipped for path in listed])
+    kept = tuple(listed[index] for index in indices)
+    return ImageFeatures(np.concatenate(embeddings), kept, indices, skipped)
 
 
 def fit_emotions(

@@ -204,6 +204,7 @@ class _NoiseTunnel(_Reference):
         "Captum's NoiseTunnel over Saliency (absolute gradients), 8 draws of standard deviation "
         "0.1, channels added"
     )
+    needs_target = False  # up to its sign: the negated target has the same absolute gradients
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
         method, options = NoiseTunnel(Saliency(self.forward)), {"nt_samples": 8, "stdevs": 0.1}

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
+from captum_clip.evaluation import Evaluation
 from captum_clip.evaluation.batch import Batch, MethodOnBatch, ModelContext
 from captum_clip.evaluation.config import EvaluationConfig
 from captum_clip.evaluation.data import DataSet
@@ -31,6 +32,37 @@ KINDS: dict[str, tuple[str, Any]] = {
     "demo/resnet": ("grad-cam", attr.ClipGradCam),
 }
 TEXTS = ("a horse", "a red barn", "a dog")
+
+
+SMALL_SUITE: dict[str, Any] = {
+    "seed": 5,
+    "parts": {
+        "maps": {
+            "data": ["demo", "demo-mosaics"],
+            "tasks": ["localization", "effect", "words"],
+            "methods": ["direct", "legrad", "centre"],
+            "images": 6,
+        },
+        "pairs": {"data": ["demo"], "tasks": ["pairs"], "methods": ["direct"], "images": 6},
+    },
+    "columns": {
+        "pointing": "pointing",
+        "effect": "effect_spearman",
+        "words": "words_[1-4]",
+        "pairs": "share_interaction",
+        "nothing": "gap_.*",
+    },
+    "drawn_with": "Pillow 1",
+}
+"""A suite of six scenes."""
+
+
+class Suites(NamedTuple):
+    """The small suite of the embedded models "vit" and "siglip", with a folder for each."""
+
+    folder: Path
+    evaluations: dict[str, list[Evaluation]]  # of its two parts
+    told: dict[str, list[tuple[int, int, str]]]  # to whom waits
 
 
 @lru_cache

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from captum_clip.evaluation import run_study
+from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate, run_study, suite
 from captum_clip.visualization import grid
 from tests import folders
 from tests.evaluation import cases
+from tests.evaluation.cases import SMALL_SUITE, Suites
+from tests.evaluation.data.writing import save_bytes
+from tests.evaluation.killed import SMALL
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,6 +35,53 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> str:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven images, two of them in a folder within."""
     return folders.make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, vit: str, masks: str) -> dict[str, bytes]:
+    """What an evaluation leaves without any stop: three methods, two chunks."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    evaluate(EvaluationConfig(vit, str(output), (masks,), **SMALL))
+    return folders.content(output)
+
+
+@pytest.fixture
+def output(tmp_path: Path, whole: dict[str, bytes]) -> Path:
+    """A folder with that evaluation."""
+    for name, data in whole.items():
+        save_bytes(data, tmp_path / "out" / name)
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="session")
+def suites(tmp_path_factory: pytest.TempPathFactory) -> Suites:
+    """The small suite of two embedded models, which whoever needs their evaluation reads."""
+    made = Suites(tmp_path_factory.mktemp("suites"), {"vit": [], "siglip": []}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(suite.SUITES, "small", dict(SMALL_SUITE))
+        suite.SUITES["small"]["hash"] = suite.suite_hash("small")
+        for name, evaluations in made.evaluations.items():
+            patch.setattr(suite, "evaluate", _recorded(evaluations))
+            told = made.told.setdefault(name, [])
+            config = EvaluationConfig(f"demo/{name}", str(made.folder / name), threads=1)
+            suite.run_suite(
+                "small", config, progress=lambda *counts, told=told: told.append(counts)
+            )
+    return made
+
+
+def _append(told: list[Any], *counts: Any) -> None:
+    told.append(counts)
+
+
+def _recorded(evaluations: list[Evaluation]) -> Callable[..., Evaluation]:
+    """`evaluate`, which remembers what it returned."""
+
+    def record(config: EvaluationConfig, **options: Any) -> Evaluation:
+        evaluations.append(evaluate(config, **options))
+        return evaluations[-1]
+
+    return record
 
 
 @pytest.fixture(scope="session")

@@ -55,22 +55,6 @@ def config_of(model: str, data: str, output: Path, **given: Any) -> EvaluationCo
     return EvaluationConfig(model, str(output), (data,), **{**SMALL, **given})
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, vit: str, masks: str) -> dict[str, bytes]:
-    """What an evaluation leaves without any stop: three methods, two chunks."""
-    output = tmp_path_factory.mktemp("whole") / "out"
-    evaluate(config_of(vit, masks, output))
-    return content(output)
-
-
-@pytest.fixture
-def output(tmp_path: Path, whole: dict[str, bytes]) -> Path:
-    """A folder with that evaluation."""
-    for name, data in whole.items():
-        save_bytes(data, tmp_path / "out" / name)
-    return tmp_path / "out"
-
-
 def manifest(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     return found

@@ -18,12 +18,14 @@ from torch.nn import functional as F
 from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.base import Region, Sample
+from captum_clip.evaluation.evaluator import make_plan
 from captum_clip.evaluation.gate import Check, Gate, measure_gate
 from captum_clip.evaluation.report import findings, report_tables, results_md
+from captum_clip.evaluation.run import ModelLoader
 from captum_clip.files import draw_order
 from captum_clip.metrics import bootstrap_mean
 from captum_clip.models.variants import randomize_parameters
-from tests.evaluation.cases import Listed, context, half, model, settings
+from tests.evaluation.cases import Listed, Suites, context, half, model, settings
 from tests.evaluation.test_tables import metric, rows, summary
 from tests.photographs import make_counterfactuals, write_rows
 
@@ -186,10 +188,12 @@ def test_checks_are_their_definitions(name: str) -> None:
 
 
 def test_random_weights_are_stopped_and_trained_ones_are_not() -> None:
+    drawn = scenes(16)  # once for all three
+    data = Listed(*map(drawn.read, range(16)), classes=drawn.classes)
     for seed in range(2):
         clip = randomize_parameters(model("demo/vit"), seed=seed)
-        assert not measure_gate(context(clip, scenes(16))).knows
-    assert measure_gate(context(model("demo/vit"), scenes(16))).knows
+        assert not measure_gate(context(clip, data)).knows
+    assert measure_gate(context(model("demo/vit"), data)).knows
 
 
 def test_metrics_of_unknown_data_name_no_winner() -> None:
@@ -220,18 +224,25 @@ def test_metrics_of_unknown_data_name_no_winner() -> None:
 
 
 def ran(model: str, output: Path, **given: Any) -> tuple[Evaluation, str, str]:
-    options = {"methods": ("last-grad", "random"), "tasks": ("localization", "effect"), **given}
     config = EvaluationConfig(
-        *(model, str(output), ("demo",)), images=12, resamples=50, threads=1, **options
+        *(model, str(output), ("demo",), ("last-grad", "random")),
+        tasks=("localization",),
+        images=6,
+        resamples=50,
+        threads=1,
+        **given,
     )
-    return (
-        evaluate(config),
-        (output / "results.md").read_text(),
-        (output / "report.html").read_text(),
-    )
+    return evaluate(config), *written(output)
 
 
-def test_a_report_on_random_weights_names_no_winner(tmp_path: Path, vit: str) -> None:
+def written(output: Path) -> tuple[str, str]:
+    """The tables and the page of an evaluation."""
+    return (output / "results.md").read_text(), (output / "report.html").read_text()
+
+
+def test_a_report_on_random_weights_names_no_winner(
+    tmp_path: Path, vit: str, suites: Suites
+) -> None:
     """And one on trained weights does; both say what the model knows before any table."""
     evaluation, table, page = ran(vit, tmp_path / "random")
     warning = "demo: this model does not know what is asked; do not interpret (recall among"
@@ -240,8 +251,9 @@ def test_a_report_on_random_weights_names_no_winner(tmp_path: Path, vit: str) ->
     assert not re.search(r"<td[^>]*><strong>", page)
     for text, begin in ((table, "| Method"), (page, "<table>")):
         assert text.index(warning.replace("|", r"\|")) < text.index(begin)
-    evaluation, table, page = ran("demo/vit", tmp_path / "trained")
-    assert evaluation.findings[0].startswith("Where is it? last-grad")
+    trained, _ = suites.evaluations["vit"]
+    table, page = written(suites.folder / "vit/maps")
+    assert trained.findings[0].startswith("Where is it? direct")
     assert re.search(r"\*\*[−\d.]+\*\*", table)
     for text, begin in ((table, "| Method"), (page, "<table>")):
         assert text.index("demo: the model knows what is asked (recall") < text.index(begin)
@@ -269,23 +281,17 @@ def test_no_winner_is_named_in_a_group_either(tmp_path: Path, vit: str) -> None:
 
 def test_maps_against_images_have_no_gate(tmp_path: Path, vit: str) -> None:
     """Nothing is asked in words there."""
-    evaluation, table, page = ran(vit, tmp_path, against="image", tasks=("localization",))
+    evaluation, table, page = ran(vit, tmp_path, against="image")
     assert evaluation.findings[0].startswith("Where is it?")
     assert "what is asked" not in table + page
 
 
 def test_a_unit_tells_how_far_it_is(tmp_path: Path, vit: str) -> None:
     """Pairs may take minutes for each scene."""
-    said: list[tuple[int, int, str]] = []
     config = EvaluationConfig(
-        *(vit, str(tmp_path), ("demo",), ("direct", "centre")),
-        tasks=("pairs",),
-        images=3,
-        threads=1,
+        *(vit, str(tmp_path), ("demo",), ("direct",)), tasks=("pairs",), images=3, threads=1
     )
-    evaluate(config, progress=lambda *counts: said.append(counts))
-    assert said[:7] == [  # of four maps and three predictors without one
-        (0, 21, ""),
-        *((done, 21, "demo, direct") for done in (1, 2, 3)),
-        *((done, 21, "demo, centre") for done in (4, 5, 6)),
-    ]
+    models, shares = ModelLoader(), list[float]()
+    plan = make_plan(config, models)
+    plan.worker(models)(plan.units[0], shares.append)
+    assert [*dict.fromkeys(shares)] == [1 / 3, 2 / 3, 1]

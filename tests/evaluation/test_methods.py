@@ -206,7 +206,8 @@ def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero() -> None:
 def test_what_does_not_know_negative_evidence_has_no_negative_map() -> None:
     clip = model(VIT)
     ones = torch.ones(2, 4, 4)
-    for method in ("rollout", "summed-attention", "layer:index=0", "centre", "empty-text"):
+    unsigned = ("layer:index=0", "centre", "empty-text", "noise-tunnel")
+    for method in ("rollout", "summed-attention", *unsigned):
         assert method_of(method, clip).negative_maps(clip, queries(clip), ones) is None
 
 

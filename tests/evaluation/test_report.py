@@ -18,10 +18,11 @@ from captum_clip.evaluation.batch import ModelContext
 from captum_clip.evaluation.evaluator import make_plan
 from captum_clip.evaluation.report import Example, examples_of, report_html
 from captum_clip.evaluation.run import ModelLoader
+from tests.evaluation.data.writing import save_bytes
+from tests.evaluation.killed import SMALL
 from tests.evaluation.test_tables import metric, rows, summary
 
 MANIFEST = {"model": {"name": "demo/vit"}, "config": {"seed": 0}, "data": [], "environments": []}
-METHODS = ("last-grad", "all-grad", "random")
 
 
 def page(given: Any, metrics: Any, **options: Any) -> str:
@@ -67,20 +68,15 @@ def test_a_difference_has_the_sign_that_it_has() -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, vit: str, masks: str) -> tuple[Evaluation, str]:
-    """A small evaluation and its page."""
+def made(
+    tmp_path_factory: pytest.TempPathFactory, vit: str, masks: str, whole: dict[str, bytes]
+) -> tuple[Evaluation, str]:
+    """A small evaluation, compared with another method, and its page."""
     output = tmp_path_factory.mktemp("report") / "out"
-    tasks = ("localization", "signs")
-    config = EvaluationConfig(
-        *(vit, str(output), (masks,)),
-        methods=METHODS,
-        reference="all-grad",
-        tasks=tasks,
-        resamples=20,
-        threads=1,
-    )
-    evaluation = evaluate(config)
-    return evaluation, (output / "report.html").read_text()
+    for name, data in whole.items():
+        save_bytes(data, output / name)
+    config = EvaluationConfig(vit, str(output), (masks,), reference="rollout", **SMALL)
+    return evaluate(config), (output / "report.html").read_text()
 
 
 def test_page_needs_nothing_from_elsewhere(made: tuple[Evaluation, str]) -> None:
@@ -99,14 +95,18 @@ def test_examples_are_the_best_and_the_worst(
     """Of the method that wins, each with the reference's map of the same region after it."""
     evaluation, text = made
     own = evaluation.table[evaluation.table["metric"] == "energy"]
-    means = own[own["method"] != "random"].groupby("method", observed=True)["value"].mean()
+    means = (
+        own[~own["method"].isin(evaluation.summary.baselines)]
+        .groupby("method", observed=True)["value"]
+        .mean()
+    )
     winner = means.idxmax()
     assert winner == "last-grad"
     section = text[text.index("<h3>energy</h3>") :]
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", section)
     won = own[own["method"] == winner].set_index(["region", "sample"])["value"]
     for word, place in (("best", won.idxmax()), ("worst", won.idxmin())):
-        for name in (winner, "all-grad"):
+        for name in (winner, "rollout"):
             value = own[own["method"] == name].set_index(["region", "sample"])["value"][place]
             assert captions.pop(0) == f"{word}, {name} {value:.3g}: {place[0]}, {place[1]}"
     assert "<h3>positive target</h3>" not in text  # which is neither good nor bad
@@ -117,14 +117,14 @@ def test_examples_are_the_best_and_the_worst(
     ]
     assert pictures[0].shape == (32, 32, 3)
     assert not np.array_equal(pictures[0], pictures[1])
-    config = EvaluationConfig(vit, "nowhere", (masks,), methods=METHODS)
+    config = EvaluationConfig(vit, "nowhere", (masks,), methods=SMALL["methods"])
     models = ModelLoader()
     plan = make_plan(config, models)
     [(data, tasks)] = plan.data
     contexts = dict.fromkeys(tasks, ModelContext(models.load(plan.model), data, config))
     others = examples_of(plan.methods, contexts, evaluation.table, evaluation.summary)["energy"]
     assert [(example.method, example.best) for example in others] == [
-        *((winner, True), ("all-grad", True), (winner, False), ("all-grad", False))
+        *((winner, True), ("rollout", True), (winner, False), ("rollout", False))
     ]
     assert others[0].image not in [others[1].image, b""]
 

@@ -22,33 +22,13 @@ from captum_clip.evaluation.gate import Gate, measure_gate
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.metrics import paired_difference
 from captum_clip.metrics.map_statistics import spearman
-
-SMALL = {
-    "seed": 5,
-    "parts": {
-        "maps": {
-            "data": ["demo", "demo-mosaics"],
-            "tasks": ["localization", "effect", "words"],
-            "methods": ["direct", "legrad", "centre"],
-            "images": 6,
-        },
-        "pairs": {"data": ["demo"], "tasks": ["pairs"], "methods": ["direct"], "images": 6},
-    },
-    "columns": {
-        "pointing": "pointing",
-        "effect": "effect_spearman",
-        "words": "words_[1-4]",
-        "pairs": "share_interaction",
-        "nothing": "gap_.*",
-    },
-    "drawn_with": "Pillow 1",
-}
+from tests.evaluation.cases import SMALL_SUITE, Suites
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> str:
     """A suite of six scenes."""
-    monkeypatch.setitem(suite.SUITES, "small", dict(SMALL))
+    monkeypatch.setitem(suite.SUITES, "small", dict(SMALL_SUITE))
     suite.SUITES["small"]["hash"] = suite.suite_hash("small")
     return "small"
 
@@ -65,6 +45,11 @@ def test_a_suite_draws_what_was_frozen() -> None:
 def test_a_hash_notices_every_change(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from captum_clip.evaluation.data import demo
 
+    for part in SMALL_SUITE["parts"]:  # of which one scene is as good as six
+        one = {**SMALL_SUITE["parts"][part], "images": 1}
+        monkeypatch.setitem(
+            suite.SUITES[small], "parts", {**suite.SUITES[small]["parts"], part: one}
+        )
     frozen = suite.suite_hash(small)
     assert suite.suite_hash(small) == frozen
     changes: list[Callable[[pytest.MonkeyPatch], None]] = [
@@ -112,16 +97,10 @@ def test_columns_are_those_of_the_tasks() -> None:
             assert better == "high", column
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def made(suites: Suites) -> Path:
     """The small suite of two embedded models."""
-    output = tmp_path_factory.mktemp("suites")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(suite.SUITES, "small", dict(SMALL))
-        suite.SUITES["small"]["hash"] = suite.suite_hash("small")
-        for name in ("vit", "siglip"):
-            run_suite("small", config(f"demo/{name}", output / name))
-    return output
+    return suites.folder
 
 
 def content(made: Path, name: str) -> Any:
@@ -145,14 +124,11 @@ def test_a_file_has_the_gate_the_prices_and_a_value_of_each_scene(made: Path) ->
     assert set(found["values"]["words"]) == {"direct", "legrad", *drawn}
 
 
-def test_values_are_the_statistic_of_a_scene_alone(made: Path, small: str) -> None:
+def test_values_are_the_statistic_of_a_scene_alone(suites: Suites) -> None:
     """The mean of its regions, and the rank correlation over its own pairs of text and object."""
-    from captum_clip.evaluation import evaluate
-
-    part = dict(SMALL["parts"]["maps"])  # type: ignore[index]
-    found = evaluate(config("demo/vit", made / "vit/maps", seed=5, **part))
+    found, _ = suites.evaluations["vit"]
     rows = found.table[found.table["method"] == "legrad"]
-    values = content(made, "vit")["values"]
+    values = content(suites.folder, "vit")["values"]
     for number, name in enumerate(sorted({*rows["sample"]})):
         here = rows[rows["sample"] == name]
         pointing = here[here["metric"] == "pointing"]["value"].mean()
@@ -167,22 +143,11 @@ def test_values_are_the_statistic_of_a_scene_alone(made: Path, small: str) -> No
         assert values["words"]["legrad"][number] == pytest.approx(words, abs=1e-4)
 
 
-def test_a_suite_goes_on_after_a_stop(made: Path, tmp_path: Path, small: str) -> None:
-    """Units that are there are left alone, and the values are the same."""
-    shutil.copytree(made / "vit", tmp_path / "vit")
-    (tmp_path / "vit/suite_small.json").unlink()
-    (tmp_path / "vit/maps/results.csv").unlink()
-    units = [*tmp_path.rglob("*.npz")]
-    units.pop().unlink()
-    before = [path.stat().st_mtime_ns for path in units]
-    said: list[tuple[int, int, str]] = []
-    run_suite(small, config("demo/vit", tmp_path / "vit"), progress=lambda *c: said.append(c))
-    assert [path.stat().st_mtime_ns for path in units] == before
-    found, expected = content(tmp_path, "vit"), content(made, "vit")
-    assert {**found, "prices": 0} == {**expected, "prices": 0}
-    # the gate of two data sets, nine methods and rivals by both, seven of pairs: each counts anew
-    assert [*dict.fromkeys(total for _, total, _ in said)] == [12, 108, 42]
-    assert said[:2] == [(6, 12, "gate, demo"), (12, 12, "gate, demo-mosaics")]
+def test_a_suite_tells_how_far_each_of_its_evaluations_is(suites: Suites) -> None:
+    """The gate of two data sets, nine methods and rivals by both, seven of pairs: each anew."""
+    for told in suites.told.values():
+        assert [*dict.fromkeys(total for _, total, _ in told)] == [12, 108, 42]
+        assert told[:2] == [(6, 12, "gate, demo"), (12, 12, "gate, demo-mosaics")]
 
 
 def test_a_model_that_knows_nothing_is_stopped_before_it_is_measured(
@@ -281,9 +246,18 @@ def test_what_a_suite_fixes_is_refused(tmp_path: Path, small: str) -> None:
 def test_a_line_runs_a_suite_and_compares_two(
     made: Path, tmp_path: Path, small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It goes on after a stop: units that are there are left alone, and the values are the same."""
     shutil.copytree(made / "vit", tmp_path / "vit")
+    for name in ("suite_small.json", "maps/results.csv"):
+        (tmp_path / "vit" / name).unlink()
+    units = [*tmp_path.rglob("*.npz")]
+    units.pop().unlink()
+    before = [path.stat().st_mtime_ns for path in units]
     line = f"evaluate --suite small --model demo/vit --threads 1 --quiet -o {tmp_path}/vit/"
     assert main(line.split()) == 0
+    assert [path.stat().st_mtime_ns for path in units] == before
+    found, expected = content(tmp_path, "vit"), content(made, "vit")
+    assert {**found, "prices": 0} == {**expected, "prices": 0}
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("demo: the model knows what is asked")
     stem = f"{tmp_path}/vit/suite_small"
