@@ -58,11 +58,11 @@ SMALL_SUITE: dict[str, Any] = {
 
 
 class Suites(NamedTuple):
-    """The small suite of the embedded models "vit" and "siglip", with a folder for each."""
+    """The small suite of demo/vit, in the folder "vit"."""
 
     folder: Path
-    evaluations: dict[str, list[Evaluation]]  # of its two parts
-    told: dict[str, list[tuple[int, int, str]]]  # to whom waits
+    evaluations: list[Evaluation]  # of its two parts
+    told: list[tuple[int, int, str]]  # to whom waits
 
 
 @lru_cache

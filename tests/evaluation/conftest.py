@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,33 +55,20 @@ def output(tmp_path: Path, whole: dict[str, bytes]) -> Path:
 
 @pytest.fixture(scope="session")
 def suites(tmp_path_factory: pytest.TempPathFactory) -> Suites:
-    """The small suite of two embedded models, which whoever needs their evaluation reads."""
-    made = Suites(tmp_path_factory.mktemp("suites"), {"vit": [], "siglip": []}, {})
+    """The small suite of demo/vit, which whoever needs its evaluation reads."""
+    made = Suites(tmp_path_factory.mktemp("suites"), [], [])
+
+    def record(config: EvaluationConfig, **options: Any) -> Evaluation:
+        made.evaluations.append(evaluate(config, **options))
+        return made.evaluations[-1]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(suite.SUITES, "small", dict(SMALL_SUITE))
         suite.SUITES["small"]["hash"] = suite.suite_hash("small")
-        for name, evaluations in made.evaluations.items():
-            patch.setattr(suite, "evaluate", _recorded(evaluations))
-            told = made.told.setdefault(name, [])
-            config = EvaluationConfig(f"demo/{name}", str(made.folder / name), threads=1)
-            suite.run_suite(
-                "small", config, progress=lambda *counts, told=told: told.append(counts)
-            )
+        patch.setattr(suite, "evaluate", record)
+        config = EvaluationConfig("demo/vit", str(made.folder / "vit"), threads=1)
+        suite.run_suite("small", config, progress=lambda *counts: made.told.append(counts))
     return made
-
-
-def _append(told: list[Any], *counts: Any) -> None:
-    told.append(counts)
-
-
-def _recorded(evaluations: list[Evaluation]) -> Callable[..., Evaluation]:
-    """`evaluate`, which remembers what it returned."""
-
-    def record(config: EvaluationConfig, **options: Any) -> Evaluation:
-        evaluations.append(evaluate(config, **options))
-        return evaluations[-1]
-
-    return record
 
 
 @pytest.fixture(scope="session")

@@ -251,7 +251,7 @@ def test_a_report_on_random_weights_names_no_winner(
     assert not re.search(r"<td[^>]*><strong>", page)
     for text, begin in ((table, "| Method"), (page, "<table>")):
         assert text.index(warning.replace("|", r"\|")) < text.index(begin)
-    trained, _ = suites.evaluations["vit"]
+    trained, _ = suites.evaluations
     table, page = written(suites.folder / "vit/maps")
     assert trained.findings[0].startswith("Where is it? direct")
     assert re.search(r"\*\*[−\d.]+\*\*", table)
