@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
-from typing import Any, Final, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
-from .errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
+from .errors import CaptumClipError, InputError, TargetError, UnsupportedModelError, argument
 
-ARGUMENT: Final = re.compile(r"`(\w+)(?:=([^`]*))?`")
-"""An argument as errors write it, with or without its value."""
 _T = TypeVar("_T")
 _REFUSALS = (
     *(TypeError, ValueError, RuntimeError, AttributeError, AssertionError),
@@ -119,8 +117,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def _argument(name: str) -> str:
-    """The name of an argument in backticks; other words as they are."""
-    return f"`{name}`" if "_" in name else name
+    """The name of an argument as messages call it; other words as they are."""
+    return argument(name) if "_" in name else name
 
 
 def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:

@@ -1,12 +1,14 @@
 """Errors of captum_clip; each names what was given, what was expected and what to do.
 
-Arguments stand in backticks, as `words` or `sign='both'`, so that whoever prints a sentence can
-call them as the reader does: the command line writes --words and --sign both, the page
+A message calls arguments as its reader does, by :func:`argument`: in Python they stand in
+backticks, as `words` or `sign='both'`; the command line writes --words and --sign both, the page
 its own labels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
 
 
 class CaptumClipError(Exception):
@@ -42,6 +44,33 @@ class InputError(CaptumClipError, ValueError):
 
 class CaptureError(CaptumClipError, RuntimeError):
     """A forward function that did not run the tower in the way a recording needs."""
+
+
+def _in_backticks(name: str, value: Any) -> str:
+    return f"`{name}`" if value is None else f"`{name}={value!r}`"
+
+
+_spelling: Final = ContextVar[Callable[[str, Any], str]]("spelling", default=_in_backticks)
+
+
+def argument(name: str, value: Any = None) -> str:
+    """An argument, with its value where that matters, as the reader of a message writes it.
+
+    Example:
+        >>> argument("words"), argument("sign", "both")
+        ('`words`', "`sign='both'`")
+    """
+    return _spelling.get()(name, value)
+
+
+@contextmanager
+def spelled(spelling: Callable[[str, Any], str]) -> Iterator[None]:
+    """Have messages call arguments otherwise within the block, in this thread."""
+    token = _spelling.set(spelling)
+    try:
+        yield
+    finally:
+        _spelling.reset(token)
 
 
 @contextmanager

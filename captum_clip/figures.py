@@ -50,8 +50,8 @@ from .emotions import EmotionProbe
 from .errors import InputError, UnsupportedModelError, public
 from .evaluation.study import read_mean_maps
 from .explaining.explain import explain
-from .explaining.explanation import Explanation, Sign
-from .explaining.fields import SIGNS
+from .explaining.explanation import Explanation
+from .explaining.request import SIGNS, Sign
 from .heads import Head, head_label
 from .models import ClipAdapter, ViTTower, load_clip
 from .models.adapter import ImageLike

@@ -250,7 +250,7 @@ def test_a_reference_is_a_target_as_well(clip: Any) -> None:
         ({"texts": TEXT, "method": "last-grad"}, "got the method last-grad; leave it out"),
         ({"texts": TEXT, "heads": "paired"}, "has no option 'heads'; it has baseline, start_layer"),
         ({"texts": TEXT, "hints": True}, "`hints=True` compares positive maps of texts"),
-        ({"texts": TEXT, "words": True}, "splits the text into words"),
+        ({"texts": TEXT, "words": True}, "whole texts word by word; leave `words=True` out"),
         ({"reference": OTHER.image, "side": "text"}, "`reference` has no words"),
         ({"reference": [OTHER.image] * 2}, "expected one reference image, got 2"),
         ({"texts": "a horse " * 20}, "the text has 42 tokens"),

@@ -19,7 +19,8 @@ from captum_clip import (
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.explaining.explanation import Explanation, Sign
+from captum_clip.explaining.explanation import Explanation
+from captum_clip.explaining.request import Sign
 from captum_clip.targets import word_tokens
 from captum_clip.visualization import grid
 from tests import builders
@@ -151,7 +152,7 @@ def test_words_that_do_not_fit_a_line_go_on_the_next() -> None:
         ({"side": "words"}, "a side of image, text, both, pairs, got 'words'"),
         (
             {"side": "text", "words": True},
-            "pass the texts, and leave `words` out",
+            "whole texts word by word; leave `words=True` out",
         ),
         ({"side": "text", "method": "direct", "per": "head"}, "leave `per` out"),
         (
@@ -168,7 +169,7 @@ def test_what_makes_no_sense_on_the_text_side_is_refused(
 
 
 def test_targets_several_images_and_methods_with_a_grid_are_refused(clip: Any) -> None:
-    with pytest.raises(InputError, match="pass the texts and not a Target"):
+    with pytest.raises(InputError, match="pass texts and not a Target"):
         explain(IMAGE, targets.text(clip, TEXTS), model=clip, side="text")
     with pytest.raises(InputError, match="one image at a time, got 2"):
         explain([IMAGE, IMAGE], TEXTS, model=clip, side="text")
@@ -202,6 +203,6 @@ def test_the_command_prints_the_words(
     assert figure.stat().st_size > 1000
     assert main([*arguments, "--words"]) == 2
     assert (
-        "--side text explains whole texts word by word; pass the texts, and leave --words out."
+        "--side text explains whole texts word by word; leave --words out."
         in capsys.readouterr().err
     )

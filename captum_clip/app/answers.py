@@ -20,7 +20,8 @@ from ..demo.captions import concept_texts
 from ..demo.scenes import draw_scene
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explaining.explain import explain
-from ..explaining.explanation import Explanation, Sign
+from ..explaining.explanation import Explanation
+from ..explaining.request import Sign
 from ..models import ClipAdapter, load_clip
 from ..models.images import as_pil
 from ..models.loading import load_parts, resolve

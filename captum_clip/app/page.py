@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +20,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import figures
-from ..checks import ARGUMENT
 from ..demo.scenes import draw_scene
 from ..demo.vocabulary import WORDS
-from ..errors import CaptumClipError, InputError, TargetError
+from ..errors import CaptumClipError, InputError, TargetError, spelled
 from ..explaining.explanation import Explanation
+from ..explaining.request import Request
 from ..models.images import as_pil
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
@@ -33,12 +34,8 @@ LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 MAX_IMAGES: Final = 12
 LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 divide them
 _LABELS: Final = {
-    "model": "Model",
-    "method": "Method",
-    "sign": "Show what",
-    "image_size": "Image size",
+    part.name: part.metadata["label"] for part in fields(Request) if "label" in part.metadata
 }
-"""What the page calls the arguments of ``explain``."""
 _DOWNLOADS: Final = {
     "captum-clip-maps.png": "Download picture (PNG)",
     "captum-clip-maps.npz": "Download maps (NPZ)",
@@ -355,9 +352,15 @@ def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
     """A handler that shows an error of the library as a message; what is shown stays."""
 
     def answer(*inputs: Any) -> Iterator[Any]:
+        # the first input is None where no answer is shown yet
+        steps = iter(()) if inputs[0] is None else handler(*inputs)
         try:
-            # the first input is None where no answer is shown yet
-            yield from () if inputs[0] is None else handler(*inputs)
+            while True:
+                with spelled(label):  # around one step, since the next may run in another thread
+                    shown = next(steps)
+                yield shown
+        except StopIteration:
+            return
         except CaptumClipError as error:
             _warn(error)
             yield gr.skip()
@@ -368,20 +371,15 @@ def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
 def _warn(error: CaptumClipError) -> None:
     """Show an error as a message, without the folder in which an upload is kept."""
     folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
-    sentence = re.sub(rf"{folder}\S*/", "", error.reason)
-    gr.Warning(labelled(sentence))  # gr.Error would stand in place of the maps
+    # gr.Error would stand in place of the maps
+    gr.Warning(re.sub(rf"{folder}\S*/", "", error.reason))
 
 
-def labelled(sentence: str) -> str:
-    """A sentence with its arguments as the page calls them: `sign='both'` as “Show what”: both."""
-
-    def label(argument: re.Match[str]) -> str:
-        name, value = argument[1], (argument[2] or "").strip("'")
-        if name not in _LABELS:
-            return argument[0].strip("`")
-        return f"“{_LABELS[name]}”{': ' * bool(value)}{SIGNS.get(value, value)}"
-
-    return ARGUMENT.sub(label, sentence)
+def label(name: str, value: Any = None) -> str:
+    """What the page calls an argument of `explain`, with its value, as “Show what”: both."""
+    if name not in _LABELS:
+        return name if value is None else f"{name}={value!r}"
+    return f"“{_LABELS[name]}”" + ("" if value is None else f": {SIGNS.get(value, value)}")
 
 
 def find_port(host: str, port: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import targets
 from ..checks import check_flag, error_context, expect, suggestion
-from ..errors import InputError, public
+from ..errors import InputError, argument, public
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, TransformerTower
 from ..similarity import TextSimilarity
@@ -213,7 +213,7 @@ class MethodChoice:
         if not self.needs_target:
             raise InputError(
                 f"{self.name} does not depend on the target, so it has no negative map; take "
-                "`sign='positive'`, or another method."
+                f"{argument('sign', 'positive')}, or another method."
             )
 
     def text_maps(

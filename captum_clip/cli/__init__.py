@@ -1,7 +1,7 @@
 """The command line: ``captum-clip COMMAND``.
 
-An annotated function is a command: it hands its arguments to the library, and prints what comes
-back. It imports what it needs when it runs, so that ``--help`` is quick.
+A function of one dataclass is a command: the fields are its options. It hands them to the library,
+and prints what comes back. It imports what it needs when it runs, so that ``--help`` is quick.
 """
 
 import errno
@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from .. import errors
-from ..checks import ARGUMENT, excerpt
+from ..checks import excerpt
 from . import explain_command, figure_command, measure_commands, search_commands, show_commands  # noqa: F401
 from .options import app
 
@@ -41,12 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     try:
         with _quiet():
-            command = typer.main.get_command(app)
-            code = command.main(argv, prog_name="captum-clip", standalone_mode=False)
+            code = typer.main.get_command(app).main(
+                argv, prog_name="captum-clip", standalone_mode=False
+            )
             sys.stdout.flush()
             return int(code or 0)
     except errors.CaptumClipError as error:
-        return _fail(_typed(error.reason, command, argv))
+        return _fail(error.reason)
     except _UsageError as error:
         return _fail(_describe(error))
     except ModuleNotFoundError as error:
@@ -100,22 +101,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _typed(sentence: str, command: Any, argv: Sequence[str] | None) -> str:
-    """A sentence with its arguments as they are typed: `sign='both'` as --sign both."""
-    for word in sys.argv[1:] if argv is None else argv:
-        command = getattr(command, "commands", {}).get(word, command)
-    options = {parameter.name: parameter.opts[0] for parameter in command.params}
-
-    def option(argument: re.Match[str]) -> str:
-        name, value = argument[1], argument[2]
-        typed = options.get(name, options.get(f"{name}s"))
-        if typed is None:  # of a method, or of Python alone
-            return argument[0].strip("`")
-        return typed if value in (None, "True") else f"{typed} {value.strip(chr(39))}"
-
-    return ARGUMENT.sub(option, sentence)
 
 
 def _fail(message: str) -> int:

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from typer import Argument, BadParameter, Option
 
 from ..checks import check_outputs, find_file
 from ..errors import refuse
+from ..explaining.request import Conflict, Request, default_sign
 from ..files import make_folder
 from . import options
-from .options import app, command
+from .options import Drawing, app, command, ruled
 from .shared import (
     Folder,
     Line,
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from ..explaining.regions import LabelMap
     from ..maps import Threshold
 
+_FOR_TEXTS: Final[dict[str, Any]] = dict.fromkeys(("against", "reference", "words", "side"), ())
+"""What goes with texts alone."""
+_IN_IMAGE = Conflict("marks places in the image", {"side": ("text",)})
+
 
 def _threshold(typed: str) -> str | float:
     with suppress(ValueError):
@@ -42,97 +46,74 @@ def _threshold(typed: str) -> str | float:
     raise BadParameter(f"expected otsu, mean or a number in [0, 1), got {typed}.")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explain(Request, Drawing):
+    """What `explain` can be asked, and what is typed besides."""
+
+    apart = ", with another -o"
+
+    images: Annotated[list[str], Argument(metavar="IMAGE... [TEXT]...")]
+    model: Any = field(default=None, metadata={"typed": list[str] | None})
+    classes: Path | None = ruled(
+        None,
+        Conflict(
+            "names what to look for, where in the image",
+            _FOR_TEXTS | {"emotions": (), "hints": ()},
+        ),
+        one_model=True,
+    )
+    template: list[str] | None = ruled(needs=("classes",))
+    top: Annotated[int | None, Option(min=1)] = ruled(needs=("classes",))
+    emotions: Path | None = ruled(
+        None,
+        Conflict("looks for emotions, which have no words and no contrast", _FOR_TEXTS),
+        one_model=True,
+    )
+    original: bool | None = None
+    regions: Path | None = ruled(None, _IN_IMAGE, one_model=True)
+    label_map: Path | None = ruled(
+        None,
+        _IN_IMAGE,
+        Conflict("shows what supports a TEXT", {"sign": ("negative",)}),
+        one_model=True,
+    )
+    threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = ruled(
+        needs=("regions", "label_map")
+    )
+    output: Path | None = None
+
+
 @command(
     app,
     "explain",
     'photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png',
     lists=options.methods,
 )
-def explain_command(
-    images: Annotated[list[str], Argument(metavar="IMAGE... [TEXT]...")],
-    texts_file: options.TextsFile = None,
-    against: str | None = None,
-    classes: Path | None = None,
-    template: options.Several = None,
-    top: Annotated[int | None, Option(min=1)] = None,
-    model: options.Models = None,
-    method: options.Method = None,
-    words: Annotated[bool, Option("--words")] = False,
-    side: Literal["image", "text", "both", "pairs"] = "image",
-    reference: Annotated[options.Several, Option("--image")] = None,
-    emotions: Path | None = None,
-    centre: options.Centre = False,
-    sign: options.Sign | None = None,
-    whole: Annotated[bool, Option("--whole")] = False,
-    original: bool | None = None,
-    hints: bool | None = None,
-    regions: Path | None = None,
-    label_map: Path | None = None,
-    threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = None,
-    processor: str | None = None,
-    tokenizer: str | None = None,
-    image_size: int | None = None,
-    device: str | None = None,
-    output: options.Output = None,
-    dpi: options.Dpi = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Draw where a model looks for each text; several models get a row each.
-
-    Args:
-        images: image files, or a folder whose images each get a figure; then what to look for
-        against: what to contrast one TEXT with: what speaks for the one rather than the other
-        classes: a file of class names, one a line, instead of TEXTs: the most probable are drawn,
-            with their probabilities by the model's own temperature
-        template: a prompt for the --classes, such as "a photo of a {}"; of several the mean
-            embedding counts (default: the lines of templates.txt next to the file, else the names)
-        top: how many of the --classes are drawn (default: 3)
-        words: split one TEXT, with a map for each of its words
-        side: show where in the image, which words of the TEXTs, or both; words need a method
-            without a grid (default: conservative). pairs: which word of one TEXT answers which
-            region, or which region of --image
-        reference: an image to compare with, instead of TEXTs; for --side pairs one
-        sign: what supports the text, what contradicts it, or both (default: positive; with
-            --against both)
-        whole: pad the image to a square, so that the model sees all of it, where its processor
-            would crop it to the middle
-        original: draw the whole image, grey where the model did not see it, or what the model saw
-            (default: the whole image where it was cropped or padded)
-        hints: say which maps to doubt: if a TEXT fits no better than unrelated ones, or if its map
-            is that of any text (default: of TEXTs, unless --sign negative or --side text)
-        regions: a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as
-            JSON, in pixels of the image
-        label_map: a .png of the TEXT or word that supports each pixel most; for several images a
-            folder of them
-        threshold: what --regions and --label-map take of a map: otsu, mean, or a share of its
-            maximum in [0, 1) (default: otsu; for --label-map, above zero)
-        output: a .png, .jpg, .pdf or .svg figure, an .html page to point at words and regions, or
-            .npz for the maps; for several images a folder of figures, for a folder too, where
-            those that the same settings drew are kept (default: IMAGE-explained-TEXT.png, or
-            FOLDER-explained, in the current folder)
-    """
-    settings = {"figure": "explain", **locals()}
+def explain_command(typed: Explain) -> None:
+    """Draw where a model looks for each text; several models get a row each."""
     from .. import targets
     from ..explaining.classify import classify, of_classes
-    from ..explaining.explain import Request, explain
+    from ..explaining.explain import answer, check
 
-    line = read_line(
-        images, texts_file, output, command="explain", kind="explained", needs_image=True
-    )
+    emotions, classes = typed.emotions, typed.classes
+    line = read_line(typed, typed.images, command="explain", kind="explained", needs_image=True)
     if line.folder is None:
         line = line._replace(images=without_own_figures(line.images))
-    references = [find_file(other) for other in reference or []]
-    refuse(_conflicts(line, references, **settings))
-    sign = sign or ("both" if against else "positive")
-    several = len(model or []) > 1
-    asked: dict[str, Any] = {"method": method, "sign": sign, "words": words, "side": side}
-    asked |= {"against": against, "whole": whole, "hints": hints, "model": several and model}
-    asked["reference"] = references[0] if len(references) == 1 else references or None
-    Request(line.texts or (["an emotion"] if emotions or classes else None), **asked)
-    names, templates = read_classes(classes, template, top)
-    settings["template"] = templates
+    references = [find_file(other) for other in typed.reference or []]
+    request: Any = replace(
+        typed,
+        texts=line.texts or None,
+        reference=references[0] if len(references) == 1 else references or None,
+        sign=default_sign(typed.sign, typed.against),
+    )
+    refuse(_conflicts(request, line, references))
+    others = options.check_texts([typed.against] if typed.against is not None else [])
+    request = replace(
+        request, texts=line.texts or (["an emotion"] if emotions or classes else None)
+    )
+    check(request)
+    names, templates = read_classes(classes, typed.template, typed.top)
     probes, fitted = read_probes([emotions] if emotions else [])
-    others = options.check_texts(None if against is None else [against])
     named = [
         *line.texts,
         *(f"against {other}" for other in others),
@@ -140,39 +121,44 @@ def explain_command(
         *([classes.stem] if classes else []),
         *(path.stem for path in references),
     ]
-    inputs = [*references, emotions, texts_file, classes]
-    figures, label_maps = _plan(line, named, output, label_map)
+    inputs = [*references, emotions, typed.texts_file, classes]
+    figures, label_maps = _plan(line, named, typed)
     check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
-    results = _Results(label_maps, regions, threshold, original, dpi, line, inputs)
-    clips = [
-        load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
-        for name in model or fitted or [options.DEFAULT_MODEL]
-    ]
-    asked["model"] = clips if several else clips[0]
+    results = _Results(typed, label_maps, line, inputs)
+    models = typed.model or fitted or [options.DEFAULT_MODEL]
+    clips = [load_model(typed, name) for name in models]
+    loaded = {"processor": None, "tokenizer": None, "device": None, "image_size": None}
+    request = replace(request, model=clips if len(clips) > 1 else clips[0], **loaded)
     target: Any = of_classes(clips[0], names, templates) if names else line.texts or None
-    make: Any = partial(classify, top=top) if names else explain
     if probes:
-        parts = [targets.emotion(clips[0], probes[0], centre=centre)]
+        parts = [targets.emotion(clips[0], probes[0], centre=typed.centre)]
         target = targets.concatenate([targets.text(clips[0], target), *parts] if target else parts)
 
     def draw(path: Path, file: Path) -> Any:
-        found = make(path, target, **asked)
-        results.write(path, file, found)
-        return found
+        if names:
+            how: Any = {"method": request.method, "sign": request.sign, "whole": request.whole}
+            explanation = classify(path, target, model=clips[0], top=typed.top, **how)
+        else:
+            explanation = answer(replace(request, image=path, texts=target))
+        results.write(path, file, explanation)
+        return explanation
 
     if line.folder is not None:
+        settings: dict[str, Any] = {"figure": "explain"}
+        settings |= {part.name: getattr(typed, part.name) for part in fields(typed)}
         for free in ("model", "device", "output", "quiet"):  # a model counts by its identity
             del settings[free]
-        settings |= {"sign": sign, "images": line.folder.images.resolve(), "targets": named}
-        _draw_folder(line.folder, figures, draw, clips, inputs, settings, quiet=quiet)
-        results.print_labels(label_map)
+        settings |= {"sign": request.sign, "template": templates}
+        settings |= {"images": line.folder.images.resolve(), "targets": named}
+        _draw_folder(line.folder, figures, draw, clips, inputs, settings, quiet=typed.quiet)
+        results.print_labels(typed.label_map)
         return
     kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(line.texts) + ["emotion"] * bool(emotions))
     for path, file in figures.items():
-        with step("explaining", quiet=quiet):
-            found = draw(path, file)
-        for explanation in found if several else [found]:
+        with step("explaining", quiet=typed.quiet):
+            drawn = draw(path, file)
+        for explanation in drawn if len(clips) > 1 else [drawn]:
             _print_scores(explanation, kinds)
             for sentences in explanation.hints:
                 print(*sentences, sep="\n", end="\n" * bool(sentences))
@@ -196,8 +182,9 @@ def _draw_folder(
     before = len(scores)
 
     def keep(image: Path, file: Path) -> None:
-        found = draw(image, file)
-        scores[file] = score_rows(image.relative_to(photos), file.relative_to(output), found)
+        explanation = draw(image, file)
+        names = image.relative_to(photos), file.relative_to(output)
+        scores[file] = score_rows(*names, explanation)
 
     try:
         left_out = draw_folder(folder, figures, keep, *others, known=scores, quiet=quiet)
@@ -212,87 +199,50 @@ def _draw_folder(
     if len({*map(tuple, lines.values())}) == 1:
         print(*table(lines), sep="\n")
     else:  # classes, of which each image has its own
-        for image, of in lines.items():
-            print(f"{image}  {', '.join(f'{text} {value:.3f}' for text, value in of.items())}")
+        for image, values in lines.items():
+            print(f"{image}  {', '.join(f'{text} {value:.3f}' for text, value in values.items())}")
     print(output / SCORES, output / INDEX, sep="\n")
 
 
 def _conflicts(
-    line: Line,
-    references: Sequence[Path],
-    *,
-    model: Sequence[str] | None,
-    words: bool,
-    side: str,
-    sign: str | None,
-    hints: bool | None,
-    against: str | None,
-    classes: Path | None,
-    template: Sequence[str] | None,
-    top: int | None,
-    emotions: Path | None,
-    centre: bool,
-    regions: Path | None,
-    label_map: Path | None,
-    threshold: Any,
-    original: bool | None,
-    dpi: int | None,
-    output: Path | None,
-    **_: Any,
+    typed: Explain, line: Line, references: Sequence[Path]
 ) -> Iterator[tuple[object, str]]:
-    """What does not go together on a line, besides what `explain` refuses itself."""
-    no_figure = output is not None and output.suffix.lower() in (".npz", ".html")
-    of_one: dict[str, Any] = {"--emotions": emotions, "--classes": classes, "--regions": regions}
-    of_one |= {"--label-map": label_map, f"-o {output}": no_figure, "a folder": line.folder}
-    single = len(model or []) > 1 and next(filter(of_one.get, of_one), None)
-    yield single, f"{single} goes with one --model; take each by itself, with another -o."
-    places = "--regions are" if regions else "--label-map is of"
-    nothing = not (line.texts or emotions or references or classes)
+    """What does not go together besides what the fields say."""
+    no_figure = typed.output is not None and typed.output.suffix.lower() in (".npz", ".html")
+    several = len(typed.model or []) > 1
+    single = f"-o {typed.output}" if no_figure else "a folder"
+    yield (
+        several and (no_figure or line.folder),
+        f"{single} goes with one --model; take each by itself, with another -o.",
+    )
+    nothing = not (line.texts or typed.emotions or references or typed.classes)
+    yield typed.classes and line.texts, "--classes FILE stands for TEXTs; leave one of them out."
     yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
-    yield (template or top) and not classes, "--template and --top go with --classes FILE."
-    others = line.texts or emotions or references or against or words or hints or side != "image"
     yield (
-        classes and others,
-        "--classes FILE stands for TEXTs, --emotions, --image and --against, where in the image; "
-        "leave them, --words, --hints and --side out.",
+        typed.dpi and no_figure,
+        f"--dpi is of a figure, and {typed.output} is none; leave it out.",
     )
-    yield emotions and against, "--against contrasts TEXTs; leave --emotions out."
-    yield emotions and references, "--image FILE stands for --emotions; leave one of them out."
-    yield (
-        emotions and (words or side != "image"),
-        "--emotions have no words; leave --words and --side out.",
-    )
-    yield centre and not emotions, "--centre goes with --emotions FILE."
-    yield dpi and no_figure, f"--dpi is of a figure, and {output} is none; leave it out."
-    yield (
-        side == "text" and (regions or label_map),
-        f"{places} places in the image; leave --side text out.",
-    )
-    yield (
-        label_map and sign == "negative",
-        "--label-map is of what supports a TEXT; leave --sign negative out.",
-    )
-    yield (
-        threshold is not None and not (regions or label_map),
-        "--threshold goes with --regions or --label-map.",
-    )
-    if side == "pairs" and references:
+    if typed.side == "pairs" and references:
         yield len(references) > 1, f"--side pairs takes one --image, got {len(references)}."
-        yield label_map, "--label-map is of TEXTs, words or images, not of cells; leave it out."
         yield (
-            original,
+            typed.label_map,
+            "--label-map is of TEXTs, words or images, not of cells; leave it out.",
+        )
+        yield (
+            typed.original,
             "--side pairs draws two images as the model saw them; leave --original out.",
         )
 
 
 def _plan(
-    line: Line, named: Sequence[str], output: Path | None, label_map: Path | None
+    line: Line, named: Sequence[str], typed: Explain
 ) -> tuple[dict[Path, Path], dict[Path, Path]]:
     """Where the figure of each image goes, and its label map."""
     from ..explaining.explanation import FORMATS
 
+    label_map = typed.label_map
     if line.folder is None:
-        figures = check_figures(line.images, output, "explained", named, FORMATS)
+        figures = check_figures(line.images, typed.output, "explained", named, FORMATS)
         labels = label_map and check_figures(line.images, label_map, "labels", named, (".png",))
     else:
         figures = line.folder.files("explained", named)
@@ -308,11 +258,8 @@ class _Results:
     None of the files may replace one of the `inputs`. `labels` is the last label map.
     """
 
+    typed: Explain
     label_maps: dict[Path, Path]
-    regions: Path | None
-    threshold: Any
-    original: bool | None
-    dpi: int | None
     line: Line
     inputs: Sequence[Path | None]
     labels: "LabelMap | None" = None
@@ -321,16 +268,16 @@ class _Results:
         """Write all that is asked for of an image."""
         from ..visualization import save_figure
 
-        if self.regions is not None:
+        if self.typed.regions is not None:
             self._write_regions(image, file, explanation)
         if label_map := self.label_maps.get(image):
             make_folder(label_map.parent)
-            self.labels = explanation.label_map(self.threshold)[0]
+            self.labels = explanation.label_map(self.typed.threshold)[0]
             self.labels.save(label_map)
-        if self.dpi is None:
-            explanation.save(file, original=self.original)
+        if self.typed.dpi is None:
+            explanation.save(file, original=self.typed.original)
         else:
-            save_figure(explanation.plot(original=self.original), file, dpi=self.dpi)
+            save_figure(explanation.plot(original=self.typed.original), file, dpi=self.typed.dpi)
 
     def print_labels(self, place: Path | None) -> None:
         """Print where a label map is, or the folder of several, and what its colours mean."""
@@ -342,17 +289,17 @@ class _Results:
     def _write_regions(self, image: Path, file: Path, explanation: "Explanation") -> None:
         from ..explaining.regions import region_files, save_regions
 
-        assert self.regions is not None
+        assert self.typed.regions is not None
         folder, several = self.line.folder, len(self.line.images) > 1
         name = image.relative_to(folder.images).as_posix() if folder else image.name * several
-        level: Threshold = "otsu" if self.threshold is None else self.threshold
+        level: Threshold = "otsu" if self.typed.threshold is None else self.typed.threshold
         about = {"photo": name or str(image), "threshold": level}
         about |= {"model": explanation.model, "method": explanation.method}
         marked = explanation.regions(level)
-        masks = [Path(self.regions, name, mask) for mask in region_files(marked)]
+        masks = [Path(self.typed.regions, name, mask) for mask in region_files(marked)]
         others = [file, *filter(None, [self.label_maps.get(image)])]
         check_outputs([*masks, *others], [image, *self.inputs])
-        save_regions(marked, Path(self.regions, name), about)
+        save_regions(marked, Path(self.typed.regions, name), about)
 
 
 def _print_scores(explanation: "Explanation", targets: str) -> None:

@@ -1,47 +1,40 @@
-"""The application, what makes a function a command of it, and options that commands share.
+"""The application, what makes a dataclass the options of a command, and options that several share.
 
-Help of options that several commands have, unless the docstring of a command tells more:
-
-    texts: what to look for
-    texts_file: a file with more texts to look for, one per line
-    model: a name of 'captum-clip models', a folder, or a model of the Hugging Face hub (default:
-        ViT-B/32, or the one that --emotions was fitted on)
-    method: one of those below, with options as in last-grad:heads=averaged, or mamooler: last-grad
-        for ViTs, grad-cam for ResNets (default: direct; conservative for pooling heads such as
-        SigLIP's)
-    methods: as in 'explain' (default: the same; the figure compare draws all that fit, the study
-        corner-bias takes three)
-    emotions: a probe of 'captum-clip emotions fit', or of an embedded model, such as demo/vit
-    centre: subtract the mean of all nine embeddings of --emotions from each of them
-    processor: a model whose image processor to use, for a checkpoint without one
-    tokenizer: a model whose tokenizer to use, likewise
-    image_size: side in pixels of the model's images, for finer maps (default: its own)
-    device: such as cpu or cuda (default: CUDA if available)
-    engine: this machine, or Ray: several processes or a cluster
-    gpus: GPUs that the workers share; 0 is the CPU (default: by --device)
-    threads: the number of threads of each computing process
-    batch_size: images per forward pass
-    workers: images read ahead at a time
-    output: a folder for these results alone
-    dpi: pixels an inch of the figures, such as 300 for print (default: for a screen)
-    quiet: hide progress: the bars in a terminal, the lines in a file
+The help of what `explain` takes stands in :class:`captum_clip.explaining.request.Request`, that of
+all other options in help.json.
 """
 
-import inspect
-import re
+import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
+from importlib.metadata import entry_points
+from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from typer import Argument, Context, Exit, Option, Typer
 from typer.core import TyperCommand
+from typer.models import OptionInfo
 
 from .._version import __version__
-from ..checks import as_list, check_choice, find_file
-from ..errors import InputError
+from ..checks import check_choice, find_file
+from ..errors import InputError, spelled
+from ..explaining.request import Request, asked
 
-_Function = TypeVar("_Function", bound=Callable[..., None])
+_Function = TypeVar("_Function", bound=Callable[[Any], None])
 _Lists: TypeAlias = Callable[[], Mapping[str, Iterable[str]]]
 app: Final = Typer(
     help="See where a CLIP model looks: saliency maps for images and texts.",
@@ -49,6 +42,44 @@ app: Final = Typer(
     rich_markup_mode=None,  # rich puts help and errors into boxes, and takes .1 s to import
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_LAST: Final = (
+    *(
+        "centre",
+        "processor",
+        "tokenizer",
+        "image_size",
+        "device",
+        "engine",
+        "gpus",
+        "threads",
+        "output",
+    ),
+    *("dpi", "quiet"),
+)
+"""Options that stand at the end of each help, in this order."""
+_NAMES: Final = {
+    "output": ("--output", "-o"),
+    **dict.fromkeys(("model", "models"), ("--model", "-m")),
+    "methods": ("--method",),
+    "tasks": ("--task",),
+    "fills": ("--fill",),
+    "texts_file": ("--texts",),
+    "references": ("--image",),
+    "probes": ("--emotions",),
+    "names": ("--target",),
+    "cmap": ("--colormap",),
+}
+"""Options that are called otherwise than their fields."""
+_HELP: Final = json.loads(Path(__file__).with_name("help.json").read_text("utf-8"))
+_REQUEST: Final = {part.name: part.metadata.get("help") for part in fields(Request)}
+METHODS: Final = {
+    "vit": (
+        *("attention-grad-cam", "rollout", "all-grad", "last-grad", "direct", "conservative"),
+        *("legrad", "grad-eclip", "patches"),
+    ),
+    "resnet": ("grad-cam", "direct"),
+}
+"""Names of methods by the tower that they explain, as the registry has them."""
 
 
 @app.callback(invoke_without_command=True)
@@ -63,81 +94,189 @@ def _root(
         print(context.get_help())
 
 
-def _helps(docstring: str | None) -> dict[str, str]:
-    """Names and descriptions of arguments in a docstring."""
-    found = re.findall(
-        r"^    (\w+): (.+(?:\n        .+)*)", inspect.cleandoc(docstring or ""), re.M
-    )
-    return {name: " ".join(description.split()) for name, description in found}
+class _Command(TyperCommand):
+    """A command whose help ends with an example, and whose messages name its options."""
+
+    example: str
+    lists: _Lists
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        models = [each for each in order if each.name == "model" and not each.multiple]
+        if len(models) > 1:  # of which the last would win in silence
+            raise InputError(
+                f"{self.name} takes one --model, got {len(models)}; take each by itself."
+            )
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        pieces = [self.options_metavar or ""]
+        for parameter in self.params:  # a metavar of several words has its own brackets
+            usual = parameter.get_usage_pieces(ctx)
+            pieces += [parameter.metavar] if usual and parameter.metavar else usual
+        return pieces
+
+    def invoke(self, ctx: Any) -> Any:
+        options = {parameter.name: parameter.opts[0] for parameter in self.params}
+
+        def spell(name: str, value: Any) -> str:
+            typed = options.get(name, options.get(f"{name}s"))
+            if typed is None:  # of a method, or of Python alone
+                return name if value is None else f"{name}={value!r}"
+            return typed if value is None or value is True else f"{typed} {value}"
+
+        with spelled(spell):
+            return super().invoke(ctx)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        for title, names in self.lists().items():
+            with formatter.section(title):
+                lines = textwrap.wrap(", ".join(names), 76, break_on_hyphens=False)
+                formatter.write("".join(f"  {line}\n" for line in lines))
+        with formatter.section("example"):
+            formatter.write(f"  {ctx.command_path} {self.example}\n")
 
 
 def command(
-    group: Typer, name: str, example: str, *, lists: _Lists | None = None
+    group: Typer, name: str, example: str, lists: _Lists = dict
 ) -> Callable[[_Function], _Function]:
-    """Decorate a function as a command, whose help is its docstring, that of its ``Args`` included.
+    """Decorate a function of one dataclass as a command, with an option for each of its fields.
 
     Args:
         group: the application, or a group of it.
         name: as it is typed.
         example: what may follow the name; a line with it ends the help.
-        lists: names by title for the help, from the registries; called for help alone, since they
-            load torch.
+        lists: names by title for the help.
     """
 
     def decorate(function: _Function) -> _Function:
-        helps = _helps(__doc__) | _helps(function.__doc__)
+        [kind] = [hint for key, hint in get_type_hints(function).items() if key != "return"]
 
-        class Command(TyperCommand):
-            def __init__(self, *args: Any, **settings: Any) -> None:
-                super().__init__(*args, **settings)
-                parameter: Any
-                for parameter in self.params:
-                    again = "; may be repeated" if parameter.multiple else ""
-                    parameter.help = helps[parameter.name] + again
+        class Command(_Command):
+            pass
 
-            def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-                _, _, order = self.make_parser(ctx).parse_args(args=[*args])
-                named = [one for one in order if one.name == "model" and not one.multiple]
-                if len(named) > 1:  # of which the last would win in silence
-                    got = f"got {len(named)}; take each by itself"
-                    raise InputError(f"{name} takes one --model, {got}.")
-                return super().parse_args(ctx, args)
+        Command.example, Command.lists = example, staticmethod(lists)
 
-            def collect_usage_pieces(self, ctx: Any) -> list[str]:
-                pieces = super().collect_usage_pieces(ctx)  # several words have their own brackets
-                return [re.sub(r"^[\[{](.+ .+)[\]}]\.\.\.$", r"\1", piece) for piece in pieces]
+        def run(**typed: Any) -> None:
+            function(kind(**typed))
 
-            def format_epilog(self, ctx: Any, formatter: Any) -> None:
-                for title, names in lists().items() if lists else ():
-                    with formatter.section(title):
-                        lines = textwrap.wrap(", ".join(names), 76, break_on_hyphens=False)
-                        formatter.write("".join(f"  {line}\n" for line in lines))
-                with formatter.section("example"):
-                    formatter.write(f"  {ctx.command_path} {example}\n")
-
-        summary = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:\n")[0]
-        return group.command(name, cls=Command, help=summary)(function)
+        run.__signature__ = Signature(_parameters(kind, name))  # type: ignore[attr-defined]
+        group.command(name, cls=Command, help=cleandoc(function.__doc__ or ""))(run)
+        return function
 
     return decorate
 
 
-def methods() -> dict[str, Iterable[str]]:
-    """The names that --method takes, by tower."""
-    from ..attr.registry import methods_for
+def _parameters(kind: type[Any], name: str) -> list[Parameter]:
+    """What typer makes the options of a command from: the fields of its dataclass."""
+    types = get_type_hints(kind, include_extras=True)
+    several = [_REQUEST, _HELP["shared"]]  # where explain's own help says more, others refer to it
+    first, second = reversed(several) if issubclass(kind, Request) else several
+    helps = {**first, **second, **_HELP[name]}
+    parameters = []
+    for part in fields(kind):
+        typed = part.metadata.get("typed", types[part.name])
+        if typed is None:  # no command line has it
+            continue
+        typed, option = get_args(typed) if get_origin(typed) is Annotated else (typed, Option())
+        typed = str | None if typed is Any and option.parser is None else typed
+        names, required = _NAMES.get(part.name), part.default is MISSING
+        if part.name == "texts" or (required and names is None):
+            option = Argument(metavar=option.metavar)
+        option = copy(option)  # commands share types
+        option.help = helps[part.name]
+        if isinstance(option, OptionInfo):
+            flag = (f"--{part.name.replace('_', '-')}",) if typed is bool else ()
+            option.param_decls = part.metadata.get("names", names or flag)
+            option.help += "; may be repeated" * ("list[" in str(typed))
+        default = Parameter.empty if required else part.default
+        annotation: Any = Annotated[typed, option]
+        parameters.append(
+            Parameter(part.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    last = {name: place for place, name in enumerate(_LAST)}
+    return sorted(parameters, key=lambda parameter: last.get(parameter.name, -1))
 
-    others = "classes of pytorch-grad-cam as cam:LayerCAM"
+
+DEFAULT_MODEL: Final[str] = Request.model
+Count: TypeAlias = Annotated[int, Option(min=1)]
+Workers: TypeAlias = Annotated[int, Option(min=0)]
+Texts: TypeAlias = list[str] | None
+ruled: Final = partial(asked, "")
+"""A field with rules, whose help stands in help.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quiet:
+    """What every command takes."""
+
+    quiet: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Quiet):
+    """What `explain` and `figure` take besides what they draw."""
+
+    texts_file: Path | None = None
+    centre: bool = ruled(False, needs=("emotions",))
+    dpi: Annotated[int | None, Option(min=1, max=2400)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Quiet):
+    """What every command takes that loads a model."""
+
+    processor: str | None = None
+    tokenizer: str | None = None
+    device: str | None = None
+    image_size: Any = field(default=None, metadata={"typed": None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(Loading):
+    """What a command over many images takes besides."""
+
+    batch_size: int = 32
+    workers: int | None = None
+    image_size: int | None = None
+    engine: Literal["local", "ray"] = "local"
+    gpus: int | None = None
+    threads: int | None = None
+
+    def settings(self, *others: str) -> dict[str, Any]:
+        """What is set, as the library takes it, without the `others`, which it does not take."""
+        from ..models.loading import choose_device
+
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        if self.gpus is None:
+            if ":" in (self.device or ""):
+                raise InputError(f"--device {self.device}: expected cpu or cuda, without a number.")
+            values["gpus"] = int(choose_device(self.device).type == "cuda")
+        left_out = {"device", "quiet", *others}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in left_out and value is not None and value is not False
+        }
+
+
+def methods() -> dict[str, Iterable[str]]:
+    """What --help lists under --method, without the registry, which loads torch."""
+    others = entry_points(group="captum_clip.methods").names
     return {
-        "methods for ViTs": methods_for("vit"),
-        "methods for ResNets": (*methods_for("resnet"), others),
+        "methods for ViTs": METHODS["vit"],
+        "methods for ResNets": (*METHODS["resnet"], "classes of pytorch-grad-cam as cam:LayerCAM"),
+        **({"methods of other packages": sorted(others)} if others else {}),
     }
 
 
-def check_texts(texts: list[str] | None) -> list[str]:
+def check_texts(texts: Iterable[str]) -> list[str]:
     """The texts; InputError where one is empty."""
-    for text in texts or ():
+    texts = [*texts]
+    for text in texts:
         if not text.strip():
             raise InputError(f"the text {text!r} is empty; name what to look for.")
-    return texts or []
+    return texts
 
 
 def read_texts(file: Path | None) -> list[str]:
@@ -154,50 +293,9 @@ def read_texts(file: Path | None) -> list[str]:
     return texts
 
 
-def check_emotions(names: list[str]) -> list[str]:
-    """The names of emotions; InputError where one is none."""
+def check_emotions(names: Iterable[str]) -> None:
+    """Raise InputError where a name is that of no emotion."""
     from ..emotions import CLASSES
 
     for name in names:
         check_choice(name, CLASSES, name="an emotion")
-    return names
-
-
-def check_methods(names: Any) -> Any:
-    """The names of methods; InputError where one is none."""
-    if names:
-        from ..attr.registry import check_method
-
-        for name in as_list(names):
-            check_method(name)
-    return names
-
-
-def given(arguments: Mapping[str, Any], *others: str) -> dict[str, Any]:
-    """The arguments of a command, its ``locals()``, that are on the line or have a default.
-
-    Without the `others`, which the library does not take.
-    """
-    return {
-        name: value
-        for name, value in arguments.items()
-        if name not in others and value is not None and value is not False and value != []
-    }
-
-
-DEFAULT_MODEL: Final = "ViT-B/32"
-
-Sign: TypeAlias = Literal["positive", "negative", "both"]
-Several: TypeAlias = list[str] | None
-Texts: TypeAlias = Annotated[Several, Argument(callback=check_texts)]
-TextsFile: TypeAlias = Annotated[Path | None, Option("--texts")]
-Model: TypeAlias = Annotated[str | None, Option("--model", "-m")]
-Models: TypeAlias = Annotated[Several, Option("--model", "-m")]
-Method: TypeAlias = Annotated[str | None, Option(callback=check_methods)]
-Methods: TypeAlias = Annotated[Several, Option("--method", callback=check_methods)]
-Workers: TypeAlias = Annotated[int, Option(min=0)]
-Centre: TypeAlias = Annotated[bool, Option("--centre")]
-Output: TypeAlias = Annotated[Path | None, Option("--output", "-o")]
-Results: TypeAlias = Annotated[str, Option("--output", "-o")]
-Dpi: TypeAlias = Annotated[int | None, Option(min=1, max=2400)]
-Quiet: TypeAlias = Annotated[bool, Option("--quiet")]

@@ -67,17 +67,16 @@ class Line(NamedTuple):
 
 
 def read_line(
+    typed: Any,
     words: Sequence[str],
-    texts_file: Path | None,
-    output: Path | None,
     *,
     command: str,
     kind: str,
-    needs_image: bool,
+    needs_image: bool = False,
     takes_folder: bool = True,
 ) -> Line:
     """Tell images, or a folder whose figures are of some kind, from the texts that follow them."""
-    folder = find_images(words[0], output, kind) if words and takes_folder else None
+    folder = find_images(words[0], typed.output, kind) if words and takes_folder else None
     words = words[1:] if folder else words
     from PIL import Image
 
@@ -100,7 +99,7 @@ def read_line(
         raise InputError(f"{image} is an image; {command} takes images, then texts.")
     images = [read_image(word) for word in words[:count]]
     hint_at_quotes(words[count:])
-    return Line(images, check_texts([*words[count:]]) + read_texts(texts_file), folder)
+    return Line(images, check_texts(words[count:]) + read_texts(typed.texts_file), folder)
 
 
 def hint_at_quotes(texts: Sequence[str]) -> None:
@@ -205,33 +204,22 @@ def read_classes(
     return names, prompts
 
 
-def load_model(
-    name: str,
-    processor: str | None,
-    tokenizer: str | None,
-    device: str | None,
-    image_size: int | None = None,
-    *,
-    quiet: bool,
-) -> "ClipAdapter":
+def load_model(typed: Any, name: str) -> "ClipAdapter":
     """Load a model, with the processor and the tokenizer of others where they are named."""
     from ..models import load_clip
     from ..models.loading import load_parts
 
-    with step(f"loading {name}", quiet=quiet):
-        parts = load_parts(processor, tokenizer)
-        return load_clip(name, **parts, device=device, image_size=image_size)
+    with step(f"loading {name}", quiet=typed.quiet):
+        parts = load_parts(typed.processor, typed.tokenizer)
+        return load_clip(name, **parts, device=typed.device, image_size=typed.image_size)
 
 
-def count_gpus(gpus: int | None, device: str | None) -> int:
-    """The number of GPUs that --gpus or --device ask for; one where CUDA is available otherwise."""
-    if gpus is not None:
-        return gpus
-    from ..models.loading import choose_device
+def check_methods(names: Iterable[str]) -> None:
+    """Raise InputError where a name is that of no method, before a model is loaded."""
+    from ..attr.registry import check_method
 
-    if ":" in (device or ""):
-        raise InputError(f"--device {device}: expected cpu or cuda, without a number.")
-    return int(choose_device(device).type == "cuda")
+    for name in names:
+        check_method(name)
 
 
 def shows_bars(quiet: bool) -> bool:

@@ -4,6 +4,7 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -12,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from typer import Option
 
 from ..errors import InputError
-from . import options
-from .options import app, command
+from .options import Loading, Quiet, app, command
 from .shared import load_model, step
 
 if TYPE_CHECKING:
@@ -35,18 +35,21 @@ _COLUMNS: Final = {
 }
 
 
-@command(app, "models", "--vocabulary")
-def models_command(vocabulary: Annotated[bool, Option("--vocabulary")] = False) -> None:
-    """List the models that load by name.
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What is listed."""
 
-    Args:
-        vocabulary: list the words that the embedded demo models know instead
-    """
+    vocabulary: bool = False
+
+
+@command(app, "models", "--vocabulary")
+def models_command(typed: Models) -> None:
+    """List the models that load by name."""
     from ..demo.vocabulary import WORDS
     from ..models import available
     from ..models.names import EXAMPLES
 
-    if vocabulary:
+    if typed.vocabulary:
         print(textwrap.fill(" ".join(sorted(WORDS)), 80))
         return
     rows = [("name", "tower", "library", "checkpoint", "also called")]
@@ -68,19 +71,18 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-@command(app, "demo", "-o figures")
-def demo_command(
-    output: options.Output = None,
-    scenes: Annotated[int, Option(min=0, max=1000)] = 0,
-    device: str | None = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Draw maps of the embedded models, without a network, and leave a photo.jpg to try.
+@dataclass(frozen=True, kw_only=True)
+class Demo(Quiet):
+    """What is drawn, and where."""
 
-    Args:
-        output: a folder for the figures (default: the current folder)
-        scenes: so many drawn images for the folder "scenes", to try 'index', 'heads' or 'study' on
-    """
+    output: Path | None = None
+    scenes: Annotated[int, Option(min=0, max=1000)] = 0
+    device: str | None = None
+
+
+@command(app, "demo", "-o figures")
+def demo_command(typed: Demo) -> None:
+    """Draw maps of the embedded models, without a network, and leave a photo.jpg to try."""
     from PIL import Image
 
     from .. import figures
@@ -89,10 +91,11 @@ def demo_command(
     from ..files import make_folder
     from ..visualization import save_figure
 
-    folder = make_folder(output or Path())
+    folder, scenes = make_folder(typed.output or Path()), typed.scenes
+    loading = Loading(device=typed.device, quiet=typed.quiet)
     image, texts = _scene(0)
-    clips = {model: load_model(model, None, None, device, quiet=quiet) for model in _COLUMNS}
-    with step("drawing", quiet=quiet):
+    clips = {model: load_model(loading, model) for model in _COLUMNS}
+    with step("drawing", quiet=typed.quiet):
         towers = [clips["demo/vit"], clips["demo/resnet"]]
         drawn = {
             "captum-clip-demo.jpg": _methods(clips),
@@ -146,39 +149,32 @@ def _scene(index: int) -> tuple[Any, list[str]]:
     return draw_scene(seed, objects=objects).image, [article(name) for name in objects]
 
 
-@command(app, "app", "--model demo/vit --port 7860")
-def app_command(
-    host: str = "127.0.0.1",
-    allow_host: options.Several = None,
-    port: int = 7860,
-    model: options.Models = None,
-    index: str | None = None,
-    processor: str | None = None,
-    tokenizer: str | None = None,
-    device: str | None = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Open a page in the browser: drop an image, type texts, see their maps.
+@dataclass(frozen=True, kw_only=True)
+class Page(Loading):
+    """What the page offers, and to whom."""
 
-    Args:
-        host: who can connect: this machine, or 0.0.0.0 for all that reach it
-        allow_host: a name that the page is reached by, such as that of a proxy
-        port: to listen on; 0 takes any that is free
-        model: one to offer; the first is loaded at the start, others when they are chosen, and the
-            embedded models are always offered (default: demo/vit)
-        index: a table of 'captum-clip index', whose images everyone who connects can search
-    """
+    host: str = "127.0.0.1"
+    allow_host: list[str] | None = None
+    port: int = 7860
+    model: list[str] | None = None
+    index: str | None = None
+
+
+@command(app, "app", "--model demo/vit --port 7860")
+def app_command(typed: Page) -> None:
+    """Open a page in the browser: drop an image, type texts, see their maps."""
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'gradio>=6.29'")
     from ..app.answers import Models
     from ..app.page import LOCAL, find_port, serving
 
-    models = Models(model or (), device, processor=processor, tokenizer=tokenizer, index=index)
-    port = find_port(host, port)
-    with step(f"loading {models.names[0]}", quiet=quiet):
+    own = {"processor": typed.processor, "tokenizer": typed.tokenizer}
+    models = Models(typed.model or (), typed.device, **own, index=typed.index)
+    port = find_port(typed.host, typed.port)
+    with step(f"loading {models.names[0]}", quiet=typed.quiet):
         models.get(models.names[0])
-    with serving(models, host, port, allow_host or ()) as address:
+    with serving(models, typed.host, port, typed.allow_host or ()) as address:
         print(f"{address} (Ctrl-C ends it)", flush=True)
-        if host not in LOCAL:
+        if typed.host not in LOCAL:
             print("everyone who reaches this machine on the network can use the page", flush=True)
         Event().wait()

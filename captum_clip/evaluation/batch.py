@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import maps, targets
 from ..checks import expect
-from ..errors import InputError
+from ..errors import InputError, argument
 from ..files import draw_order
 from ..models import ClipAdapter, load_clip
 from ..models.geometry import resize_masks
@@ -362,7 +362,7 @@ def _targets(samples: Batch, texts: Sequence[str]) -> Tensor:
         return context.encode(texts)
     references = [region.reference for view in samples.views for region in view.regions]
     known = [image for image in references if image is not None]
-    expected = "data with another image of each region for `against='image'`"
+    expected = f"data with another image of each region for {argument('against', 'image')}"
     expect(len(known) == len(references), expected, context.data.name)
     size = context.config.batch_size
     parts = [known[start : start + size] for start in range(0, len(known), size)]

@@ -9,7 +9,7 @@ import torch
 
 from ..attr.registry import check_method
 from ..checks import check_choice, check_flag, check_integer, expand, expect, find_repeated
-from ..errors import InputError, public
+from ..errors import InputError, argument, public
 from ..models.names import named_model
 
 EngineName = Literal["local", "ray"]
@@ -89,11 +89,13 @@ class RunConfig:
             if value is not None or setting.default is not None:
                 object.__setattr__(self, name, _checked(name, value, setting.metadata))
         if self.engine == "local" and self.gpus > 1:
-            raise InputError("the local engine computes on one GPU; `engine='ray'` uses more.")
+            raise InputError(
+                f"the local engine computes on one GPU; {argument('engine', 'ray')} uses more."
+            )
         if self.engine == "ray" and self.processes < max(1, self.gpus):
             raise InputError(
                 "Ray needs one worker or more, and as many as GPUs, got "
-                f"`workers={self.workers}` and `gpus={self.gpus}`."
+                f"{argument('workers', self.workers)} and {argument('gpus', self.gpus)}."
             )
 
     @property

@@ -15,7 +15,7 @@ from typing_extensions import override
 from .._version import __version__
 from ..attr.registry import MAMOOLER, report_method
 from ..checks import check_choice, error_context, find_repeated
-from ..errors import InputError, public
+from ..errors import InputError, argument, public
 from ..files import draw_order, slug
 from ..models import ClipAdapter
 from . import report
@@ -263,7 +263,8 @@ def _wanted_tasks(config: EvaluationConfig) -> Sequence[str]:
         return config.tasks or [name for name, task in TASKS.items() if task.by_default]
     if other := [name for name in config.tasks if name not in _OF_IMAGES]:
         raise InputError(
-            f"{other[0]} explains texts; `against='image'` serves {', '.join(_OF_IMAGES)}."
+            f"{other[0]} explains texts; {argument('against', 'image')} serves "
+            f"{', '.join(_OF_IMAGES)}."
         )
     return config.tasks or _OF_IMAGES
 

@@ -19,7 +19,7 @@ import torch
 
 from .._version import __version__
 from ..checks import excerpt, expect
-from ..errors import CaptumClipError, InputError
+from ..errors import CaptumClipError, InputError, argument
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..models.identity import agree
 from ..models.loading import load_parts
@@ -356,7 +356,7 @@ class UnitWorker:
         if before >= _TRIES:
             raise InputError(
                 f"{before} workers died over {name}, perhaps for want of memory; take a smaller "
-                "batch, or `engine='local'`, which reports more."
+                f"batch, or {argument('engine', 'local')}, which reports more."
             )
         self._output.write(counter, b"x" * (before + 1))
 
@@ -378,8 +378,8 @@ def _connected(config: RunConfig) -> Iterator[Any]:
             import ray.data
         except ImportError as error:
             raise InputError(
-                "`engine='ray'` needs Ray Data: pip install 'ray[data]', or leave the engine out "
-                "to compute on this machine."
+                f"{argument('engine', 'ray')} needs Ray Data: pip install 'ray[data]', or "
+                "leave the engine out to compute on this machine."
             ) from error
         logger = logging.getLogger("ray.data")
         undo.callback(logger.setLevel, logger.level)
@@ -412,7 +412,8 @@ def _check_room(ray: Any, config: RunConfig) -> None:
     cpus = max((machine.get("CPU", 0) for machine in fitting), default=0)
     if gpus < config.gpus or cpus < config.thread_count:
         raise InputError(
-            f"a worker with `threads={config.thread_count}` and its share of `gpus={config.gpus}` "
+            f"a worker with {argument('threads', config.thread_count)} and its share of "
+            f"{argument('gpus', config.gpus)} "
             f"fits on no machine of the Ray cluster, which has {gpus:.0f} GPUs and at most "
             f"{cpus:.0f} CPUs on one machine; give fewer."
         )

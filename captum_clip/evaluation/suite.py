@@ -14,7 +14,7 @@ import torch
 
 from .._version import __version__
 from ..checks import check_choice, find_file
-from ..errors import InputError, public
+from ..errors import InputError, argument, public
 from ..metrics import paired_difference
 from ..metrics.bootstrap import STATISTICS
 from .batch import Batch, ModelContext, queries_of
@@ -76,7 +76,7 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
     suite, output = SUITES[name], storage_of(config.output)
     for setting in fields(config):
         if setting.name not in _OPEN and getattr(config, setting.name) != setting.default:
-            raise InputError(f"the suite {name} fixes `{setting.name}`; leave it out.")
+            raise InputError(f"the suite {name} fixes {argument(setting.name)}; leave it out.")
     parts = [
         replace(config, output=f"{config.output}/{part}", seed=suite["seed"], **settings)
         for part, settings in suite["parts"].items()
@@ -215,7 +215,7 @@ def _read(path: str) -> Content:
     except (ValueError, KeyError, TypeError):
         written = False
     if not written:
-        raise InputError(f"{path} is damaged, or no suite_v1.json that `suite` wrote.")
+        raise InputError(f"{path} is damaged, or no suite_v1.json that {argument('suite')} wrote.")
     if "values" not in content:
         raise InputError(f"{path} has no values to compare. {' '.join(content['verdict'])}")
     return content

@@ -1,10 +1,10 @@
 """`explain`: images and texts in, an :class:`Explanation` out."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from .. import maps, targets
 from ..attr.contributions import DirectContribution
 from ..attr.interactions import DirectInteraction, pair_maps
 from ..attr.registry import MAMOOLER, MethodChoice, TextMap
-from ..checks import as_list, check_choice, check_flag, check_integer, error_context, expect, show
-from ..errors import InputError, TargetError, public, refuse
+from ..checks import as_list, check_flag, check_integer, error_context, expect, show
+from ..errors import InputError, TargetError, argument, public
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
 from ..models.images import pixels_of
@@ -24,11 +24,9 @@ from ..similarity import ClipSimilarity
 from ..targets import Target
 from ..visualization.overlays import numbered
 from . import photos
-from .explanation import Comparison, Explanation, Sign
-from .fields import SIGNS
+from .explanation import Comparison, Explanation
 from .hints import can_compare, find_hints
-
-Side = Literal["image", "text", "both", "pairs"]
+from .request import Request, Side, Sign, check_request, default_sign
 
 
 @public("explain")
@@ -112,170 +110,108 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'direct')
         >>> figure = explanation.plot()
     """
-    if sign is None:
-        sign = "positive" if against is None else "both"
-    request = Request(
-        texts,
-        reference,
-        model=model,
-        against=against,
-        method=method,
-        options=options,
-        sign=sign,
-        words=words,
-        side=side,
-        hints=hints,
-        whole=whole,
-        batch_size=batch_size,
-    )
-    parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
+    asked = (image, texts, against, reference, model, method, sign, words, side, whole, hints)
+    loading = (processor, tokenizer, device, image_size)
+    return answer(Request(*asked, batch_size, *loading, options))
+
+
+def answer(request: Request) -> Any:
+    """What :func:`explain` returns; the request is refused before a model is loaded."""
+    request = replace(request, sign=default_sign(request.sign, request.against))
+    check(request)
+    model, make = request.model, _pairs if request.side == "pairs" else _sides
     several = isinstance(model, (list, tuple)) and len(model) > 0
-    models: Any = model if several else [model]
-    clips = [load_clip(one, **parts, device=device, image_size=image_size) for one in models]
-    make = _pairs if side == "pairs" else _sides
+    clips = [
+        load_clip(
+            each,
+            processor=request.processor,
+            tokenizer=request.tokenizer,
+            device=request.device,
+            image_size=request.image_size,
+        )
+        for each in (model if several else [model])
+    ]
     if not several:
-        return make(clips[0], request, _batches(clips[0], image, request))
-    found = []
+        return make(clips[0], request, _batches(clips[0], request))
+    explanations = []
     for clip, name in zip(clips, numbered([clip.name for clip in clips]), strict=True):
         with error_context(name):
-            found.append(replace(make(clip, request, _batches(clip, image, request)), model=name))
-    return Comparison(found)
+            explanation = make(clip, request, _batches(clip, request))
+            explanations.append(replace(explanation, model=name))
+    return Comparison(explanations)
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What :func:`explain` is asked for; refused where no model could answer it.
+def check(request: Request) -> None:
+    """Refuse what no model could answer."""
+    texts, side, words = request.texts, request.side, request.words
+    _check_types(request)
+    is_target, has_reference = isinstance(texts, Target), request.reference is not None
+    if (texts is None) is not has_reference:
+        both = "both" if has_reference else "neither"
+        raise InputError(f"expected either texts or {argument('reference')}, got {both}.")
+    check_request(request, is_target=is_target)
+    single = "words" if words else "against" if request.against is not None else None
+    if single and (is_target or len(as_list(texts)) != 1):
+        need = {"words": "need", "against": "needs"}[single]
+        raise TargetError(f"{argument(single)} {need} exactly one text, got {texts!r}.")
+    if side == "pairs":
+        _text_of_pairs(texts)
+        _options_of_pairs(request)
+    elif request.method is not None and (request.method != MAMOOLER or request.options):
+        _check_sign(request, MethodChoice.of(request.method, dict(request.options)))
 
-    The fields are the arguments of that function.
-    """
 
-    texts: Any = None
-    reference: Any = None
-    _: KW_ONLY
-    model: Any = None
-    against: str | None = None
-    method: str | type[Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sign: Sign = "positive"
-    words: bool | Sequence[Any] = False
-    side: Side = "image"
-    hints: bool | None = None
-    whole: bool = False
-    batch_size: int | None = None
+def _check_types(request: Request) -> None:
+    """Before any truth, since an array is neither true nor false."""
+    method, words, against = request.method, request.words, request.against
+    check_flag("whole", request.whole)
+    if not isinstance(method, (str, type, NoneType)):
+        raise InputError(f"expected a method, by name or as a class, got {show(method)}.")
+    if not isinstance(words, (bool, Sequence)):
+        raise InputError(f"expected words of True, False or a list, got {show(words)}.")
+    if request.hints is not None:
+        check_flag("hints", request.hints)
+    single = against is None or isinstance(against, str)
+    expect(single, f"one text as {argument('against')}", against, error=TargetError)
+    if request.batch_size is not None:
+        check_integer("batch_size", request.batch_size)
 
-    def __post_init__(self) -> None:
-        self._check_types()
-        refuse(self._conflicts())
-        if self.words and (isinstance(self.texts, Target) or len(as_list(self.texts)) != 1):
-            raise TargetError(f"`words` need exactly one text, got {self.texts!r}.")
-        if self.against is not None and len(as_list(self.texts)) != 1:
-            raise TargetError(f"`against` needs exactly one text, got {self.texts!r}.")
-        if self.side == "pairs":
-            _ = self.text, self.pair_options
-        elif self.method is not None and (self.method != MAMOOLER or self.options):
-            self.check_negative(MethodChoice.of(self.method, dict(self.options)))
 
-    def _check_types(self) -> None:  # before any truth: an array is neither true nor false
-        check_flag("whole", self.whole)
-        if not isinstance(self.method, (str, type, NoneType)):
-            raise InputError(f"expected a method, by name or as a class, got {show(self.method)}.")
-        if not isinstance(self.words, (bool, Sequence)):
-            raise InputError(f"expected words of True, False or a list, got {show(self.words)}.")
-        if self.hints is not None:
-            check_flag("hints", self.hints)
-        check_choice(self.side, get_args(Side), name="a side")
-        check_choice(self.sign, get_args(Sign), name="a sign")
-        one = self.against is None or isinstance(self.against, str)
-        expect(one, "one text as `against`", self.against, error=TargetError)
-        if self.batch_size is not None:
-            check_integer("batch_size", self.batch_size)
+def _check_sign(request: Request, choice: MethodChoice) -> None:
+    """Raise InputError where a negative map is asked for that the method does not have."""
+    if request.sign != "positive":
+        choice.check_negative()
 
-    def _conflicts(self) -> Iterator[tuple[object, str]]:
-        """Arguments that do not go together: whether it is so, and the sentence for it."""
-        side, words, has_reference = self.side, bool(self.words), self.reference is not None
-        given = "both" if has_reference else "neither"
-        missing = (self.texts is None) is not has_reference
-        yield missing, f"expected either texts or `reference`, got {given}."
-        yield (
-            has_reference and (side in ("text", "both") or words),
-            "`reference` has no words; take `side='image'` or `side='pairs'`, and leave "
-            "`words` out.",
+
+def _text_of_pairs(texts: Any) -> str | None:
+    """The one text of pairs; None where a reference stands for it."""
+    if texts is None:
+        return None
+    listed = as_list(texts) if isinstance(texts, Iterable) else [texts]
+    if len(listed) != 1 or not isinstance(listed[0], str):
+        pairs = argument("side", "pairs")
+        raise TargetError(
+            f"{pairs} takes one text apart, got {show(texts)}; explain each by itself."
         )
-        yield (
-            side == "pairs" and words,
-            "`side='pairs'` splits the text into words; leave `words` out.",
-        )
-        is_target = isinstance(self.texts, Target)
-        alone = "a Target" if is_target else f"`side={side!r}`"
-        yield (
-            isinstance(self.model, (list, tuple)) and (is_target or side != "image"),
-            f"{alone} is of one model, and `model` lists several; explain with each by itself.",
-        )
-        yield (
-            side != "image" and (is_target or words),
-            f"`side={side!r}` explains whole texts word by word; pass the texts"
-            f"{' and not a Target' if is_target else ', and leave `words` out'}.",
-        )
-        yield (
-            self.against is not None and (is_target or has_reference or words or side != "image"),
-            "`against` contrasts one text with another, where in the image; leave `reference`, "
-            f"`words` and `side` out{', and subtract Targets yourself' * is_target}.",
-        )
-        yield (
-            self.hints and not self.has_hints,
-            "`hints=True` compares positive maps of texts with those of unrelated texts; leave it "
-            "out with a Target, a reference, `against`, `side='text'`, `side='pairs'` or "
-            "`sign='negative'`.",
-        )
+    return listed[0]
 
-    @property
-    def signs(self) -> tuple[str, ...]:
-        """The signs of the maps that are asked for."""
-        return SIGNS if self.sign == "both" else (self.sign,)
 
-    @property
-    def has_hints(self) -> bool:
-        """Whether there can be hints: for texts, on the image side, of positive maps."""
-        alone = self.against is None and not isinstance(self.texts, Target)
-        of_texts = self.texts is not None and alone
-        return of_texts and self.side in ("image", "both") and self.sign != "negative"
-
-    @property
-    def text(self) -> str | None:
-        """The one text of pairs; None where a reference stands for it."""
-        if self.texts is None:
-            return None
-        texts = as_list(self.texts) if isinstance(self.texts, Iterable) else [self.texts]
-        if len(texts) != 1 or not isinstance(texts[0], str):
-            raise TargetError(
-                f"`side='pairs'` takes one text apart, got {show(self.texts)}; explain each by "
-                "itself."
+def _options_of_pairs(request: Request) -> dict[str, Any]:
+    """The options of `DirectInteraction`, which may come with the name of `direct`."""
+    options, own = dict(request.options), ("baseline", "start_layer", "depth")
+    pairs = argument("side", "pairs")
+    if request.method not in (None, DirectInteraction):
+        choice = MethodChoice.of(request.method, options)
+        if choice.method is not DirectContribution:
+            raise InputError(
+                f"{pairs} is made of direct contributions to both embeddings, got the method "
+                f"{choice.name}; leave it out."
             )
-        return texts[0]
-
-    @property
-    def pair_options(self) -> dict[str, Any]:
-        """The options of `DirectInteraction`, which may come with the name of `direct`."""
-        options, known = dict(self.options), ("baseline", "start_layer", "depth")
-        if self.method not in (None, DirectInteraction):
-            choice = MethodChoice.of(self.method, options)
-            if choice.method is not DirectContribution:
-                raise InputError(
-                    "`side='pairs'` is made of direct contributions to both embeddings, "
-                    f"got the method {choice.name}; leave it out."
-                )
-            options = choice.options
-        for option in options:
-            if option not in known:
-                raise InputError(
-                    f"`side='pairs'` has no option {option!r}; it has {', '.join(known)}."
-                )
-        return options
-
-    def check_negative(self, choice: MethodChoice) -> None:
-        """Raise InputError where a negative map is asked for that the method does not have."""
-        if self.sign != "positive":
-            choice.check_negative()
+        options = choice.options
+    for option in options:
+        if option not in own:
+            raise InputError(f"{pairs} has no option {option!r}; it has {', '.join(own)}.")
+    return options
 
 
 class _Batch(NamedTuple):
@@ -286,8 +222,8 @@ class _Batch(NamedTuple):
     is_only: bool
 
 
-def _batches(clip: ClipAdapter, image: Any, request: Request) -> Iterator[_Batch]:
-    images = pixels_of(image)
+def _batches(clip: ClipAdapter, request: Request) -> Iterator[_Batch]:
+    images = pixels_of(request.image)
     several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
     size = request.batch_size
     pieces = [images]
@@ -314,14 +250,14 @@ def _sides(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
         pixels = batch.seen.pixels
         colored.append(batch.colored)
         if choice := choices.get("text"):
-            text_maps, cosines = choice.text_maps(clip, pixels, target.names, request.sign)
+            text_maps, cosines = choice.text_maps(clip, pixels, target.names, str(request.sign))
         if choice := choices.get("image"):
             values, cosines = choice.method(ClipSimilarity(clip, embeddings)).attribute_targets(
                 pixels, return_scores=True, **choice.options
             )
             cosines = -cosines if request.sign == "negative" else cosines
             raw.append(maps.positive(values.cpu()))
-            alone = request.has_hints and batch.is_only and len(pixels) == 1
+            alone = _has_hints(request) and batch.is_only and len(pixels) == 1
             if request.hints or (request.hints is None and alone and can_compare(clip)):
                 first, of_texts = raw[-1][:, asked_for], cosines[:, asked_for].cpu()
                 hints += find_hints(clip, choice, pixels, target.names[asked_for], first, of_texts)
@@ -342,6 +278,13 @@ def _sides(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
     )
 
 
+def _has_hints(request: Request) -> bool:
+    """Whether there can be hints: for texts, on the image side, of positive maps."""
+    plain = request.texts is not None and not isinstance(request.texts, Target)
+    of_images = request.against is None and request.side in ("image", "both")
+    return plain and of_images and request.sign != "negative"
+
+
 def _choices(clip: ClipAdapter, request: Request) -> dict[str, MethodChoice]:
     """The method of each side that is asked for."""
     side, method, options = request.side, request.method, dict(request.options)
@@ -352,7 +295,7 @@ def _choices(clip: ClipAdapter, request: Request) -> dict[str, MethodChoice]:
         of_text = {} if side == "both" and not method else options
         choices["text"] = MethodChoice.of(method or "conservative", of_text, clip.text_tower)
     for choice in choices.values():
-        request.check_negative(choice)
+        _check_sign(request, choice)
     return choices
 
 
@@ -372,7 +315,8 @@ def _target(clip: ClipAdapter, request: Request) -> Target:
 
 def _pairs(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Explanation:
     """Which word of a text, or which region of another image, answers which region."""
-    reference, text, options = request.reference, request.text, request.pair_options
+    reference, text = request.reference, _text_of_pairs(request.texts)
+    options = _options_of_pairs(request)
     other: str | Tensor
     if text is None:
         other = photos.preprocess(clip, reference, whole=request.whole).pixels

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from ..checks import (
     is_integer,
     show,
 )
-from ..errors import InputError, public
+from ..errors import InputError, argument, public
 from ..files import replace_file
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
@@ -33,10 +33,9 @@ from ..models.geometry import Crop
 from ..visualization.colors import score_note
 from ..visualization.grid import FORMATS as FIGURES
 from . import drawing, interactive, photos, regions
-from .fields import SIGNS, read_fields, write_fields
+from .fields import read_fields, write_fields
 from .regions import LabelMap, Region
-
-Sign = Literal["positive", "negative", "both"]
+from .request import SIGNS
 
 FORMATS: Final = (*FIGURES, ".npz", ".html")
 """Endings of the files that :meth:`Explanation.save` writes."""
@@ -301,7 +300,9 @@ class Explanation(drawing.Drawable):
         """
         places = self._places()
         if "positive" not in self.maps:
-            raise InputError("the maps are of negative evidence alone; take `sign='both'`.")
+            raise InputError(
+                f"the maps are of negative evidence alone; take {argument('sign', 'both')}."
+            )
         positive, names, labels = self.maps["positive"], self.names, []
         if self.words or self.reference is not None:  # the whole text would win everywhere
             positive, names = positive[:, 1:], names[1:]

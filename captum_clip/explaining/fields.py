@@ -11,8 +11,8 @@ import torch
 from ..errors import InputError
 from ..files import DAMAGED, replace_file
 from ..models.geometry import Crop
+from .request import SIGNS
 
-SIGNS: Final = ("positive", "negative")
 _TENSORS: Final = ("scores", "norms", "images", "leave_one_out", "reference", "probabilities")
 _FACTS: Final = (
     *("names", "model", "method", "words", "text_maps", "hints", "crops", "cells"),

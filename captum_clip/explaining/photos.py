@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import maps
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError, argument
 from ..maps import Box, Mode
 from ..models import ClipAdapter
 from ..models.adapter import ImageLike
@@ -46,8 +46,8 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
     if is_preprocessed(images):
         if whole:
             raise InputError(
-                "`whole=True` pads images before they are preprocessed, and these are "
-                "tensors that were; pass files, PIL images or uint8 arrays."
+                f"{argument('whole', True)} pads images before they are preprocessed, and these "
+                "are tensors that were; pass files, PIL images or uint8 arrays."
             )
         return PreprocessedImages(clip.preprocess(images))
     opened = as_pil(images)

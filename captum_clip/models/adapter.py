@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_integer, check_texts, expect, expecting, is_number, torch_failures
-from ..errors import InputError, TargetError, UnsupportedModelError, public
+from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
 from .library import expect_library_parts, refuse_quantised
@@ -98,7 +98,7 @@ class ClipAdapter(ABC):
         if mean is None or std is None:
             raise InputError(
                 f"the mean and standard deviation of the images are not known; pass "
-                f"`processor`, that of {self.name}, with the model."
+                f"{argument('processor')}, that of {self.name}, with the model."
             )
         # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the deviation twice
         scale = 255 * getattr(inner, "rescale_factor", 1 / 255)
@@ -236,7 +236,7 @@ class ClipAdapter(ABC):
             larger = self.tower.larger(height)
             raise InputError(
                 f"the processor makes images of {height} x {width} pixels, which "
-                f"{self.name} cannot take; pass its own `processor` with the model"
+                f"{self.name} cannot take; pass its own {argument('processor')} with the model"
                 f"{f', or make a larger one {larger}' * bool(larger)}."
             ) from error
         return pixels.to(self.device)
@@ -314,7 +314,7 @@ class ClipAdapter(ABC):
         largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
         size = self.vocabulary_size
         wanted = f"tokens below {size}, which {self.name} knows"
-        own = "pass its own `tokenizer` with the model"
+        own = f"pass its own {argument('tokenizer')} with the model"
         expect(size is None or largest < size, wanted, largest, own, error=TargetError)
         return tokens.to(self.device)
 
@@ -371,7 +371,7 @@ class ClipAdapter(ABC):
         needed = "which images and texts need" if several else f"which is needed for {what}"
         options = ", ".join(f"{option}={option}" for option in missing)
         raise InputError(
-            f"{self.name} has {lacks}, {needed}; pass {' and '.join(f'`{p}`' for p in missing)} "
+            f"{self.name} has {lacks}, {needed}; pass {' and '.join(map(argument, missing))} "
             f"with the model, as in load_clip(model, {options}) or "
             f"explain(..., model=model, {options})."
         )

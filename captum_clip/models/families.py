@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, argument
 from . import huggingface, open_clip, openai, relatives, timm
 from .adapter import ClipAdapter, Family
 from .library import expect_library_parts, refuse_quantised, unwrapped
@@ -52,8 +52,8 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
     refusals = (_REFUSED[candidate] for candidate in candidates if candidate in _REFUSED)
     advice = next(refusals, f"supported are {', '.join(supported)}")
     raise UnsupportedModelError(
-        f"`model={name!r}`: it is a transformers model of type {model_type!r}; {advice}. For an "
-        "OpenCLIP repository write 'hf-hub:ORG/NAME'."
+        f"{argument('model', name)}: it is a transformers model of type {model_type!r}; {advice}. "
+        "For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
     )
 
 

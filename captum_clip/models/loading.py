@@ -17,7 +17,7 @@ from torch import nn
 from ..checks import check_integer, error_context, expand, expect, find_folder, show, suggestion
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
-from ..errors import CaptumClipError, InputError, UnsupportedModelError, public
+from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
 from .adapter import ClipAdapter, is_tokenizer
 from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor, is_processor
@@ -25,7 +25,7 @@ from .library import unwrapped
 from .names import Library, available, named_model
 from .open_clip import resample_pool
 
-_NO_NETWORK = "`model='demo/vit'` is embedded and needs no network"
+_NO_NETWORK = "the model demo/vit is embedded and needs no network"
 _ACCEPTED = (
     "A name is one of Mamooler's ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
     "'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers model on the hub; "
@@ -76,7 +76,7 @@ def resolve(name: str) -> Source:
         return _folder(name, folder)
     if name.startswith("demo/"):
         raise InputError(
-            f"`model={name!r}`: no such embedded model; there are {', '.join(MODELS)}."
+            f"{argument('model', name)}: no such embedded model; there are {', '.join(MODELS)}."
         )
     if name.startswith("hf-hub:"):
         return Source(name, "open_clip", name)
@@ -101,14 +101,14 @@ def _folder(name: str, folder: Path) -> Source:
     is_open_clip = (folder / "open_clip_config.json").is_file()
     if not path.is_file() and not is_open_clip:
         raise InputError(
-            f"`model={name!r}`: the folder holds neither config.json (transformers) nor "
+            f"{argument('model', name)}: the folder holds neither config.json (transformers) nor "
             "open_clip_config.json (OpenCLIP)."
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         transformers_class(name, config.get("model_type"), config.get("architectures") or ())
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"`model={name!r}`: {path} cannot be read ({error}).") from error
+        raise InputError(f"{argument('model', name)}: {path} cannot be read ({error}).") from error
     except UnsupportedModelError:
         if not is_open_clip:
             raise
@@ -213,7 +213,9 @@ def load_clip(
     clip = adapter_of(model, name=source.name, **tools)
     clip.failures = failures
     if image_size is not None:
-        with error_context(f"`model={source.name!r}`, `image_size={image_size}`"):
+        with error_context(
+            f"{argument('model', source.name)}, {argument('image_size', image_size)}"
+        ):
             _resize(clip, image_size)
     return clip
 
@@ -240,7 +242,7 @@ def _check_part(option: str, value: Any, wanted: str) -> None:
     expect(serves, f"{wanted} as {option}", value)
     kinds = {"processor": is_processor(value), "tokenizer": is_tokenizer(value)}
     other = "tokenizer" if option == "processor" else "processor"
-    advice = f"the two seem swapped, pass it as `{other}`"
+    advice = f"the two seem swapped, pass it as {argument(other)}"
     expect(kinds[option] or not kinds[other], f"{wanted} as {option}", value, advice)
 
 
@@ -289,7 +291,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"PyTorch cannot compute on `device={str(device)!r}` here; expected 'cpu', "
+            f"PyTorch cannot compute on {argument('device', str(device))} here; expected 'cpu', "
             "'cuda' or the like, or none to take what there is."
         ) from error
     return torch.device(device)
@@ -349,7 +351,7 @@ def _model(source: Source, image_size: int | None) -> nn.Module:
     )
     if missing := sorted(info["missing_keys"]):
         raise InputError(
-            f"`model={source.name!r}`: the checkpoint lacks {len(missing)} weights of a "
+            f"{argument('model', source.name)}: the checkpoint lacks {len(missing)} weights of a "
             f"{name}, such as {missing[0]}."
         )
     return model
@@ -407,8 +409,8 @@ def _loading(source: Source) -> Iterator[None]:
                 f"machine, or pass a local folder; {_NO_NETWORK}."
             )
         raise InputError(
-            f"`model={source.name!r}`: {checkpoint} cannot be loaded: {type(error).__name__}, "
-            f"{_first_line(error)}.{advice}"
+            f"{argument('model', source.name)}: {checkpoint} cannot be loaded: "
+            f"{type(error).__name__}, {_first_line(error)}.{advice}"
         ) from error
 
 

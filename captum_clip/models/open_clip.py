@@ -69,7 +69,7 @@ class OpenClipViT(ViTTower):
     With such a pool (CoCa) CLS is one of the keys; of the queries all but the first are captions'.
     """
 
-    remade_by = "by name, with `image_size={}`, or with open_clip's force_image_size"
+    remade_by = "by name, with {}, or with open_clip's force_image_size"
 
     @property
     @override
@@ -149,7 +149,7 @@ class FeaturePool(PoolingHead):
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
 
-    remade_by = "by name, with `image_size={}`"
+    remade_by = "by name, with {}"
 
     @classmethod
     def found_in(cls, visual: Any, side: Any) -> Self:

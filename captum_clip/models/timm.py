@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, argument
 from .adapter import Family
 from .attentions import AttentionLayer, PoolingHead
 from .steps import Linear, Residual, Step, flattened, run_steps
@@ -71,7 +71,7 @@ class TimmTower(ViTTower):
     def larger(self, side: int) -> str:
         if self.trunk is self.module:
             return f"with timm.create_model(..., img_size={side})"
-        return f"by name, with `image_size={side}`, or with open_clip's force_image_size"
+        return f"by name, with {argument('image_size', side)}, or with open_clip's force_image_size"
 
     @property
     @override

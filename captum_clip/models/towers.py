@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError, argument
 from .attentions import Attention, AttentionLayer, PooledToken, PoolingHead, part_of, with_part
 from .images import Size, check_images
 from .steps import Linear, Step, call_steps, run_steps
@@ -75,7 +75,7 @@ class Tower(ABC):
 
     def larger(self, side: int) -> str:
         """The call that makes one for images of another side, for messages; "" where none does."""
-        return self.remade_by.format(side)
+        return self.remade_by.format(argument("image_size", side))
 
     @property
     @abstractmethod

@@ -23,7 +23,8 @@ from ..errors import InputError, public
 from ..evaluation.features import ImageFeatures
 from ..evaluation.run import Progress, threads
 from ..evaluation.storage import storage_of
-from ..explaining.explanation import Explanation, Sign
+from ..explaining.explanation import Explanation
+from ..explaining.request import Sign
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..similarity import check_dimension
 from ..targets import Target

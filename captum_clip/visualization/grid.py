@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 
 from ..checks import check_destination, check_interval, expect
-from ..errors import InputError, public
+from ..errors import InputError, argument, public
 from ..files import MARK, replace_file
 from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
 
@@ -310,7 +310,9 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) -
     if dpi is not None:
         check_interval("dpi", dpi, "(0, inf)")
         if (side := dpi * max(figure.get_size_inches())) > _LIMIT:
-            raise InputError(f"with `dpi={dpi}` it would be {side:,.0f} pixels wide or high.")
+            raise InputError(
+                f"with {argument('dpi', dpi)} it would be {side:,.0f} pixels wide or high."
+            )
 
     def write(file: BinaryIO) -> None:
         drawn: Any = io.StringIO() if kind == ".svg" else file

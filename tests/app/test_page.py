@@ -25,10 +25,10 @@ from PIL import Image
 
 from captum_clip import Explanation, explain, load_clip
 from captum_clip.app.answers import EMBEDDED
-from captum_clip.app.page import find_port, labelled
+from captum_clip.app.page import find_port, label
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.errors import InputError
+from captum_clip.errors import InputError, spelled
 from captum_clip.search import ImageIndex
 from captum_clip.visualization.colors import score_note, short_number
 
@@ -42,8 +42,10 @@ OTHER = draw_scene(3, objects=["bee", "dog"]).image
 
 
 def test_sentences_call_arguments_by_the_labels_of_the_page() -> None:
-    said = labelled("rollout: take `sign='positive'`, another `method`, or `words=True`.")
-    assert said == "rollout: take “Show what”: supports it, another “Method”, or words=True."
+    said = [label("sign", "positive"), label("method"), label("words", True), label("side")]
+    assert said == ["“Show what”: supports it", "“Method”", "words=True", "side"]
+    with spelled(label), pytest.raises(InputError, match="take “Show what”: supports it, or"):
+        explain(IMAGE, "a horse", model="demo/vit", method="rollout", sign="negative")
 
 
 @pytest.fixture(scope="module")

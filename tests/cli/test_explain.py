@@ -240,7 +240,10 @@ def test_it_compares_with_an_image(run: Run) -> None:
         ("--side pairs", "expected a TEXT, --emotions FILE or --image FILE, got none"),
         ("--image other.png --side text", "--image has no words"),
         ("--image other.png --words", "--image has no words"),
-        ("horse --side pairs --words", "--side pairs splits the text into words; leave --words"),
+        (
+            "horse --side pairs --words",
+            "--side pairs explains whole texts word by word; leave --words",
+        ),
         ("--image other.png --side pairs --label-map a.png", "--label-map is of TEXTs, words"),
         ("horse --threshold 0.5", "--threshold goes with --regions or --label-map"),
     ):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from captum_clip import __version__, cli
 from captum_clip.attr.registry import methods_for
-from captum_clip.cli import main
+from captum_clip.cli import main, measure_commands, options
 from captum_clip.errors import InputError
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import forms
@@ -63,20 +64,35 @@ def test_usage_shows_images_then_texts(capsys: Capture) -> None:
 
 
 def test_help_lists_what_the_registries_know(capsys: Capture) -> None:
+    assert {*options.METHODS["vit"]} == {*methods_for("vit")}
+    assert {*options.METHODS["resnet"]} == {*methods_for("resnet")}
+    assert tuple(TASKS) == measure_commands.TASKS
+    assert tuple(forms()) == measure_commands.DATA
     main(["evaluate", "--help"])
     printed = capsys.readouterr().out.replace(",", " ").split()
-    for names in (methods_for("vit"), methods_for("resnet"), TASKS, forms()):
+    for names in (*options.METHODS.values(), TASKS, forms()):
         assert set(names) <= set(printed)
 
 
-@pytest.mark.parametrize("line", ["", "--help", "--version", "app --help", "demo --help"])
-def test_help_is_answered_without_a_heavy_import(line: str) -> None:
+def test_methods_of_other_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = EntryPoints([EntryPoint("their-map", "theirs:Map", "captum_clip.methods")])
+    monkeypatch.setattr(options, "entry_points", lambda group: others.select(group=group))
+    assert options.methods()["methods of other packages"] == ["their-map"]
+
+
+def test_help_and_what_is_no_command_line_need_no_heavy_import() -> None:
+    """Each command in one process, and lines that are refused as they are parsed."""
+    lines = [[], ["--version"], *([*words, "--help"] for words in COMMANDS)]
+    wrong = ["explian", "explain a.jpg b --method x --side imge", "study statistic a -o o"]
     code = (
-        f"import sys; from captum_clip.cli import main; assert main({line.split()}) == 0; "
+        "import sys\n"
+        "from captum_clip.cli import main\n"
+        f"assert [main(line) for line in {lines}] == {[0] * len(lines)}\n"
+        f"assert [main(line.split()) for line in {wrong}] == {[2] * len(wrong)}\n"
         f"assert not {HEAVY} & set(sys.modules), {HEAVY} & set(sys.modules)"
     )
     done = program(code)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_shell_completes_commands_and_options() -> None:
