@@ -13,7 +13,7 @@ from captum_clip.errors import InputError, argument, spelled
 from captum_clip.explaining.explain import check
 from captum_clip.explaining.request import TARGET, Request, Side, Sign, check_request
 
-FIELDS: dict[str, Field[Any]] = {part.name: part for part in fields(Request)}
+FIELDS: dict[str, Field[Any]] = {entry.name: entry for entry in fields(Request)}
 
 
 def test_the_signature_of_explain_is_the_fields_of_a_request() -> None:
@@ -39,10 +39,10 @@ def test_the_documentation_of_explain_tells_each_argument() -> None:
 
 
 def test_every_field_has_help_and_knows_what_it_excludes() -> None:
-    for name, part in FIELDS.items():
-        assert part.default is not MISSING or name == "options"
-        assert part.metadata.get("help") or name == "options"
-        for conflict in part.metadata.get("conflicts", ()):
+    for name, entry in FIELDS.items():
+        assert entry.default is not MISSING or name == "options"
+        assert entry.metadata.get("help") or name == "options"
+        for conflict in entry.metadata.get("conflicts", ()):
             assert conflict.others.keys() <= {*FIELDS, TARGET} - {name}
     assert FIELDS["side"].metadata["choices"] == Side.__args__  # type: ignore[attr-defined]
     assert FIELDS["sign"].metadata["choices"] == Sign.__args__  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """The page: what is on it, which answer each click shows, and its server."""
 
+import json
 import os
 import re
 import signal
@@ -59,38 +60,15 @@ _KEYS: Final = """() => document.addEventListener('keydown', event => {
 })"""
 # until the next answer the maps are of another question
 _STALE: Final = "() => ({__type__: 'update', elem_classes: ['stale']})"
-INTRODUCTION: Final = """# Why does this image fit this text?
-CLIP scores the match as a cosine; a map shows which regions of the image raise or lower it.
-Choose a word to see what it adds to its text."""
-ABOUT: Final = """**What a map means.** It is this method's account of the cosine. Each text has a
-scale of its own, so compare texts by their cosines. The map of a word shows what its text would
-lose without it, dimmed by how much that is: its norm. **What it does not mean.** A map is not the
-outline of an object, nor a proof of what the model understands; methods disagree, and some are
-wrong on some images. The embedded models know drawn scenes only."""
-_WORDS, _PAIRS, _LAYERS, _HEADS = "Which words", "Word by region", "Layer by layer", "Heads"
-_OTHER: Final = "Another image"
-_DETAILS: Final = {
-    _WORDS: "**Orange** words support the image, **blue** ones contradict it, each text on a scale "
-    "of its own; the values need not add up to the cosine. By conservative, or by another method "
-    "that was chosen in place of the default and needs no grid.",
-    _PAIRS: "Which word answers which region, by direct contributions to both sides. Shares of the "
-    "cosine add up, losses without a word do not. What contradicts is below what supports.",
-    _LAYERS: "Where each layer attends, heads averaged; and where more attention would raise the "
-    "cosine (orange) or lower it (blue), each map on a scale of its own.",
-    _HEADS: "The heads that add most to the cosine (orange), or take most away (blue), each with "
-    "its share. With all other heads and the rest (class token, MLPs, biases) they add up to it. "
-    "Those of the embedded models have three texts along which they vary most in drawn scenes.",
-}
-_NO_INDEX: Final = """Images of a folder can be searched here after `captum-clip index FOLDER
--o photos.lance`, if the page is started by `captum-clip app --index photos.lance`."""
-_UNREADABLE: Final = "The images of the index cannot be read; `captum-clip search` says why."
+_TEXTS: Final = json.loads(Path(__file__).with_name("page.json").read_text("utf-8"))
+_WORDS, _PAIRS, _LAYERS, _ = _TEXTS["tabs"]
 
 
 def build(models: Models) -> Any:
     """The page, a `gradio.Blocks`, with the first model chosen."""
     # uploads older than an hour are deleted every ten minutes
     with gr.Blocks(title="captum-clip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(INTRODUCTION)
+        gr.Markdown(_TEXTS["introduction"])
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 question, button, scene = _question(page, models)
@@ -98,10 +76,10 @@ def build(models: Models) -> Any:
                 with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Texts", id="texts"):
                         answer, answers, table, opacity, parts, show = _cards()
-                    details = [_detail(tab, answer, models) for tab in _DETAILS]
+                    details = [_detail(tab, answer, models) for tab in _TEXTS["tabs"]]
                     others = _compare(answer)
                     _search(models, question[-1])
-                gr.Markdown(ABOUT, elem_id="about")
+                gr.Markdown(_TEXTS["about"], elem_id="about")
 
         def fill(found: Answer, opacity: float, more: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
             names = [(name, index) for index, name in enumerate(found.explanation.names)]
@@ -268,7 +246,7 @@ def _detail(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
     """A tab that is filled when it is opened: what chooses the text, its words, and maps."""
     with gr.Tab(tab) as opened:
         text = gr.Radio([], label="Text", visible=False)
-        gr.Markdown(_DETAILS[tab])
+        gr.Markdown(_TEXTS["tabs"][tab])
         values = {"visible": tab in (_WORDS, _PAIRS), "elem_classes": "values"}
         words = gr.HighlightedText(show_label=False, **values)
         maps = gr.Gallery(**_PICTURE, show_label=False, height="auto")
@@ -296,11 +274,8 @@ def _detail(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
 
 def _compare(answer: Any) -> tuple[Any, ...]:
     """The tab of another image: regions that match, and the map of a place that is chosen."""
-    with gr.Tab(_OTHER) as opened:
-        gr.Markdown(
-            "Choose another image: regions that answer each other have the same colour, weaker "
-            "matches are paler. Then choose a place in it, to see what that place answers."
-        )
+    with gr.Tab("Another image") as opened:
+        gr.Markdown(_TEXTS["another image"])
         upload = gr.Image(**_UPLOAD, show_label=False, height=120)
         # Gradio's own would open the file, and fail without a reason
         upload.preprocess = lambda file: file and _uploaded(file.path)
@@ -328,7 +303,7 @@ def _search(models: Models, sign: Any) -> None:
     """The tab of an index: the images that fit texts best, as these are typed."""
     with gr.Tab("Search"):
         if (index := models.index) is None:
-            gr.Markdown(_NO_INDEX)
+            gr.Markdown(_TEXTS["no index"])
             return
         label = "What to look for (Shift+Enter begins another text)"
         texts = gr.Textbox(label=label, max_lines=6, placeholder="a horse", elem_id="search")
@@ -340,7 +315,7 @@ def _search(models: Models, sign: Any) -> None:
         try:
             said, cards = models.search(texts, sign)
         except CaptumClipError as error:  # no message pops up for a word that is half typed
-            said = error.reason if isinstance(error, TargetError) else _UNREADABLE
+            said = error.reason if isinstance(error, TargetError) else _TEXTS["unreadable index"]
             return [said, gr.Gallery(elem_classes=["stale"]), gr.skip()]
         return [said, gr.Gallery(cards, elem_classes=[]), Answer.legend(sign)]
 

@@ -15,12 +15,12 @@ _COLUMNS: Final = ("image", "figure", "text", "score", "model", "method")
 Rows = list[dict[str, str]]
 
 
-def score_rows(image: Path, figure: Path, found: Any) -> Rows:
+def score_rows(image: Path, figure: Path, explanation: Any) -> Rows:
     """The rows of an `Explanation` of one image: the cosine of each text, or of a reference."""
-    names = found.names[:1] if found.reference is not None else found.names
-    of_each = zip(names, map("{:.6f}".format, found.scores[0].tolist()), strict=False)
-    files, made_by = (image.as_posix(), figure.as_posix()), (found.model, found.method)
-    return [dict(zip(_COLUMNS, (*files, *of, *made_by), strict=True)) for of in of_each]
+    names = explanation.names[:1] if explanation.reference is not None else explanation.names
+    pairs = zip(names, map("{:.6f}".format, explanation.scores[0].tolist()), strict=False)
+    files, made_by = (image.as_posix(), figure.as_posix()), (explanation.model, explanation.method)
+    return [dict(zip(_COLUMNS, (*files, *pair, *made_by), strict=True)) for pair in pairs]
 
 
 def read_scores(folder: Path, photos: Path) -> dict[Path, Rows]:

@@ -10,24 +10,10 @@ from typer import Argument, BadParameter, Option
 
 from ..checks import check_outputs, find_file
 from ..errors import refuse
-from ..explaining.request import Conflict, Request, default_sign
+from ..explaining.request import LOADING, Conflict, Request, default_sign
 from ..files import make_folder
-from . import options
+from . import options, shared
 from .options import Drawing, app, command, ruled
-from .shared import (
-    Folder,
-    Line,
-    check_figures,
-    draw_folder,
-    find_images,
-    load_model,
-    read_classes,
-    read_line,
-    read_probes,
-    step,
-    table,
-    without_own_figures,
-)
 
 if TYPE_CHECKING:
     from ..explaining.explanation import Explanation
@@ -96,9 +82,11 @@ def explain_command(typed: Explain) -> None:
     from ..explaining.explain import answer, check
 
     emotions, classes = typed.emotions, typed.classes
-    line = read_line(typed, typed.images, command="explain", kind="explained", needs_image=True)
+    line = shared.read_line(
+        typed, typed.images, command="explain", kind="explained", needs_image=True
+    )
     if line.folder is None:
-        line = line._replace(images=without_own_figures(line.images))
+        line = line._replace(images=shared.without_own_figures(line.images))
     references = [find_file(other) for other in typed.reference or []]
     request: Any = replace(
         typed,
@@ -112,8 +100,8 @@ def explain_command(typed: Explain) -> None:
         request, texts=line.texts or (["an emotion"] if emotions or classes else None)
     )
     check(request)
-    names, templates = read_classes(classes, typed.template, typed.top)
-    probes, fitted = read_probes([emotions] if emotions else [])
+    names, templates = shared.read_classes(classes, typed.template, typed.top)
+    probes, fitted = shared.read_probes([emotions] if emotions else [])
     named = [
         *line.texts,
         *(f"against {other}" for other in others),
@@ -126,13 +114,15 @@ def explain_command(typed: Explain) -> None:
     check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
     results = _Results(typed, label_maps, line, inputs)
     models = typed.model or fitted or [options.DEFAULT_MODEL]
-    clips = [load_model(typed, name) for name in models]
-    loaded = {"processor": None, "tokenizer": None, "device": None, "image_size": None}
+    clips = [shared.load_model(typed, name) for name in models]
+    loaded = dict.fromkeys(LOADING)
     request = replace(request, model=clips if len(clips) > 1 else clips[0], **loaded)
     target: Any = of_classes(clips[0], names, templates) if names else line.texts or None
     if probes:
-        parts = [targets.emotion(clips[0], probes[0], centre=typed.centre)]
-        target = targets.concatenate([targets.text(clips[0], target), *parts] if target else parts)
+        emotional = [targets.emotion(clips[0], probes[0], centre=typed.centre)]
+        target = targets.concatenate(
+            [targets.text(clips[0], target), *emotional] if target else emotional
+        )
 
     def draw(path: Path, file: Path) -> Any:
         if names:
@@ -145,7 +135,7 @@ def explain_command(typed: Explain) -> None:
 
     if line.folder is not None:
         settings: dict[str, Any] = {"figure": "explain"}
-        settings |= {part.name: getattr(typed, part.name) for part in fields(typed)}
+        settings |= {entry.name: getattr(typed, entry.name) for entry in fields(typed)}
         for free in ("model", "device", "output", "quiet"):  # a model counts by its identity
             del settings[free]
         settings |= {"sign": request.sign, "template": templates}
@@ -156,7 +146,7 @@ def explain_command(typed: Explain) -> None:
     kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(line.texts) + ["emotion"] * bool(emotions))
     for path, file in figures.items():
-        with step("explaining", quiet=typed.quiet):
+        with shared.step("explaining", quiet=typed.quiet):
             drawn = draw(path, file)
         for explanation in drawn if len(clips) > 1 else [drawn]:
             _print_scores(explanation, kinds)
@@ -167,7 +157,7 @@ def explain_command(typed: Explain) -> None:
 
 
 def _draw_folder(
-    folder: Folder,
+    folder: shared.Folder,
     figures: Mapping[Path, Path],
     draw: Callable[[Path, Path], "Explanation"],
     *others: Any,
@@ -187,7 +177,7 @@ def _draw_folder(
         scores[file] = score_rows(*names, explanation)
 
     try:
-        left_out = draw_folder(folder, figures, keep, *others, known=scores, quiet=quiet)
+        left_out = shared.draw_folder(folder, figures, keep, *others, scored=scores, quiet=quiet)
     finally:  # a run that is stopped goes on with what it has
         if len(scores) > before:
             write_sheet(output, photos, scores, left_out)
@@ -197,7 +187,7 @@ def _draw_folder(
         numbers = [float(row["score"]) for row in rows]
         lines[rows[0]["image"]] = dict(zip(names, numbers, strict=True))
     if len({*map(tuple, lines.values())}) == 1:
-        print(*table(lines), sep="\n")
+        print(*shared.table(lines), sep="\n")
     else:  # classes, of which each image has its own
         for image, values in lines.items():
             print(f"{image}  {', '.join(f'{text} {value:.3f}' for text, value in values.items())}")
@@ -205,7 +195,7 @@ def _draw_folder(
 
 
 def _conflicts(
-    typed: Explain, line: Line, references: Sequence[Path]
+    typed: Explain, line: shared.Line, references: Sequence[Path]
 ) -> Iterator[tuple[object, str]]:
     """What does not go together besides what the fields say."""
     no_figure = typed.output is not None and typed.output.suffix.lower() in (".npz", ".html")
@@ -235,18 +225,20 @@ def _conflicts(
 
 
 def _plan(
-    line: Line, named: Sequence[str], typed: Explain
+    line: shared.Line, named: Sequence[str], typed: Explain
 ) -> tuple[dict[Path, Path], dict[Path, Path]]:
     """Where the figure of each image goes, and its label map."""
     from ..explaining.explanation import FORMATS
 
     label_map = typed.label_map
     if line.folder is None:
-        figures = check_figures(line.images, typed.output, "explained", named, FORMATS)
-        labels = label_map and check_figures(line.images, label_map, "labels", named, (".png",))
+        figures = shared.check_figures(line.images, typed.output, "explained", named, FORMATS)
+        labels = label_map and shared.check_figures(
+            line.images, label_map, "labels", named, (".png",)
+        )
     else:
         figures = line.folder.files("explained", named)
-        place = label_map and find_images(str(line.folder.images), label_map, "labels")
+        place = label_map and shared.find_images(str(line.folder.images), label_map, "labels")
         labels = place and place.files("labels", named)
     return figures, labels or {}
 
@@ -260,7 +252,7 @@ class _Results:
 
     typed: Explain
     label_maps: dict[Path, Path]
-    line: Line
+    line: shared.Line
     inputs: Sequence[Path | None]
     labels: "LabelMap | None" = None
 
@@ -308,11 +300,11 @@ def _print_scores(explanation: "Explanation", targets: str) -> None:
     what = "the text, and to what each word adds" if explanation.words else targets
     what = "the difference of two texts" if explanation.contrast else what
     what = "the best classes, with their probabilities" if explanation.calibration else what
-    parts = [explanation.model, explanation.method, " and ".join(explanation.maps)]
-    parts += [explanation.calibration]
+    source = [explanation.model, explanation.method, " and ".join(explanation.maps)]
+    source += [explanation.calibration]
     if explanation.leave_one_out is not None:
         what = "the text, each word's share of it, and what is lost without it"
-    print(f"cosine similarity to {what} ({', '.join(filter(None, parts))}):")
+    print(f"cosine similarity to {what} ({', '.join(filter(None, source))}):")
     names = titles(explanation)
     shown = 1 if explanation.reference is not None else len(names)
     for index in range(shown):

@@ -11,18 +11,8 @@ from typer import Argument, Option
 from ..checks import check_choice, check_destination, check_outputs, expand
 from ..errors import InputError, argument, refuse
 from ..explaining.request import Sign
+from . import shared
 from .options import DEFAULT_MODEL, Drawing, Loading, app, check_emotions, command, methods
-from .shared import (
-    Line,
-    check_methods,
-    draw_folder,
-    figure_name,
-    load_model,
-    read_image,
-    read_line,
-    read_probes,
-    step,
-)
 
 _SINGLE: Final = ("layers", "heads")  # of one image and one model
 _KEYWORDS: Final = (
@@ -71,21 +61,21 @@ def figure_command(typed: Figure) -> None:
         check_choice(typed.scale, get_args(get_type_hints(draw)["scale"]), name="a scale")
     if typed.cmap not in (None, "mask"):
         colormap(typed.cmap)
-    check_methods(typed.methods or ())
+    shared.check_methods(typed.methods or ())
     if figure == "average":
         _draw_average(draw, typed, settings)
         return
     check_emotions(typed.names or ())
-    loaded, fitted = read_probes(settings.pop("probes", ()))
+    loaded, fitted = shared.read_probes(settings.pop("probes", ()))
     models = typed.model or fitted or ["demo/vit" if typed.scene else DEFAULT_MODEL]
-    line = read_line(
+    line = shared.read_line(
         typed,
         typed.words or [],
         command=f"figure {figure}",
         kind=figure,
         takes_folder=not typed.scene,
     )
-    others = [read_image(name) for name in typed.references or ()]
+    others = [shared.read_image(name) for name in typed.references or ()]
     images = [*line.images, *(_draw_scene(scene) for scene in typed.scene or ())]
     refuse(_conflicts(figure, line, len(images), [*line.texts, *others], models, loaded))
     named = [*line.texts, *(path.stem for path in others), *(typed.names or ())]
@@ -93,10 +83,10 @@ def figure_command(typed: Figure) -> None:
     if line.folder is None:
         scenes = [f"scene-{scene.partition(':')[0]}" for scene in typed.scene or ()]
         stem = [*(path.stem for path in line.images), *scenes][0]
-        file = check_destination(output or figure_name(stem, figure, named), FORMATS)
+        file = check_destination(output or shared.figure_name(stem, figure, named), FORMATS)
     files = line.folder.files(figure, named) if line.folder else {}
     check_outputs(files.values() if files else [file], [*files, *line.images, *inputs])
-    clips = [load_model(typed, name) for name in models]
+    clips = [shared.load_model(typed, name) for name in models]
     which: dict[str, Any] = {"model": clips[0]} if figure in _SINGLE else {"models": clips}
     targets: Any = loaded or (line.texts[0] if figure == "words" else line.texts)
 
@@ -106,9 +96,9 @@ def figure_command(typed: Figure) -> None:
     if line.folder is not None:
         about = {"figure": figure, **settings, "targets": named, "dpi": typed.dpi}
         about["images"] = line.folder.images.resolve()
-        draw_folder(line.folder, files, save, clips, inputs, about, quiet=typed.quiet)
+        shared.draw_folder(line.folder, files, save, clips, inputs, about, quiet=typed.quiet)
         return
-    with step("drawing", quiet=typed.quiet):
+    with shared.step("drawing", quiet=typed.quiet):
         save(images[0] if figure in _SINGLE else images, file)
     print(file)
 
@@ -126,7 +116,7 @@ def _draw_average(draw: Any, typed: Figure, settings: Any) -> None:
 
 def _conflicts(
     figure: str,
-    line: Line,
+    line: shared.Line,
     images: int,
     targets: Sequence[Any],
     models: Sequence[str],

@@ -5,14 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from typer import Typer
 
 from ..checks import check_destination, check_outputs, find_folder
 from ..errors import InputError
+from . import shared
 from .options import (
     DEFAULT_MODEL,
+    OPTIONS,
     Computing,
     Count,
     Loading,
@@ -24,32 +26,13 @@ from .options import (
     methods,
     read_texts,
 )
-from .shared import (
-    find_left_out,
-    images_bar,
-    load_model,
-    read_probes,
-    report_skipped,
-    shows_bars,
-    table,
-)
 
 _emotions = Typer(help="Fit an emotion probe on a model's features.")
 app.add_typer(_emotions, name="emotions")
-TASKS: Final = (
-    *("localization", "signs", "segmentation", "effect", "words", "grid", "perturbation"),
-    *("faithfulness", "fixlip", "sanity", "fixation", "pairs"),
-)
-DATA: Final = (
-    *("demo", "demo-objects", "demo-mosaics", "masks:FOLDER", "imagenet-segmentation:FILE"),
-    *("imagenet-s:FOLDER", "voc:FOLDER", "classes:FOLDER", "mosaics:FOLDER", "fixations:FOLDER"),
-    *("labels:FOLDER", "captions:FOLDER", "counterfactuals:FOLDER", "points:FOLDER"),
-)
-"""What --help lists, without the registries, which load torch."""
 
 
 def _lists() -> dict[str, Iterable[str]]:
-    return {**methods(), "tasks": TASKS, "data sets": DATA}
+    return methods() | {name: OPTIONS["listed"][name] for name in ("tasks", "data sets")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +71,14 @@ def heads_command(typed: Heads) -> None:
     results = [output / "heads.csv", output / "heads.png"]
     check_outputs(results, [typed.texts_file, *files])
     with filled_folder(output):
-        clip = load_model(typed, model)
+        clip = shared.load_model(typed, model)
         words = of_classes(clip, pool)  # before the images, which take their time
         rows = targets.text(clip, texts).embeddings if texts else None
         direction = None if rows is None else rows[0] - rows[1:].sum(0)
-        bar = "heads" * shows_bars(typed.quiet)
+        bar = "heads" * shared.shows_bars(typed.quiet)
         images = readable_images(files, skipped, workers=typed.workers, progress=bar)
         vectors = heads.head_vectors(clip, images)
-        report_skipped({**skipped, **find_left_out(folder, files, output)})
+        shared.report_skipped({**skipped, **shared.find_left_out(folder, files, output)})
         spans = heads.describe_heads(vectors, words, direction)
         replace_file(results[0], lambda file: file.write(heads.heads_table(spans)))
         shown = dict(islice(spans.items(), typed.top))
@@ -143,10 +126,10 @@ def study_command(typed: Study) -> None:
     if typed.study == "emotions" and (texts or not typed.emotions):
         raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
     settings = typed.settings("study", "texts", "texts_file") | ({"texts": texts} if texts else {})
-    if not typed.models and (fitted := read_probes(typed.emotions or ())[1]):
+    if not typed.models and (fitted := shared.read_probes(typed.emotions or ())[1]):
         settings["models"] = fitted
     config = presets[typed.study](**settings)
-    with images_bar("study", quiet=typed.quiet) as progress:
+    with shared.images_bar("study", quiet=typed.quiet) as progress:
         result = evaluation.run_study(config, progress=progress)
     folder = typed.output.rstrip("/")
     print(f"statistics  {folder}/statistics.csv\nmean maps   {folder}/mean_maps.png")
@@ -189,7 +172,7 @@ def evaluate_command(typed: Evaluate) -> None:
     from ..demo import MODELS
 
     if typed.compare:
-        print(*table(evaluation.compare_suites(*typed.compare)), sep="\n")
+        print(*shared.table(evaluation.compare_suites(*typed.compare)), sep="\n")
         return
     if typed.output is None:
         raise InputError("evaluate needs --output, a folder for these results alone.")
@@ -203,7 +186,7 @@ def evaluate_command(typed: Evaluate) -> None:
             f"{typed.model} is none of {', '.join(MODELS)}; give --data, such as voc:FOLDER or "
             "classes:FOLDER, or --data demo for the scenes all the same."
         )
-    with images_bar("evaluate", quiet=typed.quiet) as progress:
+    with shared.images_bar("evaluate", quiet=typed.quiet) as progress:
         result = evaluation.evaluate(config, progress=progress)
     folder = typed.output.rstrip("/")
     print(f"report   {folder}/report.html")
@@ -220,7 +203,7 @@ def evaluate_command(typed: Evaluate) -> None:
 def _run_suite(name: str, config: Any, *, quiet: bool) -> None:
     from ..evaluation import run_suite
 
-    with images_bar(f"suite {name}", quiet=quiet) as progress:
+    with shared.images_bar(f"suite {name}", quiet=quiet) as progress:
         content = run_suite(name, config, progress=progress)
     stem = f"{config.output.rstrip('/')}/suite_{name}"
     print(*content["verdict"], f"values   {stem}.json", sep="\n")
@@ -266,8 +249,8 @@ def fit_command(typed: Fit) -> None:
         sets[test] = read_artemis(*find_artemis(test))
     for name, data in sets.items():
         print(f"{name}: {data}")
-    clip = load_model(typed, typed.model)
-    reading: dict[str, Any] = {"workers": typed.workers, "progress": shows_bars(typed.quiet)}
+    clip = shared.load_model(typed, typed.model)
+    reading: dict[str, Any] = {"workers": typed.workers, "progress": shared.shows_bars(typed.quiet)}
     probe, skipped = fit_emotions(clip, sets[folder], **split, **reading)
     scores = {} if probe.scores is None else {f"held out of {folder}": probe.scores}
     if test is not None:
@@ -275,12 +258,12 @@ def fit_command(typed: Fit) -> None:
         scores[str(test)] = probe.score(features.embeddings, sets[test].votes[features.indices])
         skipped |= features.skipped
     probe.save(file)
-    report_skipped(skipped)
-    parts = {
-        f"{title}, {painted}": vars(part)
+    shared.report_skipped(skipped)
+    scored = {
+        f"{title}, {painted}": vars(votes)
         for title, score in scores.items()
-        for painted, part in (("all", score.all), ("over half agree", score.agreed))
+        for painted, votes in (("all", score.all), ("over half agree", score.agreed))
     }
-    if parts:
-        print("", *table(parts), "", sep="\n")
+    if scored:
+        print("", *shared.table(scored), "", sep="\n")
     print(file)

@@ -1,7 +1,7 @@
 """The application, what makes a dataclass the options of a command, and options that several share.
 
 The help of what `explain` takes stands in :class:`captum_clip.explaining.request.Request`, that of
-all other options in help.json.
+all other options in options.json.
 """
 
 import json
@@ -42,44 +42,10 @@ app: Final = Typer(
     rich_markup_mode=None,  # rich puts help and errors into boxes, and takes .1 s to import
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_LAST: Final = (
-    *(
-        "centre",
-        "processor",
-        "tokenizer",
-        "image_size",
-        "device",
-        "engine",
-        "gpus",
-        "threads",
-        "output",
-    ),
-    *("dpi", "quiet"),
-)
-"""Options that stand at the end of each help, in this order."""
-_NAMES: Final = {
-    "output": ("--output", "-o"),
-    **dict.fromkeys(("model", "models"), ("--model", "-m")),
-    "methods": ("--method",),
-    "tasks": ("--task",),
-    "fills": ("--fill",),
-    "texts_file": ("--texts",),
-    "references": ("--image",),
-    "probes": ("--emotions",),
-    "names": ("--target",),
-    "cmap": ("--colormap",),
-}
-"""Options that are called otherwise than their fields."""
-_HELP: Final = json.loads(Path(__file__).with_name("help.json").read_text("utf-8"))
-_REQUEST: Final = {part.name: part.metadata.get("help") for part in fields(Request)}
-METHODS: Final = {
-    "vit": (
-        *("attention-grad-cam", "rollout", "all-grad", "last-grad", "direct", "conservative"),
-        *("legrad", "grad-eclip", "patches"),
-    ),
-    "resnet": ("grad-cam", "direct"),
-}
-"""Names of methods by the tower that they explain, as the registry has them."""
+OPTIONS: Final = json.loads(Path(__file__).with_name("options.json").read_text("utf-8"))
+"""How options are typed where it is not by their name, which stand last, what --help lists (the
+registries would load torch), and the help of each command, or of `several`."""
+_EXPLAIN: Final = {entry.name: entry.metadata.get("help") for entry in fields(Request)}
 
 
 @app.callback(invoke_without_command=True)
@@ -170,31 +136,31 @@ def command(
 def _parameters(kind: type[Any], name: str) -> list[Parameter]:
     """What typer makes the options of a command from: the fields of its dataclass."""
     types = get_type_hints(kind, include_extras=True)
-    several = [_REQUEST, _HELP["shared"]]  # where explain's own help says more, others refer to it
-    first, second = reversed(several) if issubclass(kind, Request) else several
-    helps = {**first, **second, **_HELP[name]}
+    told = [_EXPLAIN, OPTIONS["help"]["several"]]  # which refers to explain where that says more
+    first, second = reversed(told) if issubclass(kind, Request) else told
+    helps = {**first, **second, **OPTIONS["help"][name]}
     parameters = []
-    for part in fields(kind):
-        typed = part.metadata.get("typed", types[part.name])
+    for entry in fields(kind):
+        typed = entry.metadata.get("typed", types[entry.name])
         if typed is None:  # no command line has it
             continue
         typed, option = get_args(typed) if get_origin(typed) is Annotated else (typed, Option())
         typed = str | None if typed is Any and option.parser is None else typed
-        names, required = _NAMES.get(part.name), part.default is MISSING
-        if part.name == "texts" or (required and names is None):
+        names, required = OPTIONS["typed"].get(entry.name), entry.default is MISSING
+        if entry.name == "texts" or (required and names is None):
             option = Argument(metavar=option.metavar)
         option = copy(option)  # commands share types
-        option.help = helps[part.name]
+        option.help = helps[entry.name]
         if isinstance(option, OptionInfo):
-            flag = (f"--{part.name.replace('_', '-')}",) if typed is bool else ()
-            option.param_decls = part.metadata.get("names", names or flag)
+            flag = (f"--{entry.name.replace('_', '-')}",) if typed is bool else ()
+            option.param_decls = entry.metadata.get("names", names or flag)
             option.help += "; may be repeated" * ("list[" in str(typed))
-        default = Parameter.empty if required else part.default
+        default = Parameter.empty if required else entry.default
         annotation: Any = Annotated[typed, option]
         parameters.append(
-            Parameter(part.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
-    last = {name: place for place, name in enumerate(_LAST)}
+    last = {name: place for place, name in enumerate(OPTIONS["last"])}
     return sorted(parameters, key=lambda parameter: last.get(parameter.name, -1))
 
 
@@ -203,7 +169,7 @@ Count: TypeAlias = Annotated[int, Option(min=1)]
 Workers: TypeAlias = Annotated[int, Option(min=0)]
 Texts: TypeAlias = list[str] | None
 ruled: Final = partial(asked, "")
-"""A field with rules, whose help stands in help.json."""
+"""A field with rules, whose help stands in options.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +213,7 @@ class Computing(Loading):
         """What is set, as the library takes it, without the `others`, which it does not take."""
         from ..models.loading import choose_device
 
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         if self.gpus is None:
             if ":" in (self.device or ""):
                 raise InputError(f"--device {self.device}: expected cpu or cuda, without a number.")
@@ -262,10 +228,10 @@ class Computing(Loading):
 
 def methods() -> dict[str, Iterable[str]]:
     """What --help lists under --method, without the registry, which loads torch."""
-    others = entry_points(group="captum_clip.methods").names
+    others, listed = entry_points(group="captum_clip.methods").names, OPTIONS["listed"]
     return {
-        "methods for ViTs": METHODS["vit"],
-        "methods for ResNets": (*METHODS["resnet"], "classes of pytorch-grad-cam as cam:LayerCAM"),
+        "methods for ViTs": listed["vit"],
+        "methods for ResNets": [*listed["resnet"], "classes of pytorch-grad-cam as cam:LayerCAM"],
         **({"methods of other packages": sorted(others)} if others else {}),
     }
 

@@ -9,6 +9,7 @@ from typer import Option
 from ..checks import check_outputs, find_folder
 from ..errors import InputError
 from ..explaining.request import Conflict, Sign, check_request, default_sign
+from . import shared
 from .options import (
     DEFAULT_MODEL,
     Computing,
@@ -20,16 +21,6 @@ from .options import (
     check_texts,
     command,
     ruled,
-)
-from .shared import (
-    check_methods,
-    find_left_out,
-    hint_at_quotes,
-    images_bar,
-    load_model,
-    read_probes,
-    report_skipped,
-    step,
 )
 
 
@@ -54,18 +45,18 @@ def index_command(typed: Index) -> None:
     from ..search import ImageIndex
     from ..search.table import Table
 
-    check_methods([typed.method])
+    shared.check_methods([typed.method])
     Table(typed.output)  # what cannot be one fails before the model is loaded
     folder = typed.folder if "://" in typed.folder else str(find_folder(typed.folder))
     settings = typed.settings("folder", "output", "model")
-    clip = load_model(typed, typed.model)
-    with images_bar("index", quiet=typed.quiet) as progress:
+    clip = shared.load_model(typed, typed.model)
+    with shared.images_bar("index", quiet=typed.quiet) as progress:
         index = ImageIndex.build(clip, folder, typed.output, progress=progress, **settings)
     skipped = {Path(index.folder, name): reason for name, reason in index.skipped.items()}
     if "://" not in folder:
         read = [*skipped, *(Path(index.folder, name) for name in index.files)]
-        skipped |= find_left_out(Path(index.folder), read, Path(typed.output))
-    report_skipped(skipped)
+        skipped |= shared.find_left_out(Path(index.folder), read, Path(typed.output))
+    shared.report_skipped(skipped)
     print(f"{len(index):,} image{'s' * (len(index) != 1)} in {typed.output}")
 
 
@@ -99,7 +90,7 @@ def search_command(typed: Search) -> None:
         raise InputError("--against contrasts one TEXT; leave further TEXTs out.")
     if typed.weight is not None and not (emotion and texts):
         raise InputError("--weight goes with a TEXT and an --emotion.")
-    hint_at_quotes(texts)
+    shared.hint_at_quotes(texts)
     check_emotions([emotion] if emotion else [])
     from .. import targets
     from ..explaining.regions import save_regions
@@ -109,8 +100,8 @@ def search_command(typed: Search) -> None:
 
     if typed.output:
         check_outputs([typed.output / name for name in (TABLE, FIGURE)], [typed.emotions])
-    probes, _ = read_probes([typed.emotions] if typed.emotions else [])
-    with step(f"opening {typed.index}", quiet=typed.quiet):
+    probes, _ = shared.read_probes([typed.emotions] if typed.emotions else [])
+    with shared.step(f"opening {typed.index}", quiet=typed.quiet):
         lent = load_parts(typed.processor, typed.tokenizer)
         opened = ImageIndex.open(typed.index, typed.model, **lent, device=typed.device)
         looked_for = [targets.text(opened.clip, texts)] if texts else []
@@ -122,7 +113,7 @@ def search_command(typed: Search) -> None:
     weights = [(1 - share) / len(texts)] * len(texts) + [share] if both else None
     how: Any = {"weights": weights, "sign": default_sign(typed.sign, against)}
     best = opened.search(targets.concatenate(looked_for), typed.top, **how)
-    report_skipped({Path(opened.folder, name): why for name, why in best.skipped.items()})
+    shared.report_skipped({Path(opened.folder, name): why for name, why in best.skipped.items()})
     written = [*best.save(typed.output)] if typed.output else []
     explanation = best.explanation
     for number, file in enumerate(best.files if typed.regions else ()):

@@ -88,15 +88,13 @@ def read_line(
         or Path(word).suffix.lower() in endings
         for word in words
     ]
-    if folder and True in looks:
-        image = words[looks.index(True)]
-        raise InputError(f"{image} is an image; {command} takes images or one folder, then texts.")
     if needs_image and not folder and not looks[0]:
         raise InputError(f"{show(words[0])} is no image; {command} takes images, then texts.")
-    count = [*looks, False].index(False)
+    count = 0 if folder else [*looks, False].index(False)
     if True in looks[count:]:
-        image = words[looks.index(True, count)]
-        raise InputError(f"{image} is an image; {command} takes images, then texts.")
+        image, takes = words[looks.index(True, count)], "images or one folder"
+        takes = takes if folder else "images"
+        raise InputError(f"{image} is an image; {command} takes {takes}, then texts.")
     images = [read_image(word) for word in words[:count]]
     hint_at_quotes(words[count:])
     return Line(images, check_texts(words[count:]) + read_texts(typed.texts_file), folder)
@@ -169,13 +167,13 @@ def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> 
 
     kept, base = set(images), folder.resolve()
     results = base if output is None else output.resolve()
-    found = {}
+    left_out = {}
     for name in sorted(storage_of(folder).files()):
         path, hidden = folder / name, name.startswith(".") or "/." in name
         is_result = results != base and (base / name).is_relative_to(results)
         if path not in kept and not hidden and not is_result:
-            found[path] = _OWN if path.suffix.lower() in IMAGE_ENDINGS else _NO_IMAGE
-    return found
+            left_out[path] = _OWN if path.suffix.lower() in IMAGE_ENDINGS else _NO_IMAGE
+    return left_out
 
 
 def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]":
@@ -256,10 +254,8 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
             bar.update(done - bar.n)
             if bar.disable and not quiet and (label not in labels or now - shown > 60):
                 left = (now - begun) / max(1, done - bar.initial) * (total - done)
-                what = f"{task}, {label}" if label else task
-                said = (
-                    f"{what}: {done:,} of {total:,} images, about {math.ceil(left / 60)} min left"
-                )
+                what, minutes = f"{task}, {label}" if label else task, math.ceil(left / 60)
+                said = f"{what}: {done:,} of {total:,} images, about {minutes} min left"
                 print(said, file=sys.stderr, flush=True)
                 labels.add(label)
                 shown = now
@@ -275,8 +271,10 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """The lines of a table of numbers, with the names of its rows and columns."""
     names = list(next(iter(rows.values())))
     cells = {"": names} | {
-        row: [f"{value:.3f}" if isinstance(value, float) else f"{value}" for value in of.values()]
-        for row, of in rows.items()
+        row: [
+            f"{value:.3f}" if isinstance(value, float) else f"{value}" for value in values.values()
+        ]
+        for row, values in rows.items()
     }
     widths = [max(map(len, column)) for column in zip(*cells.values(), strict=True)]
     first = max(map(len, cells))
@@ -305,10 +303,10 @@ def draw_folder(
     inputs: Sequence[Path | None],
     settings: Mapping[str, Any],
     *,
-    known: Collection[Path] | None = None,
+    scored: Collection[Path] | None = None,
     quiet: bool,
 ) -> dict[Path, str]:
-    """Draw images that have no figure yet, or none of those that are known.
+    """Draw images that have no figure yet, or whose figure is not `scored`.
 
     It prints how many there are, and returns the files that were left out. A manifest
     keeps the models, digests of other `inputs`, and the settings, with their "targets".
@@ -321,7 +319,7 @@ def draw_folder(
     missing = [
         image
         for image, figure in figures.items()
-        if not os.path.exists(figure) or (known is not None and figure not in known)
+        if not os.path.exists(figure) or (scored is not None and figure not in scored)
     ]
     existed = len(figures) - len(missing)
     models = [{"name": clip.name, "identity": clip.identity()} for clip in clips]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from typer import Option
 
 from ..errors import InputError
+from . import shared
 from .options import Loading, Quiet, app, command
-from .shared import load_model, step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,8 +94,8 @@ def demo_command(typed: Demo) -> None:
     folder, scenes = make_folder(typed.output or Path()), typed.scenes
     loading = Loading(device=typed.device, quiet=typed.quiet)
     image, texts = _scene(0)
-    clips = {model: load_model(loading, model) for model in _COLUMNS}
-    with step("drawing", quiet=typed.quiet):
+    clips = {model: shared.load_model(loading, model) for model in _COLUMNS}
+    with shared.step("drawing", quiet=typed.quiet):
         towers = [clips["demo/vit"], clips["demo/resnet"]]
         drawn = {
             "captum-clip-demo.jpg": _methods(clips),
@@ -171,7 +171,7 @@ def app_command(typed: Page) -> None:
     own = {"processor": typed.processor, "tokenizer": typed.tokenizer}
     models = Models(typed.model or (), typed.device, **own, index=typed.index)
     port = find_port(typed.host, typed.port)
-    with step(f"loading {models.names[0]}", quiet=typed.quiet):
+    with shared.step(f"loading {models.names[0]}", quiet=typed.quiet):
         models.get(models.names[0])
     with serving(models, typed.host, port, typed.allow_host or ()) as address:
         print(f"{address} (Ctrl-C ends it)", flush=True)

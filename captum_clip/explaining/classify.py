@@ -22,8 +22,8 @@ from ..targets import Target
 from . import photos
 from .explain import explain
 from .explanation import Explanation
+from .request import LOADING
 
-_LOADING: Final = ("processor", "tokenizer", "device", "image_size")
 _PROMPTS: Final = 256  # encoded at a time
 
 
@@ -72,7 +72,7 @@ def classify(
         >>> found.names[0], found.probabilities.shape
         ('horse', torch.Size([1, 2]))
     """
-    loading = {name: options.pop(name) for name in _LOADING if name in options}
+    loading = {name: options.pop(name) for name in LOADING if name in options}
     clip = load_clip(model, **loading)
     fits = templates is None or not isinstance(classes, Target)
     expect(fits, "names of classes for the templates", classes)

@@ -26,7 +26,7 @@ from ..visualization.overlays import numbered
 from . import photos
 from .explanation import Comparison, Explanation
 from .hints import can_compare, find_hints
-from .request import Request, Side, Sign, check_request, default_sign
+from .request import LOADING, Request, Side, Sign, check_request, default_sign
 
 
 @public("explain")
@@ -121,16 +121,8 @@ def answer(request: Request) -> Any:
     check(request)
     model, make = request.model, _pairs if request.side == "pairs" else _sides
     several = isinstance(model, (list, tuple)) and len(model) > 0
-    clips = [
-        load_clip(
-            each,
-            processor=request.processor,
-            tokenizer=request.tokenizer,
-            device=request.device,
-            image_size=request.image_size,
-        )
-        for each in (model if several else [model])
-    ]
+    loading: dict[str, Any] = {name: getattr(request, name) for name in LOADING}
+    clips = [load_clip(each, **loading) for each in (model if several else [model])]
     if not several:
         return make(clips[0], request, _batches(clips[0], request))
     explanations = []
@@ -366,8 +358,8 @@ def _of_images(colored: list[photos.PreprocessedImages]) -> dict[str, Any]:
     }
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    if len({part.shape[1:] for part in parts}) > 1:
-        sizes = sorted({tuple(part.shape[-2:]) for part in parts})
+def _joined(batches: list[Tensor]) -> Tensor:
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        sizes = sorted({tuple(batch.shape[-2:]) for batch in batches})
         raise InputError(f"the images differ in size between batches ({sizes}).")
-    return torch.cat(parts)
+    return torch.cat(batches)

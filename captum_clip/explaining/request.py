@@ -15,7 +15,8 @@ from ..errors import InputError, argument
 Side = Literal["image", "text", "both", "pairs"]
 Sign = Literal["positive", "negative", "both"]
 SIGNS: Final = ("positive", "negative")
-TARGET = "Target"
+LOADING: Final = ("processor", "tokenizer", "device", "image_size")
+TARGET: Final = "Target"
 """Stands among the arguments where the texts are a :class:`captum_clip.Target`."""
 
 
@@ -150,14 +151,14 @@ def check_request(request: Any, *, is_target: bool = False) -> None:
         InputError: the first that is wrong.
     """
     values: dict[str, Any] = {TARGET: True} if is_target else {}
-    about: dict[str, Any] = {part.name: part.metadata for part in fields(request)}
+    about: dict[str, Any] = {entry.name: entry.metadata for entry in fields(request)}
     about[TARGET] = {"one_model": True}
-    for part in fields(request):
-        value, choices = getattr(request, part.name), part.metadata.get("choices")
-        if choices and not value is part.default is None:
-            check_choice(value, choices, name=f"a {part.name}")
-        if _is_set(value, part.default):
-            values[part.name] = value
+    for entry in fields(request):
+        value, choices = getattr(request, entry.name), entry.metadata.get("choices")
+        if choices and not value is entry.default is None:
+            check_choice(value, choices, name=f"a {entry.name}")
+        if _is_set(value, entry.default):
+            values[entry.name] = value
 
     def spell(name: str) -> str:
         shows_value = about[name].get("choices") or values[name] is True

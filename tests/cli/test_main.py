@@ -18,7 +18,7 @@ import pytest
 
 from captum_clip import __version__, cli
 from captum_clip.attr.registry import methods_for
-from captum_clip.cli import main, measure_commands, options
+from captum_clip.cli import main, options
 from captum_clip.errors import InputError
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import forms
@@ -64,14 +64,12 @@ def test_usage_shows_images_then_texts(capsys: Capture) -> None:
 
 
 def test_help_lists_what_the_registries_know(capsys: Capture) -> None:
-    assert {*options.METHODS["vit"]} == {*methods_for("vit")}
-    assert {*options.METHODS["resnet"]} == {*methods_for("resnet")}
-    assert tuple(TASKS) == measure_commands.TASKS
-    assert tuple(forms()) == measure_commands.DATA
+    names = {"vit": methods_for("vit"), "resnet": methods_for("resnet")}
+    names |= {"tasks": tuple(TASKS), "data sets": tuple(forms())}
+    assert {title: tuple(listed) for title, listed in options.OPTIONS["listed"].items()} == names
     main(["evaluate", "--help"])
     printed = capsys.readouterr().out.replace(",", " ").split()
-    for names in (*options.METHODS.values(), TASKS, forms()):
-        assert set(names) <= set(printed)
+    assert {name for listed in names.values() for name in listed} <= set(printed)
 
 
 def test_methods_of_other_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

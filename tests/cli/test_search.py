@@ -97,7 +97,7 @@ def test_index_reports_what_it_left_out(
 def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> None:
     for line, said in {
         "search photos.lance": "expected a TEXT or an --emotion to look for, got none",
-        "search photos.lance a --emotion awe": "--emotions FILE and --emotion NAME go together",
+        "search photos.lance a --emotion awe": "--emotion goes with --emotions",
         "search photos.lance --emotions e.safetensors --emotion joy": "an emotion of",
         "search none.lance a": "expected an index, got",
         "search photos a": "an index that ends in .lance",
