@@ -44,7 +44,6 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         additive: its maps and a rest add up to the score, and both methods take ``return_rest``.
         costly: it takes many forward passes per map, so an evaluation gives it fewer images.
         paper_options: options of the map that its paper draws, where Captum's default is another.
-        positional_option: the option whose value follows its name directly: ``cam:LayerCAM``.
         listed: whether lists of methods offer it, or it is only taken where it is named.
     """
 
@@ -55,7 +54,6 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     costly: ClassVar[bool] = False
     additive: ClassVar[bool] = False
     listed: ClassVar[bool] = True
-    positional_option: ClassVar[str | None] = None
     paper_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     _tower: Tower  # with the parts that the model had in the last call

@@ -179,7 +179,7 @@ _OURS = ("self", "model", "target_layers", "reshape_transform", "ablation_layer"
 
 @final
 class CamFamily(ClipAttribution):
-    """A class of pytorch-grad-cam on the last features: ``cam:GradCAMPlusPlus``, ``cam:LayerCAM``.
+    """A class of pytorch-grad-cam on the last features, as ``cam:variant=LayerCAM``.
 
     Its own formula runs on the features (B, C, h, w) of a convolutional tower's last stage, or of a
     vision transformer on the patches that enter the last block (with a pooling head or a mean of
@@ -194,7 +194,7 @@ class CamFamily(ClipAttribution):
 
     - ``variant``: the class, "GradCAM" if none is named.
     - ``eigen_smooth``: the first principal component of the weighted features, where it has that.
-    - whatever else its constructor takes: ``cam:AblationCAM:ratio_channels_to_ablate=0.5``.
+    - whatever else its constructor takes: ``cam:variant=AblationCAM,ratio_channels_to_ablate=0.5``.
 
     Raises:
         InputError: pytorch-grad-cam is not installed (``pip install grad-cam``), or has
@@ -208,7 +208,6 @@ class CamFamily(ClipAttribution):
     name = "cam"
     towers = ("vit", "resnet")
     listed = False  # a family, of which one is named
-    positional_option = "variant"
     _tower: ViTTower | ResNetTower
 
     @classmethod
@@ -222,15 +221,15 @@ class CamFamily(ClipAttribution):
         parameters = inspect.signature(_class_of(variant).__init__).parameters
         names = ["eigen_smooth", *(name for name in parameters if name not in _OURS)]
         for option in options:
-            check_choice(option, names, name=f"an option for cam:{variant}")
+            check_choice(option, names, name=f"an option for cam:variant={variant}")
 
     @override
     def _compute(self, call: Call, *, variant: str = "GradCAM", **options: Any) -> Computed:
         tower = self._tower
         if isinstance(tower, ViTTower) and variant in _NOT_ON_TOKENS:
             raise UnsupportedModelError(
-                f"cam:{variant} is meaningless on a vision transformer: {_NOT_ON_TOKENS[variant]}; "
-                "take LayerCAM or GradCAM."
+                f"cam:variant={variant} is meaningless on a vision transformer: "
+                f"{_NOT_ON_TOKENS[variant]}; take LayerCAM or GradCAM."
             )
         smooth = {"eigen_smooth": bool(options.pop("eigen_smooth", False))}
         run = call.run(record_features(tower))

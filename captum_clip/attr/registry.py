@@ -190,10 +190,6 @@ class MethodChoice:
         if isinstance(method, str):
             stem, _, text = method.partition(":")
         method_class = _class_of(method, stem)
-        positional_option = getattr(method_class, "positional_option", None)
-        if positional_option and text:
-            value, _, text = text.partition(":")
-            options = {positional_option: value, **options}
         options = {**_parsed(str(method), text), **options}
         _check_options(method_class, options)
         flags = ("signed", "needs_target", "costly")
@@ -280,12 +276,8 @@ def _check_options(method: type[Any], options: dict[str, Any]) -> None:
 
 
 def _full_name(method: type[Any], options: dict[str, Any]) -> str:
-    positional_option = getattr(method, "positional_option", None)
-    first = [str(options[positional_option])] if positional_option in options else []
-    listed = ",".join(
-        f"{name}={value}" for name, value in options.items() if name != positional_option
-    )
-    return ":".join([method.name, *first, *([listed] if listed else [])])
+    listed = ",".join(f"{name}={value}" for name, value in options.items())
+    return f"{method.name}:{listed}" if listed else str(method.name)
 
 
 def _parsed(method: str, text: str) -> dict[str, Any]:

@@ -231,7 +231,10 @@ def methods() -> dict[str, Iterable[str]]:
     others, listed = entry_points(group="captum_clip.methods").names, OPTIONS["listed"]
     return {
         "methods for ViTs": listed["vit"],
-        "methods for ResNets": [*listed["resnet"], "classes of pytorch-grad-cam as cam:LayerCAM"],
+        "methods for ResNets": [
+            *listed["resnet"],
+            "classes of pytorch-grad-cam as cam:variant=LayerCAM",
+        ],
         **({"methods of other packages": sorted(others)} if others else {}),
     }
 

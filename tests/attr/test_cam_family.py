@@ -139,38 +139,50 @@ def test_grad_cam_is_the_positive_map_of_our_own() -> None:
 
 def test_a_class_is_named_wherever_a_method_is() -> None:
     """With options after another colon; it is not offered with the others."""
-    chosen = MethodChoice.of("cam:AblationCAM:ratio_channels_to_ablate=0.5,batch_size=4")
+    chosen = MethodChoice.of("cam:variant=AblationCAM,ratio_channels_to_ablate=0.5,batch_size=4")
     assert chosen.method is CamFamily
     assert chosen.options == {
         "variant": "AblationCAM",
         "ratio_channels_to_ablate": 0.5,
         "batch_size": 4,
     }
-    assert chosen.name == "cam:AblationCAM:ratio_channels_to_ablate=0.5,batch_size=4"
+    assert chosen.name == "cam:variant=AblationCAM,ratio_channels_to_ablate=0.5,batch_size=4"
     assert chosen.costly
     assert not chosen.signed
     assert MethodChoice.of(chosen.name) == chosen
-    plain = MethodChoice.of("cam:GradCAMPlusPlus")
-    assert plain.name == "cam:GradCAMPlusPlus"
+    plain = MethodChoice.of("cam:variant=GradCAMPlusPlus")
+    assert plain.name == "cam:variant=GradCAMPlusPlus"
     assert plain.needs_target
     assert not plain.costly
-    assert not MethodChoice.of("cam:EigenCAM").needs_target
+    assert not MethodChoice.of("cam:variant=EigenCAM").needs_target
     assert MethodChoice.of("cam").name == "cam"
     assert "cam" not in {*methods_for("vit"), *methods_for("resnet")}
     picture, clip = draw_scene(0).image, load_clip("demo/resnet")
-    found = explain(picture, "a horse", model=clip, method="cam:LayerCAM:eigen_smooth=True")
+    found = explain(picture, "a horse", model=clip, method="cam:variant=LayerCAM,eigen_smooth=True")
     assert found.maps["positive"].shape == (1, 1, 7, 7)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cam:GradCam", "expected a class for cam of AblationCAM, EigenCAM, .*got 'GradCam'"),
-        ("cam:FullGrad", "expected a class for cam of"),
-        ("cam:RandomCAM", "expected a class for cam of"),
-        ("cam:LayerCAM:batch_size=2", "option for cam:LayerCAM of eigen_smooth, got 'batch_size'"),
-        ("cam:LayerCAM:eigen_smooth", "cannot read 'eigen_smooth' in 'cam:LayerCAM:eigen_smooth'"),
-        ("cam:LayerCAM:model=x", "option for cam:LayerCAM of eigen_smooth, got 'model'"),
+        (
+            "cam:variant=GradCam",
+            "expected a class for cam of AblationCAM, EigenCAM, .*got 'GradCam'",
+        ),
+        ("cam:variant=FullGrad", "expected a class for cam of"),
+        ("cam:variant=RandomCAM", "expected a class for cam of"),
+        (
+            "cam:variant=LayerCAM,batch_size=2",
+            "option for cam:variant=LayerCAM of eigen_smooth, got 'batch_size'",
+        ),
+        (
+            "cam:variant=LayerCAM,eigen_smooth",
+            "cannot read 'eigen_smooth' in 'cam:variant=LayerCAM,eigen_smooth'",
+        ),
+        (
+            "cam:variant=LayerCAM,model=x",
+            "option for cam:variant=LayerCAM of eigen_smooth, got 'model'",
+        ),
     ],
 )
 def test_a_name_that_is_none_is_said_before_any_work(name: str, message: str) -> None:
@@ -181,4 +193,4 @@ def test_a_name_that_is_none_is_said_before_any_work(name: str, message: str) ->
 def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(InputError, match=r"pip install grad-cam"):
-        MethodChoice.of("cam:LayerCAM")
+        MethodChoice.of("cam:variant=LayerCAM")

@@ -50,7 +50,15 @@ FILES = ["broken.png", "pipe.png", "narrow.png", "none.jpg", "a.npz", "a.txt"]
 FOLDERS = ["empty", "study", "vit", "none"]
 MODELS = ["nonsense", "ViT-B/32", "org/name", "hf-hub:org/name", "a/b/c", "empty", *ODD_PATHS]
 PROBES = ["cut.safetensors", "pipe.json", "empty.safetensors", "none.json", "list.json"]
-METHODS = ["gradcam", "last-grad:start_layer=99", "a:b=c", ":", "", "cam:x", "cam:LayerCAM:x=1"]
+METHODS = [
+    "gradcam",
+    "last-grad:start_layer=99",
+    "a:b=c",
+    ":",
+    "",
+    "cam:x",
+    "cam:variant=LayerCAM,x=1",
+]
 OUTPUTS = ["a.gif", "none/a.png", "photos", "photo.jpg", *ODD_PATHS, *URLS]
 DATA = ["voc:none", "x:", ":", "demo:1", "masks:", *ODD_PATHS]
 PLACES = [*FILES, *FOLDERS, *ODD_PATHS, *URLS]
