@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import maps, targets
 from ..errors import CaptumClipError
 from ..files import slug
-from ..metrics.bootstrap import STATISTICS, bootstrap, interval_of
+from ..metrics.bootstrap import interval_of, resample
 from ..visualization.colors import ALPHA, HEAT, blend
 from ..visualization.curves import Curve, curves
 from .batch import Batch, ModelContext, View, queries_of
@@ -331,11 +331,9 @@ def curve_bands(
     bands: dict[str, Curve] = {}
     for method, rows in table.groupby("method", observed=True, sort=False):
         points = rows.pivot_table("value", "sample", "x", observed=True)
-        images, columns = len(points), points.to_numpy().T[..., None]
-        prepare = STATISTICS["mean"].prepare
-        means = [prepare(np.arange(images), column, images) for column in columns]
-        figures = bootstrap(means, images, resamples=resamples, seed=seed)
-        mean, low, high = np.array([interval_of(point, level) for point in figures]).T
+        images = len(points)
+        means = resample(points.to_numpy(), resamples=resamples, seed=seed) / images
+        mean, low, high = np.array([interval_of(column, level) for column in means.T]).T
         if images == 1:  # tells nothing of others
             low = high = np.full_like(mean, np.nan)
         bands[str(method)] = (points.columns.to_numpy(), mean, low, high)
@@ -378,11 +376,12 @@ def examples_of(
 ) -> dict[str, list[Example]]:
     """Metric -> the best and the worst row of its winner, each followed by the reference's map.
 
-    Of metrics whose figure is a mean over rows, each of one map; of equal rows the first. The
-    reference's rows where no method wins. The contexts are those of the tasks.
+    Of metrics whose figure is a mean over rows, each of a region's map; of equal rows the first.
+    The reference's rows where no method wins. The contexts are those of the tasks.
     """
     by_name, draw = {method.name: method for method in methods}, cache(_draw_example)
-    rows = dict(iter(table[table["x"].isna()].groupby(["metric", "method"], observed=True)))
+    mapped = table[table["x"].isna() & (table["region"].astype(str) != "")]
+    rows = dict(iter(mapped.groupby(["metric", "method"], observed=True)))
     examples: dict[str, list[Example]] = defaultdict(list)
     for column in (column for columns in report_tables(summary).values() for column in columns):
         metric, winner = column.metric, column.winner(summary) or summary.reference

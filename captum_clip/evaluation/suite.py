@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import time
 from dataclasses import fields, replace
 from functools import partial
@@ -16,7 +15,6 @@ from .._version import __version__
 from ..checks import check_choice, find_file
 from ..errors import InputError, argument, public
 from ..metrics import paired_difference
-from ..metrics.bootstrap import STATISTICS
 from .batch import Batch, ModelContext, queries_of
 from .config import EvaluationConfig, RunConfig, full_name, label_of
 from .data import open_data
@@ -136,20 +134,13 @@ def _check_own(file: str, output: Storage, model: Content) -> None:
 
 
 def _by_scene(evaluation: Evaluation, pattern: str) -> dict[str, list[float | None]]:
-    """Method -> a value of each scene: the statistic of the metrics over its rows alone.
-
-    0 where it means nothing, as a rank correlation with a constant; None where it has no rows.
-    """
-    metrics = {m.name: m for m in evaluation.summary.metrics if re.fullmatch(pattern, m.name)}
-    table = evaluation.table[evaluation.table["metric"].isin([*metrics])].astype({"part": str})
-    scenes = sorted(evaluation.table["sample"].cat.categories)
-    values: dict[str, dict[str, float]] = {}
-    for (method, scene), rows in table.groupby(["method", "sample"], observed=True):
-        statistic = STATISTICS[metrics[rows["metric"].iloc[0]].statistic]
-        array = rows.pivot_table("value", "region", "part", observed=True)[[*statistic.parts]]
-        figure = statistic.prepare(np.zeros(len(array), int), array.to_numpy(), 1)(np.ones((1, 1)))
-        values.setdefault(method, {})[scene] = round(float(np.nan_to_num(figure)[0]), 4)
-    return {method: [of.get(scene) for scene in scenes] for method, of in values.items()}
+    """Method -> a value of each scene, the mean of its rows of metrics; None where it has none."""
+    table = evaluation.table
+    rows = table[table["metric"].astype(str).str.fullmatch(pattern)]
+    means = rows.groupby(["method", "sample"], observed=True, sort=False)["value"].mean().round(4)
+    values = {method: of.droplevel("method") for method, of in means.groupby(level="method")}
+    scenes = sorted(table["sample"].cat.categories)
+    return {str(method): [of.get(scene) for scene in scenes] for method, of in values.items()}
 
 
 def _prices(context: ModelContext, evaluation: Evaluation) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """From the long table to figures: each method by each metric, with intervals and differences."""
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..metrics import bootstrap, holm
-from ..metrics.bootstrap import STATISTICS, Array, Statistic
+from ..metrics.bootstrap import PARTS, Array
 from .gate import Gate
 from .table import Metric, Table
 
@@ -22,7 +21,7 @@ FEWEST: Final = 30
 """Images of a paired test. With 10 the bootstrap finds a difference where there is none in .083 of
 the cases that should be .05, with 64 in .053."""
 _UNMEASURED: Final = {"images": 0, "rows": 0, "images_paired": 0}
-_ROUNDING: Final = 1e-12  # relative; two figures that differ by less are equal
+_ROUNDING: Final = 1e-12  # relative to the largest; figures that differ by less are equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +109,7 @@ def summarize(
     numbers = table.groupby(["sample", "region"], observed=True).ngroup()
     table = table.assign(image=table["sample"].cat.codes, number=numbers)
     rows = dict(iter(table.groupby("metric", observed=True)))
-    resample = partial(bootstrap.bootstrap, resamples=resamples, seed=seed)
+    resample = partial(bootstrap.resample, resamples=resamples, seed=seed)
     figures = {
         metric.name: _compare(metric, rows[metric.name], reference, level, resample)
         if metric.name in rows
@@ -133,60 +132,54 @@ def summarize(
 
 
 def _compare(
-    metric: Metric,
-    rows: Table,
-    reference: str,
-    level: float,
-    resample: Callable[[Sequence[Statistic], int], Array],
+    metric: Metric, rows: Table, reference: str, level: float, resample: Callable[[Array], Array]
 ) -> dict[str, dict[str, Any]]:
     """Method -> its figures, of the methods that have rows."""
-    statistic = STATISTICS[metric.statistic]
     image_of = rows.drop_duplicates("number").set_index("number")["image"]
     wide = rows.pivot_table("value", "number", ["method", "part"], aggfunc="first")
     measured = {
-        method: wide.xs(method, axis=1, level="method")[[*statistic.parts]].dropna()
+        method: wide.xs(method, axis=1, level="method")[[*PARTS[metric.statistic]]].dropna()
         for method in rows["method"].unique()
     }
     compared = measured.get(reference, wide[:0]).index
-    pairs = {method: table.index.intersection(compared) for method, table in measured.items()}
-    # Draws are the same for as many images, and are made once.
-    statistics: dict[int, dict[tuple[str, bytes], Statistic]] = defaultdict(dict)
+    rows_of: dict[tuple[str, str], Table] = {(name, ""): table for name, table in measured.items()}
     for name, table in measured.items():
-        for method, part in ((name, table.index), (name, pairs[name]), (reference, pairs[name])):
-            if len(part):
-                images, index = np.unique(image_of.loc[part], return_inverse=True)
-                values = measured[method].loc[part].to_numpy(np.float64)
-                weighted = statistic.prepare(index, values, len(images))
-                statistics[len(images)][_key(method, part)] = weighted
-    resampled: dict[tuple[str, bytes], Array] = {}  # (1 + R,)
-    for count, by_key in statistics.items():
-        resampled |= dict(zip(by_key, resample([*by_key.values()], count), strict=True))
+        both = table.index.intersection(compared)
+        if name != reference and len(both):  # each with the regions that both have
+            rows_of |= {(name, m): measured[m].loc[both] for m in (name, reference)}
+    sums, resampled = dict[tuple[str, str], Array](), dict[tuple[str, str], Array]()
+    for key, table in rows_of.items():
+        images, index = np.unique(image_of.loc[table.index], return_inverse=True)
+        values = table.to_numpy(np.float64)
+        sums[key] = bootstrap.image_sums(metric.statistic, index, values, len(images))
+    for count in {len(of_key) for of_key in sums.values()}:  # of so many images draws are made once
+        alike = {key: of_key for key, of_key in sums.items() if len(of_key) == count}
+        ends = np.cumsum([of_key.shape[1] for of_key in alike.values()])[:-1]
+        parts = np.split(resample(np.concatenate([*alike.values()], axis=1)), ends, axis=1)
+        for key, part in zip(alike, parts, strict=True):
+            resampled[key] = bootstrap.figures_of(metric.statistic, part)
 
     figures: dict[str, dict[str, Any]] = {}
     for name, table in measured.items():
-        count, both = (image_of.loc[part].nunique() for part in (table.index, pairs[name]))
-        interval = bootstrap.interval_of(resampled[_key(name, table.index)], level)._asdict()
+        count = len(sums[name, ""])
+        interval = bootstrap.interval_of(resampled[name, ""], level)._asdict()
         if count == 1:  # which tells nothing of others
             interval = {"mean": interval["mean"]}
-        counts = {"images": count, "rows": len(table), "images_paired": both}
-        figures[name] = {**interval, **counts}
-        if name != reference and both:
-            first, second = (resampled[_key(m, pairs[name])] for m in (name, reference))
-            figures[name] |= _difference(first, second, both, level)
+        paired = count if name == reference else len(sums.get((name, name), ()))
+        figures[name] = {**interval, "images": count, "rows": len(table), "images_paired": paired}
+        if name != reference and paired:
+            pair = resampled[name, name], resampled[name, reference]
+            figures[name] |= _difference(*pair, paired, level)
     p_values = {name: of["p_holm"] for name, of in figures.items() if of.get("p_holm", 2) <= 1}
     for name, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
         figures[name]["p_holm"] = adjusted
     return figures
 
 
-def _key(method: str, regions: Any) -> tuple[str, bytes]:
-    """A method and the numbers of its rows' regions."""
-    return method, regions.to_numpy().tobytes()
-
-
 def _difference(first: Array, second: Array, images: int, level: float) -> dict[str, float]:
     """Compare two methods' statistics (1 + R,) of the same draws; p values are not adjusted yet."""
-    rounding = _ROUNDING * np.maximum(np.abs(first), np.abs(second))
+    # Of the largest figure: where both are near 0, what a sum leaves is as large as they are.
+    rounding = _ROUNDING * np.nanmax(np.abs([first, second]), initial=0)
     gaps = np.where(np.abs(first - second) <= rounding, 0.0, first - second)
     if images == 1:
         return {"difference": float(gaps[0])}

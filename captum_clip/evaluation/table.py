@@ -38,7 +38,7 @@ class Metric:
         protocol: one line with every choice: fill, threshold, area, chance level, number of draws.
         better: which way is good; "none" where the figure only describes.
         statistic: how the figure comes from the rows of the long table, by its name in
-            :data:`captum_clip.metrics.bootstrap.STATISTICS`, which has the parts it needs.
+            :data:`captum_clip.metrics.bootstrap.PARTS`, which has the parts it needs.
         constant: what an answer gets that is always the same, where that is known beforehand;
             nothing that is no better is bold.
     """

@@ -1,9 +1,6 @@
-"""Statistics of rows, and the bootstrap over images: intervals, differences, p values."""
+"""Sums of each image, and the bootstrap over images: intervals, differences, p values."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -14,20 +11,8 @@ from ..errors import public
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
-Statistic = Callable[[Array], Array]
-"""How often each image counts, (r, images) -> the figures (r,) of such samples."""
 StatisticName = Literal[
-    "mean",
-    "ratio",
-    "mean_iou",
-    "class_iou",
-    "lowest_class",
-    "highest_class",
-    "spearman",
-    "balanced_accuracy",
-    "auc",
-    "spearman_within",
-    "agreement_within",
+    "mean", "ratio", "balanced", "mean_iou", "class_iou", "lowest_class", "highest_class"
 ]
 
 _BLOCK: Final = 2**21  # weights in memory at a time
@@ -170,35 +155,78 @@ def holm(p_values: npt.ArrayLike) -> Array:
     return adjusted
 
 
-def bootstrap(statistics: Sequence[Statistic], images: int, *, resamples: int, seed: int) -> Array:
-    """Statistics of images over all of them, then over each bootstrap resample.
+_CLASS: Final = ("class", "intersection", "union")
+PARTS: Final[dict[StatisticName, tuple[str, ...]]] = {
+    "mean": ("",),
+    "ratio": ("numerator", "denominator"),
+    "balanced": ("risen", "rises", "fallen", "falls"),
+    "mean_iou": ("object", "object_union", "background", "background_union"),
+    **dict.fromkeys(("class_iou", "lowest_class", "highest_class"), _CLASS),
+}
+"""The columns of a statistic's rows, by their names in the long table.
 
-    A resample draws as many images as there are, with replacement. All statistics see the same
-    draws, which depend on nothing but the number of images, `resamples` and `seed`; so
-    differences of two rows of the result are paired.
+All but a class are numerators, each followed by its denominator, which is 1 in a mean. Both are
+summed over all rows of the images drawn, and rows with a class within their class. The figure is
+the mean of the quotients, or the lowest or the highest of the classes.
+"""
+
+
+def image_sums(statistic: StatisticName, index: Index, rows: Array, images: int) -> Array:
+    """Sums of each image's rows.
+
+    Args:
+        statistic: which has a column of rows for each of its `PARTS`.
+        index: (N,), the image of each row.
+        rows: (N, C).
+        images: how many there are.
 
     Returns:
-        (statistics, 1 + resamples), the statistic over all images first.
+        (images, K, 2), numerators and denominators of K classes or pairs of columns.
     """
-    blocks = chain([np.ones((1, images))], _draws(images, resamples, seed))
-    figures = [[statistic(weights) for statistic in statistics] for weights in blocks]
-    return np.concatenate([np.stack(block) for block in figures], axis=1)
+    if PARTS[statistic] is _CLASS:
+        classes, labels = np.unique(rows[:, 0], return_inverse=True)
+        sums = np.zeros((images, len(classes), 2))
+        np.add.at(sums, (index, labels), rows[:, 1:])
+        occurring = sums[..., 1].any(0)
+        return sums[:, occurring] if occurring.any() else sums[:, :1]
+    if rows.shape[1] == 1:
+        rows = np.hstack([rows, np.ones_like(rows)])
+    sums = np.zeros((images, rows.shape[1]))
+    np.add.at(sums, index, rows)
+    return sums.reshape(images, -1, 2)
 
 
-def _draws(images: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each image is in each resample: blocks (r, images) that fit in memory."""
-    generator = np.random.default_rng(seed)
-    height = max(1, _BLOCK // images)
+def resample(sums: Array, *, resamples: int, seed: int) -> Array:
+    """Sums over all images, then over each bootstrap resample of as many: (1 + R, ...).
+
+    Sums are (images, ...). The draws depend on nothing but the number of images, `resamples` and
+    `seed`; so the differences of methods with the same images are paired.
+    """
+    generator, images = np.random.default_rng(seed), len(sums)
+    flat, height = sums.reshape(images, -1), max(1, _BLOCK // images)
+    blocks = [np.ones((1, images)) @ flat]
     for start in range(0, resamples, height):
-        rows = min(height, resamples - start)
-        drawn = generator.integers(images, size=(rows, images))
-        drawn += images * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * images)
-        yield times.reshape(rows, images).astype(np.float64)
+        drawn = generator.integers(images, size=(min(height, resamples - start), images))
+        drawn += images * np.arange(len(drawn))[:, None]
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        blocks.append(times.astype(np.float64) @ flat)
+    return np.concatenate(blocks).reshape(-1, *sums.shape[1:])
+
+
+def figures_of(statistic: StatisticName, sums: Array) -> Array:
+    """The statistic (1 + R,) of sums (1 + R, K, 2), over all images first; NaN without any."""
+    numerators, denominators = sums[..., 0], sums[..., 1]
+    empty = np.full_like(numerators, np.nan)
+    shares = np.divide(numerators, denominators, out=empty, where=denominators != 0)
+    # Rare classes are missing in many resamples, whose mean would be one over easier classes.
+    shares = np.where(np.isnan(shares), shares[:1], shares)
+    chosen = {"lowest_class": np.min, "highest_class": np.max}.get(statistic, np.mean)
+    figures: Array = chosen(shares, axis=1)
+    return figures
 
 
 def interval_of(figures: Array, level: float) -> Interval:
-    """A statistic with its percentile interval, from (1 + R,) of :func:`bootstrap`.
+    """A statistic with its percentile interval, from (1 + R,) of :func:`figures_of`.
 
     Resamples in which the statistic means nothing, NaN, are left out.
     """
@@ -234,171 +262,5 @@ def _means(values: npt.ArrayLike, groups: Any, level: float, resamples: int, see
         owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
         names, index = np.unique(owners, return_inverse=True)
     expect(owners.shape == flat.shape, f"groups of {len(flat)} values", owners)
-    mean = STATISTICS["mean"].prepare(index, flat[:, None], len(names))
-    figures: Array = bootstrap([mean], len(names), resamples=resamples, seed=seed)[0]
-    return figures
-
-
-@dataclass(frozen=True)
-class RowStatistic:
-    """A statistic of rows, each of which belongs to an image.
-
-    `prepare` takes the image (N,) of each row, the rows (N, C) and the number of images, and
-    gives the statistic of how often each image counts; NaN where it means nothing.
-    """
-
-    parts: tuple[str, ...]  # the columns of the rows, by their names in the long table
-    prepare: Callable[[Index, Array, int], Statistic]
-
-
-def _additive(
-    parts: tuple[str, ...], addends: Callable[[Array], Array], figure: Callable[..., Array]
-) -> RowStatistic:
-    """A `figure` of the D sums (r,) over rows, so over images, of their `addends` (N, D)."""
-
-    def prepare(index: Index, values: Array, images: int) -> Statistic:
-        columns = addends(values).T
-        sums = [np.bincount(index, weights=column, minlength=images) for column in columns]
-        return lambda weights: figure(*(weights @ np.stack(sums, axis=1)).T)
-
-    return RowStatistic(parts, prepare)
-
-
-def _quotient(part: Array, whole: Array) -> Array:
-    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole != 0)
-
-
-def _mean_iou(
-    true_positive: Array, false_positive: Array, false_negative: Array, true_negative: Array
-) -> Array:
-    wrong = false_positive + false_negative
-    of_object = _quotient(true_positive, true_positive + wrong)
-    return (of_object + _quotient(true_negative, true_negative + wrong)) / 2
-
-
-def _of_classes(pick: Callable[..., Array], index: Index, values: Array, images: int) -> Statistic:
-    """The mean, or another, of the classes' IoU of sums over their rows, where there is a union."""
-    classes, labels = np.unique(values[:, 0], return_inverse=True)
-    cells, size = index * len(classes) + labels, images * len(classes)
-    counts = [np.bincount(cells, weights=part, minlength=size) for part in values[:, 1:].T]
-    sums = np.stack(counts).reshape(2, images, -1)  # (2, images, classes)
-    sums = sums[..., sums[1].any(0)]
-    whole = _quotient(*sums.sum(1))
-
-    def figure(weights: Array) -> Array:
-        # Rare classes are missing in many resamples, whose mean would be one over easier classes.
-        shares = _quotient(*(weights @ sums))  # (r, classes)
-        shares = np.where(np.isnan(shares), whole, shares)
-        return pick(shares, axis=1) if len(whole) else np.full(len(weights), np.nan)
-
-    return figure
-
-
-def _signs(values: Array) -> Array:
-    """Agreement and number of the rows with a positive and of those with a negative effect."""
-    mass, effect = np.sign(values).T
-    right = (1 + mass * effect) / 2  # no mass has no sign and counts one half
-    rises, falls = effect > 0, effect < 0
-    return np.stack([right * rises, rises, right * falls, falls], axis=1)
-
-
-def _balanced_accuracy(risen: Array, rises: Array, fallen: Array, falls: Array) -> Array:
-    return (_quotient(risen, rises) + _quotient(fallen, falls)) / 2
-
-
-def _spearman(index: Index, values: Array, images: int) -> Statistic:
-    """Spearman's rank correlation of two columns, with no sorting in any resample."""
-    first, second = (np.unique(column, return_inverse=True)[1] for column in values.T)
-
-    def correlation(image_weights: Array) -> float:
-        weights = image_weights[index]
-        x, y = _centred_ranks(first, weights), _centred_ranks(second, weights)
-        size = np.sqrt((weights * x) @ x * ((weights * y) @ y))
-        return float(np.clip((weights * x) @ y / size, -1, 1)) if size else np.nan
-
-    return lambda weights: np.array([correlation(row) for row in weights])
-
-
-def _centred_ranks(order: Index, weights: Array) -> Array:
-    """Average ranks (N,) less their mean, of rows that count `weights` (N,) times.
-
-    Of W rows, those of one value have the ranks from b + 1 to b + w, with b the weight of all
-    smaller ones, so b + (w + 1) / 2 each; the mean of all ranks is (W + 1) / 2. Whole and half
-    numbers are exact, so equal orders give equal correlations to the last digit. `order` (N,) has
-    the place of each row's value among the distinct values, from 0.
-    """
-    weight = np.bincount(order, weights=weights)
-    up_to = np.cumsum(weight)
-    ranks: Array = (up_to - weight / 2 - up_to[-1] / 2)[order]
-    return ranks
-
-
-def _auc(index: Index, values: Array, images: int) -> Statistic:
-    """The chance that the mass of a positive effect is above that of a negative one."""
-    order, effect = np.unique(values[:, 0], return_inverse=True)[1], np.sign(values[:, 1])
-
-    def area(image_weights: Array) -> float:
-        weights = image_weights[index]
-        rises, falls = (np.bincount(order, weights=weights * (effect == s)) for s in (1, -1))
-        pairs = rises.sum() * falls.sum()
-        below = np.cumsum(falls) - falls / 2  # of equal masses one half
-        return float(rises @ below / pairs) if pairs else np.nan
-
-    return lambda weights: np.array([area(row) for row in weights])
-
-
-def _within(figures_of: Callable[[Array, Array], Array]) -> Callable[..., Statistic]:
-    """The mean over images of a figure of each one's rows: `figures_of` (images, most rows) both.
-
-    Rows that an image lacks are NaN.
-    """
-
-    def prepare(index: Index, values: Array, images: int) -> Statistic:
-        counts = np.bincount(index, minlength=images)
-        order, starts = np.argsort(index, kind="stable"), np.cumsum(counts) - counts
-        table = np.full((2, images, counts.max()), np.nan)
-        places = np.arange(len(index)) - np.repeat(starts, counts)
-        table[:, index[order], places] = values[order].T
-        figures = figures_of(*table)
-        return lambda weights: weights @ figures / weights.sum(1)
-
-    return prepare
-
-
-def _spearman_within(mass: Array, effect: Array) -> Array:
-    """Spearman's correlation in each image; 0 where one of both is the same in all rows.
-
-    An average rank less the mean rank is half of how many are below less how many are above.
-    """
-    x, y = (np.nansum(np.sign(c[:, :, None] - c[:, None]), axis=2) / 2 for c in (mass, effect))
-    size = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    return np.nan_to_num(_quotient((x * y).sum(1), size))
-
-
-def _agreement_within(mass: Array, effect: Array) -> Array:
-    right = (1 + np.sign(mass) * np.sign(effect)) / 2  # no mass has no sign and counts one half
-    return np.asarray(np.nanmean(right, axis=1))
-
-
-_PIXELS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
-_CLASS: Final = ("class", "intersection", "union")
-_EFFECT: Final = ("mass", "effect")
-STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
-    "mean": _additive(("",), lambda values: np.hstack([values, np.ones_like(values)]), _quotient),
-    "ratio": _additive(("numerator", "denominator"), np.asarray, _quotient),
-    "mean_iou": _additive(_PIXELS, np.asarray, _mean_iou),
-    "class_iou": RowStatistic(_CLASS, partial(_of_classes, np.mean)),
-    "lowest_class": RowStatistic(_CLASS, partial(_of_classes, np.min)),
-    "highest_class": RowStatistic(_CLASS, partial(_of_classes, np.max)),
-    "spearman": RowStatistic(_EFFECT, _spearman),
-    "balanced_accuracy": _additive(_EFFECT, _signs, _balanced_accuracy),
-    "auc": RowStatistic(_EFFECT, _auc),
-    "spearman_within": RowStatistic(_EFFECT, _within(_spearman_within)),
-    "agreement_within": RowStatistic(_EFFECT, _within(_agreement_within)),
-}
-"""By name: the mean of one column, the ratio of the sums of two, the mean IoU of the sums of four
-counts of pixels, of classes' intersection over union the mean, the lowest and the highest; of mass
-and effect Spearman's rank correlation, the mean share of right signs among the positive and among
-the negative effects, and the area under the ROC curve of the effect's sign. All over all rows of
-the images drawn, but those "within" an image, which are means over images: Spearman's rank
-correlation (0 where mass or effect is constant) and the share of right signs."""
+    sums = image_sums("mean", index, flat[:, None], len(names))
+    return figures_of("mean", resample(sums, resamples=resamples, seed=seed))

@@ -14,7 +14,6 @@ from functools import partial
 from math import comb
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
@@ -23,8 +22,8 @@ from ..checks import check_integer, check_interval, describe, expect
 from ..errors import public
 from ..maps import check_maps, check_tensor, expand_to_input, pearson, to_float32
 from . import inputs
-from .bootstrap import STATISTICS, StatisticName
 from .inputs import Forward, Seed, Targets
+from .map_statistics import area_of_ranks, spearman
 
 _MOST_OBJECTS = 16
 
@@ -373,8 +372,13 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
     check_tensor("mass", mass, "(...)")
     check_tensor("effects", effects, "(...)")
     expect(mass.shape == effects.shape, f"one effect per mass of {describe(mass)}", effects)
-    pairs = torch.stack([mass.cpu().flatten(), effects.cpu().flatten()], 1).double().numpy()
-    count, once = len(pairs), np.ones((1, len(pairs)))
-    statistics: tuple[StatisticName, ...] = ("spearman", "balanced_accuracy", "auc")
-    prepared = [STATISTICS[name].prepare(np.arange(count), pairs, count) for name in statistics]
-    return Agreement(*(float(statistic(once)[0]) for statistic in prepared))
+    pairs = mass.double().flatten(), effects.to(mass.device).double().flatten()
+    right, rises, falls = right_signs(*pairs)
+    balanced = (right[rises].mean() + right[falls].mean()) / 2
+    above = area_of_ranks(pairs[0][rises | falls], rises[rises | falls])
+    return Agreement(*(float(figure) for figure in (spearman(*pairs), balanced, above)))
+
+
+def right_signs(mass: Tensor, effects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether masses have the signs of their effects, half where one has none; effects > 0, < 0."""
+    return (1 + mass.sign() * effects.sign()) / 2, effects > 0, effects < 0

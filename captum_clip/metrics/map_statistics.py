@@ -203,3 +203,13 @@ def average_ranks(values: Tensor) -> Tensor:
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Spearman's rank correlation along the last dimension, (..., N) -> (...)."""
     return pearson(average_ranks(first), average_ranks(second))
+
+
+def area_of_ranks(values: Tensor, positive: Tensor) -> Tensor:
+    """The chance that a positive one of values (..., N) is above another, equal ones count half.
+
+    That is the area under their ROC curve; NaN where one of the two kinds is missing.
+    """
+    count, others = positive.sum(-1).double(), (~positive).sum(-1)
+    ranks = torch.where(positive, average_ranks(values), 0).sum(-1)
+    return (ranks - count * (count + 1) / 2) / (count * others)

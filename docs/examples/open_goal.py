@@ -103,10 +103,10 @@ METHODS = (
 )
 COLUMNS = (
     "pointing",
-    "effect_spearman",
-    "effect_spearman_others",
-    "removal_spearman",
-    "removal_spearman_others",
+    "effect_spearman_scene",
+    "effect_spearman_scene_others",
+    "removal_spearman_scene",
+    "removal_spearman_scene_others",
 )
 
 

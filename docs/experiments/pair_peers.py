@@ -2,8 +2,8 @@
 
 ``pip install exclip shapiq`` next to captum_clip, in an environment of its own; then
 ``python docs/experiments/pair_peers.py`` prints a table for demo/vit: Spearman's rank correlation
-with the exact interaction of word and object, the pointing of words, seconds a pair. A pair is done
-alone, on one thread.
+with the exact interaction of word and object, of all scenes together; the pointing of words;
+seconds a pair. A pair is done alone, on one thread.
 
 - exCLIP (Möller et al. 2025, arXiv:2408.14153) is the package's own ``explain``, with its ten steps
   and its references; only how a model of transformers is run between two layers is written here.
@@ -39,7 +39,7 @@ from captum_clip import (
 )
 from captum_clip.evaluation import DATA_SETS
 from captum_clip.evaluation.tasks.pairs_task import exact_interactions
-from captum_clip.metrics.bootstrap import STATISTICS, bootstrap, interval_of
+from pooled import pooled_spearman
 
 Pair = SimpleNamespace
 """pixels (1, 3, H, W), masks (n, H, W) of the objects, ids (1, T), caption, the n words; of each
@@ -252,15 +252,17 @@ def read(clip: Any, sample: Any) -> tuple[Pair, Tensor, float]:
     return Pair(pixels=pixels[-1:], masks=masks, **text), exact, float(off)
 
 
-def interval(statistic: str, rows: list[Any], owners: list[int], images: int) -> str:
-    """A figure with its 95 % bootstrap interval over scenes."""
-    values = np.array([np.atleast_1d(row) for row in rows], dtype=float)
-    if not rows or (statistic == "spearman" and not np.ptp(values[:, 0])):
-        return "\N{EN DASH}"  # no map, or one value for all
-    prepared = STATISTICS[statistic].prepare(np.array(owners), values, images)
-    [drawn] = bootstrap([prepared], images, resamples=2000, seed=0)
-    mean, low, high = (f"{value:.2f}" for value in interval_of(drawn, 0.95))
+def shown(figures: tuple[float, float, float]) -> str:
+    """A figure with its interval."""
+    mean, low, high = (f"{value:.2f}" for value in figures)
     return f"{mean} [{low}, {high}]".replace("0.", ".").replace("-", "\N{MINUS SIGN}")
+
+
+def ranked(rows: list[Any]) -> str:
+    """Spearman's of the rows of all scenes together; a dash for one value."""
+    tables = [np.array(of_scene, dtype=float) for of_scene in rows]
+    constant = not np.ptp(np.concatenate(tables)[:, 0])
+    return "\N{EN DASH}" if constant else shown(pooled_spearman(tables, 2000))
 
 
 def main() -> None:
@@ -272,7 +274,8 @@ def main() -> None:
     clip, data = load_clip("demo/vit"), DATA_SETS["demo"](number=count)
     pairs = [read(clip, data.read(index)) for index in range(count)]
     print(f"shapiq's index differs by {max(off for *_, off in pairs):.1e} at most")
-    print("| estimator | *I*, all | *I*, others | pointing | seconds a pair | what a pair takes |")
+    heads = ("estimator", "*I*, all, pooled", "*I*, others, pooled", "pointing", "seconds a pair")
+    print(f"| {' | '.join(heads)} | what a pair takes |")
     print("|---|---|---|---|---|---|")
     for name, (maps_of, needs) in ESTIMATORS.items():
         rows, others, hits, seconds = [], [], [], []
@@ -282,16 +285,18 @@ def main() -> None:
             seconds.append(time.perf_counter() - begun)
             is_map = maps.dim() == 3
             mass = metrics.object_mass(maps, pair.masks) if is_map else maps
-            for word, thing in np.ndindex(*exact.shape):
-                row = (scene, [float(mass[word, thing]), float(exact[word, thing])])
-                rows.append(row)
-                others += [row] * (word != thing)
+            every = [
+                (word, thing, [float(mass[word, thing]), float(exact[word, thing])])
+                for word, thing in np.ndindex(*exact.shape)
+            ]
+            rows.append([row for *_, row in every])
+            others.append([row for word, thing, row in every if word != thing])
             pointed = metrics.pointing_game(maps, pair.masks).tolist() if is_map else []
             hits += [(scene, hit) for hit in pointed]
-        cells = [
-            interval(statistic, [v for _, v in own], [scene for scene, _ in own], count)
-            for statistic, own in (("spearman", rows), ("spearman", others), ("mean", hits))
-        ]
+        cells = [ranked(rows), ranked(others), "\N{EN DASH}"]
+        if hits:
+            owners, values = zip(*hits, strict=True)
+            cells[2] = shown(metrics.bootstrap_mean(values, owners))
         print(f"| {name} | {' | '.join(cells)} | {np.median(seconds):.3f} | {needs} |", flush=True)
 
 

@@ -134,21 +134,11 @@ def label(method: str) -> str:
 
 
 EFFECTS = {
-    f"{title}, {pairs}": f"{name}_spearman{{}}{end}"
+    f"{title}, {pairs}": f"{name}_spearman_scene{end}"
     for title, name in (("adds", "effect"), ("removal", "removal"))
     for pairs, end in (("all", ""), ("others", "_others"))
 }
-"""Columns of rank correlations, whose cells have the one within scenes, then the pooled one."""
-
-
-def both_ranks(found: pd.DataFrame, method: str) -> list[str]:
-    """``.85 / .82`` for each of `EFFECTS`; a dash where there is none."""
-    means = found["mean"].to_dict()
-    cells = []
-    for metric in EFFECTS.values():
-        pair = [means.get((method, metric.format(end))) for end in ("_scene", "")]
-        cells.append(" / ".join("–" if value is None else short(value) for value in pair))
-    return cells
+"""Columns of rank correlations within a scene."""
 
 
 def right_map() -> None:
@@ -160,18 +150,17 @@ def right_map() -> None:
         for method in [*methods, *DRAWN, *WITHOUT_MAP]:
             if (method, "effect_spearman_scene") not in found.index:
                 continue
-            ends = [
+            cells = [
                 short(found.loc[(method, metric), "mean"])
                 if (method, metric) in found.index
                 else "–"
-                for metric in ("pointing", "words_4")
+                for metric in ("pointing", *EFFECTS.values(), "words_4")
             ]
             prices = PASSES | (OF_A_PROBE if model == "siglip" else {})
             price = prices.get(method) or prices.get(method.split(":")[0], "about 1, all texts")
             if method in (*DRAWN, *WITHOUT_MAP):
                 price = "none"
-            cells = [ends[0], *both_ranks(found, method), ends[1], price]
-            rows.append([title, label(method), *cells])
+            rows.append([title, label(method), *cells, price])
     markdown(("model", "method", "pointing", *EFFECTS, "words", "passes"), rows)
 
 
@@ -181,7 +170,7 @@ def excerpt() -> None:
         "pointing": "pointing",
         "coverage": "coverage",
         "mean IoU": "mean_iou",
-        "adds, all, within scenes": "effect_spearman_scene",
+        "adds, all": "effect_spearman_scene",
         "removal, others: balanced accuracy": "removal_balanced_others",
         "deletion gap, mean colour": "gap_mean_predicted",
         "faithfulness": "faithfulness_correlation",
@@ -201,7 +190,7 @@ def rankings() -> None:
     """Each figure on the embedded model and on a second one, and how far both order the methods."""
     metrics = {
         "pointing": "pointing",
-        **{title: metric.format("_scene") for title, metric in EFFECTS.items()},
+        **EFFECTS,
         "deletion gap": "gap_mean_predicted",
         "faithfulness": "faithfulness_correlation",
         "four words": "words_4",
@@ -242,19 +231,17 @@ def pair_estimators() -> None:
         **{label(name): (name, "difference") for name in WITHOUT_MAP},
     }
     metrics = {
-        "*I*, in a scene": "interaction_scene",
-        "*I*, in a scene, others": "interaction_scene_others",
-        "*I*, all": "interaction",
-        "*I*, others": "interaction_others",
-        "index, all": "index",
-        "index, others": "index_others",
+        "*I*, all": "interaction_scene",
+        "*I*, others": "interaction_scene_others",
+        "index, all": "index_scene",
+        "index, others": "index_scene_others",
         "pointing": "pointing",
     }
     rows = []
     for model in NAMES:
         found = results(f"pairs_{model}")
         for title, (method, estimator) in estimators.items():
-            if (method, f"{estimator}_interaction") in found.index:
+            if (method, f"{estimator}_interaction_scene") in found.index:
                 names = (f"{estimator}_{metric}" for metric in metrics.values())
                 cells = [interval(found, method, name, 2) for name in names]
                 rows.append([f"demo/{model}", title, *cells])

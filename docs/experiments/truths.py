@@ -1,7 +1,7 @@
 """How the two truths of a scene relate, and what oracles reach that know where an object is.
 
-``python docs/experiments/truths.py demo/vit demo/resnet demo/siglip`` prints rank correlations over
-500 scenes, over all pairs of a text and an object and over those where the text names another one.
+``python docs/experiments/truths.py demo/vit demo/resnet demo/siglip`` prints rank correlations of
+all pairs of a text and an object in 500 scenes together, and of those where the text names another.
 
 - *adds*: the object's Shapley effect; *removal*: the drop without it, from the whole scene.
 - *hidden*: the drop when no token may attend to the object's cells (a quarter of a cell and more),
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip.evaluation import DATA_SETS
-from captum_clip.metrics.bootstrap import STATISTICS, bootstrap, interval_of
+from pooled import pooled_spearman
 
 TRUTHS = ("adds", "removal")
 RING = 8
@@ -80,18 +80,15 @@ def read(clip: Any, sample: Any) -> dict[str, Tensor]:
 
 
 def interval(scenes: list[dict[str, Tensor]], first: str, second: str, *, others: bool) -> str:
-    """Spearman's rank correlation with its 95 % bootstrap interval over scenes."""
-    owners, values = [], []
-    for number, scene in enumerate(scenes):
-        kept = ~torch.eye(len(scene[first]), dtype=torch.bool) if others else ...
-        pair = torch.stack([scene[first][kept].flatten(), scene[second][kept].flatten()], 1)
-        owners += [number] * len(pair)
-        values += pair.tolist()
+    """Spearman's of all scenes together with its 95 % bootstrap interval over scenes."""
     if first == second:
         return "\N{EN DASH}"
-    prepared = STATISTICS["spearman"].prepare(np.array(owners), np.array(values), len(scenes))
-    [drawn] = bootstrap([prepared], len(scenes), resamples=1000, seed=0)
-    found = "{:.2f} [{:.2f}, {:.2f}]".format(*interval_of(drawn, 0.95))
+    tables = []
+    for scene in scenes:
+        kept = ~torch.eye(len(scene[first]), dtype=torch.bool) if others else ...
+        pair = torch.stack([scene[first][kept].flatten(), scene[second][kept].flatten()], 1)
+        tables.append(pair.double().numpy())
+    found = "{:.2f} [{:.2f}, {:.2f}]".format(*pooled_spearman(tables, 1000))
     return found.replace("0.", ".").replace("-", "\N{MINUS SIGN}")
 
 

@@ -47,9 +47,9 @@ SMALL_SUITE: dict[str, Any] = {
     },
     "columns": {
         "pointing": "pointing",
-        "effect": "effect_spearman",
+        "effect": "effect_spearman_scene",
         "words": "words_[1-4]",
-        "pairs": "share_interaction",
+        "pairs": "share_interaction_scene",
         "nothing": "gap_.*",
     },
     "drawn_with": "Pillow 1",

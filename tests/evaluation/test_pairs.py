@@ -38,7 +38,6 @@ from tests.evaluation.cases import (
     model,
     two_regions,
 )
-from tests.evaluation.test_summary import compare
 
 
 def present(n: int) -> Tensor:
@@ -130,13 +129,12 @@ def test_pairs_are_measured_by_their_definitions() -> None:
         for name, heatmap in zip(mass, maps, strict=True):
             mass[name].append(metrics.object_mass(heatmap, masks))
     for name, expected in mass.items():
-        rows = found("direct")[f"{name}_interaction"]
-        assert rows.owners.tolist() == [0] * 4 + [1] * 9 + [2] * 4
-        assert rows.regions[:2] == (f"{first} / {first}", f"{first} / {second}")
-        both = torch.stack([torch.cat(expected), torch.stack(effects)], 1).detach()
-        np.testing.assert_allclose(rows.values[:4], both, rtol=1e-3, atol=2e-6)
-        others = found("direct")[f"{name}_interaction_others"]
-        np.testing.assert_array_equal(others.values[:2], rows.values[1:3])
+        pairs = torch.cat(expected).detach(), torch.stack(effects).detach()
+        for end, kept in (("", slice(None)), ("_others", slice(1, 3))):
+            got = found("direct")[f"{name}_interaction_scene{end}"]
+            assert got.owners.tolist() == [0, 1, 2]
+            rank = metrics.effect_agreement(*(column[kept] for column in pairs)).spearman
+            assert got.values[0, 0] == pytest.approx(rank)
         assert len(found("direct")[f"{name}_pointing"].owners) == 7
 
 
@@ -163,11 +161,8 @@ def test_a_method_of_one_side_has_no_shares() -> None:
 def test_random_maps_rank_interactions_by_chance() -> None:
     got = measured("pairs", context(model("demo/vit"), DemoScenes(24)), "random")
 
-    def within(rows: Rows) -> float:
-        return compare("spearman_within", {"a": rows}, reference="a")["a"].interval[0]
-
-    assert abs(within(got["difference_interaction_scene"])) < 0.3
-    assert within(found("direct")["difference_interaction_scene"]) > 0.5
+    assert abs(got["difference_interaction_scene"].values.mean()) < 0.3
+    assert found("direct")["difference_interaction_scene"].values.mean() > 0.5
     assert got["difference_pointing"].values[:, 0].mean() < 0.3
 
 
@@ -187,16 +182,21 @@ def test_predictors_without_a_map_are_their_arithmetic() -> None:
         "text-only": torch.stack(added) @ names.T,
         "score": (torch.stack(added) @ image)[:, None].expand(3, 3),
     }
+    texts = [" and ".join(w for i, w in enumerate(words) if s >> i & 1) for s in range(8)]
+    every = targets.text(clip, texts, allow_empty=True)
+    images = clip.preprocess([one for one in sample.subsets if one])
+    exact, index = exact_interactions(ClipSimilarity(clip, every)(images).T.detach())
     for name, answer in expected.items():
-        got, maps = found(name), found("direct")
-        assert set(got) == {metric for metric in maps if "pointing" not in metric}
-        for metric, rows in got.items():
-            np.testing.assert_array_equal(rows.values[:, 1], maps[metric].values[:, 1])
-            chosen = answer.flatten()
-            if metric.endswith("others"):
-                chosen = answer[~torch.eye(3, dtype=torch.bool)]
-            mass = rows.values[rows.owners == 1, 0]
-            np.testing.assert_allclose(mass, chosen, rtol=1e-4, atol=1e-6)
+        got = found(name)
+        assert set(got) == {metric for metric in found("direct") if "pointing" not in metric}
+        for (truth, effect), end in itertools.product(
+            {"interaction": exact, "index": index}.items(), ("", "_others")
+        ):
+            kept = ~torch.eye(3, dtype=torch.bool) | (not end)
+            rank = metrics.effect_agreement(answer[kept], effect[kept]).spearman
+            for estimator in ("share", "difference", "product"):
+                values = got[f"{estimator}_{truth}_scene{end}"].values
+                assert values[1, 0] == pytest.approx(np.nan_to_num(rank), abs=1e-4)
 
 
 def test_a_scene_without_its_subsets_is_not_measured() -> None:

@@ -11,20 +11,16 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
 
 from captum_clip import metrics
 from captum_clip.evaluation.summary import summarize
 from captum_clip.evaluation.table import Metric
 from captum_clip.metrics import (
-    SegmentationScores,
     bootstrap_mean,
-    effect_agreement,
     paired_difference,
 )
-from captum_clip.metrics.bootstrap import STATISTICS, StatisticName
+from captum_clip.metrics.bootstrap import PARTS, StatisticName
 from tests.evaluation.cases import Rows, long_table
-from tests.metrics.oracles import spearman
 
 Array = npt.NDArray[np.float64]
 RESAMPLES = 200
@@ -46,7 +42,7 @@ def compare(
 ) -> dict[str, Figure]:
     """Each method's figures by one metric."""
     metric = Metric("found", "", statistic=statistic)
-    tables = [long_table(name, "found", STATISTICS[statistic].parts, r) for name, r in rows.items()]
+    tables = [long_table(name, "found", PARTS[statistic], r) for name, r in rows.items()]
     table = pd.concat(tables)
     found = summarize(table, {"": [metric]}, list(rows), reference=reference, **options)
     return {
@@ -75,15 +71,17 @@ def rows_of(statistic: StatisticName, seed: int, samples: int = 30) -> Rows:
         values = draw.random((size, 1))
     elif statistic == "mean_iou":
         values = draw.integers(0, 50, (size, 4)).astype(float)
+        values[:, 1::2] += values[:, ::2]
+    elif statistic == "balanced":
+        kinds = np.random.default_rng(98).integers(0, 4, (size, 2))
+        right = draw.integers(0, kinds + 1)
+        values = np.stack([right, kinds], axis=2).reshape(size, 4).astype(float)
     elif statistic == "ratio":
         values = draw.integers(0, 5, (size, 2)).astype(float)
-    elif statistic in BY_CLASS:
+    else:
         union = draw.integers(0, 9, size)
         columns = [draw.integers(0, 3, size), np.minimum(draw.integers(0, 9, size), union), union]
         values = np.stack(columns, axis=1).astype(float)
-    else:
-        effect = np.random.default_rng(98).integers(-4, 5, size)
-        values = np.stack([effect + draw.integers(-3, 4, size), effect], axis=1).astype(float)
     order = draw.permutation(size)
     return Rows(owners[order], values[order])
 
@@ -95,14 +93,11 @@ def plain(statistic: StatisticName, values: Array) -> float:
         return float(values.mean())
     if statistic == "ratio":
         return float(columns[0].sum() / columns[1].sum())
-    if statistic == "mean_iou":
-        hit, false_alarm, miss, rest = columns
-        return SegmentationScores(hit, false_alarm, miss, rest).mean_iou
     if statistic in BY_CLASS:
         classes = [values[values[:, 0] == number].sum(0) for number in np.unique(values[:, 0])]
         return float(BY_CLASS[statistic]([shared / union for _, shared, union in classes]))
-    found = effect_agreement(*columns)
-    return float(getattr(found, statistic))
+    first, whole, second, rest = values.sum(0)  # of pixels, or of effects above and below zero
+    return float((first / whole + second / rest) / 2)
 
 
 def plain_resamples(
@@ -119,8 +114,7 @@ def plain_resamples(
 
 
 EVERY: list[StatisticName] = [
-    *("mean", "ratio", "mean_iou", *BY_CLASS),
-    *("spearman", "balanced_accuracy", "auc"),
+    *("mean", "ratio", "mean_iou", "balanced", *BY_CLASS),
 ]
 
 
@@ -142,30 +136,6 @@ def test_figures_are_those_of_plain_loops(statistic: StatisticName) -> None:
     assert found["b"].rows == len(theirs.owners)
 
 
-def agreement(mass: Tensor, effect: Tensor) -> float:
-    """The share of right signs, no mass for one half."""
-    pairs = zip(mass.tolist(), effect.tolist(), strict=True)
-    return float(np.mean([0.5 if m == 0 or e == 0 else (m > 0) == (e > 0) for m, e in pairs]))
-
-
-@pytest.mark.parametrize("statistic", ["spearman_within", "agreement_within"])
-def test_figures_within_an_image_are_means_over_images(statistic: StatisticName) -> None:
-    """Image by image from the definition; the same draws as of a mean of one row an image."""
-    rows, one = rows_of(statistic, 1), {"spearman_within": spearman}.get(statistic, agreement)
-    samples = np.unique(rows.owners)
-    parts = [torch.from_numpy(rows.values[rows.owners == name].T.copy()) for name in samples]
-    constant = [min(len(column.unique()) for column in part) == 1 for part in parts]
-    figures = [  # a constant has no ranks, and gets 0
-        0.0 if flat and one is spearman else one(*part)
-        for part, flat in zip(parts, constant, strict=True)
-    ]
-    assert any(constant)
-    assert len({part.shape for part in parts}) > 2
-    found = compare(statistic, {"a": rows}, reference="a", seed=4)["a"]
-    assert found.interval == pytest.approx(bootstrap_mean(figures, seed=4), rel=1e-12)
-    assert found.rows == len(rows.owners)
-
-
 def test_mean_is_that_of_bootstrap_mean() -> None:
     """The same draws, so the same interval; a pair of rows an image, so the same difference."""
     owners = np.arange(50)
@@ -176,19 +146,7 @@ def test_mean_is_that_of_bootstrap_mean() -> None:
     assert found["a"].difference == pytest.approx(paired_difference(one, other, seed=4), rel=1e-9)
 
 
-def test_spearman_agrees_with_ranks_however_many_ties() -> None:
-    """All rows once is the metric itself, and equal orders are a perfect correlation."""
-    values = np.random.default_rng(4).integers(0, 3, (400, 2)).astype(float)
-    found = compare("spearman", {"a": Rows(np.arange(400), values)}, reference="a")
-    mass, effect = torch.from_numpy(values.T.copy())
-    expected = metrics.effect_agreement(mass, effect).spearman
-    assert found["a"].interval[0] == pytest.approx(expected)
-    both = np.stack([values[:, 0], np.exp(values[:, 0])], axis=1)
-    same = compare("spearman", {"a": Rows(np.arange(400), both)}, reference="a")
-    assert same["a"].interval == (1, 1, 1)
-
-
-@pytest.mark.parametrize("statistic", ["mean", "auc"])
+@pytest.mark.parametrize("statistic", ["mean", "class_iou"])
 def test_a_method_does_not_differ_from_itself(statistic: StatisticName) -> None:
     """Difference 0 to the last digit, p value 1, in whatever order its rows come."""
     rows = rows_of(statistic, 6)
@@ -283,17 +241,6 @@ def test_few_images_are_not_tested(images: int, tested: bool) -> None:
     assert math.isnan(p_value) is not tested
 
 
-def test_a_constant_answer_gets_one_half_whatever_the_base_rate_is() -> None:
-    """Nine of ten effects are below zero: always saying so is right nine times, and worth .5."""
-    effect = np.tile([-1.0] * 9 + [1.0], 4)
-    rows = Rows(np.arange(40), np.stack([np.full(40, -2.0), effect], axis=1))
-    for statistic in ("balanced_accuracy", "auc"):
-        found = compare(statistic, {"a": rows}, reference="a")
-        assert found["a"].interval == (0.5, 0.5, 0.5)
-    agreement = effect_agreement(*torch.from_numpy(rows.values.T.copy()))
-    assert (agreement.balanced_accuracy, agreement.auc) == (0.5, 0.5)
-
-
 def test_nothing_measured_is_no_figure() -> None:
     """No rows, no number; and nothing is compared with an empty reference."""
     rows = {"a": rows_of("mean", 1), "b": Rows(np.empty(0, dtype=np.int64), np.empty((0, 1)))}
@@ -327,11 +274,9 @@ def test_one_image_has_neither_interval_nor_p_value() -> None:
 @pytest.mark.parametrize(
     ("statistic", "values"),
     [
-        ("spearman", [[1.0, 1.0], [1.0, 2.0]]),
-        ("balanced_accuracy", [[1.0, 0.0], [2.0, 0.0]]),
-        ("auc", [[1.0, 2.0], [2.0, 1.0]]),
         ("ratio", [[1.0, 0.0], [2.0, 0.0]]),
-        ("mean_iou", [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0]]),
+        ("balanced", [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0]]),
+        ("mean_iou", [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 2.0]]),
         ("class_iou", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
         ("lowest_class", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
     ],
@@ -347,18 +292,18 @@ def test_a_statistic_that_means_nothing_is_nan(statistic: StatisticName, values:
     assert found["c"].difference[3] == 1
 
 
-def test_resamples_that_mean_nothing_are_left_out() -> None:
-    """Where no effect above zero, or none below, is drawn there is no agreement."""
-    rows = Rows(np.arange(3), np.array([[1.0, 1.0], [1.0, 0.0], [-1.0, -1.0]]))
-    found = compare("balanced_accuracy", {"a": rows}, reference="a")
-    assert found["a"].interval == (1, 1, 1)
+def test_what_a_resample_lacks_counts_as_in_the_whole() -> None:
+    """Where no effect above zero, or none below, is drawn the mean is not over one kind alone."""
+    parts = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    found = compare("balanced", {"a": Rows(np.arange(3), parts)}, reference="a")
+    assert found["a"].interval == (0.5, 0.5, 0.5)
 
 
 def test_parts_of_a_row_are_found_by_sample_and_region() -> None:
     """However the table is sorted."""
-    rows = rows_of("spearman", 3)
-    table = long_table("a", "found", ("mass", "effect"), rows)
-    metric = Metric("found", "", statistic="spearman")
+    rows = rows_of("ratio", 3)
+    table = long_table("a", "found", PARTS["ratio"], rows)
+    metric = Metric("found", "", statistic="ratio")
     one, other = (
         summarize(t, {"": [metric]}, ["a"], reference="a").figures
         for t in (table, table.sample(frac=1, random_state=0))

@@ -15,7 +15,7 @@ import pytest
 from captum_clip.evaluation.report import findings, results_csv, results_md, shown
 from captum_clip.evaluation.summary import Summary, summarize
 from captum_clip.evaluation.table import Metric
-from captum_clip.metrics.bootstrap import STATISTICS
+from captum_clip.metrics.bootstrap import PARTS
 from tests.evaluation.cases import Rows, long_table
 
 ABOUT = {"Model": "demo/vit", "Seed": 0}
@@ -35,7 +35,7 @@ def summary(
     given: Mapping[str, Mapping[str, Rows]], metrics: Sequence[Metric], **options: Any
 ) -> Summary:
     """Of rows by method and metric."""
-    parts = {metric.name: STATISTICS[metric.statistic].parts for metric in metrics}
+    parts = {metric.name: PARTS[metric.statistic] for metric in metrics}
     tables = [
         long_table(method, name, parts[name], of)
         for method, by_metric in given.items()
@@ -96,11 +96,11 @@ def test_what_was_not_measured_is_blank() -> None:
 
 
 def test_undefined_figures_are_blank() -> None:
-    """A rank correlation with a constant is none."""
-    flat = Rows(np.arange(3), np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]]))
+    """A share of nothing is none."""
+    nothing = Rows(np.arange(3), np.zeros((3, 2)))
     good = Rows(np.arange(3), np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
-    effect = Metric("effect", "", statistic="spearman")
-    found = summary({"ours": {"effect": good}, "flat": {"effect": flat}}, [effect])
+    share = Metric("share", "", statistic="ratio")
+    found = summary({"ours": {"share": good}, "flat": {"share": nothing}}, [share])
     assert [records(found)[1][name] for name in ("mean", "rows", "difference")] == ["", "3", ""]
     text = markdown(found)
     assert table(text)[2] == ["flat", "–"]

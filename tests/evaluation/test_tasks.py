@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,14 @@ def test_localization_is_each_metric_of_each_region(name: str) -> None:
             counts.append([int(cell.sum()) for cell in cells])
             ratios.append([counts[-1][0] + counts[-1][3], 224 * 224])
             precisions.append(metrics.average_precision(h, m))
-        expected |= {f"mean_iou{suffix}": counts, f"pixel_accuracy{suffix}": ratios}
+        unions = [
+            (hit, hit + wrong + missed, rest, rest + wrong + missed)
+            for hit, wrong, missed, rest in counts
+        ]
+        expected |= {f"mean_iou{suffix}": unions, f"pixel_accuracy{suffix}": ratios}
         expected["average_precision"] = precisions
     expected["legrad_pixel_accuracy"] = [right / whole for right, whole in ratios]
-    expected["legrad_mean_iou"] = [
-        (hit / (hit + wrong + missed) + rest / (rest + wrong + missed)) / 2
-        for hit, wrong, missed, rest in counts
-    ]
+    expected["legrad_mean_iou"] = [(hit / a + rest / b) / 2 for hit, a, rest, b in unions]
     expected["legrad_map"] = [
         metrics.two_class_average_precision(h, m) for h, m in zip(heatmap, masks, strict=True)
     ]
@@ -182,40 +184,52 @@ def test_effects_pair_the_mass_in_every_object_with_its_exact_effects(name: str)
             removals.append([mass, gains[2**count - 1 - (1 << place)]])
             others.append(place != one["place"])
     chosen = np.array(others)
+    scenes = np.unique(owners).tolist()
     for kind, columns in (("effect", pairs), ("removal", removals)):
-        same_rows(got[f"{kind}_spearman"], Rows(np.array(owners), np.array(columns)), 1e-4)
-        expected = Rows(np.array(owners)[chosen], np.array(columns)[chosen])
-        same_rows(got[f"{kind}_spearman_others"], expected, 1e-4)
-        for end in ("", "_others"):
-            pair = got[f"{kind}_spearman{end}"]
-            for name in ("spearman_scene", "agreement", "balanced", "auc"):
-                same_rows(got[f"{kind}_{name}{end}"], pair, 0)
+        for end, kept in (("", chosen | True), ("_others", chosen)):
+            places = [(np.array(owners) == scene) & kept for scene in scenes]
+            each = [torch.tensor(columns)[torch.from_numpy(place)].T for place in places]
+            ranks = [metrics.effect_agreement(*pair).spearman for pair in each]
+            right = [(pair.sign().prod(0) > 0).double() for pair in each]
+            same_rows(got[f"{kind}_spearman_scene{end}"], rows(scenes, ranks), 1e-4)
+            shares = [float(signs.mean()) for signs in right]
+            same_rows(got[f"{kind}_agreement{end}"], rows(scenes, shares), 1e-4)
+            counts = [
+                [float(one[k].sum()) for k in (effect > 0, effect < 0) for one in (signs, k + 0.0)]
+                for signs, (_, effect) in zip(right, each, strict=True)
+            ]
+            same_rows(got[f"{kind}_balanced{end}"], rows(scenes, counts), 1e-4)
 
 
 def test_predictors_of_effects_are_their_arithmetic() -> None:
     """They have the rows of a map, with an answer of their own in the place of its mass."""
     clip = model("demo/vit")
-    maps = measured("effect", context(clip, SCENES), "direct")
-    answers: dict[str, list[Tensor]] = {name: [] for name in EFFECT.without_map}
-    for index in range(len(SCENES)):
-        sample = SCENES.read(index)
-        texts = targets.text(clip, [region.text for region in sample.regions]).embeddings
-        image = clip.encode_image(clip.preprocess([sample.image])).detach()
-        size = len(texts)
-        answers["named"].append(torch.eye(size))
-        answers["score"].append((texts @ image.T).expand(size, size))
-        answers["text-only"].append(texts @ texts.T)
-        answers["always-negative"].append(-torch.ones(size, size))
-    for name, tables in answers.items():
+    scenes = context(clip, SCENES)
+    maps = measured("effect", scenes, "direct")
+    ranks: dict[str, list[float]] = {}
+    for sample in map(SCENES.read, range(len(SCENES))):
+        texts = scenes.encode([region.text for region in sample.regions])  # ties by rounding
+        images = clip.encode_image(clip.preprocess([s for s in sample.subsets if s])).detach()
+        effects, size = metrics.shapley_effects(texts @ images.T), len(texts)
+        answers = {
+            "named": torch.eye(size),
+            "score": (texts @ images[-1:].T).expand(size, size),
+            "text-only": texts @ texts.T,
+            "always-negative": -torch.ones(size, size),
+        }
+        for (name, answer), end in product(answers.items(), ("", "_others")):
+            kept = ~torch.eye(size, dtype=torch.bool) | (not end)
+            rank = metrics.effect_agreement(answer[kept], effects[kept]).spearman
+            ranks.setdefault(f"{name}{end}", []).append(np.nan_to_num(rank))
+    for name in EFFECT.without_map:
         got = measured("effect", context(clip, SCENES), name)
         assert set(got) == set(maps)
         for end in ("", "_others"):
-            kept = [t[~torch.eye(len(t), dtype=torch.bool)] if end else t.flatten() for t in tables]
-            for metric in (metric for metric in got if metric.endswith("others") == bool(end)):
-                assert got[metric].regions == maps[metric].regions
-                np.testing.assert_array_equal(got[metric].values[:, 1], maps[metric].values[:, 1])
-                mass = got[metric].values[:, 0]
-                np.testing.assert_allclose(mass, torch.cat(kept), rtol=1e-4, atol=1e-6)
+            expected = rows([0, 1, 2], ranks[f"{name}{end}"])
+            same_rows(got[f"effect_spearman_scene{end}"], expected, 1e-4)
+            for kind in ("effect", "removal"):  # how many rise and fall does not depend on answers
+                counts = got[f"{kind}_balanced{end}"].values[:, 1::2]
+                assert np.array_equal(counts, maps[f"{kind}_balanced{end}"].values[:, 1::2])
     assert measured("localization", context(clip, SCENES), "named") == {}
 
 
@@ -465,8 +479,9 @@ def test_huge_finite_maps_have_their_effects_measured() -> None:
     from captum_clip.evaluation.data import DemoScenes
 
     got = measured("effect", context(model("demo/vit"), DemoScenes(2)), Loud())
-    assert len(got["effect_spearman"].owners) == 4 + 9
-    assert len(got["effect_spearman_others"].owners) == 2 + 6
+    for end, counts in (("", [4, 9]), ("_others", [2, 6])):
+        assert got[f"effect_balanced{end}"].values[:, 1::2].sum(1).tolist() == counts
+        assert got[f"effect_spearman_scene{end}"].owners.tolist() == [0, 1]
 
 
 class Mute(Method):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import maps, metrics, targets
-from ...metrics.map_statistics import average_ranks
+from ...metrics.map_statistics import area_of_ranks
 from ..batch import Batch, MethodOnBatch, Task, View, finite_indices, queries_of
 from ..table import Queries, listed
 from ..units import Arrays
@@ -54,15 +54,17 @@ def _measure(batch: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> 
     yield queries.rows_of("coverage", metrics.coverage(heatmap, masks, area=AREA))
     yield queries.rows_of("average_precision", metrics.average_precision(heatmap, masks))
     if "points" in batch.context.data.truth:
-        at, ranks = masks.flatten(1), average_ranks(heatmap.flatten(1))
-        count, beside = at.sum(1), (~at).sum(1)
-        beaten = (ranks * at).sum(1) - count * (count + 1) / 2
-        yield queries.rows_of("point_auc", beaten / (count * beside))
+        area = area_of_ranks(heatmap.flatten(1), masks.flatten(1))
+        yield queries.rows_of("point_auc", area)
     at_half = metrics.segmentation_scores(heatmap, masks, threshold=0.5)
     for end, scores in (("", metrics.segmentation_scores(heatmap, masks)), ("_half", at_half)):
-        right, pixels = scores.true_positive + scores.true_negative, torch.stack([*scores]).sum(0)
-        yield queries.rows_of(f"pixel_accuracy{end}", {"numerator": right, "denominator": pixels})
-        yield queries.rows_of(f"mean_iou{end}", scores._asdict())
+        hit, false_alarm, miss, rest = scores
+        wrong = false_alarm + miss
+        right = {"numerator": hit + rest, "denominator": hit + rest + wrong}
+        yield queries.rows_of(f"pixel_accuracy{end}", right)
+        both = {"object": hit, "object_union": hit + wrong}
+        both |= {"background": rest, "background_union": rest + wrong}
+        yield queries.rows_of(f"mean_iou{end}", both)
     yield queries.rows_of("legrad_pixel_accuracy", at_half.image_accuracy)
     yield queries.rows_of("legrad_mean_iou", at_half.image_iou)
     yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heatmap, masks))

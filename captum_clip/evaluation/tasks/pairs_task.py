@@ -1,6 +1,7 @@
 """Does an object speak for a text or a word? Against scenes redrawn with every subset."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from ... import maps, metrics, targets
 from ...attr import DirectInteraction
-from ...metrics.faithfulness import mean_over_orders
+from ...metrics.faithfulness import mean_over_orders, right_signs
+from ...metrics.map_statistics import spearman
 from ...similarity import ClipPairSimilarity
 from ..batch import Batch, Measure, MethodOnBatch, Task, View, finite_indices, queries_of
 from ..table import listed, rows_of
@@ -21,25 +23,30 @@ _DEPTHS: Final = {"direct": "pooling", "conservative": "all"}
 """Methods that take both embeddings apart -> how deep."""
 
 
-def _compared(
-    view: View, mass: Tensor, truths: Mapping[str, Tensor], statistics: Iterable[str]
-) -> Iterator[Arrays]:
-    """Compare (texts, objects) with exact effects, over all pairs and over those of others.
+def _pairs_of(mass: Tensor, effect: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Masses (texts, objects) and their exact effects, where known, of all pairs and of others.
 
-    A pair is called "a horse / a dog". Ranks within a scene need two effects that are known.
+    The end of a metric's name comes first; of others the text names another object.
     """
-    texts = [region.text for region in view.regions]
-    pairs = [f"{text} / {other}" for text in texts for other in texts]
-    every = list(range(len(pairs)))
-    others = [index for index in every if index % (len(texts) + 1)]
-    for end, kept in (("", every), ("_others", others)):
-        names, samples = [pairs[index] for index in kept], [view.number] * len(kept)
-        for name, effect in truths.items():
-            both = {"mass": mass.flatten()[kept], "effect": effect.to(mass).flatten()[kept]}
-            is_ranked = int(both["effect"].isfinite().sum()) > 1
-            for statistic in statistics:
-                if is_ranked or not statistic.endswith("_scene"):
-                    yield rows_of(f"{name}{statistic}{end}", both, samples, names)
+    exact = effect.isfinite().to(mass.device)
+    others = ~torch.eye(len(mass), dtype=torch.bool, device=mass.device)
+    for end, kept in (("", exact), ("_others", exact & others)):
+        if kept.any():
+            yield end, mass[kept], effect.to(mass)[kept]
+
+
+def _of_scene(
+    metric: str, view: View, values: Mapping[str, Tensor], *, chance: float = math.nan
+) -> Arrays:
+    """The row of a whole scene, which has no region."""
+    single = {part: value[None] for part, value in values.items()}
+    return rows_of(metric, single, [view.number], [""], chance=chance)
+
+
+def _ranks(metric: str, view: View, mass: Tensor, effect: Tensor) -> Iterator[Arrays]:
+    """The rank correlation within a scene, which needs two pairs; 0 with a constant."""
+    if len(mass) > 1:
+        yield _of_scene(metric, view, {"": spearman(mass, effect)}, chance=0)
 
 
 def _measure_effect(batch: MethodOnBatch) -> Iterator[Arrays]:
@@ -61,8 +68,14 @@ def _effect_rows(samples: Batch, view: View, mass: Tensor) -> Iterator[Arrays]:
     exact = {"removal": _removals(scores)}
     if scores.isfinite().all():
         exact = {"effect": metrics.shapley_effects(scores), **exact}
-    statistics = ("_spearman_scene", "_spearman", "_agreement", "_balanced", "_auc")
-    yield from _compared(view, mass, exact, statistics)
+    for name, effect in exact.items():
+        for end, *pairs in _pairs_of(mass, effect):
+            yield from _ranks(f"{name}_spearman_scene{end}", view, *pairs)
+            right, rises, falls = right_signs(*pairs)
+            yield _of_scene(f"{name}_agreement{end}", view, {"": right.mean()})
+            counts = {"risen": right[rises].sum(), "rises": rises.sum()}
+            counts |= {"fallen": right[falls].sum(), "falls": falls.sum()}
+            yield _of_scene(f"{name}_balanced{end}", view, counts)
 
 
 def _predict_effect(answer: Callable[[Batch, View], Tensor]) -> Measure:
@@ -240,7 +253,7 @@ def _estimates(batch: MethodOnBatch, scene: _Scene) -> Iterator[tuple[str, Tenso
 
 
 def _agreement(name: str, scene: _Scene, heatmap: Tensor) -> Iterator[Arrays]:
-    """Rows of the words, and of pairs of a word and an object.
+    """Rows of the words, and of all pairs of a word and an object together.
 
     Hits are ratios, so that the report draws no map of the text "a horse" in place of the word's.
     """
@@ -252,5 +265,6 @@ def _agreement(name: str, scene: _Scene, heatmap: Tensor) -> Iterator[Arrays]:
 
 def _pair_rows(name: str, scene: _Scene, mass: Tensor) -> Iterator[Arrays]:
     """Compare (words, objects) with the exact interactions."""
-    truths = {f"{name}_{truth}": effects for truth, effects in scene.truths.items()}
-    yield from _compared(scene.view, mass, truths, ("_scene", ""))
+    for truth, effect in scene.truths.items():
+        for end, *pairs in _pairs_of(mass, effect):
+            yield from _ranks(f"{name}_{truth}_scene{end}", scene.view, *pairs)
