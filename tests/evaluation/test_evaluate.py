@@ -414,7 +414,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"threads": 0}, "expected threads of 1 or more, got 0"),
     ({"against": "texts"}, "expected against of text, image, got 'texts'"),
     ({"engine": "spark"}, "expected engine of local, ray, got 'spark'"),
-    ({"fills": ("grey",)}, "expected fills of mean, black, blur, road, got 'grey'"),
+    ({"fills": ("grey",)}, "expected fills of mean, black, blur, got 'grey'"),
     ({"output": None}, "expected output as a folder or a URL, got None"),
     ({"reference": 3}, "expected reference as a text, got 3"),
     ({"fills": ()}, "expected fills of .*, got 'none'"),
