@@ -158,7 +158,7 @@ def test_removed_objects_are_effects(tmp_path: Path) -> None:
     """All of a whole set of images; of one without a thing what is lost with it, for both texts."""
     data = open_data(make_counterfactuals(tmp_path))
     found = measured("effect", context(CLIP, data), "direct")
-    effects: dict[str, list[float]] = {"effect": [], "removal": []}
+    effects: dict[str, list[list[float]]] = {"effect": [], "removal": []}
     for sample in map(data.read, range(4)):
         rows = torch.stack([text(region.text) for region in sample.regions])
         scores = [
@@ -167,33 +167,35 @@ def test_removed_objects_are_effects(tmp_path: Path) -> None:
             else rows @ CLIP.encode_image(CLIP.preprocess([image]))[0].detach()
             for image in sample.subsets
         ]
+        for of_image in effects.values():
+            of_image.append([])
         for index in range(2):
             for without in (0b10, 0b01):
                 none, whole = scores[0], scores[3]
                 assert whole is not None
                 left, kept = scores[without], scores[3 - without]
                 if left is not None:
-                    effects["removal"].append(float(whole[index] - left[index]))
+                    effects["removal"][-1].append(float(whole[index] - left[index]))
                 if none is not None and left is not None and kept is not None:
                     gains = (whole - left)[index], (kept - none)[index]
-                    effects["effect"].append(float(sum(gains) / 2))
-    assert [len(each) for each in effects.values()] == [12, 14]
-    for name, expected in effects.items():
-        got = found[f"{name}_spearman"].values[:, 1]
-        assert got == pytest.approx(expected, abs=1e-5)
-    # of the last picture each text has one object alone, and no ranks
-    assert [len(found[f"{name}_spearman_scene"].values) for name in effects] == [12, 14]
-    assert [len(found[f"{name}_spearman_scene_others"].values) for name in effects] == [6, 6]
+                    effects["effect"][-1].append(float(sum(gains) / 2))
+    for name, counts in (("effect", [4, 4, 4, 0]), ("removal", [4, 4, 4, 2])):
+        assert [len(each) for each in effects[name]] == counts
+        expected = [[sum(e > 0 for e in each), sum(e < 0 for e in each)] for each in effects[name]]
+        got = found[f"{name}_balanced"]
+        assert got.values[:, 1::2].tolist() == [both for both in expected if any(both)]
+        assert found[f"{name}_spearman_scene"].owners.tolist() == got.owners.tolist()
+        # of the last picture each text has one object alone, and no ranks
+        assert found[f"{name}_spearman_scene_others"].owners.tolist() == [0, 1, 2]
     sample = data.read(3)
     alone = replace(sample, regions=sample.regions[1:], subsets=(sample.subsets[1], sample.image))
     one = measured("effect", context(CLIP, Listed(alone)), "direct")
-    assert set(one) == {
-        f"{n}_{s}" for n in effects for s in ("spearman", "agreement", "balanced", "auc")
-    }
+    assert set(one) == {f"{name}_{end}" for name in effects for end in ("agreement", "balanced")}
     for name in effects:
-        assert one[f"{name}_auc"].values[0, 1] == pytest.approx(effects["removal"][-1], abs=1e-5)
+        rises, falls = one[f"{name}_balanced"].values[0, 1::2]
+        assert rises - falls == np.sign(effects["removal"][-1][-1])
     pairs = measured("pairs", context(CLIP, data), "direct")
-    assert len(pairs["share_interaction"].values) == 3 * 4
+    assert pairs["share_interaction_scene"].owners.tolist() == [0, 1, 2]
 
 
 def test_the_worst_group_is_that_with_the_lowest_mean() -> None:
