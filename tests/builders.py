@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -67,6 +68,21 @@ def randomize(model: nn.Module, seed: int) -> nn.Module:
     return model.eval().requires_grad_(True)
 
 
+def once(build: Callable[..., Small]) -> Callable[..., Small]:
+    """Build a model once for the same arguments; a copy, which is the caller's, costs a tenth."""
+    kept: dict[str, Small] = {}
+
+    @wraps(build)
+    def copied(*args: Any, **options: Any) -> Small:
+        key = f"{args} {sorted(options.items())}"
+        if key not in kept:
+            kept[key] = build(*args, **options)
+        model, processor, tokenizer = kept[key]
+        return Small(copy.deepcopy(model), copy.deepcopy(processor), tokenizer)
+
+    return copied
+
+
 @lru_cache
 def byte_tokenizer(context_length: int = 77) -> Any:
     """A transformers tokenizer that makes a token of each byte; pad 0, start 257, end 258."""
@@ -102,6 +118,7 @@ def hf_processor(size: int = IMAGE_SIZE) -> Any:
     )
 
 
+@once
 def hf_vit(seed: int = 0, **vision: Any) -> Small:
     """A transformers CLIP: 3 layers, 4 heads, width 32, 4 x 4 patches."""
     from transformers import CLIPConfig, CLIPModel
@@ -133,6 +150,7 @@ def hf_vit(seed: int = 0, **vision: Any) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+@once
 def siglip(seed: int = 1, **vision: Any) -> Small:
     """A SigLIP of transformers: 3 layers, 4 heads, width 24, 4 x 4 patches and a pooling head."""
     from transformers import SiglipConfig, SiglipModel
@@ -155,6 +173,7 @@ def siglip(seed: int = 1, **vision: Any) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+@once
 def naflex(seed: int = 0) -> Small:
     """A SigLIP 2 NaFlex: 3 layers, 4 heads, width 24, at most 16 patches of 8 x 8."""
     from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model
@@ -177,6 +196,7 @@ def naflex(seed: int = 0) -> Small:
     return Small(randomize(model, seed), processor, byte_tokenizer())
 
 
+@once
 def hf_layout(prefix: str, seed: int = 0, text: Mapping[str, Any] = MappingProxyType({})) -> Small:
     """A class of transformers with CLIP's vision tower, of the sizes of `hf_vit`."""
     import transformers
@@ -230,6 +250,7 @@ _BERT: dict[str, Any] = {
 _ALTCLIP = {"project_dim": 32, "max_position_embeddings": 78}
 
 
+@once
 def blip(seed: int = 0) -> Small:
     """BLIP's retrieval head: CLS of a ViT of 3 layers, and of a BERT of 2."""
     from transformers import BlipConfig, BlipForImageTextRetrieval
@@ -242,6 +263,7 @@ def blip(seed: int = 0) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+@once
 def aimv2(seed: int = 0, **vision: Any) -> Small:
     """AIMv2: a ViT of 3 layers, read by a learned query, and a causal text tower."""
     from transformers import Aimv2Config, Aimv2Model
@@ -255,6 +277,7 @@ def aimv2(seed: int = 0, **vision: Any) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+@once
 def flava(seed: int = 0) -> Small:
     """FLAVA: first tokens of two ViTs of 3 and 2 layers."""
     from transformers import FlavaConfig, FlavaModel
@@ -275,6 +298,7 @@ def flava(seed: int = 0) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+@once
 def tipsv2(seed: int = 0) -> Small:
     """TIPSv2: CLS, a register, LayerScale and no projection; texts read as their mean."""
     from transformers import Tipsv2Config, Tipsv2Model
@@ -287,6 +311,7 @@ def tipsv2(seed: int = 0) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+@once
 def dual_encoder(seed: int = 0, kind: str = "Bert") -> Small:
     """A CLIP vision tower and a BERT."""
     import transformers
@@ -333,6 +358,7 @@ def open_clip_tokenizer() -> Any:
     return get_tokenizer("ViT-B-32")
 
 
+@once
 def _open_clip(seed: int, vision: dict[str, Any], custom_text: bool = False) -> Small:
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -360,6 +386,7 @@ def open_clip_custom_vit(seed: int = 0, **vision: Any) -> Small:
     return _open_clip(seed, {**VIT_CONFIG, **blocks, **vision}, custom_text=True)
 
 
+@once
 def coca(seed: int = 0, *, correct_cls_mask: bool = False, **vision: Any) -> Small:
     """A CoCa, whose pool has five queries of another width than its keys."""
     from open_clip.coca_model import CoCa
@@ -375,6 +402,7 @@ def coca(seed: int = 0, *, correct_cls_mask: bool = False, **vision: Any) -> Sma
     return Small(randomize(model, seed), processor, open_clip_tokenizer())
 
 
+@once
 def open_clip_bert(kind: str = "bert", pooler: str = "cls_last_hidden_state_pooler") -> Small:
     """An OpenCLIP model with a text model of transformers and a projection of two layers."""
     from open_clip import CustomTextCLIP
@@ -421,6 +449,7 @@ def timm_small(seed: int, model: Any, size: int) -> Small:
     return Small(randomize(model, seed), processor, open_clip_tokenizer())
 
 
+@once
 def timm_convnext(seed: int = 0, **vision: Any) -> Small:
     """An OpenCLIP model with a ConvNeXt of timm: 64 channels, 3 x 3 positions, an MLP on top."""
     from open_clip import CLIP
@@ -428,9 +457,12 @@ def timm_convnext(seed: int = 0, **vision: Any) -> Small:
     config = {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "mlp", **vision}
     with torch.random.fork_rng():
         model = CLIP(24, {"image_size": 96, **config}, dict(TEXT_CONFIG))
+    for stage in getattr(model.visual.trunk, "stages", ()):
+        stage.blocks = stage.blocks[:1]
     return timm_small(seed, model, 96)
 
 
+@once
 def timm_fastvit(seed: int = 0) -> Small:
     """An OpenCLIP model with a FastViT of timm, as MobileCLIP's: 128 channels, 3 x 3 positions."""
     from timm.models.fastvit import FastVit
@@ -445,6 +477,7 @@ def timm_fastvit(seed: int = 0) -> Small:
     return timm_small(seed, built.model, 96)
 
 
+@once
 def align(seed: int = 0, text_layers: int = 1) -> Small:
     """ALIGN of transformers: three blocks, 24 channels, 5 x 5 positions, a BERT of one layer."""
     from transformers import AlignConfig, AlignModel, EfficientNetImageProcessor

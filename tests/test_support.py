@@ -17,7 +17,8 @@ from captum_clip import TextSimilarity, attr, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import tower_of
 from tests import builders, oracles
-from tests.attr.test_contract import MATRIX, OWN_ORACLES
+from tests.attr.test_contract import FORMULAS, OWN_ORACLES
+from tests.attr.test_contract import ROWS as CONTRACT
 from tests.support import COLUMNS, METHODS, PAGE, TOWERS, similarity_of, what_happens
 
 TESTS = Path(__file__).parent
@@ -56,8 +57,8 @@ def test_table_of_models_is_whole():
 
 
 ORACLES = {"ClipGradCam": "test_oracles.py"} | OWN_ORACLES | dict.fromkeys(oracles.METHODS, "")
-"""Class -> the file of its oracle; those of tests/oracles.py are run by the law."""
-LAWS_HOLD_FOR = {case.method for case, *_ in MATRIX}
+"""Class -> the file of its oracle; those of tests/oracles.py are run by test_oracles.py."""
+LAWS_HOLD_FOR = {case.method for case, *_ in [*CONTRACT, *FORMULAS]}
 
 
 def lacks(name: str) -> list[str]:

@@ -26,6 +26,7 @@ def in_open_clip(trunk: nn.Module, seed: int, proj: str | None = None) -> builde
     return builders.timm_small(seed, built.model, embed.img_size[0])
 
 
+@builders.once
 def vision_transformer(seed: int = 0, proj: str | None = None, **options: Any) -> builders.Small:
     """A `VisionTransformer` with `Block`."""
     from timm.models.vision_transformer import VisionTransformer
@@ -35,6 +36,7 @@ def vision_transformer(seed: int = 0, proj: str | None = None, **options: Any) -
     return in_open_clip(trunk, seed, proj)
 
 
+@builders.once
 def eva(seed: int = 0, **options: Any) -> builders.Small:
     """An `Eva` with `EvaBlock` or `EvaBlockPostNorm`."""
     from timm.models.eva import Eva

@@ -255,19 +255,23 @@ OPTIONS: list[dict[str, Any]] = [
     {"depth": "all", "baseline": "mean"},
     *({"depth": "token"}, {"depth": "token", "baseline": "mean", "start_layer": 1}),
 ]
+FORWARD = [("similarity", torch.float32), ("callable, layer=model", torch.float64)]
+# every tower as it is, and every option on a tower of each pooling
+ADDING_UP = [
+    *((name, {}, *way) for name in [*TOWERS, *POOLINGS] for way in FORWARD),
+    *(
+        (name, options, *FORWARD[1])
+        for name in ("hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet", "align")
+        for options in OPTIONS[1:]
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("forward", "dtype"),
-    [("similarity", torch.float32), ("callable, layer=model", torch.float64)],
-    ids=str,
-)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", [*TOWERS, *POOLINGS])
+@pytest.mark.parametrize(("name", "options", "forward", "dtype"), ADDING_UP, ids=str)
 def test_maps_and_rest_add_up_to_the_score(
     name: str, options: dict[str, Any], forward: str, dtype: torch.dtype
 ) -> None:
-    """On every family, with every option, whatever the forward makes of the embedding."""
+    """Whatever the forward makes of the embedding."""
     of_mean = name == "open_clip_vit_mean" or POOLINGS.get(name, ("cls", 0))[0] == "mean"
     unfit = {
         "per": of_mean or (name in cases.AVERAGE_POOLED and options.get("per") == "head"),
@@ -295,7 +299,7 @@ def test_maps_and_rest_add_up_to_the_score(
     assert (rest.abs() > 1e-3 * wanted.abs().max()).any() != bare
 
 
-@pytest.mark.parametrize("name", [*TOWERS, *POOLINGS])
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit_mean", "siglip", *CONVOLUTIONAL[:2]])
 def test_a_cosine_of_ones_own_gives_the_similaritys_map(name: str) -> None:
     """F9: the gradient of a cosine is orthogonal to the embedding, and the length is put back."""
     ours, theirs = explain(name)[0], explain(name, "callable, layer=model")[0]
@@ -462,8 +466,7 @@ def test_a_final_norm_of_another_kind_is_refused_by_name() -> None:
         method.attribute_targets(small.images(3))
 
 
-@pytest.mark.parametrize("baseline", ["none", "mean"])
-@pytest.mark.parametrize("forward", ["similarity", "callable"])
+@pytest.mark.parametrize(("forward", "baseline"), [("similarity", "mean"), ("callable", "none")])
 @pytest.mark.parametrize(
     ("name", "depth", "count"),
     [

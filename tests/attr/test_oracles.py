@@ -36,16 +36,17 @@ def test_oracle_forward_equals_the_librarys_embedding_of_wide_images():
     torch.testing.assert_close(embedding, expected, rtol=1e-11, atol=1e-11)
 
 
+READING = ["hf_vit", "open_clip_vit_mean"]  # CLS, or the mean of the patches
 CHECKED = [
-    *((case, "similarity", torch.float64) for case in VIT_CASES),
-    *((case, "callable, layer=model", torch.float64) for case in VIT_CASES),
-    *((case, "callable, layer=tower", torch.float64) for case in KEY_CASES),
-    *((case, "similarity", torch.float32) for case in KEY_CASES),
+    *((case, name, "similarity", torch.float64) for case in VIT_CASES for name in READING),
+    *((case, name, "callable, layer=model", torch.float64) for case in KEY_CASES for name in VITS),
+    *((case, "open_clip_custom_vit", "similarity", torch.float64) for case in KEY_CASES),
+    *((KEY_CASES[3], name, "callable, layer=tower", torch.float64) for name in VITS),
+    *((case, name, "similarity", torch.float32) for case in KEY_CASES for name in READING),
 ]
 
 
-@pytest.mark.parametrize("name", VITS)
-@pytest.mark.parametrize(("case", "forward", "dtype"), CHECKED, ids=str)
+@pytest.mark.parametrize(("case", "name", "forward", "dtype"), CHECKED, ids=str)
 def test_vit_method_equals_its_equation(case, name, forward, dtype):
     """All targets of a batch, on both libraries, with every way to name the tower."""
     function, layer = FORWARDS[forward](name, dtype)
@@ -67,9 +68,14 @@ def test_vit_method_equals_its_equation_on_wide_images(case, forward):
     cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("forward", FORWARDS)
-@pytest.mark.parametrize("name", cases.CONVOLUTIONAL)
+@pytest.mark.parametrize(
+    ("name", "forward", "dtype"),
+    [
+        *((name, forward, torch.float64) for name in cases.CONVOLUTIONAL for forward in FORWARDS),
+        *((name, "similarity", torch.float32) for name in cases.CONVOLUTIONAL),
+    ],
+    ids=str,
+)
 def test_grad_cam_equals_its_equation(name, forward, dtype):
     """The signed Grad-CAM of the last stage, and its ReLU."""
     function, layer = FORWARDS[forward](name, dtype)
@@ -87,8 +93,13 @@ def test_grad_cam_equals_its_equation(name, forward, dtype):
     assert torch.equal(method.attribute_targets(pixels, relu_attributions=True), found.clamp(min=0))
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-@pytest.mark.parametrize("name", cases.CONVOLUTIONAL)
+@pytest.mark.parametrize(
+    ("name", "forward"),
+    [
+        *(("open_clip_resnet", forward) for forward in FORWARDS),
+        *((name, "similarity") for name in cases.AVERAGE_POOLED),
+    ],
+)
 def test_grad_cam_with_a_detached_pool_equals_its_equation(name, forward):
     """OpenCLIP's pool has w_c = (W_V^T W_C^T grad_e y)_c / hw; an average detaches nothing."""
     function, layer = FORWARDS[forward](name, torch.float64)
@@ -159,7 +170,7 @@ GRADIENT_CASES = [
     ("case", "name"),
     [
         *((case, "hf_vit") for case in VIT_CASES),
-        *((case, name) for case in KEY_CASES for name in CLS_TOWERS[1:]),
+        *((KEY_CASES[3], name) for name in CLS_TOWERS[1:]),
     ],
     ids=str,
 )
@@ -176,8 +187,11 @@ def test_general_form_equals_the_fast_form(case, name):
 
 
 @pytest.mark.usefixtures("patches_returned")
-@pytest.mark.parametrize("name", CLS_TOWERS[:2])
-@pytest.mark.parametrize("case", GRADIENT_CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [*((case, "hf_vit") for case in GRADIENT_CASES), (KEY_CASES[3], "open_clip_vit")],
+    ids=str,
+)
 def test_callable_that_reads_cls_and_patches_equals_the_equation(case, name):
     """Where the score reads CLS and patches, the general form is read at row CLS."""
     forward, scores = patches_too(name, 0.05)
@@ -194,8 +208,11 @@ PATCH_CASES = [case for case in GRADIENT_CASES if case.method != "LayerAttention
 
 
 @pytest.mark.usefixtures("patches_returned")
-@pytest.mark.parametrize("name", CLS_TOWERS[:2])
-@pytest.mark.parametrize("case", PATCH_CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [*((case, "hf_vit") for case in PATCH_CASES), (KEY_CASES[3], "open_clip_vit")],
+    ids=str,
+)
 def test_callable_that_pools_patches_reads_their_mean_row(case, name):
     """Where row CLS has no gradient, the mean of the patches' rows is read."""
     small = cases.built(name, torch.float64)
