@@ -283,8 +283,9 @@ AROUND: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
+@pytest.mark.parametrize(
+    ("name", "around"), [*(("hf_vit", around) for around in AROUND), ("siglip", "saved tensors")]
+)
 def test_what_watches_a_call_does_not_change_it(name: str, around: str) -> None:
     """A counter of operations keeps the map, or is refused by a sentence."""
     answers = running.of_unchanged(name, MOST, lambda model: None, around=AROUND[around])
@@ -370,8 +371,10 @@ STRANGE: dict[str, tuple[str, Callable[[Any], None]]] = {
 }
 
 
-@pytest.mark.parametrize("given", ["similarity", "callable"])
-@pytest.mark.parametrize("strange", STRANGE)
+@pytest.mark.parametrize(
+    ("strange", "given"),
+    [*((strange, "similarity") for strange in STRANGE), ("a traced MLP", "callable")],
+)
 def test_strange_modules_are_explained_or_refused_in_a_sentence(strange: str, given: str) -> None:
     name, change = STRANGE[strange]
     model = shared(name)
@@ -384,8 +387,14 @@ def test_strange_modules_are_explained_or_refused_in_a_sentence(strange: str, gi
 STOPPED = [*GRADIENTS, "conservative", "grad-eclip", "legrad"]
 
 
-@pytest.mark.parametrize("given", ["similarity", "callable"])
-@pytest.mark.parametrize("path", ["vision_model.encoder.layers.1", LAST, f"{LAST}.mlp"])
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("vision_model.encoder.layers.1", "similarity"),
+        (LAST, "callable"),
+        (f"{LAST}.mlp", "similarity"),
+    ],
+)
 def test_a_part_under_inference_mode_has_the_same_map_or_a_sentence(path: str, given: str) -> None:
     """It changes no value; what leads through it has no gradient, and may be taken for constant."""
 

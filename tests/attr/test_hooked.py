@@ -92,7 +92,7 @@ def test_what_is_wanted_of_changed_functions_is_what_changed_weights_give(
     change: str, parts: str | tuple[str, ...]
 ) -> None:
     model: Any = cases.built("hf_vit", torch.float64).model
-    kind, methods = KINDS[change], list(hooked.VIT_METHODS)
+    kind, methods = KINDS[change], ["all-grad", "legrad", "direct", "conservative"]
     with placed(model, "") as place:
         for make in kind.instead or (kind.make,):
             make(place)

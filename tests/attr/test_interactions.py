@@ -22,7 +22,7 @@ from captum_clip.errors import InputError, TargetError, UnsupportedModelError
 from captum_clip.models.steps import Direction, GatedLinear, Residual, pull_back, push_forward
 from tests import builders, oracles
 from tests.attr import cases, state, test_direct, test_text_side
-from tests.attr.cases import CONVOLUTIONAL, POOLINGS, TOWERS
+from tests.attr.cases import CONVOLUTIONAL
 
 PAIRS = ["hf_vit", "siglip", "align", "open_clip_mean"]
 """Images pool CLS, by a head, on average, and CLS; texts the end, the last token, CLS, a mean."""
@@ -167,7 +167,17 @@ def cases_similarity(clip: Any) -> ClipSimilarity:
 OPTIONS: list[dict[str, Any]] = [{}, {"baseline": "mean"}, {"start_layer": 1}, {"depth": "all"}]
 
 
-@pytest.mark.parametrize("name", [*TOWERS, *POOLINGS])
+TOWERS_OF_EACH_KIND = [
+    "hf_vit",
+    "open_clip_custom_vit",
+    "open_clip_vit_mean",
+    "siglip",
+    "pe_core",
+    "eva02",
+]
+
+
+@pytest.mark.parametrize("name", [*TOWERS_OF_EACH_KIND, "aimv2", "open_clip_resnet", "align"])
 def test_a_map_is_the_product_of_the_vectors_with_its_text(name: str) -> None:
     """Of every family and option, the rest as well; and no vector depends on the target."""
     method = DirectContribution(cases.similarity(name, torch.float64))
@@ -184,7 +194,7 @@ def test_a_map_is_the_product_of_the_vectors_with_its_text(name: str) -> None:
         torch.testing.assert_close(rest, left @ rows.T, **exact)
 
 
-@pytest.mark.parametrize("name", test_text_side.MODELS)
+@pytest.mark.parametrize("name", test_text_side.READING)
 def test_values_of_words_are_products_of_their_vectors(name: str) -> None:
     ids, mask = test_text_side.inputs(name)
     method = DirectContribution(test_text_side.similarity(name))
@@ -198,8 +208,13 @@ def test_values_of_words_are_products_of_their_vectors(name: str) -> None:
         test_text_side.assert_near(name, rest, left @ rows.T)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("name", ["hf_vit", "siglip", "open_clip_resnet", "timm_gap", "eva02"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "bound"),
+    [
+        ("hf_vit", torch.float32, 1e-6),
+        *((n, torch.float64, 1e-10) for n in ("siglip", "open_clip_resnet", "timm_gap")),
+    ],
+)
 def test_shares_and_rests_add_up_to_the_cosine(name: str, dtype: torch.dtype, bound: float) -> None:
     """Of texts and of images, one with one and all with all."""
     clip, pixels = cases.adapter(name, dtype), cases.images(name, dtype)

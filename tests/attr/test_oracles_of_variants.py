@@ -84,15 +84,16 @@ def test_vit_methods_equal_their_equations(variant):
     # transformers' eager attention takes its softmax in float32
     tolerance = 1e-5 if variant == "eager attention" else 1e-10
     torch.testing.assert_close(similarity(pixels), scores, rtol=0, atol=tolerance)
-    for case in CASES:
+    for index, case in enumerate(CASES):
         wanted = oracles.maps(case.method, seen, scores, **case.options)
-        for method in (case.kind(similarity), case.kind(forward, small.model)):
+        both = case.kind(similarity), case.kind(forward, small.model)
+        for method in both if index < 4 else both[:1]:
             found = method.attribute_targets(pixels, **case.options)
             cases.assert_maps_close(found, wanted, tolerance)
 
 
 @pytest.mark.parametrize("kind", ["CLIPVisionModelWithProjection", "CLIPVisionModel", "inner"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES[3:5], ids=str)
 def test_vision_models_of_transformers_are_taken_as_layer(case, kind):
     """A callable around a vision model without its text half, with that model as `layer`."""
     import transformers
@@ -125,8 +126,7 @@ def _copy_weights(model, vision):
             parameter.copy_(source[name.removeprefix("vision_model.")])
 
 
-@pytest.mark.parametrize("layers", [(1, 1, 1, 1), (1, 2, 1, 2)])
-@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(("layers", "requires_grad"), [((1, 1, 1, 1), False), ((1, 2, 1, 2), True)])
 def test_grad_cam_equals_its_equation(layers, requires_grad):
     """Stages of several blocks, with and without parameters that want a gradient."""
     small = builders.open_clip_resnet(layers=list(layers))
@@ -143,7 +143,7 @@ def test_grad_cam_equals_its_equation(layers, requires_grad):
         cases.assert_maps_close(method.attribute_targets(pixels), wanted, 1e-10)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES[2:5], ids=str)
 def test_further_inputs_and_arguments_reach_the_callable(case):
     """A tuple of inputs, for which one map comes back, and `additional_forward_args` after it."""
     model = cases.built("hf_vit", torch.float64).model
@@ -160,7 +160,7 @@ def test_further_inputs_and_arguments_reach_the_callable(case):
     cases.assert_maps_close(found, wanted, 1e-10)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES[2:5], ids=str)
 def test_callable_may_prepare_its_images(case):
     """A parameter of the callable's own before the tower, and images of the inference mode."""
     model, embeddings = cases.built("hf_vit", torch.float64).model, cases.embeddings()

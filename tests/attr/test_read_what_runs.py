@@ -223,7 +223,7 @@ REPLACED: dict[str, tuple[str, Callable[[Any], Context]]] = {
 def test_what_stands_in_a_functions_place_is_explained_as_it_computes(replaced: str) -> None:
     name, change = REPLACED[replaced]
     with placed(shared(name), ""), change(shared(name)):
-        running.assert_right_or_refused(running.of_shared(name, MOST))
+        running.assert_right_or_refused(running.of_shared(name, [*FEW, "conservative"]))
 
 
 # Modules of the last block that read other tokens

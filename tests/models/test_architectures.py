@@ -1,4 +1,4 @@
-"""OpenCLIP's architectures, of true size on the meta device: nearly all are accepted."""
+"""OpenCLIP's architectures on the meta device, of true width: nearly all are accepted."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ ARCHITECTURES = [n for n, c in CONFIGS.items() if "vision_cfg" in c and "genlip_
 
 
 def built(architecture: str) -> Any:
-    """The whole model without numbers, with a small text tower."""
+    """The whole model without numbers, with few layers, where these are a number of its own."""
     config = copy.deepcopy(CONFIGS[architecture])
     config["vision_cfg"]["timm_model_pretrained"] = False
+    layers = config["vision_cfg"].get("layers")
+    if layers is not None:
+        config["vision_cfg"]["layers"] = [1] * len(layers) if isinstance(layers, list) else 1
     config["text_cfg"] = {
         **SMALL_TEXT,
         **{
