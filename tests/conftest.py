@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,9 +16,15 @@ EVERYDAY = ("hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet", "timm_
 """A family of each readout. What the laws of `tests/attr` say of the others is marked slow."""
 
 
+COLLECTED = pytest.StashKey[int]()
+"""How many tests there are, where all were collected."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep `-m "not slow"` short; without it every law is tried on every family."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count the tests, and keep `-m "not slow"` short, without which every family is tried."""
+    if config.rootpath / "tests" in [Path(place).absolute() for place in config.args]:
+        config.stash[COLLECTED] = len(items)
     for item in items:
         parameters = getattr(item, "callspec", None)
         name = None if parameters is None else parameters.params.get("name")

@@ -7,10 +7,12 @@ imported at the top of a module. What neither can express is read here.
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,71 @@ from importlinter.cli import lint_imports
 
 import captum_clip
 from tests import public_names
+from tests.conftest import COLLECTED
 
 PACKAGE = Path(captum_clip.__file__).parent
 SOURCES = {
     path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))
 }
 TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.items()}
+
+
+MOST = {
+    "lines of code of the package": 19_200,
+    "lines of the package": 29_300,
+    "lines of code of the core": 10_100,
+    "tests": 5_300,
+}
+"""Nothing grows unseen: a higher bound is a diff that somebody reads."""
+BENCH = ("metrics", "evaluation", "emotions.py", "figures.py", "search", "heads.py", "app", "cli")
+NO_CODE = (
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER),
+    *(tokenize.INDENT, tokenize.DEDENT),
+)
+
+
+def lines_of_code(source: str) -> int:
+    """The lines with a token that is no comment, less those of docstrings."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    spans = ((t.start[0], t.end[0]) for t in tokens if t.type not in NO_CODE)
+    lines = {line for first, last in spans for line in range(first, last + 1)}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            is_text, last = isinstance(node.value.value, str), node.end_lineno or node.lineno
+            lines -= {*range(node.lineno, last + 1)} if is_text else set()
+    return len(lines)
+
+
+def test_package_and_tests_stay_within_their_bounds(pytestconfig: pytest.Config) -> None:
+    """Where pytest collected all tests, these are counted too."""
+    code = {name: lines_of_code(source) for name, source in SOURCES.items()}
+    bench = sum(count for name, count in code.items() if name.split("/")[0] in BENCH)
+    counts = {
+        "lines of code of the package": sum(code.values()),
+        "lines of the package": sum(len(source.splitlines()) for source in SOURCES.values()),
+        "lines of code of the core": sum(code.values()) - bench,
+        "tests": pytestconfig.stash.get(COLLECTED, 0),
+    }
+    assert {what: n for what, n in counts.items() if n > MOST[what]} == {}
+
+
+def test_a_line_of_code_has_a_token_that_is_no_comment_and_no_docstring() -> None:
+    source = '''"""A
+    text."""
+
+# a comment
+text = """two
+lines"""  # and a comment
+
+def f(
+):
+    """It."""
+    return (
+
+        3
+    )
+'''
+    assert lines_of_code(source) == 2 + 2 + 3
 
 
 def attributes(name: str) -> set[str]:
