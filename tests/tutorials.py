@@ -11,12 +11,15 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import nbformat
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 ROOT: Final = Path(__file__).parents[1]
@@ -53,23 +56,37 @@ def errors(notebook: Any) -> str:
     return "".join(output.text for output in outputs if output.get("name") == "stderr")
 
 
-def execute(
-    notebook: Any, folder: Path, environment: Mapping[str, str], kernel: str = "python3"
-) -> None:
-    """Run all cells in a folder; the notebook gets the outputs.
+@contextmanager
+def started(folder: Path, environment: Mapping[str, str]) -> Iterator[KernelManager]:
+    """A kernel in a folder, which runs until the context ends."""
+    manager = KernelManager(kernel_name="python3")
+    # no word about local sockets without encryption
+    options: Any = {"cwd": str(folder), "extra_arguments": ["--log-level=40"]}
+    manager.start_kernel(env={**os.environ, **environment}, **options)
+    try:
+        yield manager
+    finally:
+        manager.shutdown_kernel(now=True)
+
+
+def execute(notebook: Any, kernel: KernelManager) -> None:
+    """Run all cells; the notebook gets the outputs.
 
     Raises:
         CellExecutionError: a cell fails.
     """
-    NotebookClient(
-        notebook,
-        timeout=_LIMIT,
-        kernel_name=kernel,
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(folder)}},
-        extra_arguments=["--log-level=40"],  # no word about local sockets without encryption
-    ).execute(env={**os.environ, **environment})
+    options: Any = {"timeout": _LIMIT, "record_timing": False, "coalesce_streams": True}
+    client = NotebookClient(notebook, km=kernel, **options)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()
+
+
+def move(kernel: KernelManager, folder: Path) -> None:
+    """Let a kernel forget its names, and go on in another folder."""
+    code = f"%reset -f\nimport os\nos.chdir({str(folder)!r})\ndel os"
+    execute(new_notebook(cells=[new_code_cell(code)]), kernel)
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -94,7 +111,9 @@ def rewrite(path: Path) -> None:
     """
     notebook = read(path)
     with tempfile.TemporaryDirectory() as place:
-        execute(notebook, Path(place), environment(Path(place)))
+        folder = Path(place)
+        with started(folder, environment(folder)) as kernel:
+            execute(notebook, kernel)
     if said := errors(notebook):
         raise RuntimeError(f"{path.name} writes to stderr: {said}")
     notebook.metadata = {

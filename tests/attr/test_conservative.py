@@ -81,11 +81,13 @@ def test_conservative_equals_a_plain_forward_with_gates_detached(name: str, forw
 
 
 @pytest.mark.parametrize(
-    ("forward", "dtype"),
-    [("similarity", torch.float32), ("callable, layer=model", torch.float64)],
+    ("name", "forward", "dtype"),
+    [
+        *((name, "callable, layer=model", torch.float64) for name in FAMILIES),
+        *((name, "similarity", torch.float32) for name in ("hf_vit", "siglip", "timm_gap")),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_those_of_the_plain_forward(name: str, forward: str, dtype: torch.dtype) -> None:
     """Detaching gates changes no value, on every family; the negated target negates the map."""
     maps, scores, rest = explain(name, forward, dtype)

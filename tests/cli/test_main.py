@@ -168,8 +168,7 @@ def test_warnings_and_logs_of_libraries_are_hidden_and_their_settings_restored(
     ("streams", "code", "said"),
     [
         ("> /dev/full", 2, "captum-clip: error: the output cannot be written: no space is left"),
-        (">&-", 0, ""),
-        ("2>&-", 0, ""),
+        (">&- 2>&-", 0, ""),
         ("> /dev/full 2>&-", 2, ""),
         ("| true", 0, ""),
     ],

@@ -160,7 +160,7 @@ def test_damaged_explanations_raise_nothing_else(
     generator = random.Random(0)
     path = tmp_path / "damaged.npz"
     refused = 0
-    for _ in range(200):
+    for _ in range(60):
         if inside:
             name = generator.choice(list(arrays))
             with zipfile.ZipFile(path, "w") as file:
@@ -173,7 +173,7 @@ def test_damaged_explanations_raise_nothing_else(
             Explanation.load(path).plot()
         except InputError:
             refused += 1
-    assert refused > 100
+    assert refused > 30
 
 
 @pytest.mark.parametrize("error", [zlib.error("a"), MemoryError()])
