@@ -28,7 +28,7 @@ from captum_clip.evaluation.data import DATA_SETS
 from captum_clip.models import families
 from tests import oracles
 from tests.cli.parsing import parse
-from tests.experiments import FOLDER, experiment
+from tests.experiments import FOLDER, experiment, printed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -508,9 +508,7 @@ def test_a_step_that_reads_what_the_repository_does_not_keep_makes_it(
 def test_the_tries_at_the_open_goal_run_and_differ():
     """Each is a method of its own: none falls back to the one that it was made from."""
     script = ROOT / "docs" / "examples" / "open_goal.py"
-    command = [sys.executable, str(script), "--images", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    rows = [line.split() for line in printed(script, "--images", "4")[2:]]
     assert [row[0] for row in rows] == [
         *("direct", "direct:depth=token", "conservative"),
         *("mean-of-both", "competition", "attention-free"),
@@ -522,10 +520,8 @@ def test_the_tries_at_the_open_goal_run_and_differ():
 def test_the_robustness_table_counts_every_object_once_in_each_kind_of_group():
     """Two scenes of one object; wordings, of the first, multiply nothing but their own rows."""
     script = ROOT / "docs" / "experiments" / "robustness.py"
-    command = [sys.executable, str(script), "demo/vit", "--scenes", "2", "--worded", "1"]
-    command += ["--method", "direct"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    options = ["demo/vit", "--scenes", "2", "--worded", "1", "--method", "direct"]
+    rows = [line.strip("| ").split(" | ") for line in printed(script, *options)[2:]]
     counts: dict[str, int] = {}
     for name, found, pointing, number in rows:
         assert 0 <= float(found) <= 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from captum_clip.explaining.explanation import Explanation
 from captum_clip.explaining.hints import SHARE, UNRELATED, compare
 from captum_clip.models import ClipAdapter
 from tests import builders
+from tests.experiments import printed
 from tests.figure_parts import lines_of
 from tests.samples import picture
 
@@ -152,9 +151,7 @@ def test_what_has_no_hints_is_refused(clip: ClipAdapter, options: dict[str, Any]
 def test_hints_are_right_on_scenes_that_nothing_was_chosen_on() -> None:
     """The table of docs/concepts.md, from fewer scenes."""
     script = Path(__file__).parents[1] / "docs" / "examples" / "hints.py"
-    command = [sys.executable, str(script), "--scenes", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    rows = [line.strip("| ").split(" | ") for line in printed(script, "--scenes", "5")[2:]]
     assert {row[0] for row in rows} == {"demo/vit", "demo/resnet"}
     for _, method, shown, absent, alike in rows:
         assert float(shown) <= 0.2
