@@ -33,7 +33,7 @@ MOST = {
     "lines of code of the package": 19_200,
     "lines of the package": 29_300,
     "lines of code of the core": 10_100,
-    "tests": 5_300,
+    "tests": 5_000,
 }
 """Nothing grows unseen: a higher bound is a diff that somebody reads."""
 BENCH = ("metrics", "evaluation", "emotions.py", "figures.py", "search", "heads.py", "app", "cli")

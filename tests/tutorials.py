@@ -76,7 +76,7 @@ def execute(notebook: Any, kernel: KernelManager) -> None:
         CellExecutionError: a cell fails.
     """
     options: Any = {"timeout": _LIMIT, "record_timing": False, "coalesce_streams": True}
-    client = NotebookClient(notebook, km=kernel, **options)
+    client: Any = NotebookClient(notebook, km=kernel, **options)
     try:
         client.execute()
     finally:

@@ -258,7 +258,8 @@ OPTIONS: list[dict[str, Any]] = [
 FORWARD = [("similarity", torch.float32), ("callable, layer=model", torch.float64)]
 # every tower as it is, and every option on a tower of each pooling
 ADDING_UP = [
-    *((name, {}, *way) for name in [*TOWERS, *POOLINGS] for way in FORWARD),
+    *((name, {}, *FORWARD[1]) for name in [*TOWERS, *POOLINGS]),
+    *((name, {}, *FORWARD[0]) for name in ("hf_vit", "siglip", "open_clip_resnet", "timm_gap")),
     *(
         (name, options, *FORWARD[1])
         for name in ("hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet", "align")

@@ -163,11 +163,12 @@ NONLINEAR = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("function", NONLINEAR)
-def test_conservative_refuses_what_is_not_linear_in_a_hook(function: Any) -> None:
+def test_conservative_refuses_what_is_not_linear_in_a_hook() -> None:
     small = builders.hf_vit()
     mlp: Any = small.model.vision_model.encoder.layers[1].mlp
-    mlp.register_forward_hook(lambda module, args, out: function(out))
     similarity = similarity_of(small)
-    with pytest.raises(UnsupportedModelError, match="computes something that is not linear"):
-        attr.ConservativePropagation(similarity).attribute(small.images(), target=0)
+    for function in NONLINEAR:
+        handle = mlp.register_forward_hook(lambda module, args, out, f=function: f(out))
+        with pytest.raises(UnsupportedModelError, match="computes something that is not linear"):
+            attr.ConservativePropagation(similarity).attribute(small.images(), target=0)
+        handle.remove()

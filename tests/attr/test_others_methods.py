@@ -308,11 +308,12 @@ def test_more_texts_than_fit_one_backward_give_the_same_maps() -> None:
     torch.testing.assert_close(every, torch.cat(each, 1))
 
 
-@pytest.mark.parametrize("layers", [0, 4, -1, True, 1.0, "both"])
-def test_legrad_names_a_number_of_layers_that_is_none(layers: Any) -> None:
-    method = LeGrad(cases.similarity("hf_vit"))
-    with pytest.raises(InputError, match=r"expected layers of how many of the tower's 3 last"):
-        method.attribute_targets(cases.images("hf_vit"), layers=layers)
+def test_legrad_names_a_number_of_layers_that_is_none() -> None:
+    method, images = LeGrad(cases.similarity("hf_vit")), cases.images("hf_vit")
+    wrong: list[Any] = [0, 4, -1, True, 1.0, "both"]
+    for layers in wrong:
+        with pytest.raises(InputError, match=r"expected layers of how many of the tower's 3 last"):
+            method.attribute_targets(images, layers=layers)
 
 
 def test_patch_similarity_names_a_mixing_that_is_none() -> None:

@@ -131,6 +131,7 @@ def test_methods_show_the_tag_where_it_is_the_reason(tmp_path):
         output = tmp_path / f"{len([*tmp_path.iterdir()])}"
         methods = ("all-grad", "direct", "random")
         options: dict[str, Any] = {"methods": methods, "images": 4, "resamples": 9}
+        options["tasks"] = ("localization",)
         evaluate(EvaluationConfig(model, output, data=(data,), **options))
         with open(output / "results.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["metric"] == "pointing_15"]
