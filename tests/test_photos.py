@@ -284,3 +284,10 @@ def test_a_map_of_a_crop_is_refused_on_a_photo() -> None:
             overlay(photo, torch.rand(1, 2, *grid))
     for size, grid in (((250, 224), (7, 7)), ((255, 224), (8, 7)), ((96, 160), (6, 10))):
         assert overlay(torch.rand(1, 3, *size), torch.rand(1, 1, *grid)).axes
+
+
+def test_both_signs_of_a_map_share_one_scale() -> None:
+    raw = {"positive": torch.tensor([[[0.0, 4.0]]]), "negative": torch.tensor([[[1.0, 0.0]]])}
+    found = normalized(raw, (1, 2), "nearest", (0, 0, 2, 1))
+    assert found["positive"].tolist() == [[[0, 1]]]
+    assert found["negative"].tolist() == [[[0.25, 0]]]
