@@ -450,14 +450,17 @@ def timm_small(seed: int, model: Any, size: int) -> Small:
 
 
 @once
-def timm_convnext(seed: int = 0, **vision: Any) -> Small:
-    """An OpenCLIP model with a ConvNeXt of timm: 64 channels, 3 x 3 positions, an MLP on top."""
+def timm_convnext(seed: int = 0, *, whole: bool = False, **vision: Any) -> Small:
+    """An OpenCLIP model with a ConvNeXt of timm: 64 channels, 3 x 3 positions, an MLP on top.
+
+    With one block a stage, where it is not `whole`, as only the library makes it by name.
+    """
     from open_clip import CLIP
 
     config = {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "mlp", **vision}
     with torch.random.fork_rng():
         model = CLIP(24, {"image_size": 96, **config}, dict(TEXT_CONFIG))
-    for stage in getattr(model.visual.trunk, "stages", ()):
+    for stage in () if whole else getattr(model.visual.trunk, "stages", ()):
         stage.blocks = stage.blocks[:1]
     return timm_small(seed, model, 96)
 
