@@ -121,8 +121,8 @@ def test_the_input_of_a_text_tower_is_its_token_embeddings():
     with record_vit(tower, leaf="input") as record:
         result = clip.text_features(ids, mask)
     (found,) = torch.autograd.grad(result[:, 0].sum(), record.input)
-    tokens = tower.embedding_table(ids).detach().requires_grad_()
-    handle = tower.embedding_table.register_forward_hook(lambda *_: tokens)
+    tokens = tower.stem(ids).detach().requires_grad_()
+    handle = tower.stem.register_forward_hook(lambda *_: tokens)
     (wanted,) = torch.autograd.grad(clip.text_features(ids, mask)[:, 0].sum(), tokens)
     handle.remove()
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)

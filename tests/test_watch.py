@@ -28,7 +28,7 @@ CAUSAL = torch.ones(S, S, dtype=torch.bool).tril()
 def watched(run: Callable[[], Any], heads: int = HEADS) -> tuple[list[AttentionRead], Any]:
     """What is read of a function that runs in the place of an attention module, and its result."""
     watch, reads = Watch("vision tower"), list[AttentionRead]()
-    watch.enter(Attention(nn.Identity(), nn.Identity(), heads), "the attention", reads.append)
+    watch.enter(Attention(nn.Identity(), heads), "the attention", reads.append)
     try:
         out = run()
         watch.leave()
@@ -128,7 +128,7 @@ def test_torchs_own_module_is_read_inside(batch_first: bool, needs_weights: bool
 def test_what_a_visit_returns_goes_on_in_the_layout_that_ran() -> None:
     for form in ("fused", "baddbmm", "einsum", "operator"):
         watch = Watch("vision tower")
-        attention = Attention(nn.Identity(), nn.Identity(), HEADS)
+        attention = Attention(nn.Identity(), HEADS)
         watch.enter(attention, "the attention", lambda read: 2 * read.out)
         out = FORMS[form][0]()
         watch.leave()

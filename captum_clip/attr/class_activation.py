@@ -15,7 +15,7 @@ from typing_extensions import override
 from ..checks import check_choice, expect
 from ..errors import InputError, UnsupportedModelError, public
 from ..maps import autocast_disabled, to_float32
-from ..models import known_tower
+from ..models import find_tower
 from ..models.towers import ResNetTower, ViTTower
 from ..recording import record_features
 from ..similarity import ClipSimilarity
@@ -90,7 +90,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             layer = None
         with public("ClipGradCam"):
             expect(layer is None or isinstance(layer, nn.Module), "a module as `layer`", layer)
-        if layer is not None and known_tower(layer) is None:
+        if layer is not None and find_tower(layer) is None:
             LayerGradCam.__init__(self, forward_func, layer)
             self._tower = self._model = None
         else:

@@ -12,7 +12,7 @@ from .. import targets
 from ..checks import check_flag, expect, is_integer
 from ..errors import TargetError, UnsupportedModelError, public
 from ..models import ClipAdapter
-from ..models.library import is_unmodified
+from ..models.library import has_no_foreign_hooks
 from ..similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
 from .contributions import Baseline, Depth, DirectContribution, any_target
 
@@ -161,7 +161,8 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         paired: bool,
     ) -> Any:
         check_flag("return_rest", return_rest)
-        if not is_unmodified(self.forward_func, (ClipPairSimilarity,)):
+        is_plain = type(self.forward_func) is ClipPairSimilarity
+        if not (is_plain and has_no_foreign_hooks(self.forward_func)):
             raise UnsupportedModelError(
                 "the forward function has a hook, a patched method or code of its own, "
                 "so its score may be more than the cosine; pass a plain ClipPairSimilarity."

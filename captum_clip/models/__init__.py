@@ -2,7 +2,7 @@
 
 from .adapter import ClipAdapter, Family, ImageLike
 from .attentions import Attention, AttentionLayer, PoolingHead
-from .families import known_tower, register_family, tower_of
+from .families import find_tower, register_family, tower_of
 from .identity import differing_parts
 from .loading import load_clip
 from .names import AvailableModel, available
@@ -23,7 +23,7 @@ __all__ = [
     "ViTTower",
     "available",
     "differing_parts",
-    "known_tower",
+    "find_tower",
     "load_clip",
     "register_family",
     "tower_of",

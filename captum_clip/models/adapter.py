@@ -233,7 +233,7 @@ class ClipAdapter(ABC):
         try:
             self.tower.grid(height, width)
         except InputError as error:
-            larger = self.tower.larger(height)
+            larger = self.tower.remade(height)
             raise InputError(
                 f"the processor makes images of {height} x {width} pixels, which "
                 f"{self.name} cannot take; pass its own {argument('processor')} with the model"

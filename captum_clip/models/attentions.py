@@ -17,23 +17,24 @@ from ..maps import to_float32
 from .steps import Linear, Residual, Scale, Step, linear_maps, linear_or_called, run_steps
 
 
-def part_of(result: Any, index: int = 0) -> Tensor:
-    """A part of the output of a module, which may be several tensors or one."""
+def tensor_in(result: Any, index: int = 0) -> Tensor:
+    """The tensor at an index of what a module returned, or that tensor itself."""
     if isinstance(result, Tensor):
         return result
     try:
+        # an output of transformers is a dataclass that is read by index; other ones are not
         if is_dataclass(result) and not isinstance(result, Mapping):
             result = [*vars(result).values()]
         return result[index]  # type: ignore[no-any-return]
     except (TypeError, LookupError) as error:
         raise UnsupportedModelError(
-            f"a part of the model returns a {type(result).__name__}, in which its output is not "
-            "known; let it return a tensor, a tuple or an output of transformers."
+            f"a module of the model returns a {type(result).__name__}, in which captum_clip "
+            "cannot find the output; return a tensor, a tuple or an output of transformers."
         ) from error
 
 
-def with_part(result: Any, tensor: Tensor, index: int = 0) -> Any:
-    """The output of a module with `tensor` in the place of one of its own."""
+def with_tensor(result: Any, tensor: Tensor, index: int = 0) -> Any:
+    """What a module returned, with `tensor` in place of the one at an index."""
     if isinstance(result, Tensor):
         return tensor
     if hasattr(result, "_replace"):  # a named tuple
@@ -43,12 +44,6 @@ def with_part(result: Any, tensor: Tensor, index: int = 0) -> Any:
     if isinstance(result, Mapping):  # an output of transformers
         return type(result)(**{**result, list(result)[index]: tensor})
     return replace(result, **{list(vars(result))[index]: tensor})
-
-
-def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
-    """An argument of a call, however it was handed over."""
-    value: Tensor = args[index] if len(args) > index else kwargs[name]
-    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,40 +80,39 @@ class PooledToken:
 class Attention:
     """One multi-head attention of H heads, seen from outside.
 
-    It runs between the start of `input_module` and the end of `output_module`, mostly the same
-    module, which returns the result.
+    It runs between the start of `input_module` and the end of `output_module`, which returns the
+    result. Both are `attention`, the library's own module, unless a family says otherwise.
     """
 
     is_pool: ClassVar[bool] = False
     """Whether its queries are learned, and the first of them pools the tokens."""
     maps: tuple[str, ...]
-    """Paths of its linear maps in `owner`, mostly the input_module; the last is the output's."""
+    """Paths of its linear maps in `attention`; the last is the output's."""
+    inner_norm_path: str | None = None
+    """Path in `attention` of a norm that runs on the concatenated head outputs."""
 
-    def __init__(self, input_module: nn.Module, output_module: nn.Module, heads: int) -> None:
-        self.input_module, self.output_module, self.heads = input_module, output_module, heads
-        self.owner = input_module
+    def __init__(self, attention: Any, heads: int) -> None:
+        self.attention, self.heads = attention, heads
+        self.input_module = self.output_module = attention
 
     def input_maps(self) -> list[Linear]:
         """The maps of queries, keys and values as they are now, which one module may hold."""
-        linear = [Linear.of(attrgetter(path)(self.owner)) for path in self.maps[:-1]]
+        linear = [Linear.of(attrgetter(path)(self.attention)) for path in self.maps[:-1]]
         return linear if len(linear) > 1 else linear_maps(linear[0].weight.chunk(3), linear[0].bias)
 
     def output_map(self) -> Step:
         """The map of the heads' outputs side by side as it is now."""
-        return linear_or_called(attrgetter(self.maps[-1])(self.owner))
-
-    inner_norm_part: str | None = None
-    """Name of the norm inside `input_module` that runs on the concatenated head outputs."""
+        return linear_or_called(attrgetter(self.maps[-1])(self.attention))
 
     @property
     def inner_norm(self) -> nn.Module | None:
-        """The module of that name, if any."""
-        return getattr(self.input_module, self.inner_norm_part) if self.inner_norm_part else None
+        """The norm at that path, if any."""
+        path = self.inner_norm_path
+        return None if path is None else attrgetter(path)(self.attention)
 
     def merge_steps(self) -> tuple[Step, ...]:
         """The steps after the heads: the inner norm if there is one, and the output map."""
-        norm = () if self.inner_norm is None else (self.inner_norm,)
-        return (*norm, self.output_map())
+        return (*filter(None, [self.inner_norm]), self.output_map())
 
     def branch(self) -> tuple[Step, ...]:
         """The steps from its output to the residual."""
@@ -135,11 +129,11 @@ class Attention:
 
     def output(self, result: Any) -> Tensor:
         """The output (B, rows, D) in the result of the output_module, or of the block."""
-        return self.batch_first(part_of(result))
+        return self.batch_first(tensor_in(result))
 
     def replaced(self, result: Any, output: Tensor) -> Any:
         """The result with `output` (B, rows, D) in the place of its own."""
-        return with_part(result, self.batch_first(output))
+        return with_tensor(result, self.batch_first(output))
 
 
 class AttentionLayer(Attention):
@@ -149,28 +143,26 @@ class AttentionLayer(Attention):
     block's input.
     """
 
-    residual_argument: tuple[int, str] = (0, "hidden_states")
-    """Position and name of the block's input among its arguments."""
-    branch_parts: tuple[str, ...] = ()
+    branch_paths: tuple[str, ...] = ()
     """Paths in the block, of modules or LayerScales, that follow the attention."""
-    mlp_parts: tuple[str, ...]
+    mlp_paths: tuple[str, ...]
     """Paths of its second branch: norm, MLP; without a default, so that no family forgets them."""
 
     def __init__(self, block: Any, attention: Any, heads: int) -> None:
-        super().__init__(attention, attention, heads)
-        self.block, self.attention = block, attention
+        super().__init__(attention, heads)
+        self.block = block
 
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """The block's input (B, s, D) among the arguments of the block."""
-        return self.batch_first(part_of(argument(args, kwargs, *self.residual_argument)))
+        """The block's input (B, s, D), the first of its arguments, whatever it is called."""
+        return self.batch_first(tensor_in(next(iter((*args, *kwargs.values())))))
 
     def branch(self) -> tuple[Step, ...]:
         """See `Attention`."""
-        return self._steps(self.branch_parts)
+        return self._steps(self.branch_paths)
 
     def mlp_branch(self) -> tuple[Step, ...]:
         """The steps of the second branch: norm, MLP."""
-        return self._steps(self.mlp_parts)
+        return self._steps(self.mlp_paths)
 
     def added(self) -> tuple[nn.Module, tuple[Step, ...]]:
         """The last module of the second branch, and the LayerScale that may follow it."""
@@ -195,14 +187,18 @@ class AttentionLayer(Attention):
 class PoolingHead(Attention):
     """A pooling head: learned queries attend to the last block's tokens; the first is the output.
 
-    SigLIP, PE-Core, CoCa and AIMv2 have one. The embedding is `TransformerTower.embed` of the
-    output of its attention.
+    SigLIP, PE-Core, CoCa and AIMv2 have one. What its attention returns is the pooled token, from
+    which `Tower.head` goes on.
     """
 
     is_pool = True
-    head: Any  # the library's own module
-    norm: nn.Module | None = None  # between the last block and the head
-    modules: tuple[nn.Module, ...]  # all between the last block and the image embedding
+
+    def __init__(
+        self, head: Any, attention: Any, heads: int, *, norm: nn.Module | None = None
+    ) -> None:
+        super().__init__(attention, heads)
+        self.head = head  # the library's own module around the attention
+        self.norm = norm  # between the last block and the head
 
     def pool(self, tokens: Tensor) -> Any:
         """Run the head on tokens (B, s, D) as a block returns them."""

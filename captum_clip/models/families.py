@@ -72,7 +72,7 @@ def _family_of(module: nn.Module) -> Family | None:
     return next((family for family in reversed(FAMILIES) if family.holds(module)), None)
 
 
-def known_tower(module: nn.Module) -> Tower | None:
+def find_tower(module: nn.Module) -> Tower | None:
     """The vision tower in a user's module; None if the module is no CLIP at all.
 
     Raises:
@@ -95,7 +95,7 @@ def tower_of(module: nn.Module) -> Tower:
     Raises:
         UnsupportedModelError: it is something else, or built in a way that is not supported.
     """
-    tower = known_tower(module)
+    tower = find_tower(module)
     if tower is None:
         kind = type(unwrapped(module)).__name__
         raise UnsupportedModelError(
@@ -107,7 +107,7 @@ def tower_of(module: nn.Module) -> Tower:
 def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
     """The adapter of a user's CLIP model, called `name` in messages; errors as :func:`tower_of`."""
     model = unwrapped(model)
-    kind, family, tower = type(model).__name__, _family_of(model), known_tower(model)
+    kind, family, tower = type(model).__name__, _family_of(model), find_tower(model)
     if family is None or tower is None:
         raise UnsupportedModelError(f"a {kind} is not supported; {_advice(kind)}.")
     names = {base.__name__ for base in type(model).__mro__}

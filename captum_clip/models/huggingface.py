@@ -19,27 +19,27 @@ from .towers import Tower, ViTTower
 class HuggingFaceLayer(AttentionLayer):
     """A `CLIPEncoderLayer` and its `CLIPAttention`; others say what their parts are called."""
 
-    attention_part = "self_attn"
-    heads_part = "num_heads"
+    attention_path = "self_attn"
+    heads_path = "num_heads"
     maps: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
-    mlp_parts: tuple[str, ...] = ("layer_norm2", "mlp")
+    mlp_paths: tuple[str, ...] = ("layer_norm2", "mlp")
 
     def __init__(self, block: Any) -> None:
-        attention = attrgetter(self.attention_part)(block)
-        super().__init__(block, attention, attrgetter(self.heads_part)(attention))
+        attention = attrgetter(self.attention_path)(block)
+        super().__init__(block, attention, attrgetter(self.heads_path)(attention))
 
 
 class BertLayer(PostNormLayer, HuggingFaceLayer):
     """A `BertLayer` or one of its relatives, whose norms follow the sums."""
 
-    attention_part = "attention"
-    heads_part = "self.num_attention_heads"
+    attention_path = "attention"
+    heads_path = "self.num_attention_heads"
     maps = ("self.query", "self.key", "self.value", "output.dense")
-    mlp_parts = ("intermediate", "output.dense")
+    mlp_paths = ("intermediate", "output.dense")
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
-        # the module around both adds its input and norms the sum
+        # `BertAttention` around both adds its input and norms the sum
         self.input_module, self.output_module = self.attention.self, self.attention.output.dense
 
     @property
@@ -104,7 +104,7 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
     steps += [attrgetter(name)(model) for name in layout.head]
     return TextTower(
         module=module,
-        embedding_table=attrgetter(layout.table)(module),
+        stem=attrgetter(layout.table)(module),
         end=None if largest else end,
         layers=layers_of(layout.layer, attrgetter(layout.encoder)(module)),
         text_pooling=layout.pooling,
@@ -124,12 +124,12 @@ class HuggingFaceTower(ViTTower):
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
     patch_map: ClassVar[str] = "embeddings.patch_embedding"
-    projection_part: ClassVar[str] = "visual_projection"
+    projection_path: ClassVar[str] = "visual_projection"
     # whether positions only change with the size where that is asked for
     asks_to_interpolate: ClassVar[bool] = True
 
     @classmethod
-    def found_in(cls, module: Any) -> Self:
+    def from_module(cls, module: Any) -> Self:
         """The tower in a module of its family."""
         vision = vision_of(module)
         config, patch = vision.config, int(vision.config.patch_size)
@@ -139,9 +139,9 @@ class HuggingFaceTower(ViTTower):
             module=vision,
             native=(side, side),
             patch=(patch, patch),
-            patches=attrgetter(cls.patch_map)(vision),
+            stem=attrgetter(cls.patch_map)(vision),
             layers=layers_of(cls.layer_class, vision.encoder),
-            projection_module=getattr(module, cls.projection_part, None),
+            projection_module=getattr(module, cls.projection_path, None),
             **{"pooling": "cls", "resizable": True, **cls.fields(vision)},
         )
 
@@ -238,7 +238,7 @@ def transformers_family(
     """The family in a module of transformers, whose classes are called by a prefix and a kind."""
     return Family(
         library=f"transformers.models.{name}",
-        tower_of=tower.found_in,
+        tower_of=tower.from_module,
         adapter=partial(adapter, text=text),
         models=[prefix + model],
         towers=[prefix + kind for kind in _VISION_KINDS],

@@ -115,11 +115,6 @@ def expect_library_parts(owner: object) -> Iterator[None]:
         ) from error
 
 
-def is_unmodified(module: nn.Module, kinds: tuple[type, ...]) -> bool:
-    """Whether a module is exactly of one of these classes, without foreign hooks."""
-    return type(module) in kinds and has_no_foreign_hooks(module)
-
-
 def nondeterminism(module: nn.Module) -> str | None:
     """The part that makes two forwards differ or changes a buffer in training mode, if any."""
     for layer in filter(attrgetter("training"), modules_of(module)):

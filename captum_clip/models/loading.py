@@ -276,8 +276,8 @@ def _as_it_is(
     if clip.tower.resizable:
         by_name = f"one by name, with `image_size={show(image_size)}`"
         advice = f"pass a processor that makes such images, or take {by_name}."
-    elif larger := clip.tower.larger(image_size):
-        advice = f"make another one {larger}."
+    elif clip.tower.remade_by:
+        advice = f"make another one {clip.tower.remade(image_size)}."
     raise InputError(
         f"`image_size={show(image_size)}` was given with {model}, which is used as it is; {advice}"
     )

@@ -1,8 +1,6 @@
 """Attentions that keep their maps as `torch.nn.MultiheadAttention` does."""
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from .attentions import Attention, PoolingHead
@@ -12,7 +10,6 @@ from .steps import Linear, Step, linear_maps
 class Multihead(Attention):
     """A `torch.nn.MultiheadAttention` or one that keeps its maps in the same way."""
 
-    attention: Any
     maps: tuple[str, ...] = ("out_proj",)
     batch_first_unless_told = True  # of an attention that does not say where its batch is
 
@@ -28,7 +25,8 @@ class Multihead(Attention):
 
     @override
     def output_map(self) -> Step:
-        return Linear.of(self.attention.out_proj)  # it is used by its weight, whatever is hooked
+        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module
+        return Linear.of(self.attention.out_proj)
 
     @override
     def batch_first(self, tokens: Tensor) -> Tensor:
@@ -38,7 +36,3 @@ class Multihead(Attention):
 
 class MultiheadPoolingHead(Multihead, PoolingHead):
     """A pooling head around a `torch.nn.MultiheadAttention`."""
-
-    def __init__(self, head: Any, attention: Any, *modules: nn.Module) -> None:
-        super().__init__(attention, attention, attention.num_heads)
-        self.head, self.attention, self.modules = head, attention, modules

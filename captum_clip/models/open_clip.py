@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from ..checks import expect
 from ..errors import UnsupportedModelError
 from . import timm
 from .adapter import ClipAdapter, Family
-from .attentions import Attention, AttentionLayer, PoolingHead, part_of
+from .attentions import Attention, AttentionLayer, PoolingHead, tensor_in
 from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
@@ -36,16 +36,15 @@ _ROWS: dict[str, Row] = {
 class OpenClipLayer(Multihead, AttentionLayer):
     """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
 
-    residual_argument = (0, "q_x")
-    branch_parts: tuple[str, ...] = ("ls_1",)
-    mlp_parts: tuple[str, ...] = ("ln_2", "mlp", "ls_2")
+    branch_paths: tuple[str, ...] = ("ls_1",)
+    mlp_paths: tuple[str, ...] = ("ln_2", "mlp", "ls_2")
 
 
 class OwnAttention(Multihead):
     """OpenCLIP's own `Attention`, which from version 4 on is in every tower."""
 
-    inner_norm_part = "ln_inner"
-    output_map = Attention.output_map
+    inner_norm_path = "ln_inner"
+    output_map = Attention.output_map  # which is called, unlike that of `nn.MultiheadAttention`
 
 
 class OwnLayer(OwnAttention, OpenClipLayer):
@@ -55,8 +54,7 @@ class OwnLayer(OwnAttention, OpenClipLayer):
 class CustomLayer(OwnLayer):
     """A `CustomResidualAttentionBlock`, which has a norm after its attention."""
 
-    residual_argument = (0, "x")
-    branch_parts = ("ln_attn", "ls_1")
+    branch_paths = ("ln_attn", "ls_1")
 
 
 class OwnPoolingHead(OwnAttention, MultiheadPoolingHead):
@@ -68,8 +66,6 @@ class OpenClipViT(ViTTower):
 
     With such a pool (CoCa) CLS is one of the keys; of the queries all but the first are captions'.
     """
-
-    remade_by = "by name, with {}, or with open_clip's force_image_size"
 
     @property
     @override
@@ -92,12 +88,13 @@ def _vit_of(visual: Any) -> OpenClipViT:
     if pool is not None:
         multihead = isinstance(pool.attn, nn.MultiheadAttention)
         kind = MultiheadPoolingHead if multihead else OwnPoolingHead
-        head = kind(pool, pool.attn, pool, visual.ln_post)
+        head = kind(pool, pool.attn, pool.attn.num_heads)
     return OpenClipViT(
         module=visual,
         native=tuple(visual.image_size),
         patch=tuple(visual.patch_size),
-        patches=visual.conv1,
+        remade_by=timm.FORCED_SIZE,
+        stem=visual.conv1,
         layers=_layers_of(visual.transformer),
         pooling=pooling,
         pooling_head=head,
@@ -128,42 +125,33 @@ class FeaturePool(PoolingHead):
 
     maps = ("q_proj", "k_proj", "v_proj", "c_proj")
 
-    def __init__(self, pool: Any) -> None:
-        super().__init__(pool, pool, pool.num_heads)
-        self.pool_module = pool
-
     @override
     def output_map(self) -> Step:
-        return Linear.of(self.pool_module.c_proj)  # it is used by its weight, whatever is hooked
+        return Linear.of(self.attention.c_proj)  # it is used by its weight, whatever is hooked
 
     @override
     def output(self, result: Any) -> Tensor:
-        return part_of(result)[:, None]
+        return tensor_in(result)[:, None]
 
     @property
     @override
     def positions(self) -> Tensor:
-        return self.pool_module.positional_embedding  # type: ignore[no-any-return]
+        return self.attention.positional_embedding  # type: ignore[no-any-return]
 
 
-class OpenClipResNet(ResNetTower):
-    """A `ModifiedResNet` with its attention pool."""
-
-    remade_by = "by name, with {}"
-
-    @classmethod
-    def found_in(cls, visual: Any, side: Any) -> Self:
-        """The tower in a `ModifiedResNet` for images of a side."""
-        return cls(
-            module=visual,
-            native=(int(side), int(side)),
-            patch=(32, 32),
-            pooling="attention",
-            prefix=1,
-            pooling_head=FeaturePool(visual.attnpool),
-            stages={f"layer{i}": getattr(visual, f"layer{i}") for i in (4, 3, 2, 1)},
-            head_modules=[visual.attnpool],
-        )
+def modified_resnet(visual: Any, side: Any) -> ResNetTower:
+    """The tower in a `ModifiedResNet`, with its attention pool, for images of a side."""
+    pool = visual.attnpool
+    return ResNetTower(
+        module=visual,
+        native=(int(side), int(side)),
+        patch=(32, 32),
+        remade_by="by name, with {image_size}",
+        pooling="attention",
+        prefix=1,
+        pooling_head=FeaturePool(pool, pool, pool.num_heads),
+        stages={f"layer{i}": getattr(visual, f"layer{i}") for i in (4, 3, 2, 1)},
+    )
 
 
 def resample_pool(visual: Any, side: int) -> None:
@@ -191,7 +179,7 @@ class OpenClipTextTower(TextTower):
     @property
     @override
     def input_module(self) -> nn.Module:
-        return self.embedding_table  # a `CLIP` calls no module for the whole of it
+        return self.stem  # a `CLIP` calls no module for the whole of it
 
     @override
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -262,7 +250,7 @@ def text_tower_in(
         takes_mask=False,
         pad=owner.pad_id if suffix or getattr(owner, "use_pad_mask", False) else None,
         cls_first=bool(suffix) and not owner.correct_cls_mask,
-        embedding_table=owner.token_embedding,
+        stem=owner.token_embedding,
         end=end if pool == "eos" else None,
         layers=layers_of(owner.transformer),
         text_pooling=TextPooling(row, is_causal, padding="max_length"),
@@ -284,7 +272,7 @@ def tower_of(module: Any) -> Tower:
     if isinstance(visual, VisionTransformer):
         return _vit_of(visual)
     if isinstance(visual, ModifiedResNet):
-        return OpenClipResNet.found_in(visual, visual.image_size)
+        return modified_resnet(visual, visual.image_size)
     supported = "a VisionTransformer, ModifiedResNet or TimmModel as the visual tower of OpenCLIP's"
     is_timm = isinstance(visual, TimmModel)
     expect(is_timm, f"{supported} {type(module).__name__}", visual, error=UnsupportedModelError)
@@ -316,7 +304,7 @@ class OpenClipAdapter(ClipAdapter):
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        return part_of(self.model.encode_image(images.to(self.dtype), **self.options))
+        return tensor_in(self.model.encode_image(images.to(self.dtype), **self.options))
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:

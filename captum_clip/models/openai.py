@@ -10,7 +10,13 @@ from ..checks import expect
 from ..errors import TargetError, UnsupportedModelError
 from .adapter import Family
 from .attentions import Attention
-from .open_clip import OpenClipAdapter, OpenClipLayer, OpenClipResNet, OpenClipViT, text_tower_in
+from .open_clip import (
+    OpenClipAdapter,
+    OpenClipLayer,
+    OpenClipViT,
+    modified_resnet,
+    text_tower_in,
+)
 from .steps import Linear, Step
 from .text import TextTower
 from .towers import Tower
@@ -22,9 +28,8 @@ _OTHERS: Final = ("open_clip", "timm", "transformers", "torchvision")  # with cl
 class OpenAILayer(OpenClipLayer):
     """A `ResidualAttentionBlock`, with its sequence before the batch."""
 
-    residual_argument = (0, "x")
-    branch_parts = ()
-    mlp_parts = ("ln_2", "mlp")
+    branch_paths = ()
+    mlp_paths = ("ln_2", "mlp")
     batch_first_unless_told = False
 
 
@@ -39,12 +44,6 @@ class SplitLayer(OpenAILayer):
     @override
     def output_map(self) -> Step:
         return Linear.of(self.attention.proj)
-
-
-class OpenAIViT(OpenClipViT):
-    """A `VisionTransformer`, which the package makes for the size of its weights alone."""
-
-    remade_by = OpenClipResNet.remade_by
 
 
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
@@ -63,12 +62,14 @@ def _tower_of(module: Any) -> Tower:
     """The vision tower in a model, or that tower."""
     visual: Any = getattr(module, "visual", module)
     if type(visual).__name__ == "ModifiedResNet":
-        return OpenClipResNet.found_in(visual, visual.input_resolution)
-    return OpenAIViT(
+        return modified_resnet(visual, visual.input_resolution)
+    return OpenClipViT(
         module=visual,
         native=(int(visual.input_resolution),) * 2,
         patch=tuple(visual.conv1.kernel_size),
-        patches=visual.conv1,
+        # the package makes one for the size of its weights alone
+        remade_by="by name, with {image_size}",
+        stem=visual.conv1,
         layers=_layers_of(visual.transformer),
         pooling="cls",
     )

@@ -11,7 +11,7 @@ from typing_extensions import Self, override
 from ..checks import expect
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
-from .attentions import PooledToken, PoolingHead, part_of, with_part
+from .attentions import PooledToken, PoolingHead, tensor_in, with_tensor
 from .huggingface import (
     CLIP_TEXT,
     HuggingFaceAdapter,
@@ -42,8 +42,8 @@ class SiglipTower(HuggingFaceTower):
         fields = {"prefix": 0, "steps_before_mean": 1}  # the library norms every patch
         if head is None:
             return {"pooling": "mean", **fields}
-        pool = MultiheadPoolingHead(head, head.attention, norm, head)
-        pool.norm = norm
+        attention = head.attention
+        pool = MultiheadPoolingHead(head, attention, attention.num_heads, norm=norm)
         return {"pooling": "attention", "pooling_head": pool, **fields}
 
     @property
@@ -131,8 +131,8 @@ def _joined(patches: Tensor, rows: int, side: int) -> Tensor:
 class Aimv2Layer(HuggingFaceLayer):
     """An `Aimv2EncoderLayer`: RMSNorm, attention, RMSNorm, a gated MLP."""
 
-    attention_part = "attention"
-    mlp_parts = ("rms_norm2", "ffn")
+    attention_path = "attention"
+    mlp_paths = ("rms_norm2", "ffn")
 
 
 class Aimv2PoolingHead(PoolingHead):
@@ -141,8 +141,8 @@ class Aimv2PoolingHead(PoolingHead):
     maps = ("output_proj",)
 
     def __init__(self, norm: nn.Module, head: Any) -> None:
-        super().__init__(head, head.output_proj, head.num_heads)
-        self.head, self.norm, self.modules = head, norm, (norm, head)
+        super().__init__(head, head, head.num_heads, norm=norm)
+        self.output_module = head.output_proj
 
     @override
     def output(self, result: Any) -> Tensor:
@@ -185,11 +185,11 @@ class FirstTokenTower(HuggingFaceTower):
 
     @override
     def embedding(self, result: Any) -> Tensor:
-        return part_of(result)[:, 0]
+        return tensor_in(result)[:, 0]
 
     @override
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        return with_part(result, torch.cat([embedding[:, None], part_of(result)[:, 1:]], 1))
+        return with_tensor(result, torch.cat([embedding[:, None], tensor_in(result)[:, 1:]], 1))
 
 
 class BlipLayer(HuggingFaceLayer):
@@ -204,7 +204,7 @@ class BlipTower(FirstTokenTower):
     All tokens are normed once; the pooled output is normed twice, and the head leaves it.
     """
 
-    projection_part = "vision_proj"
+    projection_path = "vision_proj"
     layer_class = BlipLayer
 
 
@@ -227,11 +227,11 @@ class BlipAdapter(HuggingFaceAdapter):
 class Tipsv2Layer(HuggingFaceLayer):
     """A `Tipsv2VisionLayer`, with LayerScale."""
 
-    attention_part = "attention"
-    heads_part = "num_attention_heads"
+    attention_path = "attention"
+    heads_path = "num_attention_heads"
     maps = ("q_proj", "k_proj", "v_proj", "o_proj")
-    branch_parts = ("layer_scale1",)
-    mlp_parts = ("norm2", "mlp", "layer_scale2")
+    branch_paths = ("layer_scale1",)
+    mlp_paths = ("norm2", "mlp", "layer_scale2")
 
 
 class Tipsv2Tower(HuggingFaceTower):
@@ -256,12 +256,12 @@ class DualEncoderTower(HuggingFaceTower):
 
     @classmethod
     @override
-    def found_in(cls, module: Any) -> Self:
+    def from_module(cls, module: Any) -> Self:
         vision = module.vision_model
         is_clip = any(family.holds(vision) for family in huggingface.FAMILIES)
         supported = "a CLIPVisionModel in the VisionTextDualEncoderModel"
         expect(is_clip, supported, vision, error=UnsupportedModelError)
-        return super().found_in(module)
+        return super().from_module(module)
 
 
 class DualEncoderAdapter(HuggingFaceAdapter):

@@ -145,13 +145,6 @@ class Direction:
         """All directions, (K, B, D)."""
         return self.rows * self.scale[:, None]
 
-    def repeated(self, count: int) -> "Direction":
-        """These directions for `count` tokens of each image, (B count, D), without the constant."""
-        rows = self.rows
-        if rows.shape[1] > 1:
-            rows = rows.repeat_interleave(count, 1)
-        return Direction.of(rows, self.scale.repeat_interleave(count))
-
     def dot(self, tokens: Tensor) -> Tensor:
         """The products with one token (B, D) each, (K, B)."""
         if self.rows.shape[1] == 1:

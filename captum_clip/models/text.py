@@ -78,7 +78,6 @@ class TextTower(TransformerTower):
     noun: ClassVar[str] = "text tower"
     pooling: Pooling = "cls"
     suffix: int = 0  # tokens after the words, as CLS of some towers
-    embedding_table: nn.Module  # looks tokens up
     takes_mask: bool = True
     pad: int | None = None  # the padding token, where the library makes the mask of it
     native: Size = (1, 1)
@@ -89,11 +88,6 @@ class TextTower(TransformerTower):
     longest: int
     is_fixed: bool = False  # texts are always as long as the longest
     vocabulary: int
-
-    @property
-    @override
-    def stem(self) -> nn.Module:
-        return self.embedding_table
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -136,6 +130,10 @@ class TextTower(TransformerTower):
     @override
     def span(self, size: Size) -> slice:
         return slice(0, size[1])
+
+    @override
+    def on_grid(self, values: Tensor, size: Size) -> Tensor:
+        return values[..., self.span(size)]
 
 
 def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:

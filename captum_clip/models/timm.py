@@ -10,13 +10,15 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from ..errors import UnsupportedModelError, argument
+from ..errors import UnsupportedModelError
 from .adapter import Family
 from .attentions import AttentionLayer, PoolingHead
 from .steps import Linear, Residual, Step, flattened, run_steps
 from .towers import Pooling, ResNetTower, ViTTower
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
+FORCED_SIZE = "by name, with {image_size}, or with open_clip's force_image_size"
+_IMAGE_SIZE = "with timm.create_model(..., img_size={side})"
 # class -> the parts after the attention, and those of the MLP
 _BLOCKS = {
     "Block": (("ls1",), ("norm2", "mlp", "ls2")),
@@ -28,15 +30,14 @@ _BLOCKS = {
 class TimmLayer(AttentionLayer):
     """A block of timm and its attention, which may have an inner norm."""
 
-    residual_argument = (0, "x")
-    inner_norm_part = "norm"
+    inner_norm_path = "norm"
 
     def __init__(self, block: Any) -> None:
         super().__init__(block, block.attn, block.attn.num_heads)
         inputs = ("q_proj", "k_proj", "v_proj") if block.attn.qkv is None else ("qkv",)
         self.maps = (*inputs, "proj")
         names = (kind.__name__ for kind in type(block).__mro__)
-        self.branch_parts, self.mlp_parts = next(_BLOCKS[n] for n in names if n in _BLOCKS)
+        self.branch_paths, self.mlp_paths = next(_BLOCKS[n] for n in names if n in _BLOCKS)
 
     @override
     def input_maps(self) -> list[Linear]:
@@ -54,9 +55,8 @@ class TimmPoolingHead(PoolingHead):
     maps = ("proj",)
 
     def __init__(self, pool: Any, norm: nn.Module) -> None:
-        super().__init__(pool, pool.proj, pool.num_heads)
-        self.head = pool
-        self.norm, self.modules = norm, (norm, pool)
+        super().__init__(pool, pool, pool.num_heads, norm=norm)
+        self.output_module = pool.proj
 
 
 class TimmTower(ViTTower):
@@ -66,12 +66,6 @@ class TimmTower(ViTTower):
     def trunk(self) -> Any:
         """The network of timm."""
         return getattr(self.module, "trunk", self.module)
-
-    @override
-    def larger(self, side: int) -> str:
-        if self.trunk is self.module:
-            return f"with timm.create_model(..., img_size={side})"
-        return f"by name, with {argument('image_size', side)}, or with open_clip's force_image_size"
 
     @property
     @override
@@ -131,7 +125,6 @@ def tower_of(module: Any) -> TimmTower | TimmCNN | None:
         patch=(stride, stride),
         resizable=True,  # there are no positions
         stages=dict(reversed(stages.items())),
-        head_modules=(trunk.head, module.head),
     )
 
 
@@ -150,7 +143,8 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
         native=tuple(embed.img_size),
         patch=embed.feat_ratio(as_scalar=False),
         resizable=bool(trunk.dynamic_img_size),
-        patches=embed,
+        remade_by=_IMAGE_SIZE if trunk is module else FORCED_SIZE,
+        stem=embed,
         layers=tuple(TimmLayer(block) for block in trunk.blocks),
         pooling=pooling,
         prefix=int(trunk.num_prefix_tokens),

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError, argument
-from .attentions import Attention, AttentionLayer, PooledToken, PoolingHead, part_of, with_part
+from .attentions import Attention, AttentionLayer, PooledToken, PoolingHead, tensor_in, with_tensor
 from .images import Size, check_images
-from .steps import Linear, Step, call_steps, run_steps
+from .steps import Linear, Step, run_steps
 
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "attention"]
@@ -29,15 +29,6 @@ class Entry(NamedTuple):
     pooled: PooledToken
 
 
-def wrong_size(height: int, width: int, reason: str, larger: str = "") -> InputError:
-    """The error for images of a size that a tower cannot take; `larger` makes one that can."""
-    instead = f", or make a model for them {larger}" if larger else ""
-    return InputError(
-        f"the tower cannot take images of {height} x {width} pixels: {reason}; resize or crop "
-        f"them{instead}."
-    )
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tower(ABC):
     """A tower of a CLIP: images, or texts, become embeddings."""
@@ -45,11 +36,11 @@ class Tower(ABC):
     kind: ClassVar[Kind]
     noun: ClassVar[str] = "vision tower"  # in messages
     embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
-    remade_by: ClassVar[str] = ""  # the call that makes one for images of another side, {}
     module: Any  # the library's own, which runs exactly once in a forward
     native: Size  # height and width of the images that it was made for
     patch: Size  # height and width in pixels of one cell of its maps
     resizable: bool = False  # whether it takes any multiples of a patch, not the native size alone
+    remade_by: str = ""  # for messages: how one for images of another {side} is made
     pooling: Pooling
     prefix: int = 0  # tokens before those that have a place in a map
     pooling_head: PoolingHead | None = None
@@ -67,28 +58,40 @@ class Tower(ABC):
         if rows and columns and (native_fits or (self.resizable and whole)):
             return rows, columns
         native = f"{self.native[0]} x {self.native[1]}"
+        reason = f"it takes its native size only, here {native}"
         if self.resizable:
             reason = f"it takes multiples of {tall} x {wide}, such as its native size {native}"
-            raise wrong_size(height, width, reason)
-        larger = self.larger(height) if whole and height == width else ""
-        raise wrong_size(height, width, f"it takes its native size only, here {native}", larger)
+        remade = self.remade(height) if whole and height == width else ""
+        raise InputError(
+            f"the tower cannot take images of {height} x {width} pixels: {reason}; resize or crop "
+            f"them{remade and f', or make a model for them {remade}'}."
+        )
 
-    def larger(self, side: int) -> str:
-        """The call that makes one for images of another side, for messages; "" where none does."""
-        return self.remade_by.format(argument("image_size", side))
+    def remade(self, side: int) -> str:
+        """How a tower for images of another side is made, for messages."""
+        return self.remade_by.format(image_size=argument("image_size", side), side=side)
 
     @property
     @abstractmethod
     def head(self) -> tuple[Step, ...]:
         """The steps from the pooled token to the embedding."""
 
-    @abstractmethod
     def span(self, size: Size) -> slice:
         """The tokens that have a place in a map, among those of an input of a size."""
+        rows, columns = self.grid(*size)
+        return slice(self.prefix, self.prefix + rows * columns)
 
     def on_grid(self, values: Tensor, size: Size) -> Tensor:
         """A map's values, (..., h, w) or of texts (..., T), from those of all tokens (..., s)."""
-        return values[..., self.span(size)]
+        rows, columns = self.grid(*size)
+        span, count = self.span(size), values.shape[-1]
+        if count < span.stop:  # what follows the patches is no patch
+            raise UnsupportedModelError(
+                f"the {self.noun} ran on {count} tokens, but {self.prefix} before the patches and "
+                f"a grid of {rows} x {columns} make {span.stop}; remove what adds or drops tokens, "
+                "such as prompts."
+            )
+        return values[..., span].reshape(*values.shape[:-1], rows, columns)
 
     @property
     def attentions(self) -> tuple[Attention, ...]:
@@ -118,11 +121,11 @@ class Tower(ABC):
 
     def embedding(self, result: Any) -> Tensor:
         """The image embedding (B, E), before the projection if any, in what the tower returned."""
-        return part_of(result, self.embedding_index)
+        return tensor_in(result, self.embedding_index)
 
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
         """`result` with `embedding` in the place of its own."""
-        return with_part(result, embedding, self.embedding_index)
+        return with_tensor(result, embedding, self.embedding_index)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -133,6 +136,8 @@ class TransformerTower(Tower):
     a pooling head ("attention").
     """
 
+    stem: nn.Module  # makes the tokens, before positions are added
+
     def __post_init__(self) -> None:
         for what in ("block", "attention"):
             if len({id(getattr(layer, what)) for layer in self.layers}) < len(self.layers):
@@ -141,54 +146,17 @@ class TransformerTower(Tower):
                     "whose layers have modules of their own."
                 )
 
-    @property
-    @abstractmethod
-    def stem(self) -> nn.Module:
-        """The module that makes tokens, before positions are added."""
-
-    def embed(self, token: Tensor) -> Tensor:
-        """The image embedding (..., E) of the last block's or pooling head's token (..., D)."""
-        # for one token the order of norm and pooling makes no difference
-        return call_steps(self.head, token)
-
-
-class _OnGrid(Tower):
-    """A tower of images: `prefix` tokens, then those of a grid row by row."""
-
-    @override
-    def span(self, size: Size) -> slice:
-        rows, columns = self.grid(*size)
-        return slice(self.prefix, self.prefix + rows * columns)
-
-    @override
-    def on_grid(self, values: Tensor, size: Size) -> Tensor:
-        rows, columns = self.grid(*size)
-        expected, count = self.span(size).stop, values.shape[-1]
-        if count < expected:  # what follows the patches is no patch
-            raise UnsupportedModelError(
-                f"the {self.noun} ran on {count} tokens, but {self.prefix} before the patches and "
-                f"a grid of {rows} x {columns} make {expected}; remove what adds or drops tokens, "
-                "such as prompts."
-            )
-        return super().on_grid(values, size).reshape(*values.shape[:-1], rows, columns)
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ViTTower(_OnGrid, TransformerTower):
+class ViTTower(TransformerTower):
     """A vision transformer: `prefix` tokens, the first of them CLS, then the patches row by row."""
 
     kind: ClassVar[Kind] = "vit"
-    patches: nn.Module  # projects the patches
     prefix: int = 1
-
-    @property
-    @override
-    def stem(self) -> nn.Module:
-        return self.patches
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ResNetTower(_OnGrid):
+class ResNetTower(Tower):
     """A convolutional tower: stages, whose last features (B, C, h, w) are the tokens of a pool.
 
     That is their mean, or an attention pool (CLIP's ResNets), before whose tokens their mean is put
@@ -198,7 +166,6 @@ class ResNetTower(_OnGrid):
     kind: ClassVar[Kind] = "resnet"
     pooling: Pooling = "mean"
     stages: Mapping[str, nn.Module]  # by name, from the last to the first
-    head_modules: Sequence[nn.Module] = ()  # between the last stage and the image embedding
 
     @property
     def stage(self) -> nn.Module:

@@ -143,15 +143,16 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each stage of the vision tower, from the top."""
     tower = tower_of(model)
     if isinstance(tower, ViTTower):
-        pool = () if tower.pooling_head is None else tower.pooling_head.modules
         layers = [(f"layer {i}", layer.block) for i, layer in enumerate(tower.layers)]
-        steps, parts, bottom = (*tower.head, *pool), dict(reversed(layers)), "embedding"
+        modules, bottom = dict(reversed(layers)), "embedding"
     else:
         assert isinstance(tower, ResNetTower)
-        steps, parts, bottom = (*tower.head_modules,), dict(tower.stages), "stem"
+        modules, bottom = dict(tower.stages), "stem"
+    pool = tower.pooling_head
+    steps = tower.head if pool is None else (*filter(None, [pool.norm]), pool.head, *tower.head)
     head = {parameter for step in steps for parameter in step_parameters(step)}
     stages = {"head": [parameter for parameter in model.parameters() if parameter in head]}
-    stages |= {name: list(module.parameters()) for name, module in parts.items()}
+    stages |= {name: list(module.parameters()) for name, module in modules.items()}
     above = {parameter for parameters in stages.values() for parameter in parameters}
     below = [parameter for parameter in tower.module.parameters() if parameter not in above]
     return {name: parameters for name, parameters in stages.items() if parameters} | {bottom: below}

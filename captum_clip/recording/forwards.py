@@ -117,7 +117,7 @@ def record_vit(
     with recording(tower, gradient=leaf is not None) as (hooks, record):
         # before the hook that ends the graph of what enters
         if leaf == "input" and isinstance(tower, TextTower):  # token ids have no gradient
-            hooks.after(tower.embedding_table, record.begin)
+            hooks.after(tower.stem, record.begin)
         elif leaf == "input":
             hooks.before(tower.input_module, record.begin)
         moves = Places(record, hooks) if places else None

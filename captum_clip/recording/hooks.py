@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..models.attentions import with_part
+from ..models.attentions import with_tensor
 from ..models.library import mark_own_hook, modules_of
 
 Arguments = tuple[Any, ...]
@@ -93,7 +93,7 @@ class Hooks:
             if replaced is None:
                 return None
             if args:  # the first may be a list that begins with the tensor
-                return (with_part(args[0], replaced), *args[1:]), kwargs
+                return (with_tensor(args[0], replaced), *args[1:]), kwargs
             first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
             return args, {**kwargs, first: replaced}
 

@@ -22,7 +22,7 @@ class AlignTower(ResNetTower):
     asks_to_interpolate = False
 
     @classmethod
-    def found_in(cls, module: Any) -> Self:
+    def from_module(cls, module: Any) -> Self:
         """The tower in an `AlignModel`."""
         inner = vision_of(module)
         if not isinstance(inner.pooler, nn.AvgPool2d):

@@ -13,16 +13,16 @@ from captum_clip.models.relatives import FirstTokenTower
 class FlavaLayer(HuggingFaceLayer):
     """A `FlavaLayer`, whose heads and output map are modules of their own."""
 
-    attention_part = "attention"
-    heads_part = "attention.num_attention_heads"
+    attention_path = "attention"
+    heads_path = "attention.num_attention_heads"
     maps = ("attention.query", "attention.key", "attention.value", "output.dense")
-    mlp_parts = ("layernorm_after", "intermediate", "output.dense", "output.dropout")
+    mlp_paths = ("layernorm_after", "intermediate", "output.dense", "output.dropout")
 
 
 class FlavaTower(FirstTokenTower):
     """A `FlavaImageModel`."""
 
-    projection_part = "image_projection"
+    projection_path = "image_projection"
     layer_class = FlavaLayer
     final_norm = "layernorm"
     patch_map = "embeddings.patch_embeddings.projection"

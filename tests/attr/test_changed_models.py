@@ -202,7 +202,7 @@ class Cubed(nn.Module):
 
 
 def _output_map(layer: Any) -> nn.Module:
-    found: nn.Module = attrgetter(layer.maps[-1])(layer.owner)
+    found: nn.Module = attrgetter(layer.maps[-1])(layer.attention)
     return found
 
 

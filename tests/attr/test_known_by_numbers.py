@@ -78,7 +78,7 @@ def test_weights_that_do_not_make_what_ran_are_refused(
         wide = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
         out = wide * (1 + factor * BOUNDS[dtype])
         record, read = Recording(), AttentionRead(value, out.to(dtype), query=query, key=key)
-        read.attention, read.compare = Attention(nn.Identity(), nn.Identity(), 4), record.compare
+        read.attention, read.compare = Attention(nn.Identity(), 4), record.compare
         _ = read.row if what == "row" else read.matrix()
         if known:
             record.verify("Method")

@@ -12,7 +12,7 @@ from torch import nn
 from captum_clip.errors import InputError
 from captum_clip.models import AttentionLayer, ViTTower, tower_of
 from captum_clip.models.library import checkpoints, nondeterminism
-from captum_clip.models.steps import run_steps
+from captum_clip.models.steps import call_steps, run_steps
 from tests import timm_builders
 from tests.models.small import small
 from tests.models.test_openai import model_of
@@ -69,7 +69,7 @@ def test_branches_and_embed_of_the_cls_token_equal_the_librarys_embedding(name, 
     layer = clip.tower.layers[-1]
     seen = record(layer, lambda: clip.image_features(images))
     token = block_of(layer, seen["residual"][:, 0], seen["output"][:, 0])
-    embedding = clip.tower.embed(token)
+    embedding = call_steps(clip.tower.head, token)
     assert embedding.shape == (2, 24)
     torch.testing.assert_close(
         embedding, seen["result"], atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype]
@@ -83,7 +83,7 @@ def test_embed_holds_for_both_orders_of_norm_and_pooling(final_ln_after_pool):
     clip = built.load()
     layer = clip.tower.layers[-1]
     seen = record(layer, lambda: clip.image_features(built.images(dtype=torch.float64)))
-    embedding = clip.tower.embed(seen["block"][:, 0])
+    embedding = call_steps(clip.tower.head, seen["block"][:, 0])
     torch.testing.assert_close(embedding, seen["result"], atol=1e-11, rtol=1e-11)
 
 
@@ -94,12 +94,12 @@ def test_embed_without_a_projection_ends_after_the_norm():
     tower = vit_of(built.model)
     images = built.images(dtype=torch.float64)
     seen = record(tower.layers[-1], lambda: built.model.visual(images))
-    torch.testing.assert_close(tower.embed(seen["block"][:, 0]), seen["result"])
+    torch.testing.assert_close(call_steps(tower.head, seen["block"][:, 0]), seen["result"])
     assert seen["result"].shape == (2, 32)
 
 
 def test_a_layer_that_does_not_say_its_mlp_is_no_block_without_one():
-    with pytest.raises(AttributeError, match="mlp_parts"):
+    with pytest.raises(AttributeError, match="mlp_paths"):
         AttentionLayer(nn.Identity(), nn.Identity(), 4).after_attention()
 
 
@@ -116,7 +116,9 @@ def test_sequence_first_attention_is_seen_batch_first():
     seen = record(layer, lambda: clip.image_features(built.images(3, dtype=torch.float64)))
     assert seen["residual"].shape == seen["output"].shape == (3, 17, 32)
     token = block_of(layer, seen["residual"][:, 0], seen["output"][:, 0])
-    torch.testing.assert_close(clip.tower.embed(token), seen["result"], atol=1e-11, rtol=1e-11)
+    torch.testing.assert_close(
+        call_steps(clip.tower.head, token), seen["result"], atol=1e-11, rtol=1e-11
+    )
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -225,7 +227,7 @@ def test_tower_of_takes_the_vision_models_of_transformers():
         model = kind(config).eval()
         tower = vit_of(model)
         seen = record(tower.layers[-1], lambda model=model: model(images))
-        embedding = tower.embed(seen["block"][:, 0])
+        embedding = call_steps(tower.head, seen["block"][:, 0])
         assert embedding.shape == (1, dim)
         expected = seen["result"].pooler_output if dim == 32 else seen["result"].image_embeds
         torch.testing.assert_close(embedding, expected, atol=1e-6, rtol=1e-6)

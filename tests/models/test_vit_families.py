@@ -10,7 +10,7 @@ from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.library import checkpoints, nondeterminism
-from captum_clip.models.steps import run_steps
+from captum_clip.models.steps import call_steps, run_steps
 from captum_clip.models.variants import permute_heads, randomization_stages, randomize_parameters
 from captum_clip.recording import record_vit
 from tests import builders, timm_builders
@@ -85,7 +85,7 @@ def test_embed_of_the_pooling_heads_output_is_the_librarys_embedding(name):
     output = run_steps(read.attention.merge_steps(), read.select(read.out).flatten(1))
     torch.testing.assert_close(output, record.returned[last], rtol=0, atol=1e-11)
     torch.testing.assert_close(
-        F.normalize(found.embed(output)), F.normalize(embedding), rtol=0, atol=1e-11
+        F.normalize(call_steps(found.head, output)), F.normalize(embedding), rtol=0, atol=1e-11
     )
 
 
@@ -131,7 +131,8 @@ def test_randomising_goes_from_the_top_down(name):
     for layer, keys in zip(reversed(found.layers), own[1:4], strict=True):
         ids = {id(parameter) for parameter in layer.block.parameters()}
         assert {id(parameters[key]) for key in keys} <= ids
-    pool = [] if found.pooling_head is None else found.pooling_head.modules
+    head = found.pooling_head
+    pool = [] if head is None else [m for m in (head.norm, head.head) if m is not None]
     for key in own[-1]:  # nothing above the blocks is left for the embedding
         assert all(parameters[key] is not p for module in pool for p in module.parameters())
 
