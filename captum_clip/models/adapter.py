@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_integer, check_texts, expect, expecting, is_number, torch_failures
+from ..checks import (
+    check_integer,
+    check_texts,
+    error_context,
+    expect,
+    expecting,
+    is_number,
+    torch_failures,
+)
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
@@ -69,11 +77,11 @@ class ClipAdapter(ABC):
 
     def _process(self, images: list[Image.Image]) -> Tensor:
         """RGB images -> (B, 3, H, W), float32 on the CPU."""
-        return process(self._require_processor(), images)
+        return process(self._require("processor"), images)
 
     def _tokenize(self, texts: list[str]) -> Any:
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
-        tokenizer, length = self._require_tokenizer(), self._padded_length
+        tokenizer, length = self._require("tokenizer"), self._padded_length
         if is_transformers_tokenizer(tokenizer):
             padding = True if length is None else "max_length"
             return tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
@@ -87,7 +95,7 @@ class ClipAdapter(ABC):
         return self.context_length
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and standard deviation of the channels; InputError if they are not known."""
+        """Mean and standard deviation of the channels; InputError where none are written down."""
         inner = image_processor(self.processor or self.tower.module)  # OpenCLIP notes them on it
         for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
             if hasattr(step, "mean") and hasattr(step, "std"):
@@ -97,7 +105,7 @@ class ClipAdapter(ABC):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if mean is None or std is None:
             raise InputError(
-                f"the mean and standard deviation of the images are not known; pass "
+                "no processor says the mean and standard deviation of the images; pass "
                 f"{argument('processor')}, that of {self.name}, with the model."
             )
         # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the deviation twice
@@ -229,16 +237,10 @@ class ClipAdapter(ABC):
             check_images(batch)
             return batch.to(self.device)
         pixels = self._process(as_pil(images))
-        height, width = pixels.shape[-2:]
-        try:
-            self.tower.grid(height, width)
-        except InputError as error:
-            larger = self.tower.remade(height)
-            raise InputError(
-                f"the processor makes images of {height} x {width} pixels, which "
-                f"{self.name} cannot take; pass its own {argument('processor')} with the model"
-                f"{f', or make a larger one {larger}' * bool(larger)}."
-            ) from error
+        tool = argument("processor")
+        own = f"the processor is not that of {self.name}; pass its own {tool} with the model"
+        with error_context(own):
+            self.tower.grid(*pixels.shape[-2:])
         return pixels.to(self.device)
 
     @public("denormalize")
@@ -263,8 +265,8 @@ class ClipAdapter(ABC):
         return ((value - mean) / std).to(self.dtype)
 
     def _channel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        parts = self._statistics()
-        mean, std = (torch.tensor(list(values), device=device).view(1, 3, 1, 1) for values in parts)
+        numbers = (torch.tensor(list(values), device=device) for values in self._statistics())
+        mean, std = (each.view(1, 3, 1, 1) for each in numbers)
         return mean, std
 
     def check_images(self, images: Any) -> None:
@@ -326,7 +328,7 @@ class ClipAdapter(ABC):
 
     def count_tokens(self, text: str) -> int | None:
         """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
-        tokenizer = self._require_tokenizer()
+        tokenizer = self._require("tokenizer")
         if is_transformers_tokenizer(tokenizer):
             return len(tokenizer(text, verbose=False)["input_ids"])
         if hasattr(tokenizer, "count"):  # the embedded model's
@@ -350,30 +352,21 @@ class ClipAdapter(ABC):
             return tokens, None
         return tokens["input_ids"], tokens.get("attention_mask")
 
-    def _require_processor(self) -> Any:
-        return self._require("processor", "an image that is no preprocessed tensor")
-
-    def _require_tokenizer(self) -> Any:
-        return self._require("tokenizer", "a text")
-
-    def _require(self, option: str, what: str) -> Any:
+    def _require(self, tool: Literal["processor", "tokenizer"]) -> Any:
         # transformers' CLIPProcessor holds a tokenizer as well
         tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
-        parts = {"processor": self.processor, "tokenizer": tokenizer}
-        if parts[option] is not None:
-            return parts[option]
-        missing = {option: self.failures.get(option) for option in parts if parts[option] is None}
-        lacks = " and ".join(
-            f"no {option}" + (f" (its {option} could not be loaded: {reason})" if reason else "")
-            for option, reason in missing.items()
-        )
-        several = len(missing) > 1
-        needed = "which images and texts need" if several else f"which is needed for {what}"
-        options = ", ".join(f"{option}={option}" for option in missing)
+        tools = {"processor": self.processor, "tokenizer": tokenizer}
+        if tools[tool] is not None:
+            return tools[tool]
+        missing = [name for name in tools if tools[name] is None]
+        failed = {n: f" (its {n} could not be loaded: {r})" for n, r in self.failures.items()}
+        needed = {"processor": "an image that is no preprocessed tensor", "tokenizer": "a text"}
+        use = "images and texts need" if len(missing) > 1 else f"is needed for {needed[tool]}"
+        options = ", ".join(f"{name}={name}" for name in missing)
         raise InputError(
-            f"{self.name} has {lacks}, {needed}; pass {' and '.join(map(argument, missing))} "
-            f"with the model, as in load_clip(model, {options}) or "
-            f"explain(..., model=model, {options})."
+            f"{self.name} has {' and '.join(f'no {n}{failed.get(n, str())}' for n in missing)}, "
+            f"which {use}; pass {' and '.join(map(argument, missing))} with the model, as in "
+            f"load_clip(model, {options}) or explain(..., model=model, {options})."
         )
 
     def __repr__(self) -> str:

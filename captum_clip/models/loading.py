@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..checks import check_integer, error_context, expand, expect, find_folder, show, suggestion
+from ..checks import check_integer, error_context, expand, expect, find_folder, suggestion
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
@@ -36,7 +36,8 @@ _FAILURES = (
     *(pickle.UnpicklingError, SafetensorError),
 )
 _LARGEST = 4096  # side in pixels of an image; more patches than fit into a memory
-_ONE_AT_A_TIME = threading.RLock()  # two would restore each other's settings
+# loading changes settings of the whole process, and two threads would restore each other's
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @runtime_checkable
@@ -177,20 +178,22 @@ def load_clip(
         >>> clip.kind, clip.grid(224, 224)
         ('vit', (7, 7))
     """
+    tools: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
+    changes = {"device": device, "dtype": dtype, "image_size": image_size}
     if isinstance(name_or_model, ClipAdapter):
-        options = {"processor": processor, "tokenizer": tokenizer, "device": device, "dtype": dtype}
-        return _as_it_is("an adapter", name_or_model, image_size, options)
-    given_model: Any = name_or_model
-    if isinstance(given_model, Pipeline) and not isinstance(given_model, nn.Module):
-        processor = processor or given_model.image_processor
-        tokenizer = tokenizer or given_model.tokenizer
-        name_or_model = given_model.model
-    _check_part("processor", processor, "an image processor, or a function of one image,")
-    _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
+        return _as_it_is("an adapter", name_or_model, {**tools, **changes})
+    pipeline: Any = name_or_model
+    if isinstance(pipeline, Pipeline) and not isinstance(pipeline, nn.Module):
+        tools = {
+            "processor": processor or pipeline.image_processor,
+            "tokenizer": tokenizer or pipeline.tokenizer,
+        }
+        name_or_model = pipeline.model
+    for option, tool in tools.items():
+        _check_tool(option, tool)
     if isinstance(name_or_model, nn.Module):
-        name = _name_of(unwrapped(name_or_model))
-        clip = adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
-        return _as_it_is("a model object", clip, image_size, {"device": device, "dtype": dtype})
+        clip = adapter_of(name_or_model, name=_name_of(unwrapped(name_or_model)), **tools)
+        return _as_it_is("a model object", clip, changes)
     is_name, wanted = isinstance(name_or_model, (str, Path)), "a name, a folder or a CLIP model"
     expect(is_name, wanted, name_or_model, error=UnsupportedModelError)
     if isinstance(name_or_model, Path):
@@ -199,7 +202,7 @@ def load_clip(
     expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
     if image_size is not None:
         check_integer("image_size", image_size, most=_LARGEST)
-    tools, failures = {"processor": processor, "tokenizer": tokenizer}, {}
+    failures = {}
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
     with _loading(source), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
@@ -208,7 +211,7 @@ def load_clip(
         for option in [option for option in tools if tools[option] is None]:
             try:
                 tools[option] = _LOADERS[option](source, model)
-            except _FAILURES as error:  # matters once it is needed
+            except _FAILURES as error:  # told once it is needed: tensors need no processor
                 failures[option] = _first_line(error)
     clip = adapter_of(model, name=source.name, **tools)
     clip.failures = failures
@@ -235,15 +238,20 @@ def _resize(clip: ClipAdapter, size: int) -> None:
             setattr(processor, name, sides)
 
 
-def _check_part(option: str, value: Any, wanted: str) -> None:
+_TOOLS = {
+    "processor": ("an image processor, or a function of one image, as processor", is_processor),
+    "tokenizer": ("a tokenizer, or a function of a list of texts, as tokenizer", is_tokenizer),
+}
+
+
+def _check_tool(option: str, tool: Any) -> None:
     # an object that only holds an image processor, as a processor of both does, serves too
-    serves = callable(value) or (option == "processor" and hasattr(value, "image_processor"))
-    serves = value is None or (serves and not isinstance(value, type))
-    expect(serves, f"{wanted} as {option}", value)
-    kinds = {"processor": is_processor(value), "tokenizer": is_tokenizer(value)}
-    other = "tokenizer" if option == "processor" else "processor"
-    advice = f"the two seem swapped, pass it as {argument(other)}"
-    expect(kinds[option] or not kinds[other], f"{wanted} as {option}", value, advice)
+    serves = callable(tool) or (option == "processor" and hasattr(tool, "image_processor"))
+    wanted, is_own = _TOOLS[option]
+    expect(tool is None or (serves and not isinstance(tool, type)), wanted, tool)
+    for other, (_, is_other) in _TOOLS.items():
+        advice = f"the two seem swapped, pass it as {argument(other)}"
+        expect(is_own(tool) or not is_other(tool), wanted, tool, advice)
 
 
 def _name_of(model: nn.Module) -> str:
@@ -260,27 +268,23 @@ def _name_of(model: nn.Module) -> str:
     return f"{name} {source}".strip()
 
 
-def _as_it_is(
-    model: str, clip: ClipAdapter, image_size: int | None, options: Mapping[str, Any]
-) -> ClipAdapter:
+def _as_it_is(model: str, clip: ClipAdapter, options: Mapping[str, Any]) -> ClipAdapter:
     """The adapter of an object; InputError where an option would change it, and what to do."""
     for name, value in options.items():
-        if value is not None:
-            raise InputError(
-                f"{name} was given with {model}, which is used as it is; set it "
-                "yourself beforehand, for example model.to(device), or load by name."
-            )
-    if image_size is None:
-        return clip
-    advice = f"it takes images of {' x '.join(map(str, clip.tower.native))} pixels only."
-    if clip.tower.resizable:
-        by_name = f"one by name, with `image_size={show(image_size)}`"
-        advice = f"pass a processor that makes such images, or take {by_name}."
-    elif clip.tower.remade_by:
-        advice = f"make another one {clip.tower.remade(image_size)}."
-    raise InputError(
-        f"`image_size={show(image_size)}` was given with {model}, which is used as it is; {advice}"
-    )
+        if value is None:
+            continue
+        shown = name
+        advice = "set it yourself beforehand, for example model.to(device), or load by name"
+        if name == "image_size":
+            shown, tower = argument("image_size", value), clip.tower
+            advice = f"it takes images of {' x '.join(map(str, tower.native))} pixels only"
+            if tower.resizable:
+                by_name = f"take one by name, with {shown}"
+                advice = f"pass a processor that makes such images, or {by_name}"
+            elif tower.remade_by:
+                advice = f"make another one {tower.remade(value)}"
+        raise InputError(f"{shown} was given with {model}, which is used as it is; {advice}.")
+    return clip
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
@@ -304,10 +308,10 @@ def load_parts(processor: str | None, tokenizer: str | None) -> dict[str, Any]:
     one; None for none. InputError where it holds none, or cannot be reached.
     """
     named = {"processor": processor, "tokenizer": tokenizer}
-    return {option: None if name is None else _part(option, name) for option, name in named.items()}
+    return {o: None if name is None else _load_tool(o, name) for o, name in named.items()}
 
 
-def _part(option: str, name: str) -> Any:
+def _load_tool(option: str, name: str) -> Any:
     folder = expand(name)
     if folder.is_dir():  # which may hold a processor alone
         source = Source(name, "transformers", str(folder), local=True)

@@ -99,7 +99,7 @@ class NaFlexAdapter(SiglipAdapter):
 
     @override
     def _process(self, images: list[Image.Image]) -> Tensor:
-        processor = image_processor(self._require_processor())
+        processor = image_processor(self._require("processor"))
         if "spatial_shapes" not in getattr(processor, "model_input_names", ()):
             return super()._process(images)
         processed = processor(images=images, return_tensors="pt")

@@ -195,8 +195,9 @@ def test_a_model_is_made_for_larger_images(run: Run, vit: str) -> None:
     assert Explanation.load("finer.npz").maps["positive"].shape[-2:] == (6, 6)
     said = run("explain photo.jpg sky --model RESNET --processor VIT", code=2)
     assert said.endswith(
-        "pass its own --processor with the model, or make a larger one by name, with "
-        "--image-size 32."
+        "pass its own --processor with the model: the tower cannot take images of 32 x 32 pixels: "
+        "it takes its native size only, here 96 x 96; resize or crop them, or make a model "
+        "for them by name, with --image-size 32."
     )
 
 

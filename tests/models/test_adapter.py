@@ -121,15 +121,16 @@ def test_preprocess_is_the_processors_own(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "larger"),
+    ("name", "side", "advice"),
     [
-        ("open_clip_vit", r", or .*50`.* force_image_size"),
-        ("timm_convnext", ""),
+        ("open_clip_vit", 48, r"native size only, .*, or make .*48`.* force_image_size"),
+        ("open_clip_resnet", 50, r"native size only, here 96 x 96; resize or crop them"),
+        ("timm_convnext", 50, r"multiples of 32 x 32.* crop them"),
     ],
 )
-def test_a_processor_of_another_model_is_refused(name, larger):
-    clip = builders.BUILDERS[name]().load(processor=builders.hf_processor(50))
-    made = rf"makes images of 50 x 50 pixels, which .* cannot take; .* with the model{larger}\.$"
+def test_a_processor_of_another_model_is_refused(name, side, advice):
+    clip = builders.BUILDERS[name]().load(processor=builders.hf_processor(side))
+    made = rf"pass its own `processor` with the model: .* {side} x {side} pixels: .*{advice}\.$"
     with pytest.raises(InputError, match=made):
         clip.preprocess(picture())
 
@@ -205,7 +206,7 @@ def test_color_wants_three_numbers_between_0_and_1(rgb):
 
 def test_statistics_come_from_the_open_clip_model_where_there_is_no_processor():
     built = builders.open_clip_vit()
-    with pytest.raises(InputError, match=r"denormalize: .* not known; pass `processor`"):
+    with pytest.raises(InputError, match=r"denormalize: no processor says .*; pass `processor`"):
         built.load(processor=None).denormalize(built.images())
     built.model.visual.image_mean, built.model.visual.image_std = (0.5,) * 3, (0.25,) * 3
     assert built.load(processor=None).color((1, 0.5, 0)).flatten().tolist() == [2, 0, -2]
