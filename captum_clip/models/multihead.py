@@ -1,6 +1,6 @@
 """Attentions that keep their maps as `torch.nn.MultiheadAttention` does."""
 
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from .attentions import Attention, PoolingHead
@@ -8,7 +8,7 @@ from .steps import Linear, Step, linear_maps
 
 
 class Multihead(Attention):
-    """A `torch.nn.MultiheadAttention` or one that keeps its maps in the same way."""
+    """A `torch.nn.MultiheadAttention`, or OpenCLIP's own `Attention`, which keeps its maps alike."""
 
     maps: tuple[str, ...] = ("out_proj",)
     batch_first_unless_told = True  # of an attention that does not say where its batch is
@@ -23,10 +23,17 @@ class Multihead(Attention):
             weights = attention.in_proj_weight.chunk(3)
         return linear_maps(weights, attention.in_proj_bias)
 
+    @property
+    @override
+    def inner_norm(self) -> nn.Module | None:
+        return getattr(self.attention, "ln_inner", None)
+
     @override
     def output_map(self) -> Step:
-        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module
-        return Linear.of(self.attention.out_proj)
+        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module.
+        # OpenCLIP's own attention calls it.
+        is_called = self.inner_norm is not None
+        return super().output_map() if is_called else Linear.of(self.attention.out_proj)
 
     @override
     def batch_first(self, tokens: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..checks import expect
 from ..errors import UnsupportedModelError
 from . import timm
 from .adapter import ClipAdapter, Family
-from .attentions import Attention, AttentionLayer, PoolingHead, tensor_in
+from .attentions import AttentionLayer, PoolingHead, tensor_in
 from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
@@ -34,31 +34,19 @@ _ROWS: dict[str, Row] = {
 
 
 class OpenClipLayer(Multihead, AttentionLayer):
-    """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
+    """A `ResidualAttentionBlock`.
+
+    Up to OpenCLIP 3 its attention is a `torch.nn.MultiheadAttention`, from 4 on OpenCLIP's own.
+    """
 
     branch_paths: tuple[str, ...] = ("ls_1",)
     mlp_paths: tuple[str, ...] = ("ln_2", "mlp", "ls_2")
 
 
-class OwnAttention(Multihead):
-    """OpenCLIP's own `Attention`, which from version 4 on is in every tower."""
-
-    inner_norm_path = "ln_inner"
-    output_map = Attention.output_map  # which is called, unlike that of `nn.MultiheadAttention`
-
-
-class OwnLayer(OwnAttention, OpenClipLayer):
-    """A `ResidualAttentionBlock` with OpenCLIP's own `Attention`."""
-
-
-class CustomLayer(OwnLayer):
+class CustomLayer(OpenClipLayer):
     """A `CustomResidualAttentionBlock`, which has a norm after its attention."""
 
     branch_paths = ("ln_attn", "ls_1")
-
-
-class OwnPoolingHead(OwnAttention, MultiheadPoolingHead):
-    """An `AttentionalPooler` with OpenCLIP's own `Attention`, of which the first query is read."""
 
 
 class OpenClipViT(ViTTower):
@@ -86,9 +74,7 @@ def _vit_of(visual: Any) -> OpenClipViT:
         )
     head = None
     if pool is not None:
-        multihead = isinstance(pool.attn, nn.MultiheadAttention)
-        kind = MultiheadPoolingHead if multihead else OwnPoolingHead
-        head = kind(pool, pool.attn, pool.attn.num_heads)
+        head = MultiheadPoolingHead(pool, pool.attn, pool.attn.num_heads)
     return OpenClipViT(
         module=visual,
         native=tuple(visual.image_size),
@@ -109,13 +95,10 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
     layers: list[AttentionLayer] = []
     for index, block in enumerate(transformer.resblocks):
         attention: Any = getattr(block, "attn", None)
-        kind = OpenClipLayer
-        if isinstance(attention, Attention):
-            kind = CustomLayer if isinstance(block, CustomResidualAttentionBlock) else OwnLayer
-        else:
-            supported = f"a torch.nn.MultiheadAttention or OpenCLIP's Attention in layer {index}"
-            is_known = isinstance(attention, nn.MultiheadAttention)
-            expect(is_known, supported, attention, error=UnsupportedModelError)
+        fits = isinstance(attention, (nn.MultiheadAttention, Attention))
+        supported = f"a torch.nn.MultiheadAttention or OpenCLIP's Attention in layer {index}"
+        expect(fits, supported, attention, error=UnsupportedModelError)
+        kind = CustomLayer if isinstance(block, CustomResidualAttentionBlock) else OpenClipLayer
         layers.append(kind(block, attention, attention.num_heads))
     return tuple(layers)
 
@@ -197,14 +180,15 @@ def _hf_text_tower(model: Any) -> TextTower | None:
     row = _ROWS.get(kind, "first" if "Cls" in kind else None)
     if row is None or not is_bert(encoder.transformer):
         return None
-    pooled = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
-    pooler_parts = ("transformer.pooler.dense", "transformer.pooler.activation") * pooled
+    # a `ClsPooler` reads the pooler's output only where the text model was made with a pooler
+    pools = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
+    pooler_paths = ("transformer.pooler.dense", "transformer.pooler.activation") * pools
     layout = TextLayout(
         TextPooling(row, causal=False, padding="max_length"),
         module="text",
         table="transformer.embeddings.word_embeddings",
         encoder="transformer.encoder",
-        own_head=(*pooler_parts, "proj"),
+        own_head=(*pooler_paths, "proj"),
         head=(),
     )
     return text_tower_of(
@@ -222,12 +206,11 @@ def _text_tower_of(model: Any) -> TextTower | None:
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer
 
-    owner = getattr(model, "text", model)  # a `CLIP` has the parts as its own
+    owner = getattr(model, "text", model)  # a `CLIP` keeps the text tower's modules as its own
     if isinstance(owner, HFTextEncoder):
         return _hf_text_tower(model)
-    if owner is not model and not isinstance(owner, TextTransformer):
-        return None
-    return text_tower_in(model, owner, _layers_of)
+    is_plain = owner is model or isinstance(owner, TextTransformer)
+    return text_tower_in(model, owner, _layers_of) if is_plain else None
 
 
 def text_tower_in(

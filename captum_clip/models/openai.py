@@ -47,15 +47,16 @@ class SplitLayer(OpenAILayer):
 
 
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
-    return tuple(_layer_of(block) for block in transformer.resblocks)
-
-
-def _layer_of(block: Any) -> OpenAILayer:
-    is_split = all(hasattr(block.attn, name) for name in SplitLayer.maps)
-    is_known = hasattr(block.attn, "in_proj_weight") and hasattr(block.attn, "out_proj")
-    parts = "an attention with the parts of torch.nn.MultiheadAttention, as in OpenAI's"
-    expect(is_split or is_known, parts, block.attn, error=UnsupportedModelError)
-    return (SplitLayer if is_split else OpenAILayer)(block, block.attn, block.attn.num_heads)
+    layers: list[OpenAILayer] = []
+    for block in transformer.resblocks:
+        attention = block.attn
+        is_split = all(hasattr(attention, name) for name in SplitLayer.maps)
+        fits = is_split or (hasattr(attention, "in_proj_weight") and hasattr(attention, "out_proj"))
+        like = "an attention with the parts of torch.nn.MultiheadAttention, as in OpenAI's"
+        expect(fits, like, attention, error=UnsupportedModelError)
+        kind = SplitLayer if is_split else OpenAILayer
+        layers.append(kind(block, attention, attention.num_heads))
+    return tuple(layers)
 
 
 def _tower_of(module: Any) -> Tower:
