@@ -57,7 +57,7 @@ def torch_failures() -> Iterator[None]:
                 "gradient passes through them; load the model outside of it, or take a method "
                 "without gradients, such as direct."
             ) from error
-        # by the module, since an import of torch's compilers takes seconds
+        # by the module's name, since an import of torch's compilers takes seconds
         kinds = ("torch.utils.checkpoint", "torch._dynamo", "torch._inductor")
         if not (isinstance(error, NotImplementedError) or type(error).__module__.startswith(kinds)):
             raise
@@ -142,7 +142,7 @@ def check_interval(name: str, value: Any, interval: str) -> None:
 
 def check_choice(value: Any, choices: Collection[str], *, name: str = "one") -> None:
     """Raise InputError unless a value is one of the choices; `name` is what is chosen."""
-    # a tuple, since a string would hold every part of itself
+    # a tuple, since a string holds every substring of itself
     is_choice = isinstance(value, str) and value in tuple(choices)
     expect(is_choice, f"{_argument(name)} of {', '.join(choices)}", value)
 

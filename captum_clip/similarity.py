@@ -164,8 +164,7 @@ class TextSimilarity(Similarity):
     @public("TextSimilarity")
     def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The library's own text embeddings (B, E)."""
-        others = (self._tower, self.clip.name, self.clip.device)
-        check_ids(ids, attention_mask, *others)
+        check_ids(ids, attention_mask, self._tower, self.clip.name, self.clip.device)
         return self.clip.text_features(ids, attention_mask)
 
 

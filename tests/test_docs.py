@@ -242,7 +242,7 @@ def test_example_of_a_family_draws_what_the_equations_say(method, own_clip):
 
 
 def test_a_family_that_is_not_registered_is_not_known(own_clip):
-    with pytest.raises(UnsupportedModelError, match="no CLIP vision tower known in a OwnVision"):
+    with pytest.raises(UnsupportedModelError, match="no CLIP vision tower in a OwnVision"):
         attr.AttentionRollout(own_clip[0], layer=own_clip[0])
 
 

@@ -108,7 +108,7 @@ class ClipAdapter(ABC):
                 "no processor says the mean and standard deviation of the images; pass "
                 f"{argument('processor')}, that of {self.name}, with the model."
             )
-        # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the deviation twice
+        # EfficientNet's (ALIGN's) may map to [-1, 1] first and divide by the deviation twice
         scale = 255 * getattr(inner, "rescale_factor", 1 / 255)
         scale = scale if getattr(inner, "do_rescale", True) else 255
         offset = 1 if getattr(inner, "rescale_offset", False) else 0
@@ -201,6 +201,7 @@ class ClipAdapter(ABC):
         Without `images` it is of the texts alone, and neither weights nor image tower are read.
         """
         parts = {"weights": digest(self.model.state_dict().values())} if images else {}
+        # the weights alone do not say it: a hook, a patch or another processor changes what runs
         with reproducible(self.model):
             if images:
                 fixed = fixed_images(self.tower.native if self.processor is None else None)
@@ -303,6 +304,7 @@ class ClipAdapter(ABC):
             InputError: there is no tokenizer.
         """
         texts = check_texts(texts)
+        # OpenCLIP's tokenizers cut a text without a word, so its tokens are counted first
         for text in texts:
             count, longest = self.count_tokens(text), self.context_length
             if count is not None and longest is not None and count > longest:
@@ -311,6 +313,7 @@ class ClipAdapter(ABC):
                     f"{longest}; shorten it: {text[:60]!r}..."
                 )
         tokens = self._tokenize(texts)
+        # another model's tokenizer would look up a wrong token, or read beyond the table
         made = "a tensor (N, T), or what a tokenizer of transformers returns, from the tokenizer"
         expect(hasattr(tokens, "to"), made, tokens)
         largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
@@ -336,6 +339,7 @@ class ClipAdapter(ABC):
         clean = getattr(tokenizer, "clean_fn", None)
         if clean is not None and hasattr(tokenizer, "tokenizer"):  # OpenCLIP's HFTokenizer
             clips = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds start, end and class
+            # verbose: transformers warns of long texts, which the error says better
             options = {"add_special_tokens": not clips, "verbose": False}
             return 3 * clips + len(tokenizer.tokenizer(clean(text), **options)["input_ids"])
         if clean is not None and hasattr(tokenizer, "encode"):  # OpenCLIP's SimpleTokenizer
@@ -380,5 +384,6 @@ def is_transformers_tokenizer(tokenizer: Any) -> bool:
 
 def is_tokenizer(candidate: Any) -> bool:
     """Whether it is known to make tokens of texts: transformers', OpenCLIP's or OpenAI's."""
-    is_known = is_transformers_tokenizer(candidate) or hasattr(candidate, "clean_fn")
-    return is_known or getattr(candidate, "__name__", "") == "tokenize"
+    is_clip_tokenize = getattr(candidate, "__name__", "") == "tokenize"
+    has_clean = hasattr(candidate, "clean_fn")
+    return is_clip_tokenize or has_clean or is_transformers_tokenizer(candidate)

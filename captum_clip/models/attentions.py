@@ -146,7 +146,8 @@ class AttentionLayer(Attention):
     branch_paths: tuple[str, ...] = ()
     """Paths in the block, of modules or LayerScales, that follow the attention."""
     mlp_paths: tuple[str, ...]
-    """Paths of its second branch: norm, MLP; without a default, so that no family forgets them."""
+    """Paths of its second branch: norm, MLP."""
+    # without a default: a family that forgets them would have blocks without an MLP
 
     def __init__(self, block: Any, attention: Any, heads: int) -> None:
         super().__init__(attention, heads)
@@ -154,6 +155,7 @@ class AttentionLayer(Attention):
 
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D), the first of its arguments, whatever it is called."""
+        # MaPLe's blocks take a list of the tokens and their prompts
         return self.batch_first(tensor_in(next(iter((*args, *kwargs.values())))))
 
     def branch(self) -> tuple[Step, ...]:
@@ -166,6 +168,7 @@ class AttentionLayer(Attention):
 
     def added(self) -> tuple[nn.Module, tuple[Step, ...]]:
         """The last module of the second branch, and the LayerScale that may follow it."""
+        # timm's EVA keeps its LayerScale as a parameter, on which no hook can be set
         steps = self.mlp_branch()
         last = max(i for i, step in enumerate(steps) if isinstance(step, nn.Module))
         module: Any = steps[last]
@@ -180,8 +183,8 @@ class AttentionLayer(Attention):
         return stream + run_steps(self.added()[1], added)
 
     def _steps(self, names: tuple[str, ...]) -> tuple[Step, ...]:
-        parts = (attrgetter(name)(self.block) for name in names)
-        return tuple(Scale(p) if isinstance(p, Tensor) else p for p in parts if p is not None)
+        steps = (attrgetter(name)(self.block) for name in names)
+        return tuple(Scale(s) if isinstance(s, Tensor) else s for s in steps if s is not None)
 
 
 class PoolingHead(Attention):

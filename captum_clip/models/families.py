@@ -11,7 +11,11 @@ from .adapter import ClipAdapter, Family
 from .library import expect_library_parts, refuse_quantised, unwrapped
 from .towers import Tower
 
-FAMILIES: list[Family] = []
+FAMILIES: list[Family] = [
+    family
+    for library in (openai, huggingface, relatives, open_clip, timm)
+    for family in library.FAMILIES
+]
 
 _REFUSED = {
     "BlipModel": "its image embedding is normed twice; take BlipForImageTextRetrieval, as in "
@@ -26,13 +30,8 @@ _REFUSED = {
 
 
 def register_family(family: Family) -> None:
-    """Make a family known to `load_clip` and to every method, before those that are known."""
+    """Add a family for `load_clip` and every method, to be asked before those that are there."""
     FAMILIES.append(family)
-
-
-_LIBRARIES = (openai, huggingface, relatives, open_clip, timm)
-for _family in (family for library in _LIBRARIES for family in library.FAMILIES):
-    register_family(_family)
 
 
 def transformers_class(name: str, model_type: Any, architectures: Sequence[str]) -> str:
@@ -45,27 +44,30 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
     base: Any = MODEL_MAPPING_NAMES.get(model_type, ())
     candidates: list[str] = [*architectures, *((base,) if isinstance(base, str) else base)]
     families = [family for family in FAMILIES if family.library.startswith("transformers.")]
-    supported = [model for family in families for model in family.models]
+    supported = {model for family in families for model in family.models}
     for candidate in candidates:
         if candidate in supported:
             return candidate
-    refusals = (_REFUSED[candidate] for candidate in candidates if candidate in _REFUSED)
-    advice = next(refusals, f"supported are {', '.join(supported)}")
+    advice = next((_REFUSED[name] for name in candidates if name in _REFUSED), _supported(families))
     raise UnsupportedModelError(
         f"{argument('model', name)}: it is a transformers model of type {model_type!r}; {advice}. "
         "For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
     )
 
 
-def _advice(kind: str) -> str:
-    """The classes that would run in the place of another, in words."""
+def _supported(families: Sequence[Family]) -> str:
+    """The classes of some families, in words; those of whole models where there are any."""
     names: dict[str, list[str]] = {}
-    for family in FAMILIES:
-        # a family without whole models has its towers alone
+    for family in families:
         classes = family.models or family.towers
         names.setdefault(family.library.partition(".")[0], []).extend(classes)
     listed = (f"{library}: {', '.join(dict.fromkeys(c))}" for library, c in names.items())
-    return _REFUSED.get(kind, f"supported are {'; '.join(listed)}, and their vision towers")
+    return f"supported are {'; '.join(listed)}"
+
+
+def _advice(kind: str) -> str:
+    """What to take in place of a class."""
+    return _REFUSED.get(kind, f"{_supported(FAMILIES)}, and their vision towers")
 
 
 def _family_of(module: nn.Module) -> Family | None:
@@ -73,7 +75,7 @@ def _family_of(module: nn.Module) -> Family | None:
 
 
 def find_tower(module: nn.Module) -> Tower | None:
-    """The vision tower in a user's module; None if the module is no CLIP at all.
+    """The vision tower in a user's module; None if the module is no CLIP.
 
     Raises:
         UnsupportedModelError: it is a CLIP, but built in a way that is not supported.
@@ -99,7 +101,7 @@ def tower_of(module: nn.Module) -> Tower:
     if tower is None:
         kind = type(unwrapped(module)).__name__
         raise UnsupportedModelError(
-            f"there is no CLIP vision tower known in a {kind}; {_advice(kind)}."
+            f"captum_clip finds no CLIP vision tower in a {kind}; {_advice(kind)}."
         )
     return tower
 

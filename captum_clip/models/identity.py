@@ -40,12 +40,15 @@ def summary(embeddings: Iterable[Tensor]) -> str:
 
 def digest(values: Iterable[Any]) -> str:
     """SHA-256 over the floating-point tensors among the values of a state dict, in any order."""
-    parts = []
+    lines = []
     for value in values:
+        # releases of transformers add and drop buffers of whole numbers, such as position ids
         if isinstance(value, Tensor) and value.is_floating_point():
+            # as bytes, since NumPy has no bfloat16
             flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            parts.append(f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(flat).hexdigest()}\n")
-    return hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()
+            lines.append(f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(flat).hexdigest()}\n")
+    # sorted, since releases also rename parameters and change their order
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 @contextmanager
@@ -70,14 +73,14 @@ def reproducible(model: nn.Module) -> Iterator[None]:
 
 
 def agree(first: str, second: str) -> bool:
-    """Whether a part of two identities is the same, or its numbers lie within the bound."""
+    """Whether an entry of two identities is the same, or its numbers lie within the bound."""
     try:
         numbers = [[float(number) for number in text.split()] for text in (first, second)]
-        return numbers[0] == numbers[1] or math.dist(*numbers) <= BOUND * len(numbers[0]) ** 0.5
+        return first == second or math.dist(*numbers) <= BOUND * len(numbers[0]) ** 0.5
     except ValueError:  # digests, or not as many numbers
         return first == second
 
 
 def differing_parts(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
-    """Name the parts that differ, of those that both identities have."""
+    """Name the entries that differ, of those that both identities have."""
     return [p.replace("_", " ") for p in first if p in second and not agree(first[p], second[p])]

@@ -24,7 +24,8 @@ def mark_own_hook(hook: Hook) -> Hook:
 
 
 def has_no_foreign_hooks(module: nn.Module) -> bool:
-    """Whether a module has neither a hook nor an attribute in the place of a method."""
+    """Whether a module has neither a hook nor an attribute in place of a method."""
+    # a copy, since another thread's recording may add hooks of ours meanwhile
     hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
     if any(not hasattr(hook, _MARK) for hook in hooks):
         return False
@@ -51,6 +52,7 @@ def unwrapped(module: Any) -> Any:
     """
     if type(module) is nn.Sequential and len(module):
         return unwrapped(module[0])
+    # by name, since neither torch.compile's module nor peft should be imported for this
     for kind in type(module).__mro__:
         path = _INNER.get(kind.__name__)
         if path and kind.__module__.partition(".")[0] in ("torch", "peft"):
@@ -83,14 +85,15 @@ def modules_of(module: nn.Module) -> list[nn.Module]:
 def refuse_quantised(module: nn.Module) -> None:
     """Raise UnsupportedModelError where a weight of a tower is no plain floating-point number."""
     for layer in modules_of(module):
+        # torch.ao packs the weights of its modules away from their parameters
         plain = not type(layer).__module__.startswith("torch.ao.")
         for weight in layer._parameters.values():
             if weight is None:
                 continue
             if weight.is_meta and getattr(layer, "_hf_hook", None) is not None:
                 raise UnsupportedModelError(
-                    "the weights of a tower are only there while its modules run (accelerate's "
-                    "cpu_offload), so they cannot be read; load the model whole."
+                    "the weights of a tower exist only while its modules run (accelerate's "
+                    "cpu_offload), so they cannot be read; load the whole model into memory."
                 )
             plain &= type(weight) is nn.Parameter and weight.is_floating_point()
         if not plain:
@@ -104,25 +107,25 @@ def refuse_quantised(module: nn.Module) -> None:
 
 @contextmanager
 def expect_library_parts(owner: object) -> Iterator[None]:
-    """Raise UnsupportedModelError for a part of a model that is not what its library puts there."""
+    """Raise UnsupportedModelError for a module that is not what its library puts there."""
     try:
         yield
     except AttributeError as error:
         raise UnsupportedModelError(
-            f"a part of the {type(owner).__name__} is not its library's own ({error}); put the "
-            "library's module in the place of what wraps or replaces it, and watch it with a "
-            "forward hook."
+            f"a module of the {type(owner).__name__} is not the library's own ({error}); put the "
+            "library's module back, and watch it with a forward hook instead of a wrapper."
         ) from error
 
 
 def nondeterminism(module: nn.Module) -> str | None:
-    """The part that makes two forwards differ or changes a buffer in training mode, if any."""
+    """What makes two forwards differ, or changes a buffer, in training mode, if anything."""
     for layer in filter(attrgetter("training"), modules_of(module)):
         if isinstance(layer, _BatchNorm):
             return "BatchNorm"
         for name, what in _RATES.items():
             rate = getattr(layer, name, None)
-            if name == "p" and not isinstance(layer, _DropoutNd):  # such as the power of a pool
+            # elsewhere `p` is another number, such as the power of a pool
+            if name == "p" and not isinstance(layer, _DropoutNd):
                 continue
             if isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0:
                 return f"{what or type(layer).__name__} {rate:g}"

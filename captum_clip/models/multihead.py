@@ -8,7 +8,7 @@ from .steps import Linear, Step, linear_maps
 
 
 class Multihead(Attention):
-    """A `torch.nn.MultiheadAttention`, or OpenCLIP's own `Attention`, which keeps its maps alike."""
+    """A `torch.nn.MultiheadAttention`, or OpenCLIP's own `Attention` with its maps so, too."""
 
     maps: tuple[str, ...] = ("out_proj",)
     batch_first_unless_told = True  # of an attention that does not say where its batch is

@@ -40,7 +40,7 @@ class Linear(NamedTuple):
 
     def __call__(self, token: Tensor) -> Tensor:
         """Map tokens (..., D_in)."""
-        # nor does what somebody put around PyTorch's functions act on our own arithmetic
+        # what somebody put around PyTorch's functions must not act on our own arithmetic
         with torch._C.DisableTorchFunction():
             return map_linearly(token, *self.to(token.dtype))
 
@@ -57,13 +57,14 @@ class Linear(NamedTuple):
 
 
 def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
-    """Some weights of one module with their parts of its stacked bias, which may be None."""
-    parts = (None,) * len(weights) if bias is None else bias.chunk(len(weights))
-    return list(map(Linear, weights, parts))
+    """Some weights of one module with their chunks of its stacked bias, which may be None."""
+    biases = (None,) * len(weights) if bias is None else bias.chunk(len(weights))
+    return list(map(Linear, weights, biases))
 
 
 def linear_or_called(module: Any) -> "Linear | nn.Module":
     """A plain `torch.nn.Linear` by its parameters; else the module, which is to be called."""
+    # a LoRA layer is an `nn.Linear`, too, and a hook may change what it returns
     plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     return Linear.of(module) if plain and has_no_foreign_hooks(module) else module
 
@@ -187,21 +188,21 @@ def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Dir
 
 
 def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Send vectors (B, n, D), which are parts of a token (B, D), through some steps.
+    """Send vectors (B, n, D), which add up to a token (B, D), through some steps.
 
-    The transpose of :func:`pull_back`: the output, and its parts without its constant.
+    The transpose of :func:`pull_back`: the output, and what each adds to it, less its constant.
     """
     for step in steps:
         if isinstance(step, Residual):
-            added, parts = push_forward(step.steps, token, vectors)
-            token, vectors = token + added, vectors + parts
+            added, pushed = push_forward(step.steps, token, vectors)
+            token, vectors = token + added, vectors + pushed
         else:
             vectors = _held(step, token[:, None])._push(token[:, None], vectors)
             token = _forward(step, token)
     return token, vectors
 
 
-_MLPS: Final[tuple[tuple[str, ...], ...]] = (  # names of the parts of the libraries' MLPs, in a row
+_MLPS: Final[tuple[tuple[str, ...], ...]] = (  # names of the modules of the libraries' MLPs
     ("fc1", "act", "drop1", "norm", "fc2", "drop2"),
     ("fc1", "activation_fn", "fc2"),
     ("dense", "intermediate_act_fn"),
@@ -211,19 +212,20 @@ _MLPS: Final[tuple[tuple[str, ...], ...]] = (  # names of the parts of the libra
 def flattened(modules: Iterable[Step]) -> tuple[Step, ...]:
     """The steps of some modules in a row; `Sequential` and the libraries' MLPs are taken apart.
 
-    By the names of their parts, so what the steps make of a token is to be compared.
+    By the names of their modules, so what the steps make of a token is to be compared.
     """
     steps: list[Step] = []
     for module in modules:
-        parts = {n: p for n, p in getattr(module, "_modules", {}).items() if p is not None}
-        row = next((row for row in _MLPS if {*row} == {*parts}), ())
-        if type(module).__name__ == "SwiGLU" and {"fc1_g", "fc1_x", *_MLPS[0][1:]} == {*parts}:
-            steps.append(GatedLinear((parts["fc1_g"], parts["act"]), parts["fc1_x"]))
+        inner = {n: m for n, m in getattr(module, "_modules", {}).items() if m is not None}
+        row = next((row for row in _MLPS if {*row} == {*inner}), ())
+        if type(module).__name__ == "SwiGLU" and {"fc1_g", "fc1_x", *_MLPS[0][1:]} == {*inner}:
+            steps.append(GatedLinear((inner["fc1_g"], inner["act"]), inner["fc1_x"]))
             row = _MLPS[0][2:]
         if isinstance(module, Residual):
             steps.append(Residual(flattened(module.steps)))
+        # timm's GluMlp has the same names, and chunks what fc1 returns
         elif type(module) is nn.Sequential or (row and "GluMlp" not in type(module).__name__):
-            steps += flattened(parts[name] for name in row or parts)
+            steps += flattened(inner[name] for name in row or inner)
         else:
             steps.append(module)
     return tuple(steps)
@@ -274,16 +276,18 @@ def _plain(step: Step) -> Step:
 
 def _forward(step: Step, token: Tensor) -> Tensor:
     step = _plain(step)
-    if isinstance(step, nn.LayerNorm):  # OpenCLIP's own casts its result back to the input's dtype
+    # OpenCLIP's and OpenAI's own LayerNorm cast to float32 and back, so they are not called
+    if isinstance(step, nn.LayerNorm):
         weight, bias = (None if p is None else p.to(token.dtype) for p in (step.weight, step.bias))
         with torch._C.DisableTorchFunction():
             return layer_norm(token, step.normalized_shape, weight, bias, step.eps)
-    # nor are these called, so that a hook on them shows in what was returned
+    # not called either, so that a hook on one of them shows in what was returned
     if isinstance(step, _IDENTITIES):
         return token
     if not isinstance(step, nn.Module):
         return step(token)
-    output: Tensor = step(token.to(next(step.parameters(), token).dtype))  # an adapter has its own
+    # a LoRA adapter may have another dtype than the model around it
+    output: Tensor = step(token.to(next(step.parameters(), token).dtype))
     return output.to(token.dtype)
 
 
@@ -346,10 +350,11 @@ def _held(step: Step, token: Tensor) -> Any:
         return step
     if isinstance(step, Scale):
         return _Gated(step.factors)
-    if is_activation(step):
+    name = type(step).__name__
+    if isinstance(step, _ACTIVATIONS) or "GELU" in name or name.endswith("Activation"):
         after = step(token)
         rest = torch.where(token == 0, after, torch.zeros_like(token))  # f(0), mostly zero
-        # a hook may make another function of it, which is no gate
+        # a hook may mix the numbers of a token, and a gate is a function of each
         if has_no_foreign_hooks(step) or after.equal(type(step).forward(step, token)):
             own = partial(type(step).forward, step)  # without hooks
             return _Gated(gate_of(own, token, after), rest)
@@ -357,7 +362,8 @@ def _held(step: Step, token: Tensor) -> Any:
         return _Gated()
     if isinstance(step, nn.LayerNorm):
         return _norm_at(step, token)
-    if _is_norm(step):
+    # each library has an RMSNorm of its own, which may be a norm in name only
+    if isinstance(step, nn.RMSNorm) or name.lower().endswith("rmsnorm"):
         norm, returned = _norm_at(step, token), _called(step, token)
         bound = ROUNDING[next(step.parameters(), token).dtype]
         if (norm(token) - returned).norm() <= bound * returned.norm():
@@ -369,7 +375,10 @@ def _norm_at(norm: Any, token: Tensor) -> _Gated:
     """A norm with its standard deviation, of an RMSNorm its root mean square, as a constant."""
     centres = isinstance(norm, nn.LayerNorm)
     variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
-    scale = (variance + _epsilon(norm, token)).rsqrt()
+    # transformers has its own name for it, and PyTorch's RMSNorm may have None
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    epsilon = torch.finfo(token.dtype).eps if epsilon is None else epsilon
+    scale = (variance + epsilon).rsqrt()
     return _Gated(norm.weight, getattr(norm, "bias", None), scale[..., None], centres)
 
 
@@ -385,9 +394,9 @@ def gate_of(function: Callable[[Tensor], Tensor], token: Tensor, result: Tensor)
 
 
 def _called(step: nn.Module, token: Tensor) -> Tensor:
-    """The output of a module in the token's type, of one part (B, D) at a time as in a forward."""
+    """The output of a module in the token's type, for (B, D) at a time as in a forward."""
     if token.ndim > 2:
-        return torch.stack([_called(step, token_part) for token_part in token.unbind(1)], 1)
+        return torch.stack([_called(step, each) for each in token.unbind(1)], 1)
     dtype = next(step.parameters(), token).dtype
     output: Tensor = step(token.to(dtype).clone())  # a hook may work in place
     return output.to(token.dtype)
@@ -410,25 +419,8 @@ def _constant(step: nn.Module, token: Tensor) -> Tensor:
     return zero
 
 
-def _epsilon(norm: Any, token: Tensor) -> float:
-    """The constant that a norm adds to the variance; transformers has its own name for it."""
-    eps = getattr(norm, "variance_epsilon", None)
-    eps = getattr(norm, "eps", None) if eps is None else eps
-    return float(torch.finfo(token.dtype).eps if eps is None else eps)
-
-
-def _is_norm(step: nn.Module) -> bool:
-    is_torch = isinstance(step, (nn.LayerNorm, nn.RMSNorm))
-    return is_torch or type(step).__name__.lower().endswith("rmsnorm")
-
-
+# functions of each number by itself; QuickGELU and others are known by the end of their names
 _ACTIVATIONS = (
     *(nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.SELU, nn.CELU),
     *(nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardswish, nn.Mish, nn.Softplus),
 )
-
-
-def is_activation(step: nn.Module) -> bool:
-    """Whether a module is a function of each number by itself."""
-    name = type(step).__name__
-    return isinstance(step, _ACTIVATIONS) or "GELU" in name or name.endswith("Activation")

@@ -30,8 +30,7 @@ SUPPORTED: Final = (
 class TextPooling(NamedTuple):
     """How a text tower pools its tokens."""
 
-    # The pooled token: the one that ends the text, the last position of the sequence whatever
-    # stands there, the first one (CLS), or the mean of all.
+    # "last" is the last position of the sequence, mostly padding; "first" is CLS
     row: Row
     causal: bool  # whether a token sees only those before it
     padding: Literal["longest", "max_length"]
@@ -99,6 +98,7 @@ class TextTower(TransformerTower):
         (row, causal, _), length = self.text_pooling, ids.shape[1] + self.suffix
         rows: Tensor | None = None  # of a mean
         if row == "end":
+            # the first of them, since CLIP's tokenizer pads with its end token
             ends = ids if self.end is None else ids == self.end
             rows = ends.int().argmax(-1)
         elif row != "mean":
@@ -147,15 +147,12 @@ def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.de
     expect(fits, f"texts of {most}{tower.longest} tokens, which {name} takes", ids, made)
     expect(ids.device == device, f"token ids on {device}", ids, "pass ids.to(clip.device)")
     low, high = int(ids.min()), int(ids.max())
+    inside, wrong = 0 <= low <= high < tower.vocabulary, low if low < 0 else high
     wanted = f"token ids from 0 to {tower.vocabulary - 1}, which {name} knows"
-    expect(
-        0 <= low <= high < tower.vocabulary,
-        wanted,
-        low if low < 0 else high,
-        "make them with its own tokenizer",
-    )
+    expect(inside, wanted, wrong, "make them with its own tokenizer")
     if mask is not None and not tower.takes_mask:
-        takes = "takes no attention_mask, since it knows padding"
-        raise InputError(f"OpenCLIP's text tower {takes}; leave it out.")
+        raise InputError(
+            "OpenCLIP's text tower takes no attention_mask, since it knows padding; leave it out."
+        )
     fits = mask is None or (isinstance(mask, Tensor) and mask.shape == ids.shape)
     expect(fits, f"an attention_mask of shape {tuple(ids.shape)} like the token ids", mask)

@@ -19,7 +19,7 @@ from .towers import Pooling, ResNetTower, ViTTower
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
 FORCED_SIZE = "by name, with {image_size}, or with open_clip's force_image_size"
 _IMAGE_SIZE = "with timm.create_model(..., img_size={side})"
-# class -> the parts after the attention, and those of the MLP
+# class -> what follows the attention, and the MLP's branch
 _BLOCKS = {
     "Block": (("ls1",), ("norm2", "mlp", "ls2")),
     "EvaBlock": (("gamma_1",), ("norm2", "mlp", "gamma_2")),
@@ -44,7 +44,7 @@ class TimmLayer(AttentionLayer):
         attention, maps = self.attention, super().input_maps()
         if attention.qkv is None or getattr(attention.qkv, "bias", None) is not None:
             return maps
-        # EVA keeps them next to its map, that of the keys as zeros
+        # EVA keeps its biases next to its map, that of the keys as zeros, and never calls `qkv`
         biases = [getattr(attention, f"{name}_bias", None) for name in "qkv"]
         return [Linear(m.weight, bias) for m, bias in zip(maps, biases, strict=True)]
 
@@ -95,8 +95,8 @@ class TimmCNN(ResNetTower):
     @override
     def head(self) -> tuple[Step, ...]:
         head = self.module.trunk.head
-        parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
-        return flattened([*(module for module in parts if module is not None), self.module.head])
+        inner = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
+        return flattened([*(module for module in inner if module is not None), self.module.head])
 
 
 def tower_of(module: Any) -> TimmTower | TimmCNN | None:
@@ -154,7 +154,7 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
 
 
 def _unsupported(trunk: Any) -> Iterator[str]:
-    """The parts and properties of a tower that are not supported, in words."""
+    """What of a tower is not supported, in words."""
     from timm.layers import Attention, AttentionRope
     from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
     from timm.models.vision_transformer import Block

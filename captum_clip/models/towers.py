@@ -53,7 +53,7 @@ class Tower(ABC):
         tall, wide = self.patch
         rows, columns = height // tall, width // wide
         whole = (rows * tall, columns * wide) == (height, width)
-        # patches leave the rest of a native size out, but padded strides may round it up
+        # a patch projection drops the pixels that fill no patch; padded strides may round up
         native_fits = (height, width) == self.native and (whole or self.kind != "resnet")
         if rows and columns and (native_fits or (self.resizable and whole)):
             return rows, columns
@@ -139,6 +139,7 @@ class TransformerTower(Tower):
     stem: nn.Module  # makes the tokens, before positions are added
 
     def __post_init__(self) -> None:
+        # a hook belongs to a module: it cannot tell two layers of one module apart
         for what in ("block", "attention"):
             if len({id(getattr(layer, what)) for layer in self.layers}) < len(self.layers):
                 raise UnsupportedModelError(

@@ -60,6 +60,7 @@ def _permute(attention: AttentionLayer, order: list[int]) -> None:
     norm = attention.inner_norm or nn.Identity()
     for parameter in norm.parameters():
         parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
+    # the maps are views of the parameters, so copies into them change the model
     for rows in attention.input_maps():
         for values in (rows.weight, rows.bias):
             if values is not None:
@@ -125,6 +126,7 @@ def randomize_parameters(
     exist = is_integer(count, least=1) and count <= len(by_stage)
     names = f"from the top they are {', '.join(by_stage)}"
     expect(exist, f"stages from 1 to {len(by_stage)}, or None for all", stages, names)
+    # on the CPU, and from the top down: the numbers depend on neither device nor `stages`
     generator = torch.Generator().manual_seed(seed)
     for parameters in list(by_stage.values())[:count]:
         for parameter in parameters:

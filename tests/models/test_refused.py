@@ -31,7 +31,7 @@ def test_tower_of_names_what_it_does_not_know():
 def test_a_classifier_is_told_about_captums_grad_cam():
     with pytest.raises(UnsupportedModelError, match=r"a ResNet is not supported; .*LayerGradCam\("):
         load_clip(resnet18())
-    with pytest.raises(UnsupportedModelError, match=r"known in a ResNet; .*LayerGradCam\(model, m"):
+    with pytest.raises(UnsupportedModelError, match=r"tower in a ResNet; .*LayerGradCam\(model, m"):
         tower_of(resnet18())
 
 
@@ -62,7 +62,7 @@ def test_a_part_that_somebody_wrapped_is_refused(name, part):
     model = small(name).model
     owner, _, attribute = part.rpartition(".")
     setattr(model.get_submodule(owner), attribute, Wrap(model.get_submodule(part)))
-    message = rf"a part of the {type(model).__name__} is not .*'Wrap'.*in the place of what wraps"
+    message = rf"a module of the {type(model).__name__} is not .*'Wrap'.*module back, and watch it"
     with pytest.raises(UnsupportedModelError, match=message):
         load_clip(model)
     with pytest.raises(UnsupportedModelError, match=message):
@@ -72,7 +72,7 @@ def test_a_part_that_somebody_wrapped_is_refused(name, part):
 def test_a_text_block_that_somebody_wrapped_is_refused_where_words_are_explained():
     model = small("hf_vit").model
     model.text_model.encoder.layers[1] = Wrap(model.text_model.encoder.layers[1])
-    with pytest.raises(UnsupportedModelError, match="a part of the CLIPModel is not"):
+    with pytest.raises(UnsupportedModelError, match="a module of the CLIPModel is not"):
         _ = load_clip(model).text_tower
 
 

@@ -57,7 +57,7 @@ BLIP_2 = '{"model_type": "blip-2", "architectures": ["Blip2ForImageTextRetrieval
 def test_a_folder_with_another_kind_of_model_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(
-        UnsupportedModelError, match=r"of type 'bert'; supported are CLIPModel, .*hf-"
+        UnsupportedModelError, match=r"of type 'bert'; supported are transformers: CLIPModel, .*hf-"
     ):
         load_clip(tmp_path)
 

@@ -185,7 +185,7 @@ def test_prompts_of_peft_are_refused() -> None:
     """They act in the forward of the wrapper alone, whose `base_model` is the model."""
     wrapped = PeftModel(builders.hf_vit().model)
     wrapped.base_model = wrapped.base_model.model
-    with pytest.raises(UnsupportedModelError, match=r"a part of the PeftModel"):
+    with pytest.raises(UnsupportedModelError, match=r"a module of the PeftModel"):
         load_clip(wrapped)
 
 
