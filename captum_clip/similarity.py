@@ -1,23 +1,21 @@
 """The forward functions: images, texts or pairs -> CLIP cosines, all that Captum sees."""
 
-from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import override
 
 from .checks import check_choice, expect
 from .errors import InputError, TargetError, public
 from .maps import check_shape, to_float32
 from .models import ClipAdapter
-from .models.text import check_ids
+from .models.text import TextTower, check_ids
 from .models.towers import Tower
 from .targets import Target
 
 
-class Similarity(nn.Module, ABC):
+class Similarity(nn.Module):
     """Base of both forward functions: the embeddings of a target, and the cosine."""
 
     embeddings: Tensor
@@ -34,19 +32,14 @@ class Similarity(nn.Module, ABC):
             width = target.embeddings.shape[1]
             if clip.embedding_dim not in (None, width):  # a changed model may have another
                 check_dimension(target.embeddings, clip.measured_dim(), clip)
-        self.clip, self.target = clip, target
-        self.model = clip.model
+        self.clip, self.target, self.model = clip, target, clip.model
+        self.tower: Tower = clip.tower  # which makes the embeddings
         # A buffer: of additional forward arguments Captum would tile five embeddings over a batch.
         # Outside inference mode, since a tensor made in it can never take part in a gradient.
         with torch.inference_mode(False):
             self.register_buffer("embeddings", target.embeddings.to(clip.device), persistent=False)
         self.readout = nn.Identity()  # what is scored passes it, so that a recording sees that
         self.training = clip.model.training  # a new module is in training mode
-
-    @property
-    @abstractmethod
-    def tower(self) -> Tower:
-        """The tower that makes the embeddings."""
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
@@ -89,11 +82,6 @@ class ClipSimilarity(Similarity):
     """
 
     _example = "targets.text(clip, 'a horse')"
-
-    @property
-    @override
-    def tower(self) -> Tower:
-        return self.clip.tower
 
     @public("ClipSimilarity")
     def forward(self, images: Tensor, *more: Any) -> Tensor:
@@ -140,6 +128,7 @@ class TextSimilarity(Similarity):
     """
 
     _example = "targets.image(clip, image)"
+    tower: TextTower
 
     @public("TextSimilarity")
     def __init__(self, clip: ClipAdapter, target: Target) -> None:
@@ -149,12 +138,7 @@ class TextSimilarity(Similarity):
                 "the target is made of texts, and a text is compared with images; "
                 "make it with targets.image(clip, images)."
             )
-        self._tower = clip.text_tower
-
-    @property
-    @override
-    def tower(self) -> Tower:
-        return self._tower
+        self.tower = clip.text_tower
 
     @public("TextSimilarity")
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -164,7 +148,7 @@ class TextSimilarity(Similarity):
     @public("TextSimilarity")
     def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The library's own text embeddings (B, E)."""
-        check_ids(ids, attention_mask, self._tower, self.clip.name, self.clip.device)
+        check_ids(ids, attention_mask, self.tower, self.clip.name, self.clip.device)
         return self.clip.text_features(ids, attention_mask)
 
 

@@ -65,6 +65,9 @@ class ClipAdapter(ABC):
         self.failures: Mapping[str, str] = {}
         """Why its own "processor" or "tokenizer" could not be loaded; told once one is needed."""
 
+    pads_to_longest = False
+    """Whether tokenizers of transformers pad to the longest text, and not to the context."""
+
     # A family provides these
 
     @abstractmethod
@@ -81,18 +84,15 @@ class ClipAdapter(ABC):
 
     def _tokenize(self, texts: list[str]) -> Any:
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
-        tokenizer, length = self._require("tokenizer"), self._padded_length
+        tokenizer = self._require("tokenizer")
         if is_transformers_tokenizer(tokenizer):
+            # transformers warns of a length where none is padded to
+            length = None if self.pads_to_longest else self.context_length
             padding = True if length is None else "max_length"
             return tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
         if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
             return tokenizer(texts, context_length=self.context_length)
         return tokenizer(texts)
-
-    @property
-    def _padded_length(self) -> int | None:
-        """The length that tokenizers of transformers pad to; None for the longest text's."""
-        return self.context_length
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation of the channels; InputError where none are written down."""

@@ -12,7 +12,7 @@ from .adapter import ClipAdapter, Family
 from .attentions import AttentionLayer
 from .library import unwrapped
 from .steps import Step, flattened
-from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
+from .text import PostNormLayer, Row, TextTower
 from .towers import Tower, ViTTower
 
 
@@ -59,7 +59,11 @@ class TextLayout(NamedTuple):
     Names may be paths. The defaults are those of a BERT.
     """
 
-    pooling: TextPooling = CLS_POOLING
+    row: Row = "first"
+    causal: bool = False
+    # As in training, or else always to one length. With another padding it is another embedding
+    # where the last position is pooled, or no mask is given: SigLIP's has a cosine of .59 then.
+    pads_to_longest: bool = True
     module: str = "text_model"  # takes the token ids
     table: str = "embeddings.word_embeddings"  # of the token embeddings, in `module`
     encoder: str = "encoder"  # holds the layers, in `module`
@@ -69,7 +73,8 @@ class TextLayout(NamedTuple):
 
 
 CLIP_TEXT: Final = TextLayout(
-    TextPooling("end", causal=True, padding="longest"),
+    "end",
+    causal=True,
     table="embeddings.token_embedding",
     layer=HuggingFaceLayer,
     own_head=("final_layer_norm",),
@@ -107,8 +112,9 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
         stem=attrgetter(layout.table)(module),
         end=None if largest else end,
         layers=layers_of(layout.layer, attrgetter(layout.encoder)(module)),
-        text_pooling=layout.pooling,
-        pooling="mean" if layout.pooling.row == "mean" else "cls",
+        row=layout.row,
+        causal=layout.causal,
+        pooling="mean" if layout.row == "mean" else "cls",
         steps=flattened(steps),
         **parts,
     )
@@ -167,7 +173,7 @@ class HuggingFaceAdapter(ClipAdapter):
         self, model: nn.Module, tower: Tower, *, text: TextLayout = CLIP_TEXT, **parts: Any
     ) -> None:
         super().__init__(model, tower, **parts)
-        self.text_layout = text
+        self.text_layout, self.pads_to_longest = text, text.pads_to_longest
 
     @override
     def _text_tower(self) -> TextTower | None:
@@ -188,11 +194,6 @@ class HuggingFaceAdapter(ClipAdapter):
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
-
-    @property
-    @override
-    def _padded_length(self) -> int | None:
-        return self.context_length if self.text_layout.pooling.padding == "max_length" else None
 
     @property
     @override

@@ -81,19 +81,16 @@ def resolve(name: str) -> Source:
         )
     if name.startswith("hf-hub:"):
         return Source(name, "open_clip", name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):
-        raise InputError(f"{name!r} {_unknown(name)}")
-    return _open_clip_pair(name) or Source(name, "transformers", name)
-
-
-def _unknown(name: str) -> str:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return _open_clip_pair(name) or Source(name, "transformers", name)
     from open_clip import list_models, list_pretrained_tags_by_model
 
-    if name not in list_models():
-        names = [name for row in available() for name in (row.name, *row.aliases)]
-        return f"is neither a known name nor a folder{suggestion(name, names)}. {_ACCEPTED}"
-    tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-    return f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
+    names = [name for row in available() for name in (row.name, *row.aliases)]
+    reason = f"is neither a known name nor a folder{suggestion(name, names)}. {_ACCEPTED}"
+    if name in list_models():
+        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        reason = f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
+    raise InputError(f"{name!r} {reason}")
 
 
 def _folder(name: str, folder: Path) -> Source:

@@ -17,7 +17,7 @@ from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
 from .steps import Linear, Step
-from .text import Row, TextPooling, TextTower
+from .text import Row, TextTower
 from .towers import Pooling, ResNetTower, Tower, ViTTower
 
 # the pool type of a ViT, and whether it has a pool; with a mean all its queries would be read
@@ -184,7 +184,7 @@ def _hf_text_tower(model: Any) -> TextTower | None:
     pools = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
     pooler_paths = ("transformer.pooler.dense", "transformer.pooler.activation") * pools
     layout = TextLayout(
-        TextPooling(row, causal=False, padding="max_length"),
+        row,
         module="text",
         table="transformer.embeddings.word_embeddings",
         encoder="transformer.encoder",
@@ -227,7 +227,6 @@ def text_tower_in(
     if isinstance(projection, nn.Parameter):
         projection = Linear(projection.T, None)
     end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
-    is_causal = getattr(owner, "attn_mask", True) is not None
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
         takes_mask=False,
@@ -236,7 +235,8 @@ def text_tower_in(
         stem=owner.token_embedding,
         end=end if pool == "eos" else None,
         layers=layers_of(owner.transformer),
-        text_pooling=TextPooling(row, is_causal, padding="max_length"),
+        row=row,
+        causal=getattr(owner, "attn_mask", True) is not None,
         steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
         suffix=suffix,
         longest=int(owner.context_length),
@@ -291,8 +291,7 @@ class OpenClipAdapter(ClipAdapter):
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        features: Tensor = self.model.encode_text(ids, **self.options)
-        return features
+        return tensor_in(self.model.encode_text(ids, **self.options))
 
     @override
     def _tokenize(self, texts: list[str]) -> Any:

@@ -24,7 +24,7 @@ from .huggingface import (
 from .images import image_processor
 from .multihead import MultiheadPoolingHead
 from .steps import Residual, Step, flattened
-from .text import TextPooling, TextTower
+from .text import TextTower
 from .towers import Entry
 
 
@@ -146,8 +146,7 @@ class Aimv2PoolingHead(PoolingHead):
 
     @override
     def output(self, result: Any) -> Tensor:
-        output: Tensor = result[:, None]
-        return output
+        return tensor_in(result)[:, None]
 
 
 class Aimv2Tower(HuggingFaceTower):
@@ -214,14 +213,12 @@ class BlipAdapter(HuggingFaceAdapter):
     @override
     def image_features(self, images: Tensor) -> Tensor:
         result = self.model.vision_model(**self._vision_inputs(images))
-        features: Tensor = self.model.vision_proj(self.tower.embedding(result))
-        return features
+        return tensor_in(self.model.vision_proj(self.tower.embedding(result)))
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden = self.model.text_encoder(input_ids=ids, attention_mask=mask)[0]
-        features: Tensor = self.model.text_proj(hidden[:, 0])
-        return features
+        return tensor_in(self.model.text_proj(hidden[:, 0]))
 
 
 class Tipsv2Layer(HuggingFaceLayer):
@@ -274,12 +271,14 @@ class DualEncoderAdapter(HuggingFaceAdapter):
 
 # the last position is the pooled one, so with other padding it is another embedding
 _SIGLIP_TEXT = CLIP_TEXT._replace(
-    pooling=TextPooling("last", causal=False, padding="max_length"),
+    row="last",
+    causal=False,
+    pads_to_longest=False,
     own_head=("final_layer_norm", "head"),
     head=(),
 )
 _BLIP_TEXT = TextLayout(layer=None)
-_TIPSV2_TEXT = TextLayout(TextPooling("mean", causal=False, padding="max_length"), layer=None)
+_TIPSV2_TEXT = TextLayout("mean", pads_to_longest=False, layer=None)
 _DUAL_TEXT = TextLayout(own_head=("pooler.dense", "pooler.activation"))
 
 FAMILIES = (

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,23 +25,6 @@ SUPPORTED: Final = (
     "HFTextEncoder"
 )
 """The text towers that can be explained, in words."""
-
-
-class TextPooling(NamedTuple):
-    """How a text tower pools its tokens."""
-
-    # "last" is the last position of the sequence, mostly padding; "first" is CLS
-    row: Row
-    causal: bool  # whether a token sees only those before it
-    padding: Literal["longest", "max_length"]
-    """That of training: to the longest text of a batch, or always to one length.
-
-    Where the last position is pooled, or no mask is given, another one gives another embedding.
-    """
-
-
-CLS_POOLING: Final = TextPooling("first", causal=False, padding="longest")
-"""That of a BERT."""
 
 
 class PostNormLayer(AttentionLayer):
@@ -81,7 +64,8 @@ class TextTower(TransformerTower):
     pad: int | None = None  # the padding token, where the library makes the mask of it
     native: Size = (1, 1)
     patch: Size = (1, 1)
-    text_pooling: TextPooling
+    row: Row  # what is pooled: "last" is the last position, mostly padding; "first" is CLS
+    causal: bool  # whether a token sees only those before it
     end: int | None  # the token that ends a text; None for the largest one
     steps: tuple[Step, ...]
     longest: int
@@ -95,7 +79,7 @@ class TextTower(TransformerTower):
     def pooled(self, ids: Tensor, mask: Tensor | None) -> PooledToken:
         """The pooled tokens of texts (B, T), and which tokens see which; `mask` is 0 at padding."""
         attended = self.seen(ids, mask)  # (B, s)
-        (row, causal, _), length = self.text_pooling, ids.shape[1] + self.suffix
+        row, length = self.row, ids.shape[1] + self.suffix
         rows: Tensor | None = None  # of a mean
         if row == "end":
             # the first of them, since CLIP's tokenizer pads with its end token
@@ -103,10 +87,10 @@ class TextTower(TransformerTower):
             rows = ends.int().argmax(-1)
         elif row != "mean":
             rows = ids.new_full((len(ids),), length - 1 if row == "last" else 0).long()
-        if not causal and attended is None:
+        if not self.causal and attended is None:
             return PooledToken(rows)
         visible = torch.ones_like(ids[:, :1], dtype=torch.bool).expand(-1, length)
-        if causal and rows is not None:
+        if self.causal and rows is not None:
             visible = torch.arange(length, device=ids.device) <= rows[:, None]
         return PooledToken(rows, visible if attended is None else visible & attended)
 

@@ -10,7 +10,6 @@ from torch import nn
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError, public
 from .adapter import ClipAdapter
-from .attentions import AttentionLayer
 from .families import adapter_of, tower_of
 from .steps import step_parameters
 from .towers import ResNetTower, ViTTower
@@ -52,11 +51,6 @@ def permute_heads(model: Model, layer: int, permutation: Sequence[int]) -> Model
     attention, order = tower.layers[layer], list(permutation)
     complete = sorted(order) == list(range(attention.heads))
     expect(complete, f"a permutation of 0 ... {attention.heads - 1}", order)
-    _permute(attention, order)
-    return changed
-
-
-def _permute(attention: AttentionLayer, order: list[int]) -> None:
     norm = attention.inner_norm or nn.Identity()
     for parameter in norm.parameters():
         parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
@@ -70,6 +64,7 @@ def _permute(attention: AttentionLayer, order: list[int]) -> None:
     output = output.weight
     columns = output.reshape(len(output), attention.heads, -1)
     output.copy_(columns[:, order].flatten(1))
+    return changed
 
 
 def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:

@@ -521,7 +521,7 @@ def test_a_mask_is_honoured_where_every_token_sees_every_other() -> None:
 def test_captums_integrated_gradients_work_on_the_token_embeddings(name: str) -> None:
     """Against a reference of padding for words, as Captum's users do it, it is complete."""
     forward, (ids, mask) = similarity(name), inputs(name)
-    table = forward.tower.stem  # type: ignore[attr-defined]
+    table = forward.tower.stem
     positions = torch.arange(ids.shape[1])
     words = (positions > 0) & (positions < read_rows(name, ids)[:, None])
     reference = ids.masked_fill(words, 0)  # start and end stay, or another row would be read
