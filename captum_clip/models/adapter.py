@@ -25,7 +25,7 @@ from ..errors import InputError, TargetError, UnsupportedModelError, argument, p
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
 from .library import expect_library_parts, refuse_quantised
-from .text import SUPPORTED, TextTower
+from .text import TextTower
 from .towers import Kind, Tower
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -127,7 +127,9 @@ class ClipAdapter(ABC):
             tower = self._text_tower()
         if tower is None:
             raise UnsupportedModelError(
-                f"the text tower of {self.name} cannot be explained; {SUPPORTED}."
+                f"the text tower of {self.name} cannot be explained; supported are those of "
+                "CLIP's relatives, SigLIP, AltCLIP, ChineseCLIP, OpenCLIP's TextTransformer, and "
+                "BERT and RoBERTa in a VisionTextDualEncoder and in OpenCLIP's HFTextEncoder."
             )
         refuse_quantised(tower.module)
         return tower

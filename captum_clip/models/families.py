@@ -21,10 +21,10 @@ _REFUSED = {
     "BlipModel": "its image embedding is normed twice; take BlipForImageTextRetrieval, as in "
     "Salesforce/blip-itm-base-coco",
     "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
-    "image has no one embedding; take a CLIP or SigLIP",
+    "image has no single embedding; take a CLIP or SigLIP",
     "ResNet": "a classifier compares no image with a text; its maps are Captum's Grad-CAM, "
     "captum.attr.LayerGradCam(model, model.layer4).attribute(images, target=0)",
-    "RecursiveScriptModule": "what torch.jit made of a model cannot be looked into; load it with "
+    "RecursiveScriptModule": "torch.jit hides the modules of a model; load it with "
     "clip.load(..., jit=False)",
 }
 

@@ -175,17 +175,15 @@ def load_clip(
         >>> clip.kind, clip.grid(224, 224)
         ('vit', (7, 7))
     """
+    pipeline: Any = name_or_model
+    if isinstance(pipeline, Pipeline) and not isinstance(pipeline, nn.Module):
+        processor = processor or pipeline.image_processor
+        tokenizer = tokenizer or pipeline.tokenizer
+        name_or_model = pipeline.model
     tools: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
     changes = {"device": device, "dtype": dtype, "image_size": image_size}
     if isinstance(name_or_model, ClipAdapter):
         return _as_it_is("an adapter", name_or_model, {**tools, **changes})
-    pipeline: Any = name_or_model
-    if isinstance(pipeline, Pipeline) and not isinstance(pipeline, nn.Module):
-        tools = {
-            "processor": processor or pipeline.image_processor,
-            "tokenizer": tokenizer or pipeline.tokenizer,
-        }
-        name_or_model = pipeline.model
     for option, tool in tools.items():
         _check_tool(option, tool)
     if isinstance(name_or_model, nn.Module):

@@ -256,14 +256,13 @@ def tower_of(module: Any) -> Tower:
         return _vit_of(visual)
     if isinstance(visual, ModifiedResNet):
         return modified_resnet(visual, visual.image_size)
-    supported = "a VisionTransformer, ModifiedResNet or TimmModel as the visual tower of OpenCLIP's"
-    is_timm = isinstance(visual, TimmModel)
-    expect(is_timm, f"{supported} {type(module).__name__}", visual, error=UnsupportedModelError)
-    tower = timm.tower_of(visual)
+    tower = timm.tower_of(visual) if isinstance(visual, TimmModel) else None
     if tower is None:
+        network = type(getattr(visual, "trunk", visual)).__name__
         raise UnsupportedModelError(
-            f"the TimmModel has a {type(visual.trunk).__name__} of timm as its trunk; supported "
-            "are VisionTransformer and Eva, and ConvNeXt and FastVit with average pooling."
+            f"the visual tower of OpenCLIP's {type(module).__name__} is a {network}; supported are "
+            "a VisionTransformer, a ModifiedResNet and, of timm, VisionTransformer and Eva, and "
+            "ConvNeXt and FastVit with average pooling."
         )
     return tower
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,6 @@ from .steps import Residual, Step, run_steps
 from .towers import Entry, Kind, Pooling, TransformerTower
 
 Row = Literal["end", "last", "first", "mean"]
-
-SUPPORTED: Final = (
-    "supported are those of CLIP's relatives and SigLIP, of AltCLIP, ChineseCLIP "
-    "and OpenCLIP's TextTransformer; BERT and RoBERTa in a VisionTextDualEncoder and in OpenCLIP's "
-    "HFTextEncoder"
-)
-"""The text towers that can be explained, in words."""
 
 
 class PostNormLayer(AttentionLayer):

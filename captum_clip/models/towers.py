@@ -143,8 +143,8 @@ class TransformerTower(Tower):
         for what in ("block", "attention"):
             if len({id(getattr(layer, what)) for layer in self.layers}) < len(self.layers):
                 raise UnsupportedModelError(
-                    f"the {self.noun} uses one {what} in several layers; supported are towers "
-                    "whose layers have modules of their own."
+                    f"the {self.noun} uses one {what} in several layers; give each layer a copy, "
+                    "such as copy.deepcopy makes."
                 )
 
 

@@ -80,7 +80,7 @@ def test_a_head_with_a_hook_is_explained_as_it_is(name):
 
 def test_other_networks_of_timm_are_refused_by_name():
     model = builders.timm_convnext(timm_model_name="test_resnet", timm_pool="avg").model
-    with pytest.raises(UnsupportedModelError, match=r"the TimmModel has a ResNet of timm as its"):
+    with pytest.raises(UnsupportedModelError, match=r"tower of OpenCLIP's .* is a ResNet; supp"):
         tower_of(model)
 
 
