@@ -88,8 +88,8 @@ class Attention:
     """Whether its queries are learned, and the first of them pools the tokens."""
     maps: tuple[str, ...]
     """Paths of its linear maps in `attention`; the last is the output's."""
-    inner_norm_path: str | None = None
-    """Path in `attention` of a norm that runs on the concatenated head outputs."""
+    inner_norm_name: str | None = None
+    """Name in `attention` of a norm that runs on the concatenated head outputs."""
 
     def __init__(self, attention: Any, heads: int) -> None:
         self.attention, self.heads = attention, heads
@@ -106,9 +106,9 @@ class Attention:
 
     @property
     def inner_norm(self) -> nn.Module | None:
-        """The norm at that path, if any."""
-        path = self.inner_norm_path
-        return None if path is None else attrgetter(path)(self.attention)
+        """The norm of that name, if there is one."""
+        name = self.inner_norm_name
+        return None if name is None else getattr(self.attention, name, None)
 
     def merge_steps(self) -> tuple[Step, ...]:
         """The steps after the heads: the inner norm if there is one, and the output map."""

@@ -1,6 +1,6 @@
 """Attentions that keep their maps as `torch.nn.MultiheadAttention` does."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from .attentions import Attention, PoolingHead
@@ -8,13 +8,16 @@ from .steps import Linear, Step, linear_maps
 
 
 class Multihead(Attention):
-    """A `torch.nn.MultiheadAttention`, or OpenCLIP's own `Attention` with its maps so, too."""
+    """A `torch.nn.MultiheadAttention`, and what keeps its maps or calls its function likewise."""
 
     maps: tuple[str, ...] = ("out_proj",)
+    inner_norm_name = "ln_inner"  # of OpenCLIP's own `Attention`
     batch_first_unless_told = True  # of an attention that does not say where its batch is
 
     @override
     def input_maps(self) -> list[Linear]:
+        if len(self.maps) > 1:
+            return super().input_maps()
         # one stacked weight, or three where keys have a width of their own
         attention = self.attention
         if attention.in_proj_weight is None:
@@ -23,17 +26,12 @@ class Multihead(Attention):
             weights = attention.in_proj_weight.chunk(3)
         return linear_maps(weights, attention.in_proj_bias)
 
-    @property
-    @override
-    def inner_norm(self) -> nn.Module | None:
-        return getattr(self.attention, "ln_inner", None)
-
     @override
     def output_map(self) -> Step:
-        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module.
-        # OpenCLIP's own attention calls it.
-        is_called = self.inner_norm is not None
-        return super().output_map() if is_called else Linear.of(self.attention.out_proj)
+        if self.inner_norm is not None:
+            return super().output_map()
+        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module
+        return Linear.of(getattr(self.attention, self.maps[-1]))
 
     @override
     def batch_first(self, tokens: Tensor) -> Tensor:

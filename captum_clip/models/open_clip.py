@@ -12,7 +12,7 @@ from ..checks import expect
 from ..errors import UnsupportedModelError
 from . import timm
 from .adapter import ClipAdapter, Family
-from .attentions import AttentionLayer, PoolingHead, tensor_in
+from .attentions import AttentionLayer, tensor_in
 from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
@@ -103,14 +103,10 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
     return tuple(layers)
 
 
-class FeaturePool(PoolingHead):
+class FeaturePool(MultiheadPoolingHead):
     """The `AttentionPool2d` of a `ModifiedResNet`, whose query is the mean of the features."""
 
     maps = ("q_proj", "k_proj", "v_proj", "c_proj")
-
-    @override
-    def output_map(self) -> Step:
-        return Linear.of(self.attention.c_proj)  # it is used by its weight, whatever is hooked
 
     @override
     def output(self, result: Any) -> Tensor:

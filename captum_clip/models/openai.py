@@ -9,7 +9,6 @@ from typing_extensions import override
 from ..checks import expect
 from ..errors import TargetError, UnsupportedModelError
 from .adapter import Family
-from .attentions import Attention
 from .open_clip import (
     OpenClipAdapter,
     OpenClipLayer,
@@ -17,7 +16,6 @@ from .open_clip import (
     modified_resnet,
     text_tower_in,
 )
-from .steps import Linear, Step
 from .text import TextTower
 from .towers import Tower
 
@@ -36,14 +34,8 @@ class OpenAILayer(OpenClipLayer):
 class SplitLayer(OpenAILayer):
     """A block whose attention has a map each for queries, keys and values, as CLIP-LoRA's has."""
 
-    maps = ("q_proj", "k_proj", "v_proj", "proj")
-
     # all by their weights, into which eval() merges LoRA's; what is not merged is refused
-    input_maps = Attention.input_maps
-
-    @override
-    def output_map(self) -> Step:
-        return Linear.of(self.attention.proj)
+    maps = ("q_proj", "k_proj", "v_proj", "proj")
 
 
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:

@@ -30,7 +30,7 @@ _BLOCKS = {
 class TimmLayer(AttentionLayer):
     """A block of timm and its attention, which may have an inner norm."""
 
-    inner_norm_path = "norm"
+    inner_norm_name = "norm"
 
     def __init__(self, block: Any) -> None:
         super().__init__(block, block.attn, block.attn.num_heads)

@@ -133,7 +133,7 @@ def test_open_clip_timm_towers_are_refused_by_name():
 
     model.visual = TimmModel()
     with pytest.raises(
-        UnsupportedModelError, match="visual tower of OpenCLIP's CLIP, got TimmModel"
+        UnsupportedModelError, match="visual tower of OpenCLIP's CLIP is a TimmModel"
     ):
         tower_of(model)
 
