@@ -72,9 +72,7 @@ def _vit_of(visual: Any) -> OpenClipViT:
             "CLS token (pool_type='tok'), the mean of the patches (pool_type='avg'), and the first "
             "query of an attentional pool (pool_type='tok')."
         )
-    head = None
-    if pool is not None:
-        head = MultiheadPoolingHead(pool, pool.attn, pool.attn.num_heads)
+    head = None if pool is None else MultiheadPoolingHead(pool, pool.attn, pool.attn.num_heads)
     return OpenClipViT(
         module=visual,
         native=tuple(visual.image_size),

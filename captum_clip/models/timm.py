@@ -6,14 +6,13 @@ One layer covers three blocks (`Block`, `EvaBlock`, `EvaBlockPostNorm`) with thr
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
 from .attentions import AttentionLayer, PoolingHead
-from .steps import Linear, Residual, Step, flattened, run_steps
+from .steps import Linear, Residual, Step, flattened
 from .towers import Pooling, ResNetTower, ViTTower
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
@@ -82,14 +81,6 @@ class TimmTower(ViTTower):
 
 class TimmCNN(ResNetTower):
     """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
-
-    @property
-    @override
-    def embedding_dim(self) -> int:
-        weight = next(self.module.parameters())
-        with torch.no_grad():
-            token = weight.new_zeros(1, self.module.trunk.head.in_features)
-            return run_steps(self.head, token).shape[-1]
 
     @property
     @override

@@ -15,7 +15,7 @@ from typing_extensions import override
 from ..errors import InputError, UnsupportedModelError, argument
 from .attentions import Attention, AttentionLayer, PooledToken, PoolingHead, tensor_in, with_tensor
 from .images import Size, check_images
-from .steps import Linear, Step, run_steps
+from .steps import Step, run_steps, step_parameters
 
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "attention"]
@@ -101,12 +101,13 @@ class Tower(ABC):
     @property
     def embedding_dim(self) -> int | None:
         """Length of an embedding, of a token of zeros; None where only a forward shows it."""
-        if not self.attentions:
+        # computed, since a projection may be fused, transposed or an adapter's
+        steps = (*(each.output_map() for each in self.attentions[-1:]), *self.head)
+        first = next((p for step in steps for p in step_parameters(step)), None)
+        if first is None:
             return None
-        weight: Any = self.attentions[-1].output_map()
-        weight = weight.weight if isinstance(weight, Linear) else next(weight.parameters())
         with torch.no_grad():
-            return run_steps(self.head, weight.new_zeros(1, len(weight))).shape[-1]
+            return run_steps(steps, first.new_zeros(1, first.shape[-1])).shape[-1]
 
     @property
     def input_module(self) -> Any:
