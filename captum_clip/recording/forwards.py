@@ -396,8 +396,9 @@ def record_resnet(
         return features.clone()  # what follows may work in place
 
     def see(index: int, read: AttentionRead) -> None:
-        assert visit is not None
-        record.visited[index] = visit(index, read.detach())
+        # without features the stage ran without its hooks, which is told at the end
+        if visit is not None and record.features.ndim == 4:
+            record.visited[index] = visit(index, read.detach())
 
     with recording(tower, gradient=True) as (hooks, record):
         # a hook of the user's may keep what is then the beginning of the graph, or change it
