@@ -116,23 +116,6 @@ def text_span(outputs: Tensor, pool: Target, count: int, *, seed: int = 0) -> Te
     return TextSpan(tuple(pool.names[i] for i in chosen), shares, random / _DRAWS)
 
 
-@public("mean_ablation")
-def mean_ablation(vectors: HeadVectors, heads: Sequence[Head]) -> Tensor:
-    r"""The unit embeddings (N, E) with some heads at their mean over the images.
-
-    .. math:: e' = \hat e - \sum_{(l, h)} (c_{lh} - \bar c_{lh})
-
-    So :math:`(e' - \hat e) \cdot t` is the effect on the score of t, exact for the direct paths and
-    for these alone: later layers read what they read before, and the embedding's length is held.
-    """
-    indices = [*map(range, vectors.heads.shape[1:3])]
-    with expecting("pairs (layer, head) of the model", heads):
-        pairs = {(indices[0].index(layer), indices[1].index(head)) for layer, head in heads}
-        layers, columns = zip(*pairs, strict=True)
-    chosen = vectors.heads[:, layers, columns]  # (N, m, E)
-    return vectors.embeddings - (chosen - chosen.mean(0)).sum(1)
-
-
 @public("rank_heads")
 def rank_heads(vectors: HeadVectors, direction: Tensor | None = None) -> dict[Head, float]:
     """What each head adds along a direction, a mean over the images, largest first.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from captum_clip import Explanation, explain
 from captum_clip.demo.scenes import draw_scene
@@ -87,34 +84,3 @@ def test_a_word_has_the_cosine_of_its_direction() -> None:
     assert torch.equal(words["a"].maps["positive"], words.maps["positive"][:, 1:2])  # the first
     both = asked(TEXTS[0], SENTENCE, side="both", images=SCENES[0])
     assert both[SENTENCE].text_maps == both.text_maps[1:]
-
-
-def test_the_table_has_a_row_for_each_image_and_text(tmp_path: Path, found: Explanation) -> None:
-    table = found.to_pandas()
-    assert [*table] == ["image", "text", "score", "norm", "positive", "negative"]
-    assert table["image"].tolist() == [0, 0, 0, 1, 1, 1]
-    assert table["text"].tolist() == 2 * TEXTS
-    torch.testing.assert_close(torch.tensor(table["score"]).view(2, 3), found.scores)
-    sums = found.maps["negative"].sum((-2, -1))
-    torch.testing.assert_close(torch.tensor(table["negative"]).view(2, 3), sums)
-    Image.fromarray(SCENES[0]).save(tmp_path / "photo.png")
-    of_a_file = asked("a horse", images=tmp_path / "photo.png").to_pandas()
-    assert of_a_file["image"].tolist() == [str(tmp_path / "photo.png")]
-    pairs = asked(SENTENCE, side="pairs")
-    assert pairs.leave_one_out is not None
-    lost = torch.tensor(pairs.to_pandas()["lost"]).view(2, -1)
-    torch.testing.assert_close(lost, pairs.leave_one_out)
-
-
-def test_the_table_of_the_text_side_has_a_row_for_each_word() -> None:
-    words = asked("a horse", SENTENCE, side="text", images=SCENES[0])
-    table = words.to_pandas()
-    assert table["text"].tolist() == ["a horse"] * 2 + [SENTENCE] * 5
-    listed = [pair for text in words.text_maps for pair in text]
-    assert list(zip(table["word"], table["value"], strict=True)) == listed
-
-
-def test_a_missing_pandas_is_named(found: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(InputError, match=r"needs pandas: pip install pandas, or 'captum-clip\[ev"):
-        found.to_pandas()

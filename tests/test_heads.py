@@ -136,25 +136,6 @@ def test_text_span_ends_where_nothing_varies_or_no_text_is_left() -> None:
     assert heads.text_span(torch.ones(9, 6), pool, 5).texts == ()
 
 
-def test_mean_ablation_equals_a_plain_loop(vectors: HeadVectors) -> None:
-    """Each image, each head by itself; a head that is named twice is ablated once."""
-    chosen = [(5, 2), (0, 3), (4, 1)]
-    wanted = []
-    for image in range(20):
-        left = vectors.embeddings[image].clone()
-        for layer, head in chosen:
-            mean = sum(vectors.heads[other, layer, head] for other in range(20)) / 20
-            left = left - (vectors.heads[image, layer, head] - mean)
-        wanted.append(left)
-    found = heads.mean_ablation(vectors, [*chosen, (5, 2)])
-    torch.testing.assert_close(found, torch.stack(wanted))
-    rows = torch.tensor([*chosen, (5, 2)])
-    torch.testing.assert_close(heads.mean_ablation(vectors, rows), found)  # type: ignore[arg-type]
-    effect = (found - vectors.embeddings) @ vectors.embeddings[0]
-    assert effect.abs().max() > 0.01
-    assert abs(effect.mean()) < 1e-6  # what is lost here is won there
-
-
 def test_heads_are_ranked_by_what_they_add(vectors: HeadVectors) -> None:
     """Along one direction, one for each image, or by their variance."""
     many = torch.nn.functional.normalize(vectors.embeddings.flip(0), dim=-1)
@@ -259,7 +240,6 @@ def test_heads_that_tell_nothing_apart_are_left_out(vectors: HeadVectors) -> Non
         heads.describe_heads(vectors._replace(heads=torch.ones_like(still)), pool)
 
 
-_FLAT: Any = [5]
 WRONG: list[tuple[Any, str]] = [
     (lambda v: heads.text_span(v.heads[:1, 0, 0], pool_of(normal(3, 128)), 2), "two images or"),
     (lambda v: heads.text_span(v.heads, pool_of(normal(3, 128)), 2), "two images or more"),
@@ -268,10 +248,6 @@ WRONG: list[tuple[Any, str]] = [
     (lambda v: heads.text_span(v.heads[:, 0, 0], pool_of(normal(3, 64)), 2), "texts in 128 dimens"),
     (lambda v: heads.describe_heads(v, v.rest), "a Target of texts in 128 dimensions, got T"),
     (lambda v: heads.rank_heads(v, normal(64)), "expected a direction .E,. or .N, E."),
-    (lambda v: heads.mean_ablation(v, [(-1, 0)]), "expected pairs .layer, head. of the model"),
-    (lambda v: heads.mean_ablation(v, [(6, 0)]), "expected pairs .layer, head. of the model"),
-    (lambda v: heads.mean_ablation(v, _FLAT), "expected pairs .layer, head. of the model"),
-    (lambda v: heads.mean_ablation(v, []), "expected pairs .layer, head. of the model"),
     (lambda _: heads.head_vectors(load_clip("demo/vit"), []), "at least one image, got none"),
     (lambda _: heads.head_vectors(load_clip("demo/vit"), "a.png"), "images, in a list or one af"),
     (lambda _: heads.head_vectors(load_clip("demo/vit"), np.ones((9, 9, 3))), "images, in a list"),

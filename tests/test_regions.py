@@ -157,30 +157,6 @@ def test_a_label_map_has_the_text_that_supports_each_pixel_most(tmp_path: Path) 
         found.label_map(2)
 
 
-def test_a_label_map_is_drawn_over_its_photo_in_the_colours_of_its_file(tmp_path: Path) -> None:
-    """With a legend of the texts that occur; where there is none, the photo is as it was."""
-    names = ("none", "a", "b", "a very long text that goes on for more than one line of a legend")
-    labels = LabelMap(torch.tensor([[0, 1], [3, 3]], dtype=torch.uint8), names)
-    photo = np.full((2, 2, 3), 51, dtype=np.uint8)
-    figure = labels.plot(photo, alpha=0.5)
-    drawn = np.asarray(figure.axes[0].images[0].get_array())
-    with Image.open(labels.save(tmp_path / "labels.png")) as image:
-        colors = np.asarray(image.convert("RGB")) / 255
-    expected = (photo / 255 + colors) / 2
-    expected[0, 0] = 0.2
-    np.testing.assert_allclose(drawn, expected)
-    [legend] = figure.legends
-    first, last = (text.get_text() for text in legend.get_texts())
-    assert (first, " ".join(last.split())) == ("a", names[3])
-    figure.canvas.draw()
-    assert legend.get_window_extent().x1 <= figure.bbox.x1
-    np.testing.assert_allclose(legend.get_patches()[0].get_facecolor()[:3], colors[0, 1])
-    with pytest.raises(InputError, match="photo of these 2 x 2 labels, got one of 3 x 2"):
-        labels.plot(np.zeros((3, 2, 3), dtype=np.uint8))
-    with pytest.raises(InputError, match="alpha"):
-        labels.plot(photo, alpha=2)
-
-
 def test_twenty_labels_have_colours_of_their_own_the_strong_ones_first(tmp_path: Path) -> None:
     labels = LabelMap(torch.arange(21, dtype=torch.uint8)[None], ("none", *map(str, range(20))))
     with Image.open(labels.save(tmp_path / "labels.png")) as image:
@@ -188,13 +164,3 @@ def test_twenty_labels_have_colours_of_their_own_the_strong_ones_first(tmp_path:
     assert len(np.unique(colors, axis=0)) == 20
     strong, light = colors[:10, 1], colors[10:, 1]
     assert (strong[[0, 1, 2, 3]] > light[[0, 1, 2, 3]] + 50).all()
-
-
-def test_points_are_the_highest_cells_in_pixels_of_the_photo() -> None:
-    raw = torch.zeros(1, 1, 4, 4)
-    raw[0, 0, 0, 0], raw[0, 0, 0, 1], raw[0, 0, 3, 2] = 1, 0.5, 2
-    found = explanation_of(raw, names=("a",))
-    [[both]] = found.points()["positive"]
-    assert both.tolist() == [[5.0, 7.0], [1.0, 1.0]]  # the neighbour of a higher cell is none
-    [[one]] = found.points(1)["positive"]
-    assert one.tolist() == [[5.0, 7.0]]

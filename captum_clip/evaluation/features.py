@@ -78,7 +78,6 @@ def fit_emotions(
     clip: ClipAdapter,
     data: Artemis,
     *,
-    features: ImageFeatures | None = None,
     seed: int = 0,
     held_out: float = 0.2,
     strength: float = STRENGTH,
@@ -89,8 +88,6 @@ def fit_emotions(
     Args:
         clip: the adapter.
         data: from :func:`captum_clip.emotions.read_artemis`.
-        features: of ``data.images``, as an index keeps them
-            (:meth:`captum_clip.search.ImageIndex.features`); computed by default.
         seed: of the split by painting.
         held_out: share of the paintings kept for the scores.
         strength: of the penalty.
@@ -104,8 +101,7 @@ def fit_emotions(
     """
     settings: Any = {"seed": seed, "held_out": held_out, "strength": strength}
     check_fit(**settings)
-    if features is None:
-        features = image_features(clip, data.images, **options)
+    features = image_features(clip, data.images, **options)
     settings |= {"model": clip.name, "identity": clip.identity(texts=False)}
     probe = fit_probe(features.embeddings, data.votes[features.indices], **settings)
     return probe, features.skipped

@@ -17,7 +17,6 @@ from ..checks import (
     check_choice,
     check_destination,
     check_flag,
-    check_integer,
     error_context,
     excerpt,
     expect,
@@ -313,27 +312,6 @@ class Explanation(drawing.Drawable):
             labels.append(regions.label_map(large, crop.box, threshold, names))
         return labels
 
-    @public("points")
-    def points(self, count: int = 3) -> dict[str, list[list[Tensor]]]:
-        """The highest maxima of each map as points in its photo, for tools such as SAM.
-
-        Returns:
-            sign -> for each image and target the points (N, 2), x and y in pixels, the highest
-            first, at most `count`: centres of cells that no neighbour exceeds.
-
-        Raises:
-            InputError: no whole number of points, or an explanation of the text side alone.
-        """
-        check_integer("count", count)
-        places = self._places()
-        return {
-            sign: [
-                [regions.points(raw, crop.box, crop.size, count) for raw in of_image]
-                for crop, of_image in zip(places, values, strict=True)
-            ]
-            for sign, values in self.maps.items()
-        }
-
     @public("save")
     def save(self, path: str | Path, **look: Any) -> Path:
         """Write the figure (.png, .jpg, .pdf, .svg), a page (.html), or everything (.npz).
@@ -398,36 +376,6 @@ class Explanation(drawing.Drawable):
         values = {name: getattr(self, name) for name in names}
         chosen: Any = {name: None if v is None else v[index] for name, v in values.items()}
         return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **chosen)
-
-    @public("to_pandas")
-    def to_pandas(self) -> Any:
-        """The scores as a table of pandas, a row for each image and text, or word of the text side.
-
-        Its columns are `image` (its file or number), `text` (a name), `score` and `norm`, as the
-        attributes of these names have them; of classes `probability`, of pairs `lost`; the sum of
-        the raw map of each sign; and on the text side `word` with its `value`.
-
-        Raises:
-            InputError: pandas is not installed.
-        """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            needed = "a table needs pandas: pip install pandas"
-            raise InputError(f"{needed}, or 'captum-clip[evaluation]'.") from error
-        files = [str(p) if isinstance(p, (str, Path)) else n for n, p in enumerate(self.photos)]
-        columns = {"score": self.scores, "norm": self.norms.expand(len(self), -1)}
-        columns |= {} if self.probabilities is None else {"probability": self.probabilities}
-        columns |= {} if self.leave_one_out is None else {"lost": self.leave_one_out}
-        columns |= {sign: values.sum((-2, -1)) for sign, values in self.maps.items()}
-        frame = pd.DataFrame({name: values.flatten().numpy() for name, values in columns.items()})
-        frame.insert(0, "image", [f for f in files or range(len(self)) for _ in self.names])
-        frame.insert(1, "text", self.names * len(self))
-        if self.text_maps:
-            frame["word"] = self.text_maps * len(self)
-            frame = frame.explode("word", ignore_index=True)
-            frame[["word", "value"]] = frame["word"].tolist()
-        return frame
 
     def _repr_html_(self) -> str | None:
         """The page of :meth:`save`, which a notebook shows of words and of pairs."""

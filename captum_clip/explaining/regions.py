@@ -1,4 +1,4 @@
-"""Parts of an image that maps mark: masks, boxes, labels and points, as other tools take them."""
+"""Parts of an image that maps mark: masks, boxes and labels, as other tools take them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .. import maps
-from ..checks import check_destination, check_interval
+from ..checks import check_destination
 from ..errors import InputError, public
 from ..files import MARK, make_folder, replace_file, slug
 from ..maps import Box, Threshold, threshold_level
-from ..models.adapter import ImageLike
-from ..models.images import as_pil
-from ..visualization.grid import Legend, Panel, grid
 
 _SAMPLE = 2**20  # pixels that a threshold is computed from, at most
 _MOST_LABELS = 255
@@ -106,31 +101,6 @@ class LabelMap:
         replace_file(path, partial(image.save, format="PNG", pnginfo=about))
         return path
 
-    @public("LabelMap.plot")
-    def plot(self, photo: ImageLike, *, alpha: float = 0.6) -> Figure:
-        """Draw the labels over their photo, in the colours of the PNG, with a legend.
-
-        Args:
-            photo: what was explained.
-            alpha: opacity of the colours.
-
-        Raises:
-            InputError: a photo that cannot be read or has another size, or an alpha that is not in
-                [0, 1].
-        """
-        check_interval("alpha", alpha, "[0, 1]")
-        pixels, numbers = np.asarray(as_pil(photo)[0]) / 255, self.labels.numpy()
-        if pixels.shape[:2] != numbers.shape:
-            raise InputError(
-                f"expected the photo of these {numbers.shape[0]} x "
-                f"{numbers.shape[1]} labels, got one of {pixels.shape[0]} x {pixels.shape[1]}."
-            )
-        colors, opacity = np.array(self.colors()) / 255, alpha * (numbers[..., None] > 0)
-        mixed = (1 - opacity) * pixels + opacity * colors[numbers]
-        shown = [number for number in np.unique(numbers).tolist() if number]
-        legends = [Legend(ListedColormap([colors[n]]), self.names[n]) for n in shown]
-        return grid([[Panel(mixed)]], legends=legends)
-
     def colors(self) -> list[tuple[int, int, int]]:
         """The colour (red, green, blue) of each of `names` in the PNG, channels in 0 to 255."""
         return [(0, 0, 0), *(_color(number) for number in range(len(self.names) - 1))]
@@ -160,25 +130,6 @@ def _color(number: int) -> tuple[int, int, int]:
     number = 2 * (number % 10) + number // 10 % 2  # matplotlib has each next to its light one
     red, green, blue = (round(255 * channel) for channel in colormaps["tab20"](number)[:3])
     return red, green, blue
-
-
-def points(raw: Tensor, box: Box, size: tuple[int, int], count: int) -> Tensor:
-    """The centres (N, 2), x and y in pixels of a photo, of the highest cells of a map (h, w).
-
-    At most `count` of those above zero that no neighbour exceeds and that lie in the photo, the
-    highest first; the map is that of a box of the photo.
-    """
-    from scipy import ndimage
-
-    cells = raw.double().numpy()
-    peaks = (cells == ndimage.maximum_filter(cells, size=3, mode="nearest")) & (cells > 0)
-    rows, columns = np.nonzero(peaks)
-    left, top, right, bottom = box
-    x = left + (columns + 0.5) / cells.shape[1] * (right - left)
-    y = top + (rows + 0.5) / cells.shape[0] * (bottom - top)
-    order = np.argsort(-cells[rows, columns], kind="stable")
-    order = order[((x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0]))[order]][:count]
-    return torch.from_numpy(np.stack([x[order], y[order]], 1)).float()
 
 
 def region_files(regions: Sequence[Region]) -> list[str]:

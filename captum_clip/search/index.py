@@ -20,7 +20,6 @@ import torch
 from .. import maps, targets
 from ..checks import as_list, check_choice, check_integer, expect, expecting
 from ..errors import InputError, public
-from ..evaluation.features import ImageFeatures
 from ..evaluation.run import Progress, threads
 from ..evaluation.storage import storage_of
 from ..explaining.explanation import Explanation
@@ -29,7 +28,7 @@ from ..models import ClipAdapter, differing_parts, load_clip
 from ..similarity import check_dimension
 from ..targets import Target
 from .result import SearchResult
-from .table import File, Table, absolute, files_of, list_files, vectors_of
+from .table import File, Table, files_of, list_files, vectors_of
 from .vectors import Precision, Vectors, contributions_of, read_unchanged
 
 
@@ -241,26 +240,6 @@ class ImageIndex:
             name, reason = next(iter(skipped.items()))
             raise InputError(f"{name}: {reason}")
         return explanation
-
-    @public("features")
-    def features(self, paths: Sequence[str | Path]) -> ImageFeatures:
-        """The unit embeddings of files, as :func:`captum_clip.evaluation.image_features` has them.
-
-        Files that are not in the index are skipped.
-        """
-        files = [Path(path) for path in paths]
-        root = f"{self.folder}/" if self.folder else ""
-        names = [absolute(path, root).removeprefix(root) for path in files]
-        rows = self._table.rows(names, ("file", "vector"))
-        held = {*rows["file"].to_pylist()}
-        indices = [index for index, name in enumerate(names) if name in held]
-        missing = [file for file, name in zip(files, names, strict=True) if name not in held]
-        return ImageFeatures(
-            vectors_of(rows),
-            tuple(files[index] for index in indices),
-            np.array(indices, dtype=np.int64),
-            dict.fromkeys(missing, "it is not in the index"),
-        )
 
     def _target(self, texts: Any) -> Target:
         target = texts if isinstance(texts, Target) else targets.text(self.clip, texts)

@@ -55,18 +55,11 @@ def list_files(
         folder, sizes = storage.root, list_images(storage)
     else:
         storage = storage_of(".")
-        folder, sizes = "", dict.fromkeys(map(absolute, as_list(images)), 0)
+        paths = [expand(path).absolute().as_posix() for path in as_list(images)]
+        folder, sizes = "", dict.fromkeys(paths, 0)
     files = [File.of(storage, name, size) for name, size in sizes.items() if is_encodable(name)]
     unnamed = [name for name in sizes if not is_encodable(name)]
     return storage, folder, files, dict.fromkeys(unnamed, "its name is no text in UTF-8")
-
-
-def absolute(path: str | Path, root: str = "") -> str:
-    """The whole path of a file, through links where it does not lie in a root as it is written."""
-    file = expand(path).absolute()
-    if not file.as_posix().startswith(root):
-        file = file.parent.resolve() / file.name
-    return file.as_posix()
 
 
 COLUMNS: Final = (*File._fields, "vector", "contributions", "scale")
@@ -181,15 +174,14 @@ class Table:
         with self._errors():
             self.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))
 
-    def rows(self, names: Sequence[str], columns: Sequence[str] = COLUMNS) -> Any:
+    def rows(self, names: Sequence[str]) -> Any:
         """An Arrow table of those of some files that are there, in their order."""
         import pyarrow
 
         with self._errors():
-            tables = [self.lance.schema.empty_table().select(columns)]
+            tables = [self.lance.schema.empty_table()]
             for condition in _among(names):
-                query = self.lance.search().where(condition).select([*columns]).limit(None)
-                tables.append(query.to_arrow())
+                tables.append(self.lance.search().where(condition).limit(None).to_arrow())
         rows = pyarrow.concat_tables(tables)
         numbers = {name: number for number, name in enumerate(rows["file"].to_pylist())}
         wanted = [numbers[name] for name in names if name in numbers]

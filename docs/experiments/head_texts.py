@@ -10,6 +10,7 @@ writes the scenes.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -86,6 +87,13 @@ def in_top_two(embeddings: Tensor, nouns: Tensor, wanted: Tensor) -> Tensor:
     return ((embeddings @ nouns.T).topk(2).indices == wanted[:, None]).any(1).double()
 
 
+def mean_ablation(vectors: HeadVectors, ablated: Sequence[heads.Head]) -> Tensor:
+    """The unit embeddings (N, E) with some heads at their mean over the images."""
+    layers, columns = zip(*ablated, strict=True)
+    chosen = vectors.heads[:, layers, columns]  # (N, m, E)
+    return vectors.embeddings - (chosen - chosen.mean(0)).sum(1)
+
+
 def ablation(number: int) -> None:
     """Print the table of the shortcut's ablated heads."""
     vectors, nouns, tag, thing = disagreeing(number)
@@ -94,12 +102,12 @@ def ablation(number: int) -> None:
     print("| heads ablated | the tag's noun | the object's noun | the tag's, random heads |")
     print("|---|---|---|---|")
     for count in (0, 1, 2, 4, 8, 12, 24):
-        left = heads.mean_ablation(vectors, ranked[:count]) if count else vectors.embeddings
+        left = mean_ablation(vectors, ranked[:count]) if count else vectors.embeddings
         cells = [str(bootstrap_mean(in_top_two(left, nouns, one))) for one in (tag, thing)]
         controls = []
         for _ in range(DRAWS * (count > 0)):
             order = torch.randperm(len(ranked), generator=generator)[:count].tolist()
-            left = heads.mean_ablation(vectors, [ranked[index] for index in order])
+            left = mean_ablation(vectors, [ranked[index] for index in order])
             controls.append(in_top_two(left, nouns, tag).mean())
         cells.append(f"{torch.stack(controls).mean():.2f}" if controls else "")
         print(f"| {count} | {' | '.join(cells)} |")

@@ -99,7 +99,8 @@ def test_tag_decides_the_noun_and_the_object_does_not():
 
 def test_ablated_heads_locate_the_shortcut_and_do_not_repair_it():
     """Those that add most to the tag's noun take it away; the object's noun never comes back."""
-    script, ablate = experiment("head_texts"), heads.mean_ablation
+    script = experiment("head_texts")
+    ablate = script.mean_ablation
     vectors, nouns, tag, thing = script.disagreeing(72)
     ranked = [*heads.rank_heads(vectors, nouns[tag] - nouns[thing])]
     left = [vectors.embeddings, *(ablate(vectors, some) for some in (ranked[:4], ranked[:8]))]

@@ -20,7 +20,6 @@ from captum_clip import ClipSimilarity, DirectContribution, load_clip, maps, tar
 from captum_clip.demo import MODELS
 from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
-from captum_clip.evaluation import image_features
 from captum_clip.search import ImageIndex
 from captum_clip.search.vectors import Vectors
 from tests import builders
@@ -251,19 +250,6 @@ def test_images_that_are_gone_or_changed_are_told(clip, folder, index):
         index.search("a horse")
 
 
-def test_features_are_those_of_the_files(clip, folder, index, tmp_path):
-    """In their order; those that it does not hold are left out."""
-    paths = [*sorted(folder.rglob("*.png"), reverse=True), folder / "none.png"]
-    found, wanted = index.features(paths), image_features(clip, paths)
-    np.testing.assert_allclose(found.embeddings, wanted.embeddings, atol=1e-6)
-    assert (found.paths, found.indices.tolist()) == (wanted.paths, wanted.indices.tolist())
-    assert found.skipped == {folder / "none.png": "it is not in the index"}
-    listed = ImageIndex.build(clip, paths[:2], tmp_path / "listed.lance").features(paths)
-    np.testing.assert_allclose(listed.embeddings, wanted.embeddings[:2], atol=1e-6)
-    none = index.features([folder / "none.png"])
-    assert (len(none.embeddings), none.paths) == (0, ())
-
-
 def test_a_text_and_an_emotion(folder, tmp_path):
     """Both are directions in one space."""
     clip = load_clip("demo/vit")
@@ -456,13 +442,6 @@ def test_a_table_of_texts_named_as_its_columns_loses_none(index, tmp_path):
     assert table.read_text().startswith("rank,file,score,score: score,score: file,score: rank\n1,")
     with pytest.raises(InputError, match="cannot be made: File exists"):
         index.search("a horse").save(table)
-
-
-def test_a_link_to_the_folder_is_the_folder(clip, folder, index, tmp_path):
-    """Of features too."""
-    (tmp_path / "link").symlink_to(folder)
-    files = [tmp_path / "link" / name for name in index.files]
-    assert index.features(files).paths == tuple(files)
 
 
 def test_a_model_from_a_relative_folder_is_found_from_elsewhere(folder, tmp_path, monkeypatch):
