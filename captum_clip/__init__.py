@@ -38,110 +38,29 @@
     errors                   what this package raises
 """
 
+import re
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from ._version import __version__
+_STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")
+_HOMES = {name: home for home, name in re.findall(r"^from \.(\S*) import (\w+)", _STUB, re.M)}
+"""Public name -> the module that it is imported from when it is first used; "" of a module."""
+__all__ = sorted(_HOMES)
 
-if TYPE_CHECKING:
-    from . import (
-        attr,
-        emotions,
-        errors,
-        evaluation,
-        figures,
-        maps,
-        metrics,
-        search,
-        targets,
-        visualization,
-    )
-    from .attr import (
-        AllGradAttention,
-        AttentionGradCam,
-        AttentionRollout,
-        CamFamily,
-        ClipGradCam,
-        ConservativePropagation,
-        DirectContribution,
-        DirectInteraction,
-        GradEclip,
-        LastGradAttention,
-        LayerAttention,
-        LeGrad,
-        PatchSimilarity,
-    )
-    from .explaining.classify import classify
-    from .explaining.explain import explain
-    from .explaining.explanation import Comparison, Explanation
-    from .models import load_clip
-    from .similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
-    from .targets import Target
 
-__all__ = [
-    "AllGradAttention",
-    "AttentionGradCam",
-    "AttentionRollout",
-    "CamFamily",
-    "ClipGradCam",
-    "ClipPairSimilarity",
-    "ClipSimilarity",
-    "Comparison",
-    "ConservativePropagation",
-    "DirectContribution",
-    "DirectInteraction",
-    "Explanation",
-    "GradEclip",
-    "LastGradAttention",
-    "LayerAttention",
-    "LeGrad",
-    "PatchSimilarity",
-    "Target",
-    "TextSimilarity",
-    "__version__",
-    "attr",
-    "classify",
-    "emotions",
-    "errors",
-    "evaluation",
-    "explain",
-    "figures",
-    "load_clip",
-    "maps",
-    "metrics",
-    "search",
-    "targets",
-    "visualization",
-]
-
-_HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
-    "ClipPairSimilarity": "similarity",
-    "ClipSimilarity": "similarity",
-    "Comparison": "explaining.explanation",
-    "Explanation": "explaining.explanation",
-    "Target": "targets",
-    "TextSimilarity": "similarity",
-    "classify": "explaining.classify",
-    "explain": "explaining.explain",
-    "load_clip": "models",
-}
-"""Public name -> the module that it is imported from when it is first used."""
-
-# Hidden from mypy, which would take any name for one that exists.
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        path = f"{__name__}.{_HOMES.get(name, name)}"
-        try:
-            module = import_module(path)
-        except ModuleNotFoundError as error:
-            if error.name != path:  # something that the module needs
-                raise
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-        return globals().setdefault(name, getattr(module, name) if name in _HOMES else module)
+def __getattr__(name: str) -> Any:
+    # also asked for modules that are not public, of which `captum_clip.explaining` is one
+    home = _HOMES.get(name, "")
+    path = f"{__name__}.{home or name}"
+    try:
+        module = import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:  # something that the module needs
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return globals().setdefault(name, getattr(module, name) if home else module)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__
