@@ -71,7 +71,7 @@ def torch_failures() -> Iterator[None]:
 def expect(
     holds: Any,
     expected: str,
-    given: Any,
+    value: Any,
     advice: str = "",
     *,
     error: type[CaptumClipError] = InputError,
@@ -84,12 +84,12 @@ def expect(
         captum_clip.errors.InputError: expected a size (H, W), got 'large'.
     """
     if not holds:
-        raise error(f"expected {expected}, got {describe(given)}{advice and f'; {advice}'}.")
+        raise error(f"expected {expected}, got {describe(value)}{advice and f'; {advice}'}.")
 
 
 @contextmanager
 def expecting(
-    expected: str, given: Any, advice: str = "", *, error: type[CaptumClipError] = InputError
+    expected: str, value: Any, advice: str = "", *, error: type[CaptumClipError] = InputError
 ) -> Iterator[None]:
     """Say what was expected where Python, NumPy or torch refuse what was given.
 
@@ -102,7 +102,7 @@ def expecting(
         raise
     except _REFUSALS as reason:
         line = excerpt(str(reason).strip().partition("\n")[0].partition(". ")[0].rstrip("."), 200)
-        sentence = f"expected {expected}, got {describe(given)}; {line}{advice and f'; {advice}'}."
+        sentence = f"expected {expected}, got {describe(value)}; {line}{advice and f'; {advice}'}."
         raise error(sentence) from reason
 
 

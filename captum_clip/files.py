@@ -78,7 +78,7 @@ def image_names(names: Iterable[str]) -> list[str]:
         str(path)
         for path in paths
         if path.suffix.lower() in IMAGE_ENDINGS
-        and not any(part.startswith(".") for part in path.parts)
+        and not any(name.startswith(".") for name in path.parts)
         and not studies.intersection(path.parents)
     )
 

@@ -23,6 +23,7 @@ from .models import ClipAdapter, ImageLike
 from .similarity import ClipSimilarity
 from .targets import Target
 from .visualization.arrays import as_images
+from .visualization.colors import signed_number
 from .visualization.grid import Panel, Row, grid
 from .visualization.strips import strip, strip_legends
 
@@ -190,16 +191,11 @@ def heads_figure(
         maps = method.attribute(inputs, per="head")[:, 0, layer, head]
         label = head_label(clip, (layer, head), excerpt(", ".join(span.texts), 200))
         for index, raw, pixels in zip(best, maps, as_images(clip.denormalize(inputs)), strict=True):
-            lead, note = Panel(pixels, label=label * (not row)), f"{added[index]:+.3f}"
-            [drawn] = strip(
-                pixels,
-                raw[None],
-                lead,
-                None,
-                target.names,
-                notes=[note.replace("-", "\N{MINUS SIGN}")],
-                shared=False,
+            lead, notes = (
+                Panel(pixels, label=label * (not row)),
+                [signed_number(added[index].item())],
             )
+            [drawn] = strip(pixels, raw[None], lead, None, target.names, notes=notes, shared=False)
             row += drawn
         rows.append(row)
     legends = strip_legends(None, "adds to the cosine", "takes away from it")

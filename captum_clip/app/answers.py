@@ -97,13 +97,13 @@ class Models:
     def search(self, texts: str | None, sign: Sign) -> tuple[str, list[tuple[Pixels, str]]]:
         """What was compared, and the best images, each above its maps; errors as of :func:`ask`."""
         assert self.index is not None
-        found, cards = self.index.search(_lines(texts), sign=sign), []
-        for row in found.panels():
+        result, cards = self.index.search(_lines(texts), sign=sign), []
+        for row in result.panels():
             said = [", ".join(filter(None, (panel.title, panel.note))) for panel in row]
             drawn = [(255 * panel.pixels).round().astype(np.uint8) for panel in row]
             cards.append((reduce(_stacked, drawn), "; ".join(said if len(row) > 2 else said[:1])))
-        note = f"The best {len(cards)} of {found.compared:,} images, by {self.index.clip.name}."
-        gone = ", ".join(Path(file).name for file in found.skipped)  # no folder of the server
+        note = f"The best {len(cards)} of {result.compared:,} images, by {self.index.clip.name}."
+        gone = ", ".join(Path(file).name for file in result.skipped)  # no folder of the server
         return note + f" Gone or changed since they were read: {gone}." * bool(gone), cards
 
 
@@ -126,20 +126,20 @@ class Answer:
         sign: as it was asked for.
         pixels: the image as the model took it, (1, 3, H, W).
         explanation: of the texts.
-        picks: of each text 0 where it is shown itself, n where its n-th word is.
+        chosen: of each text 0 where it is shown itself, n where its n-th word is.
         name: of the image's file.
-        words: position of a text -> explanation of its words, where one was picked.
+        words: position of a text -> explanation of its words, where one was chosen.
     """
 
     clip: ClipAdapter
     sign: Sign
     pixels: Tensor
     explanation: Explanation
-    picks: tuple[int, ...]
+    chosen: tuple[int, ...]
     name: str
     words: Mapping[int, Explanation] = field(default_factory=dict)
 
-    def pick(self, text: int, word: int) -> "Answer":
+    def show_word(self, text: int, word: int) -> "Answer":
         """Show a word of a text instead of the text, or with 0 the text again.
 
         All words of a text are explained when the first is asked for, in one pass.
@@ -148,23 +148,23 @@ class Answer:
         if word and text not in words:
             target = targets.words(self.clip, self.explanation.names[text])
             words[text] = self._explain(target, method=self.explanation.method)
-        picks = (*self.picks[:text], word, *self.picks[text + 1 :])
-        return replace(self, picks=picks, words=words)
+        chosen = (*self.chosen[:text], word, *self.chosen[text + 1 :])
+        return replace(self, chosen=chosen, words=words)
 
     def _columns(self) -> list[tuple[Explanation, int]]:
         """The explanation and the column of the map that is shown of each text."""
         return [
             (self.words[text], word - 1) if word else (self.explanation, text)
-            for text, word in enumerate(self.picks)
+            for text, word in enumerate(self.chosen)
         ]
 
     def shown(self) -> Explanation:
         """One explanation of each text itself, or of the word that was chosen."""
-        columns, found = self._columns(), self.explanation
-        names = zip(columns, found.names, self.picks, strict=True)
+        columns, whole = self._columns(), self.explanation
+        names = zip(columns, whole.names, self.chosen, strict=True)
         return replace(
-            found,
-            maps={s: torch.stack([e.maps[s][:, k] for e, k in columns], dim=1) for s in found.maps},
+            whole,
+            maps={s: torch.stack([e.maps[s][:, k] for e, k in columns], dim=1) for s in whole.maps},
             scores=torch.stack([e.scores[:, k] for e, k in columns], dim=1),
             norms=torch.stack([e.norms[k] for e, k in columns]),
             names=tuple(f"{e.names[k]!r} in {text!r}" if w else text for (e, k), text, w in names),
@@ -174,7 +174,7 @@ class Answer:
         """The cosine of each text, or the norm of the word that is shown."""
         shown = self.shown()
         sums = torch.cat(list(shown.maps.values())).sum((0, 2, 3))
-        values = zip(shown.scores[0], shown.norms, self.picks, sums, strict=True)
+        values = zip(shown.scores[0], shown.norms, self.chosen, sums, strict=True)
         return [
             (f"norm {norm:.2f}" if word else score_note(cos.item())) + ", empty map" * (not heat)
             for cos, norm, word, heat in values
@@ -182,7 +182,7 @@ class Answer:
 
     def plot(self, opacity: float) -> Figure:
         """The shown maps as a figure, a word's map dimmed by its norm over the text's largest."""
-        shown, columns = self.shown(), zip(self._columns(), self.picks, strict=True)
+        shown, columns = self.shown(), zip(self._columns(), self.chosen, strict=True)
         weights = torch.tensor([e.norms[k] / e.norms.max() if w else 1 for (e, k), w in columns])
         maps = {sign: weights[:, None, None] * m for sign, m in shown.heatmap("bicubic").items()}
         look: dict[str, Any] = {
@@ -224,11 +224,11 @@ class Answer:
 
     def hints(self) -> str:
         """Why to doubt a map, the model and the method, as Markdown."""
-        found = self.explanation
-        lines = [hint for hints in found.hints for hint in hints]
-        if any(crop.box != (0, 0, *crop.size[::-1]) for crop in found.crops):
+        explanation = self.explanation
+        lines = [hint for hints in explanation.hints for hint in hints]
+        if any(crop.box != (0, 0, *crop.size[::-1]) for crop in explanation.crops):
             lines.append("The model sees only a part of the image.")
-        return "\n\n".join([*lines, f"{found.model} \N{MIDDLE DOT} {found.method}"])
+        return "\n\n".join([*lines, f"{explanation.model} \N{MIDDLE DOT} {explanation.method}"])
 
     def text_map(self, text: int) -> Words:
         """The words of a text with their values, the colours of these, and the text's map.
@@ -242,13 +242,15 @@ class Answer:
             explanation = self._explain(name, side="text", **chosen)
         except UnsupportedModelError:
             explanation = self._explain(name, side="text")
-        return *_colored(explanation.text_maps[0]), [self.pick(text, 0).row(ALPHA)[1 + text][0]]
+        return *_colored(explanation.text_maps[0]), [
+            self.show_word(text, 0).row(ALPHA)[1 + text][0]
+        ]
 
     def pairs(self, text: int) -> Words:
         """The words of a text with their shares, the colours of these, and their maps."""
-        found = self._explain(self.explanation.names[text], side="pairs")
-        shares = list(zip(found.names[1:], found.scores[0, 1:].tolist(), strict=True))
-        drawn = list(panels(found.plot()))
+        explanation = self._explain(self.explanation.names[text], side="pairs")
+        shares = list(zip(explanation.names[1:], explanation.scores[0, 1:].tolist(), strict=True))
+        drawn = list(panels(explanation.plot()))
         if self.sign == "both":  # the image and the maps of one sign, then those of the other
             half = len(drawn) // 2
             for index, (below, lower) in enumerate(drawn[half:]):
@@ -281,8 +283,8 @@ def ask(
         raise InputError("Choose an image first, or draw an example scene.")
     lines, [photo] = _lines(texts), as_pil(image)
     name = Path(image).name if isinstance(image, str) else "image"
-    found = explain(photo, lines, model=clip, method=method, sign=sign)
-    return Answer(clip, sign, clip.preprocess(photo), found, (0,) * len(lines), name)
+    explanation = explain(photo, lines, model=clip, method=method, sign=sign)
+    return Answer(clip, sign, clip.preprocess(photo), explanation, (0,) * len(lines), name)
 
 
 def _lines(texts: str | None) -> list[str]:
@@ -299,8 +301,8 @@ def _lines(texts: str | None) -> list[str]:
 def answered_by(compared: Explanation, x: int, y: int) -> Pixels:
     """The image with the map of a place of the other one, x and y in pixels."""
     (rows, columns), (height, width) = compared.cells, compared.images.shape[-2:]
-    one = compared.match(y * rows // height, x * columns // width)
-    return list(panels(one.plot()))[1][0]  # of both signs what supports it
+    matched = compared.match(y * rows // height, x * columns // width)
+    return list(panels(matched.plot()))[1][0]  # of both signs what supports it
 
 
 def _stacked(above: Pixels, below: Pixels) -> Pixels:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 MAX_IMAGES: Final = 12
 LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 divide them
 _LABELS: Final = {
-    part.name: part.metadata["label"] for part in fields(Request) if "label" in part.metadata
+    entry.name: entry.metadata["label"] for entry in fields(Request) if "label" in entry.metadata
 }
 _DOWNLOADS: Final = {
     "captum-clip-maps.png": "Download picture (PNG)",
@@ -75,43 +76,43 @@ def build(models: Models) -> Any:
             with gr.Column(scale=7, min_width=320) as drawn:
                 with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Texts", id="texts"):
-                        answer, answers, table, opacity, parts, show = _cards()
+                        answer, answers, table, opacity, maps, show = _cards()
                     details = [_detail(tab, answer, models) for tab in _TEXTS["tabs"]]
                     others = _compare(answer)
                     _search(models, question[-1])
                 gr.Markdown(_TEXTS["about"], elem_id="about")
 
-        def fill(found: Answer, opacity: float, more: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-            names = [(name, index) for index, name in enumerate(found.explanation.names)]
+        def fill(reply: Answer, opacity: float, more: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+            names = [(name, index) for index, name in enumerate(reply.explanation.names)]
             choice = gr.Radio(names, value=0, visible=len(names) > 1)
             yield {text: choice for text, *_ in details} | {tabs: gr.Tabs(selected="texts")}
-            yield {part: None for _, *shown in (*details, (None, *others)) for part in shown}
-            maps = show(found, opacity)
-            yield next(maps) | more
-            yield from maps
+            yield dict.fromkeys((*chain(*(tab[1:] for tab in details)), *others))
+            steps = show(reply, opacity)
+            yield next(steps) | more
+            yield from steps
 
         def explain(
             opacity: float, model: str, size: Any, files: Any, *asked: Any
         ) -> Iterator[Any]:
-            paths, found, rows = _readable(files), [], []
+            paths, replies, rows = _readable(files), [], []
             for path in paths or [None]:
-                found.append(ask(models.get(model, size), path, *asked))
-                if len(found) == 1:
-                    yield from fill(found[0], opacity, {drawn: gr.Column(elem_classes="")})
-                rows += found[-1].row(opacity)
-                several = gr.Gallery(rows, columns=len(rows) // len(found), visible=len(paths) > 1)
-                yield {answers: found, table: several}
+                replies.append(ask(models.get(model, size), path, *asked))
+                if len(replies) == 1:
+                    yield from fill(replies[0], opacity, {drawn: gr.Column(elem_classes="")})
+                rows += replies[-1].row(opacity)
+                columns, several = len(rows) // len(replies), len(paths) > 1
+                yield {answers: replies, table: gr.Gallery(rows, columns=columns, visible=several)}
 
-        def choose(found: list[Answer], opacity: float, event: gr.SelectData) -> Iterator[Any]:
-            yield from fill(found[event.index // (len(found[0].picks) + 1)], opacity, {})
+        def choose(replies: list[Answer], opacity: float, event: gr.SelectData) -> Iterator[Any]:
+            yield from fill(replies[event.index // (len(replies[0].chosen) + 1)], opacity, {})
 
-        outputs = [*parts, *(part for detail in details for part in detail), *others, tabs]
+        outputs = [*maps, *chain(*details), *others, tabs]
         table.select(choose, [answers, opacity], outputs, **_EVENT)
         outputs += [drawn, answers, table]
         event = _sentences(explain), [opacity, *question], outputs
         button.click(*event, scroll_to_output=True, **_EVENT)
         scene.success(*event, **_EVENT)
-        gr.on([part.change for part in question], None, None, drawn, js=_STALE, **_EVENT)
+        gr.on([field.change for field in question], None, None, drawn, js=_STALE, **_EVENT)
         page.load(None, None, None, js=_KEYS)
     return page.queue(api_open=False, max_size=64)
 
@@ -208,23 +209,23 @@ def _cards() -> tuple[Any, ...]:
         opacity = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity", min_width=240)
         files = [gr.DownloadButton(n, size="sm", min_width=140) for n in _DOWNLOADS.values()]
 
-    def show(found: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
-        figure = found.plot(opacity)
-        whole, maps = found.images(figure)
-        shown = {answer: found, image: whole, name: f"**{found.name}** as the model sees it"}
-        shown |= {legend: found.legend(found.sign, opacity), hints: found.hints()}
+    def show(reply: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
+        figure = reply.plot(opacity)
+        whole, maps = reply.images(figure)
+        shown = {answer: reply, image: whole, name: f"**{reply.name}** as the model sees it"}
+        shown |= {legend: reply.legend(reply.sign, opacity), hints: reply.hints()}
         shown |= {button: gr.DownloadButton(interactive=False) for button in files}
         shown |= {card: gr.Column(visible=False) for card, *_ in cards}
-        rows = zip(cards, found.explanation.names, found.picks, found.notes(), maps, strict=False)
-        for (card, words, drawn), text, pick, note, pixels in rows:
+        rows = zip(cards, reply.explanation.names, reply.chosen, reply.notes(), maps, strict=False)
+        for (card, words, drawn), text, number, note, pixels in rows:
             choices = [(word, index) for index, word in enumerate(["whole text", *text.split()])]
             shown[card] = gr.Column(visible=True)
-            shown[words] = gr.Radio(choices, value=pick, label=note)
+            shown[words] = gr.Radio(choices, value=number, label=note)
             shown[drawn] = gr.Image(pixels, alt_text=text)
         yield shown
         # The files take longer. In the folder of uploads Gradio deletes what is old.
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
-        paths, explanation = [folder / name for name in _DOWNLOADS], found.shown()
+        paths, explanation = [folder / name for name in _DOWNLOADS], reply.shown()
         save_figure(figure, paths[0])
         explanation.save(paths[1])
         if "positive" in explanation.maps:
@@ -232,14 +233,18 @@ def _cards() -> tuple[Any, ...]:
         made = [(button, path) for button, path in zip(files, paths, strict=True) if path.exists()]
         yield {button: gr.DownloadButton(value=path, interactive=True) for button, path in made}
 
-    def pick(text: int, found: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
-        yield from show(found.pick(text, word), opacity)
+    def choose_word(
+        text: int, reply: Answer, opacity: float, word: int
+    ) -> Iterator[dict[Any, Any]]:
+        yield from show(reply.show_word(text, word), opacity)
 
-    parts = [answer, image, name, legend, hints, *files, *(part for card in cards for part in card)]
-    opacity.release(_sentences(show), [answer, opacity], parts, **_EVENT)
+    outputs = [answer, image, name, legend, hints, *files, *chain(*cards)]
+    opacity.release(_sentences(show), [answer, opacity], outputs, **_EVENT)
     for text, (_, words, *_) in enumerate(cards):
-        words.input(_sentences(partial(pick, text)), [answer, opacity, words], parts, **_EVENT)
-    return answer, answers, table, opacity, parts, show
+        words.input(
+            _sentences(partial(choose_word, text)), [answer, opacity, words], outputs, **_EVENT
+        )
+    return answer, answers, table, opacity, outputs, show
 
 
 def _detail(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
@@ -251,16 +256,16 @@ def _detail(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
         words = gr.HighlightedText(show_label=False, **values)
         maps = gr.Gallery(**_PICTURE, show_label=False, height="auto")
 
-    def fill(found: Answer, index: int) -> Iterator[list[Any]]:
-        name, clip = found.explanation.names[index], found.clip
+    def fill(reply: Answer, index: int) -> Iterator[list[Any]]:
+        name, clip = reply.explanation.names[index], reply.clip
         if tab in (_WORDS, _PAIRS):
-            values, colors, drawn = (found.text_map if tab == _WORDS else found.pairs)(index)
+            values, colors, drawn = (reply.text_map if tab == _WORDS else reply.pairs)(index)
             yield [gr.HighlightedText(values, color_map=colors), drawn]
         elif tab == _LAYERS:
-            yield [None, list(panels(figures.layers(found.pixels, name, model=clip)))]
+            yield [None, list(panels(figures.layers(reply.pixels, name, model=clip)))]
         else:
             for said in models.head_words(clip.name):  # the maps need not wait for the words
-                figure = figures.heads(found.pixels, name, model=clip, sign=found.sign, words=said)
+                figure = figures.heads(reply.pixels, name, model=clip, sign=reply.sign, words=said)
                 yield [None, list(panels(figure))]
 
     def enlarge(event: gr.SelectData) -> Any:
@@ -285,9 +290,9 @@ def _compare(answer: Any) -> tuple[Any, ...]:
             )
         pairs = gr.State()
 
-    def compare(found: Answer, path: str | None) -> Iterator[list[Any]]:
+    def compare(reply: Answer, path: str | None) -> Iterator[list[Any]]:
         if path is not None:
-            compared = found.compare(path)
+            compared = reply.compare(path)
             yield [compared, *(pixels for pixels, _ in panels(compared.plot()))]
 
     def choose(compared: Explanation | None, event: gr.SelectData) -> Any:

@@ -15,7 +15,7 @@ from ..checks import check_interval, check_nonempty, expect
 from ..errors import InputError, public
 from ..maps import Mode
 from ..models.adapter import ImageLike
-from ..visualization.colors import ALPHA, NEGATIVE, POSITIVE, blend_signed, ramp
+from ..visualization.colors import ALPHA, NEGATIVE, POSITIVE, blend_signed, ramp, signed_number
 from ..visualization.grid import ROWS, Legend, Panel, grid
 from ..visualization.overlays import framed_batches
 from . import photos
@@ -154,12 +154,11 @@ def _draw_contrast(
     check_interval("alpha", alpha, "[0, 1]")
     pictures, (above, below) = framed_batches(images, list(heatmap.values()))
     text, other = texts
-    rows = []
+    rows, title = [], f"{text} rather than {other}"
     for image, up, down, by, label in zip(pictures, above, below, differences, labels, strict=True):
-        note = f"cosines differ by {by:+.3f}".replace("-", "\N{MINUS SIGN}")
         drawn = blend_signed(image, up[0] - down[0], alpha)
         lead = Panel(image, "image", label=label)
-        rows.append([lead, Panel(drawn, f"{text} rather than {other}", note)])
+        rows.append([lead, Panel(drawn, title, f"cosines differ by {signed_number(by)}")])
     bars = {f"for {text}": POSITIVE, f"for {other}": NEGATIVE}
     legends = [Legend(ramp(colors, alpha), label) for label, colors in bars.items()]
     return grid(rows, legends=legends, **look)

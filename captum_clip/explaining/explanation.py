@@ -29,7 +29,7 @@ from ..files import replace_file
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
 from ..models.geometry import Crop
-from ..visualization.colors import score_note
+from ..visualization.colors import score_note, signed_number
 from ..visualization.grid import FORMATS as FIGURES
 from . import drawing, interactive, photos, regions
 from .fields import read_fields, write_fields
@@ -146,15 +146,19 @@ class Explanation(drawing.Drawable):
     def notes(self) -> list[list[str]]:
         """The lines under the maps, B times K: cosines of texts, norms or shares of words."""
         if self.cells != (0, 0) and self.reference is None:
-            return [[_share_note(share) for share in shares] for shares in self.scores.tolist()]
+            return [
+                [f"share {signed_number(share)}" for share in row] for row in self.scores.tolist()
+            ]
         if not self.words:
             return [[""] * len(self.names)] * len(self.images)
         if self.leave_one_out is not None:
+            both = torch.stack([self.scores, self.leave_one_out], -1)  # (B, K, 2)
             return [
-                [score_note(score), *map(_both_notes, shares, lost)]
-                for (score, *shares), (_, *lost) in zip(
-                    self.scores.tolist(), self.leave_one_out.tolist(), strict=True
-                )
+                [
+                    score_note(score),
+                    *(f"share {signed_number(a)}, lost {signed_number(b)}" for a, b in words),
+                ]
+                for (score, _), *words in both.tolist()
             ]
         norms = [f"norm {norm:.2f}" for norm in self.norms[1:].tolist()]
         return [[score_note(score), *norms] for score in self.scores[:, 0].tolist()]
@@ -178,8 +182,7 @@ class Explanation(drawing.Drawable):
         for name, index, count in zip(("row", "column"), (row, column), self.cells, strict=True):
             if not is_integer(index, least=0) or index >= count:
                 raise InputError(f"expected a {name} from 0 to {count - 1}, got {index!r}.")
-        index = 1 + row * self.cells[1] + column
-        return self._target(index)
+        return self._target(1 + row * self.cells[1] + column)
 
     def _target(self, index: int) -> "Explanation":
         """The explanation of one target; a part of the whole, such as a word, keeps its share."""
@@ -403,12 +406,3 @@ class Comparison(tuple[Explanation, ...], drawing.Drawable):
             index = names.index(index)
         chosen = super().__getitem__(index)
         return Comparison(chosen) if isinstance(index, slice) else chosen
-
-
-def _share_note(share: float) -> str:
-    return f"share {share:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _both_notes(share: float, lost: float) -> str:
-    """Both numbers of a word, as they are written under its map."""
-    return f"{_share_note(share)}, lost {lost:+.3f}".replace("-", "\N{MINUS SIGN}")

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from ..evaluation.units import to_csv
 from ..explaining.explanation import Explanation
 from ..files import make_folder, replace_file
-from ..visualization import HEAT, NEGATIVE, POSITIVE, save_figure
-from ..visualization.colors import blend, blend_signed, colormap, ramp, score_note
-from ..visualization.grid import Legend, Panel, Row, grid
+from ..visualization import HEAT, NEGATIVE, save_figure
+from ..visualization.colors import blend, blend_signed, colormap, score_note
+from ..visualization.grid import Panel, Row, grid
+from ..visualization.strips import strip_legends
 
 TABLE, FIGURE = "search.csv", "search.png"
 _WIDTH: Final = 6  # panels in a row of the figure
@@ -65,10 +66,9 @@ class SearchResult:
             if not rows or len(rows[-1]) + len(panels) > _WIDTH:
                 rows.append([])
             rows[-1] += panels
-        bars = {"low to high": colormap(HEAT if "positive" in explanation.maps else NEGATIVE)}
-        if len(explanation.maps) == 2:
-            bars = {"supports": POSITIVE, "contradicts": NEGATIVE}
-        legends = [Legend(ramp(colors), label) for label, colors in bars.items()]
+        colors = HEAT if "positive" in explanation.maps else NEGATIVE
+        cmap = None if len(explanation.maps) == 2 else colors
+        legends = strip_legends(cmap, "supports", "contradicts")
         caption = f"{explanation.model} \N{MIDDLE DOT} {explanation.method}"
         return grid(rows, legends=legends, caption=caption)
 

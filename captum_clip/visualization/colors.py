@@ -90,6 +90,11 @@ def short_number(value: float) -> str:
     return f"{value + 0.0:.2g}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus zero
 
 
+def signed_number(value: float) -> str:
+    """A share or a difference of cosines as it is written in a figure, always with its sign."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
 def score_note(score: float) -> str:
     """A cosine similarity as it is written in a figure."""
     return f"cosine {score:.3f}".replace("-", "\N{MINUS SIGN}")

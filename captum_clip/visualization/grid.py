@@ -77,7 +77,7 @@ Row = list[Panel | None]
 
 @dataclass(frozen=True)
 class Legend:
-    """A bar of colours from low to high, or one colour, and what it stands for."""
+    """A bar of colours from low to high, and what they stand for."""
 
     cmap: Colormap
     label: str
@@ -208,20 +208,14 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
     """Legends below the images, under the caption."""
     shades = np.linspace(0, 1, _SHADES)
     bars: list[Any] = [tuple(Patch(color=c) for c in legend.cmap(shades)) for legend in legends]
-    length, columns = min(9, 3 * width), max(1, len(legends))
-    plain = bool(legends) and all(legend.cmap.N == 1 for legend in legends)
-    if plain:  # of one colour each, and many
-        length = 1.5  # in heights of letters, which are about half as wide
-        longest = max(len(legend.label) for legend in legends) / 2
-        columns = max(1, int(72 * width / NOTE_SIZE / (length + 3 + longest)))
     below = figure.legend(
         bars,
         [legend.label for legend in legends],
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         loc="outside lower left",
-        ncols=columns,
+        ncols=max(1, len(legends)),
         labelcolor=NOTE_COLOR,
-        handlelength=length,
+        handlelength=min(9, 3 * width),
         handleheight=0.9,
         alignment="left",
         prop={"family": FONT, "size": NOTE_SIZE},
@@ -230,8 +224,6 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
         borderaxespad=1.3,
         title=caption,
     )
-    for text in below.get_texts() if plain else ():
-        wrap(text, width - (length + 2) * NOTE_SIZE / 72)
     below.get_title().set(**NOTE)
     wrap(below.get_title(), width)
 

@@ -79,7 +79,7 @@ def test_ask_answers_as_explain_does(both: Answer, clip: ClipAdapter) -> None:
 
 def test_pick_shows_the_word_of_targets_words(answer: Answer, clip: ClipAdapter) -> None:
     """The map and the norm of the fifth word; the other text stays."""
-    picked = answer.pick(1, 5)
+    picked = answer.show_word(1, 5)
     words = targets.words(clip, "a horse and a dog")
     shown = picked.shown()
     assert shown.names == ("a horse", "'dog' in 'a horse and a dog'")
@@ -95,16 +95,16 @@ def test_pick_shows_the_word_of_targets_words(answer: Answer, clip: ClipAdapter)
 def test_pick_goes_back_and_explains_the_words_of_a_text_once(
     both: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picked = both.pick(1, 2)
+    picked = both.show_word(1, 2)
     monkeypatch.setattr("captum_clip.app.answers.explain", lambda *_, **__: pytest.fail("again"))
-    assert picked.pick(1, 5).picks == (0, 5)
-    assert picked.pick(1, 0).shown().names == both.explanation.names
-    assert both.picks == (0, 0)
+    assert picked.show_word(1, 5).chosen == (0, 5)
+    assert picked.show_word(1, 0).shown().names == both.explanation.names
+    assert both.chosen == (0, 0)
 
 
 def test_images_are_maps_over_the_image_with_words_dimmed_by_their_norms(answer: Answer) -> None:
     """Of both signs one is below the other, on the same columns of pixels."""
-    picked = answer.pick(1, 4)
+    picked = answer.show_word(1, 4)
     image, maps = picked.images(picked.plot(0.6))
     pixels = answer.explanation.images[0].permute(1, 2, 0).numpy()
     norms = picked.words[1].norms
@@ -279,7 +279,7 @@ def test_a_model_is_loaded_once_for_many_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_shown_can_be_saved(both: Answer, tmp_path: Path) -> None:
-    shown = both.pick(1, 5).shown()
+    shown = both.show_word(1, 5).shown()
     loaded = Explanation.load(shown.save(tmp_path / "maps.npz"))
     assert loaded.names == shown.names
     torch.testing.assert_close(dict(loaded.maps), dict(shown.maps))
