@@ -226,7 +226,7 @@ class Answer:
         """Why to doubt a map, the model and the method, as Markdown."""
         explanation = self.explanation
         lines = [hint for hints in explanation.hints for hint in hints]
-        if any(crop.box != (0, 0, *crop.size[::-1]) for crop in explanation.crops):
+        if not all(crop.is_whole for crop in explanation.crops):
             lines.append("The model sees only a part of the image.")
         return "\n\n".join([*lines, f"{explanation.model} \N{MIDDLE DOT} {explanation.method}"])
 

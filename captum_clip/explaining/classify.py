@@ -81,6 +81,7 @@ def classify(
     check_integer("top", top, most=len(target))
     pixels = photos.preprocess(clip, pixels_of(image), whole=options.get("whole", False)).pixels
     expect(len(pixels) == 1, "one image", len(pixels), "classify each by itself")
+    # all classes, maybe thousands, of which only the best need a gradient
     with torch.no_grad():
         cosines = ClipSimilarity(clip, target)(pixels)
     probabilities, calibration = _calibrated(clip, cosines)

@@ -68,6 +68,7 @@ class Drawable:
     def _repr_png_(self) -> bytes:
         """The figure, which a notebook shows."""
         file = io.BytesIO()
+        # at the figure's own resolution, in which each image lies on whole pixels
         self.plot().savefig(file, format="png", dpi="figure")
         return file.getvalue()
 
@@ -86,6 +87,7 @@ def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: 
                 "saw; leave cmap, alpha, interpolation and original out."
             )
         return _draw_matches(first)
+    # by `is`, since photos may be an array, which is neither true nor false
     if original is None:
         has_photos = all(e.photos and e.crops for e in several)
         original = has_photos and not all(crop.is_whole for e in several for crop in e.crops)
@@ -169,6 +171,7 @@ def titles(explanation: Any) -> list[str]:
     names, probabilities = explanation.names, explanation.probabilities
     if probabilities is None:
         return list(names)
+    # 0.0% would read as impossible, and a softmax never says so
     shares = ("below 0.1%" if p < 0.001 else f"{p:.1%}" for p in probabilities[0].tolist())
     return [f"{name}: {share}" for name, share in zip(names, shares, strict=True)]
 

@@ -122,6 +122,7 @@ def answer(request: Request) -> Any:
     model, make = request.model, _pairs if request.side == "pairs" else _sides
     several = isinstance(model, (list, tuple)) and len(model) > 0
     loading: dict[str, Any] = {name: getattr(request, name) for name in LOADING}
+    # all of them before the first map, so that a misspelt name costs nothing
     clips = [load_clip(each, **loading) for each in (model if several else [model])]
     if not several:
         return make(clips[0], request, _batches(clips[0], request))
@@ -137,6 +138,7 @@ def check(request: Request) -> None:
     """Refuse what no model could answer."""
     texts, side, words = request.texts, request.side, request.words
     _check_types(request)
+    # `is None` throughout, since a reference may be an array
     is_target, has_reference = isinstance(texts, Target), request.reference is not None
     if (texts is None) is not has_reference:
         both = "both" if has_reference else "neither"
@@ -220,6 +222,7 @@ def _batches(clip: ClipAdapter, request: Request) -> Iterator[_Batch]:
     size = request.batch_size
     pieces = [images]
     if several and size is not None and len(images) > size:
+        # slices, since a tensor of preprocessed images has to stay one
         pieces = [images[at : at + size] for at in range(0, len(images), size)]
     for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
         seen = photos.preprocess(clip, piece, whole=request.whole)
@@ -231,6 +234,7 @@ def _sides(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
     """Where in the images, and which words of the texts."""
     choices = _choices(clip, request)
     target = _target(clip, request)
+    # -t for negative evidence: both signs then come from one forward pass
     embeddings = targets.concatenate(
         [target if sign == "positive" else -target for sign in request.signs]
     )
@@ -247,7 +251,9 @@ def _sides(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
             values, cosines = choice.method(ClipSimilarity(clip, embeddings)).attribute_targets(
                 pixels, return_scores=True, **choice.options
             )
+            # of -t, and what is reported is the cosine of t itself
             cosines = -cosines if request.sign == "negative" else cosines
+            # on the CPU at once, since the maps of a whole folder would fill a GPU
             raw.append(maps.positive(values.cpu()))
             alone = _has_hints(request) and batch.is_only and len(pixels) == 1
             if request.hints or (request.hints is None and alone and can_compare(clip)):
@@ -346,6 +352,7 @@ def _by_sign(request: Request, raw: list[Tensor]) -> dict[str, Tensor]:
     """The maps of each sign, of batches that hold them one after the other."""
     signs = request.signs
     chunks = _joined(raw).chunk(len(signs), dim=1) if raw else ()  # none of the text side
+    # a chunk is a view, which would keep the other sign in memory
     return {sign: chunk.contiguous() for sign, chunk in zip(signs, chunks, strict=False)}
 
 

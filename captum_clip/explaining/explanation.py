@@ -136,6 +136,7 @@ class Explanation(drawing.Drawable):
         weights = torch.ones(len(self.names))
         if self.leave_one_out is not None:
             peaks = torch.stack([m.amax((-2, -1)) for m in self.maps.values()]).amax(0)[:, 1:]
+            # of an empty map 0 / 0 would be NaN, and a NaN weight would make every map one
             shares = peaks / peaks.amax(1, keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
             return torch.cat([weights[:1].expand(len(self), 1), shares], 1)
         if self.words and len(self.names) > 1:
@@ -179,6 +180,7 @@ class Explanation(drawing.Drawable):
                 "this explanation is of no pair of images; explain(image, reference=other, "
                 "side='pairs') makes one."
             )
+        # a negative index would count from the end, and True is the integer 1
         for name, index, count in zip(("row", "column"), (row, column), self.cells, strict=True):
             if not is_integer(index, least=0) or index >= count:
                 raise InputError(f"expected a {name} from 0 to {count - 1}, got {index!r}.")
@@ -230,6 +232,7 @@ class Explanation(drawing.Drawable):
         check_flag("original", original)
         height, width = self.images.shape[-2:]
         size, box = (height, width), (0.0, 0.0, float(width), float(height))
+        # padding has no evidence, and would be the minimum of the scale
         views = [(size, box, crop.of_photo(size)) for crop in self.crops]
         views = views or [(size, box, box)] * len(self)
         if original:
@@ -265,6 +268,7 @@ class Explanation(drawing.Drawable):
         marked = []
         places = enumerate(self._places())
         for (index, crop), (column, name) in product(places, enumerate(self.names)):
+            # both signs on one scale: a weak one on its own would mark as much as a strong one
             raw = {sign: values[index, column] for sign, values in self.maps.items()}
             heatmap = photos.normalized(raw, crop.size, "bicubic", crop.box)
             marked += [
@@ -301,6 +305,7 @@ class Explanation(drawing.Drawable):
             InputError: an unknown threshold, over 255 texts, or no positive maps.
         """
         places = self._places()
+        # raw maps, since normalised ones reach 1 each, and every text would win somewhere
         if "positive" not in self.maps:
             raise InputError(
                 f"the maps are of negative evidence alone; take {argument('sign', 'both')}."
@@ -342,6 +347,7 @@ class Explanation(drawing.Drawable):
         if kind == ".npz":
             write_fields(self, path)
         elif kind == ".html":
+            # a name may hold half a surrogate pair, which UTF-8 cannot write
             text = interactive.page(self, **look).encode(errors="replace")
             replace_file(path, lambda file: file.write(text))
         else:
@@ -374,6 +380,7 @@ class Explanation(drawing.Drawable):
             return self._target(self.names.index(index))
         if not isinstance(index, slice):
             number = range(len(self))[index]  # IndexError past the last, as iteration needs it
+            # a slice, which keeps the dimension of the images
             index = slice(number, number + 1)
         names = ("scores", "images", "hints", "crops", "photos", "leave_one_out")
         values = {name: getattr(self, name) for name in names}
@@ -385,6 +392,8 @@ class Explanation(drawing.Drawable):
         if not self.words and self.reference is None:
             return None
         look = 'title="Explanation" style="width: 100%; height: 40rem; border: 0"'
+        # Without the escape a quote in a text would end the attribute. In a frame, its styles and
+        # scripts do not meet those of the notebook.
         return f'<iframe srcdoc="{html.escape(interactive.page(self))}" {look}></iframe>'
 
     def __repr__(self) -> str:

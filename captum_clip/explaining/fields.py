@@ -35,6 +35,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     """Read what :func:`write_fields` wrote; InputError where a file holds something else."""
     try:
         # NumPy would not close a damaged file that it opened itself
+        # allow_pickle: unpickling would run whatever code a file holds.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         text = arrays.pop("about").astype(str).tobytes()

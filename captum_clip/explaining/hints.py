@@ -99,11 +99,13 @@ def compare(
         (B, K) of each map with the mean map of eight of them.
     """
     words = [set(re.findall(r"\w+", text.lower())) for text in texts]
+    # a text may well fit like an unrelated one that shares its word
     related = torch.tensor([[noun in of_text for noun in _NOUNS] for of_text in words])
     embeddings = _unrelated(clip)
     with torch.no_grad():
         cosines = (clip.encode_image(images).float() @ embeddings.embeddings.T).cpu()  # (B, N)
     better = (cosines[:, None] > scores[:, :, None]) & ~related  # (B, K, N)
+    # the same eight for all texts, so that one pass of the method serves them
     chosen = (~related.any(0)).nonzero().flatten().tolist()[:_MAPS]
     correlations = torch.zeros(scores.shape)
     if chosen and not choice.costly:

@@ -50,16 +50,20 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
                 "are tensors that were; pass files, PIL images or uint8 arrays."
             )
         return PreprocessedImages(clip.preprocess(images))
+    # Opened images stand as their EXIF says, and without transparency. Sizes of the file itself
+    # would turn the crops of upright photos on their side.
     opened = as_pil(images)
     several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
     photos = tuple(images) if several else (images,)
     sizes = [_size(image) for image in opened]
     try:
+        # once a size, since a folder has few, and asking a processor takes time
         crop_by_size = {size: _crop(clip, size, whole) for size in set(sizes)}
         crops = tuple(crop_by_size[size] for size in sizes)
     except UnsupportedModelError:
         crops = ()
     if whole:
+        # after normalisation the mean colour is zero, the least that padding can say to a model
         mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
         color = tuple((255 * mean).round().int().tolist())
         opened = [_padded(image, color) for image in opened]
@@ -74,6 +78,7 @@ def _crop(clip: ClipAdapter, size: Size, whole: bool) -> Crop:
     if not whole:
         return crop_of(clip.processor, size)
     (height, width), side = _small(size), max(_small(size))
+    # height and width are rounded one by one, so that each has a scale of its own
     across, down = size[1] / width, size[0] / height
     x, y = (side - width) // 2, (side - height) // 2
     left, top, right, bottom = crop_of(clip.processor, (side, side)).box
@@ -163,9 +168,12 @@ def normalized(
     Each map is min-max normalised over the pixels that lie in the box, and in `visible`
     where there is one; its signs share one scale.
     """
+    # an explanation of the text side has no maps, and torch.cat needs one
     if not raw:
         return {}
+    # what the model did not see would be the minimum of every map
     rows, columns = maps.inside(box if visible is None else visible, size)
+    # bicubic overshoots: below zero there would be evidence of the other sign
     clamp = mode == "bicubic"
     large = [maps.uncrop(each, box, size, mode=mode, clamp=clamp) for each in raw.values()]
     # side by side, so that the signs are stretched as one map

@@ -55,9 +55,10 @@ def region(
     """
     rows, columns = maps.inside(box, (heatmap.shape[0], heatmap.shape[1]))
     seen = heatmap[rows, columns]
+    # every n-th row and column: a threshold needs no more of a photo of 50 million pixels
     step = max(1, int((seen.numel() / _SAMPLE) ** 0.5))
     mask = heatmap > threshold_level(seen[None, ::step, ::step], threshold)
-    mask &= heatmap > 0
+    # pixel x covers x to x + 1, so that its centre is at x + 0.5
     y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
     peak = (x + 0.5, y + 0.5) if bool(heatmap.any()) else None
     return Region(image, target, sign, mask, _boxes(mask), peak)
@@ -68,6 +69,7 @@ def _boxes(mask: Tensor) -> Tensor:
     from scipy import ndimage
 
     labels, count = ndimage.label(mask.numpy(), np.ones((3, 3)))  # corners touch as well
+    # slices are half-open, as edges are: the box of one pixel is one wide
     boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     largest_first = np.argsort(-sizes, kind="stable").tolist()
@@ -93,6 +95,7 @@ class LabelMap:
             InputError: another ending, or a folder that cannot be written to.
         """
         path = check_destination(path, (".png",))
+        # a palette keeps the numbers; of RGB each reader would have to guess them from colours
         image = Image.fromarray(self.labels.numpy()).convert("P")
         image.putpalette([channel for color in self.colors() for channel in color])
         about = PngInfo()
@@ -114,6 +117,7 @@ def label_map(
 
     The threshold is computed over a box, what the model saw; None is above zero.
     """
+    # labels are bytes, as data sets have them, and 0 is none
     if len(names) > _MOST_LABELS:
         raise InputError(f"expected at most {_MOST_LABELS} texts, got {len(names)}.")
     largest, labels = heatmap.max(0)
@@ -173,6 +177,7 @@ def save_regions(
                 "mask": name,
             }
         )
+    # written last: every mask that the list names is there
     text = json.dumps({**(about or {}), "regions": rows}, indent=1, ensure_ascii=False)
     replace_file(path / listing, lambda file: file.write(text.encode()))
     return path / listing

@@ -33,6 +33,7 @@ def as_images(images: Batch) -> list[Array]:
         arrays = list(as_array("images", images, ("B", 3, "H", "W")))
     for array in arrays:
         _check_range("images", array, "clip.denormalize(images) gives such colours")
+    # rounding in half precision leaves values a little outside, which passed the check
     return [np.moveaxis(array, 0, -1).clip(0, 1) for array in arrays]
 
 
@@ -57,6 +58,7 @@ def enlarged(array: Array, size: Sequence[int]) -> Array:
     if array.shape[-2:] == (height, width):
         return array
     raw = torch.from_numpy(array)
+    # bicubic overshoots at edges; each map keeps the range that its legend names
     return np.asarray(maps.upsample(raw, (height, width), mode="bicubic", clamp=True))
 
 
@@ -118,6 +120,7 @@ def letterbox(planes: Array, size: Sequence[int], fill: float) -> Array:
     inner = np.round(scale * np.array(planes.shape[-2:])).astype(int).clip(1, frame)
     (top, left), (bottom, right) = (frame - inner) // 2, frame - inner - (frame - inner) // 2
     raw = torch.from_numpy(planes)[None]
+    # without antialiasing a large image that is made small shows patterns of its own
     resized = F.interpolate(raw, inner.tolist(), mode="bilinear", antialias=True)[0]
     return F.pad(resized, (left, right, top, bottom), value=fill).numpy()
 
@@ -133,12 +136,14 @@ def as_array(what: str, values: Any, shape: Sequence[int | str]) -> Array:
     if isinstance(values, Tensor):
         if reason := maps.unsupported_reason(values):
             raise InputError(f"expected {what} of plain numbers, got {reason}.")
+        # NumPy has no bfloat16, and takes no tensor that requires a gradient
         values = values.detach().cpu().float().numpy()
     with expecting(f"{what} as a tensor or an array", values):
         array = np.asarray(values, dtype=np.float32)
     pairs, sides = zip_longest(shape, array.shape), ", ".join(map(str, shape))
     fits = all(side == n or (isinstance(n, str) and side) for n, side in pairs)
     expect(fits, f"{what} of shape ({sides})", array.shape)
+    # NaN would be drawn as black, which looks like an answer
     if not np.isfinite(array).all():
         raise InputError(f"the {what} hold NaN or infinity.")
     return array

@@ -25,6 +25,7 @@ TEXT: Final[dict[str, Any]] = {
 }
 NOTE: Final = {**TEXT, "fontsize": NOTE_SIZE, "color": NOTE_COLOR}
 
+# lightness rises evenly with the value, also in grey print and for the colour-blind
 HEAT: Final = "inferno"
 POSITIVE: Final = LinearSegmentedColormap.from_list(
     "captum_clip.positive", ["#fbd3a4", "#e8812a", "#b03a00"]
@@ -43,6 +44,7 @@ _COLOR, _LIGHT = 0.4, 0.2  # what stays of the colours, what is added of white
 def colormap(cmap: str | Colormap) -> Colormap:
     """A colour map, by name or as it is; InputError for an unknown name."""
     try:
+        # of the registry: pyplot would bring a backend and global state along
         return colormaps.get_cmap(cmap)
     except (ValueError, TypeError) as error:
         raise InputError(
@@ -63,7 +65,9 @@ def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float = ALPHA) ->
 
     The map is `alpha` opaque where it is 1, and shows the image where it is 0.
     """
+    # the image shows where a map is low, so that inferno's black does not hide it
     opacity = alpha * heatmap[..., None] ** RISE
+    # A colour map takes floats for shares and integers for indices. Its own alpha is left out.
     mixed = (1 - opacity) * soften(image) + opacity * cmap(heatmap)[..., :3]
     return np.asarray(mixed, dtype=np.float32).clip(0, 1)
 
@@ -72,6 +76,7 @@ def blend_signed(image: Array, signed: Array, alpha: float = ALPHA) -> Array:
     """Lay a map (H, W) in [-1, 1] over an image: orange above zero, blue below it."""
     below = blend(image, (-signed).clip(0), NEGATIVE, alpha)
     above = blend(image, signed.clip(0), POSITIVE, alpha)
+    # one colour a pixel: orange over blue would mix to a grey that means neither
     return np.where(signed[..., None] < 0, below, above)
 
 
@@ -81,6 +86,7 @@ def ramp(cmap: Colormap, alpha: float = ALPHA) -> Colormap:
     Legends show them, since the darkest colours of a map are never seen in a figure.
     """
     heatmap = np.linspace(0, 1, 256, dtype=np.float32)[None]
+    # over the middle grey, since a legend has no photo to lie on
     grey = np.full((*heatmap.shape, 3), 0.5, dtype=np.float32)
     return ListedColormap(blend(grey, heatmap, cmap, alpha)[0])
 

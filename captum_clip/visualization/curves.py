@@ -24,6 +24,7 @@ _PANEL = (3.1, 2.7)  # inches; taller where the legend is
 _LABEL = 2.1  # widest label of a legend, in inches
 _DPI = 200
 _BAND = (0.03, 0.14)  # opacity, of many bands and of few
+# 6 colours and 5 dashes share no factor, so that 30 lines pass before a pair comes again
 _COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's, told apart with any kind of colour vision; without their yellow, too pale."""
 _GREYS: Final = ("#7a7a7a", "#a8a8a8")
@@ -105,6 +106,7 @@ def curves(
         labelspacing=0.8,
     )
     for text in legend.get_texts():
+        # a legend takes no such keyword, and names may hold dollar signs
         text.set_parse_math(False)
         wrap(text, _LABEL)
     height = max(_PANEL[1], legend.get_window_extent().height / _DPI)

@@ -52,6 +52,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     ".svg": {"metadata": {"Date": None}},
 }
 FORMATS: Final = tuple(_OPTIONS)
+# characters that no XML may hold, of which a text is free to have some
 _NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -230,6 +231,7 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
 
 def page(dpi: float) -> Figure:
     """An empty figure that belongs to no window."""
+    # pyplot keeps every figure until it is closed, and its state is shared by all threads
     figure = Figure(dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)  # keeps one renderer, where a plain canvas makes one for each text
     return figure
@@ -240,6 +242,7 @@ def wrap(text: Text, width: float) -> None:
     words, figure = text.get_text(), text.figure
     assert figure is not None
     letters = int(72 * width / (_LETTER * float(text.get_fontsize())))
+    # letters differ in width, so that only the drawn text tells whether a line fits
     for count in range(max(1, letters), 0, -1):
         text.set_text(textwrap.fill(words, count, break_on_hyphens=False))
         if text.get_window_extent().width <= width * figure.dpi:
@@ -308,6 +311,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) -
 
     def write(file: BinaryIO) -> None:
         drawn: Any = io.StringIO() if kind == ".svg" else file
+        # rcParams may name another dpi, which would blur the images that lie on whole pixels
         figure.savefig(drawn, format=kind[1:], dpi=dpi or "figure", **_OPTIONS[kind])
         if kind == ".svg":
             file.write(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn.getvalue()).encode())

@@ -76,6 +76,7 @@ def _strongest(shares: Array, count: int) -> Iterator[tuple[Array, Array]]:
         on_other = _around(left[:, :, y, x], row, column)
         on_image = _around(left[row, column], y, x)
         yield on_other, on_image
+        # without its cells on both sides, so that two matches never share one
         left = left * (on_other == 0)[..., None, None] * (on_image == 0)
 
 
@@ -91,6 +92,7 @@ def _painted(image: Array, regions: list[Array]) -> Array:
     """A softened image with each region in a colour of its own, the first one the strongest."""
     drawn, (height, width) = soften(image), image.shape[:2]
     for region, color in zip(regions, _COLORS, strict=False):
+        # of the first and strongest, whose largest share is above zero
         share = torch.from_numpy(region / regions[0].max())
         opacity = ALPHA * maps.upsample(share, (height, width)).clamp(max=1).numpy()[..., None]
         mixed = (1 - opacity) * drawn + opacity * np.array(to_rgb(f"tab:{color}"))

@@ -241,6 +241,7 @@ def average(
     panels: list[Row] = []
     for label, maps in means.items():
         lines = as_values("notes", None if notes is None else notes[label], len(maps))
+        # of maps that are all alike Normalize makes zeros, and does not divide by zero
         pixels = np.asarray(colors(Normalize(low, high)(maps))[..., :3], dtype=np.float32)
         once = [label, *[""] * (len(maps) - 1)]
         cells = [Panel(*cell) for cell in zip(pixels, titles, lines, once, strict=True)]

@@ -98,6 +98,7 @@ def colored_words(words: Sequence[tuple[str, float]]) -> list[tuple[tuple[float,
 
 def _draw_words(axes: Axes, words: Sequence[tuple[str, float]]) -> None:
     """The words from left to right, in as many lines as they need, in inches from the top left."""
+    # in inches from the top left, so that lines go down as they are written
     axes.set(xlim=(0, _WIDTH), ylim=(_SIDE, 0))
     axes.set_axis_off()
     x, y = 0.0, 0.25
@@ -105,6 +106,7 @@ def _draw_words(axes: Axes, words: Sequence[tuple[str, float]]) -> None:
         box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": color}
         drawn = axes.text(0, 0, word, va="center", ha="center", bbox=box, **_WORD)
         note = axes.text(0, 0, number, va="top", ha="center", **_VALUE)
+        # extents are in pixels of the page, whose resolution is therefore settled before
         width = max(text.get_window_extent().width for text in (drawn, note)) / DPI + 0.13
         if x > 0 and x + width > _WIDTH:
             x, y = 0.0, y + _LINE

@@ -51,6 +51,7 @@ def strip(
     large = enlarged(raw.float().cpu().numpy(), image.shape[:2])
     if cmap is None:
         largest = np.abs(large).max(axis=None if shared else (-2, -1), keepdims=True)
+        # a map of zeros stays one
         signed = large / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
         drawn = [blend_signed(image, values) for values in signed]
     else:
@@ -75,6 +76,7 @@ def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
     """Maps (..., H, W) min-max normalised to [0, 1]: each on its own, or all of them as one."""
     if not shared:
         return [maps.normalize(values) for values in raw]
+    # one long row, since maps of two models differ in size
     flat = maps.normalize(torch.cat([values.flatten() for values in raw])[None])[0]
     pieces = torch.split(flat, [values.numel() for values in raw])
     return [piece.view_as(values) for piece, values in zip(pieces, raw, strict=True)]
