@@ -43,8 +43,7 @@ class Explain(Request, Drawing):
     classes: Path | None = ruled(
         None,
         Conflict(
-            "names what to look for, where in the image",
-            _FOR_TEXTS | {"emotions": (), "hints": ()},
+            "names what to look for, where in the image", _FOR_TEXTS | {"emotions": (), "hints": ()}
         ),
         one_model=True,
     )

@@ -232,11 +232,7 @@ def fit_command(typed: Fit) -> None:
     from ..evaluation import fit_emotions, image_features
 
     file = check_destination(typed.output, (".safetensors",))
-    split: dict[str, Any] = {
-        "seed": typed.seed,
-        "held_out": typed.held_out,
-        "strength": typed.strength,
-    }
+    split: Any = {name: getattr(typed, name) for name in ("seed", "held_out", "strength")}
     check_fit(**split)
     folder, test, csv, images = typed.folder, typed.test, typed.csv, typed.images
     if csv is None or images is None:

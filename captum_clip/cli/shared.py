@@ -144,7 +144,7 @@ def without_own_figures(images: list[Path]) -> list[Path]:
 
 
 def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
-    """The folder of a name, whose figures go to FOLDER-KIND by default; None of another name."""
+    """A folder by its name, with figures in FOLDER-KIND by default; None if it is no folder."""
     from ..evaluation.image_batches import list_images
     from ..evaluation.storage import storage_of
     from ..explaining.explanation import FORMATS
@@ -162,7 +162,7 @@ def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
 
 
 def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> dict[Path, str]:
-    """Files of a folder that are none of some images, nor hidden, nor results: path -> why."""
+    """Files of a folder besides the images, hidden files and results: path -> why."""
     from ..evaluation.storage import storage_of
 
     kept, base = set(images), folder.resolve()
@@ -267,20 +267,24 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
             raise
 
 
+def columns(
+    rows: Iterable[Sequence[str]], justify: Callable[[str, int], str] = str.ljust
+) -> Iterator[str]:
+    """The lines of a table: its first column stands left, the others as they are justified."""
+    rows = [*rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = map(justify, others, widths[1:])
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+
+
 def table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """The lines of a table of numbers, with the names of its rows and columns."""
-    names = list(next(iter(rows.values())))
-    cells = {"": names} | {
-        row: [
-            f"{value:.3f}" if isinstance(value, float) else f"{value}" for value in values.values()
-        ]
-        for row, values in rows.items()
-    }
-    widths = [max(map(len, column)) for column in zip(*cells.values(), strict=True)]
-    first = max(map(len, cells))
-    for row, texts in cells.items():
-        columns = (text.rjust(width) for text, width in zip(texts, widths, strict=True))
-        yield "  ".join([row.ljust(first), *columns])
+    cells = [["", *next(iter(rows.values()))]]
+    for name, values in rows.items():
+        texts = (f"{v:.3f}" if isinstance(v, float) else f"{v}" for v in values.values())
+        cells.append([name, *texts])
+    return columns(cells, str.rjust)
 
 
 def report_skipped(skipped: Mapping[Path, str]) -> None:

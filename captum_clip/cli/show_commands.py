@@ -2,7 +2,6 @@
 
 import shlex
 import textwrap
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -56,19 +55,12 @@ def models_command(typed: Models) -> None:
     for model in available():
         tower = {"vit": "ViT", "resnet": "ResNet"}[model.kind]
         rows.append((model.name, tower, model.library, model.checkpoint, ", ".join(model.aliases)))
-    _print_table(rows)
+    print(*shared.columns(rows), sep="\n")
     print(
         "\nOther models: a folder, ORG/NAME of transformers on the Hugging Face hub, "
         "hf-hub:ORG/NAME\nor ARCHITECTURE/TAG of OpenCLIP. One name of each family:\n"
     )
-    _print_table([("family", "name", "library"), *EXAMPLES])
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print(*shared.columns([("family", "name", "library"), *EXAMPLES]), sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)
