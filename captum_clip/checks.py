@@ -107,12 +107,12 @@ def expecting(
 
 
 def is_integer(value: Any, *, least: float = float("-inf")) -> TypeGuard[int]:
-    """Whether a value is a whole number of `least` or more; True and False are none."""
+    """Whether a value is a whole number of `least` or more; True and False do not count."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number, NaN and infinity included; True and False are none."""
+    """Whether a value is a real number, NaN and infinity included; True and False do not count."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -205,7 +205,7 @@ def is_encodable(text: str) -> bool:
 
 
 def check_texts(texts: Any) -> list[str]:
-    """One text or several, as a list; TargetError for what is none, and where there is none."""
+    """One text or several, as a list; TargetError for anything else, and for an empty list."""
     several = isinstance(texts, Iterable) and not isinstance(texts, (Mapping, set, frozenset))
     as_they_are = "pass texts as they are, without a tokenizer"
     expect(several, "a text or several", texts, as_they_are, error=TargetError)

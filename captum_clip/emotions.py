@@ -17,14 +17,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .checks import (
-    check_destination,
-    check_integer,
-    check_interval,
-    expect,
-    find_file,
-    find_folder,
-)
+from .checks import check_destination, check_integer, check_interval, expect, find_file, find_folder
 from .demo import PROBES
 from .demo.catalogue import FEELINGS
 from .errors import InputError, public
@@ -294,8 +287,8 @@ class EmotionProbe:
         """Compare with the votes (N, 9) of other paintings.
 
         Raises:
-            InputError: features or votes that are none, or a probe that was not fitted here: it has
-                no training votes for the majority baseline.
+            InputError: invalid features or votes, or a probe that was not fitted here, which has no
+                training votes for the majority baseline.
         """
         if self.settings is None:
             raise InputError("only a fitted probe can be scored.")
@@ -395,8 +388,8 @@ def fit_probe(
         identity: of that CLIP, ``clip.identity()``; a target for another one is then refused.
 
     Raises:
-        InputError: features or votes that are none, too few of them, an option out of range, or
-            scikit-learn is not installed (``pip install scikit-learn``).
+        InputError: invalid features or votes, too few of them, an option out of range, or no
+            scikit-learn (``pip install scikit-learn``).
 
     Source: CLIP Explainability (Mamooler, EPFL); Achlioptas et al. 2021 (arXiv:2101.07396).
 

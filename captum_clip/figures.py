@@ -193,7 +193,7 @@ def signs(
 
     Mamooler's Figures 7 to 10, drawn by ``methods="mamooler"``. The `scale` is "shared" by the two
     signs of a row, so that a weak one looks weak, or that of "each" map. By default orange supports
-    the target and blue contradicts it; a `cmap` is of both signs. A reference stands at the end of
+    the target and blue contradicts it; a `cmap` serves both signs. A reference stands at the end of
     its rows.
     """
     meaning = _meaning(scale, shared="both signs on one scale", each=EACH)
@@ -318,7 +318,7 @@ def heads(
     orange adds to the cosine and blue takes away; `cmap` is that of :func:`layers`.
 
     Raises:
-        InputError: not one image and one target, an argument that is none, or a tower whose
+        InputError: not one image and one target, an invalid argument, or a tower whose
             embedding no attention reads: a mean of patches, or average pooling.
 
     Source: after Gandelsman et al. 2024 (arXiv:2310.05916), who split the CLS token of a ViT.

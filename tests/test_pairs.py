@@ -262,7 +262,7 @@ def test_what_makes_no_pair_is_refused(clip: Any, given: dict[str, Any], message
 
 
 def test_only_a_pair_of_images_has_matches(pairs: Explanation) -> None:
-    with pytest.raises(InputError, match="of no pair of images"):
+    with pytest.raises(InputError, match="explanation has no pair of images"):
         pairs.match(0, 0)
     image = torch.rand(1, 3, 8, 8)
     shares: Any

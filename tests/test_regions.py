@@ -116,7 +116,7 @@ def test_an_unknown_threshold_is_refused(found: Explanation) -> None:
 
 
 def test_words_alone_lie_nowhere(vit: ClipAdapter) -> None:
-    with pytest.raises(InputError, match="words alone, which lie nowhere"):
+    with pytest.raises(InputError, match="no map of an image, only words; take"):
         explain(picture(), "a horse", model=vit, side="text").regions()
 
 

@@ -95,7 +95,7 @@ class Models:
         yield self._words.get(name, {})
 
     def search(self, texts: str | None, sign: Sign) -> tuple[str, list[tuple[Pixels, str]]]:
-        """What was compared, and the best images, each above its maps; errors as of :func:`ask`."""
+        """What was compared, and the best images, each above its maps; errors as in :func:`ask`."""
         assert self.index is not None
         result, cards = self.index.search(_lines(texts), sign=sign), []
         for row in result.panels():

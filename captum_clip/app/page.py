@@ -233,17 +233,14 @@ def _cards() -> tuple[Any, ...]:
         made = [(button, path) for button, path in zip(files, paths, strict=True) if path.exists()]
         yield {button: gr.DownloadButton(value=path, interactive=True) for button, path in made}
 
-    def choose_word(
-        text: int, reply: Answer, opacity: float, word: int
-    ) -> Iterator[dict[Any, Any]]:
+    def show_word(text: int, reply: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
         yield from show(reply.show_word(text, word), opacity)
 
     outputs = [answer, image, name, legend, hints, *files, *chain(*cards)]
     opacity.release(_sentences(show), [answer, opacity], outputs, **_EVENT)
     for text, (_, words, *_) in enumerate(cards):
-        words.input(
-            _sentences(partial(choose_word, text)), [answer, opacity, words], outputs, **_EVENT
-        )
+        inputs = [answer, opacity, words]
+        words.input(_sentences(partial(show_word, text)), inputs, outputs, **_EVENT)
     return answer, answers, table, opacity, outputs, show
 
 

@@ -49,7 +49,7 @@ def classify(
     Args:
         image: one of what :func:`captum_clip.explain` takes.
         classes: their names, or a :class:`captum_clip.Target` of them, made once for many images.
-        model: as of `explain`.
+        model: as in `explain`.
         templates: one or several prompts with ``{}`` for the name, as of
             :func:`captum_clip.targets.text`; by default the names alone.
         top: the classes that are explained, by default three, or all where there are fewer.
@@ -93,7 +93,7 @@ def classify(
 def of_classes(
     clip: ClipAdapter, classes: Sequence[str], templates: str | Sequence[str] | None = None
 ) -> Target:
-    """The embeddings of classes, few at a time, as of thousands in dozens of templates."""
+    """The embeddings of classes, a few at a time: there may be thousands in dozens of templates."""
     names = check_texts(classes)
     twice = [name for name, count in Counter(names).items() if count > 1]
     expect(not twice, "each class once", twice)

@@ -133,7 +133,7 @@ def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: 
 
 
 def _mixed(members: Iterable[Iterable[Any]]) -> list[Any]:
-    """What each model has of each image, image by image."""
+    """What the models have for each image, image by image."""
     return [*chain.from_iterable(zip(*members, strict=True))]
 
 

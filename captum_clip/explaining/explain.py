@@ -65,14 +65,14 @@ def explain(
         against: a text to contrast the one text with: the target is the difference of their unit
             embeddings, ``a - b``, whose map is what speaks for the one rather than the other.
         reference: instead of texts, an image that the images are compared with; several are
-            several targets, but of pairs there is one.
+            several targets, but a pair takes one.
         model: a name that :func:`captum_clip.load_clip` knows, a model, a pipeline or an adapter;
             a list of several for a :class:`captum_clip.Comparison`.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
             options, as "last-grad:heads=averaged"; by default "direct", or "conservative" where a
             pooling head reads the image (SigLIP). "mamooler" is the method of the report for the
             tower: "last-grad", "grad-cam", or "conservative" for a pooling head.
-        sign: "positive", "negative" or "both"; by default "both" of a contrast, else "positive".
+        sign: "positive", "negative" or "both"; by default "both" for a contrast, else "positive".
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.
         side: "image" for where in the image, "text" for which words of the texts, "both". On the
@@ -80,19 +80,18 @@ def explain(
             for which word of one text answers which region, or which region of a `reference`
             (:class:`captum_clip.DirectInteraction`, whose options it takes).
         whole: pad each image to a square with the mean colour, so that the model sees all of it,
-            where it otherwise sees what its processor leaves, as a rule the square in the middle;
-            of pairs the reference as well.
-            This is another input than the crop, with other scores and maps.
+            not just the crop that its processor leaves, as a rule the square in the middle. The
+            reference of a pair is padded as well. Scores and maps differ from those of the crop.
         hints: find maps to doubt (`Explanation.hints`): those of a text that fits the image no
-            better than unrelated ones, and those that hardly change with the text; by default of
-            one image. It costs a forward pass, the maps of eight more texts, and once a model 32
-            short texts; False saves them. For texts, the image side and the positive sign.
+            better than unrelated ones, and those that hardly change with the text; by default
+            for one image. It costs a forward pass, the maps of eight more texts, and once per model
+            32 short texts; False saves them. For texts, the image side and the positive sign.
         batch_size: images at a time, with a progress bar; all at once by default.
         processor: the model's image processor, where it has none yet; figures are drawn with its
             mean and deviation, also where the images are tensors.
         tokenizer: the model's tokenizer, where it has none yet.
         device: where a model loaded by name goes.
-        image_size: of a model loaded by name, as of ``load_clip``: larger images, finer maps.
+        image_size: for a model loaded by name, as in ``load_clip``: larger images, finer maps.
         **options: the method's own, such as ``depth="all"``, or of last-grad ``start_layer=6``.
 
     Raises:
@@ -178,7 +177,7 @@ def _check_sign(request: Request, choice: MethodChoice) -> None:
 
 
 def _text_of_pairs(texts: Any) -> str | None:
-    """The one text of pairs; None where a reference stands for it."""
+    """The one text of a pair; None where a reference takes its place."""
     if texts is None:
         return None
     listed = as_list(texts) if isinstance(texts, Iterable) else [texts]

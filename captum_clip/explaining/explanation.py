@@ -61,17 +61,16 @@ class Explanation(drawing.Drawable):
         crops: the part of its photo that each image is; empty for images that came as tensors, and
             where the processor is not known to crop in a way that can be read.
         photos: what was given for each image, for :meth:`plot`; a file does not keep them.
-        leave_one_out: of pairs with a text (``side="pairs"``), what the cosine loses without the
-            text, and without each of its words, (B, K). `maps` are of the whole text, then the
-            words' shares of it, and `scores` the cosine, then each word's share, the sum of its
-            map.
-        reference: of pairs of images the other image, (3, H, W), colours in [0, 1]. `names` are
-            it, then the cells of its grid row by row.
-        cells: rows and columns of this grid, also of what :meth:`match` returns; (1, N) of one of N
-            words of a pair.
+        leave_one_out: for pairs with a text (``side="pairs"``), what the cosine loses without the
+            text, and without each of its words, (B, K). `maps` are then the map of the whole text
+            and each word's share of it; `scores` the cosine and the sum of each share.
+        reference: for a pair of images the other image, (3, H, W), colours in [0, 1]. `names` are
+            its own, then the cells of its grid row by row.
+        cells: rows and columns of this grid, kept by :meth:`match`; (1, N) where the explanation is
+            for one of the N words of a pair.
         contrast: the two texts of ``explain(..., against=)``; the target is the first's embedding
             less the second's, and ``scores * norms`` the difference of their cosines.
-        probabilities: of the classes of :func:`captum_clip.classify`, (1, K); None of others.
+        probabilities: of the classes of :func:`captum_clip.classify`, (1, K); otherwise None.
         calibration: how they follow from the cosines.
 
     Raises:
@@ -131,12 +130,12 @@ class Explanation(drawing.Drawable):
     def weights(self) -> Tensor:
         """The brightness of each target's map, (K,): a word's norm over the largest; else 1.
 
-        Of pairs, (B, K): the maximum of a word's shares over the largest.
+        For pairs, (B, K): the maximum of a word's shares over the largest.
         """
         weights = torch.ones(len(self.names))
         if self.leave_one_out is not None:
             peaks = torch.stack([m.amax((-2, -1)) for m in self.maps.values()]).amax(0)[:, 1:]
-            # of an empty map 0 / 0 would be NaN, and a NaN weight would make every map one
+            # where all maps are empty, 0 / 0 would be NaN, and so would each map times its weight
             shares = peaks / peaks.amax(1, keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
             return torch.cat([weights[:1].expand(len(self), 1), shares], 1)
         if self.words and len(self.names) > 1:
@@ -173,11 +172,11 @@ class Explanation(drawing.Drawable):
             column: from the left.
 
         Raises:
-            InputError: no such cell, or an explanation that is of no pair of images.
+            InputError: no such cell, or an explanation without a pair of images.
         """
         if self.reference is None:
             raise InputError(
-                "this explanation is of no pair of images; explain(image, reference=other, "
+                "this explanation has no pair of images; explain(image, reference=other, "
                 "side='pairs') makes one."
             )
         # a negative index would count from the end, and True is the integer 1
@@ -249,11 +248,11 @@ class Explanation(drawing.Drawable):
 
     @public("regions")
     def regions(self, threshold: Threshold = "otsu") -> list[Region]:
-        """The parts that the maps mark, as masks and boxes at the photos' size, for other tools.
+        """The regions that the maps mark, as masks and boxes at the photos' size, for other tools.
 
         Each map is resized (bicubic, within its range), min-max normalised as by
-        :meth:`heatmap`, and marks what is above the threshold. Where it is not known which part of
-        a photo an image is, the size is that of :attr:`images`.
+        :meth:`heatmap`, and marks what is above the threshold. Where the crop of a photo
+        is unknown, the size is that of :attr:`images`.
 
         Args:
             threshold: "otsu" or "mean", each map's own over what the model saw, or a number in
@@ -278,9 +277,10 @@ class Explanation(drawing.Drawable):
         return marked
 
     def _places(self) -> Sequence[Crop]:
-        """Where each image lies in its photo, which is the image itself where that is not known."""
+        """Where each image lies in its photo; where that is unknown, the image is its own photo."""
         if not self.maps:
-            raise InputError("this explanation is of words alone, which lie nowhere.")
+            both = argument("side", "both")
+            raise InputError(f"this explanation has no map of an image, only words; take {both}.")
         height, width = self.images.shape[-2:]
         return self.crops or [Crop((height, width), (0, 0, width, height))] * len(self.images)
 
@@ -290,9 +290,9 @@ class Explanation(drawing.Drawable):
 
         The raw positive maps are resized (bicubic, within their range) and compared with each
         other, so their method should be one whose values mean the same for every text, such as
-        direct; ``.save("labels.png")`` writes a palette PNG. Of words it is the word that adds
-        most, its map times its norm; of pairs the word, or the cell of the reference, whose share
-        of a pixel is the largest.
+        direct; ``.save("labels.png")`` writes a palette PNG. Words are compared by
+        their maps times their norms; in pairs, a pixel gets the word, or the cell of the reference,
+        with the largest share.
 
         Args:
             threshold: of the largest map, min-max normalised, below which there is none: "otsu",
@@ -388,7 +388,7 @@ class Explanation(drawing.Drawable):
         return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **chosen)
 
     def _repr_html_(self) -> str | None:
-        """The page of :meth:`save`, which a notebook shows of words and of pairs."""
+        """The page of :meth:`save`, which a notebook shows for words and pairs."""
         if not self.words and self.reference is None:
             return None
         look = 'title="Explanation" style="width: 100%; height: 40rem; border: 0"'
@@ -408,7 +408,7 @@ class Comparison(tuple[Explanation, ...], drawing.Drawable):
 
     @public("Comparison")
     def __getitem__(self, index: Any) -> Any:
-        """The explanation of a model, by its place or its name; of a slice those of some."""
+        """The explanation of one model, by its place or name; for a slice, those of several."""
         if isinstance(index, str):
             names = [explanation.model for explanation in self]
             expect(index in names, f"a model of {', '.join(names)}", index)

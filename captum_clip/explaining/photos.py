@@ -41,7 +41,7 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
     """Images as the model takes them, with what it sees of each.
 
     With `whole` each is padded to a square with the mean colour first, so that nothing is cut away;
-    InputError of tensors then, which are preprocessed.
+    InputError for tensors, which are preprocessed already.
     """
     if is_preprocessed(images):
         if whole:
@@ -129,8 +129,8 @@ def lay_on_photos(
     """Photos (3, H, W), and sign -> maps (K, H, W) of raw maps (B, K, h, w) of their crops.
 
     The photos are grey where the model saw nothing of them; the maps are in [0, 1], as
-    :meth:`captum_clip.Explanation.heatmap` gives them. InputError of another number of photos, or
-    one of another size.
+    :meth:`captum_clip.Explanation.heatmap` gives them. InputError if the photos differ from those
+    explained in number or size.
     """
     longest = max(_SMALL, _DRAWN // math.ceil(math.sqrt(len(crops))))
     sizes, images = [], []

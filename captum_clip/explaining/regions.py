@@ -1,4 +1,4 @@
-"""Parts of an image that maps mark: masks, boxes and labels, as other tools take them."""
+"""What maps mark in an image: masks, boxes and labels, as other tools take them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ class Region:
         sign: "positive" or "negative".
         mask: (H, W) bool.
         boxes: (N, 4) left, top, right and bottom edge in pixels of each part of the mask, the
-            largest part first; parts touch by a side or a corner. (0, 4) of an empty map.
-        peak: x and y of the map's maximum, the centre of its pixel; None of an empty map.
+            largest part first; parts touch by a side or a corner. (0, 4) for an empty map.
+        peak: x and y of the map's maximum, the centre of its pixel; None for an empty map.
     """
 
     image: int

@@ -136,7 +136,7 @@ class Request:
 
 
 def default_sign(sign: Sign | None, against: str | None) -> Sign:
-    """The sign that is asked for: by default both of a contrast, else the positive one."""
+    """The sign that is asked for: by default both for a contrast, else the positive one."""
     return ("positive" if against is None else "both") if sign is None else sign
 
 

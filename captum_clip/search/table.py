@@ -32,7 +32,7 @@ class File(NamedTuple):
 
     @classmethod
     def of(cls, storage: Storage, name: str, size: int | None = None) -> "File":
-        """A file as it is now; of another machine without a date, and with the size if known."""
+        """A file as it is now; on another machine without its date, and with the size if known."""
         try:
             if storage.is_local:
                 status = Path(storage.path, name).stat()

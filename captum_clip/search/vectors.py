@@ -31,7 +31,7 @@ _TINY: Final = 1e-30  # the scale of an image whose vectors are all zero
 
 
 class Vectors:
-    """Makes the rows of images; in a process of Ray it loads the model there, by its name.
+    """Makes the rows of images; a process of Ray loads the model by its name.
 
     InputError for a method or settings whose vectors cannot be kept.
     """
