@@ -69,8 +69,8 @@ class Models:
         own = load_parts(processor, tokenizer)
 
         def load(name: str, image_size: int | None = None) -> ClipAdapter:
-            parts = {} if name in EMBEDDED else own
-            return load_clip(name, device=device, image_size=image_size, **parts)
+            processors = {} if name in EMBEDDED else own
+            return load_clip(name, device=device, image_size=image_size, **processors)
 
         self._load, self._lock = cache(load), Lock()
         self._words: dict[str, dict[heads.Head, str]] = {}
@@ -99,9 +99,9 @@ class Models:
         assert self.index is not None
         result, cards = self.index.search(_lines(texts), sign=sign), []
         for row in result.panels():
-            said = [", ".join(filter(None, (panel.title, panel.note))) for panel in row]
+            lines = [", ".join(filter(None, (panel.title, panel.note))) for panel in row]
             drawn = [(255 * panel.pixels).round().astype(np.uint8) for panel in row]
-            cards.append((reduce(_stacked, drawn), "; ".join(said if len(row) > 2 else said[:1])))
+            cards.append((reduce(_stacked, drawn), "; ".join(lines if len(row) > 2 else lines[:1])))
         note = f"The best {len(cards)} of {result.compared:,} images, by {self.index.clip.name}."
         gone = ", ".join(Path(file).name for file in result.skipped)  # no folder of the server
         return note + f" Gone or changed since they were read: {gone}." * bool(gone), cards

@@ -315,11 +315,11 @@ def _search(models: Models, sign: Any) -> None:
 
     def find(texts: str, sign: Any) -> list[Any]:
         try:
-            said, cards = models.search(texts, sign)
+            message, cards = models.search(texts, sign)
         except CaptumClipError as error:  # no message pops up for a word that is half typed
-            said = error.reason if isinstance(error, TargetError) else _TEXTS["unreadable index"]
-            return [said, gr.Gallery(elem_classes=["stale"]), gr.skip()]
-        return [said, gr.Gallery(cards, elem_classes=[]), Answer.legend(sign)]
+            message = error.reason if isinstance(error, TargetError) else _TEXTS["unreadable index"]
+            return [message, gr.Gallery(elem_classes=["stale"]), gr.skip()]
+        return [message, gr.Gallery(cards, elem_classes=[]), Answer.legend(sign)]
 
     events = [texts.change, texts.submit, sign.change]  # during a search the last one waits
     gr.on(events, find, [texts, sign], [note, best, legend], **_EVENT)

@@ -136,8 +136,8 @@ def command(
 def _parameters(kind: type[Any], name: str) -> list[Parameter]:
     """What typer makes the options of a command from: the fields of its dataclass."""
     types = get_type_hints(kind, include_extras=True)
-    told = [_EXPLAIN, OPTIONS["help"]["several"]]  # which refers to explain where that says more
-    first, second = reversed(told) if issubclass(kind, Request) else told
+    sources = [_EXPLAIN, OPTIONS["help"]["several"]]  # which refers to explain where that says more
+    first, second = reversed(sources) if issubclass(kind, Request) else sources
     helps = {**first, **second, **OPTIONS["help"][name]}
     parameters = []
     for entry in fields(kind):

@@ -102,18 +102,18 @@ def search_command(typed: Search) -> None:
         check_outputs([typed.output / name for name in (TABLE, FIGURE)], [typed.emotions])
     probes, _ = shared.read_probes([typed.emotions] if typed.emotions else [])
     with shared.step(f"opening {typed.index}", quiet=typed.quiet):
-        lent = load_parts(typed.processor, typed.tokenizer)
-        opened = ImageIndex.open(typed.index, typed.model, **lent, device=typed.device)
-        looked_for = [targets.text(opened.clip, texts)] if texts else []
+        processors = load_parts(typed.processor, typed.tokenizer)
+        index = ImageIndex.open(typed.index, typed.model, **processors, device=typed.device)
+        looked_for = [targets.text(index.clip, texts)] if texts else []
         if against is not None:
-            looked_for = [looked_for[0] - targets.text(opened.clip, against)]
-        looked_for += [targets.emotion(opened.clip, probe, emotion) for probe in probes]
+            looked_for = [looked_for[0] - targets.text(index.clip, against)]
+        looked_for += [targets.emotion(index.clip, probe, emotion) for probe in probes]
     share = 0.5 if typed.weight is None else typed.weight
     both = texts and probes
     weights = [(1 - share) / len(texts)] * len(texts) + [share] if both else None
     how: Any = {"weights": weights, "sign": default_sign(typed.sign, against)}
-    best = opened.search(targets.concatenate(looked_for), typed.top, **how)
-    shared.report_skipped({Path(opened.folder, name): why for name, why in best.skipped.items()})
+    best = index.search(targets.concatenate(looked_for), typed.top, **how)
+    shared.report_skipped({Path(index.folder, name): why for name, why in best.skipped.items()})
     written = [*best.save(typed.output)] if typed.output else []
     explanation = best.explanation
     for number, file in enumerate(best.files if typed.regions else ()):

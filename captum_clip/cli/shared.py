@@ -208,8 +208,8 @@ def load_model(typed: Any, name: str) -> "ClipAdapter":
     from ..models.loading import load_parts
 
     with step(f"loading {name}", quiet=typed.quiet):
-        parts = load_parts(typed.processor, typed.tokenizer)
-        return load_clip(name, **parts, device=typed.device, image_size=typed.image_size)
+        processors = load_parts(typed.processor, typed.tokenizer)
+        return load_clip(name, **processors, device=typed.device, image_size=typed.image_size)
 
 
 def check_methods(names: Iterable[str]) -> None:
@@ -255,8 +255,8 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
             if bar.disable and not quiet and (label not in labels or now - shown > 60):
                 left = (now - begun) / max(1, done - bar.initial) * (total - done)
                 what, minutes = f"{task}, {label}" if label else task, math.ceil(left / 60)
-                said = f"{what}: {done:,} of {total:,} images, about {minutes} min left"
-                print(said, file=sys.stderr, flush=True)
+                line = f"{what}: {done:,} of {total:,} images, about {minutes} min left"
+                print(line, file=sys.stderr, flush=True)
                 labels.add(label)
                 shown = now
 
