@@ -103,6 +103,37 @@ def offenders(forbidden: dict[str, set[str]]) -> dict[str, set[str]]:
     return {name: names for name, names in forbidden.items() if names}
 
 
+NAMELESS = {"part", "found", "known", "one", "given", "within", "point", "pick", "passed", "of"}
+CONSTRUCTORS = {"Linear", "Direction", "PooledRow", "Target", "MethodChoice", "File", "Skipped"}
+
+
+def test_variables_are_called_after_what_they_hold() -> None:
+    """Not after how they came about. `of` is a constructor, or the option of `layer`."""
+    constructors = {
+        id(function)
+        for nodes in TREES.values()
+        for node in nodes
+        if isinstance(node, ast.ClassDef) and node.name in CONSTRUCTORS
+        for function in node.body
+    }
+
+    def bound(node: ast.AST) -> str:
+        if isinstance(node, ast.Name):
+            return node.id if isinstance(node.ctx, ast.Store) else ""
+        if isinstance(node, ast.arg):
+            return node.arg
+        if isinstance(node, ast.FunctionDef) and id(node) not in constructors:
+            return node.name
+        return ""
+
+    names = {
+        name: {bound(node) for node in nodes} & NAMELESS
+        for name, nodes in TREES.items()
+        if name != "attr/attention_methods.py"
+    }
+    assert offenders(names) == {}
+
+
 def test_imports_point_down_the_layers(capsys: pytest.CaptureFixture[str]) -> None:
     """`lint-imports` keeps the contracts of pyproject.toml."""
     status = lint_imports(config_filename=str(PACKAGE.parent / "pyproject.toml"), no_cache=True)

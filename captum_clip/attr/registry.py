@@ -265,11 +265,11 @@ def _class_of(method: Any, stem: Any) -> type[Any]:
 
 def _check_options(method: type[Any], options: dict[str, Any]) -> None:
     parameters = inspect.signature(method.attribute_targets).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
     takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    listed = ", ".join(known) or "none"
+    listed = ", ".join(names) or "none"
     for option in options:
-        if option in _RESERVED or not (takes_others or option in known):
+        if option in _RESERVED or not (takes_others or option in names):
             raise InputError(f"{method.name} has no option {option!r}; it has {listed}.")
     if issubclass(method, ClipAttribution):
         method.check_options(**options)
@@ -283,11 +283,11 @@ def _full_name(method: type[Any], options: dict[str, Any]) -> str:
 def _parsed(method: str, text: str) -> dict[str, Any]:
     """Options as on the command line: ``heads=averaged,start_layer=2``."""
     options: dict[str, Any] = {}
-    for part in text.split(",") if text else []:
-        name, equals, value = (piece.strip() for piece in part.partition("="))
+    for option in text.split(",") if text else []:
+        name, equals, value = (piece.strip() for piece in option.partition("="))
         if not (name and equals and value):
             raise InputError(
-                f"method: cannot read {part!r} in {method!r}; options look like "
+                f"method: cannot read {option!r} in {method!r}; options look like "
                 "last-grad:heads=averaged,start_layer=2."
             )
         options[name] = value
