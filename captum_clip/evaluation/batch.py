@@ -57,7 +57,9 @@ class ModelContext:
     def scores(self, pixels: Tensor, embeddings: Tensor) -> Tensor:
         """Cosines (N, K) of images, a batch at a time."""
         forward = self.forward(embeddings)
-        return torch.cat([forward(part) for part in torch.split(pixels, self.config.batch_size)])
+        return torch.cat(
+            [forward(images) for images in torch.split(pixels, self.config.batch_size)]
+        )
 
     @cached_property
     def slow_numbers(self) -> frozenset[int]:
@@ -108,7 +110,7 @@ class View:
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
     @property
-    def known(self) -> Tensor:
+    def valid(self) -> Tensor:
         """(H, W) bool, pixels that count."""
         whole = torch.ones(self.size, dtype=torch.bool, device=self.pixels.device)
         return whole if self.void is None else ~self.void
@@ -166,10 +168,10 @@ class Batch:
         for view in self.views:
             if view.sample.subsets and len(view.regions) == len(view.sample.regions):
                 texts = self.context.encode([region.text for region in view.regions])
-                known = {i: image for i, image in enumerate(view.sample.subsets) if image}
-                pixels = self.context.clip.preprocess([*known.values()])
+                present = {i: image for i, image in enumerate(view.sample.subsets) if image}
+                pixels = self.context.clip.preprocess([*present.values()])
                 every = texts.new_full((len(texts), len(view.sample.subsets)), torch.nan)
-                every[:, [*known]] = self.context.scores(pixels, texts).T
+                every[:, [*present]] = self.context.scores(pixels, texts).T
                 scores[view.number] = every
         return scores
 
@@ -185,7 +187,7 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     resized = resized.to(pixels.device)
     void = None if sample.void is None else resized[-1]
     view = View(number, sample, pixels, regions, resized[: len(regions)], void)
-    shares = view.masks[:, view.known].float().mean(1).tolist()
+    shares = view.masks[:, view.valid].float().mean(1).tolist()
     left_out = [
         f"the crop shows {'all' if share else 'nothing'} of {region.text!r}"
         for region, share in zip(regions, shares, strict=True)
@@ -251,7 +253,7 @@ class MethodOnBatch:
         if views:
             queries = queries_of(views, _targets(self.samples, texts), texts)
         kept, raw = self.compute_finite(queries)
-        return queries.part(kept), masks[kept], raw
+        return queries.select(kept), masks[kept], raw
 
     @property
     def _none(self) -> Queries:
@@ -298,7 +300,7 @@ class MethodOnBatch:
         if not len(queries):
             return [], queries.embeddings[:, None]
         parts = queries.split(self.config.batch_size)
-        raw = torch.cat([self.method.maps(clip or self.clip, part) for part in parts])
+        raw = torch.cat([self.method.maps(clip or self.clip, chunk) for chunk in parts])
         kept = self._finite(raw, queries, queries.texts)
         return kept, raw[kept]
 
@@ -310,9 +312,9 @@ class MethodOnBatch:
         size = self.config.batch_size
         pairs = zip(queries.split(size), torch.split(raw, size), strict=True)
         parts = [self.method.negative_maps(self.clip, *pair) for pair in pairs]
-        if any(part is None for part in parts):  # of a method all have one, or none has
+        if any(heatmap is None for heatmap in parts):  # of a method all have one, or none has
             return None
-        negative = torch.cat([part for part in parts if part is not None])
+        negative = torch.cat([heatmap for heatmap in parts if heatmap is not None])
         self._finite(negative, queries, [f"not {text}" for text in queries.texts])
         return negative
 
@@ -346,7 +348,7 @@ class MethodOnBatch:
     def slow(self, queries: Queries) -> Queries:
         """Keep the images that are drawn for what takes long."""
         drawn = self.context.slow_numbers
-        return queries.part([i for i, number in enumerate(queries.numbers) if number in drawn])
+        return queries.select([i for i, number in enumerate(queries.numbers) if number in drawn])
 
 
 def finite_indices(raw: Tensor) -> list[int]:
@@ -361,10 +363,10 @@ def _targets(samples: Batch, texts: Sequence[str]) -> Tensor:
     if context.config.against == "text":
         return context.encode(texts)
     references = [region.reference for view in samples.views for region in view.regions]
-    known = [image for image in references if image is not None]
+    images = [image for image in references if image is not None]
     expected = f"data with another image of each region for {argument('against', 'image')}"
-    expect(len(known) == len(references), expected, context.data.name)
+    expect(len(images) == len(references), expected, context.data.name)
     size = context.config.batch_size
-    parts = [known[start : start + size] for start in range(0, len(known), size)]
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
     clip = context.clip
-    return torch.cat([clip.encode_image(clip.preprocess(part)).detach() for part in parts])
+    return torch.cat([clip.encode_image(clip.preprocess(chunk)).detach() for chunk in parts])

@@ -95,7 +95,7 @@ def measure_gate(context: ModelContext) -> Gate:
         if image in moved and not holds[image].all():
             effect = moved[image]
             rows["|effect| on them"].append((*here, effect[text], effect[~holds[image]].mean()))
-    checks = {name: _check(of, context) for name, of in rows.items()}
+    checks = {name: _check(pairs, context) for name, pairs in rows.items()}
     return Gate(data.name, {name: check for name, check in checks.items() if check.images > 1})
 
 

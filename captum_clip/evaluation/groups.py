@@ -23,18 +23,20 @@ def with_groups(
     """
     import pandas as pd
 
-    named = {readable(name): of for data_set in data for name, of in data_set.groups.items()}
+    named = {readable(n): group for data_set in data for n, group in data_set.groups.items()}
     groups = table["sample"].astype(str).map(named).astype("category")
-    rows, every, known = [table], dict(tables), [*groups.cat.categories]
-    for group in ("worst_group", *known) if known else ():
+    rows, every, names = [table], dict(tables), [*groups.cat.categories]
+    for group in ("worst_group", *names) if names else ():
         chosen = table[groups.notna() if group == "worst_group" else groups == group]
         chosen = chosen.assign(metric=chosen["metric"].astype(str) + f"{OF_GROUP}{group}")
         parts = {"class": groups.cat.codes, "intersection": chosen["value"], "union": 1.0}
-        rows += [chosen.assign(part=part, value=value) for part, value in parts.items()]
+        rows += [chosen.assign(part=column, value=value) for column, value in parts.items()]
         for title, metrics in tables.items():
             means = [m for m in metrics if m.statistic == "mean" and m.better != "none"]
             every[f"{title}: {group.replace('_', ' ')}"] = [
                 replace(m, name=f"{m.name}{OF_GROUP}{group}", statistic=_WORST[m.better])
                 for m in means
             ]
-    return pd.concat(rows, ignore_index=True), {title: of for title, of in every.items() if of}
+    return pd.concat(rows, ignore_index=True), {
+        title: metrics for title, metrics in every.items() if metrics
+    }

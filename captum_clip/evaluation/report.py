@@ -233,8 +233,8 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
     bars[CONSTANT] = max([*fixed, values.get(UNIFORM, -math.inf)])
     rival = max(bars, key=lambda name: bars[name])
     best = max(rivals) if sign and rivals else -math.inf
-    known = metric.name not in summary.unknown
-    bar = bars[rival] if known else math.inf
+    model_knows = metric.name not in summary.unknown
+    bar = bars[rival] if model_knows else math.inf
     bold = tuple(name for name, value in values.items() if value >= best > bar)
     cells = {name: _cell(figure, places, most, name in bold) for name, figure in figures.items()}
     head = shown(metric.name) + _ARROWS[metric.better]
@@ -432,7 +432,7 @@ def _draw_example(
 
 def _target(context: ModelContext, view: View, region: str, task: str) -> Tensor:
     """The embedding (D,) that stands for a region."""
-    clip, regions = context.clip, {part.text: part for part in view.sample.regions}
+    clip, regions = context.clip, {r.text: r for r in view.sample.regions}
     if task == "words" and region in regions and view.sample.caption is not None:
         return targets.words(clip, view.sample.caption, [region]).embeddings[0]
     if region in regions and context.config.against == "image":

@@ -60,8 +60,8 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
         "spatial_entropy": entropy(stretched, axes),
     }
     if values:  # by its definition to the bit, since it asks which values are the same
-        large = (upsample(part, size) for part in maps.reshape(-1, 1, *maps.shape[-2:]))
-        entropies = [metrics.value_entropy(normalize(part)) for part in large]
+        large = (upsample(heatmap, size) for heatmap in maps.reshape(-1, 1, *maps.shape[-2:]))
+        entropies = [metrics.value_entropy(normalize(heatmap)) for heatmap in large]
         measured[VALUE_ENTROPY] = torch.cat(entropies).reshape(varies.shape)
     measured = {name: torch.where(varies, value, torch.nan) for name, value in measured.items()}
     return {"low": low, "high": high, **measured}

@@ -184,8 +184,8 @@ class StudyPlan(Plan):
                 explain_batch(job, clip, dict(zip(numbers, read, strict=False)), config)
                 for numbers in _split(unit.numbers, size)
             ]
-        parts, skipped = zip(*batches, strict=True)
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        explained, skipped = zip(*batches, strict=True)
+        arrays = {n: np.concatenate([arrays[n] for arrays in explained]) for n in explained[0]}
         return arrays, sorted(chain.from_iterable(skipped))
 
 
@@ -327,6 +327,5 @@ def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
         if unit.job == number:
             arrays, left_out = read_unit(output, unit)
             skipped += left_out
-            part = sums_of(arrays)
-            sums = {name: sums.get(name, 0) + values for name, values in part.items()}
+            sums = {n: sums.get(n, 0) + values for n, values in sums_of(arrays).items()}
     return Statistics(job, sums, skipped)

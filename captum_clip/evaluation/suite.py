@@ -37,7 +37,11 @@ def suite_hash(name: str) -> str:
     """SHA-256 over the settings of a suite and all that is drawn: pixels, masks, texts, classes."""
     suite = {key: SUITES[name][key] for key in ("seed", "parts", "columns")}
     sha = hashlib.sha256(json.dumps(suite).encode())
-    drawn = {(data, part["images"]) for part in suite["parts"].values() for data in part["data"]}
+    drawn = {
+        (data, settings["images"])
+        for settings in suite["parts"].values()
+        for data in settings["data"]
+    }
     for data_name, number in sorted(drawn):
         data = open_data(data_name, number=number, seed=suite["seed"])
         sha.update(repr(data.classes).encode())
@@ -76,8 +80,8 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
         if setting.name not in _OPEN and getattr(config, setting.name) != setting.default:
             raise InputError(f"the suite {name} fixes {argument(setting.name)}; leave it out.")
     parts = [
-        replace(config, output=f"{config.output}/{part}", seed=suite["seed"], **settings)
-        for part, settings in suite["parts"].items()
+        replace(config, output=f"{config.output}/{folder}", seed=suite["seed"], **settings)
+        for folder, settings in suite["parts"].items()
     ]
     if (drawn := suite_hash(name)) != suite["hash"]:
         raise InputError(
@@ -105,13 +109,13 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
         "verdict": [str(gate) for gate in gates],
     }
     if all(gate.knows for gate in gates):
-        found = [evaluate(part, progress=progress) for part in parts]
+        evaluations = [evaluate(settings, progress=progress) for settings in parts]
         with threads(config.thread_count):
-            content["prices"] = _prices(contexts[0], found[0])
+            content["prices"] = _prices(contexts[0], evaluations[0])
         content["values"] = {
             column: values
             for column, pattern in suite["columns"].items()
-            for evaluation in found
+            for evaluation in evaluations
             if (values := _by_scene(evaluation, pattern))
         }
     output.write(f"suite_{name}.json", json.dumps(content).encode())
@@ -138,9 +142,9 @@ def _by_scene(evaluation: Evaluation, pattern: str) -> dict[str, list[float | No
     table = evaluation.table
     rows = table[table["metric"].astype(str).str.fullmatch(pattern)]
     means = rows.groupby(["method", "sample"], observed=True, sort=False)["value"].mean().round(4)
-    values = {method: of.droplevel("method") for method, of in means.groupby(level="method")}
     scenes = sorted(table["sample"].cat.categories)
-    return {str(method): [of.get(scene) for scene in scenes] for method, of in values.items()}
+    groups = means.groupby(level="method")
+    return {str(m): [*map(values.droplevel("method").get, scenes)] for m, values in groups}
 
 
 def _prices(context: ModelContext, evaluation: Evaluation) -> dict[str, float]:
@@ -161,7 +165,7 @@ def _prices(context: ModelContext, evaluation: Evaluation) -> dict[str, float]:
             begin = time.perf_counter()
             run().sum().item()  # waits for a GPU
             seconds[name].append(time.perf_counter() - begin)
-    medians = {name: float(np.median(of[1:])) for name, of in seconds.items()}
+    medians = {name: float(np.median(times[1:])) for name, times in seconds.items()}
     return {name: round(medians[name] / medians[""], 3) for name in methods}
 
 

@@ -156,8 +156,8 @@ def _compare(
         alike = {key: of_key for key, of_key in sums.items() if len(of_key) == count}
         ends = np.cumsum([of_key.shape[1] for of_key in alike.values()])[:-1]
         parts = np.split(resample(np.concatenate([*alike.values()], axis=1)), ends, axis=1)
-        for key, part in zip(alike, parts, strict=True):
-            resampled[key] = bootstrap.figures_of(metric.statistic, part)
+        for key, sample_sums in zip(alike, parts, strict=True):
+            resampled[key] = bootstrap.figures_of(metric.statistic, sample_sums)
 
     figures: dict[str, dict[str, Any]] = {}
     for name, table in measured.items():
@@ -170,7 +170,7 @@ def _compare(
         if name != reference and paired:
             pair = resampled[name, name], resampled[name, reference]
             figures[name] |= _difference(*pair, paired, level)
-    p_values = {name: of["p_holm"] for name, of in figures.items() if of.get("p_holm", 2) <= 1}
+    p_values = {n: row["p_holm"] for n, row in figures.items() if row.get("p_holm", 2) <= 1}
     for name, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
         figures[name]["p_holm"] = adjusted
     return figures

@@ -119,16 +119,16 @@ def concatenate(units: Iterable[tuple[Arrays, Sequence[str]]]) -> Table:
     """
     import pandas as pd
 
-    tables, known = [], dict[str, None]()
+    tables, sample_names = [], dict[str, None]()
     for columns, names in units:
         readable_names = [*map(readable, names)]
-        known |= dict.fromkeys(readable_names)
+        sample_names |= dict.fromkeys(readable_names)
         samples = np.array(readable_names, dtype=object)[columns["sample"]]
         table = pd.DataFrame({name: columns[name] for name in COLUMNS}).assign(sample=samples)
         tables.append(table.astype(dict.fromkeys(_TEXTS, "category")))  # texts are long, and few
     whole = pd.concat(tables, ignore_index=True)
     texts = {name: pd.Categorical(whole[name], whole[name].unique()) for name in _TEXTS}
-    return whole.assign(**texts, sample=pd.Categorical(whole["sample"], [*known]))
+    return whole.assign(**texts, sample=pd.Categorical(whole["sample"], [*sample_names]))
 
 
 def readable(name: str) -> str:
@@ -149,7 +149,7 @@ class Queries:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def part(self, indices: Sequence[int]) -> "Queries":
+    def select(self, indices: Sequence[int]) -> "Queries":
         """Some of them, in the given order."""
         kept = list(indices)
         return Queries(
@@ -161,9 +161,9 @@ class Queries:
         )
 
     def split(self, size: int) -> "list[Queries]":
-        """All of them in parts of at most `size`."""
+        """All of them in chunks of at most `size`."""
         indices = range(len(self))
-        return [self.part(indices[start : start + size]) for start in indices[::size]]
+        return [self.select(indices[start : start + size]) for start in indices[::size]]
 
     @property
     def size(self) -> tuple[int, int]:

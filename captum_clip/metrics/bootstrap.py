@@ -117,9 +117,9 @@ def paired_difference(
         >>> paired_difference([3.0, 2.0, 4.0], [1.0, 0.0, 2.0], resamples=999)
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
-    one, other = (_numbers(values) for values in (first, second))
-    expect(one.shape == other.shape, f"{one.size} values, one per method and image", other)
-    means = _means(one - other, groups, level, resamples, seed)
+    ours, theirs = (_numbers(values) for values in (first, second))
+    expect(ours.shape == theirs.shape, f"{ours.size} values, one per method and image", theirs)
+    means = _means(ours - theirs, groups, level, resamples, seed)
     return difference_of(means, level)
 
 
@@ -145,13 +145,13 @@ def holm(p_values: npt.ArrayLike) -> Array:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
-    given = _numbers(p_values)
-    inside = given.ndim == 1 and ((given >= 0) & (given <= 1)).all()
+    values = _numbers(p_values)
+    inside = values.ndim == 1 and ((values >= 0) & (values <= 1)).all()
     expect(inside, "p values (m,) from 0 to 1", p_values)
-    order = np.argsort(given, kind="stable")
-    steps = np.arange(len(given), 0, -1)
-    adjusted = np.empty_like(given)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps * given[order]))
+    order = np.argsort(values, kind="stable")
+    steps = np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps * values[order]))
     return adjusted
 
 

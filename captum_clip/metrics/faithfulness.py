@@ -113,7 +113,7 @@ def masked_changes(
         states = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
         filled = torch.as_tensor(fill).to(image)
         parts = (torch.where(p[:, None], filled, image) for p in torch.split(states, batch_size))
-        scores = [inputs.checked_scores(forward, part, largest) for part in parts]
+        scores = [inputs.checked_scores(forward, changed, largest) for changed in parts]
         score = torch.cat(scores)[:, column_of_target].double()
         masks.append(taken)
         changes.append(score[0] - score[1:])
@@ -238,15 +238,15 @@ def sensitivity(
         return pixels + radius * (2 * noise - 1).to(pixels)
 
     values, together = [], max(1, batch_size // samples)
-    for part in torch.split(torch.arange(len(images), device="cpu"), together):
-        generators = [torch.Generator().manual_seed(seeds[number]) for number in part.tolist()]
+    for indices in torch.split(torch.arange(len(images), device="cpu"), together):
+        generators = [torch.Generator().manual_seed(seeds[number]) for number in indices.tolist()]
         largest = captum_metrics.sensitivity_max(
             explain,
-            images[part],
+            images[indices],
             perturb_func=partial(noisy, generators),
             n_perturb_samples=samples,
-            max_examples_per_batch=min(batch_size, len(part) * samples),
-            target=None if chosen is None else chosen[part],
+            max_examples_per_batch=min(batch_size, len(indices) * samples),
+            target=None if chosen is None else chosen[indices],
         )
         values.append(largest)
     return torch.cat(values)

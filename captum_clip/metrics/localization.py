@@ -232,7 +232,7 @@ def segmentation_scores(
     level = threshold_level(heatmap, threshold)
     marked = heatmap > level[:, None, None]
     pairs = ((marked, inside), (marked, ~inside), (~marked, inside), (~marked, ~inside))
-    return SegmentationScores(*((one & other).sum((-2, -1)) for one, other in pairs))
+    return SegmentationScores(*((decided & truth).sum((-2, -1)) for decided, truth in pairs))
 
 
 @public("average_precision")

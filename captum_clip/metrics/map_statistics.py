@@ -120,7 +120,7 @@ def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
         at_once = max(1, _AT_ONCE // (len(rows) * len(columns)))
         halves = torch.split(rows.float() @ small.float(), at_once)  # (n, H, w)
         parts = (half @ columns.float().T for half in halves)
-    values = (part.clamp(min=_TINY) for part in parts)
+    values = (chunk.clamp(min=_TINY) for chunk in parts)
     sums = torch.cat([torch.log2(x).mul_(x).sum((-2, -1)) for x in values])
     return (torch.log2(total) - sums.double() / total).reshape(maps.shape[:-2])
 
@@ -156,8 +156,8 @@ def _bias(maps: Tensor, rows: list[int], columns: list[int]) -> Tensor:
     """The mean of some rows and columns, which may name a cell twice, over that of all."""
     cells = maps.double()
     mean = cells.mean((-2, -1))
-    part = cells[..., rows, :][..., columns].mean((-2, -1))
-    return torch.where(mean > 0, part / mean, torch.nan)
+    chosen = cells[..., rows, :][..., columns].mean((-2, -1))
+    return torch.where(mean > 0, chosen / mean, torch.nan)
 
 
 @public("rank_correlation")

@@ -161,12 +161,12 @@ def perturbation_test(
     least = [(0 < count < total, count) for count in counts]  # both orders begin and end alike
     states = list(dict.fromkeys(most + least))
     row, column = inputs.cell_indices((units.shape[-2], units.shape[-1]), images)
-    known = torch.tensor(states, device=images.device)
+    all_states = torch.tensor(states, device=images.device)
     shape = (len(states), len(images))
     pairs = torch.cartesian_prod(*map(torch.arange, shape)).to(images.device)
     measured: dict[str, list[Tensor]] = defaultdict(list)
     for step, index in (some.T for some in torch.split(pairs, batch_size)):
-        backwards, changed = (column[:, None, None] for column in known[step].T)
+        backwards, changed = (column[:, None, None] for column in all_states[step].T)
         order = torch.where(backwards.bool(), total - 1 - ranks[index], ranks[index])
         pixels = ((order < changed) != (mode == "insertion"))[:, None, row, column]
         perturbed = torch.where(pixels, filled[index], images[index])

@@ -56,7 +56,7 @@ def measure(batch: MethodOnBatch) -> Iterator[Arrays]:
     first = batch.slow(batch.first_queries)
     kept, raw = batch.compute_finite(first)
     for index, heatmap in zip(kept, raw, strict=True):
-        query, heatmaps = first.part([index]), heatmap[None].to(first.pixels)
+        query, heatmaps = first.select([index]), heatmap[None].to(first.pixels)
         forward, grid = batch.context.forward(query.embeddings), batch.clip.grid(*query.size)
         options = batch.options_of(query)
         cells = F.adaptive_avg_pool2d(heatmaps, grid)  # the same for all methods

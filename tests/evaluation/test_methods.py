@@ -74,7 +74,7 @@ def test_integrated_gradients_are_captums() -> None:
 def test_integrated_gradients_take_any_batch() -> None:
     """Captum warns of inner batches that are smaller than the outer one; here there are none."""
     clip = model(VIT)
-    asked = queries(clip).part([0] * 33)
+    asked = queries(clip).select([0] * 33)
     assert method_of("integrated-gradients", clip).maps(clip, asked).shape == (33, 32, 32)
 
 
@@ -238,7 +238,7 @@ def test_drawn_baselines_see_nothing() -> None:
         drawn = method_of(method, clip)
         found = drawn.maps(clip, asked)
         assert torch.equal(found, drawn.maps(clip, other))
-        assert torch.equal(found[1:], drawn.maps(clip, asked.part([1])))
+        assert torch.equal(found[1:], drawn.maps(clip, asked.select([1])))
         assert drawn.attribute(clip, asked.embeddings) is None
         assert drawn.baseline
 
@@ -317,7 +317,7 @@ def test_a_method_of_ones_own_is_measured_next_to_captums(monkeypatch: pytest.Mo
 
 def test_parts_of_queries_keep_what_belongs_together() -> None:
     asked = queries(model(VIT), ("a", "b", "c"))
-    part = asked.part([2, 0])
+    part = asked.select([2, 0])
     assert len(part) == 2
     assert (part.names, part.texts, part.numbers) == (("image2", "image0"), ("c", "a"), (2, 0))
     assert torch.equal(part.pixels, asked.pixels[[2, 0]])

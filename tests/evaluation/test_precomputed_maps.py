@@ -76,7 +76,7 @@ def test_what_is_missing_is_reported(tmp_path: Path) -> None:
     np.savez(tmp_path / "image0.npz", maps=heatmap, names=np.array(["fine", "nan", "inf", "large"]))
     method = PrecomputedMaps(tmp_path)
     clip = model(VIT)
-    asked = queries(clip, ("fine", "nan", "inf", "large", "lost")).part([0, 1, 2, 3, 4, 0])
+    asked = queries(clip, ("fine", "nan", "inf", "large", "lost")).select([0, 1, 2, 3, 4, 0])
     names = ("image0",) * 5 + ("image9",)
     asked = type(asked)(asked.pixels, asked.embeddings, names, asked.texts, asked.numbers)
     got = torch.isfinite(method.maps(clip, asked)).flatten(1).all(1)

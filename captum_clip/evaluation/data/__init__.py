@@ -67,8 +67,8 @@ def open_data(
     data_set = DATA_SETS.get(kind)
     if data_set is None or bool(data_set.place) != bool(colon) or bool(colon) != bool(place):
         raise InputError(f"there is no data set {name!r}; expected one of {', '.join(forms())}.")
-    given = data_set.check_options(options)
+    accepted = data_set.check_options(options)
     build: Callable[..., DataSet] = data_set
     if not place:
         return build(500 if number is None else number, seed)
-    return build(place, limit=number, seed=seed, **given)
+    return build(place, limit=number, seed=seed, **accepted)

@@ -105,10 +105,10 @@ class DataSet(ABC):
     @classmethod
     def check_options(cls, options: Mapping[str, str | None]) -> dict[str, str]:
         """The options that are given; InputError for one that the data set does not have."""
-        given = {option: value for option, value in options.items() if value is not None}
-        for option in given.keys() - cls.options:
+        chosen = {option: value for option, value in options.items() if value is not None}
+        for option in chosen.keys() - cls.options:
             raise InputError(f"the data set {cls.name} takes no {option}.")
-        return given
+        return chosen
 
     @abstractmethod
     def read(self, index: int) -> Sample:
@@ -130,7 +130,7 @@ class FileData(DataSet):
         path: of the folder, or of the file; :attr:`path` has its ``~`` expanded.
         limit: take a sample of this many; None is all.
         seed: of the sample.
-        **options: of the data set's own; :attr:`given` has them with their defaults.
+        **options: of the data set's own; :attr:`settings` has them with their defaults.
 
     Raises:
         InputError: a limit below 1, a seed below 0, a path that no file can have, an option that
@@ -147,7 +147,7 @@ class FileData(DataSet):
             check_integer("limit", 1 if limit is None else limit)
         self.path = expand(path)
         self.limit, self.seed = limit, seed
-        self.given: dict[str, Any] = {**self.options, **self.check_options(options)}
+        self.settings: dict[str, Any] = {**self.options, **self.check_options(options)}
         self.find()
 
     @abstractmethod
@@ -243,14 +243,14 @@ def read_table(
             rows = [(f"{path}, line {table.line_num}", row) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV in UTF-8 ({error}).") from error
-    known = {normalize("NFC", image): image for image in images}  # some disks write accents apart
+    stems = {normalize("NFC", image): image for image in images}  # some disks write accents apart
     for where, row in rows:
         if None in row or not all((row.get(column) or "").strip() for column in columns):
             raise InputError(f"{where}: expected {', '.join(columns)}, got {row}.")
         row = {column: value and value.strip() for column, value in row.items()}
         name = normalize("NFC", row[columns[0]].removeprefix("images/"))
         image = PurePosixPath(name)  # "." and "/" have no name, nor ending
-        stem = known.get(name) or known.get(str(image.with_suffix("") if image.name else image))
+        stem = stems.get(name) or stems.get(str(image.with_suffix("") if image.name else image))
         try:
             values = tuple(float(row[column]) for column in numbers)
         except (KeyError, TypeError, ValueError):

@@ -58,7 +58,7 @@ class ImageNetS(FileData):
         places = (self.path / _MASKS, self.path / _IMAGES)
         folders = sorted({p.name for place in places for p in place.iterdir() if p.is_dir()})
         self._numbers = {name: number for number, name in enumerate(folders, start=1)}
-        self._texts = class_texts(folders, self.path, template=self.given["template"])
+        self._texts = class_texts(folders, self.path, template=self.settings["template"])
         self.classes = tuple(dict.fromkeys(self._texts.values()))
         used = digest(files, (_IMAGES, _MASKS))
         self.take(images, texts=list(self.classes), files=used)
@@ -110,7 +110,7 @@ class ImageNetSegmentation(FileData):
             expect(counts[0] and len({*counts}) == 1, expected, counts)
             self._synsets = ["".join(map(chr, _array(content, t).ravel())) for t in targets]
         names = sorted({*self._synsets})
-        self._texts = class_texts(names, self.path.parent, template=self.given["template"])
+        self._texts = class_texts(names, self.path.parent, template=self.settings["template"])
         self.classes = tuple(dict.fromkeys(self._texts.values()))  # two may have one name
         numbers = [f"{number:05d}" for number in range(len(images))]
         self.take(numbers, texts=list(self.classes), bytes=self.path.stat().st_size)
@@ -186,7 +186,7 @@ class PascalVoc(FileData):
 
     @override
     def find(self) -> None:
-        check_choice(self.given["void"], ("out", "background"), name="void")
+        check_choice(self.settings["void"], ("out", "background"), name="void")
         inside = [self.path / place for place in (".", "VOC2012", "VOCdevkit/VOC2012")]
         complete = [p for p in inside if all((p / needed).is_dir() for needed in _NEEDED)]
         if not complete:
@@ -200,7 +200,7 @@ class PascalVoc(FileData):
         if not listed:
             raise InputError(f"{path} lists no image.")
         images = {name: f"JPEGImages/{name}.jpg" for name in listed}
-        self.take(images, void=self.given["void"])
+        self.take(images, void=self.settings["void"])
         files = storage_of(self.path).files()
         needed = [*self.files.values(), *(f"SegmentationClass/{n}.png" for n in self.names)]
         sizes = {place: files.get(place, -1) for place in needed}
@@ -217,5 +217,5 @@ class PascalVoc(FileData):
         highest = max(present, default=0)
         expect(highest <= len(VOC_CLASSES), expected, highest)
         masks = [(VOC_CLASSES[n - 1], partial(np.equal, numbers, n)) for n in present]
-        void = numbers == _VOID if self.given["void"] == "out" else None
+        void = numbers == _VOID if self.settings["void"] == "out" else None
         return masked_sample(name, image, masks, void=void)

@@ -56,8 +56,11 @@ class ClassFolder(FileData):
         self.folders = sorted({stem.partition("/")[0] for stem in images})
         expected = f"images in folders of two or more classes, as {self.path}/CLASS/*.jpg"
         expect(len(self.folders) > 1, expected, self.folders)
-        templates = templates_of(self.path, self.given["template"], "{}")
-        texts = [class_texts(self.folders, self.path, template=one) for one in ("{}", *templates)]
+        templates = templates_of(self.path, self.settings["template"], "{}")
+        texts = [
+            class_texts(self.folders, self.path, template=template)
+            for template in ("{}", *templates)
+        ]
         self.classes = tuple(texts[len(templates) == 1].values())
         self.prompts = {
             text: [of_one[folder] for of_one in texts[1:]]
@@ -94,15 +97,15 @@ class ClassMosaics(FileData):
 
     @override
     def find(self) -> None:
-        images = ClassFolder(self.path, template=self.given["template"])
+        images = ClassFolder(self.path, template=self.settings["template"])
         self.classes = images.classes
         self._words = [*class_texts(images.folders, self.path, template="{}").values()]
         expected = f"four classes or more for mosaics in {self.path}"
         expect(len(self._words) >= 4, expected, self._words)
         numbers = range(max(1, len(images) // 4))
         self.take([f"{number:05d}" for number in numbers], images=images.identity())
-        known = images.files.values()
-        files = [[f for f in known if f.startswith(f"{name}/")] for name in images.folders]
+        listed = images.files.values()
+        files = [[f for f in listed if f.startswith(f"{name}/")] for name in images.folders]
         with error_context(str(self.path)):
             self._cells = {name: _draw(files, self._words, int(name)) for name in self.names}
 
@@ -138,14 +141,14 @@ def _generator(number: int, use: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(number, spawn_key=(use,)))
 
 
-def templates_of(folder: Path, given: str | None, usual: str) -> list[str]:
+def templates_of(folder: Path, template: str | None, usual: str) -> list[str]:
     """The template that is given, else the lines of ``templates.txt`` in the folder, else one."""
     path = folder / "templates.txt"
-    if given is None and path.exists():
+    if template is None and path.exists():
         lines = read_lines(path) or [""]
         with error_context(str(path)):
             return [_template(line) for line in lines]
-    return [usual if given is None else given]
+    return [usual if template is None else template]
 
 
 def _template(text: str) -> str:
@@ -168,12 +171,12 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
     _template(template)
     path = folder / _CLASS_NAMES
     lines = read_lines(path) if path.exists() else []
-    rows = [[part.strip() for part in line.split("\t")] for line in lines]
+    rows = [[field.strip() for field in line.split("\t")] for line in lines]
     for row in rows:
         expected = f"a class and its name per line of {path}, with a tab between them"
         expect(len(row) == 2 and all(row), expected, " ".join(row))
-    known = dict(rows)
-    return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
+    named = dict(rows)
+    return {name: template.replace("{}", named.get(name) or _name(name)) for name in names}
 
 
 def _name(name: str) -> str:
@@ -222,7 +225,9 @@ class MaskedFolder(FileData):
         example = f"masks in masks/, such as masks/{next(iter(images))}/a horse.png"
         self.check_belonging((stem in masks for stem in images), example)
         self.take(images, files=digest(files, ("images", "masks")))
-        self.classes = tuple(sorted({mask_text(mask) for of in masks.values() for mask in of}))
+        self.classes = tuple(
+            sorted({mask_text(mask) for files in masks.values() for mask in files})
+        )
         self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
 
     @override

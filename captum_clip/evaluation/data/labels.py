@@ -60,10 +60,12 @@ class LabelFolder(FileData):
         self._places = np.full(_IGNORED + 1, -2, dtype=np.int64)  # of each number; -2 is none
         self._places[: self._lines] = [places[line[0]] for line in names]
         self._places[_IGNORED] = -1
-        templates = templates_of(self.path, self.given["template"], TEMPLATE)
+        templates = templates_of(self.path, self.settings["template"], TEMPLATE)
         every = [name for line in classes for name in line]
         texts = [class_texts(every, self.path, template=template) for template in templates]
-        self.prompts = {line[0]: [one[name] for name in line for one in texts] for line in classes}
+        self.prompts = {
+            line[0]: [by_name[name] for name in line for by_name in texts] for line in classes
+        }
         used = digest(files, ("images", "labels"))
         self.take(images, names=names, templates=templates, files=used)
         for index in range(len(self)):  # so that what is wrong is found before a model runs

@@ -48,8 +48,8 @@ class CaptionFolder(FileData):
         path, names = self.path / "captions.csv", ("x", "y", "width", "height")
         for where, image, row, box in read_table(path, images, "image", "caption", numbers=names):
             caption, phrase = row["caption"], row.get("phrase")
-            known, boxes = truth.setdefault(image, (caption, {}))
-            if known != caption:
+            first_caption, boxes = truth.setdefault(image, (caption, {}))
+            if first_caption != caption:
                 raise InputError(f"{where}: expected one caption, {image} has another one already.")
             if phrase:
                 try:  # as the task finds it
@@ -63,8 +63,8 @@ class CaptionFolder(FileData):
                 boxes.setdefault(phrase, []).append(box)
         self.check_belonging(truth, "captions in captions.csv")
         self.classes = tuple(dict.fromkeys(caption for caption, _ in truth.values()))
-        found = {image: images[image] for image in truth}
-        self.take(found, truth=digest(truth), files=digest(files, ("images",)))
+        chosen = {image: images[image] for image in truth}
+        self.take(chosen, truth=digest(truth), files=digest(files, ("images",)))
         self._truth = {name: truth[name] for name in self.names}
 
     @override
@@ -72,12 +72,10 @@ class CaptionFolder(FileData):
         name = self.names[index]
         image, (caption, boxes) = self.read_image(name), self._truth[name]
         truth: Any = {"caption": caption, "label": self.classes.index(caption)}
-        masks = [(phrase, partial(_mask, image.size, of)) for phrase, of in boxes.items()]
+        masks = [(phrase, partial(_mask, image.size, drawn)) for phrase, drawn in boxes.items()]
         try:
             return masked_sample(name, image, masks, **truth)
-        except (
-            InputError
-        ) as error:  # no box, or none that can be used: to be retrieved it needs none
+        except InputError as error:  # no usable box: to be retrieved it needs none
             return Sample(name, image, dropped=(error.reason,) if masks else (), **truth)
 
 
@@ -103,20 +101,20 @@ class PointFolder(FileData):
         files, images = self.list_images("images")
         points: dict[tuple[str, str], list[Box]] = defaultdict(list)
         path, names = self.path / "points.csv", ("x", "y", "positive")
-        for where, image, row, point in read_table(path, images, "image", "text", numbers=names):
-            if not point or not 0 <= min(point) <= max(point) <= 1 or point[2] not in (0, 1):
+        for where, image, row, values in read_table(path, images, "image", "text", numbers=names):
+            if not values or not 0 <= min(values) <= max(values) <= 1 or values[2] not in (0, 1):
                 raise InputError(f"{where}: expected x, y in [0, 1], positive 0 or 1, got {row}.")
-            points[image, row["text"]].append(point)
+            points[image, row["text"]].append(values)
         both = {
-            f"{image}/{text}": (image, text, of)
-            for (image, text), of in points.items()
-            if len({positive for _, _, positive in of}) == 2
+            f"{image}/{text}": (image, text, marks)
+            for (image, text), marks in points.items()
+            if len({positive for _, _, positive in marks}) == 2
         }
         self.check_belonging(both, "points of both kinds of a text in points.csv")
         self.classes = tuple(sorted({text for _, text, _ in both.values()}))
         self.groups = {n: self.groups[i] for n, (i, *_) in both.items() if i in self.groups}
-        found = {name: images[image] for name, (image, *_) in both.items()}
-        self.take(found, points=digest(both), files=digest(files, ("images",)))
+        chosen = {name: images[image] for name, (image, *_) in both.items()}
+        self.take(chosen, points=digest(both), files=digest(files, ("images",)))
         self._points = {name: both[name][1:] for name in self.names}
 
     @override

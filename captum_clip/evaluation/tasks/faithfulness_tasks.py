@@ -36,7 +36,7 @@ def _measure_faithfulness(batch: MethodOnBatch) -> Iterator[Arrays]:
         ),
     )
     changes = metrics.MaskedChanges(every.masks[kept], every.changes[kept])
-    queries = first.part(kept)
+    queries = first.select(kept)
     correlation = metrics.faithfulness_correlation(raw, changes)
     yield queries.rows_of("faithfulness_correlation", correlation, chance=0)
     square = changes.changes.square().mean(1)
@@ -72,7 +72,7 @@ def _measure_sanity(batch: MethodOnBatch) -> Iterator[Arrays]:
     kept, raw = batch.compute_finite(first)
     if not kept:
         return
-    queries = first.part(kept)
+    queries = first.select(kept)
     other = context.encode([_other(batch, number) for number in queries.numbers])
     changed = {
         "empty_prompt": (empty.expand_as(other), batch.clip),
@@ -87,7 +87,7 @@ def _measure_sanity(batch: MethodOnBatch) -> Iterator[Arrays]:
             )
             if finite:
                 correlation = metrics.rank_correlation(raw[finite], changed_maps)
-                yield queries.part(finite).rows_of(name, correlation, chance=0)
+                yield queries.select(finite).rows_of(name, correlation, chance=0)
 
 
 SANITY: Final = Task(

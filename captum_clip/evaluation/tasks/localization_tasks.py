@@ -26,8 +26,8 @@ def _measure_localization(batch: MethodOnBatch) -> Iterator[Arrays]:
     numbers = batch.regions.numbers
     alone = [[index] for index, number in enumerate(numbers) if number in void]
     others = [index for index, number in enumerate(numbers) if number not in void]
-    for part in [*([others] if others else []), *alone]:
-        yield from _measure(batch, part, void.get(numbers[part[0]]))
+    for indices in [*([others] if others else []), *alone]:
+        yield from _measure(batch, indices, void.get(numbers[indices[0]]))
 
 
 LOCALIZATION: Final = Task(
@@ -36,10 +36,10 @@ LOCALIZATION: Final = Task(
 """Positive maps against the masks of what they name."""
 
 
-def _measure(batch: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> Iterator[Arrays]:
+def _measure(batch: MethodOnBatch, indices: Sequence[int], void: Tensor | None) -> Iterator[Arrays]:
     """Some regions, of one image where some of its pixels count for nothing."""
-    queries = batch.regions.part(part)
-    heatmap, masks = batch.positive[part], batch.masks[part]
+    queries = batch.regions.select(indices)
+    heatmap, masks = batch.positive[indices], batch.masks[indices]
     highest, inside = heatmap, masks
     if void is not None:
         heatmap = maps.upsample(heatmap, queries.size)
@@ -78,28 +78,28 @@ def _measure_signs(batch: MethodOnBatch) -> Iterator[Arrays]:
     views = {view.number: view for view in batch.samples.views}
     owners = [views[number] for number in queries.numbers]
     whole = torch.stack([view.masks.any(0) for view in owners])  # (N, H, W)
-    known = torch.stack([view.known for view in owners])
-    parts = torch.stack([batch.masks, whole & ~batch.masks, ~whole], 1) & known[:, None]
+    valid = torch.stack([view.valid for view in owners])
+    parts = torch.stack([batch.masks, whole & ~batch.masks, ~whole], 1) & valid[:, None]
     kept = parts.flatten(2).any(2).all(1).nonzero()[:, 0].tolist()
     if not kept:
         return
-    queries, positive = queries.part(kept), batch.positive[kept]
-    parts, known = parts[kept], known[kept]
-    yield from _shares("positive", queries, positive, parts, known)
+    queries, positive = queries.select(kept), batch.positive[kept]
+    parts, valid = parts[kept], valid[kept]
+    yield from _shares("positive", queries, positive, parts, valid)
     regions = parts[:, 0] | parts[:, 1]
     yield _share("target_among_regions", queries, positive, parts[:, 0], regions)
     negative = None if batch.negative is None else batch.negative[kept]
     finite = [] if negative is None else finite_indices(negative)
     if negative is None or not finite:
         return
-    queries, parts, known = queries.part(finite), parts[finite], known[finite]
+    queries, parts, valid = queries.select(finite), parts[finite], valid[finite]
     positive, negative = positive[finite], negative[finite]
-    yield from _shares("negative", queries, negative, parts, known)
+    yield from _shares("negative", queries, negative, parts, valid)
     correlation = metrics.rank_correlation(positive, negative)
     yield queries.rows_of("sign_correlation", correlation, chance=0)
     first, second = (heatmap.flatten(1).double() for heatmap in (positive, negative))
     yield queries.rows_of("sign_cosine", F.cosine_similarity(first, second, eps=_TINY))
-    heatmap = torch.where(known, maps.upsample(negative, queries.size), -1)
+    heatmap = torch.where(valid, maps.upsample(negative, queries.size), -1)
     hits = metrics.pointing_game(heatmap, parts[:, 1])
     yield queries.rows_of("negative_pointing_others", hits)
 
@@ -109,18 +109,18 @@ SIGNS: Final = Task(lambda config: listed("signs"), _measure_signs, ("objects",)
 
 
 def _shares(
-    sign: str, queries: Queries, heatmap: Tensor, parts: Tensor, known: Tensor
+    sign: str, queries: Queries, heatmap: Tensor, parts: Tensor, valid: Tensor
 ) -> Iterator[Arrays]:
     """The share of the mass of maps (N, h, w) in each of three parts (N, 3, H, W)."""
     for name, mask in zip(_PARTS, parts.unbind(1), strict=True):
-        yield _share(f"{sign}_{name}", queries, heatmap, mask, known)
+        yield _share(f"{sign}_{name}", queries, heatmap, mask, valid)
 
 
-def _share(metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, known: Tensor) -> Arrays:
+def _share(metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, valid: Tensor) -> Arrays:
     """The share of all known mass of maps (N, h, w); an empty map gets the share of pixels."""
-    mass = maps.upsample(heatmap, queries.size) * known
+    mass = maps.upsample(heatmap, queries.size) * valid
     share = (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
-    chance = masks.flatten(1).sum(1) / known.flatten(1).sum(1)
+    chance = masks.flatten(1).sum(1) / valid.flatten(1).sum(1)
     return queries.rows_of(metric, share, chance=chance)
 
 
@@ -146,7 +146,7 @@ def _measure_words(batch: MethodOnBatch) -> Iterator[Arrays]:
     kept, raw = batch.compute_finite(queries)
     if not kept:
         return
-    queries, masks = queries.part(kept), torch.cat([view.masks for view in views])[kept]
+    queries, masks = queries.select(kept), torch.cat([view.masks for view in views])[kept]
     cells = masks.flatten(1).double().mean(1)  # share of the image
     counts = {view.number: "boxes" if boxed else str(len(view.regions)) for view in views}
     positive, negative = maps.positive(raw), batch.compute_negative(queries, raw)
@@ -155,7 +155,7 @@ def _measure_words(batch: MethodOnBatch) -> Iterator[Arrays]:
     if finite:
         game = metrics.word_mosaic_game(signed[finite], masks[finite])
         chance = cells if negative is None else torch.full_like(cells, 0.5)
-        yield from _by_count("words", queries.part(finite), counts, game, chance[finite])
+        yield from _by_count("words", queries.select(finite), counts, game, chance[finite])
     energy = metrics.energy_inside(positive, masks)
     yield from _by_count("word_energy", queries, counts, energy, cells)
     hits = metrics.pointing_game(positive, masks)
@@ -166,7 +166,7 @@ def _measure_words(batch: MethodOnBatch) -> Iterator[Arrays]:
     finite, raw = batch.compute_finite(whole)
     if finite:
         share = metrics.energy_inside(maps.positive(raw), masks[finite])
-        yield from _by_count("caption", queries.part(finite), counts, share, cells[finite])
+        yield from _by_count("caption", queries.select(finite), counts, share, cells[finite])
 
 
 WORDS: Final = Task(
@@ -182,7 +182,7 @@ def _by_count(
     named = [counts[number] for number in queries.numbers]
     for count in sorted(set(named)):
         kept = [i for i, cells in enumerate(named) if cells == count]
-        yield queries.part(kept).rows_of(f"{name}_{count}", values[kept], chance=chance[kept])
+        yield queries.select(kept).rows_of(f"{name}_{count}", values[kept], chance=chance[kept])
 
 
 def _measure_grid(batch: MethodOnBatch) -> Iterator[Arrays]:
@@ -198,7 +198,7 @@ def _measure_grid(batch: MethodOnBatch) -> Iterator[Arrays]:
         masks = torch.stack([view.masks[place] for view, place in (cells[i] for i in kept)])
         share = metrics.energy_inside(maps.positive(raw), masks)
         chance = masks.flatten(1).double().mean(1)
-        yield queries.part(kept).rows_of("grid_pg", share, chance=chance)
+        yield queries.select(kept).rows_of("grid_pg", share, chance=chance)
 
 
 GRID_POINTING: Final = Task(
@@ -226,4 +226,4 @@ def _known_cells(samples: Batch) -> list[tuple[View, int]]:
     confidence, predicted = (_SCALE * scores.double()).softmax(1).max(1)
     right = predicted == torch.tensor(labels, device=predicted.device)
     sure = right & (confidence >= _CONFIDENCE)
-    return [cell for cell, known in zip(cells, sure.tolist(), strict=True) if known]
+    return [cell for cell, is_sure in zip(cells, sure.tolist(), strict=True) if is_sure]

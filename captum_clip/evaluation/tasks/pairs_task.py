@@ -39,7 +39,7 @@ def _of_scene(
     metric: str, view: View, values: Mapping[str, Tensor], *, chance: float = math.nan
 ) -> Arrays:
     """The row of a whole scene, which has no region."""
-    single = {part: value[None] for part, value in values.items()}
+    single = {column: value[None] for column, value in values.items()}
     return rows_of(metric, single, [view.number], [""], chance=chance)
 
 

@@ -66,7 +66,7 @@ def _measure(batch: MethodOnBatch) -> Iterator[Arrays]:
     kept, raw = batch.compute_finite(queries)
     if not kept:
         return
-    measured = queries.part(kept)
+    measured = queries.select(kept)
     places = {pairs[index]: row for row, index in enumerate(kept)}
     for fill in batch.config.fills:
         test = metrics.perturbation_test(
@@ -81,7 +81,7 @@ def _measure(batch: MethodOnBatch) -> Iterator[Arrays]:
         for kind, wanted in plan.items():
             rows = [places[pair] for pair in wanted if pair in places]
             if rows:
-                yield from _rows(f"{fill}_{kind}", test, rows, measured.part(rows))
+                yield from _rows(f"{fill}_{kind}", test, rows, measured.select(rows))
 
 
 PERTURBATION: Final = Task(_metrics, _measure, ("classes", "counts", "retrieval"))

@@ -57,7 +57,7 @@ def _rows(end: str, view: View, decided: Tensor, data: DataSet) -> Iterator[Arra
     right, either = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()
     # of every class, so that all methods have the same rows and can be paired
     parts = {"class": torch.arange(len(names)), "intersection": right, "union": either}
-    columns = {part: values[: len(names)] for part, values in parts.items()}
+    columns = {column: values[: len(names)] for column, values in parts.items()}
     yield rows_of(f"miou{end}", columns, [view.number] * len(names), names)
     share = {"numerator": right.sum()[None], "denominator": table.sum()[None]}
     yield rows_of(f"aacc{end}", share, [view.number], ["all classes"])
@@ -89,7 +89,7 @@ def _maps_of_classes(batch: MethodOnBatch, view: View) -> Tensor | None:
         repeated = window.expand(count, -1, -1, -1)
         queries = Queries(repeated, embeddings, names, classes, numbers)
         parts = [queries] if batch.method.of_photos else queries.split(batch.config.batch_size)
-        raw = torch.cat([batch.method.maps_of_image(clip, part) for part in parts])
+        raw = torch.cat([batch.method.maps_of_image(clip, chunk) for chunk in parts])
         if len(finite := finite_indices(raw)) < count:
             lost = classes[min({*range(count)} - {*finite})]
             reason = batch.method.failure_reason(view.sample.name, lost)
