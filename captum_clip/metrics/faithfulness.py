@@ -65,12 +65,15 @@ def masked_changes(
     grid: tuple[int, int],
     share: float = 0.2,
     samples: int = 32,
-    shifted: bool = True,
     fill: float | Tensor = 0.0,
     batch_size: int = 32,
     seed: Seed = 0,
 ) -> MaskedChanges:
     """Remove random cells from images, and see what that does to a score.
+
+    The grid is moved by half a cell, with cells of half the size at the edges, so that no cell is
+    one of the patches that a ViT cuts. Where they coincide, a method that itself removes patches
+    (occlusion) is asked for what it measured.
 
     Args:
         forward: images -> scores.
@@ -79,9 +82,6 @@ def masked_changes(
         grid: rows and columns of the cells, as ``clip.grid(height, width)`` gives them.
         share: the chance of each cell to be removed, in (0, 1).
         samples: S, draws per image.
-        shifted: move the grid by half a cell, with cells of half the size at the edges, so that no
-            cell is one of the patches that a ViT cuts. Where they coincide, a method that itself
-            removes patches (occlusion) is asked for what it measured.
         fill: what takes their place; zero is the mean colour of normalised images.
         batch_size: images per forward pass.
         seed: of the draws.
@@ -102,8 +102,8 @@ def masked_changes(
     check_interval("share", share, "(0, 1)")
     chosen = inputs.checked_targets(target, images, name="target")
     largest = None if target is None else int(chosen.max())
-    row, column = inputs.cell_indices(grid, images, shifted=shifted)
-    size = (samples, grid[0] + shifted, grid[1] + shifted)
+    row, column = inputs.shifted_cells(grid, images)
+    size = (samples, grid[0] + 1, grid[1] + 1)
     masks, changes = [], []
     seeds = inputs.seeds_of(seed, len(images))
     for image, column_of_target, start in zip(images, chosen, seeds, strict=True):

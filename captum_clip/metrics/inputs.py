@@ -73,21 +73,19 @@ def as_planes(maps: Tensor, images: Tensor) -> Tensor:
     return to_float32(flat).sum(1)
 
 
-def cell_indices(
-    grid: tuple[int, int], images: Tensor, *, shifted: bool = False
-) -> tuple[Tensor, Tensor]:
+def shifted_cells(grid: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor]:
     """The row (H, 1) and the column (W,) of the cell that each pixel of images (..., H, W) lies in.
 
-    A grid that is `shifted` by half a cell has one row and one column more.
+    The grid is shifted by half a cell, so it has one row and one column more.
 
     Example:
-        >>> cell_indices((1, 2), torch.zeros(1, 4), shifted=True)
+        >>> shifted_cells((1, 2), torch.zeros(1, 4))
         (tensor([[0]]), tensor([0, 1, 1, 2]))
     """
 
     def owners(pixels: int, cells: int) -> Tensor:
         starts = 2 * cells * torch.arange(pixels, device=images.device)
-        return (starts + pixels * shifted) // (2 * pixels)
+        return (starts + pixels) // (2 * pixels)
 
     (rows, columns), (height, width) = grid, images.shape[-2:]
     return owners(height, rows)[:, None], owners(width, columns)

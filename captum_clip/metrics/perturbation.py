@@ -7,12 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_integer, check_interval, expect, expecting
+from ..checks import check_integer, check_interval, expect, expecting
 from ..errors import public
 from ..maps import to_float32, upsample
 from . import inputs
@@ -26,7 +25,7 @@ class Curves:
     """One measure while more and more of each image is changed, in both orders.
 
     Args:
-        fractions: (F,) float64, what is really removed (or inserted) after rounding to whole units.
+        fractions: (F,) float64, what is really removed after rounding to whole pixels.
         most_first: (B, F), the most relevant first.
         least_first: (B, F), the least relevant first.
     """
@@ -77,21 +76,19 @@ def perturbation_test(
     *,
     fill: Tensor,
     labels: Targets = None,
-    mode: Literal["deletion", "insertion"] = "deletion",
-    unit: Literal["pixel", "patch"] = "pixel",
     fractions: Sequence[float] = TENTHS,
     batch_size: int = 32,
     seed: Seed = 0,
 ) -> PerturbationTest:
-    r"""Score images of which a growing part is removed (deletion) or shown (insertion).
+    r"""Score images of which a growing share of the pixels is removed (deletion).
 
     .. math:: x_f = x \odot (1 - R_f) + \text{fill} \odot R_f
 
-    Units are ranked by the map and changed in that order. Most relevant first (the positive test)
-    a good map's deletion falls early; least relevant first (the negative test) it falls late. Units
-    of equal value come in random order, drawn anew for each image, so a constant map is a random
-    one. Least first is the reverse of most first; therefore insertion with the same fill is
-    deletion in the other order, read backwards. All steps are scored `batch_size` at a time:
+    Pixels are ranked by the map, resized to the image (bilinear), and removed in that order. Most
+    relevant first (the positive test) the score of a good map falls early; least relevant first
+    (the negative test) it falls late. Pixels of equal value come in random order, drawn anew for
+    each image, so a constant map is a random one. Insertion into the same fill is deletion in the
+    other order, read backwards. All steps are scored `batch_size` at a time:
     twenty forward passes per image for eleven fractions, since both orders begin and end alike.
 
     Args:
@@ -104,10 +101,7 @@ def perturbation_test(
             :func:`mean_fill`, :func:`blur_fill`, ``clip.color((0, 0, 0))`` for black.
         labels: the classes of the top-1 curves, one for all or one per image: the true ones,
             whatever target the map is of. A tie for the highest score counts as wrong.
-        mode: "deletion" or "insertion".
-        unit: "pixel" (the map is resized to the image, bilinear) or "patch" (cells of the map's own
-            grid).
-        fractions: of the units, rising, from 0 to 1.
+        fractions: of the pixels, rising, from 0 to 1.
         batch_size: images per forward pass.
         seed: image i draws its ties from seed + i, so that a set may come in batches of any size;
             or the seed of each image.
@@ -136,15 +130,11 @@ def perturbation_test(
         (tensor([[10.,  3.,  0.]]), tensor([[10.,  7.,  0.]]))
     """
     inputs.check_images(images)
-    check_choice(mode, ("deletion", "insertion"), name="a mode")
-    check_choice(unit, ("pixel", "patch"), name="a unit")
     rising = all(low < high for low, high in pairwise(fractions))
     fits = rising and len(fractions) >= 2 and 0 <= fractions[0] <= fractions[-1] <= 1
     expect(fits, "two or more rising fractions from 0 to 1", fractions)
     check_integer("a batch size", batch_size)
-    units = inputs.as_planes(maps, images)
-    if unit == "pixel":
-        units = upsample(units, (images.shape[-2], images.shape[-1]))
+    planes = upsample(inputs.as_planes(maps, images), (images.shape[-2], images.shape[-1]))
     classes = None if labels is None else inputs.checked_targets(labels, images, name="labels")
     followed = labels if targets is None else targets
     chosen = inputs.checked_targets(followed, images, name="targets")
@@ -153,14 +143,13 @@ def perturbation_test(
     expected = f"fill as a tensor that can be broadcast to images {tuple(images.shape)}"
     with expecting(expected, fill, "metrics.mean_fill(images) is one"):
         filled = fill.to(images).expand_as(images)
-    ranks = _ranks(units, inputs.seeds_of(seed, len(images)))
+    ranks = _ranks(planes, inputs.seeds_of(seed, len(images)))
 
-    total = units[0].numel()
+    total = planes[0].numel()
     counts = [round(fraction * total) for fraction in fractions]
     most = [(False, count) for count in counts]
     least = [(0 < count < total, count) for count in counts]  # both orders begin and end alike
     states = list(dict.fromkeys(most + least))
-    row, column = inputs.cell_indices((units.shape[-2], units.shape[-1]), images)
     all_states = torch.tensor(states, device=images.device)
     shape = (len(states), len(images))
     pairs = torch.cartesian_prod(*map(torch.arange, shape)).to(images.device)
@@ -168,8 +157,7 @@ def perturbation_test(
     for step, index in (some.T for some in torch.split(pairs, batch_size)):
         backwards, changed = (column[:, None, None] for column in all_states[step].T)
         order = torch.where(backwards.bool(), total - 1 - ranks[index], ranks[index])
-        pixels = ((order < changed) != (mode == "insertion"))[:, None, row, column]
-        perturbed = torch.where(pixels, filled[index], images[index])
+        perturbed = torch.where((order < changed)[:, None], filled[index], images[index])
         scores = to_float32(inputs.checked_scores(forward, perturbed, largest))
         measured["score"].append(scores.gather(1, chosen[index, None])[:, 0])
         if scores.shape[1] > 1:
@@ -192,15 +180,15 @@ def _margin(scores: Tensor, columns: Tensor) -> Tensor:
     return scores.gather(1, columns[:, None])[:, 0] - others
 
 
-def _ranks(units: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Ranks of units (B, h, w), 0 the most relevant; ties are in random order."""
-    flat = torch.where(inputs.varies(units)[:, None, None], units, 0).flatten(1).cpu()
+def _ranks(planes: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Ranks of pixels (B, H, W), 0 the most relevant; ties are in random order."""
+    flat = torch.where(inputs.varies(planes)[:, None, None], planes, 0).flatten(1).cpu()
     ranks = torch.empty(flat.shape, dtype=torch.long, device="cpu")
     for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
         shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
         order = values[shuffled].argsort(descending=True, stable=True)
         ranks[index, shuffled[order]] = torch.arange(len(values), device="cpu")
-    return ranks.reshape(units.shape).to(units.device)
+    return ranks.reshape(planes.shape).to(planes.device)
 
 
 @public("mean_fill")

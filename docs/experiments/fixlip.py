@@ -12,7 +12,7 @@ al. 2018 (arXiv:1806.07421).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -26,7 +26,9 @@ from captum_clip.evaluation.config import EvaluationConfig
 from captum_clip.evaluation.table import Metric
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.evaluation.units import Arrays
+from captum_clip.metrics.inputs import Forward
 from captum_clip.metrics.map_statistics import spearman
+from captum_clip.metrics.perturbation import TENTHS
 
 STAY = (30, 50, 70)
 """Per cent, the chance of each cell to stay."""
@@ -51,6 +53,34 @@ def p_faithfulness(maps: Tensor, changes: metrics.MaskedChanges) -> Tensor:
     return spearman(changes.predicted(maps), changes.changes)
 
 
+def score_cells(forward: Forward, pixels: Tensor, fill: Tensor, left: Tensor) -> Tensor:
+    """Scores of an image (1, C, H, W) of which some cells are left, where (N, 1, h, w) is not 0."""
+    shown = F.interpolate(left, pixels.shape[-2:]) > 0
+    return forward(torch.where(shown, pixels, fill))
+
+
+def draw_coalitions(
+    forward: Forward,
+    pixels: Tensor,
+    grid: tuple[int, int],
+    stay: int,
+    draws: int,
+    *,
+    seed: Sequence[int],
+    batch_size: int,
+) -> metrics.MaskedChanges:
+    """What removing random cells of an image (1, C, H, W) changes; of each `stay` per cent stay."""
+    generator = torch.Generator().manual_seed(seed[0])
+    drawn = torch.rand((draws, *grid), generator=generator).to(pixels.device)
+    left = (drawn >= 1 - stay / 100)[:, None].to(pixels)
+    states = torch.split(torch.cat([torch.ones_like(left[:1]), left]), batch_size)
+    fill = metrics.mean_fill(pixels)
+    scores = torch.cat([score_cells(forward, pixels, fill, state) for state in states])
+    masks = F.interpolate(left, pixels.shape[-2:]) == 0
+    changes = scores.flatten().double()
+    return metrics.MaskedChanges(masks[None, :, 0], (changes[0] - changes[1:])[None])
+
+
 def measure(batch: MethodOnBatch) -> Iterator[Arrays]:
     """One target an image, its first, in the images for what is slow."""
     first = batch.slow(batch.first_queries)
@@ -60,16 +90,22 @@ def measure(batch: MethodOnBatch) -> Iterator[Arrays]:
         forward, grid = batch.context.forward(query.embeddings), batch.clip.grid(*query.size)
         options = batch.options_of(query)
         cells = F.adaptive_avg_pool2d(heatmaps, grid)  # the same for all methods
-        test = partial(metrics.perturbation_test, forward, query.pixels, cells, unit="patch")
-        deleted = test(fill=metrics.mean_fill(query.pixels), **options).score
-        blur = metrics.blur_fill(query.pixels)
-        inserted = test(fill=blur, mode="insertion", **options).score
+        whole, pixels = torch.ones_like(cells)[:, None], query.pixels
+        mean, blur = (
+            partial(score_cells, forward, pixels, fill)
+            for fill in (metrics.mean_fill(pixels), metrics.blur_fill(pixels))
+        )
+        options_of_test = {"fill": torch.zeros_like(whole), **options}
+        deleted = metrics.perturbation_test(mean, whole, cells, **options_of_test).score
+        # Insertion, most relevant first, is deletion, least relevant first, read backwards: it
+        # shows as many cells at a step as deletion removes.
+        shown = [1 - round(share * whole.numel()) / whole.numel() for share in TENTHS[::-1]]
+        options_of_test["fractions"] = shown
+        inserted = metrics.perturbation_test(blur, whole, cells, **options_of_test).score
         yield query.rows_of("aid", scaled_gap(deleted))
-        yield query.rows_of("aid_blur", inserted.most_area - deleted.most_area)
+        yield query.rows_of("aid_blur", inserted.least_area - deleted.most_area)
         for stay in STAY:
-            draw = partial(metrics.masked_changes, forward, query.pixels, 0, shifted=False)
-            share, draws = 1 - stay / 100, batch.config.draws
-            drawn = draw(grid=grid, share=share, samples=draws, **options)
+            drawn = draw_coalitions(forward, pixels, grid, stay, batch.config.draws, **options)
             ranks = p_faithfulness(heatmaps, drawn)
             yield query.rows_of(f"p_faithfulness_{stay}", ranks, chance=0)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
 from captum_clip.evaluation.data import Sample
 from captum_clip.evaluation.tasks import TASKS
-from captum_clip.metrics import masked_changes, mean_fill, perturbation_test
+from captum_clip.metrics import mean_fill, perturbation_test
 from captum_clip.metrics.map_statistics import spearman
 from tests.evaluation.cases import Listed, context, joined, model, on_batch, picture
 from tests.evaluation.data.writing import noise
@@ -21,12 +21,16 @@ IMAGES = uniform(3, 3, 8, 12)
 GRID = (2, 3)
 
 
+def score_of(weights: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """A linear score of images (N, C, H, W), double."""
+    return (images * weights).sum((1, 2, 3)).double()
+
+
 def test_aid_scales_curves_by_their_ends() -> None:
     """One cell at a time, and the mean of n + 1 points is 6/7 of the area."""
-    options: dict[str, Any] = {"unit": "patch", "fractions": [n / 6 for n in range(7)]}
-    maps = uniform(3, 1, *GRID, seed=1)
-    score, fill = (lambda x: x.sum((1, 2, 3))), mean_fill(IMAGES)
-    curves = perturbation_test(score, IMAGES, maps, fill=fill, **options)
+    cells, maps = uniform(3, 1, *GRID), uniform(3, 1, *GRID, seed=1)
+    score, fractions = (lambda x: x.sum((1, 2, 3))), [n / 6 for n in range(7)]
+    curves = perturbation_test(score, cells, maps, fill=mean_fill(cells), fractions=fractions)
     for index, value in enumerate(fixlip.scaled_gap(curves.score)):
         most, least = curves.score.most_first[index], curves.score.least_first[index]
         theirs = ((least - most) / (most[0] - most[-1])).mean()
@@ -37,15 +41,26 @@ def test_aid_scales_curves_by_their_ends() -> None:
 def test_p_faithfulness_ranks_the_coalitions_that_stay(p: float) -> None:
     """What is removed ranks them as well."""
     weights = normal(3, 8, 12, seed=3)
-    score = lambda x: (x * weights).sum((1, 2, 3)).double()  # noqa: E731
-    found = masked_changes(score, IMAGES, grid=GRID, share=1 - p, samples=40, shifted=False)
     maps = normal(3, *GRID, seed=2)
     for index, image in enumerate(IMAGES):
-        stay = ~found.masks[index]
+        forward, options = partial(score_of, weights[index]), {"seed": [index], "batch_size": 7}
+        drawn = fixlip.draw_coalitions(forward, image[None], GRID, round(100 * p), 40, **options)
+        stay = ~drawn.masks[0]
+        assert stay.float().mean().item() == pytest.approx(p, abs=0.1)
         sums = (stay[:, ::4, ::4] * maps[index]).sum((1, 2))
-        wanted = spearman(sums.double(), score(torch.where(stay[:, None], image, 0)))
-        got = fixlip.p_faithfulness(maps, found)[index].item()
+        wanted = spearman(sums.double(), forward(torch.where(stay[:, None], image, 0)))
+        got = fixlip.p_faithfulness(maps[index, None], drawn).item()
         assert got == pytest.approx(wanted.item(), abs=0.02)
+
+
+def test_cells_are_removed_one_at_a_time() -> None:
+    """One cell of 2 x 3 at a time, with all of its pixels."""
+    cells = IMAGES.unfold(2, 4, 4).unfold(3, 4, 4).sum((1, 4, 5))  # (B, 2, 3)
+    left = 1 - torch.eye(6).view(6, 1, *GRID)
+    score = lambda x: x.sum((1, 2, 3))  # noqa: E731
+    for image, sums in zip(IMAGES, cells, strict=True):
+        got = fixlip.score_cells(score, image[None], torch.zeros(1, 3, 1, 1), left)
+        torch.testing.assert_close(got, sums.sum() - sums.flatten(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_task_measures_each_of_its_metrics() -> None:
