@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -292,59 +293,71 @@ def run_on_ray(
     plan: Plan, units: Sequence[Unit], output: Storage, models: ModelLoader
 ) -> Iterator[Unit]:
     """Compute units in the processes of the config; they write their files themselves."""
-    arguments = (plan, units, output, models)
-    for rows in map_on_ray(plan.config, UnitWorker, arguments, len(units)):
-        for row in rows.to_pylist():
-            if row["error"]:
-                raise InputError(f"{row['error'].rstrip('.')}; {RESUME}")
-            yield units[row["unit"]]
+    write = UnitWriter(plan, units, output, models)
+    yield from map_on_ray(plan.config, write, len(units))
 
 
-def map_on_ray(
-    config: RunConfig, worker: type[Any], arguments: Sequence[Any], count: int
-) -> Iterator[Any]:
-    """Arrow tables of what actors of a class make of rows with each "unit" below a count."""
+def map_on_ray(config: RunConfig, work: Callable[[int], Any], count: int) -> Iterator[Any]:
+    """Results of `work` for each number below a count, in any order, from Ray's processes."""
     share = math.ceil(config.processes / config.gpus) if config.gpus else 0  # workers a GPU
     with _connected(config) as ray:
         try:
             rows = ray.data.from_items(
                 [{"unit": number} for number in range(count)], override_num_blocks=count
             ).map_batches(
-                worker,
-                fn_constructor_args=arguments,
+                UnitWorker,
+                fn_constructor_args=(work, config.thread_count),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(config.processes, count)),
                 num_cpus=config.thread_count,
                 num_gpus=1 / share if share else 0,
             )
-            yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
+            for row in rows.iter_rows():
+                if row["error"]:
+                    raise InputError(f"{row['error'].rstrip('.')}; {RESUME}")
+                yield pickle.loads(row["result"])
         except ray.exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"Ray could not go on ({reason}); {RESUME}") from error
 
 
 class UnitWorker:
-    """An actor of Ray Data: computes one unit at a time, and writes its file."""
+    """An actor of Ray Data: works at one number at a time."""
 
-    def __init__(
-        self, plan: Plan, units: Sequence[Unit], output: Storage, models: ModelLoader
-    ) -> None:
-        self._plan, self._units, self._output, self._models = plan, units, output, models
-        self._worker: Worker | None = None
+    def __init__(self, work: Callable[[int], Any], thread_count: int) -> None:
+        self._work, self._threads = work, thread_count
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
-        """Compute the unit of a row; an error travels as text."""
-        number = int(rows["unit"][0])
-        unit = self._units[number]
+        """The result for the number of a row, or the reason why there is none."""
+        result, reason = None, ""
         try:
-            self._count(unit.name)
-            with threads(self._plan.config.thread_count):
-                if self._worker is None:  # here, so that its errors travel as text too
-                    self._worker = self._plan.worker(self._models)
-                write_unit(self._output, unit, *self._worker(unit, lambda share: None))
+            with threads(self._threads):
+                result = self._work(int(rows["unit"][0]))
+        # An error travels as text: raised here, Ray would start the worker anew.
         except CaptumClipError as error:
-            return {"unit": [number], "error": [error.reason]}
-        return {"unit": [number], "error": [""]}
+            reason = error.reason
+        # As bytes, every block has one schema, whatever the result is.
+        return {"error": [reason], "result": [pickle.dumps(result)]}
+
+
+@dataclass
+class UnitWriter:
+    """Computes units by their numbers, and writes their files; sent to each worker of Ray."""
+
+    plan: Plan
+    units: Sequence[Unit]
+    output: Storage
+    models: ModelLoader
+    _compute: Worker | None = field(default=None, init=False)
+
+    def __call__(self, number: int) -> Unit:
+        """Write a unit."""
+        unit = self.units[number]
+        self._count(unit.name)
+        # Only here, and not where the worker starts: what fails is an error of a unit.
+        self._compute = self._compute or self.plan.worker(self.models)
+        write_unit(self.output, unit, *self._compute(unit, lambda share: None))
+        return unit
 
     def _count(self, name: str) -> None:
         """Count the times that a unit is begun; InputError where it has killed too many workers.
@@ -352,13 +365,13 @@ class UnitWorker:
         Ray Data has a limit of its own, `max_task_retries`, which its version 2.64 takes away.
         """
         counter = str(PurePosixPath(name).with_name(f".{PurePosixPath(name).name}.tries.part"))
-        before = len(self._output.read(counter) or b"")
+        before = len(self.output.read(counter) or b"")
         if before >= _TRIES:
             raise InputError(
                 f"{before} workers died over {name}, perhaps for want of memory; take a smaller "
                 f"batch, or {argument('engine', 'local')}, which reports more."
             )
-        self._output.write(counter, b"x" * (before + 1))
+        self.output.write(counter, b"x" * (before + 1))
 
 
 @contextmanager

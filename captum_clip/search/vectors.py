@@ -13,10 +13,9 @@ from torch import Tensor
 from ..attr.contributions import DirectContribution, any_target
 from ..attr.registry import MethodChoice
 from ..checks import check_choice, expect
-from ..errors import CaptumClipError, InputError
 from ..evaluation.config import RunConfig, full_name
 from ..evaluation.image_batches import ImageReader, preprocess_alone, read_ahead
-from ..evaluation.run import RESUME, ModelLoader, map_on_ray, threads
+from ..evaluation.run import ModelLoader, map_on_ray
 from ..evaluation.storage import Storage
 from ..evaluation.units import Skipped
 from ..explaining import photos
@@ -83,10 +82,9 @@ class Vectors:
             for chunk in chunks:
                 yield self.table(chunk, self.config.processes)
         elif chunks:
-            for table in map_on_ray(self.config, _Worker, (self, chunks), len(chunks)):
-                if not table["file"][0].as_py():  # an error travels as text
-                    raise InputError(f"{table['reason'][0].as_py().rstrip('.')}; {RESUME}")
-                yield table
+            yield from map_on_ray(
+                self.config, lambda number: self.table(chunks[number]), len(chunks)
+            )
 
     def table(self, files: Sequence[File], readers: int = 0) -> Any:
         """An Arrow table of the rows of files, each with a reason if it cannot be read."""
@@ -139,21 +137,6 @@ def read_unchanged(
         else:
             read.append(image)
     return read, skipped
-
-
-class _Worker:
-    """An actor of Ray Data: makes the rows of a chunk of files at a time."""
-
-    def __init__(self, vectors: Vectors, chunks: Sequence[Sequence[File]]) -> None:
-        self._vectors, self._chunks = vectors, chunks
-
-    def __call__(self, rows: dict[str, Any]) -> Any:
-        """The rows of the chunk of a number."""
-        try:
-            with threads(self._vectors.config.thread_count):
-                return self._vectors.table(self._chunks[int(rows["unit"][0])])
-        except CaptumClipError as error:
-            return _arrow([{"file": "", "reason": error.reason}], self._vectors.about["grid"][-1])
 
 
 def _arrow(rows: list[dict[str, Any]], dimension: int) -> Any:

@@ -31,7 +31,7 @@ from captum_clip.evaluation import (
 )
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.evaluator import EvaluationPlan, make_plan
-from captum_clip.evaluation.run import ModelLoader, UnitWorker
+from captum_clip.evaluation.run import ModelLoader, UnitWorker, UnitWriter
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.evaluation.table import COLUMNS
 from captum_clip.models import images
@@ -481,7 +481,8 @@ def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, mas
     plan = make_plan(config, ModelLoader())
     identity, output = {**plan.identity, "image_embeddings": "0.5"}, storage_of(tmp_path / "out")
     other = replace(plan, identity=identity)
-    [error] = UnitWorker(other, plan.units, output, ModelLoader())({"unit": [0]})["error"]
+    worker = UnitWorker(UnitWriter(other, plan.units, output, ModelLoader()), 1)
+    [error] = worker({"unit": [0]})["error"]
     assert "small-vit has other image embeddings than when the run was begun" in error
 
 

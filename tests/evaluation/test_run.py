@@ -297,9 +297,10 @@ def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
     """Called as Ray calls it, without Ray: errors travel as text."""
     output = storage_of(tmp_path)
     plan = Squares(config_of(tmp_path), fails_at=UNITS[1].name)
-    worker = order.UnitWorker(plan, UNITS, output, ModelLoader())
-    assert worker({"unit": [0]}) == {"unit": [0], "error": [""]}
-    assert worker({"unit": [1]}) == {"unit": [1], "error": ["no more"]}
+    worker = order.UnitWorker(order.UnitWriter(plan, UNITS, output, ModelLoader()), 1)
+    first, second = worker({"unit": [0]}), worker({"unit": [1]})
+    assert (first["error"], pickle.loads(first["result"][0])) == ([""], UNITS[0])
+    assert second["error"] == ["no more"]
     assert UNIT.name in output.files()
     output.write("units/.2.npz.tries.part", b"xxxxx")
     [error] = worker({"unit": [2]})["error"]
