@@ -57,9 +57,7 @@ class ModelContext:
     def scores(self, pixels: Tensor, embeddings: Tensor) -> Tensor:
         """Cosines (N, K) of images, a batch at a time."""
         forward = self.forward(embeddings)
-        return torch.cat(
-            [forward(images) for images in torch.split(pixels, self.config.batch_size)]
-        )
+        return torch.cat([*map(forward, torch.split(pixels, self.config.batch_size))])
 
     @cached_property
     def slow_numbers(self) -> frozenset[int]:

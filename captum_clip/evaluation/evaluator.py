@@ -143,6 +143,11 @@ class EvaluationPlan(Plan):
             "tasks": [list(tasks) for _, tasks in self.data],
         }
 
+    def tables_of(self, tasks: Iterable[str]) -> dict[str, list[Metric]]:
+        """Title of a table -> its metrics, of all tables of tasks."""
+        tables = [TASKS[task].metrics(self.config).items() for task in tasks]
+        return dict(chain(*tables))
+
     def job_of(self, unit: Unit) -> tuple[int, Method]:
         """The number of a unit's data set, and its method."""
         place, number = divmod(unit.job, len(self.methods))
@@ -403,8 +408,7 @@ def _groups(plan: EvaluationPlan, table: Table) -> dict[str, Sequence[Metric]]:
     groups = {
         title: [metric for metric in metrics if metric.name in measured]
         for _, tasks in plan.data
-        for task in tasks
-        for title, metrics in TASKS[task].metrics(plan.config).items()
+        for title, metrics in plan.tables_of(tasks).items()
     }
     return {title: metrics for title, metrics in groups.items() if metrics}
 
@@ -412,14 +416,9 @@ def _groups(plan: EvaluationPlan, table: Table) -> dict[str, Sequence[Metric]]:
 def _gated(plan: EvaluationPlan, summary: Summary, contexts: Sequence[ModelContext]) -> Summary:
     """The summary with what the model knows of the data, and the metrics of what it does not."""
     gates = [measure_gate(context) for context in contexts]
-    silent = {
-        metric.name
-        for gate, (_, tasks) in zip(gates, plan.data, strict=True)
-        for task in tasks
-        for metrics in TASKS[task].metrics(plan.config).values()
-        for metric in metrics
-        if not gate.knows
-    }
+    pairs = zip(gates, plan.data, strict=True)
+    unknown_tables = [plan.tables_of(tasks) for gate, (_, tasks) in pairs if not gate.knows]
+    silent = {metric.name for tables in unknown_tables for metric in chain(*tables.values())}
     names = [metric.name for metric in summary.metrics]
     unknown = {name for name in names if name.partition(OF_GROUP)[0] in silent}
     return replace(summary, gates=gates, unknown=unknown)

@@ -37,11 +37,7 @@ def suite_hash(name: str) -> str:
     """SHA-256 over the settings of a suite and all that is drawn: pixels, masks, texts, classes."""
     suite = {key: SUITES[name][key] for key in ("seed", "parts", "columns")}
     sha = hashlib.sha256(json.dumps(suite).encode())
-    drawn = {
-        (data, settings["images"])
-        for settings in suite["parts"].values()
-        for data in settings["data"]
-    }
+    drawn = {(data, s["images"]) for s in suite["parts"].values() for data in s["data"]}
     for data_name, number in sorted(drawn):
         data = open_data(data_name, number=number, seed=suite["seed"])
         sha.update(repr(data.classes).encode())

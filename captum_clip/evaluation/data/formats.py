@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Final, final
 
@@ -57,10 +58,7 @@ class ClassFolder(FileData):
         expected = f"images in folders of two or more classes, as {self.path}/CLASS/*.jpg"
         expect(len(self.folders) > 1, expected, self.folders)
         templates = templates_of(self.path, self.settings["template"], "{}")
-        texts = [
-            class_texts(self.folders, self.path, template=template)
-            for template in ("{}", *templates)
-        ]
+        texts = [class_texts(self.folders, self.path, template=t) for t in ("{}", *templates)]
         self.classes = tuple(texts[len(templates) == 1].values())
         self.prompts = {
             text: [of_one[folder] for of_one in texts[1:]]
@@ -225,9 +223,7 @@ class MaskedFolder(FileData):
         example = f"masks in masks/, such as masks/{next(iter(images))}/a horse.png"
         self.check_belonging((stem in masks for stem in images), example)
         self.take(images, files=digest(files, ("images", "masks")))
-        self.classes = tuple(
-            sorted({mask_text(mask) for files in masks.values() for mask in files})
-        )
+        self.classes = tuple(sorted({mask_text(name) for name in chain(*masks.values())}))
         self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
 
     @override

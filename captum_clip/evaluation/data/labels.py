@@ -63,9 +63,7 @@ class LabelFolder(FileData):
         templates = templates_of(self.path, self.settings["template"], TEMPLATE)
         every = [name for line in classes for name in line]
         texts = [class_texts(every, self.path, template=template) for template in templates]
-        self.prompts = {
-            line[0]: [by_name[name] for name in line for by_name in texts] for line in classes
-        }
+        self.prompts = {line[0]: [t[name] for name in line for t in texts] for line in classes}
         used = digest(files, ("images", "labels"))
         self.take(images, names=names, templates=templates, files=used)
         for index in range(len(self)):  # so that what is wrong is found before a model runs
