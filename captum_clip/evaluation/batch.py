@@ -62,6 +62,7 @@ class ModelContext:
     @cached_property
     def slow_numbers(self) -> frozenset[int]:
         """The samples that see what takes long, drawn from all."""
+        # From all samples, so that the draw does not depend on where a chunk ends.
         return frozenset(draw_order(self.data.names, self.config.seed)[: self.config.slow_images])
 
     @cached_property
@@ -180,6 +181,7 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     size, regions = (pixels.shape[-2], pixels.shape[-1]), sample.regions
     if not regions:
         return View(number, sample, pixels, (), torch.zeros(0, *size, dtype=torch.bool)), []
+    # Void pixels go through the same crop as the masks, or they would lie on other pixels.
     planes = [*(region.mask for region in regions), *([] if sample.void is None else [sample.void])]
     resized = torch.from_numpy(resize_masks(clip.processor, np.stack(planes), size))
     resized = resized.to(pixels.device)
@@ -297,6 +299,7 @@ class MethodOnBatch:
         """
         if not len(queries):
             return [], queries.embeddings[:, None]
+        # A method may keep the activations of all its rows, so the batch bounds the memory.
         parts = queries.split(self.config.batch_size)
         raw = torch.cat([self.method.maps(clip or self.clip, chunk) for chunk in parts])
         kept = self._finite(raw, queries, queries.texts)
@@ -340,6 +343,7 @@ class MethodOnBatch:
 
     def options_of(self, queries: Queries) -> dict[str, Any]:
         """Options of metrics that draw: an image's draws are those of its own number."""
+        # By the sample's own number: neither batches nor chunks may move a draw.
         seed = [self.config.seed + number for number in queries.numbers]
         return {"batch_size": self.config.batch_size, "seed": seed}
 

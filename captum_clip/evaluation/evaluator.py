@@ -333,6 +333,7 @@ def _summarise(
     table, skipped = _collect(plan, output)
     done = {"images": {data.name: len(data) for data, _ in plan.data}, "skipped": skipped}
     done = {**manifest, **done, "state": "measured"}
+    # Before anything can fail: an error below refers to the reasons in this file.
     output.write(MANIFEST, to_json(done))
     _check_measured(plan, table, skipped, output)
     summary = summarize(

@@ -112,6 +112,7 @@ def _texts_of(view: View, classes: Sequence[str]) -> list[str]:
 def _check(rows: Iterable[tuple[int, str, Tensor, Tensor]], context: ModelContext) -> Check:
     images, texts, figures, chances = (np.array(column) for column in zip(*rows, strict=True))
     options = {"resamples": context.config.resamples, "seed": context.config.seed}
+    # Rows that share a text are no more independent than rows of one image.
     ends = [bootstrap_mean(figures - chances, groups, **options) for groups in (images, texts)]
     low, high = min(end.low for end in ends), max(end.high for end in ends)
     return Check(float(figures.mean()), float(chances.mean()), low, high, len({*images.tolist()}))

@@ -29,6 +29,8 @@ def with_groups(
     for group in ("worst_group", *names) if names else ():
         chosen = table[groups.notna() if group == "worst_group" else groups == group]
         chosen = chosen.assign(metric=chosen["metric"].astype(str) + f"{OF_GROUP}{group}")
+        # The code of a group stands as a class, so that each resample finds its own worst group.
+        # Samples of no group have the code -1; `chosen` is without them.
         parts = {"class": groups.cat.codes, "intersection": chosen["value"], "union": 1.0}
         rows += [chosen.assign(part=column, value=value) for column, value in parts.items()]
         for title, metrics in tables.items():

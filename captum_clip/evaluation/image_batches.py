@@ -69,6 +69,7 @@ class ImageReader(Generic[Read]):
             return self._read(self.names[number])
         except InputError as error:
             skipped = Skipped.of(number, error)
+            # Without the whole folder every image that is left would count as unreadable.
             if skipped.again and self.images.is_local and not os.path.isdir(self.images.root):
                 raise InputError(
                     f"the folder {self.images.root} cannot be reached; what is done is kept; run "
@@ -91,6 +92,7 @@ class ImageReader(Generic[Read]):
 
 def preprocess_alone(processor: Any, size: tuple[int, int], image: Image.Image) -> Tensor:
     """An image as the model takes it, (3, H, W), float32; InputError where its size is another."""
+    # Some processors pad to the largest image of a batch.
     pixels = process(processor, [image])[0]
     if pixels.shape[-2:] != size:
         raise InputError(

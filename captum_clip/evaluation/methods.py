@@ -194,6 +194,7 @@ class _IntegratedGradients(_Reference):
     signed = True
 
     def attribute(self, images: Tensor, target: Any = None) -> Any:
+        # Captum repeats a batch once per step, and takes no limit below one row per image.
         options = {"n_steps": 16, "internal_batch_size": max(32, len(images))}
         return IntegratedGradients(self.forward).attribute(images, target=target, **options)
 
@@ -244,6 +245,7 @@ class _SummedAttention(_Reference):
 
 
 def _random(seed: int, grid: tuple[int, int], number: int) -> Tensor:
+    # A seed for each sample, of which those of two runs do not meet.
     generator = torch.Generator().manual_seed(1_000_003 * seed + number)
     return 2 * torch.rand(grid, generator=generator) - 1
 

@@ -222,6 +222,8 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
     places = _places(figure.mean for figure in figures.values())
     sign = {"high": 1, "low": -1, "none": 0}[metric.better]
     most = max(figure.images for figure in figures.values())
+    # Compared as printed: what reads the same is equally good. A mean over fewer images is of
+    # other images, and does not compete.
     values = {
         method: sign * round(figure.mean, places)
         for method, figure in figures.items()

@@ -106,6 +106,7 @@ class Plan(ABC):
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Compute with so many threads, then with as many as before."""
+    # Sums are split among threads, so their number decides the last digits.
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -218,6 +219,7 @@ def _begin(plan: Plan, output: Storage) -> Content:
     It has "format", all of ``plan.manifest()``, "environments" (versions and threads of every run
     that took part, each once) and "state".
     """
+    # As it reads after writing: a tuple that becomes a list would count as a change.
     decided: Content = json.loads(json.dumps(plan.manifest()))
     before = {"format": f"captum_clip {plan.noun} 2", **decided, "environments": list[Content]()}
     content = output.read(MANIFEST)
@@ -247,6 +249,7 @@ def _check_same(plan: Plan, new: Content, content: bytes, output: Storage) -> Co
             f"{output.root}/{MANIFEST} is not a manifest of the kind {new['format']!r} ({error}); "
             "name another output folder."
         ) from error
+    # A resume compares what decides results; versions and threads of each run are only kept.
     before = {name: manifest.get(name) for name in new} | {"environments": environments}
     changes = differences(before, new | {"environments": environments})
     for name, expected in plan.files().items():
@@ -302,6 +305,7 @@ def map_on_ray(config: RunConfig, work: Callable[[int], Any], count: int) -> Ite
     share = math.ceil(config.processes / config.gpus) if config.gpus else 0  # workers a GPU
     with _connected(config) as ray:
         try:
+            # A block for each unit: a worker that dies loses the whole block.
             rows = ray.data.from_items(
                 [{"unit": number} for number in range(count)], override_num_blocks=count
             ).map_batches(

@@ -52,6 +52,7 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
     outermost = (rows @ wide @ columns.T).flatten(-2)
     low, high = outermost.amin(-1), outermost.amax(-1)
     largest = torch.maximum(low.abs(), high.abs())
+    # The tolerance of maps.normalize: what it takes for constant has no statistics here.
     varies = high - low > 8 * torch.finfo(maps.dtype).eps * largest
     span = torch.where(varies, high - low, 1)
     stretched = (wide - low[..., None, None]) / span[..., None, None]
@@ -89,6 +90,7 @@ def sums_of(unit: Arrays) -> Arrays:
         and "score_count" and so on, how many images each sum is over. A map that does not vary
         counts in "score" alone.
     """
+    # Units keep the sign of maps; the statistics are those of positive evidence.
     maps = unit["maps"].astype(np.float64).clip(min=0)
     low, high = unit[f"{MEASURE}low"], unit[f"{MEASURE}high"]
     varies = ~np.isnan(unit[f"{MEASURE}spatial_variance"])

@@ -49,6 +49,7 @@ class Storage:
 
     def files(self) -> dict[str, int]:
         """The size in bytes of every file by name, hidden ones too."""
+        # fsspec keeps listings, and would not see what other processes have written since.
         self.system.invalidate_cache()
         with _explained(f"{self.root} cannot be listed"):
             if not self.system.isdir(self.path):
@@ -69,6 +70,7 @@ class Storage:
         """Write a file or replace it."""
         with _explained(f"{self.root} cannot be written to", _RESUME):
             self.system.makedirs(str(PurePosixPath(self.path, name).parent), exist_ok=True)
+            # A store replaces an object as a whole; a local file needs the detour of a rename.
             if not self.is_local:
                 self.system.pipe_file(f"{self.path}/{name}", content)
                 return

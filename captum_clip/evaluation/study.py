@@ -327,5 +327,6 @@ def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
         if unit.job == number:
             arrays, left_out = read_unit(output, unit)
             skipped += left_out
+            # In the order of the units: a sum of floats in another order has other bytes.
             sums = {n: sums.get(n, 0) + values for n, values in sums_of(arrays).items()}
     return Statistics(job, sums, skipped)

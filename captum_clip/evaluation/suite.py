@@ -41,6 +41,7 @@ def suite_hash(name: str) -> str:
     for data_name, number in sorted(drawn):
         data = open_data(data_name, number=number, seed=suite["seed"])
         sha.update(repr(data.classes).encode())
+        # Pixels too: another version of a drawing library may draw the same scene otherwise.
         for sample in map(data.read, range(number)):
             texts = [(region.text, region.label) for region in sample.regions]
             sha.update(repr((sample.caption, sample.label, texts)).encode())

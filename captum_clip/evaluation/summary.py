@@ -170,6 +170,7 @@ def _compare(
         if name != reference and paired:
             pair = resampled[name, name], resampled[name, reference]
             figures[name] |= _difference(*pair, paired, level)
+    # NaN compares as False: a method that was not tested is not in the family of tests.
     p_values = {n: row["p_holm"] for n, row in figures.items() if row.get("p_holm", 2) <= 1}
     for name, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
         figures[name]["p_holm"] = adjusted

@@ -126,6 +126,7 @@ def concatenate(units: Iterable[tuple[Arrays, Sequence[str]]]) -> Table:
         samples = np.array(readable_names, dtype=object)[columns["sample"]]
         table = pd.DataFrame({name: columns[name] for name in COLUMNS}).assign(sample=samples)
         tables.append(table.astype(dict.fromkeys(_TEXTS, "category")))  # texts are long, and few
+    # Tables with different categories are joined as plain objects, so categories are made again.
     whole = pd.concat(tables, ignore_index=True)
     texts = {name: pd.Categorical(whole[name], whole[name].unique()) for name in _TEXTS}
     return whole.assign(**texts, sample=pd.Categorical(whole["sample"], [*sample_names]))

@@ -93,12 +93,14 @@ def to_json(content: Mapping[str, Any]) -> bytes:
 def to_npz(arrays: Arrays) -> bytes:
     """Arrays as the content of an .npz file; the same arrays are the same bytes."""
     file = io.BytesIO()
+    # NumPy writes no time of day into the archive, so a unit computed again is the same file.
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 
 def from_npz(content: bytes) -> Arrays:
     """The arrays of an .npz file; what it raises over another content is in `DAMAGED`."""
+    # A pickle in a file from elsewhere could run anything.
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 

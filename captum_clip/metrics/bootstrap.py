@@ -202,6 +202,8 @@ def resample(sums: Array, *, resamples: int, seed: int) -> Array:
     Sums are (images, ...). The draws depend on nothing but the number of images, `resamples` and
     `seed`; so the differences of methods with the same images are paired.
     """
+    # Whole images are drawn, never rows: a resample is how often each image comes, and its sums
+    # are these weights times the sums of the images. Blocks of resamples bound the memory.
     generator, images = np.random.default_rng(seed), len(sums)
     flat, height = sums.reshape(images, -1), max(1, _BLOCK // images)
     blocks = [np.ones((1, images)) @ flat]
@@ -230,6 +232,7 @@ def interval_of(figures: Array, level: float) -> Interval:
 
     Resamples in which the statistic means nothing, NaN, are left out.
     """
+    # A resample may lack all that a ratio is of; as zero it would widen the interval.
     finite = figures[1:][np.isfinite(figures[1:])]
     ends = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(finite, ends) if len(finite) else (np.nan, np.nan)

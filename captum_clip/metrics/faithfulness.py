@@ -107,6 +107,7 @@ def masked_changes(
     masks, changes = [], []
     seeds = inputs.seeds_of(seed, len(images))
     for image, column_of_target, start in zip(images, chosen, seeds, strict=True):
+        # On the CPU, whose draws are the same for every device.
         generator = torch.Generator().manual_seed(start)
         drawn = torch.rand(size, generator=generator).to(images.device) < share
         taken = drawn[:, row, column]  # (S, H, W)

@@ -196,6 +196,7 @@ def average_ranks(values: Tensor) -> Tensor:
     """Ranks from 1 along the last dimension, (..., N) float64; equal values share their mean."""
     from scipy.stats import rankdata
 
+    # Equal values share their rank: ranks by argsort would correlate where maps are flat.
     ranks = rankdata(values.detach().double().cpu().numpy(), axis=-1)
     return torch.from_numpy(ranks).to(values.device)
 

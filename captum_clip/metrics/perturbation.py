@@ -185,6 +185,8 @@ def _ranks(planes: Tensor, seeds: Sequence[int]) -> Tensor:
     flat = torch.where(inputs.varies(planes)[:, None, None], planes, 0).flatten(1).cpu()
     ranks = torch.empty(flat.shape, dtype=torch.long, device="cpu")
     for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
+        # A stable sort of shuffled values: the seed decides which of equal pixels comes first, not
+        # their place in the image or the device.
         shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
         order = values[shuffled].argsort(descending=True, stable=True)
         ranks[index, shuffled[order]] = torch.arange(len(values), device="cpu")

@@ -119,6 +119,7 @@ class ImageNetSegmentation(FileData):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         text = self._texts[self._synsets[int(name)]]
+        # Opened for each sample, since an open HDF5 file cannot be sent to another process.
         with _opened(self.path) as content:
             cells = [_cells(content, kind)[int(name)] for kind in ("img", "gt")]
             pixels, marks = (_array(content, cell) for cell in cells)

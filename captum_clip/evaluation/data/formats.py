@@ -136,6 +136,7 @@ def _draw(
 
 
 def _generator(number: int, use: int) -> np.random.Generator:
+    # A stream for each use: one more draw of images leaves the captions as they were.
     return np.random.default_rng(np.random.SeedSequence(number, spawn_key=(use,)))
 
 

@@ -24,6 +24,7 @@ _TINY = 1e-150  # maps may be as small as gradients
 def _measure_localization(batch: MethodOnBatch) -> Iterator[Arrays]:
     void = {view.number: view.void for view in batch.samples.views if view.void is not None}
     numbers = batch.regions.numbers
+    # Each of these leaves out pixels of its own, which no batch of one shape can.
     alone = [[index] for index, number in enumerate(numbers) if number in void]
     others = [index for index, number in enumerate(numbers) if number not in void]
     for indices in [*([others] if others else []), *alone]:
@@ -99,6 +100,7 @@ def _measure_signs(batch: MethodOnBatch) -> Iterator[Arrays]:
     yield queries.rows_of("sign_correlation", correlation, chance=0)
     first, second = (heatmap.flatten(1).double() for heatmap in (positive, negative))
     yield queries.rows_of("sign_cosine", F.cosine_similarity(first, second, eps=_TINY))
+    # Below all evidence, so that no maximum lies on a pixel that does not count.
     heatmap = torch.where(valid, maps.upsample(negative, queries.size), -1)
     hits = metrics.pointing_game(heatmap, parts[:, 1])
     yield queries.rows_of("negative_pointing_others", hits)
