@@ -253,11 +253,7 @@ def _plan(config: StudyConfig, models: ModelLoader) -> StudyPlan:
 
 
 def _jobs_of(
-    config: StudyConfig,
-    model: str,
-    emotions: str | Path | None,
-    first: int,
-    models: ModelLoader,
+    config: StudyConfig, model: str, emotions: str | Path | None, first: int, models: ModelLoader
 ) -> Iterator[Job]:
     """A model with every method that fits its tower; `first` is the number of the first job."""
     location, label = full_name(model), label_of(model)

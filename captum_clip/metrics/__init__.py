@@ -34,13 +34,7 @@ from .map_statistics import (
     spatial_variance,
     value_entropy,
 )
-from .perturbation import (
-    Curves,
-    PerturbationTest,
-    blur_fill,
-    mean_fill,
-    perturbation_test,
-)
+from .perturbation import Curves, PerturbationTest, blur_fill, mean_fill, perturbation_test
 
 __all__ = [
     "Agreement",

@@ -103,10 +103,7 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     heatmap = maps_at_masks(maps, masks)
     count = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
     last = heatmap.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)
-    above, tied = (
-        heatmap > last + rounding(heatmap),
-        (heatmap - last).abs() <= rounding(heatmap),
-    )
+    above, tied = heatmap > last + rounding(heatmap), (heatmap - last).abs() <= rounding(heatmap)
     left = (count - above.sum((-2, -1))) / tied.sum((-2, -1))
     covered = (above & masks).sum((-2, -1)) + left * (tied & masks).sum((-2, -1))
     return covered.to(heatmap.dtype) / masks.sum((-2, -1))
