@@ -123,15 +123,20 @@ def _check_own(file: str, output: Storage, model: Content) -> None:
     """Raise InputError where the folder has such a file of another model, or a damaged one."""
     if (there := output.read(file)) is None:
         return
-    try:
-        before = json.loads(there)["model"]
-    except (ValueError, KeyError, TypeError):
-        before = None
-    if changes := differences({"model": before}, {"model": model}):
+    if changes := differences({"model": _parse(there).get("model")}, {"model": model}):
         raise InputError(
             f"{output.root}/{file} is of another model: {'; '.join(changes[:2])}. Take another "
             "output folder."
         )
+
+
+def _parse(file: bytes) -> Content:
+    """The content of a file that a suite wrote; empty where it is damaged, or something else."""
+    try:
+        content: Content = json.loads(file)
+        return content if content["format"] == _FORMAT and "hash" in content else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _by_scene(evaluation: Evaluation, pattern: str) -> dict[str, list[float | None]]:
@@ -200,13 +205,8 @@ def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
 
 def _read(path: str) -> Content:
     """The content of a file that a suite wrote, with values."""
-    file = find_file(Path(path))
-    try:
-        content: Content = json.loads(file.read_bytes())
-        written = content["format"] == _FORMAT and "hash" in content
-    except (ValueError, KeyError, TypeError):
-        written = False
-    if not written:
+    content = _parse(find_file(Path(path)).read_bytes())
+    if not content:
         raise InputError(f"{path} is damaged, or no suite_v1.json that {argument('suite')} wrote.")
     if "values" not in content:
         raise InputError(f"{path} has no values to compare. {' '.join(content['verdict'])}")
