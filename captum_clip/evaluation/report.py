@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import maps, targets
 from ..errors import CaptumClipError
 from ..files import slug
-from ..metrics.bootstrap import interval_of, resample
+from ..metrics.bootstrap import LEVEL, interval_of, resample
 from ..visualization.colors import ALPHA, HEAT, blend
 from ..visualization.curves import Curve, curves
 from .batch import Batch, ModelContext, View, queries_of
@@ -308,7 +308,7 @@ def _render(template: str, summary: Summary, **content: Any) -> str:
         "text": _text,
     }
     words = {"mark": _MARK, "blank": _BLANK, "uniform": UNIFORM}
-    numbers = {"significant": SIGNIFICANT, "fewest": FEWEST}
+    numbers = {"level": LEVEL, "significant": SIGNIFICANT, "fewest": FEWEST}
     made = {"findings": findings(summary), "tables": report_tables(summary), "summary": summary}
     return environment.get_template(template).render(**content, **made, **words, **numbers)
 
@@ -322,9 +322,7 @@ def _inline(markdown: str) -> Markup:
     return Markup(re.sub(r"\\([\\|*&`])", r"\1", text))
 
 
-def curve_bands(
-    table: Table, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> dict[str, Curve]:
+def curve_bands(table: Table, resamples: int = 2000, seed: int = 0) -> dict[str, Curve]:
     """Each method's mean curve with its interval: method -> (x, mean, low, high), each (F,).
 
     The table has the rows of a curve, of one metric; each image has a value at every `x` of its
@@ -335,7 +333,7 @@ def curve_bands(
         points = rows.pivot_table("value", "sample", "x", observed=True)
         images = len(points)
         means = resample(points.to_numpy(), resamples=resamples, seed=seed) / images
-        mean, low, high = np.array([interval_of(column, level) for column in means.T]).T
+        mean, low, high = np.array([interval_of(column) for column in means.T]).T
         if images == 1:  # tells nothing of others
             low = high = np.full_like(mean, np.nan)
         bands[str(method)] = (points.columns.to_numpy(), mean, low, high)
@@ -350,7 +348,7 @@ def perturbation_curves(
     Both are rows of the long table. The legend has the summary's methods in their order, without
     those that have no rows; the reference is black and thick, the baselines are grey and thin.
     """
-    both, options = (most_first, least_first), (summary.level, summary.resamples, summary.seed)
+    both, options = (most_first, least_first), (summary.resamples, summary.seed)
     bands = [curve_bands(table, *options) for table in both]
     images = [table.groupby("method", observed=True)["sample"].nunique() for table in both]
     most, counts = images[0].max(), sorted({*images[0], *images[1]})
@@ -368,7 +366,7 @@ def perturbation_curves(
         ylabel="top-1 accuracy",
         reference=labels.get(summary.reference),
         baselines=[labels[name] for name in summary.baselines if name in labels],
-        caption=f"Bands: {summary.level * 100:g} % bootstrap intervals at each point, over "
+        caption=f"Bands: {LEVEL * 100:g} % bootstrap intervals at each point, over "
         f"{number} {'image' if counts == [1] else 'images'}.",
     )
 

@@ -39,7 +39,6 @@ class Summary:
         baselines: those of them that stand apart.
         without_map: those of the baselines that look at no map.
         reference: the method that the others are compared with.
-        level: of the intervals.
         resamples: that intervals and p values come from.
         seed: of them.
         gates: what the model knows of each data set.
@@ -52,7 +51,6 @@ class Summary:
     baselines: Sequence[str]
     without_map: Sequence[str]
     reference: str
-    level: float
     resamples: int
     seed: int
     gates: Sequence[Gate] = ()
@@ -78,7 +76,6 @@ def summarize(
     reference: str,
     baselines: Sequence[str] = (),
     without_map: Sequence[str] = (),
-    level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Summary:
@@ -111,7 +108,7 @@ def summarize(
     rows = dict(iter(table.groupby("metric", observed=True)))
     resample = partial(bootstrap.resample, resamples=resamples, seed=seed)
     figures = {
-        metric.name: _compare(metric, rows[metric.name], reference, level, resample)
+        metric.name: _compare(metric, rows[metric.name], reference, resample)
         if metric.name in rows
         else {}
         for metric in metrics
@@ -128,11 +125,11 @@ def summarize(
     numbers = dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float)
     frame = pd.DataFrame(records, columns=list(_COLUMNS)).astype(numbers)
     names = [*methods], [*baselines], [*without_map]
-    return Summary(frame, groups, *names, reference, level, resamples, seed)
+    return Summary(frame, groups, *names, reference, resamples, seed)
 
 
 def _compare(
-    metric: Metric, rows: Table, reference: str, level: float, resample: Callable[[Array], Array]
+    metric: Metric, rows: Table, reference: str, resample: Callable[[Array], Array]
 ) -> dict[str, dict[str, Any]]:
     """Method -> its figures, of the methods that have rows."""
     image_of = rows.drop_duplicates("number").set_index("number")["image"]
@@ -162,14 +159,14 @@ def _compare(
     figures: dict[str, dict[str, Any]] = {}
     for name, table in measured.items():
         count = len(sums[name, ""])
-        interval = bootstrap.interval_of(resampled[name, ""], level)._asdict()
+        interval = bootstrap.interval_of(resampled[name, ""])._asdict()
         if count == 1:  # which tells nothing of others
             interval = {"mean": interval["mean"]}
         paired = count if name == reference else len(sums.get((name, name), ()))
         figures[name] = {**interval, "images": count, "rows": len(table), "images_paired": paired}
         if name != reference and paired:
             pair = resampled[name, name], resampled[name, reference]
-            figures[name] |= _difference(*pair, paired, level)
+            figures[name] |= _difference(*pair, paired)
     # NaN compares as False: a method that was not tested is not in the family of tests.
     p_values = {n: row["p_holm"] for n, row in figures.items() if row.get("p_holm", 2) <= 1}
     for name, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
@@ -177,12 +174,12 @@ def _compare(
     return figures
 
 
-def _difference(first: Array, second: Array, images: int, level: float) -> dict[str, float]:
+def _difference(first: Array, second: Array, images: int) -> dict[str, float]:
     """Compare two methods' statistics (1 + R,) of the same draws; p values are not adjusted yet."""
     # Of the largest figure: where both are near 0, what a sum leaves is as large as they are.
     rounding = _ROUNDING * np.nanmax(np.abs([first, second]), initial=0)
     gaps = np.where(np.abs(first - second) <= rounding, 0.0, first - second)
     if images == 1:
         return {"difference": float(gaps[0])}
-    difference = dict(zip(_DIFFERENCE, bootstrap.difference_of(gaps, level), strict=True))
+    difference = dict(zip(_DIFFERENCE, bootstrap.difference_of(gaps), strict=True))
     return difference if images >= FEWEST else {**difference, "p_holm": np.nan}

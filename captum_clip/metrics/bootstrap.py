@@ -15,6 +15,8 @@ StatisticName = Literal[
     "mean", "ratio", "balanced", "mean_iou", "class_iou", "lowest_class", "highest_class"
 ]
 
+LEVEL: Final = 0.95
+"""Of intervals, where none is chosen."""
 _BLOCK: Final = 2**21  # weights in memory at a time
 
 
@@ -46,7 +48,7 @@ def bootstrap_mean(
     values: npt.ArrayLike,
     groups: Sequence[Any] | npt.NDArray[Any] | None = None,
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -83,7 +85,7 @@ def paired_difference(
     second: npt.ArrayLike,
     groups: Sequence[Any] | npt.NDArray[Any] | None = None,
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Difference:
@@ -227,7 +229,7 @@ def figures_of(statistic: StatisticName, sums: Array) -> Array:
     return figures
 
 
-def interval_of(figures: Array, level: float) -> Interval:
+def interval_of(figures: Array, level: float = LEVEL) -> Interval:
     """A statistic with its percentile interval, from (1 + R,) of :func:`figures_of`.
 
     Resamples in which the statistic means nothing, NaN, are left out.
@@ -239,7 +241,7 @@ def interval_of(figures: Array, level: float) -> Interval:
     return Interval(float(figures[0]), float(low), float(high))
 
 
-def difference_of(figures: Array, level: float) -> Difference:
+def difference_of(figures: Array, level: float = LEVEL) -> Difference:
     """A difference with interval and two-sided p value, from (1 + R,) differences."""
     resampled = figures[1:][np.isfinite(figures[1:])]
     rarer = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))

@@ -128,7 +128,7 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def evaluate(config: EvaluationConfig, **_: Any) -> Evaluation:
         found.append(config)
         figures = pd.DataFrame({"metric": ["any"], "method": ["any"], "images": [1]})
-        summary = Summary(figures, {}, [], [], [], "any", 0.95, 1, 0)
+        summary = Summary(figures, {}, [], [], [], "any", 1, 0)
         return Evaluation("out", None, summary, (), {})
 
     monkeypatch.setattr(captum_clip.evaluation, "run_study", study)

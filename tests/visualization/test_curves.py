@@ -154,7 +154,7 @@ def test_bands_are_means_with_their_intervals() -> None:
 
 
 def summary(methods: list[str], reference: str, *baselines: str) -> Summary:
-    return Summary(None, {}, methods, baselines, (), reference, 0.95, resamples=50, seed=0)
+    return Summary(None, {}, methods, baselines, (), reference, resamples=50, seed=0)
 
 
 def test_perturbation_curves_say_what_they_show() -> None:
