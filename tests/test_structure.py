@@ -30,9 +30,9 @@ TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.ite
 
 
 MOST = {
-    "lines of code of the package": 19_200,
-    "lines of the package": 29_300,
-    "lines of code of the core": 10_100,
+    "lines of code of the package": 18_000,
+    "lines of the package": 27_800,
+    "lines of code of the core": 9_700,
     "tests": 5_000,
 }
 """Nothing grows unseen: a higher bound is a diff that somebody reads."""
