@@ -5,6 +5,7 @@ tensors are computed with in float32, and autocast is off, so a map depends on n
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,22 @@ def value_products(read: AttentionRead, vectors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def features_mixture(read: AttentionRead) -> tuple[Tensor, Tensor, Tensor]:
+    """A mixture (B, C) of the tokens of a ResNet's pool, the same of its values (B, H d), and more.
+
+    That is the first token, the mean of the features (B, C), with which it asks.
+    """
+    features = to_float32(read.features.detach()).flatten(2).mT  # (B, N, C)
+    positions: Any = read.attention.positions
+    tokens = torch.cat([features.mean(1, keepdim=True), features], 1) + positions.to(features.dtype)
+    weights = torch.linspace(-1, 2, tokens.shape[1], device=tokens.device).to(tokens)
+    weights = weights / weights.sum()  # so that a bias stays as it is
+    mixed = torch.einsum("s,bsc->bc", weights, tokens)
+    values = torch.einsum("s,bhsd->bhd", weights, to_float32(read.value)).flatten(1)
+    return mixed, values.to(read.value.dtype), tokens[:, 0]
+
+
+@torch.no_grad()
 def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = False) -> Tensor:
     r"""The gradient (K, B, C) of a shift of all features that a ResNet's attention pool reads.
 
@@ -56,7 +73,7 @@ def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = Fa
     """
     query_map, _, value_map = read.attention.input_maps()
     shift = gradient @ value_map.weight.to(gradient.dtype)
-    if detached or read.key is None:
+    if detached:
         return shift
     weights = row_gradient(read, gradient)
     logits = read.row * (weights - (read.row * weights).sum(-1, keepdim=True))

@@ -5,6 +5,7 @@ points of that graph. What a map leaves out is seen to have no gradient.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -274,7 +275,8 @@ def pooled_embedding(
     if isinstance(tower, ResNetTower):
         see = None if visit is None else visit[1]
         run = call.run(record_resnet(tower, visit=see, readout=call.readout))
-        return _with_token(tower, embedded_scores(tower, run, run.record.features))
+        below = run.record.reads[0].out if run.record.reads else run.record.features
+        return _with_token(tower, embedded_scores(tower, run, below, _beyond(tower, run)))
     assert isinstance(tower, TransformerTower)
     last = len(tower.attentions) - 1
     leaf: Any = last if tower.pooling == "attention" else "block"
@@ -284,7 +286,7 @@ def pooled_embedding(
     return _with_token(tower, embedded_scores(tower, run, below, _beyond(tower, run)))
 
 
-def _beyond(tower: TransformerTower, run: Pass) -> Callable[[Tensor], bool]:
+def _beyond(tower: Tower, run: Pass) -> Callable[[Tensor], bool]:
     """Whether a gradient at what is pooled reaches more than the pooled token or query."""
     if tower.pooling == "mean":
         return lambda whole: False
@@ -401,45 +403,48 @@ def resnet_gradient(
     A shift of all positions, since Grad-CAM needs the gradient only through its mean over them;
     `detached` takes the weights of an attention pool as constants.
     """
-    try:
+    with suppress(UnsupportedModelError):  # of a pool that cannot be read
         run = call.run(record_resnet(tower, visit=lambda _, read: read, readout=call.readout))
-        shift = _shift_gradient(tower, run, detached)
-    except UnsupportedModelError as error:  # of a pool that cannot be read
-        if detached:
-            raise _not_detached() from error
-        run, shift = call.run(record_resnet(tower, readout=call.readout)), None
-    if shift is None and detached:
-        raise _not_detached()
-    return run, run.stacked_gradients(run.record.features).sum((-2, -1)) if shift is None else shift
+        if (shift := _shift_gradient(tower, run, detached)) is not None:
+            return run, shift
+    if detached:
+        raise UnsupportedModelError(
+            "attention='detached' needs a score of the pool's output alone, and its weights; leave "
+            "it out."
+        )
+    # the whole gradient, from the features on
+    run = call.run(record_resnet(tower, readout=call.readout))
+    return run, run.stacked_gradients(run.record.features).sum((-2, -1))
 
 
 def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor | None:
     """The gradients (K', B, C) of a shift, from those at the heads of the pool or at the mean.
 
-    None unless the gradient of a mixture of the scores, which led through the pool, is theirs.
+    None unless the gradient of a mixture of the scores is theirs, and values and the query of the
+    pool are what its weights make of the features.
     """
     record, read = run.record, run.record.visited.get(0)
+    below = record.features if read is None else record.reads[0].out
     try:
-        embedded = embedded_scores(tower, run, record.features)
+        embedded = embedded_scores(tower, run, below, _beyond(tower, run))
     except ReadsMoreError:
         return None
-    features = to_float32(record.features.detach())
+    features, whole = to_float32(record.features.detach()), embedded.mixture
     with autocast_disabled(features):
         token = features.mean((-2, -1)) if read is None else mha.heads_output(read)
         steps = () if read is None else read.attention.merge_steps()
         embedding = run_steps((*steps, *embedded.head(tower)), token.requires_grad_())
         gradients = partial(grad, embedding, token, retain_graph=True)
         at_token = batched(gradients, embedded.gradient.to(embedding.dtype), token)
-        shift = at_token if read is None else mha.shift_gradient(read, at_token)
-        off = torch.einsum("k,kbc->bc", run.weights.to(shift), shift)
-        whole = to_float32(embedded.mixture).sum((-2, -1))
-        if not _agree(record, off, whole.to(embedded.mixture.dtype)):
+        mixed = torch.einsum("k,kbc->bc", run.weights.to(at_token), at_token)
+        whole = whole.sum((-2, -1)) if read is None else read.select(whole).flatten(1)
+        pairs = [(mixed, whole)]
+        if read is not None:
+            query_map, _, value_map = read.attention.input_maps()
+            tokens, values, first = mha.features_mixture(read)
+            # of an attention that shows no queries the output's shape is none of theirs
+            query = read.out[..., 0] if read.query is None else read.select(read.query).flatten(1)
+            pairs += [(value_map(tokens), values), (query_map(first), query)]
+        if not all(_agree(record, made, returned) for made, returned in pairs):
             return None
-        return mha.shift_gradient(read, at_token, detached=True) if read and detached else shift
-
-
-def _not_detached() -> UnsupportedModelError:
-    return UnsupportedModelError(
-        "attention='detached' needs a score of the pool's output alone, and the pool's weights; "
-        "leave it out."
-    )
+        return at_token if read is None else mha.shift_gradient(read, at_token, detached=detached)

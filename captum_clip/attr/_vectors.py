@@ -97,26 +97,14 @@ def _spread(
 
     with p the positions, which no image changes; :math:`a_0 c_0` is of no position.
     """
-    features = to_float32(read.features.detach()).flatten(2).mT  # (B, N, C)
     positions: Any = read.attention.positions
-    count = features.shape[1]
-    # some mixture of the tokens goes along, to see that the values are those of the features
-    mixture = torch.linspace(-1, 2, 1 + count, device=value.device).to(value)
-    mixture[0] += 0.5
-    tokens = torch.cat([features.mean(1, keepdim=True), features], 1)
-    mixed = torch.einsum("s,bsc->bc", mixture, tokens)
-    values = read.attention.input_maps()[2]
-    weight, bias = values.to(value.dtype)
-    mapped = torch.cat([positions.to(value.dtype), mixed]) @ weight.mT
-    mapped = split_heads(mapped, value.shape[1])
-    placed, mixed = mapped[: 1 + count], mapped[1 + count :]
-    if bias is not None:
-        placed = placed + split_heads(bias, value.shape[1])
-    placed = placed.transpose(0, 1)  # (H, 1 + N, d)
+    count = len(positions) - 1
+    # a mixture of the tokens goes along, to see that the values are those of the features
+    mixed, returned, _ = mha.features_mixture(read)
+    mapped = read.attention.input_maps()[2](torch.cat([positions.to(value.dtype), mixed]))
+    read.compare(read.name, mapped[1 + count :], returned)
+    placed = split_heads(mapped[: 1 + count], value.shape[1]).transpose(0, 1)  # (H, 1 + N, d)
     plain = value - placed
-    made, sizes = (torch.einsum("s,bhsd->bhd", mixture, each).flatten(1) for each in (plain, value))
-    made = made.to(read.value.dtype)
-    read.compare(read.name, mixed.flatten(1), made, made, sizes)  # rounded as the values are
     plain, others = plain[:, :, 1:], value[:, :, 1:]
     first = row[..., :1]
     extra = first * placed[:, 0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -382,10 +382,14 @@ def record_resnet(
 ) -> Iterator[Recording]:
     """Record the last stage of a ResNet tower, whose forward runs inside the ``with``.
 
-    There is no graph up to there, and one from there on. With `visit` the attention pool is read.
+    There is no graph up to there, and one from there on. With `visit` an attention pool is read,
+    and the graph begins at its heads' outputs.
     """
+    reads_pool = visit is not None and tower.pooling_head is not None
 
     def begin(_: Arguments, features: Tensor) -> Tensor:
+        if reads_pool:  # a score may read the features beside the pool
+            return record.probed(features.clone())
         record.begun = True
         return as_leaf(features).clone()
 
@@ -393,19 +397,24 @@ def record_resnet(
         record.go_on()
         record.features = features
         record.count = tower.prefix + features.shape[-2] * features.shape[-1]
-        return features.clone()  # what follows may work in place
+        # a clone, since what follows may work in place
+        return record.probed(features.clone()) if reads_pool else features.clone()
 
-    def see(index: int, read: AttentionRead) -> None:
+    def see(index: int, read: AttentionRead) -> Tensor | None:
         # without features the stage ran without its hooks, which is told at the end
-        if visit is not None and record.features.ndim == 4:
-            record.visited[index] = visit(index, read.detach())
+        if visit is None or record.features.ndim != 4:
+            return None
+        record.visited[index] = visit(index, read.detach())
+        # a backward through the pool's values and keys would cost a tenth of the forward
+        record.reads[index], record.begun = replace(read, out=as_leaf(read.out)), True
+        return record.reads[index].out.clone()
 
     with recording(tower, gradient=True) as (hooks, record):
         # a hook of the user's may keep what is then the beginning of the graph, or change it
         hooks.after(tower.stage, begin, "The last stage", first=True)
         hooks.after(tower.stage, leave)
         watch = Watch(tower.noun)
-        if visit is not None:
+        if reads_pool:
             plan_attentions(hooks, record, watch, range(len(tower.attentions)), see)
         plan_embedding(hooks, record, tower, readout)
         try:
