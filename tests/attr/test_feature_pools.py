@@ -66,3 +66,32 @@ def test_a_pool_that_uses_other_numbers_than_its_weights_is_seen(part: str) -> N
     finally:
         del pool.forward
     assert shift is None
+
+
+def test_a_position_of_a_mean_is_taken_less_the_mean_token() -> None:
+    """Each through its own norm: the deviation is that of the token, not that of the difference."""
+    built = cases.built("open_clip_vit_mean", torch.float64)
+    visual: Any = built.model.visual
+    images, embeddings = cases.images("open_clip_vit_mean", torch.float64), cases.embeddings()
+    outputs: list[torch.Tensor] = []
+    handle = visual.transformer.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    with torch.no_grad():
+        embedded = visual(images)
+    handle.remove()
+    tokens = outputs[0][:, 1:]
+    scale = (tokens.var(-1, correction=0, keepdim=True) + visual.ln_post.eps).rsqrt()
+    apart = tokens - tokens.mean(1, keepdim=True)
+    normed = (apart - apart.mean(-1, keepdim=True)) * scale * visual.ln_post.weight
+    unit = embeddings.to(normed) / embeddings.to(normed).norm(dim=-1, keepdim=True)
+    wanted = torch.einsum("bsd,de,ke->bks", normed, visual.proj, unit) / tokens.shape[1]
+    wanted = wanted / embedded.norm(dim=-1)[:, None, None]
+    method = DirectContribution(ClipSimilarity(built.load(), targets.embedding(embeddings)))
+    maps = method.attribute_targets(images, baseline="mean")
+    torch.testing.assert_close(maps.flatten(2), wanted.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_features_less_their_mean_add_up_to_nothing() -> None:
+    """In a network that averages them; the map itself is not zero."""
+    _, call = run("timm_convnext", torch.float64)
+    maps = DirectContribution(call.forward).attribute_targets(call.images[0], baseline="mean")
+    assert maps.sum((-2, -1)).abs().max() < 1e-12 < 1e-4 < maps.abs().max()
