@@ -409,8 +409,7 @@ def resnet_gradient(
             return run, shift
     if detached:
         raise UnsupportedModelError(
-            "attention='detached' needs a score of the pool's output alone, and its weights; leave "
-            "it out."
+            "attention='detached' needs a score of the pool's output alone; leave it out."
         )
     # the whole gradient, from the features on
     run = call.run(record_resnet(tower, readout=call.readout))
@@ -425,6 +424,9 @@ def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor | N
     """
     record, read = run.record, run.record.visited.get(0)
     below = record.features if read is None else record.reads[0].out
+    # written-out attention shows its weights, and not the scale of its products
+    if read is not None and read.weights is not None:
+        return None
     try:
         embedded = embedded_scores(tower, run, below, _beyond(tower, run))
     except ReadsMoreError:
@@ -442,8 +444,7 @@ def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor | N
         if read is not None:
             query_map, _, value_map = read.attention.input_maps()
             tokens, values, first = mha.features_mixture(read)
-            # of an attention that shows no queries the output's shape is none of theirs
-            query = read.out[..., 0] if read.query is None else read.select(read.query).flatten(1)
+            query = read.select(read.query).flatten(1)
             pairs += [(value_map(tokens), values), (query_map(first), query)]
         if not all(_agree(record, made, returned) for made, returned in pairs):
             return None

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from captum.attr import LayerGradCam
 
-from captum_clip import ClipSimilarity, DirectContribution, targets
+from captum_clip import ClipGradCam, ClipSimilarity, DirectContribution, targets
 from captum_clip.attr import _engine
 from captum_clip.attr._call import Call, many_columns
 from captum_clip.errors import UnsupportedModelError
@@ -95,3 +96,29 @@ def test_features_less_their_mean_add_up_to_nothing() -> None:
     _, call = run("timm_convnext", torch.float64)
     maps = DirectContribution(call.forward).attribute_targets(call.images[0], baseline="mean")
     assert maps.sum((-2, -1)).abs().max() < 1e-12 < 1e-4 < maps.abs().max()
+
+
+def test_a_pool_with_a_temperature_of_its_own_is_explained_as_it_computes() -> None:
+    """The scale of written-out attention is not shown, so the whole gradient is taken."""
+    tower, call = run("open_clip_resnet", torch.float64)
+    pool = tower.module.attnpool
+
+    def warm(features: torch.Tensor) -> torch.Tensor:
+        tokens = features.flatten(2).mT
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + pool.positional_embedding
+        query, key, value = (
+            linear(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+            for linear in (pool.q_proj, pool.k_proj, pool.v_proj)
+        )
+        weights = (query @ key.mT * (0.3 * query.shape[-1] ** -0.5)).softmax(-1)
+        heads = (weights @ value).transpose(1, 2).flatten(2)
+        result: torch.Tensor = pool.c_proj(heads)[:, 0]
+        return result
+
+    pool.forward = warm
+    try:
+        maps = ClipGradCam(call.forward).attribute(call.images[0], target=1)
+        wanted = LayerGradCam(call.forward, tower.stage).attribute(call.images[0], target=1)
+    finally:
+        del pool.forward
+    torch.testing.assert_close(maps, wanted.detach(), rtol=1e-9, atol=1e-12)
