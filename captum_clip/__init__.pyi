@@ -23,6 +23,7 @@ from .attr import LastGradAttention as LastGradAttention
 from .attr import LayerAttention as LayerAttention
 from .attr import LeGrad as LeGrad
 from .attr import PatchSimilarity as PatchSimilarity
+from .attr import ReaderRemoval as ReaderRemoval
 from .explaining.classify import classify as classify
 from .explaining.explain import explain as explain
 from .explaining.explanation import Comparison as Comparison

@@ -14,6 +14,7 @@ from .contributions import ConservativePropagation, DirectContribution
 from .interactions import DirectInteraction, InteractionRest
 from .last_layers import GradEclip, LeGrad, PatchSimilarity
 from .registry import METHODS, register
+from .removal import ReaderRemoval
 
 __all__ = [
     "METHODS",
@@ -32,6 +33,7 @@ __all__ = [
     "LayerAttention",
     "LeGrad",
     "PatchSimilarity",
+    "ReaderRemoval",
     "ResNetAttribution",
     "ViTAttribution",
     "register",
@@ -45,6 +47,7 @@ for _method in (
     LastGradAttention,
     DirectContribution,
     ConservativePropagation,
+    ReaderRemoval,
     LeGrad,
     GradEclip,
     PatchSimilarity,

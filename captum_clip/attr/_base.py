@@ -122,6 +122,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             if value is not None or None not in choices:
                 check_choice(value, [c for c in choices if c is not None], name=f"`{name}`")
 
+    def _check_similarity(self) -> None:
+        """Refuse vectors of a forward function whose embedding is not known."""
+        is_similarity = isinstance(self.forward_func, Similarity)
+        advice = "which embedding a forward function of your own scores is not known"
+        expect(is_similarity, "a ClipSimilarity or a TextSimilarity", self.forward_func, advice)
+
     def _layers(self, start_layer: int) -> range:
         """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""
         assert isinstance(self._tower, TransformerTower)

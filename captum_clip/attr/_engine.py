@@ -115,7 +115,7 @@ def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
     except (RuntimeError, ValueError, IndexError, TypeError):  # of a module that needs all tokens
         return None
     made = (attended, record.returned[last]), (token, record.pooled.read(returned))
-    if not all(_agree(record, *pair) for pair in (*made, (embedding, embedded.embedding))):
+    if not all(agree(record, *pair) for pair in (*made, (embedding, embedded.embedding))):
         return None
     try:
         gradients = partial(grad, embedding, heads, retain_graph=True)
@@ -125,7 +125,7 @@ def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
 
 
 @torch.no_grad()
-def _agree(record: Recording, made: Tensor, returned: Tensor) -> bool:
+def agree(record: Recording, made: Tensor, returned: Tensor) -> bool:
     """Whether something was computed again as it ran."""
     if made.shape != returned.shape:
         return False
@@ -446,6 +446,6 @@ def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor | N
             tokens, values, first = mha.features_mixture(read)
             query = read.select(read.query).flatten(1)
             pairs += [(value_map(tokens), values), (query_map(first), query)]
-        if not all(_agree(record, made, returned) for made, returned in pairs):
+        if not all(agree(record, made, returned) for made, returned in pairs):
             return None
         return at_token if read is None else mha.shift_gradient(read, at_token, detached=detached)

@@ -25,7 +25,7 @@ from ..models.towers import Tower
 from ..recording import AttentionRead, Recording
 from . import _attention as mha
 from ._call import Call, Computed
-from ._engine import PooledEmbedding, pooled_embedding
+from ._engine import PooledEmbedding, Visits, pooled_embedding
 
 
 class HeadVectors(NamedTuple):
@@ -150,12 +150,19 @@ class Rows(NamedTuple):
         return self.embedded.run.record
 
 
-def pooled_rows(tower: Tower, call: Call, layers: range, centred: bool) -> Rows:
-    """Run once, and read the pooled row of the attentions of some layers, or a mean."""
+def pooled_rows(
+    tower: Tower, call: Call, layers: range, centred: bool, visit: Visits | None = None
+) -> Rows:
+    """Run once, and read the pooled row of the attentions of some layers, or a mean.
+
+    A `visit` of one's own returns None for other layers.
+    """
     stream = range(layers.start, min(layers.stop, len(tower.layers)))
-    visit = partial(PooledRow.of, centred=centred)
-    embedded = pooled_embedding(tower, call, (layers, visit), stream=stream)
-    head, rows, token = embedded.head(tower), embedded.run.record.visited, embedded.token
+    visit = visit or (layers, partial(PooledRow.of, centred=centred))
+    embedded = pooled_embedding(tower, call, visit, stream=stream)
+    visited = embedded.run.record.visited.items()
+    rows = {index: row for index, row in visited if row is not None}
+    head, token = embedded.head(tower), embedded.token
     if tower.pooling == "mean":
         with torch.no_grad(), autocast_disabled(token):
             row = _mean_row(tower, embedded, centred)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from .. import targets
-from ..checks import check_choice, check_flag, expect
+from ..checks import check_choice, check_flag
 from ..errors import InputError, public
 from ..maps import autocast_disabled, to_float32
 from ..models import ClipAdapter
@@ -302,9 +302,7 @@ class DirectContribution(ClipAttribution):
             >>> torch.allclose(vectors @ horse.embeddings[0], direct.attribute(images)[:, 0])
             True
         """
-        is_similarity = isinstance(self.forward_func, Similarity)
-        advice = "which embedding a forward function of your own scores is not known"
-        expect(is_similarity, "a ClipSimilarity or a TextSimilarity", self.forward_func, advice)
+        self._check_similarity()
         check_flag("return_rest", return_rest)
         check_choice(per, ("position", "head"), name="`per`")
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}

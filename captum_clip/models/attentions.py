@@ -158,6 +158,16 @@ class AttentionLayer(Attention):
         # MaPLe's blocks take a list of the tokens and their prompts
         return self.batch_first(tensor_in(next(iter((*args, *kwargs.values())))))
 
+    def with_residual(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tokens: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The block's arguments with other tokens (B, n, D) in the place of its own."""
+        tokens = self.batch_first(tokens)
+        if args:
+            return (with_tensor(args[0], tokens), *args[1:]), dict(kwargs)
+        name = next(iter(kwargs))
+        return (), {**kwargs, name: with_tensor(kwargs[name], tokens)}
+
     def branch(self) -> tuple[Step, ...]:
         """See `Attention`."""
         return self._steps(self.branch_paths)

@@ -4,7 +4,15 @@ The only place that hooks a model or watches the functions of torch. A forward r
 a map is made of has run, and is read where it ran.
 """
 
-from .forwards import read_pool, record_features, record_resnet, record_vit
+from .forwards import (
+    Arrivals,
+    arrivals,
+    read_pool,
+    record_features,
+    record_resnet,
+    record_vit,
+    run_blocks,
+)
 from .gates import record_held, refuse_nonlinear
 from .hooks import is_compiled, with_whole_graph
 from .reads import AttentionRead
@@ -12,9 +20,11 @@ from .records import NOTHING, Recording, Visit
 
 __all__ = [
     "NOTHING",
+    "Arrivals",
     "AttentionRead",
     "Recording",
     "Visit",
+    "arrivals",
     "is_compiled",
     "read_pool",
     "record_features",
@@ -22,5 +32,6 @@ __all__ = [
     "record_resnet",
     "record_vit",
     "refuse_nonlinear",
+    "run_blocks",
     "with_whole_graph",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
 
@@ -137,6 +138,59 @@ class AttentionRead:
             returned = (out @ vector).to(self.out.dtype).flatten(1)
             self.compare(self.name, made, returned, out.flatten(1))
             return matrix
+
+    @torch.no_grad()
+    def asked(
+        self, query: Tensor, hidden: Tensor, own: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """The heads' outputs (B, H, G, n, d) for other queries (B, H, G, n, d), of G groups.
+
+        A query sees what the pooled row saw, without the tokens `hidden` (B or 1, G, s) from its
+        group, and its group's `own` keys and values (B, H, G, n, d), without hidden ones (B, G, n).
+        """
+        factor, bias = self._pooled_bias
+        with autocast_disabled(query):
+            assert self.key is not None
+            rows, shape = to_float32(query) * factor, query.shape[:4]
+            logits = (rows.flatten(2, 3) @ to_float32(self.key).mT).reshape(*shape, -1)
+            logits = logits + bias[:, :, None, None]
+            logits = logits.masked_fill(hidden[:, None, :, None], -torch.inf)
+            count = logits.shape[-1]
+            if own is not None:
+                key, value, shut = own
+                beside = rows @ to_float32(key).mT
+                beside = beside.masked_fill(shut[:, None, :, None], -torch.inf)
+                logits = torch.cat([logits, beside], -1)
+            unseen = logits.isneginf().all(-1, keepdim=True)
+            weights = logits.softmax(-1).masked_fill(unseen, 0)
+            others = weights[..., :count].flatten(2, 3) @ to_float32(self.value)
+            out = others.reshape(*shape, -1)
+            return out if own is None else out + weights[..., count:] @ to_float32(value)
+
+    @cached_property
+    def _pooled_bias(self) -> tuple[float, Tensor]:
+        """The factor of the pooled row's products, and what is added to them (B, H, s)."""
+        if self.query is None or self.key is None:
+            raise UnsupportedModelError(
+                f"{self.name} shows no queries and keys, so it cannot be asked again; take "
+                "another method, such as direct."
+            )
+        query, key, factor = self.product()
+        bias = query.new_zeros((*key.shape[:2], key.shape[2]))
+        if self.weights is None:
+            addend = self._bias(query.dtype)
+            return factor, bias if addend is None else self.select(addend)
+        # written-out attention shows its weights, and not the scale of its products
+        row = self.any_row()
+        unseen = row <= 0
+        products = (key * self.select(query)[..., None, :]).sum(-1)
+        count = (~unseen).sum(-1, keepdim=True)
+        pair = (each.masked_fill(unseen, 0) for each in (products, row.log()))
+        made, logits = (
+            (each - each.sum(-1, keepdim=True) / count).masked_fill(unseen, 0) for each in pair
+        )
+        factor = float((made * logits).sum() / made.square().sum().clamp(min=1e-30))
+        return factor, bias.masked_fill(unseen, -torch.inf)
 
     def product(self) -> tuple[Tensor, Tensor, float]:
         """Queries, keys and the factor of their products."""

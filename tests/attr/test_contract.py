@@ -18,6 +18,7 @@ VIT_METHODS = [
     Case("DirectContribution", {}),
     Case("DirectContribution", {"depth": "token"}),
     Case("ConservativePropagation", {}),
+    Case("ReaderRemoval", {"readers": 2}),
     Case("LeGrad", {}),
     Case("GradEclip", {}),
     Case("PatchSimilarity", {"attention": "kk"}),
@@ -44,6 +45,7 @@ FORMULAS = [
     *((case, "hf_vit", "similarity") for case in VIT_METHODS),
     (Case("LastGradAttention", {}), "open_clip_vit_mean", "similarity"),
     (Case("DirectContribution", {}), "open_clip_resnet", "similarity"),
+    (Case("ReaderRemoval", {}), "open_clip_resnet", "similarity"),
     (Case("CamFamily", {"variant": "LayerCAM"}), "open_clip_resnet", "similarity"),
 ]
 
@@ -52,6 +54,7 @@ OWN_ORACLES = {
     "DirectContribution": "test_direct.py",
     "ConservativePropagation": "test_conservative.py",
     **dict.fromkeys(("LeGrad", "GradEclip", "PatchSimilarity"), "test_others_methods.py"),
+    "ReaderRemoval": "test_removal.py",
     "CamFamily": "test_cam_family.py",
 }
 CHECKED = [

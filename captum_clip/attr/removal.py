@@ -1,0 +1,465 @@
+"""Removal at the reader: what the score loses if the token that is read may not see a region."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import override
+
+from ..checks import check_integer, expect
+from ..errors import InputError, UnsupportedModelError, public
+from ..maps import autocast_disabled, to_float32
+from ..models.steps import pull_back, run_steps, split_heads
+from ..models.towers import Tower, TransformerTower
+from ..recording import Arrivals, AttentionRead, Recording, arrivals, read_pool, run_blocks
+from . import _attention as mha
+from ._base import ClipAttribution
+from ._call import Call, Columns, Computed, many_columns
+from ._engine import PooledEmbedding, agree, pooled_embedding
+from ._vectors import PooledRow, Rows, pooled_rows, products, pulled_rows
+
+Share = Literal["direct", "cells", None]
+
+
+@final
+class ReaderRemoval(ClipAttribution):
+    r"""What the score loses if the token that is read may not look at a window (F18).
+
+    The reader, CLS or a pooling head's query, runs once more for each window w of cells, with the
+    keys and values of all other tokens as they were,
+
+    .. math:: z \leftarrow z + W_O \, \mathrm{softmax}(q K + \log 1[j \notin w]) V, \quad
+        z \leftarrow z + \mathrm{MLP}(z)
+
+    in every layer, then norm, projection and length: softmax, norms and MLPs are exact. A window's
+    loss is :math:`L_w = t \cdot (\hat e - \hat e_w)`, signed. The mean token that asks in the pool
+    of a CLIP ResNet is made without w; a mean of tokens leaves those of w out.
+
+    A cell's value is the mean over the windows that hold it of its share in their losses. It is
+    **not additive**: windows overlap, and what two of them lose together is not the sum. It answers
+    "what if it were gone?" of the reader alone, since other tokens have seen the window before.
+    With a forward function of your own the score is taken as linear in the unit embedding.
+
+    One forward, and of a further one the share that the readers have among the tokens: for a
+    ViT-B/32 as much again for 49 windows; nearly nothing for pooling heads, ResNets and means.
+
+    Options, keyword-only:
+
+    - ``window``: side of a window in cells, odd; by default the largest odd share of the side up to
+      that of 3 in 7. In a text one token.
+    - ``stride``: from one window's centre to the next; by default such that a side has about 7.
+    - ``readers``: number of patches, those that the reader looks at most, that run anew as well.
+      With all of them it is the forward without the window's keys.
+    - ``share``: "direct", in proportion to what :class:`DirectContribution` gives the cells of the
+      loss's sign; "cells", in equal parts; None, the whole loss for each cell.
+
+    Raises:
+        UnsupportedModelError: an attention that shows no queries and keys, or whose reader does not
+            give what it gave when it is run once more.
+
+    Source: ours; attention knockout (Geva et al. 2023, arXiv:2304.14767) at the token that is read.
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, ReaderRemoval, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> ReaderRemoval(forward).attribute_targets(images).shape
+        torch.Size([1, 2, 7, 7])
+    """
+
+    name = "removal"
+    towers = ("vit", "resnet", "text")
+    signed = True
+
+    @override
+    def _compute(
+        self,
+        call: Call,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        readers: int = 0,
+        share: Share = "direct",
+    ) -> Computed:
+        reader = _Reader.of(self._tower, call, readers, rows=share == "direct")
+        windows = self._windows(reader.record, window, stride)  # (W, N)
+        run, direction = reader.embedded.run, reader.embedded.direction
+        with torch.no_grad(), autocast_disabled(reader.embedded.token):
+            losses = products(reader.losses(windows[None]), direction.rows)  # (K', B, W)
+            cells = windows.to(losses)
+            count = cells.sum(0).clamp(min=1)
+            equal = (losses if share is None else losses / cells.sum(1)) @ (cells / count)
+            if share != "direct":
+                return run.computed(reader.padded(equal))
+            direct = reader.direct()[..., reader.record.span]  # (K', B, N)
+            maps = torch.zeros_like(equal)
+            for sign in (1, -1):
+                own, lost = (sign * direct).clamp(min=0), (sign * losses).clamp(min=0)
+                whole = own @ cells.T  # (K', B, W)
+                # a window without a cell of that sign
+                plain = torch.where(whole > 0, 0, lost / cells.sum(1))
+                shares = torch.where(whole > 0, lost / whole.clamp(min=1e-30), 0)
+                maps += sign * (own * (shares @ cells) + plain @ cells) / count
+            return run.computed(reader.padded(maps))
+
+    @classmethod
+    @override
+    def check_options(cls, **options: Any) -> None:
+        super().check_options(**options)
+        window, stride = options.get("window"), options.get("stride")
+        for name, value in (("window", window), ("stride", stride)):
+            if value is not None:
+                check_integer(name, value, least=1)
+        expect(window is None or window % 2 == 1, "an odd `window`, which has a centre", window)
+        check_integer("readers", options.get("readers", 0), least=0)
+
+    @override
+    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
+        return record.on_grid(values.transpose(0, 1))
+
+    def _windows(self, record: Recording, window: int | None, stride: int | None) -> Tensor:
+        """The windows (W, N) of the cells of a grid, or of the tokens of a text."""
+        assert record.size is not None
+        is_text = self._tower.kind == "text"
+        sides = record.size[1:] if is_text else self._tower.grid(*record.size)
+        windows = torch.ones(1, 1, dtype=torch.bool, device="cpu")
+        for side in sides:
+            width = window or (1 if is_text else 2 * round(3 * side / 14 - 0.5) + 1)
+            step = stride or (1 if is_text else -(-side // 7))
+            expect(step <= width, f"a `stride` of at most the window's {width} cells", step)
+            centres = torch.arange(step // 2, side, step, device="cpu")
+            near = (torch.arange(side, device="cpu") - centres[:, None]).abs() <= width // 2
+            windows = torch.kron(windows, near)
+        return windows
+
+    @public("losses_of")
+    def losses_of(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        masks: Tensor,
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        readers: int = 0,
+    ) -> Tensor:
+        r"""What the scores lose without each of M regions, (B, K, M), such as objects of SAM.
+
+        .. math:: L_m = t \cdot (\hat e - \hat e_m)
+
+        at the price of as many windows. An empty mask loses nothing.
+
+        Args:
+            inputs: as in `attribute`.
+            masks: (M, h, w) or (B, M, h, w) bool, on the grid or of the images' size, where a cell
+                counts if half of it is covered, or as much as of the cell that is covered most. Of
+                texts (M, T) or (B, M, T).
+            targets: indices of scores; None for all.
+            additional_forward_args: further arguments of the forward function.
+            readers: as the class has it.
+
+        Raises:
+            InputError: masks of another shape or type.
+        """
+        expect(
+            isinstance(masks, Tensor) and masks.dtype == torch.bool,
+            "a boolean tensor of masks",
+            masks,
+        )
+        compute = partial(self._compute_losses, masks=masks)
+        select = partial(many_columns, targets)
+        options = {"readers": readers}
+        return self._run(inputs, additional_forward_args, select, options, compute, False).values
+
+    def _compute_losses(self, call: Call, *, masks: Tensor, readers: int) -> Computed:
+        reader = _Reader.of(self._tower, call, readers)
+        losses = reader.losses(self._cells(reader.record, masks))
+        values = products(losses, reader.embedded.direction.rows)  # (K', B, M)
+        return reader.embedded.run.computed(values.transpose(0, 1))
+
+    def _cells(self, record: Recording, masks: Tensor) -> Tensor:
+        """The cells (B or 1, M, N) of masks."""
+        assert record.size is not None
+        grid: Any = record.size[1:]  # of a text, whose masks are (B, M, T)
+        sizes = {grid}
+        if self._tower.kind != "text":
+            grid = self._tower.grid(*record.size)
+            sizes = {grid, record.size}
+        batched = masks if masks.ndim == 2 + len(grid) else masks[None]
+        fits = len(batched) in (1, record.batch) and batched.shape[2:] in sizes
+        wanted = " or ".join(f"(B, M, {', '.join(map(str, size))})" for size in sizes)
+        expect(fits and batched.ndim == 2 + len(grid), f"masks {wanted}, or without B", masks)
+        if batched.shape[2:] != grid:
+            covered = F.adaptive_avg_pool2d(batched.float(), grid)
+            most = covered.amax((-2, -1), keepdim=True)
+            batched = (covered >= most.clamp(max=0.5)) & (most > 0)
+        return batched.flatten(2)
+
+    @public("vectors")
+    def vectors(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: Any = None,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        readers: int = 0,
+    ) -> Tensor:
+        r"""What the unit embedding loses at each position, (B, h, w, E), of texts (B, T, E).
+
+        .. math:: c_j = \frac{1}{|\{w \ni j\}|} \sum_{w \ni j} (\hat e - \hat e_w)
+
+        so the map of any text with ``share=None`` is one product with its unit embedding.
+
+        Args:
+            inputs: preprocessed images (B, 3, H, W), or token ids (B, T).
+            additional_forward_args: the attention mask of texts.
+            window: as the class has it, like what follows.
+            stride: from one window to the next.
+            readers: number of patches that run anew as well.
+
+        Raises:
+            InputError: a forward function of your own, or an invalid input or option.
+        """
+        self._check_similarity()
+        options = {"window": window, "stride": stride, "readers": readers}
+        select = partial(many_columns, None)
+        compute = self._compute_vectors
+        result = self._run(inputs, additional_forward_args, select, options, compute)
+        return result.values.movedim(1, -1).contiguous()
+
+    def _compute_vectors(
+        self, call: Call, *, window: int | None, stride: int | None, readers: int
+    ) -> Computed:
+        reader = _Reader.of(self._tower, call, readers)
+        windows = self._windows(reader.record, window, stride)
+        losses = reader.losses(windows[None])  # (B, W, E)
+        cells = windows.to(losses)
+        vectors = torch.einsum("bwe,wn->ebn", losses, cells / cells.sum(0).clamp(min=1))
+        return reader.embedded.run.computed(reader.padded(vectors))
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """One forward, and what it takes to run its reader once more.
+
+    Attributes:
+        reads: the attentions that it runs through, by index.
+        arrived: the arguments of the blocks, where tokens run once more.
+        count: number of patches that run anew beside the reader.
+        pooled: the pooled rows, for the shares of `DirectContribution`.
+    """
+
+    tower: Tower
+    embedded: PooledEmbedding
+    reads: dict[int, AttentionRead]
+    arrived: Arrivals
+    count: int
+    pooled: Rows | None = None
+
+    @classmethod
+    def of(cls, tower: Tower, call: Call, readers: int, *, rows: bool = False) -> "_Reader":
+        """Run once; with `rows` the pooled rows are read as well."""
+        _check_readers(tower, readers)
+        last, reads = len(tower.attentions), dict[int, AttentionRead]()
+        # a pool alone reads the tokens, and a mean no attention
+        own = range(last if tower.pooling == "mean" else last - 1, last)
+        own = range(last) if tower.pooling == "cls" else own
+
+        def visit(index: int, read: AttentionRead) -> PooledRow | None:
+            read.watch()
+            reads[index] = read.alone()
+            return PooledRow.of(index, read, centred=False) if rows and index in own else None
+
+        runs = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
+        visits = range(last) if runs else own, visit
+        keep = arrivals(cast(TransformerTower, tower)) if runs else nullcontext(Arrivals())
+        with keep as arrived:
+            if rows:
+                pooled = pooled_rows(tower, call, own, False, visits)
+                return cls(tower, pooled.embedded, reads, arrived, readers, pooled)
+            embedded = pooled_embedding(tower, call, visits)
+        return cls(tower, embedded, reads, arrived, readers)
+
+    @property
+    def record(self) -> Recording:
+        """The recording of the forward."""
+        return self.embedded.run.record
+
+    def direct(self) -> Tensor:
+        """The maps (K', B, s) of direct contribution."""
+        assert self.pooled is not None
+        direction = pull_back(self.pooled.head, self.pooled.token, self.embedded.direction)
+        return pulled_rows(self.pooled, direction, by_layer=False, by_head=False, mlps=False)
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Values (..., s) of all tokens, zero where those of cells (..., N) are none."""
+        span = self.record.span
+        return F.pad(values, (span.start, self.record.count - span.stop))
+
+    @torch.no_grad()
+    def losses(self, cells: Tensor) -> Tensor:
+        """What the unit embedding loses (B, M, E) without each of some regions (B or 1, M, N)."""
+        record, embedded, tower = self.record, self.embedded, self.tower
+        returned, visible = embedded.embedding.detach(), record.pooled.visible
+        hidden = self.padded(cells.to(returned.device)).expand(record.batch, -1, -1)
+        if visible is not None:
+            hidden = hidden & visible[:, None]
+        if tower.pooling == "cls":  # a reader always sees itself
+            hidden = hidden & ~_at(self._reader(), hidden)
+        hides = hidden.any(-1).any(0)
+        # the last group sees everything, so it must give what the forward gave
+        hidden = F.pad(hidden[:, hides], (0, 0, 0, 1))
+        steps = embedded.head(tower)
+        with autocast_disabled(embedded.token):
+            if tower.pooling == "mean":
+                token, steps = self._mean(hidden, steps), steps[tower.steps_before_mean :]
+            elif tower.pooling == "cls":
+                token = self._tokens(hidden, self._positions())[:, :, 0]
+            else:
+                token = self._pool(hidden)
+            made = run_steps(steps, to_float32(token).flatten(0, 1))
+            made = made.view(*token.shape[:2], -1)
+            record.compare("the embedding", made[:, -1], returned.to(embedded.dtype))
+            unit = F.normalize(made, dim=-1)
+        losses = unit.new_zeros(len(unit), len(hides), unit.shape[-1])
+        losses[:, hides] = unit[:, -1:] - unit[:, :-1]
+        return losses
+
+    def _mean(self, hidden: Tensor, steps: tuple[Any, ...]) -> Tensor:
+        """The mean (B, G, D) of the tokens that are left."""
+        tokens = run_steps(steps[: self.tower.steps_before_mean], self.embedded.token)
+        left, visible = ~hidden[:, :, self.tower.prefix :], self.record.pooled.visible
+        left = (left if visible is None else left & visible[:, None]).to(tokens)
+        return left @ tokens / left.sum(-1, keepdim=True).clamp(min=1)
+
+    def _pool(self, hidden: Tensor) -> Tensor:
+        """What the pooling head's attention returns for each group, (B, G, D)."""
+        index = len(self.tower.attentions) - 1
+        read, own = self.reads[index], None
+        assert read.query is not None
+        query = read.select(read.query)[:, :, None, None].expand(-1, -1, hidden.shape[1], -1, -1)
+        if read.attention.positions is not None:
+            query, own = self._mean_token(read, hidden)
+            hidden = hidden | _at(self._reader(), hidden)
+        elif self.count:
+            ids = self._positions()
+            anew = self._tokens(hidden, ids)  # (B, G, n, D)
+            keys = read_pool(self.record, anew.flatten(1, 2))
+            hidden, shut = _apart(hidden, ids)
+            assert keys.key is not None
+            shape = (*keys.key.shape[:2], *anew.shape[1:3], -1)
+            own = keys.key.reshape(shape), keys.value.reshape(shape), shut
+        heads = read.asked(query, hidden, own)[:, :, :, 0].transpose(1, 2).flatten(2)
+        return mha.merged(read.attention, heads.flatten(0, 1)).view(*heads.shape[:2], -1)
+
+    def _mean_token(self, read: AttentionRead, hidden: Tensor) -> tuple[Tensor, Any]:
+        """The query, and keys and values, of the mean of features that asks in a ResNet's pool."""
+        positions = cast(Tensor, read.attention.positions)
+        features = to_float32(read.features.detach()).flatten(2).mT
+        left = (~hidden[:, :, 1:]).to(features)
+        mean = left @ features / left.sum(-1, keepdim=True).clamp(min=1) + positions[0].to(features)
+        query, key, value = (
+            split_heads(each(mean), read.attention.heads).transpose(1, 2)[:, :, :, None]
+            for each in read.attention.input_maps()
+        )
+        return query, (key, value, torch.zeros_like(hidden[:, :, :1]))
+
+    def _reader(self) -> Tensor:
+        """Where the pooled token stands, or the mean of a ResNet's pool, (B, 1)."""
+        rows, device = self.record.pooled.rows, self.embedded.embedding.device
+        first = torch.zeros(self.record.batch, 1, dtype=torch.long, device=device)
+        return first if rows is None else rows[:, None]
+
+    def _positions(self) -> Tensor:
+        """Where the tokens stand that run anew, (B, n): a CLS reader, and those it reads most."""
+        record, last = self.record, len(self.tower.attentions) - 1
+        pools = self.tower.pooling == "attention"
+        rows = [self.reads[last]] if pools else self.reads.values()
+        ids = [] if pools else [self._reader()]
+        if self.count:
+            looked = sum(read.any_row().mean(1)[:, record.span] for read in rows)
+            assert isinstance(looked, Tensor)
+            most = looked.shape[1]
+            expect(self.count <= most, f"`readers` of at most {most} patches", self.count)
+            ids.append(looked.topk(self.count).indices + record.span.start)
+        return torch.cat(ids, 1)
+
+    def _tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Tokens at some places (B, n) as they leave the blocks in each group, (B, G, n, D)."""
+        try:
+            return self._run(hidden, ids, together=True)
+        # of code that counts tokens, or knows their places by a mask or rotary positions
+        except (UnsupportedModelError, RuntimeError, ValueError, IndexError, TypeError):
+            groups = (self._run(each, ids, together=False) for each in torch.split(hidden, 1, 1))
+            return torch.cat([*groups], 1)
+
+    def _run(self, hidden: Tensor, ids: Tensor, *, together: bool) -> Tensor:
+        """The same, of groups side by side in one sequence, or of one group at its places."""
+        record, groups = self.record, (hidden.shape[1], ids.shape[1])
+        tokens = record.transformer.layers[0].residual(*self.arrived[0])
+        old, shut = _apart(hidden, ids)
+        places = ids[:, None, :, None]
+        if together:
+            tokens = torch.take_along_dim(tokens, ids[..., None], 1)[:, None]
+            tokens = tokens.expand(-1, groups[0], -1, -1).flatten(1, 2)
+
+        def own(heads: Tensor) -> Tensor:  # (B, H, G, n, d)
+            if together:
+                return heads.reshape(*heads.shape[:2], *groups, -1)
+            return torch.take_along_dim(heads, places, 2)[:, :, None]
+
+        def attend(index: int, read: AttentionRead) -> Tensor:
+            before = self.reads[index]
+            heads = [read.query, read.key, read.value]
+            if before.key is None or any(each is None for each in heads):
+                raise _unlike(read)
+            query, key, value = map(own, cast(list[Tensor], heads))
+            # where nothing is hidden a token has the key that it had, at first every token
+            was = torch.take_along_dim(before.key, places, 2)[:, :, None].expand_as(key)
+            keys = [each.permute(2, 0, 3, 1, 4).flatten(3) for each in (key, was)]
+            last = slice(None) if index == 0 else slice(-1, None)
+            if (index == 0 or not hidden[:, -1].any()) and not agree(
+                record, *(k[last] for k in keys)
+            ):
+                raise _unlike(read)
+            out = before.asked(query, old, (key, value, shut)).to(read.out.dtype)
+            if together:
+                return out.flatten(2, 3)
+            return read.out.scatter(2, places.expand_as(out[:, :, 0]), out[:, :, 0])
+
+        tokens = run_blocks(record, self.arrived, tokens, attend)
+        if together:
+            return tokens.view(len(ids), *groups, -1)
+        return torch.take_along_dim(tokens, ids[..., None], 1)[:, None]
+
+
+def _at(ids: Tensor, like: Tensor) -> Tensor:
+    """Whether a token is at one of some places (B, n), (B, 1, s) for values (B, G, s)."""
+    return torch.zeros_like(like[:, :1]).scatter(2, ids[:, None], True)
+
+
+def _apart(hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, G, s) that are hidden or run anew, and of the latter (B, G, n) the hidden ones."""
+    return hidden | _at(ids, hidden), torch.take_along_dim(hidden, ids[:, None], 2)
+
+
+def _unlike(read: AttentionRead) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{read.name} makes other keys of the tokens that it had before when they run once more; "
+        "take another method, such as direct."
+    )
+
+
+def _check_readers(tower: Tower, readers: int) -> None:
+    """Refuse further tokens where no reader chooses them."""
+    if readers and (tower.kind != "vit" or tower.pooling == "mean"):
+        raise InputError(
+            "readers: patches run anew beside a vision transformer's CLS token or pooling head, "
+            f"and this {tower.noun} has neither; leave it out."
+        )

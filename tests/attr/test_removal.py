@@ -1,0 +1,321 @@
+"""Removal at the reader equals the library's own forward with the reader's keys masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captum_clip import DirectContribution, ReaderRemoval, TextSimilarity
+from captum_clip.errors import InputError, UnsupportedModelError
+from tests import explicit
+from tests.attr import cases, test_text_side
+from tests.attr.cases import POOLINGS
+
+Forward = Callable[[], Tensor]
+
+
+def arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Any:
+    """Those of torch's attention, by position or by name."""
+    return query, key, value, attn_mask, is_causal
+
+
+def blinded(embed: Forward, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Unit embeddings (B, E) of a forward in which some tokens do not see some keys.
+
+    All others leave every attention as they did before, so their keys and values are what they
+    were. A pooling head has one row, which does not see them either.
+
+    Args:
+        embed: the forward.
+        hidden: (s,), the keys.
+        ids: (B, n), where the tokens stand.
+    """
+    clean: list[Tensor] = []
+    softmax = F.softmax
+
+    def once(*call: Any, **more: Any) -> Tensor:
+        query, key, value, mask, causal = arguments(*call, **more)
+        clean.append(explicit.weights(query, key, mask, causal, more.get("scale")) @ value)
+        return clean[-1]
+
+    with explicit.without_fast_path(), patch.object(F, "scaled_dot_product_attention", once):
+        embed()
+    outputs = iter(clean)
+
+    def without(logits: Tensor) -> Tensor:
+        return logits.masked_fill(F.pad(hidden, (0, logits.shape[-1] - len(hidden))), -torch.inf)
+
+    def again(*call: Any, **more: Any) -> Tensor:
+        query, key, value, mask, causal = arguments(*call, **more)
+        factor = query.shape[-1] ** -0.5 if more.get("scale") is None else more["scale"]
+        logits, before = without(query @ key.mT * factor), next(outputs)
+        if mask is not None:
+            logits = (
+                logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+            )
+        if causal:
+            logits = logits + torch.full(logits.shape[2:], -torch.inf).triu(1)
+        made = torch.softmax(logits, -1).nan_to_num(0) @ value
+        if made.shape[2] != key.shape[2]:
+            return made
+        at = ids[:, None, :, None].expand(-1, made.shape[1], -1, made.shape[3])
+        return before.scatter(2, at, made.gather(2, at))
+
+    def weigh(logits: Tensor, *args: Any, **more: Any) -> Tensor:  # of a pooling head
+        return softmax(without(logits), *args, **more)
+
+    with (
+        explicit.without_fast_path(),
+        patch.object(F, "scaled_dot_product_attention", again),
+        patch.object(F, "softmax", weigh),
+    ):
+        return F.normalize(embed(), dim=-1)
+
+
+def method(name: str, dtype: torch.dtype = torch.float64) -> ReaderRemoval:
+    return ReaderRemoval(cases.similarity(name, dtype))
+
+
+def masks_of(name: str, *cells: list[int]) -> Tensor:
+    grid = cases.adapter(name).tower.grid(*cases.images(name).shape[-2:])
+    masks = torch.zeros(len(cells), grid[0] * grid[1], dtype=torch.bool)
+    for mask, inside in zip(masks, cells, strict=True):
+        mask[inside] = True
+    return masks.unflatten(1, grid)
+
+
+CELLS = [1, 2, 6]
+TOWERS = ["hf_vit", "open_clip_vit", *(n for n, (row, _) in POOLINGS.items() if row != "mean")]
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_losses_equal_a_forward_whose_reader_does_not_see_the_region(name: str) -> None:
+    """Of the reader alone, of it and two patches, and with all patches the masked forward."""
+    row, prefix = POOLINGS.get(name, ("cls", 1))
+    model, pixels = cases.built(name, torch.float64).model, cases.images(name, torch.float64)
+    explained, masks = method(name), masks_of(name, CELLS, [])
+    hidden = F.pad(masks[0].flatten(), (prefix, 0))
+    embed = lambda: cases.embed(model, pixels)  # noqa: E731
+    clean = F.normalize(embed(), dim=-1)
+    count = masks[0].numel()
+    with explicit.explicit_attention(len(pixels)) as attentions:
+        embed()
+    read = attentions[-1:] if row == "attention" else attentions
+    looked = torch.stack([each[:, :, 0, prefix : prefix + count].mean(1) for each in read]).sum(0)
+    # the blocks of BLIP and FLAVA write their attention out, in which a row cannot be exchanged
+    written = name in ("blip", "flava")
+    rtol, atol = (1e-6, 1e-7) if name == "aimv2" else (1e-9, 1e-12)  # its norms are in float32
+    for readers in [count] if written else [0, 2, count]:
+        ids = torch.cat(
+            [torch.zeros(3, row == "cls").long(), looked.topk(readers).indices + prefix], 1
+        )
+        wanted = clean - blinded(embed, hidden, ids)
+        wanted = wanted @ explained.forward_func.embeddings.T
+        found = explained.losses_of(pixels, masks, readers=readers)
+        torch.testing.assert_close(found[..., 0], wanted.detach(), rtol=rtol, atol=atol)
+        assert not found[..., 1].any()
+
+
+def marked(tokens: Tensor, hidden: Tensor) -> Tensor:
+    """Tokens (B, s, D), the hidden ones replaced by the mean of the others."""
+    mean = tokens[:, ~hidden].mean(1, keepdim=True)
+    return torch.where(hidden[None, :, None], mean, tokens)
+
+
+@pytest.mark.parametrize("name", ["timm_convnext", "timm_gap", "open_clip_vit_mean"])
+def test_a_mean_is_that_of_the_others(name: str) -> None:
+    model, pixels = cases.built(name, torch.float64).model, cases.images(name, torch.float64)
+    explained, masks = method(name), masks_of(name, CELLS)
+    hidden, tower = masks[0].flatten(), cases.adapter(name, torch.float64).tower
+
+    def change(module: Any, args: Any, out: Tensor) -> Tensor:
+        if out.ndim == 4:
+            return marked(out.flatten(2).mT, hidden).mT.view_as(out)
+        return torch.cat([out[:, : tower.prefix], marked(out[:, tower.prefix :], hidden)], 1)
+
+    clean = F.normalize(cases.embed(model, pixels), dim=-1)
+    last: Any = tower.stage if tower.kind == "resnet" else tower.layers[-1].block
+    if tower.steps_before_mean:
+        last = tower.head[tower.steps_before_mean - 1]
+    handle = last.register_forward_hook(change)
+    changed = F.normalize(cases.embed(model, pixels), dim=-1)
+    handle.remove()
+    wanted = (clean - changed) @ explained.forward_func.embeddings.T
+    found = explained.losses_of(pixels, masks)[..., 0]
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_pool_of_a_resnet_asks_with_the_mean_of_the_others() -> None:
+    """Written out: the mean token without the region is query, key and value."""
+    name = "open_clip_resnet"
+    small, pixels = cases.built(name, torch.float64), cases.images(name, torch.float64)
+    explained, masks = method(name), masks_of(name, [1, 2, 6])
+    pool, features = small.model.visual.attnpool, []
+    handle = small.model.visual.layer4.register_forward_hook(lambda m, a, out: features.append(out))
+    clean = F.normalize(cases.embed(small.model, pixels), dim=-1)
+    handle.remove()
+    tokens = features[0].flatten(2).mT
+    kept = ~masks[0].flatten()
+    tokens = (
+        torch.cat([tokens[:, kept].mean(1, keepdim=True), tokens], 1) + pool.positional_embedding
+    )
+    tokens = tokens[:, F.pad(kept, (1, 0), value=True)]
+    query, key, value = (
+        each(tokens).unflatten(2, (pool.num_heads, -1)).transpose(1, 2)
+        for each in (pool.q_proj, pool.k_proj, pool.v_proj)
+    )
+    heads = explicit.weights(query[:, :, :1], key) @ value
+    embedding = F.normalize(pool.c_proj(heads[:, :, 0].flatten(1)), dim=-1)
+    wanted = (clean - embedding) @ explained.forward_func.embeddings.T
+    found = explained.losses_of(pixels, masks)[..., 0]
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-9, atol=1e-12)
+
+
+TEXT_MODELS = ["hf_vit", "open_clip_vit", "siglip", "coca", "chinese_clip", "altclip"]
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_words_are_removed_from_the_token_that_a_text_is_read_at(name: str) -> None:
+    forward = test_text_side.similarity(name)
+    ids, mask = test_text_side.inputs(name)
+    assert isinstance(forward, TextSimilarity)
+    explained = ReaderRemoval(forward)
+    masks = torch.zeros(1, ids.shape[1], dtype=torch.bool)
+    masks[0, 2] = True
+    pooled = forward.clip.text_tower.pooled(ids, mask).rows
+    places = torch.zeros(len(ids), 1).long() if pooled is None else pooled[:, None]
+
+    def embed() -> Tensor:
+        return forward.clip.text_features(ids, mask)
+
+    with torch.no_grad():
+        clean = F.normalize(embed(), dim=-1)
+        changed = blinded(embed, masks[0], places)
+    wanted = (clean - changed) @ forward.embeddings.T
+    found = explained.losses_of(ids, masks, None, mask)
+    torch.testing.assert_close(found[..., 0], wanted, rtol=1e-9, atol=1e-12)
+    maps = explained.attribute_targets(ids, None, mask, share=None)
+    torch.testing.assert_close(maps[..., 2], wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_map_is_made_of_its_windows() -> None:
+    """Whole, in equal parts, and in proportion to what direct contribution gives to the sign."""
+    name = "hf_vit"
+    explained, pixels = method(name), cases.images(name, torch.float64)
+    windows = torch.zeros(4, 4, 4, dtype=torch.bool)
+    for index, (row, column) in enumerate((y, x) for y in (1, 3) for x in (1, 3)):
+        windows[index, row - 1 : row + 2, column - 1 : column + 2] = True
+    losses = explained.losses_of(pixels, windows)
+    direct = DirectContribution(explained.forward_func).attribute_targets(pixels)
+    for share in ("direct", "cells", None):
+        wanted = torch.zeros_like(direct)
+        for image in range(len(pixels)):
+            for target in range(cases.COUNT):
+                for cell in [(y, x) for y in range(4) for x in range(4)]:
+                    inside = [n for n, window in enumerate(windows) if window[cell]]
+                    for n in inside:
+                        loss, signed = losses[image, target, n], direct[image, target]
+                        part = 1 / int(windows[n].sum())
+                        own = (signed * loss.sign()).clamp(min=0)
+                        if share == "direct" and own[windows[n]].sum() > 0:
+                            part = own[cell] / own[windows[n]].sum()
+                        part = part if share else 1
+                        wanted[image, target][cell] += loss * part / len(inside)
+        found = explained.attribute_targets(pixels, window=3, stride=2, share=share)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "siglip", "open_clip_resnet", "timm_gap"])
+def test_vectors_give_the_map_of_any_text(name: str) -> None:
+    explained, pixels = method(name), cases.images(name, torch.float64)
+    vectors = explained.vectors(pixels, window=3)
+    found = torch.einsum("bhwe,ke->bkhw", vectors, explained.forward_func.embeddings)
+    wanted = explained.attribute_targets(pixels, window=3, share=None)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_masks_of_the_images_size_are_the_cells_that_they_cover() -> None:
+    """By half; a mask that covers none by half is the cell that it covers most."""
+    explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
+    side = pixels.shape[-1]
+    patch = side // 4
+    large, small = torch.zeros(2, side, side, dtype=torch.bool)
+    large[: patch + patch // 2, :patch] = True
+    small[2 * patch + 1, 2 * patch + 1] = True
+    found = explained.losses_of(pixels, torch.stack([large, small]))
+    wanted = explained.losses_of(pixels, masks_of("hf_vit", [0, 4], [10]))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 2}, "odd `window`"),
+        ({"window": 1, "stride": 2}, "`stride` of at most the window's 1"),
+        ({"readers": 99}, "`readers` of at most 16"),
+        ({"readers": -1}, "readers"),
+        ({"share": "words"}, "share"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        method("hf_vit").attribute_targets(cases.images("hf_vit", torch.float64), **options)
+
+
+def test_masks_of_another_shape_are_refused() -> None:
+    explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
+    for masks in (torch.zeros(4, 4).bool(), torch.zeros(1, 4, 4), torch.zeros(2, 1, 4, 4).bool()):
+        with pytest.raises(InputError, match="masks"):
+            explained.losses_of(pixels, masks)
+    with pytest.raises(InputError, match="has neither"):
+        method("timm_gap").attribute_targets(cases.images("timm_gap", torch.float64), readers=1)
+
+
+def test_a_token_whose_keys_depend_on_its_place_runs_at_its_place() -> None:
+    """EVA's rotary positions: as many windows as make the sequence as long as the image's."""
+    explained, pixels = method("eva02"), cases.images("eva02", torch.float64)
+    masks = masks_of("eva02", *([i] for i in range(16)))
+    found = explained.losses_of(pixels, masks)
+    apart = torch.cat([explained.losses_of(pixels, mask[None]) for mask in masks], -1)
+    torch.testing.assert_close(found, apart, rtol=1e-9, atol=1e-12)
+
+
+def test_what_no_reader_gives_is_refused() -> None:
+    """A hook that tells one sequence from another is seen where everything is visible."""
+    small = cases.upset("hf_vit")
+    explained = ReaderRemoval(cases.similarity("hf_vit"))
+    assert small is not None
+    model = cases.built("hf_vit").model
+    calls = iter(range(10))
+    handle = model.vision_model.encoder.layers[-1].mlp.register_forward_hook(
+        lambda m, a, out: out * (1 + next(calls))
+    )
+    try:
+        with pytest.raises(UnsupportedModelError):
+            explained.attribute_targets(cases.images("hf_vit"))
+    finally:
+        handle.remove()
+
+
+def test_attention_that_is_written_out_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are seen, and the scale of its products is what makes them."""
+    explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
+    fused = explained.attribute_targets(pixels, readers=2)
+    vision: Any = cases.built("hf_vit", torch.float64).model
+    monkeypatch.setattr(vision.vision_model.config, "_attn_implementation", "eager")
+    found = explained.attribute_targets(pixels, readers=2)
+    torch.testing.assert_close(found, fused, rtol=1e-3, atol=1e-7)  # its softmax is in float32
