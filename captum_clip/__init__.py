@@ -14,6 +14,7 @@
 
     DirectContribution       direct contributions: what each position adds to the score
     ConservativePropagation  gradient times input, gates detached: the same through all layers
+    ReaderRemoval            what is lost if the token that is read does not see a region
     ClipGradCam              Grad-CAM on a convolutional tower
     LastGradAttention        last-layer gradient times every layer's attention (Mamooler)
     AllGradAttention         every layer's gradient times its attention (Chefer et al.)

@@ -505,18 +505,6 @@ def test_a_step_that_reads_what_the_repository_does_not_keep_makes_it(
 
 
 @pytest.mark.slow
-def test_the_tries_at_the_open_goal_run_and_differ():
-    """Each is a method of its own: none falls back to the one that it was made from."""
-    script = ROOT / "docs" / "examples" / "open_goal.py"
-    rows = [line.split() for line in printed(script, "--images", "4")[2:]]
-    assert [row[0] for row in rows] == [
-        *("direct", "direct:depth=token", "conservative"),
-        *("mean-of-both", "competition", "attention-free"),
-    ]
-    assert len({tuple(row[1:]) for row in rows}) == len(rows)
-
-
-@pytest.mark.slow
 def test_the_robustness_table_counts_every_object_once_in_each_kind_of_group():
     """Two scenes of one object; wordings, of the first, multiply nothing but their own rows."""
     script = ROOT / "docs" / "experiments" / "robustness.py"

@@ -87,7 +87,7 @@ class ReaderRemoval(ClipAttribution):
         readers: int = 0,
         share: Share = "direct",
     ) -> Computed:
-        reader = _Reader.of(self._tower, call, readers, rows=share == "direct")
+        reader = _Reader.from_call(self._tower, call, readers, rows=share == "direct")
         windows = self._windows(reader.record, window, stride)  # (W, N)
         run, direction = reader.embedded.run, reader.embedded.direction
         with torch.no_grad(), autocast_disabled(reader.embedded.token):
@@ -177,7 +177,7 @@ class ReaderRemoval(ClipAttribution):
         return self._run(inputs, additional_forward_args, select, options, compute, False).values
 
     def _compute_losses(self, call: Call, *, masks: Tensor, readers: int) -> Computed:
-        reader = _Reader.of(self._tower, call, readers)
+        reader = _Reader.from_call(self._tower, call, readers)
         losses = reader.losses(self._cells(reader.record, masks))
         values = products(losses, reader.embedded.direction.rows)  # (K', B, M)
         return reader.embedded.run.computed(values.transpose(0, 1))
@@ -236,7 +236,7 @@ class ReaderRemoval(ClipAttribution):
     def _compute_vectors(
         self, call: Call, *, window: int | None, stride: int | None, readers: int
     ) -> Computed:
-        reader = _Reader.of(self._tower, call, readers)
+        reader = _Reader.from_call(self._tower, call, readers)
         windows = self._windows(reader.record, window, stride)
         losses = reader.losses(windows[None])  # (B, W, E)
         cells = windows.to(losses)
@@ -263,7 +263,7 @@ class _Reader:
     pooled: Rows | None = None
 
     @classmethod
-    def of(cls, tower: Tower, call: Call, readers: int, *, rows: bool = False) -> "_Reader":
+    def from_call(cls, tower: Tower, call: Call, readers: int, *, rows: bool = False) -> "_Reader":
         """Run once; with `rows` the pooled rows are read as well."""
         _check_readers(tower, readers)
         last, reads = len(tower.attentions), dict[int, AttentionRead]()
@@ -354,7 +354,7 @@ class _Reader:
             hidden, shut = _apart(hidden, ids)
             assert keys.key is not None
             shape = (*keys.key.shape[:2], *anew.shape[1:3], -1)
-            own = keys.key.reshape(shape), keys.value.reshape(shape), shut
+            own = keys.key.reshape(shape), keys.value.reshape(shape), shut, ids
         heads = read.asked(query, hidden, own)[:, :, :, 0].transpose(1, 2).flatten(2)
         return mha.merged(read.attention, heads.flatten(0, 1)).view(*heads.shape[:2], -1)
 
@@ -368,7 +368,7 @@ class _Reader:
             split_heads(each(mean), read.attention.heads).transpose(1, 2)[:, :, :, None]
             for each in read.attention.input_maps()
         )
-        return query, (key, value, torch.zeros_like(hidden[:, :, :1]))
+        return query, (key, value, torch.zeros_like(hidden[:, :, :1]), self._reader())
 
     def _reader(self) -> Tensor:
         """Where the pooled token stands, or the mean of a ResNet's pool, (B, 1)."""
@@ -428,7 +428,7 @@ class _Reader:
                 record, *(k[last] for k in keys)
             ):
                 raise _unlike(read)
-            out = before.asked(query, old, (key, value, shut)).to(read.out.dtype)
+            out = before.asked(query, old, (key, value, shut, ids)).to(read.out.dtype)
             if together:
                 return out.flatten(2, 3)
             return read.out.scatter(2, places.expand_as(out[:, :, 0]), out[:, :, 0])

@@ -4,15 +4,8 @@ The only place that hooks a model or watches the functions of torch. A forward r
 a map is made of has run, and is read where it ran.
 """
 
-from .forwards import (
-    Arrivals,
-    arrivals,
-    read_pool,
-    record_features,
-    record_resnet,
-    record_vit,
-    run_blocks,
-)
+from .again import Arrivals, arrivals, read_pool, run_blocks
+from .forwards import record_features, record_resnet, record_vit
 from .gates import record_held, refuse_nonlinear
 from .hooks import is_compiled, with_whole_graph
 from .reads import AttentionRead

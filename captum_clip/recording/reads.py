@@ -140,13 +140,12 @@ class AttentionRead:
             return matrix
 
     @torch.no_grad()
-    def asked(
-        self, query: Tensor, hidden: Tensor, own: tuple[Tensor, Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def asked(self, query: Tensor, hidden: Tensor, own: tuple[Tensor, ...] | None = None) -> Tensor:
         """The heads' outputs (B, H, G, n, d) for other queries (B, H, G, n, d), of G groups.
 
         A query sees what the pooled row saw, without the tokens `hidden` (B or 1, G, s) from its
-        group, and its group's `own` keys and values (B, H, G, n, d), without hidden ones (B, G, n).
+        group, and its group's `own` keys and values (B, H, G, n, d), without hidden ones (B, G, n),
+        of tokens at some places (B, n).
         """
         factor, bias = self._pooled_bias
         with autocast_disabled(query):
@@ -157,8 +156,9 @@ class AttentionRead:
             logits = logits.masked_fill(hidden[:, None, :, None], -torch.inf)
             count = logits.shape[-1]
             if own is not None:
-                key, value, shut = own
+                key, value, shut, places = own
                 beside = rows @ to_float32(key).mT
+                beside = beside + bias.take_along_dim(places[:, None], 2)[:, :, None, None]
                 beside = beside.masked_fill(shut[:, None, :, None], -torch.inf)
                 logits = torch.cat([logits, beside], -1)
             unseen = logits.isneginf().all(-1, keepdim=True)

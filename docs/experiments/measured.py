@@ -510,7 +510,6 @@ STEPS = (
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
     Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="findings.md"),
     Step("image_sizes", ALL, "python ../../image_sizes.py", page="practice.md"),
-    Step("open_goal", ("vit",), f"python {EXAMPLES}/open_goal.py --images 500"),
     *(
         Step(
             f"robustness_{model}",
