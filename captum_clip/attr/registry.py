@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from types import NoneType
 from typing import Any, Final, TypeAlias, TypeVar, get_args
 
 import torch
@@ -291,7 +292,7 @@ def _parsed(method: str, text: str) -> dict[str, Any]:
                 "last-grad:heads=averaged,start_layer=2."
             )
         options[name] = value
-        with suppress(ValueError, SyntaxError):  # a number or a truth value, or else a text
-            if isinstance(literal := literal_eval(value), (int, float)):
+        with suppress(ValueError, SyntaxError):  # a number, a truth value or None, or else a text
+            if isinstance(literal := literal_eval(value), (int, float, NoneType)):
                 options[name] = literal
     return options

@@ -209,7 +209,8 @@ class ReaderRemoval(ClipAttribution):
         window: int | None = None,
         stride: int | None = None,
         readers: int = 0,
-    ) -> Tensor:
+        return_rest: bool = False,
+    ) -> Any:
         r"""What the unit embedding loses at each position, (B, h, w, E), of texts (B, T, E).
 
         .. math:: c_j = \frac{1}{|\{w \ni j\}|} \sum_{w \ni j} (\hat e - \hat e_w)
@@ -222,6 +223,7 @@ class ReaderRemoval(ClipAttribution):
             window: as the class has it, like what follows.
             stride: from one window to the next.
             readers: number of patches that run anew as well.
+            return_rest: return the unit embedding less all of them, (B, E), as well.
 
         Raises:
             InputError: a forward function of your own, or an invalid input or option.
@@ -231,7 +233,8 @@ class ReaderRemoval(ClipAttribution):
         select = partial(many_columns, None)
         compute = self._compute_vectors
         result = self._run(inputs, additional_forward_args, select, options, compute)
-        return result.values.movedim(1, -1).contiguous()
+        vectors = result.values.movedim(1, -1).contiguous()
+        return (vectors, result.rest) if return_rest else vectors
 
     def _compute_vectors(
         self, call: Call, *, window: int | None, stride: int | None, readers: int
@@ -241,7 +244,8 @@ class ReaderRemoval(ClipAttribution):
         losses = reader.losses(windows[None])  # (B, W, E)
         cells = windows.to(losses)
         vectors = torch.einsum("bwe,wn->ebn", losses, cells / cells.sum(0).clamp(min=1))
-        return reader.embedded.run.computed(reader.padded(vectors))
+        unit = F.normalize(to_float32(reader.embedded.embedding.detach()), dim=-1)
+        return reader.embedded.run.computed(reader.padded(vectors), unit - vectors.sum(-1).T)
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,7 +100,8 @@ class ImageIndex:
             images: a folder, searched with the folders in it, or its URL; or files.
             path: of the table, such as photos.lance; or its URL.
             method: "direct", with options as in "direct:depth=token"; with "direct:depth=all" the
-                maps are those of conservative, at a backward for each number of an embedding.
+                maps are those of conservative, at a backward for each number of an embedding. Or
+                "removal:share=None", with options.
             precision: of the vectors, "int8" or "float16".
             progress: called with how many images were done, how many there are, and "".
             **computing: settings of :class:`captum_clip.evaluation.StudyConfig`: `engine`,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..attr.contributions import DirectContribution, any_target
 from ..attr.registry import MethodChoice
+from ..attr.removal import ReaderRemoval
 from ..checks import check_choice, expect
 from ..evaluation.config import RunConfig, full_name
 from ..evaluation.image_batches import ImageReader, preprocess_alone, read_ahead
@@ -45,9 +46,13 @@ class Vectors:
     ) -> None:
         check_choice(precision, LARGEST, name="precision")
         choice = MethodChoice.of(method, tower=clip.tower)
-        fits = choice.method is DirectContribution and "per" not in choice.options
-        expect(fits, "direct with its options but `per`, whose vectors can be kept", choice.name)
-        self.images, self.options, self.precision = images, choice.options, precision
+        options = {**choice.options}
+        direct = choice.method is DirectContribution and "per" not in options
+        # of removal the vectors are those of maps whose cells share nothing
+        fits = direct or (choice.method is ReaderRemoval and options.pop("share", "") is None)
+        expect(fits, "direct without `per`, or removal:share=None, which have vectors", choice.name)
+        self.images, self.options, self.precision = images, options, precision
+        self.method: Any = choice.method
         self.config = RunConfig(**{"chunk_size": 512, **computing})
         self.clip: ClipAdapter | None = clip
         config = self.config
@@ -69,9 +74,9 @@ class Vectors:
 
     def split(self, clip: ClipAdapter, images: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, E) of images, and the positions' shares in them (B, h, w, E)."""
-        direct = DirectContribution(ClipSimilarity(clip, any_target(clip)))
+        method = self.method(ClipSimilarity(clip, any_target(clip)))
         images = images.to(clip.device, clip.dtype)
-        shares, rest = direct.vectors(images, return_rest=True, **self.options)
+        shares, rest = method.vectors(images, return_rest=True, **self.options)
         return (shares.sum((1, 2)) + rest).cpu(), shares.cpu()
 
     def tables(self, files: Sequence[File]) -> Iterator[Any]:

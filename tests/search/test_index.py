@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from captum_clip import ClipSimilarity, DirectContribution, load_clip, maps, targets
+from captum_clip.attr.registry import MethodChoice
 from captum_clip.demo import MODELS
 from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
@@ -141,15 +142,16 @@ def test_maps_are_those_of_the_method_within_the_stated_error(tmp_path, name, pr
 
 
 def test_maps_of_other_depths_are_kept_too(folder, tmp_path):
-    """Those of `direct` with its options, and of `conservative`."""
+    """Those of `direct` with its options, of `conservative`, and of removal."""
     clip = builders.siglip().load()
     [path, *_] = paths = sorted(folder.rglob("*.png"))[:2]
     target = targets.text(clip, "a horse")
-    for depth in ("pooling", "all"):
-        place, method = tmp_path / f"{depth}.lance", f"direct:depth={depth}"
-        index = ImageIndex.build(clip, paths, place, method=method, precision="float16")
-        direct = DirectContribution(ClipSimilarity(clip, target))
-        exact = direct.attribute(clip.preprocess(path), depth=depth)
+    names = ("direct:depth=pooling", "direct:depth=all", "removal:share=None,stride=1")
+    for number, name in enumerate(names):
+        place, method = tmp_path / f"{number}.lance", MethodChoice.of(name)
+        index = ImageIndex.build(clip, paths, place, method=name, precision="float16")
+        made = method.method(ClipSimilarity(clip, target))
+        exact = made.attribute(clip.preprocess(path), **method.options)
         found = index.explanation(path.as_posix(), target)
         wanted = maps.positive(exact)
         torch.testing.assert_close(found.maps["positive"], wanted, atol=1e-5, rtol=1e-3)
