@@ -208,6 +208,9 @@ def test_words_are_removed_from_the_token_that_a_text_is_read_at(name: str) -> N
     wanted = (clean - changed) @ forward.embeddings.T
     found = explained.losses_of(ids, masks, None, mask)
     torch.testing.assert_close(found[..., 0], wanted, rtol=1e-9, atol=1e-12)
+    # the token itself is never hidden from it
+    itself = F.one_hot(places, ids.shape[1] + 1)[..., :-1].bool()
+    assert not explained.losses_of(ids, itself, None, mask).any()
     maps = explained.attribute_targets(ids, None, mask, share=None)
     torch.testing.assert_close(maps[..., 2], wanted, rtol=1e-9, atol=1e-12)
 
@@ -237,6 +240,10 @@ def test_a_map_is_made_of_its_windows() -> None:
                         wanted[image, target][cell] += loss * part / len(inside)
         found = explained.attribute_targets(pixels, window=3, stride=2, share=share)
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+        # of one cell it is the loss, whatever sign the cell has
+        found = explained.attribute_targets(pixels, window=1, share=share)
+        wanted = explained.losses_of(pixels, torch.eye(16).bool().view(16, 4, 4))
+        torch.testing.assert_close(found.flatten(2), wanted, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "siglip", "open_clip_resnet", "timm_gap"])
@@ -314,8 +321,18 @@ def test_what_no_reader_gives_is_refused() -> None:
 def test_attention_that_is_written_out_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are seen, and the scale of its products is what makes them."""
     explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
-    fused = explained.attribute_targets(pixels, readers=2)
-    vision: Any = cases.built("hf_vit", torch.float64).model
-    monkeypatch.setattr(vision.vision_model.config, "_attn_implementation", "eager")
-    found = explained.attribute_targets(pixels, readers=2)
-    torch.testing.assert_close(found, fused, rtol=1e-3, atol=1e-7)  # its softmax is in float32
+    words, (ids, mask) = (
+        ReaderRemoval(test_text_side.similarity("hf_vit")),
+        test_text_side.inputs("hf_vit"),
+    )
+
+    def both() -> list[Tensor]:
+        images = explained.attribute_targets(pixels, readers=2)
+        return [images, words.attribute_targets(ids, None, mask)]
+
+    fused = both()
+    models: Any = cases.built("hf_vit", torch.float64).model, test_text_side.small("hf_vit").model
+    for config in (models[0].vision_model.config, models[1].text_model.config):
+        monkeypatch.setattr(config, "_attn_implementation", "eager")
+    # its softmax is in float32
+    torch.testing.assert_close(both(), fused, rtol=1e-3, atol=1e-7)
