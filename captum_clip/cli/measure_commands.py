@@ -152,7 +152,7 @@ class Evaluate(Computing):
     tasks: Texts = None
     reference: str | None = None
     against: Literal["text", "image"] = "text"
-    images: int = 100
+    images: Count | None = None
     slow_images: int = 16
     seed: int = 0
     draws: int = 32

@@ -212,6 +212,7 @@ class Task:
         by_default: whether it is measured where no task is named.
         without_map: name of :data:`captum_clip.evaluation.methods.WITHOUT_MAP` -> what measures
             this predictor, which looks at no map, as `measure` does a method.
+        rivals: methods that are measured beside those that are named, where the tower has them.
     """
 
     metrics: Callable[[EvaluationConfig], dict[str, list[Metric]]]
@@ -219,6 +220,7 @@ class Task:
     truth: Collection[str]
     by_default: bool = True
     without_map: "Mapping[str, Measure]" = field(default_factory=dict)
+    rivals: Sequence[str] = ()
 
     def rows(self, samples: "Batch", method: "MethodOnBatch") -> Iterator[Arrays]:
         """Measure a method, or a predictor without a map, on a batch."""

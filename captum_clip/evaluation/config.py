@@ -16,7 +16,7 @@ EngineName = Literal["local", "ray"]
 Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur"]
 FILLS: Final = get_args(Fill)
-DATA: Final = ("demo", "demo-objects", "demo-mosaics")
+DATA: Final = ("demo-thirds", "demo-identical", "demo", "demo-objects", "demo-mosaics")
 
 
 def label_of(model: str) -> str:
@@ -163,7 +163,7 @@ class EvaluationConfig(RunConfig):
         tasks: names of tasks; none means all that the data support but "pairs".
         against: explain regions by their text, or by another image of the same thing; then only
             "localization" and "signs" are measured.
-        images: at most so many of each data set.
+        images: at most so many of each data set; None is 100, of copies 300.
         slow_images: images of each data set, drawn from all of them, for what takes long:
             sensitivity, sanity, and all of Captum's own methods.
         draws: random masks per image for faithfulness and infidelity.
@@ -188,7 +188,7 @@ class EvaluationConfig(RunConfig):
     reference: str | None = field(default=None, metadata=_TEXT)
     tasks: tuple[str, ...] = field(default=(), metadata=_NAMES | _DECIDES)
     against: Against = field(default="text", metadata={"choices": get_args(Against)} | _DECIDES)
-    images: int = field(default=100, metadata=_COUNT)
+    images: int | None = field(default=None, metadata=_COUNT)
     slow_images: int = field(default=16, metadata=_COUNT)
     draws: int = field(default=32, metadata=_COUNT)
     fills: tuple[Fill, ...] = field(default=("mean",), metadata=_FILLS)

@@ -21,7 +21,7 @@ from ..models import ClipAdapter
 from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
 from .config import DATA, EvaluationConfig, full_name, label_of
-from .data import DataSet, open_data, options_of
+from .data import DATA_SETS, DataSet, open_data, options_of
 from .gate import measure_gate
 from .groups import OF_GROUP, with_groups
 from .methods import (
@@ -31,6 +31,7 @@ from .methods import (
     Predictor,
     check_method,
     method_of,
+    methods_for,
     named_methods,
 )
 from .run import MANIFEST, Content, ModelLoader, Plan, Progress, Share, Worker, run
@@ -38,6 +39,7 @@ from .storage import Storage
 from .summary import Summary, summarize
 from .table import Metric, Queries, Table, concatenate, table_of
 from .tasks import TASKS, tasks_of
+from .tasks.copies_task import SPREAD, fitted
 from .tasks.perturbation_task import LEAST_FIRST, MOST_FIRST, TITLES
 from .units import Arrays, Skipped, Unit, read_unit, to_json
 
@@ -190,9 +192,10 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     clip = models.load(model)
     if config.against == "text":
         _check_classes(data, clip)
-    named = [
-        method_of(name, clip, seed=config.seed) for name in named_methods(clip, config.methods)
-    ]
+    rivals = [name for _, tasks in data for task in tasks for name in TASKS[task].rivals]
+    fitting = [name for name in rivals if name in methods_for(clip)]
+    names = dict.fromkeys((*named_methods(clip, config.methods), *fitting))
+    named = [method_of(name, clip, seed=config.seed) for name in names]
     answered = {name for _, tasks in data for task in tasks for name in TASKS[task].without_map}
     predictors = [Predictor(name) for name in WITHOUT_MAP if name in answered]
     methods = (*named, *predictors, *precomputed)
@@ -247,7 +250,8 @@ def _open_data(config: EvaluationConfig) -> Iterator[DataSet]:
             raise InputError(f"none of the data {', '.join(names)} takes a {option}.")
     for name in names:
         taken: Any = {option: options[option] for option in options_of(name) if option in options}
-        yield open_data(name, number=config.images, seed=config.seed, **taken)
+        number = config.images or DATA_SETS.get(name.partition(":")[0], DataSet).usual
+        yield open_data(name, number=number, seed=config.seed, **taken)
 
 
 def _data_and_tasks(config: EvaluationConfig) -> DataAndTasks:
@@ -352,7 +356,10 @@ def _summarise(
         summary = _gated(plan, summary, contexts)
     curves = list(_draw(plan, table, summary))
     of_tasks = {n: c for c, (_, tasks) in zip(contexts, plan.data, strict=True) for n in tasks}
-    head: dict[str, Any] = {"title": f"Evaluation of {plan.label}", "about": _about(plan, skipped)}
+    head: dict[str, Any] = {
+        "title": f"Evaluation of {plan.label}",
+        "about": _about(plan, skipped, table),
+    }
     page = report.report_html(
         summary,
         **head,
@@ -376,11 +383,14 @@ def _collect(plan: EvaluationPlan, output: Storage) -> tuple[Table, SkippedEntri
         place, _ = plan.job_of(unit)
         units.append((arrays, plan.data[place][0].names))
         left_out[place].update(skipped)
+    table = concatenate(units)
+    if predictions := [*fitted(table)]:
+        table = concatenate([*units, *predictions])
     entries = {
         data.name: [{"sample": data.names[e.number], "reason": e.message} for e in sorted(of_data)]
         for (data, _), of_data in zip(plan.data, left_out, strict=True)
     }
-    return concatenate(units), entries
+    return table, entries
 
 
 def _check_measured(
@@ -437,7 +447,7 @@ def _draw(plan: EvaluationPlan, table: Table, summary: Summary) -> Iterator[tupl
         yield f"curves_{end}.png", title, file.getvalue()
 
 
-def _about(plan: EvaluationPlan, skipped: SkippedEntries) -> dict[str, Any]:
+def _about(plan: EvaluationPlan, skipped: SkippedEntries, table: Table) -> dict[str, Any]:
     """The lines over the tables."""
     lines: dict[str, Any] = {
         "made by": f"captum-clip {__version__}",
@@ -451,6 +461,10 @@ def _about(plan: EvaluationPlan, skipped: SkippedEntries) -> dict[str, Any]:
         if "void" in data.identity():
             text += f", void pixels: {data.identity()['void']}"
         lines[f"data {data.name}"] = f"{text}; {', '.join(tasks)}"
+    spreads = table[table["metric"].astype(str).str.endswith(SPREAD)]
+    sums = spreads.groupby(["metric", "part"], observed=True)["value"].sum().unstack()
+    for name, (gap, size) in sums.iterrows():
+        lines[report.shown(name)] = f"the copies of a scene differ by {gap / size:.0%} of an effect"
     other = plan.config.against == "image"
     kind = "another image of the same thing" if other else "their text"
     lines |= {"regions are explained by": kind, "seed": plan.config.seed}

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
-from ..attr import LayerAttention, registry
+from ..attr import DirectContribution, LayerAttention, registry
 from ..attr.registry import MAMOOLER, MethodChoice
 from ..checks import error_context, expand, expect, find_repeated, suggestion
 from ..errors import InputError
 from ..files import DAMAGED
 from ..maps import upsample
+from ..metrics import masked_changes
 from ..models import ClipAdapter
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
@@ -158,8 +160,17 @@ WITHOUT_MAP: Final = {
     "text-only": "the similarity of the text with the object's name, whatever the image shows",
     "always-negative": "-1 for every pair",
     "best-class": "the class with the highest score painted over the whole image",
+    "area": "the pixels of each copy",
+    "contrast": "fitted to the colour of each copy less that around it, each scene by other folds",
+    "edges": "fitted to the steps of brightness in each copy, each scene by other folds",
+    "place": "fitted to where each copy is, each scene by other folds",
+    "painted": "a ceiling: what the score loses when a copy is painted over with what is around it",
+    "other-truth": "a ceiling: what it adds as a guess of what is lost without it, and vice versa",
 }
 """Predictors that look at no map: what a map must beat to be worth drawing."""
+
+CEILINGS: Final = ("painted", "other-truth")
+"""Those of them that know what no map can know, and need not be beaten."""
 
 
 class Predictor(Method):
@@ -224,12 +235,52 @@ class _Occlusion(_Reference):
     name = "occlusion"
     what = "Captum's Occlusion with the mean colour, one cell of the model's grid at a time"
     signed = True
+    cells = 1  # on a side of the window, one window around each cell
 
     def attribute(self, images: Tensor, target: Any = None) -> Any:
         height, width = images.shape[-2:]
         rows, columns = self.forward.clip.grid(height, width)
-        cell = (3, math.ceil(height / rows), math.ceil(width / columns))
-        return Occlusion(self.forward).attribute(images, cell, strides=cell, target=target)
+        y, x = math.ceil(height / rows), math.ceil(width / columns)
+        rim = [side * (self.cells // 2) for side in (x, x, y, y)]
+        cut = partial(F.pad, pad=[-side for side in rim])
+        losses = Occlusion(lambda padded: self.forward(cut(padded))).attribute(
+            F.pad(images, rim),
+            (3, self.cells * y, self.cells * x),
+            strides=(3, y, x),
+            target=target,
+        )
+        return cut(losses)
+
+
+class _WindowOcclusion(_Occlusion):
+    name = "window-occlusion"
+    what = (
+        "the same with windows of 3 x 3 cells, one around each cell, mean over those that hold it"
+    )
+    cells = 3
+
+
+class _RandomMasks(_Reference):
+    name = "random-masks"
+    what = "mean loss of the score over those of 128 random masks of cells (share .5) that hide it"
+    signed = True
+
+    def attribute(self, images: Tensor, target: Any = None) -> Tensor:
+        grid = self.forward.clip.grid(*images.shape[-2:])
+        drawn = masked_changes(self.forward, images, target, grid=grid, share=0.5, samples=128)
+        masks = drawn.masks.to(drawn.changes)
+        losses = torch.einsum("bs,bshw->bhw", drawn.changes, masks)
+        return (losses / masks.sum(1).clamp(min=1))[:, None]
+
+
+class _Magnitude(_Reference):
+    name = "magnitude"
+    what = "|c|: the length of what each position adds to the embedding (direct), without a text"
+    costly = needs_target = False
+
+    def attribute(self, images: Tensor, target: Any = None) -> Tensor:
+        lengths: Tensor = DirectContribution(self.forward).vectors(images).norm(dim=-1)
+        return lengths[:, None]
 
 
 class _SummedAttention(_Reference):
@@ -255,7 +306,10 @@ def _gaussian(seed: int, grid: tuple[int, int], number: int) -> Tensor:
     return torch.exp(-(axes[0][:, None] ** 2 + axes[1] ** 2) / 2)
 
 
-_CAPTUMS: Final = {kind.name: kind for kind in (_IntegratedGradients, _NoiseTunnel, _Occlusion)}
+_CAPTUMS: Final = {
+    kind.name: kind
+    for kind in (_IntegratedGradients, _NoiseTunnel, _Occlusion, _WindowOcclusion, _RandomMasks)
+}
 _LAYERS: Final = {
     "last-attention": "layer:index=-1,of=attention",
     _SummedAttention.name: "",
@@ -270,7 +324,7 @@ _DRAWN: Final[dict[str, tuple[str, Callable[..., Tensor]]]] = {
     ),
 }
 _COMMON: Final = (*_DRAWN, "empty-text")
-BASELINES: Final = (*_COMMON, *_LAYERS)
+BASELINES: Final = (*_COMMON, *_LAYERS, _Magnitude.name)
 ALL: Final = "all"
 """Stands for all of :func:`methods_for`."""
 _SIGNED: Final = "sign=signed"
@@ -291,7 +345,8 @@ def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
     """Names of all methods and baselines that fit a model's tower."""
     variants = [name for name in _VARIANTS if _choice(name).fits(clip.kind)]
     layers = _LAYERS if clip.kind in LayerAttention.towers else ()
-    return (*registry.methods_for(clip.kind), *variants, *_CAPTUMS, *_COMMON, *layers)
+    always = (*_CAPTUMS, *_COMMON, _Magnitude.name)
+    return (*registry.methods_for(clip.kind), *variants, *always, *layers)
 
 
 def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
@@ -305,7 +360,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     if name in _DRAWN:
         what, draw = _DRAWN[name]
         return Drawn(name, what, partial(draw, seed), signed=name == "random")
-    for kind in (*_CAPTUMS.values(), _SummedAttention):
+    for kind in (*_CAPTUMS.values(), _SummedAttention, _Magnitude):
         if name == kind.name:
             flags = (kind.signed, kind.needs_target, kind.costly)
             return Attributed(name, kind.what, MethodChoice(kind, {}, name, *flags))

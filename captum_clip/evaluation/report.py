@@ -27,13 +27,15 @@ from ..metrics.bootstrap import LEVEL, interval_of, resample
 from ..visualization.colors import ALPHA, HEAT, blend
 from ..visualization.curves import Curve, curves
 from .batch import Batch, ModelContext, View, queries_of
-from .methods import Method
+from .methods import CEILINGS, Method
 from .summary import FEWEST, Summary
 from .table import UNIFORM, Metric, Table, readable
 
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
 SIGNIFICANT: Final = 0.05
+RELIABLE: Final = 0.7
+"""Rank correlation of halves of the images below which a metric with a rival orders no methods."""
 _MARK: Final = "\N{DAGGER}"
 SIDE: Final = 144  # pixels of an example
 CONSTANT: Final = "a constant answer"
@@ -41,6 +43,7 @@ _BLANK: Final = "\N{EN DASH}"
 _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "none": ""}
 _SHOWN: Final = {"legrad": "LeGrad", "map": "mAP", "iou": "IoU", "miou": "mIoU", "aacc": "aAcc"}
 _HEADLINES: Final = {
+    "Which copy carries the score?": "(thirds|identical)_(adds|removal)_rank",
     "Where is it?": "pointing",
     "What does an object add, what would be missed (ranks)?": "(effect|removal)_spearman_scene",
     "Where is each of four words?": "words_4",
@@ -96,6 +99,11 @@ class Column:
     protocol: str  # the choices that were made, with the number of its images
     bold: tuple[str, ...]  # the best methods, and the baselines that are as good
     rival: str  # the best predictor without a map, or CONSTANT; what is no better is not bold
+    note: str = ""  # of a metric with a rival, whether its order can be trusted
+
+    def reference(self, summary: Summary) -> str:
+        """The method that the others are compared with."""
+        return self.metric.rival or summary.reference
 
     def winner(self, summary: Summary) -> str | None:
         """The best method, of several the first."""
@@ -139,8 +147,9 @@ def findings(summary: Summary) -> list[str]:
         if columns
     ]
     images = int(summary.figures["images"].max())
+    references = " or ".join(summary.figures["reference"].unique())
     caution = (
-        f"What not to conclude: the tests are against {summary.reference} alone, so the first need "
+        f"What not to conclude: the tests are against {references} alone, so the first need "
         "not differ from the second; p values are corrected within a column, not over columns; "
         f"and {images} {'image' if images == 1 else 'images'} and one model tell little about "
         "others, above all an embedded model, which knows drawn scenes only."
@@ -150,12 +159,16 @@ def findings(summary: Summary) -> list[str]:
 
 def _finding(summary: Summary, column: Column) -> str:
     """The winner of a column, its difference to the reference, and what is not told apart."""
-    what, reference, winner = shown(column.metric.name), summary.reference, column.winner(summary)
-    rival = column.rival
+    what, winner = shown(column.metric.name), column.winner(summary)
+    reference, rival = column.reference(summary), column.rival
+    if summary.reliability.get(column.metric.name, RELIABLE) < RELIABLE:
+        return f"{what} orders nothing, since halves of the images do not agree"
     if rival in column.cells:
-        rival += f", which looks at no map and has {_plain(column.cells[rival])}"
+        at_no_map = "looks at no map and " * (rival in summary.without_map)
+        rival += f", which {at_no_map}has {_plain(column.cells[rival])}"
     if winner is None:
-        return f"by {what} no method beats {rival}"
+        tested = f" and differs from {reference} after Holm's correction"
+        return f"by {what} no method beats {rival}{tested * bool(column.metric.rival)}"
     name = f"{winner} (the reference)" if winner == reference else winner
     text = f"{name}, with {what} {_plain(column.cells[winner])}"
     figure = column.figures[winner]
@@ -192,12 +205,12 @@ def _places(means: Iterable[float]) -> int:
 
 def _blocks(columns: Sequence[Column], summary: Summary) -> dict[str, list[str]]:
     """Title -> methods of a table, the competing ones first, under ""; predictors that answer."""
-    blocks: dict[str, list[str]] = {"": [], "Baselines": [], "Without a map": []}
+    blocks: dict[str, list[str]] = {"": [], "Baselines": [], "Without a map": [], "Ceilings": []}
     for name in summary.methods:
         if name not in summary.without_map:
             blocks["Baselines" if name in summary.baselines else ""].append(name)
         elif any(column.figures[name].images for column in columns):
-            blocks["Without a map"].append(name)
+            blocks["Ceilings" if name in CEILINGS else "Without a map"].append(name)
     return {title: names for title, names in blocks.items() if names}
 
 
@@ -208,7 +221,7 @@ def _pipe_table(columns: Sequence[Column], summary: Summary) -> str:
         if block:
             rows.append([f"*{block}*", *("" for _ in columns)])
         for name in methods:
-            label = _text(name) + (" (reference)" if name == summary.reference else "")
+            label = _text(name) + " (reference)" * (name == columns[0].reference(summary))
             rows.append([label, *(column.cells[name] for column in columns)])
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
@@ -227,22 +240,29 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
     values = {
         method: sign * round(figure.mean, places)
         for method, figure in figures.items()
-        if not math.isnan(figure.mean) and figure.images == most
+        if not math.isnan(figure.mean) and figure.images == most and method not in CEILINGS
     }
     rivals = [value for method, value in values.items() if method not in summary.baselines]
-    bars = {name: values[name] for name in summary.without_map if name in values}
+    without = (*summary.without_map, metric.rival)
+    bars = {name: values[name] for name in without if name in values}
     fixed = [] if metric.constant is None else [sign * metric.constant]
     bars[CONSTANT] = max([*fixed, values.get(UNIFORM, -math.inf)])
     rival = max(bars, key=lambda name: bars[name])
     best = max(rivals) if sign and rivals else -math.inf
-    model_knows = metric.name not in summary.unknown
-    bar = bars[rival] if model_knows else math.inf
-    bold = tuple(name for name, value in values.items() if value >= best > bar)
+    reliability = summary.reliability.get(metric.name, math.nan)
+    decides = metric.name not in summary.unknown and not reliability < RELIABLE
+    bar = bars[rival] if decides else math.inf
+    tested = [n for n in values if not metric.rival or figures[n].p_holm < SIGNIFICANT]
+    bold = tuple(name for name in tested if values[name] >= best > bar)
     cells = {name: _cell(figure, places, most, name in bold) for name, figure in figures.items()}
     head = shown(metric.name) + _ARROWS[metric.better]
     size = f"{most} image{'s' * (most != 1)}"
     protocol = f"**{head}**: {_text(metric.protocol)} ({size})"
-    return Column(metric, head, figures, cells, places, protocol, bold, rival)
+    note = ""
+    if not math.isnan(reliability):
+        note = f"{head}: halves of the images order the methods alike by {reliability:.2f}"
+        note += f", less than {RELIABLE}, so it orders nothing" * (reliability < RELIABLE)
+    return Column(metric, head, figures, cells, places, protocol, bold, rival, note)
 
 
 def _cell(figure: Any, places: int, most: int, bold: bool) -> str:

@@ -1,7 +1,7 @@
 """From the long table to figures: each method by each metric, with intervals and differences."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ FEWEST: Final = 30
 """Images of a paired test. With 10 the bootstrap finds a difference where there is none in .083 of
 the cases that should be .05, with 64 in .053."""
 _UNMEASURED: Final = {"images": 0, "rows": 0, "images_paired": 0}
+_SPLITS: Final = 200
 _ROUNDING: Final = 1e-12  # relative to the largest; figures that differ by less are equal
 
 
@@ -43,6 +44,8 @@ class Summary:
         seed: of them.
         gates: what the model knows of each data set.
         unknown: names of metrics over data that it does not know, of which none names a winner.
+        reliability: metric with a rival -> the rank correlation of the methods' figures on one half
+            of the images with those on the other, mean over random halves; NaN below three methods.
     """
 
     figures: Table
@@ -55,6 +58,7 @@ class Summary:
     seed: int
     gates: Sequence[Gate] = ()
     unknown: Collection[str] = ()
+    reliability: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[Metric]:
@@ -108,16 +112,21 @@ def summarize(
     rows = dict(iter(table.groupby("metric", observed=True)))
     resample = partial(bootstrap.resample, resamples=resamples, seed=seed)
     figures = {
-        metric.name: _compare(metric, rows[metric.name], reference, resample)
+        metric.name: _compare(metric, rows[metric.name], metric.rival or reference, resample)
         if metric.name in rows
         else {}
         for metric in metrics
+    }
+    halves = {
+        metric.name: _agreement(metric, rows[metric.name], {*methods} - {*baselines}, seed)
+        for metric in metrics
+        if metric.rival and metric.name in rows
     }
     records = [
         {
             **{"method": method, "metric": metric.name},
             **figures[metric.name].get(method, _UNMEASURED),
-            **{"reference": reference, "better": metric.better},
+            **{"reference": metric.rival or reference, "better": metric.better},
         }
         for method in methods
         for metric in metrics
@@ -125,7 +134,25 @@ def summarize(
     numbers = dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float)
     frame = pd.DataFrame(records, columns=list(_COLUMNS)).astype(numbers)
     names = [*methods], [*baselines], [*without_map]
-    return Summary(frame, groups, *names, reference, resamples, seed)
+    return Summary(frame, groups, *names, reference, resamples, seed, reliability=halves)
+
+
+def _agreement(metric: Metric, rows: Table, methods: Collection[str], seed: int) -> float:
+    """How far random halves of the images order methods alike, of those that saw every image."""
+    import pandas as pd
+
+    chosen = rows[rows["method"].isin(methods)]
+    wide = chosen.pivot_table("value", "image", ["part", "method"]).dropna(axis=1)
+    random, values = np.random.default_rng(seed), list[float]()
+    for _ in range(_SPLITS if len(wide.columns) > 2 * len(PARTS[metric.statistic]) else 0):
+        half = random.permutation(len(wide)) % 2 == 0
+        sums = [
+            [wide[column][side].sum() for column in PARTS[metric.statistic]]
+            for side in (half, ~half)
+        ]
+        first, second = (tops / bottoms[0] if bottoms else tops for tops, *bottoms in sums)
+        values.append(first.corr(second, method="spearman"))
+    return float(pd.Series(values, dtype=float).mean())
 
 
 def _compare(

@@ -41,6 +41,8 @@ class Metric:
             :data:`captum_clip.metrics.bootstrap.PARTS`, which has the parts it needs.
         constant: what an answer gets that is always the same, where that is known beforehand;
             nothing that is no better is bold.
+        rival: the method that others are compared with here; bold is what is better than it after
+            Holm's correction. None is the reference of the evaluation, which need not be beaten.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Metric:
     better: Literal["high", "low", "none"] = "high"
     statistic: StatisticName = "mean"
     constant: float | None = None
+    rival: str | None = None
 
 
 def listed(section: str, **fields: Any) -> dict[str, list[Metric]]:

@@ -377,14 +377,14 @@ def test_maps_made_elsewhere_stand_beside_ours(tmp_path: Path, vit: str, masks: 
 
 def test_maps_made_elsewhere_need_names_that_tell_data_apart(tmp_path: Path, vit: str) -> None:
     folder = random_maps(tmp_path / "theirs", ["00000"], ["a horse"])
-    with pytest.raises(InputError, match="demo and demo-objects both have a sample 00000"):
+    with pytest.raises(InputError, match="demo-thirds and demo-identical both have a sample"):
         evaluate(EvaluationConfig(vit, str(tmp_path / "out"), maps=(str(folder),), images=1))
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"tasks": ("pointing",)},
-        "expected a task of localization, signs, .*, got 'pointing'",
+        "expected a task of thirds, identical, .*, got 'pointing'",
     ),
     ({"tasks": ("words",)}, "the data do not serve the task words, they serve localization"),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from captum_clip import ClipSimilarity, LayerAttention, attr, maps, targets
 from captum_clip.attr import registry
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.evaluation.methods import BASELINES, method_of, methods_for, named_methods
+from captum_clip.metrics import masked_changes
 from tests.evaluation.cases import (
     Listed,
     context,
@@ -88,6 +90,53 @@ def test_occlusion_is_captums_on_the_grid() -> None:
         expected = direct(clip, Occlusion, pixels, row, **cell)
         torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
     assert found[0, :8, :8].std() == 0
+
+
+def test_windows_are_occluded_around_each_cell() -> None:
+    """Each cell has the mean loss over the windows of 3 x 3 cells that hold it, cut at the rim."""
+    clip = model(VIT)
+    asked = queries(clip).select([0])
+    [found] = method_of("window-occlusion", clip).maps(clip, asked)
+    rows, columns = clip.grid(*asked.size)
+    forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
+    losses = torch.zeros(rows, columns)
+    for row, column in itertools.product(range(rows), range(columns)):
+        hidden = asked.pixels.clone()
+        window = [slice(max(0, 8 * (n - 1)), 8 * (n + 2)) for n in (row, column)]
+        hidden[..., window[0], window[1]] = 0
+        losses[row, column] = (forward(asked.pixels) - forward(hidden)).item()
+    for row, column in itertools.product(range(rows), range(columns)):
+        near = losses[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+        cell = found[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] / 3  # three channels
+        torch.testing.assert_close(cell, near.mean().expand(8, 8), atol=1e-6, rtol=1e-3)
+
+
+def test_random_masks_share_what_they_lose() -> None:
+    """Of each pixel the mean loss of the masks that hide it."""
+    clip = model(VIT)
+    asked = queries(clip)
+    found = method_of("random-masks", clip).maps(clip, asked)
+    forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
+    grid = clip.grid(*asked.size)
+    drawn = masked_changes(forward, asked.pixels, [0, 1], grid=grid, share=0.5, samples=128)
+    for row, column in ((0, 0), (11, 30)):
+        for image in range(2):
+            hides = drawn.masks[image, :, row, column]
+            mean = drawn.changes[image][hides].mean().float()
+            torch.testing.assert_close(found[image, row, column], mean)
+
+
+@pytest.mark.parametrize("name", [VIT, RESNET])
+def test_magnitude_knows_no_text(name: str) -> None:
+    """The map of any text is a product with the vectors whose lengths it draws."""
+    clip = model(name)
+    asked = queries(clip)
+    found = method_of("magnitude", clip).maps(clip, asked)
+    vectors = attr.DirectContribution(ClipSimilarity(clip, targets.embedding(asked.embeddings)))
+    lengths = vectors.vectors(asked.pixels).square().sum(-1).sqrt()
+    torch.testing.assert_close(found, lengths)
+    other = replace(asked, embeddings=-asked.embeddings)
+    torch.testing.assert_close(method_of("magnitude", clip).maps(clip, other), found)
 
 
 def test_noise_tunnel_is_captums_from_seed_0() -> None:

@@ -74,6 +74,8 @@ def test_a_task_fits_each_data_set_that_has_its_truth() -> None:
         "captions": ("localization", "signs", "words", "perturbation", *targets),
         "counterfactuals": ("localization", "signs", "effect", *targets, "pairs"),
         "points": ("localization", *targets),
+        **dict.fromkeys(("demo-thirds", "copies"), ("thirds",)),
+        "demo-identical": ("identical",),
         **masks,
         **objects,
         **mosaics,

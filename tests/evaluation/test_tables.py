@@ -277,3 +277,65 @@ def test_findings_of_other_metrics_take_the_first_of_each_table() -> None:
 def test_metrics_are_shown_as_papers_call_them() -> None:
     assert shown("legrad_map") == "LeGrad mAP"
     assert shown("mean_iou_half") == "mean IoU half"
+
+
+RIVAL = Metric("which", "how it is measured", constant=0, rival="magnitude")
+"""A metric whose best method is bold where it is better than a rival."""
+
+
+def rival_column(shift: float, noise: float, *, rival: float = 0, images: int = 40) -> Summary:
+    """Four methods, each better than the one before by `shift`, and their rival as the n-th."""
+    draw = np.random.default_rng(1)
+    names = {"a": 1, "b": 2, "c": 3, "ours": 4, "magnitude": rival, "painted": 9}
+    given = {
+        name: {"which": rows(*(shift * place + noise * draw.standard_normal(images)))}
+        for name, place in names.items()
+    }
+    beside = {"baselines": ["magnitude", "painted"], "without_map": ["painted"]}
+    return summary(given, [RIVAL], **beside, reference="a", resamples=1000)
+
+
+def test_bold_needs_to_differ_from_the_rival_of_a_metric() -> None:
+    """Whatever the reference of the evaluation is, and no ceiling need be beaten."""
+    found = rival_column(0.5, 0.3)
+    lines = table(markdown(found))
+    assert [line[0] for line in lines if "**" in line[-1]] == ["ours"]
+    assert "magnitude (reference)" in {line[0] for line in lines}
+    assert "*Ceilings*" in {line[0] for line in lines}
+    assert set(found.figures["reference"]) == {"magnitude"}
+    assert found.reliability["which"] == 1
+    assert "halves of the images order the methods alike by 1.00" in markdown(found)
+    near = rival_column(0.5, 0.3, rival=3.8)  # lower, but not for certain
+    means = near.figures.set_index("method")["mean"]
+    assert means["ours"] > means["magnitude"]
+    assert near.reliability["which"] > 0.9
+    assert "**" not in "".join(line[-1] for line in table(markdown(near)))
+    assert "no method beats magnitude" in findings(near)[0]
+
+
+def test_a_column_whose_halves_disagree_orders_nothing() -> None:
+    found = rival_column(0, 1, images=60)
+    assert found.reliability["which"] < 0.5
+    assert "orders nothing, since halves of the images do not agree" in findings(found)[0]
+    assert "less than 0.7, so it orders nothing" in markdown(found)
+    given = {name: {"which": rows(*range(40))} for name in ("ours", "theirs")}
+    assert math.isnan(summary(given, [RIVAL]).reliability["which"])  # two have no order to compare
+
+
+def test_halves_agree_as_plain_loops_find() -> None:
+    """Of a ratio as well: sums over a half first."""
+    draw, images = np.random.default_rng(3), 21
+    values = {name: draw.random((images, 2)) + 0.1 for name in "abcde"}
+    given = {name: {"which": Rows(np.arange(images), v)} for name, v in values.items()}
+    metric = Metric("which", "", statistic="ratio", rival="a")
+    found = summary(given, [metric]).reliability["which"]
+    random, expected = np.random.default_rng(0), list[float]()
+    for _ in range(200):
+        half = random.permutation(images) % 2 == 0
+        ranks = []
+        for side in (half, ~half):
+            sums = [values[name][side].sum(0) for name in "abcde"]
+            order = np.argsort(np.argsort([top / bottom for top, bottom in sums]))
+            ranks.append((order - order.mean()) / (order - order.mean()).std())
+        expected.append(float((ranks[0] * ranks[1]).mean()))
+    assert found == pytest.approx(np.mean(expected))

@@ -21,10 +21,16 @@ __all__ = [
 ]
 
 _SETS: Final[tuple[type[DataSet], ...]] = (
-    *(DemoScenes, demo.DemoObjects, demo.DemoMosaics, formats.MaskedFolder),
-    *(benchmarks.ImageNetSegmentation, benchmarks.ImageNetS, benchmarks.PascalVoc),
+    *(DemoScenes, demo.DemoObjects, demo.DemoMosaics, demo.DemoThirds, demo.DemoIdentical),
+    *(
+        formats.MaskedFolder,
+        benchmarks.ImageNetSegmentation,
+        benchmarks.ImageNetS,
+        benchmarks.PascalVoc,
+    ),
     *(formats.ClassFolder, formats.ClassMosaics, labels.LabelFolder),
     *(photographs.CaptionFolder, photographs.CounterfactualFolder, photographs.PointFolder),
+    photographs.CopyFolder,
 )
 DATA_SETS: Final = {data_set.name: data_set for data_set in _SETS}
 """All data sets by name; one of your own is known under the name that it is entered with."""

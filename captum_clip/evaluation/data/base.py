@@ -16,6 +16,7 @@ from PIL import Image
 from typing_extensions import override
 
 from ...checks import check_integer, expand, expect
+from ...demo.copies import draw_subsets
 from ...errors import InputError, public
 from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil, open_image
@@ -83,9 +84,11 @@ class DataSet(ABC):
             what texts name, of several "objects" in an image, "scenes" redrawn with every subset of
             them; "classes" of images, or "counts" of objects with the class of the first;
             "captions" of mosaics, "cells" with a class each; "label images"; "points"
-            as masks; "phrases" of a caption; "retrieval" of captions, which are the classes.
+            as masks; "phrases" of a caption; "retrieval" of captions, which are the classes;
+            "thirds" or "identical", three copies of one thing, redrawn with every subset.
         groups: of its samples by name, for figures of each group; may be empty.
         place: what follows its name and a colon where it is read, "FOLDER" or "FILE".
+        usual: number of samples that an evaluation takes where none is given.
         options: its own options of :func:`captum_clip.evaluation.open_data`, with their defaults.
     """
 
@@ -97,6 +100,7 @@ class DataSet(ABC):
     groups: Mapping[str, str] = MappingProxyType({})
     background: bool = False
     place: str = ""
+    usual: ClassVar[int] = 100
     options: ClassVar[Mapping[str, str | None]] = {}
 
     def __len__(self) -> int:
@@ -322,3 +326,16 @@ def mosaic_sample(
     regions = [Region(words[cell], owners == cell, label=labels[cell]) for cell in named]
     text = caption([words[cell] for cell in named])
     return Sample(name, Image.fromarray(mosaic), tuple(regions), caption=text)
+
+
+def copies_sample(
+    name: str,
+    text: str,
+    sprites: Sequence[npt.NDArray[np.uint8]],
+    background: npt.NDArray[np.uint8],
+    generator: np.random.Generator,
+) -> Sample:
+    """Copies of a thing, RGBA, on a circle on a square background: each a region of one text."""
+    drawn, masks = draw_subsets(sprites, background, generator)
+    subsets = tuple(map(Image.fromarray, drawn))
+    return Sample(name, subsets[-1], tuple(Region(text, mask) for mask in masks), subsets=subsets)

@@ -1,6 +1,7 @@
 """The demo scenes as data sets: held-out test scenes, drawn when they are read."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, Final, final
 
 import numpy as np
@@ -8,11 +9,13 @@ from PIL import Image
 from typing_extensions import override
 
 from ...checks import check_integer
+from ...demo.backgrounds import draw_background
 from ...demo.captions import article, compose
-from ...demo.catalogue import NOUNS
-from ...demo.scenes import Scene, draw_scene, pick_things
+from ...demo.catalogue import BACKGROUNDS, NOUNS
+from ...demo.copies import SIDES, without_thirds
+from ...demo.scenes import STANDARD, Scene, draw_object, draw_scene, pick_things
 from ...errors import public
-from .base import DataSet, Region, Sample, mosaic_sample
+from .base import DataSet, Region, Sample, copies_sample, mosaic_sample
 
 COUNTS: Final = (2, 3)
 """Objects of the scenes in turn."""
@@ -21,6 +24,8 @@ _MOST: Final = 100_000  # scenes of one seed, so that those of two seeds never m
 _OTHERS: Final = 10**12  # and reference images and cells of mosaics meet none of both
 _CELL: Final = 112
 _UNCUT: Final = 176  # the largest object of a scene of this side, rotated, just fits a cell
+_SIZE: Final = 224
+_RING: Final = replace(STANDARD, sizes=SIDES)
 
 
 class _DemoData(DataSet):
@@ -139,6 +144,56 @@ class DemoMosaics(_DemoData):
         named = generator.permutation(4)[: 1 + index % 4].tolist()
         labels = [NOUNS.index(noun) for noun in nouns]
         return mosaic_sample(name, cells, nouns, labels, named, caption=compose)
+
+
+class DemoThirds(_DemoData):
+    """Three copies of one thing on a texture, each without another third of its pixels.
+
+    They lie on one circle round the centre and have one area, and their text is one, "a horse": so
+    nothing but the model says which of them carries the score. Each subset is drawn.
+
+    Example:
+        >>> sample = DemoThirds(1).read(0)
+        >>> len({int(region.mask.sum()) for region in sample.regions}), len(sample.subsets)
+        (1, 8)
+    """
+
+    name = "demo-thirds"
+    truth = ("thirds",)
+    usual = 300
+
+    @override
+    def _draw(self, name: str, index: int, scene: int) -> Sample:
+        sequence = np.random.SeedSequence(scene, spawn_key=(_OTHERS, *map(ord, self.name)))
+        generator = np.random.default_rng(sequence)
+        [thing] = pick_things(1, generator)
+        sprite = draw_object(thing, _SIZE, generator, split="test", world=_RING)
+        copies, background = self._copies(sprite, generator)
+        return copies_sample(name, article(thing.noun), copies, background, generator)
+
+    def _copies(self, sprite: Any, generator: np.random.Generator) -> tuple[list[Any], Any]:
+        """Three sprites of one area, and the background."""
+        texture = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
+        background = draw_background(texture, _SIZE, generator)
+        return without_thirds(sprite, generator), background
+
+
+@final
+class DemoIdentical(DemoThirds):
+    """The same copy three times on a plain colour: nothing but its place differs.
+
+    Example:
+        >>> len({region.mask.tobytes() for region in DemoIdentical(1).read(0).regions})
+        3
+    """
+
+    name = "demo-identical"
+    truth = ("identical",)
+
+    @override
+    def _copies(self, sprite: Any, generator: np.random.Generator) -> tuple[list[Any], Any]:
+        color = generator.integers(256, size=3, dtype=np.uint8)
+        return [sprite] * 3, np.full((_SIZE, _SIZE, 3), color)
 
 
 def _regions(drawn: Scene, scene: int) -> tuple[Region, ...]:

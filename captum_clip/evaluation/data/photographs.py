@@ -9,18 +9,21 @@ from pathlib import PurePosixPath
 from typing import Any, Final, final
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from typing_extensions import override
 
 from ...checks import expect
+from ...demo.copies import SIDES, without_thirds
+from ...demo.sprites import rotated
 from ...errors import InputError, TargetError
 from ...files import image_names
 from ...models.images import as_pil
 from ...targets.target import word_spans
-from .base import FileData, Mask, Sample, digest, masked_sample, read_table
+from .base import FileData, Mask, Sample, copies_sample, digest, masked_sample, read_table
 from .formats import MaskedFolder, mask_text
 
 _SIDE: Final = 0.01  # of a point, in shorter sides of its image: about two pixels of most models
+_SQUARE: Final = 448  # pixels on a side of a picture with copies
 _MOST: Final = 8  # objects of a counterfactual, which are 256 images
 Box = tuple[float, ...]
 
@@ -178,6 +181,46 @@ class CounterfactualFolder(MaskedFolder):
                 raise InputError(f"{self.path}/{file} has not the size of its image.")
             subsets.append(image if absent else sample.image)
         return replace(sample, subsets=tuple(subsets))
+
+
+@final
+class CopyFolder(MaskedFolder):
+    """A :class:`MaskedFolder` with ``backgrounds/*.jpg``, of which each image gives three copies.
+
+    What one of its masks shows, drawn from them, is cut out and stands three times on a background,
+    drawn as well, each copy without another third, as in :class:`DemoThirds`.
+
+    Raises:
+        InputError: no background, or no mask.
+    """
+
+    name = "copies"
+    truth = ("thirds",)
+    usual = 300
+
+    @override
+    def find(self) -> None:
+        super().find()
+        files, _ = self.list_images("images")
+        self._backgrounds = image_names(n for n in files if n.startswith("backgrounds/"))
+        expected = f"images in {self.path}/backgrounds to put copies on"
+        expect(self._backgrounds, expected, self._backgrounds)
+        self._identity["backgrounds"] = digest(files, ("backgrounds",))
+
+    @override
+    def read(self, index: int) -> Sample:
+        sample = super().read(index)
+        name = sample.name.encode("utf-8", "surrogateescape")
+        generator = np.random.default_rng([*name])
+        region = sample.regions[generator.integers(len(sample.regions))]
+        file = self._backgrounds[generator.integers(len(self._backgrounds))]
+        background = ImageOps.fit(as_pil(self.path / file)[0], (_SQUARE, _SQUARE))
+        cut_out = sample.image.copy()
+        cut_out.putalpha(Image.fromarray(region.mask).convert("L"))
+        cut_out = cut_out.crop(Image.fromarray(region.mask).getbbox())
+        side = round(_SQUARE * generator.uniform(*SIDES))
+        copies = without_thirds(rotated(cut_out, side=side, angle=0, flip=False), generator)
+        return copies_sample(sample.name, region.text, copies, np.asarray(background), generator)
 
 
 def _mask(size: tuple[int, int], boxes: Iterable[Box]) -> Mask:

@@ -4,6 +4,7 @@ from typing import Final
 
 from ..batch import Task
 from ..data import DataSet
+from .copies_task import IDENTICAL, THIRDS
 from .faithfulness_tasks import FAITHFULNESS, SANITY
 from .localization_tasks import GRID_POINTING, LOCALIZATION, SIGNS, WORDS
 from .pairs_task import EFFECT, PAIRS
@@ -11,6 +12,8 @@ from .perturbation_task import PERTURBATION
 from .segmentation_task import SEGMENTATION
 
 TASKS: Final = {
+    "thirds": THIRDS,
+    "identical": IDENTICAL,
     "localization": LOCALIZATION,
     "signs": SIGNS,
     "segmentation": SEGMENTATION,

@@ -65,7 +65,7 @@ def _effect_rows(samples: Batch, view: View, mass: Tensor) -> Iterator[Arrays]:
     scores = samples.subset_scores.get(view.number)
     if scores is None:
         return
-    exact = {"removal": _removals(scores)}
+    exact = {"removal": removals(scores)}
     if scores.isfinite().all():
         exact = {"effect": metrics.shapley_effects(scores), **exact}
     for name, effect in exact.items():
@@ -112,7 +112,7 @@ EFFECT: Final = Task(
 """Signed mass in each object against the object's exact Shapley effect."""
 
 
-def _removals(scores: Tensor) -> Tensor:
+def removals(scores: Tensor) -> Tensor:
     """The whole scene's scores less those of the scene without each object: (n, 2^n) -> (n, n)."""
     whole = scores.shape[1] - 1
     without = [whole ^ (1 << place) for place in range(whole.bit_length())]
