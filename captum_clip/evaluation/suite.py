@@ -59,7 +59,7 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
     evaluation in a folder of its own, which goes on after a stop; prices are taken anew.
 
     Args:
-        name: of the suite, "v1".
+        name: of the suite, "v2".
         config: the model, the output folder, and how to compute; all else is the suite's.
         progress: as of :func:`evaluate`, for one part after the other.
 
@@ -87,8 +87,12 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
         )
     models = ModelLoader(config.processor, config.tokenizer, config.image_size)
     clip = models.load(full_name(config.model), config.device)
-    data = [open_data(n, number=parts[0].images, seed=parts[0].seed) for n in parts[0].data]
-    contexts = [ModelContext(clip, data_set, parts[0]) for data_set in data]
+    asking = {name: settings for settings in parts for name in settings.data}
+    contexts = [
+        ModelContext(clip, open_data(name, number=own.images, seed=own.seed), own)
+        for name, own in asking.items()
+    ]
+    sizes = [len(context.data) for context in contexts]
     model = {"name": label_of(config.model), "identity": clip.identity()}
     _check_own(f"suite_{name}.json", output, model)
     gates = list[Gate]()
@@ -96,8 +100,7 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
         with threads(config.thread_count):
             gates.append(measure_gate(context))
         if progress:
-            every = parts[0].images
-            progress(every * len(gates), every * len(data), f"gate, {context.data.name}")
+            progress(sum(sizes[: len(gates)]), sum(sizes), f"gate, {context.data.name}")
     content: Content = {
         **{"format": _FORMAT, "suite": name, "hash": drawn},
         "model": model,
@@ -207,7 +210,7 @@ def _read(path: str) -> Content:
     """The content of a file that a suite wrote, with values."""
     content = _parse(find_file(Path(path)).read_bytes())
     if not content:
-        raise InputError(f"{path} is damaged, or no suite_v1.json that {argument('suite')} wrote.")
+        raise InputError(f"{path} is damaged, or no suite_v2.json that {argument('suite')} wrote.")
     if "values" not in content:
         raise InputError(f"{path} has no values to compare. {' '.join(content['verdict'])}")
     return content

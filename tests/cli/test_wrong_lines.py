@@ -137,16 +137,16 @@ LINES = {
     "evaluate -o o": "scenes drawn for the embedded models, and ViT-B/32 is none of demo/vit",
     "evaluate --model demo/vit --fill grey -o o": "'grey'",
     "evaluate --model demo/vit --images 0 -o o": "expected images of 1 or more, got 0",
-    "evaluate --model demo/vit --task x -o o": "expected a task of localization",
+    "evaluate --model demo/vit --task x -o o": "expected a task of thirds",
     "evaluate --model demo/vit --method center -o o": "(did you mean centre?)",
     "evaluate --data farm -o o": "there is no data set 'farm'; expected one of demo,",
     "evaluate --model demo/vit": "evaluate needs --output, a folder for these results alone",
-    "evaluate --suite v0 --model demo/vit -o o": "expected a suite of v1, got 'v0'",
-    "evaluate --suite v1 --slow-images 3 -o o": "the suite v1 fixes --slow-images; leave it out",
-    "evaluate --suite v1 --data demo -o o": "the suite v1 fixes --data; leave it out",
+    "evaluate --suite v0 --model demo/vit -o o": "expected a suite of v2, got 'v0'",
+    "evaluate --suite v2 --slow-images 3 -o o": "the suite v2 fixes --slow-images; leave it out",
+    "evaluate --suite v2 --data demo -o o": "the suite v2 fixes --data; leave it out",
     "evaluate --compare none.json e.safetensors": "there is no file none.json",
     "evaluate --compare e.safetensors e.safetensors": (
-        "e.safetensors is damaged, or no suite_v1.json that --suite wrote"
+        "e.safetensors is damaged, or no suite_v2.json that --suite wrote"
     ),
     "emotions fit none --model m -o p.safetensors": "there is no folder none",
     "emotions fit photos --model m -o p.pt": "must end in .safetensors",

@@ -37,8 +37,8 @@ def config(model: str, output: Path, **given: Any) -> EvaluationConfig:
 
 
 def test_a_suite_draws_what_was_frozen() -> None:
-    """A change of the scenes, the masks, the vocabulary or the settings is another suite: v2."""
-    assert suite.suite_hash("v1") == suite.SUITES["v1"]["hash"]
+    """A change of the scenes, the masks, the vocabulary or the settings is another suite: v3."""
+    assert suite.suite_hash("v2") == suite.SUITES["v2"]["hash"]
 
 
 def test_a_hash_notices_every_change(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_only_files_of_one_suite_are_compared(tmp_path: Path) -> None:
     for number, text in enumerate((Path(good).read_text()[:-9], "[]", '{"format": "other"}', "1")):
         path = tmp_path / f"{number}.json"
         path.write_text(text)
-        wrong[str(path)] = "is damaged, or no suite_v1.json that `suite` wrote"
+        wrong[str(path)] = "is damaged, or no suite_v2.json that `suite` wrote"
     for other_path, message in wrong.items():
         with pytest.raises(InputError, match=message):
             compare_suites(good, str(other_path))
@@ -228,7 +228,7 @@ def test_what_a_suite_fixes_is_refused(tmp_path: Path, small: str) -> None:
     for given in ({"images": 3}, {"seed": 1}, {"methods": ("direct",)}, {"tasks": ("words",)}):
         with pytest.raises(InputError, match=f"suite small fixes `{next(iter(given))}`"):
             run_suite(small, config("demo/vit", tmp_path, **given))
-    with pytest.raises(InputError, match="expected a suite of v1, small, got 'v0'"):
+    with pytest.raises(InputError, match="expected a suite of v2, small, got 'v0'"):
         run_suite("v0", config("demo/vit", tmp_path))
     suite.SUITES[small]["hash"] = "f" * 64
     with pytest.raises(InputError, match=r"drawn otherwise here .*expected f{12}.*Pillow 1"):
