@@ -33,7 +33,7 @@ from ..visualization.colors import score_note, signed_number
 from ..visualization.grid import FORMATS as FIGURES
 from . import drawing, interactive, photos, regions
 from .fields import read_fields, write_fields
-from .regions import LabelMap, Region
+from .regions import SPREAD, LabelMap, Region
 from .request import SIGNS
 
 FORMATS: Final = (*FIGURES, ".npz", ".html")
@@ -247,7 +247,7 @@ class Explanation(drawing.Drawable):
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
 
     @public("regions")
-    def regions(self, threshold: Threshold = "otsu") -> list[Region]:
+    def regions(self, threshold: Threshold = "otsu", *, spread: float = 0) -> list[Region]:
         """The regions that the maps mark, as masks and boxes at the photos' size, for other tools.
 
         Each map is resized (bicubic, within its range), min-max normalised as by
@@ -257,18 +257,23 @@ class Explanation(drawing.Drawable):
         Args:
             threshold: "otsu" or "mean", each map's own over what the model saw, or a number in
                 [0, 1): with both signs a share of the stronger one's maximum.
+            spread: standard deviation in cells of a Gaussian over which each cell is spread first.
 
         Returns:
             One for each image, target and sign, in this order.
 
         Raises:
-            InputError: an unknown threshold, or an explanation of the text side alone.
+            InputError: an unknown threshold, a spread below 0, or an explanation of the text side
+                alone.
         """
         marked = []
         places = enumerate(self._places())
         for (index, crop), (column, name) in product(places, enumerate(self.names)):
             # both signs on one scale: a weak one on its own would mark as much as a strong one
-            raw = {sign: values[index, column] for sign, values in self.maps.items()}
+            raw = {
+                sign: regions.spread_out(values[index, column], spread)
+                for sign, values in self.maps.items()
+            }
             heatmap = photos.normalized(raw, crop.size, "bicubic", crop.box)
             marked += [
                 regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
@@ -285,7 +290,9 @@ class Explanation(drawing.Drawable):
         return self.crops or [Crop((height, width), (0, 0, width, height))] * len(self.images)
 
     @public("label_map")
-    def label_map(self, threshold: Threshold | None = None) -> list[LabelMap]:
+    def label_map(
+        self, threshold: Threshold | None = None, *, spread: float | None = None
+    ) -> list[LabelMap]:
         """For each pixel of the photos the text that supports it most, or none.
 
         The raw positive maps are resized (bicubic, within their range) and compared with each
@@ -297,12 +304,14 @@ class Explanation(drawing.Drawable):
         Args:
             threshold: of the largest map, min-max normalised, below which there is none: "otsu",
                 "mean" or a number in [0, 1); None is wherever a map is above zero.
+            spread: standard deviation in cells of a Gaussian over which each cell is spread first;
+                None is 0.7 without a threshold, else 0: what was measured is in docs/findings.md.
 
         Returns:
             One for each image, at its photo's size.
 
         Raises:
-            InputError: an unknown threshold, over 255 texts, or no positive maps.
+            InputError: an unknown threshold, a spread below 0, over 255 texts, or no positive maps.
         """
         places = self._places()
         # raw maps, since normalised ones reach 1 each, and every text would win somewhere
@@ -310,13 +319,16 @@ class Explanation(drawing.Drawable):
             raise InputError(
                 f"the maps are of negative evidence alone; take {argument('sign', 'both')}."
             )
+        if spread is None:
+            spread = SPREAD if threshold is None else 0
         positive, names, labels = self.maps["positive"], self.names, []
         if self.words or self.reference is not None:  # the whole text would win everywhere
             positive, names = positive[:, 1:], names[1:]
         if self.words and self.leave_one_out is None:
             positive = positive * self.norms[1:, None, None]
         for crop, raw in zip(places, positive, strict=True):
-            large = maps.uncrop(raw, crop.box, crop.size, mode="bicubic", clamp=True)
+            smooth = regions.spread_out(raw, spread)
+            large = maps.uncrop(smooth, crop.box, crop.size, mode="bicubic", clamp=True)
             labels.append(regions.label_map(large, crop.box, threshold, names))
         return labels
 
