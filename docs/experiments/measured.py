@@ -356,6 +356,7 @@ STEPS = (
         1906,
         python=True,
     ),
+    Step("copies", ("vit",), "python ../../copies.py figure copies.png", "copies.png", 1400),
     figure(
         "layers", ("vit",), 'layers "a horse" "a dog" --scene 0:horse,dog --model demo/vit', 1300
     ),
@@ -473,6 +474,17 @@ STEPS = (
     ),
     *(
         evaluation(
+            f"copies_{model}",
+            model,
+            "--data demo-thirds --data demo-identical --images 300 --slow-images 300 --method all "
+            + " ".join(
+                f"--method {name}" for name in FURTHER[model.removeprefix("second-")].split()
+            ),
+        )
+        for model in (*ALL, *(f"second-{model}" for model in BOTH))
+    ),
+    *(
+        evaluation(
             f"pairs_{model}",
             model,
             f"--data demo --task pairs {PAIR_METHODS[model]}",
@@ -505,6 +517,7 @@ STEPS = (
         page="shortcut.md",
         python=True,
     ),
+    Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
     Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="heads.md"),
     Step("head_ablation", ("shortcut",), "python ../../head_texts.py ablation", page="heads.md"),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
