@@ -232,6 +232,8 @@ FURTHER = {
     "siglip": "conservative direct:baseline=mean",
 }
 """Options of the methods that `all` does not name."""
+REMOVALS = "removal:share=None removal:stride=2 removal:readers=8,stride=2"
+"""The same of removal, where three copies are told apart; a ResNet's pool has no readers."""
 SLOW_TASKS = "localization signs words grid perturbation faithfulness sanity"
 RANKED = {
     "vit": "direct conservative all-grad last-grad attention-grad-cam legrad grad-eclip patches "
@@ -478,7 +480,9 @@ STEPS = (
             model,
             "--data demo-thirds --data demo-identical --images 300 --slow-images 300 --method all "
             + " ".join(
-                f"--method {name}" for name in FURTHER[model.removeprefix("second-")].split()
+                f"--method {name}"
+                for name in f"{FURTHER[model.removeprefix('second-')]} {REMOVALS}".split()
+                if "readers" not in name or "resnet" not in model
             ),
         )
         for model in (*ALL, *(f"second-{model}" for model in BOTH))
