@@ -1,6 +1,7 @@
 """Folders for images and results: on this machine, or anywhere that fsspec reaches."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ def storage_of(location: str | Path) -> "Storage":
 
     text = str(location)
     scheme, separator, rest = text.partition("://")
+    if not separator and re.match("[a-z][a-z0-9+.-]+:/", text):
+        raise InputError(f"{text} has one slash of two slashes that a URL has; give it as a text.")
     if not separator or scheme in ("file", "local"):
         # not by its URL, in which some characters that a path may have mean something
         path = expand(rest or text).resolve().as_posix()
@@ -69,7 +72,7 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Write a file or replace it."""
         with _explained(f"{self.root} cannot be written to", _RESUME):
-            self.system.makedirs(str(PurePosixPath(self.path, name).parent), exist_ok=True)
+            self._make(str(PurePosixPath(self.path, name).parent))
             # A store replaces an object as a whole; a local file needs the detour of a rename.
             if not self.is_local:
                 self.system.pipe_file(f"{self.path}/{name}", content)
@@ -84,6 +87,11 @@ class Storage:
         with _explained(f"{self.root}/{name} cannot be removed"), suppress(FileNotFoundError):
             self.system.rm_file(f"{self.path}/{name}")
 
+    def _make(self, folder: str) -> None:
+        # a path that has no root begins with a bucket, which a typing error would make
+        if self.is_local or folder.startswith("/"):
+            self.system.makedirs(folder, exist_ok=True)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder, and keep other runs out of it while the context lasts.
@@ -93,7 +101,7 @@ class Storage:
         folder = Path(self.path)
         path, is_new = folder / _LOCK, not folder.exists()
         with _explained(f"the folder {self.root} cannot be made", "; name another"):
-            self.system.makedirs(self.path, exist_ok=True)
+            self._make(self.path)
         if not self.is_local:
             yield
             return

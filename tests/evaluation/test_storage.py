@@ -109,6 +109,18 @@ def test_a_failing_store_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         storage.write("a", b"")
 
 
+def test_a_bucket_is_not_made_by_a_typing_error() -> None:
+    """Stores make one for the first part of a path that has no root."""
+    from unittest.mock import Mock
+
+    system = Mock()
+    system.pipe_file.side_effect = FileNotFoundError("The specified bucket does not exist")
+    storage = Storage(system, "buckte/out", "s3://buckte/out", is_local=False)
+    with storage.lock(), pytest.raises(InputError, match="bucket does not exist"):
+        storage.write("a/b", b"1")
+    system.makedirs.assert_not_called()
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").touch()
