@@ -205,18 +205,24 @@ class ClipAdapter(ABC):
         parts = {"weights": digest(self.model.state_dict().values())} if images else {}
         # the weights alone do not say it: a hook, a patch or another processor changes what runs
         with reproducible(self.model):
-            if images:
-                fixed = fixed_images(self.tower.native if self.processor is None else None)
-                embeddings = (self.encode_image(self.preprocess(image)) for image in fixed)
-                parts["image_embeddings"] = summary(embeddings)
-            if texts:  # what reads images alone does not depend on them
-                read = []
-                for text in FIXED_TEXTS:
-                    with suppress(Exception):  # no tokenizer, or a word that it does not know
-                        read.append(self.text_inputs(text))
-                features = (self.text_features(*inputs) for inputs in read)
-                parts["text_embeddings"] = summary(F.normalize(row, dim=-1) for row in features)
-        return parts
+            return parts | self.fixed_embeddings(texts=texts, images=images)
+
+    @torch.no_grad()
+    def fixed_embeddings(self, *, texts: bool = True, images: bool = True) -> dict[str, str]:
+        """The numbers of its :meth:`identity`, as the model stands: in its mode and precision."""
+        numbers = {}
+        if images:
+            fixed = fixed_images(self.tower.native if self.processor is None else None)
+            embeddings = (self.encode_image(self.preprocess(image)) for image in fixed)
+            numbers["image_embeddings"] = summary(embeddings)
+        if texts:  # what reads images alone does not depend on them
+            read = []
+            for text in FIXED_TEXTS:
+                with suppress(Exception):  # no tokenizer, or a word that it does not know
+                    read.append(self.text_inputs(text))
+            features = (self.text_features(*inputs) for inputs in read)
+            numbers["text_embeddings"] = summary(F.normalize(row, dim=-1) for row in features)
+        return numbers
 
     # Images
 
