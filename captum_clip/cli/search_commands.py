@@ -75,6 +75,7 @@ class Search(Loading):
     sign: Sign | None = None
     top: Count = 12
     regions: Path | None = None
+    images: str = ""
     model: str | None = None
     output: Path | None = None
 
@@ -103,14 +104,14 @@ def search_command(typed: Search) -> None:
     probes, _ = shared.read_probes([typed.emotions] if typed.emotions else [])
     with shared.step(f"opening {typed.index}", quiet=typed.quiet):
         processors = load_parts(typed.processor, typed.tokenizer)
-        index = ImageIndex.open(typed.index, typed.model, **processors, device=typed.device)
+        loading = {**processors, "device": typed.device, "images": typed.images}
+        index = ImageIndex.open(typed.index, typed.model, **loading)
         looked_for = [targets.text(index.clip, texts)] if texts else []
         if against is not None:
             looked_for = [looked_for[0] - targets.text(index.clip, against)]
         looked_for += [targets.emotion(index.clip, probe, emotion) for probe in probes]
     share = 0.5 if typed.weight is None else typed.weight
-    both = texts and probes
-    weights = [(1 - share) / len(texts)] * len(texts) + [share] if both else None
+    weights = [(1 - share) / len(texts)] * len(texts) + [share] if texts and probes else None
     how: Any = {"weights": weights, "sign": default_sign(typed.sign, against)}
     best = index.search(targets.concatenate(looked_for), typed.top, **how)
     shared.report_skipped({Path(index.folder, name): why for name, why in best.skipped.items()})
@@ -122,8 +123,7 @@ def search_command(typed: Search) -> None:
         regions = explanation[number].regions()
         written.append(save_regions(regions, Path(f"{typed.regions}/{file}"), about))
     names = ", ".join(map(repr, explanation.names))
-    source = f"({explanation.model}, {explanation.method})"
-    print(f"{names}, best of {best.compared:,} images {source}:")
+    print(f"{names}, best of {best.compared:,} images ({explanation.model}, {explanation.method}):")
     for number, (file, score) in enumerate(zip(best.files, best.scores, strict=True), 1):
         each = "".join(f"  {cosine:6.3f}" for cosine in explanation.scores[number - 1].tolist())
         print(f"{number:4d}  {score:6.3f}{each * (len(explanation.names) > 1)}  {file}")

@@ -10,6 +10,7 @@ so an image whose vectors are kept no longer needs its tower. They lie in a tabl
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +30,7 @@ from ..similarity import check_dimension
 from ..targets import Target
 from .result import SearchResult
 from .table import File, Table, files_of, list_files, vectors_of
-from .vectors import Precision, Vectors, contributions_of, read_unchanged
+from .vectors import Precision, Vectors, contributions_of, preprocessing_of, read_unchanged
 
 
 class ImageIndex:
@@ -47,7 +48,8 @@ class ImageIndex:
         clip: the model, which only its texts are encoded with.
         folder: where the images lie; "" where files were given.
         method: "direct", with its options.
-        table: the table itself, with columns file, bytes, modified, vector, contributions, scale.
+        table: the table itself, with columns file, bytes, modified, vector, contributions, scale,
+            checksum.
 
     Source: the vectors are those of Gandelsman et al. 2024 (arXiv:2310.05916) for a ViT's CLS.
 
@@ -71,6 +73,12 @@ class ImageIndex:
         self._table, self.table = table, table.lance
         self.folder, self.method = str(table.about["folder"]), str(table.about["method"])
         self._storage = storage_of(self.folder or ".")
+        self._identity = table.about["identity"]
+        self._check("embeds texts", clip.identity(images=False))
+        # as the model stands, which in half precision may differ by more than the bound
+        self._identity = {**self._identity, **clip.fixed_embeddings(images=False)}
+        # once, since to read the weights takes a second a gigabyte
+        self._check_images = cache(lambda: self._check("embeds images", clip.identity(texts=False)))
 
     @property
     def files(self) -> list[str]:
@@ -121,7 +129,7 @@ class ImageIndex:
         vectors = Vectors(storage, clip, method, precision, **computing)
         table = Table(path)
         with table.storage.lock(), threads(vectors.config.thread_count):
-            table.make({**vectors.about, "folder": folder})
+            table.make({**vectors.about, "folder": folder}, {file.file for file in files})
             index = cls(clip, table)
             index.skipped |= unnamed
             index._update(files, vectors, progress or (lambda *_: None))
@@ -129,7 +137,7 @@ class ImageIndex:
 
     def _update(self, files: Sequence[File], vectors: Vectors, progress: Progress) -> None:
         before = {*self._table.files()}
-        self._table.remove([file.file for file in before - {*files}])
+        gone, is_left = [file.file for file in before - {*files}], not before.isdisjoint(files)
         missing = [file for file in files if file not in before]
         done = len(files) - len(missing)
         progress(done, len(files), "")
@@ -138,19 +146,27 @@ class ImageIndex:
             self.skipped |= {name: reason for name, reason in reasons.items() if reason}
             whole = rows.filter([not reason for reason in reasons.values()])
             if len(whole):
+                self._table.remove(gone)  # not before: else nothing may be left
+                gone, is_left = [], True
                 self._table.add(whole.drop_columns(["reason"]))
             done += len(rows)
             progress(done, len(files), "")
+        if not is_left:
+            raise _unreadable(len(files), self.skipped, "no file was given")
+        self._table.remove(gone)
         # compacting writes a version of the table, even where nothing has changed
         if before != {*self._table.files()}:
             self._table.compact()
-        if not len(self):
-            raise _unreadable(len(files), self.skipped, "no file was given")
 
     @classmethod
     @public("ImageIndex.open")
     def open(
-        cls, path: str | Path, model: str | ClipAdapter | None = None, **loading: Any
+        cls,
+        path: str | Path,
+        model: str | ClipAdapter | None = None,
+        *,
+        images: str = "",
+        **loading: Any,
     ) -> "ImageIndex":
         """Open an index with its model.
 
@@ -158,22 +174,18 @@ class ImageIndex:
             path: of the table.
             model: the one that it was made with, known by what its text tower computes; by
                 default it is loaded by its name.
+            images: the URL of their folder, where it lies on other machines than the table.
             **loading: options of :func:`captum_clip.load_clip`, such as ``device``.
 
         Raises:
-            InputError: no index, one that is damaged, or another model.
+            InputError: no index, one that is damaged, names that lead out of its folder, images
+                in another store than named, or another model.
         """
-        table = Table(path).open()
+        table = Table(path).open(images)
         about = table.about
         if model is None:
             model, loading = about["model"], {"image_size": about["image_size"], **loading}
-        clip = load_clip(model, **loading)
-        if differing_parts(about["identity"], clip.identity(images=False)):
-            raise InputError(
-                f"{path} was made with {about['model']}, and {clip.name} embeds texts otherwise; "
-                "open it with that model."
-            )
-        return cls(clip, table)
+        return cls(load_clip(model, **loading), table)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -234,8 +246,8 @@ class ImageIndex:
         """
         names = [*map(str, as_list([paths] if isinstance(paths, Path) else paths))]
         rows = self._table.rows(names)
-        are_known = len(rows) == len(names) > 0
-        expect(are_known, "images of the index", names, "build it anew to add some")
+        advice = "build it anew to add some"
+        expect(len(rows) == len(names) > 0, "images of the index", names, advice)
         explanation, skipped, _ = self._explain(rows, self._target(texts), sign)
         if skipped:
             name, reason = next(iter(skipped.items()))
@@ -245,13 +257,25 @@ class ImageIndex:
     def _target(self, texts: Any) -> Target:
         target = texts if isinstance(texts, Target) else targets.text(self.clip, texts)
         check_dimension(target.embeddings, self._table.about["grid"][-1], self.clip)
+        self._check("embeds texts", self.clip.fixed_embeddings(images=False))
+        if target.source != "text":
+            self._check_images()
         return target
+
+    def _check(self, does: str, identity: dict[str, str]) -> None:
+        """Refuse a model of another identity than made the table, or than it had at first."""
+        if differing_parts(self._identity, identity):
+            raise InputError(
+                f"{self._table.storage.root} was made with {self._table.about['model']}, and "
+                f"{self.clip.name} {does} otherwise; open it with that model and its processor."
+            )
 
     def _explain(
         self, rows: Any, target: Target, sign: Sign
     ) -> tuple[Explanation, dict[str, str], list[int]]:
         """The explanation of rows, why some cannot be read, and the numbers of the others."""
         check_choice(sign, get_args(Sign), name="a sign")
+        self._check("crops or scales images", {"preprocessing": preprocessing_of(self.clip)})
         files = files_of(rows)
         images, skipped = read_unchanged(self.clip, self._storage, files)
         readable = [index for index, file in enumerate(files) if file.file not in skipped]

@@ -1,8 +1,10 @@
 """The table of an index in LanceDB: which files it holds, and their vectors."""
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -12,13 +14,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..checks import as_list, excerpt, expand, expect, is_encodable
-from ..errors import InputError
+from ..checks import as_list, excerpt, expand, expect, expecting, is_encodable, is_integer
+from ..errors import InputError, argument
 from ..evaluation.image_batches import list_images
 from ..evaluation.storage import Storage, storage_of
 from ..models import differing_parts
 
-_KEY, _FORMAT = "captum_clip", "captum_clip index 1"
+_KEY, _FORMAT = "captum_clip", "captum_clip index 2"
+_IDENTITY: Final = ("weights", "image_embeddings", "text_embeddings", "preprocessing")
 _FAILURES: Final = (OSError, ValueError, RuntimeError, LookupError, TypeError)  # of Lance, of Arrow
 _NAMES: Final = 500  # files in one condition of a query
 
@@ -55,14 +58,16 @@ def list_files(
         folder, sizes = storage.root, list_images(storage)
     else:
         storage = storage_of(".")
-        paths = [expand(path).absolute().as_posix() for path in as_list(images)]
-        folder, sizes = "", dict.fromkeys(paths, 0)
+        paths = map(expand, as_list(images))
+        # ".." may follow a link; the names of an index hold none
+        names = [(p.resolve() if ".." in p.parts else p.absolute()).as_posix() for p in paths]
+        folder, sizes = "", dict.fromkeys(names, 0)
     files = [File.of(storage, name, size) for name, size in sizes.items() if is_encodable(name)]
     unnamed = [name for name in sizes if not is_encodable(name)]
     return storage, folder, files, dict.fromkeys(unnamed, "its name is no text in UTF-8")
 
 
-COLUMNS: Final = (*File._fields, "vector", "contributions", "scale")
+COLUMNS: Final = (*File._fields, "vector", "contributions", "scale", "checksum")
 
 
 class Table:
@@ -76,8 +81,10 @@ class Table:
             raise InputError(f"an index of images needs LanceDB: {advice}.") from error
         self.storage, self.about = storage_of(path), dict[str, Any]()
         folder, _, name = self.storage.root.rpartition("/")
-        ending = "an index that ends in .lance"
-        expect(name.endswith(".lance"), ending, str(path), "such as photos.lance")
+        advice = "such as photos.lance"
+        expect(name.endswith(".lance"), "an index that ends in .lance", str(path), advice)
+        is_lasting = self.storage.is_local or folder.startswith(("s3://", "gs://", "az://"))
+        expect(is_lasting, "a table on this machine or at s3://, gs:// or az://", str(path))
         plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
         expect(plain, "an index named by letters, digits, '-', '_' and '.'", name)
         # Connecting makes the folder, so it waits until a table is opened or made. Without the
@@ -93,46 +100,77 @@ class Table:
             yield
         except _FAILURES as error:
             reason = str(error).strip().partition("\n")[0].partition(", /")[0].rstrip(".")
-            raise InputError(
-                f"the index {self.storage.root} cannot be read or written "
-                f"({excerpt(reason, 200)}); if it is damaged, delete it and build it again."
-            ) from error
+            state, advice = "is no index that can be read or written", "name another"
+            if self.about:  # else it may be a folder of the user's
+                state = "cannot be read or written"
+                advice = "if it is damaged, delete it and build it again"
+            if "No space left" in str(error):
+                advice = "make room and run it again"
+            sentence = f"{self.storage.root} {state} ({excerpt(reason, 200)}); {advice}."
+            raise InputError(sentence) from error
 
     def _exists(self) -> bool:
         system, path = self.storage.system, self.storage.path
         return system.isdir(path) and any(name[0] != "." for name in self.storage.files())
 
-    def open(self) -> "Table":
-        """Open what is there; InputError where that is no index."""
+    def open(self, images: str = "") -> "Table":
+        """Open what is there, which may come from a stranger.
+
+        Args:
+            images: the folder, where it lies on other machines than the table; those are asked for
+                nothing by the word of the table alone.
+
+        Raises:
+            InputError: no index, settings that none has, or names that lead out of its folder.
+        """
         root = self.storage.root
         made = f"'captum-clip index FOLDER -o {root}' makes one"
         expect(self._exists(), "an index", root, made)
         with self._errors():
             self.lance = self._connect().open_table(self._name)
             metadata = self.lance.schema.field("file").metadata or {}
-            self.about = json.loads(metadata.get(_KEY.encode(), b"{}"))
-        is_index = self.about.get("format") == _FORMAT
-        expect(is_index, f"a table of the kind {_FORMAT!r}", root, "name another")
+        with expecting(f"a table of the kind {_FORMAT!r}", root, "name another"):
+            about = json.loads(metadata.get(_KEY.encode(), b"{}"))
+            if not (
+                about.get("format") == _FORMAT
+                and all(isinstance(about[name], str) for name in ("model", "method", "folder"))
+                and all(isinstance(about["identity"][name], str) for name in _IDENTITY)
+                and isinstance(about["image_size"], int | None)
+                and about["precision"] in ("int8", "float16")
+                and [is_integer(number, least=1) for number in about["grid"]] == [True] * 3
+                and self.lance.schema == schema(about["grid"][-1])
+            ):
+                raise ValueError("its settings are others")
+        self.about, folder = about, about["folder"]
+        is_here = "://" not in folder or folder.split("/")[:3] == root.split("/")[:3]
+        if not is_here and folder != images.rstrip("/"):
+            named = argument("images", folder)
+            raise InputError(f"{root} is of images at {folder}; to read them there, pass {named}.")
+        outside = "file IS NULL OR concat('/', file, '/') LIKE '%/../%'"
+        with self._errors():
+            count = self.lance.count_rows(outside + " OR file LIKE '/%'" * bool(folder))
+        advice = f"{count} of the names lead out of it"
+        expect(not count, "an index of images in its folder", root, advice)
         return self
 
-    def make(self, about: Mapping[str, Any]) -> None:
+    def make(self, about: Mapping[str, Any], names: Collection[str] = ()) -> None:
         """Make a table, or open that of the same settings; one without images is made anew.
 
         Raises:
-            InputError: it has others, or another folder that still exists.
+            InputError: it has others, or another folder that was not moved: it still exists, or
+                none of the `names` is in the table.
         """
         about = {"format": _FORMAT, **json.loads(json.dumps(about))}
-        if self._exists() and len(self.open()):
+        if self._exists() and len(self.open(about["folder"])):
             before, old = self.about, storage_of(self.about["folder"] or ".")
             differing = differing_parts(before["identity"], about["identity"])
             changes = [f"the model has other {name}" for name in differing]
-            changes += [
-                f"{name} was {before[name]} and is {about[name]}"
-                for name in ("method", "precision", "grid")
-                if before[name] != about[name]
-            ]
-            # a folder that is gone was moved, and keeps its index
-            if before["folder"] != about["folder"] and old.system.isdir(old.path):
+            for name in ("method", "precision", "grid"):
+                if before[name] != about[name]:
+                    changes.append(f"{name} was {before[name]} and is {about[name]}")
+            # a folder that was moved keeps its index
+            is_moved = not old.system.isdir(old.path) and any(f.file in names for f in self.files())
+            if before["folder"] != about["folder"] and not is_moved:
                 changes.append(f"it is of {before['folder'] or 'files'}")
             if changes:
                 listed = "; ".join(changes)
@@ -182,7 +220,7 @@ class Table:
             tables = [self.lance.schema.empty_table()]
             for condition in _among(names):
                 tables.append(self.lance.search().where(condition).limit(None).to_arrow())
-        rows = pyarrow.concat_tables(tables)
+            rows = self._checked(pyarrow.concat_tables(tables))
         numbers = {name: number for number, name in enumerate(rows["file"].to_pylist())}
         wanted = [numbers[name] for name in names if name in numbers]
         return rows.take(np.array(wanted, dtype=np.int64))
@@ -192,7 +230,25 @@ class Table:
         top = min(top, max(1, len(self)))  # LanceDB refuses 0, and numbers past 64 bits
         with self._errors():
             query = self.lance.search(direction, vector_column_name="vector").distance_type("dot")
-            return query.limit(top).select([*COLUMNS, "_distance"]).to_arrow()
+            rows = query.limit(top).select([*COLUMNS, "_distance"]).to_arrow()
+            # no query finds a vector of NaN; an index of vectors may miss others, too
+            is_short = len(rows) < min(top, len(self)) and not self.lance.list_indices()
+            return self._checked(rows, top if is_short else 0)
+
+    def _checked(self, rows: Any, least: int = 0) -> Any:
+        """Rows that are so many, of finite numbers, as they were written; ValueError otherwise."""
+        precision, whole = self.about["precision"], rows.drop_null()
+        size = math.prod(self.about["grid"]) * np.dtype(precision).itemsize
+        columns = (whole[name].to_pylist() for name in ("file", *COLUMNS[-3:]))
+        damaged = list[str]()
+        for vector, name, numbers, scale, written in zip(vectors_of(whole), *columns, strict=True):
+            is_whole = len(numbers) == size and checksum(vector, numbers, scale) == written
+            values = (vector, scale, np.frombuffer(numbers if is_whole else b"", precision))
+            if not is_whole or not all(np.isfinite(each).all() for each in values):
+                damaged.append(name)
+        if count := max(least, len(rows)) - len(whole) + len(damaged):
+            raise ValueError(f"{count} rows are damaged: {', '.join(damaged[:3])}".rstrip(": "))
+        return rows
 
 
 def _among(names: Sequence[str]) -> Iterator[str]:
@@ -213,10 +269,16 @@ def vectors_of(rows: Any) -> npt.NDArray[np.float32]:
     return flat.reshape(len(rows), rows["vector"].type.list_size)
 
 
+def checksum(vector: npt.NDArray[np.float32], contributions: bytes, scale: float) -> int:
+    """CRC-32 of what a row keeps of its image."""
+    return zlib.crc32(contributions, zlib.crc32(np.append(vector, np.float32(scale)).tobytes()))
+
+
 def schema(dimension: int) -> Any:
     """The columns of a table of embeddings of so many numbers."""
     import pyarrow as pa
 
     vector = pa.list_(pa.float32(), dimension)
-    kinds = (pa.string(), pa.int64(), pa.int64(), vector, pa.binary(), pa.float32())
+    numbers = (vector, pa.binary(), pa.float32(), pa.uint32())
+    kinds = (pa.string(), pa.int64(), pa.int64(), *numbers)
     return pa.schema([*zip(COLUMNS, kinds, strict=True)])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..attr.contributions import DirectContribution, any_target
 from ..attr.registry import MethodChoice
@@ -21,8 +22,9 @@ from ..evaluation.storage import Storage
 from ..evaluation.units import Skipped
 from ..explaining import photos
 from ..models import ClipAdapter
+from ..models.identity import fixed_images, summary
 from ..similarity import ClipSimilarity
-from .table import File, schema
+from .table import File, checksum, schema
 
 Precision = Literal["int8", "float16"]
 LARGEST: Final[dict[Precision, int]] = {"int8": 127, "float16": 1}
@@ -61,7 +63,7 @@ class Vectors:
         self.size = (blank.shape[-2], blank.shape[-1])
         self.about: dict[str, Any] = {
             "model": full_name(clip.name),
-            "identity": clip.identity(),
+            "identity": {**clip.identity(), "preprocessing": preprocessing_of(clip)},
             "image_size": None if self.size == clip.tower.native else self.size[0],
             "method": choice.name,
             "precision": precision,
@@ -116,8 +118,9 @@ class Vectors:
                 continue
             scale = max(largest / LARGEST[self.precision], _TINY)
             numbers = np.rint(vectors / scale) if self.precision == "int8" else vectors / scale
-            row = {"vector": embedding.numpy(), "scale": scale, "reason": ""}
-            yield {**row, "contributions": numbers.astype(self.precision).tobytes()}
+            row: dict[str, Any] = {"vector": embedding.float().numpy(), "scale": scale}
+            row["contributions"] = numbers.astype(self.precision).tobytes()
+            yield {**row, "checksum": checksum(**row), "reason": ""}
 
 
 def contributions_of(rows: Any, about: Mapping[str, Any]) -> Tensor:
@@ -125,6 +128,18 @@ def contributions_of(rows: Any, about: Mapping[str, Any]) -> Tensor:
     numbers = np.frombuffer(b"".join(rows["contributions"].to_pylist()), about["precision"])
     scales = rows["scale"].to_numpy()[:, None, None, None]
     return torch.from_numpy(numbers.reshape(len(rows), *about["grid"]) * scales)
+
+
+def preprocessing_of(clip: ClipAdapter) -> str:
+    """Numbers of preprocessed fixed images, which agree where maps lie on the same pixels.
+
+    The means of 7 x 7 tiles differ by .04 of their length for a crop that is off by a pixel, as
+    that of another library may be, and by .3 for another scale. The bound of numbers that agree is
+    .001, so that it is .1 of a hundredth.
+    """
+    pixels = (clip.preprocess(image) for image in fixed_images())
+    tiles = (F.adaptive_avg_pool2d(each.float().cpu(), 7).flatten(1) for each in pixels)
+    return summary(F.normalize(each) / 100 for each in tiles)
 
 
 def read_unchanged(

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from captum_clip.search.table import Table, schema, vectors_of
+from captum_clip.search.table import Table, checksum, schema, vectors_of
 
 POSITIONS, NUMBERS, CHUNK = 49, 512, 512
 
@@ -31,13 +31,15 @@ def write(table: Table, count: int, draw: np.random.Generator) -> None:
         vectors = draw.standard_normal((rows, NUMBERS), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         numbers = draw.integers(-127, 128, (rows, POSITIONS * NUMBERS), dtype=np.int8)
+        blobs = [row.tobytes() for row in numbers]
         columns = [
             [f"{start + row:08d}.jpg" for row in range(rows)],
             [100_000] * rows,
             [0] * rows,
             pa.FixedSizeListArray.from_arrays(vectors.ravel(), NUMBERS),
-            [row.tobytes() for row in numbers],
+            blobs,
             np.full(rows, 1e-3, np.float32),
+            [*map(checksum, vectors, blobs, [1e-3] * rows)],
         ]
         table.add(pa.table(columns, schema=schema(NUMBERS)))
     table.compact()
@@ -64,8 +66,10 @@ def main(task: str, place: str, count: int) -> None:
     """A row of the table of the documentation, or a part of it in a process of its own."""
     draw, table = np.random.default_rng(0), Table(place)
     if task == "write":
-        about = {"identity": {}, "method": "", "precision": "", "folder": ""}
-        table.make({**about, "grid": [7, 7, NUMBERS]})
+        names = ("weights", "image_embeddings", "text_embeddings", "preprocessing")
+        about = dict.fromkeys(("model", "method", "folder"), "")
+        about |= {"image_size": None, "precision": "int8", "grid": [7, 7, NUMBERS]}
+        table.make({**about, "identity": dict.fromkeys(names, "")})
         write(table, count, draw)
         return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -111,3 +111,12 @@ def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> No
     }.items():
         assert said in run(line, code=2)
     assert not Path("new.lance").exists()
+
+
+def test_masks_are_written_below_their_folder_or_nowhere(index: Path, here: Path, run: Run) -> None:
+    """Whatever the names in an index say."""
+    ImageIndex.open(index).table.update("true", {"file": "../../away/x.png"})
+    said = run("search photos.lance a --regions marked", code=2)
+    assert "of the names lead out of it" in said
+    assert not (here / "marked").exists()
+    assert not (here.parent / "away").exists()
