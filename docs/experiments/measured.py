@@ -478,7 +478,7 @@ STEPS = (
         evaluation(
             f"copies_{model}",
             model,
-            "--data demo-thirds --data demo-identical --images 300 --slow-images 300 --method all "
+            "--data demo-thirds --data demo-identical --images 300 --slow-images 64 --method all "
             + " ".join(
                 f"--method {name}"
                 for name in f"{FURTHER[model.removeprefix('second-')]} {REMOVALS}".split()
