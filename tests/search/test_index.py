@@ -319,8 +319,8 @@ def test_what_cannot_be_built_is_refused(clip, folder, tmp_path):
     """Before an image is read, and without a trace."""
     path = tmp_path / "new.lance"
     cases: list[Any] = [
-        (clip, folder, {"method": "rollout"}, InputError, "direct with its options"),
-        (clip, folder, {"method": "direct:per=head"}, InputError, "direct with its options"),
+        (clip, folder, {"method": "rollout"}, InputError, "direct without `per`"),
+        (clip, folder, {"method": "direct:per=head"}, InputError, "direct without `per`"),
         (clip, folder, {"precision": "int4"}, InputError, "precision of int8, float16"),
         (clip, folder, {"chunk_size": 0}, InputError, "`chunk_size` of 1 or more"),
         (clip, folder / "none", {}, InputError, "there is no folder"),
