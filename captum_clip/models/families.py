@@ -1,5 +1,6 @@
 """The registry of families: which one a model belongs to, its tower and its adapter."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ FAMILIES: list[Family] = [
     for family in library.FAMILIES
 ]
 
+# patterns of classes -> what to take in their place
 _REFUSED = {
     "BlipModel": "its image embedding is normed twice; take BlipForImageTextRetrieval, as in "
     "Salesforce/blip-itm-base-coco",
@@ -26,6 +28,17 @@ _REFUSED = {
     "captum.attr.LayerGradCam(model, model.layer4).attribute(images, target=0)",
     "RecursiveScriptModule": "torch.jit hides the modules of a model; load it with "
     "clip.load(..., jit=False)",
+    "(CLIP|MetaClip2|Siglip2?)ForImageClassification": "a classifier has no text tower, and reads "
+    "the mean of the patches; take Captum's gradients of its logits, as "
+    "captum.attr.Saliency(lambda images: model(images).logits), or the CLIP it was made from",
+    "XCLIP.*": "it compares texts with videos, and a text's embedding changes with the video; take "
+    "a CLIP, frame by frame",
+    "Clap.*": "it compares texts with sounds, and a map is of an image; take Captum's gradients of "
+    "its spectrograms",
+    "Vilt.*": "a text and an image go through it together, so neither has an embedding to compare; "
+    "take a CLIP or SigLIP",
+    "Col(Pali|Qwen|Idefics|SmolVLM|ModernVBert).*": "a page has many embeddings, one for each "
+    "patch, of which each word takes its best; colpali_engine.interpretability draws its maps",
 }
 
 
@@ -48,9 +61,12 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
     for candidate in candidates:
         if candidate in supported:
             return candidate
-    advice = next((_REFUSED[name] for name in candidates if name in _REFUSED), _supported(families))
+        if reason := _reason(candidate):  # though its base may be supported
+            break
+    else:
+        reason = _supported(families)
     raise UnsupportedModelError(
-        f"{argument('model', name)}: it is a transformers model of type {model_type!r}; {advice}. "
+        f"{argument('model', name)}: it is a transformers model of type {model_type!r}; {reason}. "
         "For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
     )
 
@@ -65,9 +81,19 @@ def _supported(families: Sequence[Family]) -> str:
     return f"supported are {'; '.join(listed)}"
 
 
-def _advice(kind: str) -> str:
-    """What to take in place of a class."""
-    return _REFUSED.get(kind, f"{_supported(FAMILIES)}, and their vision towers")
+def _reason(kind: str) -> str | None:
+    """Why a class is not supported, and what is, if it is one that many try."""
+    return next((_REFUSED[name] for name in _REFUSED if re.fullmatch(name, kind)), None)
+
+
+def _advice(module: nn.Module) -> str:
+    """What to take in place of a module."""
+    reason = _reason(type(module).__name__)
+    for path, inner in module.named_modules():
+        if path and not reason and _family_of(unwrapped(inner)):
+            kind, path = type(inner).__name__, re.sub(r"\.(\d+)", r"[\1]", f"model.{path}")
+            reason = f"its part `{path}` is a {kind}: pass that, or `layer={path}` to a method"
+    return reason or f"{_supported(FAMILIES)}, and their vision towers"
 
 
 def _family_of(module: nn.Module) -> Family | None:
@@ -101,7 +127,7 @@ def tower_of(module: nn.Module) -> Tower:
     if tower is None:
         kind = type(unwrapped(module)).__name__
         raise UnsupportedModelError(
-            f"captum_clip finds no CLIP vision tower in a {kind}; {_advice(kind)}."
+            f"captum_clip finds no CLIP vision tower in a {kind}; {_advice(unwrapped(module))}."
         )
     return tower
 
@@ -111,7 +137,7 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
     model = unwrapped(model)
     kind, family, tower = type(model).__name__, _family_of(model), find_tower(model)
     if family is None or tower is None:
-        raise UnsupportedModelError(f"a {kind} is not supported; {_advice(kind)}.")
+        raise UnsupportedModelError(f"a {kind} is not supported; {_advice(model)}.")
     names = {base.__name__ for base in type(model).__mro__}
     if family.adapter is None or names.isdisjoint(family.models):
         raise UnsupportedModelError(

@@ -37,25 +37,30 @@ def has_no_foreign_hooks(module: nn.Module) -> bool:
     )
 
 
+_LIBRARIES = ("torch.", "peft.", "sentence_transformers.", "transformers.")
 _INNER = {
     "OptimizedModule": "_orig_mod",  # of torch.compile
     "DataParallel": "module",
     "DistributedDataParallel": "module",
     "PeftModel": "base_model.model",  # but of prompts, which `base_model` is without a tuner for
+    "SentenceTransformer": "0.model",
+    "Owlv2ForObjectDetection": "owlv2",
+    "OwlViTForObjectDetection": "owlvit",
+    "CLIPSegForImageSegmentation": "clip",
 }
 
 
 def unwrapped(module: Any) -> Any:
-    """The module in what torch.compile, data parallelism or peft put around it, or itself.
+    """The module in what one of these libraries puts around it, or itself.
 
     Of a `Sequential` it is the first one, what follows being the tail of a forward function.
     """
     if type(module) is nn.Sequential and len(module):
         return unwrapped(module[0])
-    # by name, since neither torch.compile's module nor peft should be imported for this
+    # by name, since none of them should be imported for this
     for kind in type(module).__mro__:
         path = _INNER.get(kind.__name__)
-        if path and kind.__module__.partition(".")[0] in ("torch", "peft"):
+        if path and kind.__module__.startswith(_LIBRARIES):
             with expect_library_parts(module):
                 return unwrapped(attrgetter(path)(module))
     return module

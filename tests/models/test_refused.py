@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torchvision.models import resnet18
 
@@ -33,6 +35,39 @@ def test_a_classifier_is_told_about_captums_grad_cam():
         load_clip(resnet18())
     with pytest.raises(UnsupportedModelError, match=r"tower in a ResNet; .*LayerGradCam\(model, m"):
         tower_of(resnet18())
+
+
+REFUSED = {
+    "CLIPForImageClassification": r"a classifier has no text tower.*captum\.attr\.Saliency\(",
+    "SiglipForImageClassification": r"a classifier has no text tower.*captum\.attr\.Saliency\(",
+    "XCLIPModel": "a text's embedding changes with the video; take a CLIP, frame by frame",
+    "ClapModel": "texts with sounds, and a map is of an image",
+    "ViltForQuestionAnswering": "neither has an embedding to compare; take a CLIP or SigLIP",
+    "ColPaliForRetrieval": "each word takes its best; colpali_engine",
+}
+
+
+def test_relatives_are_refused_with_a_reason_as_objects_and_as_folders(tmp_path):
+    for name, reason in REFUSED.items():
+        kind = getattr(transformers, name)
+        model = type(name, (nn.Module,), {})()
+        with pytest.raises(UnsupportedModelError, match=f"a {name} is not supported; .*{reason}"):
+            load_clip(model)
+        kind.config_class(architectures=[name]).save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModelError, match=f"model of type '.*'; .*{reason}"):
+            load_clip(tmp_path)
+
+
+def test_the_clip_in_a_module_of_ones_own_is_named():
+    inner = small("hf_vit").model
+    for model, path in (
+        (Wrap(inner), "model.inner"),
+        (Wrap(nn.ModuleList([nn.Linear(2, 2), Wrap(inner)])), "model.inner[1].inner"),
+    ):
+        advice = f"its part `{path}` is a CLIPModel: pass that, or `layer={path}` to a method"
+        for call in (load_clip, tower_of):
+            with pytest.raises(UnsupportedModelError, match=f"a Wrap.*; {re.escape(advice)}"):
+                call(model)
 
 
 class Wrap(nn.Module):

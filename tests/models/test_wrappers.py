@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._C._distributed_c10d import HashStore
@@ -101,6 +102,20 @@ def test_what_is_around_a_model_is_looked_through(wrapper: str) -> None:
         expected = method(lambda x: scores_of(model, x), model).attribute(IMAGES, target=0)
         found = method(lambda x: scores_of(wrapped, x), wrapped).attribute(IMAGES, target=0)
         torch.testing.assert_close(found, expected)
+
+
+def test_the_clip_in_a_detector_or_a_segmenter_is_taken() -> None:
+    for name, kind, part in (
+        ("owlvit", "OwlViTForObjectDetection", "owlvit"),
+        ("owlv2", "Owlv2ForObjectDetection", "owlv2"),
+        ("clipseg", "CLIPSegForImageSegmentation", "clip"),
+    ):
+        config = builders.BUILDERS[name]().model.config
+        config.extract_layers, config.reduce_dim, config.decoder_num_attention_heads = [0, 1], 8, 2
+        model = getattr(transformers, kind)(config).eval()
+        clip = getattr(model, part)
+        assert load_clip(model).model is clip
+        assert tower_of(model).module is tower_of(clip).module
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
