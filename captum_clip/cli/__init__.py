@@ -92,15 +92,24 @@ def _describe(error: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide warnings and log lines of the libraries, and restore their settings afterwards."""
+    """Hide warnings and log lines of the libraries, and restore their settings afterwards.
+
+    Of the warnings of the package a user sees that of weights which a model does not take.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", ".*which no tower reads")
+            warnings.showwarning = _warn
             yield
     finally:
         logging.disable(disabled)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"captum-clip: warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

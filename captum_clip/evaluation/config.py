@@ -10,7 +10,7 @@ import torch
 from ..attr.registry import check_method
 from ..checks import check_choice, check_flag, check_integer, expand, expect, find_repeated
 from ..errors import InputError, argument, public
-from ..models.names import named_model
+from ..models.names import named_model, split_checkpoint
 
 EngineName = Literal["local", "ray"]
 Against = Literal["text", "image"]
@@ -20,13 +20,17 @@ DATA: Final = ("demo-thirds", "demo-identical", "demo", "demo-objects", "demo-mo
 
 
 def label_of(model: str) -> str:
-    """How results call a model: its name; of a folder the last part, without the path."""
+    """How results call a model: its name; of a folder or a file the last part, without the path."""
+    if checkpoint := split_checkpoint(model):
+        return f"{label_of(checkpoint[0])}:{checkpoint[1].name}"
     folder = _folder_of(model)
     return model if folder is None else folder.name
 
 
 def full_name(model: str) -> str:
     """A model's name as any process on any machine understands it."""
+    if checkpoint := split_checkpoint(model):
+        return f"{full_name(checkpoint[0])}:{checkpoint[1].resolve()}"
     return str(_folder_of(model) or model)
 
 

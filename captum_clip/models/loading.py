@@ -1,36 +1,29 @@
 """`load_clip`: a name, a folder or a model -> an adapter."""
 
-import json
 import logging
 import pickle
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..checks import check_integer, error_context, expand, expect, find_folder, suggestion
+from ..checks import check_integer, error_context, expand, expect, find_folder
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
 from .adapter import ClipAdapter, is_tokenizer
+from .checkpoints import ask_for_architecture, load_weights, with_adapter
 from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor, is_processor
 from .library import unwrapped
-from .names import Library, available, named_model
+from .names import ACCEPTED, NO_NETWORK, Source, resolve
 from .open_clip import resample_pool
 
-_NO_NETWORK = "the model demo/vit is embedded and needs no network"
-_ACCEPTED = (
-    "A name is one of Mamooler's ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
-    "'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers model on the hub; "
-    f"{_NO_NETWORK}."
-)
 _FAILURES = (
     *(OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError),
     *(pickle.UnpicklingError, SafetensorError),
@@ -47,86 +40,6 @@ class Pipeline(Protocol):
     model: Any
     image_processor: Any
     tokenizer: Any
-
-
-class Source(NamedTuple):
-    """The origin of a named model."""
-
-    name: str
-    library: Library
-    where: str  # as its library has it: a folder, a repository, a name of OpenCLIP
-    tag: str | None = None  # OpenCLIP's, for an architecture
-    # to be switched on, as the weights were trained with it and the architecture lacks it
-    quick_gelu: bool = False
-    local: bool = False
-
-
-def resolve(name: str) -> Source:
-    """Find the model that a name stands for, without a network.
-
-    Raises:
-        InputError: there is none of this name.
-        UnsupportedModelError: its kind is not supported.
-    """
-    row = named_model(name)
-    if row is not None:
-        tag = "openai" if row.library == "open_clip" else None
-        return Source(row.name, row.library, row.checkpoint, tag)
-    folder = MODELS.get(name) or expand(name)
-    if folder.is_dir():
-        return _folder(name, folder)
-    if name.startswith("demo/"):
-        raise InputError(
-            f"{argument('model', name)}: no such embedded model; there are {', '.join(MODELS)}."
-        )
-    if name.startswith("hf-hub:"):
-        return Source(name, "open_clip", name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
-        return _open_clip_pair(name) or Source(name, "transformers", name)
-    from open_clip import list_models, list_pretrained_tags_by_model
-
-    names = [name for row in available() for name in (row.name, *row.aliases)]
-    reason = f"is neither a known name nor a folder{suggestion(name, names)}. {_ACCEPTED}"
-    if name in list_models():
-        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        reason = f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
-    raise InputError(f"{name!r} {reason}")
-
-
-def _folder(name: str, folder: Path) -> Source:
-    """A folder of transformers, or of OpenCLIP, which may hold a `config.json` as well."""
-    path = folder / "config.json"
-    is_open_clip = (folder / "open_clip_config.json").is_file()
-    if not path.is_file() and not is_open_clip:
-        raise InputError(
-            f"{argument('model', name)}: the folder holds neither config.json (transformers) nor "
-            "open_clip_config.json (OpenCLIP)."
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        transformers_class(name, config.get("model_type"), config.get("architectures") or ())
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{argument('model', name)}: {path} cannot be read ({error}).") from error
-    except UnsupportedModelError:
-        if not is_open_clip:
-            raise
-        return Source(name, "open_clip", f"local-dir:{folder}", local=True)
-    return Source(name, "transformers", str(folder), local=True)
-
-
-def _open_clip_pair(name: str) -> Source | None:
-    from open_clip import get_model_config
-    from open_clip.pretrained import get_pretrained_cfg
-
-    architecture, _, tag = name.rpartition("/")
-    weights = get_pretrained_cfg(architecture, tag)
-    if not weights:
-        return None
-    # OpenCLIP only warns of a mismatch, and computes other embeddings. Never switched off:
-    # roberta-ViT-B-32 was published with the configuration as it is.
-    runs_with = (get_model_config(architecture) or {}).get("quick_gelu", False)
-    quick_gelu = bool(weights.get("quick_gelu", False)) and not runs_with
-    return Source(name, "open_clip", architecture, tag, quick_gelu=quick_gelu)
 
 
 @public("load_clip")
@@ -175,11 +88,7 @@ def load_clip(
         >>> clip.kind, clip.grid(224, 224)
         ('vit', (7, 7))
     """
-    pipeline: Any = name_or_model
-    if isinstance(pipeline, Pipeline) and not isinstance(pipeline, nn.Module):
-        processor = processor or pipeline.image_processor
-        tokenizer = tokenizer or pipeline.tokenizer
-        name_or_model = pipeline.model
+    name_or_model, processor, tokenizer = _unpack(name_or_model, processor, tokenizer)
     tools: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
     changes = {"device": device, "dtype": dtype, "image_size": image_size}
     if isinstance(name_or_model, ClipAdapter):
@@ -191,7 +100,7 @@ def load_clip(
         return _as_it_is("a model object", clip, changes)
     is_name, wanted = isinstance(name_or_model, (str, Path)), "a name, a folder or a CLIP model"
     expect(is_name, wanted, name_or_model, error=UnsupportedModelError)
-    if isinstance(name_or_model, Path):
+    if isinstance(name_or_model, Path) and not expand(name_or_model).is_file():
         find_folder(name_or_model)
     source, device = resolve(str(name_or_model)), choose_device(device)
     expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
@@ -216,6 +125,15 @@ def load_clip(
         ):
             _resize(clip, image_size)
     return clip
+
+
+def _unpack(model: Any, processor: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+    """A model with the tools that its wrapper has for it, where others were not given."""
+    if isinstance(model, Pipeline) and not isinstance(model, nn.Module):
+        return model.model, processor or model.image_processor, tokenizer or model.tokenizer
+    if type(model).__name__ == "SentenceTransformer":
+        processor = processor or getattr(model[0], "processor", None)
+    return model, processor, tokenizer
 
 
 def _resize(clip: ClipAdapter, size: int) -> None:
@@ -321,33 +239,50 @@ def _load_tool(option: str, name: str) -> Any:
         return _LOADERS[option](source, None)
 
 
-def _model(source: Source, image_size: int | None) -> nn.Module:
-    model: nn.Module
-    if source.library == "open_clip":
-        import open_clip
+def _model(source: Source, image_size: int | None) -> Any:
+    if not source.where:
+        raise ask_for_architecture(source.name, expand(source.name))
+    is_open_clip = source.library == "open_clip"
+    model = _open_clip_model(source, image_size) if is_open_clip else _transformers_model(source)
+    return model if source.adapter is None else with_adapter(model, source.adapter)
 
-        config = {} if image_size is None else open_clip.get_model_config(source.where) or {}
-        is_resnet = isinstance(config.get("vision_cfg", {}).get("layers"), list)
-        model = open_clip.create_model(
-            source.where,
-            pretrained=source.tag,
-            precision="fp32",
-            device="cpu",
-            # which resamples no positions of a ResNet's pool
-            force_image_size=None if is_resnet else image_size,
-            force_quick_gelu=source.quick_gelu,
-            require_pretrained=True,
-        )
-        if is_resnet and image_size is not None:
-            resample_pool(model.visual, image_size)
-        return model
+
+def _open_clip_model(source: Source, image_size: int | None) -> Any:
+    import open_clip
+
+    config = {} if image_size is None else open_clip.get_model_config(source.where) or {}
+    vision = config.get("vision_cfg", {})
+    is_resnet, is_timm = isinstance(vision.get("layers"), list), "timm_model_name" in vision
+    options: dict[str, Any] = {"pretrained": source.tag, "require_pretrained": True}
+    if source.file is not None:
+        options = {"load_weights": False, "pretrained_text": False}
+    model = open_clip.create_model(
+        source.where,
+        **options,
+        precision="fp32",
+        device="cpu",
+        # which resamples no positions of a ResNet's pool, and timm's too early for those of a file
+        force_image_size=None if is_resnet or is_timm else image_size,
+        force_quick_gelu=source.quick_gelu,
+    )
+    if source.file is not None:
+        load_weights(model, source.name, source.file, resample=image_size is not None)
+    if is_resnet and image_size is not None:
+        resample_pool(model.visual, image_size)
+    elif is_timm:
+        model.visual.set_input_size(image_size)
+    return model
+
+
+def _transformers_model(source: Source) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source.where)
     name = transformers_class(source.name, config.model_type, config.architectures or ())
-    model, info = getattr(transformers, name).from_pretrained(
-        source.where, dtype=torch.float32, output_loading_info=True
-    )
+    kind = getattr(transformers, name)
+    if source.file is not None:
+        return load_weights(kind(config), source.name, source.file)
+    model, info = kind.from_pretrained(source.where, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"{argument('model', source.name)}: the checkpoint lacks {len(missing)} weights of a "
@@ -358,10 +293,14 @@ def _model(source: Source, image_size: int | None) -> nn.Module:
 
 def _processor(source: Source, model: Any) -> Any:
     if source.library == "open_clip":
-        from open_clip.transform import PreprocessCfg, image_transform_v2
+        from open_clip.pretrained import get_pretrained_cfg
+        from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
+        # with weights of a file OpenCLIP takes CLIP's, also for the architecture of a SigLIP
+        published = get_pretrained_cfg(source.where, source.tag or "")
+        settings = merge_preprocess_dict(model.visual.preprocess_cfg, published)
         # OpenCLIP notes 256 for ViTamin-XL-384, whose trunk takes 384
-        settings = {**model.visual.preprocess_cfg, "size": tower_of(model).native}
+        settings["size"] = tower_of(model).native
         return image_transform_v2(PreprocessCfg(**settings), is_train=False)
     from transformers import AutoImageProcessor
 
@@ -369,7 +308,7 @@ def _processor(source: Source, model: Any) -> Any:
 
 
 def _tokenizer(source: Source, model: Any) -> Any:
-    if source.name in MODELS:
+    if source.where.removeprefix("local-dir:") in map(str, MODELS.values()):
         return DemoTokenizer()
     if source.library == "open_clip":
         from open_clip import get_tokenizer
@@ -400,12 +339,12 @@ def _loading(source: Source) -> Iterator[None]:
         raise
     except _FAILURES as error:
         checkpoint = f"{source.where}/{source.tag}" if source.tag else source.where
-        advice = "" if source.local else f" {_ACCEPTED}"
+        advice = "" if source.local else f" {ACCEPTED}"
         if not source.local and not online:
             advice = (
                 f" {constants.ENDPOINT} cannot be reached, or HF_HUB_OFFLINE is set: connect once "
                 f"so that it is downloaded, copy the cache {constants.HF_HUB_CACHE} from another "
-                f"machine, or pass a local folder; {_NO_NETWORK}."
+                f"machine, or pass a local folder; {NO_NETWORK}."
             )
         raise InputError(
             f"{argument('model', source.name)}: {checkpoint} cannot be loaded: "

@@ -1,7 +1,18 @@
 """The names of models: the embedded ones, Mamooler's, and examples of each family."""
 
+import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from importlib.util import find_spec
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ..checks import error_context, expand, expect, suggestion
+from ..demo import MODELS
+from ..errors import InputError, UnsupportedModelError, argument
+from .families import transformers_class
 
 Library = Literal["transformers", "open_clip"]
 
@@ -52,6 +63,142 @@ _PUBLISHED = (
 _BY_NAME = {name.casefold(): row for row in _PUBLISHED for name in (row.name, *row.aliases)}
 
 
+NO_NETWORK = "the model demo/vit is embedded and needs no network"
+ACCEPTED = (
+    "A name is one of Mamooler's ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
+    "'ARCHITECTURE/TAG' of OpenCLIP, 'ORG/NAME' of a transformers model on the hub, or 'ARCH:FILE' "
+    "of a checkpoint; "
+    f"{NO_NETWORK}."
+)
+
+
+class Source(NamedTuple):
+    """The origin of a named model."""
+
+    name: str
+    library: Library
+    where: str  # as its library has it: a folder, a repository, a name of OpenCLIP
+    tag: str | None = None  # OpenCLIP's, for an architecture; of a file, for its preprocessing
+    # to be switched on, as the weights were trained with it and the architecture lacks it
+    quick_gelu: bool = False
+    local: bool = False
+    file: Path | None = None  # the weights, in the place of the published ones
+    adapter: Path | None = None  # a folder of peft
+
+
+def resolve(name: str) -> Source:
+    """Find the model that a name stands for, without a network.
+
+    Raises:
+        InputError: there is none of this name.
+        UnsupportedModelError: its kind is not supported.
+    """
+    row = named_model(name)
+    if row is not None:
+        tag = "openai" if row.library == "open_clip" else None
+        return Source(row.name, row.library, row.checkpoint, tag)
+    folder = MODELS.get(name) or expand(name)
+    if folder.is_dir():
+        return _folder(name, folder)
+    if folder.is_file():  # its architecture is asked for when it is loaded
+        return Source(name, "open_clip", "", local=True, file=folder)
+    if checkpoint := split_checkpoint(name):
+        return _checkpoint(name, *checkpoint)
+    if name.startswith("demo/"):
+        raise InputError(
+            f"{argument('model', name)}: no such embedded model; there are {', '.join(MODELS)}."
+        )
+    if name.startswith("hf-hub:"):
+        return Source(name, "open_clip", name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        pair = _open_clip_pair(name)
+        # no organisation on the hub is called as the models are
+        if pair or not name.casefold().startswith(("vit-b/", "vit-l/")):
+            return pair or Source(name, "transformers", name)
+    raise _no_such_name(name)
+
+
+def _no_such_name(name: str) -> InputError:
+    from open_clip import list_models, list_pretrained_tags_by_model
+
+    names = [name for row in available() for name in (row.name, *row.aliases)]
+    reason = f"is neither a known name nor a folder{suggestion(name, names)}. {ACCEPTED}"
+    if name in list_models():
+        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        reason = f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
+    return InputError(f"{name!r} {reason}")
+
+
+def _checkpoint(name: str, architecture: str, file: Path) -> Source:
+    """Weights in a file, for an architecture of OpenCLIP, of OpenAI or of transformers."""
+    from open_clip import get_model_config, list_models, list_pretrained_tags_by_model
+
+    expect(file.is_file(), "a file after the ':' of a model, as in ARCH:FILE", str(file))
+    if row := named_model(architecture):
+        architecture = openai_architecture(row)
+    if architecture in list_models():
+        settings = get_model_config(architecture)["text_cfg"]
+        on_hub = any(key.startswith("hf_") for key in settings)  # its tokenizer or text model
+        tags = [*list_pretrained_tags_by_model(architecture), None]
+        return Source(name, "open_clip", architecture, tags[0], local=not on_hub, file=file)
+    owner = "openai/" * architecture.startswith("clip-vit-")
+    return resolve(owner + architecture)._replace(name=name, file=file)
+
+
+def _folder(name: str, folder: Path) -> Source:
+    """A folder of transformers or OpenCLIP, or of what wraps a model of theirs."""
+    if (path := folder / "modules.json").is_file():  # sentence-transformers
+        folder = _read(path, lambda modules: folder / modules[0]["path"])
+    if (path := folder / "adapter_config.json").is_file():  # peft
+        base = str(_read(path, itemgetter("base_model_name_or_path")))
+        where = f"{base}, the base_model_name_or_path in adapter_config.json"
+        with error_context(f"{argument('model', name)} is an adapter of peft for {where}"):
+            expect(not (expand(base) / path.name).is_file(), "a base that is no adapter", base)
+            merge = "pip install peft, or save the model merged, after merge_and_unload()"
+            expect(find_spec("peft"), "the package peft", None, merge)
+            return resolve(base)._replace(name=name, adapter=folder)
+    path, settings = folder / "config.json", (None, ())
+    # OpenCLIP's folder may hold a `config.json` as well
+    is_open_clip = (folder / "open_clip_config.json").is_file()
+    if path.is_file():
+        settings = _read(path, lambda c: (c.get("model_type"), c.get("architectures") or ()))
+    elif not is_open_clip:
+        raise InputError(
+            f"{argument('model', name)}: the folder holds neither config.json (transformers) nor "
+            "open_clip_config.json (OpenCLIP), nor adapter_config.json (peft)."
+        )
+    try:
+        transformers_class(name, *settings)
+    except UnsupportedModelError:
+        if not is_open_clip:
+            raise
+        return Source(name, "open_clip", f"local-dir:{folder}", local=True)
+    return Source(name, "transformers", str(folder), local=True)
+
+
+def _read(path: Path, read: Callable[[Any], Any]) -> Any:
+    """What a file of settings says; InputError where it is not as its library writes it."""
+    try:
+        return read(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}, {error}).") from error
+
+
+def _open_clip_pair(name: str) -> Source | None:
+    from open_clip import get_model_config
+    from open_clip.pretrained import get_pretrained_cfg
+
+    architecture, _, tag = name.rpartition("/")
+    weights = get_pretrained_cfg(architecture, tag)
+    if not weights:
+        return None
+    # OpenCLIP only warns of a mismatch, and computes other embeddings. Never switched off:
+    # roberta-ViT-B-32 was published with the configuration as it is.
+    runs_with = (get_model_config(architecture) or {}).get("quick_gelu", False)
+    quick_gelu = bool(weights.get("quick_gelu", False)) and not runs_with
+    return Source(name, "open_clip", architecture, tag, quick_gelu=quick_gelu)
+
+
 def named_model(name: str) -> AvailableModel | None:
     """The model of a name of Mamooler's in any of its spellings; None for other names.
 
@@ -60,6 +207,22 @@ def named_model(name: str) -> AvailableModel | None:
         'RN50x4-quickgelu'
     """
     return _BY_NAME.get(name.casefold())
+
+
+def openai_architecture(row: AvailableModel) -> str:
+    """OpenCLIP's architecture for the weights of a published model in OpenAI's own layout."""
+    if row.library == "open_clip":
+        return row.checkpoint
+    return row.name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
+
+
+def split_checkpoint(name: str) -> tuple[str, Path] | None:
+    """The architecture and the file of an ``ARCH:FILE``; None for other names, and for paths."""
+    architecture, _, path = name.partition(":")
+    is_drive = len(architecture) < 2  # of Windows
+    if is_drive or not path or architecture == "hf-hub" or expand(name).exists():
+        return None
+    return architecture, expand(path)
 
 
 def available() -> list[AvailableModel]:

@@ -397,6 +397,9 @@ def test_names_of_folders_are_known_from_anywhere(
     monkeypatch.chdir(tmp_path)
     assert full_name("bare") == full_name("./bare/") == bare
     assert label_of("./bare/") == label_of("bare") == "bare"
+    assert label_of("./bare/:runs/a.pt") == "bare:a.pt"
+    assert full_name("bare:a.pt") == f"{bare}:{Path('a.pt').resolve()}"
+    assert full_name("ViT-B-32:a.pt") == f"ViT-B-32:{Path('a.pt').resolve()}"
     for name in ("demo/vit", "ViT-B/32", "org/name"):
         assert full_name(name) == label_of(name) == name
 

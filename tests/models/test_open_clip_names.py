@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from captum_clip.errors import InputError
 from captum_clip.models import load_clip, loading
-from captum_clip.models.loading import resolve
+from captum_clip.models.names import resolve
 from tests import builders
 
 

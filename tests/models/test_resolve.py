@@ -9,8 +9,7 @@ import pytest
 
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import available, load_clip, loading
-from captum_clip.models.loading import resolve
-from captum_clip.models.names import EXAMPLES
+from captum_clip.models.names import EXAMPLES, resolve
 from tests import builders
 from tests.models.checkpoints import save_open_clip
 
@@ -32,6 +31,14 @@ def test_a_name_that_leads_nowhere_is_refused_without_asking_the_hub(name, monke
     monkeypatch.setattr(loading, "_hub_answers", lambda: pytest.fail("asked the hub"))
     with pytest.raises(InputError, match=rf"'{name}' is neither a known name nor a folder\. A nam"):
         load_clip(name)
+
+
+def test_a_slip_in_a_published_name_is_noticed_and_hub_names_keep_their_way():
+    for typed, meant in {"ViT-B/23": "ViT-B/32", "vit-l/41": "ViT-L/14"}.items():
+        with pytest.raises(InputError, match=rf"{typed}' is neither .* \(did you mean {meant}\?\)"):
+            resolve(typed)
+    for name in ("openai/clip-vit-base-patch23", "vit-base/one", "ViT-B-32/one"):
+        assert resolve(name).where == name
 
 
 def test_names_are_resolved_in_their_order(tmp_path, monkeypatch):
