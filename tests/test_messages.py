@@ -25,6 +25,7 @@ from captum_clip import (
     targets,
     visualization,
 )
+from captum_clip.demo import MODELS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.emotions import EmotionProbe
 from captum_clip.evaluation import EvaluationConfig, evaluate
@@ -86,6 +87,8 @@ def evaluate_twice(world: World) -> None:
 CALLS: list[Callable[[World], Any]] = [  # in the order of the page
     lambda w: load_clip("captum-clip/no-such-model"),
     lambda w: load_clip("demo/vitt"),
+    lambda w: load_clip(MODELS["demo/vit"] / "model.safetensors"),
+    lambda w: load_clip(f"demo/vit:{MODELS['demo/siglip'] / 'model.safetensors'}"),
     lambda w: load_clip("./nowhere"),
     lambda w: load_clip(torch.nn.Linear(2, 2)),
     lambda w: load_clip(w.clip.model, tokenizer=w.clip.tokenizer).preprocess("photo.jpg"),

@@ -55,15 +55,18 @@ def load_clip(
     """Load a CLIP model with its preprocessing and tokenizer behind one face.
 
     A name is looked up in this order: Mamooler's and the embedded models (:func:`available`), an
-    existing folder (of transformers or OpenCLIP), ``hf-hub:ORG/NAME`` (OpenCLIP), an
-    ``ARCHITECTURE/TAG`` that OpenCLIP lists, else a transformers repository on the hub. Where
+    existing folder (of transformers, OpenCLIP, peft or sentence-transformers), ``ARCH:FILE`` (the
+    weights in a file, for an architecture of OpenCLIP, OpenAI or transformers),
+    ``hf-hub:ORG/NAME`` (OpenCLIP), an ``ARCHITECTURE/TAG`` that OpenCLIP lists, else a
+    transformers repository on the hub. A file is read without running code of it. Where
     OpenCLIP lists weights as trained with QuickGELU (OpenAI's, DFN's, MetaCLIP's and others), it is
     switched on: ``RN50/openai`` means ``RN50-quickgelu/openai``.
 
     Args:
         name_or_model: a name, a folder, or a model object, which is used as it is: never copied,
-            moved or changed; a ``pipeline("zero-shot-image-classification")`` of transformers is
-            one with its processor and tokenizer. An adapter is returned as it is.
+            moved or changed; a ``pipeline("zero-shot-image-classification")`` of transformers, or
+            a ``SentenceTransformer``, is one with its processor and tokenizer. An adapter is
+            returned as it is.
         processor: makes tensors of images (an image processor of transformers or a function from
             a PIL image to a tensor); for a name the model's own is the default. Kept as given.
         tokenizer: makes tokens of texts; for a name the model's own is the default. Kept as given.
@@ -78,8 +81,8 @@ def load_clip(
         The adapter. A model loaded by name is in eval mode.
 
     Raises:
-        InputError: the name means nothing, its files cannot be found, reached or read, a processor
-            or tokenizer is none, an option does not go with a model object, or a size that the
+        InputError: the name means nothing, its files cannot be found, reached or read, its weights
+            do not fit, a processor or tokenizer is none, an option does not go with a model object, or a size that the
             model cannot take.
         UnsupportedModelError: the model is of a kind that is not supported.
 
