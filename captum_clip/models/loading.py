@@ -82,8 +82,8 @@ def load_clip(
 
     Raises:
         InputError: the name means nothing, its files cannot be found, reached or read, its weights
-            do not fit, a processor or tokenizer is none, an option does not go with a model object, or a size that the
-            model cannot take.
+            do not fit, a processor or tokenizer is none, an option does not go with a model
+            object, or a size that the model cannot take.
         UnsupportedModelError: the model is of a kind that is not supported.
 
     Example:
