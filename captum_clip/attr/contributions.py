@@ -139,8 +139,9 @@ class DirectContribution(ClipAttribution):
     part of the score that lies along e follows :math:`v / |v|^2` instead of
     :math:`P^T P v / |P v|^2`. It adds up to the same score, and is another map.
 
-    It answers "what does this place add?", not "what if it were gone?". The second is answered
-    better by ``depth="token"``, in a tower that pools one token, with a direction for each layer,
+    It answers "what does this place add?", not "what if it were gone?", which is what
+    :class:`ReaderRemoval` answers. Closer to the second, without a further forward, is
+    ``depth="token"``, in a tower that pools one token, with a direction for each layer,
 
     .. math:: G_l = \frac{\partial \tilde y}{\partial z_l}
 
