@@ -3,6 +3,9 @@
 ``python docs/examples/label_maps.py scenes`` writes the folders ``scenes/objects`` (20 classes; all
 that is no object is ignored) and ``scenes/background`` (it is a class), measures both with
 ``captum-clip evaluate``'s own function, and prints the table of docs/findings.md.
+
+With ``--spread .7 1`` it prints what spreading each cell over its neighbours changes, as label maps
+do.
 """
 
 from __future__ import annotations
@@ -10,19 +13,28 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
+from captum_clip import maps
 from captum_clip.demo import MODELS
 from captum_clip.demo.captions import article
 from captum_clip.demo.catalogue import THINGS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.evaluation import EvaluationConfig, evaluate
+from captum_clip.explaining.regions import spread_out
 
 NOUNS = [thing.noun for thing in THINGS if thing.adjective is None][::5][:20]
 FIRST = {"objects": "[ignored]", "background": "[background]"}  # the line of number 0
 LEFT_OUT = ("centre", "empty-text")
+OWN = {
+    "demo/vit": ("direct",),
+    "demo/resnet": ("direct",),
+    "demo/siglip": ("direct", "conservative"),
+}
+"""Methods whose maps are spread."""
 
 
 def write(folder: Path, scenes: int, first: str) -> None:
@@ -42,14 +54,32 @@ def write(folder: Path, scenes: int, first: str) -> None:
     (folder / "templates.txt").write_text("{}\n")  # the names have their articles
 
 
-def measure(folder: Path, model: str) -> dict[str, dict[str, Any]]:
-    """Method -> metric -> its row of the summary."""
-    output = f"{folder}-{model.partition('/')[2]}"
-    config = EvaluationConfig(model, output, (f"labels:{folder}",), images=10_000, threads=1)
+def measure(
+    folder: Path, model: str, methods: tuple[str, ...] = (), cells: float = 0
+) -> dict[str, dict[str, Any]]:
+    """Method -> metric -> its row of the summary; of maps that are spread over cells."""
+    output = f"{folder}-{model.partition('/')[2]}" + f"-{cells:g}" * bool(methods)
+    data, positive = (f"labels:{folder}",), maps.positive
+    config = EvaluationConfig(model, output, data, methods, images=10_000, threads=1)
     found: dict[str, dict[str, Any]] = {}
-    for row in evaluate(config).summary.figures.itertuples():
-        found.setdefault(str(row.method), {})[str(row.metric)] = row
+    with patch.object(maps, "positive", lambda raw: spread_out(positive(raw), cells)):
+        for row in evaluate(config).summary.figures.itertuples():
+            found.setdefault(str(row.method), {})[str(row.metric)] = row
     return found
+
+
+def print_spread(folder: Path, spreads: list[float]) -> None:
+    """Print a row for each model, method and spread."""
+    columns = [("objects", "miou"), ("background", "miou"), ("background", "miou_half")]
+    heads = "mIoU | mIoU with background (mean) | mIoU with background (half)"
+    print(f"| tower | method | spread, cells | {heads} |", "|---|---|---|---|---|---|", sep="\n")
+    for model, methods in OWN.items():
+        for cells in (0, *spreads):
+            found = {name: measure(folder / name, model, methods, cells) for name in FIRST}
+            for method in methods:
+                rows = [found[name][method][metric] for name, metric in columns]
+                cited = [f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in rows]
+                print(f"| {model} | {method} | {cells:g} | {' | '.join(cited)} |", flush=True)
 
 
 def main() -> None:
@@ -57,9 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--spread", type=float, nargs="+", help="standard deviations in cells")
     options = parser.parse_args()
     for name, first in FIRST.items():
         write(options.folder / name, options.scenes, first)
+    if options.spread:
+        print_spread(options.folder, options.spread)
+        return
     columns = [("objects", "miou"), ("objects", "aacc")]
     columns += [("background", name) for name in ("miou", "miou_half", "aacc")]
     of_all = [f"mIoU with background ({threshold})" for threshold in ("mean", "half")]

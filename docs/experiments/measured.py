@@ -526,6 +526,12 @@ STEPS = (
     Step("head_ablation", ("shortcut",), "python ../../head_texts.py ablation", page="heads.md"),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
     Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="findings.md"),
+    Step(
+        "spread",
+        ALL,
+        f"python {EXAMPLES}/label_maps.py scenes --spread .7 1",
+        page="findings.md",
+    ),
     Step("image_sizes", ALL, "python ../../image_sizes.py", page="practice.md"),
     *(
         Step(
@@ -555,6 +561,11 @@ STEPS = (
         *(f"{step}_{m}" for step in (*PARTS, "second", "second_effects") for m in BOTH),
     ),
     table("pair_estimators", "findings.md", *(f"pairs_{model}" for model in ALL)),
+    table(
+        "copies_ranks",
+        "right_map.md",
+        *(f"copies_{model}" for model in (*ALL, *(f"second-{model}" for model in BOTH))),
+    ),
     table(
         "right_map",
         "right_map.md",

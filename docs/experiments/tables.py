@@ -164,6 +164,25 @@ def right_map() -> None:
     markdown(("model", "method", "pointing", *EFFECTS, "words", "passes"), rows)
 
 
+def copies() -> None:
+    """Which of three copies carries the score, on all models: ranks with intervals, and order."""
+    metrics = [
+        f"{kind}_{truth}" for kind in ("thirds", "identical") for truth in ("adds", "removal")
+    ]
+    models = {f"copies_{model}": title for model, title in NAMES.items()}
+    models |= {f"copies_second-{model}": f"second {NAMES[model]}" for model in ("vit", "resnet")}
+    rows = []
+    for step, title in models.items():
+        found = results(step)
+        for method in found.index.unique("method"):
+            if (method, f"{metrics[0]}_rank") in found.index:
+                ranks = [interval(found, method, f"{metric}_rank", 2) for metric in metrics]
+                order = short(found.loc[(method, "thirds_removal_order"), "mean"])
+                rows.append([title, label(method), *ranks, order])
+    heads = [metric.replace("_", ", ") for metric in metrics]
+    markdown(("model", "method", *heads, "order (thirds, removal)"), rows)
+
+
 def excerpt() -> None:
     """What the page of the evaluation shows of all tables: methods without options, and others."""
     metrics = {
@@ -314,6 +333,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "recall": recall,
     "broad": broad,
     "pointing": pointing,
+    "copies_ranks": copies,
     "right_map": right_map,
     "excerpt": excerpt,
     "rankings": rankings,

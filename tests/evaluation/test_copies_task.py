@@ -17,7 +17,7 @@ from captum_clip.evaluation.evaluator import make_plan
 from captum_clip.evaluation.methods import CEILINGS, method_of
 from captum_clip.evaluation.run import ModelLoader
 from captum_clip.evaluation.table import concatenate, rows_of, table_of
-from captum_clip.evaluation.tasks.copies_task import fitted
+from captum_clip.evaluation.tasks.copies_task import _rows, fitted
 from captum_clip.metrics.map_statistics import spearman
 from tests.evaluation.cases import context, measured, model, settings
 
@@ -85,41 +85,55 @@ def test_what_looks_at_no_map_ties_and_ceilings_know_the_masks() -> None:
     assert painted["thirds_removal_rank"].values.mean() > 0.8
 
 
-def table_of_features(weights: Any, scenes: int = 25) -> Any:
-    """Two features of each copy, and both effects by weights, with a part of the whole scene."""
-    random = np.random.default_rng(0)
-    looks = random.normal(size=(scenes, 3, 2))
-    effects = looks @ weights + random.normal(size=(scenes, 1, 1))
-    blocks = [
-        rows_of(
-            "thirds_features",
-            {
-                **{str(n): torch.from_numpy(look[:, n].copy()) for n in range(2)},
-                "adds": torch.from_numpy(effect[:, 0].copy()),
-                "removal": torch.from_numpy(effect[:, 1].copy()),
-            },
-            [number] * 3,
-            ["copy 0", "copy 1", "copy 2"],
-        )
-        for number, (look, effect) in enumerate(zip(looks, effects, strict=True))
-    ]
-    names = [f"scene {number}" for number in range(scenes)]
-    return concatenate([(table_of("place", {"thirds": blocks}), names)])
+def test_masses_that_differ_by_rounding_are_equal() -> None:
+    truths = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]]).double()
+    for answer in ([1, 1 + 1e-13, 1], [0, 0, 0], [-2e-9, -2e-9 * (1 + 1e-12), -2e-9]):
+        blocks = _rows("it", 0, torch.tensor(answer).double(), truths)
+        values = {block["metric"][0]: block["value"].tolist() for block in blocks}
+        assert values["it_adds_rank"] == values["it_removal_rank"] == [0]
+        assert values["it_adds_order"] == pytest.approx([0.2, 0.4])
+    [rank, *_] = _rows("it", 0, torch.tensor([1, 1 + 1e-6, 1 + 2e-6]).double(), truths)
+    assert rank["value"].tolist() == [1]
+
+
+def features_table(looks: Any, effects: Any) -> Any:
+    """A long table of what copies look like, (scenes, 3, F), and of both truths (scenes, 3, 2)."""
+    blocks = []
+    for number, both in enumerate(np.concatenate([looks, effects], 2)):
+        names = [*map(str, range(looks.shape[2])), "adds", "removal"]
+        columns = dict(zip(names, torch.from_numpy(both).T, strict=True))
+        blocks.append(rows_of("thirds_features", columns, [number] * 3, ["0", "1", "2"]))
+    scenes = [f"scene {number}" for number in range(len(looks))]
+    return concatenate([(table_of("place", {"thirds": blocks}), scenes)])
+
+
+def fitted_ranks(looks: Any, effects: Any, truth: str = "adds") -> list[float]:
+    """The rank correlation of each scene, in order."""
+    table = concatenate([*fitted(features_table(looks, effects))])
+    assert set(table["method"]) == {"place"}
+    ranks = table[table["metric"] == f"thirds_{truth}_rank"].set_index("sample")["value"]
+    found: list[float] = ranks[[f"scene {number}" for number in range(len(looks))]].tolist()
+    return found
 
 
 def test_a_fit_to_other_folds_finds_what_is_linear() -> None:
-    """Whatever a scene as a whole scores; and no scene's own effects enter its prediction."""
-    table = table_of_features(np.array([[1.0, -1.0], [0.5, 2.0]]))
-    added = concatenate([*fitted(table)])
-    ranks = added[added["metric"].astype(str).str.endswith("_rank")]
-    assert len(ranks) == 50
-    assert (ranks["value"] == 1).all()
-    assert set(added["method"]) == {"place"}
-    first = (table["sample"] == "scene 0") & table["part"].isin(["adds", "removal"])
-    turned = table.assign(value=table["value"].where(~first, -table["value"]))
-    changed = concatenate([*fitted(turned)])
-    own = changed[(changed["metric"] == "thirds_adds_rank") & (changed["sample"] == "scene 0")]
-    assert own["value"].tolist() == [-1]
+    """Whatever a scene as a whole scores."""
+    random = np.random.default_rng(0)
+    looks = random.normal(size=(25, 3, 2))
+    effects = looks @ np.array([[1, -1], [0.5, 2]]) + random.normal(size=(25, 1, 1))
+    for truth in ("adds", "removal"):
+        assert fitted_ranks(looks, effects, truth) == [1] * 25
+
+
+def test_no_scene_is_predicted_by_its_own_effects() -> None:
+    """Turned round, they are predicted as before; a fit to all would follow them."""
+    random = np.random.default_rng(0)
+    looks, effects = random.normal(size=(6, 3, 20)), random.normal(size=(6, 3, 2))
+    before = fitted_ranks(looks, effects)
+    for number in range(6):
+        turned = effects.copy()
+        turned[number] *= -1
+        assert fitted_ranks(looks, turned)[number] == -before[number]
 
 
 def test_rivals_stand_beside_what_is_asked_for(tmp_path: Path) -> None:
