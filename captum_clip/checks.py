@@ -9,11 +9,11 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from .errors import CaptumClipError, InputError, TargetError, UnsupportedModelError, argument
+from .kinds import is_kind
 
 _T = TypeVar("_T")
 _REFUSALS = (
@@ -113,7 +113,7 @@ def is_integer(value: Any, *, least: float = float("-inf")) -> TypeGuard[int]:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a real number, NaN and infinity included; True and False do not count."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return is_kind(value, float)
 
 
 def _argument(name: str) -> str:
@@ -231,6 +231,8 @@ def describe(value: Any) -> str:
     """A value for a message: an array by shape, type and device, an object by its class."""
     if isinstance(value, (list, tuple)) and any(hasattr(item, "shape") for item in value):
         return excerpt(f"[{', '.join(map(describe, value))}]", 200)
+    if getattr(value, "is_nested", False) is True:  # whose shape torch cannot tell
+        return "a nested tensor"
     shape = None if isinstance(value, type) else getattr(value, "shape", None)
     if isinstance(shape, tuple) and hasattr(value, "dtype"):  # a table of pandas has none
         device = str(getattr(value, "device", "cpu"))

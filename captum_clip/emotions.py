@@ -17,7 +17,15 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .checks import check_destination, check_integer, check_interval, expect, find_file, find_folder
+from .checks import (
+    check_destination,
+    check_integer,
+    check_interval,
+    expect,
+    expecting,
+    find_file,
+    find_folder,
+)
 from .demo import PROBES
 from .demo.catalogue import FEELINGS
 from .errors import InputError, public
@@ -447,7 +455,8 @@ def check_fit(*, seed: int, held_out: float, strength: float) -> None:
 
 def _unit_features(features: Any) -> _Array:
     """Normalise features (N, D), in double precision."""
-    rows = np.asarray(features, dtype=np.float64)
+    with expecting("features of shape (N, D)", features):
+        rows = np.asarray(features, dtype=np.float64)
     expect(rows.ndim == 2 and 0 not in rows.shape, "features of shape (N, D)", rows)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     usable = np.isfinite(norms) & (norms > 0)
@@ -458,8 +467,9 @@ def _unit_features(features: Any) -> _Array:
 
 def _check_votes(votes: Any, count: int) -> _Votes:
     """Votes as whole numbers (N, 9), at least one per row."""
-    counts = np.asarray(votes)
     shape = (count, len(CLASSES))
+    with expecting(f"votes {shape}", votes):
+        counts = np.asarray(votes)
     expect(counts.shape == shape, f"votes {shape}, a row for each of the features", counts)
     whole = counts.astype(np.int64)
     usable = ((whole == counts) & (whole >= 0)).all(1) & whole.any(1)

@@ -5,10 +5,16 @@ backticks, as `words` or `sign='both'`; the command line writes --words and --si
 its own labels.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Final, TypeVar, cast, get_type_hints
+
+from .kinds import is_kind, type_name, type_names
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class CaptumClipError(Exception):
@@ -47,7 +53,7 @@ class CaptureError(CaptumClipError, RuntimeError):
 
 
 def _in_backticks(name: str, value: Any) -> str:
-    return f"`{name}`" if value is None else f"`{name}={value!r}`"
+    return f"`{name}`" if value is None else f"`{name}={value!r:.100}`"
 
 
 _spelling: Final = ContextVar[Callable[[str, Any], str]]("spelling", default=_in_backticks)
@@ -74,13 +80,51 @@ def spelled(spelling: Callable[[str, Any], str]) -> Iterator[None]:
 
 
 @contextmanager
-def public(name: str) -> Iterator[None]:
-    """Decorate a public function: errors name the outermost one, which the user called."""
+def naming(function: str) -> Iterator[None]:
+    """Have errors name a function; the outermost one, which the user called."""
     try:
         yield
     except CaptumClipError as error:
-        error.function = name
+        error.function = function
         raise
+
+
+def public(name: str) -> Callable[[_Function], _Function]:
+    """Decorate a public function: errors name it, and an argument of a wrong kind is one.
+
+    Annotations are read only where it fails with an error of Python or torch, so its own sentences
+    come first, and cost nothing. Where all arguments are as annotated, that error stays as it is.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            with naming(name):
+                try:
+                    return function(*args, **options)
+                except CaptumClipError:
+                    raise
+                except Exception as error:
+                    check_kinds(function, args, options, error)
+                    raise
+
+        return cast("_Function", call)
+
+    return decorate
+
+
+def check_kinds(function: Any, args: Any, options: Mapping[str, Any], cause: Any = None) -> None:
+    """Raise InputError unless the arguments of a function or dataclass are as annotated."""
+    if function.__name__ == "__post_init__":  # they are fields by now
+        function, args, options = type(args[0]), (), vars(args[0])
+    # an annotation that its module imports for type checkers alone; an argument that is missing
+    with suppress(NameError, TypeError):
+        kinds, signature = get_type_hints(function), inspect.signature(function)
+        for name, value in signature.bind(*args, **options).arguments.items():
+            several = str(signature.parameters[name]).startswith("*")
+            if name in kinds and not several and not is_kind(value, kinds[name]):
+                expected = f"{argument(name)} as {type_name(kinds[name])}"
+                raise InputError(f"expected {expected}, got {type_names(value)}.") from cause
 
 
 def refuse(conflicts: Iterable[tuple[object, str]]) -> None:

@@ -181,6 +181,8 @@ def heads_figure(
 
     Next to each image is the map of that head alone (``attribute(..., per="head")``) for that text.
     """
+    expect(len(images) == len(vectors.rest), f"{len(vectors.rest)} images, as in vectors", images)
+    check_nonempty("head", spans)
     rows: list[Row] = []
     for (layer, head), span in spans.items():
         target, row = targets.text(clip, span.texts[0]), Row()

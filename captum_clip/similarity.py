@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_choice, expect
-from .errors import InputError, TargetError, public
+from .errors import InputError, TargetError, naming, public
 from .maps import check_shape, to_float32
 from .models import ClipAdapter
 from .models.text import TextTower, check_ids
@@ -24,7 +24,7 @@ class Similarity(nn.Module):
     def __init__(self, clip: ClipAdapter, target: Target) -> None:
         super().__init__()
         name = type(self).__name__
-        with public(name):
+        with naming(name):
             adapter = f"pass {name}(load_clip(model), target)"
             expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip, adapter)
             made = f"make one with captum_clip.targets, for example {self._example}"

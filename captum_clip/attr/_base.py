@@ -16,13 +16,13 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, check_integer, expect, torch_failures
-from ..errors import CaptureError, InputError, UnsupportedModelError, public
+from ..errors import CaptureError, InputError, UnsupportedModelError, naming, public
 from ..models import tower_of
 from ..models.library import modules_of, nondeterminism
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
 from ..recording import Recording, is_compiled, with_whole_graph
 from ..similarity import Similarity, TextSimilarity
-from ._call import Call, Columns, Computed, many_columns, one_column
+from ._call import Call, Columns, Computed, Indices, many_columns, one_column
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 NOUNS: Final = {"vit": "vision transformer", "resnet": "convolutional tower", "text": "text tower"}
@@ -84,7 +84,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 gives another map (:class:`captum_clip.DirectContribution`).
         """
         name = type(self).__name__
-        with public(name):
+        with naming(name):
             tower = _resolve_tower(forward_func, layer)
         if tower.kind not in self.towers:
             needed = " or a ".join(NOUNS[kind] for kind in self.towers)
@@ -141,7 +141,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def attribute(
         self,
         inputs: TensorOrTuple,
-        target: Any = None,
+        target: Indices = None,
         additional_forward_args: Any = None,
         **options: Any,
     ) -> Any:
@@ -227,11 +227,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         if isinstance(forward, TextSimilarity):
             wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
         for each in tensors or (inputs,):
-            expect(isinstance(each, Tensor), f"a tensor of {wanted}", each, f"{maker} makes one")
+            is_batch = isinstance(each, Tensor) and each.ndim > 0
+            expect(is_batch, f"a tensor of {wanted}", each, f"{maker} makes one")
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         if isinstance(forward, Similarity):  # a target that cannot be selected is refused at once
             select = partial(select, names=forward.target.names)
-            select(len(tensors[0]) if tensors[0].ndim else 0, len(forward.embeddings))
+            select(len(tensors[0]), len(forward.embeddings))
         # Captum's NoiseTunnel and metrics call under no_grad; under inference_mode `enable_grad`
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():

@@ -22,6 +22,7 @@ from ..recording import Recording
 from ..similarity import Similarity
 
 Columns = Sequence[int] | Tensor | None
+Indices = int | Sequence[Any] | Tensor | np.ndarray | None
 _TOGETHER = 1 << 23  # numbers of a batched backward, which bounds its memory
 Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
 

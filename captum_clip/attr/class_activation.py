@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..checks import check_choice, expect
-from ..errors import InputError, UnsupportedModelError, public
+from ..errors import InputError, UnsupportedModelError, naming, public
 from ..maps import autocast_disabled, to_float32
 from ..models import find_tower
 from ..models.towers import ResNetTower, ViTTower
@@ -88,7 +88,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         tower = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
         if isinstance(tower, ResNetTower) and layer is tower.stage:
             layer = None
-        with public("ClipGradCam"):
+        with naming("ClipGradCam"):
             expect(layer is None or isinstance(layer, nn.Module), "a module as `layer`", layer)
         if layer is not None and find_tower(layer) is None:
             LayerGradCam.__init__(self, forward_func, layer)

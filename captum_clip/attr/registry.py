@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import targets
-from ..checks import check_flag, error_context, expect, suggestion
+from ..checks import check_flag, error_context, expect, show, suggestion
 from ..errors import InputError, argument, public
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, TransformerTower
@@ -260,7 +260,7 @@ def _class_of(method: Any, stem: Any) -> type[Any]:
     hint = suggestion(str(stem), (*named, MAMOOLER))
     raise InputError(
         f"method: expected one of {', '.join(methods)}, with options as in "
-        f"last-grad:heads=averaged, or a class of captum_clip.attr; got {method!r}{hint}."
+        f"last-grad:heads=averaged, or a class of captum_clip.attr; got {show(method)}{hint}."
     )
 
 

@@ -19,7 +19,7 @@ from typing_extensions import override
 from ..attr import DirectContribution, LayerAttention, registry
 from ..attr.registry import MAMOOLER, MethodChoice
 from ..checks import error_context, expand, expect, find_repeated, suggestion
-from ..errors import InputError
+from ..errors import InputError, public
 from ..files import DAMAGED
 from ..maps import upsample
 from ..metrics import masked_changes
@@ -341,6 +341,7 @@ def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(full for name in names for full in written.get(name, (name,))))
 
 
+@public("methods_for")
 def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
     """Names of all methods and baselines that fit a model's tower."""
     variants = [name for name in _VARIANTS if _choice(name).fits(clip.kind)]

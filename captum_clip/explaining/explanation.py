@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class Explanation(drawing.Drawable):
 
     @public("Explanation")
     def __post_init__(self) -> None:
-        shape = (len(self.images), len(self.names))
+        shape = (*self.images.shape[:1], len(self.names))
         fits = (
             self.images.ndim == 4
             and self.scores.shape == shape
@@ -419,11 +419,11 @@ class Comparison(tuple[Explanation, ...], drawing.Drawable):
     """Explanations by several models, from :func:`explain`: ``found[0]``, ``found["RN50 (2)"]``."""
 
     @public("Comparison")
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: SupportsIndex | slice | str) -> Any:
         """The explanation of one model, by its place or name; for a slice, those of several."""
         if isinstance(index, str):
             names = [explanation.model for explanation in self]
             expect(index in names, f"a model of {', '.join(names)}", index)
             index = names.index(index)
         chosen = super().__getitem__(index)
-        return Comparison(chosen) if isinstance(index, slice) else chosen
+        return chosen if isinstance(chosen, Explanation) else Comparison(chosen)

@@ -158,6 +158,7 @@ def region_files(regions: Sequence[Region]) -> list[str]:
     return [*masks, "regions.json"]
 
 
+@public("save_regions")
 def save_regions(
     regions: Sequence[Region], folder: str | Path, about: Mapping[str, Any] | None = None
 ) -> Path:

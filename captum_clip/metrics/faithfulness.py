@@ -18,7 +18,7 @@ import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
 
-from ..checks import check_integer, check_interval, describe, expect
+from ..checks import check_integer, check_interval, describe, expect, expecting
 from ..errors import public
 from ..maps import check_maps, check_tensor, expand_to_input, pearson, to_float32
 from . import inputs
@@ -105,6 +105,9 @@ def masked_changes(
     row, column = inputs.shifted_cells(grid, images)
     size = (samples, grid[0] + 1, grid[1] + 1)
     masks, changes = [], []
+    expected = f"fill as a number or a tensor that can be broadcast to {tuple(images[:1].shape)}"
+    with expecting(expected, fill):
+        filled = torch.as_tensor(fill).to(images).expand_as(images[:1])
     seeds = inputs.seeds_of(seed, len(images))
     for image, column_of_target, start in zip(images, chosen, seeds, strict=True):
         # On the CPU, whose draws are the same for every device.
@@ -112,7 +115,6 @@ def masked_changes(
         drawn = torch.rand(size, generator=generator).to(images.device) < share
         taken = drawn[:, row, column]  # (S, H, W)
         states = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
-        filled = torch.as_tensor(fill).to(image)
         parts = (torch.where(p[:, None], filled, image) for p in torch.split(states, batch_size))
         scores = [inputs.checked_scores(forward, changed, largest) for changed in parts]
         score = torch.cat(scores)[:, column_of_target].double()
@@ -121,6 +123,7 @@ def masked_changes(
     return MaskedChanges(torch.stack(masks), torch.stack(changes))
 
 
+@public("faithfulness_correlation")
 def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
     r"""The correlation of what maps predict of random masks with what these change.
 
@@ -145,6 +148,7 @@ def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
     return pearson(changes.predicted(maps), changes.changes)
 
 
+@public("infidelity")
 def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:
     r"""Infidelity of maps: how far they are from predicting what random masks change.
 

@@ -44,6 +44,7 @@ class Target:
     names: tuple[str, ...]
     source: Source | None = None
 
+    @public("Target")
     def __post_init__(self) -> None:
         # Made under inference_mode, tensors could never take part in a gradient; copies can.
         with torch.inference_mode(False):

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 
+from ..checks import show
 from ..errors import InputError
 
 Array = npt.NDArray[np.float32]
@@ -48,7 +49,7 @@ def colormap(cmap: str | Colormap) -> Colormap:
         return colormaps.get_cmap(cmap)
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"cmap: matplotlib knows no colour map {cmap!r}; "
+            f"cmap: matplotlib knows no colour map {show(cmap)}; "
             "good ones are inferno, viridis, magma, cividis."
         ) from error
 

@@ -303,7 +303,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) -
     expect(isinstance(figure, Figure), "a figure, such as of plot()", figure)
     kind = path.suffix.lower()
     if dpi is not None:
-        check_interval("dpi", dpi, "(0, inf)")
+        check_interval("dpi", dpi, "[10, inf)")  # else no letter has a pixel
         if (side := dpi * max(figure.get_size_inches())) > _LIMIT:
             raise InputError(
                 f"with {argument('dpi', dpi)} it would be {side:,.0f} pixels wide or high."

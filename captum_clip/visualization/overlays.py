@@ -240,7 +240,7 @@ def average(
     low, high = scale or (values.min(), values.max())
     panels: list[Row] = []
     for label, maps in means.items():
-        lines = as_values("notes", None if notes is None else notes[label], len(maps))
+        lines = as_values("notes", (notes or {}).get(label), len(maps))
         # of maps that are all alike Normalize makes zeros, and does not divide by zero
         pixels = np.asarray(colors(Normalize(low, high)(maps))[..., :3], dtype=np.float32)
         once = [label, *[""] * (len(maps) - 1)]

@@ -1,20 +1,20 @@
-"""``python -m tests.fuzz``: random calls and command lines, and each that ends badly.
+"""``python -m tests.fuzz``: random calls, calls with an argument of a wrong kind, command lines.
 
-An end is bad where the error is not ours ("foreign"), a command's exit code is none of 0, 1 and 2,
-or the call ran out of its time.
+Each that ends badly is printed: the error is not ours ("foreign"), a command's exit code is none of
+0, 1 and 2, or the call ran out of its time.
 """
 
 import argparse
 import time
 from collections import Counter
 
-from tests.fuzz import calls, command_lines
+from tests.fuzz import calls, command_lines, hostile
 from tests.fuzz.ends import watched
 
-KINDS = {"calls": calls.ends, "commands": command_lines.ends}
+KINDS = {"calls": calls.ends, "kinds": hostile.ends, "commands": command_lines.ends}
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-parser.add_argument("--cases", type=int, default=15_000, metavar="N", help="of both kinds together")
+parser.add_argument("--cases", type=int, default=15_000, metavar="N", help="of all three together")
 parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first case")
 parser.add_argument("--only", choices=KINDS, help="one kind")
 parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="at most")

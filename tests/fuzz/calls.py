@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -232,23 +232,26 @@ def ends(folder: Path, cases: range, seed: int = 0) -> Iterator[End]:
     for case in cases:
         world.random.seed(f"{seed} {case}")
         name = world.random.choice(list(CALLS))
-        try:
-            with warnings.catch_warnings(), time_limit():
-                warnings.simplefilter("ignore")
-                CALLS[name](world)
-        except ACCEPTED as error:
-            long = len(str(error)) > 600
-            text = f"a message of {len(str(error))} characters" if long else ""
-            yield End(case, name, "foreign" if long else "refused", text)
-        except OutOfTime:
-            yield End(case, name, "out of time", traceback.format_exc(limit=-4))
-        except Exception as error:
-            if _at_the_door(error):
-                yield End(case, name, "refused")
-            else:
-                yield End(case, name, "foreign", traceback.format_exc(limit=-4))
-        else:
-            yield End(case, name, "right")
+        yield end_of(case, name, partial(CALLS[name], world))
+
+
+def end_of(case: int, name: str, call: Callable[[], Any]) -> End:
+    """Make a call, and tell how it ended."""
+    try:
+        with warnings.catch_warnings(), time_limit():
+            warnings.simplefilter("ignore")
+            call()
+    except ACCEPTED as error:
+        long = len(str(error)) > 600
+        text = f"a message of {len(str(error))} characters" if long else ""
+        return End(case, name, "foreign" if long else "refused", text)
+    except OutOfTime:
+        return End(case, name, "out of time", traceback.format_exc(limit=-4))
+    except Exception as error:
+        if _at_the_door(error):
+            return End(case, name, "refused")
+        return End(case, name, "foreign", traceback.format_exc(limit=-4))
+    return End(case, name, "right")
 
 
 def _at_the_door(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from ...errors import InputError
+from ...errors import InputError, public
 from . import benchmarks, demo, formats, labels, photographs
 from .base import DataSet, FileData, Region, Sample, digest, masked_sample
 from .demo import DemoScenes
@@ -47,6 +47,7 @@ def options_of(name: str) -> Iterable[str]:
     return data_set.options if data_set else ()
 
 
+@public("open_data")
 def open_data(
     name: str, *, number: int | None = None, seed: int = 0, **options: str | None
 ) -> DataSet:

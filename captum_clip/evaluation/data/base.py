@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from ...checks import check_integer, expand, expect
 from ...demo.copies import draw_subsets
-from ...errors import InputError, public
+from ...errors import InputError, naming
 from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil, open_image
 from ..storage import storage_of
@@ -146,7 +146,7 @@ class FileData(DataSet):
     def __init__(
         self, path: str | Path, *, limit: int | None = None, seed: int = 0, **options: str | None
     ) -> None:
-        with public(type(self).__name__):
+        with naming(type(self).__name__):
             check_integer("seed", seed, least=0)
             check_integer("limit", 1 if limit is None else limit)
         self.path = expand(path)

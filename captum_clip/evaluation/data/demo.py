@@ -14,7 +14,7 @@ from ...demo.captions import article, compose
 from ...demo.catalogue import BACKGROUNDS, NOUNS
 from ...demo.copies import SIDES, without_thirds
 from ...demo.scenes import STANDARD, Scene, draw_object, draw_scene, pick_things
-from ...errors import public
+from ...errors import naming
 from .base import DataSet, Region, Sample, copies_sample, mosaic_sample
 
 COUNTS: Final = (2, 3)
@@ -40,7 +40,7 @@ class _DemoData(DataSet):
     """
 
     def __init__(self, number: int = 500, seed: int = 0) -> None:
-        with public(type(self).__name__):
+        with naming(type(self).__name__):
             check_integer("number", number, most=_MOST)
             check_integer("seed", seed, least=0)
         self.number = number
