@@ -1,6 +1,7 @@
 """Whether a value is what an annotation says: an argument, or what a file holds."""
 
 import inspect
+import json
 import re
 from collections.abc import Collection, Mapping
 from fractions import Fraction
@@ -51,6 +52,17 @@ def _holds(value: Any, outer: type, inner: tuple[Any, ...]) -> bool:
     if issubclass(outer, Mapping) and inner:
         return all(is_kind(k, inner[0]) and is_kind(v, inner[1]) for k, v in value.items())
     return not (inner and issubclass(outer, Collection)) or all(is_kind(v, inner[0]) for v in value)
+
+
+def parse_json(text: str | bytes, kind: Any = dict[str, Any]) -> Any:
+    """The value that a text of JSON holds; ValueError where there is none of an annotated type."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it has too many brackets") from error
+    if not is_kind(value, kind):
+        raise ValueError(f"expected {type_name(kind)}, got {type_names(value)}")
+    return value
 
 
 def type_name(kind: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
@@ -191,6 +192,9 @@ def test_a_failure_leaves_nothing_behind(
     assert os.listdir(tmp_path) == []
 
 
+WRONG_FACTS = {"text_maps": [[["a", "b"]]], "crops": [[3, 4]], "words": 1}
+
+
 def spoiled(folder: Path, found: Explanation) -> Iterator[Path]:
     whole = found.save(folder / "whole.npz").read_bytes()
     for name, content in {"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello"}.items():
@@ -204,8 +208,13 @@ def spoiled(folder: Path, found: Explanation) -> Iterator[Path]:
     np.save(folder / "array.npy", np.zeros(3))
     yield folder / "array.npy"
     with np.load(folder / "whole.npz") as file:
-        np.savez(folder / "shape.npz", **{**file, "scores": np.zeros((9, 9))})
-    yield folder / "shape.npz"
+        arrays = dict(file)
+    about = json.loads(str(arrays["about"]))
+    texts = [json.dumps({**about, name: WRONG_FACTS.get(name, [[3]])}) for name in about]
+    shapes = [{"about": np.array(text)} for text in (*texts, "[]", "[" * 99_999)]
+    for wrong in (*shapes, {"scores": np.zeros((9, 9))}, {"scores": np.zeros((1, 1), int)}):
+        np.savez(folder / "shape.npz", **{**arrays, **wrong})
+        yield folder / "shape.npz"
 
 
 def test_load_refuses_what_is_no_explanation(vit: ClipAdapter, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError
 from ..files import IMAGE_ENDINGS, is_own_figure, make_folder, replace_file, slug
+from ..kinds import parse_json
 from .options import check_texts, read_texts
 
 if TYPE_CHECKING:
@@ -363,7 +364,7 @@ def _check_manifest(manifest: Path, made_by: dict[str, Any]) -> None:
 
     changes = ["what made them is not known"]
     with suppress(OSError, ValueError):
-        changes = differences(json.loads(manifest.read_bytes()), made_by)
+        changes = differences(parse_json(manifest.read_bytes()), made_by)
     if changes:
         raise InputError(
             f"{manifest.parent} holds figures that were made otherwise ({'; '.join(changes[:3])}); "

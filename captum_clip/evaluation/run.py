@@ -21,6 +21,7 @@ import torch
 from .._version import __version__
 from ..checks import excerpt, expect
 from ..errors import CaptumClipError, InputError, argument
+from ..kinds import parse_json
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..models.identity import agree
 from ..models.loading import load_parts
@@ -240,7 +241,7 @@ def _begin(plan: Plan, output: Storage) -> Content:
 def _check_same(plan: Plan, new: Content, content: bytes, output: Storage) -> Content:
     """The manifest of the run in the folder, which must be of the same kind and settings."""
     try:
-        manifest: Content = json.loads(content)
+        manifest: Content = parse_json(content)
         if manifest["format"] != new["format"]:
             raise ValueError(f"its format is {manifest['format']!r}")
         environments: list[Content] = [dict(each) for each in manifest["environments"]]

@@ -14,6 +14,7 @@ import torch
 from .._version import __version__
 from ..checks import check_choice, find_file
 from ..errors import InputError, argument, public
+from ..kinds import is_kind, parse_json
 from ..metrics import paired_difference
 from .batch import Batch, ModelContext, queries_of
 from .config import EvaluationConfig, RunConfig, full_name, label_of
@@ -29,6 +30,10 @@ SUITES: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("suite.json"
 
 _FORMAT: Final = "captum_clip suite 1"
 _OPEN: Final = {"model", "output", *(setting.name for setting in fields(RunConfig))} - {"seed"}
+_KINDS: Final = {
+    **{"suite": str, "hash": str, "model": dict[str, Any], "verdict": list[str]},
+    "values": dict[str, dict[str, list[float | None]]],  # absent where the gate stopped the model
+}
 _BATCH: Final = 8
 _ROUNDS: Final = 5
 
@@ -136,10 +141,11 @@ def _check_own(file: str, output: Storage, model: Content) -> None:
 def _parse(file: bytes) -> Content:
     """The content of a file that a suite wrote; empty where it is damaged, or something else."""
     try:
-        content: Content = json.loads(file)
-        return content if content["format"] == _FORMAT and "hash" in content else {}
-    except (ValueError, KeyError, TypeError):
+        content: Content = parse_json(file)
+    except ValueError:
         return {}
+    fits = all(is_kind(content.get(name, {}), kind) for name, kind in _KINDS.items())
+    return content if fits and content.get("format") == _FORMAT else {}
 
 
 def _by_scene(evaluation: Evaluation, pattern: str) -> dict[str, list[float | None]]:

@@ -24,7 +24,7 @@ from ..checks import (
     is_integer,
     show,
 )
-from ..errors import InputError, argument, public
+from ..errors import InputError, argument, check_kinds, public
 from ..files import replace_file
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
@@ -376,7 +376,9 @@ class Explanation(drawing.Drawable):
         """
         path = find_file(path)
         with error_context(str(path)):
-            return cls(**read_fields(path))
+            fields = read_fields(path)
+            check_kinds(cls, (), fields)
+            return cls(**fields)
 
     def __len__(self) -> int:
         """The number of images."""

@@ -41,6 +41,8 @@ def read_fields(path: Path) -> dict[str, Any]:
         text = arrays.pop("about").astype(str).tobytes()
         about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise ValueError("it has arrays of another type")
         if unknown := tensors.keys() - {*_TENSORS, *(f"maps_{sign}" for sign in SIGNS)}:
             raise ValueError(f"it has {', '.join(sorted(unknown))}")
         return {

@@ -208,7 +208,7 @@ def test_a_run_goes_on_with_the_same_model_on_another_machine_and_with_no_other(
 
 def test_a_manifest_of_something_else_is_refused(tmp_path: Path) -> None:
     broken = '{"format": "captum_clip evaluation 2", "environments": ["a"]}'
-    for content in ("{", "[]", "{}", '{"format": "other"}', broken):
+    for content in ("{", "[]", "{}", '{"format": "other"}', broken, "[" * 99_999):
         (tmp_path / MANIFEST).write_text(content)
         with pytest.raises(InputError, match=r"is not a manifest of the kind .* name another"):
             done(Squares(config_of(tmp_path)))

@@ -215,7 +215,12 @@ def test_only_files_of_one_suite_are_compared(tmp_path: Path) -> None:
         other: r"good.json is of the suite v1 \(0{12}\), .*other.json of v2 \(1{12}\)",
         str(tmp_path / "none.json"): "there is no file",
     }
-    for number, text in enumerate((Path(good).read_text()[:-9], "[]", '{"format": "other"}', "1")):
+    odd: tuple[Any, ...] = ([], {"pointing": [1]}, {"pointing": {"direct": ["1"]}})
+    texts = [Path(written(tmp_path / "odd.json", values)).read_text() for values in odd]
+    others: list[dict[str, Any]] = [{"hash": 3}, {"verdict": "a"}, {"model": []}]
+    texts += [Path(written(tmp_path / "odd.json", {}, **other)).read_text() for other in others]
+    texts += [Path(good).read_text()[:-9], "[]", '{"format": "other"}', "1", "[" * 99_999]
+    for number, text in enumerate(texts):
         path = tmp_path / f"{number}.json"
         path.write_text(text)
         wrong[str(path)] = "is damaged, or no suite_v2.json that `suite` wrote"
