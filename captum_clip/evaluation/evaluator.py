@@ -387,7 +387,10 @@ def _collect(plan: EvaluationPlan, output: Storage) -> tuple[Table, SkippedEntri
     if predictions := [*fitted(table)]:
         table = concatenate([*units, *predictions])
     entries = {
-        data.name: [{"sample": data.names[e.number], "reason": e.message} for e in sorted(of_data)]
+        data.name: [
+            *({"sample": data.names[e.number], "reason": e.message} for e in sorted(of_data)),
+            *({"sample": name, "reason": reason} for name, reason in data.left_out.items()),
+        ]
         for (data, _), of_data in zip(plan.data, left_out, strict=True)
     }
     return table, entries

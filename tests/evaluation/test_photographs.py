@@ -242,7 +242,7 @@ def test_photographs_are_evaluated(
 ) -> None:
     """From a folder to a report, in which groups have tables of their own."""
     data = make(tmp_path / "data")
-    groups = [(f"scene{n}", ("land", "water")[n % 2]) for n in range(4)]
+    groups = [(f"scene{n}", ("land", "water")[n % 2]) for n in range(4)] + [("gone", "land")]
     write_rows(tmp_path / "data/groups.csv", ("image", "group"), *groups)
     given: dict[str, Any] = {"fills": ("mean",), "resamples": 20, "methods": ("direct", "uniform")}
     config = EvaluationConfig("demo/vit", str(tmp_path / "out"), (data,), tasks=tasks, **given)
@@ -252,6 +252,8 @@ def test_photographs_are_evaluated(
     assert figures[best, "direct"] > figures[best, "uniform"]
     of_groups = [figures[f"{best}_in_{group}", "direct"] for group in ("land", "water")]
     assert figures[f"{best}_in_worst_group", "direct"] == min(of_groups)
-    assert not [skipped for listed in found.skipped.values() for skipped in listed]
+    [skipped] = [skipped for listed in found.skipped.values() for skipped in listed]
+    assert skipped["sample"].endswith("groups.csv, line 6")
+    assert skipped["reason"] == "there is no image 'gone'"
     page = (tmp_path / "out/results.md").read_text()
     assert "worst group" in page

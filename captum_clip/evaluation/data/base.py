@@ -87,6 +87,7 @@ class DataSet(ABC):
             as masks; "phrases" of a caption; "retrieval" of captions, which are the classes;
             "thirds" or "identical", three copies of one thing, redrawn with every subset.
         groups: of its samples by name, for figures of each group; may be empty.
+        left_out: what belongs to no sample, such as a line of a file, and why.
         place: what follows its name and a colon where it is read, "FOLDER" or "FILE".
         usual: number of samples that an evaluation takes where none is given.
         options: its own options of :func:`captum_clip.evaluation.open_data`, with their defaults.
@@ -98,6 +99,7 @@ class DataSet(ABC):
     truth: Collection[str]
     prompts: Mapping[str, Sequence[str]] = MappingProxyType({})
     groups: Mapping[str, str] = MappingProxyType({})
+    left_out: Mapping[str, str] = MappingProxyType({})
     background: bool = False
     place: str = ""
     usual: ClassVar[int] = 100
@@ -152,6 +154,7 @@ class FileData(DataSet):
         self.path = expand(path)
         self.limit, self.seed = limit, seed
         self.settings: dict[str, Any] = {**self.options, **self.check_options(options)}
+        self.left_out: dict[str, str] = {}
         self.find()
 
     @abstractmethod
@@ -206,7 +209,7 @@ class FileData(DataSet):
             kinds = f"expected images ({', '.join(IMAGE_ENDINGS)})"
             raise InputError(f"{self.path}: {kinds} in {place}, found none.")
         if "groups.csv" in files:
-            rows = read_table(self.path / "groups.csv", stems, "image", "group")
+            rows = read_table(self.path / "groups.csv", stems, self.left_out, "image", "group")
             self.groups = {stem: row["group"] for _, stem, row, _ in rows}
         return files, stems
 
@@ -230,23 +233,30 @@ def read_lines(path: Path, *, numbered: bool = False) -> list[str]:
 
 
 def read_table(
-    path: Path, images: Collection[str], *columns: str, numbers: Sequence[str] = ()
+    path: Path,
+    images: Collection[str],
+    left_out: dict[str, str],
+    *columns: str,
+    numbers: Sequence[str] = (),
 ) -> Iterator[tuple[str, str, dict[str, str], tuple[float, ...]]]:
     """Rows of a CSV file in UTF-8: where each stands, its image, values by column, its numbers.
 
     The first of the columns that it needs names an image, with or without an ending or "images/"
-    before it; rows of images that are not there are left out. There are no numbers where one of
-    them is none, or not finite.
+    before it; rows of images that are not there go to `left_out`. There are no numbers where one
+    of them is none, or not finite.
 
     Raises:
-        InputError: it cannot be read, or a row has no value in one of the columns.
+        InputError: it cannot be read, a column is missing or doubled, or has no value in a row.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, strict=True, skipinitialspace=True)
+            header = [*filter(None, table.fieldnames or ())]
             rows = [(f"{path}, line {table.line_num}", row) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV in UTF-8 ({error}).") from error
+    wanted = f"the columns {', '.join(columns)}, each once, in {path}"
+    expect(all(header.count(name) == 1 for name in (*columns, *header)), wanted, header)
     stems = {normalize("NFC", image): image for image in images}  # some disks write accents apart
     for where, row in rows:
         if None in row or not all((row.get(column) or "").strip() for column in columns):
@@ -259,7 +269,9 @@ def read_table(
             values = tuple(float(row[column]) for column in numbers)
         except (KeyError, TypeError, ValueError):
             values = ()
-        if stem:
+        if stem is None:
+            left_out[where] = f"there is no image {row[columns[0]]!r}"
+        else:
             yield where, stem, row, values if np.isfinite(values).all() else ()
 
 

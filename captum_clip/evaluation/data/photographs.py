@@ -49,7 +49,8 @@ class CaptionFolder(FileData):
         files, images = self.list_images("images")
         truth: dict[str, tuple[str, dict[str, list[Box]]]] = {}
         path, names = self.path / "captions.csv", ("x", "y", "width", "height")
-        for where, image, row, box in read_table(path, images, "image", "caption", numbers=names):
+        rows = read_table(path, images, self.left_out, "image", "caption", numbers=names)
+        for where, image, row, box in rows:
             caption, phrase = row["caption"], row.get("phrase")
             first_caption, boxes = truth.setdefault(image, (caption, {}))
             if first_caption != caption:
@@ -104,7 +105,8 @@ class PointFolder(FileData):
         files, images = self.list_images("images")
         points: dict[tuple[str, str], list[Box]] = defaultdict(list)
         path, names = self.path / "points.csv", ("x", "y", "positive")
-        for where, image, row, values in read_table(path, images, "image", "text", numbers=names):
+        rows = read_table(path, images, self.left_out, "image", "text", numbers=names)
+        for where, image, row, values in rows:
             if not values or not 0 <= min(values) <= max(values) <= 1 or values[2] not in (0, 1):
                 raise InputError(f"{where}: expected x, y in [0, 1], positive 0 or 1, got {row}.")
             points[image, row["text"]].append(values)
@@ -113,6 +115,8 @@ class PointFolder(FileData):
             for (image, text), marks in points.items()
             if len({positive for _, _, positive in marks}) == 2
         }
+        others = sorted({f"{image}/{text}" for image, text in points} - both.keys())
+        self.left_out |= dict.fromkeys(others, "its points are of one kind")
         self.check_belonging(both, "points of both kinds of a text in points.csv")
         self.classes = tuple(sorted({text for _, text, _ in both.values()}))
         self.groups = {n: self.groups[i] for n, (i, *_) in both.items() if i in self.groups}
@@ -152,10 +156,12 @@ class CounterfactualFolder(MaskedFolder):
     @override
     def find(self) -> None:
         super().find()
-        files, _ = self.list_images("images")
+        files, images = self.list_images("images")
         self._without: dict[tuple[str, frozenset[str]], str] = {}
         for file in image_names(name for name in files if name.startswith("without/")):
             stem = str(PurePosixPath(file).parent.relative_to("without"))
+            if stem not in images:
+                self.left_out[file] = f"there is no image {stem!r}"
             absent = frozenset(text.strip() for text in mask_text(file).split("+"))
             unknown = absent - {mask_text(mask) for mask in self._masks.get(stem, ())}
             if unknown and stem in self.names:

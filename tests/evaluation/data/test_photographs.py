@@ -53,7 +53,7 @@ def test_phrases_are_regions_and_captions_classes(tmp_path, lawful):
 
 
 def test_boxes_of_a_phrase_are_joined_and_cut_at_the_edge(tmp_path):
-    """A pixel that a box touches belongs to it; rows of other images are left out."""
+    """A pixel that a box touches belongs to it; rows of other images are left out, and named."""
     save(noise(), tmp_path / "images/in/one.png")
     caption = "Two dogs, (a ball) and a cat."
     rows = [
@@ -71,6 +71,8 @@ def test_boxes_of_a_phrase_are_joined_and_cut_at_the_edge(tmp_path):
     assert same(sample.regions[0].mask, expected)
     assert sample.dropped == ("in/one, 'a ball': the mask is empty",)
     assert data.classes == (caption,)
+    left_out = {f"{tmp_path}/captions.csv, line 5": "there is no image 'gone.png'"}
+    assert data.left_out == left_out
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,12 @@ def test_lists_that_are_not_there_or_empty_are_refused(tmp_path):
     for kind, name in ((CaptionFolder, "captions.csv"), (PointFolder, "points.csv")):
         with pytest.raises(InputError, match=rf"{name} cannot be read"):
             kind(tmp_path)
-        write_rows(tmp_path / name, BOXES if kind is CaptionFolder else POINTS)
+        columns = BOXES if kind is CaptionFolder else POINTS
+        for wrong in (columns[1:], (*columns, columns[2])):
+            write_rows(tmp_path / name, wrong, range(len(wrong)))
+            with pytest.raises(InputError, match=rf"each once, in .*{name}, got \["):
+                kind(tmp_path)
+        write_rows(tmp_path / name, columns)
         with pytest.raises(InputError, match=rf"in {name}, found none that belongs"):
             kind(tmp_path)
 
@@ -135,6 +142,7 @@ def test_points_are_squares_and_all_else_is_void(tmp_path, lawful):
     write_rows(tmp_path / "points.csv", POINTS, *rows, ("one", "a/b", 1, 1, 1.0))
     one = PointFolder(tmp_path)
     assert one.names == ("one/a/b",)
+    assert one.left_out == {"one/c": "its points are of one kind"}
     sample = one.read(0)
     inside, void = np.zeros((200, 300), dtype=bool), np.ones((200, 300), dtype=bool)
     inside[:1, :1] = inside[199:, 299:] = True
@@ -199,6 +207,9 @@ def test_counterfactuals_that_do_not_match_are_refused(tmp_path):
     ):
         CounterfactualFolder(tmp_path)
     again.unlink()
+    other = save(noise(), tmp_path / "without/two/thing 3.png")
+    name = other.relative_to(tmp_path).as_posix()
+    assert CounterfactualFolder(tmp_path).left_out == {name: "there is no image 'two'"}
     save(noise(), tmp_path / "without/one/a dog + more.png")
     with pytest.raises(InputError, match=r"a dog \+ more\.png: 'a dog' has no mask"):
         CounterfactualFolder(tmp_path)
