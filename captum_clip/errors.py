@@ -6,6 +6,7 @@ its own labels.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -15,6 +16,14 @@ from typing import Any, Final, TypeVar, cast, get_type_hints
 from .kinds import is_kind, type_name, type_names
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """A text with escapes for what would steer a terminal; lines stay lines."""
+    return _CONTROL.sub(lambda letter: ascii(letter[0])[1:-1], text)
 
 
 class CaptumClipError(Exception):
@@ -30,7 +39,7 @@ class CaptumClipError(Exception):
     @property
     def reason(self) -> str:
         """What was given, what was expected and what to do."""
-        return super().__str__()
+        return printable(super().__str__())
 
     def __str__(self) -> str:
         return f"{self.function}: {self.reason}" if self.function else self.reason

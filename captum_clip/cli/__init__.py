@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from typing import Any
 
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _open_streams()
     try:
-        with _quiet():
+        # names of files may hold letters that steer a terminal
+        with _quiet(), redirect_stdout(_Plain(sys.stdout)), redirect_stderr(_Plain(sys.stderr)):
             code = typer.main.get_command(app).main(
                 argv, prog_name="captum-clip", standalone_mode=False
             )
@@ -56,6 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end_output(error)
     except SystemExit as stop:  # of SIGTERM, and of typer's completion
         return int(stop.code or 0)
+
+
+class _Plain:
+    """A stream to which nothing is written that steers a terminal, but the return of a bar."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> Any:
+        return self._stream.write(errors.printable(text))
 
 
 def _open_streams() -> None:

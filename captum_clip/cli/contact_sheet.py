@@ -25,10 +25,12 @@ def score_rows(image: Path, figure: Path, explanation: Any) -> Rows:
 
 def read_scores(folder: Path, photos: Path) -> dict[Path, Rows]:
     """The rows of each figure that is there as its photo is; none without a file of them."""
+    from ..evaluation.units import read_field
+
     scores: dict[Path, Rows] = {}
     with suppress(InputError, ValueError):
         for values in read_csv(folder / SCORES)[1:]:
-            row = dict(zip(_COLUMNS, values, strict=True))
+            row = dict(zip(_COLUMNS, map(read_field, values), strict=True))
             figure = folder / row["figure"]
             if figure.is_file() and (photos / row["image"]).is_file():
                 scores.setdefault(figure, []).append(row)

@@ -30,6 +30,7 @@ from .batch import Batch, ModelContext, View, queries_of
 from .methods import CEILINGS, Method
 from .summary import FEWEST, Summary
 from .table import UNIFORM, Metric, Table, readable
+from .units import to_csv
 
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
@@ -78,8 +79,7 @@ def results_csv(summary: Summary) -> bytes:
         pairs = zip(figures[name].tolist(), places, strict=True)
         figures[name] = [round(value, count) + 0.0 for value, count in pairs]  # no minus zero
     figures["p_holm"] = figures["p_holm"].map("{:.3g}".format).astype(float)
-    text: str = figures.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-    return text.encode()
+    return to_csv({name: figures[name].tolist() for name in figures})
 
 
 def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str:

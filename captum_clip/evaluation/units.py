@@ -8,9 +8,10 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from ..files import DAMAGED
 from ..models.images import is_io_error
 from .storage import Storage
 
+_FORMULA: Final = re.compile(r"\s*'*[=+@\t\r-](?!\d+(\.\d+)?$)")
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -108,7 +110,8 @@ def from_npz(content: bytes) -> Arrays:
 def to_csv(*tables: Mapping[str, Any]) -> bytes:
     """Tables as one, the same on every machine: numbers to ten digits, an empty field for NaN.
 
-    A column is an array or a list, or one value for all rows. Names of files need not be UTF-8.
+    A column is an array or a list, or one value for all rows. Names of files need not be UTF-8. An
+    apostrophe before a text that looks like a formula keeps a spreadsheet from running it.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -119,7 +122,14 @@ def to_csv(*tables: Mapping[str, Any]) -> bytes:
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
+def read_field(field: str) -> str:
+    """A text as it was before :func:`to_csv` wrote it."""
+    return field[1:] if field[:1] == "'" and _FORMULA.match(field[1:]) else field
+
+
 def _field(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"'{value}" if _FORMULA.match(value) else value
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else f"{value + 0.0:.10g}"  # + 0.0: no minus zero

@@ -18,6 +18,7 @@ from PIL import Image
 from captum_clip import classify, explain
 from captum_clip.cli import main
 from captum_clip.emotions import EMOTIONS, EmotionProbe
+from captum_clip.errors import InputError
 from captum_clip.explaining.drawing import titles
 from captum_clip.explaining.explanation import Explanation
 from tests import folders
@@ -355,6 +356,36 @@ def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.M
     Path("photos/image0.jpg").write_bytes(Path("photos/image0.png").read_bytes())
     assert "\n4 figures" in f"\n{run('explain photos horse --model VIT -o photos/seen')}"
     assert len(drawn) == 6  # of two that differ in their ending each gets a figure with its own
+
+
+def test_a_table_of_scores_runs_nothing_in_a_spreadsheet(here: Path, run: Run) -> None:
+    """An apostrophe before what looks like a formula; what goes on with the table takes it off."""
+    Path("photos/image0.png").rename("photos/=1+1.png")
+    line = "explain photos '@sum(1)' '+1+2' --model VIT -o out"
+    run(line)
+    table = Path("out/scores.csv").read_bytes()
+    for [image, figure, text, score, *_] in [*csv.reader(table.decode().splitlines())][1:]:
+        assert text in ("'@sum(1)", "'+1+2")
+        assert all(name[0] != "=" for name in (image, figure))
+        float(score)  # which may have a sign
+    assert b"'=1+1" in table
+    Path("out/index.html").unlink()
+    next(Path("out").glob("image2-*")).unlink()
+    assert "(2 existed)" in run(line)
+    assert Path("out/scores.csv").read_bytes() == table
+
+
+def test_names_of_files_do_not_steer_the_terminal(here: Path, run: Run) -> None:
+    """Neither in what is printed nor in an error, on the command line and in Python."""
+    name = "a\x1b[31m\x9b\u202eb.png"
+    Path("photo.jpg").rename(name)
+    Path(name).with_suffix(".txt").write_text("no image")
+    escaped = r"a\x1b[31m\x9b\u202eb"
+    assert f"{escaped}-explained-horse.png" in run(f"explain '{name}' horse --model VIT -o out")
+    assert escaped in run(f"explain '{Path(name).with_suffix('.txt')}' horse --model VIT", code=2)
+    with pytest.raises(InputError) as caught:
+        Explanation.load(Path(name).with_suffix(".npz"))
+    assert escaped in str(caught.value)
 
 
 def test_a_folder_has_a_table_of_scores_and_a_page(
