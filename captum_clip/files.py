@@ -17,7 +17,10 @@ from typing import BinaryIO, Final
 from .checks import expand
 from .errors import InputError
 
-IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_ENDINGS: Final = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),
+)
 """Endings of the files that are taken for images."""
 
 MARK: Final = "figure of captum-clip"

@@ -34,6 +34,7 @@ from .answers import MAX_TEXTS, SIGNS, Answer, Models, answered_by, ask, offered
 
 LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 MAX_IMAGES: Final = 12
+_SESSIONS: Final = 12  # whose answers are kept, each of some megabytes
 LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 divide them
 _LABELS: Final = {
     entry.name: entry.metadata["label"] for entry in fields(Request) if "label" in entry.metadata
@@ -84,8 +85,13 @@ def build(models: Models) -> Any:
 
         def fill(reply: Answer, opacity: float, more: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
             names = [(name, index) for index, name in enumerate(reply.explanation.names)]
-            choice = gr.Radio(names, value=0, visible=len(names) > 1)
-            yield {text: choice for text, *_ in details} | {tabs: gr.Tabs(selected="texts")}
+            longest = max(names, key=lambda name: len(name[0].split()))[1]  # has words to compare
+            opened = zip(details, [longest, longest, 0, 0], strict=True)
+            choices = {
+                text: gr.Radio(names, value=value, visible=len(names) > 1)
+                for (text, *_), value in opened
+            }
+            yield choices | {tabs: gr.Tabs(selected="texts")}
             yield dict.fromkeys((*chain(*(tab[1:] for tab in details)), *others))
             steps = show(reply, opacity)
             yield next(steps) | more
@@ -187,9 +193,14 @@ def _readable(files: Any, added: Sequence[str] | None = None) -> list[Any]:
     return images
 
 
+def _state() -> Any:
+    """What a session keeps, for an hour."""
+    return gr.State(time_to_live=3600)
+
+
 def _cards() -> tuple[Any, ...]:
     """The tab of texts: states of the shown answer and of all, a table of all; what shows one."""
-    answer, answers, cards = gr.State(), gr.State(), []
+    answer, answers, cards = _state(), _state(), []
     label = "Choose an image to see its words, here and in the other tabs"
     table = gr.Gallery(
         **_PICTURE, height="auto", label=label, allow_preview=False, visible=False, elem_id="table"
@@ -285,7 +296,7 @@ def _compare(answer: Any) -> tuple[Any, ...]:
             image, other = (
                 gr.Image(label=label, **_PICTURE) for label in ("the image", "the other image")
             )
-        pairs = gr.State()
+        pairs = _state()
 
     def compare(reply: Answer, path: str | None) -> Iterator[list[Any]]:
         if path is not None:
@@ -396,7 +407,7 @@ def _is_foreign(headers: Headers) -> bool:
     places = [headers.get(name, "").lower() for name in ("origin", "host", "x-forwarded-host")]
     default = ":443" if places[0].startswith("https:") else ":80"  # which an origin leaves out
     origin, *own = (re.sub(r"^\w+://", "", place).removesuffix(default) for place in places)
-    return origin != "" and origin not in own
+    return places[0] != "" and (not origin or origin not in own)  # "file://" has no host
 
 
 @contextmanager
@@ -429,6 +440,7 @@ def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -
             footer_links=[],
             run_history=False,
             ssr_mode=False,
+            state_session_capacity=_SESSIONS,
             max_file_size="20mb",
             theme=gr.themes.Base(
                 primary_hue="orange",

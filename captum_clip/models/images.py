@@ -6,7 +6,8 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
@@ -21,6 +22,7 @@ from ..maps import check_tensor, unsupported_reason
 
 Size = tuple[int, int]
 _CHANNELS = (1, 2, 3, 4)
+_HEIC = (".heic", ".heif")
 NARROW: Final = 200
 """How often the shorter side of an image may go into the longer one."""
 
@@ -34,7 +36,7 @@ _SENTENCES: dict[type[Exception], str] = {
     "bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where you trust it.",
     FileNotFoundError: "there is no image file {0}.",
     IsADirectoryError: "{0} is a folder; pass its files, as in sorted(Path({0!r}).glob('*.jpg')).",
-    UnidentifiedImageError: "{0} is not an image that Pillow can read.",
+    UnidentifiedImageError: "{0} is not an image that Pillow can read{heic}.",
 }
 _OF_DAMAGE = "{0} cannot be read, it may be truncated or damaged ({reason})."
 
@@ -133,6 +135,9 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    if name.lower().endswith(_HEIC):
+        with suppress(ImportError):
+            import_module("pillow_heif").register_heif_opener()
     with pillow_errors(excerpt(name, 300)), Image.open(file) as image:
         # up to twice it Pillow warns
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
@@ -170,7 +175,8 @@ def pillow_errors(source: str) -> Iterator[None]:
     except (Image.DecompressionBombError, *_DAMAGED) as error:
         sentence = _SENTENCES.get(type(error), _OF_DAMAGE)
         reason = getattr(error, "strerror", None) or error  # without the path once more
-        message = sentence.format(source, most=Image.MAX_IMAGE_PIXELS, reason=reason)
+        heic = "; pip install pillow-heif adds HEIC" * source.lower().endswith(_HEIC)
+        message = sentence.format(source, most=Image.MAX_IMAGE_PIXELS, reason=reason, heic=heic)
         raise InputError(message) from error
 
 

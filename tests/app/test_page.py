@@ -710,6 +710,7 @@ def test_a_foreign_host_is_refused(address: str) -> None:
         ({"Origin": "https://me.org:8443", "X-Forwarded-Host": "me.org:8443"}, 200),
         ({"Origin": "https://me.org", "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "file://"}, 403),
         ({"Origin": "null"}, 403),  # a frame without an origin
         ({"Origin": "http://127.0.0.1:1"}, 403),  # another server of this machine
         ({"Origin": "http://127.0.0.1"}, 403),

@@ -392,14 +392,14 @@ def test_a_folder_has_a_table_of_scores_and_a_page(
     here: Path, run: Run, vit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of all texts that were looked for; files without a figure are counted and listed."""
-    for name in ("<b>.avif", "notes.txt", ".hidden.pdf", "inner/bad.png"):
+    for name in ("<b>.svg", "notes.txt", ".hidden.pdf", "inner/bad.png"):
         Path("photos", name).write_bytes(b"1")
     assert main(["explain", "photos", "a horse", "sky", "-m", vit, "-o", "out"]) == 0
     printed, said = capsys.readouterr()
     assert said.splitlines() == [
         "3 files left out:",
         "  photos/inner/bad.png: is not an image that Pillow can read.",
-        "  photos/<b>.avif: its ending is none that is read as an image",
+        "  photos/<b>.svg: its ending is none that is read as an image",
         "  photos/notes.txt: its ending is none that is read as an image",
     ]
     run("explain photos dog -m VIT -o out", err=None)
