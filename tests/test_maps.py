@@ -49,6 +49,11 @@ def test_every_function_keeps_the_type_and_its_argument_as_it_was(name: str) -> 
         assert torch.equal(given, before)
 
 
+def test_large_finite_values_are_no_infinity() -> None:
+    """A sum that overflows is not a map that does."""
+    assert maps.positive(torch.full((1, 1, 32, 32), 1e37)).isfinite().all()
+
+
 # upsample
 
 

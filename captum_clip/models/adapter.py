@@ -23,7 +23,15 @@ from ..checks import (
 )
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
-from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
+from .images import (
+    as_pil,
+    check_images,
+    check_range,
+    image_processor,
+    is_preprocessed,
+    pixels_of,
+    process,
+)
 from .library import expect_library_parts, refuse_quantised
 from .text import TextTower
 from .towers import Kind, Tower
@@ -234,9 +242,11 @@ class ClipAdapter(ABC):
             images: one or several of: path, PIL image, array or uint8 tensor (H, W), (H, W, C) or
                 (C, H, W); a float tensor (3, H, W) or (B, 3, H, W) counts as preprocessed and is
                 only batched, and so is what ``processor(images=...)`` of transformers returns.
+                Where its values all lie in [0, 1], as pixels do, there is a warning.
 
         Raises:
-            InputError: an image cannot be read or has no sensible shape, or there is no processor.
+            InputError: an image cannot be read or has no sensible shape, there is no processor, or
+                the values of a float tensor are not what preprocessing makes.
         """
         images = pixels_of(images)
         if is_preprocessed(images):
@@ -244,6 +254,7 @@ class ClipAdapter(ABC):
             with expecting("preprocessed tensors (3, H, W) of one size", tensors):
                 batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
             check_images(batch)
+            self._check_range(batch, 0.01)
             return batch.to(self.device)
         pixels = self._process(as_pil(images))
         tool = argument("processor")
@@ -279,11 +290,22 @@ class ClipAdapter(ABC):
         return mean, std
 
     def check_images(self, images: Any) -> None:
-        """Raise InputError unless images are preprocessed, on its device, of a size it takes."""
+        """Raise InputError unless images are preprocessed, on its device, of a size it takes.
+
+        Values that cannot be preprocessed ones are refused, and pixels in [0, 1] get a warning.
+        """
         check_images(images)
         same = images.device == self.device
         expect(same, f"images on {self.device}", images, "pass images.to(clip.device)")
         self.tower.grid(images.shape[-2], images.shape[-1])
+        self._check_range(images, 0.1)  # Captum's NoiseTunnel adds noise
+
+    def _check_range(self, images: Tensor, tolerance: float) -> None:
+        statistics = None
+        with suppress(InputError):  # no processor, so that nobody knows the range
+            statistics = self._statistics()
+        if statistics is not None:
+            check_range(images, *statistics, tolerance)
 
     @public("encode_image")
     @torch_failures()

@@ -72,6 +72,44 @@ def check_images(images: Any) -> None:
     check_tensor("images", images, "(B, 3, H, W)", made)
 
 
+def check_range(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], tolerance: float
+) -> None:
+    """Refuse values that no preprocessing makes, and warn of pixels that were not preprocessed.
+
+    InputError where more than a share `tolerance` of the colours, the values times std plus mean,
+    leaves [-.5, 1.5], or one leaves [-10, 10]. A warning where all values lie in [0, 1]. It spares
+    colours that are steps of 1/255, as those of a bright image of 8 bits are, and baselines, which
+    have few values.
+    """
+    low, high = torch.stack(images.detach().aminmax()).tolist()
+    bounds = [((-0.5 - m) / s, (1.5 - m) / s) for m, s in zip(mean, std, strict=True)]
+    is_unit = 0 <= low < high <= 1
+    if not is_unit and all(least <= low and high <= most for least, most in bounds):
+        return
+    shape, values = (1, 3, 1, 1), images.detach().cpu().double()
+    colors = values * values.new_tensor(std).view(shape) + values.new_tensor(mean).view(shape)
+    how = "pass pixels as uint8, (255 * x).round().byte() of those in [0, 1], to be preprocessed"
+    if not is_unit:
+        distance = (colors - 0.5).abs()
+        if distance.max() > 10 or (distance > 1).double().mean() > tolerance:
+            raise InputError(
+                f"floating-point images count as preprocessed, and values from {low:.3g} to "
+                f"{high:.3g} are not what this model's preprocessing makes; {how}."
+            )
+    elif max(*mean, 1 - min(std)) > 0.01:  # else the model takes pixels in [0, 1]
+        distinct = 255 * torch.cat([torch.unique(colors[:, channel]) for channel in range(3)])
+        steps = (distinct - distinct.round()).abs() < 0.1
+        # half of all pixels are steps for SigLIP, and a baseline may be three other values
+        if (~steps).sum() > 3 + steps.sum() / 4:
+            warnings.warn(
+                "floating-point images count as preprocessed, and these lie in [0, 1] as pixels "
+                f"do ({low:.3g} to {high:.3g}); if they are pixels, scores and maps are wrong: "
+                f"{how}.",
+                stacklevel=2,
+            )
+
+
 def as_pil(images: Any) -> list[Image.Image]:
     """One or several images -> RGB images, the right way up.
 

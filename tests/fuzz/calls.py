@@ -72,7 +72,7 @@ class World:
         return torch.rand(shape, generator=generator)
 
     def images(self) -> Any:
-        good = [lambda w: w.tensor(1, 3, 224, 224), lambda w: w.tensor(2, 3, 224, 224)]
+        good = [lambda w: -w.tensor(1, 3, 224, 224), lambda w: -w.tensor(2, 3, 224, 224)]
         return self.pick(good, [*ODD_TENSORS, *WRONG])
 
     def maps(self) -> Any:

@@ -214,7 +214,7 @@ def test_scores_that_are_not_finite_are_reported(clip: ClipAdapter) -> None:
         return similarity(images)[:, :1] * float("nan")
 
     method = LastGradAttention(forward, layer=clip.vision)
-    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with pytest.raises(CaptureError, match="the forward function or its gradient holds NaN"):
         method.attribute(images)
 
