@@ -431,7 +431,9 @@ def _gated(plan: EvaluationPlan, summary: Summary, contexts: Sequence[ModelConte
     """The summary with what the model knows of the data, and the metrics of what it does not."""
     gates = [measure_gate(context) for context in contexts]
     pairs = zip(gates, plan.data, strict=True)
-    unknown_tables = [plan.tables_of(tasks) for gate, (_, tasks) in pairs if not gate.knows]
+    unknown_tables = [
+        plan.tables_of(tasks) for gate, (_, tasks) in pairs if not gate.is_above_chance
+    ]
     silent = {metric.name for tables in unknown_tables for metric in chain(*tables.values())}
     names = [metric.name for metric in summary.metrics]
     unknown = {name for name in names if name.partition(OF_GROUP)[0] in silent}

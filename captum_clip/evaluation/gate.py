@@ -1,4 +1,4 @@
-"""Does the model know what is asked? Its answers against chance, before any map is judged."""
+"""Is the model above chance on what is asked? It is measured before any map is judged."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,9 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    r"""What a model knows of a data set.
+    r"""How far a model is above chance on what is asked of a data set.
+
+    That is all it says: a model that has a tenth of the nouns, or a tenth of the effect, passes.
 
     *Recall*: of an image with n texts of its own, the share of them among its n best of all texts
     of the data; by chance: how often they are among the n best of images that they do not name.
@@ -47,22 +49,22 @@ class Gate:
     checks: Mapping[str, Check]
 
     @property
-    def knows(self) -> bool:
+    def is_above_chance(self) -> bool:
         """Whether no figure is at chance."""
         return all(check.low > 0 for check in self.checks.values())
 
     def __str__(self) -> str:
         if not self.checks:
-            return f"{self.data}: whether the model knows what is asked cannot be told."
-        unknown = "this model does not know what is asked; do not interpret"
+            return f"{self.data}: whether the model is above chance cannot be told."
+        verdict = "above chance on what is asked"
+        if not self.is_above_chance:
+            verdict = "this model is at chance on what is asked; do not interpret"
         checks = "; ".join(
             f"{name} {c.figure:.3g}, by chance {c.chance:.3g}, difference "
             f"{c.figure - c.chance:+.3g} [{c.low:+.3g}, {c.high:+.3g}] on {c.images} images"
             for name, c in self.checks.items()
         )
-        return (
-            f"{self.data}: {'the model knows what is asked' if self.knows else unknown} ({checks})."
-        )
+        return f"{self.data}: {verdict} ({checks})."
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def findings(summary: Summary) -> list[str]:
         title: [c for c in columns if c.metric.better != "none" and c.metric.name not in silent]
         for title, columns in report_tables(summary).items()
     }
-    warnings = [str(gate) for gate in summary.gates if not gate.knows]
+    warnings = [str(gate) for gate in summary.gates if not gate.is_above_chance]
     judged = [column for columns in tables.values() for column in columns]
     asked = {
         question: [column for column in judged if re.fullmatch(pattern, column.metric.name)]

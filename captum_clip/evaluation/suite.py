@@ -15,7 +15,7 @@ from .._version import __version__
 from ..checks import check_choice, find_file
 from ..errors import InputError, argument, public
 from ..kinds import is_kind, parse_json
-from ..metrics import paired_difference
+from ..metrics import holm, paired_difference
 from .batch import Batch, ModelContext, queries_of
 from .config import EvaluationConfig, RunConfig, full_name, label_of
 from .data import open_data
@@ -31,11 +31,17 @@ SUITES: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("suite.json"
 _FORMAT: Final = "captum_clip suite 1"
 _OPEN: Final = {"model", "output", *(setting.name for setting in fields(RunConfig))} - {"seed"}
 _KINDS: Final = {
-    **{"suite": str, "hash": str, "model": dict[str, Any], "verdict": list[str]},
+    **{"suite": str, "hash": str, "code": str, "versions": dict[str, Any]},
+    **{"model": dict[str, Any], "verdict": list[str]},
     "values": dict[str, dict[str, list[float | None]]],  # absent where the gate stopped the model
 }
+_MEASURING: Final = ("attr", "evaluation", "metrics", "models", "recording", "targets")
+"""Folders whose code a value passes through, besides `maps.py` and `similarity.py`."""
+_RESAMPLES: Final = 20_000  # whose least p value stays below .05 times the rows of a comparison
 _BATCH: Final = 8
 _ROUNDS: Final = 5
+_EQUAL: Final = {"hash": "scenes", "code": "measuring code", "versions": "versions"}
+"""What two files must have alike, in words."""
 
 
 def suite_hash(name: str) -> str:
@@ -53,6 +59,15 @@ def suite_hash(name: str) -> str:
             masks = [region.mask for region in sample.regions]
             for array in map(np.asarray, (sample.image, *sample.subsets, *masks)):
                 sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def code_hash() -> str:
+    """SHA-256 over the code that measures: an equal one makes values that can be compared."""
+    package, sha = Path(__file__).parents[1], hashlib.sha256()
+    paths = [path for folder in _MEASURING for path in (package / folder).rglob("*.py")]
+    for path in sorted([*paths, package / "maps.py", package / "similarity.py"]):
+        sha.update(path.read_text("utf-8").encode())
     return sha.hexdigest()
 
 
@@ -107,13 +122,13 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
         if progress:
             progress(sum(sizes[: len(gates)]), sum(sizes), f"gate, {context.data.name}")
     content: Content = {
-        **{"format": _FORMAT, "suite": name, "hash": drawn},
+        **{"format": _FORMAT, "suite": name, "hash": drawn, "code": code_hash()},
         "model": model,
         "versions": {"captum_clip": __version__, "torch": torch.__version__},
         "gate": {g.data: {n: c._asdict() for n, c in g.checks.items()} for g in gates},
         "verdict": [str(gate) for gate in gates],
     }
-    if all(gate.knows for gate in gates):
+    if all(gate.is_above_chance for gate in gates):
         evaluations = [evaluate(settings, progress=progress) for settings in parts]
         with threads(config.thread_count):
             content["prices"] = _prices(contexts[0], evaluations[0])
@@ -185,18 +200,21 @@ def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
     """Two models side by side: "column, method" -> both means, their difference and its interval.
 
     The difference is :func:`captum_clip.metrics.paired_difference` over the scenes that both
-    files have; columns and methods of one alone are left out.
+    files have, and `p_holm` its p value adjusted over all rows. Columns and methods of one alone
+    are left out.
 
     Raises:
         InputError: a file that no suite wrote, that of a model which the gate stopped, or two of
-            different suites.
+            other scenes, versions or measuring code.
     """
     a, b = _read(first), _read(second)
-    if a["hash"] != b["hash"]:
-        raise InputError(
-            f"{first} is of the suite {a['suite']} ({a['hash'][:12]}), {second} of {b['suite']} "
-            f"({b['hash'][:12]}), which has other scenes; measure both models by one suite."
-        )
+    for key, what in _EQUAL.items():
+        if a[key] != b[key]:
+            said = [f"{v[:12] if isinstance(v, str) else v}" for v in (a[key], b[key])]
+            raise InputError(
+                f"{first} and {second} are of other {what} ({' and '.join(said)}); measure both "
+                "models by one suite, with one installation."
+            )
     rows: dict[str, dict[str, float]] = {}
     for column, by_method in a["values"].items():
         for method, values in by_method.items():
@@ -204,12 +222,13 @@ def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
             both = [pair for pair in zip(values, others, strict=False) if None not in pair]
             if both:
                 x, y = np.transpose(both)
-                difference, low, high, _ = paired_difference(x, y)
-                gap = {"difference": difference, "low": low, "high": high}
+                difference, low, high, p = paired_difference(x, y, resamples=_RESAMPLES)
+                gap = {"difference": difference, "low": low, "high": high, "p_holm": p}
                 rows[f"{column}, {method}"] = {first: x.mean(), second: y.mean(), **gap}
     if not rows:
         raise InputError(f"{first} and {second} have no method in common; nothing can be compared.")
-    return rows
+    adjusted = holm([row["p_holm"] for row in rows.values()]).tolist()
+    return {k: {**row, "p_holm": p} for (k, row), p in zip(rows.items(), adjusted, strict=True)}
 
 
 def _read(path: str) -> Content:

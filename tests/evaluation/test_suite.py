@@ -20,7 +20,7 @@ from captum_clip.evaluation import EvaluationConfig, compare_suites, run_suite, 
 from captum_clip.evaluation.batch import ModelContext
 from captum_clip.evaluation.gate import Gate, measure_gate
 from captum_clip.evaluation.tasks import TASKS
-from captum_clip.metrics import paired_difference
+from captum_clip.metrics import holm, paired_difference
 from tests.evaluation.cases import SMALL_SUITE, Suites
 
 
@@ -110,7 +110,7 @@ def test_a_file_has_the_gate_the_prices_and_a_value_of_each_scene(made: Path) ->
     assert found["model"]["name"] == "demo/vit"
     assert set(found["gate"]) == {"demo", "demo-mosaics"}
     assert found["gate"]["demo"]["|effect| on them"]["images"] == 6
-    assert "demo: the model knows what is asked (recall among 119 texts" in found["verdict"][0]
+    assert "demo: above chance on what is asked (recall among 119 texts" in found["verdict"][0]
     assert set(found["prices"]) == {"direct", "legrad"}
     assert 1 < found["prices"]["direct"] < 50
     assert [*found["values"]] == ["pointing", "effect", "words", "pairs"]
@@ -147,11 +147,11 @@ def test_a_model_that_knows_nothing_is_stopped_before_it_is_measured(
     tmp_path: Path, vit: str, small: str
 ) -> None:
     found = run_suite(small, config(vit, tmp_path))
-    assert "this model does not know what is asked; do not interpret" in found["verdict"][0]
+    assert "this model is at chance on what is asked; do not interpret" in found["verdict"][0]
     assert "values" not in found
     assert [path.name for path in tmp_path.iterdir()] == ["suite_small.json"]
     path = str(tmp_path / "suite_small.json")
-    with pytest.raises(InputError, match=r"no values to compare\. demo: this model does not know"):
+    with pytest.raises(InputError, match=r"no values to compare\. demo: this model is at chance"):
         compare_suites(path, path)
 
 
@@ -180,6 +180,7 @@ def test_the_file_of_another_model_is_left_alone(
 
 def written(path: Path, values: Any, **given: Any) -> str:
     head = {"format": "captum_clip suite 1", "suite": "v1", "hash": "0" * 64, "verdict": []}
+    head |= {"code": "2" * 64, "versions": {"torch": "1"}}
     path.write_text(json.dumps({**head, "values": values, **given}))
     return str(path)
 
@@ -195,24 +196,56 @@ def test_two_models_are_compared_scene_by_scene(tmp_path: Path) -> None:
     rows = compare_suites(*names)
     assert [*rows] == ["pointing, direct"]
     [row] = rows.values()
-    expected = paired_difference(first, second)
-    assert [*row] == [*names, "difference", "low", "high"]
+    expected = paired_difference(first, second, resamples=20_000)
+    assert [*row] == [*names, "difference", "low", "high", "p_holm"]
     assert row["difference"] == pytest.approx(0.25, abs=0.01)
-    assert [*row.values()] == pytest.approx([first.mean(), second.mean(), *expected[:3]])
+    assert [*row.values()] == pytest.approx([first.mean(), second.mean(), *expected])
     assert row["high"] - row["low"] < 0.02  # paired: each alone spreads by .3
+
+
+def test_p_values_are_corrected_for_the_number_of_rows(tmp_path: Path) -> None:
+    """Of twenty rows without a difference none is told, and the one that differs is."""
+    generator = np.random.default_rng(0)
+    a = {f"column {n}": {"direct": [*generator.random(60)]} for n in range(20)}
+    b = {f"column {n}": {"direct": [*generator.random(60)]} for n in range(20)}
+    b["other"] = {"direct": [*generator.random(60)]}
+    a["other"] = {"direct": [x + 0.2 + 0.1 * generator.random() for x in b["other"]["direct"]]}
+    names = written(tmp_path / "a.json", a), written(tmp_path / "b.json", b)
+    rows = compare_suites(*names)
+    given = [paired_difference(a[c]["direct"], b[c]["direct"], resamples=20_000).p_value for c in a]
+    assert [row["p_holm"] for row in rows.values()] == pytest.approx(holm(given).tolist())
+    assert min(given[:20]) < 0.05
+    assert [name for name, row in rows.items() if row["p_holm"] < 0.05] == ["other, direct"]
+
+
+def test_the_code_that_measures_has_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of a metric changes it, and one of the page does not."""
+    before, read = suite.code_hash(), Path.read_text
+    for changed, differs in (("metrics/faithfulness.py", True), ("app/page.py", False)):
+
+        def edited(self: Path, encoding: str = "utf-8", changed: str = changed) -> str:
+            return read(self, encoding) + "\n" * self.as_posix().endswith(changed)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", edited)
+            assert (suite.code_hash() != before) is differs
 
 
 def test_a_model_equals_itself(made: Path) -> None:
     path = str(made / "vit/suite_small.json")
     for row in compare_suites(path, path).values():
-        assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
+        assert [*row.values()][1:] == [0, 0, 0, 1]  # both means have one name
 
 
 def test_only_files_of_one_suite_are_compared(tmp_path: Path) -> None:
     good = written(tmp_path / "good.json", {})
     other = written(tmp_path / "other.json", {}, hash="1" * 64, suite="v2")
+    code = written(tmp_path / "code.json", {}, code="3" * 64)
+    versions = written(tmp_path / "versions.json", {}, versions={"torch": "2"})
     wrong = {
-        other: r"good.json is of the suite v1 \(0{12}\), .*other.json of v2 \(1{12}\)",
+        other: r"good.json and .*other.json are of other scenes \(0{12} and 1{12}\); measure both",
+        code: r"are of other measuring code \(2{12} and 3{12}\)",
+        versions: r"are of other versions \({'torch': '1'} and {'torch': '2'}\)",
         str(tmp_path / "none.json"): "there is no file",
     }
     odd: tuple[Any, ...] = ([], {"pointing": [1]}, {"pointing": {"direct": ["1"]}})
@@ -257,14 +290,14 @@ def test_a_line_runs_a_suite_and_compares_two(
     found, expected = content(tmp_path, "vit"), content(made, "vit")
     assert {**found, "prices": 0} == {**expected, "prices": 0}
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("demo: the model knows what is asked")
+    assert printed[0].startswith("demo: above chance on what is asked")
     stem = f"{tmp_path}/vit/suite_small"
-    assert printed[1].startswith("demo-mosaics: the model knows")
+    assert printed[1].startswith("demo-mosaics: above chance")
     assert printed[2:] == [f"values   {stem}.json"]
     files = [str(folder / "vit/suite_small.json") for folder in (made, tmp_path)]
     assert main(["evaluate", "--compare", *files]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == [*files, "difference", "low", "high"]
+    assert head.split() == [*files, "difference", "low", "high", "p_holm"]
     assert lines[0].startswith("pointing, direct")
     assert main(["evaluate", "--model", "demo/vit"]) == 2
     assert "evaluate needs --output, a folder for these" in capsys.readouterr().err
