@@ -74,6 +74,7 @@ class Search(Loading):
     weight: Annotated[float | None, Option(min=0, max=1)] = None
     sign: Sign | None = None
     top: Count = 12
+    min_score: Annotated[float, Option(min=-1, max=1)] = -1
     regions: Path | None = None
     images: str = ""
     model: str | None = None
@@ -113,6 +114,7 @@ def search_command(typed: Search) -> None:
     share = 0.5 if typed.weight is None else typed.weight
     weights = [(1 - share) / len(texts)] * len(texts) + [share] if texts and probes else None
     how: Any = {"weights": weights, "sign": default_sign(typed.sign, against)}
+    how |= {"min_score": typed.min_score}
     best = index.search(targets.concatenate(looked_for), typed.top, **how)
     shared.report_skipped({Path(index.folder, name): why for name, why in best.skipped.items()})
     written = [*best.save(typed.output)] if typed.output else []

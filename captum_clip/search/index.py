@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from .. import maps, targets
-from ..checks import as_list, check_choice, check_integer, expect, expecting
+from ..checks import as_list, check_choice, check_integer, check_interval, expect, expecting
 from ..errors import InputError, public
 from ..evaluation.run import Progress, threads
 from ..evaluation.storage import storage_of
@@ -198,6 +198,7 @@ class ImageIndex:
         *,
         weights: Sequence[float] | None = None,
         sign: Sign = "positive",
+        min_score: float = -1,
     ) -> SearchResult:
         r"""Find the images that fit best, with a map for each.
 
@@ -212,18 +213,26 @@ class ImageIndex:
             top: how many to find.
             weights: of the K targets, none below zero; by default equal.
             sign: of the maps: "positive", "negative" or "both".
+            min_score: the score that an image has at least.
 
         Raises:
-            InputError: an option out of range, or none of the best can be read any more.
+            InputError: an option out of range, no image of that score, or none of the best can be
+                read any more.
             TargetError: a text that cannot be a target.
         """
         check_integer("top", top)
+        check_interval("min_score", min_score, "[-1, 1]")
         target = self._target(texts)
         direction = _shares(weights, len(target)) @ target.embeddings.float().cpu().numpy()
         rows = self._table.nearest(direction, top)
         # not LanceDB's distances, so that the same image always has the same score
         totals = (vectors_of(rows) * direction).sum(1)
         order = np.lexsort((rows["file"].to_pylist(), -totals))
+        if len(order) and totals.max() < min_score:
+            raise InputError(
+                f"no image scores {min_score:.3g}; the best scores {totals.max():.3f}."
+            )
+        order = order[totals[order] >= min_score]
         rows, totals = rows.take(order), totals[order]
         explanation, skipped, readable = self._explain(rows, target, sign)
         files = tuple(rows["file"].take(readable).to_pylist())

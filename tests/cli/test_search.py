@@ -37,6 +37,11 @@ def test_search_prints_and_writes_the_best_images_for_a_text(
     with Image.open("out/search.png") as figure:
         figure.verify()
     assert lines[3:] == ["out/search.csv", "out/search.png"]
+    least = run(f"search photos.lance 'a horse' --min-score {float(rows[0]['score']) - 1e-6}")
+    assert least.splitlines() == lines[:2]
+    assert "no image scores 1; the best" in run(
+        "search photos.lance 'a horse' --min-score 1", code=2
+    )
 
 
 def test_search_without_an_output_writes_nothing(index: Path, here: Path, run: Run) -> None:
