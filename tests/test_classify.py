@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_clip import classify, explain, targets
+from captum_clip import classify, explain, load_clip, targets
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
 from captum_clip.explaining import classify as module
 from captum_clip.explaining.explanation import Explanation
+from captum_clip.explaining.hints import OUTSTANDING, UNRELATED, find_class_hints
 from captum_clip.models import ClipAdapter
 from tests import builders
 from tests.samples import picture
@@ -89,7 +91,8 @@ def test_probabilities_are_the_librarys_own(name: str) -> None:
     assert found.names == tuple(CLASSES[index] for index in order)
     torch.testing.assert_close(found.probabilities, own[:, order], atol=1e-5, rtol=1e-4)
     assert by_itself is found.calibration.startswith("each class by itself: sigmoid of ")
-    assert by_itself is not found.calibration.endswith(f" over {every} classes")
+    shares = f"shares among the {every} named classes: softmax of "
+    assert by_itself is not found.calibration.startswith(shares)
 
 
 def cheap(clip: ClipAdapter) -> str:
@@ -135,8 +138,12 @@ def test_titles_have_the_probabilities_and_the_caption_what_they_are(
     figure = found.plot()
     written = [text.get_text() for axes in figure.axes for text in axes.texts]
     for name, share in zip(found.names, found.probabilities[0].tolist(), strict=True):
-        assert f"{name}: {share:.1%}" in written
-    assert "over 2 classes" in figure.legends[0].get_title().get_text().replace("\n", " ")
+        assert f"{name}: {share:.1%} among the named" in [
+            " ".join(line.split()) for line in written
+        ]
+    assert "among the 2 named classes" in figure.legends[0].get_title().get_text().replace(
+        "\n", " "
+    )
 
 
 def test_a_file_and_a_part_keep_the_probabilities(clip: ClipAdapter, tmp_path: Path) -> None:
@@ -148,6 +155,41 @@ def test_a_file_and_a_part_keep_the_probabilities(clip: ClipAdapter, tmp_path: P
     torch.testing.assert_close(found[found.names[1]].probabilities, found.probabilities[:, 1:2])
     page = found.save(tmp_path / "found.html").read_text()
     assert f"{found.names[0]}: {found.probabilities[0, 0]:.1%}" in page
+
+
+@pytest.mark.parametrize("templates", [None, ["a photo of {}", "{}"]])
+def test_a_list_without_the_true_class_is_doubted(templates: Any) -> None:
+    """By standard deviations above unrelated texts, and above these and the other classes."""
+    clip = load_clip("demo/vit")
+    images = clip.preprocess(draw_scene(0, objects=["rabbit"]).image)
+    for classes, is_true in ((["an elephant", "a car"], False), (["a rabbit", "a tiger"], True)):
+        best, *others = targets.text(clip, classes, templates=templates).embeddings
+        unrelated = [text for text in UNRELATED if text not in classes]
+        rest = targets.text(clip, unrelated, templates=templates).embeddings
+        image = clip.encode_image(images)[0].detach()
+        z = []
+        for cosines in (rest @ image, torch.cat([torch.stack(others), rest]) @ image):
+            z.append((best @ image - cosines.mean()) / cosines.std())
+        assert bool(max(z) >= OUTSTANDING) is is_true
+        found = classify(images, classes, model=clip, templates=templates, top=1)
+        assert found.probabilities is not None
+        assert found.probabilities[0, 0] > 0.99
+        sentence = f"the best is {max(z):.1f} standard deviations above other texts, 3 or more"
+        assert [sentence in hint for hint in found.hints[0]] == [True] * (not is_true)
+        target = targets.text(clip, classes, templates=templates)
+        again = classify(images, target, model=clip, templates=templates, top=1)
+        assert again.hints == found.hints
+    assert classify(images, [*classes[:1], "a car"], model=clip, hints=False).hints == ()
+
+
+def test_a_list_of_like_classes_is_not_doubted() -> None:
+    """All fit better than unrelated texts, and the best no better than the others."""
+    clip = load_clip("demo/vit")
+    images = clip.preprocess(draw_scene(0, objects=["rabbit"]).image)
+    scores = torch.tensor([0.9, 0.9, 0.9])
+    assert find_class_hints(clip, images, ["a", "b", "c"], scores, None) == ((),)
+    [[hint]] = find_class_hints(clip, images, ["a", "b", "c"], scores - 1.1, None)
+    assert "None of the 3 classes stands out, so the image may show another thing" in hint
 
 
 def test_one_class_of_a_sigmoid_is_judged_by_itself() -> None:
@@ -168,7 +210,7 @@ def test_one_class_of_a_sigmoid_is_judged_by_itself() -> None:
         (CLASSES, {"top": 6}, InputError, "expected top up to 5, got 6"),
         (CLASSES, {"top": 0}, InputError, "expected top of 1 or more, got 0"),
         (CLASSES, {"templates": "a photo"}, TargetError, "expected templates with one {}"),
-        (targets.embedding(torch.eye(2)), {"templates": "a {}"}, InputError, "names of classes"),
+        (CLASSES, {"hints": 1}, InputError, "expected hints of True or False, got 1"),
         (CLASSES, {"templates": []}, TargetError, "expected templates with one {}"),
         (CLASSES, {"image": [picture(), picture()]}, InputError, "expected one image, got 2"),
         (CLASSES, {"words": True}, TargetError, "`words` need exactly one text"),

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..files import read_csv, replace_file
 
 SCORES, INDEX = "scores.csv", "index.html"
-_COLUMNS: Final = ("image", "figure", "text", "score", "model", "method")
+_COLUMNS: Final = ("image", "figure", "text", "score", "probability", "model", "method")
 
 Rows = list[dict[str, str]]
 
@@ -18,9 +18,13 @@ Rows = list[dict[str, str]]
 def score_rows(image: Path, figure: Path, explanation: Any) -> Rows:
     """The rows of an `Explanation` of one image: the cosine of each text, or of a reference."""
     names = explanation.names[:1] if explanation.reference is not None else explanation.names
-    pairs = zip(names, map("{:.6f}".format, explanation.scores[0].tolist()), strict=False)
+    scores, shares = explanation.scores[0].tolist(), explanation.probabilities
+    columns = [map("{:.6f}".format, scores), [""] * len(scores)]
+    if shares is not None:
+        columns[1] = map("{:.6f}".format, shares[0].tolist())
     files, made_by = (image.as_posix(), figure.as_posix()), (explanation.model, explanation.method)
-    return [dict(zip(_COLUMNS, (*files, *pair, *made_by), strict=True)) for pair in pairs]
+    cells = zip(names, *columns, strict=False)
+    return [dict(zip(_COLUMNS, (*files, *of_text, *made_by), strict=True)) for of_text in cells]
 
 
 def read_scores(folder: Path, photos: Path) -> dict[Path, Rows]:
@@ -45,8 +49,9 @@ def write_sheet(
 
     from ..evaluation.units import to_csv
 
-    cards = sorted(scores.values(), key=lambda rows: (rows[0]["image"], rows[0]["figure"]))
-    rows = [row for card in cards for row in card]
+    named = sorted(scores.values(), key=lambda rows: (rows[0]["image"], rows[0]["figure"]))
+    cards = sorted(named, key=lambda rows: -max(float(row["score"]) for row in rows))
+    rows = [row for card in named for row in card]
     table = to_csv({column: [row[column] for row in rows] for column in _COLUMNS})
     text = Path(__file__).with_suffix(".html").read_text("utf-8")
     page = Template(text, autoescape=True, undefined=StrictUndefined).render(

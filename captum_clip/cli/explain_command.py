@@ -42,9 +42,7 @@ class Explain(Request, Drawing):
     model: Any = field(default=None, metadata={"typed": list[str] | None})
     classes: Path | None = ruled(
         None,
-        Conflict(
-            "names what to look for, where in the image", _FOR_TEXTS | {"emotions": (), "hints": ()}
-        ),
+        Conflict("names what to look for, where in the image", _FOR_TEXTS | {"emotions": ()}),
         one_model=True,
     )
     template: list[str] | None = ruled(needs=("classes",))
@@ -126,6 +124,7 @@ def explain_command(typed: Explain) -> None:
     def draw(path: Path, file: Path) -> Any:
         if names:
             how: Any = {"method": request.method, "sign": request.sign, "whole": request.whole}
+            how |= {"templates": templates, "hints": request.hints}
             explanation = classify(path, target, model=clips[0], top=typed.top, **how)
         else:
             explanation = answer(replace(request, image=path, texts=target))
@@ -180,16 +179,16 @@ def _draw_folder(
     finally:  # a run that is stopped goes on with what it has
         if len(scores) > before:
             write_sheet(output, photos, scores, left_out)
-    lines = {}
+    lines, ranked = {}, [["", "class", "cosine", "probability"]]
     for rows in (scores[file] for file in figures.values() if file in scores):
         names = numbered([row["text"] for row in rows])
         numbers = [float(row["score"]) for row in rows]
         lines[rows[0]["image"]] = dict(zip(names, numbers, strict=True))
-    if len({*map(tuple, lines.values())}) == 1:
-        print(*shared.table(lines), sep="\n")
-    else:  # classes, of which each image has its own
-        for image, values in lines.items():
-            print(f"{image}  {', '.join(f'{text} {value:.3f}' for text, value in values.items())}")
+        shares = [row["probability"] for row in rows]
+        for name, number, share in zip(names, numbers, filter(None, shares), strict=False):
+            ranked.append([rows[0]["image"], name, f"{number:.3f}", f"{float(share):.3f}"])
+    # each image has classes of its own
+    print(*(shared.columns(ranked, str.rjust) if ranked[1:] else shared.table(lines)), sep="\n")
     print(output / SCORES, output / INDEX, sep="\n")
 
 

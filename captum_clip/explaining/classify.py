@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import targets
-from ..checks import as_list, check_integer, check_texts, expect
+from ..checks import as_list, check_flag, check_integer, check_texts, expect
 from ..errors import InputError, UnsupportedModelError, public
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
@@ -22,6 +22,7 @@ from ..targets import Target
 from . import photos
 from .explain import explain
 from .explanation import Explanation
+from .hints import can_compare, find_class_hints
 from .request import LOADING
 
 _PROMPTS: Final = 256  # encoded at a time
@@ -35,6 +36,7 @@ def classify(
     model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
     templates: str | Sequence[str] | None = None,
     top: int | None = None,
+    hints: bool | None = None,
     **options: Any,
 ) -> Explanation:
     r"""Which of some classes is it (zero-shot), and where does the model see the best of them?
@@ -44,15 +46,20 @@ def classify(
     .. math:: p_c = \frac{e^{s y_c}}{\sum_j e^{s y_j}}
         \quad \text{or, with a bias (SigLIP),} \quad p_c = \frac{1}{1 + e^{-(s y_c + b)}}
 
-    The former sum to one over the classes, the latter are of each class by itself.
+    The former are shares among the named classes and sum to one whatever the image shows, the
+    latter are of each class by itself.
 
     Args:
         image: one of what :func:`captum_clip.explain` takes.
         classes: their names, or a :class:`captum_clip.Target` of them, made once for many images.
         model: as in `explain`.
         templates: one or several prompts with ``{}`` for the name, as of
-            :func:`captum_clip.targets.text`; by default the names alone.
+            :func:`captum_clip.targets.text`; by default the names alone. Of a Target those that it
+            was made with, in which its classes are compared with unrelated ones.
         top: the classes that are explained, by default three, or all where there are fewer.
+        hints: say in `Explanation.hints` where the best class hardly fits better than unrelated
+            texts and the other classes, as where the true one is not among them; by default
+            wherever the tokenizer reads them. It costs a forward pass, and once per model 32 texts.
         **options: all others of `explain`, such as `processor`, `method`, `sign` or `whole`.
 
     Returns:
@@ -74,8 +81,8 @@ def classify(
     """
     loading = {name: options.pop(name) for name in LOADING if name in options}
     clip = load_clip(model, **loading)
-    fits = templates is None or not isinstance(classes, Target)
-    expect(fits, "names of classes for the templates", classes)
+    if hints is not None:
+        check_flag("hints", hints)
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
     top = min(3, len(target)) if top is None else top
     check_integer("top", top, most=len(target))
@@ -87,7 +94,11 @@ def classify(
     probabilities, calibration = _calibrated(clip, cosines)
     best = cosines[0].topk(top).indices.tolist()
     explanation = explain(image, target[best], model=clip, **options)
-    return replace(explanation, probabilities=probabilities[:, best].cpu(), calibration=calibration)
+    doubts: Any = ()
+    if hints or (hints is None and can_compare(clip)):
+        doubts = find_class_hints(clip, pixels, target.names, cosines[0], templates)
+    chosen = probabilities[:, best].cpu()
+    return replace(explanation, probabilities=chosen, calibration=calibration, hints=doubts)
 
 
 def of_classes(
@@ -127,4 +138,5 @@ def _calibrated(clip: ClipAdapter, cosines: Tensor) -> tuple[Tensor, str]:
             f"probabilities of {clip.name} are shares of the classes, and one class has all; give "
             "several, or take explain for its cosine."
         )
-    return (scale * cosines).softmax(-1), f"softmax of {factor} over {classes} classes"
+    shares = f"shares among the {classes} named classes: softmax of {factor}"
+    return (scale * cosines).softmax(-1), shares

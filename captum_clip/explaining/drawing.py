@@ -171,9 +171,10 @@ def titles(explanation: Any) -> list[str]:
     names, probabilities = explanation.names, explanation.probabilities
     if probabilities is None:
         return list(names)
+    among = " among the named" * explanation.calibration.startswith("shares")
     # 0.0% would read as impossible, and a softmax never says so
     shares = ("below 0.1%" if p < 0.001 else f"{p:.1%}" for p in probabilities[0].tolist())
-    return [f"{name}: {share}" for name, share in zip(names, shares, strict=True)]
+    return [f"{name}: {share}{among}" for name, share in zip(names, shares, strict=True)]
 
 
 def caption(explanation: Any) -> str:

@@ -1,8 +1,8 @@
 """When to doubt a map: its text fits no better than unrelated ones, or it is that of any text.
 
-A map has a maximum whatever the model knows of the image. Both hints compare with texts that have
-nothing to do with it; their levels are calibrated on the scenes of the embedded models, see
-`docs/concepts.md`.
+A map has a maximum whatever the model knows of the image, and some class is always the best. All
+hints compare with texts that have nothing to do with it; their levels are calibrated on the scenes
+of the embedded models, see `docs/concepts.md`.
 """
 
 import re
@@ -32,6 +32,8 @@ SHARE: Final = 0.1
 """Where more of the unrelated texts fit an image better, a text does not fit it."""
 CORRELATION: Final = 0.98
 """From here on a map is that of unrelated texts."""
+OUTSTANDING: Final = 3
+"""Standard deviations above other texts, from which on a class stands out."""
 _MAPS: Final = 8  # unrelated texts whose maps are compared
 
 # by model: a call with a model of the user's own makes an adapter each time
@@ -116,6 +118,46 @@ def compare(
     return better.sum(-1) / (~related).sum(-1).clamp(min=1), correlations
 
 
+def find_class_hints(
+    clip: ClipAdapter,
+    images: Tensor,
+    names: Sequence[str],
+    scores: Tensor,
+    templates: str | Sequence[str] | None,
+) -> tuple[tuple[str, ...], ...]:
+    """Find out whether the best of some classes is just the best of wrong ones, in a sentence.
+
+    Its cosine is compared with those of unrelated texts in the same templates, and with those of
+    the other classes and these texts together: the others of a fine-grained list may fit as well.
+    It costs one more forward pass, and once a model the encoding of the unrelated texts.
+
+    Args:
+        clip: the model.
+        images: one preprocessed, (1, 3, H, W).
+        names: of the C classes.
+        scores: their cosines (C,).
+        templates: their prompts.
+    """
+    words = set(re.findall(r"\w+", " ".join(names).lower()))
+    kept = [index for index, noun in enumerate(_NOUNS) if noun not in words]
+    texts = UNRELATED if all(re.match("an? ", name) for name in names) else _NOUNS
+    embeddings = _unrelated(clip, texts, templates).embeddings
+    with torch.no_grad():
+        unrelated = (clip.encode_image(images).float() @ embeddings.T)[0, kept].cpu()
+    best, scores = int(scores.argmax()), scores.cpu()
+    others = torch.cat([scores[:best], scores[best + 1 :], unrelated])
+    compared = [values for values in (unrelated, others) if len(values) > 1]
+    above = max(float((scores[best] - values.mean()) / values.std()) for values in compared)
+    if above >= OUTSTANDING:
+        return ((),)
+    usual = f"{OUTSTANDING} or more are usual for what an image shows"
+    doubt = (
+        f"None of the {len(names)} classes stands out, so the image may show another thing: the "
+        f"best is {above:.1f} standard deviations above other texts, {usual}."
+    )
+    return ((doubt,),)
+
+
 def _maps_alike(texts: Sequence[str], correlations: Tensor) -> str:
     what = "The map of {} is" if len(texts) == 1 else "The maps of {} are"
     low = f"{correlations.min():.2f}{' or more' * (len(texts) > 1)}"
@@ -129,12 +171,17 @@ def _listed(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
 
 
-def _unrelated(clip: ClipAdapter) -> Target:
-    """The target of the unrelated texts, encoded again only where the model has changed."""
+def _unrelated(
+    clip: ClipAdapter,
+    texts: Sequence[str] = UNRELATED,
+    templates: str | Sequence[str] | None = None,
+) -> Target:
+    """The target of unrelated texts, encoded again only where the model or they have changed."""
     # a weight that was changed in place keeps its address, and counts a version
-    state = [(p.data_ptr(), p._version) for p in clip.model.parameters()]
+    weights = [(p.data_ptr(), p._version) for p in clip.model.parameters()]
+    state = weights, texts, templates
     tokenizer, encoded_state, target = _targets.get(clip.model, (None, None, None))
     if target is None or tokenizer is not clip.tokenizer or encoded_state != state:
-        target = targets.text(clip, UNRELATED)
+        target = targets.text(clip, texts, templates=templates)
         _targets[clip.model] = (clip.tokenizer, state, target)
     return target

@@ -525,6 +525,7 @@ STEPS = (
     Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="heads.md"),
     Step("head_ablation", ("shortcut",), "python ../../head_texts.py ablation", page="heads.md"),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
+    Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page="concepts.md"),
     Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="findings.md"),
     Step(
         "spread",

@@ -418,6 +418,11 @@ def test_a_folder_has_a_table_of_scores_and_a_page(
         assert line.split() == [name, f"{scores['a horse']:.3f}", f"{scores['sky']:.3f}"]
     assert lines[-2:] == ["out/scores.csv", "out/index.html"]
     page = Path("out/index.html").read_text("utf-8")
+    best = {row["figure"]: -1.0 for row in rows}
+    for row in rows:
+        best[row["figure"]] = max(best[row["figure"]], float(row["score"]))
+    assert re.findall(r'<img src="([^"]*)"', page) == sorted(best, key=lambda name: -best[name])
+    assert {row["probability"] for row in rows} == {""}
     assert "<b>" not in page
     assert "3 files left out" in page
     for address in re.findall(r'(?:href|src)="([^"]*)"', page):
@@ -531,7 +536,11 @@ def test_classes_are_ranked_by_their_probabilities(run: Run, vit: str) -> None:
     printed = run("explain photo.jpg --classes classes.txt -m VIT --template 'a {}'")
     names = ["horse", "black dog", "sky", "grass"]
     found = classify("photo.jpg", names, model=vit, templates="a {}")
-    first, *ranked, figure = printed.splitlines()
+    first, *ranked, hint, figure = printed.splitlines()
+    assert (hint,) == found.hints[0]
+    assert hint.startswith("None of the 4 classes stands out")
+    with_none = run("explain photo.jpg --classes classes.txt -m VIT --template 'a {}' --no-hints")
+    assert with_none.splitlines() == [first, *ranked, figure]
     assert first.endswith(f", {found.calibration}):")
     assert found.probabilities is not None
     assert [line.partition("  ")[2].split("  ")[-1] for line in ranked] == titles(found)
@@ -542,10 +551,21 @@ def test_classes_are_ranked_by_their_probabilities(run: Run, vit: str) -> None:
     torch.testing.assert_close(Explanation.load("two.npz").probabilities, both.probabilities)
 
 
-def test_each_image_of_a_folder_has_its_own_classes(run: Run) -> None:
+def test_each_image_of_a_folder_has_its_own_classes(run: Run, vit: str) -> None:
     Path("classes.txt").write_text("horse\ndog\nsky\n")
     line = "explain photos --classes classes.txt -m VIT --top 1"
-    assert run(line).startswith("3 figures in photos-explained\n")
+    printed = run(line).splitlines()
+    assert printed[0] == "3 figures in photos-explained"
+    assert printed[1].split() == ["class", "cosine", "probability"]
+    with open("photos-explained/scores.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, shown in zip(rows, printed[2:5], strict=True):
+        found = classify(f"photos/{row['image']}", ["horse", "dog", "sky"], model=vit, top=1)
+        assert found.probabilities is not None
+        expected = found.scores[0, 0].item(), found.probabilities[0, 0].item()
+        numbers = float(row["score"]), float(row["probability"])
+        assert numbers == pytest.approx(expected, abs=2e-6)
+        assert shown.split() == [row["image"], *found.names, *map("{:.3f}".format, numbers)]
     assert "manifest-classes.json" in os.listdir("photos-explained")
     Path("classes.txt").write_text("horse\ndog\n")
     assert "made otherwise" in run(line, code=2)

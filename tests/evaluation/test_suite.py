@@ -179,8 +179,8 @@ def test_the_file_of_another_model_is_left_alone(
 
 
 def written(path: Path, values: Any, **given: Any) -> str:
-    head = {"format": "captum_clip suite 1", "suite": "v1", "hash": "0" * 64, "verdict": []}
-    head |= {"code": "2" * 64, "versions": {"torch": "1"}}
+    equal = {"hash": "0" * 64, "code": "2" * 64, "versions": {"torch": "1"}}
+    head = {"format": "captum_clip suite 1", "suite": "v1", "verdict": [], **equal}
     path.write_text(json.dumps({**head, "values": values, **given}))
     return str(path)
 
