@@ -16,6 +16,10 @@ from .errors import CaptumClipError, InputError, TargetError, UnsupportedModelEr
 from .kinds import is_kind
 
 _T = TypeVar("_T")
+_WRITTEN = """
+    Path("images").mkdir()
+    for number, (image, *_) in enumerate(dataset):
+        image.save(f"images/{number:06}.png")  # a PIL image, so leave transforms out"""
 _REFUSALS = (
     *(TypeError, ValueError, RuntimeError, AttributeError, AssertionError),
     *(ArithmeticError, LookupError),
@@ -229,6 +233,8 @@ def show(value: Any, longest: int = 100) -> str:
 
 def describe(value: Any) -> str:
     """A value for a message: an array by shape, type and device, an object by its class."""
+    if any(kind.__module__.startswith("torch.utils.data") for kind in type(value).__mro__):
+        return f"a {type(value).__name__}; write its images as files, in three lines:{_WRITTEN}"
     if isinstance(value, (list, tuple)) and any(hasattr(item, "shape") for item in value):
         return excerpt(f"[{', '.join(map(describe, value))}]", 200)
     if getattr(value, "is_nested", False) is True:  # whose shape torch cannot tell

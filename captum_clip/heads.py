@@ -20,6 +20,7 @@ from .checks import check_integer, check_nonempty, excerpt, expect, expecting
 from .errors import public
 from .evaluation.units import to_csv
 from .models import ClipAdapter, ImageLike
+from .models.images import pixels_of
 from .similarity import ClipSimilarity
 from .targets import Target
 from .visualization.arrays import as_images
@@ -59,6 +60,7 @@ def head_vectors(
         InputError: no image, or a model whose embedding no attention reads.
     """
     check_integer("batch_size", batch_size)
+    images = pixels_of(images)
     several = isinstance(images, Iterable) and not isinstance(images, str)
     several = several and getattr(images, "ndim", 4) == 4
     expect(several, "images, in a list or one after the other", images)

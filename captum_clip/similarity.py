@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_choice, expect
+from .checks import check_choice, excerpt, expect
 from .errors import InputError, TargetError, naming, public
 from .maps import check_shape, to_float32
 from .models import ClipAdapter
@@ -40,6 +40,9 @@ class Similarity(nn.Module):
             self.register_buffer("embeddings", target.embeddings.to(clip.device), persistent=False)
         self.readout = nn.Identity()  # what is scored passes it, so that a recording sees that
         self.training = clip.model.training  # a new module is in training mode
+
+    def __repr__(self) -> str:  # nn.Module's would list the whole model
+        return f"{type(self).__name__}({self.clip.name}, {excerpt(str(self.target.names), 100)})"
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""

@@ -187,8 +187,8 @@ def test_a_list_of_like_classes_is_not_doubted() -> None:
     clip = load_clip("demo/vit")
     images = clip.preprocess(draw_scene(0, objects=["rabbit"]).image)
     scores = torch.tensor([0.9, 0.9, 0.9])
-    assert find_class_hints(clip, images, ["a", "b", "c"], scores, None) == ((),)
-    [[hint]] = find_class_hints(clip, images, ["a", "b", "c"], scores - 1.1, None)
+    assert find_class_hints(clip, images, ["a", "b", "c"], scores, None) == ()
+    [hint] = find_class_hints(clip, images, ["a", "b", "c"], scores - 1.1, None)
     assert "None of the 3 classes stands out, so the image may show another thing" in hint
 
 

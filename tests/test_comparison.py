@@ -195,7 +195,6 @@ def test_it_saves_its_figure_in_a_look(clips: list[ClipAdapter], tmp_path: Path)
     found.plot(cmap="viridis", original=False).savefig(tmp_path / "plotted.png", dpi="figure")
     with Image.open(path) as saved, Image.open(tmp_path / "plotted.png") as plotted:
         assert np.array_equal(np.asarray(saved), np.asarray(plotted))
-    assert found._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"found.npz: the name must end in .png, .jpg"):
         found.save(tmp_path / "found.npz")
     assert isinstance(Explanation.load(found[1].save(tmp_path / "one.npz")), Explanation)

@@ -127,10 +127,6 @@ def test_save_names_itself_and_the_looks_that_there_are(vit: ClipAdapter, tmp_pa
         found.save(tmp_path / "a.png", original=True)
 
 
-def test_a_notebook_shows_the_figure(found: Explanation) -> None:
-    assert found._repr_png_().startswith(b"\x89PNG")
-
-
 def test_the_two_signs_are_drawn_on_one_scale(vit: ClipAdapter) -> None:
     found = explain(picture(), "a", model=vit, sign="both")
     weak = replace(found, maps={**found.maps, "negative": 0.01 * found.maps["positive"]})

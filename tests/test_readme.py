@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from captum_clip import load_clip
 from captum_clip.cli import main
+from captum_clip.demo.scenes import draw_scene
 from tests import builders, samples
 from tests.experiments import experiment
 from tests.models.checkpoints import save_open_clip, save_transformers
@@ -61,6 +63,20 @@ def test_first_examples_draw_maps_on_a_photo(followed: dict[str, str]) -> None:
     assert written == ["horse.png", "resnet.png"]
     for name in written:
         assert coloured(name) > 0.02
+
+
+def test_own_captum_code_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the seven lines, which give the map of the same text."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(draw_scene(0, objects=["horse", "dog"]).image).save("photo.jpg")
+    captum, seven = [block.code for block in blocks_of(README)][2:4]
+    pasted: dict[str, Any] = {}
+    exec(captum, pasted)
+    *_, after, _ = re.findall(r"^\w+.*\.attribute\(.*\)", captum, re.MULTILINE)
+    own = eval(after, pasted)
+    exec(seven, pasted)
+    torch.testing.assert_close(own, pasted["raw"])
+    assert Path("horse.png").stat().st_size > 10_000
 
 
 def lines_of(number: int) -> list[list[str]]:

@@ -97,6 +97,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         super().__init__(forward_func, module)
         self._tower, self._model, self._places = tower, layer, set[Any]()
 
+    def __repr__(self) -> str:
+        forward = self.forward_func
+        own = getattr(forward, "__qualname__", type(forward).__name__)
+        return f"{type(self).__name__}({forward if isinstance(forward, Similarity) else own})"
+
     @abstractmethod
     def _compute(self, call: Call) -> Computed:
         """The formula."""

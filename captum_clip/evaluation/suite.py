@@ -210,10 +210,9 @@ def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
     a, b = _read(first), _read(second)
     for key, what in _EQUAL.items():
         if a[key] != b[key]:
-            said = [f"{v[:12] if isinstance(v, str) else v}" for v in (a[key], b[key])]
             raise InputError(
-                f"{first} and {second} are of other {what} ({' and '.join(said)}); measure both "
-                "models by one suite, with one installation."
+                f"{first} and {second} are of other {what} ({str(a[key])[:60]} and "
+                f"{str(b[key])[:60]}); measure both models by one suite, with one installation."
             )
     rows: dict[str, dict[str, float]] = {}
     for column, by_method in a["values"].items():

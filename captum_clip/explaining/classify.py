@@ -94,11 +94,10 @@ def classify(
     probabilities, calibration = _calibrated(clip, cosines)
     best = cosines[0].topk(top).indices.tolist()
     explanation = explain(image, target[best], model=clip, **options)
-    doubts: Any = ()
+    more: dict[str, Any] = {"probabilities": probabilities[:, best].cpu()}
     if hints or (hints is None and can_compare(clip)):
-        doubts = find_class_hints(clip, pixels, target.names, cosines[0], templates)
-    chosen = probabilities[:, best].cpu()
-    return replace(explanation, probabilities=chosen, calibration=calibration, hints=doubts)
+        more["hints"] = (find_class_hints(clip, pixels, target.names, cosines[0], templates),)
+    return replace(explanation, calibration=calibration, **more)
 
 
 def of_classes(

@@ -1,6 +1,5 @@
 """Explanations as a figure."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..errors import InputError, public
 from ..maps import Mode
 from ..models.adapter import ImageLike
 from ..visualization.colors import ALPHA, NEGATIVE, POSITIVE, blend_signed, ramp, signed_number
-from ..visualization.grid import ROWS, Legend, Panel, grid
+from ..visualization.grid import ROWS, Legend, Panel, grid, jpeg
 from ..visualization.overlays import framed_batches
 from . import photos
 
@@ -65,12 +64,9 @@ class Drawable:
         """Write the figure (.png, .jpg, .pdf, .svg), in a look that :meth:`plot` takes."""
         return visualization.save_figure(self.plot(**look), path)
 
-    def _repr_png_(self) -> bytes:
+    def _repr_jpeg_(self) -> bytes | None:
         """The figure, which a notebook shows."""
-        file = io.BytesIO()
-        # at the figure's own resolution, in which each image lies on whole pixels
-        self.plot().savefig(file, format="png", dpi="figure")
-        return file.getvalue()
+        return jpeg(self.plot())
 
 
 def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: Any) -> Figure:

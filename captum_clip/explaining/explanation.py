@@ -401,6 +401,10 @@ class Explanation(drawing.Drawable):
         chosen: Any = {name: None if v is None else v[index] for name, v in values.items()}
         return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **chosen)
 
+    def _repr_jpeg_(self) -> bytes | None:
+        """The figure, where no page stands for it."""
+        return None if self.words or self.reference is not None else super()._repr_jpeg_()
+
     def _repr_html_(self) -> str | None:
         """The page of :meth:`save`, which a notebook shows for words and pairs."""
         if not self.words and self.reference is None:

@@ -119,12 +119,8 @@ def compare(
 
 
 def find_class_hints(
-    clip: ClipAdapter,
-    images: Tensor,
-    names: Sequence[str],
-    scores: Tensor,
-    templates: str | Sequence[str] | None,
-) -> tuple[tuple[str, ...], ...]:
+    clip: ClipAdapter, images: Tensor, names: Sequence[str], scores: Tensor, templates: Any
+) -> tuple[str, ...]:
     """Find out whether the best of some classes is just the best of wrong ones, in a sentence.
 
     Its cosine is compared with those of unrelated texts in the same templates, and with those of
@@ -148,14 +144,12 @@ def find_class_hints(
     others = torch.cat([scores[:best], scores[best + 1 :], unrelated])
     compared = [values for values in (unrelated, others) if len(values) > 1]
     above = max(float((scores[best] - values.mean()) / values.std()) for values in compared)
-    if above >= OUTSTANDING:
-        return ((),)
     usual = f"{OUTSTANDING} or more are usual for what an image shows"
     doubt = (
         f"None of the {len(names)} classes stands out, so the image may show another thing: the "
         f"best is {above:.1f} standard deviations above other texts, {usual}."
     )
-    return ((doubt,),)
+    return () if above >= OUTSTANDING else (doubt,)
 
 
 def _maps_alike(texts: Sequence[str], correlations: Tensor) -> str:
@@ -172,9 +166,7 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def _unrelated(
-    clip: ClipAdapter,
-    texts: Sequence[str] = UNRELATED,
-    templates: str | Sequence[str] | None = None,
+    clip: ClipAdapter, texts: Sequence[str] = UNRELATED, templates: Any = None
 ) -> Target:
     """The target of unrelated texts, encoded again only where the model or they have changed."""
     # a weight that was changed in place keeps its address, and counts a version

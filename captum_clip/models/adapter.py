@@ -23,15 +23,7 @@ from ..checks import (
 )
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
-from .images import (
-    as_pil,
-    check_images,
-    check_range,
-    image_processor,
-    is_preprocessed,
-    pixels_of,
-    process,
-)
+from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
 from .library import expect_library_parts, refuse_quantised
 from .text import TextTower
 from .towers import Kind, Tower
@@ -123,6 +115,11 @@ class ClipAdapter(ABC):
         again = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
         deviations = [s * a / scale for s, a in zip(std, again, strict=True)]
         return [(m + offset) / scale for m in mean], deviations
+
+    def _known_statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        with suppress(InputError):
+            return self._statistics()
+        return None
 
     @property
     def text_tower(self) -> TextTower:
@@ -253,8 +250,7 @@ class ClipAdapter(ABC):
             tensors = [images] if isinstance(images, Tensor) else list(images)
             with expecting("preprocessed tensors (3, H, W) of one size", tensors):
                 batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
-            check_images(batch)
-            self._check_range(batch, 0.01)
+            check_images(batch, self._known_statistics(), 0.01)
             return batch.to(self.device)
         pixels = self._process(as_pil(images))
         tool = argument("processor")
@@ -294,18 +290,10 @@ class ClipAdapter(ABC):
 
         Values that cannot be preprocessed ones are refused, and pixels in [0, 1] get a warning.
         """
-        check_images(images)
+        check_images(images, self._known_statistics(), 0.1)  # Captum's NoiseTunnel adds noise
         same = images.device == self.device
         expect(same, f"images on {self.device}", images, "pass images.to(clip.device)")
         self.tower.grid(images.shape[-2], images.shape[-1])
-        self._check_range(images, 0.1)  # Captum's NoiseTunnel adds noise
-
-    def _check_range(self, images: Tensor, tolerance: float) -> None:
-        statistics = None
-        with suppress(InputError):  # no processor, so that nobody knows the range
-            statistics = self._statistics()
-        if statistics is not None:
-            check_range(images, *statistics, tolerance)
 
     @public("encode_image")
     @torch_failures()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..checks import excerpt, expect
 from ..errors import InputError
@@ -42,7 +43,14 @@ _OF_DAMAGE = "{0} cannot be read, it may be truncated or damaged ({reason})."
 
 
 def pixels_of(images: Any) -> Any:
-    """Take the tensor of what an image processor of transformers returned; else do nothing."""
+    """Take the images of a DataLoader or a Dataset, and what a processor of transformers returned.
+
+    Others stay as they are. Of an item that is several values the first is the image.
+    """
+    if isinstance(images, (DataLoader, Dataset)):
+        # a Dataset need not end an iteration
+        loader: Any = images if isinstance(images, DataLoader) else DataLoader(images, None)
+        return [pixels_of(item[0] if isinstance(item, (tuple, list)) else item) for item in loader]
     if not isinstance(images, Mapping):
         return images
     taken = "files, PIL images, or what processor(images=...) returns"
@@ -66,46 +74,43 @@ def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
     return all(floating)
 
 
-def check_images(images: Any) -> None:
-    """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite."""
+Statistics = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of the channels."""
+
+
+def check_images(images: Any, made_by: Statistics | None = None, tolerance: float = 0) -> None:
+    """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite.
+
+    With the statistics of their preprocessing, also where more than a share `tolerance` of their
+    colours leaves [-.5, 1.5], or one leaves [-10, 10]; and warn where all values lie in [0, 1], as
+    pixels do. That spares colours that are steps of 1/255, as those of a bright image of 8 bits
+    are, and baselines, which have few values.
+    """
     made = "clip.preprocess(images) makes them of any, and images[None] adds the batch dimension"
     check_tensor("images", images, "(B, 3, H, W)", made)
-
-
-def check_range(
-    images: Tensor, mean: Sequence[float], std: Sequence[float], tolerance: float
-) -> None:
-    """Refuse values that no preprocessing makes, and warn of pixels that were not preprocessed.
-
-    InputError where more than a share `tolerance` of the colours, the values times std plus mean,
-    leaves [-.5, 1.5], or one leaves [-10, 10]. A warning where all values lie in [0, 1]. It spares
-    colours that are steps of 1/255, as those of a bright image of 8 bits are, and baselines, which
-    have few values.
-    """
+    if made_by is None:
+        return
     low, high = torch.stack(images.detach().aminmax()).tolist()
-    bounds = [((-0.5 - m) / s, (1.5 - m) / s) for m, s in zip(mean, std, strict=True)]
+    bounds = [((-0.5 - mean) / std, (1.5 - mean) / std) for mean, std in zip(*made_by, strict=True)]
     is_unit = 0 <= low < high <= 1
     if not is_unit and all(least <= low and high <= most for least, most in bounds):
         return
-    shape, values = (1, 3, 1, 1), images.detach().cpu().double()
-    colors = values * values.new_tensor(std).view(shape) + values.new_tensor(mean).view(shape)
+    values = images.detach().cpu().double().movedim(1, -1)
+    mean, std = map(values.new_tensor, made_by)
     how = "pass pixels as uint8, (255 * x).round().byte() of those in [0, 1], to be preprocessed"
-    if not is_unit:
-        distance = (colors - 0.5).abs()
-        if distance.max() > 10 or (distance > 1).double().mean() > tolerance:
-            raise InputError(
-                f"floating-point images count as preprocessed, and values from {low:.3g} to "
-                f"{high:.3g} are not what this model's preprocessing makes; {how}."
-            )
-    elif max(*mean, 1 - min(std)) > 0.01:  # else the model takes pixels in [0, 1]
-        distinct = 255 * torch.cat([torch.unique(colors[:, channel]) for channel in range(3)])
+    colors = values * std + mean
+    distance = (colors - 0.5).abs()
+    said = f"floating-point images count as preprocessed, and these hold {low:.3g} to {high:.3g}, "
+    if not is_unit and (distance.max() > 10 or (distance > 1).double().mean() > tolerance):
+        raise InputError(f"{said}which this model's preprocessing does not make; {how}.")
+    if is_unit and max(*mean, 1 - std.min()) > 0.01:  # else the model takes pixels in [0, 1]
+        distinct = 255 * torch.cat([torch.unique(colors[..., channel]) for channel in range(3)])
         steps = (distinct - distinct.round()).abs() < 0.1
         # half of all pixels are steps for SigLIP, and a baseline may be three other values
         if (~steps).sum() > 3 + steps.sum() / 4:
             warnings.warn(
-                "floating-point images count as preprocessed, and these lie in [0, 1] as pixels "
-                f"do ({low:.3g} to {high:.3g}); if they are pixels, scores and maps are wrong: "
-                f"{how}.",
+                f"{said}all in [0, 1] as pixels are; if they are pixels, scores and maps are "
+                f"wrong: {how}.",
                 stacklevel=2,
             )
 

@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -71,6 +72,15 @@ class Panel:
     title: str = ""
     note: str = ""
     label: str = ""
+
+
+class ShownFigure(Figure):
+    """A figure that shows itself where it ends the cell of a notebook, with or without pyplot."""
+
+    def _ipython_display_(self) -> None:
+        # not a PNG, since photos make megabytes of it; this goes before matplotlib's inline backend
+        shown = import_module("IPython.display")
+        shown.display(shown.Image(jpeg(self)))
 
 
 Row = list[Panel | None]
@@ -232,9 +242,16 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
 def page(dpi: float) -> Figure:
     """An empty figure that belongs to no window."""
     # pyplot keeps every figure until it is closed, and its state is shared by all threads
-    figure = Figure(dpi=dpi, facecolor="white")
+    figure = ShownFigure(dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)  # keeps one renderer, where a plain canvas makes one for each text
     return figure
+
+
+def jpeg(figure: Figure) -> bytes:
+    """The file of a figure at its own resolution, in which each image lies on whole pixels."""
+    file = io.BytesIO()
+    figure.savefig(file, format="jpeg", dpi="figure", **_OPTIONS[".jpeg"])
+    return file.getvalue()
 
 
 def wrap(text: Text, width: float) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_clip import ClipSimilarity, DirectContribution, explain, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
-from captum_clip.models.images import check_range
+from captum_clip.models.images import check_images
 
 Statistics = tuple[list[float], list[float]]
 CLIP = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -49,9 +49,12 @@ def test_every_door_refuses_or_warns(door: str) -> None:
     outlier = normalised(pixels())
     outlier[0, 0, 3, 4] = 1e6
     for images in (255 * pixels(), torch.full((1, 3, 224, 224), 1e6), outlier):
-        with pytest.raises(InputError, match=rf"{door}: .*values from .*; pass pixels as uint8, "):
+        with pytest.raises(
+            InputError,
+            match=rf"{door}: .* preprocessing does not make; pass pixels as uint8, ",
+        ):
             DOORS[door](images)
-    with pytest.warns(UserWarning, match=r"lie in \[0, 1\] as pixels do .*; if they are pixels"):
+    with pytest.warns(UserWarning, match=r"all in \[0, 1\] as pixels are; if they are pixels"):
         DOORS[door](pixels())
     DOORS[door](normalised(pixels()))
 
@@ -66,7 +69,6 @@ def test_what_the_way_out_says_gives_the_right_map() -> None:
 @pytest.mark.parametrize("statistics", [CLIP, SIGLIP, BYTES])
 def test_pixels_are_told_from_what_is_preprocessed(statistics: Statistics) -> None:
     """Bright pictures lie in [0, 1] too; so do resized, half-precision and baseline images."""
-    mean, std = statistics
     scenes = [pixels(seed) for seed in range(4)]
     low, high = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
     bright = ((low + high.clamp(0.02) * scenes[0]) * 255).ceil().clamp(max=255) / 255
@@ -87,22 +89,22 @@ def test_pixels_are_told_from_what_is_preprocessed(statistics: Statistics) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for each in images:
-            check_range(each, mean, std, 0)
+            check_images(each, statistics)
     resized = torch.nn.functional.interpolate(scenes[1], size=64, mode="bilinear", antialias=True)
     for each in (scenes[0], torch.cat(scenes), 0.3 + 0.3 * scenes[1], resized, resized.half()):
-        with pytest.warns(UserWarning, match="as pixels do"):
-            check_range(each, mean, std, 0)
+        with pytest.warns(UserWarning, match="as pixels are"):
+            check_images(each, statistics)
 
 
 def test_a_model_of_pixels_takes_pixels() -> None:
-    check_range(pixels(), *NONE, 0)
-    with pytest.raises(InputError, match=r"values from .* to 255"):
-        check_range(255 * pixels(), *NONE, 0.1)
+    check_images(pixels(), NONE)
+    with pytest.raises(InputError, match=r"these hold .* to 255"):
+        check_images(255 * pixels(), NONE, 0.1)
 
 
 def test_twice_preprocessed_is_refused_and_the_noise_of_captum_is_not() -> None:
     twice = normalised(normalised(pixels(1)))
-    with pytest.raises(InputError, match="not what this model's preprocessing makes"):
+    with pytest.raises(InputError, match="preprocessing does not make"):
         explain(twice, "a horse", model=clip)
     torch.manual_seed(0)
     images = normalised(pixels())
