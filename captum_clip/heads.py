@@ -4,7 +4,7 @@ All of it is arithmetic on the vectors of :meth:`captum_clip.DirectContribution.
 which are direct paths to the embedding: what later layers make of a head is their share.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import nan
 from typing import Final, NamedTuple, TypeAlias
@@ -50,6 +50,18 @@ class TextSpan(NamedTuple):
     value: float = nan
 
 
+def batches_of(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
+    """Images, in a list or one after the other, so many at a time."""
+    check_integer("batch_size", size)
+    images = pixels_of(images)
+    several = isinstance(images, Iterable) and not isinstance(images, str)
+    several = several and getattr(images, "ndim", 4) == 4
+    expect(several, "images, in a list or one after the other", images)
+    images = iter(images)
+    while batch := list(islice(images, size)):
+        yield batch
+
+
 @public("head_vectors")
 def head_vectors(
     clip: ClipAdapter, images: Iterable[ImageLike], *, batch_size: int = 16
@@ -59,16 +71,10 @@ def head_vectors(
     Raises:
         InputError: no image, or a model whose embedding no attention reads.
     """
-    check_integer("batch_size", batch_size)
-    images = pixels_of(images)
-    several = isinstance(images, Iterable) and not isinstance(images, str)
-    several = several and getattr(images, "ndim", 4) == 4
-    expect(several, "images, in a list or one after the other", images)
-    images, batches = iter(images), list[HeadVectors]()
     method = DirectContribution(ClipSimilarity(clip, any_target(clip)))
-    while batch := list(islice(images, batch_size)):
-        vectors = method.vectors(clip.preprocess(batch), per="head")
-        batches.append(HeadVectors(*(tensor.cpu() for tensor in vectors)))
+    pixels = (clip.preprocess(batch) for batch in batches_of(images, batch_size))
+    each = (method.vectors(batch, per="head") for batch in pixels)
+    batches = [HeadVectors(*(tensor.cpu() for tensor in vectors)) for vectors in each]
     check_nonempty("image", batches)
     return HeadVectors(*map(torch.cat, zip(*batches, strict=True)))
 

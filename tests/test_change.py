@@ -1,0 +1,363 @@
+"""The ledger of a change: its equation, its laws, what is refused, its table, words and figure."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_clip import ClipSimilarity, DirectContribution, heads, metrics, targets
+from captum_clip.attr import HeadVectors
+from captum_clip.change import Change, compare
+from captum_clip.errors import CaptumClipError, InputError
+from tests import builders
+from tests.attr.changes import Lora
+from tests.builders import Small
+from tests.figure_parts import lines_of
+
+TEXTS = ["a horse", "a dog", "snow"]
+
+
+def tuned(small: Small, *parts: str, seed: int = 7) -> Small:
+    """A model as a training leaves it: some of its weights are a little different."""
+    generator, model = torch.Generator().manual_seed(seed), copy.deepcopy(small.model)
+    for name, weight in model.named_parameters():
+        if any(part in name for part in parts):
+            weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    return small._replace(model=model)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Any, Any]:
+    """A ViT of 3 layers and 4 heads, and the same with both towers tuned."""
+    small = builders.hf_vit()
+    return small.load(), tuned(small, "vision_model", "text_model").load()
+
+
+@pytest.fixture(scope="module")
+def change(pair: Any) -> Change:
+    return compare(pair[0], pair[1], builders.hf_vit().images(5), TEXTS, batch_size=2)
+
+
+def test_a_change_is_what_its_equation_says(pair: Any, change: Change) -> None:
+    """Region by region and head by head, from each model's own maps and vectors."""
+    images, (before, after) = builders.hf_vit().images(5), pair
+    old, new = (targets.text(clip, TEXTS) for clip in pair)
+    forwards = [ClipSimilarity(clip, old) for clip in pair]
+    maps = [DirectContribution(forward).attribute_targets(images) for forward in forwards]
+    torch.testing.assert_close(change.regions, maps[1] - maps[0], rtol=0, atol=1e-6)
+    first, second = (
+        DirectContribution(forward).vectors(images, per="head") for forward in forwards
+    )
+    for image, text, layer, head in ((0, 1, 2, 3), (4, 0, 0, 1), (2, 2, 1, 0)):
+        vector = (second.heads - first.heads)[image, layer, head]
+        expected = float(vector @ old.embeddings[text])
+        assert float(change.heads[image, text, layer, head]) == pytest.approx(expected, abs=1e-6)
+    with torch.no_grad():
+        unit = after.encode_image(images)
+        scores = [before.encode_image(images) @ old.embeddings.T, unit @ new.embeddings.T]
+        moved = unit @ (new.embeddings - old.embeddings).T
+    torch.testing.assert_close(change.scores, torch.stack(scores), rtol=0, atol=1e-6)
+    torch.testing.assert_close(change.text, moved, rtol=0, atol=1e-6)
+    assert float(moved.abs().min()) > 1e-4
+
+
+TOWERS = {
+    "hf_vit": builders.hf_vit,
+    "siglip": builders.siglip,
+    "resnet": builders.open_clip_resnet,
+    "mean": builders.open_clip_vit_mean,
+    "convnext": builders.timm_convnext,
+}
+
+
+@pytest.mark.filterwarnings("ignore:the heads of:UserWarning")
+@pytest.mark.parametrize("name", TOWERS)
+def test_all_that_changed_adds_up_to_the_change_of_the_score(name: str) -> None:
+    """On every kind of tower; a mean has no heads, and says so."""
+    small = TOWERS[name]()
+    found = compare(small.load(), tuned(small, "").load(), small.images(2), TEXTS[:2])
+    by = found.scores[1] - found.scores[0]
+    assert float(by.abs().max()) > 0.01
+    regions = found.regions.sum((-2, -1)) + found.outside + found.text
+    torch.testing.assert_close(regions, by, rtol=0, atol=2e-6)
+    if name in ("mean", "convnext"):
+        with pytest.raises(InputError, match="none but a mean"):
+            _ = found.heads
+        return
+    whole = found.heads.sum((-2, -1)) + found.mlps.sum(-1) + found.rest + found.text
+    torch.testing.assert_close(whole, by, rtol=0, atol=2e-6)
+
+
+NAMES = ("regions", "outside", "heads", "mlps", "rest")
+
+
+def test_a_change_back_is_its_negative() -> None:
+    """Where the texts stay, all of it; else the score's, since each goes its own way there."""
+    small = builders.hf_vit()
+    before, after = small.load(), tuned(small, "vision_model").load()
+    there = compare(before, after, small.images(2), TEXTS)
+    back = compare(after, before, small.images(2), TEXTS)
+    torch.testing.assert_close(there.scores, back.scores.flip(0), rtol=0, atol=1e-6)
+    for name in NAMES:
+        values = getattr(there, name)
+        torch.testing.assert_close(values, -getattr(back, name), rtol=0, atol=1e-6)
+        assert float(values.abs().max()) > 1e-3
+    assert float(there.text.abs().max()) < 1e-6
+
+
+def test_a_model_against_itself_changes_nothing(pair: Any) -> None:
+    same = compare(pair[0], pair[0], builders.hf_vit().images(2), TEXTS)
+    for name in (*NAMES, "text"):
+        assert float(getattr(same, name).abs().max()) < 1e-6, name
+    assert {(row.mean, row.low) for row in same.table()} == {(0, 0)}
+
+
+def test_lora_that_is_merged_changes_nothing_against_lora_that_is_not() -> None:
+    small = builders.hf_vit()
+    unmerged, merged = copy.deepcopy(small.model), copy.deepcopy(small.model)
+    path = "vision_model.encoder.layers.1.self_attn.v_proj"
+    adapter = Lora(unmerged.get_submodule(path))
+    attention: Any = unmerged.get_submodule(path.rpartition(".")[0])
+    attention.v_proj = adapter
+    plain: Any = merged.get_submodule(path)
+    plain.weight.data += adapter.b.weight @ adapter.a.weight
+    clips = [small._replace(model=model).load() for model in (small.model, unmerged, merged)]
+    images = small.images(2)
+    same, other = (
+        compare(clips[1], clips[2], images, TEXTS),
+        compare(clips[0], clips[1], images, TEXTS),
+    )
+    for name in NAMES:
+        assert float(getattr(same, name).abs().max()) < 1e-6, name
+    assert float(other.heads.abs().max()) > 1e-3
+
+
+# What two models do not have in common
+
+
+@pytest.mark.parametrize(
+    ("other", "message", "left"),
+    [
+        (
+            {"patch_size": 16},
+            r"grids of .* are \(4, 4\) and \(2, 2\), so regions, outside",
+            "heads",
+        ),
+        ({"num_hidden_layers": 2}, r"heads of .* are \(3, 4\) and \(2, 4\), so heads", "regions"),
+    ],
+)
+def test_what_does_not_correspond_is_refused_in_a_sentence(
+    pair: Any, other: dict[str, int], message: str, left: str
+) -> None:
+    """The rest is compared all the same."""
+    with pytest.warns(UserWarning, match=message):
+        found = compare(
+            pair[0], builders.hf_vit(**other).load(), builders.hf_vit().images(2), TEXTS
+        )
+    missing = {"heads": "regions", "regions": "heads"}[left]
+    with pytest.raises(InputError, match=message):
+        getattr(found, missing)
+    assert getattr(found, left).shape[:2] == (2, 3)
+    assert found.text.shape == found.scores[0].shape == (2, 3)
+    with pytest.raises(InputError, match=message):
+        found.plot() if left == "heads" else found.describe(targets.text(pair[0], TEXTS))
+
+
+def test_embeddings_of_other_sizes_leave_the_scores_alone(pair: Any) -> None:
+    small = builders.hf_vit(1)
+    for linear in (small.model.visual_projection, small.model.text_projection):
+        linear.weight = nn.Parameter(linear.weight[:20])
+    message = "embeddings of .* are 24 and 20, so text, heads, mlps, rest, regions, outside cannot"
+    with pytest.warns(UserWarning, match=message):
+        found = compare(pair[0], small.load(), small.images(31), TEXTS)
+    own = ClipSimilarity(small.load(), targets.text(small.load(), TEXTS))(small.images(31))
+    torch.testing.assert_close(found.scores[1], own.detach(), rtol=0, atol=1e-6)
+    assert {row.what for row in found.table()} == {"score"}
+    with pytest.raises(InputError, match=message):
+        _ = found.text
+
+
+class Words:
+    """A tokenizer that ends each text with an exclamation mark of its own."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        texts = [text + "!" for text in texts] if isinstance(texts, list) else texts + "!"
+        return self.tokenizer(texts, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("tokenizer", r"the tokens of .* are \[\[257, .* and \[\[257, "),
+        ("processor", "the processors of .* make other pixels of an image"),
+        ("size", r"the images of .* are \(32, 32\) and \(64, 64\)"),
+    ],
+)
+def test_other_inputs_are_named_before_anything_is_computed(option: str, message: str) -> None:
+    """A warning, here an error, comes before the first forward."""
+    small, runs = builders.hf_vit(), list[nn.Module]()
+    other = builders.hf_vit(image_size=64) if option == "size" else builders.hf_vit()
+    if option == "tokenizer":
+        other = other._replace(tokenizer=Words(other.tokenizer))
+    if option == "processor":
+        processor = copy.deepcopy(other.processor)
+        processor.image_mean = [0.2, 0.2, 0.2]
+        other = other._replace(processor=processor)
+    if option == "size":
+        other = other._replace(processor=builders.hf_processor(64))
+    for each in (small, other):
+        each.model.register_forward_hook(lambda module, *_: runs.append(module))
+        each.model.vision_model.register_forward_hook(lambda module, *_: runs.append(module))
+    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    with pytest.raises(UserWarning, match=message):
+        compare(small.load(), other.load(), [photo], TEXTS)
+    assert runs == []
+
+
+# The table
+
+
+def made(images: int = 40, *, seed: int = 0, texts: int = 2) -> Change:
+    """A change of random sums, of 2 layers and 3 heads, in which one head adds much to one text."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(2, images, texts, *shape, generator=generator)
+
+    sums = {"scores": normal(), "text": normal(), "rest": normal()}
+    sums |= {"heads": normal(2, 3), "mlps": normal(2), "regions": normal(4, 4)}
+    sums["heads"][1, :, 1, 1, 2] += 5
+    pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
+    vectors = HeadVectors(
+        torch.randn(images, 2, 3, 8), torch.randn(images, 2, 8), torch.randn(images, 8)
+    )
+    return Change(("old", "new"), ("a", "b", "c")[:texts], pixels, sums, {}, vectors)
+
+
+def test_rows_of_a_table_are_bootstraps_over_images_and_holm_over_a_text() -> None:
+    change = made()
+    table = change.table(seed=3)
+    rows = [row for row in table if row.what == "head"]
+    assert rows[0][1:4] == ("b", 1, 2)
+    assert [abs(row.mean) for row in rows] == sorted((abs(row.mean) for row in rows), reverse=True)
+    for k, text in enumerate("ab"):
+        family = [row for row in rows if row.text == text]
+        columns = [change.heads[:, k, row.layer, row.head] for row in family]
+        plain = [metrics.paired_difference(c, 0 * c, seed=3) for c in columns]
+        np.testing.assert_allclose([row[4:7] for row in family], [p[:3] for p in plain], rtol=1e-5)
+        adjusted = metrics.holm([p.p_value for p in plain])
+        np.testing.assert_allclose([row.p_value for row in family], adjusted)
+    layer = next(row for row in table if row[:3] == ("layer", "b", 1))
+    expected = (change.heads[:, 1, 1].sum(-1) + change.mlps[:, 1, 1]).mean()
+    assert layer.mean == pytest.approx(float(expected), abs=1e-6)
+    kinds = [*dict.fromkeys(row.what for row in table)]
+    assert kinds == ["score", "image tower", "text tower", "layer", "rest", "head", "mlp"]
+
+
+def test_holm_of_many_heads_does_not_hide_a_change_that_every_image_shows() -> None:
+    change = made(30)
+    change.sums["heads"] = torch.zeros(2, 30, 2, 12, 12)  # type: ignore[index]
+    change.sums["heads"][1, :, 0, 3, 4] = 1 + torch.rand(30)
+    change.sums["mlps"] = torch.zeros(2, 30, 2, 12)  # type: ignore[index]
+    row = next(row for row in change.table() if row.what == "head")
+    assert row[1:4] == ("a", 3, 4)
+    assert row.p_value < 0.05
+
+
+def test_few_images_have_no_p_value_and_a_single_one_no_interval() -> None:
+    assert all(np.isnan(row.p_value) and row.low <= row.mean for row in made(29).table())
+    assert all(np.isnan(row.low) and np.isnan(row.high) for row in made(1).table())
+
+
+def test_a_confusion_has_the_heads_that_mistakes_share() -> None:
+    """By what the contrast of the model after is larger in wrong images than in right ones."""
+    change = made(50, texts=3)
+    best = change.scores[1].argmax(1)
+    wrong, right = change.confusion("a", "b")
+    assert (len(wrong), len(right)) == (int((best == 1).sum()), int((best == 0).sum()))
+    contrast = change.sums["heads"][1][:, 1] - change.sums["heads"][1][:, 0]
+    expected = contrast[best == 1].mean(0) - contrast[best == 0].mean(0)
+    rows = [row for row in wrong.table(right) if row.what == "head"]
+    for row in rows:
+        assert row.mean == pytest.approx(float(expected[row.layer, row.head]), abs=1e-5)
+        assert row.low < row.mean < row.high
+        assert row.text == "b rather than a"
+    alone = [row for row in wrong.table(right[:0]) if row.what == "head"]
+    by_place = {row[2:4]: row.mean for row in alone}
+    assert by_place[1, 2] == pytest.approx(float(contrast[best == 1].mean(0)[1, 2]), abs=1e-5)
+
+
+def test_words_of_a_change_are_those_of_the_difference_of_the_heads(
+    pair: Any, change: Change
+) -> None:
+    pool = targets.text(pair[0], [*TEXTS, "a cake", "sand"])
+    first, second = (heads.head_vectors(clip, builders.hf_vit().images(5)) for clip in pair)
+    for (layer, head), span in change.describe(pool, count=2).items():
+        outputs = second.heads[:, layer, head] - first.heads[:, layer, head]
+        assert span.texts == heads.text_span(outputs, pool, 2).texts
+
+
+def test_figure_begins_with_the_image_that_moved_most(change: Change) -> None:
+    by = (change.scores[1] - change.scores[0]).abs()
+    image, text = divmod(int(by.argmax()), len(TEXTS))
+    written = lines_of(change.plot(count=2))
+    numbers = [
+        float(n)
+        for n in (
+            *change.scores[:, image, text],
+            (change.scores[1] - change.scores[0])[image, text],
+        )
+    ]
+    expected = [f"{number:+.3f}".replace("-", "\N{MINUS SIGN}") for number in numbers]
+    notes = [line for line in written if line[:1] in "+\N{MINUS SIGN}"]
+    assert notes[:3] == expected
+    assert len(notes) == 6
+    assert TEXTS[text] in written
+
+
+WRONG: list[tuple[Any, str]] = [
+    (
+        lambda pair, _: compare(pair[0], pair[1], [], TEXTS),
+        "compare: expected at least one image, got none",
+    ),
+    (
+        lambda pair, _: compare(pair[0], pair[1], "a.png", TEXTS),
+        "expected images, in a list or one after",
+    ),
+    (
+        lambda pair, _: compare(pair[0], pair[1], builders.hf_vit().images(1), []),
+        "a text or several",
+    ),
+    (
+        lambda pair, _: compare(pair[0], 3, builders.hf_vit().images(1), TEXTS),
+        "a name, a folder or",
+    ),
+    (lambda _, change: change.confusion("a horse", "a cake"), "one of the texts .*got 'a cake'"),
+    (lambda _, change: change.plot(count=0), "count of 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_a_change_names_what_is_wrong(pair: Any, change: Change, call: Any, message: str) -> None:
+    with pytest.raises(CaptumClipError, match=message):
+        call(pair, change)
+
+
+def test_a_mistake_that_no_image_shows_is_refused() -> None:
+    change = made(4)
+    change.scores[1, :, 0] = 9
+    with pytest.raises(
+        InputError, match="confusion: expected an image that is best called 'b' by new"
+    ):
+        change.confusion("a", "b")
