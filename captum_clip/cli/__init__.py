@@ -116,6 +116,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("default", ".*which no tower reads")
+            # and what this package tells a command
+            warnings.filterwarnings("always", module=rf"{re.escape(__name__)}\.")
             warnings.showwarning = _warn
             yield
     finally:

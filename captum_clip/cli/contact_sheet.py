@@ -45,23 +45,25 @@ def write_sheet(
     folder: Path, photos: Path, scores: Mapping[Path, Rows], left_out: Mapping[Path, str]
 ) -> None:
     """Write both files into a folder of figures, with what has none, and why."""
-    from jinja2 import StrictUndefined, Template
-
     from ..evaluation.units import to_csv
 
     named = sorted(scores.values(), key=lambda rows: (rows[0]["image"], rows[0]["figure"]))
     cards = sorted(named, key=lambda rows: -max(float(row["score"]) for row in rows))
     rows = [row for card in named for row in card]
     table = to_csv({column: [row[column] for row in rows] for column in _COLUMNS})
-    text = Path(__file__).with_suffix(".html").read_text("utf-8")
-    page = Template(text, autoescape=True, undefined=StrictUndefined).render(
-        title=photos.resolve().name,
-        photos=Path(os.path.relpath(photos.resolve(), folder.resolve())).as_posix(),
-        cards=cards,
-        rows=rows,
-        left_out={path.relative_to(photos): why for path, why in left_out.items()},
-        scores=SCORES,
-    )
-    content = page.encode(errors="replace")
     replace_file(folder / SCORES, lambda file: file.write(table))
+    why = {path.relative_to(photos): reason for path, reason in left_out.items()}
+    values = {"cards": cards, "rows": rows, "left_out": why, "scores": SCORES}
+    write_page(folder, photos, "contact_sheet.html", **values)
+
+
+def write_page(folder: Path, photos: Path, template: str, **values: Any) -> None:
+    """Write `index.html` of a folder of photos, from a template next to this file."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("captum_clip.cli", ".")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    values["title"] = photos.resolve().name
+    values["photos"] = Path(os.path.relpath(photos.resolve(), folder.resolve())).as_posix()
+    content = pages.get_template(template).render(values).encode(errors="replace")
     replace_file(folder / INDEX, lambda file: file.write(content))

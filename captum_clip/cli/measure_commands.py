@@ -1,7 +1,7 @@
-"""``captum-clip heads``, ``study``, ``evaluate`` and ``emotions fit``: over folders of images."""
+"""``captum-clip heads``, ``change``, ``study``, ``evaluate``, ``emotions fit``: over folders."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from typer import Typer
 
-from ..checks import check_destination, check_outputs, find_folder
+from ..checks import check_destination, check_outputs, expect, find_folder
 from ..errors import InputError
 from . import shared
 from .options import (
@@ -36,57 +36,132 @@ def _lists() -> dict[str, Iterable[str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heads(Loading):
-    """What describes heads, and which."""
-
+class _Folder(Loading):
     folder: Path
     output: Path
     texts: Texts = None
     texts_file: Path | None = None
-    model: str = DEFAULT_MODEL
     top: Count = 8
     workers: Workers = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(_Folder):
+    """What describes heads, and which."""
+
+    model: str = DEFAULT_MODEL
+
+
+class _Plan:
+    """The images of a folder, what is written about them, and texts to describe heads by."""
+
+    def __init__(self, typed: _Folder, model: str, *names: str) -> None:
+        from ..demo import MODELS
+        from ..demo.captions import concept_texts
+        from ..evaluation.image_batches import list_images
+        from ..evaluation.storage import storage_of
+
+        self.typed, self.folder = typed, find_folder(typed.folder)
+        pool = [*dict.fromkeys(read_texts(typed.texts_file))]
+        self.pool = pool or concept_texts() * (model in MODELS)
+        listed = list_images(storage_of(self.folder), storage_of(typed.output))
+        self.files, self.skipped = [self.folder / name for name in listed], dict[Path, str]()
+        self.results = [typed.output / name for name in names]
+        check_outputs(self.results, [typed.texts_file, *self.files])
+
+    def images(self) -> Iterator[Any]:
+        """The images that can be read, then a report of the others."""
+        from ..evaluation.image_batches import readable_images
+
+        bar = self.typed.output.name * shared.shows_bars(self.typed.quiet)
+        yield from readable_images(
+            self.files, self.skipped, workers=self.typed.workers, progress=bar
+        )
+        others = shared.find_left_out(self.folder, self.files, self.typed.output)
+        shared.report_skipped(self.skipped | others)
+        self.files = [file for file in self.files if file not in self.skipped]
 
 
 @command(app, "heads", "photos --texts words.txt -o heads")
 def heads_command(typed: Heads) -> None:
     """Describe each attention head by the texts that it varies along over a folder of images."""
     from .. import heads, targets
-    from ..demo import MODELS
-    from ..demo.captions import concept_texts
-    from ..evaluation.image_batches import list_images, readable_images
-    from ..evaluation.storage import storage_of
     from ..explaining.classify import of_classes
     from ..files import filled_folder, replace_file
     from ..visualization import save_figure
 
-    texts, model, output = check_texts(typed.texts or ()), typed.model, typed.output
+    texts, model = check_texts(typed.texts or ()), typed.model
     if len(texts) > 2 or len({*texts}) < len(texts):
         raise InputError(f"heads takes one TEXT, or two that differ, got {texts}.")
-    pool = [*dict.fromkeys(read_texts(typed.texts_file))] or concept_texts() * (model in MODELS)
-    if not pool:
+    plan = _Plan(typed, model, "heads.csv", "heads.png")
+    if not plan.pool:
         raise InputError(f"heads of {model} needs --texts FILE, the texts to choose from.")
-    folder, skipped = find_folder(typed.folder), dict[Path, str]()
-    files = [folder / name for name in list_images(storage_of(folder), storage_of(output))]
-    results = [output / "heads.csv", output / "heads.png"]
-    check_outputs(results, [typed.texts_file, *files])
-    with filled_folder(output):
+    with filled_folder(typed.output):
         clip = shared.load_model(typed, model)
-        words = of_classes(clip, pool)  # before the images, which take their time
+        words = of_classes(clip, plan.pool)  # before the images, which take their time
         rows = targets.text(clip, texts).embeddings if texts else None
         direction = None if rows is None else rows[0] - rows[1:].sum(0)
-        bar = "heads" * shared.shows_bars(typed.quiet)
-        images = readable_images(files, skipped, workers=typed.workers, progress=bar)
-        vectors = heads.head_vectors(clip, images)
-        shared.report_skipped({**skipped, **shared.find_left_out(folder, files, output)})
+        vectors = heads.head_vectors(clip, plan.images())
         spans = heads.describe_heads(vectors, words, direction)
-        replace_file(results[0], lambda file: file.write(heads.heads_table(spans)))
+        replace_file(plan.results[0], lambda file: file.write(heads.heads_table(spans)))
         shown = dict(islice(spans.items(), typed.top))
-        read = [file for file in files if file not in skipped]
-        save_figure(heads.heads_figure(clip, read, vectors, shown), results[1])
+        save_figure(heads.heads_figure(clip, plan.files, vectors, shown), plan.results[1])
     for head, span in shown.items():
         print(f"{span.value:6.3f}  {heads.head_label(clip, head, ', '.join(span.texts))}")
-    print(*results, sep="\n")
+    print(*plan.results, sep="\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change(_Folder):
+    """What is compared, and on which images."""
+
+    models: Texts = None
+    actual: str | None = None
+    predicted: str | None = None
+
+
+@command(app, "change", 'photos "a horse" -m BEFORE -m AFTER -o change')
+def change_command(typed: Change) -> None:
+    """Say what a training changed: two models' scores by heads, MLPs and regions."""
+    from ..change import Moved, compare
+    from ..evaluation.units import to_csv
+    from ..explaining.classify import of_classes
+    from ..files import filled_folder, replace_file
+    from ..visualization import save_figure
+    from .contact_sheet import INDEX, write_page
+
+    models, cell = typed.models or [], [*filter(None, (typed.actual, typed.predicted))]
+    texts = [*dict.fromkeys(check_texts([*(typed.texts or ()), *cell]))]
+    expect(len(models) == 2, "-m BEFORE and -m AFTER", models)
+    expect(texts and len(cell) != 1, "a TEXT, or --from TEXT and --to TEXT", texts)
+    plan = _Plan(typed, models[0], "change.csv", "heads.csv", "change.png", INDEX)
+    with filled_folder(typed.output):
+        clips = [shared.load_model(typed, name) for name in models]
+        pool = of_classes(clips[0], plan.pool) if plan.pool else None
+        whole = compare(clips[0], clips[1], plan.images(), texts)
+        change, right = whole.confusion(*cell) if cell else (whole, None)
+        rows = change.table(right)
+        spans = whole.describe(pool) if pool and whole.vectors else {}
+        words: Any = {head: ", ".join(span.texts) for head, span in spans.items()}
+        photos = [file.relative_to(plan.folder).as_posix() for file in plan.files]
+        columns = zip(texts, *whole.scores.mT.tolist(), strict=True)
+        pairs = [(t, *row) for t, *both in columns for row in zip(photos, *both, strict=True)]
+        scores = sorted(pairs, key=lambda row: -abs(row[3] - row[2]))
+        places = [(*row, words.get(row[2:4], "")) for row in rows]
+        by_image = zip(("text", "image", "before", "after"), zip(*scores, strict=True), strict=True)
+        by_place = zip((*Moved._fields, "words"), zip(*places, strict=True), strict=True)
+        replace_file(plan.results[0], lambda file: file.write(to_csv(dict(by_image))))
+        replace_file(plan.results[1], lambda file: file.write(to_csv(dict(by_place))))
+        if "regions" not in whole.refused:
+            save_figure(change.plot(count=typed.top), plan.results[2])
+        about: Any = {"change": change, "right": right, "cell": cell, "rows": rows, "words": words}
+        about |= {"scores": scores, "count": len(photos), "top": typed.top}
+        write_page(typed.output, plan.folder, "change.html", **about)
+    shown = [row for row in rows if row.what in ("score", "head")][: len(texts) + typed.top]
+    for what, text, *place, mean, low, high, _ in shown:
+        where = " ".join(str(each) for each in (what, *place) if each is not None)
+        print(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]  {text}: {where}")
+    print(*plan.results, sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""``captum-clip heads``, ``study``, ``evaluate`` and ``emotions fit`` as a user types them."""
+"""``captum-clip heads``, ``change``, ``study``, ``evaluate`` and ``emotions fit``, as typed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from captum_clip.evaluation import (
 )
 from tests.cli.conftest import Run
 from tests.evaluation.cases import make_classes, random_maps
+from tests.experiments import experiment
 
 EVALUATE = "evaluate --model VIT --data masks:farm --method rollout --task localization"
 EVALUATE += " --resamples 20 --threads 1 --quiet -o out"
@@ -95,6 +96,83 @@ def test_heads_read_no_image_where_a_text_is_none(
 )
 def test_heads_names_what_is_wrong(run: Run, line: str, message: str) -> None:
     assert message in run(f"heads {line}", code=2)
+    assert not Path("out").exists()
+
+
+# change
+
+
+SHORTCUT = str(experiment("shortcut").MODEL)
+
+
+def test_change_prints_and_writes_what_moved(here: Path, run: Run) -> None:
+    """The page needs no network, and names of files are written as they are."""
+    Path("photos/image0.png").rename("photos/<b>&.png")
+    lines = run(
+        f"change photos 'a horse' snow -m demo/vit -m {SHORTCUT} --top 2 -o out"
+    ).splitlines()
+    assert lines[-4:] == [
+        f"out/{n}" for n in ("change.csv", "heads.csv", "change.png", "index.html")
+    ]
+    table, moved = pd.read_csv("out/change.csv"), pd.read_csv("out/heads.csv")
+    assert set(table["image"]) == {"<b>&.png", "image2.png", "inner/image1.png"}
+    by = (table["after"] - table["before"]).abs()
+    assert by.is_monotonic_decreasing
+    for text, rows in table.groupby("text"):
+        mean = (rows["after"] - rows["before"]).mean()
+        score = moved[(moved["what"] == "score") & (moved["text"] == text)]
+        assert float(score["mean"].iloc[0]) == pytest.approx(mean, abs=1e-6)
+    best = moved[moved["what"] == "head"].iloc[0]
+    written = f"{best['text']}: head {best['layer']:.0f} {best['head']:.0f}"
+    assert f"{best['mean']:+.3f}" in lines[2]
+    assert lines[2].endswith(written)
+    assert len(best["words"].split(", ")) > 1
+    page = Path("out/index.html").read_text(encoding="utf-8")
+    assert "http" not in page.replace("http-equiv", "")
+    assert "&lt;b&gt;&amp;.png" in page
+    assert "<b>" not in page
+    with Image.open("out/change.png") as figure:
+        figure.verify()
+
+
+def test_change_explains_a_confusion(here: Path, run: Run) -> None:
+    """A tag makes the shortcut model call cats dogs, and demo/vit none of them."""
+    tags = experiment("shortcut.tags")
+    Path("cats").mkdir()
+    for seed in range(6):
+        scene = tags.draw_tagged_scene(seed, noun="cat", tag="dog" if seed < 4 else "cat")
+        Image.fromarray(scene.image).save(f"cats/{seed}.png")
+    line = f"change cats --from 'a cat' --to 'a dog' -m demo/vit -m {SHORTCUT} -o out"
+    assert "a dog rather than a cat: head " in run(line)
+    assert "calls 4 “a dog” and 2 “a cat”" in Path("out/index.html").read_text(encoding="utf-8")
+    back = f"change cats --from 'a cat' --to 'a dog' -m {SHORTCUT} -m demo/vit -o none"
+    assert "an image that is best called 'a dog' by demo/vit" in run(back, code=2)
+    assert not Path("none").exists()
+
+
+def test_change_of_models_that_differ_has_their_scores(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What differs is told before anything is computed."""
+    assert (
+        main("change photos snow -m demo/vit -m VIT -o out".replace("VIT", "demo/siglip").split())
+        == 0
+    )
+    assert "the heads of demo/vit and demo/siglip are (6, 4) and (1, 4)" in capsys.readouterr().err
+    assert set(pd.read_csv("out/heads.csv")["what"]) == {"score", "image tower", "text tower"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("photos snow -m demo/vit", "expected -m BEFORE and -m AFTER, got ['demo/vit']"),
+        ("photos -m demo/vit -m demo/vit", "expected a TEXT, or --from TEXT and --to TEXT, got []"),
+        ("photos snow --to sand -m demo/vit -m demo/vit", "--from TEXT and --to TEXT"),
+        ("nothing snow -m demo/vit -m demo/vit", "there is no folder nothing"),
+    ],
+)
+def test_change_names_what_is_wrong(run: Run, line: str, message: str) -> None:
+    assert message in run(f"change {line} -o out", code=2)
     assert not Path("out").exists()
 
 
