@@ -321,6 +321,15 @@ STEPS = (
         "out/heads.png",
         1100,
     ),
+    Step(
+        "confusion",
+        ("vit", "shortcut"),
+        "python ../../change.py draw cats\n"
+        "captum-clip change cats --from 'a cat' --to 'a dog' -m demo/vit -m ../../shortcut/model "
+        "--top 3 -o out",
+        "out/change.png",
+        1000,
+    ),
     taken("signs", "demo", "captum-clip-demo-signs.jpg", 1216),
     Step(
         "text",
@@ -524,6 +533,7 @@ STEPS = (
     Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
     Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="heads.md"),
     Step("head_ablation", ("shortcut",), "python ../../head_texts.py ablation", page="heads.md"),
+    Step("change", ("vit", "shortcut"), "python ../../change.py measure", page="change.md"),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
     Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page="concepts.md"),
     Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="findings.md"),
