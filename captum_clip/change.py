@@ -36,11 +36,11 @@ from .visualization.colors import signed_number
 from .visualization.grid import Panel, grid
 from .visualization.strips import strip, strip_legends
 
-_NEEDS: Final = {"heads": ("heads", "mlps", "rest"), "grids": ("regions", "outside")}
+_NEEDS: Final = {"layers and heads": ("heads", "mlps", "rest"), "grids": ("regions", "outside")}
 """What cannot be compared without the same of each; without embeddings of one size nothing can."""
 _ROUNDING: Final = 1e-6  # of a cosine; no change, however often it has one sign
 _MEAN: Final = "none but a mean"
-_PIXELS: Final = 0.03  # root mean square; a level of 255 is .015, another resizing .1 or more
+_PIXELS: Final = 0.01  # root mean square; libraries differ by .001, bilinear and bicubic by .017
 
 
 class Moved(NamedTuple):
@@ -129,8 +129,8 @@ class Change:
         """What moved most: of texts, towers, layers, heads and MLPs each the largest first.
 
         Intervals are bootstraps over images, of 2,000 resamples, or more where Holm's factor would
-        hide every difference. With `against`, the same of other images, it is by what the scores of
-        the model after alone are larger in these images than in those.
+        hide every difference. With `against`, which is of other images, the rows say what makes the
+        scores of the model after larger in these images than in those.
         """
         others = [] if against is None else [against]
         groups = [_columns(each, bool(others)) for each in (self, *others) if len(each)]
@@ -263,7 +263,7 @@ def _differences(clips: Sequence[ClipAdapter], prepared: Any, texts: Any) -> dic
     for what in before:
         if before[what] != after[what] or before[what] == _MEAN:
             entries = _NEEDS.get(what, ())
-            if what == "embeddings":
+            if what == "embedding sizes":
                 entries = ("text", *chain(*_NEEDS.values()))
             so = f", so {', '.join(entries)} cannot be compared; the scores can" * bool(entries)
             notes[
@@ -283,10 +283,10 @@ def _facts(clip: ClipAdapter, pixels: Tensor, texts: Sequence[str]) -> dict[str,
     ids = [clip.text_inputs(text)[0][0, : clip.count_tokens(text)].tolist() for text in texts]
     return {
         "tokens": ids,
-        "images": tuple(size),
-        "heads": _MEAN if pooling == "mean" else (len(read), read[0].heads),
+        "image sizes": tuple(size),
+        "layers and heads": _MEAN if pooling == "mean" else (len(read), read[0].heads),
         "grids": clip.grid(*size),
-        "embeddings": clip.embedding_dim or clip.measured_dim(),  # refuses what the others do
+        "embedding sizes": clip.embedding_dim or clip.measured_dim(),  # refuses what the others do
     }
 
 

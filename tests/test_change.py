@@ -75,7 +75,7 @@ TOWERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:the heads of:UserWarning")
+@pytest.mark.filterwarnings("ignore:the layers and heads of:UserWarning")
 @pytest.mark.parametrize("name", TOWERS)
 def test_all_that_changed_adds_up_to_the_change_of_the_score(name: str) -> None:
     """On every kind of tower; a mean has no heads, and says so."""
@@ -148,7 +148,11 @@ def test_lora_that_is_merged_changes_nothing_against_lora_that_is_not() -> None:
             r"grids of .* are \(4, 4\) and \(2, 2\), so regions, outside",
             "heads",
         ),
-        ({"num_hidden_layers": 2}, r"heads of .* are \(3, 4\) and \(2, 4\), so heads", "regions"),
+        (
+            {"num_hidden_layers": 2},
+            r"layers and heads of .* are \(3, 4\) and \(2, 4\), so heads",
+            "regions",
+        ),
     ],
 )
 def test_what_does_not_correspond_is_refused_in_a_sentence(
@@ -172,7 +176,9 @@ def test_embeddings_of_other_sizes_leave_the_scores_alone(pair: Any) -> None:
     small = builders.hf_vit(1)
     for linear in (small.model.visual_projection, small.model.text_projection):
         linear.weight = nn.Parameter(linear.weight[:20])
-    message = "embeddings of .* are 24 and 20, so text, heads, mlps, rest, regions, outside cannot"
+    message = (
+        "embedding sizes of .* are 24 and 20, so text, heads, mlps, rest, regions, outside cannot"
+    )
     with pytest.warns(UserWarning, match=message):
         found = compare(pair[0], small.load(), small.images(31), TEXTS)
     own = ClipSimilarity(small.load(), targets.text(small.load(), TEXTS))(small.images(31))
@@ -201,7 +207,7 @@ class Words:
     [
         ("tokenizer", r"the tokens of .* are \[\[257, .* and \[\[257, "),
         ("processor", "the processors of .* make other pixels of an image"),
-        ("size", r"the images of .* are \(32, 32\) and \(64, 64\)"),
+        ("size", r"the image sizes of .* are \(32, 32\) and \(64, 64\)"),
     ],
 )
 def test_other_inputs_are_named_before_anything_is_computed(option: str, message: str) -> None:

@@ -73,7 +73,7 @@ class _Plan:
         """The images that can be read, then a report of the others."""
         from ..evaluation.image_batches import readable_images
 
-        bar = self.typed.output.name * shared.shows_bars(self.typed.quiet)
+        bar = type(self.typed).__name__.lower() * shared.shows_bars(self.typed.quiet)
         yield from readable_images(
             self.files, self.skipped, workers=self.typed.workers, progress=bar
         )
