@@ -108,7 +108,7 @@ def _describe(error: Any) -> str:
 def _quiet() -> Iterator[None]:
     """Hide warnings and log lines of the libraries, and restore their settings afterwards.
 
-    Of the warnings of the package a user sees that of weights which a model does not take.
+    Of the package's own a user sees that weights were left over, and what it tells a command.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -116,7 +116,6 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("default", ".*which no tower reads")
-            # and what this package tells a command
             warnings.filterwarnings("always", module=rf"{re.escape(__name__)}\.")
             warnings.showwarning = _warn
             yield
