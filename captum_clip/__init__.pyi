@@ -4,6 +4,7 @@ from . import emotions as emotions
 from . import errors as errors
 from . import evaluation as evaluation
 from . import figures as figures
+from . import late_interaction as late_interaction
 from . import maps as maps
 from . import metrics as metrics
 from . import search as search

@@ -19,8 +19,8 @@ LONGEST = 22  # lines after the docstring
 
 def test_the_gallery_has_its_scripts() -> None:
     """As many as its first page says, numbered without a gap."""
-    assert len(SCRIPTS) == 15
-    assert [path.stem[:8] for path in SCRIPTS] == [f"plot_{n:02}_" for n in range(1, 16)]
+    assert len(SCRIPTS) == 16
+    assert [path.stem[:8] for path in SCRIPTS] == [f"plot_{n:02}_" for n in range(1, 17)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

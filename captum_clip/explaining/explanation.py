@@ -67,7 +67,7 @@ class Explanation(drawing.Drawable):
         reference: for a pair of images the other image, (3, H, W), colours in [0, 1]. `names` are
             its own, then the cells of its grid row by row.
         cells: rows and columns of this grid, kept by :meth:`match`; (1, N) where the explanation is
-            for one of the N words of a pair.
+            for one of the N words of a pair, or for N tokens of a late interaction.
         contrast: the two texts of ``explain(..., against=)``; the target is the first's embedding
             less the second's, and ``scores * norms`` the difference of their cosines.
         probabilities: of the classes of :func:`captum_clip.classify`, (1, K); otherwise None.
@@ -188,9 +188,9 @@ class Explanation(drawing.Drawable):
     def _target(self, index: int) -> "Explanation":
         """The explanation of one target; a part of the whole, such as a word, keeps its share."""
         column, name, cells = slice(index, index + 1), self.names[index], self.cells
-        if index == 0 and (self.words or self.reference is not None):  # the whole, with its cosine
+        if index == 0 and self.reference is not None:  # the whole, with its cosine
             cells = (0, 0)
-        elif self.leave_one_out is not None:
+        elif index and self.leave_one_out is not None:
             cells = (1, len(self.names) - 1)
         return replace(
             self,
