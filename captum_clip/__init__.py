@@ -35,6 +35,7 @@
     figures                  Mamooler's figures
     emotions                 probes from image features to the emotions of ArtEmis
     evaluation               methods compared on data; studies of folders
+    exported                 models written by captum-clip export, without torch
     late_interaction         the scores of ColPali and its relatives, taken apart
     search                   folders that were read once and answer every later text
     errors                   what this package raises

@@ -3,6 +3,7 @@ from . import attr as attr
 from . import emotions as emotions
 from . import errors as errors
 from . import evaluation as evaluation
+from . import exported as exported
 from . import figures as figures
 from . import late_interaction as late_interaction
 from . import maps as maps

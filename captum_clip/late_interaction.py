@@ -23,7 +23,6 @@ from .checks import check_choice, check_integer, expect, expecting
 from .errors import InputError, public
 from .explaining.explanation import Explanation
 from .maps import check_tensor, to_float32
-from .models.adapter import ImageLike
 from .models.geometry import Crop
 from .models.images import as_pil
 
@@ -54,7 +53,7 @@ class LateInteraction:
     similarity: Tensor
     patches: Tensor
     tokens: tuple[str, ...]
-    pages: tuple[ImageLike, ...] = ()
+    pages: tuple[Image.Image, ...] = ()
     model: str = "late interaction"
 
     @property
@@ -130,7 +129,7 @@ class LateInteraction:
                 is what heat maps of late interaction usually show, and is not the score.
 
         Raises:
-            InputError: another kind, or pages that cannot be read.
+            InputError: another kind.
         """
         values = self.maps(kind)
         values = torch.cat([values.sum(1, keepdim=True), values], 1).cpu().float()
@@ -142,9 +141,8 @@ class LateInteraction:
         count, *grid = self.patches.shape
         cell = max(1, _SIDE // max(grid))
         size = (cell * grid[0], cell * grid[1])
-        pages = as_pil(list(self.pages)) if self.pages else []
         # a retriever may squeeze its pages, so they are drawn in the shape of the grid
-        drawn = [page.resize(size[::-1]) for page in pages]
+        drawn = [page.resize(size[::-1]) for page in self.pages]
         drawn = drawn or [Image.new("RGB", size[::-1], "white")] * count
         pixels = torch.from_numpy(np.stack([np.asarray(page) for page in drawn]))
         return Explanation(
@@ -157,7 +155,7 @@ class LateInteraction:
             images=pixels.movedim(-1, 1).float() / 255,
             words=True,
             hints=((_HINTS[kind],) * bool(_HINTS[kind]),) * count,
-            crops=tuple(Crop((p.height, p.width), (0, 0, p.width, p.height)) for p in pages),
+            crops=tuple(Crop((p.height, p.width), (0, 0, p.width, p.height)) for p in self.pages),
             photos=self.pages,
             leave_one_out=shares,  # without a token its share is lost
             cells=(1, len(self.tokens)),
@@ -203,7 +201,7 @@ def explain(
         model: its name in figures.
 
     Raises:
-        InputError: shapes that do not belong together, or NaN or infinity.
+        InputError: shapes that do not belong together, NaN or infinity, or an unreadable image.
 
     Example:
         >>> import torch
@@ -239,13 +237,9 @@ def explain(
     names = tuple(f"token {n}" for n in range(1, len(vectors) + 1)) if tokens is None else tokens
     fits = all(isinstance(name, str) for name in names) and len(names) == len(vectors)
     expect(fits, f"`tokens` of {len(vectors)} names", tokens)
-    photos = () if images is None else tuple(images) if _is_list(images) else (images,)
+    photos = () if images is None else tuple(as_pil(images))
     expect(len(photos) in (0, batch), f"`images` of {batch} pages", images)
     similarity = torch.einsum(
         "qe,bpe->bqp", to_float32(vectors), to_float32(several).to(vectors.device)
     )
     return LateInteraction(similarity, where.to(similarity.device), tuple(names), photos, model)
-
-
-def _is_list(images: Any) -> bool:
-    return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4

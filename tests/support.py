@@ -15,12 +15,13 @@ from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import UnsupportedModelError
+from captum_clip.exported.graphs import OUTPUTS, ImageGraph, to_onnx
 from tests import builders, timm_builders
 from tests.samples import normal
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
 METHODS: dict[str, Any] = attr.METHODS
-COLUMNS = list(METHODS)  # a method that the page lacks fails tests/test_support.py
+COLUMNS = [*METHODS, "export"]  # a method that the page lacks fails tests/test_support.py
 
 
 def open_clip_vit(**vision: Any) -> Any:
@@ -91,10 +92,32 @@ def similarity_of(model: Any) -> tuple[ClipSimilarity, Tensor]:
     return ClipSimilarity(clip, targets.embedding(rows)), images
 
 
+def exported(forward: ClipSimilarity, images: Tensor) -> str:
+    """Whether the graph of the image tower gives its vectors, in a batch of another size too."""
+    import onnxruntime
+
+    graph = ImageGraph(forward.clip, {})
+    images = torch.cat([images, 0.7 * images.flip(-1), images.roll(3, 2)])
+    vectors = graph.direct.vectors(images)
+    model = to_onnx(graph, {"pixels": images[:2]}, OUTPUTS)
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        made = onnxruntime.InferenceSession(model.SerializeToString()).run(
+            ["vectors"], {"pixels": images.numpy()}
+        )
+    except Exception as error:  # onnxruntime's have no class in common
+        assert "ONNXRuntimeError" in str(error)
+        return "raises"
+    assert (torch.from_numpy(made[0]) - vectors).norm() <= 1e-5 * vectors.norm()
+    return "yes"
+
+
 def what_happens(model: Any, method: str) -> str:
     """The cell of a model and a method, by running it."""
     try:
         forward, images = similarity_of(model)
+        if method == "export":
+            return exported(forward, images)
         found = METHODS[method](forward).attribute_targets(images)
     except UnsupportedModelError:
         return "raises"

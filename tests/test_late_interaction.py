@@ -125,7 +125,7 @@ def test_one_page_of_several_is_what_it_is_alone(drawn: LateInteraction) -> None
         ({"pages": torch.ones(15, 7)}, "the query's length 8"),
         ({"query": torch.full((5, 8), torch.nan)}, "NaN"),
         ({"tokens": ["a"]}, "`tokens` of 5 names"),
-        ({"images": ["a.png"]}, "`images` of 2 pages"),
+        ({"images": np.zeros((9, 9, 3), np.uint8)}, "`images` of 2 pages"),
     ],
 )
 def test_embeddings_that_do_not_belong_together_are_refused(

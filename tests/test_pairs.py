@@ -24,7 +24,7 @@ from captum_clip import (
 from captum_clip import maps as resizing
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.visualization.matches import _strongest
+from captum_clip.visualization.matching import _strongest
 
 TEXT = "a horse and a dog"
 SCENE = draw_scene(3, objects=["horse", "dog"])

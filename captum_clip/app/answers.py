@@ -29,7 +29,7 @@ from ..models.names import resolve
 from ..search import ImageIndex
 from ..search.table import Table
 from ..visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, ramp, score_note
-from ..visualization.sentences import colored_words
+from ..visualization.words import colored_words
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Words: TypeAlias = tuple[list[tuple[str, str]], dict[str, str], list[Any]]

@@ -51,7 +51,7 @@ def features_mixture(read: AttentionRead) -> tuple[Tensor, Tensor, Tensor]:
 
     That is the first token, the mean of the features (B, C), with which it asks.
     """
-    features = to_float32(read.features.detach()).flatten(2).mT  # (B, N, C)
+    features = to_float32(read.features.detach()).flatten(2).transpose(1, 2)  # (B, N, C)
     positions: Any = read.attention.positions
     tokens = torch.cat([features.mean(1, keepdim=True), features], 1) + positions.to(features.dtype)
     weights = torch.linspace(-1, 2, tokens.shape[1], device=tokens.device).to(tokens)

@@ -308,7 +308,7 @@ def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     if tower.pooling == "attention":
         return record.returned[len(tower.layers)]
     if not isinstance(tower, TransformerTower):
-        return record.features.detach().flatten(2).mT
+        return record.features.detach().flatten(2).transpose(1, 2)
     final = record.outputs[len(tower.layers) - 1].detach()
     return final[:, tower.prefix :] if tower.pooling == "mean" else record.pooled.read(final)
 

@@ -159,7 +159,11 @@ def pooled_rows(
     """
     stream = range(layers.start, min(layers.stop, len(tower.layers)))
     visit = visit or (layers, partial(PooledRow.of, centred=centred))
-    embedded = pooled_embedding(tower, call, visit, stream=stream)
+    return rows_of(tower, pooled_embedding(tower, call, visit, stream=stream), centred)
+
+
+def rows_of(tower: Tower, embedded: PooledEmbedding, centred: bool) -> Rows:
+    """The rows that a forward has visited, or that of a mean."""
     visited = embedded.run.record.visited.items()
     rows = {index: row for index, row in visited if row is not None}
     head, token = embedded.head(tower), embedded.token

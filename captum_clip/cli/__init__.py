@@ -20,7 +20,14 @@ import typer
 
 from .. import errors
 from ..checks import excerpt
-from . import explain_command, figure_command, measure_commands, search_commands, show_commands  # noqa: F401
+from . import (  # noqa: F401
+    explain_command,
+    export_command,
+    figure_command,
+    measure_commands,
+    search_commands,
+    show_commands,
+)
 from .options import app
 
 __all__ = ["app", "main"]

@@ -59,7 +59,7 @@ class OpenClipViT(ViTTower):
     @override
     def head(self) -> tuple[Step, ...]:
         norm, projection = self.module.ln_post, self.module.proj
-        return (norm,) if projection is None else (norm, Linear(projection.T, None))
+        return (norm,) if projection is None else (norm, Linear(projection.transpose(0, 1), None))
 
 
 def _vit_of(visual: Any) -> OpenClipViT:
@@ -219,7 +219,7 @@ def text_tower_in(
         return None
     projection = owner.text_projection
     if isinstance(projection, nn.Parameter):
-        projection = Linear(projection.T, None)
+        projection = Linear(projection.transpose(0, 1), None)
     end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),

@@ -273,9 +273,9 @@ def _read(out: Tensor, **parts: Any) -> AttentionRead | None:
         if tensor is None:
             continue
         fits = tensor.ndim == 4 and count and not count % tensor.shape[1]
-        if not fits or tensor.shape[0] not in (1, len(out)):
+        if not fits or tensor.shape[0] not in (1, out.shape[0]):
             return None
-        tensor = tensor.expand(len(out), -1, -1, -1)
+        tensor = tensor.expand(out.shape[0], -1, -1, -1)
         # grouped queries: the heads of a group share keys and values
         groups = count // tensor.shape[1]
         parts[name] = tensor if groups == 1 else tensor.repeat_interleave(groups, 1)

@@ -21,6 +21,7 @@ from ..evaluation.run import ModelLoader, map_on_ray
 from ..evaluation.storage import Storage
 from ..evaluation.units import Skipped
 from ..explaining import photos
+from ..exported.adapter import ExportedAdapter
 from ..models import ClipAdapter
 from ..models.identity import fixed_images, summary
 from ..similarity import ClipSimilarity
@@ -59,6 +60,9 @@ class Vectors:
         self.clip: ClipAdapter | None = clip
         config = self.config
         self.models = ModelLoader(config.processor, config.tokenizer, config.image_size)
+        if isinstance(clip, ExportedAdapter):
+            own = clip.exported.about["method"]
+            expect(choice.name == own, f"the exported method {own}", choice.name)
         blank = clip.preprocess(Image.new("RGB", (64, 64)))
         self.size = (blank.shape[-2], blank.shape[-1])
         self.about: dict[str, Any] = {
@@ -76,6 +80,9 @@ class Vectors:
 
     def split(self, clip: ClipAdapter, images: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, E) of images, and the positions' shares in them (B, h, w, E)."""
+        if isinstance(clip, ExportedAdapter):
+            made = clip.exported.vectors(images.numpy())
+            return torch.from_numpy(made.embedding), torch.from_numpy(made.vectors)
         method = self.method(ClipSimilarity(clip, any_target(clip)))
         images = images.to(clip.device, clip.dtype)
         shares, rest = method.vectors(images, return_rest=True, **self.options)

@@ -17,11 +17,16 @@ They raise InputError for shapes, aspect ratios or ranges that do not fit and fo
 map, and return a figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .colors import HEAT, NEGATIVE, POSITIVE
 from .grid import save_figure
-from .matches import matches
-from .overlays import average, contact_sheet, overlay, signs
-from .sentences import sentences
+
+if TYPE_CHECKING:
+    from .matching import matches
+    from .overlays import average, contact_sheet, overlay, signs
+    from .words import sentences
 
 __all__ = [
     "HEAT",
@@ -35,3 +40,12 @@ __all__ = [
     "sentences",
     "signs",
 ]
+
+_HOMES = {"matches": ".matching", "sentences": ".words"}
+
+
+def __getattr__(name: str) -> Any:
+    # imported when they are used: they load torch, and what `export` wrote is drawn without it
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, ".overlays"), __name__), name)

@@ -1,0 +1,183 @@
+"""captum-clip export: the folder says what the model says, and what differs is not left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip import ClipSimilarity, DirectContribution, explain, exported, load_clip
+from captum_clip.attr.contributions import any_target
+from captum_clip.cli import main
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import InputError, TargetError, UnsupportedModelError
+from captum_clip.exported import writing
+from captum_clip.exported.adapter import ExportedAdapter
+from captum_clip.exported.graphs import OUTPUTS, ImageGraph, to_onnx
+from tests import builders, timm_builders
+
+pytest.importorskip("onnxruntime")
+SCENES = [draw_scene(seed, objects=["horse", "dog"]).image for seed in range(3)]
+TEXTS = ["a horse", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("exported") / "vit"
+    assert main(["export", "demo/vit", "-o", str(path), "--quiet"]) == 0
+    return path
+
+
+def test_scores_maps_and_picture_are_those_of_explain(folder: Path, tmp_path: Path) -> None:
+    made = exported.load(folder).explain(SCENES, TEXTS)
+    found = explain(SCENES, TEXTS, model="demo/vit", method="direct", sign="both", hints=False)
+    assert np.allclose(made.scores, found.scores, atol=1e-6)
+    for sign in ("positive", "negative"):
+        assert np.allclose(made.maps[sign], found.maps[sign], atol=1e-6)
+        single = explain(SCENES, TEXTS, model="demo/vit", method="direct", sign=sign, hints=False)
+        paths = made.save(tmp_path / "made.png", sign), single.save(tmp_path / "found.png")
+        drawn = [np.asarray(Image.open(path).convert("RGB"), int) for path in paths]
+        assert drawn[0].shape[1] == drawn[1].shape[1]
+        if sign == "positive":  # the caption of the other sign has another place
+            assert np.abs(drawn[0] - drawn[1]).max() <= 2
+
+
+def test_it_runs_without_torch(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(SCENES[0]).save(tmp_path / "scene.png")
+    code = (
+        "import sys; from captum_clip import exported; "
+        "found = exported.load(sys.argv[1]).explain(sys.argv[2], 'a horse'); "
+        "found.save(sys.argv[3]); assert 'torch' not in sys.modules"
+    )
+    paths = map(str, (folder, tmp_path / "scene.png", tmp_path / "map.png"))
+    subprocess.run([sys.executable, "-c", code, *paths], check=True, timeout=120)
+    assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_the_manifest_says_who_it_is(folder: Path) -> None:
+    about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert about["identity"] == load_clip("demo/vit").identity()
+    assert (about["model"], about["method"], about["grid"]) == ("demo/vit", "direct", [7, 7])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(builders.hf_vit, id="transformers"),
+        pytest.param(builders.open_clip_resnet, id="ResNet"),
+        pytest.param(builders.coca, id="CoCa"),
+        pytest.param(timm_builders.timm_siglip, id="timm"),
+        pytest.param(timm_builders.timm_gap, id="mean of patches"),
+    ],
+)
+@pytest.mark.parametrize("depth", ["pooling"])
+def test_graph_of_a_tower_is_its_vectors_for_any_batch(build: Any, depth: str) -> None:
+    import onnxruntime
+
+    small = build()
+    clip, images = small.load(), small.images(3)
+    direct = DirectContribution(ClipSimilarity(clip, any_target(clip)))
+    vectors, rest = direct.vectors(images, return_rest=True)
+    model = to_onnx(ImageGraph(clip, {}), {"pixels": images[:2]}, OUTPUTS)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for count in (1, 3):
+        unit, made, other = session.run(None, {"pixels": images[:count].numpy()})
+        wanted = vectors[:count], rest[:count], (vectors.sum((1, 2)) + rest)[:count]
+        for own, each in zip((made, other, unit), wanted, strict=True):
+            assert np.abs(own - each.numpy()).max() <= 1e-5 * float(each.abs().max())
+    assert not clip.model.training
+
+
+def test_options_of_the_method_and_smaller_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "SCENES", 2)
+    clip = load_clip("demo/vit")
+    method = "direct:baseline=mean,depth=token"
+    off = writing.export(clip, tmp_path / "small", method=method, precision="int8")
+    assert 0 < off["score"] < 0.1
+    assert 0 < off["cell"] < 1
+    made = exported.load(tmp_path / "small").explain(SCENES[0], TEXTS)
+    found = explain(SCENES[0], TEXTS, model=clip, method=method, sign="both", hints=False)
+    largest = float(found.maps["positive"].max())
+    assert np.abs(made.maps["positive"] - found.maps["positive"].numpy()).max() < 0.3 * largest
+
+
+def test_a_graph_that_differs_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(ImageGraph):
+        def forward(self, pixels: Any) -> Any:
+            unit, vectors, rest = super().forward(pixels)
+            return unit, vectors * 1.001, rest
+
+    class Fixed(ImageGraph):
+        def forward(self, pixels: Any) -> Any:
+            unit, vectors, rest = super().forward(pixels)
+            return unit + torch.zeros(len(pixels), 1), vectors, rest
+
+    messages = {Wrong: r"its vectors as a graph are off by 0\.001", Fixed: "its graph does not run"}
+    for kind, message in messages.items():
+        monkeypatch.setattr(writing, "ImageGraph", kind)
+        with pytest.raises(UnsupportedModelError, match=message):
+            writing.export(load_clip("demo/vit"), tmp_path / "folder")
+        assert [*tmp_path.iterdir()] == []
+
+
+def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
+    clip = load_clip("demo/vit")
+    with pytest.raises(InputError, match="not empty"):
+        writing.export(clip, folder)
+    with pytest.raises(UnsupportedModelError, match="a backward for each number"):
+        writing.export(clip, tmp_path / "all", method="direct:depth=all")
+    with pytest.raises(InputError, match="direct with its options"):
+        writing.export(clip, tmp_path / "other", method="rollout")
+    with pytest.raises(InputError, match="no folder of captum-clip export"):
+        exported.load(tmp_path)
+
+
+def test_texts_are_tokens_as_the_model_makes_them_or_refused(folder: Path) -> None:
+    clip, made = load_clip("demo/vit"), exported.load(folder)
+    texts = ["A Horse.", "a dog and a cat", "photo of the horse!"]
+    assert np.array_equal(made.tokenize(texts)["ids"], clip.text_inputs(texts)[0])
+    with pytest.raises(TargetError, match="a text that demo/vit knows"):
+        made.tokenize("a xylophone of jade")
+    with pytest.raises(TargetError, match="up to 16 tokens"):
+        made.tokenize("a horse " * 20)
+
+
+def test_openclips_own_tokenizer_has_a_form_as_json() -> None:
+    from open_clip import get_tokenizer
+    from tokenizers import Tokenizer
+
+    clip = builders.open_clip_vit().load(tokenizer=get_tokenizer("ViT-B-32"))
+    made = Tokenizer.from_str(writing.tokenizer_of(clip))
+    for text in ("a photo of a dog", "it's 3 O'Clock!", "Crème brûlée", "naïve 🐴"):
+        row = clip.tokenizer(text)[0]
+        assert made.encode(text).ids == row[: int(row.argmax()) + 1].tolist(), text
+
+
+def test_an_index_is_built_and_searched_with_it(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    from captum_clip.search import ImageIndex
+
+    for number, scene in enumerate(SCENES):
+        Image.fromarray(scene).save(tmp_path / f"{number}.png")
+    clip = load_clip("demo/vit")
+    adapter = ExportedAdapter(exported.load(folder))
+    found = [
+        ImageIndex.build(each, tmp_path, tmp_path / f"{number}.lance").search("a horse")
+        for number, each in enumerate((clip, adapter))
+    ]
+    assert found[0].files == found[1].files
+    assert np.allclose(found[0].scores, found[1].scores, atol=1e-6)
+    maps = [each.explanation.maps["positive"] for each in found]
+    assert torch.allclose(maps[0], maps[1], atol=1e-3)
+    assert len(ImageIndex.open(tmp_path / "0.lance", adapter)) == 3
