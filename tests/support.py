@@ -105,8 +105,7 @@ def exported(forward: ClipSimilarity, images: Tensor) -> str:
         made = onnxruntime.InferenceSession(model.SerializeToString()).run(
             ["vectors"], {"pixels": images.numpy()}
         )
-    except Exception as error:  # onnxruntime's have no class in common
-        assert "ONNXRuntimeError" in str(error)
+    except Exception:  # onnxruntime's have no class in common
         return "raises"
     assert (torch.from_numpy(made[0]) - vectors).norm() <= 1e-5 * vectors.norm()
     return "yes"

@@ -18,10 +18,11 @@ import torch
 
 from captum_clip import ClipSimilarity, DirectContribution, exported, load_clip, targets
 from captum_clip.demo import MODELS
+from captum_clip.demo.catalogue import NOUNS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.exported.writing import export
 
-TEXTS = ["a horse", "a dog", "a cat", "a car", "a tree", "a house", "a boat", "a bird"]
+TEXTS = [f"a {noun}" for noun in NOUNS[:8]]
 PRECISIONS = ("float32", "float16", "int8")
 
 
