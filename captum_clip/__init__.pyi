@@ -10,6 +10,7 @@ from . import maps as maps
 from . import metrics as metrics
 from . import search as search
 from . import targets as targets
+from . import training as training
 from . import visualization as visualization
 from ._version import __version__ as __version__
 from .attr import AllGradAttention as AllGradAttention

@@ -15,7 +15,7 @@ from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
 from ..models.steps import Direction, run_steps, split_heads
 from ..models.towers import Pooling, TransformerTower
-from ..recording import AttentionRead
+from ..recording import AttentionRead, detached, no_graph
 
 
 def merged(attention: Attention, heads: Tensor, run: Callable[..., Tensor] = run_steps) -> Tensor:
@@ -25,13 +25,13 @@ def merged(attention: Attention, heads: Tensor, run: Callable[..., Tensor] = run
         return run(attention.merge_steps(), heads.to(dtype))
 
 
-@torch.no_grad()
+@no_graph()
 def row_gradient(read: AttentionRead, gradient: Tensor) -> Tensor:
     """D y / d A of one row, (K, B, H, s), given d y / d heads' outputs there, (K, B, H d)."""
     return value_products(read, split_heads(to_float32(gradient.flatten(2)), read.attention.heads))
 
 
-@torch.no_grad()
+@no_graph()
 def matrix_gradient(read: AttentionRead, gradient: Tensor) -> Tensor:
     """D y / d A (..., H, rows, s), given the gradient at the heads' outputs (..., H, rows, d)."""
     with autocast_disabled(gradient):
@@ -84,7 +84,7 @@ def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = Fa
 
 def heads_output(read: AttentionRead) -> Tensor:
     """The heads' outputs for the pooled row, concatenated (B, H d)."""
-    return to_float32(read.select(read.out.detach())).flatten(1)
+    return to_float32(read.select(detached(read.out))).flatten(1)
 
 
 def contributions(read: AttentionRead, direction: Direction) -> Tensor:

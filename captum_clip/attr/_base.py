@@ -1,9 +1,10 @@
 """The base of all methods: Captum's contract, and `attribute` and `attribute_targets`."""
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial, wraps
 from itertools import compress
@@ -20,9 +21,17 @@ from ..errors import CaptureError, InputError, UnsupportedModelError, naming, pu
 from ..models import tower_of
 from ..models.library import modules_of, nondeterminism
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
-from ..recording import Recording, is_compiled, with_whole_graph
+from ..recording import (
+    Recording,
+    detached,
+    is_compiled,
+    keeps_graph,
+    kept_graph,
+    with_whole_graph,
+)
 from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, Indices, many_columns, one_column
+from ._engine import refuse_checkpointing
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 NOUNS: Final = {"vit": "vision transformer", "resnet": "convolutional tower", "text": "text tower"}
@@ -42,6 +51,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             ``-target`` is the negative map.
         needs_target: its maps depend on the target.
         additive: its maps and a rest add up to the score, and both methods take ``return_rest``.
+        differentiable: its maps can lie in the model's graph, and both methods take
+            ``create_graph``.
         costly: it takes many forward passes per map, so an evaluation gives it fewer images.
         paper_options: options of the map that its paper draws, where Captum's default is another.
         listed: whether lists of methods offer it, or it is only taken where it is named.
@@ -53,6 +64,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     needs_target: ClassVar[bool] = True
     costly: ClassVar[bool] = False
     additive: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
     listed: ClassVar[bool] = True
     paper_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
@@ -155,6 +167,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         With ``return_rest`` of an additive method (maps, rest (B, 1)), the rest being the part of
         the score that no position adds: maps.sum((-2, -1)) + rest = scores.
 
+        With ``create_graph`` of a differentiable method maps, scores and rest lie in the graph of
+        the model's parameters and, where they require a gradient, of the images, as a loss on maps
+        needs (:mod:`captum_clip.training`). Values are the same. The first call for each kind of
+        input sees that they can be differentiated, so make the method once. In training mode with
+        dropout or BatchNorm it warns instead of refusing, and nothing is compared with what ran.
+
         Args:
             inputs: preprocessed images (B, 3, H, W), or what the forward function takes first.
             target: index of a score, or one index per image; None where there is only one score.
@@ -222,10 +240,13 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     ) -> Computed:
         """The result of the formula, or of another one, with maps (B, K', h, w) as its values.
 
-        Gradients are possible whatever the caller's mode, and none reaches the caller's tensors.
+        Gradients are possible whatever the caller's mode, and none reaches the caller's tensors
+        but with ``create_graph`` among the options.
         """
         forward, name = self.forward_func, type(self).__name__
-        self._check_tower()
+        create_graph = options.pop("create_graph", False)
+        check_flag("create_graph", create_graph)
+        exact = self._check_tower(random=create_graph)
         self.check_options(**options)
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         wanted, maker = "images", "clip.preprocess(images)"
@@ -242,12 +263,18 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
             # Captum's Saliency leaves requires_grad on the caller's tensor; a detached view cannot
-            images = tuple(tensor.detach() for tensor in detach_inference(tensors))
-            with torch_failures():
+            images = detach_inference(tensors)
+            images = images if create_graph else tuple(tensor.detach() for tensor in images)
+            graph = kept_graph(exact=exact) if create_graph else nullcontext()
+            leaves = self._leaves(tensors) if create_graph else []
+            before = len(self._places)
+            with torch_failures(), graph:
                 call = Call(forward, images, detach_inference(extra), select, self._tower, name)
                 result = self._seen_in_place(partial(compute or self._compute, **options), call)
                 result.record.verify(name)
-            maps = result.values.detach()
+                maps = detached(result.values)
+            if leaves and len(self._places) > before:
+                _differentiate(maps, leaves)
             maps = self._on_grid(result.record, maps) if on_grid else maps
             result.record.let_go()
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
@@ -265,7 +292,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # a hook added between two calls may move tokens
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
         # of one image batch and heads may stand in any order
-        kind = images.dtype, images.shape[1:], len(images) > 1, hooks
+        kind = images.dtype, images.shape[1:], len(images) > 1, hooks, keeps_graph()
         places = kind not in self._places and isinstance(self._tower, TransformerTower)
         while True:
             model = self._tower.module if self._model is None else self._model
@@ -284,14 +311,52 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 return result
             places = True
 
-    def _check_tower(self) -> None:
-        """Find the tower's parts as they are now; refuse one that answers differently each time."""
+    def _check_tower(self, *, random: bool = False) -> bool:
+        """Find the tower's parts as they are now, and whether they answer the same each time.
+
+        Where they do not, it is refused, or told where maps may be `random`.
+        """
         method = type(self).__name__
         self._tower = tower = _tower_in(self.forward_func, self._model)
-        if (reason := nondeterminism(tower.module)) is not None:
+        if (reason := nondeterminism(tower.module)) is None:
+            return True
+        mode = f"{method}: the {tower.noun} is in training mode with {reason}"
+        if not random:
+            raise InputError(f"{mode}; call model.eval().")
+        warnings.warn(
+            f"{mode}, so each call has other maps, and none is compared with what ran; what is "
+            "dropped inside a fused attention counts in the rest.",
+            stacklevel=2,
+        )
+        return False
+
+    def _leaves(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """What a graph of maps leads to: the parameters and inputs that require a gradient."""
+        refuse_checkpointing(self._tower)
+        forward: Any = self.forward_func
+        is_similarity = isinstance(forward, Similarity)
+        model: Any = forward.clip.model if is_similarity else self._model
+        leaves = [t for t in (*model.parameters(), *inputs) if t.requires_grad]
+        if is_similarity and not leaves:
             raise InputError(
-                f"{method}: the {tower.noun} is in training mode with {reason}; call model.eval()."
+                "create_graph: neither a parameter of the model nor the images require a gradient, "
+                "so maps have no graph; call requires_grad_() on what is trained."
             )
+        return leaves
+
+
+def _differentiate(maps: Tensor, leaves: list[Tensor]) -> None:
+    """Raise UnsupportedModelError where torch has no derivative of the maps."""
+    try:
+        torch.autograd.grad(maps.sum(), leaves, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"these maps are made of a gradient, which torch cannot differentiate again ({error}); "
+            "run this and the loss under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or take "
+            "a method without gradients, such as direct."
+        ) from error
 
 
 def _with_options(method: type[ClipAttribution], name: str) -> Any:
@@ -305,10 +370,10 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
     signature = inspect.signature(function)
     if defined is None:
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        if method.additive:
-            kind = inspect.Parameter.KEYWORD_ONLY
-            rest = inspect.Parameter("return_rest", kind, default=False, annotation=bool)
-            parameters.append(rest)
+        flags = {"return_rest": method.additive, "create_graph": method.differentiable}
+        kind = inspect.Parameter.KEYWORD_ONLY
+        for flag in compress(flags, flags.values()):
+            parameters.append(inspect.Parameter(flag, kind, default=False, annotation=bool))
         options = inspect.signature(method._compute).parameters.values()
         parameters += [p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
         map_type: Any = Tensor if name == "attribute_targets" else TensorOrTuple

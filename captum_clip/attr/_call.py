@@ -18,7 +18,7 @@ from torch.autograd import grad
 from ..checks import expect, show
 from ..errors import CaptureError, TargetError
 from ..models.towers import Tower
-from ..recording import Recording
+from ..recording import Recording, detached, keeps_graph
 from ..similarity import Similarity
 
 Columns = Sequence[int] | Tensor | None
@@ -102,8 +102,8 @@ class Pass:
 
     @property
     def chosen(self) -> Tensor:
-        """The scores that are asked for, (B, K'), detached."""
-        return self.scores.detach().T.gather(0, self.columns).T.contiguous()
+        """The scores that are asked for, (B, K'), without a graph unless it is kept."""
+        return detached(self.scores).T.gather(0, self.columns).T.contiguous()
 
     def computed(self, values: Tensor, rest: Tensor | None = None) -> Computed:
         """A method's result: maps of the K' columns, and the rest (B, K') of an additive method."""
@@ -121,6 +121,7 @@ class Pass:
     def _known(self, leaves: Sequence[Tensor], rows: Tensor, **more: bool) -> tuple[Tensor, ...]:
         """The gradients of the scores, zero where a hook wiped what a leaf led to."""
         options: Any = {"retain_graph": True, "allow_unused": True, **more}
+        options["create_graph"] = keeps_graph()
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if self.scores.requires_grad:
             gradients = grad(self.scores, leaves, rows, **options)

@@ -21,7 +21,17 @@ from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower
-from ..recording import NOTHING, AttentionRead, Recording, Visit, record_resnet, record_vit
+from ..recording import (
+    NOTHING,
+    AttentionRead,
+    Recording,
+    Visit,
+    detached,
+    keeps_graph,
+    no_graph,
+    record_resnet,
+    record_vit,
+)
 from . import _attention as mha
 from ._call import Call, Pass, batched
 
@@ -106,7 +116,7 @@ def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
     except ReadsMoreError:
         return None
     # a backward through all tokens of the last block would cost s times as much for each target
-    heads = read.select(read.out.detach()).flatten(1).requires_grad_()
+    heads = read.select(detached(read.out)).flatten(1).requires_grad_()
     try:
         attended = mha.merged(layer, heads)
         stream = record.residual + call_steps(layer.branch(), attended.to(record.residual.dtype))
@@ -118,7 +128,8 @@ def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
     if not all(agree(record, *pair) for pair in (*made, (embedding, embedded.embedding))):
         return None
     try:
-        gradients = partial(grad, embedding, heads, retain_graph=True)
+        create = keeps_graph()
+        gradients = partial(grad, embedding, heads, retain_graph=True, create_graph=create)
         return batched(gradients, embedded.gradient.to(embedding.dtype), heads)
     except RuntimeError:  # a hook wiped what leads from the attention
         return None
@@ -207,20 +218,20 @@ def kept_attention(
 
 def without_gradient(tower: TransformerTower, call: Call, visit: Visits) -> Pass:
     """Run once without any graph and visit some layers."""
-    with torch.no_grad():
+    with no_graph():
         return _run(tower, call, visit=visit)
 
 
 def once_more(tower: TransformerTower, call: Call, run: Pass, keep: range) -> Recording:
     """Record whole layers of a forward that turned out to be needed: it must be the same again."""
-    with torch.no_grad():
+    with no_graph():
         again = _run(tower, call, keep=keep)
     again.record.compare("a second forward", again.scores, run.scores)
     again.record.verify(call.method)
     return again.record
 
 
-def refuse_checkpointing(tower: TransformerTower) -> None:
+def refuse_checkpointing(tower: Tower) -> None:
     """A block that runs again in the backward would be seen by no hook."""
     if checkpoints(tower.module):
         raise UnsupportedModelError(
@@ -308,8 +319,8 @@ def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     if tower.pooling == "attention":
         return record.returned[len(tower.layers)]
     if not isinstance(tower, TransformerTower):
-        return record.features.detach().flatten(2).transpose(1, 2)
-    final = record.outputs[len(tower.layers) - 1].detach()
+        return detached(record.features).flatten(2).transpose(1, 2)
+    final = detached(record.outputs[len(tower.layers) - 1])
     return final[:, tower.prefix :] if tower.pooling == "mean" else record.pooled.read(final)
 
 
@@ -368,14 +379,16 @@ def embedded_scores(
     if embedding.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
         gradient, embedding = gradient[:, :, 0], embedding[:, 0]
     # a cosine is flat along e, so the part of the score along it is put back by hand
-    e = to_float32(embedding.detach())
+    e = to_float32(detached(embedding))
     along = run.chosen.T.to(gradient.dtype) - (gradient * e).sum(-1)
     length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     rows = gradient * length + along[..., None] * (e / length)
     # one direction for all images makes the products that follow one matrix
     mean = rows.mean(1, keepdim=True)  # of cosines the images' rows are the same
     rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
-    rows = mean if bool(((rows - mean).norm(dim=-1) <= rounding).all()) else rows
+    # rows that are equal here may have other derivatives
+    alike = not keeps_graph() and bool(((rows - mean).norm(dim=-1) <= rounding).all())
+    rows = mean if alike else rows
     direction = Direction.of(rows, length[:, 0].reciprocal())
     return PooledEmbedding(run, embedding, direction, gradient, projected, mixture=whole)
 

@@ -22,7 +22,7 @@ from ..models.steps import (
 )
 from ..models.text import PostNormLayer
 from ..models.towers import Tower
-from ..recording import AttentionRead, Recording
+from ..recording import AttentionRead, Recording, detached, no_graph
 from . import _attention as mha
 from ._call import Call, Computed
 from ._engine import PooledEmbedding, Visits, pooled_embedding
@@ -71,7 +71,7 @@ class PooledRow(NamedTuple):
     @classmethod
     def of(cls, _: int, read: AttentionRead, *, centred: bool) -> "PooledRow":
         """That of an attention that was visited; `centred` takes values less their mean."""
-        with torch.no_grad(), autocast_disabled(read.value):
+        with no_graph(), autocast_disabled(read.value):
             # the sum of the parts is compared with what ran; what a sink adds is not a part
             row = read.row if read.extra is not None else read.any_row()
             value, extra = to_float32(read.value), read.extra
@@ -168,7 +168,7 @@ def rows_of(tower: Tower, embedded: PooledEmbedding, centred: bool) -> Rows:
     rows = {index: row for index, row in visited if row is not None}
     head, token = embedded.head(tower), embedded.token
     if tower.pooling == "mean":
-        with torch.no_grad(), autocast_disabled(token):
+        with no_graph(), autocast_disabled(token):
             row = _mean_row(tower, embedded, centred)
             head, token = head[tower.steps_before_mean :], row.heads
             rows = {len(tower.layers): row}  # after all of them
@@ -295,13 +295,13 @@ def _compare_along(
     record.compare(what, whole.T, direction.dot(wide).T.to(token.dtype), size[:, None])
 
 
-@torch.no_grad()
+@no_graph()
 def decompose(
     tower: Tower, call: Call, embedded: PooledEmbedding, values: Tensor, directions: Tensor | None
 ) -> Computed:
     """Products (n, B, s) or (n, B, L, H) of the unit embedding's parts, and of what is in none."""
     record = embedded.run.record
-    unit = to_float32(embedded.embedding.detach()) * embedded.direction.scale[:, None]
+    unit = to_float32(detached(embedded.embedding)) * embedded.direction.scale[:, None]
     scored = record.scored.detach()  # which may be more than the tower's
     made = unit if scored.shape == unit.shape else torch.full_like(scored, torch.nan)
     record.compare("the embedding", made, F.normalize(scored, dim=-1))

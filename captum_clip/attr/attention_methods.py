@@ -47,6 +47,7 @@ class AttentionGradCam(ViTAttribution):
     """
 
     name = "attention-grad-cam"
+    differentiable = True
     towers = ("vit", "text")
 
     @override
@@ -96,6 +97,7 @@ class AttentionRollout(ViTAttribution):
     """
 
     name = "rollout"
+    differentiable = True
     towers = ("vit", "text")
     needs_target = False
 
@@ -150,6 +152,7 @@ class AllGradAttention(ViTAttribution):
     """
 
     name = "all-grad"
+    differentiable = True
     towers = ("vit", "text")
 
     @override
@@ -224,6 +227,7 @@ class LastGradAttention(ViTAttribution):
     """
 
     name = "last-grad"
+    differentiable = True
     towers = ("vit", "text")
 
     @override
@@ -332,6 +336,7 @@ class LayerAttention(ViTAttribution):
     """
 
     name = "layer"
+    differentiable = True
     signed = True  # of the gradient
     listed = False  # a view of one layer, not a map to compare
 

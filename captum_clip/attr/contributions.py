@@ -15,7 +15,15 @@ from ..maps import autocast_disabled, to_float32
 from ..models import ClipAdapter
 from ..models.steps import Direction, pull_back, push_forward
 from ..models.towers import ResNetTower, TransformerTower
-from ..recording import Recording, record_held, refuse_nonlinear
+from ..recording import (
+    Recording,
+    detached,
+    held,
+    keeps_graph,
+    no_graph,
+    record_held,
+    refuse_nonlinear,
+)
 from ..similarity import Similarity
 from ..targets import Target
 from ._base import ClipAttribution
@@ -55,7 +63,7 @@ class ConservativePropagation(ClipAttribution):
 
     name = "conservative"
     towers = ("vit", "text")
-    signed = additive = True
+    signed = additive = differentiable = True
     _tower: TransformerTower
 
     @override
@@ -80,7 +88,7 @@ def propagated_to_patches(
             tensor = tensor.permute(0, 2, 3, 1)
         return to_float32(tensor).flatten(1, -2)
 
-    entered, maps = as_tokens(patches.detach()), []
+    entered, maps = as_tokens(detached(patches)), []
     if centred:
         span = slice(tower.prefix, tower.prefix + entered.shape[1])
         padded = F.pad(entered, (0, 0, tower.prefix, 0))
@@ -90,12 +98,12 @@ def propagated_to_patches(
         direction = Direction.of(directions.expand(-1, record.batch, -1), direction.scale)
     # one target after the other; what is linear has a gradient that does not depend on the patches
     # held gates are per image and token, so a batched backward would hold all of them K times
-    for index, rows in enumerate(direction.dense().to(embedded.embedding.dtype)):  # (B, E)
-        options = {"retain_graph": True, "create_graph": index == 0}
+    for index, rows in enumerate(held(direction.dense()).to(embedded.embedding.dtype)):  # (B, E)
+        options = {"retain_graph": True, "create_graph": index == 0 or keeps_graph()}
         (gradient,) = torch.autograd.grad(embedded.embedding, patches, rows, **options)
         if index == 0:
             refuse_nonlinear(gradient, patches, tower.noun)
-        maps.append((as_tokens(gradient.detach()) * entered).sum(-1))
+        maps.append((as_tokens(detached(gradient)) * entered).sum(-1))
     stacked = torch.stack(maps)  # (K', B, N)
     padded = F.pad(stacked, (tower.prefix, 0))
     if directions is not None:
@@ -178,7 +186,7 @@ class DirectContribution(ClipAttribution):
 
     name = "direct"
     towers = ("vit", "resnet", "text")
-    signed = additive = True
+    signed = additive = differentiable = True
     _tower: TransformerTower | ResNetTower
 
     @override
@@ -198,7 +206,7 @@ class DirectContribution(ClipAttribution):
             return propagated_to_patches(tower, call, centred=centred)
         pooled = pooled_rows(tower, call, layers, centred)
         token, embedded, mlps = pooled.token, pooled.embedded, depth == "token"
-        with torch.no_grad(), autocast_disabled(token):
+        with no_graph(), autocast_disabled(token):
             direction = pull_back(pooled.head, token, embedded.direction)
             total = direction.dot(token) + direction.constant  # (K', B)
             # where tokens are fewer than targets, their shares pass the MLPs at a lower price
@@ -261,6 +269,7 @@ class DirectContribution(ClipAttribution):
         baseline: Baseline = "none",
         start_layer: int = 0,
         depth: Depth = "pooling",
+        create_graph: bool = False,
     ) -> Any:
         r"""The share of each position in the unit embedding, (B, h, w, E), of texts (B, T, E).
 
@@ -286,6 +295,7 @@ class DirectContribution(ClipAttribution):
             baseline: as the class has it, like what follows.
             start_layer: first layer that takes part.
             depth: "pooling", "token" or "all".
+            create_graph: leave the vectors in the graph of the model, as `attribute` does.
 
         Raises:
             InputError: a forward function of your own, or an invalid input or option.
@@ -307,6 +317,7 @@ class DirectContribution(ClipAttribution):
         check_flag("return_rest", return_rest)
         check_choice(per, ("position", "head"), name="`per`")
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
+        options["create_graph"] = create_graph
         kept = "head" if per == "head" else None
         computed = self._products(inputs, additional_forward_args, {**options, "per": kept})
         vectors = computed.values.movedim(0 if kept else 1, -1).contiguous()
@@ -347,7 +358,7 @@ class DirectContribution(ClipAttribution):
             return propagated_to_patches(tower, call, centred=centred, directions=directions)
         pooled = pooled_rows(tower, call, layers, centred)
         embedded = pooled.embedded
-        with torch.no_grad(), autocast_disabled(pooled.token):
+        with no_graph(), autocast_disabled(pooled.token):
             shares = parts_of_heads(pooled) if per else pushed_rows(pooled, depth == "token")
             vectors = push_forward(pooled.head, pooled.token, shares)[1]
             if per is not None:

@@ -13,7 +13,7 @@ from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
-from ..recording import AttentionRead, read_pool, record_vit
+from ..recording import AttentionRead, no_graph, read_pool, record_vit
 from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import Call, Computed, batched
@@ -145,6 +145,7 @@ class GradEclip(ViTAttribution):
     """
 
     name = "grad-eclip"
+    differentiable = True
     towers = ("vit", "text")
 
     @override
@@ -164,7 +165,7 @@ class GradEclip(ViTAttribution):
             general.append(row.clamp(min=0) * self._spread(read, start))
         return last.run.computed(torch.stack(general))
 
-    @torch.no_grad()
+    @no_graph()
     def _spread(self, read: AttentionRead, start: Tensor | None) -> Tensor:
         """Min-max over the patches of the cosine between keys and the pooled query, (B, s).
 
@@ -225,7 +226,7 @@ class PatchSimilarity(ViTAttribution):
     """
 
     name = "patches"
-    signed = True
+    signed = differentiable = True
 
     @override
     def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
@@ -241,7 +242,7 @@ class PatchSimilarity(ViTAttribution):
         embedded = pooled_embedding(tower, call, keep=range(last, last + 1), stream=stream)
         record = embedded.run.record
         read = record.reads[last]
-        with torch.no_grad(), autocast_disabled(embedded.token):
+        with no_graph(), autocast_disabled(embedded.token):
             # the values of all tokens pass the output map, each by itself
             made = mha.merged(module, to_float32(read.out).transpose(1, 2).flatten(2))
             record.compare(read.name, to_float32(made).flatten(1), read.output.flatten(1))

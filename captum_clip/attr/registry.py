@@ -32,7 +32,8 @@ ENTRY_POINTS: Final = "captum_clip.methods"
 MAMOOLER: Final = "mamooler"
 """Stands for :func:`report_method` of a tower wherever a method is named."""
 _OF_REPORT: Final = {"vit": "last-grad", "text": "last-grad", "resnet": "grad-cam"}
-_RESERVED: Final = {"return_scores", "return_rest", "relu_attributions"}  # the caller's, no options
+# the caller's, no options
+_RESERVED: Final = {"return_scores", "return_rest", "create_graph", "relu_attributions"}
 
 Method = TypeVar("Method", bound=type[Any])
 TextMap: TypeAlias = tuple[tuple[str, float], ...]

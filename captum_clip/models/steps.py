@@ -332,10 +332,12 @@ class _Called(NamedTuple):
 
     def _pull(self, token: Tensor, direction: Direction) -> Direction:
         zero, dense = _constant(self.module, token), direction.dense()
+        # in a graph that is kept, rows are functions of the module's parameters
+        options = {"retain_graph": True, "create_graph": torch.is_grad_enabled()}
         with torch.enable_grad():
             leaf = token.detach().requires_grad_()
             output = _called(self.module, leaf)
-            rows = [torch.autograd.grad(output, leaf, row, retain_graph=True)[0] for row in dense]
+            rows = [torch.autograd.grad(output, leaf, row, **options)[0] for row in dense]
         constant = direction.constant + torch.einsum("kbd,bd->kb", dense, zero)
         return Direction(torch.stack(rows), torch.ones_like(direction.scale), constant)
 
@@ -390,7 +392,8 @@ def gate_of(function: Callable[[Tensor], Tensor], token: Tensor, result: Tensor)
     """
     step = torch.finfo(token.dtype).eps
     zero, below = (function(token.new_full((1,), end)) for end in (0.0, -step))
-    return torch.where(token == 0, (zero - below) / step, result / token)
+    # no division by zero, whose gradient would be NaN where the other side is taken
+    return torch.where(token == 0, (zero - below) / step, result / token.masked_fill(token == 0, 1))
 
 
 def _called(step: nn.Module, token: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from ..models.attentions import AttentionLayer
 from ..models.steps import run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower, ViTTower
-from .hooks import Arguments, Hooks, graph_from_start, uncompiled
+from .graph import detached, graph_from_start, keeps_graph
+from .hooks import Arguments, Hooks, uncompiled
 from .places import Places
 from .reads import AttentionRead
 from .records import NOTHING, Recording, Visit, as_leaf
@@ -211,7 +212,7 @@ class _Attention:
         output = self.attention.output(result)
         # a clone, since a residual may be added in place
         row = output[:, 0] if self.attention.is_pool else self.record.pooled.read(output)
-        self.record.returned[self.index] = row.detach().clone()
+        self.record.returned[self.index] = detached(row).clone()
         if self.index in self.record.reads:
             self.record.reads[self.index].output = output.detach().clone()
         self.record.go_on()
@@ -264,7 +265,7 @@ class Blocks:
             row = record.pooled.read(tokens)
             if index and index - 1 in self.stream:
                 record.compare(f"what enters layer {index}", self.row, row)
-            self.row = row.detach().clone()
+            self.row = detached(row).clone()
             record.residual = self.row
         if index == 0 and self.moves is not None:
             return layer.batch_first(self.moves.enter(tokens))
@@ -280,7 +281,7 @@ class Blocks:
         output = layer.output(result)
         record.go_on()
         if index in self.stream:
-            row = record.pooled.read(output).detach()
+            row = detached(record.pooled.read(output))
             seen = [record.returned.get(index, NOTHING), self.added]
             # a branch that did not run is a sum that equals nothing, and bounds nothing
             attended, added = (b if b.numel() else torch.full_like(row, torch.nan) for b in seen)
@@ -351,8 +352,8 @@ def plan_embedding(
 def _apart(output: Any, record: Recording) -> Any:
     """What a tower returned, with a probe in its tensors outside of the graph."""
     if isinstance(output, Tensor):
-        outside = record.begun and not output.requires_grad and output.is_floating_point()
-        return record.probed(output) if outside else output
+        outside = record.begun and (keeps_graph() or not output.requires_grad)
+        return record.probed(output) if outside and output.is_floating_point() else output
     if isinstance(output, dict):  # an output of transformers
         return type(output)(**{name: _apart(value, record) for name, value in output.items()})
     if type(output) in (tuple, list):

@@ -14,6 +14,7 @@ from ..maps import autocast_disabled, to_float32
 from ..models.steps import gate_of
 from ..models.towers import TransformerTower
 from .forwards import Blocks, plan_attentions, plan_embedding, recording
+from .graph import held, keeps_graph
 from .places import Places
 from .reads import AttentionRead
 from .records import Recording
@@ -83,6 +84,10 @@ class _Held(Watch):
             )
         if not self._holds_attention:
             return None
+        if keeps_graph():
+            weights = held(read.matrix(compare=False))
+            with autocast_disabled(weights):
+                return _with_value(weights @ to_float32(read.value), read.out)
         return _weighted(read.value, read.alone(), read.out.detach())
 
     @override
@@ -99,24 +104,24 @@ class _Held(Watch):
             )
         out = func(*args, **kwargs)
         if func in _DEVIATIONS:
-            return out.detach()
+            return held(out)
         if func in _ACTIVATIONS and first.requires_grad:
             # of slots of a place in which it is zero the gate is the slope there
             gate = gate_of(lambda x: func(x, *args[1:], **kwargs) if args else out, first, out)
-            return self._gate(_with_value(first * gate.detach(), out))
+            return self._gate(_with_value(first * held(gate), out))
         if func in _NORMS and first.requires_grad:
-            held = _held_norm(_NORMS[func], *args, **kwargs)
-            self._compare(held.detach(), out.detach(), getattr(func, "__name__", "norm"))
-            return _with_value(held, out)
+            normed = _held_norm(_NORMS[func], *args, **kwargs)
+            self._compare(normed.detach(), out.detach(), getattr(func, "__name__", "norm"))
+            return _with_value(normed, out)
         number = not any(isinstance(each, Tensor) for each in (*args[1:], *kwargs.values()))
         if id(first) in self._gates and (func in _VIEWS or (func in _SUMS and number)):
             return self._gate(out)
         return out
 
-    def _compare(self, held: Tensor, out: Tensor, name: str) -> None:
+    def _compare(self, made: Tensor, out: Tensor, name: str) -> None:
         """What is held must be what ran, of each image as a whole."""
         off, size = (
-            to_float32(each).flatten(1).norm(dim=1, keepdim=True) for each in (held - out, out)
+            to_float32(each).flatten(1).norm(dim=1, keepdim=True) for each in (made - out, out)
         )
         zero = torch.zeros_like(off, dtype=out.dtype)
         self._record.compare(f"a {name}", off, zero, size)
@@ -132,9 +137,9 @@ class _Held(Watch):
             return self._gate(out) if id(first) in self._gates else out
         gates = [id(each) in self._gates for each in (first, second)]
         if gates == [True, False] and _is_branch(second):
-            return func(first.detach(), second)  # type: ignore[no-any-return]
+            return func(held(first), second)  # type: ignore[no-any-return]
         if gates == [False, True] and _is_branch(first):
-            return func(first, second.detach())  # type: ignore[no-any-return]
+            return func(first, held(second))  # type: ignore[no-any-return]
         return func(first, second)  # type: ignore[no-any-return]
 
 
@@ -147,10 +152,10 @@ def _works_in_place(args: Any, kwargs: Any) -> bool:
     return bool(kwargs.get("inplace", False)) or any(arg is True for arg in args[1:])
 
 
-def _with_value(held: Tensor, value: Tensor) -> Tensor:
+def _with_value(made: Tensor, value: Tensor) -> Tensor:
     """A tensor of the graph with the value that the model gave, which may differ by rounding."""
-    held = held.to(value.dtype)
-    return held + (value - held).detach()
+    made = made.to(value.dtype)
+    return made + (value - made).detach()
 
 
 def _held_norm(
@@ -163,10 +168,10 @@ def _held_norm(
     dims = tuple(range(-len(shape), 0))
     wide = to_float32(x)
     wide = wide - wide.mean(dims, keepdim=True) if centres else wide
-    scale = (wide.detach().square().mean(dims, keepdim=True) + epsilon).rsqrt()
-    held = wide * scale
-    held = held if weight is None else held * weight.detach()
-    return held if bias is None else held + bias.detach()
+    scale = (held(wide).square().mean(dims, keepdim=True) + epsilon).rsqrt()
+    normed = wide * scale
+    normed = normed if weight is None else normed * held(weight)
+    return normed if bias is None else normed + held(bias)
 
 
 @contextmanager
@@ -214,7 +219,8 @@ def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:
     weights = torch.linspace(-1, 2, gradient.numel(), device=gradient.device).to(gradient)
     weights = weights.view(gradient.shape)
     try:
-        [change] = torch.autograd.grad(gradient, patches, weights, allow_unused=True)
+        options = {"allow_unused": True, "retain_graph": keeps_graph()}
+        [change] = torch.autograd.grad(gradient, patches, weights, **options)
         is_linear = change is None or not bool(change.any())
     except RuntimeError:  # an operation without a second derivative, on a way that is not linear
         is_linear = False

@@ -4,7 +4,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -56,19 +55,6 @@ def is_compiled(forward: Any, model: nn.Module) -> bool:
     return hasattr(forward, "_torchdynamo_orig_callable") or any(
         layer._compiled_call_impl is not None or hasattr(layer, "_orig_mod") for layer in modules
     )
-
-
-graph_from_start: ContextVar[bool] = ContextVar("graph", default=False)
-
-
-@contextmanager
-def with_whole_graph() -> Iterator[None]:
-    """Record forwards with a graph from their beginning, at its price."""
-    before = graph_from_start.set(True)
-    try:
-        yield
-    finally:
-        graph_from_start.reset(before)
 
 
 class Hooks:

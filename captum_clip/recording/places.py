@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..models.images import Size
-from .hooks import Arguments, Hooks, graph_from_start
+from .graph import graph_from_start
+from .hooks import Arguments, Hooks
 from .records import Recording
 
 
@@ -60,7 +61,9 @@ class Places:
 
     def _follow(self, tokens: Tensor) -> Tensor:
         torch.set_grad_enabled(True)
-        return tokens if self._record.begun else tokens.detach().requires_grad_()
+        # with a graph that is kept, frozen layers may lie below
+        in_graph = self._record.begun and tokens.requires_grad
+        return tokens if in_graph else tokens.detach().requires_grad_()
 
     def _half(self, tokens: Tensor) -> Tensor:
         """One half of the tokens, (B, s), drawn for each image."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
+from .graph import detached, no_graph
 
 
 def _ignore(*call: Any) -> None:
@@ -64,7 +65,7 @@ class AttentionRead:
 
         The weights are made first, since a softmax is over all keys.
         """
-        row, self.weights = self.row.detach(), self.matrix()
+        row, self.weights = detached(self.row), self.matrix()
         self.extra = torch.einsum(
             "bhs,bhsd->bhd", row[..., count:], self.value[:, :, count:].to(row)
         )
@@ -76,7 +77,7 @@ class AttentionRead:
         """Take it out of its graph."""
         for name in ("value", "out", "weights", "query", "key", "mask"):
             tensor = getattr(self, name)
-            setattr(self, name, None if tensor is None else tensor.detach())
+            setattr(self, name, None if tensor is None else detached(tensor))
         return self
 
     def watch(self) -> None:
@@ -107,24 +108,24 @@ class AttentionRead:
         self.compare(self.name, made.flatten(1), self.select(self.out).flatten(1))
         return row
 
-    @torch.no_grad()
+    @no_graph()
     def any_row(self) -> Tensor:
         """The same, of which what it makes of the values is to be compared elsewhere."""
         with autocast_disabled(self.out):
             if self.weights is not None:
-                return to_float32(self.select(self.weights.detach()))
+                return to_float32(self.select(detached(self.weights)))
             query, key, factor = self.product()
             # one row as a sum over channels: a product of matrices would be made for all rows
             logits = (key * (self.select(query) * factor)[..., None, :]).sum(-1)
             bias = self._bias(logits.dtype)
             return softmax_over_keys(logits, None if bias is None else self.select(bias))
 
-    @torch.no_grad()
+    @no_graph()
     def matrix(self, *, compare: bool = True) -> Tensor:
         """A (B, H, rows, s), in at least float32, compared with what ran by one random vector."""
         with autocast_disabled(self.out):
             if self.weights is not None:
-                matrix = to_float32(self.weights.detach())
+                matrix = to_float32(detached(self.weights))
             else:
                 query, key, factor = self.product()
                 logits = (query * factor) @ key.mT

@@ -15,6 +15,7 @@ from ..models.attentions import PooledToken
 from ..models.library import has_no_foreign_hooks
 from ..models.steps import ROUNDING
 from ..models.towers import Tower, TransformerTower
+from .graph import held, is_exact, keeps_graph
 from .hooks import Arguments
 from .reads import AttentionRead
 
@@ -25,7 +26,7 @@ def as_leaf(tensor: Tensor) -> Tensor:
     """The tensor as the beginning of the graph."""
     torch.set_grad_enabled(True)
     # the module's own tensor, since a part of it would not be upstream of what follows
-    return tensor.detach().requires_grad_()
+    return held(tensor).requires_grad_()
 
 
 class Comparison(NamedTuple):
@@ -45,11 +46,12 @@ class _Probe(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, probe: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         return tensor.detach()  # no view, which nothing may change in place
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override, unused-ignore]
-        return gradient, gradient.abs().sum().float()
+    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override, unused-ignore]
+        return gradient, None if gradient is None else gradient.abs().sum().float()
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Recording:
     count: int = 0  # tokens that entered the last block
     pooled: PooledToken = field(default_factory=PooledToken)
     autocast: torch.dtype | None = None  # what a forward ran under
-    begun: bool = False  # the graph
+    begun: bool = field(default_factory=keeps_graph)  # the graph
     moved: bool = False  # a block got something else than what the one below it returned
     input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
     reads: dict[int, AttentionRead] = field(default_factory=dict)  # of attentions that are kept
@@ -103,6 +105,8 @@ class Recording:
 
         They may differ by a share of the lengths of others together, by default of its own.
         """
+        if not is_exact():
+            return
         made, returned, sizes = made.detach(), returned.detach(), tuple(w.detach() for w in sizes)
         returned = returned.clone()  # a row of what the library goes on with, maybe in place
         self.comparisons.append(Comparison(name, made, returned, sizes or (returned,)))
