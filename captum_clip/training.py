@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .checks import expect
 from .errors import InputError, public
-from .maps import check_maps, check_shape
+from .maps import check_shape, check_tensor
 
 
 @public("outside_share")
@@ -24,8 +24,8 @@ def outside_share(maps: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         maps: (B, K, h, w), with a graph; without one under ``torch.no_grad()`` alone.
-        masks: (B, H, W) of all K maps or (B, K, H, W), of which 0 is outside, over what
-            the model sees: pixels of the preprocessed images, or cells of the grid.
+        masks: (B, H, W), of which 0 is outside, over what the model sees: pixels of the
+            preprocessed images, or cells of the grid. An image's K maps have one mask.
 
     Returns:
         (B, K), in [0, 1]; 0 for a map of zeros.
@@ -42,15 +42,13 @@ def outside_share(maps: Tensor, masks: Tensor) -> Tensor:
         tensor([[0.2500]], grad_fn=<DivBackward0>)
     """
     _check_graph(maps)
-    check_shape("masks", masks, "(..., H, W)")
-    masks = masks[:, None] if masks.ndim == 3 else masks
-    (height, width), (h, w) = masks.shape[-2:], maps.shape[-2:]
+    check_shape("masks", masks, "(B, H, W)")
+    (height, width), (h, w) = masks.shape[1:], maps.shape[2:]
     # a patch has as many pixels on either side; some towers leave a few at an edge out
-    fits = masks.ndim == 4 and len(masks) == len(maps) and masks.shape[1] in (1, maps.shape[1])
-    fits &= height // h == width // w > 0
+    fits = len(masks) == len(maps) and height // h == width // w > 0
     expected = f"masks of the {len(maps)} preprocessed images, which the model sees as {h} x {w}"
     expect(fits, f"{expected} cells", masks, "crop and resize them as the images")
-    covered = F.interpolate(masks.bool().to(maps.dtype), (h, w), mode="area")
+    covered = F.interpolate(masks[:, None].bool().to(maps.dtype), (h, w), mode="area")
     _refuse_empty("masks", covered)
     size = maps.abs()
     total = size.sum((-2, -1)).clamp(min=torch.finfo(maps.dtype).tiny)
@@ -83,7 +81,7 @@ def agreement(maps: Tensor, wanted: Tensor) -> Tensor:
         0.6000000238418579
     """
     _check_graph(maps)
-    check_maps(wanted, what="wanted")
+    check_tensor("wanted maps", wanted, "(B, K, h, w)")
     expect(wanted.shape == maps.shape, f"wanted maps of shape {tuple(maps.shape)}", wanted)
     _refuse_empty("wanted maps", wanted)
     return F.cosine_similarity(maps.flatten(2), wanted.to(maps).flatten(2), dim=-1)
@@ -91,13 +89,9 @@ def agreement(maps: Tensor, wanted: Tensor) -> Tensor:
 
 def _check_graph(maps: Tensor) -> None:
     """Raise InputError for what are no maps (B, K, h, w) in a graph."""
-    check_maps(maps)
-    check_shape("maps", maps, "(B, K, h, w)")
+    check_tensor("maps", maps, "(B, K, h, w)")
     if torch.is_grad_enabled() and not maps.requires_grad:
-        raise InputError(
-            "the maps have no graph, so nothing is trained by them; make them with "
-            "attribute_targets(images, create_graph=True)."
-        )
+        raise InputError("the maps have no graph to train; make them with create_graph=True.")
 
 
 def _refuse_empty(what: str, values: Tensor) -> None:

@@ -21,14 +21,8 @@ from ..errors import CaptureError, InputError, UnsupportedModelError, naming, pu
 from ..models import tower_of
 from ..models.library import modules_of, nondeterminism
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
-from ..recording import (
-    Recording,
-    detached,
-    is_compiled,
-    keeps_graph,
-    kept_graph,
-    with_whole_graph,
-)
+from ..recording import Recording, is_compiled
+from ..recording.graph import detached, keeps_graph, kept_graph, with_whole_graph
 from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, Indices, many_columns, one_column
 from ._engine import refuse_checkpointing
@@ -167,11 +161,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         With ``return_rest`` of an additive method (maps, rest (B, 1)), the rest being the part of
         the score that no position adds: maps.sum((-2, -1)) + rest = scores.
 
-        With ``create_graph`` of a differentiable method maps, scores and rest lie in the graph of
+        With ``create_graph`` of a differentiable method, maps, scores and rest lie in the graph of
         the model's parameters and, where they require a gradient, of the images, as a loss on maps
         needs (:mod:`captum_clip.training`). Values are the same. The first call for each kind of
-        input sees that they can be differentiated, so make the method once. In training mode with
-        dropout or BatchNorm it warns instead of refusing, and nothing is compared with what ran.
+        input differentiates them once to see that torch can, so make the method once. Training mode
+        with dropout or BatchNorm is a warning, and nothing is compared with what ran: what dropout
+        takes away inside a fused attention counts in the rest.
 
         Args:
             inputs: preprocessed images (B, 3, H, W), or what the forward function takes first.
@@ -263,12 +258,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
             # Captum's Saliency leaves requires_grad on the caller's tensor; a detached view cannot
-            images = detach_inference(tensors)
-            images = images if create_graph else tuple(tensor.detach() for tensor in images)
             graph = kept_graph(exact=exact) if create_graph else nullcontext()
             leaves = self._leaves(tensors) if create_graph else []
             before = len(self._places)
             with torch_failures(), graph:
+                images = tuple(map(detached, detach_inference(tensors)))
                 call = Call(forward, images, detach_inference(extra), select, self._tower, name)
                 result = self._seen_in_place(partial(compute or self._compute, **options), call)
                 result.record.verify(name)
@@ -316,32 +310,22 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
         Where they do not, it is refused, or told where maps may be `random`.
         """
-        method = type(self).__name__
         self._tower = tower = _tower_in(self.forward_func, self._model)
-        if (reason := nondeterminism(tower.module)) is None:
-            return True
-        mode = f"{method}: the {tower.noun} is in training mode with {reason}"
-        if not random:
-            raise InputError(f"{mode}; call model.eval().")
-        warnings.warn(
-            f"{mode}, so each call has other maps, and none is compared with what ran; what is "
-            "dropped inside a fused attention counts in the rest.",
-            stacklevel=2,
-        )
-        return False
+        if (reason := nondeterminism(tower.module)) is not None:
+            mode = f"{type(self).__name__}: the {tower.noun} is in training mode with {reason}"
+            if not random:
+                raise InputError(f"{mode}; call model.eval().")
+            warnings.warn(f"{mode}: each call has other maps, none of them checked.", stacklevel=2)
+        return reason is None
 
     def _leaves(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """What a graph of maps leads to: the parameters and inputs that require a gradient."""
         refuse_checkpointing(self._tower)
         forward: Any = self.forward_func
-        is_similarity = isinstance(forward, Similarity)
-        model: Any = forward.clip.model if is_similarity else self._model
+        model: Any = forward.clip.model if isinstance(forward, Similarity) else self._model
         leaves = [t for t in (*model.parameters(), *inputs) if t.requires_grad]
-        if is_similarity and not leaves:
-            raise InputError(
-                "create_graph: neither a parameter of the model nor the images require a gradient, "
-                "so maps have no graph; call requires_grad_() on what is trained."
-            )
+        if isinstance(forward, Similarity) and not leaves:
+            raise InputError("create_graph: no parameter and no image requires a gradient.")
         return leaves
 
 
@@ -350,12 +334,9 @@ def _differentiate(maps: Tensor, leaves: list[Tensor]) -> None:
     try:
         torch.autograd.grad(maps.sum(), leaves, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        if "derivative for" not in str(error):
-            raise
         raise UnsupportedModelError(
-            f"these maps are made of a gradient, which torch cannot differentiate again ({error}); "
-            "run this and the loss under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or take "
-            "a method without gradients, such as direct."
+            f"torch cannot differentiate what these maps are made of ({error}); take direct, or "
+            "run this and the loss under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
         ) from error
 
 

@@ -18,7 +18,8 @@ from torch.autograd import grad
 from ..checks import expect, show
 from ..errors import CaptureError, TargetError
 from ..models.towers import Tower
-from ..recording import Recording, detached, keeps_graph
+from ..recording import Recording
+from ..recording.graph import detached, keeps_graph
 from ..similarity import Similarity
 
 Columns = Sequence[int] | Tensor | None
@@ -120,11 +121,10 @@ class Pass:
 
     def _known(self, leaves: Sequence[Tensor], rows: Tensor, **more: bool) -> tuple[Tensor, ...]:
         """The gradients of the scores, zero where a hook wiped what a leaf led to."""
-        options: Any = {"retain_graph": True, "allow_unused": True, **more}
-        options["create_graph"] = keeps_graph()
+        options: Any = {"retain_graph": True, "create_graph": keeps_graph(), **more}
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if self.scores.requires_grad:
-            gradients = grad(self.scores, leaves, rows, **options)
+            gradients = grad(self.scores, leaves, rows, allow_unused=True, **options)
         elif not self.record.is_hooked:
             raise CaptureError(
                 "No gradient leads from the scores back to the tower; the forward function must "

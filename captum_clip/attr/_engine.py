@@ -21,17 +21,8 @@ from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower
-from ..recording import (
-    NOTHING,
-    AttentionRead,
-    Recording,
-    Visit,
-    detached,
-    keeps_graph,
-    no_graph,
-    record_resnet,
-    record_vit,
-)
+from ..recording import NOTHING, AttentionRead, Recording, Visit, record_resnet, record_vit
+from ..recording.graph import detached, keeps_graph, no_graph
 from . import _attention as mha
 from ._call import Call, Pass, batched
 
@@ -128,8 +119,7 @@ def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
     if not all(agree(record, *pair) for pair in (*made, (embedding, embedded.embedding))):
         return None
     try:
-        create = keeps_graph()
-        gradients = partial(grad, embedding, heads, retain_graph=True, create_graph=create)
+        gradients = partial(grad, embedding, heads, retain_graph=True, create_graph=keeps_graph())
         return batched(gradients, embedded.gradient.to(embedding.dtype), heads)
     except RuntimeError:  # a hook wiped what leads from the attention
         return None
@@ -387,8 +377,8 @@ def embedded_scores(
     mean = rows.mean(1, keepdim=True)  # of cosines the images' rows are the same
     rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
     # rows that are equal here may have other derivatives
-    alike = not keeps_graph() and bool(((rows - mean).norm(dim=-1) <= rounding).all())
-    rows = mean if alike else rows
+    alike = ((rows - mean).norm(dim=-1) <= rounding).all()
+    rows = mean if bool(alike) and not keeps_graph() else rows
     direction = Direction.of(rows, length[:, 0].reciprocal())
     return PooledEmbedding(run, embedding, direction, gradient, projected, mixture=whole)
 

@@ -22,7 +22,8 @@ from ..models.steps import (
 )
 from ..models.text import PostNormLayer
 from ..models.towers import Tower
-from ..recording import AttentionRead, Recording, detached, no_graph
+from ..recording import AttentionRead, Recording
+from ..recording.graph import detached, no_graph
 from . import _attention as mha
 from ._call import Call, Computed
 from ._engine import PooledEmbedding, Visits, pooled_embedding

@@ -336,8 +336,7 @@ class LayerAttention(ViTAttribution):
     """
 
     name = "layer"
-    differentiable = True
-    signed = True  # of the gradient
+    signed = differentiable = True  # signed where it is of the gradient
     listed = False  # a view of one layer, not a map to compare
 
     @classmethod

@@ -15,15 +15,8 @@ from ..maps import autocast_disabled, to_float32
 from ..models import ClipAdapter
 from ..models.steps import Direction, pull_back, push_forward
 from ..models.towers import ResNetTower, TransformerTower
-from ..recording import (
-    Recording,
-    detached,
-    held,
-    keeps_graph,
-    no_graph,
-    record_held,
-    refuse_nonlinear,
-)
+from ..recording import Recording, record_held, refuse_nonlinear
+from ..recording.graph import detached, held, keeps_graph, no_graph
 from ..similarity import Similarity
 from ..targets import Target
 from ._base import ClipAttribution
@@ -316,10 +309,10 @@ class DirectContribution(ClipAttribution):
         self._check_similarity()
         check_flag("return_rest", return_rest)
         check_choice(per, ("position", "head"), name="`per`")
-        options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
-        options["create_graph"] = create_graph
+        options: Any = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         kept = "head" if per == "head" else None
-        computed = self._products(inputs, additional_forward_args, {**options, "per": kept})
+        options |= {"create_graph": create_graph, "per": kept}
+        computed = self._products(inputs, additional_forward_args, options)
         vectors = computed.values.movedim(0 if kept else 1, -1).contiguous()
         if kept:
             count = vectors.shape[2] - (self._tower.pooling == "cls")

@@ -13,7 +13,8 @@ from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
-from ..recording import AttentionRead, no_graph, read_pool, record_vit
+from ..recording import AttentionRead, read_pool, record_vit
+from ..recording.graph import no_graph
 from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import Call, Computed, batched

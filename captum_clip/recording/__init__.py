@@ -7,7 +7,6 @@ a map is made of has run, and is read where it ran.
 from .again import Arrivals, arrivals, read_pool, run_blocks
 from .forwards import record_features, record_resnet, record_vit
 from .gates import record_held, refuse_nonlinear
-from .graph import detached, held, keeps_graph, kept_graph, no_graph, with_whole_graph
 from .hooks import is_compiled
 from .reads import AttentionRead
 from .records import NOTHING, Recording, Visit
@@ -19,12 +18,7 @@ __all__ = [
     "Recording",
     "Visit",
     "arrivals",
-    "detached",
-    "held",
     "is_compiled",
-    "keeps_graph",
-    "kept_graph",
-    "no_graph",
     "read_pool",
     "record_features",
     "record_held",
@@ -32,5 +26,4 @@ __all__ = [
     "record_vit",
     "refuse_nonlinear",
     "run_blocks",
-    "with_whole_graph",
 ]

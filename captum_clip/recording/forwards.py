@@ -14,7 +14,7 @@ from ..models.attentions import AttentionLayer
 from ..models.steps import run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower, ViTTower
-from .graph import detached, graph_from_start, keeps_graph
+from .graph import detached, graph_from_start
 from .hooks import Arguments, Hooks, uncompiled
 from .places import Places
 from .reads import AttentionRead
@@ -350,10 +350,9 @@ def plan_embedding(
 
 
 def _apart(output: Any, record: Recording) -> Any:
-    """What a tower returned, with a probe in its tensors outside of the graph."""
+    """What a tower returned, with a probe in its tensors."""
     if isinstance(output, Tensor):
-        outside = record.begun and (keeps_graph() or not output.requires_grad)
-        return record.probed(output) if outside and output.is_floating_point() else output
+        return record.probed(output) if record.begun and output.is_floating_point() else output
     if isinstance(output, dict):  # an output of transformers
         return type(output)(**{name: _apart(value, record) for name, value in output.items()})
     if type(output) in (tuple, list):

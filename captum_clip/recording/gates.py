@@ -219,8 +219,7 @@ def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:
     weights = torch.linspace(-1, 2, gradient.numel(), device=gradient.device).to(gradient)
     weights = weights.view(gradient.shape)
     try:
-        options = {"allow_unused": True, "retain_graph": keeps_graph()}
-        [change] = torch.autograd.grad(gradient, patches, weights, **options)
+        [change] = torch.autograd.grad(gradient, patches, weights, keeps_graph(), allow_unused=True)
         is_linear = change is None or not bool(change.any())
     except RuntimeError:  # an operation without a second derivative, on a way that is not linear
         is_linear = False

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,36 +15,35 @@ graph_from_start: ContextVar[bool] = ContextVar("graph", default=False)
 
 @dataclass(eq=False)
 class _Kept:
-    """A graph that is kept: whether the map is made, and what was computed again is compared."""
+    """A graph that is kept: whether what is computed again is compared, and the map is made."""
 
+    exact: bool
     complete: bool = False
-    exact: bool = True
 
 
 _KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
-def with_whole_graph() -> Iterator[None]:
-    """Record forwards with a graph from their beginning, at its price."""
-    before = graph_from_start.set(True)
+def _scope(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    before = variable.set(value)
     try:
         yield
     finally:
-        graph_from_start.reset(before)
+        variable.reset(before)
+
+
+with_whole_graph = partial(_scope, graph_from_start, True)
+"""Record forwards with a graph from their beginning, at its price."""
 
 
 @contextmanager
-def kept_graph(*, exact: bool = True) -> Iterator[None]:
+def kept_graph(*, exact: bool) -> Iterator[None]:
     """Make maps in the graph of the model, of which nothing is compared unless it is `exact`."""
-    kept = _Kept(exact=exact)
-    before = _KEPT.set(kept)
-    try:
-        with with_whole_graph():
-            yield
-    finally:
-        kept.complete = True
-        _KEPT.reset(before)
+    kept = _Kept(exact)
+    with _scope(_KEPT, kept), with_whole_graph():
+        yield
+    kept.complete = True
 
 
 def keeps_graph() -> bool:
