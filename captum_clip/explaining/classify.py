@@ -81,8 +81,7 @@ def classify(
     """
     loading = {name: options.pop(name) for name in LOADING if name in options}
     clip = load_clip(model, **loading)
-    if hints is not None:
-        check_flag("hints", hints)
+    check_flag("hints", hints is None or hints)
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
     top = min(3, len(target)) if top is None else top
     check_integer("top", top, most=len(target))

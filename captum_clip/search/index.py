@@ -125,6 +125,8 @@ class ImageIndex:
             UnsupportedModelError: a tower whose embedding is not taken apart.
         """
         expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip)
+        # a DataLoader, which can be iterated, but for tensors
+        expect(not hasattr(images, "dataset"), "files or a folder of images", images)
         storage, folder, files, unnamed = list_files(images)
         vectors = Vectors(storage, clip, method, precision, **computing)
         table = Table(path)
