@@ -30,10 +30,10 @@ TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.ite
 
 
 MOST = {
-    "lines of code of the package": 18_000,
-    "lines of the package": 27_800,
-    "lines of code of the core": 9_700,
-    "tests": 5_000,
+    "lines of code of the package": 20_500,
+    "lines of the package": 31_400,
+    "lines of code of the core": 11_600,
+    "tests": 5_250,
 }
 """Nothing grows unseen: a higher bound is a diff that somebody reads."""
 BENCH = (
