@@ -24,14 +24,6 @@ _REFUSED = {
     "Salesforce/blip-itm-base-coco",
     "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
     "image has no single embedding; take a CLIP or SigLIP",
-    **dict.fromkeys(
-        (
-            *("ColPaliForRetrieval", "ColQwen2ForRetrieval", "ColModernVBertForRetrieval"),
-            *("ColPali", "ColQwen2", "ColQwen2_5", "ColIdefics3"),
-        ),
-        "its score is a sum over many embeddings of a text and an image; explain these with "
-        "captum_clip.late_interaction",
-    ),
     "ResNet": "a classifier compares no image with a text; its maps are Captum's Grad-CAM, "
     "captum.attr.LayerGradCam(model, model.layer4).attribute(images, target=0)",
     "RecursiveScriptModule": "torch.jit hides the modules of a model; load it with "
@@ -46,7 +38,7 @@ _REFUSED = {
     "Vilt.*": "a text and an image go through it together, so neither has an embedding to compare; "
     "take a CLIP or SigLIP",
     "Col(Pali|Qwen|Idefics|SmolVLM|ModernVBert).*": "a page has many embeddings, one for each "
-    "patch, of which each word takes its best; colpali_engine.interpretability draws its maps",
+    "patch, of which each word takes its best; captum_clip.late_interaction explains these",
 }
 
 
