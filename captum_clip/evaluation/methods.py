@@ -266,11 +266,15 @@ class _RandomMasks(_Reference):
     signed = True
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
-        grid = self.forward.clip.grid(*images.shape[-2:])
-        drawn = masked_changes(self.forward, images, target, grid=grid, share=0.5, samples=128)
-        masks = drawn.masks.to(drawn.changes)
-        losses = torch.einsum("bs,bshw->bhw", drawn.changes, masks)
-        return (losses / masks.sum(1).clamp(min=1))[:, None]
+        grid, maps = self.forward.clip.grid(*images.shape[-2:]), list[Tensor]()
+        columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
+        # each by itself: of a batch an image's masks would depend on its place
+        for image, column in zip(torch.split(images, 1), columns, strict=True):
+            drawn = masked_changes(self.forward, image, column, grid=grid, share=0.5, samples=128)
+            masks = drawn.masks.to(drawn.changes)
+            losses = torch.einsum("bs,bshw->bhw", drawn.changes, masks)
+            maps.append(losses / masks.sum(1).clamp(min=1))
+        return torch.stack(maps)
 
 
 class _Magnitude(_Reference):
