@@ -55,7 +55,9 @@ def _measure(kind: str, batch: MethodOnBatch) -> Iterator[Arrays]:
     texts = [view.regions[0].text for view, _, _ in scenes]
     queries = queries_of([view for view, _, _ in scenes], batch.context.encode(texts), texts)
     kept, raw = batch.compute_finite(queries)
-    negative = batch.compute_negative(queries.select(kept), raw) if kept else None
+    if not kept:
+        return
+    negative = batch.compute_negative(queries.select(kept), raw)
     signed = maps.positive(raw) - (0 if negative is None else negative)
     for index in finite_indices(signed):
         view, _, truths = scenes[kept[index]]
