@@ -194,8 +194,8 @@ def measured(clip: Any) -> dict[str, float]:
 
 
 def suite_figures(clip: Any, folder: Path) -> dict[str, float]:
-    """On the scenes of suite v1: recall and effects as its gate has them, pointing of `direct`."""
-    part, seed = SUITES["v1"]["parts"]["maps"], SUITES["v1"]["seed"]
+    """On the scenes of suite v2: recall and effects as its gate has them, pointing of `direct`."""
+    part, seed = SUITES["v2"]["parts"]["maps"], SUITES["v2"]["seed"]
     settings: dict[str, Any] = {"images": part["images"], "seed": seed, "threads": 1}
     settings |= {"data": ("demo",), "tasks": ("localization",), "methods": ("direct",)}
     config = EvaluationConfig(str(folder / "model"), str(folder / "suite"), **settings)
