@@ -43,7 +43,7 @@ REFUSED = {
     "XCLIPModel": "a text's embedding changes with the video; take a CLIP, frame by frame",
     "ClapModel": "texts with sounds, and a map is of an image",
     "ViltForQuestionAnswering": "neither has an embedding to compare; take a CLIP or SigLIP",
-    "ColPaliForRetrieval": "each word takes its best; colpali_engine",
+    "ColPaliForRetrieval": "each word takes its best; captum_clip.late_interaction",
 }
 
 
