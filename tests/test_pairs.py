@@ -89,7 +89,7 @@ def test_a_label_map_has_the_word_that_answers_each_pixel(pairs: Explanation) ->
 def test_a_label_map_of_words_weighs_each_map_with_its_norm(clip: Any) -> None:
     """So it is of the differences themselves, and the whole text is no word."""
     found = explain(SCENE.image, "a horse and a dog", model=clip, words=["horse", "dog"])
-    [labels] = found.label_map()
+    [labels] = found.label_map(spread=0)
     maps = {}
     for name, less in (("horse", "a and a dog"), ("dog", "a horse and a")):
         gone = targets.text(clip, "a horse and a dog").embeddings - clip.encode_text(less)

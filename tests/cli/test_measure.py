@@ -204,7 +204,8 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def evaluate(config: EvaluationConfig, **_: Any) -> Evaluation:
         found.append(config)
-        figures = pd.DataFrame({"metric": ["any"], "method": ["any"], "images": [1]})
+        values = {"metric": ["any"], "method": ["any"], "images": [1], "reference": ["any"]}
+        figures = pd.DataFrame(values)
         summary = Summary(figures, {}, [], [], [], "any", 1, 0)
         return Evaluation("out", None, summary, (), {})
 

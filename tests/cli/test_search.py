@@ -111,7 +111,7 @@ def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> No
         "search photos.lance a --against ''": "is empty",
         "index photos -o photos.lance -m demo/vit": "is another index (the model has other weights",
         "index photos -o new -m VIT": "an index that ends in .lance",
-        "index photos -o new.lance -m VIT --method rollout": "expected direct with its options",
+        "index photos -o new.lance -m VIT --method rollout": "expected direct without `per`",
         "index none -o new.lance -m VIT": "there is no folder",
     }.items():
         assert said in run(line, code=2)
