@@ -487,7 +487,8 @@ STEPS = (
         evaluation(
             f"copies_{model}",
             model,
-            "--data demo-thirds --data demo-identical --images 300 --slow-images 64 --method all "
+            "--data demo-thirds --data demo-identical --images 300 --slow-images "
+            f"{16 if 'second' in model else 64} --method all "
             + " ".join(
                 f"--method {name}"
                 for name in f"{FURTHER[model.removeprefix('second-')]} {REMOVALS}".split()
