@@ -227,7 +227,7 @@ class Evaluate(Computing):
     tasks: Texts = None
     reference: str | None = None
     against: Literal["text", "image"] = "text"
-    images: Count | None = None
+    images: int | None = None
     slow_images: int = 16
     seed: int = 0
     draws: int = 32
