@@ -317,6 +317,16 @@ def test_a_number_stands_after_its_name_whichever_way_that_is_read(
 
 
 @pytest.mark.slow
+def test_a_word_of_any_length_widens_no_page(
+    chromium: Any, found: dict[str, Explanation], tmp_path: Path
+) -> None:
+    names = ("x" * 5000, "a dog", "a")
+    page = opened(chromium, replace(found["texts"], names=names).save(tmp_path / "a.html"), 390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+@pytest.mark.slow
 def test_a_map_of_zeros_has_no_strongest_place(
     chromium: Any, found: dict[str, Explanation], tmp_path: Path
 ) -> None:
