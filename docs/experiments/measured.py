@@ -578,7 +578,7 @@ STEPS = (
     table(
         "copies_ranks",
         "right_map.md",
-        *(f"copies_{model}" for model in (*ALL, *(f"second-{model}" for model in BOTH))),
+        *(f"copies_{model}" for model in ALL),
     ),
     table(
         "right_map",
