@@ -789,12 +789,3 @@ def test_the_command_ends_with_a_sentence(
     out, err = capsys.readouterr()
     assert (out, "Traceback" in err) == ("", False)
     assert message in err
-
-
-@pytest.mark.slow
-def test_too_large_a_file_is_named_with_the_limit(browser: Browser, address: str) -> None:
-    page, _ = opened(browser, address)
-    huge = file(bytes(21 * 2**20), "huge.png")
-    page.get_by_test_id("Add images-upload-button").set_input_files([huge])
-    expect(message(page, "huge.png").first).to_contain_text(re.compile("20.* MB"))
-    page.close()
