@@ -207,10 +207,10 @@ def explain(
         >>> import torch
         >>> from captum_clip import late_interaction
         >>> query, page = torch.eye(2), torch.tensor([[0.9, 0.0], [0.5, 0.2], [0.0, 0.8]])
-        >>> found = late_interaction.explain(query, page, grid=(1, 3))
-        >>> found.maps().sum(1)
+        >>> explained = late_interaction.explain(query, page, grid=(1, 3))
+        >>> explained.maps().sum(1)
         tensor([[[0.9000, 0.0000, 0.8000]]])
-        >>> found.maps("removal").sum(1)
+        >>> explained.maps("removal").sum(1)
         tensor([[[0.4000, 0.0000, 0.6000]]])
     """
     with expecting("embeddings as tensors or arrays", (query, pages)):

@@ -272,20 +272,20 @@ class _Reader:
         _check_readers(tower, readers)
         last, reads = len(tower.attentions), dict[int, AttentionRead]()
         # a pool alone reads the tokens, and a mean no attention
-        own = range(last if tower.pooling == "mean" else last - 1, last)
-        own = range(last) if tower.pooling == "cls" else own
+        first = {"cls": 0, "mean": last, "attention": last - 1}[tower.pooling]
+        pooling = range(first, last)
 
         def visit(index: int, read: AttentionRead) -> PooledRow | None:
             read.watch()
             reads[index] = read.alone()
-            return PooledRow.of(index, read, centred=False) if rows and index in own else None
+            return PooledRow.of(index, read, centred=False) if rows and index in pooling else None
 
         runs = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
-        visits = range(last) if runs else own, visit
+        visits = range(last) if runs else pooling, visit
         keep = arrivals(cast(TransformerTower, tower)) if runs else nullcontext(Arrivals())
         with keep as arrived:
             if rows:
-                pooled = pooled_rows(tower, call, own, False, visits)
+                pooled = pooled_rows(tower, call, pooling, False, visits)
                 return cls(tower, pooled.embedded, reads, arrived, readers, pooled)
             embedded = pooled_embedding(tower, call, visits)
         return cls(tower, embedded, reads, arrived, readers)
@@ -339,8 +339,7 @@ class _Reader:
         """The mean (B, G, D) of the tokens that are left."""
         tokens = run_steps(steps[: self.tower.steps_before_mean], self.embedded.token)
         left, visible = ~hidden[:, :, self.tower.prefix :], self.record.pooled.visible
-        left = (left if visible is None else left & visible[:, None]).to(tokens)
-        return left @ tokens / left.sum(-1, keepdim=True).clamp(min=1)
+        return _mean_of(tokens, left if visible is None else left & visible[:, None])
 
     def _pool(self, hidden: Tensor) -> Tensor:
         """What the pooling head's attention returns for each group, (B, G, D)."""
@@ -366,8 +365,7 @@ class _Reader:
         """The query, and keys and values, of the mean of features that asks in a ResNet's pool."""
         positions = cast(Tensor, read.attention.positions)
         features = to_float32(read.features.detach()).flatten(2).mT
-        left = (~hidden[:, :, 1:]).to(features)
-        mean = left @ features / left.sum(-1, keepdim=True).clamp(min=1) + positions[0].to(features)
+        mean = _mean_of(features, ~hidden[:, :, 1:]) + positions[0].to(features)
         query, key, value = (
             split_heads(each(mean), read.attention.heads).transpose(1, 2)[:, :, :, None]
             for each in read.attention.input_maps()
@@ -441,6 +439,12 @@ class _Reader:
         if together:
             return tokens.view(len(ids), *groups, -1)
         return torch.take_along_dim(tokens, ids[..., None], 1)[:, None]
+
+
+def _mean_of(tokens: Tensor, left: Tensor) -> Tensor:
+    """The mean (B, G, D) of the tokens (B, N, D) that are left (B, G, N); zero of none."""
+    left = left.to(tokens)
+    return left @ tokens / left.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _at(ids: Tensor, like: Tensor) -> Tensor:

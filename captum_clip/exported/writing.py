@@ -162,10 +162,10 @@ def tokenizer_of(clip: ClipAdapter) -> str:
         made.no_truncation()
     elif hasattr(own, "bpe_ranks"):  # OpenCLIP's own
         begin, end = "<start_of_text>", "<end_of_text>"
-        parts = {"encoder": own.encoder, "bpe_ranks": own.bpe_ranks, "unk_token": end}
-        parts |= {"bos_token": begin, "bos_token_id": own.encoder[begin]}
-        parts |= {"eos_token": end, "eos_token_id": own.encoder[end]}
-        made = CLIPConverter(SimpleNamespace(**parts)).converted()
+        vocabulary = {"encoder": own.encoder, "bpe_ranks": own.bpe_ranks, "unk_token": end}
+        vocabulary |= {"bos_token": begin, "bos_token_id": own.encoder[begin]}
+        vocabulary |= {"eos_token": end, "eos_token_id": own.encoder[end]}
+        made = CLIPConverter(SimpleNamespace(**vocabulary)).converted()
     else:
         raise UnsupportedModelError(
             f"a {type(own).__name__} has no form as JSON; pass a tokenizer of transformers."
