@@ -591,8 +591,9 @@ FOCUSED = """() => {
 def test_the_page_needs_no_mouse(page: Page) -> None:
     """Tab reaches all, each with a visible focus, and Space chooses a word."""
     expect(page.locator(".toast-body")).to_have_count(0)  # its button would be visited
-    question(page, "a dog")
-    norm = answered(page, "a dog").norms[1]
+    with files_made(page):
+        question(page, "a dog")
+        norm = answered(page, "a dog").norms[1]
     visited: list[str] = []
     while visited.count("Model") < 2:  # once round
         page.keyboard.press("Tab")
