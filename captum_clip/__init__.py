@@ -29,7 +29,7 @@
 
     attr                     the methods, and how to register one
     targets                  texts, images, words and emotions as targets
-    maps                     maps resized and normalised
+    maps                     maps resized and normalized
     training                 losses on maps, for a model that is trained on them
     metrics                  what measures whether a map is right
     visualization            pictures of maps

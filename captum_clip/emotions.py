@@ -27,7 +27,7 @@ from .checks import (
     find_folder,
 )
 from .demo import PROBES
-from .demo.catalogue import FEELINGS
+from .demo.catalog import FEELINGS
 from .errors import InputError, public
 from .files import DAMAGED, read_csv, replace_file
 
@@ -377,12 +377,12 @@ def fit_probe(
     r"""Multinomial logistic regression from image features to the distribution of votes.
 
     Each pair of a painting n and a class c that it has votes for is one sample, weighted by its
-    votes :math:`v_{nc}`; over the training split, with :math:`\hat x` the L2-normalised features,
+    votes :math:`v_{nc}`; over the training split, with :math:`\hat x` the L2-normalized features,
 
     .. math:: \min_{W, b} \; -\frac{1}{V} \sum_{n, c} v_{nc} \log \text{softmax}(W \hat x_n + b)_c
         + \frac{\lambda}{2} |W|^2, \quad V = \sum_{n, c} v_{nc}
 
-    The penalty makes the nine rows of W sum to zero, so that ``centre=True`` changes nothing in a
+    The penalty makes the nine rows of W sum to zero, so that ``center=True`` changes nothing in a
     target of a fitted probe; it does for encodings that were fitted without one. A class without
     any vote gets the limit of the minimum: weights of zero and a bias of minus infinity.
 
@@ -429,10 +429,10 @@ def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, 
         raise InputError("this needs scikit-learn; pip install scikit-learn.") from error
     voted = np.flatnonzero(votes.sum(0))
     expect(len(voted) >= 3, "votes for three classes or more in the split", len(voted))
-    # the bias is not penalised, so centred features have the same minimum, found in fewer steps
-    centre = features.mean(0)
+    # the bias is not penalized, so centered features have the same minimum, found in fewer steps
+    center = features.mean(0)
     painting, emotion = np.nonzero(votes)
-    rows, sample_weight = (features - centre)[painting], votes[painting, emotion]
+    rows, sample_weight = (features - center)[painting], votes[painting, emotion]
     model = LogisticRegression(C=1 / (strength * votes.sum()), tol=_TOLERANCE, max_iter=_STEPS)
     try:
         with warnings.catch_warnings():
@@ -442,7 +442,7 @@ def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, 
         raise InputError(f"no minimum found in {_STEPS} steps; give a larger strength.") from error
     weights, bias = np.zeros((len(CLASSES), features.shape[1])), np.full(len(CLASSES), -np.inf)
     weights[voted] = model.coef_
-    bias[voted] = model.intercept_ - model.coef_ @ centre
+    bias[voted] = model.intercept_ - model.coef_ @ center
     return weights, bias
 
 
@@ -454,7 +454,7 @@ def check_fit(*, seed: int, held_out: float, strength: float) -> None:
 
 
 def _unit_features(features: Any) -> _Array:
-    """Normalise features (N, D), in double precision."""
+    """Normalize features (N, D), in double precision."""
     with expecting("features of shape (N, D)", features):
         rows = np.asarray(features, dtype=np.float64)
     expect(rows.ndim == 2 and 0 not in rows.shape, "features of shape (N, D)", rows)

@@ -13,7 +13,7 @@ matplotlib figure; :func:`captum_clip.visualization.save_figure` writes it. On t
   tower. ``methods="mamooler"`` draws the report's figures as Mamooler did, with the method of the
   report for each tower. Models and methods stand in the labels or the caption.
 - `scale`: "each" map its own, or "shared" by maps that can be compared.
-- `cmap`: a colour map, by name or as it is.
+- `cmap`: a color map, by name or as it is.
 
 Errors are of type `CaptumClipError`.
 
@@ -95,8 +95,8 @@ def layers(
     it, on a scale that ends at the largest absolute value. The range of each map is below it.
 
     The `rows` are "cls", the row of the CLS token, or "sum" of all rows, and the `scale` is that of
-    "each" map, or "shared" by all layers. A `cmap` lays all maps, min-max normalised, over the
-    image in these colours; "mask" multiplies the image :math:`I` with each map :math:`m`, as
+    "each" map, or "shared" by all layers. A `cmap` lays all maps, min-max normalized, over the
+    image in these colors; "mask" multiplies the image :math:`I` with each map :math:`m`, as
     Mamooler does, so that low is dark: :math:`I (m - \min m) / (\max m - \min m)`.
 
     Raises:
@@ -219,7 +219,7 @@ def emotions(
     names: str | Sequence[str] | None = None,
     models: Models = "ViT-B/32",
     methods: Methods | None = None,
-    centre: bool = False,
+    center: bool = False,
     scale: Literal["each", "shared"] = "each",
     cmap: str | Colormap = HEAT,
     device: Device = None,
@@ -228,7 +228,7 @@ def emotions(
 
     Mamooler's Figure 11, drawn by ``methods="mamooler"``. Each model has one of the `probes`, in
     the same order: probes or files of them. `names` chooses emotions, by default all eight;
-    `centre` subtracts the mean of all nine weights of a probe. The `scale` is that of "each" map,
+    `center` subtracts the mean of all nine weights of a probe. The `scale` is that of "each" map,
     with its peak under it in percent of the strongest of its row, or "shared" by the row, so that a
     weak map looks weak.
 
@@ -242,7 +242,7 @@ def emotions(
     asked = []
     for clip, probe in zip(clips, probes, strict=True):
         loaded = EmotionProbe.load(probe) if isinstance(probe, (str, Path)) else probe
-        asked.append((clip, targets.emotion(clip, loaded, names, centre=centre)))
+        asked.append((clip, targets.emotion(clip, loaded, names, center=center)))
     rows = _explained(images, asked, methods)
     raw = [_raw(e) for e in rows]
     return visualization.overlay(
@@ -376,7 +376,7 @@ def average(
     Args:
         studies: one or several output folders of ``captum-clip study``.
         names: which targets or emotions; by default all that every row has.
-        cmap: colour map.
+        cmap: color map.
 
     Raises:
         InputError: no study, one that is not finished, studies without a common target, or a name
@@ -404,7 +404,7 @@ def average(
 
 
 def _meaning(scale: str, **meanings: str) -> str:
-    """Choose what the colours mean on a scale, which must be one of those that a figure has."""
+    """Choose what the colors mean on a scale, which must be one of those that a figure has."""
     check_choice(scale, meanings, name="a scale")
     return meanings[scale]
 
@@ -476,7 +476,7 @@ def _explained(
 
 
 def _written(rows: Sequence[Explanation], meaning: str) -> dict[str, Any]:
-    """Images, names, scores, labels and caption of all rows; `meaning` is that of the colours."""
+    """Images, names, scores, labels and caption of all rows; `meaning` is that of the colors."""
     labels = [e.label for e in rows]
     alike = len({*labels}) == 1
     return {

@@ -83,7 +83,7 @@ def head_vectors(
 def text_span(outputs: Tensor, pool: Target, count: int, *, seed: int = 0) -> TextSpan:
     r"""Find the texts of a pool that explain most of the variance of a head's outputs: TextSpan.
 
-    With the centred outputs :math:`C`, and the texts :math:`R` projected on their span, repeat
+    With the centered outputs :math:`C`, and the texts :math:`R` projected on their span, repeat
 
     .. math:: j = \arg\max_i |C R_i|^2, \quad u = R_j / |R_j|, \quad
         C \leftarrow C - C u u^T, \quad R \leftarrow R - R u u^T

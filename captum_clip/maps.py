@@ -53,8 +53,8 @@ def upsample(
 ) -> Tensor:
     """Resize maps (..., h, w) to (..., H, W).
 
-    Pixel centres are kept in place (``align_corners=False``), as when an image is resized; the
-    nearest mode takes the cell that a pixel's centre lies in.
+    Pixel centers are kept in place (``align_corners=False``), as when an image is resized; the
+    nearest mode takes the cell that a pixel's center lies in.
 
     Args:
         maps: (..., h, w).
@@ -139,7 +139,7 @@ def uncrop(
 
 
 def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
-    """The rows and the columns of an image (H, W) whose centres lie in a box, one at least.
+    """The rows and the columns of an image (H, W) whose centers lie in a box, one at least.
 
     Raises:
         InputError: the box has no area in the image.
@@ -349,16 +349,16 @@ def threshold_level(heatmap: Tensor, threshold: Threshold) -> Tensor:
 
 
 def _otsu(values: Tensor) -> Tensor:
-    """Otsu's threshold (N,) of values (N, P) in [0, 1]: the centre of the last bin below it.
+    """Otsu's threshold (N,) of values (N, P) in [0, 1]: the center of the last bin below it.
 
     All maps at once, and of a constant map too, which scikit-image refuses.
     """
     bins = (values * _BINS).long().clamp(max=_BINS - 1)
     counts = torch.zeros(len(values), _BINS, dtype=torch.float64, device=values.device)
     counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
-    centres = (torch.arange(_BINS, device=values.device, dtype=torch.float64) + 0.5) / _BINS
-    low, moment = counts.cumsum(1), (counts * centres).cumsum(1)
+    centers = (torch.arange(_BINS, device=values.device, dtype=torch.float64) + 0.5) / _BINS
+    low, moment = counts.cumsum(1), (counts * centers).cumsum(1)
     high = low[:, -1:] - low
     gap = moment / low.clamp(min=1) - (moment[:, -1:] - moment) / high.clamp(min=1)
     between = low * high * gap**2
-    return centres[between[:, :-1].argmax(1)].to(values.dtype)
+    return centers[between[:, :-1].argmax(1)].to(values.dtype)

@@ -19,7 +19,7 @@ def outside_share(maps: Tensor, masks: Tensor) -> Tensor:
 
     .. math:: \frac{\sum_j |m_j| \, (1 - c_j)}{\sum_j |m_j|}
 
-    with :math:`c_j` the share of cell j that the mask covers. Penalise its mean over the images
+    with :math:`c_j` the share of cell j that the mask covers. Penalize its mean over the images
     that have a mask.
 
     Args:

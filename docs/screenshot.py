@@ -50,7 +50,7 @@ def take(address: str, output: Path) -> None:
         expect(downloads).to_be_enabled()
         page.mouse.move(0, 0)
         page.evaluate("document.activeElement.blur()")
-        page.wait_for_timeout(500)  # until colours have faded
+        page.wait_for_timeout(500)  # until colors have faded
         page.screenshot(path=output)
 
 

@@ -15,7 +15,7 @@ from tests.models.checkpoints import save_open_clip, save_transformers
 
 
 def make_images(folder: Path, count: int = 7, seed: int = 0) -> Path:
-    """PNG files of blocks of colour, some of them in a folder within."""
+    """PNG files of blocks of color, some of them in a folder within."""
     random = np.random.default_rng(seed)
     (folder / "inner").mkdir(parents=True, exist_ok=True)
     for number in range(count):

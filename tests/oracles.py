@@ -46,9 +46,9 @@ def norm(x: Tensor, module: Any, detached: bool = False) -> Tensor:
     """Layer norm over the last axis; its deviation may be a constant."""
     if isinstance(module, nn.Identity):
         return x
-    centred = x - x.mean(-1, keepdim=True)
-    sigma = (centred.square().mean(-1, keepdim=True) + module.eps).sqrt()
-    return centred / (sigma.detach() if detached else sigma) * module.weight + module.bias
+    centered = x - x.mean(-1, keepdim=True)
+    sigma = (centered.square().mean(-1, keepdim=True) + module.eps).sqrt()
+    return centered / (sigma.detach() if detached else sigma) * module.weight + module.bias
 
 
 def activated(function: Any, x: Tensor, detached: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""`explain(image, a, against=b)` is the target ``a - b``, in one map of two colours."""
+"""`explain(image, a, against=b)` is the target ``a - b``, in one map of two colors."""
 
 from __future__ import annotations
 

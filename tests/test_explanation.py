@@ -314,7 +314,7 @@ def test_an_array_in_place_of_a_choice_is_refused(vit: ClipAdapter, array: Any) 
         "regions: expected threshold": found.regions,
         "label_map: expected threshold": found.label_map,
         "heatmap: expected original": lambda value: found.heatmap(original=value),
-        "plot: cmap: matplotlib knows no colour map": lambda value: found.plot(cmap=value),
+        "plot: cmap: matplotlib knows no color map": lambda value: found.plot(cmap=value),
     }
     for start, call in calls.items():
         with pytest.raises(InputError, match=rf"^{start}.*(array|tensor|Tensor)"):

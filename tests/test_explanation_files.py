@@ -76,7 +76,7 @@ def test_the_figure_names_what_it_shows(found: Explanation) -> None:
     assert any(line.startswith("norm") for line in written) == found.words
 
 
-def test_plot_takes_colours_opacity_and_interpolation(vit: ClipAdapter) -> None:
+def test_plot_takes_colors_opacity_and_interpolation(vit: ClipAdapter) -> None:
     found = explain(picture(), "a horse", model=vit)
     colors = colormap("viridis")
     look: dict[str, Any] = {"cmap": colors, "alpha": 0.5, "interpolation": "nearest"}
@@ -107,7 +107,7 @@ def test_plot_dims_words_by_their_norms(vit: ClipAdapter) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cmap": "jetset"}, "no colour map 'jetset'"),
+        ({"cmap": "jetset"}, "no color map 'jetset'"),
         ({"alpha": 1.5}, r"alpha in \[0, 1\], got 1.5"),
         ({"interpolation": "cubic"}, "a mode of bilinear, bicubic, nearest, got 'cubic'"),
     ],

@@ -122,7 +122,7 @@ def test_a_page_takes_the_look_of_a_figure(found: dict[str, Explanation], tmp_pa
     assert data_of(drawn.read_text("utf-8"))["images"][0]["box"] != [0, 0, 1, 1]
     for look, message in (
         ({"alpha": 2}, "alpha"),
-        ({"cmap": "jetset"}, "no colour map 'jetset'"),
+        ({"cmap": "jetset"}, "no color map 'jetset'"),
         ({"interpolation": "cubic"}, "a mode of bilinear"),
         ({"dpi": 3}, "got 'dpi'"),
     ):
@@ -349,7 +349,7 @@ def test_another_image_is_chosen(chromium: Any, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
-def test_colours_are_those_of_a_figure(chromium: Any, tmp_path: Path, interpolation: Any) -> None:
+def test_colors_are_those_of_a_figure(chromium: Any, tmp_path: Path, interpolation: Any) -> None:
     """Within the rounding of JPEG and of the browser, of which edges have most."""
     found = explain(SCENE, "a horse", model="demo/vit", hints=False)
     page = opened(chromium, found.save(tmp_path / "a.html", interpolation=interpolation))

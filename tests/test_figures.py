@@ -93,7 +93,7 @@ def check_pictures(figure: Figure, wanted: list[Any]) -> None:
     """A figure shows these pictures and no others, row by row."""
     for pixels, expected in zip(pixels_of(figure), wanted, strict=True):
         gap = np.abs(pixels - expected)
-        assert gap.max() < 2.5 / 255  # a value between two colours may take either
+        assert gap.max() < 2.5 / 255  # a value between two colors may take either
         assert gap.mean() < 1e-4
 
 

@@ -38,4 +38,4 @@ def test_script_saves_its_picture(
     assert picture.name == re.sub(r"plot_\d+_", "", script.stem) + ".png"
     pixels = np.asarray(Image.open(picture).convert("RGB"), dtype=int)
     assert min(pixels.shape[:2]) > 300
-    assert (np.ptp(pixels, axis=2) > 30).mean() > 0.005  # coloured lines, or far more of a map
+    assert (np.ptp(pixels, axis=2) > 30).mean() > 0.005  # colored lines, or far more of a map

@@ -116,12 +116,12 @@ def test_random_control_is_the_mean_share_of_as_many_random_texts() -> None:
     """By least squares on each draw, and the same again with the same seed."""
     outputs, pool = normal(30, 12), pool_of(normal(20, 12))
     found = heads.text_span(outputs, pool, 4, seed=3)
-    generator, centred = torch.Generator().manual_seed(3), (outputs - outputs.mean(0)).numpy()
+    generator, centered = torch.Generator().manual_seed(3), (outputs - outputs.mean(0)).numpy()
     shares = []
     for _ in range(16):
         rows = pool.embeddings[torch.randperm(20, generator=generator)[:4]].numpy()
-        left = centred - centred @ rows.T @ np.linalg.inv(rows @ rows.T) @ rows
-        shares.append(1 - np.square(left).sum() / np.square(centred).sum())
+        left = centered - centered @ rows.T @ np.linalg.inv(rows @ rows.T) @ rows
+        shares.append(1 - np.square(left).sum() / np.square(centered).sum())
     assert found.random == pytest.approx(np.mean(shares), rel=1e-9)
     again, other = (heads.text_span(outputs, pool, 4, seed=seed) for seed in (3, 4))
     assert again.random == found.random

@@ -57,7 +57,7 @@ def test_large_finite_values_are_no_infinity() -> None:
 # upsample
 
 
-def test_upsample_keeps_pixel_centres_in_place() -> None:
+def test_upsample_keeps_pixel_centers_in_place() -> None:
     assert maps.upsample(torch.tensor([[0.0, 1.0]]), (1, 4)).tolist() == [[0, 0.25, 0.75, 1]]
 
 

@@ -280,7 +280,7 @@ def test_a_look_that_matches_cannot_have_is_refused(matched: Explanation) -> Non
     matched.plot(original=False)
     looks: list[dict[str, Any]] = [{"cmap": "viridis"}, {"alpha": 0.3}, {"original": True}]
     for look in looks:
-        with pytest.raises(InputError, match="each match of two images has a colour of its own"):
+        with pytest.raises(InputError, match="each match of two images has a color of its own"):
             matched.plot(**look)
 
 

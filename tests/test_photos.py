@@ -44,8 +44,8 @@ def ramps(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.stack(values, -1).round().astype(np.uint8))
 
 
-def grey_part(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where an image (H, W, 3) has no colours."""
+def gray_part(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where an image (H, W, 3) has no colors."""
     return np.asarray(np.ptp(image, axis=-1) < 1e-3)
 
 
@@ -101,7 +101,7 @@ def test_uncrop_is_upsample_on_the_box() -> None:
         maps.uncrop(raw, (50, 0, 60, 10), (40, 30))
 
 
-def test_a_map_is_normalised_over_what_lies_in_the_photo() -> None:
+def test_a_map_is_normalized_over_what_lies_in_the_photo() -> None:
     raw = torch.tensor([[[9.0, 9.0], [1.0, 3.0], [9.0, 9.0]]])
     heatmap = normalized({"positive": raw}, (6, 4), "nearest", (0, 0, 4, 6), (0, 2, 4, 4))
     expected = torch.zeros(1, 6, 4)
@@ -126,7 +126,7 @@ def test_a_map_lies_on_the_whole_photo(vit: ClipAdapter, size: tuple[int, int]) 
     seen[rows, columns] = True
     inside = np.asarray(photo.resize(plain.shape[1::-1]), dtype=np.float32) / 255
     np.testing.assert_allclose(plain[seen], inside[seen], atol=1e-6)
-    assert grey_part(plain)[~seen].all()
+    assert gray_part(plain)[~seen].all()
     assert pixels_of(found.plot(original=False))[0].shape == (32, 32, 3)
 
 
@@ -213,7 +213,7 @@ def test_the_map_of_the_padding_is_left_out(vit: ClipAdapter) -> None:
     assert heatmap[12:20].min() == 0
     laid = pixels_of(found.plot(original=True))
     assert laid[0].shape == (20, 80, 3)
-    assert not grey_part(laid[0]).all(axis=0).any()  # all of it was seen
+    assert not gray_part(laid[0]).all(axis=0).any()  # all of it was seen
     square = explain(ramps(40, 40), "a horse", model=vit)
     torch.testing.assert_close(
         explain(ramps(40, 40), "a horse", model=vit, whole=True).scores, square.scores

@@ -30,7 +30,7 @@ OFFLINE, ON_THE_HUB = 1, 2
 
 @pytest.fixture
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A folder with a grey photo; what README names -> what stands for it, saved random models."""
+    """A folder with a gray photo; what README names -> what stands for it, saved random models."""
     monkeypatch.chdir(tmp_path)
     samples.picture(1, height=9, width=16).resize((640, 360)).convert("L").save("photo.jpg")
     save_transformers(builders.hf_vit(), tmp_path / "vit")
@@ -44,8 +44,8 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     }
 
 
-def coloured(path: str) -> float:
-    """The share of a picture of a grey photo that has a colour: the map, and a small legend."""
+def colored(path: str) -> float:
+    """The share of a picture of a gray photo that has a color: the map, and a small legend."""
     picture = np.asarray(Image.open(path).convert("RGB"), dtype=int)
     assert min(picture.shape[:2]) > 200
     return float((np.ptp(picture, axis=2) > 30).mean())
@@ -62,7 +62,7 @@ def test_first_examples_draw_maps_on_a_photo(followed: dict[str, str]) -> None:
     written = re.findall(r'\.save\("(\S+)"\)', "".join(blocks))
     assert written == ["horse.png", "resnet.png"]
     for name in written:
-        assert coloured(name) > 0.02
+        assert colored(name) > 0.02
 
 
 def test_own_captum_code_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_the_same_on_the_hubs_model(
         assert command in offline
         assert main([*command, "--model", "vit"]) == 0
     printed = capsys.readouterr().out
-    assert coloured("horse.png") > 0.02
+    assert colored("horse.png") > 0.02
     clip = load_clip("vit")
     texts = ["a horse", "a dog"]
     image, embedded = clip.encode_image(clip.preprocess("photo.jpg")), clip.encode_text(texts)
@@ -147,12 +147,12 @@ def test_badges_say_what_the_package_says_and_need_no_network() -> None:
         assert re.findall(r"<text[^>]*>([^<]*)", drawn) == label.split(": ")
         assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
         said[topic] = (words, label.split(": ")[1])
-    licence, python = (
+    license, python = (
         re.findall(rf'^{key} = "(.*)"', project, re.MULTILINE)[0]
         for key in ("license", "requires-python")
     )
     oldest = python.removeprefix(">=")
-    assert said["Licence"] == (licence, licence)
+    assert said["License"] == (license, license)
     assert said["Python"] == (f"{oldest} or later", f"{oldest}+")
     assert said["Tests"] == ("an oracle for every equation",) * 2
     assert re.findall(r"!\[[^]]*\]\(http|src=.http", text) == []  # nor do its other pictures

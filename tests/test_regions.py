@@ -158,7 +158,7 @@ def test_a_label_map_has_the_text_that_supports_each_pixel_most(tmp_path: Path) 
         found.label_map(2)
 
 
-def test_twenty_labels_have_colours_of_their_own_the_strong_ones_first(tmp_path: Path) -> None:
+def test_twenty_labels_have_colors_of_their_own_the_strong_ones_first(tmp_path: Path) -> None:
     labels = LabelMap(torch.arange(21, dtype=torch.uint8)[None], ("none", *map(str, range(20))))
     with Image.open(labels.save(tmp_path / "labels.png")) as image:
         colors = np.asarray(image.convert("HSV"), dtype=int)[0, 1:]

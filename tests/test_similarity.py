@@ -106,7 +106,7 @@ def test_similarity_is_bounded_and_signed():
 
 
 def test_score_takes_embeddings_of_any_length():
-    """What the tail of a tower gives need not be normalised."""
+    """What the tail of a tower gives need not be normalized."""
     forward = cases.similarity("hf_vit")
     embedding = normal(2, 5, 24, seed=0)
     scores = forward.score(embedding)

@@ -80,7 +80,7 @@ def test_outputs_are_of_the_code_that_stands_there(path):
 
 @notebooks
 def test_what_is_saved_is_fit_to_be_published(path):
-    """Small, one idea a cell, no path of a machine, no colour codes, no time, any Python 3."""
+    """Small, one idea a cell, no path of a machine, no color codes, no time, any Python 3."""
     notebook = tutorials.read(path)
     for cell in tutorials.code_of(notebook):
         assert len(cell.source.splitlines()) <= LONGEST, cell.source

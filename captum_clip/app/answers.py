@@ -213,7 +213,7 @@ class Answer:
 
     @staticmethod
     def legend(sign: Sign, opacity: float = ALPHA) -> str:
-        """The colours of maps as HTML: a bar with what stands at either end."""
+        """The colors of maps as HTML: a bar with what stands at either end."""
         left, right = SIGNS["negative"], SIGNS["positive"]
         ramps = [ramp(NEGATIVE, opacity).reversed(), ramp(POSITIVE, opacity)]
         if sign != "both":
@@ -232,7 +232,7 @@ class Answer:
         return "\n\n".join([*lines, f"{explanation.model} \N{MIDDLE DOT} {explanation.method}"])
 
     def text_map(self, text: int) -> Words:
-        """The words of a text with their values, the colours of these, and the text's map.
+        """The words of a text with their values, the colors of these, and the text's map.
 
         By the method that was chosen in place of the image's default; else, or where that one
         needs a grid, by the default of the text side.
@@ -248,7 +248,7 @@ class Answer:
         ]
 
     def pairs(self, text: int) -> Words:
-        """The words of a text with their shares, the colours of these, and their maps."""
+        """The words of a text with their shares, the colors of these, and their maps."""
         explanation = self._explain(self.explanation.names[text], side="pairs")
         shares = list(zip(explanation.names[1:], explanation.scores[0, 1:].tolist(), strict=True))
         drawn = list(panels(explanation.plot()))
@@ -270,7 +270,7 @@ class Answer:
 
 
 def _colored(words: Sequence[tuple[str, float]]) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Words with their values as they are written, and the colours of the values."""
+    """Words with their values as they are written, and the colors of the values."""
     looks = colored_words(words)
     values = [(word, value) for (word, _), (_, value) in zip(words, looks, strict=True)]
     return values, {value: to_hex(color) for color, value in looks}

@@ -70,7 +70,7 @@ def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = Fa
         \nabla l = a \odot (\nabla a - \textstyle\sum_j a_j \nabla a_j)
 
     with g (K, B, H d) the gradient at the heads' outputs; the way through the keys, the same for
-    all, is cancelled by the softmax. `detached` takes the weights as constants.
+    all, is canceled by the softmax. `detached` takes the weights as constants.
     """
     query_map, _, value_map = read.attention.input_maps()
     shift = gradient @ value_map.weight.to(gradient.dtype)

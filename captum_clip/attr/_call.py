@@ -64,7 +64,7 @@ class Call:
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K)."""
-        # a preprocessing inside of the forward may normalise in place
+        # a preprocessing inside of the forward may normalize in place
         images = tuple(image.clone() for image in self.images)
         scores = self.forward(*images, *self.extra)
         fits = isinstance(scores, Tensor) and scores.ndim in (1, 2)

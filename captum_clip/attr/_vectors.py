@@ -70,16 +70,16 @@ class PooledRow(NamedTuple):
     attention: Attention | None = None
 
     @classmethod
-    def of(cls, _: int, read: AttentionRead, *, centred: bool) -> "PooledRow":
-        """That of an attention that was visited; `centred` takes values less their mean."""
+    def of(cls, _: int, read: AttentionRead, *, centered: bool) -> "PooledRow":
+        """That of an attention that was visited; `centered` takes values less their mean."""
         with no_graph(), autocast_disabled(read.value):
             # the sum of the parts is compared with what ran; what a sink adds is not a part
             row = read.row if read.extra is not None else read.any_row()
             value, extra = to_float32(read.value), read.extra
             if read.attention.positions is not None:
-                parts, extra = _spread(read, row, value, centred)
+                parts, extra = _spread(read, row, value, centered)
             else:
-                if centred:  # the value of a mean token is the mean of the values
+                if centered:  # the value of a mean token is the mean of the values
                     mean = read.pooled.mean(value.transpose(1, 2).flatten(2), read.span)
                     mean = split_heads(mean, value.shape[1]).transpose(1, 2)  # (B, H, 1, d)
                     value = value - mean
@@ -90,7 +90,7 @@ class PooledRow(NamedTuple):
 
 
 def _spread(
-    read: AttentionRead, row: Tensor, value: Tensor, centred: bool
+    read: AttentionRead, row: Tensor, value: Tensor, centered: bool
 ) -> tuple[Tensor, Tensor]:
     r"""The parts and the extra of a ResNet's pool, whose mean token is spread over the positions.
 
@@ -109,7 +109,7 @@ def _spread(
     plain, others = plain[:, :, 1:], value[:, :, 1:]
     first = row[..., :1]
     extra = first * placed[:, 0]
-    if centred:
+    if centered:
         shifts = [each.mean(2, keepdim=True) for each in (plain, others)]
         plain, others = plain - shifts[0], others - shifts[1]
         extra = extra + first * shifts[0][:, :, 0]
@@ -118,7 +118,7 @@ def _spread(
     return F.pad(parts, (0, 0, 1, 0)), extra.flatten(1)
 
 
-def _mean_row(tower: Tower, embedded: PooledEmbedding, centred: bool) -> PooledRow:
+def _mean_row(tower: Tower, embedded: PooledEmbedding, centered: bool) -> PooledRow:
     """That of a mean of tokens, for each of which the first steps of the head run."""
     pooled, tokens = embedded.run.record.pooled, embedded.token
     steps = embedded.head(tower)[: tower.steps_before_mean]
@@ -126,11 +126,11 @@ def _mean_row(tower: Tower, embedded: PooledEmbedding, centred: bool) -> PooledR
     mean = pooled.mean(tokens, slice(None)).expand_as(tokens)
     # the norm of each token is its own, so the mean passes it once for every token
     flat = torch.stack([tokens, mean], 2).flatten(0, 1)  # (B N, 2, D)
-    flat = push_forward(steps, flat[:, 0], flat if centred else flat[:, :1])[1]
+    flat = push_forward(steps, flat[:, 0], flat if centered else flat[:, :1])[1]
     parts, *means = (flat.view(*tokens.shape[:2], *flat.shape[1:]) * share[..., None]).unbind(2)
     # a norm of zeros is its bias
     extra = run_steps(steps, torch.zeros_like(tokens[:, 0]))
-    if centred:
+    if centered:
         parts, extra = parts - means[0], extra + means[0].sum(1)
     heads = (run_steps(steps, tokens) * share).sum(1)
     parts = F.pad(parts, (0, 0, tower.prefix, 0))
@@ -152,25 +152,25 @@ class Rows(NamedTuple):
 
 
 def pooled_rows(
-    tower: Tower, call: Call, layers: range, centred: bool, visit: Visits | None = None
+    tower: Tower, call: Call, layers: range, centered: bool, visit: Visits | None = None
 ) -> Rows:
     """Run once, and read the pooled row of the attentions of some layers, or a mean.
 
     A `visit` of one's own returns None for other layers.
     """
     stream = range(layers.start, min(layers.stop, len(tower.layers)))
-    visit = visit or (layers, partial(PooledRow.of, centred=centred))
-    return rows_of(tower, pooled_embedding(tower, call, visit, stream=stream), centred)
+    visit = visit or (layers, partial(PooledRow.of, centered=centered))
+    return rows_of(tower, pooled_embedding(tower, call, visit, stream=stream), centered)
 
 
-def rows_of(tower: Tower, embedded: PooledEmbedding, centred: bool) -> Rows:
+def rows_of(tower: Tower, embedded: PooledEmbedding, centered: bool) -> Rows:
     """The rows that a forward has visited, or that of a mean."""
     visited = embedded.run.record.visited.items()
     rows = {index: row for index, row in visited if row is not None}
     head, token = embedded.head(tower), embedded.token
     if tower.pooling == "mean":
         with no_graph(), autocast_disabled(token):
-            row = _mean_row(tower, embedded, centred)
+            row = _mean_row(tower, embedded, centered)
             head, token = head[tower.steps_before_mean :], row.heads
             rows = {len(tower.layers): row}  # after all of them
     return Rows(embedded, rows, token, head)

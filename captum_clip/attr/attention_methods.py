@@ -122,7 +122,7 @@ class AttentionRollout(ViTAttribution):
             if mean.shape[1] == 1:
                 row = (row + mean[:, 0]) / (1 + mean.sum(-1))
             else:
-                # row-normalising the matrix would copy it; its sums do
+                # row-normalizing the matrix would copy it; its sums do
                 row = row / (1 + mean.sum(-1))
                 row = row + mha.read_row(row, mean)
         return run.computed(row.expand(len(run.columns), -1, -1))

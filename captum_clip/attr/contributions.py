@@ -65,9 +65,9 @@ class ConservativePropagation(ClipAttribution):
 
 
 def propagated_to_patches(
-    tower: TransformerTower, call: Call, *, centred: bool = False, directions: Tensor | None = None
+    tower: TransformerTower, call: Call, *, centered: bool = False, directions: Tensor | None = None
 ) -> Computed:
-    """Relevance of every projected patch; `centred` takes each patch less their mean.
+    """Relevance of every projected patch; `centered` takes each patch less their mean.
 
     Of the scores, or of the unit embedding's products with vectors `directions` (n, B or 1, E).
     """
@@ -82,7 +82,7 @@ def propagated_to_patches(
         return to_float32(tensor).flatten(1, -2)
 
     entered, maps = as_tokens(detached(patches)), []
-    if centred:
+    if centered:
         span = slice(tower.prefix, tower.prefix + entered.shape[1])
         padded = F.pad(entered, (0, 0, tower.prefix, 0))
         entered = entered - record.pooled.mean(padded, span)
@@ -192,12 +192,12 @@ class DirectContribution(ClipAttribution):
         start_layer: int = 0,
         depth: Depth = "pooling",
     ) -> Computed:
-        tower, centred = self._tower, baseline == "mean"
+        tower, centered = self._tower, baseline == "mean"
         layers = self._reading_layers(start_layer, depth, per)
         if depth == "all":
             assert isinstance(tower, TransformerTower)
-            return propagated_to_patches(tower, call, centred=centred)
-        pooled = pooled_rows(tower, call, layers, centred)
+            return propagated_to_patches(tower, call, centered=centered)
+        pooled = pooled_rows(tower, call, layers, centered)
         token, embedded, mlps = pooled.token, pooled.embedded, depth == "token"
         with no_graph(), autocast_disabled(token):
             direction = pull_back(pooled.head, token, embedded.direction)
@@ -338,9 +338,9 @@ class DirectContribution(ClipAttribution):
         depth: Depth,
         per: Per = None,
     ) -> Computed:
-        tower, centred = self._tower, baseline == "mean"
+        tower, centered = self._tower, baseline == "mean"
         layers = self._reading_layers(start_layer, depth, per)
-        if per is not None and (centred or depth != "pooling"):
+        if per is not None and (centered or depth != "pooling"):
             raise InputError("a head's vector is all of it; leave out `baseline` and `depth`.")
         if directions is None and depth == "all":
             assert isinstance(call.forward, Similarity)
@@ -348,8 +348,8 @@ class DirectContribution(ClipAttribution):
             directions = axes[:, None]
         if depth == "all":
             assert isinstance(tower, TransformerTower)
-            return propagated_to_patches(tower, call, centred=centred, directions=directions)
-        pooled = pooled_rows(tower, call, layers, centred)
+            return propagated_to_patches(tower, call, centered=centered, directions=directions)
+        pooled = pooled_rows(tower, call, layers, centered)
         embedded = pooled.embedded
         with no_graph(), autocast_disabled(pooled.token):
             shares = parts_of_heads(pooled) if per else pushed_rows(pooled, depth == "token")

@@ -51,7 +51,7 @@ class ReaderRemoval(ClipAttribution):
 
     - ``window``: side of a window in cells, odd; by default the largest odd share of the side up to
       that of 3 in 7. In a text one token.
-    - ``stride``: from one window's centre to the next; by default such that a side has about 7.
+    - ``stride``: from one window's center to the next; by default such that a side has about 7.
     - ``readers``: number of patches, those that the reader looks at most, that run anew as well.
       With all of them it is the forward without the window's keys.
     - ``share``: "direct", in proportion to what :class:`DirectContribution` gives the cells of the
@@ -116,7 +116,7 @@ class ReaderRemoval(ClipAttribution):
         for name, value in (("window", window), ("stride", stride)):
             if value is not None:
                 check_integer(name, value, least=1)
-        expect(window is None or window % 2 == 1, "an odd `window`, which has a centre", window)
+        expect(window is None or window % 2 == 1, "an odd `window`, which has a center", window)
         check_integer("readers", options.get("readers", 0), least=0)
 
     @override
@@ -133,8 +133,8 @@ class ReaderRemoval(ClipAttribution):
             width = window or (1 if is_text else 2 * round(3 * side / 14 - 0.5) + 1)
             step = stride or (1 if is_text else -(-side // 7))
             expect(step <= width, f"a `stride` of at most the window's {width} cells", step)
-            centres = torch.arange(step // 2, side, step, device="cpu")
-            near = (torch.arange(side, device="cpu") - centres[:, None]).abs() <= width // 2
+            centers = torch.arange(step // 2, side, step, device="cpu")
+            near = (torch.arange(side, device="cpu") - centers[:, None]).abs() <= width // 2
             windows = torch.kron(windows, near)
         return windows
 
@@ -278,7 +278,7 @@ class _Reader:
         def visit(index: int, read: AttentionRead) -> PooledRow | None:
             read.watch()
             reads[index] = read.alone()
-            return PooledRow.of(index, read, centred=False) if rows and index in pooling else None
+            return PooledRow.of(index, read, centered=False) if rows and index in pooling else None
 
         runs = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
         visits = range(last) if runs else pooling, visit

@@ -116,7 +116,7 @@ def explain_command(typed: Explain) -> None:
     request = replace(request, model=clips if len(clips) > 1 else clips[0], **loaded)
     target: Any = of_classes(clips[0], names, templates) if names else line.texts or None
     if probes:
-        emotional = [targets.emotion(clips[0], probes[0], centre=typed.centre)]
+        emotional = [targets.emotion(clips[0], probes[0], center=typed.center)]
         target = targets.concatenate(
             [targets.text(clips[0], target), *emotional] if target else emotional
         )
@@ -270,7 +270,7 @@ class _Results:
             save_figure(explanation.plot(original=self.typed.original), file, dpi=self.typed.dpi)
 
     def print_labels(self, place: Path | None) -> None:
-        """Print where a label map is, or the folder of several, and what its colours mean."""
+        """Print where a label map is, or the folder of several, and what its colors mean."""
         if self.labels is not None and place is not None:
             print(place)
             for color, name in zip(self.labels.colors(), self.labels.names, strict=True):

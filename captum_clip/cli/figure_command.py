@@ -16,7 +16,7 @@ from .options import DEFAULT_MODEL, Drawing, Loading, app, check_emotions, comma
 
 _SINGLE: Final = ("layers", "heads")  # of one image and one model
 _KEYWORDS: Final = (
-    *("references", "methods", "probes", "centre", "names", "rows", "count", "sign"),
+    *("references", "methods", "probes", "center", "names", "rows", "count", "sign"),
     *("scale", "cmap"),
 )
 """Options that are keywords of functions of :mod:`captum_clip.figures`."""

@@ -184,7 +184,7 @@ class Drawing(Quiet):
     """What `explain` and `figure` take besides what they draw."""
 
     texts_file: Path | None = None
-    centre: bool = ruled(False, needs=("emotions",))
+    center: bool = ruled(False, needs=("emotions",))
     dpi: Annotated[int | None, Option(min=1, max=2400)] = None
 
 

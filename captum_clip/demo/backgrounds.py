@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .catalogue import BACKGROUNDS
+from .catalog import BACKGROUNDS
 
 _Array = npt.NDArray[np.float32]
 Painter = Callable[[np.random.Generator, int], _Array]
@@ -39,7 +39,7 @@ def noise(generator: np.random.Generator, size: int, cells: tuple[int, int]) -> 
 
 
 def _blend(low: tuple[int, int, int], high: tuple[int, int, int], amount: _Array) -> _Array:
-    """Mix two colours; amount (H, W) in [0, 1] -> (H, W, 3) in [0, 255]."""
+    """Mix two colors; amount (H, W) in [0, 1] -> (H, W, 3) in [0, 255]."""
     first, second = np.array([low, high], dtype=np.float32)
     return np.asarray(first + amount[..., None] * (second - first), dtype=np.float32)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .catalogue import BACKGROUNDS, CONCEPTS
+from .catalog import BACKGROUNDS, CONCEPTS
 
 
 def article(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Three copies of one thing on one circle round the centre: no dictionary knows which counts."""
+"""Three copies of one thing on one circle round the center: no dictionary knows which counts."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -46,10 +46,10 @@ def draw_subsets(
     """
     size, count, start = len(background), len(sprites), generator.uniform(0, 2 * np.pi)
     angles = start + 2 * np.pi / count * np.arange(count)
-    centres = size * (0.5 + _RADIUS * np.stack([np.sin(angles), np.cos(angles)], 1))
+    centers = size * (0.5 + _RADIUS * np.stack([np.sin(angles), np.cos(angles)], 1))
     corners = [
         (round(row - len(sprite) / 2), round(column - sprite.shape[1] / 2))
-        for (row, column), sprite in zip(centres.tolist(), sprites, strict=True)
+        for (row, column), sprite in zip(centers.tolist(), sprites, strict=True)
     ]
     images, owner = [], np.empty(0, np.int8)
     for subset in range(2**count):

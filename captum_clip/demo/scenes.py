@@ -11,7 +11,7 @@ from ..checks import check_choice, check_integer, expect
 from ..errors import public
 from .backgrounds import draw_background
 from .captions import draw_caption
-from .catalogue import BACKGROUNDS, THINGS, Thing
+from .catalog import BACKGROUNDS, THINGS, Thing
 from .layout import paste_all, place
 from .sprites import load_sprites, rotated
 
@@ -134,7 +134,7 @@ def draw_scene(
     Args:
         seed: a number from 0 on; different splits give different scenes for the same seed.
         split: ``"train"``, ``"validation"`` or ``"test"``, where faces are the held-out drawings.
-        objects: names such as ``"horse"``, ``"red heart"`` or ``"heart"`` (any colour), from the
+        objects: names such as ``"horse"``, ``"red heart"`` or ``"heart"`` (any color), from the
             back to the front, at most three; drawn from the seed if None.
         count: how many objects, 1 to 3, if ``objects`` is None; drawn from the seed if None.
         background: a name of ``BACKGROUNDS``; drawn from the seed if None.
@@ -196,7 +196,7 @@ def _captions(
 
 def _find(name: str, generator: np.random.Generator) -> Thing:
     matches = [thing for thing in THINGS if name in (thing.name, thing.noun)]
-    expect(matches, "a name of captum_clip.demo.catalogue.THINGS", name)
+    expect(matches, "a name of captum_clip.demo.catalog.THINGS", name)
     return matches[generator.integers(len(matches))]
 
 

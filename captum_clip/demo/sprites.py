@@ -1,6 +1,6 @@
 """The sprite sheet, which ``docs/experiments/training/sheet.py`` draws from an emoji font.
 
-Its cells follow the order of :data:`captum_clip.demo.catalogue.THINGS`, drawing by drawing, row by
+Its cells follow the order of :data:`captum_clip.demo.catalog.THINGS`, drawing by drawing, row by
 row.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .catalogue import THINGS
+from .catalog import THINGS
 
 SHEET: Final = Path(__file__).with_name("sprites.png")
 CELL: Final = 96

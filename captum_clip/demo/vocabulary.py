@@ -11,7 +11,7 @@ import torch
 
 from ..checks import expect
 from ..errors import TargetError
-from .catalogue import ADJECTIVES, BACKGROUNDS, NOUNS
+from .catalog import ADJECTIVES, BACKGROUNDS, NOUNS
 
 FUNCTION_WORDS: Final[tuple[str, ...]] = (
     "a", "an", "the", "one", "and", "with", "on", "in", "of",

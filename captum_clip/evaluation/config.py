@@ -171,7 +171,7 @@ class EvaluationConfig(RunConfig):
         slow_images: images of each data set, drawn from all of them, for what takes long:
             sensitivity, sanity, and all of Captum's own methods.
         draws: random masks per image for faithfulness and infidelity.
-        fills: what takes the place of removed pixels: "mean" colour (normalised zero), "black",
+        fills: what takes the place of removed pixels: "mean" color (normalized zero), "black",
             "blur".
         template: text of a class with "{}" for its name, for data that have classes by name.
         void: "out" leaves out the pixels that Pascal VOC marks as void, which is the default;
@@ -221,7 +221,7 @@ class StudyConfig(RunConfig):
             means the tower's own, as in `explain`, and "mamooler" the report's.
         emotions: a file for each model, in the same order, fitted for it, as
             :func:`captum_clip.targets.emotion` reads it; or none.
-        centred: for each emotion also the emotion minus the mean of all of them.
+        centered: for each emotion also the emotion minus the mean of all of them.
         limit: study a sample of this many images; None is all. Without it the seed decides nothing.
         value_entropy: measure this entropy too, which takes longer than all the rest.
 
@@ -237,7 +237,7 @@ class StudyConfig(RunConfig):
     models: Sequence[str] = field(default=("ViT-B/32",), metadata=_NAMES)
     methods: Sequence[str] = field(default=(), metadata={"several": "distinct"})
     emotions: Sequence[str | Path] = field(default=(), metadata={"several": "any"} | _NAME)
-    centred: bool = field(default=False, metadata={"flag": True} | _DECIDES)
+    centered: bool = field(default=False, metadata={"flag": True} | _DECIDES)
     limit: int | None = field(default=None, metadata=_COUNT)
     value_entropy: bool = field(default=False, metadata={"flag": True} | _DECIDES)
     batch_size: int = field(default=16, kw_only=True, metadata=_BATCH)
@@ -253,8 +253,8 @@ class StudyConfig(RunConfig):
         expect(count in (0, models), expected, self.emotions)
         if not models or not (self.texts or count):
             raise InputError("there is nothing to explain; give texts or emotions.")
-        if self.centred and not count:
-            raise InputError("centred means emotions, and there are none.")
+        if self.centered and not count:
+            raise InputError("centered means emotions, and there are none.")
 
     def identity(self) -> dict[str, Any]:
         """All settings that decide the results; of them the seed only where there is a sample."""

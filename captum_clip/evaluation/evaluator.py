@@ -112,7 +112,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         >>> evaluate(config).table  # doctest: +SKIP
     """
     check_pandas()
-    return run(EvaluationConfig, config, make_plan, _summarise, progress)
+    return run(EvaluationConfig, config, make_plan, _summarize, progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,7 +330,7 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
     return wanted if wanted in names else names[0]
 
 
-def _summarise(
+def _summarize(
     plan: EvaluationPlan, manifest: Content, output: Storage, models: ModelLoader
 ) -> Evaluation:
     """Every file; the table of figures comes last."""

@@ -23,7 +23,7 @@ class ImageFeatures:
     """Features of those files that could be read.
 
     Attributes:
-        embeddings: (N, D), L2-normalised, float32.
+        embeddings: (N, D), L2-normalized, float32.
         paths: of the N images, in the order they were given.
         indices: (N,), of these in what was given.
         skipped: file -> why it could not be read.
@@ -44,7 +44,7 @@ def image_features(
     workers: int = 0,
     progress: bool = False,
 ) -> ImageFeatures:
-    """L2-normalised image features of files; a file that cannot be read is left out, with a reason.
+    """L2-normalized image features of files; a file that cannot be read is left out, with a reason.
 
     In which batch an image is computed changes its features by rounding.
 

@@ -161,7 +161,7 @@ WITHOUT_MAP: Final = {
     "always-negative": "-1 for every pair",
     "best-class": "the class with the highest score painted over the whole image",
     "area": "the pixels of each copy",
-    "contrast": "fitted to the colour of each copy less that around it, each scene by other folds",
+    "contrast": "fitted to the color of each copy less that around it, each scene by other folds",
     "edges": "fitted to the steps of brightness in each copy, each scene by other folds",
     "place": "fitted to where each copy is, each scene by other folds",
     "painted": "a ceiling: what the score loses when a copy is painted over with what is around it",
@@ -201,7 +201,7 @@ class _Reference:
 
 class _IntegratedGradients(_Reference):
     name = "integrated-gradients"
-    what = "Captum's IntegratedGradients from the mean colour, 16 steps, channels added"
+    what = "Captum's IntegratedGradients from the mean color, 16 steps, channels added"
     signed = True
 
     def attribute(self, images: Tensor, target: Any = None) -> Any:
@@ -233,7 +233,7 @@ class _NoiseTunnel(_Reference):
 
 class _Occlusion(_Reference):
     name = "occlusion"
-    what = "Captum's Occlusion with the mean colour, one cell of the model's grid at a time"
+    what = "Captum's Occlusion with the mean color, one cell of the model's grid at a time"
     signed = True
     cells = 1  # on a side of the window, one window around each cell
 
@@ -322,8 +322,8 @@ _LAYERS: Final = {
 _DRAWN: Final[dict[str, tuple[str, Callable[..., Tensor]]]] = {
     "random": ("uniform in [-1, 1] in each cell of the model's grid", _random),
     UNIFORM: ("the same value everywhere", lambda seed, grid, number: torch.ones(grid)),
-    "centre": (
-        "a Gaussian at the centre, its standard deviation a quarter of each side",
+    "center": (
+        "a Gaussian at the center, its standard deviation a quarter of each side",
         _gaussian,
     ),
 }

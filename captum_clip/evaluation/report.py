@@ -366,7 +366,7 @@ def perturbation_curves(
     """The curves of all methods, most relevant first on the left, least on the right.
 
     Both are rows of the long table. The legend has the summary's methods in their order, without
-    those that have no rows; the reference is black and thick, the baselines are grey and thin.
+    those that have no rows; the reference is black and thick, the baselines are gray and thin.
     """
     both, options = (most_first, least_first), (summary.resamples, summary.seed)
     bands = [curve_bands(table, *options) for table in both]

@@ -120,12 +120,12 @@ def run(
     kind: type[Config],
     config: Config,
     plan: Callable[[Config, ModelLoader], Plan],
-    summarise: Callable[[Any, Content, Storage, ModelLoader], Result],
+    summarize: Callable[[Any, Content, Storage, ModelLoader], Result],
     progress: Progress | None,
 ) -> Result:
-    """Plan with a config of a kind, compute every unit that has no whole file, then summarise.
+    """Plan with a config of a kind, compute every unit that has no whole file, then summarize.
 
-    `progress` is called first with what an earlier run had done. `summarise` gets the plan, the
+    `progress` is called first with what an earlier run had done. `summarize` gets the plan, the
     manifest so far, the output folder and what loads models, and writes the results.
 
     Raises:
@@ -144,7 +144,7 @@ def run(
         manifest = _begin(made, output)
         _tidy_up(output)
         _compute_missing(made, manifest, output, models, progress)
-        return summarise(made, manifest, output, models)
+        return summarize(made, manifest, output, models)
 
 
 @dataclass

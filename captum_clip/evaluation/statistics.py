@@ -3,7 +3,7 @@ r"""Statistics of maps over many images: measures of each map, sums over them, a
 Measures are those of min-max maps at the size of the image, taken on the model's own grid where
 they can. Upsampling is linear in the map, :math:`U m = R_h m R_w^T`, and a min-max map is
 :math:`x = a \, U m + b`. So its sum and its sum of squares are forms of the small map. Between
-neighbouring cells x is bilinear: its extremes lie on the outermost pixels there. Only the entropy
+neighboring cells x is bilinear: its extremes lie on the outermost pixels there. Only the entropy
 has to look at every pixel.
 """
 
@@ -69,7 +69,7 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
 
 
 def _outermost(axis: Tensor) -> Tensor:
-    """The first and the last pixel between two neighbouring cells."""
+    """The first and the last pixel between two neighboring cells."""
     cell = (axis != 0).int().argmax(1)
     changes = cell[1:] != cell[:-1]
     edge = torch.ones(1, dtype=torch.bool, device=axis.device)
@@ -149,11 +149,11 @@ class Statistics:
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def biases(self) -> dict[str, Array]:
-        """The corner and the centre bias (K,) of each mean map; NaN where there is no mean."""
+        """The corner and the center bias (K,) of each mean map; NaN where there is no mean."""
         mean = self.mean("stretched")
         finite = np.asarray(np.isfinite(mean).all((-2, -1)))
         heatmap = torch.from_numpy(np.where(finite[:, None, None], mean, 0))
-        both = {"corner": metrics.corner_bias, "centre": metrics.centre_bias}
+        both = {"corner": metrics.corner_bias, "center": metrics.center_bias}
         return {
             f"{where}_bias": np.where(finite, bias(heatmap).numpy(), np.nan)
             for where, bias in both.items()
@@ -199,8 +199,8 @@ def _figure(results: Sequence[Statistics]) -> bytes:
         label = f"{result.job.model} \N{MIDDLE DOT} {result.job.method}"
         means[label] = np.nan_to_num(result.mean("stretched"))
         notes[label] = [
-            "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, centre {centre:.2f}"
-            for corner, centre in zip(*result.biases().values(), strict=True)
+            "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, center {center:.2f}"
+            for corner, center in zip(*result.biases().values(), strict=True)
         ]
     values = np.concatenate([mean.ravel() for mean in means.values()])
     counts = sorted({result.images for result in results})

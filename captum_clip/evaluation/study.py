@@ -33,12 +33,12 @@ from .storage import Storage, storage_of
 from .units import Arrays, Skipped, Unit, from_npz, read_unit, to_csv, to_json
 
 IMAGES: Final = "images.csv"
-CENTRED: Final = " (centred)"
+CENTERED: Final = " (centered)"
 """Follows the name of an emotion from which the mean of all emotions was subtracted."""
 
 
 def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
-    """Do methods favour the corners (Mamooler, Figure 6)? Settings are those of `StudyConfig`.
+    """Do methods favor the corners (Mamooler, Figure 6)? Settings are those of `StudyConfig`.
 
     By default a happy and a sad text, Mamooler's three methods for vision transformers and Grad-CAM
     for ResNets.
@@ -49,13 +49,13 @@ def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -
 
 
 def emotions_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
-    """Eight emotions, plain and centred, ViT next to ResNet (Mamooler, Figures 11 and 12).
+    """Eight emotions, plain and centered, ViT next to ResNet (Mamooler, Figures 11 and 12).
 
     With ``methods="mamooler"`` it repeats the report. All sixteen come from one forward pass.
     Settings are those of :class:`StudyConfig`, `emotions` among them.
     """
     models = ("ViT-B/32", "RN101")
-    return StudyConfig(images, output, **{"models": models, **settings, "centred": True})
+    return StudyConfig(images, output, **{"models": models, **settings, "centered": True})
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
         >>> config = StudyConfig("photos", "out", texts="a horse", models=["ViT-B/32", "RN101"])
         >>> run_study(config)  # doctest: +SKIP
     """
-    return run(StudyConfig, config, _plan, _summarise, progress)
+    return run(StudyConfig, config, _plan, _summarize, progress)
 
 
 class MeanMaps(NamedTuple):
@@ -280,20 +280,20 @@ def _jobs_of(
 def _target(
     config: StudyConfig, emotions: str | Path | None, clip: ClipAdapter
 ) -> tuple[Target, str]:
-    """All targets of a model: texts, then emotions, then the emotions centred."""
+    """All targets of a model: texts, then emotions, then the emotions centered."""
     parts = [targets.text(clip, config.texts)] if config.texts else []
     if emotions is None:
         return parts[0], ""
     probe = EmotionProbe.load(emotions)
     parts.append(targets.emotion(clip, probe))
-    if config.centred:
-        other = targets.emotion(clip, probe, centre=True)
-        parts.append(replace(other, names=tuple(f"{name}{CENTRED}" for name in other.names)))
+    if config.centered:
+        other = targets.emotion(clip, probe, center=True)
+        parts.append(replace(other, names=tuple(f"{name}{CENTERED}" for name in other.names)))
     digest = hashlib.sha256(np.ascontiguousarray(probe.weights).tobytes()).hexdigest()
     return targets.concatenate(parts), digest
 
 
-def _summarise(
+def _summarize(
     plan: StudyPlan, manifest: Content, output: Storage, models: ModelLoader
 ) -> StudyResult:
     """One pass over all units in order, then every file; the statistics come last."""

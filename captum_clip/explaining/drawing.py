@@ -32,29 +32,29 @@ class Drawable:
         interpolation: Mode = "bicubic",
         original: bool | ImageLike | Sequence[ImageLike] | None = None,
     ) -> Figure:
-        """Draw the maps over the images, resized, and min-max normalised one by one.
+        """Draw the maps over the images, resized, and min-max normalized one by one.
 
         One row per image, or image and model, and one column per target; with words, one column per
         word, dimmed by its norm; with both signs, one row per image and target, positive next to
         negative evidence on a scale that the two share. With the text side one row per text: the
-        image, or its map, next to the words in their colours. A contrast with both signs is one map
-        in two colours. More than 24 rows of one model become a contact sheet: images stand side by
+        image, or its map, next to the words in their colors. A contrast with both signs is one map
+        in two colors. More than 24 rows of one model become a contact sheet: images stand side by
         side. A pair of images has its matches, the positive ones where both signs are there, and
         takes no look. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
 
         Args:
-            cmap: colour map, by name or as it is; by default inferno, blue for negative evidence
+            cmap: color map, by name or as it is; by default inferno, blue for negative evidence
                 alone, and orange and blue where both signs are drawn.
             alpha: opacity where a map is 1; where it is 0 the image shows through.
             interpolation: between the cells of a map: "bicubic", kept within the map's range,
                 "bilinear", or "nearest", which shows the cells as they are.
-            original: whether the maps lie on the whole photos, grey where the model did not see
+            original: whether the maps lie on the whole photos, gray where the model did not see
                 them, or on what the model saw; by default on the photos that were explained, where
                 one was cropped or padded. Or the photos themselves, where the explanation comes
                 from a file. Drawn with 1024 pixels a side at most, 256 where there are many.
 
         Raises:
-            InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], no
+            InputError: an unknown color map or interpolation, an alpha that is not in [0, 1], no
                 photos to lay the maps on, as where the images came as tensors, or a look of a pair.
         """
         several = self if isinstance(self, tuple) else (self,)
@@ -79,7 +79,7 @@ def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: 
         is_plain = cmap is None and alpha == ALPHA and mode == "bicubic"
         if not is_plain or not (original is None or original is False):
             raise InputError(
-                "each match of two images has a colour of its own, on what the model "
+                "each match of two images has a color of its own, on what the model "
                 "saw; leave cmap, alpha, interpolation and original out."
             )
         return _draw_matches(first)

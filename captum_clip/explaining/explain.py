@@ -79,7 +79,7 @@ def explain(
             text side a method without a grid, by default "conservative", for one image. "pairs"
             for which word of one text answers which region, or which region of a `reference`
             (:class:`captum_clip.DirectInteraction`, whose options it takes).
-        whole: pad each image to a square with the mean colour, so that the model sees all of it,
+        whole: pad each image to a square with the mean color, so that the model sees all of it,
             not just the crop that its processor leaves, as a rule the square in the middle. The
             reference of a pair is padded as well. Scores and maps differ from those of the crop.
         hints: find maps to doubt (`Explanation.hints`): those of a text that fits the image no
@@ -121,7 +121,7 @@ def answer(request: Request) -> Any:
     model, make = request.model, _pairs if request.side == "pairs" else _sides
     several = isinstance(model, (list, tuple)) and len(model) > 0
     loading: dict[str, Any] = {name: getattr(request, name) for name in LOADING}
-    # all of them before the first map, so that a misspelt name costs nothing
+    # all of them before the first map, so that a misspelled name costs nothing
     clips = [load_clip(each, **loading) for each in (model if several else [model])]
     if not several:
         return make(clips[0], request, _batches(clips[0], request))
@@ -208,7 +208,7 @@ def _options_of_pairs(request: Request) -> dict[str, Any]:
 
 
 class _Batch(NamedTuple):
-    """Some images as the model takes them, the same in colours, and whether they are all."""
+    """Some images as the model takes them, the same in colors, and whether they are all."""
 
     seen: photos.PreprocessedImages
     colored: photos.PreprocessedImages

@@ -52,7 +52,7 @@ class Explanation(drawing.Drawable):
         norms: lengths (K,) that the targets had before they became unit rows.
         model: its name.
         method: its command-line name with its options.
-        images: what the model saw, (B, 3, H, W), colours in [0, 1].
+        images: what the model saw, (B, 3, H, W), colors in [0, 1].
         words: whether the first target is a text and the others are its words.
         text_maps: of the text side, for each text its words with their values; start, end and
             padding are left out. Where only the text side was asked for, `maps` is empty.
@@ -64,7 +64,7 @@ class Explanation(drawing.Drawable):
         leave_one_out: for pairs with a text (``side="pairs"``), what the cosine loses without the
             text, and without each of its words, (B, K). `maps` are then the map of the whole text
             and each word's share of it; `scores` the cosine and the sum of each share.
-        reference: for a pair of images the other image, (3, H, W), colours in [0, 1]. `names` are
+        reference: for a pair of images the other image, (3, H, W), colors in [0, 1]. `names` are
             its own, then the cells of its grid row by row.
         cells: rows and columns of this grid, kept by :meth:`match`; (1, N) where the explanation is
             for one of the N words of a pair, or for N tokens of a late interaction.
@@ -213,7 +213,7 @@ class Explanation(drawing.Drawable):
     def heatmap(
         self, interpolation: Mode = "bilinear", *, original: bool = False
     ) -> dict[str, Tensor]:
-        """The maps resized, then min-max normalised one by one, sign -> (B, K, H, W) in [0, 1].
+        """The maps resized, then min-max normalized one by one, sign -> (B, K, H, W) in [0, 1].
 
         The two signs of a map share one scale. Where an image was padded the map is zero, and left
         out of the scale. :meth:`plot` draws them, with the interpolation that it is given. The map
@@ -250,7 +250,7 @@ class Explanation(drawing.Drawable):
     def regions(self, threshold: Threshold = "otsu", *, spread: float = 0) -> list[Region]:
         """The regions that the maps mark, as masks and boxes at the photos' size, for other tools.
 
-        Each map is resized (bicubic, within its range), min-max normalised as by
+        Each map is resized (bicubic, within its range), min-max normalized as by
         :meth:`heatmap`, and marks what is above the threshold. Where the crop of a photo
         is unknown, the size is that of :attr:`images`.
 
@@ -302,7 +302,7 @@ class Explanation(drawing.Drawable):
         with the largest share.
 
         Args:
-            threshold: of the largest map, min-max normalised, below which there is none: "otsu",
+            threshold: of the largest map, min-max normalized, below which there is none: "otsu",
                 "mean" or a number in [0, 1); None is wherever a map is above zero.
             spread: standard deviation in cells of a Gaussian over which each cell is spread first;
                 None is 0.7 without a threshold, else 0: what was measured is in docs/findings.md.
@@ -314,7 +314,7 @@ class Explanation(drawing.Drawable):
             InputError: an unknown threshold, a spread below 0, over 255 texts, or no positive maps.
         """
         places = self._places()
-        # raw maps, since normalised ones reach 1 each, and every text would win somewhere
+        # raw maps, since normalized ones reach 1 each, and every text would win somewhere
         if "positive" not in self.maps:
             raise InputError(
                 f"the maps are of negative evidence alone; take {argument('sign', 'both')}."

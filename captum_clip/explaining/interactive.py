@@ -38,7 +38,7 @@ def page(
         sign: (colors[sign](steps)[:, :3].T.round(3), map(to_hex, ramp(colors[sign], alpha)(steps)))
         for sign in explanation.maps
     }
-    # `soften` is affine: four colours give the matrix and the offset of the page's own filter
+    # `soften` is affine: four colors give the matrix and the offset of the page's own filter
     basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
     soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T
     files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in explanation.photos]
@@ -107,6 +107,6 @@ def _jpeg(pixels: Array) -> str:
 
 def _levels(raw: Tensor) -> tuple[float, list[int]]:
     """The maximum of a map (h, w), and its cells row by row in shares of it, of 999."""
-    # integers of three digits are a third of a float's length, and finer than 8-bit colours
+    # integers of three digits are a third of a float's length, and finer than 8-bit colors
     peak = float(raw.max())
     return float(f"{peak:.4g}"), (999 * raw / (peak or 1)).round().int().flatten().tolist()

@@ -23,7 +23,7 @@ _SMALL: Final = 256
 _PADDED: Final = 2048
 """Pixels of that side before a photo is padded: a long narrow one would fill the memory."""
 _LUMA: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-_CONTRAST, _GREY = 0.3, 0.5  # of what the model did not see
+_CONTRAST, _GRAY = 0.3, 0.5  # of what the model did not see
 
 
 class PreprocessedImages(NamedTuple):
@@ -40,7 +40,7 @@ class PreprocessedImages(NamedTuple):
 def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> PreprocessedImages:
     """Images as the model takes them, with what it sees of each.
 
-    With `whole` each is padded to a square with the mean colour first, so that nothing is cut away;
+    With `whole` each is padded to a square with the mean color first, so that nothing is cut away;
     InputError for tensors, which are preprocessed already.
     """
     if is_preprocessed(images):
@@ -63,7 +63,7 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
     except UnsupportedModelError:
         crops = ()
     if whole:
-        # after normalisation the mean colour is zero, the least that padding can say to a model
+        # after normalization the mean color is zero, the least that padding can say to a model
         mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
         color = tuple((255 * mean).round().int().tolist())
         opened = [_padded(image, color) for image in opened]
@@ -128,7 +128,7 @@ def lay_on_photos(
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
     """Photos (3, H, W), and sign -> maps (K, H, W) of raw maps (B, K, h, w) of their crops.
 
-    The photos are grey where the model saw nothing of them; the maps are in [0, 1], as
+    The photos are gray where the model saw nothing of them; the maps are in [0, 1], as
     :meth:`captum_clip.Explanation.heatmap` gives them. InputError if the photos differ from those
     explained in number or size.
     """
@@ -150,10 +150,10 @@ def lay_on_photos(
         box = crop.scaled(size)
         colors = torch.from_numpy(np.array(image, dtype=np.float32))
         colors = colors.movedim(-1, 0) / 255
-        grey = _GREY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
+        gray = _GRAY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
         seen = (slice(None), *maps.inside(box, size))
-        grey[seen] = colors[seen]
-        drawn.append(grey)
+        gray[seen] = colors[seen]
+        drawn.append(gray)
         of_image = {sign: values[index] for sign, values in raw.items()}
         for sign, values in normalized(of_image, size, mode, box).items():
             heatmap[sign].append(values)
@@ -165,7 +165,7 @@ def normalized(
 ) -> dict[str, Tensor]:
     """Raw maps (..., h, w) of a box of an image -> (..., H, W) in [0, 1], zero elsewhere.
 
-    Each map is min-max normalised over the pixels that lie in the box, and in `visible`
+    Each map is min-max normalized over the pixels that lie in the box, and in `visible`
     where there is one; its signs share one scale.
     """
     # an explanation of the text side has no maps, and torch.cat needs one

@@ -37,7 +37,7 @@ class Region:
         mask: (H, W) bool.
         boxes: (N, 4) left, top, right and bottom edge in pixels of each part of the mask, the
             largest part first; parts touch by a side or a corner. (0, 4) for an empty map.
-        peak: x and y of the map's maximum, the centre of its pixel; None for an empty map.
+        peak: x and y of the map's maximum, the center of its pixel; None for an empty map.
     """
 
     image: int
@@ -60,7 +60,7 @@ def region(
     # every n-th row and column: a threshold needs no more of a photo of 50 million pixels
     step = max(1, int((seen.numel() / _SAMPLE) ** 0.5))
     mask = heatmap > threshold_level(seen[None, ::step, ::step], threshold)
-    # pixel x covers x to x + 1, so that its centre is at x + 0.5
+    # pixel x covers x to x + 1, so that its center is at x + 0.5
     y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
     peak = (x + 0.5, y + 0.5) if bool(heatmap.any()) else None
     return Region(image, target, sign, mask, _boxes(mask), peak)
@@ -97,7 +97,7 @@ class LabelMap:
             InputError: another ending, or a folder that cannot be written to.
         """
         path = check_destination(path, (".png",))
-        # a palette keeps the numbers; of RGB each reader would have to guess them from colours
+        # a palette keeps the numbers; of RGB each reader would have to guess them from colors
         image = Image.fromarray(self.labels.numpy()).convert("P")
         image.putpalette([channel for color in self.colors() for channel in color])
         about = PngInfo()
@@ -107,12 +107,12 @@ class LabelMap:
         return path
 
     def colors(self) -> list[tuple[int, int, int]]:
-        """The colour (red, green, blue) of each of `names` in the PNG, channels in 0 to 255."""
+        """The color (red, green, blue) of each of `names` in the PNG, channels in 0 to 255."""
         return [(0, 0, 0), *(_color(number) for number in range(len(self.names) - 1))]
 
 
 def spread_out(positive: Tensor, cells: float) -> Tensor:
-    """Spread each cell of maps (..., h, w) over its neighbours, each map's sum kept.
+    """Spread each cell of maps (..., h, w) over its neighbors, each map's sum kept.
 
     By a Gaussian with a standard deviation in cells. For regions and labels alone: what a model
     tells apart in single cells is noise to an outline, but it is what an attribution says.
@@ -146,7 +146,7 @@ def label_map(
 
 
 def _color(number: int) -> tuple[int, int, int]:
-    """Twenty colours in turn, the strong ones first."""
+    """Twenty colors in turn, the strong ones first."""
     number = 2 * (number % 10) + number // 10 % 2  # matplotlib has each next to its light one
     red, green, blue = (round(255 * channel) for channel in colormaps["tab20"](number)[:3])
     return red, green, blue

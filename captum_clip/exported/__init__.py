@@ -41,7 +41,7 @@ class Explained:
         maps: "positive" and "negative" -> raw maps (B, K, h, w), none below zero.
         scores: cosines (B, K).
         names: of the K texts.
-        images: what the model saw, (B, H, W, 3), colours in [0, 1].
+        images: what the model saw, (B, H, W, 3), colors in [0, 1].
         label: model and method.
     """
 
@@ -54,7 +54,7 @@ class Explained:
     def plot(self, sign: str = "positive") -> Any:
         """Draw the maps of a sign over what the model saw, as :meth:`captum_clip.Explanation.plot`.
 
-        One row per image and one column per text, min-max normalised one by one.
+        One row per image and one column per text, min-max normalized one by one.
         """
         check_choice(sign, self.maps, name="a sign")
         colors, rows = colormap(HEAT if sign == "positive" else NEGATIVE), []

@@ -52,10 +52,10 @@ class ImageGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run the tower once, and take its embedding apart."""
         tower, layers = self._clip.tower, self._layers
-        centred, mlps = (
+        centered, mlps = (
             self._options.get(n) == v for n, v in (("baseline", "mean"), ("depth", "token"))
         )
-        visit = partial(PooledRow.of, centred=centred)
+        visit = partial(PooledRow.of, centered=centered)
         if isinstance(tower, TransformerTower):
             last = len(tower.layers) - 1
             stream = range(layers.start, min(layers.stop, last + 1))
@@ -71,7 +71,7 @@ class ImageGraph(nn.Module):
             embedded = PooledEmbedding(
                 run, embedding, none, NOTHING, token=to_float32(token), dtype=token.dtype
             )
-            pooled = rows_of(tower, embedded, centred)
+            pooled = rows_of(tower, embedded, centered)
             shares = push_forward(pooled.head, pooled.token, pushed_rows(pooled, mlps))[1]
             length = embedding.norm(dim=-1, keepdim=True)
             vectors = record.on_grid((shares / length[:, None]).transpose(1, 2))

@@ -174,7 +174,7 @@ def tokenizer_of(clip: ClipAdapter) -> str:
 
 
 def license_of(name: str) -> str | None:
-    """The licence of the weights that the card in a folder names, if there is one."""
+    """The license of the weights that the card in a folder names, if there is one."""
     for card in (MODELS.get(name) or Path(name)).glob("*.md"):
         if line := re.search(r"^license: *(\S+)", card.read_text("utf-8", "replace"), re.M):
             return line[1]

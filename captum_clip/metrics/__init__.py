@@ -27,7 +27,7 @@ from .localization import (
     word_mosaic_game,
 )
 from .map_statistics import (
-    centre_bias,
+    center_bias,
     corner_bias,
     rank_correlation,
     spatial_entropy,
@@ -47,7 +47,7 @@ __all__ = [
     "average_precision",
     "blur_fill",
     "bootstrap_mean",
-    "centre_bias",
+    "center_bias",
     "corner_bias",
     "coverage",
     "effect_agreement",

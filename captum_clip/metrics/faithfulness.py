@@ -82,7 +82,7 @@ def masked_changes(
         grid: rows and columns of the cells, as ``clip.grid(height, width)`` gives them.
         share: the chance of each cell to be removed, in (0, 1).
         samples: S, draws per image.
-        fill: what takes their place; zero is the mean colour of normalised images.
+        fill: what takes their place; zero is the mean color of normalized images.
         batch_size: images per forward pass.
         seed: of the draws.
 
@@ -205,7 +205,7 @@ def sensitivity(
             method of Captum or of this package. It is called with a tensor, with gradients on.
         images: (B, C, H, W).
         target: None where the method needs none.
-        radius: r, in units of the normalised images.
+        radius: r, in units of the normalized images.
         samples: draws per image.
         batch_size: images per call of `attribute`.
         seed: of the draws.

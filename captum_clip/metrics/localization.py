@@ -201,7 +201,7 @@ def segmentation_scores(
 ) -> SegmentationScores:
     r"""How well thresholded maps segment their objects (the ImageNet-Segmentation protocol).
 
-    Maps are min-max normalised one by one, and mark what is above the threshold; a constant map
+    Maps are min-max normalized one by one, and mark what is above the threshold; a constant map
     marks nothing.
 
     Args:
@@ -258,7 +258,7 @@ def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     r"""The average precision that published tests on ImageNet-Segmentation report.
 
     Object and background are two classes whose pixels are ranked together, those of the object by
-    the min-max normalised map m, those of the background by 1 - m:
+    the min-max normalized map m, those of the background by 1 - m:
 
     .. math:: AP\bigl([m, 1 - m], [M, \lnot M]\bigr)
 
@@ -287,7 +287,7 @@ def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def _normalized(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Min-max normalised maps at the size of their masks, and the masks, each (N, H, W)."""
+    """Min-max normalized maps at the size of their masks, and the masks, each (N, H, W)."""
     heatmap, size = normalize(maps_at_masks(maps, masks)), masks.shape[-2:]
     return heatmap.reshape(-1, *size), masks.reshape(-1, *size)
 

@@ -1,4 +1,4 @@
-"""Statistics of maps: spread, entropies, corners and centre, and the rank correlation of two maps.
+"""Statistics of maps: spread, entropies, corners and center, and the rank correlation of two maps.
 
 Throughout, `maps` are (..., h, w), floating-point and finite; for others an InputError is raised.
 """
@@ -27,7 +27,7 @@ def spatial_variance(maps: Tensor) -> Tensor:
 
     .. math:: \sigma^2 = \frac{1}{hw} \sum_{ij} (m_{ij} - \bar m)^2
 
-    A constant map has variance 0. Where maps were min-max normalised first, a constant one
+    A constant map has variance 0. Where maps were min-max normalized first, a constant one
     was made of nothing: count it apart.
 
     Example:
@@ -100,9 +100,9 @@ def variance(maps: Tensor, axes: Axes | None = None) -> Tensor:
         return maps.flatten(-2).var(-1, correction=0)
     rows, columns = axes
     pixels = len(rows) * len(columns)
-    centred = maps - maps.mean((-2, -1), keepdim=True)  # so that the squared mean is small
-    squares = (centred * (rows.T @ rows @ centred @ columns.T @ columns)).sum((-2, -1))
-    return squares / pixels - (centred @ columns.sum(0) @ rows.sum(0) / pixels).square()
+    centered = maps - maps.mean((-2, -1), keepdim=True)  # so that the squared mean is small
+    squares = (centered * (rows.T @ rows @ centered @ columns.T @ columns)).sum((-2, -1))
+    return squares / pixels - (centered @ columns.sum(0) @ rows.sum(0) / pixels).square()
 
 
 def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
@@ -129,21 +129,21 @@ def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
 def corner_bias(maps: Tensor) -> Tensor:
     """Mean of the four corner cells of each map over the mean of the whole map, (...), float64.
 
-    1 is no bias, more is a map that favours the corners. It is meant for maps on the model's own
+    1 is no bias, more is a map that favors the corners. It is meant for maps on the model's own
     grid: of an upsampled map a corner is one pixel. NaN where the mean of the map is not above
     zero, since a share of nothing means nothing.
 
     Example:
         >>> maps = torch.tensor([[2.0, 0.0, 2.0], [0.0, 1.0, 0.0], [2.0, 0.0, 2.0]])
-        >>> corner_bias(maps), centre_bias(maps)
+        >>> corner_bias(maps), center_bias(maps)
         (tensor(2., dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
     check_maps(maps)
     return _bias(maps, *([0, side - 1] for side in maps.shape[-2:]))
 
 
-@public("centre_bias")
-def centre_bias(maps: Tensor) -> Tensor:
+@public("center_bias")
+def center_bias(maps: Tensor) -> Tensor:
     """Mean of the cells in the middle of each map over the mean of the whole map, (...), float64.
 
     In the middle is one cell, on an even side two. As :func:`corner_bias` in all the rest.

@@ -1,6 +1,6 @@
 """The perturbation test: does the score fall when what the map marks is removed?
 
-Also what takes the place of removed pixels: one colour, or a blurred copy.
+Also what takes the place of removed pixels: one color, or a blurred copy.
 """
 
 from collections import defaultdict
@@ -195,7 +195,7 @@ def _ranks(planes: Tensor, seeds: Sequence[int]) -> Tensor:
 
 @public("mean_fill")
 def mean_fill(images: Tensor) -> Tensor:
-    """The mean colour of the model's training images: zero, since images are normalised.
+    """The mean color of the model's training images: zero, since images are normalized.
 
     Returns:
         Zeros (1, C, 1, 1) for `fill`; black is ``clip.color((0, 0, 0))``.

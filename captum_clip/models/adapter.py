@@ -24,7 +24,7 @@ from ..checks import (
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
-from .library import expect_library_parts, refuse_quantised
+from .library import expect_library_parts, refuse_quantized
 from .text import TextTower
 from .towers import Kind, Tower
 
@@ -136,7 +136,7 @@ class ClipAdapter(ABC):
                 "CLIP's relatives, SigLIP, AltCLIP, ChineseCLIP, OpenCLIP's TextTransformer, and "
                 "BERT and RoBERTa in a VisionTextDualEncoder and in OpenCLIP's HFTextEncoder."
             )
-        refuse_quantised(tower.module)
+        refuse_quantized(tower.module)
         return tower
 
     def _text_tower(self) -> TextTower | None:
@@ -233,7 +233,7 @@ class ClipAdapter(ABC):
 
     @public("preprocess")
     def preprocess(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Tensor:
-        """Images as the model takes them: (B, 3, H, W), normalised, on its device.
+        """Images as the model takes them: (B, 3, H, W), normalized, on its device.
 
         Args:
             images: one or several of: path, PIL image, array or uint8 tensor (H, W), (H, W, C) or
@@ -261,7 +261,7 @@ class ClipAdapter(ABC):
 
     @public("denormalize")
     def denormalize(self, images: Tensor) -> Tensor:
-        """Preprocessed images (B, 3, H, W) -> colours in [0, 1], float32.
+        """Preprocessed images (B, 3, H, W) -> colors in [0, 1], float32.
 
         Raises:
             InputError: images of the wrong shape or type, or with NaN or infinity.
@@ -272,7 +272,7 @@ class ClipAdapter(ABC):
 
     @public("color")
     def color(self, rgb: Sequence[float]) -> Tensor:
-        """A constant colour, rgb in [0, 1], as a normalised tensor (1, 3, 1, 1)."""
+        """A constant color, rgb in [0, 1], as a normalized tensor (1, 3, 1, 1)."""
         channels = list(rgb) if isinstance(rgb, (Sequence, np.ndarray)) else []
         inside = len(channels) == 3 and all(is_number(c) and 0 <= c <= 1 for c in channels)
         expect(inside, "three numbers in [0, 1]", rgb)

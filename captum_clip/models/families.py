@@ -9,7 +9,7 @@ from torch import nn
 from ..errors import UnsupportedModelError, argument
 from . import huggingface, open_clip, openai, relatives, timm
 from .adapter import ClipAdapter, Family
-from .library import expect_library_parts, refuse_quantised, unwrapped
+from .library import expect_library_parts, refuse_quantized, unwrapped
 from .towers import Tower
 
 FAMILIES: list[Family] = [
@@ -113,7 +113,7 @@ def find_tower(module: nn.Module) -> Tower | None:
     with expect_library_parts(module):
         tower = family.tower_of(module)
     if tower is not None:
-        refuse_quantised(tower.module)
+        refuse_quantized(tower.module)
     return tower
 
 

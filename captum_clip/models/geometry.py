@@ -82,7 +82,7 @@ def resize_masks(
 ) -> npt.NDArray[np.bool_]:
     """Resize and crop masks (..., H, W) to (..., h, w) as a processor does with their image.
 
-    Nearest neighbour: each pixel shows the mask at its centre. Padding is outside. A mask may come
+    Nearest neighbor: each pixel shows the mask at its center. Padding is outside. A mask may come
     out empty or full where the crop shows nothing of its object, or nothing else. `size` is that of
     the preprocessed image, if it is known, to compare with: InputError where they differ.
     """
@@ -93,7 +93,7 @@ def resize_masks(
     result = (bottom - top, right - left)
     expected = f"an array of the image's own size, one that becomes {size} and not {result}"
     expect(size is None or result == tuple(size), expected, masks)
-    rows, columns = map(_centres, masks.shape[-2:], geometry.size)
+    rows, columns = map(_centers, masks.shape[-2:], geometry.size)
     return geometry.cut(masks[..., rows[:, None], columns].astype(bool))
 
 
@@ -104,7 +104,7 @@ def geometry_of(processor: Any, size: Size) -> Crop:
     is asked to crop an array of row and column numbers.
 
     The processor is one of transformers for a CLIP or SigLIP, NaFlex too, or torchvision's
-    `Compose` of resizing, centre crops and steps that move no pixel, as OpenCLIP's is; for another
+    `Compose` of resizing, center crops and steps that move no pixel, as OpenCLIP's is; for another
     one there is an UnsupportedModelError. `size` is the image's, height and width.
     """
     inner = image_processor(processor)
@@ -123,8 +123,8 @@ def geometry_of(processor: Any, size: Size) -> Crop:
     return _of_steps(inner.transforms, size)
 
 
-def _centres(whole: int, resized: int) -> npt.NDArray[np.int64]:
-    """The pixel out of `whole` that the centre of each of `resized` pixels falls into."""
+def _centers(whole: int, resized: int) -> npt.NDArray[np.int64]:
+    """The pixel out of `whole` that the center of each of `resized` pixels falls into."""
     return (2 * np.arange(resized, dtype=np.int64) + 1) * whole // (2 * resized)
 
 

@@ -20,7 +20,7 @@ FIXED_TEXTS: Final = ("a photo of a dog", "The CAT, 3 birds", "")
 
 
 def fixed_images(size: tuple[int, int] | None = None) -> list[Any]:
-    """Three images of coloured squares (H, W, 3); with a size preprocessed noise (1, 3, H, W)."""
+    """Three images of colored squares (H, W, 3); with a size preprocessed noise (1, 3, H, W)."""
     draw = np.random.RandomState(0)  # whose numbers no release of NumPy changes
     if size is not None:
         return [*torch.from_numpy(draw.standard_normal((3, 1, 3, *size))).float()]

@@ -82,8 +82,8 @@ def check_images(images: Any, made_by: Statistics | None = None, tolerance: floa
     """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite.
 
     With the statistics of their preprocessing, also where more than a share `tolerance` of their
-    colours leaves [-.5, 1.5], or one leaves [-10, 10]; and warn where all values lie in [0, 1], as
-    pixels do. That spares colours that are steps of 1/255, as those of a bright image of 8 bits
+    colors leaves [-.5, 1.5], or one leaves [-10, 10]; and warn where all values lie in [0, 1], as
+    pixels do. That spares colors that are steps of 1/255, as those of a bright image of 8 bits
     are, and baselines, which have few values.
     """
     made = "clip.preprocess(images) makes them of any, and images[None] adds the batch dimension"
@@ -120,8 +120,8 @@ def as_pil(images: Any) -> list[Image.Image]:
 
     Args:
         images: one or a sequence of: path, PIL image, array or uint8 tensor; (H, W), (H, W, C) or
-            (C, H, W), with a batch dimension in front of C or H it is several; C is 1 (grey), 2
-            (grey, alpha), 3 or 4 (with alpha). What is transparent becomes white.
+            (C, H, W), with a batch dimension in front of C or H it is several; C is 1 (gray), 2
+            (gray, alpha), 3 or 4 (with alpha). What is transparent becomes white.
 
     Raises:
         InputError: an image cannot be read or has no sensible shape or type.

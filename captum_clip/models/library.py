@@ -87,7 +87,7 @@ def modules_of(module: nn.Module) -> list[nn.Module]:
     return list(modules.values())
 
 
-def refuse_quantised(module: nn.Module) -> None:
+def refuse_quantized(module: nn.Module) -> None:
     """Raise UnsupportedModelError where a weight of a tower is no plain floating-point number."""
     for layer in modules_of(module):
         # torch.ao packs the weights of its modules away from their parameters
@@ -104,7 +104,7 @@ def refuse_quantised(module: nn.Module) -> None:
         if not plain:
             path = next(name for name, each in module.named_modules() if each is layer)
             raise UnsupportedModelError(
-                f"the {type(layer).__name__} {path} of a tower is quantised, so gradients do not "
+                f"the {type(layer).__name__} {path} of a tower is quantized, so gradients do not "
                 "pass it, and its result may depend on the batch; load the model in float32, "
                 "float16 or bfloat16."
             )

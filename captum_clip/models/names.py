@@ -112,7 +112,7 @@ def resolve(name: str) -> Source:
         return Source(name, "open_clip", name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         pair = _open_clip_pair(name)
-        # no organisation on the hub is called as the models are
+        # no organization on the hub is called as the models are
         if pair or not name.casefold().startswith(("vit-b/", "vit-l/")):
             return pair or Source(name, "transformers", name)
     raise _no_such_name(name)

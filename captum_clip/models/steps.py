@@ -297,14 +297,14 @@ class _Gated(NamedTuple):
     factors: Tensor | None = None  # (D,) or (..., D)
     bias: Tensor | None = None
     scale: Tensor | None = None  # (..., 1)
-    centres: bool = False
+    centers: bool = False
 
     def __call__(self, token: Tensor) -> Tensor:
         token = self._push(token, token)
         return token if self.bias is None else token + self.bias
 
     def _push(self, token: Tensor, vectors: Tensor) -> Tensor:
-        if self.centres:
+        if self.centers:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         vectors = vectors if self.scale is None else vectors * self.scale
         return vectors if self.factors is None else vectors * self.factors.to(vectors.dtype)
@@ -316,7 +316,7 @@ class _Gated(NamedTuple):
         rows, bias = direction.rows, self.bias
         if self.factors is not None:
             rows = rows * self.factors.to(rows.dtype)
-        if self.centres:
+        if self.centers:
             rows = rows - rows.mean(-1, keepdim=True)
         bias = None if bias is None else bias.to(rows.dtype)
         return direction.through(rows, bias, None if self.scale is None else self.scale[..., 0])
@@ -375,13 +375,13 @@ def _held(step: Step, token: Tensor) -> Any:
 
 def _norm_at(norm: Any, token: Tensor) -> _Gated:
     """A norm with its standard deviation, of an RMSNorm its root mean square, as a constant."""
-    centres = isinstance(norm, nn.LayerNorm)
-    variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
+    centers = isinstance(norm, nn.LayerNorm)
+    variance = token.var(-1, correction=0) if centers else token.square().mean(-1)
     # transformers has its own name for it, and PyTorch's RMSNorm may have None
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     epsilon = torch.finfo(token.dtype).eps if epsilon is None else epsilon
     scale = (variance + epsilon).rsqrt()
-    return _Gated(norm.weight, getattr(norm, "bias", None), scale[..., None], centres)
+    return _Gated(norm.weight, getattr(norm, "bias", None), scale[..., None], centers)
 
 
 def gate_of(function: Callable[[Tensor], Tensor], token: Tensor, result: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
         raise UnsupportedModelError(
             f"the {type(trunk).__name__} of timm has {what}; supported are its towers that pool "
             "the class token, the mean of the patches or one latent query, with plain attention. "
-            "Merge adapters such as LoRA first, and load the model without quantisation."
+            "Merge adapters such as LoRA first, and load the model without quantization."
         )
     pooling = _POOLINGS[trunk.global_pool]
     pool = TimmPoolingHead(trunk.attn_pool, trunk.norm) if pooling == "attention" else None

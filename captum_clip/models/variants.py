@@ -93,9 +93,9 @@ def randomize_parameters(
 ) -> ModelOrClip:
     """A copy of the model with random parameters in its vision tower (Adebayo et al. 2018).
 
-    Cascading randomisation goes from the output down: ``stages=1`` is the head alone,
+    Cascading randomization goes from the output down: ``stages=1`` is the head alone,
     ``stages=2`` the head and the last layer, and so on. With one seed a stage gets the same
-    parameters however many are randomised. Each tensor is drawn anew from a normal distribution
+    parameters however many are randomized. Each tensor is drawn anew from a normal distribution
     with the mean and the standard deviation of its trained values, so that activations stay in
     range; a tensor of one value stays. So do the text tower, and with it all targets, and the
     running statistics of batch norms.

@@ -27,7 +27,7 @@ _ACTIVATIONS: Final = {
     *(torch.tanh, torch.sigmoid, Tensor.relu, Tensor.tanh, Tensor.sigmoid, Tensor.erf),
 }
 _IN_PLACE: Final = {torch.relu_, Tensor.relu_, Tensor.tanh_, Tensor.sigmoid_, F.relu_, F.elu_}
-_NORMS: Final = {F.layer_norm: True, torch.layer_norm: True, F.rms_norm: False}  # if they centre
+_NORMS: Final = {F.layer_norm: True, torch.layer_norm: True, F.rms_norm: False}  # if they center
 _DEVIATIONS: Final = {torch.rsqrt, torch.sqrt, Tensor.rsqrt, Tensor.sqrt, torch.std, Tensor.std}
 _PRODUCTS: Final = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 # what leaves a gate one: numbers added or multiplied, casts and views
@@ -159,15 +159,15 @@ def _with_value(made: Tensor, value: Tensor) -> Tensor:
 
 
 def _held_norm(
-    centres: bool, x: Tensor, shape: Any, weight: Any = None, *rest: Any, **more: Any
+    centers: bool, x: Tensor, shape: Any, weight: Any = None, *rest: Any, **more: Any
 ) -> Tensor:
     """A norm with its standard deviation as a constant."""
-    bias = more.get("bias", rest[0] if rest and centres else None)
-    epsilon = more.get("eps", rest[1 if centres else 0] if len(rest) > centres else None)
-    epsilon = epsilon if epsilon is not None else (1e-5 if centres else torch.finfo(x.dtype).eps)
+    bias = more.get("bias", rest[0] if rest and centers else None)
+    epsilon = more.get("eps", rest[1 if centers else 0] if len(rest) > centers else None)
+    epsilon = epsilon if epsilon is not None else (1e-5 if centers else torch.finfo(x.dtype).eps)
     dims = tuple(range(-len(shape), 0))
     wide = to_float32(x)
-    wide = wide - wide.mean(dims, keepdim=True) if centres else wide
+    wide = wide - wide.mean(dims, keepdim=True) if centers else wide
     scale = (held(wide).square().mean(dims, keepdim=True) + epsilon).rsqrt()
     normed = wide * scale
     normed = normed if weight is None else normed * held(weight)

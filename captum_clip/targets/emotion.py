@@ -17,16 +17,16 @@ def emotion(
     probe: Any,
     names: str | Sequence[str] | None = None,
     *,
-    centre: bool = False,
+    center: bool = False,
 ) -> Target:
     r"""One embedding per emotion: the weights of its output neuron in a linear probe.
 
-    .. math:: t_e = W_e \quad \text{or, with centre,} \quad t_e = W_e - \frac{1}{9} \sum_c W_c
+    .. math:: t_e = W_e \quad \text{or, with center,} \quad t_e = W_e - \frac{1}{9} \sum_c W_c
 
     The mean is over all nine classes, whichever emotions are chosen. A softmax does not change when
     one vector is added to the weights of every class, a cosine target does. The weights of
     :func:`captum_clip.emotions.fit_probe` sum to zero, so there the two are the same; the published
-    ones have cosines of .83 to .95 with their centred forms.
+    ones have cosines of .83 to .95 with their centered forms.
 
     Args:
         clip: the adapter.
@@ -34,7 +34,7 @@ def emotion(
             `classes`, `emotions`, `weights`, `model` and `identity`.
         names: which of :data:`captum_clip.emotions.CLASSES`; the eight emotions by default,
             "something else" on request.
-        centre: subtract the mean of the nine.
+        center: subtract the mean of the nine.
 
     Raises:
         TargetError: no probe, an unknown name, or a probe of another model: its identity differs,
@@ -67,6 +67,6 @@ def emotion(
     fits = identity or dimension in (None, width)
     expected = f"a probe of {dimension} dimensions, as {clip.name} has"
     expect(fits, expected, width, "take one of this model", error=TargetError)
-    centred = weights - centre * weights.mean(0)  # (C, D)
-    rows = centred[[classes.index(name) for name in chosen]]
+    centered = weights - center * weights.mean(0)  # (C, D)
+    rows = centered[[classes.index(name) for name in chosen]]
     return Target.of(torch.from_numpy(rows).float().to(clip.device), chosen)

@@ -29,7 +29,7 @@ class Target:
     """K target directions.
 
     Attributes:
-        embeddings: (K, D), L2-normalised after all arithmetic.
+        embeddings: (K, D), L2-normalized after all arithmetic.
         norms: lengths (K,) before that; a word with a short difference hardly matters to its text.
         names: one name per embedding.
         source: "text" or "image" where all embeddings are of such; None elsewhere.
@@ -194,7 +194,7 @@ def image(
     images: ImageLike | Sequence[ImageLike],
     names: Sequence[str] | None = None,
 ) -> Target:
-    """One embedding per reference image, L2-normalised.
+    """One embedding per reference image, L2-normalized.
 
     Args:
         clip: the adapter.
@@ -226,10 +226,10 @@ def text(
     templates: str | Sequence[str] | None = None,
     allow_empty: bool = False,
 ) -> Target:
-    r"""One L2-normalised embedding per text.
+    r"""One L2-normalized embedding per text.
 
     With prompt templates it is the mean of the unit embeddings of the text in every template,
-    normalised again (Radford et al. 2021, section 3.1.4):
+    normalized again (Radford et al. 2021, section 3.1.4):
 
     .. math:: t = \frac{m}{|m|}, \quad m = \frac{1}{P} \sum_p \frac{enc(p(text))}{|enc(p(text))|}
 
@@ -286,7 +286,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
 
     .. math:: t_w \propto \widehat{enc}(t) - \widehat{enc}(t \setminus w)
 
-    with both encodings L2-normalised first.
+    with both encodings L2-normalized first.
 
     The text is split at white space and words are taken out by position, with the white space
     before them, so a repeated word gives one for each occurrence, and all else stays as it is.

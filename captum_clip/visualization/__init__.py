@@ -1,8 +1,8 @@
 """Figures of maps, as matplotlib figures that belong to no window.
 
-Arrays or tensors go in, and nothing is computed here but colours. Arguments of several figures:
+Arrays or tensors go in, and nothing is computed here but colors. Arguments of several figures:
 
-- `images`: (B, 3, H, W), colours in [0, 1]; or a list of images, which may differ in size.
+- `images`: (B, 3, H, W), colors in [0, 1]; or a list of images, which may differ in size.
 - maps: (B, K, h, w) in [0, 1] from :mod:`captum_clip.maps`, upsampled to (H, W) where they are
   coarser. Of these images, not of a crop: :meth:`captum_clip.Explanation.plot` lays that on the
   whole photo.
@@ -10,10 +10,10 @@ Arrays or tensors go in, and nothing is computed here but colours. Arguments of 
   images, left of their rows, such as the model that each is of.
 - `references`: images (3, H, W) that are targets themselves, None for the others; each stands at
   the end of its rows.
-- `alpha`: opacity where a map is 1; where it is 0 the image shows through. `cmap`: a colour map, by
+- `alpha`: opacity where a map is 1; where it is 0 the image shows through. `cmap`: a color map, by
   name or as it is.
 
-They raise InputError for shapes, aspect ratios or ranges that do not fit and for an unknown colour
+They raise InputError for shapes, aspect ratios or ranges that do not fit and for an unknown color
 map, and return a figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
 """
 

@@ -26,13 +26,13 @@ _SLACK = 1e-3  # rounding of half precision
 
 
 def as_images(images: Batch) -> list[Array]:
-    """Images (B, 3, H, W) with colours in [0, 1] -> B of (H, W, 3)."""
+    """Images (B, 3, H, W) with colors in [0, 1] -> B of (H, W, 3)."""
     if isinstance(images, (list, tuple)) and len(images):
         arrays = [as_array("images", image, (3, "H", "W")) for image in images]
     else:
         arrays = list(as_array("images", images, ("B", 3, "H", "W")))
     for array in arrays:
-        _check_range("images", array, "clip.denormalize(images) gives such colours")
+        _check_range("images", array, "clip.denormalize(images) gives such colors")
     # rounding in half precision leaves values a little outside, which passed the check
     return [np.moveaxis(array, 0, -1).clip(0, 1) for array in arrays]
 
@@ -105,7 +105,7 @@ def as_references(references: Sequence[ArrayLike | None] | None, count: int) -> 
 
 
 def letterbox(planes: Array, size: Sequence[int], fill: float) -> Array:
-    """Resize planes (C, h, w) to fit into a frame (H, W), their shape kept, and centre them in it.
+    """Resize planes (C, h, w) to fit into a frame (H, W), their shape kept, and center them in it.
 
     The margins have the value `fill`.
 

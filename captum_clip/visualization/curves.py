@@ -24,10 +24,10 @@ _PANEL = (3.1, 2.7)  # inches; taller where the legend is
 _LABEL = 2.1  # widest label of a legend, in inches
 _DPI = 200
 _BAND = (0.03, 0.14)  # opacity, of many bands and of few
-# 6 colours and 5 dashes share no factor, so that 30 lines pass before a pair comes again
+# 6 colors and 5 dashes share no factor, so that 30 lines pass before a pair comes again
 _COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Okabe and Ito's, told apart with any kind of colour vision; without their yellow, too pale."""
-_GREYS: Final = ("#7a7a7a", "#a8a8a8")
+"""Okabe and Ito's, told apart with any kind of color vision; without their yellow, too pale."""
+_GRAYS: Final = ("#7a7a7a", "#a8a8a8")
 _DASHES: Final[tuple[Any, ...]] = (
     "solid",
     (0, (5, 1.5)),
@@ -52,7 +52,7 @@ def curves(
 ) -> Figure:
     """Curves with light bands and a legend next to them; two panels share their vertical axis.
 
-    Each label has one colour and one kind of dash, the same in both panels; thirty methods and ten
+    Each label has one color and one kind of dash, the same in both panels; thirty methods and ten
     baselines are drawn before a pair of them comes again.
 
     Args:
@@ -64,8 +64,8 @@ def curves(
         xlabel: below each panel; fractions are written in per cent.
         ylabel: left of the first panel.
         reference: label of the line that is black and thick.
-        baselines: labels of the lines that are grey and thin, last in the legend.
-        caption: below, in grey.
+        baselines: labels of the lines that are gray and thin, last in the legend.
+        caption: below, in gray.
 
     Raises:
         InputError: no curve in a panel.
@@ -119,9 +119,9 @@ def _pens(
 ) -> dict[str, dict[str, Any]]:
     """The pen of each label's line, in the legend's order."""
     first = [] if reference is None else [reference]
-    grey = [label for label in labels if label in baselines and label not in first]
-    usual = [label for label in labels if label not in (*first, *grey)]
-    groups = ((first, (TEXT_COLOR,), 2.0, 4), (usual, _COLORS, 1.3, 3), (grey, _GREYS, 1.0, 2))
+    gray = [label for label in labels if label in baselines and label not in first]
+    usual = [label for label in labels if label not in (*first, *gray)]
+    groups = ((first, (TEXT_COLOR,), 2.0, 4), (usual, _COLORS, 1.3, 3), (gray, _GRAYS, 1.0, 2))
     return {
         label: {"color": color, "linestyle": dash, "linewidth": width, "zorder": layer}
         for group, colors, width, layer in groups

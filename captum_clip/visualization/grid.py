@@ -34,7 +34,7 @@ _SMALL = 1.4  # the same from six columns on, so that letters can be read where 
 _LABEL = 1.3  # widest label, in inches
 _TEXTS = 0.5  # usual height of what is written under an image, in inches
 _GAP, _ROW_GAP = 0.1, 0.16  # inches between columns and between rows
-_SHADES = 48  # patches that make the colour bar of a legend
+_SHADES = 48  # patches that make the color bar of a legend
 _FINE = 400  # pixels that an image's side has at least
 _LARGE = 2400  # pixels of a figure's side from which the images' own resolution will do
 _SCREEN = 1920  # pixels of a figure's side, of which finer images are drawn with fewer
@@ -64,7 +64,7 @@ class Panel:
     Args:
         pixels: (H, W, 3) in [0, 1].
         title: under it, wrapped to its width.
-        note: under the title, in grey; in its place where there is none.
+        note: under the title, in gray; in its place where there is none.
         label: left of it, at the beginning of a row.
     """
 
@@ -88,7 +88,7 @@ Row = list[Panel | None]
 
 @dataclass(frozen=True)
 class Legend:
-    """A bar of colours from low to high, and what they stand for."""
+    """A bar of colors from low to high, and what they stand for."""
 
     cmap: Colormap
     label: str
@@ -130,7 +130,7 @@ def grid(
     Args:
         rows: of panels, None for an empty place; a row may be shorter than others.
         headers: one over each column.
-        legends: bars of colours, below.
+        legends: bars of colors, below.
         caption: below the images, over the legends.
         together: rows that a contact sheet keeps under each other, such as those of an image.
 

@@ -1,4 +1,4 @@
-"""Regions of two images that answer each other, in the same colours."""
+"""Regions of two images that answer each other, in the same colors."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -28,16 +28,16 @@ def matches(
     scores: ArrayLike | None = None,
     caption: str = "",
 ) -> Figure:
-    """The four strongest matches of two images: one row a pair, each in one colour on both.
+    """The four strongest matches of two images: one row a pair, each in one color on both.
 
     A match is around the pair of cells with the largest share: on either image the connected cells
     whose share with the other's cell is half as large or more. The next one is sought among the
-    cells that belong to none yet, down to a quarter of the strongest. All colours are on one scale,
+    cells that belong to none yet, down to a quarter of the strongest. All colors are on one scale,
     so a weaker match is paler, and the largest share of each is written below. These are the
     strongest pairs, whether or not both images show the same there.
 
     Args:
-        images: (B, 3, H, W), colours in [0, 1].
+        images: (B, 3, H, W), colors in [0, 1].
         references: what each is compared with, (B, 3, H, W).
         shares: (B, h', w', h, w), of each cell of the reference with each of the image; those
             below zero match nothing.
@@ -89,7 +89,7 @@ def _around(values: Array, row: np.intp, column: np.intp) -> Array:
 
 
 def _painted(image: Array, regions: list[Array]) -> Array:
-    """A softened image with each region in a colour of its own, the first one the strongest."""
+    """A softened image with each region in a color of its own, the first one the strongest."""
     drawn, (height, width) = soften(image), image.shape[:2]
     for region, color in zip(regions, _COLORS, strict=False):
         # of the first and strongest, whose largest share is above zero

@@ -154,12 +154,12 @@ def signs(
 ) -> Figure:
     """Positive next to negative evidence: one row per image (or model) and target.
 
-    Both maps of a row should share one scale, so that a weak one looks weak: normalise them as one
+    Both maps of a row should share one scale, so that a weak one looks weak: normalize them as one
     map, or divide both by the larger maximum. The peak of the weaker one is under its image.
 
     Arguments are as in :mod:`captum_clip.visualization`; `positive` maps support each target,
     `negative` ones contradict it. With `labels` the rows of one target stand together. The `cmaps`
-    of both are orange and blue, which people with any kind of colour vision can tell apart.
+    of both are orange and blue, which people with any kind of color vision can tell apart.
 
     Example:
         >>> import torch
@@ -210,7 +210,7 @@ def average(
 ) -> Figure:
     """Mean maps: one row per model or method, one column per target or emotion, all on one scale.
 
-    The darkest colour is the smallest value of all maps and the lightest the largest, so that maps
+    The darkest color is the smallest value of all maps and the lightest the largest, so that maps
     can be compared and weak structure is seen; the legend gives both.
 
     Args:
@@ -218,7 +218,7 @@ def average(
         names: of the K targets, under the maps; more than eight go on in a second row.
         notes: label -> K short lines, under the names.
         scale: smallest and largest value, where several figures are to be compared.
-        cmap: colour map; should be perceptually uniform.
+        cmap: color map; should be perceptually uniform.
         caption: below the maps.
 
     Example:

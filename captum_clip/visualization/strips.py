@@ -25,7 +25,7 @@ from .colors import (
 from .grid import Legend, Panel, Row, folded
 
 MASK: Final = "mask"
-"""In place of a colour map: multiply the image with the map, as Mamooler does."""
+"""In place of a color map: multiply the image with the map, as Mamooler does."""
 REST: Final = "rest, of no position"
 """The label of a score less the maps of all heads."""
 _BLACK_TO_WHITE: Final = LinearSegmentedColormap.from_list("captum_clip.mask", ["black", "white"])
@@ -44,8 +44,8 @@ def strip(
 ) -> list[Row]:
     """Draw raw maps (L, h, w) over one image (H, W, 3), behind a lead.
 
-    Without a colour map they are signed: orange above zero and blue below, on a scale that ends at
-    the largest absolute value, of each map or shared by all. With one they are min-max normalised.
+    Without a color map they are signed: orange above zero and blue below, on a scale that ends at
+    the largest absolute value, of each map or shared by all. With one they are min-max normalized.
     By default the notes below them are their ranges.
     """
     large = enlarged(raw.float().cpu().numpy(), image.shape[:2])
@@ -66,14 +66,14 @@ def strip(
 
 
 def strip_legends(cmap: str | Colormap | None, above: str, below: str) -> list[Legend]:
-    """The legends of signed maps, or of one colour map."""
+    """The legends of signed maps, or of one color map."""
     if cmap is None:
         return [Legend(ramp(POSITIVE), above), Legend(ramp(NEGATIVE), below)]
     return [Legend(_BLACK_TO_WHITE if cmap == MASK else ramp(colormap(cmap)), "low to high")]
 
 
 def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
-    """Maps (..., H, W) min-max normalised to [0, 1]: each on its own, or all of them as one."""
+    """Maps (..., H, W) min-max normalized to [0, 1]: each on its own, or all of them as one."""
     if not shared:
         return [maps.normalize(values) for values in raw]
     # one long row, since maps of two models differ in size

@@ -1,4 +1,4 @@
-"""Texts whose words are coloured by what they add, next to the image."""
+"""Texts whose words are colored by what they add, next to the image."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -36,7 +36,7 @@ def sentences(
     cmap: str | Colormap = HEAT,
     caption: str = "",
 ) -> Figure:
-    """One row per text: the image, or its map, and next to it the words in their colours.
+    """One row per text: the image, or its map, and next to it the words in their colors.
 
     Orange words support the image and blue ones contradict it, on a scale of its own for each
     text; the value stands under its word.
@@ -84,7 +84,7 @@ def sentences(
 
 
 def colored_words(words: Sequence[tuple[str, float]]) -> list[tuple[tuple[float, ...], str]]:
-    """The colour (r, g, b) behind each word of a text, and its value as it is written."""
+    """The color (r, g, b) behind each word of a text, and its value as it is written."""
     largest = max(abs(value) for _, value in words) or 1.0
     looks = []
     for _, value in words:

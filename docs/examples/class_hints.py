@@ -9,7 +9,7 @@ import argparse
 import random
 
 from captum_clip import classify, load_clip, targets
-from captum_clip.demo.catalogue import THINGS
+from captum_clip.demo.catalog import THINGS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.models import ClipAdapter
 

@@ -12,7 +12,7 @@ import torch
 
 from captum_clip import explain, load_clip
 from captum_clip.attr.registry import MethodChoice, methods_for
-from captum_clip.demo.catalogue import THINGS
+from captum_clip.demo.catalog import THINGS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.explaining.hints import CORRELATION, SHARE, compare
 from captum_clip.models import ClipAdapter

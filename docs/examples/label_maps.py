@@ -4,7 +4,7 @@
 that is no object is ignored) and ``scenes/background`` (it is a class), measures both with
 ``captum-clip evaluate``'s own function, and prints the table of docs/findings.md.
 
-With ``--spread .7 1`` it prints what spreading each cell over its neighbours changes, as label maps
+With ``--spread .7 1`` it prints what spreading each cell over its neighbors changes, as label maps
 do.
 """
 
@@ -21,14 +21,14 @@ from PIL import Image
 from captum_clip import maps
 from captum_clip.demo import MODELS
 from captum_clip.demo.captions import article
-from captum_clip.demo.catalogue import THINGS
+from captum_clip.demo.catalog import THINGS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.explaining.regions import spread_out
 
 NOUNS = [thing.noun for thing in THINGS if thing.adjective is None][::5][:20]
 FIRST = {"objects": "[ignored]", "background": "[background]"}  # the line of number 0
-LEFT_OUT = ("centre", "empty-text")
+LEFT_OUT = ("center", "empty-text")
 OWN = {
     "demo/vit": ("direct",),
     "demo/resnet": ("direct",),

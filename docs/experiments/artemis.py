@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from captum_clip import ClipSimilarity, load_clip, maps, metrics, targets
 from captum_clip.attr.registry import MethodChoice
-from captum_clip.demo.catalogue import FEELINGS, THINGS
+from captum_clip.demo.catalog import FEELINGS, THINGS
 from captum_clip.demo.scenes import Scene, Split, draw_scene
 from captum_clip.emotions import CLASSES, EMOTIONS, SOMETHING_ELSE, EmotionProbe
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from captum_clip.demo.backgrounds import PAINTERS, noise
-from captum_clip.demo.catalogue import BACKGROUNDS, THINGS
+from captum_clip.demo.catalog import BACKGROUNDS, THINGS
 from captum_clip.demo.scenes import World
 from captum_clip.demo.sprites import load_sprites, rotated
 
@@ -36,7 +36,7 @@ def _color(generator: np.random.Generator) -> _Array:
 
 
 def _mix(generator: np.random.Generator, amount: _Array) -> _Array:
-    """Two random colours, mixed by an amount (H, W) in [0, 1]."""
+    """Two random colors, mixed by an amount (H, W) in [0, 1]."""
     first, second = _color(generator), _color(generator)
     return np.asarray(first + amount[..., None] * (second - first), dtype=np.float32)
 
@@ -111,7 +111,7 @@ def _dots(generator: np.random.Generator, size: int) -> _Array:
 
 
 def _mosaic(generator: np.random.Generator, size: int) -> _Array:
-    """Cells of the nearest of some random points, a colour each."""
+    """Cells of the nearest of some random points, a color each."""
     points = generator.uniform(0, size, (int(generator.integers(12, 60)), 2))
     rows, columns = np.mgrid[:size, :size]
     distances = (rows[..., None] - points[:, 0]) ** 2 + (columns[..., None] - points[:, 1]) ** 2
@@ -120,7 +120,7 @@ def _mosaic(generator: np.random.Generator, size: int) -> _Array:
 
 
 def _fractal(generator: np.random.Generator, size: int) -> _Array:
-    """Coloured noise whose amplitude falls with its frequency, as in photographs."""
+    """Colored noise whose amplitude falls with its frequency, as in photographs."""
     total = np.zeros((size, size, 3), dtype=np.float32)
     octaves = [2**octave for octave in range(1, 8) if 2**octave <= size]
     for cells in octaves:

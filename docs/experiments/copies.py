@@ -57,7 +57,7 @@ class Scene:
         moved = torch.roll(self.masks, (shift, shift), (1, 2))
         return metrics.object_mass(heatmap, moved).numpy()
 
-    def centres(self) -> list[tuple[float, float]]:
+    def centers(self) -> list[tuple[float, float]]:
         """Each copy's x and y in pixels."""
         places = [mask.nonzero().double().mean(0).tolist() for mask in self.masks]
         return [(x, y) for y, x in places]
@@ -80,7 +80,7 @@ def draw(scenes: list[Scene], methods: list[str]) -> Figure:
                 values = values / np.abs(values).sum()
             axes.imshow(picture)
             axes.set_axis_off()
-            for place, (x, y) in enumerate(scene.centres()):
+            for place, (x, y) in enumerate(scene.centers()):
                 look = {"ha": "center", "va": "center", "fontsize": 9, "color": "white"}
                 box = {"facecolor": "black", "alpha": 0.7, "pad": 1.5, "edgecolor": "none"}
                 weight = "bold" if place == strongest else "normal"

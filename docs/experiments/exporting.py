@@ -18,7 +18,7 @@ import torch
 
 from captum_clip import ClipSimilarity, DirectContribution, exported, load_clip, targets
 from captum_clip.demo import MODELS
-from captum_clip.demo.catalogue import NOUNS
+from captum_clip.demo.catalog import NOUNS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.exported.writing import export
 

@@ -3,7 +3,7 @@
 python docs/experiments/fixlip.py --model demo/vit --data demo --task fixlip -o fixlip
 
 FIxLIP removes tokens by masking their attention, which not all towers support; here the removed
-cells of the model's grid become the mean colour.
+cells of the model's grid become the mean color.
 
 Source: Baniecki et al. 2025 (arXiv:2508.05430); the start from a blur is that of RISE, Petsiuk et
 al. 2018 (arXiv:1806.07421).
@@ -112,7 +112,7 @@ def measure(batch: MethodOnBatch) -> Iterator[Arrays]:
 
 def metrics_of(config: EvaluationConfig) -> dict[str, list[Metric]]:
     """The table of the task."""
-    fill = "the other cells of the model's grid become the mean colour"
+    fill = "the other cells of the model's grid become the mean color"
     images = f"{config.slow_images} images at most"
     blur = "the same of the plain cosines, with insertion into a blurred image"
     faithful = "Spearman of the map's sum over the cells that stay and the cosine"

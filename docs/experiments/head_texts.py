@@ -20,7 +20,7 @@ from torch import Tensor
 from captum_clip import heads, load_clip, targets
 from captum_clip.attr import HeadVectors
 from captum_clip.demo.captions import article, concept_texts
-from captum_clip.demo.catalogue import NOUNS
+from captum_clip.demo.catalog import NOUNS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.metrics import bootstrap_mean
 from shortcut import MODEL
@@ -33,10 +33,10 @@ ANOTHER_TAG = next(drawing for drawing in DRAWINGS if not drawing.own and drawin
 
 def explained(outputs: Tensor, texts: Tensor) -> tuple[Tensor, float]:
     """A head's outputs (N, E) in the span of texts, and the share of the variance that stays."""
-    centred = outputs.double() - outputs.double().mean(0)
-    projected = texts.double() @ torch.linalg.pinv(centred, rtol=1e-5) @ centred
-    kept = centred @ torch.linalg.pinv(projected, rtol=1e-9) @ projected
-    return kept - centred, float(kept.square().sum() / centred.square().sum())
+    centered = outputs.double() - outputs.double().mean(0)
+    projected = texts.double() @ torch.linalg.pinv(centered, rtol=1e-5) @ centered
+    kept = centered @ torch.linalg.pinv(projected, rtol=1e-9) @ projected
+    return kept - centered, float(kept.square().sum() / centered.square().sum())
 
 
 def spans(number: int) -> None:

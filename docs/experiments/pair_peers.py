@@ -8,7 +8,7 @@ seconds a pair. A pair is done alone, on one thread.
 - exCLIP (Möller et al. 2025, arXiv:2408.14153) is the package's own ``explain``, with its ten steps
   and its references; only how a model of transformers is run between two layers is written here.
 - FIxLIP (Baniecki et al. 2025, arXiv:2508.05430) is not on PyPI, so its least squares are written
-  here, for its cross-modal sampling: cells of the mean colour, tokens hidden from attention.
+  here, for its cross-modal sampling: cells of the mean color, tokens hidden from attention.
 - shapiq (MIT) checks the Shapley interaction index of the task.
 """
 

@@ -21,7 +21,7 @@ from captum_clip.evaluation.study import read_mean_maps
 from captum_clip.maps import pearson, upsample
 
 PARTS = ("effects", "evaluation", "right_map")
-DRAWN = ("random", "uniform", "centre")
+DRAWN = ("random", "uniform", "center")
 BESIDE = (
     *("integrated-gradients", "occlusion", "summed-attention", "empty-text"),
     *DRAWN,
@@ -98,9 +98,9 @@ def printed_rows(step: str) -> list[list[str]]:
 
 
 def recall() -> None:
-    """Of nouns, colours, feelings and backgrounds by the number of objects."""
+    """Of nouns, colors, feelings and backgrounds by the number of objects."""
     rows = [[f"demo/{model}", *row] for model in NAMES for row in printed_rows(f"recall_{model}")]
-    markdown(("model", "objects", "nouns", "colours", "feelings", "backgrounds"), rows)
+    markdown(("model", "objects", "nouns", "colors", "feelings", "backgrounds"), rows)
 
 
 def broad() -> None:
@@ -194,7 +194,7 @@ def excerpt() -> None:
         "mean IoU": "mean_iou",
         "adds, all": "effect_spearman_scene",
         "removal, others: balanced accuracy": "removal_balanced_others",
-        "deletion gap, mean colour": "gap_mean_predicted",
+        "deletion gap, mean color": "gap_mean_predicted",
         "faithfulness": "faithfulness_correlation",
         "four words": "words_4",
     }
@@ -306,11 +306,11 @@ def emotions() -> None:
         "variance": ("spatial_variance", 4),
         "entropy": ("spatial_entropy", 2),
         "entropy of values": ("value_entropy", 2),
-        "centre bias": ("centre_bias", 2),
+        "center bias": ("center_bias", 2),
     }
     header = [f"{name}, {NAMES[model]}" for name in columns for model in by_model]
     rows = []
-    for emotion in (*LOCAL, *GLOBAL):  # the centred ones have the same maps
+    for emotion in (*LOCAL, *GLOBAL):  # the centered ones have the same maps
         cells = [
             f"{rows_of.loc[emotion, column]:.{digits}f}"
             for column, digits in columns.values()

@@ -5,7 +5,7 @@ all pairs of a text and an object in 500 scenes together, and of those where the
 
 - *adds*: the object's Shapley effect; *removal*: the drop without it, from the whole scene.
 - *hidden*: the drop when no token may attend to the object's cells (a quarter of a cell and more),
-  in any layer of a ViT; *painted*: the drop when it is painted over with the mean colour around it.
+  in any layer of a ViT; *painted*: the drop when it is painted over with the mean color around it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pooled import pooled_spearman
 
 TRUTHS = ("adds", "removal")
 RING = 8
-"""Pixels around an object whose mean colour it is painted over with."""
+"""Pixels around an object whose mean color it is painted over with."""
 COVERED = 0.25
 """Share of a cell that an object covers where its token is hidden."""
 

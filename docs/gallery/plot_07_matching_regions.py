@@ -1,7 +1,7 @@
 """Two images, region by region
 ===============================
 
-Which places of two images make them alike? Each colour marks a region here and its match there.
+Which places of two images make them alike? Each color marks a region here and its match there.
 """
 
 from captum_clip import explain

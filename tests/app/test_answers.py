@@ -140,13 +140,13 @@ def test_pairs_have_each_word_in_one_picture_of_both_signs(both: Answer) -> None
         assert said.endswith("contradicts: empty map") == lower.endswith("empty map")
 
 
-def test_the_legend_is_a_bar_of_the_colours_of_the_maps_between_their_names(answer: Answer) -> None:
+def test_the_legend_is_a_bar_of_the_colors_of_the_maps_between_their_names(answer: Answer) -> None:
     """From nothing to the strongest of a sign; of both from one's strongest to the other's."""
-    grey = np.full((1, 1, 3), 0.5, dtype=np.float32)
+    gray = np.full((1, 1, 3), 0.5, dtype=np.float32)
 
     def drawn(cmap: Any, value: float) -> str:
         heatmap = np.full((1, 1), value, dtype=np.float32)
-        return to_hex(blend(grey, heatmap, colormap(cmap), 0.6)[0, 0])
+        return to_hex(blend(gray, heatmap, colormap(cmap), 0.6)[0, 0])
 
     before, after, ends = {
         "positive": ("supports it: low", "high", ((HEAT, 0), (HEAT, 1))),

@@ -350,7 +350,7 @@ def has_matrix(place: Place) -> bool:
 
 
 class Half(nn.Module):
-    """A parametrisation."""
+    """A parametrization."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """Half of the weight."""

@@ -155,9 +155,9 @@ def detached_gates(
     width = len(cases.images(name))
 
     def norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 0) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        sigma = (centred.square().mean(-1, keepdim=True) + eps).sqrt().detach()
-        return centred / sigma * (1 if weight is None else weight) + (0 if bias is None else bias)
+        centered = x - x.mean(-1, keepdim=True)
+        sigma = (centered.square().mean(-1, keepdim=True) + eps).sqrt().detach()
+        return centered / sigma * (1 if weight is None else weight) + (0 if bias is None else bias)
 
     def weighted(weights: Tensor) -> Tensor:  # (B, H, rows, s)
         weights = weights.detach()

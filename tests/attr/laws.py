@@ -28,7 +28,7 @@ def maps_equal(found: Tensor, wanted: Tensor) -> None:
 
 
 def maps_close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
-    """Alike, as two precisions are: in the length of the difference of the centred maps."""
+    """Alike, as two precisions are: in the length of the difference of the centered maps."""
     assert found.shape == wanted.shape
     assert found.dtype == torch.float32
     difference = (found - wanted).norm()
@@ -59,7 +59,7 @@ def has_shape_and_type(subject: Subject) -> None:
 
 
 def batch_equals_loop(subject: Subject) -> None:
-    """An image's map does not depend on its neighbours."""
+    """An image's map does not depend on its neighbors."""
     loop = torch.cat([subject.all(image[None]) for image in subject.images])
     maps_equal(subject.all(), loop)
     loop = torch.cat([subject.one(image[None]) for image in subject.images])

@@ -37,7 +37,7 @@ BAD = {
     "inf": (lambda images: with_one(images, float("inf")), "hold NaN or infinity"),
     "3-D": (lambda images: images[0], SHAPE + r"\(3, \d+, \d+\).*images\[None\]"),
     "5-D": (lambda images: images[None], SHAPE + r"\(1, 3, 3, \d+, \d+\)"),
-    "grey": (lambda images: images[:, :1], SHAPE + r"\(3, 1,.*preprocess"),
+    "gray": (lambda images: images[:, :1], SHAPE + r"\(3, 1,.*preprocess"),
     "alpha": (
         lambda images: torch.cat([images, images[:, :1]], 1),
         SHAPE + r"\(3, 4,.*preprocess",

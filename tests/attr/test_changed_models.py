@@ -138,7 +138,7 @@ def test_a_part_that_was_exchanged_is_explained_as_it_is_now(
 
 @pytest.mark.parametrize("name", ["siglip", "coca", "pe_core", "aimv2", "hf_vit"])
 def test_a_deep_copy_of_a_similarity_is_explained_with_its_own_weights(name: str) -> None:
-    """As the sanity checks have it, which randomise a copy; it can be pickled too."""
+    """As the sanity checks have it, which randomize a copy; it can be pickled too."""
     similarity = copy.deepcopy(cases.similarity(name))
     builders.randomize(similarity.clip.model, seed=9)
     method = pickle.loads(pickle.dumps(attr.AttentionGradCam(similarity)))

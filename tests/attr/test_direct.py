@@ -450,7 +450,7 @@ def test_depth_token_calls_an_adapter_in_its_own_type(dtype: torch.dtype) -> Non
 
 
 def test_depth_all_less_the_mean_gives_nothing_to_a_patch_like_all_others() -> None:
-    """An image of one colour has the same projected patches everywhere."""
+    """An image of one color has the same projected patches everywhere."""
     method = DirectContribution(cases.similarity("hf_vit", torch.float64))
     images = torch.full_like(cases.images("hf_vit", torch.float64), 0.3)
     maps, rest = method.attribute_targets(images, depth="all", baseline="mean", return_rest=True)

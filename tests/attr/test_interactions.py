@@ -247,11 +247,11 @@ def test_options_of_one_side_leave_the_other_as_it_is() -> None:
     method = DirectInteraction(ClipPairSimilarity(clip))
     run = {"additional_forward_args": mask}
     plain = method.attribute((pixels, ids), **run)
-    centred = method.attribute((pixels, ids), **run, baseline=("mean", "none"))
+    centered = method.attribute((pixels, ids), **run, baseline=("mean", "none"))
     images = DirectContribution(cases_similarity(clip)).vectors(pixels, baseline="mean")
     texts = DirectContribution(TextSimilarity(clip, axis(clip))).vectors(ids, mask)
-    torch.testing.assert_close(centred, torch.einsum("bhwe,bte->bthw", images, texts), **EXACT)
-    assert (centred - plain).abs().max() > 1e-3 * plain.abs().max()
+    torch.testing.assert_close(centered, torch.einsum("bhwe,bte->bthw", images, texts), **EXACT)
+    assert (centered - plain).abs().max() > 1e-3 * plain.abs().max()
     later = method.attribute((pixels, ids), **run, start_layer=(0, 1))
     torch.testing.assert_close(
         later, method.attribute((pixels, ids), **run, start_layer=[0, 1]), rtol=0, atol=0
@@ -413,7 +413,7 @@ def test_vectors_are_of_the_whole_embedding(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("part", ["image_features", "text_features"])
 def test_an_adapter_with_a_patched_method_is_followed_or_refused(part: str) -> None:
-    """As by one that centres the embeddings."""
+    """As by one that centers the embeddings."""
     small = builders.hf_vit()
     clip, pixels = small.load(), small.images(2)
     ids, mask = clip.text_inputs(TEXTS)

@@ -18,8 +18,8 @@ def as_clip(model):
     clip = builders.hf_vit().model.double()
     for name in ("vision_model", "visual_projection"):
         state = getattr(model, name).state_dict()
-        spelt = {key.replace("pre_layernorm", "pre_layrnorm"): state[key] for key in state}
-        getattr(clip, name).load_state_dict(spelt)
+        spelled = {key.replace("pre_layernorm", "pre_layrnorm"): state[key] for key in state}
+        getattr(clip, name).load_state_dict(spelled)
     return clip
 
 

@@ -35,7 +35,7 @@ Context = AbstractContextManager[object]
 
 SCALE = torch.linspace(0.5, 2, 24, dtype=torch.float64)
 POSTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "centred": lambda e: e - torch.linspace(-1, 1, 24, dtype=e.dtype),
+    "centered": lambda e: e - torch.linspace(-1, 1, 24, dtype=e.dtype),
     "scaled": lambda e: SCALE * e,
     "turned": lambda e: e.flip(-1),
 }
@@ -72,7 +72,7 @@ def test_an_adapter_of_ones_own_is_explained_with_what_it_adds(post: str, way: s
 @pytest.mark.parametrize("way", ["instance", "subclass"])
 def test_a_text_adapter_of_ones_own_is_explained_with_what_it_adds(way: str) -> None:
     """The shares are linear in the direction, so those along all axes say what they have to be."""
-    small, post = running.double(), POSTS["centred"]
+    small, post = running.double(), POSTS["centered"]
     clip, target = small.load(), targets.embedding(running.rows())
     ids, mask = clip.text_inputs(["a horse", "a dog"])
     axes = TextSimilarity(clip, targets.embedding(torch.eye(24, dtype=torch.float64)))

@@ -504,7 +504,7 @@ def test_padding_changes_nothing(method: str) -> None:
     assert together[:, count:].abs().max() == 0
 
 
-def test_a_mask_is_honoured_where_every_token_sees_every_other() -> None:
+def test_a_mask_is_honored_where_every_token_sees_every_other() -> None:
     """Masked tokens of a SigLIP get nothing, and the others what a plain tower gives them."""
     ids, mask = inputs("siglip")
     assert mask is None

@@ -15,7 +15,7 @@ from captum_clip.visualization.grid import save_figure
 from .growth import Point, Sweep
 from .jobs import PLAIN
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; the marks tell as well.
+# Okabe and Ito's colors, told apart with any kind of color vision; the marks tell as well.
 LOOKS: Final = {
     "AllGradAttention": ("#d55e00", "s"),
     "AttentionRollout": ("#009e73", "D"),
@@ -58,10 +58,10 @@ def _panel(panel: Any, sweep: Sweep, points: Sequence[Point]) -> None:
     if sweep.values[-1] >= 8 * sweep.values[0]:
         panel.set_xscale("log", base=2)
     ends = {}
-    for name, (colour, mark) in LOOKS.items():
+    for name, (color, mark) in LOOKS.items():
         line = [(point.value, point.forwards) for point in points if point.method == name]
         if line:
-            panel.plot(*zip(*line, strict=True), color=colour, marker=mark, markersize=4, lw=1.4)
+            panel.plot(*zip(*line, strict=True), color=color, marker=mark, markersize=4, lw=1.4)
             ends[name] = line[-1]
     panel.xaxis.set_major_locator(FixedLocator(sweep.values))
     panel.xaxis.set_minor_locator(NullLocator())

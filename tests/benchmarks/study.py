@@ -67,7 +67,7 @@ def make_model(folder: Path, seed: int) -> str:
 
 
 def make_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
-    """JPEG files of coloured blobs, as smooth as photographs are."""
+    """JPEG files of colored blobs, as smooth as photographs are."""
     random = np.random.default_rng(seed)
     folder.mkdir()
     for number in range(count):

@@ -149,7 +149,7 @@ def test_resnet_peers_draw_the_same_map():
 
 
 def test_pytorch_grad_cam_draws_the_positive_map():
-    """That library resizes and normalises what ours leaves raw, so the two agree in order."""
+    """That library resizes and normalizes what ours leaves raw, so the two agree in order."""
     tower = small("open_clip_resnet")
     images = tower.images(1, seed=0)
     ours = ClipGradCam(tower.similarity(1, seed=0)).attribute(images, relu_attributions=True)

@@ -304,11 +304,11 @@ def test_it_draws_emotions_after_texts(run: Run, text: str, names: tuple[str, ..
     assert printed.startswith(f"cosine similarity to each {'text and ' if text else ''}emotion (")
 
 
-def test_it_centres_emotions(run: Run) -> None:
-    for name, option in (("plain.npz", ""), ("centred.npz", "--centre")):
+def test_it_centers_emotions(run: Run) -> None:
+    for name, option in (("plain.npz", ""), ("centered.npz", "--center")):
         run(f"explain photo.jpg --emotions e.safetensors --model VIT -o {name} {option}")
-    plain, centred = Explanation.load("plain.npz"), Explanation.load("centred.npz")
-    assert not np.allclose(plain.scores, centred.scores, atol=1e-2)
+    plain, centered = Explanation.load("plain.npz"), Explanation.load("centered.npz")
+    assert not np.allclose(plain.scores, centered.scores, atol=1e-2)
 
 
 def test_a_probe_names_its_model_in_every_command_that_takes_one(run: Run, vit: str) -> None:
@@ -452,7 +452,7 @@ OTHERWISE = {
     "explain photos --emotions e.safetensors --sign both": 'sign was "positive" and is "both"',
     "explain photos --emotions e.safetensors --no-original": "original was null and is false",
     "explain photos --emotions e.safetensors --label-map l": 'label_map was null and is "l"',
-    "explain photos --emotions e.safetensors --centre": "centre was false and is true",
+    "explain photos --emotions e.safetensors --center": "center was false and is true",
     "explain photos --emotions other.safetensors": (
         'was "e.safetensors" and is "other.safetensors"; digests was'
     ),

@@ -28,7 +28,7 @@ VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resne
         ("emotions photo.jpg --emotions e.safetensors --model VIT", 9),
         (
             "emotions photo.jpg --emotions e.safetensors --emotions e.safetensors "
-            "--model VIT --model RESNET --target awe --target fear --centre",
+            "--model VIT --model RESNET --target awe --target fear --center",
             2 * 3,
         ),
         ("words photo.jpg 'a horse' --model VIT --model RESNET", 2 * 4),

@@ -293,11 +293,11 @@ def test_a_log_has_a_line_for_each_data_set_and_method(
     here: Path, vit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was done and an estimate of the rest, where no terminal shows a bar."""
-    line = EVALUATE.replace("VIT", vit).replace("--quiet ", "") + " --chunk-size 1 --method centre"
+    line = EVALUATE.replace("VIT", vit).replace("--quiet ", "") + " --chunk-size 1 --method center"
     assert main(line.split()) == 0
     assert capsys.readouterr().err.splitlines() == [
         "evaluate, masks, rollout: 1 of 8 images, about 1 min left",
-        "evaluate, masks, centre: 2 of 8 images, about 1 min left",
+        "evaluate, masks, center: 2 of 8 images, about 1 min left",
         "evaluate, masks, random: 3 of 8 images, about 1 min left",
         "evaluate, masks, uniform: 4 of 8 images, about 1 min left",
     ]
@@ -305,7 +305,7 @@ def test_a_log_has_a_line_for_each_data_set_and_method(
 
 def test_evaluate_names_its_curves(run: Run) -> None:
     data = make_classes(Path("classes").absolute())
-    options = f"--data {data} --method centre --task perturbation --fill black --threads 1 --quiet"
+    options = f"--data {data} --method center --task perturbation --fill black --threads 1 --quiet"
     lines = run(f"evaluate --model VIT {options} -o out").splitlines()
     curves = ["curves   out/curves_black_predicted.png", "curves   out/curves_black_true.png"]
     assert lines[3:5] == curves
@@ -377,8 +377,8 @@ def art(here: Path) -> Path:
     rows = ["art_style,painting,emotion,utterance,repetition"]
     (here / "art/images/Style").mkdir(parents=True)
     for number in range(20):
-        colour = np.random.default_rng(number).integers(0, 256, 3, dtype=np.uint8)
-        image = Image.new("RGB", (40, 40), tuple(colour.tolist()))
+        color = np.random.default_rng(number).integers(0, 256, 3, dtype=np.uint8)
+        image = Image.new("RGB", (40, 40), tuple(color.tolist()))
         image.save(here / f"art/images/Style/p{number}.jpg")
         rows += [f"Style,p{number},{EMOTIONS[number % 4]},x,{vote}" for vote in (1, 2)]
     (here / "art/artemis_dataset_release_v0.csv").write_text("\n".join([*rows, ""]))

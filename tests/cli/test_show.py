@@ -13,7 +13,7 @@ from PIL import Image
 
 from captum_clip.attr.registry import methods_for
 from captum_clip.cli import main, show_commands
-from captum_clip.demo.catalogue import NOUNS, THINGS
+from captum_clip.demo.catalog import NOUNS, THINGS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.demo.vocabulary import WORDS
 from captum_clip.models import available

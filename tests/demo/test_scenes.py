@@ -11,7 +11,7 @@ from PIL import Image
 from captum_clip.demo import scenes
 from captum_clip.demo.backgrounds import PAINTERS, draw_background
 from captum_clip.demo.captions import compose
-from captum_clip.demo.catalogue import FEELINGS, THINGS
+from captum_clip.demo.catalog import FEELINGS, THINGS
 from captum_clip.demo.scenes import STANDARD, Scene, World, draw_scene
 from captum_clip.demo.sprites import CELL, load_sprites
 from captum_clip.errors import InputError
@@ -157,7 +157,7 @@ def test_each_emotion_has_three_faces_to_learn_from_and_one_held_out() -> None:
 def test_test_scenes_show_the_held_out_faces_and_others_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Each drawing becomes one colour, by which it is known in the scene.
+    # Each drawing becomes one color, by which it is known in the scene.
     for thing in (thing for thing in THINGS if thing.held_out):
         count = len(thing.characters) + 1
         shades = [Image.new("RGBA", (96, 96), (255, 0, 10 * n, 255)) for n in range(count)]

@@ -60,7 +60,7 @@ def test_strength_means_the_same_for_few_and_many_votes():
 
 
 def test_rows_of_weights_sum_to_zero():
-    """By the penalty; so centring a fitted probe changes nothing."""
+    """By the penalty; so centering a fitted probe changes nothing."""
     probe = fit_probe(*problem())
     np.testing.assert_allclose(probe.weights.sum(0), 0, atol=1e-9)
 
@@ -76,7 +76,7 @@ def test_known_answer():
 
 
 def test_length_of_features_means_nothing():
-    """Rows are normalised, in the fit and in what uses it."""
+    """Rows are normalized, in the fit and in what uses it."""
     features, votes = problem()
     lengths = np.random.default_rng(1).uniform(0.1, 9, (len(features), 1))
     one, other = fit_probe(features, votes), fit_probe(features * lengths, votes)
@@ -157,7 +157,7 @@ def test_model_and_identity_are_kept():
 
 
 def test_users_arrays_stay_as_they_are():
-    """Neither normalised nor reordered in place."""
+    """Neither normalized nor reordered in place."""
     features, votes = problem()
     before = features.copy(), votes.copy()
     fit_probe(features, votes)

@@ -80,8 +80,8 @@ def test_no_painting_gives_zeros():
 def test_scores_equal_a_plain_loop():
     """Random votes and predictions, counted one by one."""
     generator = np.random.default_rng(0)
-    favourites = generator.integers(0, 20, (200, 1)) * np.eye(9, dtype=int)[np.arange(200) % 9]
-    votes = generator.integers(0, 3, (200, 9)) + favourites
+    favorites = generator.integers(0, 20, (200, 1)) * np.eye(9, dtype=int)[np.arange(200) % 9]
+    votes = generator.integers(0, 3, (200, 9)) + favorites
     predicted = generator.integers(0, 5, (200, 9)).astype(float)
     found = _score(predicted, votes, TRAINING)
     right, agreed, confusion = [], [], np.zeros((9, 9), dtype=int)

@@ -40,7 +40,7 @@ SMALL_SUITE: dict[str, Any] = {
         "maps": {
             "data": ["demo", "demo-mosaics"],
             "tasks": ["localization", "effect", "words"],
-            "methods": ["direct", "legrad", "centre"],
+            "methods": ["direct", "legrad", "center"],
             "images": 6,
         },
         "pairs": {"data": ["demo"], "tasks": ["pairs"], "methods": ["direct"], "images": 6},

@@ -1,4 +1,4 @@
-"""Eight emotions, plain and centred, in a ViT and a ResNet."""
+"""Eight emotions, plain and centered, in a ViT and a ResNet."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def study(
     return output
 
 
-def test_there_is_a_row_for_each_emotion_plain_and_centred(study: Path) -> None:
-    names = [*EMOTIONS, *(f"{name} (centred)" for name in EMOTIONS)]
+def test_there_is_a_row_for_each_emotion_plain_and_centered(study: Path) -> None:
+    names = [*EMOTIONS, *(f"{name} (centered)" for name in EMOTIONS)]
     rows = rows_of(study / "statistics.csv")
     assert [row["target"] for row in rows] == 2 * names
     assert {row["model"] for row in rows} == {"small-vit", "small-resnet"}
 
 
-def test_plain_and_centred_stand_in_one_figure(study: Path) -> None:
+def test_plain_and_centered_stand_in_one_figure(study: Path) -> None:
     assert [path.name for path in study.glob("*.png")] == ["mean_maps.png"]
 
 

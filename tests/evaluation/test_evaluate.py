@@ -65,12 +65,12 @@ def test_an_evaluation_writes_tables_units_and_a_manifest(whole: dict[str, bytes
     assert units == [
         f"units/00-masks/{start:06d}-{method}.npz"
         for start in (0, 2)
-        for method in ("00-last-grad", "01-rollout", "02-random", "03-uniform", "04-centre")
+        for method in ("00-last-grad", "01-rollout", "02-random", "03-uniform", "04-center")
     ]
     others = {"manifest.json", "results.csv", "results.md", "report.html"}
     assert set(whole) - set(units) == others
     table = list(csv.DictReader(io.StringIO(whole["results.csv"].decode())))
-    baselines = {"random", "uniform", "centre"}  # beside what was asked for
+    baselines = {"random", "uniform", "center"}  # beside what was asked for
     assert {line["method"] for line in table} == {"last-grad", "rollout", *baselines}
     assert {line["reference"] for line in table} == {"last-grad"}
     energy = next(line for line in table if line["metric"] == "energy")
@@ -309,8 +309,8 @@ def test_where_nothing_can_be_read_nothing_is_written(tmp_path: Path, vit: str) 
 
 
 def test_methods_that_a_task_cannot_measure_are_said(tmp_path: Path, vit: str, masks: str) -> None:
-    config = config_of(vit, masks, tmp_path, methods=("random", "centre"), tasks=("sanity",))
-    message = "masks: sanity measures nothing of random, centre, uniform on its"
+    config = config_of(vit, masks, tmp_path, methods=("random", "center"), tasks=("sanity",))
+    message = "masks: sanity measures nothing of random, center, uniform on its"
     with pytest.raises(InputError, match=message):
         evaluate(config)
     assert not (tmp_path / "results.csv").exists()
@@ -320,7 +320,7 @@ def test_a_class_folder_has_curves(tmp_path: Path, vit: str) -> None:
     """A picture for each fill and class, and the same after a stop."""
     data = make_classes(tmp_path / "data")
     given: dict[str, Any] = {"tasks": ("perturbation",), "fills": ("mean",)}
-    config = config_of(vit, data, tmp_path / "out", methods=("last-grad", "centre"), **given)
+    config = config_of(vit, data, tmp_path / "out", methods=("last-grad", "center"), **given)
     found = evaluate(config)
     assert found.curves == ("curves_mean_predicted.png", "curves_mean_true.png")
     before = content(tmp_path / "out")
@@ -414,7 +414,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"threads": 0}, "expected threads of 1 or more, got 0"),
     ({"against": "texts"}, "expected against of text, image, got 'texts'"),
     ({"engine": "spark"}, "expected engine of local, ray, got 'spark'"),
-    ({"fills": ("grey",)}, "expected fills of mean, black, blur, got 'grey'"),
+    ({"fills": ("gray",)}, "expected fills of mean, black, blur, got 'gray'"),
     ({"output": None}, "expected output as a folder or a URL, got None"),
     ({"reference": 3}, "expected reference as a text, got 3"),
     ({"fills": ()}, "expected fills of .*, got 'none'"),

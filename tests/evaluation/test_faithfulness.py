@@ -85,9 +85,9 @@ def test_draws_do_not_depend_on_chunks_and_batches(name: str) -> None:
 
 
 def test_a_map_of_nothing_gets_an_infidelity_of_one() -> None:
-    """As a ratio of sums; the centre baseline is no such map, a map of zeros is."""
+    """As a ratio of sums; the center baseline is no such map, a map of zeros is."""
     clip = model("hf_vit")
-    nothing = method_of("centre", clip)
+    nothing = method_of("center", clip)
     nothing.draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
     got = measured("faithfulness", context(clip, Listed(two_regions("a"))), nothing)
     own, zeros = got["infidelity"].values[0]
@@ -145,7 +145,7 @@ def test_renumbered_heads_leave_averaged_maps_alone(method: str) -> None:
     first = on_batch(demo("demo/vit"), method).positive[[0, 2]]  # regions of the two scenes
     expected = [[float(heatmap.any())] for heatmap in first]  # an empty map: chance
     found = sane(method)["renumbered_heads"].values
-    assert found == pytest.approx(np.array(expected), abs=2.5e-4)  # two neighbours of 49 swapped
+    assert found == pytest.approx(np.array(expected), abs=2.5e-4)  # two neighbors of 49 swapped
 
 
 def test_renumbered_heads_change_paired_maps() -> None:
@@ -252,16 +252,16 @@ def test_prompts_do_not_reach_what_ignores_them() -> None:
 def test_drawn_maps_are_not_asked() -> None:
     """They have neither parameters nor a prompt."""
     assert sane("random") == {}
-    assert sane("centre") == {}
+    assert sane("center") == {}
 
 
 def test_the_other_prompt_names_nothing_in_the_sample() -> None:
     """Of the classes without what is shown; the empty text where nothing is left."""
     clip = model("hf_vit")
-    labelled = Sample("labelled", picture(), label=1)
+    labeled = Sample("labeled", picture(), label=1)
     both = two_regions("both")
     every = tuple(Region(text, half("top left")) for text in TEXTS)
-    data = Listed(labelled, both, Sample("all", picture(), every))
+    data = Listed(labeled, both, Sample("all", picture(), every))
     one = on_batch(context(clip, data), "last-grad")
     assert _other(one, 0) in {"a horse", "a dog"}
     assert _other(one, 1) == "a red barn"

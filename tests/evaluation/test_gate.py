@@ -31,11 +31,11 @@ from tests.evaluation.cases import Listed, Suites, context, half, model, setting
 from tests.evaluation.test_tables import metric, rows, summary
 from tests.photographs import make_counterfactuals, write_rows
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 def asked(samples: list[Sample], answers: Any = None, **given: Any) -> Gate:
-    """The gate of a model of colours: the mean of an image next to red, green and blue.
+    """The gate of a model of colors: the mean of an image next to red, green and blue.
 
     `answers` takes the place of its embeddings of images.
     """
@@ -45,29 +45,27 @@ def asked(samples: list[Sample], answers: Any = None, **given: Any) -> Gate:
         return means if answers is None else answers(means)
 
     def encode(texts: list[str]) -> Tensor:
-        return torch.eye(3)[[[*COLOURS].index(text) for text in texts]]
+        return torch.eye(3)[[[*COLORS].index(text) for text in texts]]
 
     real = model("hf_vit")
     clip = SimpleNamespace(
         encode_image=encode_image, preprocess=real.preprocess, processor=real.processor
     )
-    options = {"classes": [*COLOURS], **given}
+    options = {"classes": [*COLORS], **given}
     fake: Any = SimpleNamespace(
         data=Listed(*samples, **options), clip=clip, config=settings(), encode=encode
     )
     return measure_gate(fake)
 
 
-def plain(*colours: str, **given: Any) -> Sample:
-    """Stripes of colours, of the class of the first."""
-    columns = [
-        np.full((32, 32 // len(colours), 3), COLOURS[colour], np.uint8) for colour in colours
-    ]
-    name = f"{colours}{given.pop('number', 0)}"
+def plain(*colors: str, **given: Any) -> Sample:
+    """Stripes of colors, of the class of the first."""
+    columns = [np.full((32, 32 // len(colors), 3), COLORS[color], np.uint8) for color in colors]
+    name = f"{colors}{given.pop('number', 0)}"
     return Sample(name, Image.fromarray(np.hstack(columns)), **given)
 
 
-SIX = [plain(c, label=k, number=n) for n in range(3) for k, c in enumerate(COLOURS)]
+SIX = [plain(c, label=k, number=n) for n in range(3) for k, c in enumerate(COLORS)]
 
 
 def test_a_model_that_knows_all_is_right_where_it_should_be_and_nowhere_else() -> None:
@@ -93,7 +91,7 @@ def test_an_answer_that_is_always_the_same_is_at_chance_however_often_it_is_righ
 def test_one_text_that_is_known_does_not_vouch_for_the_others() -> None:
     """Over many images the answer for red is sure, but over texts the interval reaches zero."""
     samples = [plain("red", label=0, number=n) for n in range(40)]
-    samples += [plain(c, label=COLOURS_NUMBER[c], number=n) for n in range(9) for c in OTHERS]
+    samples += [plain(c, label=COLORS_NUMBER[c], number=n) for n in range(9) for c in OTHERS]
 
     def only_red(means: Tensor) -> Tensor:  # green and blue are taken for each other
         return torch.where(means[:, :1] > 0.5, means, means[:, [0, 2, 1]])
@@ -105,7 +103,7 @@ def test_one_text_that_is_known_does_not_vouch_for_the_others() -> None:
     assert check.low < 0 < check.figure - check.chance
 
 
-COLOURS_NUMBER = {name: number for number, name in enumerate(COLOURS)}
+COLORS_NUMBER = {name: number for number, name in enumerate(COLORS)}
 OTHERS = ("green", "blue")
 
 
@@ -114,7 +112,7 @@ def test_what_no_text_can_tell_apart_is_not_checked() -> None:
     every = tuple(Region(text, half(side)) for text, side in (("red", "top"), ("blue", "left")))
     both = [plain("red", "blue", regions=every, number=n) for n in range(3)]
     for samples, classes in (
-        (SIX[:1], [*COLOURS]),
+        (SIX[:1], [*COLORS]),
         ([plain("red", label=0, number=n) for n in range(3)], ["red"]),
         (both, ["red", "blue"]),
     ):

@@ -188,7 +188,7 @@ def test_default_is_the_registered_methods_and_all_is_every_one() -> None:
     """Captum's costly ones only where they are asked for; a name is measured once."""
     clip = model(VIT)
     default, every = (named_methods(clip, names) for names in ((), ("rollout", "all")))
-    assert default == (*registry.methods_for("vit"), "random", "uniform", "centre", "empty-text")
+    assert default == (*registry.methods_for("vit"), "random", "uniform", "center", "empty-text")
     assert every[0] == "rollout"
     assert sorted(every) == sorted(methods_for(clip))
 
@@ -256,7 +256,7 @@ def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero() -> None:
 def test_what_does_not_know_negative_evidence_has_no_negative_map() -> None:
     clip = model(VIT)
     ones = torch.ones(2, 4, 4)
-    unsigned = ("layer:index=0", "centre", "empty-text", "noise-tunnel")
+    unsigned = ("layer:index=0", "center", "empty-text", "noise-tunnel")
     for method in ("rollout", "summed-attention", *unsigned):
         assert method_of(method, clip).negative_maps(clip, queries(clip), ones) is None
 
@@ -272,7 +272,7 @@ def test_empty_text_ignores_the_target(name: str) -> None:
         found, method.maps(clip, replace(asked, embeddings=asked.embeddings.flip(0)))
     )
     [report, *drawn] = named_methods(clip, ["mamooler"])
-    assert drawn == ["random", "uniform", "centre"]
+    assert drawn == ["random", "uniform", "center"]
     assert report == ("last-grad" if name == VIT else "grad-cam")
     own = method_of(report, clip)
     empty = clip.encode_text([""]).detach().expand_as(asked.embeddings)
@@ -284,7 +284,7 @@ def test_drawn_baselines_see_nothing() -> None:
     clip = model(VIT)
     asked, other = queries(clip), queries(clip, ("x", "y"), first=0)
     other.pixels.zero_()
-    for method in ("random", "centre", "uniform"):
+    for method in ("random", "center", "uniform"):
         drawn = method_of(method, clip)
         found = drawn.maps(clip, asked)
         assert torch.equal(found, drawn.maps(clip, other))
@@ -303,9 +303,9 @@ def test_random_is_drawn_by_number_and_seed() -> None:
     assert -1 <= found.min() < 0 < found.max() <= 1
 
 
-def test_centre_is_highest_in_the_middle() -> None:
+def test_center_is_highest_in_the_middle() -> None:
     clip = model(VIT)
-    found = method_of("centre", clip).maps(clip, queries(clip))[0]
+    found = method_of("center", clip).maps(clip, queries(clip))[0]
     assert torch.equal(found, found.flip(0, 1))
     assert maps.normalize(found)[1:3, 1:3].min() == 1
     # standard deviations from the middle, of a quarter of each side
@@ -317,7 +317,7 @@ def test_centre_is_highest_in_the_middle() -> None:
 def test_unknown_methods_and_options_are_refused() -> None:
     clip = model(VIT)
     for method, message in (
-        ("gradcam", r"no method 'gradcam' \(did you mean grad-cam\?\); .* grad-cam, .*centre"),
+        ("gradcam", r"no method 'gradcam' \(did you mean grad-cam\?\); .* grad-cam, .*center"),
         ("last-grad:head=paired", "last-grad has no option 'head'"),
         ("layer:index=x", "index of a layer, .* got 'x'"),
         ("layer:index", "cannot read 'index' in 'layer:index'; options look like"),

@@ -152,8 +152,8 @@ def test_what_is_drawn_belongs_to_the_image() -> None:
     """Ties come from the sample's number: alone, or in any batch, the same."""
     for number in range(3):
         small = context(SMALL, data(), fills=("mean",), batch_size=3)
-        alone = measured("perturbation", small, "centre", [number])
-        together = measured("perturbation", context(SMALL, data(), fills=("mean",)), "centre")
+        alone = measured("perturbation", small, "center", [number])
+        together = measured("perturbation", context(SMALL, data(), fills=("mean",)), "center")
         for name, rows in alone.items():
             expected = together[name]
             chosen = expected.owners == number
@@ -163,9 +163,9 @@ def test_what_is_drawn_belongs_to_the_image() -> None:
 def test_a_class_is_classified_once_for_all_methods() -> None:
     """The predicted class comes from the chunk, which all methods share."""
     small = context(SMALL, data(), fills=("mean",))
-    one = on_batch(small, "centre")
+    one = on_batch(small, "center")
     assert one.samples.predicted.tolist() == SEEN
-    assert method_of("centre", SMALL).baseline
+    assert method_of("center", SMALL).baseline
 
 
 def test_scenes_of_several_objects_are_told_apart_by_their_number() -> None:

@@ -90,10 +90,10 @@ def test_an_empty_map_of_a_class_scores_chance() -> None:
 
 
 def make_mosaics(folder: Path) -> str:
-    for grey, name in enumerate(("horse", "dog", "donut", "phone")):
+    for gray, name in enumerate(("horse", "dog", "donut", "phone")):
         for number in range(2):
             save(
-                Image.new("RGB", (40, 40), (60 * grey, 9, number)), folder / f"{name}/{number}.png"
+                Image.new("RGB", (40, 40), (60 * gray, 9, number)), folder / f"{name}/{number}.png"
             )
     return f"mosaics:{folder}"
 
@@ -124,4 +124,4 @@ def test_protocols_run_on_their_own_files(make: Any, measures: set[str], tmp_pat
     )
     table = evaluate(config).table
     assert measures <= set(table["metric"])
-    assert set(table["method"]) == {"last-grad", "random", "uniform", "centre"}
+    assert set(table["method"]) == {"last-grad", "random", "uniform", "center"}

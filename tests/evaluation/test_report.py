@@ -149,7 +149,7 @@ def test_low_figures_are_best_where_low_is_good() -> None:
 def test_page_sorts_and_is_accessible_in_a_browser(
     made: tuple[Evaluation, str], tmp_path: Path
 ) -> None:
-    """By mouse and by keyboard, in both colour schemes, on a narrow screen too."""
+    """By mouse and by keyboard, in both color schemes, on a narrow screen too."""
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 

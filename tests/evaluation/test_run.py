@@ -81,7 +81,7 @@ class Squares(Plan):
         return {"squares": np.square(np.array(unit.numbers, dtype=float))}, list(self.skipped)
 
 
-def summarise(plan: Squares, manifest: Content, output: Storage, _: ModelLoader) -> Content:
+def summarize(plan: Squares, manifest: Content, output: Storage, _: ModelLoader) -> Content:
     values = [read_unit(output, unit)[0]["squares"].tolist() for unit in plan.units]
     output.write(MANIFEST, json.dumps({**manifest, "state": "done"}).encode())
     output.write(plan.result, json.dumps(values).encode())
@@ -95,7 +95,7 @@ def done(plan: Squares) -> list[tuple[int, int]]:
         StudyConfig,
         plan.config,
         lambda *_: plan,
-        summarise,
+        summarize,
         lambda *counts: told.append(counts[:2]),
     )
     return told

@@ -68,7 +68,7 @@ def test_constant_maps_have_no_statistics(value):
         assert found[name].isnan().tolist() == [True, False]
 
 
-def test_a_map_does_not_depend_on_its_neighbours():
+def test_a_map_does_not_depend_on_its_neighbors():
     """To the bit, in any batch of the same size."""
     maps = some_maps((7, 7))
     others = maps.flip(0).clone()

@@ -94,7 +94,7 @@ def test_statistics_are_those_of_the_maps(
         expected = {
             "score": plain["score"][:, k].mean(),
             "corner_bias": metrics.corner_bias(mean[k]),
-            "centre_bias": metrics.centre_bias(mean[k]),
+            "center_bias": metrics.center_bias(mean[k]),
             "spatial_variance": mean_of(metrics.spatial_variance, heatmap[varies]),
             "spatial_entropy": mean_of(metrics.spatial_entropy, heatmap[varies]),
             "value_entropy": mean_of(metrics.value_entropy, plain["single"][varies, k]),

@@ -33,7 +33,7 @@ BAD: list[Any] = [
     ({"texts": ()}, "nothing to explain"),
     ({"texts": ("a", " ")}, "texts with something in them, got ' '"),
     ({"texts": ("a", "a")}, "'a' is given twice in texts"),
-    ({"centred": True}, "centred means emotions"),
+    ({"centered": True}, "centered means emotions"),
     ({"emotions": ("a", "b")}, r"each of ViT-B/32, .* got \('a', 'b'\)"),
     ({"engine": "spark"}, "engine of local, ray, got 'spark'"),
     ({"gpus": 2}, "`engine='ray'` uses more"),
@@ -109,9 +109,9 @@ def test_corner_bias_has_the_reports_texts_and_methods() -> None:
 
 
 def test_emotions_are_studied_with_a_vit_next_to_a_resnet() -> None:
-    """Plain and centred, each model with its own file."""
+    """Plain and centered, each model with its own file."""
     config = emotions_study("images", "out", emotions=["a.json", "b.json"], seed=3)
     assert (config.models, config.emotions) == (("ViT-B/32", "RN101"), ("a.json", "b.json"))
-    assert (config.centred, config.seed, config.texts) == (True, 3, ())
+    assert (config.centered, config.seed, config.texts) == (True, 3, ())
     with pytest.raises(InputError, match="there is nothing to explain"):
         emotions_study("images", "out")

@@ -116,7 +116,7 @@ def test_a_file_has_the_gate_the_prices_and_a_value_of_each_scene(made: Path) ->
     assert [*found["values"]] == ["pointing", "effect", "words", "pairs"]
     for by_method in found["values"].values():
         assert {len(of) for of in by_method.values()} == {6}
-    drawn = {"random", "uniform", "centre"}
+    drawn = {"random", "uniform", "center"}
     predictors = {"named", "score", "text-only"}
     assert set(found["values"]["pairs"]) == {"direct", *predictors}
     assert set(found["values"]["words"]) == {"direct", "legrad", *drawn}

@@ -112,9 +112,9 @@ def test_undefined_figures_are_blank() -> None:
 )
 def test_the_best_is_bold(better: Literal["high", "low", "none"], bold: set[str]) -> None:
     """Of the methods, by what is good; and a baseline where it is at least as good."""
-    figures = {"ours": 0.2, "theirs": 0.6, "other": 0.4, "random": 0.7, "centre": 0.3}
+    figures = {"ours": 0.2, "theirs": 0.6, "other": 0.4, "random": 0.7, "center": 0.3}
     given = {name: {"area": rows(value, times=4)} for name, value in figures.items()}
-    found = summary(given, [metric("area", better)], baselines=["random", "centre"])
+    found = summary(given, [metric("area", better)], baselines=["random", "center"])
     cells = {line[0].removesuffix(" (reference)"): line[1] for line in table(markdown(found))}
     assert {name for name, cell in cells.items() if cell.startswith("**")} == bold
 
@@ -155,16 +155,16 @@ def test_what_no_map_beats_is_said(best: float) -> None:
 
 def test_baselines_stand_in_a_block_of_their_own() -> None:
     """Below the methods, whatever the order they came in."""
-    names = ["random", "ours", "centre", "theirs"]
+    names = ["random", "ours", "center", "theirs"]
     given = {name: {"area": rows(0.5, times=3)} for name in names}
-    found = summary(given, [metric("area")], baselines=["random", "centre"])
+    found = summary(given, [metric("area")], baselines=["random", "center"])
     assert [line[0] for line in table(markdown(found))] == [
         "Method",
         "ours (reference)",
         "theirs",
         "*Baselines*",
         "random",
-        "centre",
+        "center",
     ]
 
 

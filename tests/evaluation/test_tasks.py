@@ -119,7 +119,7 @@ def test_localization_is_each_metric_of_each_region(name: str) -> None:
         metrics.two_class_average_precision(h, m) for h, m in zip(heatmap, masks, strict=True)
     ]
     listed = {m.name for g in _metrics("localization").values() for m in g}
-    assert {*expected, "point_auc"} == listed  # which is of labelled points alone
+    assert {*expected, "point_auc"} == listed  # which is of labeled points alone
     for metric, values in expected.items():
         pixels = 30.0 if metric.startswith(("mean_iou", "pixel")) else 1e-5  # ties at the threshold
         pixels = 1e-3 if metric.startswith("legrad") else pixels

@@ -108,13 +108,13 @@ def test_an_empty_map_of_a_word_scores_chance() -> None:
 
 
 def test_a_word_is_found_as_a_whole() -> None:
-    """ "cat" stands in "catalogue", which comes first and is another word."""
+    """ "cat" stands in "catalog", which comes first and is another word."""
     clip = model("hf_vit")
-    caption = "a catalogue beside a cat"
-    sample = mosaic("a", caption, "cat", "catalogue")
+    caption = "a catalog beside a cat"
+    sample = mosaic("a", caption, "cat", "catalog")
     got = measured("words", context(clip, Listed(sample)), "last-grad")["words_2"]
     [pixels] = clip.preprocess([sample.image])
-    encoded = clip.encode_text([caption, "a catalogue beside a", "a beside a cat"]).detach()
+    encoded = clip.encode_text([caption, "a catalog beside a", "a beside a cat"]).detach()
     expected = []
     for place, region in enumerate(sample.regions):
         row = torch.nn.functional.normalize(encoded[0] - encoded[place + 1], dim=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from captum_clip.demo.catalogue import BACKGROUNDS
+from captum_clip.demo.catalog import BACKGROUNDS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
 from tests.demo.test_scenes import SEEDS, check_masks, check_scene_without

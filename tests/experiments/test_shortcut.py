@@ -10,7 +10,7 @@ import pytest
 
 from captum_clip import heads, load_clip
 from captum_clip.demo.captions import article
-from captum_clip.demo.catalogue import CONCEPTS
+from captum_clip.demo.catalog import CONCEPTS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.evaluation import EvaluationConfig, evaluate, open_data
 from captum_clip.evaluation.data import DATA_SETS

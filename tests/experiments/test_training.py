@@ -13,7 +13,7 @@ import torch
 
 from captum_clip import load_clip
 from captum_clip.demo.captions import compose
-from captum_clip.demo.catalogue import BACKGROUNDS, CONCEPTS, THINGS
+from captum_clip.demo.catalog import BACKGROUNDS, CONCEPTS, THINGS
 from captum_clip.demo.scenes import STANDARD, draw_scene
 from captum_clip.demo.vocabulary import DemoTokenizer
 from captum_clip.errors import InputError
@@ -154,7 +154,7 @@ def test_evaluate_prints_the_tables_of_the_documentation(
     """A row for each number of objects, or for each kind of background."""
     commands.main(["evaluate", "vit", "--scenes", "4"])
     header, _, *rows = capsys.readouterr().out.strip().splitlines()
-    assert header == "| objects | nouns | colours | feelings | backgrounds |"
+    assert header == "| objects | nouns | colors | feelings | backgrounds |"
     assert all(float(row.split("|")[2]) > 0.7 for row in rows)
     commands.main(["evaluate", "vit", "--scenes", "1", "--broad"])
     _, _, *rows = capsys.readouterr().out.strip().splitlines()

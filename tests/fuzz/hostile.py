@@ -282,7 +282,7 @@ def calls(folder: Path) -> dict[str, Call]:
         ),
         "targets.emotion": (
             targets.emotion,
-            {"clip": clip, "probe": w.probe, "names": ["awe"], "centre": False},
+            {"clip": clip, "probe": w.probe, "names": ["awe"], "center": False},
         ),
         "concatenate": (targets.concatenate, {"targets": [w.target, w.target]}),
         "upsample": (
@@ -300,7 +300,7 @@ def calls(folder: Path) -> dict[str, Call]:
         **{
             function.__name__: (function, dict(single))
             for function in (
-                metrics.centre_bias,
+                metrics.center_bias,
                 metrics.corner_bias,
                 metrics.spatial_entropy,
                 metrics.spatial_variance,
@@ -509,7 +509,7 @@ def calls(folder: Path) -> dict[str, Call]:
                 "names": "awe",
                 "models": clip,
                 "methods": "direct",
-                "centre": False,
+                "center": False,
             },
         ),
         "figures.heads": (
@@ -591,7 +591,7 @@ def calls(folder: Path) -> dict[str, Call]:
                 "texts": TEXTS,
                 "models": ("demo/vit",),
                 "methods": (),
-                "centred": False,
+                "centered": False,
                 "limit": None,
                 "batch_size": 2,
             },

@@ -64,13 +64,13 @@ def test_pointing_game_ignores_a_monotone_change_of_the_values():
 
 
 def test_pointing_game_takes_the_maximum_at_the_size_of_the_mask():
-    """The cell that is highest on the grid points to its centre."""
+    """The cell that is highest on the grid points to its center."""
     heatmap = torch.zeros(7, 7)
     heatmap[2, 5] = 1
-    centre = torch.zeros(224, 224, dtype=torch.bool)
-    centre[2 * 32 + 15 : 2 * 32 + 17, 5 * 32 + 15 : 5 * 32 + 17] = True
-    assert pointing_game(heatmap, centre) == 1
-    assert pointing_game(heatmap, ~centre) == 0
+    center = torch.zeros(224, 224, dtype=torch.bool)
+    center[2 * 32 + 15 : 2 * 32 + 17, 5 * 32 + 15 : 5 * 32 + 17] = True
+    assert pointing_game(heatmap, center) == 1
+    assert pointing_game(heatmap, ~center) == 0
 
 
 def test_tolerance_is_a_euclidean_distance():
@@ -194,8 +194,8 @@ def case(count=6, side=20, seed=0):
     """Noisy maps of discs, some with ties."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.arange(side)[:, None], torch.arange(side)
-    centres = torch.randint(4, side - 4, (count, 2), generator=generator)
-    masks = torch.stack([(rows - y) ** 2 + (columns - x) ** 2 <= 16 for y, x in centres.tolist()])
+    centers = torch.randint(4, side - 4, (count, 2), generator=generator)
+    masks = torch.stack([(rows - y) ** 2 + (columns - x) ** 2 <= 16 for y, x in centers.tolist()])
     return (masks + torch.randn(masks.shape, generator=generator)).round(decimals=1), masks
 
 
@@ -288,10 +288,10 @@ def test_otsu_parts_two_groups_where_the_variance_between_is_largest():
     for heatmap, count in zip(maps.double(), marked, strict=True):
         values = ((heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())).flatten()
         bins = (values * 256).floor().clamp(max=255)
-        centred = (bins + 0.5) / 256
+        centered = (bins + 0.5) / 256
 
-        def between(cut, bins=bins, centred=centred):
-            low, high = centred[bins <= cut], centred[bins > cut]
+        def between(cut, bins=bins, centered=centered):
+            low, high = centered[bins <= cut], centered[bins > cut]
             return len(low) * len(high) * (low.mean() - high.mean()) ** 2
 
         best = max((c for c in range(255) if (bins <= c).any() and (bins > c).any()), key=between)

@@ -25,7 +25,7 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
         "spatial_entropy",
         "value_entropy",
         "corner_bias",
-        "centre_bias",
+        "center_bias",
     )
 }
 
@@ -122,14 +122,14 @@ def test_biases_are_means_of_their_cells_over_the_mean():
         corners = [cells[row, column] for row in (0, -1) for column in (0, -1)]
         middle = cells[(height - 1) // 2 : height // 2 + 1, (width - 1) // 2 : width // 2 + 1]
         assert middle.size == {(7, 7): 1, (6, 8): 4, (5, 4): 2}[height, width]
-        found = metrics.corner_bias(maps).item(), metrics.centre_bias(maps).item()
+        found = metrics.corner_bias(maps).item(), metrics.center_bias(maps).item()
         assert found[0] == pytest.approx(np.mean(corners) / cells.mean())
         assert found[1] == pytest.approx(middle.mean() / cells.mean())
 
 
 def test_biases_of_a_single_cell_are_one():
     assert metrics.corner_bias(torch.full((1, 1), 0.3)).item() == 1
-    assert metrics.centre_bias(torch.full((1, 1), 0.3)).item() == 1
+    assert metrics.center_bias(torch.full((1, 1), 0.3)).item() == 1
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
@@ -141,7 +141,7 @@ def test_constant_maps_have_what_their_definitions_say(value):
     for found, expected in (
         (metrics.spatial_entropy(maps), 4.0),
         (metrics.corner_bias(maps), 1.0),
-        (metrics.centre_bias(maps), 1.0),
+        (metrics.center_bias(maps), 1.0),
     ):
         assert found.isnan().item() if value == 0 else found.item() == expected
 
@@ -149,7 +149,7 @@ def test_constant_maps_have_what_their_definitions_say(value):
 def test_biases_of_maps_without_a_positive_mean_are_nan():
     maps = torch.tensor([[-3.0, 1.0], [1.0, 0.5]])
     assert metrics.corner_bias(maps).isnan().item()
-    assert metrics.centre_bias(maps).isnan().item()
+    assert metrics.center_bias(maps).isnan().item()
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -163,8 +163,8 @@ def test_top1_follows_the_labels_and_score_the_targets():
     assert found.top1.most_first.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
     alone = perturbation_test(two, image, image, 1, fill=mean_fill(image))
     assert alone.top1 is None
-    labelled = perturbation_test(two, image, image, labels=[0, 1], fill=mean_fill(image))
-    assert labelled.score.most_first[:, 0].tolist() == [6.0, 2.0]
+    labeled = perturbation_test(two, image, image, labels=[0, 1], fill=mean_fill(image))
+    assert labeled.score.most_first[:, 0].tolist() == [6.0, 2.0]
 
 
 def test_work_is_twenty_forwards_an_image_in_full_batches():
@@ -270,7 +270,7 @@ def test_blur_is_a_gaussian_mean():
     assert blur_fill(edge.half()).dtype == torch.float16
 
 
-def test_mean_is_zero_after_normalisation():
+def test_mean_is_zero_after_normalization():
     """In the type of the images, ready to be broadcast."""
     found = mean_fill(torch.ones(2, 3, 4, 4, dtype=torch.float64))
     assert found.shape == (1, 3, 1, 1)

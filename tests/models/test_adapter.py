@@ -177,7 +177,7 @@ def test_a_processor_that_returns_something_else_is_named():
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "align", "open_clip_vit"])
-def test_denormalize_undoes_the_normalisation(name):
+def test_denormalize_undoes_the_normalization(name):
     clip = builders.BUILDERS[name]().load()
     colors = clip.denormalize(clip.preprocess(Image.new("RGB", (50, 40), (200, 30, 40))))
     expected = torch.tensor([200, 30, 40]).view(1, 3, 1, 1) / 255
@@ -212,7 +212,7 @@ def test_statistics_come_from_the_open_clip_model_where_there_is_no_processor():
     assert built.load(processor=None).color((1, 0.5, 0)).flatten().tolist() == [2, 0, -2]
 
 
-def test_statistics_without_normalisation_are_neutral():
+def test_statistics_without_normalization_are_neutral():
     from transformers import CLIPImageProcessor
 
     clip = builders.hf_vit().load(processor=CLIPImageProcessor(do_normalize=False))

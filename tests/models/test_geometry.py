@@ -86,7 +86,7 @@ PROCESSORS = {
 
 
 def processed(processor: Any, picture: np.ndarray) -> np.ndarray:
-    """Brightness (h, w) of what the processor really makes of grey values (H, W), in [0, 1]."""
+    """Brightness (h, w) of what the processor really makes of gray values (H, W), in [0, 1]."""
     image = Image.fromarray(np.round(255 * picture).astype(np.uint8)).convert("RGB")
     pixels = process(processor, [image])[0]
     inner = getattr(processor, "transforms", [])
@@ -141,9 +141,9 @@ def test_a_second_division_by_the_deviation_moves_no_pixel():
 @pytest.mark.parametrize("size", [(57, 33), (41, 91), (15, 201)])
 @pytest.mark.parametrize("name", ["slow exact", "fast exact"])
 def test_masks_are_resized_as_pillow_does(name, size):
-    """Nearest neighbour by pixel centres, an independent implementation of which is Pillow's.
+    """Nearest neighbor by pixel centers, an independent implementation of which is Pillow's.
 
-    With odd sizes no centre falls between two pixels, where Pillow's rounding would decide.
+    With odd sizes no center falls between two pixels, where Pillow's rounding would decide.
     """
     mask = np.random.default_rng(2).random(size) < 0.5
     picture = Image.fromarray(mask.astype(np.uint8))

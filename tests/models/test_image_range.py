@@ -39,14 +39,14 @@ def pixels(seed: int = 0) -> Tensor:
     return scene.movedim(-1, 0)[None] / 255
 
 
-def normalised(colors: Tensor, statistics: Any = CLIP) -> Tensor:
+def normalized(colors: Tensor, statistics: Any = CLIP) -> Tensor:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
     return (colors - mean) / std
 
 
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_refuses_or_warns(door: str) -> None:
-    outlier = normalised(pixels())
+    outlier = normalized(pixels())
     outlier[0, 0, 3, 4] = 1e6
     for images in (255 * pixels(), torch.full((1, 3, 224, 224), 1e6), outlier):
         with pytest.raises(
@@ -56,12 +56,12 @@ def test_every_door_refuses_or_warns(door: str) -> None:
             DOORS[door](images)
     with pytest.warns(UserWarning, match=r"all in \[0, 1\] as pixels are; if they are pixels"):
         DOORS[door](pixels())
-    DOORS[door](normalised(pixels()))
+    DOORS[door](normalized(pixels()))
 
 
 def test_what_the_way_out_says_gives_the_right_map() -> None:
     """Pixels of the model's size, as uint8."""
-    right = explain(normalised(pixels()), "a horse", model=clip)
+    right = explain(normalized(pixels()), "a horse", model=clip)
     found = explain((255 * pixels()).round().byte(), "a horse", model=clip)
     torch.testing.assert_close(found.maps, right.maps, atol=1e-5, rtol=1e-3)
 
@@ -80,10 +80,10 @@ def test_pixels_are_told_from_what_is_preprocessed(statistics: Statistics) -> No
         stripes,
         *(torch.full((1, 3, 224, 224), v) for v in (0, 0.4, 0.5, 1)),
     ]
-    images = [normalised(each, statistics) for each in colors]
+    images = [normalized(each, statistics) for each in colors]
     images += [torch.zeros(1, 3, 224, 224), torch.where(corner, images[4], 0), images[4].half()]
     images.append(
-        torch.where(corner, images[4], normalised(torch.full((1, 3, 1, 1), 0.5), statistics))
+        torch.where(corner, images[4], normalized(torch.full((1, 3, 1, 1), 0.5), statistics))
     )
     assert statistics == BYTES or ((images[4] >= 0) & (images[4] <= 1)).double().mean() > 0.9
     with warnings.catch_warnings():
@@ -103,11 +103,11 @@ def test_a_model_of_pixels_takes_pixels() -> None:
 
 
 def test_twice_preprocessed_is_refused_and_the_noise_of_captum_is_not() -> None:
-    twice = normalised(normalised(pixels(1)))
+    twice = normalized(normalized(pixels(1)))
     with pytest.raises(InputError, match="preprocessing does not make"):
         explain(twice, "a horse", model=clip)
     torch.manual_seed(0)
-    images = normalised(pixels())
+    images = normalized(pixels())
     NoiseTunnel(DirectContribution(similarity)).attribute(images, stdevs=0.8, nt_samples=2)
     Occlusion(similarity).attribute(
         images, sliding_window_shapes=(3, 112, 112), strides=(3, 112, 112), baselines=0

@@ -15,7 +15,7 @@ from PIL import Image
 from captum_clip.errors import InputError
 from captum_clip.models.images import as_pil, check_images, is_preprocessed
 
-RED, GREY = (200, 30, 40), (90, 90, 90)
+RED, GRAY = (200, 30, 40), (90, 90, 90)
 
 
 def solid(mode, color, size=(6, 4)):
@@ -29,7 +29,7 @@ def pixel(image):
 
 
 def gradient():
-    """An RGB image of 6 x 4 with every pixel another colour."""
+    """An RGB image of 6 x 4 with every pixel another color."""
     values = np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3
     return Image.fromarray(values)
 
@@ -38,17 +38,17 @@ def gradient():
     ("mode", "color", "expected"),
     [
         ("RGB", RED, RED),
-        ("L", 90, GREY),
+        ("L", 90, GRAY),
         ("1", 1, (255, 255, 255)),
-        ("LA", (90, 255), GREY),
-        ("La", (90, 255), GREY),
+        ("LA", (90, 255), GRAY),
+        ("La", (90, 255), GRAY),
         ("RGBA", (*RED, 255), RED),
         ("RGBa", (*RED, 255), RED),
         ("RGBA", (*RED, 0), (255, 255, 255)),
         ("LA", (0, 0), (255, 255, 255)),
         ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-        ("I;16", 90 * 257, GREY),
-        ("I", 90 * 257, GREY),
+        ("I;16", 90 * 257, GRAY),
+        ("I", 90 * 257, GRAY),
         ("I", 65535, (255, 255, 255)),
     ],
 )
@@ -104,9 +104,9 @@ def test_files_of_several_formats_are_read_and_closed(tmp_path):
 
 
 def test_sixteen_bit_files_are_scaled(tmp_path):
-    path = tmp_path / "grey.png"
+    path = tmp_path / "gray.png"
     Image.fromarray(np.full((4, 6), 90 * 257, np.uint16)).save(path)
-    assert pixel(path) == GREY
+    assert pixel(path) == GRAY
 
 
 ARRAYS = {
@@ -124,10 +124,10 @@ ARRAYS = {
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_and_tensors_become_rgb(name):
     array = ARRAYS[name]
-    assert pixel(array) == GREY
+    assert pixel(array) == GRAY
     assert as_pil(array)[0].size == (6, 4)
-    assert pixel(torch.from_numpy(array)) == GREY
-    assert pixel([array]) == GREY
+    assert pixel(torch.from_numpy(array)) == GRAY
+    assert pixel([array]) == GRAY
 
 
 def test_channels_keep_their_order():
@@ -151,7 +151,7 @@ def test_lists_may_mix_kinds(tmp_path):
     path = tmp_path / "picture.png"
     solid("L", 90).save(path)
     pictures = as_pil([path, solid("L", 90), ARRAYS["(H, W)"], torch.from_numpy(ARRAYS["(H, W)"])])
-    assert [picture.getpixel((0, 0)) for picture in pictures] == [GREY] * 4
+    assert [picture.getpixel((0, 0)) for picture in pictures] == [GRAY] * 4
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -325,7 +325,7 @@ def test_a_siglip_of_open_clip_loads_with_its_own_tokenizer_and_processor(cache,
         features = built.model.encode_text(clip.tokenize("a horse"))
     torch.testing.assert_close(clip.encode_text("a horse").detach(), F.normalize(features, dim=-1))
     wide = Image.new("RGB", (90, 40), "red")
-    wide.paste("blue", (0, 0, 10, 40))  # a centre crop would cut it off
+    wide.paste("blue", (0, 0, 10, 40))  # a center crop would cut it off
     assert clip.denormalize(clip.preprocess(wide))[0, 2, 80, 2] > 0.9
     with pytest.raises(TargetError, match=r"has 66 tokens .* takes 64"):
         clip.encode_text("a" * 64)
@@ -432,7 +432,7 @@ def test_a_larger_images_map_lies_where_the_photo_is_marked(tmp_path, library, s
     assert rows == columns == side // clip.tower.patch[0]
     cell, row, column = side // rows, 1, columns - 2
     left, top = side // 4 + column * cell, row * cell
-    plain = Image.new("RGB", (side * 3 // 2, side), "grey")
+    plain = Image.new("RGB", (side * 3 // 2, side), "gray")
     marked = plain.copy()
     marked.paste("red", (left, top, left + cell, top + cell))
     tower: Any = clip.tower

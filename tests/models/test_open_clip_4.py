@@ -95,7 +95,7 @@ def attention_of(old: Any) -> Attention:
     return made.eval()
 
 
-def modernised(model: Any) -> Any:
+def modernized(model: Any) -> Any:
     """The same model with the attentions, blocks and pool of version 4."""
     kinds = {transformer.ResidualAttentionBlock: Block, transformer.AttentionalPooler: Pooler}
     for part in [part for part in model.modules() if hasattr(part, "attn")]:
@@ -113,7 +113,7 @@ def old(name: str) -> builders.Small:
 @cache
 def new(name: str) -> builders.Small:
     small = TOWERS[name]()
-    return small._replace(model=modernised(small.model).double())
+    return small._replace(model=modernized(small.model).double())
 
 
 def clips(name: str) -> tuple[ClipAdapter, ClipAdapter]:
@@ -164,7 +164,7 @@ def test_every_map_of_a_text_is_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", ["default", "custom"])
 def test_true_in_a_mask_shows_a_key(name: str) -> None:
     """As numbers that are added do, in the attention that a method sees."""
-    model = modernised(TOWERS[name]().model)
+    model = modernized(TOWERS[name]().model)
     shown = torch.ones(1, 1, 17, 17, dtype=torch.bool)
     shown[..., 3] = False
     added = torch.zeros(shown.shape).masked_fill(~shown, -torch.inf)
@@ -185,7 +185,7 @@ def test_true_in_a_mask_shows_a_key(name: str) -> None:
 
 @pytest.mark.parametrize("what", ["a block's queries", "the pool's queries", "a pool's norm"])
 def test_queries_that_are_changed_alone_are_explained_as_they_run(what: str) -> None:
-    model = modernised(builders.coca().model).double()
+    model = modernized(builders.coca().model).double()
     attention: Any = vit(model).attentions[1 if "block" in what else -1].input_module
     if "norm" in what:
         width = attention.out_proj.in_features // attention.num_heads

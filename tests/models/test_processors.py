@@ -1,4 +1,4 @@
-"""What the image processors of the families do to colours."""
+"""What the image processors of the families do to colors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROCESSORS = [
 
 
 @pytest.mark.parametrize(("name", "options"), PROCESSORS)
-def test_colours_come_back_from_what_a_processor_made_of_them(name, options):
+def test_colors_come_back_from_what_a_processor_made_of_them(name, options):
     clip = builders.hf_vit().load(processor=getattr(transformers, name)(**options))
     color = (200, 30, 117)
     images = clip.preprocess(Image.new("RGB", (48, 48), color))

@@ -121,7 +121,7 @@ def stage_of(name, stages):
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_randomising_goes_from_the_top_down(name):
+def test_randomizing_goes_from_the_top_down(name):
     """With n stages exactly the parameters of the n top ones change, and none of the text tower."""
     built = builders.BUILDERS[name]()
     assert randomization_stages(built.model) == STAGES[name]
@@ -136,7 +136,7 @@ def test_randomising_goes_from_the_top_down(name):
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])
-def test_randomising_leaves_the_original_as_it_is(name):
+def test_randomizing_leaves_the_original_as_it_is(name):
     """Values, flags, modes and hooks; the copy has the same flags, and computes something else."""
     built = builders.BUILDERS[name]()
     first = next(built.model.parameters()).requires_grad_(False)
@@ -155,7 +155,7 @@ def test_randomising_leaves_the_original_as_it_is(name):
     assert (one - other).abs().max() > 0.05
 
 
-def test_randomising_keeps_the_mean_and_deviation_of_each_tensor():
+def test_randomizing_keeps_the_mean_and_deviation_of_each_tensor():
     """So that activations stay in range; stages get the same values however many there are."""
     model = builders.open_clip_vit(width=64).model
     whole, stages = randomize_parameters(model, seed=2), STAGES["open_clip_vit"]
@@ -173,7 +173,7 @@ def test_randomising_keeps_the_mean_and_deviation_of_each_tensor():
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "align"])
-def test_randomising_an_adapter_gives_an_adapter(name):
+def test_randomizing_an_adapter_gives_an_adapter(name):
     """With the same processor and tokenizer, and the same text encodings, so targets stay."""
     clip = builders.BUILDERS[name]().load()
     changed = randomize_parameters(clip, seed=0, stages=2)
@@ -189,7 +189,7 @@ def test_randomising_an_adapter_gives_an_adapter(name):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_randomising_works_in_every_mode(mode):
+def test_randomizing_works_in_every_mode(mode):
     """The copy is an ordinary model, whose parameters may be trained."""
     built = builders.hf_vit()
     wanted = randomize_parameters(built.model, seed=0)
@@ -200,7 +200,7 @@ def test_randomising_works_in_every_mode(mode):
     built._replace(model=found).load().encode_image(built.images()).sum().backward()
 
 
-def test_randomising_a_bare_tower_works():
+def test_randomizing_a_bare_tower_works():
     """A vision tower without its model, with and without a projection."""
     model = builders.hf_vit().model
     changed = randomize_parameters(model.vision_model, seed=0, stages=1)
@@ -209,13 +209,13 @@ def test_randomising_a_bare_tower_works():
 
 
 @pytest.mark.parametrize("stages", [0, 6, True])
-def test_randomising_names_the_stages_that_there_are(stages):
+def test_randomizing_names_the_stages_that_there_are(stages):
     """The message lists them from the top."""
     with pytest.raises(InputError, match=r"stages from 1 to 5, .* they are head, layer 2, .*, emb"):
         randomize_parameters(builders.hf_vit().model, seed=0, stages=stages)
 
 
-def test_randomising_wants_a_clip():
+def test_randomizing_wants_a_clip():
     """Any other module is refused by name."""
     with pytest.raises(UnsupportedModelError, match="no CLIP vision tower in a Linear"):
         randomize_parameters(torch.nn.Linear(2, 2), seed=0)

@@ -109,7 +109,7 @@ KINDS = ["siglip", "pe_core", "coca", "eva02", "timm_registers", "mobileclip", "
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_randomising_goes_from_the_top_down(name):
+def test_randomizing_goes_from_the_top_down(name):
     """Each stage changes its own parameters, all of them together the whole vision tower."""
     model = cases.built(name).model
     stages = randomization_stages(model)

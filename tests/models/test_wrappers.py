@@ -1,4 +1,4 @@
-"""What others put around a model is looked through; what they put into it is honoured or not."""
+"""What others put around a model is looked through; what they put into it is honored or not."""
 
 import copy
 import warnings
@@ -174,7 +174,7 @@ QUERY = "vision_model.encoder.layers.0.self_attn.q_proj"
 
 @pytest.mark.parametrize("path", ["text_model.encoder.layers.0.self_attn.q_proj", QUERY])
 @pytest.mark.parametrize("merged", [False, True])
-def test_adapters_are_honoured(path: str, merged: bool) -> None:
+def test_adapters_are_honored(path: str, merged: bool) -> None:
     adapted = with_lora(path)
     layer: Any = adapted.get_submodule(f"base_model.model.{path}")
     layer.merged = merged
@@ -205,7 +205,7 @@ def test_prompts_of_peft_are_refused() -> None:
 
 
 @pytest.mark.parametrize("way", ["int8", "dynamic"])
-def test_a_quantised_tower_is_refused(way: str) -> None:
+def test_a_quantized_tower_is_refused(way: str) -> None:
     model = builders.open_clip_vit().model
     if way == "int8":
         weight = model.visual.transformer.resblocks[0].mlp.c_fc.weight
@@ -215,13 +215,13 @@ def test_a_quantised_tower_is_refused(way: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    # of OpenCLIP 4 the output map of an attention is quantised as well
-    message = r"(Linear transformer\.resblocks\.0\..* quantised.*in float32|Linear as out_proj, )"
+    # of OpenCLIP 4 the output map of an attention is quantized as well
+    message = r"(Linear transformer\.resblocks\.0\..* quantized.*in float32|Linear as out_proj, )"
     with pytest.raises(UnsupportedModelError, match=message):
         load_clip(model)
     plain = builders.open_clip_vit().model
     plain.transformer.resblocks[1] = model.visual.transformer.resblocks[
         1 if way == "dynamic" else 0
     ]
-    with pytest.raises(UnsupportedModelError, match=r"resblocks\.1\..* quantised|as out_proj"):
+    with pytest.raises(UnsupportedModelError, match=r"resblocks\.1\..* quantized|as out_proj"):
         assert load_clip(plain).text_tower

@@ -37,7 +37,7 @@ def test_negation_negates_the_embeddings(target):
 
 
 def test_difference_is_taken_of_unit_embeddings(target):
-    """The difference is normalised again, and its length kept."""
+    """The difference is normalized again, and its length kept."""
     other = targets.embedding(torch.eye(24)[:3] * 9, ["x", "y", "z"])
     difference = target - other
     wanted = target.embeddings - other.embeddings
@@ -177,7 +177,7 @@ def test_embeddings_keep_unit_length(target):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_embeddings_are_at_least_float32(dtype):
-    """Half-precision encodings are widened before they are normalised."""
+    """Half-precision encodings are widened before they are normalized."""
     target = targets.embedding(torch.eye(4, dtype=dtype)[:2] * 3)
     assert target.embeddings.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 

@@ -48,22 +48,22 @@ def test_names_choose_rows(clip):
 
 
 @pytest.mark.parametrize("names", [None, ["awe", "something else"]])
-def test_centre_subtracts_the_mean_of_all_nine_rows(clip, names):
+def test_center_subtracts_the_mean_of_all_nine_rows(clip, names):
     """Whichever rows are chosen."""
-    target = targets.emotion(clip, EmotionProbe(ROWS, np.zeros(9)), names, centre=True)
+    target = targets.emotion(clip, EmotionProbe(ROWS, np.zeros(9)), names, center=True)
     chosen = [CLASSES.index(name) for name in names or EMOTIONS]
     torch.testing.assert_close(target.embeddings, unit((ROWS - ROWS.mean(0))[chosen]))
 
 
-def test_centred_rows_do_not_see_a_shift(clip):
+def test_centered_rows_do_not_see_a_shift(clip):
     """As the softmax; the plain rows do."""
     shift = np.random.default_rng(1).normal(size=SIZE)
     one, other = EmotionProbe(ROWS, np.zeros(9)), EmotionProbe(ROWS + shift, np.zeros(9))
     np.testing.assert_allclose(one.predict(ROWS), other.predict(ROWS))
     plain = [targets.emotion(clip, probe).embeddings for probe in (one, other)]
-    centred = [targets.emotion(clip, probe, centre=True).embeddings for probe in (one, other)]
+    centered = [targets.emotion(clip, probe, center=True).embeddings for probe in (one, other)]
     assert not torch.allclose(plain[0], plain[1], atol=0.1)
-    torch.testing.assert_close(*centred)
+    torch.testing.assert_close(*centered)
 
 
 def test_any_probe_with_the_parts_of_one_is_taken(clip):

@@ -59,7 +59,7 @@ def test_single_text_gives_one_embedding(clip):
     assert torch.allclose(target.embeddings, targets.text(clip, ("a horse",)).embeddings)
 
 
-def test_embedding_does_not_depend_on_its_neighbours(each):
+def test_embedding_does_not_depend_on_its_neighbors(each):
     """Padding to a longer text changes nothing."""
     alone = targets.text(each, "a dog")
     both = targets.text(each, ["a dog", "a dog next to a much longer text about a horse"])
@@ -67,7 +67,7 @@ def test_embedding_does_not_depend_on_its_neighbours(each):
 
 
 def test_templates_average_unit_encodings(clip):
-    """Mean of the unit embeddings, normalised again; the norm says how much they agree."""
+    """Mean of the unit embeddings, normalized again; the norm says how much they agree."""
     templates = ["a photo of a {}.", "{}", "the {} of the day"]
     target = targets.text(clip, ["horse", "dog"], templates=templates)
     for row, norm, word in zip(target.embeddings, target.norms, ["horse", "dog"], strict=True):
@@ -208,7 +208,7 @@ def test_image_that_is_not_there_is_refused(clip):
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
-def test_embedding_is_normalised(kind):
+def test_embedding_is_normalized(kind):
     """Tensors, arrays and lists of numbers, of any length."""
     target = targets.embedding(kind([[3.0, 4.0], [0.0, -2.0]]), ["a", "b"])
     torch.testing.assert_close(

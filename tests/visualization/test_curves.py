@@ -1,4 +1,4 @@
-"""Curves of many methods: what is drawn, in which colours, and next to which words."""
+"""Curves of many methods: what is drawn, in which colors, and next to which words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def curve(height: float = 0.5) -> Curve:
 
 
 def pens_of(figure: Figure, panel: int = 0) -> dict[str, tuple[Any, ...]]:
-    """Colour, dash and width of each line."""
+    """Color, dash and width of each line."""
     lines: list[Any] = figure.axes[panel].get_lines()
     return {
         line.get_label(): (line.get_color(), str(line._unscaled_dash_pattern), line.get_linewidth())
@@ -75,12 +75,12 @@ def test_methods_look_different() -> None:
 
 
 def test_reference_and_baselines_are_told_apart() -> None:
-    """Black and thick, first in the legend; grey and thin, last."""
+    """Black and thick, first in the legend; gray and thin, last."""
     series = {name: curve() for name in ("random", "theirs", "ours")}
     figure = curves(series, reference="ours", baselines=["random"])
     pens = pens_of(figure)
     assert pens["ours"][2] > pens["theirs"][2] > pens["random"][2]
-    assert len({pens["random"][0][i : i + 2] for i in (1, 3, 5)}) == 1  # grey: red = green = blue
+    assert len({pens["random"][0][i : i + 2] for i in (1, 3, 5)}) == 1  # gray: red = green = blue
     assert [word for word in lines_of(figure) if word in series] == ["ours", "theirs", "random"]
 
 

@@ -134,7 +134,7 @@ def test_a_figure_looks_as_its_stored_image(name: str) -> None:
         ("words", {"cmap": "viridis"}),
     ],
 )
-def test_other_colours_or_parts_are_a_difference(name: str, changes: dict[str, Any]) -> None:
+def test_other_colors_or_parts_are_a_difference(name: str, changes: dict[str, Any]) -> None:
     assert not looks_the_same(DRAWN[name](**changes), name)
 
 
@@ -298,7 +298,7 @@ def test_arrays_and_tensors_give_the_same_figure_and_stay_as_they_are() -> None:
     visualization.overlay(IMAGES.clone().requires_grad_(), MAPS.bfloat16().requires_grad_())
 
 
-def test_a_map_of_zeros_shows_the_pale_image_and_one_of_ones_the_last_colour() -> None:
+def test_a_map_of_zeros_shows_the_pale_image_and_one_of_ones_the_last_color() -> None:
     shown = IMAGES[0].permute(1, 2, 0).numpy()
     none = np.zeros((32, 32), dtype=np.float32)
     for cmap in (visualization.POSITIVE, matplotlib.colormaps["viridis"]):
@@ -364,7 +364,7 @@ def test_a_reference_stands_at_the_end_of_its_row() -> None:
 
 
 def test_all_mean_maps_share_one_scale() -> None:
-    """The smallest value of all is the darkest colour, the largest the lightest."""
+    """The smallest value of all is the darkest color, the largest the lightest."""
     rows = {"a": torch.full((1, 4, 4), 0.2), "b": torch.full((1, 3, 3), 0.6)}
     notes = {"a": ["one"], "b": ["two"]}
     figure = visualization.average(rows, names=["awe"], notes=notes, caption="below")
@@ -396,7 +396,7 @@ WRONG_OVERLAYS: list[tuple[Any, Any, dict[str, Any], str]] = [
     (IMAGES, MAPS, {"notes": [["a"] * 3]}, "expected 2 notes, got 1"),
     (IMAGES, MAPS, {"scores": SCORES[:1]}, r"scores of shape \(2, 3\)"),
     (IMAGES, MAPS, {"alpha": 2}, "alpha in"),
-    (IMAGES, MAPS, {"cmap": "jetset"}, "no colour map 'jetset'"),
+    (IMAGES, MAPS, {"cmap": "jetset"}, "no color map 'jetset'"),
     (torch.zeros(800, 3, 64, 64), torch.zeros(800, 1, 1, 1), {}, "draw fewer images"),
 ]
 WRONG_FIGURES: list[tuple[Callable[[], Figure], str]] = [

@@ -276,8 +276,8 @@ def read_table(
 
 
 def read_numbers(path: Path) -> npt.NDArray[np.uint8]:
-    """The numbers (H, W) of classes in a palette or grey image."""
-    expected = f"{path} with numbers of classes in a palette or grey image of 8 bits"
+    """The numbers (H, W) of classes in a palette or gray image."""
+    expected = f"{path} with numbers of classes in a palette or gray image of 8 bits"
     with open_image(path) as file:
         expect(file.mode in ("P", "L"), expected, file.mode)
         return np.asarray(file)

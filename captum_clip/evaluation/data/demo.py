@@ -11,7 +11,7 @@ from typing_extensions import override
 from ...checks import check_integer
 from ...demo.backgrounds import draw_background
 from ...demo.captions import article, compose
-from ...demo.catalogue import BACKGROUNDS, NOUNS
+from ...demo.catalog import BACKGROUNDS, NOUNS
 from ...demo.copies import SIDES, without_thirds
 from ...demo.scenes import STANDARD, Scene, draw_object, draw_scene, pick_things
 from ...errors import naming
@@ -149,7 +149,7 @@ class DemoMosaics(_DemoData):
 class DemoThirds(_DemoData):
     """Three copies of one thing on a texture, each without another third of its pixels.
 
-    They lie on one circle round the centre and have one area, and their text is one, "a horse": so
+    They lie on one circle round the center and have one area, and their text is one, "a horse": so
     nothing but the model says which of them carries the score. Each subset is drawn.
 
     Example:
@@ -180,7 +180,7 @@ class DemoThirds(_DemoData):
 
 @final
 class DemoIdentical(DemoThirds):
-    """The same copy three times on a plain colour: nothing but its place differs.
+    """The same copy three times on a plain color: nothing but its place differs.
 
     Example:
         >>> len({region.mask.tobytes() for region in DemoIdentical(1).read(0).regions})

@@ -236,7 +236,7 @@ def mask_text(mask: str) -> str:
 def _read_mask(path: Path) -> npt.NDArray[np.bool_]:
     """A mask (H, W): every pixel that is not 0.
 
-    Palette images count by their indices, others by their colours; what is transparent is outside.
+    Palette images count by their indices, others by their colors; what is transparent is outside.
     """
     with open_image(path) as image:
         if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):

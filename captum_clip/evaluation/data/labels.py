@@ -17,7 +17,7 @@ _IGNORED: Final = 255
 class LabelFolder(FileData):
     """``images/STEM.jpg`` with ``labels/STEM.png``, numbers of the classes in ``names.txt``.
 
-    A label image is a palette or grey PNG of 8 bits. Its numbers count the lines of ``names.txt``
+    A label image is a palette or gray PNG of 8 bits. Its numbers count the lines of ``names.txt``
     from 0 on; 255 counts for nothing. A line has one or several names of a class with commas
     between them, or "[ignored]" for a number that counts for nothing either, or "[background]" for
     pixels that no text supports. A class is called by its first name; its prompts are all names in

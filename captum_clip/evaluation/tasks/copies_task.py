@@ -86,7 +86,7 @@ def _describe(kind: str, describe: Callable[[View], Tensor], samples: Batch) -> 
 
 
 def _colors(view: View) -> tuple[Tensor, Tensor]:
-    """The mean colours (n, 3) of each copy, and of what is around it."""
+    """The mean colors (n, 3) of each copy, and of what is around it."""
     wide = F.max_pool2d(view.masks[:, None].float(), 2 * _RING + 1, 1, _RING)[:, 0] > 0
     inside, around = (
         torch.stack([view.pixels[:, mask].mean(1) for mask in masks])
@@ -96,7 +96,7 @@ def _colors(view: View) -> tuple[Tensor, Tensor]:
 
 
 def _painted(samples: Batch, scene: Scene) -> Tensor:
-    """What the score loses when a copy is painted over with the mean colour around it."""
+    """What the score loses when a copy is painted over with the mean color around it."""
     view, scores, _ = scene
     pixels = torch.where(view.masks[:, None], _colors(view)[1][:, :, None, None], view.pixels)
     text = samples.context.encode([view.regions[0].text])
@@ -119,11 +119,11 @@ def _edges(view: View) -> Tensor:
 
 
 def _place(view: View) -> Tensor:
-    """The centre (n, 2) of each copy in [-1, 1], with both squares and the product."""
+    """The center (n, 2) of each copy in [-1, 1], with both squares and the product."""
     axes = [torch.linspace(-1, 1, side, device=view.masks.device) for side in view.size]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    centres = torch.stack([grid[:, mask].mean(1) for mask in view.masks])
-    return torch.cat([centres, centres.square(), centres.prod(1, keepdim=True)], 1)
+    centers = torch.stack([grid[:, mask].mean(1) for mask in view.masks])
+    return torch.cat([centers, centers.square(), centers.prod(1, keepdim=True)], 1)
 
 
 def fitted(table: Table) -> Iterator[tuple[Arrays, Sequence[str]]]:
@@ -137,8 +137,8 @@ def fitted(table: Table) -> Iterator[tuple[Arrays, Sequence[str]]]:
         kind, blocks = metric.removesuffix(_FEATURES), list[Arrays]()
         wide = chosen.pivot_table("value", ["sample", "region"], "part", observed=True)
         scene = wide.index.get_level_values("sample").map(names.index).to_numpy()
-        centred = wide - wide.groupby("sample", observed=True).transform("mean")
-        effects, features = centred[_TRUTHS].to_numpy(), centred.drop(columns=_TRUTHS).to_numpy()
+        centered = wide - wide.groupby("sample", observed=True).transform("mean")
+        effects, features = centered[_TRUTHS].to_numpy(), centered.drop(columns=_TRUTHS).to_numpy()
         for fold in range(_FOLDS):
             held = scene % _FOLDS == fold
             weights = np.linalg.lstsq(features[~held], effects[~held])[0]

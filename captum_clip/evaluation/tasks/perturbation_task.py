@@ -12,7 +12,7 @@ from ..config import EvaluationConfig
 from ..table import Metric, Queries, listed
 from ..units import Arrays
 
-TITLES: Final[dict[str, str]] = {"mean": "the mean colour", "black": "black", "blur": "a blur"}
+TITLES: Final[dict[str, str]] = {"mean": "the mean color", "black": "black", "blur": "a blur"}
 MOST_FIRST: Final = "curve_most_"
 LEAST_FIRST: Final = "curve_least_"
 """Begin the names of curves, as "curve_most_mean_predicted"; their `x` is the share removed."""

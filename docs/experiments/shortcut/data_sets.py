@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from captum_clip.demo.captions import article
-from captum_clip.demo.catalogue import NOUNS
+from captum_clip.demo.catalog import NOUNS
 from captum_clip.evaluation import DataSet, Region, Sample
 
 from .tags import TaggedScene, draw_tagged_scene

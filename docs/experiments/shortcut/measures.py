@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from captum_clip import targets
 from captum_clip.demo.captions import article
-from captum_clip.demo.catalogue import NOUNS
+from captum_clip.demo.catalog import NOUNS
 from captum_clip.demo.scenes import MAX_OBJECTS
 from captum_clip.metrics import Interval, bootstrap_mean, shapley_effects
 from captum_clip.models import ClipAdapter

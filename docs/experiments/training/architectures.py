@@ -30,8 +30,8 @@ class Architecture:
     Args:
         name: ``"vit"``, ``"siglip"`` or ``"resnet"``.
         build: () -> the model with fresh weights.
-        encode_image: (model, (B, 3, H, W)) -> (B, D), not normalised.
-        encode_text: (model, (N, up to 16) tokens) -> (N, D), not normalised.
+        encode_image: (model, (B, 3, H, W)) -> (B, D), not normalized.
+        encode_text: (model, (N, up to 16) tokens) -> (N, D), not normalized.
         memory_format: of its images.
         description: of the model, for its card.
         opened_with: code that loads its folder, for its card.
@@ -65,7 +65,7 @@ def trim(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:
-    """L2-normalise embeddings (N, D) in single precision."""
+    """L2-normalize embeddings (N, D) in single precision."""
     return F.normalize(rows.float(), dim=-1)
 
 

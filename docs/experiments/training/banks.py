@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from captum_clip.demo.backgrounds import draw_background
-from captum_clip.demo.catalogue import CONCEPTS, THINGS
+from captum_clip.demo.catalog import CONCEPTS, THINGS
 from captum_clip.demo.layout import paste_all, place
 from captum_clip.demo.scenes import STANDARD, World, draw_object, pick_things
 
@@ -19,7 +19,7 @@ from .captions import Caption, concept_prompts, describe, scene_concepts
 
 _TRAIN: Final = 0  # the key of the split "train" in captum_clip.demo.scenes
 _POSITION: Final = {concept: i for i, concept in enumerate(CONCEPTS)}
-_BACKGROUNDS: Final = 8  # times as many as drawings of a thing, lest they be learnt by heart
+_BACKGROUNDS: Final = 8  # times as many as drawings of a thing, lest they be learned by heart
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from captum_clip.demo.captions import article, draw_caption
-from captum_clip.demo.catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, THINGS
+from captum_clip.demo.catalog import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, THINGS
 from captum_clip.demo.scenes import MAX_OBJECTS, Scene
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, FUNCTION_WORDS, split_words
 
@@ -26,7 +26,7 @@ class Caption:
 
     Args:
         text: such as ``"a red heart and a dog on grass"``.
-        concepts: names out of :data:`captum_clip.demo.catalogue.CONCEPTS`, here
+        concepts: names out of :data:`captum_clip.demo.catalog.CONCEPTS`, here
             ``{"red heart", "dog", "grass"}``.
     """
 
@@ -41,7 +41,7 @@ def parse_caption(text: str) -> Caption:
     ['dog', 'red heart']
 
     Raises:
-        ValueError: if a colour or a feeling is not followed by a thing that comes with it.
+        ValueError: if a color or a feeling is not followed by a thing that comes with it.
     """
     concepts: list[str] = []
     adjective: str | None = None

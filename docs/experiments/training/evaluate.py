@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from broad_scenes import BROAD
-from captum_clip.demo.catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS
+from captum_clip.demo.catalog import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS
 from captum_clip.demo.scenes import MAX_OBJECTS, STANDARD, Scene, Split, World, draw_scene
 from captum_clip.demo.vocabulary import DemoTokenizer
 
@@ -26,7 +26,7 @@ class Figures:
 
     Args:
         nouns: the nouns of a scene with n objects among its n best-scored of all nouns.
-        colors: coloured things ("red heart") whose own colour scores best of the nine words
+        colors: colored things ("red heart") whose own color scores best of the nine words
             for it; NaN if there are none.
         feelings: faces ("sad face") whose own feeling scores best of all eight; NaN without faces.
         backgrounds: scenes whose own background scores best of all six; NaN where none has a name.
@@ -136,7 +136,7 @@ def recall_table(
     for title, scenes in tqdm(groups, desc="scenes", disable=None):
         measured = figures(concept_scores(architecture, model, scenes, device=device), scenes)
         rows.append((title, *(f"{figure:.3f}" for figure in astuple(measured))))
-    return markdown((heading, "nouns", "colours", "feelings", "backgrounds"), rows)
+    return markdown((heading, "nouns", "colors", "feelings", "backgrounds"), rows)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

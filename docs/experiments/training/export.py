@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import CLIPImageProcessor, SiglipImageProcessor, SiglipModel
 
-from captum_clip.demo.catalogue import NOUNS, THINGS
+from captum_clip.demo.catalog import NOUNS, THINGS
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, END, IDS, OUTER, PAD, START
 from captum_clip.errors import InputError
 from captum_clip.models import ClipAdapter, load_clip
@@ -33,7 +33,7 @@ _DATA: Final = {
     "standard": {"objects": "three", "backgrounds": "six procedural backgrounds"},
     "broad": {
         "objects": "five",
-        "backgrounds": "six procedural backgrounds, or as often on plain\n  colours, gradients, "
+        "backgrounds": "six procedural backgrounds, or as often on plain\n  colors, gradients, "
         "noise and patchworks of blurred drawings; from .12 to .7 of the\n  image's side, partly "
         "covered",
     },
@@ -48,12 +48,12 @@ def _export_transformers(model: Any, folder: Path) -> None:
     config["dtype"] = "float32"  # stored in half precision, loaded in single
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    colours = {"image_mean": list(MEAN), "image_std": list(STD)}
+    colors = {"image_mean": list(MEAN), "image_std": list(STD)}
     if isinstance(model, SiglipModel):
-        processor = SiglipImageProcessor(size=square, resample=Image.Resampling.BICUBIC, **colours)
+        processor = SiglipImageProcessor(size=square, resample=Image.Resampling.BICUBIC, **colors)
     else:
         processor = CLIPImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size=square, **colours
+            size={"shortest_edge": IMAGE_SIZE}, crop_size=square, **colors
         )
     processor.save_pretrained(folder)
 

@@ -7,20 +7,20 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from captum_clip.demo.catalogue import THINGS
+from captum_clip.demo.catalog import THINGS
 from captum_clip.demo.sprites import CELL, COLUMNS
 
 _STRIKE: Final = 109  # the one bitmap size of the font
 
 
 def draw_sheet(font: Path) -> Image.Image:
-    """Draw every character of the catalogue into one RGBA sheet.
+    """Draw every character of the catalog into one RGBA sheet.
 
     Args:
-        font: a colour emoji font with bitmaps of 109 pixels (Noto Color Emoji).
+        font: a color emoji font with bitmaps of 109 pixels (Noto Color Emoji).
 
     Returns:
-        The sheet, 14 cells of 96 x 96 per row; each drawing trimmed, scaled and centred.
+        The sheet, 14 cells of 96 x 96 per row; each drawing trimmed, scaled and centered.
 
     Raises:
         ValueError: if the font does not draw one of the characters.

@@ -27,10 +27,10 @@ def test_copies_are_lawful_and_of_one_area_on_one_circle(kind: Any, lawful: Any)
         assert len({region.text for region in sample.regions}) == 1
         assert len({int(mask.sum()) for mask in masks}) == 1
         assert masks.sum(0).max() == 1
-        if kind is DemoIdentical:  # of a third that is cut off the rest has another centre
+        if kind is DemoIdentical:  # of a third that is cut off the rest has another center
             boxes = [Image.fromarray(mask).getbbox() or (0,) * 4 for mask in masks]
-            centres = np.array([((x + right) / 2, (y + end) / 2) for x, y, right, end in boxes])
-            assert np.linalg.norm(centres - 112, axis=1) == pytest.approx(0.28 * 224, abs=1)
+            centers = np.array([((x + right) / 2, (y + end) / 2) for x, y, right, end in boxes])
+            assert np.linalg.norm(centers - 112, axis=1) == pytest.approx(0.28 * 224, abs=1)
             shown = [np.asarray(sample.image)[mask] for mask in masks]
             assert all(np.array_equal(shown[0], other) for other in shown)
 

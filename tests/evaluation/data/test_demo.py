@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from captum_clip.demo.captions import article
-from captum_clip.demo.catalogue import NOUNS
+from captum_clip.demo.catalog import NOUNS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, DemoTokenizer
 from captum_clip.errors import InputError
@@ -91,7 +91,7 @@ def test_references_show_the_noun_alone_in_another_scene(monkeypatch):
     assert len(seen) == 10
 
 
-def test_objects_are_labelled_with_their_first_noun():
+def test_objects_are_labeled_with_their_first_noun():
     """The label counts the classes, which are all nouns with their article."""
     data = DemoObjects(20)
     assert data.classes == tuple(article(noun) for noun in NOUNS)

@@ -93,12 +93,12 @@ def test_images_of_another_type_are_reported(tmp_path):
         ImageNetSegmentation(file).read(0)
 
 
-def test_grey_images_are_read(tmp_path):
-    """An image without channels is grey."""
-    grey = IMAGES[0][..., 0]
-    file = save_segmentations(tmp_path / "some.mat", [grey], [LEFT.astype(np.uint8)], [TENCH])
+def test_gray_images_are_read(tmp_path):
+    """An image without channels is gray."""
+    gray = IMAGES[0][..., 0]
+    file = save_segmentations(tmp_path / "some.mat", [gray], [LEFT.astype(np.uint8)], [TENCH])
     image = np.asarray(ImageNetSegmentation(file).read(0).image)
-    assert np.array_equal(image, np.repeat(grey[..., None], 3, -1))
+    assert np.array_equal(image, np.repeat(gray[..., None], 3, -1))
 
 
 def test_broken_cells_are_reported(file):

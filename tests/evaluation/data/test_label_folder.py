@@ -87,7 +87,7 @@ def test_names_that_do_not_match_are_refused(tmp_path, names, message):
     [
         ({"labels/one.png": None}, "labels/one.png"),
         ({"names.txt": None}, "names.txt"),
-        ({"labels/one.png": noise()}, "one.png with numbers of classes in a palette or grey"),
+        ({"labels/one.png": noise()}, "one.png with numbers of classes in a palette or gray"),
         (
             {"labels/one.png": Image.new("L", (8, 9))},
             "one.png has 9 x 8 pixels, its image 20 x 30",

@@ -52,21 +52,21 @@ def test_masks_are_named_by_their_files(folder):
 
 @pytest.mark.parametrize("mode", ["1", "I;16", "P", "RGB", "LA"])
 def test_masks_of_any_mode_are_read(folder, mode):
-    """Palette masks count by index, others by colour, and what is transparent is outside."""
+    """Palette masks count by index, others by color, and what is transparent is outside."""
     path = folder / "masks/farm/a horse.png"
-    grey = Image.fromarray(LEFT.astype(np.uint8) * np.uint8(255))
+    gray = Image.fromarray(LEFT.astype(np.uint8) * np.uint8(255))
     if mode == "P":
         image = Image.fromarray(LEFT.astype(np.uint8))
         image.putpalette([9, 9, 9, 0, 0, 0])  # index 0 is not black, index 1 is
     elif mode == "I;16":
         image = Image.fromarray(LEFT.astype(np.uint16) * np.uint16(300))
     elif mode in ("RGBA", "LA"):
-        image = Image.new(mode, grey.size, "white")
-        image.putalpha(grey)
+        image = Image.new(mode, gray.size, "white")
+        image.putalpha(gray)
     elif mode == "RGB":
-        image = Image.merge("RGB", [Image.new("L", grey.size), Image.new("L", grey.size), grey])
+        image = Image.merge("RGB", [Image.new("L", gray.size), Image.new("L", gray.size), gray])
     else:
-        image = grey.convert(mode)
+        image = gray.convert(mode)
     save(image, path)
     assert np.array_equal(MaskedFolder(folder).read(0).regions[0].mask, LEFT)
 

@@ -10,16 +10,16 @@ from captum_clip.errors import InputError
 from captum_clip.evaluation.data.formats import ClassMosaics
 from tests.evaluation.data.writing import save
 
-COLOURS = {"n01440764": 10, "n02007558": 60, "red_barn": 110, "boat": 160, "house boat": 210}
+COLORS = {"n01440764": 10, "n02007558": 60, "red_barn": 110, "boat": 160, "house boat": 210}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four pictures of each of five classes, each of one grey."""
-    for name, grey in COLOURS.items():
+    """Four pictures of each of five classes, each of one gray."""
+    for name, gray in COLORS.items():
         for number in range(4):
-            colour = (grey, grey, grey + number)
-            save(Image.new("RGB", (20 + number, 30), colour), tmp_path / f"{name}/{number}.png")
+            color = (gray, gray, gray + number)
+            save(Image.new("RGB", (20 + number, 30), color), tmp_path / f"{name}/{number}.png")
     return tmp_path
 
 

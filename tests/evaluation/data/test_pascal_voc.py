@@ -99,7 +99,7 @@ def test_samples_are_drawn(root):
 
 
 def test_bad_samples_are_reported(root):
-    """No class, a colour image, an unknown number, another size, no mask, no image."""
+    """No class, a color image, an unknown number, another size, no mask, no image."""
     data = PascalVoc(root)
     voc = root / "VOCdevkit/VOC2012"
     mask = voc / "SegmentationClass/2007_000033.png"

@@ -43,7 +43,7 @@ def save(image: Image.Image, path: Path, **options: Any) -> Path:
 
 
 def save_mask(mask: Any, path: Path, value: int = 255) -> Path:
-    """Write a grey mask."""
+    """Write a gray mask."""
     return save(Image.fromarray(mask.astype(np.uint8) * np.uint8(value)), path)
 
 

@@ -13,7 +13,7 @@ class Thing:
 
     Args:
         noun: one lower-case word.
-        adjective: the colour or the feeling that tells things of one noun apart, otherwise None.
+        adjective: the color or the feeling that tells things of one noun apart, otherwise None.
         characters: the emoji that draw it, one drawing a character.
         held_out: further emoji that draw it in test scenes only, and there instead of the others.
     """
@@ -86,7 +86,7 @@ THINGS: Final[tuple[Thing, ...]] = (
         for _, feeling, characters, held_out in _entries(_FACES)
     ),
 )
-"""Every thing: plain nouns, things in colours, faces."""
+"""Every thing: plain nouns, things in colors, faces."""
 
 NOUNS: Final[tuple[str, ...]] = tuple(dict.fromkeys(thing.noun for thing in THINGS))
 """Every noun once, in the order of :data:`THINGS`."""
@@ -103,4 +103,4 @@ BACKGROUNDS: Final[tuple[str, ...]] = ("grass", "sand", "sky", "snow", "water", 
 """The named backgrounds."""
 
 CONCEPTS: Final = (*NOUNS, *(t.name for t in THINGS if t.adjective is not None), *BACKGROUNDS)
-"""All that a caption can name: nouns, coloured things, faces with a feeling, backgrounds."""
+"""All that a caption can name: nouns, colored things, faces with a feeling, backgrounds."""
