@@ -38,7 +38,7 @@ exclude_patterns = ["_build", "experiments", "gallery"]
 templates_path = ["_templates"]
 
 myst_enable_extensions = ["dollarmath"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 nb_execution_mode = "off"
 
 # below "generated", which each build makes anew: pictures follow the package, not the scripts alone
@@ -105,8 +105,9 @@ def copy_beside() -> None:
 
 def link_copies(app: Any, page: str, source: list[str]) -> None:
     """Links from a page to what lies beside the folder lead to the copy."""
+    up = "../" * page.count("/")
     for original, copy in {**BESIDE, "gallery": f"{GALLERY}/index.rst"}.items():
-        source[0] = source[0].replace(f"]({original})", f"]({copy})")
+        source[0] = source[0].replace(f"]({up}{original})", f"]({up}{copy})")
 
 
 def index_words(app: Any, page: str, source: list[str]) -> None:
@@ -119,9 +120,9 @@ def index_words(app: Any, page: str, source: list[str]) -> None:
     )
 
 
-def hide_results(app: Any, page: str, source: list[str]) -> None:
-    """Generated tables are no chapter, and their words would crowd every search."""
-    if page.startswith("results/"):
+def hide_appendix(app: Any, page: str, source: list[str]) -> None:
+    """Tables and protocols are no chapter, and their words would crowd every search."""
+    if page.startswith(("appendix/", "results/")):
         source[0] = f"---\norphan: true\nnosearch: true\n---\n\n{source[0]}"
 
 
@@ -179,7 +180,7 @@ def setup(app: Any) -> None:
     copy_beside()
     app.connect("source-read", link_copies)
     app.connect("source-read", index_words)
-    app.connect("source-read", hide_results)
+    app.connect("source-read", hide_appendix)
     app.add_html_math_renderer("mathml", (math_inline, None), (math_block, None))
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)

@@ -1,4 +1,4 @@
-"""The table of models and methods in docs/support.md: ``python -m tests.support`` writes it.
+"""The table in docs/appendix/support.md: ``python -m tests.support`` writes it.
 
 Every cell is run, on a small model of each tower.
 """
@@ -19,7 +19,7 @@ from captum_clip.exported.graphs import OUTPUTS, ImageGraph, to_onnx
 from tests import builders, timm_builders
 from tests.samples import normal
 
-PAGE = Path(__file__).parents[1] / "docs" / "support.md"
+PAGE = Path(__file__).parents[1] / "docs" / "appendix" / "support.md"
 METHODS: dict[str, Any] = attr.METHODS
 COLUMNS = [*METHODS, "export"]  # a method that the page lacks fails tests/test_support.py
 

@@ -32,6 +32,7 @@ from tests.experiments import FOLDER, experiment, printed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs" / "appendix").glob("*.md"))
 
 
 class Block(NamedTuple):
@@ -96,7 +97,7 @@ clip = captum_clip.load_clip("demo/vit")
 model, pixels = clip.model, clip.preprocess("photo.jpg")
 texts = clip.encode_text(["a horse", "a dog"]).detach()
 """,
-    "masks": """
+    "reading": """
 from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
 
 narrow = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "mlp_dim": 8}
@@ -109,25 +110,23 @@ pads = {"pad_size": {"height": 64, "width": 64}, "mask_pad_size": {"height": 16,
 SamModel(SamConfig(**parts)).save_pretrained("sam")
 SamProcessor(SamImageProcessor(**sides, **pads)).save_pretrained("sam")
 """,
-    "emotions": """
+    "data_sets": """
 from tests.experiments import experiment
 
 experiment("artemis").write_artemis("art", paintings=80)
 Path("art/artemis_dataset_release_v0.csv").rename("artemis_dataset_release_v0.csv")
 Path("art/images").rename("wikiart")
 """,
-    "fine_tuned": """
+    "own_model": """
+from captum_clip import load_clip
 from tests.models.tuned import *
 
 write_checkpoints()
-""",
-    "models": """
-from captum_clip import load_clip
 
 clip = load_clip("demo/vit")
 model, processor, tokenizer = clip.model, clip.processor, clip.tokenizer
 """,
-    "metrics": """
+    "evaluation": """
 import torch
 import captum_clip
 from captum_clip import ClipSimilarity, LastGradAttention, metrics
@@ -307,8 +306,8 @@ def test_every_public_module_has_its_reference():
 
 def test_a_search_finds_the_words_of_users():
     """On the page where they would look; the search knows only what a page says."""
-    words = {"concepts": ["bounding boxes"], "start": ["heatmaps", "Jupyter"]}
-    words |= {"models": ["torch.compile", "DataParallel"]}
+    words = {"reading": ["bounding boxes"], "start": ["heatmaps", "Jupyter"]}
+    words |= {"own_model": ["torch.compile", "DataParallel"]}
     for page, each in words.items():
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
         assert [word for word in each if word not in text] == [], page
@@ -332,10 +331,11 @@ def test_generated_results_are_linked_once_from_the_page_that_sums_them_up():
 
 
 def test_generated_results_stay_out_of_the_search(monkeypatch):
-    """By what the configuration writes above each; no chapter has it."""
+    """And the appendix, by what the configuration writes above each; no chapter has it."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    hide = runpy.run_path(str(ROOT / "docs" / "conf.py"))["hide_results"]
-    for page, hidden in (("results/evaluation_vit", True), ("findings", False)):
+    hide = runpy.run_path(str(ROOT / "docs" / "conf.py"))["hide_appendix"]
+    hidden_pages = {"results/evaluation_vit": True, "appendix/findings": True, "right": False}
+    for page, hidden in hidden_pages.items():
         source = ["text"]
         hide(None, page, source)
         assert ("nosearch: true" in source[0], "orphan: true" in source[0]) == (hidden, hidden)

@@ -1,4 +1,4 @@
-"""What docs/support.md says of models and methods is what happens: every cell is run."""
+"""What docs/appendix/support.md says of models and methods is what happens: every cell is run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.attr.test_contract import ROWS as CONTRACT
 from tests.support import COLUMNS, METHODS, PAGE, TOWERS, similarity_of, what_happens
 
 TESTS = Path(__file__).parent
-METHODS_PAGE = PAGE.with_name("methods.md")
+METHODS_PAGE = PAGE.parents[1] / "methods.md"
 
 
 def table_of(*columns: str) -> dict[str, dict[str, str]]:
@@ -70,7 +70,7 @@ def lacks(name: str) -> list[str]:
         "an oracle": method in ORACLES,
         "its laws": method in LAWS_HOLD_FOR,
         "a row in docs/methods.md": any(f"| `{name}" in row for row in cells),
-        "a column in docs/support.md": name in columns,
+        "a column in docs/appendix/support.md": name in columns,
     }
     return [what for what, there in needed.items() if not there]
 
@@ -89,7 +89,8 @@ def test_a_method_that_lacks_something_is_noticed(monkeypatch):
     """One that is registered, and that is all."""
     bare = type("Bare", (attr.LastGradAttention,), {"name": "bare", "__module__": __name__})
     monkeypatch.setitem(METHODS, "bare", bare)
-    needed = ["an oracle", "its laws", "a row in docs/methods.md", "a column in docs/support.md"]
+    needed = ["an oracle", "its laws", "a row in docs/methods.md"]
+    needed.append("a column in docs/appendix/support.md")
     assert lacks("bare") == needed
 
 

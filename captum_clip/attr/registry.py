@@ -120,7 +120,7 @@ def methods_for(kind: str) -> tuple[str, ...]:
 
 
 def default_method(tower: Tower) -> str:
-    """The method where none is named: the one that points best (docs/right_map.md)."""
+    """The method where none is named: the one that points best (docs/appendix/right_map.md)."""
     return "conservative" if _has_pooling_head(tower) else "direct"
 
 

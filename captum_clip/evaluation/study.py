@@ -78,7 +78,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
     """Compute what is not there yet, then all statistics.
 
     Started again after a stop, it goes on with the units that are there, and the folder ends up
-    the same, to the byte. docs/studies.md describes what the folder holds.
+    the same, to the byte. docs/data_sets.md describes what the folder holds.
 
     Args:
         config: what to compute.

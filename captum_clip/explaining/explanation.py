@@ -305,7 +305,7 @@ class Explanation(drawing.Drawable):
             threshold: of the largest map, min-max normalized, below which there is none: "otsu",
                 "mean" or a number in [0, 1); None is wherever a map is above zero.
             spread: standard deviation in cells of a Gaussian over which each cell is spread first;
-                None is 0.7 without a threshold, else 0: what was measured is in docs/findings.md.
+                None is 0.7 without a threshold, else 0: see docs/appendix/findings.md.
 
         Returns:
             One for each image, at its photo's size.

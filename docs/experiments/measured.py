@@ -334,7 +334,7 @@ STEPS = (
     Step(
         "text",
         ("vit",),
-        code("figures.md", "horse.png") + "from captum_clip import explain\n"
+        code("data_sets.md", "horse.png") + "from captum_clip import explain\n"
         "texts = ['a horse and a dog', 'a dog, an apple and a car']\n"
         "explain('horse.png', texts, model='demo/vit', side='both').save('text.png')\n",
         "text.png",
@@ -362,7 +362,7 @@ STEPS = (
     Step(
         "shortcut",
         ("vit", "shortcut"),
-        code("shortcut.md", "tagged_scene").replace("docs/experiments", "../.."),
+        code("appendix/shortcut.md", "tagged_scene").replace("docs/experiments", "../.."),
         "shortcut.jpg",
         1906,
         python=True,
@@ -415,7 +415,7 @@ STEPS = (
     taken("emotions", "study", "out/mean_maps.png", 1600),
     taken("evaluation_curves", "evaluation_resnet", "out/curves_mean_predicted.png"),
     # what others read
-    Step("horse", (), code("figures.md", "horse.png"), python=True),
+    Step("horse", (), code("data_sets.md", "horse.png"), python=True),
     paintings("art"),
     paintings("thousand", "--paintings 1000"),
     study("art_study", BOTH, "art", f"emotions {with_probes('art')} {MAMOOLER}"),
@@ -527,80 +527,80 @@ STEPS = (
     Step(
         "tag_pairs",
         ("vit", "shortcut"),
-        code("shortcut.md", "def on_the_tag").rpartition("\n\n")[0] + TAG_PAIRS,
-        page="shortcut.md",
+        code("appendix/shortcut.md", "def on_the_tag").rpartition("\n\n")[0] + TAG_PAIRS,
+        page="appendix/shortcut.md",
         python=True,
     ),
     Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
     Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="heads.md"),
     Step("head_ablation", ("shortcut",), "python ../../head_texts.py ablation", page="heads.md"),
-    Step("change", ("vit", "shortcut"), "python ../../change.py measure", page="change.md"),
+    Step("change", ("vit", "shortcut"), "python ../../change.py measure", page="heads.md"),
     Step("repair", ("shortcut",), "python ../../repair.py", page="training.md"),
     Step("repair_sweep", ("shortcut",), "python ../../repair.py sweep", page="training.md"),
-    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
-    Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page="concepts.md"),
-    Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="findings.md"),
+    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="reading.md"),
+    Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page="reading.md"),
+    Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="appendix/findings.md"),
     Step(
         "spread",
         ALL,
         f"python {EXAMPLES}/label_maps.py scenes --spread .7 1",
-        page="findings.md",
+        page="appendix/findings.md",
     ),
-    Step("image_sizes", ALL, "python ../../image_sizes.py", page="practice.md"),
+    Step("image_sizes", ALL, "python ../../image_sizes.py", page="reading.md"),
     *(
         Step(
             f"robustness_{model}",
             (model,),
             f"python ../../robustness.py demo/{model}",
-            page="robustness.md",
+            page="appendix/robustness.md",
         )
         for model in ALL
     ),
-    python("word_norms", ("vit",), "claims.md", "norms"),
-    python("layers", ("vit",), "claims.md", "Figure 2"),
+    python("word_norms", ("vit",), "appendix/claims.md", "norms"),
+    python("layers", ("vit",), "appendix/claims.md", "Figure 2"),
     Step("text_words", BOTH, code("text.md", "def share") + SHARES, python=True),
-    Step("cosines", BOTH, IMPORTS + code("practice.md", "def quantiles") + QUANTILES, python=True),
+    Step("cosines", BOTH, IMPORTS + code("reading.md", "def quantiles") + QUANTILES, python=True),
     # tables of these
-    table("recall", "embedded.md", *(f"recall_{model}" for model in ALL)),
-    table("broad", "embedded.md", *(f"broad_{model}" for model in ALL)),
-    table("pointing", "embedded.md", *(f"evaluation_{model}" for model in ALL)),
+    table("recall", "appendix/embedded.md", *(f"recall_{model}" for model in ALL)),
+    table("broad", "appendix/embedded.md", *(f"broad_{model}" for model in ALL)),
+    table("pointing", "appendix/embedded.md", *(f"evaluation_{model}" for model in ALL)),
     table(
         "excerpt",
-        "findings.md",
+        "appendix/findings.md",
         *(f"{step}_{model}" for step in PARTS for model in ALL),
     ),
     table(
         "rankings",
-        "findings.md",
+        "appendix/findings.md",
         *(f"{step}_{m}" for step in (*PARTS, "second", "second_effects") for m in BOTH),
     ),
-    table("pair_estimators", "findings.md", *(f"pairs_{model}" for model in ALL)),
+    table("pair_estimators", "appendix/findings.md", *(f"pairs_{model}" for model in ALL)),
     table(
         "copies_ranks",
-        "right_map.md",
+        "appendix/right_map.md",
         *(f"copies_{model}" for model in ALL),
     ),
     table(
         "right_map",
-        "right_map.md",
+        "appendix/right_map.md",
         *(f"{step}_{model}" for step in PARTS for model in ALL),
     ),
     *(
-        table(f"shortcut_{part}", "shortcut.md", "recall_shortcut")
+        table(f"shortcut_{part}", "appendix/shortcut.md", "recall_shortcut")
         for part in ("effects", "named", "recall")
     ),
     table(
         "tag_pointing",
-        "shortcut.md",
+        "appendix/shortcut.md",
         *(f"{part}_{model}" for part in TAGS for model in ("shortcut", "vit")),
     ),
     table(
         "tag_energy",
-        "shortcut.md",
+        "appendix/shortcut.md",
         *(f"{part}_{model}" for part in TAGS[:2] for model in ("shortcut", "vit")),
     ),
-    table("emotions_table", "studies.md", "study"),
-    table("emotion_pointing", "emotions.md", "thousand"),
+    table("emotions_table", "data_sets.md", "study"),
+    table("emotion_pointing", "data_sets.md", "thousand"),
 )
 
 

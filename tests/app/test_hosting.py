@@ -1,4 +1,4 @@
-"""The two files of docs/hosting.md put the page on a server."""
+"""The two files of docs/contributing.md put the page on a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 import captum_clip
 
-PAGE = (Path(__file__).parents[2] / "docs" / "hosting.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "contributing.md").read_text(encoding="utf-8")
 
 
 def status(port: int, host: str, seconds: float = 120) -> int:

@@ -126,7 +126,7 @@ def test_each_data_set_asks_for_its_part_of_the_same_scenes():
 
 
 def test_methods_show_the_tag_where_it_is_the_reason(tmp_path):
-    """As docs/shortcut.md finds, in an evaluation of registered data sets."""
+    """As docs/appendix/shortcut.md finds, in an evaluation of registered data sets."""
 
     def pointing(model: str, data: str) -> dict[str, float]:
         output = tmp_path / f"{len([*tmp_path.iterdir()])}"

@@ -102,7 +102,7 @@ def test_available_lists_the_embedded_models_and_the_reports():
 
 
 def test_the_page_of_models_lists_every_example():
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "own_model.md").read_text(encoding="utf-8")
     for example in EXAMPLES:
         assert f"| {example.family} | `{example.name}` |" in page
 

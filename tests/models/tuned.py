@@ -1,4 +1,4 @@
-"""Small models that were tuned in the ways of docs/fine_tuned.md, under the names that it uses."""
+"""Small models that were tuned in the ways of docs/own_model.md, under the names that it uses."""
 
 from __future__ import annotations
 
