@@ -16,49 +16,159 @@ from playwright.sync_api import Page, sync_playwright
 BUILT = Path(os.environ.get("DOCS", Path(__file__).parents[1] / "docs/_build/html")).resolve()
 
 QUESTIONS = {
-    "fine-tuned CLIP": "fine_tuned",
-    "prompt-tuned": "fine_tuned",
-    "LoRA": "fine_tuned",
-    "peft": "fine_tuned",
-    "CoOp": "fine_tuned",
-    "MaPLe": "fine_tuned",
-    "Tip-Adapter": "fine_tuned",
-    "OpenCLIP checkpoint": "fine_tuned",
-    "state_dict": "fine_tuned",
-    "SigLIP padding": "fine_tuned",
-    "sigmoid": "fine_tuned",
-    "BiomedCLIP": "fine_tuned",
-    "remote sensing": "fine_tuned",
-    "zero-shot pipeline": "fine_tuned",
-    "output_attentions": "fine_tuned",
-    "attention maps": "fine_tuned",
-    "attention map": "fine_tuned",
-    "finetuned": "fine_tuned",
-    "attention weights": "fine_tuned",
-    "heatmap": "start",
-    "mask": "concepts",
-    "segmentation mask": "concepts",
-    "segmentation": "concepts",
-    "bounding box": "concepts",
-    "compare two captions": "concepts",
-    "which word matters": "text",
-    "batch": "performance",
-    "speed": "performance",
-    "GPU memory": "performance",
-    "Grad-CAM": "methods",
-    "higher resolution": "practice",
-    "compare two images": "concepts",
-    "out of memory": "performance",
-    "cite": "citing",
-    "error message": "messages",
-    "offline": "start",
-    "image search": "image_search",
-    "image retrieval": "image_search",
-    "vector database": "image_search",
-    "attention heads": "heads",
-    "TextSpan": "heads",
-    "mean ablation": "heads",
-    "compare models": "start",
+    "start": [
+        "how do I get a heat map for a CLIP image",
+        "saliency map of a caption",
+        "install without internet",
+        "heatmap",
+        "offline",
+        "compare models",
+    ],
+    "own_model": [
+        "finetuned model LoRA",
+        "load my open_clip checkpoint .pt",
+        "peft adapter",
+        "CoOp learned prompts",
+        "BiomedCLIP medical images",
+        "remote sensing RemoteCLIP",
+        "SigLIP 2 support",
+        "is BLIP supported",
+        "LLaVA vision tower",
+        "quantised model bitsandbytes",
+        "torch.compile model",
+        "fine-tuned CLIP",
+        "prompt-tuned",
+        "LoRA",
+        "peft",
+        "CoOp",
+        "MaPLe",
+        "Tip-Adapter",
+        "OpenCLIP checkpoint",
+        "state_dict",
+        "SigLIP padding",
+        "sigmoid",
+        "BiomedCLIP",
+        "remote sensing",
+        "zero-shot pipeline",
+        "output_attentions",
+        "attention maps",
+        "attention map",
+        "finetuned",
+        "attention weights",
+    ],
+    "methods": [
+        "visualize attention map of CLIP ViT",
+        "Grad-CAM for CLIP",
+        "attention rollout",
+        "which method should I use",
+        "occlusion what if the object is removed",
+        "Grad-CAM",
+    ],
+    "reading": [
+        "negative attribution what lowers the score",
+        "heat map looks wrong",
+        "map is blurry low resolution 7x7",
+        "finer heatmap larger image size",
+        "image is cut off cropped",
+        "segmentation mask from text",
+        "bounding box prompt for SAM",
+        "what is a good cosine similarity",
+        "background artifacts registers",
+        "mask",
+        "segmentation mask",
+        "segmentation",
+        "bounding box",
+        "compare two captions",
+        "higher resolution",
+        "compare two images",
+    ],
+    "text": [
+        "which word matters",
+        "word importance in caption",
+        "negation not a dog",
+        "match words to image regions",
+    ],
+    "search": [
+        "search photos by text",
+        "vector database lancedb",
+        "ColPali token heatmap",
+        "late interaction MaxSim",
+        "image search",
+        "image retrieval",
+        "vector database",
+    ],
+    "heads": [
+        "attention heads meaning",
+        "compare checkpoints before and after fine-tuning",
+        "why is a cat classified as a dog",
+        "attention heads",
+        "TextSpan",
+        "mean ablation",
+    ],
+    "training": [
+        "train with attention supervision",
+        "remove spurious correlation shortcut",
+        "loss on the explanation",
+    ],
+    "anywhere": [
+        "export onnx",
+        "onnxruntime javascript",
+        "mobile phone deployment",
+    ],
+    "captum": [
+        "use with captum NoiseTunnel",
+        "captum infidelity",
+        "wrap my forward function",
+    ],
+    "app": [
+        "gradio demo",
+        "save interactive html",
+        "opacity of the overlay transparency alpha",
+    ],
+    "data_sets": [
+        "average map over a dataset",
+        "emotions ArtEmis",
+        "multi gpu ray",
+        "video frames",
+    ],
+    "evaluation": [
+        "pointing game benchmark",
+        "deletion insertion metric",
+        "evaluate on my own photographs",
+    ],
+    "right": [
+        "can I trust the heatmap",
+        "sanity check of saliency",
+    ],
+    "costs": [
+        "how slow is it",
+        "CUDA out of memory",
+        "DataLoader batch processing",
+        "batch",
+        "speed",
+        "GPU memory",
+        "out of memory",
+    ],
+    "comparison": [
+        "difference to pytorch-grad-cam",
+        "alternatives LeGrad Grad-ECLIP",
+    ],
+    "messages": [
+        "UnsupportedModelError",
+        "error message what to do",
+        "error message",
+    ],
+    "extending": [
+        "add a new method",
+    ],
+    "contributing": [
+        "run the tests",
+        "host on Hugging Face Space",
+    ],
+    "citing": [
+        "bibtex",
+        "cite",
+    ],
 }
 
 
@@ -74,11 +184,13 @@ def search() -> Iterator[Page]:
         yield page
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_the_right_page_is_among_the_first_three(search: Page, question: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "question"), [(page, each) for page in QUESTIONS for each in QUESTIONS[page]]
+)
+def test_the_right_page_is_among_the_first_three(search: Page, page: str, question: str) -> None:
     """Of the entries that the page lists, the best first."""
     found = search.evaluate(
         "words => Search._performSearch(...Search._parseQuery(words))", question
     )
-    pages = [result[0] for result in reversed(found)]
-    assert QUESTIONS[question] in pages[:3], pages[:8]
+    pages = list(dict.fromkeys(result[0] for result in reversed(found)))
+    assert page in pages[:3], pages[:8]

@@ -203,7 +203,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """Maps (B, K, h, w) of all or the listed targets from one forward pass.
 
         With `return_scores`, and ``return_rest`` of an additive method, (maps, scores (B, K), rest
-        (B, K)); with one of them (maps, scores) or (maps, rest).
+        (B, K)); with either alone (maps, scores) or (maps, rest).
 
         Args:
             inputs: as in `attribute`.

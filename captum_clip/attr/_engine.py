@@ -270,7 +270,7 @@ def pooled_embedding(
 ) -> PooledEmbedding:
     """Run once, with a graph from what is pooled on, and visit or keep some layers.
 
-    Of the layers of `stream` what each adds to the pooled token is compared.
+    For the layers of `stream`, what each adds to the pooled token is compared.
     """
     _ = tower.head  # which a family may not know: refused before any work
     if isinstance(tower, ResNetTower):

@@ -60,7 +60,7 @@ def products(vectors: Tensor, directions: Tensor | None) -> Tensor:
 class PooledRow(NamedTuple):
     """The pooled row of an attention as a sum over tokens, and how it reaches the stream.
 
-    Of a mean of tokens the mean is the row, of one head and without further steps.
+    Where tokens are averaged, the mean is the row: it has a single head and no further steps.
     """
 
     name: str  # in messages
@@ -156,7 +156,7 @@ def pooled_rows(
 ) -> Rows:
     """Run once, and read the pooled row of the attentions of some layers, or a mean.
 
-    A `visit` of one's own returns None for other layers.
+    A `visit` of your own returns None for other layers.
     """
     stream = range(layers.start, min(layers.stop, len(tower.layers)))
     visit = visit or (layers, partial(PooledRow.of, centered=centered))

@@ -137,9 +137,9 @@ class AllGradAttention(ViTAttribution):
 
     and the map is row CLS of R - I without the CLS column. That row is computed from the top down,
     :math:`v \leftarrow v + v \bar A_l` for l = n ... 1 from :math:`v = e_{CLS}`: a vector times a
-    matrix, never a product of matrices. Where the last gradient leaves row CLS empty, as with mean
-    pooling, it is the mean of the patches' rows, of which I would be 1 / N in each of N cells
-    whatever the target. In a tower with a pooling head v starts from the head's own
+    matrix, never a product of matrices. With mean pooling the last gradient leaves row CLS empty.
+    Then the map is the mean of the patches' rows of R - I, since I would add 1 / N to each of the
+    N cells whatever the target. In a tower with a pooling head v starts from the head's own
     :math:`E_h[(\nabla a \odot a)^+]` (Chefer's rule for cross-attention).
 
     It needs the gradient of every layer, so each target costs a backward; the forward is shared.
@@ -191,13 +191,13 @@ class LastGradAttention(ViTAttribution):
               R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)
 
     and the map is row CLS of R - I without the CLS column. In a CLS-pooled tower the gradient has
-    one non-zero row, so only that row of R changes, and with :math:`a_l` for row CLS of
-    :math:`\bar A_l` the patches are a weighted sum of the layers' CLS attention,
+    one non-zero row, so only that row of R changes. With :math:`a_l` for row CLS of
+    :math:`\bar A_l`, the patches get a weighted sum of the layers' CLS attention:
 
     .. math:: r_l = (1 + a_l[CLS]) \, r_{l-1} + a_l[patches], \quad r_0 = 0.
 
-    Where the gradient is not confined to row CLS, as with mean pooling, the general form is
-    computed, and the mean of the patches' rows of R - I is read if row CLS has no gradient.
+    With mean pooling the gradient is not confined to row CLS, and the general form is computed. If
+    row CLS has no gradient, the map is the mean of the patches' rows of R - I.
 
     The query of a pooling head (SigLIP, PE-Core) has no row in the layers below, so equation 6 read
     strictly ends there, as :class:`AttentionGradCam`. The form computed instead is ours:
@@ -210,7 +210,7 @@ class LastGradAttention(ViTAttribution):
     Options, keyword-only:
 
     - ``heads``: "paired" multiplies head h of the last gradient with head h of every layer, as the
-      equation says, although the heads of different layers do not correspond; "averaged" takes
+      equation says. The heads of different layers do not correspond, though. "averaged" takes
       :math:`E_h[\nabla A_n]^+ \odot E_h[A_l]`, which renumbering the heads does not change.
     - ``start_layer``: first layer that takes part, 0-based; a pooling head counts as one more.
 

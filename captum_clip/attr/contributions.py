@@ -69,7 +69,7 @@ def propagated_to_patches(
 ) -> Computed:
     """Relevance of every projected patch; `centered` takes each patch less their mean.
 
-    Of the scores, or of the unit embedding's products with vectors `directions` (n, B or 1, E).
+    The scores are explained, or the unit embedding's products with `directions` (n, B or 1, E).
     """
     refuse_checkpointing(tower)
     run = call.run(record_held(tower, places=call.places, readout=call.readout))
@@ -127,18 +127,18 @@ class DirectContribution(ClipAttribution):
     .. math:: r_j = \sum_l \sum_h A_{lh}[CLS, j] \; (W_O^{h\,T} G) \cdot v_{lhj}
 
     in a tower that pools CLS; the sum over layers is that of the residual stream. A pooling head is
-    one such attention, with its MLP's gates detached as well; in a mean of N patches each adds
-    :math:`G \cdot x_j / N`; the attention pool of a ResNet is one attention, whose mean token is
-    spread over the positions; on a network that ends in average pooling this is CAM.
+    one such attention, with its MLP's gates detached as well. In a mean of N patches each adds
+    :math:`G \cdot x_j / N`. The attention pool of a ResNet is one attention, whose mean token is
+    spread over the positions. On a network that ends in average pooling this is CAM.
 
     ``maps.sum((-2, -1)) + rest`` is the score: the rest is the share of the class token, the MLPs
     and the biases. Evidence against the target is negative. All targets come from one forward.
     With a forward function of your own, :math:`G` begins at the embedding e with
     :math:`g + (y - g \cdot e) \, e / |e|^2`, g the score's gradient there: one small backward per
-    target. Pass the model as `layer`: the projection P that transformers keeps outside the vision
-    tower is not known where that is passed alone, so e is the tower's unprojected output v, and the
-    part of the score that lies along e follows :math:`v / |v|^2` instead of
-    :math:`P^T P v / |P v|^2`. It adds up to the same score, and is another map.
+    target. Pass the model as `layer`. transformers keeps the projection P outside the vision tower,
+    so P is not known if you pass the tower alone. Then e is the tower's unprojected output v, and
+    the part of the score along e follows :math:`v / |v|^2` instead of :math:`P^T P v / |P v|^2`.
+    That is a different map with the same sum.
 
     It answers "what does this place add?", not "what if it were gone?", which is what
     :class:`ReaderRemoval` answers. Closer to the second, without a further forward, is
@@ -148,8 +148,8 @@ class DirectContribution(ClipAttribution):
 
     the gradient at the pooled token's stream :math:`z_l` after attention l, through the MLPs that
     it still passes, with norms and gates f(x) / x as constants. What it attends to later, its own
-    values among that, counts where it is read. Of the MLPs the rest has the biases, and what
-    they make of the pooled token's own embedding and values.
+    values among that, counts where it is read. The rest holds the MLPs' biases, and what the
+    MLPs make of the pooled token's own embedding and values.
 
     Options, keyword-only:
 
@@ -284,7 +284,7 @@ class DirectContribution(ClipAttribution):
             inputs: preprocessed images (B, 3, H, W), or token ids (B, T).
             additional_forward_args: the attention mask of texts.
             per: "position", or "head", without a `baseline` or `depth`, where attention pools.
-            return_rest: return :math:`c_0` (B, E), which is of no position, as well.
+            return_rest: return :math:`c_0` (B, E), which belongs to no position, as well.
             baseline: as the class has it, like what follows.
             start_layer: first layer that takes part.
             depth: "pooling", "token" or "all".

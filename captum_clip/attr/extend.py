@@ -1,7 +1,7 @@
-"""The parts of a method of one's own: bases, a forward call, passes, the attention's arithmetic.
+"""What your own method is built from: bases, a forward call, passes, attention arithmetic.
 
-`docs/extending.md` has whole methods. A class gets a `Call`, makes a pass with one of the functions
-that take it, and returns a `Computed`.
+`docs/extending.md` has whole methods. A class gets a `Call`, makes a pass with a function that
+takes it, and returns a `Computed`.
 """
 
 from ..recording import AttentionRead, record_features, record_held, record_vit

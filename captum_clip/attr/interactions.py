@@ -22,7 +22,7 @@ OneOrTwo: TypeAlias = Option | tuple[Option, Option]
 
 
 class InteractionRest(NamedTuple):
-    """The parts of a score that are of no pair of positions; B pairs, or B x N of all with all.
+    """The parts of a score that belong to no pair of positions; B pairs, or B x N of all with all.
 
     Attributes:
         other: of a token, or of a position of the other image, alone: (B, T) or (B, h', w').

@@ -203,16 +203,16 @@ class PatchSimilarity(ViTAttribution):
 
     .. math:: L_p = \cos\bigl(t, \; P \, \mathrm{LN}(W_O S V + b)_p\bigr)
 
-    with V the values of the last attention, and S the identity (MaskCLIP), or
-    :math:`\mathrm{softmax}(q q^T / \sqrt{d})` or :math:`\mathrm{softmax}(k k^T / \sqrt{d})` head
-    by head (ClearCLIP); the residual and the MLP of the block are left out, the tower's own norm
-    and projection P follow. It is a dense similarity for segmentation and **not the model's
-    score**: the model does not read the patches so, and a place may be similar to a text without
-    having any effect on the score.
+    V are the values of the last attention. S is the identity (MaskCLIP), or, head by head,
+    :math:`\mathrm{softmax}(q q^T / \sqrt{d})` or :math:`\mathrm{softmax}(k k^T / \sqrt{d})`
+    (ClearCLIP). The residual and the MLP of the block are left out; the tower's norm and
+    projection P follow. This is a dense similarity for segmentation and **not the model's score**.
+    The model does not read the patches like this: a place may be similar to a text and still have
+    no effect on the score.
 
-    In a tower with a pooling head (SigLIP, PE-Core) the last attention is the head's: with the
-    identity a patch's value is the cosine that the image would have if the head attended to that
-    patch alone, its MLP included. With a forward function of your own, t is the direction of the
+    In a tower with a pooling head (SigLIP, PE-Core) the last attention is the head's. With the
+    identity, a patch's value is the cosine of the image if the head attended to that patch alone,
+    its MLP included. With a forward function of your own, t is the direction of the
     score at the embedding, and `layer` matters, as for :class:`DirectContribution`.
 
     The map is signed and costs one forward, without a gradient, for any number of texts.

@@ -1,4 +1,4 @@
-"""The methods by name: all of them, those that fit a tower, and one of them with its options."""
+"""The methods by name: all, those that fit a tower, and a single method with its options."""
 
 import inspect
 import re
