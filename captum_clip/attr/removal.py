@@ -156,9 +156,9 @@ class ReaderRemoval(ClipAttribution):
 
         Args:
             inputs: as in `attribute`.
-            masks: (M, h, w) or (B, M, h, w) bool, on the grid or of the images' size, where a cell
-                counts if half of it is covered, or as much as of the cell that is covered most. Of
-                texts (M, T) or (B, M, T).
+            masks: (M, h, w) or (B, M, h, w) bool, on the grid or of the images' size; for texts
+                (M, T) or (B, M, T). A cell counts if half of it is covered, or as much as of the
+                cell that is covered most.
             targets: indices of scores; None for all.
             additional_forward_args: further arguments of the forward function.
             readers: as the class has it.
