@@ -21,7 +21,7 @@ _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def unsupported_reason(tensor: Tensor) -> str:
-    """The reason why a tensor cannot be computed with; "" for one of plain numbers."""
+    """The reason why a tensor cannot be computed with; "" for a tensor of plain numbers."""
     if tensor.is_meta:
         return "a tensor without values, on the meta device"
     if tensor.layout != torch.strided or tensor.is_nested:

@@ -183,9 +183,10 @@ class CamFamily(ClipAttribution):
 
     Its own formula runs on the features (B, C, h, w) of a convolutional tower's last stage. For a
     vision transformer it runs on the patches that enter the last block, laid out on their grid;
-    with a pooling head or a mean of patches, on those that leave it. The map is what that formula gives, negative
-    values set to zero as there, but neither resized nor scaled. The model is never handed to the
-    library, which would set it to eval mode, hook it and fill its parameters' gradients.
+    with a pooling head or a mean of patches, on those that leave it. The map is what that formula
+    gives, negative values set to zero as there, but neither resized nor scaled. The model is never
+    handed to the library, which would set it to eval mode, hook it and fill its parameters'
+    gradients.
 
     The map is non-negative; the negative map is the map of ``-target``. Score-CAM and Ablation-CAM
     take a forward for each channel, the others one forward, and a backward per target.

@@ -1,11 +1,11 @@
 """Do maps put their mass on what changes the score, and predict random changes of it?
 
-Throughout, `forward` takes images (B, C, H, W) to scores (B,) or (B, K), `images` are preprocessed,
-`target` is a column of the scores, one for all or one per image (None with one column), and
-`batch_size` images go into a forward pass. Image i of a call draws from `seed` + i, so that a set
-may come in batches of any size; or from its own seed in a list. `changes` are those of the images,
-from :func:`masked_changes`; `masks` are bool, none empty or full. What does not belong together,
-and NaN or infinity, raises an InputError.
+Throughout, `forward` takes images (B, C, H, W) to scores (B,) or (B, K), and `images` are
+preprocessed. `target` is a column of the scores, the same for all or one per image (None with one
+column). `batch_size` images go into a forward pass. Image i of a call draws from `seed` + i, so
+that a set may come in batches of any size; a list has a seed for each image. `changes` are those of
+the images, from :func:`masked_changes`; `masks` are bool, none empty or full. What does not belong
+together, and NaN or infinity, raises an InputError.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,8 +71,8 @@ def masked_changes(
 ) -> MaskedChanges:
     """Remove random cells from images, and see what that does to a score.
 
-    The grid is moved by half a cell, with cells of half the size at the edges, so that no cell is
-    one of the patches that a ViT cuts. Where they coincide, a method that itself removes patches
+    The grid is moved by half a cell, with cells of half the size at the edges, so that no cell
+    coincides with a patch of a ViT. Where they coincide, a method that itself removes patches
     (occlusion) is asked for what it measured.
 
     Args:
@@ -159,10 +159,9 @@ def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:
     takes perturbations of other kinds (with :func:`captum_clip.maps.expand_to_input`), with
     ``normalize=True``. The scale of the map makes no difference, nor does its sign as a whole,
     since beta may be negative. Zero is perfect, and a map of zeros gets the mean square of the
-    score's change, the unit that a figure is to be read in. There is no intercept: a map with one
-    value everywhere tells how much an average cell counts, and that alone explains most of the
-    square, so it may beat maps that tell one cell from another.
-    :func:`faithfulness_correlation` has an offset.
+    score's change, the unit that a figure is to be read in. There is no intercept. A map with one
+    value everywhere says how much an average cell counts, which explains most of the square. So it
+    may beat maps that tell cells apart. :func:`faithfulness_correlation` has an offset.
 
     Returns:
         (B,) float64.
@@ -268,9 +267,9 @@ def shapley_effects(scores: Tensor) -> Tensor:
     to y(all) - y(none).
 
     Args:
-        scores: (..., 2^n), the score of every subset of the objects; object i is in the subset of
-            index s exactly where bit i of s is set, so index 0 is the empty scene and 2^n - 1 the
-            whole one. Leading dimensions are scenes, targets or anything else.
+        scores: (..., 2^n), the score of every subset of the objects. Object i is in the subset of
+            index s exactly where bit i of s is set: index 0 is the empty scene, 2^n - 1 the whole
+            one. Leading dimensions are scenes, targets or anything else.
 
     Returns:
         (..., n), at least in single precision.
@@ -296,7 +295,7 @@ def shapley_effects(scores: Tensor) -> Tensor:
 
 
 def mean_over_orders(gains: Tensor) -> Tensor:
-    """The mean over all orders of players of what one of them adds to those before it.
+    """The mean over all orders of players of what a player adds to those before it.
 
     Gains (..., 2^k) are those to every subset of the k others.
     """
@@ -311,8 +310,8 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
     .. math:: \mu_i = \frac{hw}{HW} \sum_{p \in M_i} m_p
 
-    Maps are resized to their masks (bilinear); the factor makes the mass one of the map's own
-    cells, whatever the size of the image.
+    Maps are resized to their masks (bilinear); the factor makes it the mass of the map's own cells,
+    whatever the size of the image.
 
     Args:
         maps: (..., h, w), signed or not.
@@ -346,7 +345,7 @@ class Agreement(NamedTuple):
             than two pairs.
         balanced_accuracy: mean of the shares of right signs among the positive and among the
             negative effects, where a mass of zero has no sign and counts one half. A constant
-            answer gets .5, whatever the base rate is; NaN where one of the two kinds is missing.
+            answer gets .5, whatever the base rate is; NaN where either kind is missing.
         auc: the chance that the mass of a positive effect is above that of a negative one, equal
             ones counting one half; .5 where mass and sign have nothing to do with each other.
     """

@@ -59,8 +59,8 @@ def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
 def as_planes(maps: Tensor, images: Tensor) -> Tensor:
     """Maps of images (B, C, H, W) as planes (B, h, w), at least in single precision.
 
-    Maps are (B, h, w) or (B, 1, h, w) on a grid that is no finer than the image, or of the images'
-    shape as Captum's input methods give them, whose channels are added up.
+    Maps are (B, h, w) or (B, 1, h, w) on a grid that is no finer than the image. Or they have the
+    images' shape, as Captum's input methods give them; then their channels are added up.
     """
     check_maps(maps)
     flat = maps[:, None] if maps.ndim == 3 else maps

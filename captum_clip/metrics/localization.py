@@ -23,7 +23,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     .. math:: h = \frac{|\{p : m_p = \max m\} \cap M|}{|\{p : m_p = \max m\}|}
 
     Where several pixels share the maximum, up to the rounding of resizing, the share of them that
-    lies inside counts; so a constant map gets the share of the image that the mask covers, which is
+    lies inside counts. So a constant map gets the share of the image that the mask covers, which is
     chance. With a tolerance in pixels, a maximum this far from the mask (Euclidean distance) still
     counts; the paper takes 15.
 
@@ -56,9 +56,9 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
     Where the mask is the cell of a class in a grid of images, this is *GridPG*; the authors take
     images that the model puts into their classes with confidence, each of another class. FIxLIP
-    plays it with captions of one to four objects in 2 x 2 cells, and a map for each object; where
-    a method has one map of the whole caption, which bounds the mean over n objects by 1/n, that
-    map is each object's.
+    plays it with captions of one to four objects in 2 x 2 cells, and a map for each object. A
+    method with a single map of the whole caption uses it for each object, which bounds the mean
+    over n objects by 1/n.
 
     Returns:
         (...) from 0 to 1; NaN for a map without positive mass, which GridPG's own code gives 0.

@@ -108,8 +108,8 @@ def variance(maps: Tensor, axes: Axes | None = None) -> Tensor:
 def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
     r"""Entropy :math:`\log_2 S - \frac{1}{S} \sum x \log_2 x` (...), with S the sum of x.
 
-    Of maps (..., h, w) in float64; where axes are given as upsampled, of which every pixel is
-    looked at, in single precision and a part at a time, so that it stays in the cache.
+    Maps are (..., h, w), computed in float64. With `axes` they count as upsampled: every pixel is
+    looked at, in single precision and a block at a time, which stays in the cache.
     """
     small = maps.reshape(-1, *maps.shape[-2:])
     if axes is None:
@@ -172,7 +172,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     :mod:`captum_clip.models.variants`.
 
     Returns:
-        (...) from -1 to 1; NaN where one of the two maps is constant and has no ranks.
+        (...) from -1 to 1; NaN where either map is constant and has no ranks.
 
     Raises:
         InputError: other maps, or maps of different shapes.
@@ -207,9 +207,9 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
 
 def area_of_ranks(values: Tensor, positive: Tensor) -> Tensor:
-    """The chance that a positive one of values (..., N) is above another, equal ones count half.
+    """The chance that a positive value (of (..., N)) is above another; equal values count half.
 
-    That is the area under their ROC curve; NaN where one of the two kinds is missing.
+    That is the area under their ROC curve; NaN where either kind is missing.
     """
     count, others = positive.sum(-1).double(), (~positive).sum(-1)
     ranks = torch.where(positive, average_ranks(values), 0).sum(-1)

@@ -29,7 +29,7 @@ class AttentionRead:
         weights: A (B, H, rows, s) where a softmax showed it.
         query: (B, H, rows, d) and `key` (B, H, s, d) as they entered their product.
         scale: of a fused product, like `mask` and `causal`.
-        extra: (B, H d), what keys of no token, such as a sink, gave the pooled row.
+        extra: (B, H d), what keys without a token, such as a sink, gave the pooled row.
     """
 
     value: Tensor
@@ -144,9 +144,9 @@ class AttentionRead:
     def asked(self, query: Tensor, hidden: Tensor, own: tuple[Tensor, ...] | None = None) -> Tensor:
         """The heads' outputs (B, H, G, n, d) for other queries (B, H, G, n, d), of G groups.
 
-        A query sees what the pooled row saw, without the tokens `hidden` (B or 1, G, s) from its
-        group, and its group's `own` keys and values (B, H, G, n, d), without hidden ones (B, G, n),
-        of tokens at some places (B, n).
+        A query sees what the pooled row saw, without the tokens `hidden` (B or 1, G, s) of its
+        group. It also sees its group's `own` keys and values (B, H, G, n, d) of tokens at some
+        places (B, n), without hidden ones (B, G, n).
         """
         factor, bias = self._pooled_bias
         with autocast_disabled(query):

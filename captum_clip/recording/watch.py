@@ -339,7 +339,7 @@ class _Layout:
         return (self.right.mT, self.left) if turned else (self.left, self.right.mT)
 
     def weighs(self, weights: Tensor) -> bool:
-        """Whether it is one of weights (..., rows, s) with values (..., s, d)."""
+        """Whether it multiplies weights (..., rows, s) with values (..., s, d)."""
         return self.first is weights and self.left.ndim == self.right.ndim
 
     def canonical(self, out: Tensor) -> Tensor:

@@ -37,9 +37,10 @@ class ImageIndex:
     r"""Unit embeddings of images and the vectors of their positions, in a table of LanceDB.
 
     A search compares the embeddings, which are kept in float32, so its scores are those of
-    :class:`captum_clip.ClipSimilarity`. A map is one product with the vectors of an image, kept in
-    int8 with one scale an image by default, and is off by at most :math:`\max_{jd} |c_{jd}| / 254`
-    times :math:`\sum_d |t_d|`; its sum and the rest still are the score.
+    :class:`captum_clip.ClipSimilarity`. A map is one product with the vectors of an image. By
+    default they are kept in int8 with one scale per image, so a map is off by at most
+    :math:`\max_{jd} |c_{jd}| / 254` times :math:`\sum_d |t_d|`. Its sum and the rest still are the
+    score.
 
     Made by :meth:`build` or :meth:`open`; len() is the number of images. Needs the extra "search":
     ``pip install 'captum-clip[search]'``.

@@ -172,7 +172,7 @@ def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> T
         names: one name per embedding; "embedding 0", "embedding 1", ... where none is given.
 
     Raises:
-        TargetError: not numbers, wrong shape, not finite, or one of zeros.
+        TargetError: not numbers, wrong shape, not finite, or a row of zeros.
 
     Example:
         >>> import torch
@@ -288,8 +288,8 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
 
     with both encodings L2-normalized first.
 
-    The text is split at white space and words are taken out by position, with the white space
-    before them, so a repeated word gives one for each occurrence, and all else stays as it is.
+    The text is split at white space. Words are taken out by position, with the white space before
+    them, and all else stays as it is. So a repeated word gives one target per occurrence.
     ``.norms`` holds the length of each difference: how much the word matters to the text at all.
     The embeddings themselves have unit length, so a word map differs from Mamooler's, which keeps
     the length, by second order. Where nothing is left, the empty encoding is subtracted.

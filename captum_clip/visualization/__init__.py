@@ -4,8 +4,8 @@ Arrays or tensors go in, and nothing is computed here but colors. Arguments of s
 
 - `images`: (B, 3, H, W), colors in [0, 1]; or a list of images, which may differ in size.
 - maps: (B, K, h, w) in [0, 1] from :mod:`captum_clip.maps`, upsampled to (H, W) where they are
-  coarser. Of these images, not of a crop: :meth:`captum_clip.Explanation.plot` lays that on the
-  whole photo.
+  coarser. They are maps of these images, not of a crop: :meth:`captum_clip.Explanation.plot` lays
+  that on the whole photo.
 - `names`: of the K targets; `scores`: (B, K) cosines; `caption`: below all; `labels`: of the B
   images, left of their rows, such as the model that each is of.
 - `references`: images (3, H, W) that are targets themselves, None for the others; each stands at

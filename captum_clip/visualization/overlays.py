@@ -47,9 +47,9 @@ def overlay(
     """Heatmaps over images: one row per image (or model), one column per target, word or emotion.
 
     Arguments are as in :mod:`captum_clip.visualization`; more than eight targets go on in another
-    row. `negative` has maps of negative evidence, in a second blue row for each image, and those of
-    `heatmap` are orange then, otherwise inferno. `notes` are B times K short lines, after the
-    scores.
+    row. `negative` has maps of negative evidence, drawn in blue in a second row for each image;
+    those of `heatmap` are orange then, otherwise inferno. `notes` are B times K short lines, after
+    the scores.
 
     Example:
         >>> import torch
@@ -104,9 +104,9 @@ def contact_sheet(
     """Methods next to each other: one row per image and its target, one column per method.
 
     Arguments are as in :mod:`captum_clip.visualization`, of N images with one target each; an image
-    may come several times. `columns` are heading -> maps (N, 1, h, w) in [0, 1], `scores` (N, M) of
-    the rows and columns. `models` are those of the M columns, where there are several: each has a
-    row of its own, or two from nine columns on, with the headings under the maps.
+    may come several times. `columns` are heading -> maps (N, 1, h, w) in [0, 1]; `scores` (N, M)
+    are those of rows and columns. With several models, `models` are those of the M columns. Then
+    each model has a row, or two from nine columns on, with the headings under the maps.
 
     Example:
         >>> import torch
