@@ -16,7 +16,7 @@
     ConservativePropagation  gradient times input, gates detached: the same through all layers
     ReaderRemoval            what is lost if the token that is read does not see a region
     ClipGradCam              Grad-CAM on a convolutional tower
-    LastGradAttention        last-layer gradient times every layer's attention (Mamooler)
+    LastGradAttention        last-layer gradient times every layer's attention
     AllGradAttention         every layer's gradient times its attention (Chefer et al.)
     AttentionGradCam         Grad-CAM on the last attention of a vision transformer
     AttentionRollout         attention chained over all layers, whatever the target
@@ -33,7 +33,7 @@
     training                 losses on maps, for a model that is trained on them
     metrics                  what measures whether a map is right
     visualization            pictures of maps
-    figures                  Mamooler's figures
+    figures                  the report's figures
     emotions                 probes from image features to the emotions of ArtEmis
     evaluation               methods compared on data; studies of folders
     exported                 models written by captum-clip export, without torch

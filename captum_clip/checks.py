@@ -145,14 +145,14 @@ def check_interval(name: str, value: Any, interval: str) -> None:
 
 
 def check_choice(value: Any, choices: Collection[str], *, name: str = "one") -> None:
-    """Raise InputError unless a value is one of the choices; `name` is what is chosen."""
+    """Raise InputError unless a value is among the choices; `name` is what is chosen."""
     # a tuple, since a string holds every substring of itself
     is_choice = isinstance(value, str) and value in tuple(choices)
     expect(is_choice, f"{_argument(name)} of {', '.join(choices)}", value)
 
 
 def check_nonempty(name: str, values: Collection[Any]) -> None:
-    """Raise InputError if there are no values; `name` is what one of them is."""
+    """Raise InputError if there are no values; `name` says what a value is."""
     if not len(values):
         raise InputError(f"expected at least one {name}, got none.")
 

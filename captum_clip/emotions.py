@@ -186,7 +186,7 @@ class ProbeScores:
 
     Attributes:
         all: over all paintings.
-        agreed: over those where one of the eight emotions has more than half of all votes.
+        agreed: over those where a single emotion of the eight has more than half of all votes.
         tied: paintings without a single most voted of the nine classes, all of them wrong.
         confusion: counts (9, 9), row = most voted class, column = predicted class; paintings with a
             tie on either side are left out.

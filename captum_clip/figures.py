@@ -10,8 +10,8 @@ matplotlib figure; :func:`captum_clip.visualization.save_figure` writes it. On t
 - `model`, `models`: names, models or adapters; `device`: where those that are loaded by name go.
 - `methods`: classes of :mod:`captum_clip.attr` or their command-line names with options, each used
   with the models that it fits; by default the one that :func:`captum_clip.explain` takes for a
-  tower. ``methods="mamooler"`` draws the report's figures as Mamooler did, with the method of the
-  report for each tower. Models and methods stand in the labels or the caption.
+  tower. ``methods="mamooler"`` draws figures as the report did, with the method of the report for
+  each tower. Models and methods stand in the labels or the caption.
 - `scale`: "each" map its own, or "shared" by maps that can be compared.
 - `cmap`: a color map, by name or as it is.
 
@@ -90,14 +90,15 @@ def layers(
 ) -> Figure:
     r"""The attention of every layer, and for each target the gradient with respect to it.
 
-    Mamooler's Figures 2 and 3. Heads are averaged (:class:`captum_clip.LayerAttention`). A gradient
+    Figures 2 and 3 of the report. Heads are averaged (:class:`captum_clip.LayerAttention`). A
+    gradient
     keeps its sign: orange where more attention would raise the cosine, blue where it would lower
     it, on a scale that ends at the largest absolute value. The range of each map is below it.
 
     The `rows` are "cls", the row of the CLS token, or "sum" of all rows, and the `scale` is that of
     "each" map, or "shared" by all layers. A `cmap` lays all maps, min-max normalized, over the
     image in these colors; "mask" multiplies the image :math:`I` with each map :math:`m`, as
-    Mamooler does, so that low is dark: :math:`I (m - \min m) / (\max m - \min m)`.
+    the report does, so that low is dark: :math:`I (m - \min m) / (\max m - \min m)`.
 
     Raises:
         UnsupportedModelError: the model has no vision transformer.
@@ -150,9 +151,9 @@ def compare(
 ) -> Figure:
     """Methods next to each other: one row per image, target and model, one column per method.
 
-    Mamooler's Figures 4 and 5. Where no `methods` are given they are all that fit the towers. The
-    `scale` is that of "each" map, since the values of two methods cannot be compared, or "shared"
-    by the maps of a column, whose values can. A reference stands at the end of its row.
+    Figures 4 and 5 of the report. Where no `methods` are given they are all that fit the towers.
+    The `scale` is that of "each" map, since the values of two methods cannot be compared, or
+    "shared" by the maps of a column, whose values can. A reference stands at the end of its row.
     """
     meaning = _meaning(scale, each=EACH, shared="one scale per column")
     asked, pictures = _ask(models, device, texts, references)
@@ -191,10 +192,10 @@ def signs(
 ) -> Figure:
     """Positive and negative evidence for each target: one row per image, model and target.
 
-    Mamooler's Figures 7 to 10, drawn by ``methods="mamooler"``. The `scale` is "shared" by the two
-    signs of a row, so that a weak one looks weak, or that of "each" map. By default orange supports
-    the target and blue contradicts it; a `cmap` serves both signs. A reference stands at the end of
-    its rows.
+    Figures 7 to 10 of the report, drawn by ``methods="mamooler"``. The `scale` is "shared" by the
+    two signs of a row, so that a weak one looks weak, or that of "each" map. By default orange
+    supports the target and blue contradicts it; a `cmap` serves both signs. A reference stands at
+    the end of its rows.
     """
     meaning = _meaning(scale, shared="both signs on one scale", each=EACH)
     asked, pictures = _ask(models, device, texts, references)
@@ -226,11 +227,11 @@ def emotions(
 ) -> Figure:
     """Emotions that a model reads in an image: one row per image and model, one column per emotion.
 
-    Mamooler's Figure 11, drawn by ``methods="mamooler"``. Each model has one of the `probes`, in
-    the same order: probes or files of them. `names` chooses emotions, by default all eight;
-    `center` subtracts the mean of all nine weights of a probe. The `scale` is that of "each" map,
-    with its peak under it in percent of the strongest of its row, or "shared" by the row, so that a
-    weak map looks weak.
+    Figure 11 of the report, drawn by ``methods="mamooler"``. `probes` has a probe or its file for
+    each model, in the same order. `names` chooses emotions, by default all eight; `center`
+    subtracts the mean of all nine weights of a probe. The `scale` is that of "each" map, with its
+    peak under it in percent of the strongest of its row, or "shared" by the row, so that a weak map
+    looks weak.
 
     Raises:
         InputError: not as many probes as models, or a probe of another model.
@@ -267,7 +268,7 @@ def words(
 ) -> Figure:
     """The whole text, then what each of its words adds: one row per image and model.
 
-    Mamooler's Figure 13, drawn by ``methods="mamooler"``. One `text` is taken apart; `picked`
+    Figure 13 of the report, drawn by ``methods="mamooler"``. One `text` is taken apart; `picked`
     chooses words or spans, as in ``targets.words``, by default all words. The `scale` "norm" dims
     each word's map by its norm, so that "a" does not look as important as "horse"; "each" shows
     every map in full.
@@ -371,7 +372,7 @@ def average(
 ) -> Figure:
     """Mean maps of finished studies on one scale: a row per model and method, a column per target.
 
-    Mamooler's Figures 6 and 12; for the latter run the study with ``methods="mamooler"``.
+    Figures 6 and 12 of the report; for the latter run the study with ``methods="mamooler"``.
 
     Args:
         studies: one or several output folders of ``captum-clip study``.

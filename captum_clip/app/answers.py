@@ -111,7 +111,7 @@ class Models:
 def offered_methods(clip: ClipAdapter) -> list[tuple[str, str]]:
     """The methods for a model as (label, name): the default first, those without text last."""
     default = default_method(clip.tower)
-    notes = {report_method(clip.tower): " (Mamooler)", default: ""}
+    notes = {report_method(clip.tower): " (the report)", default: ""}
     choices = [MethodChoice.of(name) for name in methods_for(clip.kind)]
     choices.sort(key=lambda choice: (choice.name != default, not choice.needs_target, choice.name))
     plain = {True: "", False: " (no text)"}

@@ -1,4 +1,4 @@
-"""``captum-clip figure``: Mamooler's figures, and attention heads, on the user's own images."""
+"""``captum-clip figure``: the report's figures, and attention heads, on the user's own images."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ class Figure(Loading, Drawing):
 
 @command(app, "figure", 'layers photo.jpg "a horse" -o layers.png', lists=methods)
 def figure_command(typed: Figure) -> None:
-    """Draw one of Mamooler's figures on your own images, or the heads behind a score."""
+    """Draw a figure of the report on your own images, or the heads behind a score."""
     from .. import figures
     from ..visualization import save_figure
     from ..visualization.colors import colormap

@@ -263,7 +263,7 @@ def read_texts(file: Path | None) -> list[str]:
 
 
 def check_emotions(names: Iterable[str]) -> None:
-    """Raise InputError where a name is that of no emotion."""
+    """Raise InputError unless each name is an emotion."""
     from ..emotions import CLASSES
 
     for name in names:

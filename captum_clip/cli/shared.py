@@ -214,7 +214,7 @@ def load_model(typed: Any, name: str) -> "ClipAdapter":
 
 
 def check_methods(names: Iterable[str]) -> None:
-    """Raise InputError where a name is that of no method, before a model is loaded."""
+    """Raise InputError unless each name is a method, before a model is loaded."""
     from ..attr.registry import check_method
 
     for name in names:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..models import ClipAdapter
 
-# Mamooler's pairs and one of phrases, in the first held-out scenes that there are
+# the report's pairs and a pair of phrases, in the first held-out scenes
 _SCENES: Final = (
     (0, ("horse", "dog")),
     (1, ("elephant", "zebra")),

@@ -30,7 +30,7 @@ class World:
         sizes: the longer side of an object, as a share of the image's side, at least and at most.
         visible: the share of each object that others never cover.
         backgrounds: each equally often; captions name those of ``BACKGROUNDS``.
-        held_out: further backgrounds, of no training scene, drawn where they are asked for.
+        held_out: further backgrounds, which no training scene has, drawn where they are asked for.
     """
 
     objects: int

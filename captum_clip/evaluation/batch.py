@@ -208,7 +208,7 @@ class Task:
     Attributes:
         metrics: title of a table -> its metrics, for the settings of an evaluation.
         measure: measures one method on one batch: :func:`captum_clip.evaluation.table.rows_of` it.
-        truth: the kinds of truth that it can take; it fits each data set that has one of them.
+        truth: the kinds of truth that it can take; it fits each data set that has any of them.
         by_default: whether it is measured where no task is named.
         without_map: name of :data:`captum_clip.evaluation.methods.WITHOUT_MAP` -> what measures
             this predictor, which looks at no map, as `measure` does a method.

@@ -163,7 +163,7 @@ class EvaluationConfig(RunConfig):
             "all" of them; none means the registered ones that fit the tower. Drawn maps and
             predictors without a map are measured beside them.
         maps: folders of maps made elsewhere, each a method.
-        reference: the method that the others are compared with; by default Mamooler's.
+        reference: the method that the others are compared with; by default the report's.
         tasks: names of tasks; none means all that the data support but "pairs".
         against: explain regions by their text, or by another image of the same thing; then only
             "localization" and "signs" are measured.

@@ -57,9 +57,9 @@ class Evaluation:
 
     Attributes:
         output: its folder or URL.
-        table: every measured value, a row each, with the columns `task`, `metric`, `method`,
-            `sample` (its name), `region` (what is explained, "a horse"), `part` (of metrics that
-            are made of several numbers), `x` (of curves: the share of the pixels removed) and
+        table: every measured value, a row each. Its columns are `task`, `metric`, `method`,
+            `sample` (its name), `region` (what is explained, "a horse"), `part` (for metrics that
+            are made of several numbers), `x` (for curves: the share of the pixels removed) and
             `value`. All that follows is made from it.
         summary: every method by every metric.
         curves: names of the files with curves.
@@ -98,8 +98,8 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
     Args:
         config: what to measure.
         progress: called now and then with how many images were done, how many there are, and the
-            data set and method that were at work, first with what an earlier run had done; an
-            image counts once a method.
+            current data set and method. The first call has what an earlier run did. An image counts
+            once per method.
 
     Raises:
         CaptumClipError: a model, data set, method or task that cannot be worked with; an output

@@ -32,13 +32,13 @@ class Gate:
 
     That is all it says: a model that has a tenth of the nouns, or a tenth of the effect, passes.
 
-    *Recall*: of an image with n texts of its own, the share of them among its n best of all texts
-    of the data; by chance: how often they are among the n best of images that they do not name.
-    *Effect*: the mean over objects of :math:`|\phi|`, the Shapley effect on such a text; by chance:
-    on the other texts. Where embeddings of texts have nothing to do with their meaning, both
-    differences are zero on average. They have the intervals of
-    :func:`captum_clip.metrics.bootstrap_mean`, over images and over texts, of which the wider ends
-    count; where the lower one is not above 0 the figure is at chance.
+    *Recall*: for an image with n texts of its own, the share of them among its n best of all texts
+        of the data. By chance: how often they are among the n best of images that they do not name.
+        *Effect*: the mean over objects of :math:`|\phi|`, the Shapley effect on such a text. By
+        chance: on the other texts. Where embeddings of texts have nothing to do with their meaning,
+        both differences are zero on average. They have the intervals of
+        :func:`captum_clip.metrics.bootstrap_mean`, over images and over texts, of which the wider
+        ends count; where the lower one is not above 0 the figure is at chance.
 
     Attributes:
         data: name of the data set.

@@ -357,7 +357,7 @@ def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
 def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     """A method by its name, for a model; the seed is that of the random baseline.
 
-    The name is one of :func:`methods_for`, or has other options as on the command line;
+    The name comes from :func:`methods_for`, or has other options as on the command line;
     "layer:index=3,of=gradient,rows=sum" is :class:`captum_clip.LayerAttention`. A map is the one
     that its paper draws, Grad-CAM's without what is below zero; "grad-cam:sign=signed" is the map
     less that of the negated target.

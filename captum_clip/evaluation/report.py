@@ -126,7 +126,7 @@ def findings(summary: Summary) -> list[str]:
     """List what to take away, in plain text: a line a question with its winners, and a caution.
 
     The questions are those of `_HEADLINES`; where none of their metrics was measured, each table
-    has a line with its first metric. Of data that the model does not know there is a warning alone.
+    has a line with its first metric. Data that the model does not know get a warning alone.
     """
     silent = summary.unknown
     tables = {
@@ -396,8 +396,8 @@ def examples_of(
 ) -> dict[str, list[Example]]:
     """Metric -> the best and the worst row of its winner, each followed by the reference's map.
 
-    Of metrics whose figure is a mean over rows, each of a region's map; of equal rows the first.
-    The reference's rows where no method wins. The contexts are those of the tasks.
+    Only metrics whose figure is a mean over rows have examples, each a region's map; among equal
+    rows the first. The reference's rows where no method wins. The contexts are those of the tasks.
     """
     by_name, draw = {method.name: method for method in methods}, cache(_draw_example)
     mapped = table[table["x"].isna() & (table["region"].astype(str) != "")]

@@ -144,7 +144,7 @@ class Statistics:
         return np.asarray(self.images - self.sums["spatial_variance_count"])
 
     def mean(self, name: str) -> Array:
-        """The mean of one of the sums, over the images that are in it; NaN where there is none."""
+        """The mean of a sum, over the images that are in it; NaN where there is none."""
         total, count = self.sums.get(name, np.nan), self.sums.get(f"{name}_count", 0)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 

@@ -1,4 +1,4 @@
-"""Studies: mean maps and statistics of whole folders of images, among them Mamooler's three."""
+"""Studies: mean maps and statistics of whole folders of images, among them the report's three."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,10 +38,10 @@ CENTERED: Final = " (centered)"
 
 
 def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
-    """Do methods favor the corners (Mamooler, Figure 6)? Settings are those of `StudyConfig`.
+    """Do methods favor the corners (Figure 6 of the report)? Settings are those of `StudyConfig`.
 
-    By default a happy and a sad text, Mamooler's three methods for vision transformers and Grad-CAM
-    for ResNets.
+    By default a happy and a sad text, the report's three methods for vision transformers and
+    Grad-CAM for ResNets.
     """
     texts = ("this person is happy", "this person is sad")
     methods = ("all-grad", "attention-grad-cam", "last-grad", "grad-cam")
@@ -49,7 +49,7 @@ def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -
 
 
 def emotions_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
-    """Eight emotions, plain and centered, ViT next to ResNet (Mamooler, Figures 11 and 12).
+    """Eight emotions, plain and centered, ViT next to ResNet (Figures 11 and 12 of the report).
 
     With ``methods="mamooler"`` it repeats the report. All sixteen come from one forward pass.
     Settings are those of :class:`StudyConfig`, `emotions` among them.
@@ -83,8 +83,8 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
     Args:
         config: what to compute.
         progress: called now and then with how many images were done, how many there are, and the
-            model and method that were at work, first with what an earlier run had done; an image
-            counts once a model and method.
+            current model and method. The first call has what an earlier run did. An image counts
+            once per model and method.
 
     Returns:
         The outcome; ``statistics.csv`` in the output folder was written last.

@@ -32,9 +32,9 @@ class Summary:
     Attributes:
         figures: a row for each method and metric, with the columns of ``results.csv``, not rounded.
             NaN where nothing was measured, or the statistic means nothing (a rank correlation with
-            a constant); `difference` is to the reference, over the regions that both have, and
-            `p_holm` is adjusted for all methods that the metric compares with it, and NaN below
-            :data:`FEWEST` images.
+            a constant). `difference` is to the reference, over the regions that both have. `p_holm`
+            is adjusted for all methods that the metric compares with it; NaN below :data:`FEWEST`
+            images.
         groups: title -> metrics that belong together.
         methods: all of them, in the order of the tables.
         baselines: those of them that stand apart.

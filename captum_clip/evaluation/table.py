@@ -82,8 +82,8 @@ def rows_of(
 
     Args:
         metric: its name.
-        values: (N,), or (N,) of each part where the metric's statistic needs several; where one of
-            them is not finite, the row is left out with all its parts.
+        values: (N,), or (N,) of each part where the metric's statistic needs several; where any is
+            not finite, the row is left out with all its parts.
         samples: (N,) numbers of the samples.
         regions: (N,) what is explained in each, unique in its sample.
         x: where on a curve the values stand.

@@ -50,12 +50,12 @@ def classify(
     latter are of each class by itself.
 
     Args:
-        image: one of what :func:`captum_clip.explain` takes.
+        image: an image as :func:`captum_clip.explain` takes it.
         classes: their names, or a :class:`captum_clip.Target` of them, made once for many images.
         model: as in `explain`.
         templates: one or several prompts with ``{}`` for the name, as of
-            :func:`captum_clip.targets.text`; by default the names alone. Of a Target those that it
-            was made with, in which its classes are compared with unrelated ones.
+            :func:`captum_clip.targets.text`; by default the names alone. A Target has its own, in
+            which its classes are compared with unrelated ones.
         top: the classes that are explained, by default three, or all where there are fewer.
         hints: say in `Explanation.hints` where the best class hardly fits better than unrelated
             texts and the other classes, as where the true one is not among them; by default

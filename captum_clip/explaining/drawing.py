@@ -34,9 +34,9 @@ class Drawable:
     ) -> Figure:
         """Draw the maps over the images, resized, and min-max normalized one by one.
 
-        One row per image, or image and model, and one column per target; with words, one column per
-        word, dimmed by its norm; with both signs, one row per image and target, positive next to
-        negative evidence on a scale that the two share. With the text side one row per text: the
+        One row per image, or image and model, and one column per target. With words, one column per
+        word, dimmed by its norm. With both signs, one row per image and target: positive next to
+        negative evidence, on a scale that the two share. With the text side one row per text: the
         image, or its map, next to the words in their colors. A contrast with both signs is one map
         in two colors. More than 24 rows of one model become a contact sheet: images stand side by
         side. A pair of images has its matches, the positive ones where both signs are there, and
@@ -49,9 +49,9 @@ class Drawable:
             interpolation: between the cells of a map: "bicubic", kept within the map's range,
                 "bilinear", or "nearest", which shows the cells as they are.
             original: whether the maps lie on the whole photos, gray where the model did not see
-                them, or on what the model saw; by default on the photos that were explained, where
-                one was cropped or padded. Or the photos themselves, where the explanation comes
-                from a file. Drawn with 1024 pixels a side at most, 256 where there are many.
+                them, or on what the model saw. By default they lie on the explained photos, if any
+                was cropped or padded. Or the photos themselves, if the explanation comes from a
+                file. Drawn with 1024 pixels a side at most, 256 where there are many.
 
         Raises:
             InputError: an unknown color map or interpolation, an alpha that is not in [0, 1], no

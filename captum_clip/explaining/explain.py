@@ -95,8 +95,8 @@ def explain(
         **options: the method's own, such as ``depth="all"``, or of last-grad ``start_layer=6``.
 
     Raises:
-        InputError: an image, an option or a method that is not one, a negative map of a method
-            that the target does not change; whatever one of several models cannot do.
+        InputError: not an image, an option or a method; a negative map of a method that the target
+            does not change; whatever any of several models cannot do.
         TargetError: a text that cannot be a target, or not exactly one where words are asked for.
         UnsupportedModelError: the method does not fit the model.
 

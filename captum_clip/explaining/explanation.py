@@ -67,7 +67,7 @@ class Explanation(drawing.Drawable):
         reference: for a pair of images the other image, (3, H, W), colors in [0, 1]. `names` are
             its own, then the cells of its grid row by row.
         cells: rows and columns of this grid, kept by :meth:`match`; (1, N) where the explanation is
-            for one of the N words of a pair, or for N tokens of a late interaction.
+            for a word of a pair with N words, or for N tokens of a late interaction.
         contrast: the two texts of ``explain(..., against=)``; the target is the first's embedding
             less the second's, and ``scores * norms`` the difference of their cosines.
         probabilities: of the classes of :func:`captum_clip.classify`, (1, K); otherwise None.
@@ -255,8 +255,8 @@ class Explanation(drawing.Drawable):
         is unknown, the size is that of :attr:`images`.
 
         Args:
-            threshold: "otsu" or "mean", each map's own over what the model saw, or a number in
-                [0, 1): with both signs a share of the stronger one's maximum.
+            threshold: "otsu" or "mean", of each map over what the model saw, or a number in [0, 1):
+                with both signs a share of the stronger map's maximum.
             spread: standard deviation in cells of a Gaussian over which each cell is spread first.
 
         Returns:
@@ -296,10 +296,10 @@ class Explanation(drawing.Drawable):
         """For each pixel of the photos the text that supports it most, or none.
 
         The raw positive maps are resized (bicubic, within their range) and compared with each
-        other, so their method should be one whose values mean the same for every text, such as
-        direct; ``.save("labels.png")`` writes a palette PNG. Words are compared by
-        their maps times their norms; in pairs, a pixel gets the word, or the cell of the reference,
-        with the largest share.
+        other. So the values of their method should mean the same for every text, as those of direct
+        do. ``.save("labels.png")`` writes a palette PNG. Words are compared by their maps times
+        their norms; in pairs, a pixel gets the word, or the cell of the reference, with the largest
+        share.
 
         Args:
             threshold: of the largest map, min-max normalized, below which there is none: "otsu",

@@ -50,10 +50,11 @@ def find_hints(
 ) -> list[tuple[str, ...]]:
     """Find out which positive maps should be doubted, in sentences for each image.
 
-    One for each text that fits it no better than unrelated ones, and one of the maps of any text.
+    There is a sentence for each text that fits it no better than unrelated texts, and a sentence
+    about the maps of any text.
 
-    It costs one more forward pass for the scores and one of the method for eight texts, and once a
-    model the encoding of 32 short texts. The arguments are those of :func:`compare`.
+    It costs another forward pass for the scores and a run of the method for eight texts, and once
+    per model the encoding of 32 short texts. The arguments are those of :func:`compare`.
     """
     hints = []
     for better, alike in zip(*compare(clip, choice, images, texts, raw, scores), strict=True):
@@ -70,7 +71,7 @@ def find_hints(
 
 
 def can_compare(clip: ClipAdapter) -> bool:
-    """Whether the tokenizer takes the unrelated texts, which one of few words may refuse."""
+    """Whether the tokenizer takes the unrelated texts, which a small one may refuse."""
     try:
         _unrelated(clip)
     except Exception:  # whatever somebody's tokenizer raises

@@ -41,7 +41,7 @@ class Family(NamedTuple):
     towers: Collection[str] = ()  # names of the other classes, vision towers alone
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether a module is of one of the classes, or made from it."""
+        """Whether a module is of such a class, or made from it."""
         names = (*self.models, *self.towers)
         return any(
             kind.__name__ in names and f"{kind.__module__}.".startswith(f"{self.library}.")
@@ -237,9 +237,9 @@ class ClipAdapter(ABC):
 
         Args:
             images: one or several of: path, PIL image, array or uint8 tensor (H, W), (H, W, C) or
-                (C, H, W); a float tensor (3, H, W) or (B, 3, H, W) counts as preprocessed and is
-                only batched, and so is what ``processor(images=...)`` of transformers returns.
-                Where its values all lie in [0, 1], as pixels do, there is a warning.
+                (C, H, W). A float tensor (3, H, W) or (B, 3, H, W) counts as preprocessed and is
+                only batched. So is what ``processor(images=...)`` of transformers returns. Where
+                its values all lie in [0, 1], as pixels do, there is a warning.
 
         Raises:
             InputError: an image cannot be read or has no sensible shape, there is no processor, or

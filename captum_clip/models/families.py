@@ -50,7 +50,7 @@ def register_family(family: Family) -> None:
 def transformers_class(name: str, model_type: Any, architectures: Sequence[str]) -> str:
     """The class of transformers of a checkpoint, by its `config.json`; else UnsupportedModelError.
 
-    It may have been saved from one of several `architectures` that hold the model inside another.
+    It may have been saved from any of the `architectures` that hold the model inside another.
     """
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 

@@ -103,9 +103,9 @@ def geometry_of(processor: Any, size: Size) -> Crop:
     Nothing is assumed of how it crops, in which libraries and their versions differ by a pixel: it
     is asked to crop an array of row and column numbers.
 
-    The processor is one of transformers for a CLIP or SigLIP, NaFlex too, or torchvision's
-    `Compose` of resizing, center crops and steps that move no pixel, as OpenCLIP's is; for another
-    one there is an UnsupportedModelError. `size` is the image's, height and width.
+    The processor is that of transformers for a CLIP or SigLIP, NaFlex too. Or it is torchvision's
+    `Compose` of resizing, center crops and steps that move no pixel, as OpenCLIP's is. Any other
+    raises an UnsupportedModelError. `size` is the image's, height and width.
     """
     inner = image_processor(processor)
     if _is_a(inner, _HUGGING_FACE):

@@ -30,7 +30,7 @@ class HuggingFaceLayer(AttentionLayer):
 
 
 class BertLayer(PostNormLayer, HuggingFaceLayer):
-    """A `BertLayer` or one of its relatives, whose norms follow the sums."""
+    """A `BertLayer` or a relative of it, whose norms follow the sums."""
 
     attention_path = "attention"
     heads_path = "self.num_attention_heads"

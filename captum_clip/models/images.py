@@ -45,7 +45,7 @@ _OF_DAMAGE = "{0} cannot be read, it may be truncated or damaged ({reason})."
 def pixels_of(images: Any) -> Any:
     """Take the images of a DataLoader or a Dataset, and what a processor of transformers returned.
 
-    Others stay as they are. Of an item that is several values the first is the image.
+    Others stay as they are. If an item has several values, the first is the image.
     """
     if isinstance(images, (DataLoader, Dataset)):
         # a Dataset need not end an iteration
@@ -81,10 +81,10 @@ Statistics = tuple[Sequence[float], Sequence[float]]
 def check_images(images: Any, made_by: Statistics | None = None, tolerance: float = 0) -> None:
     """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite.
 
-    With the statistics of their preprocessing, also where more than a share `tolerance` of their
-    colors leaves [-.5, 1.5], or one leaves [-10, 10]; and warn where all values lie in [0, 1], as
-    pixels do. That spares colors that are steps of 1/255, as those of a bright image of 8 bits
-    are, and baselines, which have few values.
+    With the statistics of their preprocessing, raise it also if more than a share `tolerance` of
+    their colors leaves [-.5, 1.5], or any leaves [-10, 10]. Warn if all values lie in [0, 1], as
+    pixels do. That spares colors that are steps of 1/255, as those of a bright image of 8 bits are,
+    and baselines, which have few values.
     """
     made = "clip.preprocess(images) makes them of any, and images[None] adds the batch dimension"
     check_tensor("images", images, "(B, 3, H, W)", made)
@@ -119,8 +119,8 @@ def as_pil(images: Any) -> list[Image.Image]:
     """One or several images -> RGB images, the right way up.
 
     Args:
-        images: one or a sequence of: path, PIL image, array or uint8 tensor; (H, W), (H, W, C) or
-            (C, H, W), with a batch dimension in front of C or H it is several; C is 1 (gray), 2
+        images: one or a sequence of: path, PIL image, array or uint8 tensor, (H, W), (H, W, C) or
+            (C, H, W). With a batch dimension in front of C or H it is several. C is 1 (gray), 2
             (gray, alpha), 3 or 4 (with alpha). What is transparent becomes white.
 
     Raises:
@@ -298,7 +298,7 @@ def is_processor(candidate: Any) -> bool:
 def process(processor: Any, images: list[Image.Image]) -> Tensor:
     """RGB images -> (B, 3, H, W), float32 on the CPU; InputError where they differ in size.
 
-    The processor is one of transformers, or a function from an image to a tensor (3, H, W) such as
+    The processor is from transformers, or a function from an image to a tensor (3, H, W) such as
     OpenCLIP's transforms.
     """
     inner = image_processor(processor)

@@ -51,9 +51,9 @@ _INNER = {
 
 
 def unwrapped(module: Any) -> Any:
-    """The module in what one of these libraries puts around it, or itself.
+    """The module inside what these libraries put around it, or itself.
 
-    Of a `Sequential` it is the first one, what follows being the tail of a forward function.
+    In a `Sequential` it is the first module; what follows is the tail of a forward function.
     """
     if type(module) is nn.Sequential and len(module):
         return unwrapped(module[0])

@@ -54,12 +54,13 @@ def load_clip(
 ) -> ClipAdapter:
     """Load a CLIP model with its preprocessing and tokenizer behind one face.
 
-    A name is looked up in this order: Mamooler's and the embedded models (:func:`available`), an
-    existing folder (of transformers, OpenCLIP, peft or sentence-transformers), ``ARCH:FILE`` (the
-    weights in a file, for an architecture of OpenCLIP, OpenAI or transformers),
-    ``hf-hub:ORG/NAME`` (OpenCLIP), an ``ARCHITECTURE/TAG`` that OpenCLIP lists, else a
-    transformers repository on the hub. A file is read without running code of it. Where
-    OpenCLIP lists weights as trained with QuickGELU (OpenAI's, DFN's, MetaCLIP's and others), it is
+    A name is looked up in this order. First the models of the report and the embedded ones
+    (:func:`available`). Then an existing folder (of transformers, OpenCLIP, peft or
+    sentence-transformers). Then ``ARCH:FILE``, the weights in a file for an architecture of
+    OpenCLIP, OpenAI or transformers. Then ``hf-hub:ORG/NAME`` (OpenCLIP), an ``ARCHITECTURE/TAG``
+    that OpenCLIP lists, and last a transformers repository on the hub. A file is read without
+    running code of it. Where OpenCLIP lists weights as trained with QuickGELU (OpenAI's, DFN's,
+    MetaCLIP's and others), it is
     switched on: ``RN50/openai`` means ``RN50-quickgelu/openai``.
 
     Args:
@@ -72,19 +73,19 @@ def load_clip(
         tokenizer: makes tokens of texts; for a name the model's own is the default. Kept as given.
         device: for a name; None is CUDA if there is one, else the CPU.
         dtype: for a name; None is float32, whatever the precision of the stored weights.
-        image_size: for a name; the side in pixels of the images that its processor makes, with
-            positions resampled as the model's library does (of a ResNet's pool as OpenCLIP does a
-            ViT's), so that a map has more cells; at most 4096. None is the size that it was
+        image_size: for a name; the side in pixels of the images that its processor makes, at most
+            4096. Positions are resampled as the model's library does it (for a ResNet's pool, as
+            OpenCLIP does it for a ViT), so that a map has more cells. None is the size that it was
             trained with.
 
     Returns:
         The adapter. A model loaded by name is in eval mode.
 
     Raises:
-        InputError: the name means nothing, its files cannot be found, reached or read, its weights
-            do not fit, a processor or tokenizer is none, an option does not go with a model
-            object, or a size that the model cannot take.
-        UnsupportedModelError: the model is of a kind that is not supported.
+        InputError: the name means nothing; its files cannot be found, reached or read; its weights
+            do not fit. Or a processor or tokenizer is none, an option does not go with a model
+            object, or the model cannot take the size.
+        UnsupportedModelError: this kind of model is not supported.
 
     Example:
         >>> clip = load_clip("demo/vit")
@@ -220,7 +221,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
 def load_parts(processor: str | None, tokenizer: str | None) -> dict[str, Any]:
     """The processor and the tokenizer of other models, as options of :func:`load_clip`.
 
-    Each is named by a folder or a repository of transformers, or a name of Mamooler's that leads to
+    Each is named by a folder or a repository of transformers, or a name of the report that leads to
     one; None for none. InputError where it holds none, or cannot be reached.
     """
     named = {"processor": processor, "tokenizer": tokenizer}

@@ -1,4 +1,4 @@
-"""The names of models: the embedded ones, Mamooler's, and examples of each family."""
+"""The names of models: the embedded ones, the report's, and examples of each family."""
 
 import json
 import re
@@ -65,7 +65,7 @@ _BY_NAME = {name.casefold(): row for row in _PUBLISHED for name in (row.name, *r
 
 NO_NETWORK = "the model demo/vit is embedded and needs no network"
 ACCEPTED = (
-    "A name is one of Mamooler's ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
+    "A name is a short name ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
     "'ARCHITECTURE/TAG' of OpenCLIP, 'ORG/NAME' of a transformers model on the hub, or 'ARCH:FILE' "
     "of a checkpoint; "
     f"{NO_NETWORK}."
@@ -200,7 +200,7 @@ def _open_clip_pair(name: str) -> Source | None:
 
 
 def named_model(name: str) -> AvailableModel | None:
-    """The model of a name of Mamooler's in any of its spellings; None for other names.
+    """The model of a name of the report in any of its spellings; None for other names.
 
     Example:
         >>> named_model("ResNet50x4").checkpoint
@@ -226,7 +226,7 @@ def split_checkpoint(name: str) -> tuple[str, Path] | None:
 
 
 def available() -> list[AvailableModel]:
-    """The models with short names: the embedded ones, then Mamooler's.
+    """The models with short names: the embedded ones, then the report's.
 
     Example:
         >>> [model.name for model in available()][:3]

@@ -52,7 +52,7 @@ class CustomLayer(OpenClipLayer):
 class OpenClipViT(ViTTower):
     """A `VisionTransformer`, whose embedding is its CLS token, a mean, or its pool's first query.
 
-    With such a pool (CoCa) CLS is one of the keys; of the queries all but the first are captions'.
+    With such a pool (CoCa) CLS is among the keys; all queries but the first are captions'.
     """
 
     @property

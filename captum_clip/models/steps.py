@@ -1,8 +1,8 @@
 r"""The steps that follow a pooled token, and the way of a direction back through them.
 
-A norm with its standard deviation detached, an activation with its gate :math:`f(x) / x` detached
-and a linear map are affine, so a direction :math:`d` on their output is a direction on their input
-plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. So a score is taken apart exactly.
+A linear map is affine; so is a norm with its standard deviation detached, and an activation with
+its gate :math:`f(x) / x` detached. So a direction :math:`d` on their output is a direction on their
+input plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. That takes a score apart exactly.
 """
 
 from collections.abc import Callable, Iterable, Sequence

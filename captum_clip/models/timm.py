@@ -91,7 +91,7 @@ class TimmCNN(ResNetTower):
 
 
 def tower_of(module: Any) -> TimmTower | TimmCNN | None:
-    """The tower of a network of timm, alone or as a trunk; None where it is of no known kind."""
+    """The tower of a network of timm, alone or as a trunk; None if its kind is unknown."""
     from timm.models.convnext import ConvNeXt
     from timm.models.eva import Eva
     from timm.models.fastvit import FastVit

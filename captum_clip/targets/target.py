@@ -291,7 +291,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
     The text is split at white space. Words are taken out by position, with the white space before
     them, and all else stays as it is. So a repeated word gives one target per occurrence.
     ``.norms`` holds the length of each difference: how much the word matters to the text at all.
-    The embeddings themselves have unit length, so a word map differs from Mamooler's, which keeps
+    The embeddings themselves have unit length, so a word map differs from the report's, which keeps
     the length, by second order. Where nothing is left, the empty encoding is subtracted.
 
     Args:

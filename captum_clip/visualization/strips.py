@@ -25,7 +25,7 @@ from .colors import (
 from .grid import Legend, Panel, Row, folded
 
 MASK: Final = "mask"
-"""In place of a color map: multiply the image with the map, as Mamooler does."""
+"""In place of a color map: multiply the image with the map, as the report does."""
 REST: Final = "rest, of no position"
 """The label of a score less the maps of all heads."""
 _BLACK_TO_WHITE: Final = LinearSegmentedColormap.from_list("captum_clip.mask", ["black", "white"])

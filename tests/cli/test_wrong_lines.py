@@ -107,7 +107,7 @@ LINES = {
     "figure average": "needs an output folder of 'captum-clip study'",
     "figure average none": "none holds no finished study",
     "figure average photos": "/photos TEXT -o photos-study' makes one",
-    "explain photo.jpg a -m ViTB32": "(did you mean ViT-B/32?). A name is one of",
+    "explain photo.jpg a -m ViTB32": "(did you mean ViT-B/32?). A name is a short name",
     "explain photo.jpg a -m vit": "; the model demo/vit is embedded and needs no network",
     "figure layers a --scene x --model demo/vit": "SEED:THING,THING as in 0:horse, got 'x'",
     # index, search, study, evaluate, emotions

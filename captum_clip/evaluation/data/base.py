@@ -80,12 +80,12 @@ class DataSet(ABC):
         classes: texts of the classes that labels count, for zero-shot classification; may be empty.
         prompts: class -> the texts whose mean embedding stands for it, where that is not its own.
         background: whether label images have a further class, where no text supports a pixel.
-        truth: what is known of its samples, which the tasks that take one of it fit: "masks" of
-            what texts name, of several "objects" in an image, "scenes" redrawn with every subset of
-            them; "classes" of images, or "counts" of objects with the class of the first;
-            "captions" of mosaics, "cells" with a class each; "label images"; "points"
-            as masks; "phrases" of a caption; "retrieval" of captions, which are the classes;
-            "thirds" or "identical", three copies of one thing, redrawn with every subset.
+        truth: what is known of its samples; a task fits if it takes any of it. "masks" of what
+            texts name, of several "objects" in an image, "scenes" redrawn with every subset of
+            them. "classes" of images, or "counts" of objects with the class of the first.
+            "captions" of mosaics, "cells" with a class each. "label images". "points" as masks.
+            "phrases" of a caption. "retrieval" of captions, which are the classes. "thirds" or
+            "identical", three copies of one thing, redrawn with every subset.
         groups: of its samples by name, for figures of each group; may be empty.
         left_out: what belongs to no sample, such as a line of a file, and why.
         place: what follows its name and a colon where it is read, "FOLDER" or "FILE".
@@ -242,8 +242,8 @@ def read_table(
     """Rows of a CSV file in UTF-8: where each stands, its image, values by column, its numbers.
 
     The first of the columns that it needs names an image, with or without an ending or "images/"
-    before it; rows of images that are not there go to `left_out`. There are no numbers where one
-    of them is none, or not finite.
+    before it; rows of images that are not there go to `left_out`. A row has no numbers if any is
+    missing or not finite.
 
     Raises:
         InputError: it cannot be read, a column is missing or doubled, or has no value in a row.

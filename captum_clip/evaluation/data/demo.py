@@ -119,9 +119,9 @@ class DemoObjects(_DemoData):
 class DemoMosaics(_DemoData):
     """Mosaics of 2 x 2 scenes with one object each; a caption names one to four in turn.
 
-    A mosaic has the 224 x 224 pixels of a scene, so that a cell has 112. The objects of a scene
-    shrunk to that would be half as large as any that the models know; so a cell is cut out of a
-    scene of side 176, around the object, which so stays at 11/14 of its usual size. Captions name
+    A mosaic has the 224 x 224 pixels of a scene, so that a cell has 112. If a scene were shrunk to
+    that, its objects would be half as large as any that the models know. So a cell is cut out of a
+    scene of side 176, around the object, which stays at 11/14 of its usual size. Captions name
     cells in no order, "a horse and a dog", in at most 13 of the 16 tokens of the demo's tokenizer.
     Regions are the named nouns as words of the caption, each with its whole cell.
 

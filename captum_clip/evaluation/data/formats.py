@@ -1,4 +1,4 @@
-"""Folders of one's own: classes, mosaics of them, masks."""
+"""Your own folders: classes, mosaics of them, masks."""
 
 import re
 from collections import defaultdict
@@ -29,11 +29,11 @@ _SIDE: Final = 224  # of a mosaic's cell, in pixels
 class ClassFolder(FileData):
     """``FOLDER/CLASS/*.jpg``, at any depth under the class, as torchvision's ImageFolder has it.
 
-    The text of a class is its folder's name as it stands, with spaces for underscores: folders "a
-    horse" need no template, folders "horse" take ``template="a photo of a {}"``, or several, the
-    lines of ``FOLDER/templates.txt``, whose mean embedding is the class's. Folders that are numbers
-    of WordNet, as ImageNet's are, get ImageNet's names, and ``FOLDER/classnames.txt`` may name any
-    (:func:`class_texts`). A limit takes so many images, of which all classes stay.
+    The text of a class is its folder's name as it stands, with spaces for underscores. Folders "a
+    horse" need no template, folders "horse" take ``template="a photo of a {}"``. Several templates
+    are the lines of ``FOLDER/templates.txt``; their mean embedding is the class's. Folders that are
+    numbers of WordNet, as ImageNet's are, get ImageNet's names, and ``FOLDER/classnames.txt`` may
+    name any (:func:`class_texts`). A limit takes so many images, of which all classes stay.
 
     Raises:
         InputError: there is no such folder, fewer than two classes with images in it, two classes
@@ -151,11 +151,11 @@ def _template(text: str) -> str:
 def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[str, str]:
     """A text for each class.
 
-    The name of a class comes from ``classnames.txt`` in the folder, if it is there (a class and its
-    name a line, with a tab between them), else from ImageNet, if it is a number of WordNet such as
-    "n02084071", else it is the class itself with spaces for underscores. ImageNet's names are those
-    that OpenAI chose for CLIP for the thousand classes of ILSVRC 2012, and for others the first of
-    WordNet's.
+    The name of a class comes from ``classnames.txt`` in the folder, if it is there (per line a
+    class and its name, with a tab between them). Otherwise a number of WordNet such as "n02084071"
+    gets ImageNet's name, and any other class is its own name, with spaces for underscores.
+    ImageNet's names are those that OpenAI chose for CLIP for the thousand classes of ILSVRC 2012,
+    and for others the first of WordNet's.
 
     Raises:
         InputError: a template without "{}", a file that cannot be read, an unknown number.

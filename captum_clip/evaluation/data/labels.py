@@ -26,7 +26,7 @@ class LabelFolder(FileData):
 
     Raises:
         InputError: there is no such folder, no image or no names in it, a line without names, two
-            classes of one name, an image without labels, and in what is sampled a label image of
+            classes of one name, or an image without labels. Among what is sampled: a label image of
             another size or kind, a number without a line, or an image that cannot be read.
     """
 

@@ -32,9 +32,10 @@ Box = tuple[float, ...]
 class CaptionFolder(FileData):
     """``images/STEM.jpg`` with ``captions.csv``: image, caption, phrase, x, y, width, height.
 
-    An image has one caption. A phrase of it is a region, all pixels in its boxes: a row has the
-    left and upper edge and the size of one, in pixels of the upright image; all five may be empty.
-    The captions are the classes, so that to classify is to retrieve; a limit leaves all of them.
+    An image has one caption. A phrase of it is a region: all pixels in its boxes. A row has the
+    left and upper edge and the size of a box, in pixels of the upright image; all five may be
+    empty. The captions are the classes, so that to classify is to retrieve; a limit leaves all of
+    them.
 
     Raises:
         InputError: no image with a caption; in a line another caption of an image, a phrase that
@@ -146,8 +147,8 @@ class CounterfactualFolder(MaskedFolder):
     lost when one goes, of those with an image without it alone.
 
     Raises:
-        InputError: no such image, or one without what has no mask; in a sample one of another size,
-            or more than eight objects.
+        InputError: there is no such image, or an image without an object that has no mask; in a
+            sample, an image of another size, or more than eight objects.
     """
 
     name = "counterfactuals"
@@ -193,8 +194,8 @@ class CounterfactualFolder(MaskedFolder):
 class CopyFolder(MaskedFolder):
     """A :class:`MaskedFolder` with ``backgrounds/*.jpg``, of which each image gives three copies.
 
-    What one of its masks shows, drawn from them, is cut out and stands three times on a background,
-    drawn as well, each copy without another third, as in :class:`DemoThirds`.
+    A mask and a background are drawn at random. What the mask shows is cut out and stands three
+    times on the background, each copy without another third, as in :class:`DemoThirds`.
 
     Raises:
         InputError: no background, or no mask.
