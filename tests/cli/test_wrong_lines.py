@@ -138,7 +138,7 @@ LINES = {
     "evaluate --model demo/vit --fill gray -o o": "'gray'",
     "evaluate --model demo/vit --images 0 -o o": "expected images of 1 or more, got 0",
     "evaluate --model demo/vit --task x -o o": "expected a task of thirds",
-    "evaluate --model demo/vit --method center -o o": "(did you mean center?)",
+    "evaluate --model demo/vit --method centr -o o": "(did you mean center?)",
     "evaluate --data farm -o o": "there is no data set 'farm'; expected one of demo,",
     "evaluate --model demo/vit": "evaluate needs --output, a folder for these results alone",
     "evaluate --suite v0 --model demo/vit -o o": "expected a suite of v2, got 'v0'",
