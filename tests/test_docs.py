@@ -126,19 +126,6 @@ write_checkpoints()
 clip = load_clip("demo/vit")
 model, processor, tokenizer = clip.model, clip.processor, clip.tokenizer
 """,
-    "evaluation": """
-import torch
-import captum_clip
-from captum_clip import ClipSimilarity, LastGradAttention, metrics
-
-seed, n = 6, 2
-clip = captum_clip.load_clip("demo/vit")
-target = captum_clip.targets.text(clip, ["a toilet", "a backpack"])
-forward = ClipSimilarity(clip, target)
-images = clip.preprocess(["photo.jpg", "other.jpg"])[..., 64:128, 64:128]  # small, to be quick
-targets = labels = [0, 1]
-maps = LastGradAttention(forward).attribute(images, target=0)[:, 0]
-""",
 }
 
 

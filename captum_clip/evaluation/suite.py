@@ -84,7 +84,7 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
         progress: as of :func:`evaluate`, for one part after the other.
 
     Returns:
-        The content of the JSON file; docs/evaluation.md describes it.
+        The content of the JSON file; docs/appendix/protocols.md describes it.
 
     Raises:
         InputError: another suite, a setting that the suite fixes, scenes that are drawn otherwise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Table: TypeAlias = "DataFrame"
 COLUMNS: Final = ("task", "metric", "method", "sample", "region", "part", "x", "value")
-"""Columns of the table; docs/evaluation.md describes each."""
+"""Columns of the table; docs/appendix/protocols.md describes each."""
 
 _TEXTS: Final = ("task", "metric", "method", "region", "part")
 

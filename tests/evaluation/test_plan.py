@@ -61,7 +61,7 @@ def test_names_of_files_are_unique_and_tame() -> None:
 
 
 def test_a_task_fits_each_data_set_that_has_its_truth() -> None:
-    """Those that docs/evaluation.md lists; one of your own as soon as it is entered."""
+    """Those that docs/appendix/protocols.md lists; one of your own as soon as it is entered."""
     targets = ("faithfulness", "sanity")
     masks = dict.fromkeys(("imagenet-s", "imagenet-segmentation"), ("localization", *targets))
     objects = dict.fromkeys(("masks", "voc"), ("localization", "signs", *targets))

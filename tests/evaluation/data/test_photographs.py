@@ -266,8 +266,8 @@ def test_groups_are_those_of_the_list(tmp_path):
 
 
 def test_lists_are_made_of_what_others_publish(tmp_path, monkeypatch):
-    """The code of docs/evaluation.md, on small files in the formats of the data sets."""
-    page = (Path(__file__).parents[3] / "docs/evaluation.md").read_text(encoding="utf-8")
+    """The code of docs/appendix/protocols.md, on small files in the formats of the data sets."""
+    page = (Path(__file__).parents[3] / "docs/appendix/protocols.md").read_text(encoding="utf-8")
     code: dict[str, Any] = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), code)
     monkeypatch.chdir(tmp_path)
