@@ -556,6 +556,12 @@ STEPS = (
         )
         for model in ALL
     ),
+    Step(
+        "robustness_rivals",
+        (),
+        "python ../../robustness_rivals.py",
+        page="appendix/robustness.md",
+    ),
     python("word_norms", ("vit",), "appendix/claims.md", "norms"),
     python("layers", ("vit",), "appendix/claims.md", "Figure 2"),
     Step("text_words", BOTH, code("text.md", "def share") + SHARES, python=True),
