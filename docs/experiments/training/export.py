@@ -33,9 +33,9 @@ _DATA: Final = {
     "standard": {"objects": "three", "backgrounds": "six procedural backgrounds"},
     "broad": {
         "objects": "five",
-        "backgrounds": "six procedural backgrounds, or as often on plain\n  colors, gradients, "
-        "noise and patchworks of blurred drawings; from .12 to .7 of the\n  image's side, partly "
-        "covered",
+        "backgrounds": "six procedural backgrounds, or as often on plain colors,\n  gradients, "
+        "noise and patchworks of blurred drawings. Objects take .12 to .7 of the image's side "
+        "and may be partly covered",
     },
 }
 """Kind of scenes -> its description in the model card."""
