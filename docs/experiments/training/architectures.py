@@ -184,7 +184,8 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         _siglip_text,
         torch.contiguous_format,
         "transformers `SiglipModel`: vision tower of width 128, 6 layers, 4 heads, patch 32 at\n"
-        "  224 x 224 (a 7 x 7 grid), read by a pooling head. Its text tower has width 128 and 2 layers",
+        "  224 x 224 (a 7 x 7 grid), read by a pooling head. Its text tower has width 128 "
+        "and 2 layers",
         "transformers.SiglipModel.from_pretrained(folder)",
     ),
     "resnet": Architecture(
@@ -194,7 +195,8 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         _resnet_text,
         torch.channels_last,
         "OpenCLIP `CLIP` with a `ModifiedResNet`: layers (1, 1, 2, 2), width 16, attention\n"
-        "  pool with 8 heads at 224 x 224 (a 7 x 7 grid). Its text tower has width 128 and 2 layers",
+        "  pool with 8 heads at 224 x 224 (a 7 x 7 grid). Its text tower has width 128 and "
+        "2 layers",
         'open_clip.create_model_from_pretrained(f"local-dir:{folder}")',
     ),
 }
