@@ -180,7 +180,7 @@ def _statistics(result: Statistics) -> dict[str, Any]:
 
 
 def _mean_maps(result: Statistics) -> bytes:
-    """On the model's own grid; docs/data_sets.md describes how they get their full size."""
+    """On the model's own grid; docs/appendix/data_sets.md says how they get their full size."""
     arrays = {
         "label": f"{result.job.model} ({result.job.method})",
         "names": np.array(result.job.target.names, dtype=np.str_),

@@ -532,9 +532,14 @@ STEPS = (
         python=True,
     ),
     Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
-    Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="heads.md"),
-    Step("head_ablation", ("shortcut",), "python ../../head_texts.py ablation", page="heads.md"),
-    Step("change", ("vit", "shortcut"), "python ../../change.py measure", page="heads.md"),
+    Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="appendix/heads.md"),
+    Step(
+        "head_ablation",
+        ("shortcut",),
+        "python ../../head_texts.py ablation",
+        page="appendix/heads.md",
+    ),
+    Step("change", ("vit", "shortcut"), "python ../../change.py measure", page="appendix/heads.md"),
     Step("repair", ("shortcut",), "python ../../repair.py", page="training.md"),
     Step("repair_sweep", ("shortcut",), "python ../../repair.py sweep", page="training.md"),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="reading.md"),
@@ -605,8 +610,8 @@ STEPS = (
         "appendix/shortcut.md",
         *(f"{part}_{model}" for part in TAGS[:2] for model in ("shortcut", "vit")),
     ),
-    table("emotions_table", "data_sets.md", "study"),
-    table("emotion_pointing", "data_sets.md", "thousand"),
+    table("emotions_table", "appendix/data_sets.md", "study"),
+    table("emotion_pointing", "appendix/data_sets.md", "thousand"),
 )
 
 
