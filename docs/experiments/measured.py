@@ -542,8 +542,8 @@ STEPS = (
     Step("change", ("vit", "shortcut"), "python ../../change.py measure", page="appendix/heads.md"),
     Step("repair", ("shortcut",), "python ../../repair.py", page="training.md"),
     Step("repair_sweep", ("shortcut",), "python ../../repair.py sweep", page="training.md"),
-    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="reading.md"),
-    Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page="reading.md"),
+    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="appendix/reading.md"),
+    Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page="appendix/reading.md"),
     Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="appendix/findings.md"),
     Step(
         "spread",
@@ -551,7 +551,7 @@ STEPS = (
         f"python {EXAMPLES}/label_maps.py scenes --spread .7 1",
         page="appendix/findings.md",
     ),
-    Step("image_sizes", ALL, "python ../../image_sizes.py", page="reading.md"),
+    Step("image_sizes", ALL, "python ../../image_sizes.py", page="appendix/reading.md"),
     *(
         Step(
             f"robustness_{model}",
@@ -569,8 +569,8 @@ STEPS = (
     ),
     python("word_norms", ("vit",), "appendix/claims.md", "norms"),
     python("layers", ("vit",), "appendix/claims.md", "Figure 2"),
-    Step("text_words", BOTH, code("text.md", "def share") + SHARES, python=True),
-    Step("cosines", BOTH, IMPORTS + code("reading.md", "def quantiles") + QUANTILES, python=True),
+    Step("text_words", BOTH, code("appendix/reading.md", "def share") + SHARES, python=True),
+    Step("cosines", BOTH, IMPORTS + code("appendix/reading.md", "def quantiles") + QUANTILES, python=True),
     # tables of these
     table("recall", "appendix/embedded.md", *(f"recall_{model}" for model in ALL)),
     table("broad", "appendix/embedded.md", *(f"broad_{model}" for model in ALL)),
