@@ -570,7 +570,12 @@ STEPS = (
     python("word_norms", ("vit",), "appendix/claims.md", "norms"),
     python("layers", ("vit",), "appendix/claims.md", "Figure 2"),
     Step("text_words", BOTH, code("appendix/reading.md", "def share") + SHARES, python=True),
-    Step("cosines", BOTH, IMPORTS + code("appendix/reading.md", "def quantiles") + QUANTILES, python=True),
+    Step(
+        "cosines",
+        BOTH,
+        IMPORTS + code("appendix/reading.md", "def quantiles") + QUANTILES,
+        python=True,
+    ),
     # tables of these
     table("recall", "appendix/embedded.md", *(f"recall_{model}" for model in ALL)),
     table("broad", "appendix/embedded.md", *(f"broad_{model}" for model in ALL)),
