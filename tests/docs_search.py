@@ -88,7 +88,7 @@ QUESTIONS = {
         "negation not a dog",
         "match words to image regions",
     ],
-    "search": [
+    "image_search": [
         "search photos by text",
         "vector database lancedb",
         "ColPali token heatmap",
