@@ -541,7 +541,9 @@ STEPS = (
     ),
     Step("change", ("vit", "shortcut"), "python ../../change.py measure", page="appendix/heads.md"),
     Step("repair", ("shortcut",), "python ../../repair.py", page="training.md"),
-    Step("repair_sweep", ("shortcut",), "python ../../repair.py sweep", page="training.md"),
+    Step(
+        "repair_sweep", ("shortcut",), "python ../../repair.py sweep", page="appendix/shortcut.md"
+    ),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="appendix/reading.md"),
     Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page="appendix/reading.md"),
     Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="appendix/findings.md"),
