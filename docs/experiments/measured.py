@@ -312,6 +312,15 @@ STEPS = (
         1000,
         after=("demo",),
     ),
+    Step(
+        "removal",
+        ("vit",),
+        'cp ../demo/photo.jpg .\ncaptum-clip figure signs photo.jpg "a horse" '
+        "--method direct --method removal -m demo/vit -o signs.png",
+        "signs.png",
+        1000,
+        after=("demo",),
+    ),
     Step("app", ("vit",), SCREENSHOT, "app.png", 1280),
     Step(
         "head_texts",
