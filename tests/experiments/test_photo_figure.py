@@ -18,4 +18,5 @@ def test_it_writes_the_figure_and_prints_its_line(tmp_path: Path) -> None:
     *_, line = printed(FOLDER / "photo_figure.py", *options)
     alt = 'A photograph, and the maps of "a horse" and "a dog" by demo/vit'
     assert line == f"![{alt}](docs/images/photo.jpg)"
-    assert max(Image.open(output).size) == 1000
+    with Image.open(output) as figure:
+        assert max(figure.size) == 1000
