@@ -143,6 +143,16 @@ def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None
         exported.load(tmp_path)
 
 
+def test_a_model_that_onnx_cannot_hold_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    small = builders.tipsv2()
+    clip, log = small.load(), torch._C._jit_onnx_log
+    with pytest.raises(UnsupportedModelError, match=r"cannot write .*bilinear2d_aa") as info:
+        to_onnx(ImageGraph(clip, {}), {"pixels": small.images(2)}, OUTPUTS)
+    assert len(str(info.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+    assert torch._C._jit_onnx_log is log
+
+
 def test_texts_are_tokens_as_the_model_makes_them_or_refused(folder: Path) -> None:
     clip, made = load_clip("demo/vit"), exported.load(folder)
     texts = ["A Horse.", "a dog and a cat", "photo of the horse!"]

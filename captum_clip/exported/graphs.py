@@ -113,7 +113,8 @@ def to_onnx(
             torch.onnx.export(graph, tuple(inputs.values()), file, **options)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = excerpt(str(error).strip().partition("\n")[0], 200)
-        raise UnsupportedModelError(f"PyTorch writes no graph of ONNX of it ({reason}).") from error
+        message = f"PyTorch cannot write the model as a graph of ONNX: {reason}"
+        raise UnsupportedModelError(message) from error
     model = onnx.load_from_string(file.getvalue())
     for node in model.graph.node:  # axes from the end, which onnxruntime refuses
         for attribute in node.attribute if node.op_type == "Transpose" else ():
@@ -125,10 +126,14 @@ def to_onnx(
 def _traced() -> Iterator[None]:
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a function that ONNX does not have
-    torch._C._jit_set_onnx_log_enabled(False)  # of the whole graph, where it fails
+    library: Any = torch._C
+    log = library._jit_onnx_log
+    # a failed export prints the whole graph, and switches the log on if it is off
+    library._jit_onnx_log = lambda *_: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is compared becomes a constant, which it is
             yield
     finally:
+        library._jit_onnx_log = log
         torch.backends.mha.set_fastpath_enabled(is_fast)
