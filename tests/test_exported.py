@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from captum_clip.errors import InputError, TargetError, UnsupportedModelError
 from captum_clip.exported import writing
 from captum_clip.exported.adapter import ExportedAdapter
 from captum_clip.exported.graphs import OUTPUTS, ImageGraph, to_onnx
+from captum_clip.exported.page import FILES, RUNTIME, runtime_files, write_page
 from tests import builders, timm_builders
 
 pytest.importorskip("onnxruntime")
@@ -151,6 +154,57 @@ def test_a_model_that_onnx_cannot_hold_is_one_sentence(capfd: pytest.CaptureFixt
     assert len(str(info.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
     assert torch._C._jit_onnx_log is log
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder node_modules whose files hold their own names."""
+    path: Path = tmp_path_factory.mktemp("node_modules")
+    for package, version in RUNTIME.items():
+        for name in ("package.json", *FILES[package]):
+            (path / package / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / package / name).write_text(f'{{"name": "{name}", "version": "{version}"}}')
+    return path
+
+
+def test_the_page_loads_its_runtime_from_a_cdn_or_from_copies(
+    folder: Path, packages: Path, tmp_path: Path
+) -> None:
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"https://[^\s\"';]+", page)) == {
+        "https://cdn.jsdelivr.net",
+        "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/",
+        "https://cdn.jsdelivr.net/npm/@huggingface/tokenizers@0.2.0/dist/tokenizers.min.mjs",
+    }
+    assert not (folder / "runtime").exists()
+    write_page(tmp_path, {"model": "<b>", "method": "direct"}, runtime_files(packages))
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r"https?://|<b>", page)
+    assert "drawn scenes only" not in page
+    for package, names in FILES.items():
+        for name in names:
+            copy = tmp_path / "runtime" / package / name
+            assert copy.read_bytes() == (packages / package / name).read_bytes()
+
+
+def test_a_folder_without_the_runtime_is_refused_before_anything_is_written(
+    packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, old, torn = (tmp_path / name for name in ("other", "old", "torn"))
+    other.mkdir()
+    for copy in (old, torn):
+        shutil.copytree(packages, copy)
+    (old / "onnxruntime-web" / "package.json").write_text('{"version": "1.29.0"}')
+    (torn / "@huggingface/tokenizers" / "LICENSE").unlink()
+    for path, package in ((other, "onnx"), (old, "onnx"), (torn, "@huggingface/tokenizers 0.2.0")):
+        command = ["export", "demo/vit", "-o", str(tmp_path / "new"), "--quiet", "--runtime"]
+        assert main([*command, str(path)]) == 2
+        said = capsys.readouterr().err
+        assert f"--runtime: {path} does not hold {package}" in said
+        assert "npm install onnxruntime-web@1.30.0 @huggingface/tokenizers@0.2.0" in said
+    with pytest.raises(InputError, match="there is no folder"):
+        writing.export(load_clip("demo/vit"), tmp_path / "new", runtime=tmp_path / "none")
+    assert not (tmp_path / "new").exists()
 
 
 def test_texts_are_tokens_as_the_model_makes_them_or_refused(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -21,6 +21,7 @@ class Export(Loading):
     method: str = "direct"
     precision: Literal["float32", "float16", "int8"] = "float32"
     image_size: int | None = None
+    runtime: Path | None = None
 
 
 @command(app, "export", "ViT-B/32 -o folder")
@@ -33,7 +34,8 @@ def export_command(typed: Export) -> None:
     shared.check_methods([typed.method])
     clip = shared.load_model(typed, typed.name)
     with shared.step("writing and comparing", quiet=typed.quiet):
-        made = export(clip, typed.output, method=typed.method, precision=typed.precision)
+        options: Any = {"method": typed.method, "precision": typed.precision}
+        made = export(clip, typed.output, runtime=typed.runtime, **options)
     print(typed.output)
     for name, value in made.items():
         print(f"{name} {'off by at most' if name in ('score', 'cell') else 'agree to'} {value:.1g}")

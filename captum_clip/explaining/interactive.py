@@ -3,11 +3,12 @@
 import base64
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
-from jinja2 import StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.colors import Colormap, to_hex
 from PIL import Image
 from torch import Tensor
@@ -19,6 +20,8 @@ from ..visualization.arrays import as_images
 from ..visualization.colors import ALPHA, RISE, Array, colormap, ramp, score_note, soften
 from . import photos
 from .drawing import titles
+
+SIGNS: Final = ("supports it", "contradicts it")
 
 
 def page(
@@ -33,29 +36,42 @@ def page(
     check_choice(interpolation, get_args(Mode), name="a mode")
     usual = colormap(cmap or (POSITIVE if len(explanation.maps) == 2 else HEAT))
     colors = {"positive": usual, "negative": NEGATIVE if cmap is None else usual}
-    steps = np.linspace(0, 1, 64)
-    looks = {
-        sign: (colors[sign](steps)[:, :3].T.round(3), map(to_hex, ramp(colors[sign], alpha)(steps)))
-        for sign in explanation.maps
-    }
-    # `soften` is affine: four colors give the matrix and the offset of the page's own filter
-    basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
-    soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T
+    names = [f"for {name}" for name in explanation.contrast or ()] or SIGNS
+    looks = {sign: (name, colors[sign]) for sign, name in zip(colors, names, strict=True)}
+    looks = {sign: look for sign, look in looks.items() if sign in explanation.maps}
     files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in explanation.photos]
     data = json.dumps(_data(explanation, interpolation, original), separators=(",", ":"))
-    text = Path(__file__).with_suffix(".html").read_text("utf-8")
-    # names of texts and files come from anyone, and are escaped
-    written: str = Template(text, autoescape=True, undefined=StrictUndefined).render(
+    return render(
+        Path(__file__).with_suffix(".html"),
+        looks,
+        alpha,
         explanation=explanation,
         titles=titles(explanation),
         files=files or [""] * len(explanation),
-        soft=soft.flatten().round(4),
-        looks=looks,
-        alpha=alpha,
-        rise=RISE,
         data=data.replace("<", "\\u003c"),  # which could end the script
     )
-    return written
+
+
+def render(
+    path: Path, looks: Mapping[str, tuple[str, Colormap]], alpha: float = ALPHA, **values: Any
+) -> str:
+    """Fill interactive.html, or a template that extends it; a sign has a title and colors."""
+    steps = np.linspace(0, 1, 64)
+    tables = {
+        sign: (title, cmap(steps)[:, :3].T.round(3), map(to_hex, ramp(cmap, alpha)(steps)))
+        for sign, (title, cmap) in looks.items()
+    }
+    # `soften` is affine: four colors give the matrix and the offset of the page's own filter
+    basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
+    soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T.flatten().round(4)
+    # names of texts and files come from anyone, and are escaped
+    templates = Environment(
+        loader=FileSystemLoader([path.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    values |= {"looks": tables, "soft": soft, "alpha": alpha, "rise": RISE}
+    return templates.get_template(path.name).render(values)
 
 
 def _data(explanation: Any, interpolation: Mode, original: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ..models.images import image_processor
 from ..models.steps import ROUNDING
 from . import ExportedClip, load
 from .graphs import OUTPUTS, ImageGraph, TextGraph, to_onnx
+from .page import runtime_files, write_page
 
 Precision = Literal["float32", "float16", "int8"]
 CARD: Final = (*FIXED_TEXTS, "a horse", "two dogs, and a cat!", "Crème brûlée", "naïve 🐴 ☕", "鯨")
@@ -45,6 +46,7 @@ def export(
     *,
     method: str = "direct",
     precision: Precision = "float32",
+    runtime: str | Path | None = None,
 ) -> dict[str, float]:
     """Write a model as a folder that :func:`captum_clip.exported.load` explains images with.
 
@@ -56,6 +58,8 @@ def export(
         folder: a new one, or an empty one.
         method: direct, with its options but `per`.
         precision: of the weights; int8 has a scale for each row of a matrix.
+        runtime: a folder node_modules, of which index.html gets copies; by default it loads
+            onnxruntime-web and the tokenizers from a CDN.
 
     Returns:
         How far the graphs are from the model: of embeddings, vectors, sums and texts relative to
@@ -63,7 +67,8 @@ def export(
         relative to the map's largest, on 64 drawn scenes.
 
     Raises:
-        InputError: a folder with files in it, or another method or precision.
+        InputError: a folder with files in it, another method or precision, or a runtime without the
+            files of the page.
         UnsupportedModelError: a model that cannot be written, or whose graphs differ from it.
     """
     check_choice(precision, get_args(Precision), name="precision")
@@ -74,6 +79,7 @@ def export(
     expect(fits, "direct with its options but `per`, which has vectors", method)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{folder} is there already, and not empty; give a new folder.")
+    files = {} if runtime is None else runtime_files(runtime)
     make_folder(target.parent)
     blank, graph = clip.preprocess(draw_scene(0).image), ImageGraph(clip, dict(choice.options))
     ids, mask = clip.text_inputs(["a horse", "a horse and a dog"])
@@ -97,6 +103,7 @@ def export(
     with _beside(target) as path:
         (path / "tokenizer.json").write_text(tokenizer_of(clip), encoding="utf-8")
         (path / "manifest.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        write_page(path, about, files)
         exact = _saved(models, path)
         differences = compare(clip, graph, exact)
         if precision != "float32":
