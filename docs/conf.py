@@ -21,6 +21,7 @@ ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import captum_clip  # noqa: E402
+from captum_clip.exported.writing import export  # noqa: E402
 
 project = "captum_clip"
 author = copyright = "The captum_clip authors"
@@ -175,6 +176,13 @@ def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) 
     return True if str(obj.__doc__).startswith("Alias for field number") else None
 
 
+def write_try(app: Any, error: Exception | None) -> None:
+    """`try/`: demo/vit as a page that runs in the browser; its weights are in half precision."""
+    if error is None and app.builder.name == "html":
+        shutil.rmtree(app.outdir / "try", ignore_errors=True)
+        export(captum_clip.load_clip("demo/vit"), app.outdir / "try", precision="float16")
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls."""
     copy_beside()
@@ -184,3 +192,4 @@ def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (math_inline, None), (math_block, None))
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)
+    app.connect("build-finished", write_try)
