@@ -65,11 +65,8 @@ def render(
     basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
     soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T.flatten().round(4)
     # names of texts and files come from anyone, and are escaped
-    templates = Environment(
-        loader=FileSystemLoader([path.parent, Path(__file__).parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
+    folders = FileSystemLoader([path.parent, Path(__file__).parent])
+    templates = Environment(loader=folders, autoescape=True, undefined=StrictUndefined)
     values |= {"looks": tables, "soft": soft, "alpha": alpha, "rise": RISE}
     return templates.get_template(path.name).render(values)
 

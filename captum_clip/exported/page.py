@@ -15,18 +15,13 @@ from ..errors import InputError, argument
 from ..explaining.interactive import SIGNS, render
 from ..visualization.colors import NEGATIVE, POSITIVE
 
-RUNTIME: Final = {
-    "onnxruntime-web": "1.30.0",
-    "@huggingface/tokenizers": "0.2.0",
-}
+RUNTIME: Final = {"onnxruntime-web": "1.30.0", "@huggingface/tokenizers": "0.2.0"}
 """Packages of npm, in the versions that are tested."""
 INSTALL: Final = "npm install " + " ".join(map("@".join, RUNTIME.items()))
+_WASM = [f"dist/ort-wasm-simd-threaded{kind}" for kind in (".mjs", ".wasm")]
+_GPU = [name.replace("threaded", "threaded.asyncify") for name in _WASM]
 FILES: Final = {
-    "onnxruntime-web": [
-        *("dist/ort.wasm.min.mjs", "dist/ort.webgpu.min.mjs"),
-        *(f"dist/ort-wasm-simd-threaded{kind}" for kind in (".mjs", ".wasm")),
-        *(f"dist/ort-wasm-simd-threaded.asyncify{kind}" for kind in (".mjs", ".wasm")),
-    ],
+    "onnxruntime-web": ["dist/ort.wasm.min.mjs", "dist/ort.webgpu.min.mjs", *_WASM, *_GPU],
     "@huggingface/tokenizers": ["dist/tokenizers.min.mjs", "LICENSE"],
 }
 CDN: Final = "https://cdn.jsdelivr.net"
@@ -58,19 +53,15 @@ def write_page(folder: Path, about: Mapping[str, Any], runtime: Mapping[str, Pat
     for name, file in runtime.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
-    scenes = {f"scene{seed}.png": draw_scene(seed, objects=o) for seed, o in enumerate(SCENES)}
-    for name, scene in scenes.items():
-        Image.fromarray(scene.image).save(folder / name)
-    base = [f"{CDN}/npm/{package}@{version}/dist/" for package, version in RUNTIME.items()]
+    scenes = [f"scene{seed}.png" for seed in range(len(SCENES))]
+    for seed, (name, things) in enumerate(zip(scenes, SCENES, strict=True)):
+        Image.fromarray(draw_scene(seed, objects=things).image).save(folder / name)
+    bases = [f"{CDN}/npm/{package}@{version}/dist/" for package, version in RUNTIME.items()]
     if runtime:
-        base = [f"./runtime/{package}/dist/" for package in RUNTIME]
+        bases = [f"./runtime/{package}/dist/" for package in RUNTIME]
+    values: Any = {"about": about, "small": about["model"] in MODELS, "scenes": scenes}
+    values |= {"texts": TEXTS, "origin": "" if runtime else CDN}
+    values |= {"ort": bases[0], "tokenizers": bases[1]}
     looks = {"positive": (SIGNS[0], POSITIVE), "negative": (SIGNS[1], NEGATIVE)}
-    values: dict[str, Any] = {
-        "about": about,
-        "scenes": scenes,
-        "texts": TEXTS,
-        "small": about["model"] in MODELS,
-    }
-    values |= {"ort": base[0], "tokenizers": base[1], "origin": "" if runtime else CDN}
     page = render(Path(__file__).with_name("index.html"), looks, **values)
     (folder / "index.html").write_text(page, encoding="utf-8")
