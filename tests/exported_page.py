@@ -194,7 +194,7 @@ def test_tokens_are_pythons(browser: Browser, address: str, folders: Path, kind:
             ids = None
         wanted.append(ids if ids and len(ids) <= longest else None)
     about = json.loads((folders / "vit/manifest.json").read_text("utf-8"))
-    about["tokens"]["length"] = longest
+    about["tokens"] |= {"length": longest} | ({"card": {}} if kind == "CLIP" else {})
     answers = {"tokenizer.json": text[kind], "manifest.json": json.dumps(about)}
     routes = [(f"**/{n}", functools.partial(answer, body=body)) for n, body in answers.items()]
     page = browser.new_page()
@@ -209,6 +209,19 @@ def test_tokens_are_pythons(browser: Browser, address: str, folders: Path, kind:
     assert made == wanted
     assert len(set(texts)) > 450
     assert sum(ids is not None for ids in wanted) > 100
+    page.close()
+
+
+def test_a_tokenizer_that_reads_otherwise_is_refused(
+    browser: Browser, address: str, folders: Path
+) -> None:
+    about = json.loads((folders / "vit/manifest.json").read_text("utf-8"))
+    about["tokens"]["card"]["a horse"][1] += 1
+    page = browser.new_page()
+    page.route("**/manifest.json", functools.partial(answer, body=json.dumps(about)))
+    page.goto(f"{address}/vit/index.html")
+    said = page.locator("#said")
+    expect(said).to_contain_text("does not read “a horse” like the model", timeout=120_000)
     page.close()
 
 

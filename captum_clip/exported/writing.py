@@ -95,6 +95,11 @@ def export(
     }
     about |= {"method": choice.name, "precision": precision, "grid": clip.grid(*size)}
     about["tokens"] = {"length": longest, "fixed": not free, "pad": pad, "mask": "mask" in inputs}
+    # which lets the page see whether its own tokenizer reads texts like the model
+    rows = {text: _ids_or_none(clip.text_inputs, text) for text in CARD}
+    about["tokens"]["card"] = {
+        t: None if row is None else row[0].tolist() for t, row in rows.items()
+    }
     about |= {"preprocessing": preprocessing_of(clip, size), "identity": clip.identity()}
     models = {
         "image": to_onnx(graph, {"pixels": torch.cat([blank, blank])}, OUTPUTS),
