@@ -10,8 +10,7 @@ matplotlib figure; :func:`captum_clip.visualization.save_figure` writes it. On t
 - `model`, `models`: names, models or adapters; `device`: where those that are loaded by name go.
 - `methods`: classes of :mod:`captum_clip.attr` or their command-line names with options, each used
   with the models that it fits; by default the one that :func:`captum_clip.explain` takes for a
-  tower. ``methods="mamooler"`` draws figures as the report did, with the method of the report for
-  each tower. Models and methods stand in the labels or the caption.
+  tower. ``methods="mamooler"`` takes the report's. Models and methods stand in labels or caption.
 - `scale`: "each" map its own, or "shared" by maps that can be compared.
 - `cmap`: a color map, by name or as it is.
 
