@@ -206,10 +206,10 @@ def test_what_is_of_one_model_is_refused_before_any_is_loaded(
     monkeypatch.setattr("captum_clip.explaining.explain.load_clip", _fail)
     target = targets.text(clips[0], "a horse")
     both: Any = {"model": ["demo/vit", "demo/resnet"]}
-    with pytest.raises(InputError, match=r"^explain: a Target goes with one `model`; take"):
+    with pytest.raises(InputError, match=r"^explain: a Target works with one `model`; run"):
         explain(photo(), target, **both)
     for side in ("text", "both", "pairs"):
-        with pytest.raises(InputError, match=f"`side='{side}'` goes with one `model`"):
+        with pytest.raises(InputError, match=f"`side='{side}'` works with one `model`"):
             explain(photo(), "a horse", side=side, **both)
 
 

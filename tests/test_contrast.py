@@ -87,7 +87,7 @@ def test_a_file_keeps_the_two_texts(found: Explanation, tmp_path: Path) -> None:
     ("texts", "options", "error", "said"),
     [
         ([CAT, "sky"], {}, TargetError, r"`against` needs exactly one text, got \['a cat', 'sky'"),
-        (CAT, {"side": "text"}, InputError, "`against` contrasts one text with another"),
+        (CAT, {"side": "text"}, InputError, "`against` contrasts two texts"),
         (CAT, {"words": True}, InputError, "in the image; leave `words=True` out"),
         (CAT, {"against": [DOG]}, TargetError, "expected one text as `against`, got"),
         (CAT, {"against": CAT}, TargetError, "'a cat - a cat' has no direction"),

@@ -266,11 +266,11 @@ def test_cells_of_two_images_answer_each_other(
     before = page.locator("#other canvas").evaluate("canvas => canvas.toDataURL()")
     page.locator("#photo [role=option]").nth(at).hover()
     assert page.locator("#other canvas").evaluate("canvas => canvas.toDataURL()") != before
-    assert page.locator("#other img").get_attribute("alt") == f"What answers {place} of the image"
+    assert page.locator("#other img").get_attribute("alt") == f"What matches {place} of the image"
     page.locator("#other [role=option]").nth(30).focus()
     page.locator("#photo [role=option]").nth(at).hover()
     page.mouse.move(0, 0)  # the photo has no focus to come back to
-    assert page.locator("#other img").get_attribute("alt") == "What answers the image"
+    assert page.locator("#other img").get_attribute("alt") == "What matches the image"
     page.close()
 
 

@@ -169,7 +169,7 @@ def test_what_makes_no_sense_on_the_text_side_is_refused(
 
 
 def test_targets_several_images_and_methods_with_a_grid_are_refused(clip: Any) -> None:
-    with pytest.raises(InputError, match="pass texts and not a Target"):
+    with pytest.raises(InputError, match="pass texts instead of a Target"):
         explain(IMAGE, targets.text(clip, TEXTS), model=clip, side="text")
     with pytest.raises(InputError, match="one image at a time, got 2"):
         explain([IMAGE, IMAGE], TEXTS, model=clip, side="text")

@@ -105,7 +105,7 @@ class Models:
             cards.append((reduce(_stacked, drawn), "; ".join(lines if len(row) > 2 else lines[:1])))
         note = f"The best {len(cards)} of {result.compared:,} images, by {self.index.clip.name}."
         gone = ", ".join(Path(file).name for file in result.skipped)  # no folder of the server
-        return note + f" Gone or changed since they were read: {gone}." * bool(gone), cards
+        return note + f" Gone or changed since indexing: {gone}." * bool(gone), cards
 
 
 def offered_methods(clip: ClipAdapter) -> list[tuple[str, str]]:
@@ -228,7 +228,7 @@ class Answer:
         explanation = self.explanation
         lines = [hint for hints in explanation.hints for hint in hints]
         if not all(crop.is_whole for crop in explanation.crops):
-            lines.append("The model sees only a part of the image.")
+            lines.append("The model sees only part of the image.")
         return "\n\n".join([*lines, f"{explanation.model} \N{MIDDLE DOT} {explanation.method}"])
 
     def text_map(self, text: int) -> Words:
@@ -295,7 +295,7 @@ def _lines(texts: str | None) -> list[str]:
     if not lines:
         raise TargetError("Type a text, such as: a horse.")
     if len(lines) > MAX_TEXTS:
-        raise TargetError(f"These are {len(lines)} texts; at most {MAX_TEXTS} at once.")
+        raise TargetError(f"Type at most {MAX_TEXTS} texts at once; these are {len(lines)}.")
     return lines
 
 

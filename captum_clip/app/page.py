@@ -175,7 +175,7 @@ def _uploaded(path: Any) -> str:
     # Gradio trusts a path of which a client does not claim that it is an upload
     folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
     if folder not in Path(str(path)).resolve().parents:
-        raise gr.Error("This is no image that was uploaded here.", print_exception=False)
+        raise gr.Error("This file was not uploaded to this page.", print_exception=False)
     return str(path)
 
 
@@ -183,7 +183,7 @@ def _readable(files: Any, added: Sequence[str] | None = None) -> list[Any]:
     """The images of a gallery and among more files; what is wrong with others is said."""
     paths, images = [*(path for path, _ in files or ()), *(added or ())], []
     if len(paths) > MAX_IMAGES:
-        gr.Warning(f"These are {len(paths)} images; only the first {MAX_IMAGES} are taken.")
+        gr.Warning(f"The page takes the first {MAX_IMAGES} of these {len(paths)} images.")
     for path in map(_uploaded, paths[:MAX_IMAGES]):
         try:
             as_pil(path)
@@ -215,7 +215,7 @@ def _cards() -> tuple[Any, ...]:
                 drawn = gr.Image(show_label=False, **_PICTURE)
             cards.append((card, words, drawn))
     legend = gr.HTML(padding=False, elem_classes="legend")
-    hints = gr.Markdown("The maps will be here.", elem_id="hints")
+    hints = gr.Markdown("The maps appear here.", elem_id="hints")
     with gr.Row(elem_classes="tight"):
         opacity = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity", min_width=240)
         files = [gr.DownloadButton(n, size="sm", min_width=140) for n in _DOWNLOADS.values()]
@@ -318,7 +318,7 @@ def _search(models: Models, sign: Any) -> None:
         if (index := models.index) is None:
             gr.Markdown(_TEXTS["no index"])
             return
-        label = "What to look for (Shift+Enter begins another text)"
+        label = "What to look for (Shift+Enter starts another text)"
         texts = gr.Textbox(label=label, max_lines=6, placeholder="a horse", elem_id="search")
         note = gr.Markdown(f"{len(index.files):,} images, by {index.clip.name}.", elem_id="note")
         best = gr.Gallery(**_PICTURE, show_label=False, height="auto", elem_id="found")
@@ -381,7 +381,7 @@ def find_port(host: str, port: int) -> int:
     except (OSError, UnicodeError, TypeError) as error:  # TypeError: half a character
         raise InputError(
             f"cannot listen on port {port} of {host} ({getattr(error, 'strerror', error)}); give "
-            "another one with --port, or --port 0 for any that is free."
+            "another port with --port, or --port 0 for any free one."
         ) from error
 
 
@@ -391,7 +391,7 @@ def _refuse_other_origins(app: ASGIApp) -> ASGIApp:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         changes = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS")
         refused = changes and _is_foreign(Headers(scope=scope))
-        answering = PlainTextResponse("This page takes nothing from other pages.", 403)
+        answering = PlainTextResponse("This page accepts no requests from other pages.", 403)
         await (answering if refused else app)(scope, receive, send)
 
     return answer

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         return _fail(_describe(error))
     except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed, which this command needs.")
+        return _fail(f"{error.name} is not installed, and this command needs it.")
     except OSError as error:
         return _end_output(error)
     except SystemExit as stop:  # of SIGTERM, and of typer's completion

@@ -42,7 +42,7 @@ class Explain(Request, Drawing):
     model: Any = field(default=None, metadata={"typed": list[str] | None})
     classes: Path | None = ruled(
         None,
-        Conflict("names what to look for, where in the image", _FOR_TEXTS | {"emotions": ()}),
+        Conflict("names what to look for in the image", _FOR_TEXTS | {"emotions": ()}),
         one_model=True,
     )
     template: list[str] | None = ruled(needs=("classes",))
@@ -201,20 +201,20 @@ def _conflicts(
     single = f"-o {typed.output}" if no_figure else "a folder"
     yield (
         several and (no_figure or line.folder),
-        f"{single} goes with one --model; take each by itself, with another -o.",
+        f"{single} works with one --model; run each by itself, with another -o.",
     )
     nothing = not (line.texts or typed.emotions or references or typed.classes)
-    yield typed.classes and line.texts, "--classes FILE stands for TEXTs; leave one of them out."
+    yield typed.classes and line.texts, "--classes FILE replaces TEXTs; leave one of the two out."
     yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
     yield (
         typed.dpi and no_figure,
-        f"--dpi is of a figure, and {typed.output} is none; leave it out.",
+        f"--dpi is for figures, and {typed.output} is not one; leave it out.",
     )
     if typed.side == "pairs" and references:
         yield len(references) > 1, f"--side pairs takes one --image, got {len(references)}."
         yield (
             typed.label_map,
-            "--label-map is of TEXTs, words or images, not of cells; leave it out.",
+            "--label-map shows TEXTs, words or images, not cells; leave it out.",
         )
         yield (
             typed.original,

@@ -95,7 +95,7 @@ def heads_command(typed: Heads) -> None:
         raise InputError(f"heads takes one TEXT, or two that differ, got {texts}.")
     plan = _Plan(typed, model, "heads.csv", "heads.png")
     if not plan.pool:
-        raise InputError(f"heads of {model} needs --texts FILE, the texts to choose from.")
+        raise InputError(f"heads needs --texts FILE for {model}: the texts to choose from.")
     with filled_folder(typed.output):
         clip = shared.load_model(typed, model)
         words = of_classes(clip, plan.pool)  # before the images, which take their time
@@ -122,7 +122,7 @@ class Change(_Folder):
 
 @command(app, "change", 'photos "a horse" -m BEFORE -m AFTER -o change')
 def change_command(typed: Change) -> None:
-    """Say what a training changed: two models' scores by heads, MLPs and regions."""
+    """Show what training changed: the scores of two models by heads, MLPs and regions."""
     from ..change import Moved, compare
     from ..evaluation.units import to_csv
     from ..explaining.classify import of_classes
@@ -186,7 +186,7 @@ class Study(Computing):
 def study_command(typed: Study) -> None:
     """Average maps over a folder of images, and measure them.
 
-    Rerun after an interruption, it resumes.
+    Run it again after an interruption, and it resumes.
     """
     texts = [*check_texts(typed.texts or ()), *read_texts(typed.texts_file)]
     from .. import evaluation
@@ -257,9 +257,9 @@ def evaluate_command(typed: Evaluate) -> None:
         return
     if not config.data and typed.model not in MODELS:
         raise InputError(
-            f"the data sets used without --data are scenes drawn for the embedded models, and "
-            f"{typed.model} is none of {', '.join(MODELS)}; give --data, such as voc:FOLDER or "
-            "classes:FOLDER, or --data demo for the scenes all the same."
+            "without --data, evaluate uses scenes drawn for the embedded models, and "
+            f"{typed.model} is not one of them ({', '.join(MODELS)}); give --data, such as voc:FOLDER or "
+            "classes:FOLDER, or --data demo to use the scenes anyway."
         )
     with shared.images_bar("evaluate", quiet=typed.quiet) as progress:
         result = evaluation.evaluate(config, progress=progress)

@@ -71,7 +71,7 @@ class _Command(TyperCommand):
         models = [each for each in order if each.name == "model" and not each.multiple]
         if len(models) > 1:  # of which the last would win in silence
             raise InputError(
-                f"{self.name} takes one --model, got {len(models)}; take each by itself."
+                f"{self.name} takes one --model, got {len(models)}; run each by itself."
             )
         return super().parse_args(ctx, args)
 
@@ -258,7 +258,7 @@ def read_texts(file: Path | None) -> list[str]:
         raise InputError(f"{file} cannot be read as text in UTF-8 ({error}).") from error
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
-        raise InputError(f"{file} holds no text; write one a line.")
+        raise InputError(f"{file} holds no text; write one per line.")
     return texts
 
 

@@ -40,7 +40,7 @@ class Index(Computing):
 def index_command(typed: Index) -> None:
     """Read a folder of images once, for 'search'.
 
-    Run again, it adds new images, replaces those that changed and goes on after a stop.
+    Run it again to add new images, to replace those that changed, or to resume after a stop.
     """
     from ..search import ImageIndex
     from ..search.table import Table
@@ -91,7 +91,7 @@ def search_command(typed: Search) -> None:
     if against is not None and len(texts) != 1:
         raise InputError("--against contrasts one TEXT; leave further TEXTs out.")
     if typed.weight is not None and not (emotion and texts):
-        raise InputError("--weight goes with a TEXT and an --emotion.")
+        raise InputError("--weight needs both a TEXT and an --emotion.")
     shared.hint_at_quotes(texts)
     check_emotions([emotion] if emotion else [])
     from .. import targets

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _OWN: Final = "it is a figure that captum-clip drew"
-_NO_IMAGE: Final = "its ending is none that is read as an image"
+_NO_IMAGE: Final = "its ending is not that of an image"
 _LISTED: Final = 20  # files that are left out, in a terminal
 _SHORT: Final = ("a", "an", "the", "in", "of", "on", "and", "with")
 """What no one looks for alone: words of a text without its quotes."""
@@ -90,7 +90,7 @@ def read_line(
         for word in words
     ]
     if needs_image and not folder and not looks[0]:
-        raise InputError(f"{show(words[0])} is no image; {command} takes images, then texts.")
+        raise InputError(f"{show(words[0])} is not an image; {command} takes images, then texts.")
     count = 0 if folder else [*looks, False].index(False)
     if True in looks[count:]:
         image, takes = words[looks.index(True, count)], "images or one folder"
@@ -105,7 +105,10 @@ def hint_at_quotes(texts: Sequence[str]) -> None:
     """Say that each of several texts stands alone, where one is a word of a text without quotes."""
     if any(text in _SHORT for text in texts) and len(texts) > 1:
         meant = f'"{" ".join(texts)}"'
-        print(f"each TEXT is looked for alone; for one of them quote it: {meant}", file=sys.stderr)
+        print(
+            f"each TEXT is looked for by itself; to look for one text, quote it: {meant}",
+            file=sys.stderr,
+        )
 
 
 def figure_name(image: str, kind: str, texts: Sequence[str]) -> str:
@@ -126,7 +129,7 @@ def check_figures(
         return {images[0]: check_destination(output, formats)}
     if output is not None and (output.suffix.lower() in formats or output.is_file()):
         raise InputError(
-            f"{len(images)} images get a file each; {output} must name a folder for them."
+            f"each of {len(images)} images gets its own file; {output} must name a folder."
         )
     folder = output or Path()
     check_outputs([folder / name for name in names], images)  # before a folder is made
@@ -156,8 +159,8 @@ def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
     output = expand(output or Path(f"{folder.resolve().name}-{kind}"))
     if output.suffix.lower() in FORMATS or output.is_file():
         raise InputError(
-            f"{name} is a folder, of which each image gets a file; {output} must name a folder "
-            "for them."
+            f"{name} is a folder, and each of its images gets its own file; {output} must name a "
+            "folder."
         )
     return Folder(folder, output, [*list_images(storage_of(folder), storage_of(output))])
 
@@ -264,7 +267,7 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
         try:
             yield progress
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            print("stopped; run the same command again to go on from here", file=sys.stderr)
             raise
 
 
@@ -350,7 +353,7 @@ def draw_folder(
             progress(done, len(figures))
     if len(skipped) == len(figures):
         image, reason = next(iter(skipped.items()))
-        raise InputError(f"none of the {len(figures)} images can be drawn; {image}: {reason}")
+        raise InputError(f"none of the {len(figures)} images could be drawn; {image}: {reason}")
     left_out = {**skipped, **others}
     report_skipped(left_out)
     there = f" ({existed:,} existed)" if existed else ""
@@ -362,11 +365,11 @@ def draw_folder(
 def _check_manifest(manifest: Path, made_by: dict[str, Any]) -> None:
     from ..evaluation.run import differences
 
-    changes = ["what made them is not known"]
+    changes = ["the settings are not known"]
     with suppress(OSError, ValueError):
         changes = differences(parse_json(manifest.read_bytes()), made_by)
     if changes:
         raise InputError(
-            f"{manifest.parent} holds figures that were made otherwise ({'; '.join(changes[:3])}); "
-            "give another -o, or delete the folder."
+            f"{manifest.parent} holds figures made with other settings "
+            f"({'; '.join(changes[:3])}); give another -o, or delete the folder."
         )

@@ -168,5 +168,7 @@ def app_command(typed: Page) -> None:
     with serving(models, typed.host, port, typed.allow_host or ()) as address:
         print(f"{address} (Ctrl-C ends it)", flush=True)
         if typed.host not in LOCAL:
-            print("everyone who reaches this machine on the network can use the page", flush=True)
+            print(
+                "everyone who can reach this machine over the network can use the page", flush=True
+            )
         Event().wait()

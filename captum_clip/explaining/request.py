@@ -57,43 +57,43 @@ class Request:
     image: Any = asked("images to explain", typed=None)
     texts: Any = asked("what to look for", typed=None)
     against: str | None = asked(
-        "what to contrast one TEXT with: what speaks for the one rather than the other",
+        "a text to contrast one TEXT with; the maps show what speaks for TEXT rather than for it",
         None,
         Conflict(
-            "contrasts one text with another, where in the image",
+            "contrasts two texts, where in the image",
             {TARGET: (), "reference": (), "words": (), "side": ()},
         ),
     )
     reference: Any = asked(
-        "an image to compare with, instead of TEXTs; for --side pairs one",
+        "an image to compare with, instead of TEXTs; only one with --side pairs",
         None,
         Conflict("has no words", {"words": (), "side": ("text", "both")}),
         names=("--image",),
         typed=list[str] | None,
     )
     model: Any = asked(
-        "a name of 'captum-clip models', a folder, or a model of the Hugging Face hub (default: "
-        "ViT-B/32, or the one that --emotions was fitted on)",
+        "a name that 'captum-clip models' lists, a folder, or a model on the Hugging Face hub "
+        "(default: ViT-B/32, or the one that --emotions was fitted on)",
         "ViT-B/32",
         label="Model",
     )
     method: Any = asked(
-        "one of those below, with options as in last-grad:heads=averaged, or mamooler: last-grad "
-        "for ViTs, grad-cam for ResNets (default: direct; conservative for pooling heads such as "
+        "a method listed below, with options as in last-grad:heads=averaged, or mamooler: "
+        "last-grad for ViTs, grad-cam for ResNets (default: direct; conservative for pooling heads such as "
         "SigLIP's)",
         label="Method",
     )
     sign: Sign | None = asked(
-        "what supports the text, what contradicts it, or both (default: positive; with --against "
-        "both)",
+        "show what supports the text, what contradicts it, or both (default: positive; with "
+        "--against, both)",
         choices=get_args(Sign),
         label="Show what",
     )
-    words: Any = asked("split one TEXT, with a map for each of its words", False, typed=bool)
+    words: Any = asked("split one TEXT into words, and draw a map for each", False, typed=bool)
     side: Side = asked(
-        "show where in the image, which words of the TEXTs, or both; words need a method without a "
-        "grid (default: conservative). pairs: which word of one TEXT answers which region, or "
-        "which region of --image",
+        "explain where in the image, which words of the TEXTs, or both; words need a method "
+        "without a grid (default: conservative); pairs: which word of one TEXT, or which region "
+        "of --image, matches which region",
         "image",
         Conflict(
             "explains whole texts word by word",
@@ -104,13 +104,13 @@ class Request:
         one_model=True,
     )
     whole: bool = asked(
-        "pad the image to a square, so that the model sees all of it, where its processor would "
-        "crop it to the middle",
+        "pad the image to a square, so that the model sees all of it, if its processor would "
+        "otherwise crop it to the middle",
         False,
     )
     hints: bool | None = asked(
-        "say which maps to doubt: if a TEXT fits no better than unrelated ones, or if its map is "
-        "that of any text (default: of TEXTs, unless --sign negative or --side text)",
+        "say which maps to doubt: those of a TEXT that fits no better than unrelated texts, and "
+        "those that any text would get (default: for TEXTs, unless --sign negative or --side text)",
         None,
         Conflict(
             "compares positive maps of texts with those of unrelated texts",
@@ -120,10 +120,10 @@ class Request:
     )
     batch_size: int | None = asked("images per forward pass", typed=None)
     processor: Any = asked("a model whose image processor to use, for a checkpoint without one")
-    tokenizer: Any = asked("a model whose tokenizer to use, likewise")
-    device: Any = asked("such as cpu or cuda (default: CUDA if available)")
+    tokenizer: Any = asked("a model whose tokenizer to use, for a checkpoint without one")
+    device: Any = asked("the device, such as cpu or cuda (default: CUDA if available)")
     image_size: int | None = asked(
-        "side in pixels of the model's images, for finer maps (default: its own)",
+        "the side of the model's images in pixels, larger for finer maps (default: its own)",
         label="Image size",
     )
     options: Mapping[str, Any] = field(default_factory=dict, metadata={"typed": None})
@@ -169,7 +169,7 @@ def check_request(request: Any, *, is_target: bool = False) -> None:
         if several and about[name].get("one_model"):
             named = "a Target" if name == TARGET else spell(name)
             model = argument("model")
-            raise InputError(f"{named} goes with one {model}; take each by itself{request.apart}.")
+            raise InputError(f"{named} works with one {model}; run each by itself{request.apart}.")
         needs = about[name].get("needs", ())
         if needs and not values.keys() & needs:
             raise InputError(f"{spell(name)} goes with {' or '.join(map(argument, needs))}.")
@@ -181,7 +181,9 @@ def check_request(request: Any, *, is_target: bool = False) -> None:
             ]
             if excluded and when(value):
                 named = " and ".join(spell(other) for other in excluded if other != TARGET)
-                way = "pass texts and not a Target" if TARGET in excluded else f"leave {named} out"
+                way = (
+                    "pass texts instead of a Target" if TARGET in excluded else f"leave {named} out"
+                )
                 raise InputError(f"{spell(name)} {reason}; {way}.")
 
 

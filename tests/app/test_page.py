@@ -511,7 +511,7 @@ def expect_found(page: Page, index: ImageIndex, *texts: str) -> None:
         expect(images.nth(number)).to_have_text(wanted)
     note = page.locator("#note")
     expect(note).to_contain_text(f"The best {len(found.files)} of 20 images, by demo/siglip.")
-    gone = "".join(f" Gone or changed since they were read: {name}." for name in found.skipped)
+    gone = "".join(f" Gone or changed since indexing: {name}." for name in found.skipped)
     expect(note).to_contain_text(gone)
 
 

@@ -246,7 +246,7 @@ def test_it_compares_with_an_image(run: Run) -> None:
             "horse --side pairs --words",
             "--side pairs explains whole texts word by word; leave --words",
         ),
-        ("--image other.png --side pairs --label-map a.png", "--label-map is of TEXTs, words"),
+        ("--image other.png --side pairs --label-map a.png", "--label-map shows TEXTs, words"),
         ("horse --threshold 0.5", "--threshold goes with --regions or --label-map"),
     ):
         assert message in run(f"explain photo.jpg {wrong} -m VIT", code=2)
@@ -258,7 +258,7 @@ def test_a_word_that_no_one_looks_for_alone_is_asked_about(
 ) -> None:
     words = [text.replace("_", " ") for text in texts.split()]
     assert main(["explain", "photo.jpg", *words, "-m", vit, "-o", "a.npz"]) == 0
-    note = 'each TEXT is looked for alone; for one of them quote it: "a horse"\n'
+    note = 'each TEXT is looked for by itself; to look for one text, quote it: "a horse"\n'
     assert capsys.readouterr().err == said * note
 
 
@@ -399,8 +399,8 @@ def test_a_folder_has_a_table_of_scores_and_a_page(
     assert said.splitlines() == [
         "3 files left out:",
         "  photos/inner/bad.png: is not an image that Pillow can read.",
-        "  photos/<b>.svg: its ending is none that is read as an image",
-        "  photos/notes.txt: its ending is none that is read as an image",
+        "  photos/<b>.svg: its ending is not that of an image",
+        "  photos/notes.txt: its ending is not that of an image",
     ]
     run("explain photos dog -m VIT -o out", err=None)
     with open("out/scores.csv", encoding="utf-8", newline="") as file:
@@ -483,7 +483,7 @@ def test_a_folder_of_figures_goes_on_with_the_settings_that_made_it(here: Path, 
     manifest = Path("out/manifest-emotions.json")
     for damage in ("{", "[]", "[" * 99_999, None):
         manifest.write_text(damage) if damage else manifest.unlink()
-        assert "(what made them is not known);" in run(line, code=2)
+        assert "(the settings are not known);" in run(line, code=2)
     folders.make_emotions(Path("e.safetensors"))
     manifest.write_bytes(figures["manifest-emotions.json"])
     assert run(line).startswith("3 figures in out (2 existed)\n")
@@ -510,7 +510,7 @@ def test_images_of_a_folder_that_cannot_be_read_are_reported(
     for name in ("image2.png", "inner/image1.png"):
         Path("photos", name).write_bytes(b"1")
     said = run("explain photos horse --model VIT -o none", code=2)
-    assert "none of the 3 images can be drawn; photos/image0.png: " in said
+    assert "none of the 3 images could be drawn; photos/image0.png: " in said
 
 
 def test_a_folder_of_figures_that_cannot_be_made_is_a_sentence(run: Run) -> None:
@@ -568,4 +568,4 @@ def test_each_image_of_a_folder_has_its_own_classes(run: Run, vit: str) -> None:
         assert shown.split() == [row["image"], *found.names, *map("{:.3f}".format, numbers)]
     assert "manifest-classes.json" in os.listdir("photos-explained")
     Path("classes.txt").write_text("horse\ndog\n")
-    assert "made otherwise" in run(line, code=2)
+    assert "made with other settings" in run(line, code=2)

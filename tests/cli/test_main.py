@@ -129,7 +129,7 @@ def raising(error: BaseException) -> Callable[[], None]:
         (
             ModuleNotFoundError("No module named 'x'", name="x"),
             2,
-            "captum-clip: error: x is not installed, which this command needs.\n",
+            "captum-clip: error: x is not installed, and this command needs it.\n",
         ),
     ],
 )

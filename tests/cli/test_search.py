@@ -48,7 +48,7 @@ def test_search_without_an_output_writes_nothing(index: Path, here: Path, run: R
     before = sorted(here.rglob("*"))
     printed = run("search photos.lance a b --top 2 --against c", code=2)
     assert "--against contrasts one TEXT" in printed
-    hint = 'each TEXT is looked for alone; for one of them quote it: "a horse"\n'
+    hint = 'each TEXT is looked for by itself; to look for one text, quote it: "a horse"\n'
     assert run("search photos.lance a horse", err=hint).startswith("'a', 'horse', best of")
     [_, first, second] = run("search photos.lance cat dog --top 2").splitlines()
     for line in (first, second):  # the mean, and that of each text
@@ -96,7 +96,7 @@ def test_index_reports_what_it_left_out(
     assert printed == "3 images in photos/mine.lance\n"
     assert said.startswith("2 files left out:")
     assert "bad.jpg is not an image" in said
-    assert "notes.txt: its ending is none" in said
+    assert "notes.txt: its ending is not that" in said
 
 
 def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> None:
