@@ -295,7 +295,7 @@ def _lines(texts: str | None) -> list[str]:
     if not lines:
         raise TargetError("Type a text, such as: a horse.")
     if len(lines) > MAX_TEXTS:
-        raise TargetError(f"Type at most {MAX_TEXTS} texts at once; these are {len(lines)}.")
+        raise TargetError(f"These are {len(lines)} texts; at most {MAX_TEXTS} at once.")
     return lines
 
 

@@ -258,8 +258,8 @@ def evaluate_command(typed: Evaluate) -> None:
     if not config.data and typed.model not in MODELS:
         raise InputError(
             "without --data, evaluate uses scenes drawn for the embedded models, and "
-            f"{typed.model} is not one of them ({', '.join(MODELS)}); give --data, such as voc:FOLDER or "
-            "classes:FOLDER, or --data demo to use the scenes anyway."
+            f"{typed.model} is not one of them ({', '.join(MODELS)}); give --data, such as "
+            "voc:FOLDER or classes:FOLDER, or --data demo to use the scenes anyway."
         )
     with shared.images_bar("evaluate", quiet=typed.quiet) as progress:
         result = evaluation.evaluate(config, progress=progress)

@@ -79,8 +79,8 @@ class Request:
     )
     method: Any = asked(
         "a method listed below, with options as in last-grad:heads=averaged, or mamooler: "
-        "last-grad for ViTs, grad-cam for ResNets (default: direct; conservative for pooling heads such as "
-        "SigLIP's)",
+        "last-grad for ViTs, grad-cam for ResNets (default: direct; conservative for pooling "
+        "heads such as SigLIP's)",
         label="Method",
     )
     sign: Sign | None = asked(

@@ -337,7 +337,7 @@ def test_a_search_names_what_is_gone_without_its_folder(clip: ClipAdapter, scene
     files[2].unlink()
     files[4].write_bytes(files[3].read_bytes())
     said, cards = models.search("a dog", "positive")
-    start = "The best 4 of 6 images, by demo/vit. Gone or changed since they were read: "
+    start = "The best 4 of 6 images, by demo/vit. Gone or changed since indexing: "
     assert said in (f"{start}2.png, 4.png.", f"{start}4.png, 2.png.")
     assert len(cards) == 4
 

@@ -473,7 +473,7 @@ def test_a_folder_of_figures_goes_on_with_the_settings_that_made_it(here: Path, 
     for other, message in OTHERWISE.items():
         model = "" if "--model" in other else "--model VIT"
         said = run(f"{other} {model} -o out", code=2)
-        assert "out holds figures that were made otherwise (" in said
+        assert "out holds figures made with other settings (" in said
         assert message in said
         assert said.endswith("; give another -o, or delete the folder.")
     Path("other.safetensors").replace("e.safetensors")
