@@ -271,7 +271,7 @@ def _differences(clips: Sequence[ClipAdapter], prepared: Any, texts: Any) -> dic
             ] = entries
     first, second = (pixels.float().cpu() for pixels in prepared)
     if first.shape == second.shape and (first - second).square().mean().sqrt() > _PIXELS:
-        notes[f"the processors of {names} make other pixels of an image."] = ()
+        notes[f"the processors of {names} make different pixels from the same image."] = ()
     return notes
 
 
@@ -314,7 +314,9 @@ def _summands(
         totals.append(heads.sum((-2, -1)) + mlps.sum(-1) + rest)
     # each is of a forward of its own
     if max(float((total - cosines).abs().max()) for total in totals) > ROUNDING[clip.dtype]:
-        raise UnsupportedModelError(f"{clip.name} gives images another embedding each time.")
+        raise UnsupportedModelError(
+            f"{clip.name} gives the same image a different embedding each time."
+        )
     return sums, vectors
 
 

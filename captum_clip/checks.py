@@ -58,7 +58,7 @@ def torch_failures() -> Iterator[None]:
         if "Inference tensors cannot be saved" in str(error):
             raise UnsupportedModelError(
                 "the model's weights were made under torch.inference_mode(), and no "
-                "gradient passes through them; load the model outside of it, or take a method "
+                "gradient passes through them; load the model outside of it, or use a method "
                 "without gradients, such as direct."
             ) from error
         # by the module's name, since an import of torch's compilers takes seconds
@@ -68,7 +68,7 @@ def torch_failures() -> Iterator[None]:
         reason = excerpt(" ".join(str(error).partition("\n\n")[0].split()).rstrip("."), 200)
         raise UnsupportedModelError(
             f"the model cannot be computed as it is set up ({reason}); turn gradient "
-            "checkpointing off, and take an attention that is not compiled, such as 'eager'."
+            "checkpointing off, and use an attention that is not compiled, such as 'eager'."
         ) from error
 
 
@@ -307,7 +307,8 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) 
             raise InputError(f"{path} would replace the input {read[key]}; give another name.")
         if key in written:
             raise InputError(
-                f"two outputs would be the file {path}; give each another name, or make one a time."
+                f"two outputs would be the file {path}; give each its own name, or make one at a "
+                "time."
             )
         written.add(key)
 

@@ -117,7 +117,7 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
     header = [cell.strip() for cell in first]
     if lacking := [name for name in _COLUMNS if name not in header]:
         raise InputError(
-            f"{path} {'has another first line' if header else 'is empty'}; it lacks "
+            f"{path} {'has a wrong first line' if header else 'is empty'}; it lacks "
             f"{', '.join(lacking)}, expected the columns {', '.join(_COLUMNS)}, in any order."
         )
     style, painting, emotion = (header.index(name) for name in _COLUMNS[:3])
@@ -358,8 +358,8 @@ class EmotionProbe:
             )
         except (*DAMAGED, SafetensorError) as error:
             raise InputError(
-                f"{path} is no emotion probe ({error!r}); expected a file of EmotionProbe.save, "
-                "or of 'captum-clip emotions fit'."
+                f"{path} is not an emotion probe ({error!r}); expected a file written by "
+                "EmotionProbe.save or 'captum-clip emotions fit'."
             ) from error
 
 

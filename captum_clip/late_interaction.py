@@ -33,8 +33,8 @@ _SIDE: Final = 448  # pixels of the longer side of a page in a figure, about
 _HINTS: Final = {
     "shares": "",
     "removal": "What the score loses without a patch does not add up to the score.",
-    "similarity": "A sum of similarities is not the score, which reads the best patch of each "
-    "token alone: it may be largest where nothing is read.",
+    "similarity": "A sum of similarities is not the score. The score reads only the best patch "
+    "of each token, so the sum may be largest where nothing is read.",
 }
 
 
@@ -98,7 +98,9 @@ class LateInteraction:
         gone = torch.zeros_like(self.similarity[:, 0], dtype=torch.bool)
         gone.scatter_(1, self.patches.flatten(1), cells.expand(shape).flatten(1))
         if gone.all(-1).any():
-            raise InputError("the region holds all vectors of a page; without it is no score.")
+            raise InputError(
+                "the region holds all vectors of a page, and without them there is no score."
+            )
         left = self.similarity.masked_fill(gone[:, None], -torch.inf)
         return self.similarity.amax(-1) - left.amax(-1)
 

@@ -153,7 +153,7 @@ def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
     ends = []
     for low, high, length in ((top, bottom, size[0]), (left, right, size[1])):
         low, high = max(low, 0), min(high, length)
-        expect(low < high, f"a box that holds something of an image {size}", box)
+        expect(low < high, f"a box that overlaps an image {size}", box)
         start, stop = (math.ceil(end - 0.5) for end in (low, high))
         if start == stop:  # narrower than a pixel
             start, stop = int(low), int(low) + 1

@@ -207,7 +207,7 @@ class Words:
     ("option", "message"),
     [
         ("tokenizer", r"the tokens of .* are \[\[257, .* and \[\[257, "),
-        ("processor", "the processors of .* make other pixels of an image"),
+        ("processor", "the processors of .* make different pixels from the same image"),
         ("size", r"the image sizes of .* are \(32, 32\) and \(64, 64\)"),
     ],
 )

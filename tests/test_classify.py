@@ -202,8 +202,8 @@ def test_one_class_of_a_sigmoid_is_judged_by_itself() -> None:
 @pytest.mark.parametrize(
     ("classes", "options", "error", "said"),
     [
-        (["a dog"], {}, InputError, "are shares of the classes, and one class has all"),
-        ("classes.txt", {}, InputError, "are shares of the classes, and one class has all"),
+        (["a dog"], {}, InputError, "are shares of the classes, so a single class"),
+        ("classes.txt", {}, InputError, "are shares of the classes, so a single class"),
         ([], {}, TargetError, "expected a text or several"),
         (["a dog", " "], {}, TargetError, "' ' is empty"),
         (["sky", "a dog", "sky"], {}, InputError, r"expected each class once, got \['sky'\]"),

@@ -138,7 +138,7 @@ def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None
     clip = load_clip("demo/vit")
     with pytest.raises(InputError, match="not empty"):
         writing.export(clip, folder)
-    with pytest.raises(UnsupportedModelError, match="a backward for each number"):
+    with pytest.raises(UnsupportedModelError, match="a backward pass for each number"):
         writing.export(clip, tmp_path / "all", method="direct:depth=all")
     with pytest.raises(InputError, match="direct with its options"):
         writing.export(clip, tmp_path / "other", method="rollout")

@@ -262,5 +262,7 @@ def test_heads_name_what_is_wrong(vectors: HeadVectors, call: Any, message: str)
 
 def test_a_model_without_heads_is_refused() -> None:
     small = builders.open_clip_vit_mean()
-    with pytest.raises(InputError, match="head_vectors: per: a mean is read by no attention"):
+    with pytest.raises(
+        InputError, match="head_vectors: per: no attention, and so no head, reads a mean"
+    ):
         heads.head_vectors(small.load(), small.images(1))

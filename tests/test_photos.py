@@ -97,7 +97,7 @@ def test_uncrop_is_upsample_on_the_box() -> None:
         beyond = maps.uncrop(raw, (-10, -20, 40, 50), (40, 30), mode=mode, clamp=True)
         torch.testing.assert_close(beyond, inner[..., 20:60, 10:40])
     assert maps.inside((3.6, 0, 3.9, 9), (9, 9))[1] == slice(3, 4)
-    with pytest.raises(InputError, match="a box that holds something of an image"):
+    with pytest.raises(InputError, match="a box that overlaps an image"):
         maps.uncrop(raw, (50, 0, 60, 10), (40, 30))
 
 
@@ -272,7 +272,7 @@ def test_tensors_have_no_photo(vit: ClipAdapter, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("captum_clip.explaining.photos.crop_of", unknown)
     found = explain(picture(), "a horse", model=vit)
-    with pytest.raises(InputError, match=r"how the processor of .* crops them is not known"):
+    with pytest.raises(InputError, match=r"it is not known how the processor of .* crops them"):
         found.plot(original=True)
 
 

@@ -117,7 +117,7 @@ def test_an_unknown_threshold_is_refused(found: Explanation) -> None:
 
 
 def test_words_alone_lie_nowhere(vit: ClipAdapter) -> None:
-    with pytest.raises(InputError, match="no map of an image, only words; take"):
+    with pytest.raises(InputError, match="has words only, no map of an image; use"):
         explain(picture(), "a horse", model=vit, side="text").regions()
 
 

@@ -102,7 +102,7 @@ def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
     if gradient.shape[dim] not in (attention.shape[dim], 1) and attention.shape[dim] != 1:
         raise UnsupportedModelError(
             f"the tower's layers have different numbers of heads, {gradient.shape[dim]} and "
-            f"{attention.shape[dim]}, so the gradient of one weighs no attention of another."
+            f"{attention.shape[dim]}, so the gradient of one cannot weight another's attention."
         )
     return (gradient * attention).clamp(min=0).mean(dim)
 

@@ -136,7 +136,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def _check_similarity(self) -> None:
         """Refuse vectors of a forward function whose embedding is not known."""
         is_similarity = isinstance(self.forward_func, Similarity)
-        advice = "which embedding a forward function of your own scores is not known"
+        advice = "it is not known which embedding a forward function of your own scores"
         expect(is_similarity, "a ClipSimilarity or a TextSimilarity", self.forward_func, advice)
 
     def _layers(self, start_layer: int) -> range:
@@ -315,7 +315,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             mode = f"{type(self).__name__}: the {tower.noun} is in training mode with {reason}"
             if not random:
                 raise InputError(f"{mode}; call model.eval().")
-            warnings.warn(f"{mode}: each call has other maps, none of them checked.", stacklevel=2)
+            warnings.warn(
+                f"{mode}: each call returns different maps, and none is checked.", stacklevel=2
+            )
         return reason is None
 
     def _leaves(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -335,8 +337,8 @@ def _differentiate(maps: Tensor, leaves: list[Tensor]) -> None:
         torch.autograd.grad(maps.sum(), leaves, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"torch cannot differentiate what these maps are made of ({error}); take direct, or "
-            "run this and the loss under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+            f"torch cannot differentiate these maps ({error}); use direct, or run this call and "
+            "the loss under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
         ) from error
 
 
@@ -423,7 +425,7 @@ def _resolve_tower(forward_func: Any, layer: nn.Module | None) -> Tower:
     tower = _tower_in(forward_func, layer)
     if layer is not None and tower.module is not tower_of(layer).module:
         other = type(forward_func).__name__
-        raise InputError(f"`layer` is another tower than the {other}'s; leave it out.")
+        raise InputError(f"`layer` is not the tower of the {other}; leave it out.")
     return tower
 
 

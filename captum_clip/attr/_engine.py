@@ -138,8 +138,8 @@ def _refuse_text(tower: TransformerTower) -> None:
     """A text whose embedding is made of another token than its family says has no row to read."""
     if isinstance(tower, TextTower) and tower.pooling == "cls":
         raise UnsupportedModelError(
-            f"the {tower.noun} reads other tokens than that which ends a text or begins it; look "
-            "at its end token (eos_token_id)."
+            f"the {tower.noun} pools neither the first token of a text nor the token that ends it; "
+            "check its end token (eos_token_id)."
         )
 
 
@@ -148,7 +148,7 @@ def _check_first_query(gradient: Tensor) -> None:
     if gradient[..., 1:, :].any():
         raise CaptureError(
             "The scores depend on several queries of the tower's pooling head; only the first one, "
-            "of which the image embedding is made, can be explained."
+            "which makes the image embedding, can be explained."
         )
 
 
@@ -226,7 +226,7 @@ def refuse_checkpointing(tower: Tower) -> None:
     if checkpoints(tower.module):
         raise UnsupportedModelError(
             f"The {tower.noun} checkpoints its activations, so its blocks run again in the "
-            "backward; turn gradient checkpointing off to explain it."
+            "backward pass; turn gradient checkpointing off to explain it."
         )
 
 
@@ -357,9 +357,9 @@ def embedded_scores(
     apart = (each for each in inner[len(points) :] if each is not None)
     if embedding is None or reads_more(whole) or any(bool(each.any()) for each in apart):
         raise ReadsMoreError(
-            f"The scores depend on more of what the {tower.noun} returned than its embedding, "
-            "such as hidden states, so they cannot be taken apart; take a method with gradients, "
-            "such as all-grad, or grad-cam on a convolutional tower."
+            f"The scores depend on more than the embedding that the {tower.noun} returned, such as "
+            "hidden states, so they cannot be taken apart. Use a method with gradients, such as "
+            "all-grad, or grad-cam on a convolutional tower."
         )
     projected = embedding is record.projected
     scored = record.scored  # in float32 at least, where it is the same

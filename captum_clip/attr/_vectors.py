@@ -210,7 +210,7 @@ def parts_of_heads(pooled: Rows) -> Tensor:
     for index, row in pooled.rows.items():
         layer = dict(enumerate(record.tower.layers)).get(index)
         if isinstance(layer, PostNormLayer):
-            what = "norms lie between the layers of this text tower, so no sum has its heads"
+            what = "this text tower has norms between its layers, so heads do not add up"
             raise UnsupportedModelError(f"{what}; leave out `per`.")
         # each head with zeros in place of the others
         # one matrix product for all heads: their columns of the output map are disjoint

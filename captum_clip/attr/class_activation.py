@@ -119,7 +119,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         """Maps (B, 1, h, w) of one target per image; arguments as in Captum's `LayerGradCam`."""
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
             last = "attention='free' with another layer, or with options of Captum's LayerGradCam"
-            expect(attention == "free", last, attention, "leave one of them out")
+            expect(attention == "free", last, attention, "leave one of the two out")
             if self._tower is not None:
                 self._check_tower()
             captum: Any = LayerGradCam.attribute.__wrapped__
@@ -135,7 +135,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             if maps is None or (attr_dim_summation and isinstance(maps, Tensor) and maps.ndim < 4):
                 raise UnsupportedModelError(
                     f"the {type(self.layer).__name__} given as `layer` does not "
-                    "return (B, C, h, w); pass layer=, a convolutional stage of the network."
+                    "return (B, C, h, w); pass a convolutional stage of the network as `layer`."
                 )
             return cast("TensorOrTuple", maps)
         options = {"relu_attributions": relu_attributions, "attention": attention}
@@ -146,8 +146,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     def _run(self, *call: Any) -> Computed:
         if self._tower is None:
             raise UnsupportedModelError(
-                "it needs the last stage of the tower; with another "
-                "layer call attribute once per target."
+                "attribute_targets needs the last stage of the tower; for another "
+                "layer, call attribute once per target."
             )
         return super()._run(*call)
 
@@ -170,9 +170,9 @@ _WHOLE_NETWORK = ("FullGrad", "ShapleyCAM")  # they differentiate more than one 
 _WITHOUT_TARGET = ("EigenCAM", "KPCA_CAM", "FEM")
 _MANY_FORWARDS = ("ScoreCAM", "AblationCAM")  # one a channel
 _NOT_ON_TOKENS = {
-    "AblationCAM": "it puts a value far below all others in a channel's place, which presumes "
+    "AblationCAM": "it replaces a channel by a value far below all others, which presumes "
     "features that are never negative",
-    "HiResCAM": "gradient times feature summed over channels is zero where a layer norm follows",
+    "HiResCAM": "gradient times feature, summed over channels, is zero before a layer norm",
 }
 _OURS = ("self", "model", "target_layers", "reshape_transform", "ablation_layer")
 
@@ -230,7 +230,7 @@ class CamFamily(ClipAttribution):
         if isinstance(tower, ViTTower) and variant in _NOT_ON_TOKENS:
             raise UnsupportedModelError(
                 f"cam:variant={variant} is meaningless on a vision transformer: "
-                f"{_NOT_ON_TOKENS[variant]}; take LayerCAM or GradCAM."
+                f"{_NOT_ON_TOKENS[variant]}; use LayerCAM or GradCAM."
             )
         smooth = {"eigen_smooth": bool(options.pop("eigen_smooth", False))}
         run = call.run(record_features(tower))

@@ -226,23 +226,23 @@ class DirectContribution(ClipAttribution):
         pooling = self._tower.pooling
         if depth != "pooling" and isinstance(self._tower, ResNetTower):
             raise InputError(
-                "depth: what a convolutional tower's stages below the pool add is not carried "
-                "on; leave it out, or take a ViT."
+                "depth: what a convolutional tower's stages below the pool add cannot be followed; "
+                "leave it out, or use a ViT."
             )
         if depth == "token" and pooling in ("mean", "attention"):
             raise InputError(
-                "depth: 'token' follows the one token that a tower pools through its MLPs, and "
-                f"this {self._tower.noun} pools by {pooling}; leave it out, or take 'all'."
+                "depth: 'token' follows the single token that a tower pools through its MLPs, but "
+                f"this {self._tower.noun} pools by {pooling}; leave it out, or use 'all'."
             )
         if depth == "all" and (per is not None or start_layer):
             raise InputError(
-                "depth: 'all' carries every layer and head on to the patches, so none of them "
-                "can be kept or left out; leave out `per` and `start_layer`."
+                "depth: 'all' follows all layers and heads to the patches together, so none can be "
+                "kept or left out; leave out `per` and `start_layer`."
             )
         # of a network the features are one layer
         is_layer = per == "layer" and isinstance(self._tower, ResNetTower)
         if per is not None and pooling == "mean" and not is_layer:
-            raise InputError(f"per: a mean is read by no attention, so by no {per}; leave it out.")
+            raise InputError(f"per: no attention, and so no {per}, reads a mean; leave it out.")
         if isinstance(self._tower, ResNetTower):
             if start_layer:
                 raise InputError("start_layer: a convolutional tower has one pool; leave it out.")
@@ -341,7 +341,7 @@ class DirectContribution(ClipAttribution):
         tower, centered = self._tower, baseline == "mean"
         layers = self._reading_layers(start_layer, depth, per)
         if per is not None and (centered or depth != "pooling"):
-            raise InputError("a head's vector is all of it; leave out `baseline` and `depth`.")
+            raise InputError("per returns whole vectors; leave out `baseline` and `depth`.")
         if directions is None and depth == "all":
             assert isinstance(call.forward, Similarity)
             axes = torch.eye(call.forward.embeddings.shape[1], device=call.images[0].device)

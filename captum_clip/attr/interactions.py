@@ -164,7 +164,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         is_plain = type(self.forward_func) is ClipPairSimilarity
         if not (is_plain and has_no_foreign_hooks(self.forward_func)):
             raise UnsupportedModelError(
-                "the forward function has a hook, a patched method or code of its own, "
+                "the forward function has a hook, a patched method or its own code, "
                 "so its score may be more than the cosine; pass a plain ClipPairSimilarity."
             )
         both = [{n: _of_side(n, v, index) for n, v in options.items()} for index in (0, 1)]

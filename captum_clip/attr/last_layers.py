@@ -174,7 +174,7 @@ class GradEclip(ViTAttribution):
         """
         if read.query is None or read.key is None:
             raise UnsupportedModelError(
-                f"grad-eclip: {read.name} shows no queries and keys; take another method."
+                f"grad-eclip: {read.name} shows no queries and keys; use another method."
             )
         query, key = to_float32(read.query), to_float32(read.key)
         with autocast_disabled(key):
@@ -235,8 +235,8 @@ class PatchSimilarity(ViTAttribution):
         module = tower.attentions[last]
         if isinstance(module, PoolingHead) and attention == "qq":
             raise UnsupportedModelError(
-                "attention='qq' needs a query of every patch, and this tower's "
-                "last attention is a pooling head's, which has one query of its own; take 'kk' "
+                "attention='qq' needs a query for every patch, but this tower's "
+                "last attention is a pooling head with a single query; use 'kk' "
                 "or 'identity'."
             )
         stream = range(last, len(tower.layers))
@@ -251,8 +251,8 @@ class PatchSimilarity(ViTAttribution):
             heads = {"identity": mixed, "qq": read.query, "kk": read.key}[attention]
             if heads is None:
                 raise UnsupportedModelError(
-                    f"attention={attention!r} needs queries and keys, and {read.name} shows none; "
-                    "take 'identity'."
+                    f"attention={attention!r} needs queries and keys, but {read.name} shows none; "
+                    "use 'identity'."
                 )
             if attention != "identity":
                 heads = to_float32(heads)

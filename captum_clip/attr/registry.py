@@ -79,7 +79,9 @@ def _check_class(method: type[Any]) -> None:
     expect(several and {*kinds} >= {*(towers or ())}, f"`towers` among {', '.join(kinds)}", towers)
     for flag in ("signed", "needs_target", "costly", "listed"):
         check_flag(f"`{flag}`", getattr(method, flag, False))
-    base = "derive it from ViTAttribution or ResNetAttribution of captum_clip.attr, which bring it"
+    base = (
+        "derive the class from captum_clip.attr.ViTAttribution or ResNetAttribution, which have it"
+    )
     for needed in ("attribute", "attribute_targets"):
         function = getattr(method, needed, None)
         expect(callable(function), f"a method {needed}", function, base)

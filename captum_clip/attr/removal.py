@@ -459,8 +459,8 @@ def _apart(hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unlike(read: AttentionRead) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{read.name} makes other keys of the tokens that it had before when they run once more; "
-        "take another method, such as direct."
+        f"{read.name} computes different keys when the same tokens run again; use another method, "
+        "such as direct."
     )
 
 
@@ -468,6 +468,6 @@ def _check_readers(tower: Tower, readers: int) -> None:
     """Refuse further tokens where no reader chooses them."""
     if readers and (tower.kind != "vit" or tower.pooling == "mean"):
         raise InputError(
-            "readers: patches run anew beside a vision transformer's CLS token or pooling head, "
-            f"and this {tower.noun} has neither; leave it out."
+            "readers: the chosen patches run again beside a vision transformer's CLS token or "
+            f"pooling head, and this {tower.noun} has neither; leave it out."
         )

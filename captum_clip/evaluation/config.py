@@ -254,7 +254,7 @@ class StudyConfig(RunConfig):
         if not models or not (self.texts or count):
             raise InputError("there is nothing to explain; give texts or emotions.")
         if self.centered and not count:
-            raise InputError("centered means emotions, and there are none.")
+            raise InputError("centered applies to emotions, and none are given.")
 
     def identity(self) -> dict[str, Any]:
         """All settings that decide the results; of them the seed only where there is a sample."""

@@ -247,7 +247,7 @@ def _open_data(config: EvaluationConfig) -> Iterator[DataSet]:
     options = {"template": config.template, "void": config.void}
     for option, value in options.items():
         if value is not None and not any(option in options_of(name) for name in names):
-            raise InputError(f"none of the data {', '.join(names)} takes a {option}.")
+            raise InputError(f"none of the data sets {', '.join(names)} takes {argument(option)}.")
     for name in names:
         taken: Any = {option: options[option] for option in options_of(name) if option in options}
         number = config.images or DATA_SETS.get(name.partition(":")[0], DataSet).usual
@@ -272,7 +272,7 @@ def _wanted_tasks(config: EvaluationConfig) -> Sequence[str]:
         return config.tasks or [name for name, task in TASKS.items() if task.by_default]
     if other := [name for name in config.tasks if name not in _OF_IMAGES]:
         raise InputError(
-            f"{other[0]} explains texts; {argument('against', 'image')} serves "
+            f"{other[0]} explains texts; {argument('against', 'image')} works with "
             f"{', '.join(_OF_IMAGES)}."
         )
     return config.tasks or _OF_IMAGES
@@ -296,7 +296,7 @@ def _check_tasks(
             served = ", ".join(dict.fromkeys(n for data_set, _ in data for n in tasks_of(data_set)))
             which = "the data" if config.data else "the demo's data"
             raise InputError(
-                f"{which} do not serve the task {name}, they serve {served}; give others."
+                f"{which} do not serve the task {name}, but {served}; give other data or tasks."
             )
     for data_set, tasks in data:
         if config.data and not tasks:
@@ -321,7 +321,7 @@ def _check_names(data: Iterable[DataSet]) -> None:
 
 def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]) -> str:
     if repeated := find_repeated(names):
-        raise InputError(f"two methods are called {repeated!r}; folders of maps need other names.")
+        raise InputError(f"two methods are called {repeated!r}; rename the folder of maps.")
     wanted = config.reference or MAMOOLER
     if wanted not in names:  # where it may be a folder of maps
         wanted = report_method(clip.tower) if wanted == MAMOOLER else wanted

@@ -38,8 +38,8 @@ def list_images(
     """
     if output is not None and output.root == images.root:
         raise InputError(
-            f"the results cannot go into the folder of the images, {images.root}; name another, "
-            "such as one in it."
+            f"the results cannot go into the folder of the images, {images.root}; name another "
+            "folder, such as one inside it."
         )
     sizes, root = images.files(), f"{images.root.rstrip('/')}/"
     names = image_names(sizes)

@@ -70,8 +70,8 @@ class ModelLoader:
             clip = load_clip(model, **parts, device=device, image_size=self.image_size)
             if identity and (changed := differing_parts(identity, clip.identity())):
                 raise InputError(
-                    f"{model} has other {' and '.join(changed)} than when the run was begun; give "
-                    "all machines the same files, and leave them alone while it runs."
+                    f"{model} has other {' and '.join(changed)} than when the run began; give all "
+                    "machines the same files, and do not change them during the run."
                 )
             self._loaded = ((model, device), clip)
         return self._loaded[1]
@@ -228,8 +228,8 @@ def _begin(plan: Plan, output: Storage) -> Content:
         before = _check_same(plan, before, content, output)
     elif other := [name for name in output.files() if not name.startswith(".")]:
         raise InputError(
-            f"{output.root} holds files that are of no {plan.noun}, such as {other[0]}; name a new "
-            "or an empty folder."
+            f"{output.root} holds files that do not belong to the {plan.noun}, such as {other[0]}; "
+            "name a new or an empty folder."
         )
     now: Content = {"captum_clip": __version__, **{name: version(name) for name in _PACKAGES}}
     now |= {"threads": plan.config.thread_count, "device": plan.config.device}
@@ -373,7 +373,7 @@ class UnitWriter:
         before = len(self.output.read(counter) or b"")
         if before >= _TRIES:
             raise InputError(
-                f"{before} workers died over {name}, perhaps for want of memory; take a smaller "
+                f"{before} workers died over {name}, perhaps for lack of memory; use a smaller "
                 f"batch, or {argument('engine', 'local')}, which reports more."
             )
         self.output.write(counter, b"x" * (before + 1))
@@ -430,8 +430,8 @@ def _check_room(ray: Any, config: RunConfig) -> None:
     cpus = max((machine.get("CPU", 0) for machine in fitting), default=0)
     if gpus < config.gpus or cpus < config.thread_count:
         raise InputError(
-            f"a worker with {argument('threads', config.thread_count)} and its share of "
-            f"{argument('gpus', config.gpus)} "
-            f"fits on no machine of the Ray cluster, which has {gpus:.0f} GPUs and at most "
+            f"no machine of the Ray cluster can run a worker with "
+            f"{argument('threads', config.thread_count)} and its share of "
+            f"{argument('gpus', config.gpus)}. The cluster has {gpus:.0f} GPUs, and at most "
             f"{cpus:.0f} CPUs on one machine; give fewer."
         )

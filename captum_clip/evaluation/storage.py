@@ -25,7 +25,7 @@ def storage_of(location: str | Path) -> "Storage":
     text = str(location)
     scheme, separator, rest = text.partition("://")
     if not separator and re.match("[a-z][a-z0-9+.-]+:/", text):
-        raise InputError(f"{text} has one slash of two slashes that a URL has; give it as a text.")
+        raise InputError(f"{text} has one slash where a URL has two; give it as a str, not a Path.")
     if not separator or scheme in ("file", "local"):
         # not by its URL, in which some characters that a path may have mean something
         path = expand(rest or text).resolve().as_posix()

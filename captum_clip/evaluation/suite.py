@@ -102,8 +102,9 @@ def run_suite(name: str, config: EvaluationConfig, *, progress: Progress | None 
     ]
     if (drawn := suite_hash(name)) != suite["hash"]:
         raise InputError(
-            f"the scenes of the suite {name} are drawn otherwise here (hash {drawn[:12]}, expected "
-            f"{suite['hash'][:12]}), so nothing could be compared; it takes {suite['drawn_with']}."
+            f"the scenes of the suite {name} differ on this installation (hash {drawn[:12]}, "
+            f"expected {suite['hash'][:12]}), so no result could be compared; it needs "
+            f"{suite['drawn_with']}."
         )
     models = ModelLoader(config.processor, config.tokenizer, config.image_size)
     clip = models.load(full_name(config.model), config.device)
@@ -148,7 +149,7 @@ def _check_own(file: str, output: Storage, model: Content) -> None:
         return
     if changes := differences({"model": _parse(there).get("model")}, {"model": model}):
         raise InputError(
-            f"{output.root}/{file} is of another model: {'; '.join(changes[:2])}. Take another "
+            f"{output.root}/{file} belongs to another model: {'; '.join(changes[:2])}. Use another "
             "output folder."
         )
 
@@ -211,8 +212,8 @@ def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
     for key, what in _EQUAL.items():
         if a[key] != b[key]:
             raise InputError(
-                f"{first} and {second} are of other {what} ({str(a[key])[:60]} and "
-                f"{str(b[key])[:60]}); measure both models by one suite, with one installation."
+                f"{first} and {second} have different {what} ({str(a[key])[:60]} and "
+                f"{str(b[key])[:60]}); measure both models with one suite and one installation."
             )
     rows: dict[str, dict[str, float]] = {}
     for column, by_method in a["values"].items():
@@ -234,7 +235,9 @@ def _read(path: str) -> Content:
     """The content of a file that a suite wrote, with values."""
     content = _parse(find_file(Path(path)).read_bytes())
     if not content:
-        raise InputError(f"{path} is damaged, or no suite_v2.json that {argument('suite')} wrote.")
+        raise InputError(
+            f"{path} is damaged, or not a suite_v2.json written by {argument('suite')}."
+        )
     if "values" not in content:
         raise InputError(f"{path} has no values to compare. {' '.join(content['verdict'])}")
     return content

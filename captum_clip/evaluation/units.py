@@ -40,7 +40,7 @@ class Skipped(NamedTuple):
     @property
     def message(self) -> str:
         """The reason, and what becomes of the sample, for people."""
-        again = " It is tried again when the same command is started again."
+        again = " It is tried again when the same command runs again."
         return self.reason + again * self.again
 
 
@@ -82,8 +82,8 @@ def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, list[Skipped]]:
         return arrays, [Skipped(*entry) for entry in json.loads(str(arrays.pop("skipped")))]
     except DAMAGED as error:
         raise DamagedUnitError(
-            f"{storage.root}/{unit.name} cannot be used ({error}); delete it and start the same "
-            "command again, which computes it anew."
+            f"{storage.root}/{unit.name} cannot be used ({error}); delete it and run the same "
+            "command again to compute it anew."
         ) from error
 
 

@@ -123,8 +123,8 @@ def _calibrated(clip: ClipAdapter, cosines: Tensor) -> tuple[Tensor, str]:
         scale = 1 / model.temperature.float()
     else:
         raise UnsupportedModelError(
-            f"{clip.name} has no temperature (logit_scale), which makes probabilities of cosines; "
-            "explain gives the cosines of texts."
+            f"{clip.name} has no temperature (logit_scale) to turn cosines into probabilities; use "
+            "explain for the cosines."
         )
     factor, classes = f"{scale.item():.3g} times the cosine", cosines.shape[1]
     if (bias := getattr(model, "logit_bias", None)) is not None:
@@ -133,8 +133,8 @@ def _calibrated(clip: ClipAdapter, cosines: Tensor) -> tuple[Tensor, str]:
         return (scale * cosines + bias).sigmoid(), each
     if classes == 1:
         raise InputError(
-            f"probabilities of {clip.name} are shares of the classes, and one class has all; give "
-            "several, or take explain for its cosine."
+            f"probabilities of {clip.name} are shares of the classes, so a single class gets all; "
+            "give several, or use explain for its cosine."
         )
     shares = f"shares among the {classes} named classes: softmax of {factor}"
     return (scale * cosines).softmax(-1), shares

@@ -197,8 +197,8 @@ def _options_of_pairs(request: Request) -> dict[str, Any]:
         choice = MethodChoice.of(request.method, options)
         if choice.method is not DirectContribution:
             raise InputError(
-                f"{pairs} is made of direct contributions to both embeddings, got the method "
-                f"{choice.name}; leave it out."
+                f"{pairs} uses direct contributions to both embeddings, got the method "
+                f"{choice.name}; leave the method out."
             )
         options = choice.options
     for option in options:

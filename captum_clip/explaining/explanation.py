@@ -285,7 +285,7 @@ class Explanation(drawing.Drawable):
         """Where each image lies in its photo; where that is unknown, the image is its own photo."""
         if not self.maps:
             both = argument("side", "both")
-            raise InputError(f"this explanation has no map of an image, only words; take {both}.")
+            raise InputError(f"this explanation has words only, no map of an image; use {both}.")
         height, width = self.images.shape[-2:]
         return self.crops or [Crop((height, width), (0, 0, width, height))] * len(self.images)
 
@@ -317,7 +317,7 @@ class Explanation(drawing.Drawable):
         # raw maps, since normalized ones reach 1 each, and every text would win somewhere
         if "positive" not in self.maps:
             raise InputError(
-                f"the maps are of negative evidence alone; take {argument('sign', 'both')}."
+                f"the maps show negative evidence only; use {argument('sign', 'both')}."
             )
         if spread is None:
             spread = SPREAD if threshold is None else 0
@@ -354,7 +354,7 @@ class Explanation(drawing.Drawable):
         options = inspect.signature(self.plot).parameters
         for name in look.keys() - options:
             listed = f"expected {', '.join(options)}, got {name!r}"
-            raise InputError(f"{listed}; savefig of explanation.plot() takes matplotlib's.")
+            raise InputError(f"{listed}; explanation.plot().savefig(...) takes matplotlib's.")
         kind = path.suffix.lower()
         if kind == ".npz":
             write_fields(self, path)

@@ -46,8 +46,8 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
     if is_preprocessed(images):
         if whole:
             raise InputError(
-                f"{argument('whole', True)} pads images before they are preprocessed, and these "
-                "are tensors that were; pass files, PIL images or uint8 arrays."
+                f"{argument('whole', True)} pads images before preprocessing, and these are "
+                "preprocessed tensors; pass files, PIL images or uint8 arrays."
             )
         return PreprocessedImages(clip.preprocess(images))
     # Opened images stand as their EXIF says, and without transparency. Sizes of the file itself
@@ -106,7 +106,7 @@ def check_crops(explanation: Any) -> None:
     if not explanation.crops:
         reason = "the images came as preprocessed tensors; explain files, PIL images or arrays"
         if explanation.photos:
-            reason = f"how the processor of {explanation.model} crops them is not known"
+            reason = f"it is not known how the processor of {explanation.model} crops them"
         raise InputError(f"a map cannot be laid on the original photos: {reason}.")
 
 
@@ -140,8 +140,8 @@ def lay_on_photos(
     explained = [crop.size for crop in crops]
     if sizes != explained:
         raise InputError(
-            f"the photos that were explained have heights and widths {explained}, those to "
-            f"lay the maps on {sizes}; pass the same."
+            f"the explained photos have heights and widths {explained}, but the photos to draw on "
+            f"have {sizes}; pass the same photos."
         )
     drawn: list[Tensor] = []
     heatmap: dict[str, list[Tensor]] = {sign: [] for sign in raw}

@@ -43,8 +43,8 @@ class ImageGraph(nn.Module):
         depth = options.get("depth", "pooling")
         if depth == "all":
             raise UnsupportedModelError(
-                "direct:depth=all takes a backward for each number of an embedding, which no graph "
-                "of ONNX has; export direct, or direct:depth=token."
+                "direct:depth=all needs a backward pass for each number of an embedding, which an "
+                "ONNX graph cannot run; export direct, or direct:depth=token."
             )
         self._layers = self.direct._reading_layers(options.get("start_layer", 0), depth)
 
@@ -113,7 +113,7 @@ def to_onnx(
             torch.onnx.export(graph, tuple(inputs.values()), file, **options)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = excerpt(str(error).strip().partition("\n")[0], 200)
-        message = f"PyTorch cannot write the model as a graph of ONNX: {reason}"
+        message = f"PyTorch cannot write the model as an ONNX graph: {reason}"
         raise UnsupportedModelError(message) from error
     model = onnx.load_from_string(file.getvalue())
     for node in model.graph.node:  # axes from the end, which onnxruntime refuses

@@ -78,7 +78,7 @@ def export(
     fits = choice.method.name == "direct" and "per" not in choice.options
     expect(fits, "direct with its options but `per`, which has vectors", method)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{folder} is there already, and not empty; give a new folder.")
+        raise InputError(f"{folder} exists and is not empty; give a new folder.")
     files = {} if runtime is None else runtime_files(runtime)
     make_folder(target.parent)
     blank, graph = clip.preprocess(draw_scene(0).image), ImageGraph(clip, dict(choice.options))
@@ -180,7 +180,7 @@ def tokenizer_of(clip: ClipAdapter) -> str:
         made = CLIPConverter(SimpleNamespace(**vocabulary)).converted()
     else:
         raise UnsupportedModelError(
-            f"a {type(own).__name__} has no form as JSON; pass a tokenizer of transformers."
+            f"a {type(own).__name__} cannot be written as JSON; pass a tokenizer of transformers."
         )
     return str(made.to_str())
 
@@ -207,7 +207,7 @@ def compare(clip: ClipAdapter, graph: ImageGraph, exported: ExportedClip) -> dic
         worst[name] = max(worst.get(name, 0), off)
         if not off <= bound:
             raise UnsupportedModelError(
-                f"its {name} as a graph are off by {off:.1g} of their size, which may be {bound}."
+                f"the graph's {name} differ by {off:.1g} of their size, more than {bound}."
             )
 
     try:
@@ -221,7 +221,7 @@ def compare(clip: ClipAdapter, graph: ImageGraph, exported: ExportedClip) -> dic
         for text in CARD:
             ids, own = (_ids_or_none(each, text) for each in (exported.tokenize, clip.text_inputs))
             if not np.array_equal(ids, own):
-                raise UnsupportedModelError(f"its tokenizer as JSON reads {text!r} otherwise.")
+                raise UnsupportedModelError(f"its tokenizer as JSON reads {text!r} differently.")
             if ids is not None:
                 note("texts", exported.encode_text(text), clip.encode_text(text).detach())
     except CaptumClipError:

@@ -168,7 +168,7 @@ def test_grad_cam_refuses_a_layer_without_places(path):
         net, path = classifier(), ""
         forward = lambda pixels: net(pixels).logits  # noqa: E731
     method = attr.ClipGradCam(forward or net, layer=net.get_submodule(path))
-    with pytest.raises(UnsupportedModelError, match=r"does not return \(B, C, h, w\); pass layer="):
+    with pytest.raises(UnsupportedModelError, match=r"does not return \(B, C, h, w\); pass a conv"):
         method.attribute(torch.zeros(1, 3, 64, 64), target=1)
 
 

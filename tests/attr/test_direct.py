@@ -379,7 +379,7 @@ def test_direct_needs_no_gradient() -> None:
         ({"per": "token"}, "expected `per` of head, layer, got 'token'"),
         ({"depth": 2}, "expected `depth` of pooling, token, all, got 2"),
         ({"depth": "token", "start_layer": 3}, "`start_layer` up to 2, got 3"),
-        ({"depth": "all", "per": "layer"}, "depth: 'all' carries every layer and head on to"),
+        ({"depth": "all", "per": "layer"}, "depth: 'all' follows all layers and heads to"),
         ({"depth": "all", "start_layer": 1}, "leave out `per` and `start_layer`"),
         ({"start_layer": 3}, "`start_layer` up to 2, got 3"),
     ],

@@ -251,7 +251,7 @@ def test_grad_eclip_equals_its_equation(name: str, forward: str) -> None:
 def test_patch_similarity_equals_its_equation(name: str, how: str, forward: str) -> None:
     if how == "qq" and name in POOLING_HEADS:
         function, layer = FORWARDS[forward](name, torch.float64)
-        with pytest.raises(UnsupportedModelError, match="one query of its own"):
+        with pytest.raises(UnsupportedModelError, match="pooling head with a single query"):
             PatchSimilarity(function, layer).attribute(
                 cases.images(name, torch.float64), target=0, attention="qq"
             )

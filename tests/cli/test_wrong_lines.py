@@ -73,7 +73,7 @@ LINES = {
     "explain photo.jpg cat dog --against c": "--against needs exactly one text, got ['cat', 'dog']",
     "explain photo.jpg a --against ' '": "the text ' ' is empty",
     "explain photo.jpg a --against b --words": "where in the image; leave --words out",
-    "explain photo.jpg --emotions photo.jpg": "photo.jpg is no emotion probe",
+    "explain photo.jpg --emotions photo.jpg": "photo.jpg is not an emotion probe",
     "explain photos a -o a.npz": "photos is a folder, and each of its images gets its own file",
     "explain photo.jpg other.png a -o a.png": "each of 2 images gets its own file; a.png must",
     "explain photo.jpg photos/../photo.jpg a": "two outputs would be the file photo-",

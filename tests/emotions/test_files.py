@@ -92,9 +92,9 @@ def test_probe_of_an_embedded_model_comes_with_the_package(name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", b"[" * 100_000, "is no emotion probe .* expected a file of EmotionProbe.save"),
-        ("x.safetensors", b"no", "is no emotion probe"),
-        ("photo.jpg", b"no", "is no emotion probe .* expected a file of EmotionProbe.save"),
+        ("x.json", b"[" * 100_000, "is not an emotion probe .* expected a file written by Emo"),
+        ("x.safetensors", b"no", "is not an emotion probe"),
+        ("photo.jpg", b"no", "is not an emotion probe .* expected a file written by Emo"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, name, content, message):
@@ -123,7 +123,7 @@ def test_a_description_that_is_not_whole_is_refused(probe, tmp_path, change):
     save_file(arrays, tmp_path / "y.safetensors", {key: json.dumps(facts)})
     save_file(arrays, tmp_path / "z.safetensors")
     for name in ("y.safetensors", "z.safetensors"):
-        with pytest.raises(InputError, match=f"{name} is no emotion probe"):
+        with pytest.raises(InputError, match=f"{name} is not an emotion probe"):
             EmotionProbe.load(tmp_path / name)
 
 

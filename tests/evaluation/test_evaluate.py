@@ -193,7 +193,7 @@ def test_samples_that_were_away_are_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(images, "read_file", refuse)
         [entry] = evaluate(config).skipped["masks"]
-    assert entry["reason"].endswith("It is tried again when the same command is started again.")
+    assert entry["reason"].endswith("It is tried again when the same command runs again.")
     assert evaluate(config).skipped["masks"] == []
     assert content(tmp_path / "out") == whole
 
@@ -386,7 +386,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"tasks": ("pointing",)},
         "expected a task of thirds, identical, .*, got 'pointing'",
     ),
-    ({"tasks": ("words",)}, "the data do not serve the task words, they serve localization"),
+    ({"tasks": ("words",)}, "the data do not serve the task words, but localization"),
     (
         {"tasks": ("segmentation",), "data": ()},
         "the demo's data do not serve the task segmentation",
@@ -399,15 +399,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"methods": ("mamooler:heads=paired",)}, "name the method itself"),
     ({"methods": ("last-grad", "grad-cam")}, "ClipGradCam"),
-    ({"data": ("demo-objects",)}, "data do not serve the task localization, they serve pert"),
+    ({"data": ("demo-objects",)}, "data do not serve the task localization, but pert"),
     ({"data": ("demo", "demo-objects")}, "demo-objects serves none of localization, signs; it"),
     ({"against": "image", "tasks": ("effect",)}, "effect explains texts; `against='image'` serves"),
     ({"against": "image"}, "another image of each region for `against='image'`, got 'masks'"),
-    ({"template": "a {}"}, "none of the data masks.* takes a template"),
+    ({"template": "a {}"}, "none of the data sets masks.* takes `template`"),
     ({"model": "demo/bit"}, "demo/bit"),
     ({"model": ""}, "expected model by name or path"),
     ({"maps": ("nowhere",)}, "--maps nowhere: there is no such folder"),
-    ({"maps": ("random",)}, "two methods are called 'random'; folders of maps need other names"),
+    ({"maps": ("random",)}, "two methods are called 'random'; rename the folder of maps"),
     ({"images": 0}, "expected images of 1 or more, got 0"),
     ({"slow_images": True}, "expected `slow_images` of 1 or more, got True"),
     ({"batch_size": 2.0}, "expected `batch_size` of 1 or more, got 2.0"),
@@ -483,7 +483,7 @@ def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, mas
     other = replace(plan, identity=identity)
     worker = UnitWorker(UnitWriter(other, plan.units, output, ModelLoader()), 1)
     [error] = worker({"unit": [0]})["error"]
-    assert "small-vit has other image embeddings than when the run was begun" in error
+    assert "small-vit has other image embeddings than when the run began" in error
 
 
 @pytest.mark.slow

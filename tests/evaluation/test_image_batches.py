@@ -97,9 +97,7 @@ def test_a_store_that_fails_is_tried_again(images: Path, workers: int) -> None:
         [skipped] = read
     assert skipped == Skipped(0, "the store cannot be reached.", again=True)
     assert isinstance(skipped, Skipped)
-    assert skipped.message.endswith(
-        "reached. It is tried again when the same command is started again."
-    )
+    assert skipped.message.endswith("reached. It is tried again when the same command runs again.")
 
 
 def test_items_are_read_in_their_order_a_few_ahead_and_nothing_runs_on() -> None:

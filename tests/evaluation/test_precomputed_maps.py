@@ -107,7 +107,10 @@ def lone(path: Path) -> None:
         np.save(file, ONE)
 
 
-READ, EXPECTED = "it cannot be read so", "expected maps (K, h, w) of numbers and names (K,) of text"
+READ, EXPECTED = (
+    "cannot be read as an .npz file",
+    "expected maps (K, h, w) of numbers and names (K,) of text",
+)
 WRONG: dict[str, tuple[Any, str]] = {
     "garbage": (garbage, READ),
     "empty": (lambda path: path.write_bytes(b""), READ),

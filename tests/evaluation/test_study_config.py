@@ -33,7 +33,7 @@ BAD: list[Any] = [
     ({"texts": ()}, "nothing to explain"),
     ({"texts": ("a", " ")}, "texts with something in them, got ' '"),
     ({"texts": ("a", "a")}, "'a' is given twice in texts"),
-    ({"centered": True}, "centered means emotions"),
+    ({"centered": True}, "centered applies to emotions"),
     ({"emotions": ("a", "b")}, r"each of ViT-B/32, .* got \('a', 'b'\)"),
     ({"engine": "spark"}, "engine of local, ray, got 'spark'"),
     ({"gpus": 2}, "`engine='ray'` uses more"),

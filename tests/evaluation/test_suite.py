@@ -163,7 +163,9 @@ def test_the_file_of_another_model_is_left_alone(
     shutil.copy(made / "vit/suite_small.json", file)
     for before in (file.read_bytes(), b"{}"):
         file.write_bytes(before)
-        with pytest.raises(InputError, match=r"suite_small\.json is of another model: model\.name"):
+        with pytest.raises(
+            InputError, match=r"suite_small\.json belongs to another model: model\.name"
+        ):
             run_suite(small, config(vit, tmp_path))
         assert file.read_bytes() == before
     threads = list[int]()
@@ -243,9 +245,9 @@ def test_only_files_of_one_suite_are_compared(tmp_path: Path) -> None:
     code = written(tmp_path / "code.json", {}, code="3" * 64)
     versions = written(tmp_path / "versions.json", {}, versions={"torch": "2"})
     wrong = {
-        other: r"good.json and .*other.json are of other scenes \(0{60} and 1{60}\); measure both",
-        code: r"are of other measuring code \(2{60} and 3{60}\)",
-        versions: r"are of other versions \({'torch': '1'} and {'torch': '2'}\)",
+        other: r"good.json and .*other.json have different scenes \(0{60} and 1{60}\); measure both",
+        code: r"have different measuring code \(2{60} and 3{60}\)",
+        versions: r"have different versions \({'torch': '1'} and {'torch': '2'}\)",
         str(tmp_path / "none.json"): "there is no file",
     }
     odd: tuple[Any, ...] = ([], {"pointing": [1]}, {"pointing": {"direct": ["1"]}})
@@ -256,7 +258,7 @@ def test_only_files_of_one_suite_are_compared(tmp_path: Path) -> None:
     for number, text in enumerate(texts):
         path = tmp_path / f"{number}.json"
         path.write_text(text)
-        wrong[str(path)] = "is damaged, or no suite_v2.json that `suite` wrote"
+        wrong[str(path)] = "is damaged, or not a suite_v2.json written by `suite`"
     for other_path, message in wrong.items():
         with pytest.raises(InputError, match=message):
             compare_suites(good, str(other_path))
@@ -269,7 +271,7 @@ def test_what_a_suite_fixes_is_refused(tmp_path: Path, small: str) -> None:
     with pytest.raises(InputError, match="expected a suite of v2, small, got 'v0'"):
         run_suite("v0", config("demo/vit", tmp_path))
     suite.SUITES[small]["hash"] = "f" * 64
-    with pytest.raises(InputError, match=r"drawn otherwise here .*expected f{12}.*Pillow 1"):
+    with pytest.raises(InputError, match=r"differ on this installation .*expected f{12}.*Pillow 1"):
         run_suite(small, config("demo/vit", tmp_path))
     assert not [*tmp_path.iterdir()]
 

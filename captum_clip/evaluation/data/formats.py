@@ -123,7 +123,7 @@ def _draw(
         if not any(a != b and f" {a} " in f" {b} " for a in parts for b in parts):
             chosen.append(label)
     if len(chosen) < 4:
-        raise InputError("expected four classes of which no name is part of another.")
+        raise InputError("expected four classes, none with a name that is part of another name.")
     pairs = ((files[label], label) for label in chosen[:4])
     return [(images[int(generator.integers(len(images)))], label) for images, label in pairs]
 

@@ -44,8 +44,8 @@ class LabelFolder(FileData):
         odd = [", ".join(line) for line in classes if not all(line) or line[0].startswith("[")]
         if odd or not 0 < len(names) <= _IGNORED:
             raise InputError(
-                f"{path}: expected 1 to {_IGNORED} lines, each with names of a class and commas "
-                "between them, [background] or [ignored], got "
+                f"{path}: expected 1 to {_IGNORED} lines, each with names of one class separated "
+                "by commas, or [background], or [ignored]; got "
                 + (f"the line {odd[0]!r}." if odd else f"{len(names)} lines.")
             )
         self.background = ["[background]"] in names

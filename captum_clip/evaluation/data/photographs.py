@@ -168,7 +168,7 @@ class CounterfactualFolder(MaskedFolder):
             if unknown and stem in self.names:
                 raise InputError(f"{self.path / file}: {min(unknown)!r} has no mask.")
             if other := self._without.get((stem, absent)):
-                raise InputError(f"{self.path / file}: {other} is without the same; keep one.")
+                raise InputError(f"{self.path / file}: {other} leaves out the same; keep one.")
             self._without[stem, absent] = file
         example = f"images in without/, such as without/{self.names[0]}/a horse.png"
         self.check_belonging((stem in self.names for stem, _ in self._without), example)
@@ -185,7 +185,7 @@ class CounterfactualFolder(MaskedFolder):
             file = self._without.get((sample.name, absent))
             image = as_pil(self.path / file)[0] if file else None
             if image and image.size != sample.image.size:
-                raise InputError(f"{self.path}/{file} has not the size of its image.")
+                raise InputError(f"{self.path}/{file} does not have the size of its image.")
             subsets.append(image if absent else sample.image)
         return replace(sample, subsets=tuple(subsets))
 

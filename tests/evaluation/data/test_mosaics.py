@@ -63,5 +63,5 @@ def test_mosaics_need_four_classes(tmp_path):
     with pytest.raises(InputError, match="expected four classes or more for mosaics"):
         ClassMosaics(tmp_path)
     save(Image.new("RGB", (8, 8)), tmp_path / "horse/1.png")
-    with pytest.raises(InputError, match="four classes of which no name is part of another"):
+    with pytest.raises(InputError, match="four classes, none with a name that is part of another"):
         ClassMosaics(tmp_path)
