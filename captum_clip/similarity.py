@@ -138,8 +138,8 @@ class TextSimilarity(Similarity):
         super().__init__(clip, target)
         if target.source == "text":
             raise TargetError(
-                "the target is made of texts, and a text is compared with images; "
-                "make it with targets.image(clip, images)."
+                "the target holds texts, but a text must be compared with images; "
+                "make the target with targets.image(clip, images)."
             )
         self.tower = clip.text_tower
 

@@ -69,7 +69,9 @@ def test_the_tokens_of_a_word_spell_it(builder: Any, spell: Any, white: str) -> 
 def test_a_text_that_is_not_cut_at_its_white_space_is_refused() -> None:
     """OpenCLIP's tokenizer drops a separator that Python takes as white space."""
     clip = builders.open_clip_vit().load()
-    with pytest.raises(InputError, match=r"does not cut .* write it with plain blanks, or sum"):
+    with pytest.raises(
+        InputError, match=r"does not split .* write the text with plain spaces, or sum"
+    ):
         word_tokens(clip, "a\x1chorse")
 
 

@@ -105,8 +105,8 @@ class ClipAdapter(ABC):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if mean is None or std is None:
             raise InputError(
-                "no processor says the mean and standard deviation of the images; pass "
-                f"{argument('processor')}, that of {self.name}, with the model."
+                "no processor gives the mean and standard deviation of the images; pass the "
+                f"{argument('processor')} of {self.name} with the model."
             )
         # EfficientNet's (ALIGN's) may map to [-1, 1] first and divide by the deviation twice
         scale = 255 * getattr(inner, "rescale_factor", 1 / 255)

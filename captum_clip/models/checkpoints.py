@@ -131,7 +131,7 @@ def with_adapter(model: nn.Module, folder: Path) -> Any:
     # peft only warns of the former, and says nothing of the latter
     if keys := [*result.missing_keys, *result.unexpected_keys]:
         raise InputError(
-            f"the adapter in {folder} is of another base; weights that are missing or left over: "
+            f"the adapter in {folder} belongs to another base; weights missing or left over: "
             f"{_listed(keys)}."
         )
     return wrapped

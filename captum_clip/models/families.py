@@ -20,25 +20,25 @@ FAMILIES: list[Family] = [
 
 # patterns of classes -> what to take in their place
 _REFUSED = {
-    "BlipModel": "its image embedding is normed twice; take BlipForImageTextRetrieval, as in "
+    "BlipModel": "its image embedding is normed twice; use BlipForImageTextRetrieval, as in "
     "Salesforce/blip-itm-base-coco",
-    "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
-    "image has no single embedding; take a CLIP or SigLIP",
-    "ResNet": "a classifier compares no image with a text; its maps are Captum's Grad-CAM, "
+    "Blip2ForImageTextRetrieval": "it scores the query that fits the text best, so an image has no "
+    "single embedding; use a CLIP or SigLIP",
+    "ResNet": "a classifier does not compare images with texts; use Captum's Grad-CAM, "
     "captum.attr.LayerGradCam(model, model.layer4).attribute(images, target=0)",
     "RecursiveScriptModule": "torch.jit hides the modules of a model; load it with "
     "clip.load(..., jit=False)",
     "(CLIP|MetaClip2|Siglip2?)ForImageClassification": "a classifier has no text tower, and reads "
-    "the mean of the patches; take Captum's gradients of its logits, as "
-    "captum.attr.Saliency(lambda images: model(images).logits), or the CLIP it was made from",
-    "XCLIP.*": "it compares texts with videos, and a text's embedding changes with the video; take "
-    "a CLIP, frame by frame",
-    "Clap.*": "it compares texts with sounds, and a map is of an image; take Captum's gradients of "
-    "its spectrograms",
-    "Vilt.*": "a text and an image go through it together, so neither has an embedding to compare; "
-    "take a CLIP or SigLIP",
-    "Col(Pali|Qwen|Idefics|SmolVLM|ModernVBert).*": "a page has many embeddings, one for each "
-    "patch, of which each word takes its best; captum_clip.late_interaction explains these",
+    "the mean of the patches; use Captum's gradients of its logits, as in "
+    "captum.attr.Saliency(lambda images: model(images).logits), or the CLIP that it was made from",
+    "XCLIP.*": "it compares texts with videos, and a text's embedding changes with the video; use "
+    "a CLIP on single frames",
+    "Clap.*": "it compares texts with sounds, not images; use Captum's gradients of its "
+    "spectrograms",
+    "Vilt.*": "it reads a text and an image together, so neither has an embedding to compare; use "
+    "a CLIP or SigLIP",
+    "Col(Pali|Qwen|Idefics|SmolVLM|ModernVBert).*": "a page has an embedding for each patch, "
+    "and each word is scored by its best patch; use captum_clip.late_interaction",
 }
 
 

@@ -91,7 +91,7 @@ def resize_masks(
     geometry = geometry_of(processor, (masks.shape[-2], masks.shape[-1]))
     left, top, right, bottom = geometry.box
     result = (bottom - top, right - left)
-    expected = f"an array of the image's own size, one that becomes {size} and not {result}"
+    expected = f"an array of the image's own size, which becomes {size}, not {result}"
     expect(size is None or result == tuple(size), expected, masks)
     rows, columns = map(_centers, masks.shape[-2:], geometry.size)
     return geometry.cut(masks[..., rows[:, None], columns].astype(bool))
@@ -156,9 +156,8 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Crop:
             numbers, cropped = step(numbers), True
         elif not _is_a(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
             raise UnsupportedModelError(
-                f"what the step {step!r} of the preprocessing does to an image is not known; for "
-                "masks expected Resize, then CenterCrop, then steps that move no "
-                "pixel."
+                f"it is not known what the preprocessing step {step!r} does to an image; masks "
+                "need Resize, then CenterCrop, then steps that move no pixel."
             )
     return _read(resized, numbers)
 

@@ -34,7 +34,7 @@ _DAMAGED = (
 )
 _SENTENCES: dict[type[Exception], str] = {
     Image.DecompressionBombError: "{0} unpacks to more than {most} pixels, perhaps a decompression "
-    "bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where you trust it.",
+    "bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.",
     FileNotFoundError: "there is no image file {0}.",
     IsADirectoryError: "{0} is a folder; pass its files, as in sorted(Path({0!r}).glob('*.jpg')).",
     UnidentifiedImageError: "{0} is not an image that Pillow can read{heic}.",

@@ -118,7 +118,7 @@ def expect_library_parts(owner: object) -> Iterator[None]:
     except AttributeError as error:
         raise UnsupportedModelError(
             f"a module of the {type(owner).__name__} is not the library's own ({error}); put the "
-            "library's module back, and watch it with a forward hook instead of a wrapper."
+            "library's module back, and watch it by a forward hook instead of a wrapper."
         ) from error
 
 

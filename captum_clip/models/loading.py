@@ -213,7 +213,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"PyTorch cannot compute on {argument('device', str(device))} here; expected 'cpu', "
-            "'cuda' or the like, or none to take what there is."
+            "'cuda' or the like; leave it out to use what there is."
         ) from error
     return torch.device(device)
 
@@ -346,8 +346,8 @@ def _loading(source: Source) -> Iterator[None]:
         advice = "" if source.local else f" {ACCEPTED}"
         if not source.local and not online:
             advice = (
-                f" {constants.ENDPOINT} cannot be reached, or HF_HUB_OFFLINE is set: connect once "
-                f"so that it is downloaded, copy the cache {constants.HF_HUB_CACHE} from another "
+                f" {constants.ENDPOINT} cannot be reached, or HF_HUB_OFFLINE is set. Connect once "
+                f"to download the model, copy the cache {constants.HF_HUB_CACHE} from another "
                 f"machine, or pass a local folder; {NO_NETWORK}."
             )
         raise InputError(

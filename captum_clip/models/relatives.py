@@ -76,8 +76,8 @@ class NaFlexTower(SiglipTower):
         if (shapes != shapes[:1]).any() or rows * columns != inputs["pixel_values"].shape[1]:
             raise CaptureError(
                 "The forward function ran the vision tower on images with different grids or on "
-                "padded patches; explain images of one grid at a time, without padding: "
-                "clip.image_features(images) of load_clip(model) cuts them so."
+                "padded patches; explain images of one grid at a time, without padding, as "
+                "clip.image_features(images) of load_clip(model) does."
             )
         size = (rows * self.patch[0], columns * self.patch[1])
         return Entry(size, len(shapes), PooledToken())

@@ -415,9 +415,9 @@ def _constant(step: nn.Module, token: Tensor) -> Tensor:
     bound = ROUNDING[next(step.parameters(), token).dtype]
     if not passes or not (change - wanted).norm() <= bound * (wanted.norm() + zero.norm()):
         raise UnsupportedModelError(
-            f"a {type(step).__name__} follows the pooled token; a score can be taken apart through "
-            "linear maps, LayerNorm, RMSNorm and activations only. Take a method with gradients, "
-            "such as all-grad."
+            f"a {type(step).__name__} follows the pooled token, but a score can be taken apart "
+            "only through linear maps, LayerNorm, RMSNorm and activations. Use a method with "
+            "gradients, such as all-grad."
         )
     return zero
 

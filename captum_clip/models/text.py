@@ -129,7 +129,7 @@ def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.de
     expect(inside, wanted, wrong, "make them with its own tokenizer")
     if mask is not None and not tower.takes_mask:
         raise InputError(
-            "OpenCLIP's text tower takes no attention_mask, since it knows padding; leave it out."
+            "OpenCLIP's text tower finds padding itself, and takes no attention_mask; leave it out."
         )
     fits = mask is None or (isinstance(mask, Tensor) and mask.shape == ids.shape)
     expect(fits, f"an attention_mask of shape {tuple(ids.shape)} like the token ids", mask)

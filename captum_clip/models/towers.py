@@ -87,9 +87,9 @@ class Tower(ABC):
         span, count = self.span(size), values.shape[-1]
         if count < span.stop:  # what follows the patches is no patch
             raise UnsupportedModelError(
-                f"the {self.noun} ran on {count} tokens, but {self.prefix} before the patches and "
-                f"a grid of {rows} x {columns} make {span.stop}; remove what adds or drops tokens, "
-                "such as prompts."
+                f"the {self.noun} ran on {count} tokens, expected {span.stop}: {self.prefix} "
+                f"before the patches and a grid of {rows} x {columns}; remove what adds or drops "
+                "tokens, such as prompts."
             )
         return values[..., span].reshape(*values.shape[:-1], rows, columns)
 

@@ -54,7 +54,7 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
         if record.size is None:
             raise CaptureError(
                 f"The forward function did not run the {tower.noun} that is to be explained; it "
-                "must run it exactly once, through the module's call and not that of a replica."
+                "must call that module, not a replica, exactly once."
             )
     finally:
         for handle in hooks.handles:
@@ -62,8 +62,8 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
         torch.set_grad_enabled(mode)
     for name in hooks.unseen.values():  # which would be left out of the map
         raise CaptureError(
-            f"{name} of the {tower.noun} ran without its hooks; it was compiled, or exchanged "
-            "during the forward. Explain the model without torch.compile."
+            f"{name} of the {tower.noun} ran without its hooks, because it was compiled, or "
+            "replaced during the forward. Explain the model without torch.compile."
         ) from None
 
 
@@ -189,8 +189,8 @@ class _Attention:
         # a library may put heads before images, and no number would tell
         if read.out.shape[:2] != (batch, heads):
             raise UnsupportedModelError(
-                f"{self.name} of the {record.tower.noun} makes {tuple(read.out.shape)}, "
-                f"expected {batch} images by {heads} heads; its layout is not known."
+                f"{self.name} of the {record.tower.noun} returns {tuple(read.out.shape)}, "
+                f"expected {batch} images by {heads} heads; this layout is not known."
             )
         if self.moves is not None:
             self.moves.check(self.name, read.value)

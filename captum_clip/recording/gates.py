@@ -79,8 +79,8 @@ class _Held(Watch):
         read.watch()
         if not read.value.requires_grad and self._record.begun:
             raise UnsupportedModelError(
-                f"no gradient reaches {read.name} of the {self._noun}: what runs before it turns "
-                "the graph off. Remove that, or take a method without gradients, such as direct."
+                f"no gradient reaches {read.name} of the {self._noun}: something before it turns "
+                "the graph off. Remove that, or use a method without gradients, such as direct."
             )
         if not self._holds_attention:
             return None
@@ -99,8 +99,8 @@ class _Held(Watch):
             return self._product(func, *args)
         if func in _IN_PLACE or (func in _ACTIVATIONS and _works_in_place(args, kwargs)):
             raise UnsupportedModelError(
-                f"the {self._noun} computes a {getattr(func, '__name__', func)} in place, so what "
-                "entered it is lost; make its activation with inplace=False."
+                f"the {self._noun} computes a {getattr(func, '__name__', func)} in place, so its "
+                "input is lost; build the activation with inplace=False."
             )
         out = func(*args, **kwargs)
         if func in _DEVIATIONS:
@@ -225,7 +225,6 @@ def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:
         is_linear = False
     if not is_linear:
         raise UnsupportedModelError(
-            f"the {noun} computes something that is not linear in its tokens with its gates held; "
-            "relevance passes linear maps, LayerNorm, RMSNorm and activations only. Take another "
-            "method."
+            f"the {noun} is not linear in its tokens even with its gates held; relevance passes "
+            "only linear maps, LayerNorm, RMSNorm and activations. Use another method."
         )

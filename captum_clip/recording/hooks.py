@@ -106,9 +106,8 @@ class Hooks:
             self.handles.append(module.register_forward_hook(guarded, prepend=first))
         except RuntimeError as error:  # of what torch.jit made
             raise UnsupportedModelError(
-                f"a {type(module).__name__} cannot be watched ({error}); put the module that it "
-                "was made of in its place, or take a method that does not look there, such as "
-                "last-grad."
+                f"a {type(module).__name__} cannot be watched ({error}); put the original module "
+                "in its place, or use a method that does not look there, such as last-grad."
             ) from error
 
     @contextmanager

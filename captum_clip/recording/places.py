@@ -102,5 +102,5 @@ class Places:
         return UnsupportedModelError(
             f"{name} of the {self._record.transformer.noun} does not read {what} each at its own "
             "place: something merges, drops, adds or permutes tokens, such as prompts. Remove "
-            "that, or take a method of Captum's that does not look inside, such as Occlusion."
+            "that, or use a method of Captum that does not look inside, such as Occlusion."
         )

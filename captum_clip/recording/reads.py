@@ -173,7 +173,7 @@ class AttentionRead:
         """The factor of the pooled row's products, and what is added to them (B, H, s)."""
         if self.query is None or self.key is None:
             raise UnsupportedModelError(
-                f"{self.name} shows no queries and keys, so it cannot be asked again; take "
+                f"{self.name} shows no queries and keys, so it cannot be computed again; use "
                 "another method, such as direct."
             )
         query, key, factor = self.product()

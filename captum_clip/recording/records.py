@@ -128,8 +128,8 @@ class Recording:
         # torch counts changes in place, also those of a view
         if any(tensor._version != version for tensor, version in self._versions):
             raise UnsupportedModelError(
-                f"{method}: the tokens that entered an attention of the {noun} were changed in "
-                "place later in its forward; let what does so work on a clone."
+                f"{method}: the forward of the {noun} changes the input tokens of an attention in "
+                "place afterwards; change a clone of them instead."
             )
         groups: dict[Any, list[Comparison]] = defaultdict(list)
         for each in self.comparisons if is_exact() else ():
@@ -150,10 +150,10 @@ class Recording:
                 index = int(wrong.any(1).int().argmax())
                 ratio = float((off[index] / size[index].clamp(min=1e-30)).max())
                 raise UnsupportedModelError(
-                    f"{method}: {group[index].name} of the {noun} does not give what its weights "
-                    f"make of what entered it (off by {ratio:.1g} of its size, and rounding is at "
-                    f"most {bound:g}); a hook, a patch or an adapter changes it. Remove that, or "
-                    "take a method of Captum's that does not look inside, such as Occlusion."
+                    f"{method}: {group[index].name} of the {noun} does not return what its weights "
+                    f"make of its input (off by {ratio:.1g} of its size, where rounding is at most "
+                    f"{bound:g}); a hook, a patch or an adapter changes it. Remove that, or use a "
+                    "method of Captum that does not look inside, such as Occlusion."
                 )
 
     def begin(self, args: Arguments, entered: Any) -> Tensor:

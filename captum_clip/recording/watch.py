@@ -136,7 +136,7 @@ class Watch(TorchFunctionMode):
 
     def _refused(self, name: str, what: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{name} of the {self._noun} {what}, so it cannot be read; take a method of Captum's "
+            f"{name} of the {self._noun} {what}, so it cannot be read; use a method of Captum "
             "that does not look inside, such as Occlusion."
         )
 

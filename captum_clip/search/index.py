@@ -258,7 +258,7 @@ class ImageIndex:
         """
         names = [*map(str, as_list([paths] if isinstance(paths, Path) else paths))]
         rows = self._table.rows(names)
-        advice = "build it anew to add some"
+        advice = "build the index again to add images"
         expect(len(rows) == len(names) > 0, "images of the index", names, advice)
         explanation, skipped, _ = self._explain(rows, self._target(texts), sign)
         if skipped:
@@ -279,7 +279,7 @@ class ImageIndex:
         if differing_parts(self._identity, identity):
             raise InputError(
                 f"{self._table.storage.root} was made with {self._table.about['model']}, and "
-                f"{self.clip.name} {does} otherwise; open it with that model and its processor."
+                f"{self.clip.name} {does} differently; open it with that model and its processor."
             )
 
     def _explain(

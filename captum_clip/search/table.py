@@ -100,7 +100,7 @@ class Table:
             yield
         except _FAILURES as error:
             reason = str(error).strip().partition("\n")[0].partition(", /")[0].rstrip(".")
-            state, advice = "is no index that can be read or written", "name another"
+            state, advice = "is not an index that can be read or written", "name another"
             if self.about:  # else it may be a folder of the user's
                 state = "cannot be read or written"
                 advice = "if it is damaged, delete it and build it again"
@@ -145,7 +145,9 @@ class Table:
         is_here = "://" not in folder or folder.split("/")[:3] == root.split("/")[:3]
         if not is_here and folder != images.rstrip("/"):
             named = argument("images", folder)
-            raise InputError(f"{root} is of images at {folder}; to read them there, pass {named}.")
+            raise InputError(
+                f"{root} indexes images at {folder}; to read them there, pass {named}."
+            )
         outside = "file IS NULL OR concat('/', file, '/') LIKE '%/../%'"
         with self._errors():
             count = self.lance.count_rows(outside + " OR file LIKE '/%'" * bool(folder))

@@ -73,8 +73,8 @@ class Target:
                 raise TargetError(f"the embedding of {name!r} holds NaN or infinity.")
             if norm < zero:
                 raise TargetError(
-                    f"{name!r} has no direction (length {norm:.1e}); with it and without "
-                    "it the model sees the same, so there is nothing to explain."
+                    f"{name!r} has no direction (length {norm:.1e}): it changes nothing "
+                    "for the model, so there is nothing to explain."
                 )
         return cls(embeddings / norms[:, None], norms, tuple(names), source)
 
@@ -252,7 +252,7 @@ def text(
     for text in texts:
         if not allow_empty and clip.is_blank(text):
             raise TargetError(
-                f"{show(text)} means as much as an empty text to {clip.name}, whose "
+                f"{show(text)} is the same as an empty text to {clip.name}: its "
                 "tokenizer leaves nothing of it."
             )
     if templates is None:
@@ -352,8 +352,8 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     begun = all(row[:stop] == whole[:stop] for row, stop in zip(rows, stops, strict=False))
     if len(counted) < len(counts) or stops != sorted(stops) or not begun:
         raise InputError(
-            f"the tokenizer does not cut {text!r} at white space, or does not "
-            "count tokens; write it with plain blanks, or sum the values over each word yourself."
+            f"the tokenizer does not split {text!r} at spaces, or does not count tokens; "
+            "write the text with plain spaces, or sum the values over each word yourself."
         )
     spans = zip(words, stops, stops[1:], strict=False)
     return tuple((word, range(first, last)) for word, first, last in spans)

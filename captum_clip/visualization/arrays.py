@@ -75,8 +75,8 @@ def _check_aspect(grid: Sequence[int], size: Sequence[int]) -> None:
     if not any(fitting):
         raise InputError(
             f"maps of {rows} x {columns} and images of {height} x {width} differ in "
-            "shape, as the map of a crop and its photo do; explain(photo, ...).plot(original=True) "
-            "lays a map on the whole photo, maps.uncrop one of your own."
+            "shape. To draw the map of a crop on its whole photo, use "
+            "explain(photo, ...).plot(original=True), or maps.uncrop for maps of your own."
         )
 
 

@@ -60,7 +60,7 @@ def matches(
     ):
         pairs = list(_strongest(values, len(_COLORS)))
         peaks = [f"{color} {on.max():.3f}" for color, (_, on) in zip(_COLORS, pairs, strict=False)]
-        listed = f"shares: {', '.join(peaks)}" if peaks else "no cells answer each other"
+        listed = f"shares: {', '.join(peaks)}" if peaks else "no cells match each other"
         left = Panel(_painted(image, [on for _, on in pairs]), "image", note)
         rows.append([left, Panel(_painted(other, [on for on, _ in pairs]), "reference", listed)])
     return grid(rows, caption=caption)

@@ -190,7 +190,7 @@ def quarter(module: nn.Module, args: Any, out: Any) -> Any:
     return scaled(out, 0.25)
 
 
-NOT_LINEAR = "computes something that is not linear in its tokens"
+NOT_LINEAR = "is not linear in its tokens"
 
 
 class Cubed(nn.Module):

@@ -62,7 +62,7 @@ def test_a_pool_that_uses_other_numbers_than_its_weights_is_seen(part: str) -> N
         if part == "q_proj.weight":  # whose product is read where it ran
             method.attribute(call.images[0], target=0)
         else:
-            with pytest.raises(UnsupportedModelError, match="does not give what its weights"):
+            with pytest.raises(UnsupportedModelError, match="does not return what its weights"):
                 method.attribute(call.images[0], target=0)
     finally:
         del pool.forward

@@ -169,6 +169,6 @@ def test_conservative_refuses_what_is_not_linear_in_a_hook() -> None:
     similarity = similarity_of(small)
     for function in NONLINEAR:
         handle = mlp.register_forward_hook(lambda module, args, out, f=function: f(out))
-        with pytest.raises(UnsupportedModelError, match="computes something that is not linear"):
+        with pytest.raises(UnsupportedModelError, match="is not linear"):
             attr.ConservativePropagation(similarity).attribute(small.images(), target=0)
         handle.remove()

@@ -59,7 +59,7 @@ def test_tokens_that_are_changed_in_place_later_are_refused() -> None:
     tokens = record.watched(torch.zeros(1, 4))
     record.verify("Method")
     tokens += 1
-    with pytest.raises(UnsupportedModelError, match="changed in place later"):
+    with pytest.raises(UnsupportedModelError, match="of an attention in place"):
         record.verify("Method")
 
 

@@ -563,7 +563,7 @@ def test_values_do_not_depend_on_the_callers_mode(mode: Any) -> None:
 def test_a_target_of_texts_is_refused() -> None:
     clip = small("hf_vit").load()
     for target in (targets.text(clip, "a horse"), -targets.text(clip, TEXTS)[:1]):
-        with pytest.raises(TargetError, match=r"made of texts.*targets\.image"):
+        with pytest.raises(TargetError, match=r"holds texts.*targets\.image"):
             TextSimilarity(clip, target)
 
 
@@ -627,7 +627,7 @@ def test_a_decoder_is_refused() -> None:
 @pytest.mark.parametrize("name", ["open_clip_bert", "coca"])
 def test_open_clip_makes_its_masks_itself(name: str) -> None:
     ids, _ = inputs(name)
-    with pytest.raises(InputError, match="takes no attention_mask, since it knows padding"):
+    with pytest.raises(InputError, match="finds padding itself, and takes no attention_mask"):
         similarity(name)(ids, torch.ones_like(ids))
 
 

@@ -106,7 +106,7 @@ def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> No
         "search photos.lance --emotions e.safetensors --emotion joy": "an emotion of",
         "search none.lance a": "expected an index, got",
         "search photos a": "an index that ends in .lance",
-        "search photos.lance a --model demo/vit": "embeds texts otherwise",
+        "search photos.lance a --model demo/vit": "embeds texts differently",
         "search photos.lance a --top 0": "--top",
         "search photos.lance a --against ''": "is empty",
         "index photos -o photos.lance -m demo/vit": "is another index (the model has other weights",

@@ -245,7 +245,7 @@ def test_only_files_of_one_suite_are_compared(tmp_path: Path) -> None:
     code = written(tmp_path / "code.json", {}, code="3" * 64)
     versions = written(tmp_path / "versions.json", {}, versions={"torch": "2"})
     wrong = {
-        other: r"good.json and .*other.json have different scenes \(0{60} and 1{60}\); measure both",
+        other: r"good.json and .*other.json have different scenes \(0{60} and 1{60}\); measure",
         code: r"have different measuring code \(2{60} and 3{60}\)",
         versions: r"have different versions \({'torch': '1'} and {'torch': '2'}\)",
         str(tmp_path / "none.json"): "there is no file",

@@ -260,7 +260,9 @@ def test_an_adapter_of_peft_loads_on_the_base_that_it_names(adapter, monkeypatch
     )
     assert_same(clip, doubled)
     monkeypatch.setattr(Tuner, "missing", ("lora.a",))
-    with pytest.raises(InputError, match=r"in lora is of another base; .* 2 \(lora\.a, lora\.b\)"):
+    with pytest.raises(
+        InputError, match=r"in lora belongs to another base; .* 2 \(lora\.a, lora\.b\)"
+    ):
         load_clip(folder)
 
 

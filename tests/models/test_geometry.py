@@ -199,7 +199,7 @@ def test_openai_transforms_are_known():
 )
 def test_unknown_steps_are_refused(step):
     """What may move pixels in another way is no guess."""
-    with pytest.raises(UnsupportedModelError, match="does to an image is not known"):
+    with pytest.raises(UnsupportedModelError, match="does to an image; masks need"):
         geometry_of(own_steps(step), (40, 50))
 
 

@@ -40,10 +40,10 @@ def test_a_classifier_is_told_about_captums_grad_cam():
 REFUSED = {
     "CLIPForImageClassification": r"a classifier has no text tower.*captum\.attr\.Saliency\(",
     "SiglipForImageClassification": r"a classifier has no text tower.*captum\.attr\.Saliency\(",
-    "XCLIPModel": "a text's embedding changes with the video; take a CLIP, frame by frame",
-    "ClapModel": "texts with sounds, and a map is of an image",
-    "ViltForQuestionAnswering": "neither has an embedding to compare; take a CLIP or SigLIP",
-    "ColPaliForRetrieval": "each word takes its best; captum_clip.late_interaction",
+    "XCLIPModel": "a text's embedding changes with the video; use a CLIP on single frames",
+    "ClapModel": "texts with sounds, not images",
+    "ViltForQuestionAnswering": "neither has an embedding to compare; use a CLIP or SigLIP",
+    "ColPaliForRetrieval": "scored by its best patch; use captum_clip.late_interaction",
 }
 
 
@@ -193,5 +193,5 @@ def test_values_that_are_not_linear_in_the_tokens_are_refused_where_they_must_be
     forward = ClipSimilarity(load_clip(model), targets.embedding(torch.eye(24)[:1]))
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     LastGradAttention(forward).attribute(images)
-    with pytest.raises(UnsupportedModelError, match=r"something that is not linear in its tokens"):
+    with pytest.raises(UnsupportedModelError, match=r"is not linear in its tokens"):
         ConservativePropagation(forward).attribute(images)

@@ -259,7 +259,7 @@ def test_save_writes_a_table_and_a_figure(index, tmp_path, sign):
 def test_another_model_or_setting_is_refused(clip, folder, index, tmp_path):
     """Nothing is lost."""
     path, other = tmp_path / "index.lance", builders.hf_vit(seed=1).load()
-    with pytest.raises(InputError, match="embeds texts otherwise"):
+    with pytest.raises(InputError, match="embeds texts differently"):
         ImageIndex.open(path, other)
     with pytest.raises(InputError, match="the model has other weights"):
         ImageIndex.build(other, folder, path)
@@ -290,7 +290,7 @@ def test_what_is_no_index_is_refused(clip, folder, index, tmp_path):
         ImageIndex.build(clip, folder, tmp_path / "my index.lance")
     for file in (tmp_path / "index.lance" / "_versions").iterdir():
         file.write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"is no index.*; name another"):
+    with pytest.raises(InputError, match=r"is not an index.*; name another"):
         ImageIndex.open(tmp_path / "index.lance", clip)
     shutil.rmtree(tmp_path / "index.lance")
     with pytest.raises(InputError, match="cannot be read or written"):
@@ -354,7 +354,7 @@ def test_images_elsewhere_are_known_by_url_and_size(clip, tmp_path):
     for seed, name in enumerate(["a/0.png", "a/1.png", "b/0.png"]):
         store.pipe(f"/{name}", draw(tmp_path / "one.png", seed).read_bytes())
     index = ImageIndex.build(clip, "memory://a", path)
-    with pytest.raises(InputError, match="is of images at memory://a; to read"):
+    with pytest.raises(InputError, match="indexes images at memory://a; to read"):
         ImageIndex.build(clip, "memory://b", path)
     store.pipe("/a/1.png", draw(tmp_path / "one.png", 3).read_bytes() + b"0")
     found = index.search("a horse")

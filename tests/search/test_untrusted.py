@@ -61,11 +61,11 @@ def test_a_folder_on_another_machine_is_read_where_the_user_names_it(clip, tmp_p
     path = tmp_path / "index.lance"
     index = ImageIndex.build(clip, "memory://c", path)
     for elsewhere in ("", "memory://d"):
-        with pytest.raises(InputError, match=r"index\.lance is of images at memory://c"):
+        with pytest.raises(InputError, match=r"index\.lance indexes images at memory://c"):
             ImageIndex.open(path, clip, images=elsewhere)
     assert ImageIndex.open(path, clip, images="memory://c/").search("a").files == ("0.png",)
     describe(index, folder="simplecache::file:///etc")
-    with pytest.raises(InputError, match="is of images at simplecache::file:///etc"):
+    with pytest.raises(InputError, match="indexes images at simplecache::file:///etc"):
         ImageIndex.open(path, clip)
 
 
@@ -163,13 +163,13 @@ def test_text_weights_that_changed_after_the_opening_are_noticed(folder, tmp_pat
 
     handle = clip.model.text_projection.register_forward_hook(hook)
     for each in (index, other):
-        with pytest.raises(InputError, match="embeds texts otherwise; open it with that model"):
+        with pytest.raises(InputError, match="embeds texts differently; open it with that model"):
             each.search("a horse")
     handle.remove()
     assert len(other.search("a horse").files) == COUNT
     with torch.no_grad():
         clip.model.text_projection.weight.mul_(torch.linspace(0.5, 1.5, 24)[:, None])
-    with pytest.raises(InputError, match="embeds texts otherwise"):
+    with pytest.raises(InputError, match="embeds texts differently"):
         index.explanation(index.files[0], "a horse")
 
 
@@ -187,7 +187,7 @@ def test_an_image_as_target_needs_the_image_side_that_made_the_index(folder, tmp
             clip.model.visual_projection.weight.mul_(torch.linspace(0.5, 1.5, 24)[:, None])
     index = ImageIndex.open(path, clip)
     for wanted in (target, targets.concatenate([target, targets.text(clip, "a horse")])):
-        with pytest.raises(InputError, match="embeds images otherwise"):
+        with pytest.raises(InputError, match="embeds images differently"):
             index.search(wanted)
 
 
@@ -200,7 +200,7 @@ def test_a_drawing_needs_the_preprocessing_that_made_the_index(folder, tmp_path)
     assert len(index.search("a horse").files) == COUNT
     clip.processor.size = {"shortest_edge": 2 * side}
     for each in (index, ImageIndex.open(path, clip)):
-        with pytest.raises(InputError, match="crops or scales images otherwise"):
+        with pytest.raises(InputError, match="crops or scales images differently"):
             each.search("a horse")
 
 
