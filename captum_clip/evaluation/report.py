@@ -46,7 +46,7 @@ _SHOWN: Final = {"legrad": "LeGrad", "map": "mAP", "iou": "IoU", "miou": "mIoU",
 _HEADLINES: Final = {
     "Which copy carries the score?": "(thirds|identical)_(adds|removal)_rank",
     "Where is it?": "pointing",
-    "What does an object add, what would be missed (ranks)?": "(effect|removal)_spearman_scene",
+    "What does an object add, and what would be lost (ranks)?": "(effect|removal)_spearman_scene",
     "Where is each of four words?": "words_4",
     "Which pixels does the class need?": "gap_[a-z]+_predicted",
 }
@@ -149,10 +149,10 @@ def findings(summary: Summary) -> list[str]:
     images = int(summary.figures["images"].max())
     references = " or ".join(summary.figures["reference"].unique())
     caution = (
-        f"What not to conclude: the tests are against {references} alone, so the first need "
-        "not differ from the second; p values are corrected within a column, not over columns; "
-        f"and {images} {'image' if images == 1 else 'images'} and one model tell little about "
-        "others, above all an embedded model, which knows drawn scenes only."
+        f"What not to conclude: all tests are against {references}, so the first method need "
+        "not differ from the second. P values are corrected within a column, not over columns. "
+        f"And {images} {'image' if images == 1 else 'images'} and one model tell little about "
+        "others, above all if the model is embedded and knows only drawn scenes."
     )
     return [*warnings, *lines, *([caution] if lines else [])]
 
@@ -162,9 +162,9 @@ def _finding(summary: Summary, column: Column) -> str:
     what, winner = shown(column.metric.name), column.winner(summary)
     reference, rival = column.reference(summary), column.rival
     if summary.reliability.get(column.metric.name, RELIABLE) < RELIABLE:
-        return f"{what} orders nothing, since halves of the images do not agree"
+        return f"{what} ranks nothing, since two halves of the images disagree"
     if rival in column.cells:
-        at_no_map = "looks at no map and " * (rival in summary.without_map)
+        at_no_map = "uses no map and " * (rival in summary.without_map)
         rival += f", which {at_no_map}has {_plain(column.cells[rival])}"
     if winner is None:
         tested = f" and differs from {reference} after Holm's correction"
@@ -184,7 +184,7 @@ def _finding(summary: Summary, column: Column) -> str:
         text += f", not tested on fewer than {FEWEST} images"
     equal = [name for name in summary.baselines if name in column.bold]
     text += f", but {', '.join(equal)} is no worse" if equal else ""
-    return text + (f"; next to it {rival}" if column.rival in column.cells else "")
+    return text + (f"; for comparison, {rival}" if column.rival in column.cells else "")
 
 
 def _plain(cell: str) -> str:
@@ -260,8 +260,8 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
     protocol = f"**{head}**: {_text(metric.protocol)} ({size})"
     note = ""
     if not math.isnan(reliability):
-        note = f"{head}: halves of the images order the methods alike by {reliability:.2f}"
-        note += f", less than {RELIABLE}, so it orders nothing" * (reliability < RELIABLE)
+        note = f"{head}: the rank correlation between halves of the images is {reliability:.2f}"
+        note += f", below {RELIABLE}, so it ranks nothing" * (reliability < RELIABLE)
     return Column(metric, head, figures, cells, places, protocol, bold, rival, note)
 
 

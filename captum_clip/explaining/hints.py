@@ -147,7 +147,7 @@ def find_class_hints(
     above = max(float((scores[best] - values.mean()) / values.std()) for values in compared)
     usual = f"{OUTSTANDING} or more are usual for what an image shows"
     doubt = (
-        f"None of the {len(names)} classes stands out, so the image may show another thing: the "
+        f"None of the {len(names)} classes stands out, so the image may show something else: the "
         f"best is {above:.1f} standard deviations above other texts, {usual}."
     )
     return () if above >= OUTSTANDING else (doubt,)
@@ -156,7 +156,7 @@ def find_class_hints(
 def _maps_alike(texts: Sequence[str], correlations: Tensor) -> str:
     what = "The map of {} is" if len(texts) == 1 else "The maps of {} are"
     low = f"{correlations.min():.2f}{' or more' * (len(texts) > 1)}"
-    return f"{what.format(_listed(texts))} almost that of unrelated texts (correlation {low})."
+    return f"{what.format(_listed(texts))} almost the map of unrelated texts (correlation {low})."
 
 
 def _listed(texts: Sequence[str]) -> str:

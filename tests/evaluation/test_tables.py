@@ -149,7 +149,7 @@ def test_what_no_map_beats_is_said(best: float) -> None:
     [line, _] = findings(found)
     rival = "named, which looks at no map and has 0.840 [0.840, 0.840]"
     won = "ours (the reference), with area 0.900 [0.900, 0.900], not tested on fewer than 30 images"
-    won += f"; next to it {rival}"
+    won += f"; for comparison, {rival}"
     assert line == f"Where {won if best == 0.9 else f'by area no method beats {rival}'}."
 
 
@@ -320,7 +320,7 @@ def test_a_column_whose_halves_disagree_orders_nothing() -> None:
     found = summary(given, [RIVAL], baselines=["magnitude"], resamples=1000)
     assert "**" not in "".join(line[-1] for line in table(markdown(found)))
     assert found.reliability["which"] < 0.5
-    assert "orders nothing, since halves of the images do not agree" in findings(found)[0]
+    assert "ranks nothing, since two halves of the images disagree" in findings(found)[0]
     assert "less than 0.7, so it orders nothing" in markdown(found)
     given = {name: {"which": rows(*range(40))} for name in ("ours", "theirs")}
     assert math.isnan(summary(given, [RIVAL]).reliability["which"])  # two have no order to compare
