@@ -142,7 +142,7 @@ def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None
         writing.export(clip, tmp_path / "all", method="direct:depth=all")
     with pytest.raises(InputError, match="direct with its options"):
         writing.export(clip, tmp_path / "other", method="rollout")
-    with pytest.raises(InputError, match="no folder of captum-clip export"):
+    with pytest.raises(InputError, match="not a folder of captum-clip export"):
         exported.load(tmp_path)
 
 

@@ -161,9 +161,9 @@ WITHOUT_MAP: Final = {
     "always-negative": "-1 for every pair",
     "best-class": "the class with the highest score painted over the whole image",
     "area": "the pixels of each copy",
-    "contrast": "fitted to the color of each copy less that around it, each scene by other folds",
-    "edges": "fitted to the steps of brightness in each copy, each scene by other folds",
-    "place": "fitted to where each copy is, each scene by other folds",
+    "contrast": "fitted to the color of each copy minus that around it, on scenes of other folds",
+    "edges": "fitted to the steps of brightness in each copy, on scenes of other folds",
+    "place": "fitted to where each copy is, on scenes of other folds",
     "painted": "a ceiling: what the score loses when a copy is painted over with what is around it",
     "other-truth": "a ceiling: what it adds as a guess of what is lost without it, and vice versa",
 }
@@ -376,7 +376,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     choice, both_signs = _choice(text), text.endswith(_SIGNED)
     what = _what(choice)
     if both_signs:
-        what += ", less the map of the negated target"
+        what += ", minus the map of the negated target"
     return Attributed(name, what, choice, both_signs=both_signs)
 
 

@@ -203,4 +203,4 @@ def load(folder: str | Path, *, threads: int | None = None) -> ExportedClip:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # those of onnxruntime and tokenizers have no class of their own
-        raise InputError(f"{folder} is no folder of captum-clip export ({error}).") from error
+        raise InputError(f"{folder} is not a folder of captum-clip export ({error}).") from error

@@ -382,7 +382,7 @@ class ClipAdapter(ABC):
             return tools[tool]
         missing = [name for name in tools if tools[name] is None]
         failed = {n: f" (its {n} could not be loaded: {r})" for n, r in self.failures.items()}
-        needed = {"processor": "an image that is no preprocessed tensor", "tokenizer": "a text"}
+        needed = {"processor": "an image that is not a preprocessed tensor", "tokenizer": "a text"}
         use = "images and texts need" if len(missing) > 1 else f"is needed for {needed[tool]}"
         options = ", ".join(f"{name}={name}" for name in missing)
         raise InputError(

@@ -153,7 +153,7 @@ def _folder(name: str, folder: Path) -> Source:
         base = str(_read(path, itemgetter("base_model_name_or_path")))
         where = f"{base}, the base_model_name_or_path in adapter_config.json"
         with error_context(f"{argument('model', name)} is an adapter of peft for {where}"):
-            expect(not (expand(base) / path.name).is_file(), "a base that is no adapter", base)
+            expect(not (expand(base) / path.name).is_file(), "a base that is not an adapter", base)
             merge = "pip install peft, or save the model merged, after merge_and_unload()"
             expect(find_spec("peft"), "the package peft", None, merge)
             return resolve(base)._replace(name=name, adapter=folder)

@@ -64,7 +64,7 @@ def list_files(
         folder, sizes = "", dict.fromkeys(names, 0)
     files = [File.of(storage, name, size) for name, size in sizes.items() if is_encodable(name)]
     unnamed = [name for name in sizes if not is_encodable(name)]
-    return storage, folder, files, dict.fromkeys(unnamed, "its name is no text in UTF-8")
+    return storage, folder, files, dict.fromkeys(unnamed, "its name is not text in UTF-8")
 
 
 COLUMNS: Final = (*File._fields, "vector", "contributions", "scale", "checksum")

@@ -160,7 +160,7 @@ def read_unchanged(
         if isinstance(image, Skipped):
             skipped[file.file] = image.reason
         elif File.of(images, file.file) != file:
-            skipped[file.file] = "it has changed; build the index anew"
+            skipped[file.file] = "it has changed; build the index again"
         else:
             read.append(image)
     return read, skipped

@@ -81,7 +81,7 @@ def test_unknown_layer_is_refused_by_name(method):
 def test_layer_of_another_model_is_refused():
     """The similarity and the layer must belong together."""
     other = builders.hf_vit(seed=1).model
-    with pytest.raises(InputError, match=r"another tower than the ClipSimilarity's; leave it out"):
+    with pytest.raises(InputError, match=r"is not the tower of the ClipSimilarity; leave it out"):
         attr.LastGradAttention(cases.similarity("hf_vit"), other)
 
 

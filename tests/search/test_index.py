@@ -215,7 +215,7 @@ def test_images_that_are_gone_or_changed_are_told(clip, folder, index):
     found = index.search("a horse", top=5)
     assert list(found.files) == others
     assert "no image file" in found.skipped[first]
-    assert found.skipped[second] == "it has changed; build the index anew"
+    assert found.skipped[second] == "it has changed; build the index again"
     with pytest.raises(InputError, match="there is no image file"):
         index.explanation(first, "a horse")
     shutil.rmtree(folder)
