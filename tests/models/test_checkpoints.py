@@ -270,7 +270,7 @@ def test_an_adapter_without_peft_or_base_is_told_so(adapter, monkeypatch):
     name = r"`model='lora'` is an adapter of peft for"
     for base, said in (
         (None, rf"{name} None, the base_model_name_or_path .*'None' is neither a known name"),
-        ("lora", rf"{name} lora, .* expected a base that is no adapter, got 'lora'"),
+        ("lora", rf"{name} lora, .* expected a base that is not an adapter, got 'lora'"),
         ("../gone", rf"{name} \.\./gone, .* is neither a known name nor a folder"),
     ):
         with pytest.raises(InputError, match=said):
