@@ -189,7 +189,7 @@ def test_a_list_of_like_classes_is_not_doubted() -> None:
     scores = torch.tensor([0.9, 0.9, 0.9])
     assert find_class_hints(clip, images, ["a", "b", "c"], scores, None) == ()
     [hint] = find_class_hints(clip, images, ["a", "b", "c"], scores - 1.1, None)
-    assert "None of the 3 classes stands out, so the image may show another thing" in hint
+    assert "None of the 3 classes stands out, so the image may show something else" in hint
 
 
 def test_one_class_of_a_sigmoid_is_judged_by_itself() -> None:

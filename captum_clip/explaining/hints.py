@@ -156,7 +156,7 @@ def find_class_hints(
 def _maps_alike(texts: Sequence[str], correlations: Tensor) -> str:
     what = "The map of {} is" if len(texts) == 1 else "The maps of {} are"
     low = f"{correlations.min():.2f}{' or more' * (len(texts) > 1)}"
-    return f"{what.format(_listed(texts))} almost the map of unrelated texts (correlation {low})."
+    return f"{what.format(_listed(texts))} almost that of unrelated texts (correlation {low})."
 
 
 def _listed(texts: Sequence[str]) -> str:

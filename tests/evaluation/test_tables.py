@@ -147,7 +147,7 @@ def test_what_no_map_beats_is_said(best: float) -> None:
     assert ("**0.900**" in text) is (best == 0.9)
     assert "**0.840**" not in text
     [line, _] = findings(found)
-    rival = "named, which looks at no map and has 0.840 [0.840, 0.840]"
+    rival = "named, which uses no map and has 0.840 [0.840, 0.840]"
     won = "ours (the reference), with area 0.900 [0.900, 0.900], not tested on fewer than 30 images"
     won += f"; for comparison, {rival}"
     assert line == f"Where {won if best == 0.9 else f'by area no method beats {rival}'}."
@@ -213,7 +213,7 @@ def test_too_few_resamples_are_said() -> None:
     given = {name: {"area": rows(i, times=30)} for i, name in enumerate(["ours", "a", "b"])}
     few = summary(given, [metric("area")], resamples=50)
     assert few.least_p == pytest.approx(4 / 51)
-    assert "no corrected p value can be below 0.078: a missing † says nothing" in markdown(few)
+    assert "no corrected p value can be below 0.078, so a missing † says nothing" in markdown(few)
     assert "says nothing" not in markdown(summary(given, [metric("area")], resamples=100))
 
 
@@ -264,7 +264,7 @@ def test_findings_name_the_winner_its_lead_and_what_is_not_told_apart() -> None:
         "Where is each of four words? ours (the reference), with words 4 0.500 [0.500, 0.500], "
         "not tested on fewer than 30 images, but random is no worse."
     )
-    assert found[2].startswith("What not to conclude: the tests are against ours alone")
+    assert found[2].startswith("What not to conclude: all tests are against ours")
     assert "60 images" in found[2]
 
 
@@ -304,7 +304,7 @@ def test_bold_needs_to_differ_from_the_rival_of_a_metric() -> None:
     assert "*Ceilings*" in {line[0] for line in lines}
     assert set(found.figures["reference"]) == {"magnitude"}
     assert found.reliability["which"] == 1
-    assert "halves of the images order the methods alike by 1.00" in markdown(found)
+    assert "rank correlation between halves of the images is 1.00" in markdown(found)
     near = rival_column(0.5, 0.3, rival=3.8)  # lower, but not for certain
     means = near.figures.set_index("method")["mean"]
     assert means["ours"] > means["magnitude"]
@@ -321,7 +321,7 @@ def test_a_column_whose_halves_disagree_orders_nothing() -> None:
     assert "**" not in "".join(line[-1] for line in table(markdown(found)))
     assert found.reliability["which"] < 0.5
     assert "ranks nothing, since two halves of the images disagree" in findings(found)[0]
-    assert "less than 0.7, so it orders nothing" in markdown(found)
+    assert "below 0.7, so it ranks nothing" in markdown(found)
     given = {name: {"which": rows(*range(40))} for name in ("ours", "theirs")}
     assert math.isnan(summary(given, [RIVAL]).reliability["which"])  # two have no order to compare
 
