@@ -480,7 +480,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         names, heatmap = arrays["names"], arrays["maps"]
     except DAMAGED as error:
         raise InputError(
-            f"{path} cannot be read as an .npz file with maps (K, h, w) and names (K,) ({error})."
+            f"{path}: expected an .npz file with maps (K, h, w) and names (K,), but reading it "
+            f"failed ({error})."
         ) from error
     numbers = heatmap.ndim == 3 and 0 not in heatmap.shape and heatmap.dtype.kind in "fiu"
     fits = numbers and names.shape == heatmap.shape[:1] and names.dtype.kind == "U"

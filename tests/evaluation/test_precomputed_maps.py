@@ -108,7 +108,7 @@ def lone(path: Path) -> None:
 
 
 READ, EXPECTED = (
-    "cannot be read as an .npz file",
+    "but reading it failed",
     "expected maps (K, h, w) of numbers and names (K,) of text",
 )
 WRONG: dict[str, tuple[Any, str]] = {

@@ -206,7 +206,9 @@ def test_color_wants_three_numbers_between_0_and_1(rgb):
 
 def test_statistics_come_from_the_open_clip_model_where_there_is_no_processor():
     built = builders.open_clip_vit()
-    with pytest.raises(InputError, match=r"denormalize: no processor gives .*; pass `processor`"):
+    with pytest.raises(
+        InputError, match=r"denormalize: no processor gives .*; pass the `processor`"
+    ):
         built.load(processor=None).denormalize(built.images())
     built.model.visual.image_mean, built.model.visual.image_std = (0.5,) * 3, (0.25,) * 3
     assert built.load(processor=None).color((1, 0.5, 0)).flatten().tolist() == [2, 0, -2]

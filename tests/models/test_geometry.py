@@ -220,7 +220,7 @@ def test_unknown_processors_are_refused(processor):
 def test_another_size_than_the_images_is_named():
     """A mask that would not cover the preprocessed image is no mask of it."""
     exact = fast(do_resize=False, do_center_crop=False)
-    with pytest.raises(InputError, match=r"one that becomes \(50, 40\) and not \(40, 50\)"):
+    with pytest.raises(InputError, match=r"which becomes \(50, 40\), not \(40, 50\)"):
         resize_masks(exact, np.ones((40, 50), dtype=bool), (50, 40))
 
 

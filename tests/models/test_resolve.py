@@ -71,7 +71,7 @@ def test_a_folder_with_another_kind_of_model_is_named(tmp_path):
 
 def test_another_kind_of_model_on_the_hub_is_named_with_what_would_run_instead(cache):
     (cache("some/one") / "config.json").write_text(BLIP_2)
-    message = r"`model='some/one'`.* type 'blip-2'; its score is .*use a CLIP or SigLIP"
+    message = r"`model='some/one'`.* type 'blip-2'; it scores .*use a CLIP or SigLIP"
     with pytest.raises(UnsupportedModelError, match=message):
         load_clip("some/one")
 

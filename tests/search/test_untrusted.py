@@ -209,7 +209,9 @@ def test_a_folder_of_the_users_is_no_index_and_stays(clip, folder, tmp_path):
     path = tmp_path / "photos.lance"
     draw(path / "mine.png", 0)
     for run in (ImageIndex.open, lambda path, clip: ImageIndex.build(clip, folder, path)):
-        with pytest.raises(InputError, match=r"photos\.lance is no index.*; name another") as said:
+        with pytest.raises(
+            InputError, match=r"photos\.lance is not an index.*; name another"
+        ) as said:
             run(path, clip)
         assert "delete" not in str(said.value)
     assert os.listdir(path) == ["mine.png"]
