@@ -126,7 +126,7 @@ def test_a_graph_that_differs_leaves_nothing_behind(
             unit, vectors, rest = super().forward(pixels)
             return unit + torch.zeros(len(pixels), 1), vectors, rest
 
-    messages = {Wrong: r"its vectors as a graph are off by 0\.001", Fixed: "its graph does not run"}
+    messages = {Wrong: r"the graph's vectors differ by 0\.001", Fixed: "its graph does not run"}
     for kind, message in messages.items():
         monkeypatch.setattr(writing, "ImageGraph", kind)
         with pytest.raises(UnsupportedModelError, match=message):

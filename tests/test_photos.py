@@ -233,7 +233,9 @@ def test_a_file_keeps_where_the_images_lie_in_their_photos(
     assert back.photos == ()
     with pytest.raises(InputError, match=r"comes from a file.*plot\(original='photo.jpg'\)"):
         back.plot(original=True)
-    with pytest.raises(InputError, match=r"\[\(40, 80\), \(40, 80\)\], those .* \[\(40, 80\)\]"):
+    with pytest.raises(
+        InputError, match=r"\[\(40, 80\), \(40, 80\)\], but the photos .* \[\(40, 80\)\]"
+    ):
         back.plot(original=photo)
     given = pixels_of(back.plot(original=[photo, photo]))
     for one, other in zip(given, pixels_of(found.plot(original=True)), strict=True):

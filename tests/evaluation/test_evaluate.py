@@ -401,7 +401,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"methods": ("last-grad", "grad-cam")}, "ClipGradCam"),
     ({"data": ("demo-objects",)}, "data do not serve the task localization, but pert"),
     ({"data": ("demo", "demo-objects")}, "demo-objects serves none of localization, signs; it"),
-    ({"against": "image", "tasks": ("effect",)}, "effect explains texts; `against='image'` serves"),
+    (
+        {"against": "image", "tasks": ("effect",)},
+        "effect explains texts; `against='image'` works with",
+    ),
     ({"against": "image"}, "another image of each region for `against='image'`, got 'masks'"),
     ({"template": "a {}"}, "none of the data sets masks.* takes `template`"),
     ({"model": "demo/bit"}, "demo/bit"),
