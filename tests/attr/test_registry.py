@@ -124,7 +124,7 @@ def test_a_class_defined_anew_takes_its_own_place_but_not_another_name() -> None
         ({"signed": "yes"}, "expected `signed` of True or False, got 'yes'"),
         (
             {"attribute_targets": None},
-            "expected a method attribute_targets, got None; derive it from",
+            "expected a method attribute_targets, got None; derive the class",
         ),
     ],
 )
