@@ -46,12 +46,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     so that what each position would give the pool is compared with the target, as in MaskCLIP. On a
     network that ends in average pooling there is nothing to detach, and both are the same.
 
-    With the last stage as its layer the forward runs without a graph up to there. A
-    :class:`captum_clip.ClipSimilarity` stops there, and goes through the attention pool with its
-    single mean query, or through what follows the average (ConvNeXt, FastViT); the gradient
-    enters as one shift of all positions. Any other layer, and
-    ``attribute_to_layer_input``, ``attr_dim_summation=False`` and ``grad_kwargs``, go to Captum's
-    `LayerGradCam` as they are, which returns maps that may carry a graph.
+    With the last stage as its layer, only what follows it has a graph: the attention pool, as its
+    single mean query, or what follows the average (ConvNeXt, FastViT). The gradient enters as one
+    shift of all positions. Any other layer, and ``attribute_to_layer_input``,
+    ``attr_dim_summation=False`` and ``grad_kwargs``, go to Captum's `LayerGradCam` as they are,
+    which returns maps that may carry a graph.
 
     Args:
         forward_func: a :class:`captum_clip.ClipSimilarity`, or a callable
