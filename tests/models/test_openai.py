@@ -217,7 +217,7 @@ def test_a_copy_whose_code_differs_is_explained_as_it_computes_or_refused() -> N
         try:
             found = made[0].attribute_targets(images)
         except UnsupportedModelError as error:
-            assert "layer 1 of the vision tower does not give" in str(error)  # noqa: PT017
+            assert "layer 1 of the vision tower does not return" in str(error)  # noqa: PT017
             refused.add(method.name)
             continue
         torch.testing.assert_close(found, made[1].attribute_targets(images), rtol=1e-4, atol=1e-6)
