@@ -146,7 +146,7 @@ LINES = {
     "evaluate --suite v2 --data demo -o o": "the suite v2 fixes --data; leave it out",
     "evaluate --compare none.json e.safetensors": "there is no file none.json",
     "evaluate --compare e.safetensors e.safetensors": (
-        "e.safetensors is damaged, or no suite_v2.json that --suite wrote"
+        "e.safetensors is damaged, or not a suite_v2.json written by --suite"
     ),
     "emotions fit none --model m -o p.safetensors": "there is no folder none",
     "emotions fit photos --model m -o p.pt": "must end in .safetensors",

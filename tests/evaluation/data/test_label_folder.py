@@ -66,8 +66,8 @@ def test_prompts_are_the_names_in_the_templates(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("\n \n", "[ignored], got 0 lines."),
-        ("a\n" * 256, "expected 1 to 255 lines, each with names of a class"),
+        ("\n \n", "[ignored]; got 0 lines."),
+        ("a\n" * 256, "expected 1 to 255 lines, each with names of one class"),
         ("horse\n\ndog\ncat", "got the line ''."),
         ("horse\na,,b\ndog\ncat", "got the line 'a, , b'."),
         ("[ignore]\na\nb\nc", "got the line '[ignore]'."),
