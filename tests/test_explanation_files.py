@@ -121,7 +121,7 @@ def test_plot_names_what_it_cannot_draw(
 
 def test_save_names_itself_and_the_looks_that_there_are(vit: ClipAdapter, tmp_path: Path) -> None:
     found = explain(vit.preprocess(picture()), "a horse", model=vit)
-    with pytest.raises(InputError, match=r"^save: expected cmap, .*, got 'dpi'; savefig of"):
+    with pytest.raises(InputError, match=r"^save: expected cmap, .*, got 'dpi'; explanation.plot"):
         found.save(tmp_path / "a.png", dpi=300)
     with pytest.raises(InputError, match=r"^save: a map cannot be laid on"):
         found.save(tmp_path / "a.png", original=True)
