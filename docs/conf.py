@@ -70,6 +70,7 @@ html_theme = "furo"
 html_title = f"captum_clip {release}"
 html_static_path = ["_static"]
 html_css_files = ["docs.css"]
+html_js_files = ["docs.js"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_search_scorer = str(DOCS / "_static" / "scorer.js")  # Sphinx reads it from where it is started
