@@ -1,7 +1,7 @@
 // What keyboards and screen readers need and the theme lacks: boxes that scroll take the focus, headings of
 // the side bar have a level, and its two sides have names.
 const reachable = () => {
-  for (const box of document.querySelectorAll("pre, .table-wrapper, div.math"))
+  for (const box of document.querySelectorAll("pre, .table-wrapper, div.math, p:has(> img)"))
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
 };
