@@ -52,7 +52,7 @@ def asked(metric: Any, forward: Any, images: torch.Tensor, **options: Any) -> np
     )
 
 
-QUIET: dict[str, Any] = {"normalize": False, "abs": False, "disable_warnings": True}
+QUIET: dict[str, Any] = {"normalise": False, "abs": False, "disable_warnings": True}
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])

@@ -247,7 +247,7 @@ def test_a_reference_is_a_target_as_well(clip: Any) -> None:
         ({"texts": TEXT, "reference": OTHER.image}, "got both"),
         ({"texts": 3}, "takes one text apart, got 3"),
         ({"texts": b"a dog"}, "takes one text apart, got b'a dog'"),
-        ({"texts": TEXT, "method": "last-grad"}, "got the method last-grad; leave it out"),
+        ({"texts": TEXT, "method": "last-grad"}, "got the method last-grad; leave the method out"),
         ({"texts": TEXT, "heads": "paired"}, "has no option 'heads'; it has baseline, start_layer"),
         ({"texts": TEXT, "hints": True}, "`hints=True` compares positive maps of texts"),
         ({"texts": TEXT, "words": True}, "whole texts word by word; leave `words=True` out"),
