@@ -404,9 +404,23 @@ def _connected(config: RunConfig) -> Iterator[Any]:
         logger.setLevel(logging.ERROR)
         if not ray.is_initialized():
             undo.callback(ray.shutdown)
-            _join_or_start(ray, config)
+            with _muted():
+                _join_or_start(ray, config)
         _check_room(ray, config)
         yield ray
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Nothing on stderr, where Ray's C++ announces the log level that it was given."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _join_or_start(ray: Any, config: RunConfig) -> None:
