@@ -29,7 +29,7 @@ MARK: Final = "executed_sources"
 
 _LIMIT: Final = 600  # seconds a cell
 _WIDEST: Final = 1400  # pixels of a picture
-_QUALITY: Final = 85
+_QUALITY: Final = 80
 
 
 def read(path: Path) -> Any:
@@ -132,7 +132,7 @@ def rewrite(path: Path) -> None:
 def _shrink(output: Any) -> None:
     """A picture as JPEG of a moderate size; what Python would print of it is left out."""
     data = output.get("data", {})
-    encoded = data.pop("image/png", None)
+    encoded = data.pop("image/png", None) or data.pop("image/jpeg", None)
     if encoded is None:
         return
     picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
