@@ -130,6 +130,7 @@ class Answer:
         chosen: of each text 0 where it is shown itself, n where its n-th word is.
         name: of the image's file.
         words: position of a text -> explanation of its words, where one was chosen.
+        opacity: that its maps are drawn with.
     """
 
     clip: ClipAdapter
@@ -139,6 +140,7 @@ class Answer:
     chosen: tuple[int, ...]
     name: str
     words: Mapping[int, Explanation] = field(default_factory=dict)
+    opacity: float | None = None
 
     def show_word(self, text: int, word: int) -> "Answer":
         """Show a word of a text instead of the text, or with 0 the text again.

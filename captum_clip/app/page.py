@@ -8,7 +8,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -223,7 +223,8 @@ def _cards() -> tuple[Any, ...]:
     def show(reply: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
         figure = reply.plot(opacity)
         whole, maps = reply.images(figure)
-        shown = {answer: reply, image: whole, name: f"**{reply.name}** as the model sees it"}
+        shown = {answer: replace(reply, opacity=opacity), image: whole}
+        shown |= {name: f"**{reply.name}** as the model sees it"}
         shown |= {legend: reply.legend(reply.sign, opacity), hints: reply.hints()}
         shown |= {button: gr.DownloadButton(interactive=False) for button in files}
         shown |= {card: gr.Column(visible=False) for card, *_ in cards}
@@ -247,8 +248,12 @@ def _cards() -> tuple[Any, ...]:
     def show_word(text: int, reply: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
         yield from show(reply.show_word(text, word), opacity)
 
+    def redraw(reply: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
+        if opacity != reply.opacity:  # Gradio calls it released wherever the focus leaves it
+            yield from show(reply, opacity)
+
     outputs = [answer, image, name, legend, hints, *files, *chain(*cards)]
-    opacity.release(_sentences(show), [answer, opacity], outputs, **_EVENT)
+    opacity.release(_sentences(redraw), [answer, opacity], outputs, **_EVENT)
     for text, (_, words, *_) in enumerate(cards):
         inputs = [answer, opacity, words]
         words.input(_sentences(partial(show_word, text)), inputs, outputs, **_EVENT)

@@ -596,7 +596,7 @@ def test_the_page_needs_no_mouse(page: Page) -> None:
         norm = answered(page, "a dog").norms[1]
     visited: list[str] = []
     while visited.count("Model") < 2:  # once round
-        page.keyboard.press("Tab")
+        page.keyboard.press("Tab", delay=60)  # as slow as a person: what leaving a field does shows
         name, outline, tag = page.evaluate(FOCUSED)
         assert outline == "solid" or tag == "BODY", name
         visited.append(name)
