@@ -31,7 +31,7 @@ TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.ite
 
 MOST = {
     "lines of code of the package": 20_550,
-    "lines of the package": 31_490,
+    "lines of the package": 31_500,
     "lines of code of the core": 11_600,
     "tests": 5_250,
 }
