@@ -7,9 +7,6 @@ var Scorer = {
   objPrio: { 0: 15, 1: 5, 2: -5 },
   objPrioDefault: 0,
   title: 15,
-  partialTitle: 7,
-  term: 5,
-  partialTerm: 2,
   score: ([page, , , , score]) => score * Scorer.rank(page),
   rank: (page) =>
     /^(generated\/captum_clip|beside|structure|contributing)/.test(page) ? 0.5

@@ -491,15 +491,22 @@ def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, mas
 
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes(
-    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    vit: str,
+    masks: str,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Two workers on a Ray of their own."""
+    """Two workers on a Ray of their own, which says nothing, not even that it starts."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("PYTHONPATH", path)
     said: list[int] = []
     config = config_of(vit, masks, tmp_path / "out", engine="ray", workers=2)
+    capfd.readouterr()
     evaluate(config, progress=lambda done, *_: said.append(done))
+    assert capfd.readouterr() == ("", "")
     assert content(tmp_path / "out") == whole
     assert said[0] == 0
     assert said[-1] == 15
