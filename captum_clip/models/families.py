@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import show
 from ..errors import UnsupportedModelError, argument
 from . import huggingface, open_clip, openai, relatives, timm
 from .adapter import ClipAdapter, Family
@@ -47,7 +48,7 @@ def register_family(family: Family) -> None:
     FAMILIES.append(family)
 
 
-def transformers_class(name: str, model_type: Any, architectures: Sequence[str]) -> str:
+def transformers_class(name: str, model_type: Any, architectures: Sequence[str] | None) -> str:
     """The class of transformers of a checkpoint, by its `config.json`; else UnsupportedModelError.
 
     It may have been saved from any of the `architectures` that hold the model inside another.
@@ -55,7 +56,7 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     base: Any = MODEL_MAPPING_NAMES.get(model_type, ())
-    candidates: list[str] = [*architectures, *((base,) if isinstance(base, str) else base)]
+    candidates: list[str] = [*(architectures or ()), *((base,) if isinstance(base, str) else base)]
     families = [family for family in FAMILIES if family.library.startswith("transformers.")]
     supported = {model for family in families for model in family.models}
     for candidate in candidates:
@@ -66,8 +67,8 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
     else:
         reason = _supported(families)
     raise UnsupportedModelError(
-        f"{argument('model', name)}: it is a transformers model of type {model_type!r}; {reason}. "
-        "For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
+        f"{argument('model', name)}: it is a transformers model of type {show(model_type)}; "
+        f"{reason}. For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
     )
 
 

@@ -1,15 +1,14 @@
 """`load_clip`: a name, a folder or a model -> an adapter."""
 
 import logging
-import pickle
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..checks import check_integer, error_context, expand, expect, find_folder
@@ -23,12 +22,8 @@ from .images import image_processor, is_processor
 from .library import unwrapped
 from .names import ACCEPTED, NO_NETWORK, Source, resolve
 from .open_clip import resample_pool
+from .trust import LARGEST, check_files, check_size, no_code, reason_of
 
-_FAILURES = (
-    *(OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError),
-    *(pickle.UnpicklingError, SafetensorError),
-)
-_LARGEST = 4096  # side in pixels of an image; more patches than fit into a memory
 # loading changes settings of the whole process, and two threads would restore each other's
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -109,7 +104,7 @@ def load_clip(
     source, device = resolve(str(name_or_model)), choose_device(device)
     expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
     if image_size is not None:
-        check_integer("image_size", image_size, most=_LARGEST)
+        check_integer("image_size", image_size, most=LARGEST)
     failures = {}
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
@@ -119,9 +114,9 @@ def load_clip(
         for option in [option for option in tools if tools[option] is None]:
             try:
                 tools[option] = _LOADERS[option](source, model)
-            except _FAILURES as error:  # told once it is needed: tensors need no processor
-                failures[option] = _first_line(error)
-    clip = adapter_of(model, name=source.name, **tools)
+            except Exception as error:  # told once it is needed: tensors need no processor
+                failures[option] = reason_of(error)
+        clip = adapter_of(model, name=source.name, **tools)
     clip.failures = failures
     if image_size is not None:
         with error_context(
@@ -254,16 +249,16 @@ def _model(source: Source, image_size: int | None) -> Any:
 def _open_clip_model(source: Source, image_size: int | None) -> Any:
     import open_clip
 
-    config = {} if image_size is None else open_clip.get_model_config(source.where) or {}
-    vision = config.get("vision_cfg", {})
+    vision = (open_clip.get_model_config(source.where) or {}).get("vision_cfg", {})
     is_resnet, is_timm = isinstance(vision.get("layers"), list), "timm_model_name" in vision
     options: dict[str, Any] = {"pretrained": source.tag, "require_pretrained": True}
     if source.file is not None:
         options = {"load_weights": False, "pretrained_text": False}
-    model = open_clip.create_model(
-        source.where,
+    build = partial(open_clip.create_model, source.where, precision="fp32")
+    empty = partial(build, load_weights=False, pretrained_text=False, device="meta")
+    check_size(source.name, empty, source.where.removeprefix("local-dir:"), _positions(vision))
+    model = build(
         **options,
-        precision="fp32",
         device="cpu",
         # which resamples no positions of a ResNet's pool, and timm's too early for those of a file
         force_image_size=None if is_resnet or is_timm else image_size,
@@ -273,20 +268,32 @@ def _open_clip_model(source: Source, image_size: int | None) -> Any:
         load_weights(model, source.name, source.file, resample=image_size is not None)
     if is_resnet and image_size is not None:
         resample_pool(model.visual, image_size)
-    elif is_timm:
+    elif is_timm and image_size is not None:
         model.visual.set_input_size(image_size)
     return model
+
+
+def _positions(vision: Mapping[str, Any]) -> float:
+    """How many numbers an OpenCLIP ViT's positions are, which NumPy may compute in the memory."""
+    sides = vision.get("image_size", 0)
+    side = max(sides) if isinstance(sides, list) else sides
+    patch, width = vision.get("patch_size") or side or 1, vision.get("width") or 768
+    return float((side / patch) ** 2 * width)
 
 
 def _transformers_model(source: Source) -> Any:
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source.where)
-    name = transformers_class(source.name, config.model_type, config.architectures or ())
+    config = transformers.AutoConfig.from_pretrained(source.where, trust_remote_code=False)
+    name = transformers_class(source.name, config.model_type, config.architectures)
     kind = getattr(transformers, name)
+    check_size(source.name, partial(kind, config), source.file or source.where)
     if source.file is not None:
         return load_weights(kind(config), source.name, source.file)
-    model, info = kind.from_pretrained(source.where, dtype=torch.float32, output_loading_info=True)
+    # with its configuration, since that of an adapter's base would be read where there is one
+    model, info = kind.from_pretrained(
+        source.where, config=config, dtype=torch.float32, output_loading_info=True
+    )
     if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"{argument('model', source.name)}: the checkpoint lacks {len(missing)} weights of a "
@@ -308,7 +315,7 @@ def _processor(source: Source, model: Any) -> Any:
         return image_transform_v2(PreprocessCfg(**settings), is_train=False)
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(source.where)
+    return AutoImageProcessor.from_pretrained(source.where, trust_remote_code=False)
 
 
 def _tokenizer(source: Source, model: Any) -> Any:
@@ -320,7 +327,7 @@ def _tokenizer(source: Source, model: Any) -> Any:
         return get_tokenizer(source.where)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.where)
+    tokenizer = AutoTokenizer.from_pretrained(source.where, trust_remote_code=False)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # transformers 5 makes one of nothing where the files are missing
         raise FileNotFoundError(f"{source.where} holds no vocabulary")
@@ -337,11 +344,13 @@ def _loading(source: Source) -> Iterator[None]:
 
     online = not source.local and _hub_answers()
     try:
-        with _ONE_AT_A_TIME, _quiet(online):
+        with _ONE_AT_A_TIME, _quiet(online), no_code():
+            for where in _places(source):
+                check_files(source.name, where)
             yield
     except CaptumClipError:
         raise
-    except _FAILURES as error:
+    except Exception as error:  # whatever libraries make of files that somebody else wrote
         checkpoint = f"{source.where}/{source.tag}" if source.tag else source.where
         advice = "" if source.local else f" {ACCEPTED}"
         if not source.local and not online:
@@ -352,12 +361,17 @@ def _loading(source: Source) -> Iterator[None]:
             )
         raise InputError(
             f"{argument('model', source.name)}: {checkpoint} cannot be loaded: "
-            f"{type(error).__name__}, {_first_line(error)}.{advice}"
+            f"{type(error).__name__}, {reason_of(error)}.{advice}"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".:")
+def _places(source: Source) -> Iterator[str]:
+    """The folders and repositories whose configurations are a stranger's."""
+    schema, _, place = source.where.rpartition(":")
+    if schema or source.library == "transformers":  # else an architecture of OpenCLIP
+        yield place
+    if source.adapter is not None:
+        yield str(source.adapter)
 
 
 def _hub_answers() -> bool:

@@ -9,10 +9,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..checks import error_context, expand, expect, suggestion
+from ..checks import error_context, excerpt, expand, expect, suggestion
 from ..demo import MODELS
 from ..errors import InputError, UnsupportedModelError, argument
 from .families import transformers_class
+from .trust import reason_of
 
 Library = Literal["transformers", "open_clip"]
 
@@ -86,8 +87,12 @@ class Source(NamedTuple):
     adapter: Path | None = None  # a folder of peft
 
 
-def resolve(name: str) -> Source:
+def resolve(name: str, *, is_base: bool = False) -> Source:
     """Find the model that a name stands for, without a network.
+
+    Args:
+        name: for `load_clip`.
+        is_base: whether an adapter of peft names it, which cannot be based on another adapter.
 
     Raises:
         InputError: there is none of this name.
@@ -99,7 +104,7 @@ def resolve(name: str) -> Source:
         return Source(row.name, row.library, row.checkpoint, tag)
     folder = MODELS.get(name) or expand(name)
     if folder.is_dir():
-        return _folder(name, folder)
+        return _folder(name, folder, is_base)
     if folder.is_file():  # its architecture is asked for when it is loaded
         return Source(name, "open_clip", "", local=True, file=folder)
     if checkpoint := split_checkpoint(name):
@@ -145,43 +150,50 @@ def _checkpoint(name: str, architecture: str, file: Path) -> Source:
     return resolve(owner + architecture)._replace(name=name, file=file)
 
 
-def _folder(name: str, folder: Path) -> Source:
+def _folder(name: str, folder: Path, is_base: bool) -> Source:
     """A folder of transformers or OpenCLIP, or of what wraps a model of theirs."""
     if (path := folder / "modules.json").is_file():  # sentence-transformers
-        folder = _read(path, lambda modules: folder / modules[0]["path"])
+        inner = _read(path, lambda modules: folder / modules[0]["path"])
+        inside = inner.resolve().is_relative_to(folder.resolve())
+        expect(inside, f"a path inside of its folder in {path}", str(inner))
+        folder = inner
     if (path := folder / "adapter_config.json").is_file():  # peft
         base = str(_read(path, itemgetter("base_model_name_or_path")))
-        where = f"{base}, the base_model_name_or_path in adapter_config.json"
+        where = f"{excerpt(base)}, the base_model_name_or_path in adapter_config.json"
+        expect(not is_base, "a base that is not an adapter", name)
         with error_context(f"{argument('model', name)} is an adapter of peft for {where}"):
-            expect(not (expand(base) / path.name).is_file(), "a base that is not an adapter", base)
             merge = "pip install peft, or save the model merged, after merge_and_unload()"
             expect(find_spec("peft"), "the package peft", None, merge)
-            return resolve(base)._replace(name=name, adapter=folder)
-    path, settings = folder / "config.json", (None, ())
+            return resolve(base, is_base=True)._replace(name=name, adapter=folder)
     # OpenCLIP's folder may hold a `config.json` as well
-    is_open_clip = (folder / "open_clip_config.json").is_file()
-    if path.is_file():
-        settings = _read(path, lambda c: (c.get("model_type"), c.get("architectures") or ()))
-    elif not is_open_clip:
+    path, is_open_clip = folder / "config.json", (folder / "open_clip_config.json").is_file()
+    if not path.is_file() and not is_open_clip:
         raise InputError(
             f"{argument('model', name)}: the folder holds neither config.json (transformers) nor "
             "open_clip_config.json (OpenCLIP), nor adapter_config.json (peft)."
         )
     try:
-        transformers_class(name, *settings)
+        if path.is_file():
+            _read(
+                path,
+                lambda c: transformers_class(name, c.get("model_type"), c.get("architectures")),
+            )
+            return Source(name, "transformers", str(folder), local=True)
     except UnsupportedModelError:
         if not is_open_clip:
             raise
-        return Source(name, "open_clip", f"local-dir:{folder}", local=True)
-    return Source(name, "transformers", str(folder), local=True)
+    return Source(name, "open_clip", f"local-dir:{folder}", local=True)
 
 
 def _read(path: Path, read: Callable[[Any], Any]) -> Any:
     """What a file of settings says; InputError where it is not as its library writes it."""
     try:
         return read(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}, {error}).") from error
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # whatever the settings are that somebody else wrote
+        reason = f"{type(error).__name__}, {reason_of(error)}"
+        raise InputError(f"{path} cannot be read ({reason}).") from error
 
 
 def _open_clip_pair(name: str) -> Source | None:
