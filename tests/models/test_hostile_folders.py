@@ -44,9 +44,13 @@ class Opens:
 
 
 class Nobody:
-    """A standard input that nobody answers on."""
+    """A standard input that nobody answers on, and who asked it, since transformers goes on."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
 
     def __getattr__(self, name: str) -> NoReturn:
+        self.asked.append(name)
         raise AssertionError(f"standard input was asked for {name}")
 
 
@@ -185,12 +189,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with evil.py in it and on the path; afterwards no canary is there."""
+    """The current folder, with evil.py in it and on the path; then no canary, and no question."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.syspath_prepend(str(work))
-    monkeypatch.setattr(sys, "stdin", Nobody())
+    monkeypatch.setattr(sys, "stdin", nobody := Nobody())
     monkeypatch.setattr(loading, "_hub_answers", lambda: False)
     monkeypatch.setattr(names, "find_spec", lambda name: True)  # peft is there
     monkeypatch.setattr(
@@ -208,7 +212,7 @@ def world(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     wrap(Path("circle/inner"), "adapter_config.json", {"base_model_name_or_path": "circle"})
     yield work
     sys.modules.pop("evil", None)
-    assert not CANARY.exists()
+    assert (nobody.asked, CANARY.exists()) == ([], False)
 
 
 def write_evil(folder: Path) -> None:
