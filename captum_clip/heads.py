@@ -19,6 +19,7 @@ from .attr.contributions import any_target
 from .checks import check_integer, check_nonempty, excerpt, expect, expecting
 from .errors import public
 from .evaluation.units import to_csv
+from .kinds import is_kind
 from .models import ClipAdapter, ImageLike
 from .models.images import pixels_of
 from .similarity import ClipSimilarity
@@ -158,15 +159,27 @@ def describe_heads(
     return varying
 
 
+@public("head_label")
 def head_label(clip: ClipAdapter, head: Head, words: str = "") -> str:
-    """The name of a head in a figure, with words about it if there are any."""
+    """The name of a head in a figure, with words about it if there are any.
+
+    Raises:
+        InputError: what is no pair of a layer and a head.
+    """
+    expect(is_kind(head, Head), "a layer and a head of it, as in (11, 3)", head)
     is_pool = getattr(clip.tower, "pooling", "") != "cls"
     name = f"head {head[1]} of the pool" if is_pool else f"layer {head[0]}, head {head[1]}"
     return f"{name}: {words}" if words else name
 
 
+@public("heads_table")
 def heads_table(spans: Mapping[Head, TextSpan]) -> bytes:
-    """A CSV file with a row for each text of each head; shares are those of all texts up to it."""
+    """A CSV file with a row for each text of each head; shares are those of all texts up to it.
+
+    Raises:
+        InputError: no head, or what is not as :func:`describe_heads` returns it.
+    """
+    check_nonempty("head", spans)
     return to_csv(
         *(
             {"layer": layer, "head": head, "value": span.value, "random": span.random}

@@ -193,6 +193,21 @@ def test_figure_and_table_have_the_texts_of_each_head(scenes: list[Any], vectors
     assert lines[1] == f"{numbers},{span.texts[0]},{span.shares[0]:.10g}"
 
 
+@pytest.mark.parametrize("head", [3, "ab", (1,), (0.5, 1), (True, 1), None])
+def test_what_is_no_head_has_no_label(head: Any) -> None:
+    with pytest.raises(InputError, match="head_label: expected a layer and a head of it"):
+        heads.head_label(load_clip("demo/vit"), head)
+
+
+def test_a_table_of_no_heads_is_refused() -> None:
+    with pytest.raises(InputError, match="heads_table: expected at least one head, got none"):
+        heads.heads_table({})
+    wrong: Any
+    for wrong in (3, {(0, 0): 3}, {3: heads.TextSpan(("a",), (1.0,), 0.1)}, None, [1]):
+        with pytest.raises(InputError, match=r"heads_table: expected `spans` as Mapping"):
+            heads.heads_table(wrong)
+
+
 def test_long_texts_of_heads_leave_room_for_each_other(vectors: HeadVectors) -> None:
     clip, images = load_clip("demo/vit"), [draw_scene(seed).image for seed in range(20)]
     texts = ("a horse", *("a horse and a dog and a red heart and a car" for _ in range(20)))
