@@ -5,16 +5,20 @@ import os
 import re
 import signal
 import socket
+import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import gradio as gr
+from gradio import queueing
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -22,9 +26,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import figures
+from ..checks import excerpt
 from ..demo.scenes import draw_scene
 from ..demo.vocabulary import WORDS
-from ..errors import CaptumClipError, InputError, TargetError, spelled
+from ..errors import CaptumClipError, InputError, TargetError, printable, spelled
 from ..explaining.explanation import Explanation
 from ..explaining.request import Request
 from ..models.images import as_pil
@@ -368,6 +373,15 @@ def _warn(error: CaptumClipError) -> None:
     gr.Warning(re.sub(rf"{folder}\S*/", "", error.reason))
 
 
+def log_error() -> None:
+    """Log in a line what Gradio refused before it called the page, else a traceback of the page."""
+    _, error, steps = sys.exc_info()
+    if any(Path(step.filename) == Path(__file__) for step in traceback.extract_tb(steps)):
+        traceback.print_exc()
+    else:
+        print(f"captum-clip app refused a call: {printable(excerpt(str(error)))}", file=sys.stderr)
+
+
 def label(name: str, value: Any = None) -> str:
     """What the page calls an argument of `explain`, with its value, as “Show what”: both."""
     if name not in _LABELS:
@@ -460,9 +474,12 @@ def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -
         )
         # SIGTERM would leave the folder behind
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Gradio prints a traceback for every call with other data than the page sends
+        vars(queueing)["traceback"] = SimpleNamespace(print_exc=log_error)
         try:
             with suppress(KeyboardInterrupt):
                 yield f"http://{bracketed}:{port}"
         finally:
+            vars(queueing)["traceback"] = traceback
             signal.signal(signal.SIGTERM, before)
             page.close(verbose=False)

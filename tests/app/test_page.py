@@ -25,7 +25,7 @@ from PIL import Image
 
 from captum_clip import Explanation, explain, load_clip
 from captum_clip.app.answers import EMBEDDED
-from captum_clip.app.page import find_port, label
+from captum_clip.app.page import find_port, label, log_error
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, spelled
@@ -662,9 +662,10 @@ def test_nobody_else_is_asked(used: tuple[Page, list[str]], page: Page, address:
 @pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}])
 @pytest.mark.parametrize("event", [("show", "click"), ("images", "upload")])
 def test_no_client_reads_a_file_of_the_machine(
-    address: str, tmp_path: Path, meta: dict[str, Any], event: tuple[str, str]
+    address: str, terminal: Path, tmp_path: Path, meta: dict[str, Any], event: tuple[str, str]
 ) -> None:
     """A path that nobody uploaded is refused, with and without the mark of an upload."""
+    before = terminal.read_text()
     secret = tmp_path / "secret.png"
     Image.new("RGB", (64, 64), "red").save(secret)
     config = json.load(urllib.request.urlopen(f"{address}/config"))
@@ -686,6 +687,20 @@ def test_no_client_reads_a_file_of_the_machine(
     for path in (secret, "/etc/passwd"):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{address}/gradio_api/file={path}")
+    assert "Traceback" not in terminal.read_text().removeprefix(before)
+
+
+def test_the_log_has_a_traceback_of_the_page_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """What Gradio refuses, before it calls the page, is one line."""
+    for call in (lambda: float("x" * 900), lambda: find_port("127.0.0.1", 70000)):
+        try:
+            call()
+        except ValueError:
+            log_error()
+    refused, *others = capsys.readouterr().err.splitlines()
+    assert refused.startswith("captum-clip app refused a call: could not convert string")
+    assert len(refused) < 150
+    assert others[0].startswith("Traceback")
 
 
 @pytest.mark.slow
