@@ -18,6 +18,7 @@ from PIL import Image
 from captum_clip import ClipSimilarity, DirectContribution, explain, exported, load_clip
 from captum_clip.attr.contributions import any_target
 from captum_clip.cli import main
+from captum_clip.demo import MODELS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError, UnsupportedModelError
 from captum_clip.exported import writing
@@ -215,6 +216,17 @@ def test_texts_are_tokens_as_the_model_makes_them_or_refused(folder: Path) -> No
         made.tokenize("a xylophone of jade")
     with pytest.raises(TargetError, match="up to 16 tokens"):
         made.tokenize("a horse " * 20)
+
+
+def test_a_copy_under_another_name_is_exported(tmp_path: Path) -> None:
+    """Its tokenizer is one of transformers, which fails in its own way on a word that it lacks."""
+    shutil.copytree(MODELS["demo/vit"], tmp_path / "copy")
+    clip = load_clip(tmp_path / "copy")
+    with pytest.raises(TargetError, match=r"the tokenizer of .*copy can read, got 'naïve'; WordL"):
+        clip.encode_text("naïve")
+    writing.export(clip, tmp_path / "made")
+    made = exported.load(tmp_path / "made").tokenize("a horse")["ids"]
+    assert made.tolist() == clip.text_inputs("a horse")[0].tolist()
 
 
 def test_openclips_own_tokenizer_has_a_form_as_json() -> None:

@@ -89,10 +89,16 @@ class ClipAdapter(ABC):
             # transformers warns of a length where none is padded to
             length = None if self.pads_to_longest else self.context_length
             padding = True if length is None else "max_length"
-            return tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
+            options = {"padding": padding, "max_length": length, "return_tensors": "pt"}
+            return self._read(tokenizer, texts, **options)
         if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
-            return tokenizer(texts, context_length=self.context_length)
+            return self._read(tokenizer, texts, context_length=self.context_length)
         return tokenizer(texts)
+
+    def _read(self, tokenizer: Any, texts: Any, **options: Any) -> Any:
+        """What a library's tokenizer makes of texts; TargetError where it cannot read them."""
+        with expecting(f"what the tokenizer of {self.name} can read", texts, error=TargetError):
+            return tokenizer(texts, **options)
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation of the channels; InputError where none are written down."""
@@ -351,7 +357,7 @@ class ClipAdapter(ABC):
         """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
         tokenizer = self._require("tokenizer")
         if is_transformers_tokenizer(tokenizer):
-            return len(tokenizer(text, verbose=False)["input_ids"])
+            return len(self._read(tokenizer, text, verbose=False)["input_ids"])
         if hasattr(tokenizer, "count"):  # the embedded model's
             return int(tokenizer.count(text))
         clean = getattr(tokenizer, "clean_fn", None)
@@ -359,7 +365,8 @@ class ClipAdapter(ABC):
             clips = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds start, end and class
             # verbose: transformers warns of long texts, which the error says better
             options = {"add_special_tokens": not clips, "verbose": False}
-            return 3 * clips + len(tokenizer.tokenizer(clean(text), **options)["input_ids"])
+            ids = self._read(tokenizer.tokenizer, clean(text), **options)["input_ids"]
+            return 3 * clips + len(ids)
         if clean is not None and hasattr(tokenizer, "encode"):  # OpenCLIP's SimpleTokenizer
             return 2 + len(tokenizer.encode(text))
         return None

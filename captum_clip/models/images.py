@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..checks import excerpt, expect
+from ..checks import excerpt, expect, expecting
 from ..errors import InputError
 from ..maps import check_tensor, unsupported_reason
 
@@ -302,8 +302,10 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
     OpenCLIP's transforms.
     """
     inner = image_processor(processor)
+    sizes = [image.size for image in images]
     if hasattr(inner, "image_mean"):
-        tensors = list(inner(images=images, return_tensors="pt")["pixel_values"])
+        with expecting(f"images that {type(inner).__name__} can prepare", sizes):
+            tensors = list(inner(images=images, return_tensors="pt")["pixel_values"])
     else:
         tensors = [inner(image) for image in images]
     for tensor in tensors:
