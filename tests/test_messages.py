@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -84,8 +86,27 @@ def evaluate_twice(world: World) -> None:
         evaluate(EvaluationConfig("demo/vit", "out", images=images, **small))
 
 
+def spoiled(name: str, **files: dict[str, Any]) -> str:
+    """A copy of an embedded model with other settings in the files of these names."""
+    shutil.copytree(MODELS[name], "spoiled")
+    for file, settings in files.items():
+        path = Path("spoiled", f"{file}.json")
+        about = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**about, **settings}))
+    return "spoiled"
+
+
+EVIL: dict[str, Any] = {
+    "auto_map": {"AutoConfig": "a.B", "AutoTokenizer": ["a.B", "a.B"]},
+    "tokenizer_class": "EvilTokenizer",
+}
 CALLS: list[Callable[[World], Any]] = [  # in the order of the page
     lambda w: load_clip("captum-clip/no-such-model"),
+    lambda w: load_clip(spoiled("demo/vit", config={"_attn_implementation": "org/kernel"})),
+    lambda w: load_clip(
+        spoiled("demo/resnet", config={**EVIL, "model_type": "b"}, tokenizer_config=EVIL)
+    ).encode_text(HORSE),
+    lambda w: load_clip(spoiled("demo/vit", config={"projection_dim": 10**6})),
     lambda w: load_clip("demo/vitt"),
     lambda w: load_clip(MODELS["demo/vit"] / "model.safetensors"),
     lambda w: load_clip(f"demo/vit:{MODELS['demo/siglip'] / 'model.safetensors'}"),
