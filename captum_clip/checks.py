@@ -98,7 +98,7 @@ def expecting(
     """
     try:
         yield
-    except CaptumClipError:
+    except (CaptumClipError, OSError):  # a disk that fails is no wrong argument
         raise
     except Exception as reason:  # tokenizers, onnxruntime and others have none of their own
         line = excerpt(str(reason).strip().partition("\n")[0].partition(". ")[0].rstrip("."), 200)

@@ -119,8 +119,9 @@ class ClipAdapter(ABC):
         scale = scale if getattr(inner, "do_rescale", True) else 255
         offset = 1 if getattr(inner, "rescale_offset", False) else 0
         again = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
-        deviations = [s * a / scale for s, a in zip(std, again, strict=True)]
-        return [(m + offset) / scale for m in mean], deviations
+        with expecting("a mean and a standard deviation of each channel", (mean, std)):
+            deviations = [s * a / scale for s, a in zip(std, again, strict=True)]
+            return [(m + offset) / scale for m in mean], deviations
 
     def _known_statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
         with suppress(InputError):

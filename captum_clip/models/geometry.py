@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import expect
+from ..checks import expect, expecting
 from ..errors import UnsupportedModelError, public
 from ..maps import Box
 from .images import Size, image_processor
@@ -109,7 +109,8 @@ def geometry_of(processor: Any, size: Size) -> Crop:
     """
     inner = image_processor(processor)
     if _is_a(inner, _HUGGING_FACE):
-        return _of_hugging_face(inner, size)
+        with expecting(f"an image that {type(inner).__name__} can crop", size):
+            return _of_hugging_face(inner, size)
     if _is_a(inner, _NAFLEX):
         image = np.zeros((*size, 3), dtype=np.uint8)
         patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]

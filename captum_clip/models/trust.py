@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import nn
 
-from ..checks import is_number, show
+from ..checks import show
 from ..demo import MODELS
 from ..errors import InputError, argument
 
@@ -39,16 +39,18 @@ _VALUES: Final = {
     "(quantization_config|megatron_config)": _NEVER,
     "peft_type$": "(|ADA|RAND|V|VB)LORA|LOHA|LOKR|B?OFT|IA3|HRA|FOURIERFT|LN_TUNING",
     "timm_model_name$": r"[\w.]+",
+    "((image_)?(mean|std)|rescale_factor)$": r"-?[\d.e-]+",
+    r"((image_)?(mean|std)|rescale_factor)\.": _NEVER,
     # of these classes alone; others load more by themselves
     "tokenizer_class$": r"(?!Auto|Rag)\w+(Tokenizer|TokenizerFast|Backend)",
     "(image_processor|feature_extractor)_type$": (
         r"(?!Auto)\w+(ImageProcessor|FeatureExtractor)(Fast|Pil)?"
     ),
 }
-_NUMBERS: Final = {
+_MOST: Final = {
     r"(image_size|size|crop_size)\b": LARGEST,
     "max_num_patches": (LARGEST // 16) ** 2,
-    r"(\w*layers|depths?)\b": 1000,
+    r"((num_hidden_)?layers|depths?)\b": 1000,
 }
 
 
@@ -62,12 +64,11 @@ def check_files(name: str, where: str) -> None:
     for file in _files(where):
         for key, value in _leaves(json.loads(file.read_text("utf-8"))):
             is_name = _matches(names, key) and bool(value)
-            refused = is_name and (not re.fullmatch(_HUB, value) or Path(value).exists())
-            for pattern, most in _NUMBERS.items():
-                refused |= _matches(pattern, key) and is_number(value) and value > most
-            for pattern, values in _VALUES.items():
-                refused |= _matches(pattern, key) and not re.fullmatch(values, str(value))
-            if refused:
+            is_hub = re.fullmatch(_HUB, str(value)) and not Path(str(value)).exists()
+            fits: list[object] = [is_hub or not is_name]
+            fits += [re.fullmatch(v, str(value)) for k, v in _VALUES.items() if _matches(k, key)]
+            fits += [value in range(n + 1) for k, n in _MOST.items() if _matches(k, key)]
+            if not all(fits):
                 said = f"{file.name} says {show(value)} for {show(key[1:])}"
                 raise InputError(
                     f"{argument('model', name)}: {said}, which is never followed; {ADVICE}."
@@ -90,14 +91,14 @@ def _files(where: str) -> list[Path]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value in a configuration but None, after the keys that lead to it."""
-    if isinstance(value, dict):
+    """Every plain value in a configuration after its keys, but None, the library's default."""
+    if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}")
-    elif isinstance(value, list):
+            yield from () if inner is None else _leaves(inner, f"{path}.{key}")
+    elif isinstance(value, list) and value:
         for inner in value:
             yield from _leaves(inner, path)
-    elif value is not None:
+    else:
         yield path, value
 
 
