@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -133,7 +134,8 @@ def read_ahead(
         def results() -> Iterator[Read]:
             waiting: deque[Future[Read]] = deque()
             for item in items:
-                waiting.append(pool.submit(read, item))
+                # a limit of pixels is of this thread's context
+                waiting.append(pool.submit(copy_context().run, read, item))
                 if len(waiting) > 2 * workers * batch:
                     yield waiting.popleft().result()
             while waiting:

@@ -1,12 +1,12 @@
 """Images of any kind -> RGB images -> preprocessed tensors."""
 
 import io
-import math
 import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import excerpt, expect, expecting
-from ..errors import InputError
+from ..errors import InputError, argument
 from ..maps import check_tensor, unsupported_reason
 
 Size = tuple[int, int]
@@ -26,6 +26,7 @@ _CHANNELS = (1, 2, 3, 4)
 _HEIC = (".heic", ".heif")
 NARROW: Final = 200
 """How often the shorter side of an image may go into the longer one."""
+_max_pixels: Final = ContextVar[int | None]("max_pixels", default=None)
 
 # what Pillow's readers raise on broken files
 _DAMAGED = (
@@ -34,7 +35,7 @@ _DAMAGED = (
 )
 _SENTENCES: dict[type[Exception], str] = {
     Image.DecompressionBombError: "{0} unpacks to more than {most} pixels, perhaps a decompression "
-    "bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.",
+    "bomb; make it smaller, or raise {option} if you trust it.",
     FileNotFoundError: "there is no image file {0}.",
     IsADirectoryError: "{0} is a folder; pass its files, as in sorted(Path({0!r}).glob('*.jpg')).",
     UnidentifiedImageError: "{0} is not an image that Pillow can read{heic}.",
@@ -182,10 +183,50 @@ def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
         with suppress(ImportError):
             import_module("pillow_heif").register_heif_opener()
     with pillow_errors(excerpt(name, 300)), Image.open(file) as image:
-        # up to twice it Pillow warns
-        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise Image.DecompressionBombError
+        check_size(*image.size, excerpt(name, 300))
         yield image
+
+
+@contextmanager
+def limit_pixels(most: int | None) -> Iterator[None]:
+    """Read images of up to so many pixels within the block; None leaves the limit as it is.
+
+    It holds for this thread, and for those of :func:`captum_clip.evaluation.read_ahead`.
+    """
+    token = _max_pixels.set(_max_pixels.get() if most is None else most)
+    try:
+        yield
+    finally:
+        _max_pixels.reset(token)
+
+
+def check_size(width: int, height: int, name: str, most: int | None = None) -> None:
+    """Refuse an image by its size alone, before it is unpacked.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        name: what the message calls the image.
+        most: pixels that it may have; by default those of :func:`limit_pixels`, else those of
+            ``PIL.Image.MAX_IMAGE_PIXELS``.
+
+    Raises:
+        InputError: it has no pixels or too many, or one side is over `NARROW` times the other.
+    """
+    if not width or not height:
+        raise InputError(f"{name} has no pixels, {width} x {height}.")
+    # a processor would make 224 x 13,440,000 pixels of 1 x 60,000
+    if max(width, height) > NARROW * min(width, height):
+        raise InputError(
+            f"{name} is too long and narrow, {width} x {height}; crop it "
+            f"so that one side is at most {NARROW} times the other."
+        )
+    limit, option = most or _max_pixels.get(), argument("max_pixels")
+    if limit is None:  # up to twice its limit Pillow only warns
+        limit, option = Image.MAX_IMAGE_PIXELS, f"{option} or PIL.Image.MAX_IMAGE_PIXELS"
+    if limit is not None and width * height > limit:
+        sentence = _SENTENCES[Image.DecompressionBombError]
+        raise InputError(sentence.format(name, most=limit, option=option))
 
 
 @contextmanager
@@ -219,20 +260,14 @@ def pillow_errors(source: str) -> Iterator[None]:
         sentence = _SENTENCES.get(type(error), _OF_DAMAGE)
         reason = getattr(error, "strerror", None) or error  # without the path once more
         heic = "; pip install pillow-heif adds HEIC" * source.lower().endswith(_HEIC)
-        message = sentence.format(source, most=Image.MAX_IMAGE_PIXELS, reason=reason, heic=heic)
-        raise InputError(message) from error
+        # Pillow's own limit, which holds besides
+        limit = {"most": 2 * (Image.MAX_IMAGE_PIXELS or 0), "option": "PIL.Image.MAX_IMAGE_PIXELS"}
+        raise InputError(sentence.format(source, **limit, reason=reason, heic=heic)) from error
 
 
 def _to_rgb(image: Image.Image, source: str) -> Image.Image:
     """The right way up, RGB, on white where transparent."""
-    # before it is unpacked: a processor would make 224 x 13,440,000 pixels of 1 x 60,000
-    if not all(image.size):
-        raise InputError(f"{source} has no pixels, {image.width} x {image.height}.")
-    if max(image.size) > NARROW * min(image.size):
-        raise InputError(
-            f"{source} is too long and narrow, {image.width} x {image.height}; crop it "
-            f"so that one side is at most {NARROW} times the other."
-        )
+    check_size(*image.size, source)
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":

@@ -13,7 +13,13 @@ import torch
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.models.images import as_pil, check_images, is_preprocessed
+from captum_clip.models.images import (
+    as_pil,
+    check_images,
+    check_size,
+    is_preprocessed,
+    limit_pixels,
+)
 
 RED, GRAY = (200, 30, 40), (90, 90, 90)
 
@@ -248,8 +254,27 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, factor):
     path = tmp_path / "bomb.png"
     Image.new("1", (64, 64 * factor)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)  # warns, and raises beyond twice
-    with pytest.raises(InputError, match=r"bomb\.png unpacks to more than 4095 pixels"):
+    most = {1: 4095, 3: 8190}[factor]
+    with pytest.raises(InputError, match=rf"bomb\.png unpacks to more than {most} pixels"):
         as_pil(path)
+    with pytest.raises(InputError, match="unpacks to more than 4095 pixels"):
+        as_pil(np.zeros((64, 64 * factor), np.uint8))
+
+
+def test_limits_of_pixels_hold_within_their_block_and_in_the_check_itself():
+    image = solid("L", 9, (40, 30))
+    with limit_pixels(1200), limit_pixels(None):
+        as_pil(image)
+        check_size(50, 50, "photo.jpg", 2500)
+        with limit_pixels(1199), pytest.raises(InputError) as refused:
+            as_pil(image)
+    assert refused.match(r"PIL image unpacks to more than 1199 pixels.* raise `max_pixels` if you")
+    as_pil(image)
+    check_size(9000, 9000, "photo.jpg")
+    with pytest.raises(
+        InputError, match=r"photo\.jpg unpacks to more than 89478485 pixels.* or PIL"
+    ):
+        check_size(9500, 9500, "photo.jpg")
 
 
 def test_float_arrays_are_refused_with_the_cure():
