@@ -24,7 +24,7 @@ from .errors import InputError, public
 from .explaining.explanation import Explanation
 from .maps import check_tensor, to_float32
 from .models.geometry import Crop
-from .models.images import as_pil
+from .pictures import as_pil
 
 __all__ = ["LateInteraction", "explain"]
 

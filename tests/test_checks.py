@@ -21,7 +21,7 @@ from captum_clip.evaluation import image_features
 from captum_clip.evaluation.data import formats
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.explaining.explanation import Explanation
-from captum_clip.models.images import as_pil
+from captum_clip.pictures import as_pil
 
 
 def test_check_integer_takes_whole_numbers_in_range() -> None:

@@ -13,7 +13,7 @@ import pytest
 from captum_clip import files
 from captum_clip.errors import InputError
 from captum_clip.files import replace_file
-from captum_clip.models.images import as_pil
+from captum_clip.pictures import as_pil
 
 
 @pytest.mark.parametrize("error", [RuntimeError("half-way"), KeyboardInterrupt()])

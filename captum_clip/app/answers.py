@@ -23,9 +23,9 @@ from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
 from ..explaining.request import Sign
 from ..models import ClipAdapter, load_clip
-from ..models.images import as_pil
 from ..models.loading import load_parts
 from ..models.names import resolve
+from ..pictures import as_pil
 from ..search import ImageIndex
 from ..search.table import Table
 from ..visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, ramp, score_note

@@ -32,7 +32,7 @@ from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError, InputError, TargetError, printable, spelled
 from ..explaining.explanation import Explanation
 from ..explaining.request import Request
-from ..models.images import as_pil
+from ..pictures import as_pil
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
 from .answers import MAX_TEXTS, SIGNS, Answer, Models, answered_by, ask, offered_methods, panels

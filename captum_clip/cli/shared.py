@@ -32,7 +32,7 @@ _SHORT: Final = ("a", "an", "the", "in", "of", "on", "and", "with")
 
 def read_image(name: str) -> Path:
     """The path of an image that can be read."""
-    from ..models.images import as_pil
+    from ..pictures import as_pil
 
     if "://" in name:
         raise InputError(f"{name} is a URL; download the image, then give the file.")

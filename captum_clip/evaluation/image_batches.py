@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import IMAGE_ENDINGS, draw_names, image_names, is_own_figure
-from ..models.images import decode_file, process, quiet, read_file
+from ..models.images import process
+from ..pictures import decode_file, quiet, read_file
 from .storage import Storage, storage_of
 from .units import Skipped
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..files import DAMAGED
-from ..models.images import is_io_error
+from ..pictures import is_io_error
 from .storage import Storage
 
 _FORMULA: Final = re.compile(r"\s*'*[=+@\t\r-](?!\d+(\.\d+)?$)")

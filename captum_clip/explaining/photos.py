@@ -15,7 +15,8 @@ from ..maps import Box, Mode
 from ..models import ClipAdapter
 from ..models.adapter import ImageLike
 from ..models.geometry import Crop, crop_of
-from ..models.images import Size, as_pil, is_preprocessed
+from ..models.images import Size, is_preprocessed
+from ..pictures import as_pil
 
 _DRAWN: Final = 1024
 """Pixels that the longer side of a photo is drawn with, at most; where it is not alone, fewer."""

@@ -22,8 +22,9 @@ from ..checks import (
     torch_failures,
 )
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
+from ..pictures import as_pil
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
-from .images import as_pil, check_images, image_processor, is_preprocessed, pixels_of, process
+from .images import check_images, image_processor, is_preprocessed, pixels_of, process
 from .library import expect_library_parts, refuse_quantized
 from .text import TextTower
 from .towers import Kind, Tower

@@ -1,46 +1,20 @@
 """Images of any kind -> RGB images -> preprocessed tensors."""
 
-import io
-import re
-import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Final, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..checks import excerpt, expect, expecting
-from ..errors import InputError, argument
-from ..maps import check_tensor, unsupported_reason
+from ..checks import expect, expecting
+from ..errors import InputError
+from ..maps import check_tensor
 
 Size = tuple[int, int]
-_CHANNELS = (1, 2, 3, 4)
-_HEIC = (".heic", ".heif")
-NARROW: Final = 200
-"""How often the shorter side of an image may go into the longer one."""
-_max_pixels: Final = ContextVar[int | None]("max_pixels", default=None)
-
-# what Pillow's readers raise on broken files
-_DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, NotImplementedError),
-    struct.error,
-)
-_SENTENCES: dict[type[Exception], str] = {
-    Image.DecompressionBombError: "{0} unpacks to more than {most} pixels, perhaps a decompression "
-    "bomb; make it smaller, or raise {option} if you trust it.",
-    FileNotFoundError: "there is no image file {0}.",
-    IsADirectoryError: "{0} is a folder; pass its files, as in sorted(Path({0!r}).glob('*.jpg')).",
-    UnidentifiedImageError: "{0} is not an image that Pillow can read{heic}.",
-}
-_OF_DAMAGE = "{0} cannot be read, it may be truncated or damaged ({reason})."
 
 
 def pixels_of(images: Any) -> Any:
@@ -114,210 +88,6 @@ def check_images(images: Any, made_by: Statistics | None = None, tolerance: floa
                 f"wrong: {how}.",
                 stacklevel=2,
             )
-
-
-def as_pil(images: Any) -> list[Image.Image]:
-    """One or several images -> RGB images, the right way up.
-
-    Args:
-        images: one or a sequence of: path, PIL image, array or uint8 tensor, (H, W), (H, W, C) or
-            (C, H, W). With a batch dimension in front of C or H it is several. C is 1 (gray), 2
-            (gray, alpha), 3 or 4 (with alpha). What is transparent becomes white.
-
-    Raises:
-        InputError: an image cannot be read or has no sensible shape or type.
-    """
-    several = isinstance(images, Sequence) and not isinstance(images, str)
-    with quiet():
-        converted = [
-            picture for image in (images if several else [images]) for picture in _as_pil(image)
-        ]
-    if not converted:
-        raise InputError("got no image at all.")
-    return converted
-
-
-def _as_pil(image: Any) -> list[Image.Image]:
-    """The image of a path or a PIL image, or those of an array."""
-    if isinstance(image, (Tensor, np.ndarray)):
-        return _arrays_to_pil(image)
-    if isinstance(image, (str, Path)):
-        if re.match(r"[a-z][a-z0-9+.-]+:/", str(image)):
-            raise InputError(f"{image} is a URL; download the image, then pass its file.")
-        return [decode_file(read_file(Path(image)), str(image))]
-    is_image = isinstance(image, Image.Image)
-    expect(is_image, "a path, a PIL image, an array or a uint8 tensor, or several", image)
-    with pillow_errors("the PIL image"):
-        return [_to_rgb(image, "the PIL image")]
-
-
-def read_file(path: Path, name: str = "") -> bytes:
-    """The content of an image file; an InputError that calls it by its name where there is none."""
-    source = excerpt(name or str(path), 300)
-    with pillow_errors(source):
-        # a named pipe would wait for ever
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise InputError(f"{source} is not a file but a pipe or a device.")
-        return path.read_bytes()
-
-
-def decode_file(content: bytes, name: str) -> Image.Image:
-    """The RGB image in the content of a file, the right way up; else InputError.
-
-    Safe to call from several threads, best inside of :func:`quiet`.
-    """
-    with _opened(io.BytesIO(content), name) as image:
-        return _to_rgb(image, excerpt(name, 300))
-
-
-@contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """An image as it is stored, for masks and numbers; what cannot be read is an InputError."""
-    with quiet(), _opened(path, str(path)) as image:
-        yield image
-
-
-@contextmanager
-def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
-    if name.lower().endswith(_HEIC):
-        with suppress(ImportError):
-            import_module("pillow_heif").register_heif_opener()
-    with pillow_errors(excerpt(name, 300)), Image.open(file) as image:
-        check_size(*image.size, excerpt(name, 300))
-        yield image
-
-
-@contextmanager
-def limit_pixels(most: int | None) -> Iterator[None]:
-    """Read images of up to so many pixels within the block; None leaves the limit as it is.
-
-    It holds for this thread, and for those of :func:`captum_clip.evaluation.read_ahead`.
-    """
-    token = _max_pixels.set(_max_pixels.get() if most is None else most)
-    try:
-        yield
-    finally:
-        _max_pixels.reset(token)
-
-
-def check_size(width: int, height: int, name: str, most: int | None = None) -> None:
-    """Refuse an image by its size alone, before it is unpacked.
-
-    Args:
-        width: in pixels.
-        height: in pixels.
-        name: what the message calls the image.
-        most: pixels that it may have; by default those of :func:`limit_pixels`, else those of
-            ``PIL.Image.MAX_IMAGE_PIXELS``.
-
-    Raises:
-        InputError: it has no pixels or too many, or one side is over `NARROW` times the other.
-    """
-    if not width or not height:
-        raise InputError(f"{name} has no pixels, {width} x {height}.")
-    # a processor would make 224 x 13,440,000 pixels of 1 x 60,000
-    if max(width, height) > NARROW * min(width, height):
-        raise InputError(
-            f"{name} is too long and narrow, {width} x {height}; crop it "
-            f"so that one side is at most {NARROW} times the other."
-        )
-    limit, option = most or _max_pixels.get(), argument("max_pixels")
-    if limit is None:  # up to twice its limit Pillow only warns
-        limit, option = Image.MAX_IMAGE_PIXELS, f"{option} or PIL.Image.MAX_IMAGE_PIXELS"
-    if limit is not None and width * height > limit:
-        sentence = _SENTENCES[Image.DecompressionBombError]
-        raise InputError(sentence.format(name, most=limit, option=option))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without Pillow's warnings, of broken metadata and the like.
-
-    Filters of warnings are those of the whole process, so no thread of a pool may change them.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
-
-
-def is_io_error(error: BaseException | None) -> bool:
-    """Whether an image could not be read because its disk refused, and not for what it holds."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return True
-        error = error.__cause__
-    return False
-
-
-@contextmanager
-def pillow_errors(source: str) -> Iterator[None]:
-    """One clear error for what Pillow raises."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, *_DAMAGED) as error:
-        sentence = _SENTENCES.get(type(error), _OF_DAMAGE)
-        reason = getattr(error, "strerror", None) or error  # without the path once more
-        heic = "; pip install pillow-heif adds HEIC" * source.lower().endswith(_HEIC)
-        # Pillow's own limit, which holds besides
-        limit = {"most": 2 * (Image.MAX_IMAGE_PIXELS or 0), "option": "PIL.Image.MAX_IMAGE_PIXELS"}
-        raise InputError(sentence.format(source, **limit, reason=reason, heic=heic)) from error
-
-
-def _to_rgb(image: Image.Image, source: str) -> Image.Image:
-    """The right way up, RGB, on white where transparent."""
-    check_size(*image.size, source)
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        values = np.asarray(upright)
-        if values.dtype.kind == "f" or not 0 <= values.min() <= values.max() <= 65535:
-            raise InputError(
-                "the image holds floating-point values, or integers outside 0 ... 65535, "
-                "of unknown range; scale it to uint8, or pass a preprocessed tensor."
-            )
-        return Image.fromarray(_to_eight_bits(values.astype(np.uint16))).convert("RGB")
-    if upright.mode == "La":
-        upright = upright.convert("LA")
-    if upright.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in upright.info:
-        colors = upright.convert("RGBA")
-        white = Image.new("RGBA", colors.size, "white")
-        return Image.alpha_composite(white, colors).convert("RGB")
-    return upright.convert("RGB")  # a new image, or with mode RGB a copy
-
-
-def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    return np.round(values / 257).astype(np.uint8)  # 65535 / 255
-
-
-def _arrays_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
-    """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> RGB images."""
-    if isinstance(array, Tensor) and (reason := unsupported_reason(array)):
-        raise InputError(f"expected a tensor of plain numbers, got {reason}.")
-    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8) * 255
-    if values.dtype == np.uint16:
-        values = _to_eight_bits(values)
-    if values.dtype != np.uint8:
-        raise InputError(
-            f"got an array or tensor of {array.dtype} and shape {tuple(array.shape)}; "
-            "accepted are arrays and tensors of uint8 or uint16 as images, and floating-point "
-            "tensors as preprocessed images. For values in [0, 1] pass (255 * x).round() as uint8; "
-            "for preprocessed ones torch.from_numpy(x)."
-        )
-    if values.ndim in (2, 3):
-        values = values[None]
-    if values.ndim == 4 and values.shape[3] not in _CHANNELS and values.shape[1] in _CHANNELS:
-        values = values.transpose(0, 2, 3, 1)
-    if values.ndim == 3:
-        values = values[..., None]
-    sensible = values.ndim == 4 and values.shape[3] in _CHANNELS and 0 not in values.shape[1:]
-    shapes = "(H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two"
-    expect(sensible, shapes, array)
-    images = (image[..., 0] if image.shape[-1] == 1 else image for image in values)
-    return [_to_rgb(Image.fromarray(image), "the array or tensor") for image in images]
 
 
 def image_processor(processor: Any) -> Any:

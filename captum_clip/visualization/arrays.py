@@ -4,7 +4,6 @@ Each `as_...` raises InputError: other shapes, values out of range, no numbers.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import maps
-from ..checks import as_list, expect, expecting
+from ..checks import as_list, expect
 from ..errors import InputError
+from ..pictures import as_numbers
 from .colors import Array, score_note
 
 ArrayLike = Tensor | npt.NDArray[Any]
@@ -138,15 +138,8 @@ def as_array(what: str, values: Any, shape: Sequence[int | str]) -> Array:
             raise InputError(f"expected {what} of plain numbers, got {reason}.")
         # NumPy has no bfloat16, and takes no tensor that requires a gradient
         values = values.detach().cpu().float().numpy()
-    with expecting(f"{what} as a tensor or an array", values):
-        array = np.asarray(values, dtype=np.float32)
-    pairs, sides = zip_longest(shape, array.shape), ", ".join(map(str, shape))
-    fits = all(side == n or (isinstance(n, str) and side) for n, side in pairs)
-    expect(fits, f"{what} of shape ({sides})", array.shape)
     # NaN would be drawn as black, which looks like an answer
-    if not np.isfinite(array).all():
-        raise InputError(f"the {what} hold NaN or infinity.")
-    return array
+    return as_numbers(what, values, shape)
 
 
 def _check_range(what: str, array: Array, cure: str) -> None:

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
+from captum_clip import pictures
 from captum_clip.errors import CaptumClipError, InputError
 from captum_clip.evaluation import (
     Evaluation,
@@ -34,7 +35,6 @@ from captum_clip.evaluation.evaluator import EvaluationPlan, make_plan
 from captum_clip.evaluation.run import ModelLoader, UnitWorker, UnitWriter
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.evaluation.table import COLUMNS
-from captum_clip.models import images
 from tests.evaluation.cases import (
     TEXTS,
     Listed,
@@ -182,7 +182,7 @@ def test_samples_that_were_away_are_tried_again(
     tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once their disk answers they are in the results of the next run, byte for byte."""
-    config, read = config_of(vit, masks, tmp_path / "out"), images.read_file
+    config, read = config_of(vit, masks, tmp_path / "out"), pictures.read_file
 
     def refuse(path: Path) -> bytes:
         if path.name == away:
@@ -191,7 +191,7 @@ def test_samples_that_were_away_are_tried_again(
 
     [away, *_] = sorted(path.name for path in Path(masks.partition(":")[2], "images").iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(images, "read_file", refuse)
+        patch.setattr(pictures, "read_file", refuse)
         [entry] = evaluate(config).skipped["masks"]
     assert entry["reason"].endswith("It is tried again when the same command runs again.")
     assert evaluate(config).skipped["masks"] == []

@@ -24,7 +24,7 @@ from captum_clip.evaluation.image_batches import (
 )
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.evaluation.units import Skipped
-from captum_clip.models.images import limit_pixels
+from captum_clip.pictures import limit_pixels
 from tests import builders, folders
 
 

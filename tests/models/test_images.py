@@ -13,13 +13,8 @@ import torch
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.models.images import (
-    as_pil,
-    check_images,
-    check_size,
-    is_preprocessed,
-    limit_pixels,
-)
+from captum_clip.models.images import check_images, is_preprocessed
+from captum_clip.pictures import as_pil, check_size, limit_pixels
 
 RED, GRAY = (200, 30, 40), (90, 90, 90)
 

@@ -19,7 +19,7 @@ from ...checks import check_integer, expand, expect
 from ...demo.copies import draw_subsets
 from ...errors import InputError, naming
 from ...files import IMAGE_ENDINGS, draw_names, image_names
-from ...models.images import as_pil, open_image
+from ...pictures import as_pil, open_image
 from ..storage import storage_of
 
 Mask = npt.NDArray[np.bool_]

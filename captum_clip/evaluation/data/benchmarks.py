@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ...checks import check_choice, error_context, expect, find_file
 from ...errors import InputError
-from ...models.images import as_pil, open_image
+from ...pictures import as_pil, open_image
 from ..storage import storage_of
 from .base import FileData, Sample, digest, masked_sample, read_lines, read_numbers
 from .formats import TEMPLATE, class_texts

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from ...checks import error_context, expect, find_repeated
 from ...errors import InputError
-from ...models.images import as_pil, open_image
+from ...pictures import as_pil, open_image
 from .base import FileData, Sample, digest, masked_sample, mosaic_sample, read_lines
 
 TEMPLATE: Final = "a photo of a {}"

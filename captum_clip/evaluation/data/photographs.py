@@ -17,7 +17,7 @@ from ...demo.copies import SIDES, without_thirds
 from ...demo.sprites import rotated
 from ...errors import InputError, TargetError
 from ...files import image_names
-from ...models.images import as_pil
+from ...pictures import as_pil
 from ...targets.target import word_spans
 from .base import FileData, Mask, Sample, copies_sample, digest, masked_sample, read_table
 from .formats import MaskedFolder, mask_text
