@@ -16,7 +16,9 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -34,6 +36,8 @@ from captum_clip import explain, exported
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.demo.vocabulary import WORDS
+from captum_clip.errors import InputError
+from captum_clip.exported.manifest import FILES, SUMS
 from captum_clip.exported.page import CDN, INSTALL, RUNTIME
 from captum_clip.exported.writing import tokenizer_of
 
@@ -196,10 +200,8 @@ def test_tokens_are_pythons(browser: Browser, address: str, folders: Path, kind:
     about = json.loads((folders / "vit/manifest.json").read_text("utf-8"))
     about["tokens"] |= {"length": longest} | ({"card": {}} if kind == "CLIP" else {})
     answers = {"tokenizer.json": text[kind], "manifest.json": json.dumps(about)}
-    routes = [(f"**/{n}", functools.partial(answer, body=body)) for n, body in answers.items()]
     page = browser.new_page()
-    for url, route in routes:
-        page.route(url, route)
+    replace(page, folders / "vit", **answers)
     page.goto(f"{address}/vit/index.html")
     page.locator("#said").filter(has_text=re.compile(".")).wait_for(timeout=120_000)
     made = page.evaluate(
@@ -218,16 +220,70 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(
     about = json.loads((folders / "vit/manifest.json").read_text("utf-8"))
     about["tokens"]["card"]["a horse"][1] += 1
     page = browser.new_page()
-    page.route("**/manifest.json", functools.partial(answer, body=json.dumps(about)))
+    replace(page, folders / "vit", **{"manifest.json": json.dumps(about)})
     page.goto(f"{address}/vit/index.html")
     said = page.locator("#said")
     expect(said).to_contain_text("does not read “a horse” like the model", timeout=120_000)
     page.close()
 
 
+def replace(page: Page, folder: Path, **files: str) -> None:
+    """Give a page other files, whose digests agree."""
+    sums = (folder / SUMS).read_text("utf-8")
+    for name, body in files.items():
+        digest = sha256(body.encode()).hexdigest()
+        sums = re.sub(rf"(?m)^.*  {re.escape(name)}$", f"{digest}  {name}", sums)
+        page.route(f"**/{name}", functools.partial(answer, body=body))
+    page.route(f"**/{SUMS}", functools.partial(answer, body=sums))
+
+
 def answer(route: Route, body: str) -> None:
     """A file of another content."""
     route.fulfill(body=body, content_type="application/json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_was_changed_is_named(
+    browser: Browser, address: str, folders: Path, name: str
+) -> None:
+    page, content = browser.new_page(), bytearray((folders / "vit" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    page.route(f"**/{name}", lambda route: route.fulfill(body=bytes(content)))
+    page.goto(f"{address}/vit/index.html")
+    said = page.locator("#said")
+    expect(said).to_contain_text(f"{name} is damaged, or was changed", timeout=120_000)
+    page.close()
+
+
+def test_images_have_the_limits_of_python(
+    browser: Browser, address: str, folders: Path, tmp_path: Path
+) -> None:
+    """Each is refused in a sentence before it is unpacked; the next one is explained."""
+    page, clip = opened(browser, f"{address}/vit"), exported.load(folders / "vit")
+    said = page.locator("#said")
+    for size, sentence in (
+        ((20_000, 1), "too long and narrow, 20000 x 1; crop it so that one side is at most 200"),
+        ((1, 201), "too long and narrow, 1 x 201"),
+        ((9450, 9470), "more than 89,478,485 pixels, 9450 x 9470; make it smaller"),
+    ):
+        path = tmp_path / f"{size[0]}.png"
+        Image.new("1", size).save(path)
+        started = time.perf_counter()
+        page.locator("input[type=file]").set_input_files(path)
+        page.evaluate("clip.ready")
+        assert time.perf_counter() - started < 10
+        expect(said).to_contain_text(
+            f"The image {'is' if 'long' in sentence else 'has'} {sentence}"
+        )
+        with pytest.raises(InputError, match=f"{size[0]} x {size[1]}|89,?478,?485"):
+            clip.explain(path, "a horse")
+    Image.new("RGB", (200, 1), "red").save(tmp_path / "small.png")
+    page.locator("input[type=file]").set_input_files(tmp_path / "small.png")
+    scores = [view["score"] for view in views(page)[:1]]
+    text = page.locator("textarea").input_value().split("\n")[0]
+    assert abs(scores[0] - float(clip.explain(tmp_path / "small.png", text).scores[0, 0])) < 1e-5
+    assert page.errors == []
+    page.close()
 
 
 def test_the_time_from_a_key_to_its_map_is_measured(browser: Browser, address: str) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_a_graph_that_differs_leaves_nothing_behind(
             unit, vectors, rest = super().forward(pixels)
             return unit + torch.zeros(len(pixels), 1), vectors, rest
 
-    messages = {Wrong: r"the graph's vectors differ by 0\.001", Fixed: "its graph does not run"}
+    messages = {Wrong: r"the graph's vectors differ by 0\.001", Fixed: "image.onnx does not run"}
     for kind, message in messages.items():
         monkeypatch.setattr(writing, "ImageGraph", kind)
         with pytest.raises(UnsupportedModelError, match=message):
@@ -178,7 +179,8 @@ def test_the_page_loads_its_runtime_from_a_cdn_or_from_copies(
         "https://cdn.jsdelivr.net/npm/@huggingface/tokenizers@0.2.0/dist/tokenizers.min.mjs",
     }
     assert not (folder / "runtime").exists()
-    write_page(tmp_path, {"model": "<b>", "method": "direct"}, runtime_files(packages))
+    about = replace(exported.load(folder).about, model="<b>")
+    write_page(tmp_path, about, runtime_files(packages))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert not re.findall(r"https?://|<b>", page)
     assert "drawn scenes only" not in page

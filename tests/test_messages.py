@@ -21,6 +21,7 @@ from captum_clip import (
     DirectContribution,
     errors,
     explain,
+    exported,
     load_clip,
     maps,
     metrics,
@@ -150,6 +151,7 @@ CALLS: list[Callable[[World], Any]] = [  # in the order of the page
     lambda w: visualization.overlay(w.clip.denormalize(w.pixels), w.pixels[:, :1]),
     lambda w: metrics.pointing_game(torch.rand(3, 7, 7), w.masks),
     lambda w: metrics.pointing_game(torch.rand(2, 7, 7), w.masks & False),
+    lambda w: exported.load("."),
     evaluate_twice,
 ]
 

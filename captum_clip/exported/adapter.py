@@ -28,17 +28,17 @@ class ExportedAdapter(ClipAdapter):
     context_length: Any = None
 
     def __init__(self, exported: ExportedClip) -> None:
-        about, how = exported.about, exported.about["preprocessing"]
-        sides = [side // cells for side, cells in zip(how["size"], about["grid"], strict=True)]
+        about, how = exported.about, exported.about.preprocessing
+        sides = [side // cells for side, cells in zip(how.size, about.grid, strict=True)]
         tower = _Tower(
             module=nn.Identity(),
-            native=tuple(how["size"]),
+            native=how.size,
             patch=(sides[0], sides[1]),
             pooling="cls",
             stem=nn.Identity(),
         )
         processor = partial(_tensor, how)
-        super().__init__(nn.Identity(), tower, name=about["model"], processor=processor)
+        super().__init__(nn.Identity(), tower, name=about.model, processor=processor)
         self.exported = exported
 
     @override
@@ -60,11 +60,11 @@ class ExportedAdapter(ClipAdapter):
     @override
     def identity(self, *, texts: bool = True, images: bool = True) -> dict[str, str]:
         names = ["text_embeddings"] * texts + ["weights", "image_embeddings"] * images
-        return {name: self.exported.about["identity"][name] for name in names}
+        return {name: getattr(self.exported.about.identity, name) for name in names}
 
     @override
     def _statistics(self) -> Any:
-        return tuple(self.exported.about["preprocessing"][name] for name in ("mean", "std"))
+        return self.exported.about.preprocessing.mean, self.exported.about.preprocessing.std
 
 
 def _tensor(how: Any, image: Any) -> Tensor:

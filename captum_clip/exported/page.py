@@ -13,7 +13,9 @@ from ..demo import MODELS
 from ..demo.scenes import draw_scene
 from ..errors import InputError, argument
 from ..explaining.interactive import SIGNS, render
+from ..pictures import NARROW
 from ..visualization.colors import NEGATIVE, POSITIVE
+from .manifest import SUMS, Manifest
 
 RUNTIME: Final = {"onnxruntime-web": "1.30.0", "@huggingface/tokenizers": "0.2.0"}
 """Packages of npm, in the versions that are tested."""
@@ -26,6 +28,8 @@ FILES: Final = {
 }
 CDN: Final = "https://cdn.jsdelivr.net"
 SCENES: Final = (("horse", "dog"), ("bee", "rocket"), ("cat", "guitar"))
+PIXELS: Final = 89_478_485
+"""The most of an image on the page: Pillow's own limit."""
 TEXTS: Final = ("a horse and a dog", "a horse", "a rocket")
 
 
@@ -48,7 +52,7 @@ def runtime_files(folder: str | Path) -> dict[str, Path]:
     return files
 
 
-def write_page(folder: Path, about: Mapping[str, Any], runtime: Mapping[str, Path]) -> None:
+def write_page(folder: Path, about: Manifest, runtime: Mapping[str, Path]) -> None:
     """Write index.html, the drawn scenes that it offers, and copies of the runtime's files."""
     for name, file in runtime.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -59,8 +63,9 @@ def write_page(folder: Path, about: Mapping[str, Any], runtime: Mapping[str, Pat
     bases = [f"{CDN}/npm/{package}@{version}/dist/" for package, version in RUNTIME.items()]
     if runtime:
         bases = [f"./runtime/{package}/dist/" for package in RUNTIME]
-    values: Any = {"about": about, "small": about["model"] in MODELS, "scenes": scenes}
-    values |= {"texts": TEXTS, "origin": "" if runtime else CDN}
+    values: Any = {"about": about, "small": about.model in MODELS, "scenes": scenes}
+    values |= {"texts": TEXTS, "origin": "" if runtime else CDN, "sums": SUMS}
+    values |= {"narrow": NARROW, "pixels": PIXELS}
     values |= {"ort": bases[0], "tokenizers": bases[1]}
     looks = {"positive": (SIGNS[0], POSITIVE), "negative": (SIGNS[1], NEGATIVE)}
     page = render(Path(__file__).with_name("index.html"), looks, **values)

@@ -7,9 +7,10 @@ import string
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -30,9 +31,9 @@ from ..models.images import image_processor
 from ..models.steps import ROUNDING
 from . import ExportedClip, load
 from .graphs import OUTPUTS, ImageGraph, TextGraph, to_onnx
+from .manifest import Identity, Manifest, Precision, Preprocessing, Tokens, write_sums
 from .page import runtime_files, write_page
 
-Precision = Literal["float32", "float16", "int8"]
 CARD: Final = (*FIXED_TEXTS, "a horse", "two dogs, and a cat!", "Crème brûlée", "naïve 🐴 ☕", "鯨")
 """Texts of which the exported tokenizer must make what the model's own makes, or refuse as it."""
 
@@ -88,26 +89,28 @@ def export(
     free = [*inputs] if len(clip.text_inputs("a")[0][0]) < ids.shape[1] else []
     longest, pad = clip.context_length or ids.shape[1], int(ids[0, -1])  # of the shorter text
     size = (blank.shape[-2], blank.shape[-1])
-    about: dict[str, Any] = {
-        "captum_clip": __version__,
-        "model": clip.name,
-        "license": license_of(clip.name),
-    }
-    about |= {"method": choice.name, "precision": precision, "grid": clip.grid(*size)}
-    about["tokens"] = {"length": longest, "fixed": not free, "pad": pad, "mask": "mask" in inputs}
     # which lets the page see whether its own tokenizer reads texts like the model
     rows = {text: _ids_or_none(clip.text_inputs, text) for text in CARD}
-    about["tokens"]["card"] = {
-        t: None if row is None else row[0].tolist() for t, row in rows.items()
-    }
-    about |= {"preprocessing": preprocessing_of(clip, size), "identity": clip.identity()}
+    card = {text: None if row is None else row[0].tolist() for text, row in rows.items()}
+    about = Manifest(
+        captum_clip=__version__,
+        model=clip.name,
+        license=license_of(clip.name),
+        method=choice.name,
+        precision=precision,
+        grid=clip.grid(*size),
+        dimension=clip.encode_text("a horse").shape[1],
+        tokens=Tokens(longest, not free, pad, "mask" in inputs, card),
+        preprocessing=preprocessing_of(clip, size),
+        identity=Identity(**clip.identity()),
+    )
     models = {
         "image": to_onnx(graph, {"pixels": torch.cat([blank, blank])}, OUTPUTS),
         "text": to_onnx(TextGraph(clip), inputs, ["embedding"], free),
     }
     with _beside(target) as path:
         (path / "tokenizer.json").write_text(tokenizer_of(clip), encoding="utf-8")
-        (path / "manifest.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        (path / "manifest.json").write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
         write_page(path, about, files)
         exact = _saved(models, path)
         differences = compare(clip, graph, exact)
@@ -132,23 +135,25 @@ def _beside(target: Path) -> Iterator[Path]:
 def _saved(models: dict[str, Any], folder: Path) -> ExportedClip:
     for name, model in models.items():
         (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+    write_sums(folder)
     return load(folder)
 
 
-def preprocessing_of(clip: ClipAdapter, size: tuple[int, int]) -> dict[str, Any]:
+def preprocessing_of(clip: ClipAdapter, size: tuple[int, int]) -> Preprocessing:
     """What :func:`captum_clip.exported.preprocess` needs to do about the same as a processor."""
-    inner, (mean, std) = image_processor(clip.processor), clip._statistics()
+    inner, statistics = image_processor(clip.processor), clip._statistics()
     steps: Any = [s for s in getattr(inner, "transforms", ()) if hasattr(s, "interpolation")]
     name: Any = steps[0].interpolation.value if steps else getattr(inner, "resample", 3)
     crop = geometry_of(inner, (300, 401))
     box: Any = crop.box
     left, top, right, bottom = box
-    if (bottom - top, right - left) != size or left < 0 or top < 0:
-        raise UnsupportedModelError("its preprocessing pads images, or has no fixed size.")
     short = 0 if crop.size == size else min(crop.size)  # 0 where both sides are given
+    if (bottom - top, right - left) != size or min(left, top) < 0 or 0 < short < max(size):
+        raise UnsupportedModelError("its preprocessing pads images, or has no fixed size.")
     rounds_up = int(2 * left > crop.size[1] - size[1])  # half a pixel of a margin
-    about = {"size": size, "resize": short, "up": rounds_up, "mean": [*mean], "std": [*std]}
-    return about | {"resample": {"bilinear": 2, "bicubic": 3}.get(name, name)}
+    resample = int({"bilinear": 2, "bicubic": 3}.get(name, name))
+    values: Any = (size, short, rounds_up, *map(tuple, statistics), resample)
+    return Preprocessing(*values)
 
 
 def tokenizer_of(clip: ClipAdapter) -> str:
@@ -224,10 +229,8 @@ def compare(clip: ClipAdapter, graph: ImageGraph, exported: ExportedClip) -> dic
                 raise UnsupportedModelError(f"its tokenizer as JSON reads {text!r} differently.")
             if ids is not None:
                 note("texts", exported.encode_text(text), clip.encode_text(text).detach())
-    except CaptumClipError:
-        raise
-    except Exception as error:  # those of onnxruntime have no class of their own
-        raise UnsupportedModelError(f"its graph does not run ({error}).") from error
+    except InputError as error:
+        raise UnsupportedModelError(error.reason) from error
     return worst
 
 

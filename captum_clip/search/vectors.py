@@ -61,7 +61,7 @@ class Vectors:
         config = self.config
         self.models = ModelLoader(config.processor, config.tokenizer, config.image_size)
         if isinstance(clip, ExportedAdapter):
-            own = clip.exported.about["method"]
+            own = clip.exported.about.method
             expect(choice.name == own, f"the exported method {own}", choice.name)
         blank = clip.preprocess(Image.new("RGB", (64, 64)))
         self.size = (blank.shape[-2], blank.shape[-1])
