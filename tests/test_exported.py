@@ -259,3 +259,7 @@ def test_an_index_is_built_and_searched_with_it(folder: Path, tmp_path: Path) ->
     maps = [each.explanation.maps["positive"] for each in found]
     assert torch.allclose(maps[0], maps[1], atol=1e-3)
     assert len(ImageIndex.open(tmp_path / "0.lance", adapter)) == 3
+    with pytest.raises(
+        InputError, match="a model that was loaded by name, for Ray, got 'demo/vit'"
+    ):
+        ImageIndex.build(adapter, tmp_path, tmp_path / "ray.lance", engine="ray")

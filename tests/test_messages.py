@@ -32,6 +32,7 @@ from captum_clip.demo import MODELS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.emotions import EmotionProbe
 from captum_clip.evaluation import EvaluationConfig, evaluate
+from captum_clip.models.names import check_stated
 from tests.test_docs import ROOT
 
 HORSE = "a horse"
@@ -112,6 +113,7 @@ CALLS: list[Callable[[World], Any]] = [  # in the order of the page
     lambda w: load_clip(MODELS["demo/vit"] / "model.safetensors"),
     lambda w: load_clip(f"demo/vit:{MODELS['demo/siglip'] / 'model.safetensors'}"),
     lambda w: load_clip("./nowhere"),
+    lambda w: check_stated("./model", "photos.lance"),
     lambda w: load_clip(torch.nn.Linear(2, 2)),
     lambda w: load_clip(w.clip.model, tokenizer=w.clip.tokenizer).preprocess("photo.jpg"),
     lambda w: targets.text(load_clip(w.clip.model, processor=w.clip.processor), HORSE),

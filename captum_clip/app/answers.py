@@ -24,7 +24,7 @@ from ..explaining.explanation import Explanation
 from ..explaining.request import Sign
 from ..models import ClipAdapter, load_clip
 from ..models.loading import load_parts
-from ..models.names import resolve
+from ..models.names import check_stated, resolve
 from ..pictures import as_pil
 from ..search import ImageIndex
 from ..search.table import Table
@@ -44,7 +44,7 @@ class Models:
     """The models that a page offers, each loaded once, when it is first asked for.
 
     `names` are those given, which alone get the processor and the tokenizer, and the embedded ones.
-    `index` is opened with the model that it was made with.
+    `index` is opened with the model that it was made with: `index_model`, or that of its name.
 
     Raises:
         InputError: a name that leads to no model, or no index.
@@ -63,6 +63,7 @@ class Models:
         processor: str | None = None,
         tokenizer: str | None = None,
         index: str | None = None,
+        index_model: str | None = None,
     ) -> None:
         self.names = tuple(dict.fromkeys((*names, *EMBEDDED)))
         for name in self.names:
@@ -78,7 +79,8 @@ class Models:
         self.index: ImageIndex | None = None
         if index:
             about = Table(index).open().about
-            self.index = ImageIndex.open(index, self.get(about["model"], about["image_size"]))
+            model = index_model or check_stated(about["model"], index, "index_model")
+            self.index = ImageIndex.open(index, self.get(model, about["image_size"]))
 
     def get(self, name: str, image_size: int | None = None) -> ClipAdapter:
         """The model of a name, also for larger images; several threads may ask at once."""

@@ -75,6 +75,7 @@ class Explain(Request, Drawing):
 def explain_command(typed: Explain) -> None:
     """Draw where a model looks for each text; several models get a row each."""
     from .. import targets
+    from ..emotions import EmotionProbe
     from ..explaining.classify import classify, of_classes
     from ..explaining.explain import answer, check
 
@@ -98,7 +99,7 @@ def explain_command(typed: Explain) -> None:
     )
     check(request)
     names, templates = shared.read_classes(classes, typed.template, typed.top)
-    probes, fitted = shared.read_probes([emotions] if emotions else [])
+    probes = [EmotionProbe.load(emotions)] if emotions else []
     named = [
         *line.texts,
         *(f"against {other}" for other in others),
@@ -110,7 +111,7 @@ def explain_command(typed: Explain) -> None:
     figures, label_maps = _plan(line, named, typed)
     check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
     results = _Results(typed, label_maps, line, inputs)
-    models = typed.model or fitted or [options.DEFAULT_MODEL]
+    models = typed.model or shared.fitted_on(emotions) or [options.DEFAULT_MODEL]
     clips = [shared.load_model(typed, name) for name in models]
     loaded = dict.fromkeys(LOADING)
     request = replace(request, model=clips if len(clips) > 1 else clips[0], **loaded)

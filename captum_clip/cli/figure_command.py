@@ -46,6 +46,7 @@ class Figure(Loading, Drawing):
 def figure_command(typed: Figure) -> None:
     """Draw a figure of the report on your own images, or the heads behind a score."""
     from .. import figures
+    from ..emotions import EmotionProbe
     from ..visualization import save_figure
     from ..visualization.colors import colormap
     from ..visualization.grid import FORMATS
@@ -66,8 +67,9 @@ def figure_command(typed: Figure) -> None:
         _draw_average(draw, typed, settings)
         return
     check_emotions(typed.names or ())
-    loaded, fitted = shared.read_probes(settings.pop("probes", ()))
-    models = typed.model or fitted or ["demo/vit" if typed.scene else DEFAULT_MODEL]
+    loaded = [*map(EmotionProbe.load, settings.pop("probes", ()))]
+    models = typed.model or shared.fitted_on(*typed.probes or ())
+    models = models or ["demo/vit" if typed.scene else DEFAULT_MODEL]
     line = shared.read_line(
         typed,
         typed.words or [],

@@ -201,7 +201,7 @@ def study_command(typed: Study) -> None:
     if typed.study == "emotions" and (texts or not typed.emotions):
         raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
     settings = typed.settings("study", "texts", "texts_file") | ({"texts": texts} if texts else {})
-    if not typed.models and (fitted := shared.read_probes(typed.emotions or ())[1]):
+    if not typed.models and (fitted := shared.fitted_on(*typed.emotions or ())):
         settings["models"] = fitted
     config = presets[typed.study](**settings)
     with shared.images_bar("study", quiet=typed.quiet) as progress:

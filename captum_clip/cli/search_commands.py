@@ -95,6 +95,7 @@ def search_command(typed: Search) -> None:
     shared.hint_at_quotes(texts)
     check_emotions([emotion] if emotion else [])
     from .. import targets
+    from ..emotions import EmotionProbe
     from ..explaining.regions import save_regions
     from ..models.loading import load_parts
     from ..search import ImageIndex
@@ -102,7 +103,7 @@ def search_command(typed: Search) -> None:
 
     if typed.output:
         check_outputs([typed.output / name for name in (TABLE, FIGURE)], [typed.emotions])
-    probes, _ = shared.read_probes([typed.emotions] if typed.emotions else [])
+    probes = [EmotionProbe.load(typed.emotions)] if typed.emotions else []
     with shared.step(f"opening {typed.index}", quiet=typed.quiet):
         processors = load_parts(typed.processor, typed.tokenizer)
         loading = {**processors, "device": typed.device, "images": typed.images}

@@ -19,7 +19,6 @@ from ..kinds import parse_json
 from .options import check_texts, read_texts
 
 if TYPE_CHECKING:
-    from ..emotions import EmotionProbe
     from ..models import ClipAdapter
 
 
@@ -180,13 +179,13 @@ def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> 
     return left_out
 
 
-def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]":
-    """Emotion probes, and the models that they were fitted on; none where not all name one."""
+def fitted_on(*files: Path | None) -> list[str]:
+    """The models that emotion probes were fitted on; none where not all name one."""
     from ..emotions import EmotionProbe
+    from ..models.names import check_stated
 
-    probes = [EmotionProbe.load(file) for file in files]
-    fitted = [probe.model for probe in probes]
-    return probes, fitted if all(fitted) else []
+    fitted = {file: EmotionProbe.load(file).model for file in files if file}
+    return [check_stated(fitted[file], file) for file in fitted] if all(fitted.values()) else []
 
 
 def read_classes(

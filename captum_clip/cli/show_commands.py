@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from typer import Option
 
 from ..errors import InputError
+from ..explaining.request import check_request
 from . import shared
-from .options import Loading, Quiet, app, command
+from .options import Loading, Quiet, app, command, ruled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,6 +151,7 @@ class Page(Loading):
     port: int = 7860
     model: list[str] | None = None
     index: str | None = None
+    index_model: str | None = ruled(needs=("index",))
 
 
 @command(app, "app", "--model demo/vit --port 7860")
@@ -157,11 +159,13 @@ def app_command(typed: Page) -> None:
     """Open a page in the browser: drop an image, type texts, see their maps."""
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'gradio>=6.29'")
+    check_request(typed)
     from ..app.answers import Models
     from ..app.page import LOCAL, find_port, serving
 
     own = {"processor": typed.processor, "tokenizer": typed.tokenizer}
-    models = Models(typed.model or (), typed.device, **own, index=typed.index)
+    own |= {"index": typed.index, "index_model": typed.index_model}
+    models = Models(typed.model or (), typed.device, **own)
     port = find_port(typed.host, typed.port)
     with shared.step(f"loading {models.names[0]}", quiet=typed.quiet):
         models.get(models.names[0])

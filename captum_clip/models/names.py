@@ -1,6 +1,7 @@
 """The names of models: the embedded ones, the report's, and examples of each family."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,6 +122,25 @@ def resolve(name: str, *, is_base: bool = False) -> Source:
         if pair or not name.casefold().startswith(("vit-b/", "vit-l/")):
             return pair or Source(name, "transformers", name)
     raise _no_such_name(name)
+
+
+def check_stated(name: str, file: object, option: str = "model") -> str:
+    """The name of a model that a file states, if it is embedded, of the report, or on a hub.
+
+    A stranger may have written the file, so it must not choose what is read of this machine.
+
+    Raises:
+        InputError: it does, or is no name; the `option` is where the user may name it.
+    """
+    row = named_model(name)
+    place = row.checkpoint if row else name  # of which transformers reads a folder first
+    is_on_hub = row or re.fullmatch(r"(hf-hub:)?\w[\w.-]*/\w[\w.-]*", place)
+    if name in MODELS or (is_on_hub and not os.path.lexists(place)):
+        return name
+    raise InputError(
+        f"{file} names the model {excerpt(name)!r}. A model that a file names is loaded from a hub "
+        f"only; to use a folder or file here, name it yourself: {argument(option, name)}."
+    )
 
 
 def _no_such_name(name: str) -> InputError:

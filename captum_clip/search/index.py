@@ -26,6 +26,7 @@ from ..evaluation.storage import storage_of
 from ..explaining.explanation import Explanation
 from ..explaining.request import Sign
 from ..models import ClipAdapter, differing_parts, load_clip
+from ..models.names import check_stated
 from ..similarity import check_dimension
 from ..targets import Target
 from .result import SearchResult
@@ -176,18 +177,20 @@ class ImageIndex:
         Args:
             path: of the table.
             model: the one that it was made with, known by what its text tower computes; by
-                default it is loaded by its name.
+                default it is loaded by its name, which may be on a hub but no folder or file.
             images: the URL of their folder, where it lies on other machines than the table.
             **loading: options of :func:`captum_clip.load_clip`, such as ``device``.
 
         Raises:
             InputError: no index, one that is damaged, names that lead out of its folder, images
-                in another store than named, or another model.
+                in another store than named, or another model, or one that only you may name.
         """
         table = Table(path).open(images)
         about = table.about
         if model is None:
-            model, loading = about["model"], {"image_size": about["image_size"], **loading}
+            model = check_stated(about["model"], path)
+        if isinstance(model, (str, Path)):
+            loading = {"image_size": about["image_size"], **loading}
         return cls(load_clip(model, **loading), table)
 
     def __len__(self) -> int:

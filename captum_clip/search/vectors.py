@@ -63,6 +63,8 @@ class Vectors:
         if isinstance(clip, ExportedAdapter):
             own = clip.exported.about.method
             expect(choice.name == own, f"the exported method {own}", choice.name)
+            # whose processes would load it by the name that its folder states
+            expect(config.engine == "local", "a model that was loaded by name, for Ray", clip.name)
         blank = clip.preprocess(Image.new("RGB", (64, 64)))
         self.size = (blank.shape[-2], blank.shape[-1])
         self.about: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from captum_clip.app.answers import (
 )
 from captum_clip.attr.registry import default_method, methods_for
 from captum_clip.cli import main
+from captum_clip.demo import MODELS
 from captum_clip.demo.captions import concept_texts
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
@@ -340,6 +342,19 @@ def test_a_search_names_what_is_gone_without_its_folder(clip: ClipAdapter, scene
     start = "The best 4 of 6 images, by demo/vit. Gone or changed since indexing: "
     assert said in (f"{start}2.png, 4.png.", f"{start}4.png, 2.png.")
     assert len(cards) == 4
+
+
+def test_an_index_of_a_model_in_a_folder_opens_with_the_model_that_the_user_names(
+    scenes: Path,
+) -> None:
+    model, path = str(scenes / "model"), str(scenes / "own.lance")
+    shutil.copytree(MODELS["demo/vit"], model)
+    ImageIndex.build(load_clip(model, image_size=256), scenes, path)
+    with pytest.raises(InputError, match=rf"name it yourself: `index_model='{model}'`"):
+        Models(index=path)
+    models = Models(index=path, index_model=model)
+    assert models.search("a dog", "positive")[0].startswith("The best 6 of 6 images, by")
+    assert models.names == EMBEDDED  # the page does not offer it
 
 
 @pytest.mark.parametrize("texts", [None, " \n", "a unicorn", "a dog\n" * (MAX_TEXTS + 1)])

@@ -311,10 +311,9 @@ def test_it_centers_emotions(run: Run) -> None:
     assert not np.allclose(plain.scores, centered.scores, atol=1e-2)
 
 
-def test_a_probe_names_its_model_in_every_command_that_takes_one(run: Run, vit: str) -> None:
-    probe = EmotionProbe(np.random.default_rng(0).normal(size=(9, 24)), np.zeros(9), vit)
-    probe.save("p.safetensors")
-    assert f"({vit}, " in run("explain photo.jpg --emotions p.safetensors -o a.npz")
+def test_a_probe_names_its_model_in_every_command_that_takes_one(run: Run) -> None:
+    EmotionProbe.load("demo/resnet").save("p.safetensors")
+    assert "(demo/resnet, " in run("explain photo.jpg --emotions p.safetensors -o a.npz")
     run("figure emotions photo.jpg --emotions p.safetensors --target awe -o a.png")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from captum_clip import load_clip
 from captum_clip.cli import main
+from captum_clip.emotions import EmotionProbe
 from captum_clip.search import ImageIndex
 from tests.cli.conftest import Run
 
@@ -27,7 +29,7 @@ def index(here: Path, run: Run) -> Path:
 def test_search_prints_and_writes_the_best_images_for_a_text(
     index: Path, run: Run, vit: str
 ) -> None:
-    lines = run("search photos.lance 'a horse' --top 2 -o out").splitlines()
+    lines = run("search photos.lance -m VIT 'a horse' --top 2 -o out").splitlines()
     assert lines[0] == f"'a horse', best of 3 images ({vit}, direct):"
     with open("out/search.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -37,20 +39,22 @@ def test_search_prints_and_writes_the_best_images_for_a_text(
     with Image.open("out/search.png") as figure:
         figure.verify()
     assert lines[3:] == ["out/search.csv", "out/search.png"]
-    least = run(f"search photos.lance 'a horse' --min-score {float(rows[0]['score']) - 1e-6}")
+    least = run(
+        f"search photos.lance -m VIT 'a horse' --min-score {float(rows[0]['score']) - 1e-6}"
+    )
     assert least.splitlines() == lines[:2]
     assert "no image scores 1; the best" in run(
-        "search photos.lance 'a horse' --min-score 1", code=2
+        "search photos.lance -m VIT 'a horse' --min-score 1", code=2
     )
 
 
 def test_search_without_an_output_writes_nothing(index: Path, here: Path, run: Run) -> None:
     before = sorted(here.rglob("*"))
-    printed = run("search photos.lance a b --top 2 --against c", code=2)
+    printed = run("search photos.lance -m VIT a b --top 2 --against c", code=2)
     assert "--against contrasts one TEXT" in printed
     hint = 'each TEXT is looked for by itself; to look for one text, quote it: "a horse"\n'
-    assert run("search photos.lance a horse", err=hint).startswith("'a', 'horse', best of")
-    [_, first, second] = run("search photos.lance cat dog --top 2").splitlines()
+    assert run("search photos.lance -m VIT a horse", err=hint).startswith("'a', 'horse', best of")
+    [_, first, second] = run("search photos.lance -m VIT cat dog --top 2").splitlines()
     for line in (first, second):  # the mean, and that of each text
         _, total, *each, _ = line.split()
         assert float(total) == pytest.approx(sum(map(float, each)) / 2, abs=1.001e-3)
@@ -58,7 +62,7 @@ def test_search_without_an_output_writes_nothing(index: Path, here: Path, run: R
 
 
 def test_search_contrasts_two_texts_and_marks_regions(index: Path, run: Run) -> None:
-    lines = run("search photos.lance a --against b --top 1 --regions marked").splitlines()
+    lines = run("search photos.lance -m VIT a --against b --top 1 --regions marked").splitlines()
     assert lines[0].startswith("'a - b', best of 3 images")
     file = lines[1].split()[-1]
     assert lines[2] == f"marked/{file}/regions.json"
@@ -70,15 +74,15 @@ def test_search_contrasts_two_texts_and_marks_regions(index: Path, run: Run) -> 
 def test_regions_of_listed_files_stay_in_their_folder(here: Path, run: Run, vit: str) -> None:
     clip, images = load_clip(vit), sorted(Path("photos").glob("*.*"))
     ImageIndex.build(clip, images, "listed.lance")
-    lines = run("search listed.lance a --top 1 --regions marked").splitlines()
+    lines = run("search listed.lance -m VIT a --top 1 --regions marked").splitlines()
     assert lines[2] == f"marked{lines[1].split()[-1]}/regions.json"
     assert Path(lines[2]).is_file()
 
 
 def test_search_finds_images_for_an_emotion_with_a_text(index: Path, run: Run) -> None:
     emotion = "--emotions e.safetensors --emotion awe"
-    assert run(f"search photos.lance {emotion}").startswith("'awe', best of 3 images")
-    lines = run(f"search photos.lance a {emotion} --weight 0.25").splitlines()
+    assert run(f"search photos.lance -m VIT {emotion}").startswith("'awe', best of 3 images")
+    lines = run(f"search photos.lance -m VIT a {emotion} --weight 0.25").splitlines()
     assert lines[0].startswith("'a', 'awe', best of 3 images")
     for line in lines[1:]:
         _, total, text, feeling, _ = line.split()
@@ -99,16 +103,35 @@ def test_index_reports_what_it_left_out(
     assert "notes.txt: its ending is not that" in said
 
 
+def test_a_model_in_a_folder_is_named_by_the_user(
+    index: Path, here: Path, run: Run, vit: str
+) -> None:
+    """Not by an index or a probe, whoever wrote them."""
+    fitted = replace(EmotionProbe.load("e.safetensors"), model=vit).save(here / "f.safetensors")
+    for line, option, file in (
+        ("search photos.lance a", "--model", "photos.lance"),
+        ("app --index photos.lance --port 0", "--index-model", "photos.lance"),
+        ("explain photo.jpg --emotions f.safetensors", "--model", fitted.name),
+        ("figure emotions photo.jpg --emotions f.safetensors", "--model", fitted.name),
+        ("study emotions photos --emotions f.safetensors -o out", "--model", fitted.name),
+    ):
+        said = run(line, code=2)
+        assert f"{file} names the model '{vit}'. A model that a file names" in said
+        assert said.endswith(f"name it yourself: {option} {vit}.")
+    assert run("explain photo.jpg --emotions f.safetensors -m VIT")
+    assert run("app --index-model VIT", code=2).endswith("--index-model goes with --index.")
+
+
 def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> None:
     for line, said in {
-        "search photos.lance": "expected a TEXT or an --emotion to look for, got none",
-        "search photos.lance a --emotion awe": "--emotion goes with --emotions",
-        "search photos.lance --emotions e.safetensors --emotion joy": "an emotion of",
+        "search photos.lance -m VIT": "expected a TEXT or an --emotion to look for, got none",
+        "search photos.lance -m VIT a --emotion awe": "--emotion goes with --emotions",
+        "search photos.lance -m VIT --emotions e.safetensors --emotion joy": "an emotion of",
         "search none.lance a": "expected an index, got",
         "search photos a": "an index that ends in .lance",
         "search photos.lance a --model demo/vit": "embeds texts differently",
-        "search photos.lance a --top 0": "--top",
-        "search photos.lance a --against ''": "is empty",
+        "search photos.lance -m VIT a --top 0": "--top",
+        "search photos.lance -m VIT a --against ''": "is empty",
         "index photos -o photos.lance -m demo/vit": "is another index (the model has other weights",
         "index photos -o new -m VIT": "an index that ends in .lance",
         "index photos -o new.lance -m VIT --method rollout": "expected direct without `per`",
@@ -118,10 +141,12 @@ def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> No
     assert not Path("new.lance").exists()
 
 
-def test_masks_are_written_below_their_folder_or_nowhere(index: Path, here: Path, run: Run) -> None:
+def test_masks_are_written_below_their_folder_or_nowhere(
+    index: Path, here: Path, run: Run, vit: str
+) -> None:
     """Whatever the names in an index say."""
-    ImageIndex.open(index).table.update("true", {"file": "../../away/x.png"})
-    said = run("search photos.lance a --regions marked", code=2)
+    ImageIndex.open(index, vit).table.update("true", {"file": "../../away/x.png"})
+    said = run("search photos.lance -m VIT a --regions marked", code=2)
     assert "of the names lead out of it" in said
     assert not (here / "marked").exists()
     assert not (here.parent / "away").exists()

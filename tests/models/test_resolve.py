@@ -9,7 +9,7 @@ import pytest
 
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import available, load_clip, loading
-from captum_clip.models.names import EXAMPLES, resolve
+from captum_clip.models.names import EXAMPLES, check_stated, resolve
 from tests import builders
 from tests.models.checkpoints import save_open_clip
 
@@ -51,6 +51,32 @@ def test_names_are_resolved_in_their_order(tmp_path, monkeypatch):
     assert not resolve("ViT-B/32").local  # Mamooler's names come first
     for name in ("hf-hub:some/one", "RN50/yfcc15m", "some/one"):
         assert resolve(name).local  # then folders
+
+
+def test_a_name_in_a_file_leads_to_no_file_of_this_machine(tmp_path, monkeypatch):
+    """Neither to one that exists nor to one that might; to a hub it does, and to what is here."""
+    monkeypatch.chdir(tmp_path)
+    names = ("demo/vit", "ViT-B/32", "vit-b/32", "RN50", "hf-hub:some/one", "RN50/cc12m", "some/1")
+    assert [check_stated(name, "f") for name in names] == [*names]
+    save_open_clip(builders.open_clip_vit(), tmp_path / "model", builders.VIT_CONFIG)
+    (tmp_path / "peft").mkdir()
+    base = f'{{"base_model_name_or_path": "{tmp_path / "model"}"}}'
+    (tmp_path / "peft" / "adapter_config.json").write_text(base)
+    taken = ("some/1", "some/two", "hf-hub:some/1", "RN50/cc12m", "openai/clip-vit-base-patch32")
+    for name in taken:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / ("none" if name == "some/two" else "model"))
+    weights = tmp_path / "model" / "open_clip_model.safetensors"
+    files = (f"ViT-B-32:{weights}", str(weights), f"local-dir:{tmp_path}/model", "RN50:../a.pt")
+    steps = ("../x", "some/..", "hf-hub:../x", "./model", "~/model", "~root", "a/b/c", "C:\\a")
+    refused = (*taken, "ViT-B/32", *files, *steps, str(tmp_path / "peft"), "model", "", "x" * 9999)
+    for name in refused:
+        with pytest.raises(InputError, match=r"^f names the model .*\. A model that a file na"):
+            check_stated(name, "f")
+    assert check_stated("demo/vit", "f")  # whatever lies here
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "vit").symlink_to(tmp_path / "model")
+    assert not resolve(check_stated("demo/vit", "f")).where.startswith(str(tmp_path))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

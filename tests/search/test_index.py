@@ -430,13 +430,17 @@ def test_a_table_of_texts_named_as_its_columns_loses_none(index, tmp_path):
         index.search("a horse").save(table)
 
 
-def test_a_model_from_a_relative_folder_is_found_from_elsewhere(folder, tmp_path, monkeypatch):
-    """By its whole path."""
+def test_a_model_from_a_folder_is_named_again(folder, tmp_path, monkeypatch):
+    """By its whole path, with the size of its images; nobody else may send a search there."""
     shutil.copytree(MODELS["demo/vit"], tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    ImageIndex.build(load_clip("model"), folder, "index.lance")
+    ImageIndex.build(load_clip("model", image_size=128), folder, "index.lance")
     monkeypatch.chdir("/")
-    assert len(ImageIndex.open(tmp_path / "index.lance").search("grass", 10**30).files) == COUNT
+    path, model = tmp_path / "index.lance", str(tmp_path / "model")
+    with pytest.raises(InputError, match=rf"index\.lance names .* yourself: `model='{model}'`"):
+        ImageIndex.open(path)
+    found = ImageIndex.open(path, model).search("grass", 10**30)
+    assert (len(found.files), found.explanation.images.shape[-1]) == (COUNT, 128)
 
 
 def test_the_image_tower_is_not_run_by_a_search(clip, folder, index, monkeypatch):
