@@ -4,12 +4,13 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,18 @@ from ..checks import as_list, excerpt, expand, expect, expecting, is_encodable, 
 from ..errors import InputError, argument
 from ..evaluation.image_batches import list_images
 from ..evaluation.storage import Storage, storage_of
+from ..kinds import parse_json
 from ..models import differing_parts
 
-_KEY, _FORMAT = "captum_clip", "captum_clip index 2"
+_KEY, _FORMAT = "captum_clip", "captum_clip index 3"
+_FIXED: Final = ("method", "precision", "grid")  # settings that say what a row holds
 _IDENTITY: Final = ("weights", "image_embeddings", "text_embeddings", "preprocessing")
 _FAILURES: Final = (OSError, ValueError, RuntimeError, LookupError, TypeError)  # of Lance, of Arrow
+_FULL: Final = ("No space left", "quota exceeded", "File too large")
 _NAMES: Final = 500  # files in one condition of a query
+_LONGEST: Final = 1.0001  # squared length of a vector; a longer one has cosines above 1
+_Result = TypeVar("_Result")
+Numbers: TypeAlias = npt.NDArray[np.float32]
 
 
 class File(NamedTuple):
@@ -87,10 +94,8 @@ class Table:
         expect(is_lasting, "a table on this machine or at s3://, gs:// or az://", str(path))
         plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
         expect(plain, "an index named by letters, digits, '-', '_' and '.'", name)
-        # Connecting makes the folder, so it waits until a table is opened or made. Without the
-        # interval, an index that is open would not see what another process has written.
-        fresh: Any = {"read_consistency_interval": timedelta(0)}
-        self._connect = partial(lancedb.connect, folder or "/", **fresh)
+        # connecting makes the folder, so it waits until a table is opened or made
+        self._connect = partial(lancedb.connect, folder or "/")
         self._name = name.removesuffix(".lance")
         self.lance: Any = None
 
@@ -104,10 +109,24 @@ class Table:
             if self.about:  # else it may be a folder of the user's
                 state = "cannot be read or written"
                 advice = "if it is damaged, delete it and build it again"
-            if "No space left" in str(error):
+            if any(words in str(error) for words in _FULL):
                 advice = "make room and run it again"
             sentence = f"{self.storage.root} {state} ({excerpt(reason, 200)}); {advice}."
             raise InputError(sentence) from error
+
+    def _read(self, query: Callable[[], _Result]) -> _Result:
+        """A query of the newest version, anew where another process removed files of it."""
+        with self._errors():
+            while True:
+                version = None
+                try:
+                    self.lance.checkout_latest()
+                    version = self.lance.version
+                    return query()
+                except _FAILURES:
+                    self.lance.checkout_latest()
+                    if self.lance.version == version:
+                        raise
 
     def _exists(self) -> bool:
         system, path = self.storage.system, self.storage.path
@@ -130,9 +149,11 @@ class Table:
             self.lance = self._connect().open_table(self._name)
             metadata = self.lance.schema.field("file").metadata or {}
         with expecting(f"a table of the kind {_FORMAT!r}", root, "name another"):
-            about = json.loads(metadata.get(_KEY.encode(), b"{}"))
+            written, _, content = metadata.get(_KEY.encode(), b"0 {}").partition(b" ")
+            about = parse_json(content)
             if not (
-                about.get("format") == _FORMAT
+                zlib.crc32(content) == int(written)
+                and about.get("format") == _FORMAT
                 and all(isinstance(about[name], str) for name in ("model", "method", "folder"))
                 and all(isinstance(about["identity"][name], str) for name in _IDENTITY)
                 and isinstance(about["image_size"], int | None)
@@ -140,7 +161,7 @@ class Table:
                 and [is_integer(number, least=1) for number in about["grid"]] == [True] * 3
                 and self.lance.schema == schema(about["grid"][-1])
             ):
-                raise ValueError("its settings are others")
+                raise ValueError("its settings are others, or damaged")
         self.about, folder = about, about["folder"]
         is_here = "://" not in folder or folder.split("/")[:3] == root.split("/")[:3]
         if not is_here and folder != images.rstrip("/"):
@@ -149,10 +170,11 @@ class Table:
                 f"{root} indexes images at {folder}; to read them there, pass {named}."
             )
         outside = "file IS NULL OR concat('/', file, '/') LIKE '%/../%'"
-        with self._errors():
-            count = self.lance.count_rows(outside + " OR file LIKE '/%'" * bool(folder))
+        outside += " OR file LIKE '/%'" * bool(folder)
+        count = self._read(partial(self.lance.count_rows, outside))
         advice = f"{count} of the names lead out of it"
         expect(not count, "an index of images in its folder", root, advice)
+        self._read(lambda: _check_distinct(self._columns("file")))
         return self
 
     def make(self, about: Mapping[str, Any], names: Collection[str] = ()) -> None:
@@ -167,7 +189,7 @@ class Table:
             before, old = self.about, storage_of(self.about["folder"] or ".")
             differing = differing_parts(before["identity"], about["identity"])
             changes = [f"the model has other {name}" for name in differing]
-            for name in ("method", "precision", "grid"):
+            for name in _FIXED:
                 if before[name] != about[name]:
                     changes.append(f"{name} was {before[name]} and is {about[name]}")
             # a folder that was moved keeps its index
@@ -179,7 +201,8 @@ class Table:
                 raise InputError(
                     f"{self.storage.root} is another index ({listed}); name a new one."
                 )
-        settings = {_KEY: json.dumps(about)}
+        content = json.dumps(about)
+        settings = {_KEY: f"{zlib.crc32(content.encode())} {content}"}
         with self._errors():
             if self.lance is None or not len(self):
                 columns, mode = schema(about["grid"][-1]), "overwrite" if self.about else "create"
@@ -190,13 +213,14 @@ class Table:
         self.about = about
 
     def __len__(self) -> int:
-        with self._errors():
-            return int(self.lance.count_rows())
+        return int(self._read(self.lance.count_rows))
 
     def files(self) -> list[File]:
         """All files."""
-        with self._errors():
-            return files_of(self.lance.search().select([*File._fields]).limit(None).to_arrow())
+        return files_of(self._read(partial(self._columns, *File._fields)))
+
+    def _columns(self, *names: str, start: int = 0) -> Any:
+        return self.lance.search().select([*names]).offset(start).limit(None).to_arrow()
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove the rows of files."""
@@ -206,47 +230,72 @@ class Table:
 
     def add(self, rows: Any) -> None:
         """Append an Arrow table, whole or not at all."""
-        with self._errors():
+        with self._undone_unless_whole(len(self)):
             self.lance.add(rows)
 
     def compact(self) -> None:
         """Keep few large files, and none of what was removed."""
+        with self._undone_unless_whole(0):
+            self.lance.optimize()  # which leaves the versions of the last week
         with self._errors():
             self.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))
+
+    @contextmanager
+    def _undone_unless_whole(self, start: int) -> Iterator[None]:
+        """Go back to the version before where rows from so many on cannot be read afterwards.
+
+        LanceDB 0.40 commits a file whose last bytes found no room, without an error.
+        """
+        with self._errors():
+            before = self.lance.version
+            yield
+            try:
+                self._columns("file", start=start)
+            except _FAILURES as error:
+                self.lance.restore(before)
+                raise OSError("No space left for what was written") from error
 
     def rows(self, names: Sequence[str]) -> Any:
         """An Arrow table of those of some files that are there, in their order."""
         import pyarrow
 
-        with self._errors():
+        def read() -> Any:
             tables = [self.lance.schema.empty_table()]
             for condition in _among(names):
                 tables.append(self.lance.search().where(condition).limit(None).to_arrow())
-            rows = self._checked(pyarrow.concat_tables(tables))
+            return self._checked(pyarrow.concat_tables(tables))
+
+        rows = self._read(read)
         numbers = {name: number for number, name in enumerate(rows["file"].to_pylist())}
         wanted = [numbers[name] for name in names if name in numbers]
         return rows.take(np.array(wanted, dtype=np.int64))
 
-    def nearest(self, direction: npt.NDArray[np.float32], top: int) -> Any:
+    def nearest(self, direction: Numbers, top: int) -> Any:
         """An Arrow table of the rows whose vectors have the largest products with a direction."""
-        top = min(top, max(1, len(self)))  # LanceDB refuses 0, and numbers past 64 bits
-        with self._errors():
+
+        def read() -> Any:
+            most = min(top, self.lance.count_rows())
             query = self.lance.search(direction, vector_column_name="vector").distance_type("dot")
-            rows = query.limit(top).select([*COLUMNS, "_distance"]).to_arrow()
+            # LanceDB refuses 0, and numbers past 64 bits
+            rows = query.limit(max(1, most)).select([*COLUMNS, "_distance"]).to_arrow()
             # no query finds a vector of NaN; an index of vectors may miss others, too
-            is_short = len(rows) < min(top, len(self)) and not self.lance.list_indices()
-            return self._checked(rows, top if is_short else 0)
+            is_short = len(rows) < most and not self.lance.list_indices()
+            return self._checked(rows, most if is_short else 0)
+
+        return self._read(read)
 
     def _checked(self, rows: Any, least: int = 0) -> Any:
         """Rows that are so many, of finite numbers, as they were written; ValueError otherwise."""
+        _check_distinct(rows)
         precision, whole = self.about["precision"], rows.drop_null()
         size = math.prod(self.about["grid"]) * np.dtype(precision).itemsize
         columns = (whole[name].to_pylist() for name in ("file", *COLUMNS[-3:]))
         damaged = list[str]()
         for vector, name, numbers, scale, written in zip(vectors_of(whole), *columns, strict=True):
-            is_whole = len(numbers) == size and checksum(vector, numbers, scale) == written
-            values = (vector, scale, np.frombuffer(numbers if is_whole else b"", precision))
-            if not is_whole or not all(np.isfinite(each).all() for each in values):
+            is_whole = checksum(vector, numbers, scale, self.about) == written
+            is_whole &= len(numbers) == size and np.square(vector, dtype=float).sum() < _LONGEST
+            values = np.append(scale, np.frombuffer(numbers if is_whole else b"", precision))
+            if not is_whole or not np.isfinite(values).all():
                 damaged.append(name)
         if count := max(least, len(rows)) - len(whole) + len(damaged):
             raise ValueError(f"{count} rows are damaged: {', '.join(damaged[:3])}".rstrip(": "))
@@ -260,20 +309,29 @@ def _among(names: Sequence[str]) -> Iterator[str]:
         yield f"file IN ({', '.join(quoted[start : start + _NAMES])})"
 
 
+def _check_distinct(rows: Any) -> None:
+    """ValueError where two rows are of one file."""
+    if len(rows["file"].unique()) < len(rows):
+        [(name, _)] = Counter(rows["file"].to_pylist()).most_common(1)
+        raise ValueError(f"several rows are of {name}")
+
+
 def files_of(rows: Any) -> list[File]:
     """The files of an Arrow table, in its order."""
     return [*map(File, *rows.select(File._fields).to_pydict().values())]
 
 
-def vectors_of(rows: Any) -> npt.NDArray[np.float32]:
+def vectors_of(rows: Any) -> Numbers:
     """The unit embeddings (N, E) of an Arrow table."""
-    flat: npt.NDArray[np.float32] = rows["vector"].combine_chunks().flatten().to_numpy(False, True)
+    flat: Numbers = rows["vector"].combine_chunks().flatten().to_numpy(False, True)
     return flat.reshape(len(rows), rows["vector"].type.list_size)
 
 
-def checksum(vector: npt.NDArray[np.float32], contributions: bytes, scale: float) -> int:
-    """CRC-32 of what a row keeps of its image."""
-    return zlib.crc32(contributions, zlib.crc32(np.append(vector, np.float32(scale)).tobytes()))
+def checksum(vector: Numbers, contributions: bytes, scale: float, about: Mapping[str, Any]) -> int:
+    """CRC-32 of what a row keeps of its image, with the settings that say what that is."""
+    settings = json.dumps([about["identity"]["weights"], *map(about.__getitem__, _FIXED)])
+    numbers = np.append(vector, np.float32(scale)).tobytes()
+    return zlib.crc32(contributions, zlib.crc32(numbers, zlib.crc32(settings.encode())))
 
 
 def schema(dimension: int) -> Any:

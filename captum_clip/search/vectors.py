@@ -120,6 +120,7 @@ class Vectors:
         return _arrow(rows, self.about["grid"][-1])
 
     def _kept(self, embeddings: Tensor, shares: Tensor) -> Iterator[dict[str, Any]]:
+        embeddings = F.normalize(embeddings.float(), dim=-1)  # which in half precision they are not
         for embedding, vectors in zip(embeddings, shares.numpy(), strict=True):
             largest = float(np.abs(vectors).max())
             if not np.isfinite(largest) or not embedding.isfinite().all():
@@ -127,9 +128,9 @@ class Vectors:
                 continue
             scale = max(largest / LARGEST[self.precision], _TINY)
             numbers = np.rint(vectors / scale) if self.precision == "int8" else vectors / scale
-            row: dict[str, Any] = {"vector": embedding.float().numpy(), "scale": scale}
+            row: dict[str, Any] = {"vector": embedding.numpy(), "scale": scale}
             row["contributions"] = numbers.astype(self.precision).tobytes()
-            yield {**row, "checksum": checksum(**row), "reason": ""}
+            yield {**row, "checksum": checksum(**row, about=self.about), "reason": ""}
 
 
 def contributions_of(rows: Any, about: Mapping[str, Any]) -> Tensor:

@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,7 @@ from captum_clip.search.table import Table, checksum, schema, vectors_of
 POSITIONS, NUMBERS, CHUNK = 49, 512, 512
 
 
-def write(table: Table, count: int, draw: np.random.Generator) -> None:
+def write(table: Table, count: int, draw: np.random.Generator, about: Any) -> None:
     """Rows of unit vectors, in chunks as a build writes them."""
     for start in range(0, count, CHUNK):
         rows = min(CHUNK, count - start)
@@ -39,7 +41,7 @@ def write(table: Table, count: int, draw: np.random.Generator) -> None:
             pa.FixedSizeListArray.from_arrays(vectors.ravel(), NUMBERS),
             blobs,
             np.full(rows, 1e-3, np.float32),
-            [*map(checksum, vectors, blobs, [1e-3] * rows)],
+            [*map(partial(checksum, scale=1e-3, about=about), vectors, blobs)],
         ]
         table.add(pa.table(columns, schema=schema(NUMBERS)))
     table.compact()
@@ -67,10 +69,11 @@ def main(task: str, place: str, count: int) -> None:
     draw, table = np.random.default_rng(0), Table(place)
     if task == "write":
         names = ("weights", "image_embeddings", "text_embeddings", "preprocessing")
-        about = dict.fromkeys(("model", "method", "folder"), "")
+        about: dict[str, Any] = dict.fromkeys(("model", "method", "folder"), "")
         about |= {"image_size": None, "precision": "int8", "grid": [7, 7, NUMBERS]}
-        table.make({**about, "identity": dict.fromkeys(names, "")})
-        write(table, count, draw)
+        about["identity"] = dict.fromkeys(names, "")
+        table.make(about)
+        write(table, count, draw, about)
         return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found, made = search(table.open(), draw)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from captum_clip import targets
 from captum_clip.errors import InputError
 from captum_clip.search import ImageIndex
-from captum_clip.search.table import checksum
+from captum_clip.search.table import Table, checksum
 from tests import builders
 from tests.search.conftest import COUNT, draw
 
@@ -26,8 +28,9 @@ DAMAGED = r"1 rows are damaged.*delete it and build it again"
 def describe(index: ImageIndex, **changes: Any) -> None:
     """Write other settings into the table, as somebody else might."""
     [key] = index.table.schema.field("file").metadata
-    about = json.loads(index.table.schema.field("file").metadata[key]) | changes
-    settings = {key.decode(): json.dumps(about)}
+    about = json.loads(index.table.schema.field("file").metadata[key].partition(b" ")[2]) | changes
+    content = json.dumps(about)
+    settings = {key.decode(): f"{zlib.crc32(content.encode())} {content}"}
     index.table.update_field_metadata({"path": "file", "metadata": settings})
 
 
@@ -93,6 +96,63 @@ def test_settings_of_another_kind_are_refused(clip, index, tmp_path):
     assert len(ImageIndex.open(tmp_path / "index.lance", clip)) == COUNT
 
 
+def test_a_bit_of_any_setting_is_noticed(clip, index, tmp_path):
+    """All of them are inside a checksum; sixty places of some seven hundred, and the first."""
+    path, [(key, kept)] = (
+        tmp_path / "index.lance",
+        index.table.schema.field("file").metadata.items(),
+    )
+    for place in (*range(12), *range(12, len(kept), 11)):
+        changed = kept[:place] + bytes([kept[place] ^ 1]) + kept[place + 1 :]
+        settings = {key.decode(): changed.decode()}
+        index.table.update_field_metadata({"path": "file", "metadata": settings})
+        with pytest.raises(InputError, match="expected a table of the kind 'captum_clip index 3'"):
+            Table(path).open()
+    index.table.update_field_metadata({"path": "file", "metadata": {key.decode(): kept.decode()}})
+    assert len(ImageIndex.open(path, clip)) == COUNT
+
+
+def test_rows_of_other_settings_are_damage(clip, index, tmp_path):
+    """Also where the checksum of the settings is right: a row knows what its numbers are."""
+    about = index._table.about
+    for changes in (
+        {"grid": [2, 8, 24]},
+        {"method": "direct:depth=token"},
+        {"identity": about["identity"] | {"weights": "0" * 64}},
+    ):
+        describe(index, **about | changes)
+        with pytest.raises(InputError, match=f"{COUNT} rows are damaged: .*delete it and build"):
+            ImageIndex.open(tmp_path / "index.lance", clip).search("a horse")
+
+
+def test_a_row_that_is_there_twice_is_named(clip, folder, index, tmp_path):
+    """By a search, an explanation, a build, and whoever opens the index."""
+    index.table.add(index.table.search().where(f"file = '{NAME}'").limit(1).to_arrow())
+    name, path = NAME.replace("''", "'"), tmp_path / "index.lance"
+    for run in (
+        lambda: index.search("a horse", 99),
+        lambda: index.explanation([name, name], "a horse"),
+        lambda: ImageIndex.build(clip, folder, path),
+        lambda: ImageIndex.open(path, clip),
+    ):
+        with pytest.raises(InputError, match=rf"several rows are of {name}\).*delete it and build"):
+            run()
+
+
+@pytest.mark.parametrize("length", [1.001, 1e19, 3e38])
+def test_a_row_whose_cosines_are_above_one_is_named(index, length):
+    """Whatever its checksum."""
+    where = f"file = '{NAME}'"
+    [row] = index.table.search().where(where).to_arrow().to_pylist()
+    vector = np.array(row["vector"], np.float32) * np.float32(length)
+    crc = checksum(vector, row["contributions"], row["scale"], index._table.about)
+    index.table.update(where, {"vector": vector.tolist(), "checksum": crc})
+    name = NAME.replace("''", "'")
+    for ask in (lambda text: index.search(text, 99), partial(index.explanation, name)):
+        with pytest.raises(InputError, match=rf"1 rows are damaged: {name}\).*delete it"):
+            ask("a horse")
+
+
 def flip(index: ImageIndex, wanted: bytes) -> None:
     """Turn one bit of some bytes of the table on the disk."""
     for file in Path(index.table.uri).rglob("data/*.lance"):
@@ -133,7 +193,9 @@ def test_numbers_that_are_none_are_damage_whatever_their_checksum(clip, folder, 
     for changes in ({}, *NOT_ROWS, {}):
         row = {name: whole[name] for name in ("contributions", "scale")} | changes
         blob = row["contributions"] or b""
-        index.table.update(where, row | {"checksum": checksum(vector, blob, row["scale"])})
+        index.table.update(
+            where, row | {"checksum": checksum(vector, blob, row["scale"], index._table.about)}
+        )
         if changes:
             with pytest.raises(InputError, match=DAMAGED):
                 index.search("a horse")
