@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from signal import SIGKILL
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,26 @@ def test_a_reader_beside_a_writer_sees_whole_versions(
     assert_right(reader, folder)
 
 
+def test_a_search_whose_files_a_writer_removes_is_done_anew(
+    clip: ClipAdapter, folder: Path, index: ImageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the moment when it chose a version and that when it reads it."""
+    count, builds, image = type(index.table).count_rows, list[int](), min(folder.rglob("*.png"))
+
+    def count_rows(self: Any, *conditions: Any) -> int:
+        number: int = count(self, *conditions)
+        if self is index.table and len(builds) < 3:
+            builds.append(number)
+            draw(image, 100 + number)
+            ImageIndex.build(clip, folder, index.table.uri)
+        return number
+
+    monkeypatch.setattr(type(index.table), "count_rows", count_rows)
+    found = index.search("a horse", 99)
+    assert (len(found.files), len(builds)) == (COUNT, 3)
+    assert_right(index, folder)
+
+
 def write_often(clip: ClipAdapter, folder: Path, path: Path, failures: list[Exception]) -> None:
     """Twenty builds, each of one image that was drawn anew."""
     image = min(folder.rglob("*.png"))
@@ -120,7 +141,7 @@ def test_a_disk_that_is_full_at_any_byte_loses_nothing(
     path, new, image = index.table.uri, names_of(folder), min(folder.rglob("*.png"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     refused = list[str]()
-    for number, size in enumerate((1, 100, 300, 600, 1000, 1500, 2000, 4000, 8000, 16000)):
+    for number, size in enumerate((1, 100, 600, 1000, 1500, 2000, 4000, 6000, 7000, 16000)):
         draw(image, 100 + number)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
