@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from .steps import Linear, Residual, Scale, Step, linear_maps, linear_or_called, run_steps
+from .steps import Gated, Linear, Residual, Step, linear_maps, linear_or_called, run_steps
 
 
 def tensor_in(result: Any, index: int = 0) -> Tensor:
@@ -194,7 +194,7 @@ class AttentionLayer(Attention):
 
     def _steps(self, names: tuple[str, ...]) -> tuple[Step, ...]:
         steps = (attrgetter(name)(self.block) for name in names)
-        return tuple(Scale(s) if isinstance(s, Tensor) else s for s in steps if s is not None)
+        return tuple(Gated(s) if isinstance(s, Tensor) else s for s in steps if s is not None)
 
 
 class PoolingHead(Attention):
