@@ -20,7 +20,7 @@ from ..recording.graph import detached, held, keeps_graph, no_graph
 from ..similarity import Similarity
 from ..targets import Target
 from ._base import ClipAttribution
-from ._call import Call, Computed, many_columns
+from ._call import Call, Computed, batched, many_columns
 from ._engine import embedded_scores, refuse_checkpointing
 from ._vectors import (
     HeadVectors,
@@ -45,9 +45,9 @@ class ConservativePropagation(ClipAttribution):
     is neither made nor lost on the way: ``maps.sum((-2, -1)) + rest`` is the score, and the rest
     is the share of class token, positions and biases. A gated MLP (SwiGLU) keeps its gate.
 
-    One forward, and a backward per target. Evidence against the target is negative. With a forward
-    function of your own the score's gradient is taken at the embedding, and `layer` matters, as for
-    :class:`DirectContribution`. For transformers only.
+    One forward, and a backward per target, several at once where memory allows. Evidence against
+    the target is negative. With a forward function of your own the score's gradient is taken at the
+    embedding, and `layer` matters, as for :class:`DirectContribution`. For transformers only.
 
     Option, keyword-only: ``return_rest``, to return the rest (B, K) as well.
 
@@ -76,12 +76,12 @@ def propagated_to_patches(
     record, patches = run.record, run.record.input
     embedded = embedded_scores(tower, run, patches)
 
-    def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)
+    def as_tokens(tensor: Tensor) -> Tensor:  # (..., B, N, D)
         if patches.ndim == 4 and isinstance(tower.stem, nn.Conv2d):
-            tensor = tensor.permute(0, 2, 3, 1)
-        return to_float32(tensor).flatten(1, -2)
+            tensor = tensor.movedim(-3, -1)
+        return to_float32(tensor).flatten(1 + tensor.ndim - patches.ndim, -2)
 
-    entered, maps = as_tokens(detached(patches)), []
+    entered = as_tokens(detached(patches))
     if centered:
         span = slice(tower.prefix, tower.prefix + entered.shape[1])
         padded = F.pad(entered, (0, 0, tower.prefix, 0))
@@ -89,15 +89,19 @@ def propagated_to_patches(
     direction = embedded.direction
     if directions is not None:
         direction = Direction.of(directions.expand(-1, record.batch, -1), direction.scale)
-    # one target after the other; what is linear has a gradient that does not depend on the patches
-    # held gates are per image and token, so a batched backward would hold all of them K times
-    for index, rows in enumerate(held(direction.dense()).to(embedded.embedding.dtype)):  # (B, E)
-        options = {"retain_graph": True, "create_graph": index == 0 or keeps_graph()}
+    rows = held(direction.dense()).to(embedded.embedding.dtype)  # (K', B, E)
+
+    def shares(rows: Tensor, *, check: bool = False, **options: bool) -> tuple[Tensor]:
+        options |= {"retain_graph": True, "create_graph": check or keeps_graph()}
         (gradient,) = torch.autograd.grad(embedded.embedding, patches, rows, **options)
-        if index == 0:
+        if check:  # what is linear has a gradient that does not depend on the patches
             refuse_nonlinear(gradient, patches, tower.noun)
-        maps.append((as_tokens(detached(gradient)) * entered).sum(-1))
-    stacked = torch.stack(maps)  # (K', B, N)
+        return ((as_tokens(detached(gradient)) * entered).sum(-1),)
+
+    stacked = shares(rows[0], check=True)[0][None]  # (K', B, N)
+    if len(rows) > 1:  # an MLP may be as wide as four tokens
+        others = batched(shares, rows[1:], patches.expand(4, *patches.shape))
+        stacked = torch.cat([stacked, others])
     padded = F.pad(stacked, (tower.prefix, 0))
     if directions is not None:
         return decompose(tower, call, embedded, padded, directions)

@@ -1,17 +1,18 @@
 """A recording in whose graph every gate is a constant, and whether that is linear."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from math import prod
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
-from ..models.steps import gate_of
+from ..models.steps import ACTIVATIONS, gate_of, norm_at
 from ..models.towers import TransformerTower
 from .forwards import Blocks, plan_attentions, plan_embedding, recording
 from .graph import held, keeps_graph
@@ -20,46 +21,52 @@ from .reads import AttentionRead
 from .records import Recording
 from .watch import Watch
 
-# functions of each number, which are x times a gate
-_ACTIVATIONS: Final = {
-    *(F.gelu, F.silu, F.relu, F.relu6, F.elu, F.selu, F.celu, F.leaky_relu, F.prelu, F.mish),
-    *(F.hardtanh, F.hardswish, F.hardsigmoid, F.softplus, F.tanh, F.sigmoid, torch.relu, torch.erf),
-    *(torch.tanh, torch.sigmoid, Tensor.relu, Tensor.tanh, Tensor.sigmoid, Tensor.erf),
+# functions by the names that torch, its tensors and aten have for them
+_NORMS: Final = {  # their arguments; one without a bias does not center
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
 }
-_IN_PLACE: Final = {torch.relu_, Tensor.relu_, Tensor.tanh_, Tensor.sigmoid_, F.relu_, F.elu_}
-_NORMS: Final = {F.layer_norm: True, torch.layer_norm: True, F.rms_norm: False}  # if they center
-_DEVIATIONS: Final = {torch.rsqrt, torch.sqrt, Tensor.rsqrt, Tensor.sqrt, torch.std, Tensor.std}
-_PRODUCTS: Final = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
+_DEVIATIONS: Final = {"rsqrt", "sqrt", "std"}
+_PRODUCTS: Final = {"mul", "__mul__", "__rmul__"}
 # what leaves a gate one: numbers added or multiplied, casts and views
-_SUMS: Final = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
-_VIEWS: Final = {Tensor.to, Tensor.float, Tensor.type_as, Tensor.view, Tensor.reshape, F.dropout}
+_SUMS: Final = {"add", "__add__", "__radd__"}
+_VIEWS: Final = {"to", "float", "type_as", "view", "reshape", "dropout"}
+
+Map = Callable[[Tensor], Tensor]
 
 
-class _Weighted(torch.autograd.Function):
-    """Values weighted by an attention as constants, or the transpose of that.
+class _Linear(torch.autograd.Function):
+    """A value as it ran, whose gradient is that of a linear map and its transpose `back`.
 
-    The weights are made anew for each, since those of all layers would need much memory.
+    Both make what they hold anew, since the attentions of all layers would need much memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, read: AttentionRead, out: Tensor | None) -> Tensor:
-        ctx.read, ctx.transposed = read, out is None
-        if out is not None:  # as it ran
-            return out.clone()
-        with autocast_disabled(x):
-            return (read.matrix(compare=False).mT @ to_float32(x)).to(read.value.dtype)
+    def forward(ctx: Any, x: Tensor, ran: Tensor, push: Map, back: Map) -> Tensor:
+        ctx.maps = back, push
+        return ran.detach()  # no view, which nothing may change in place
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        if not ctx.transposed:
-            return _weighted(gradient, ctx.read, None), None, None
-        weights = ctx.read.matrix(compare=False)
-        return (weights @ to_float32(gradient)).to(gradient.dtype), None, None
+    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override, unused-ignore]
+        with torch.no_grad(), autocast_disabled(gradient):
+            made = ctx.maps[0](to_float32(gradient))
+        made = _apply(gradient, made, *ctx.maps) if torch.is_grad_enabled() else made
+        return made, None, None, None
 
 
-def _weighted(x: Tensor, read: AttentionRead, out: Tensor | None) -> Tensor:
-    weighted: Any = _Weighted.apply
-    return weighted(x, read, out)  # type: ignore[no-any-return]
+_apply: Any = _Linear.apply
+
+
+def _linear(x: Tensor, ran: Tensor, push: Map, back: Map) -> Tensor:
+    """What ran of x, in the graph as the map `push`, whose transpose is `back`.
+
+    With a graph that is kept, derivatives of what these hold pass, too.
+    """
+    if keeps_graph():
+        with autocast_disabled(x):
+            made = push(to_float32(x)).to(ran.dtype)
+        return made + (ran - made).detach()  # which may differ by rounding
+    return _apply(x, ran.detach(), push, back)  # type: ignore[no-any-return]
 
 
 class _Held(Watch):
@@ -67,13 +74,14 @@ class _Held(Watch):
 
     sees_all = True
 
-    def __init__(self, record: Recording, holds_attention: bool) -> None:
+    def __init__(self, record: Recording) -> None:
         super().__init__(record.transformer.noun)
-        self._record, self._holds_attention = record, holds_attention
+        self._record = record
         self.holds = False  # while the tower runs
         self._gates: dict[int, Tensor] = {}  # held, since the id of one that is gone is used again
+        self._ramp = cache(_ramp)
 
-    def attend(self, _: int, read: AttentionRead) -> Tensor | None:
+    def attend(self, _: int, read: AttentionRead) -> Tensor:
         """Put the outputs of an attention that ran in a graph without its weights."""
         assert read.row is not None  # compared with what ran
         read.watch()
@@ -82,110 +90,94 @@ class _Held(Watch):
                 f"no gradient reaches {read.name} of the {self._noun}: something before it turns "
                 "the graph off. Remove that, or use a method without gradients, such as direct."
             )
-        if not self._holds_attention:
-            return None
-        if keeps_graph():
-            weights = held(read.matrix(compare=False))
-            with autocast_disabled(weights):
-                return _with_value(weights @ to_float32(read.value), read.out)
-        return _weighted(read.value, read.alone(), read.out.detach())
+        alone = read if keeps_graph() else read.alone()
+
+        def weights() -> Tensor:
+            return held(alone.matrix(compare=False))
+
+        return _linear(read.value, read.out, lambda x: weights() @ x, lambda x: weights().mT @ x)
 
     @override
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         first = args[0] if args else kwargs.get("input")
         if not (self.holds and isinstance(first, Tensor) and torch.is_grad_enabled()):
             return func(*args, **kwargs)
-        if func in _PRODUCTS and len(args) == 2 and not kwargs:
+        name = getattr(func, "__name__", "").partition(".")[0]  # of aten, "gelu.default"
+        activates = name.replace("_", "") in ACTIVATIONS
+        if name in _PRODUCTS and len(args) == 2 and not kwargs:
             return self._product(func, *args)
-        if func in _IN_PLACE or (func in _ACTIVATIONS and _works_in_place(args, kwargs)):
+        in_place = name.endswith("_") or kwargs.get("inplace") or any(a is True for a in args)
+        if activates and in_place:
             raise UnsupportedModelError(
-                f"the {self._noun} computes a {getattr(func, '__name__', func)} in place, so its "
-                "input is lost; build the activation with inplace=False."
+                f"the {self._noun} computes a {name} in place, so its input is lost; build the "
+                "activation with inplace=False."
             )
         out = func(*args, **kwargs)
-        if func in _DEVIATIONS:
+        if name in _DEVIATIONS:
             return held(out)
-        if func in _ACTIVATIONS and first.requires_grad:
-            # of slots of a place in which it is zero the gate is the slope there
-            gate = gate_of(lambda x: func(x, *args[1:], **kwargs) if args else out, first, out)
-            return self._gate(_with_value(first * held(gate), out))
-        if func in _NORMS and first.requires_grad:
-            normed = _held_norm(_NORMS[func], *args, **kwargs)
-            self._compare(normed.detach(), out.detach(), getattr(func, "__name__", "norm"))
-            return _with_value(normed, out)
+        if activates and first.requires_grad:
+            more = {key: value for key, value in kwargs.items() if key != "input"}
+            return self._gate(self._activated(lambda x: func(x, *args[1:], **more), first, out))
+        if name in _NORMS and first.requires_grad:
+            return self._normed(
+                name, {**dict(zip(_NORMS[name], args, strict=False)), **kwargs}, out
+            )
         number = not any(isinstance(each, Tensor) for each in (*args[1:], *kwargs.values()))
-        if id(first) in self._gates and (func in _VIEWS or (func in _SUMS and number)):
+        if id(first) in self._gates and (name in _VIEWS or (name in _SUMS and number)):
             return self._gate(out)
         return out
 
-    def _compare(self, made: Tensor, out: Tensor, name: str) -> None:
-        """What is held must be what ran, of each image as a whole."""
-        off, size = (
-            to_float32(each).flatten(1).norm(dim=1, keepdim=True) for each in (made - out, out)
+    def _activated(self, function: Map, x: Tensor, out: Tensor) -> Tensor:
+        """A function of each number as x times its gate; of one that becomes a gate none is made.
+
+        Of slots of a place in which it is zero the gate is the slope there.
+        """
+        entered = held(self._record.watched(x))
+        gate = cache(lambda: gate_of(function, entered, function(entered)))
+        return _linear(x, out, *[lambda x: x * gate()] * 2)
+
+    def _normed(self, name: str, call: dict[str, Any], out: Tensor) -> Tensor:
+        """A norm with its standard deviation as a constant, which must be what ran."""
+        x, shape, centers = call.pop("input"), call.pop("normalized_shape"), "bias" in _NORMS[name]
+        norm, made = norm_at(held(to_float32(x)), shape, **call, centers=centers)
+        # two that agree along a vector are the same, at the price of one column
+        ramp = self._ramp(prod(shape), made.dtype, made.device)
+        ends = (
+            t.detach().to(made.dtype).reshape(len(x), -1, len(ramp)) @ ramp for t in (made, out)
         )
-        zero = torch.zeros_like(off, dtype=out.dtype)
-        self._record.compare(f"a {name}", off, zero, size)
+        self._record.compare(f"a {name}", next(ends), next(ends).to(out.dtype))
+        push = norm.__call__ if keeps_graph() else norm.push  # of a bias, a derivative, too
+        return _linear(x, out, push, norm.back)
 
     def _gate(self, tensor: Tensor) -> Tensor:
         self._gates[id(tensor)] = tensor
         return tensor
 
-    def _product(self, func: Any, first: Tensor, second: Any) -> Tensor:
-        """A gate times a branch, which is then the linear one."""
-        if not isinstance(second, Tensor):  # a number
-            out: Tensor = func(first, second)
-            return self._gate(out) if id(first) in self._gates else out
-        gates = [id(each) in self._gates for each in (first, second)]
-        if gates == [True, False] and _is_branch(second):
-            return func(held(first), second)  # type: ignore[no-any-return]
-        if gates == [False, True] and _is_branch(first):
-            return func(first, held(second))  # type: ignore[no-any-return]
-        return func(first, second)  # type: ignore[no-any-return]
+    def _product(self, func: Any, *pair: Any) -> Tensor:
+        """A gate times a branch, which is then the linear one; times a number it stays a gate."""
+        gates = [id(each) in self._gates for each in pair]
+        if sum(gates) == 1:
+            other = pair[gates.index(False)]
+            if not isinstance(other, Tensor):
+                return self._gate(func(*pair))
+            if other.requires_grad and not other.is_leaf:  # computed, and no parameter
+                pair = tuple(each if each is other else held(each) for each in pair)
+        return func(*pair)  # type: ignore[no-any-return]
 
 
-def _is_branch(tensor: Tensor) -> bool:
-    """Whether a tensor is computed, and no parameter."""
-    return tensor.requires_grad and not tensor.is_leaf
-
-
-def _works_in_place(args: Any, kwargs: Any) -> bool:
-    return bool(kwargs.get("inplace", False)) or any(arg is True for arg in args[1:])
-
-
-def _with_value(made: Tensor, value: Tensor) -> Tensor:
-    """A tensor of the graph with the value that the model gave, which may differ by rounding."""
-    made = made.to(value.dtype)
-    return made + (value - made).detach()
-
-
-def _held_norm(
-    centers: bool, x: Tensor, shape: Any, weight: Any = None, *rest: Any, **more: Any
-) -> Tensor:
-    """A norm with its standard deviation as a constant."""
-    bias = more.get("bias", rest[0] if rest and centers else None)
-    epsilon = more.get("eps", rest[1 if centers else 0] if len(rest) > centers else None)
-    epsilon = epsilon if epsilon is not None else (1e-5 if centers else torch.finfo(x.dtype).eps)
-    dims = tuple(range(-len(shape), 0))
-    wide = to_float32(x)
-    wide = wide - wide.mean(dims, keepdim=True) if centers else wide
-    scale = (held(wide).square().mean(dims, keepdim=True) + epsilon).rsqrt()
-    normed = wide * scale
-    normed = normed if weight is None else normed * held(weight)
-    return normed if bias is None else normed + held(bias)
+def _ramp(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A vector along which no difference cancels."""
+    return torch.linspace(-1, 2, count, dtype=dtype, device=device)
 
 
 @contextmanager
 def record_held(
-    tower: TransformerTower,
-    *,
-    attention: bool = True,
-    places: bool = False,
-    readout: nn.Module | None = None,
+    tower: TransformerTower, *, places: bool = False, readout: nn.Module | None = None
 ) -> Iterator[Recording]:
     """Record a forward from the projected patches on, in whose graph every gate is a constant.
 
-    Norms keep their standard deviation, activations f(x) / x, a gate its whole, and with
-    `attention` the attentions their weights; the values are those of the plain forward.
+    Norms keep their standard deviation, activations f(x) / x, a gate its whole, attentions their
+    weights; the values are those of the plain forward.
     """
 
     def begin(args: Any, result: Any) -> Tensor:
@@ -196,7 +188,7 @@ def record_held(
         watch.holds = False
 
     with recording(tower, gradient=True) as (hooks, record):
-        watch = _Held(record, attention)
+        watch = _Held(record)
         moves = Places(record, hooks) if places else None
         hooks.after(tower.stem, begin, "The patch projection")
         if moves is not None:
@@ -216,10 +208,10 @@ def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:
     """Raise UnsupportedModelError where a gradient at the patches depends on these."""
     if not gradient.requires_grad:
         return
-    weights = torch.linspace(-1, 2, gradient.numel(), device=gradient.device).to(gradient)
-    weights = weights.view(gradient.shape)
+    weights = _ramp(gradient.numel(), gradient.dtype, gradient.device).view(gradient.shape)
     try:
-        [change] = torch.autograd.grad(gradient, patches, weights, keeps_graph(), allow_unused=True)
+        # the graph is kept, which the gradients of other targets pass
+        [change] = torch.autograd.grad(gradient, patches, weights, True, allow_unused=True)
         is_linear = change is None or not bool(change.any())
     except RuntimeError:  # an operation without a second derivative, on a way that is not linear
         is_linear = False

@@ -57,6 +57,68 @@ def test_no_attention_is_kept_for_the_backward() -> None:
     assert not any(shape[-2:] == (tokens, tokens) for shape in kept)
 
 
+class Convolution(nn.Module):
+    """An adapter beside an MLP: a convolution over the tokens, as LePE has one over values."""
+
+    def __init__(self, mlp: nn.Module, width: int) -> None:
+        super().__init__()
+        self.mlp, self.convolution = mlp, nn.Conv1d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = self.convolution(tokens.mT).mT
+        return self.mlp(tokens) + nn.functional.gelu(mixed)
+
+
+class Pooling(nn.Module):
+    """An MLP whose units are maxima over neighboring tokens."""
+
+    def __init__(self, mlp: nn.Module, _: int) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        pooled = nn.functional.max_pool1d(tokens.mT, 3, 1, 1).mT
+        return self.mlp(pooled)
+
+
+def with_mlp(change: Any) -> Any:
+    """A method whose model has another MLP in its first layer."""
+    small = cases.BUILDERS["hf_vit"]()
+    layer = small.model.eval().vision_model.encoder.layers[0]
+    layer.mlp = change(layer.mlp, layer.mlp.fc1.in_features)
+    forward = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
+    return ConservativePropagation(forward)
+
+
+@pytest.mark.parametrize("adapter", [Convolution, Pooling])
+def test_several_targets_are_explained_where_tokens_are_mixed_by_a_convolution(
+    adapter: type[nn.Module],
+) -> None:
+    """What sees that the rest is linear leaves the graph to the other targets."""
+    method, images = with_mlp(adapter), cases.images("hf_vit")
+    maps, scores, rest = method.attribute_targets(images, return_scores=True, return_rest=True)
+    torch.testing.assert_close(maps.sum((-2, -1)) + rest, scores)
+    alone = [method.attribute(images, target=index)[:, 0] for index in range(maps.shape[1])]
+    torch.testing.assert_close(maps, torch.stack(alone, 1))
+
+
+def test_the_graph_of_an_mlp_gets_the_map_of_the_module() -> None:
+    """Its functions are those of aten."""
+
+    def module(_: nn.Module, width: int) -> nn.Sequential:
+        torch.manual_seed(0)
+        steps = nn.LayerNorm(width), nn.Linear(width, 48), nn.GELU(), nn.Linear(48, width)
+        return nn.Sequential(*steps).eval()
+
+    def graph(mlp: nn.Module, width: int) -> nn.Module:
+        tokens, sizes = torch.randn(3, 17, width), ({0: torch.export.Dim.AUTO},)
+        return torch.export.export(module(mlp, width), (tokens,), dynamic_shapes=sizes).module()
+
+    images = cases.images("hf_vit")
+    wanted = with_mlp(module).attribute_targets(images)
+    torch.testing.assert_close(with_mlp(graph).attribute_targets(images), wanted)
+
+
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.SiLU(), QuickGELU()], ids=str)
 def test_a_unit_at_zero_passes_on_what_one_next_to_zero_does(activation: nn.Module) -> None:
     """There its gate is 0 / 0, whose limit is the slope."""

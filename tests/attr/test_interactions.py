@@ -127,17 +127,17 @@ def test_shares_through_all_layers_equal_the_second_derivative_with_gates_detach
         torch.testing.assert_close(every[:, :1], expected[:1, None], **EXACT)
 
 
-def test_a_side_through_all_layers_takes_a_backward_for_each_position_of_the_other(
+def test_a_side_through_all_layers_takes_a_gradient_for_each_position_of_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clip, pixels, ids, mask = inputs("hf_vit")
     method = DirectInteraction(ClipPairSimilarity(clip))
     method.attribute((pixels, ids), additional_forward_args=mask)  # which looks at the places
-    grad, calls = torch.autograd.grad, list[int]()
+    grad, counts = torch.autograd.grad, list[int]()
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        return grad(*args, **kwargs)
+    def counted(outputs: Any, inputs: Any, rows: Tensor, *rest: Any, **options: Any) -> Any:
+        counts.append(len(rows) if options.get("is_grads_batched") else 1)
+        return grad(outputs, inputs, rows, *rest, **options)
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
     for depth, sides, wanted in (
@@ -145,9 +145,10 @@ def test_a_side_through_all_layers_takes_a_backward_for_each_position_of_the_oth
         (("pooling", "all"), 1, 16 + 1),
         ("all", 2, clip.embedding_dim + ids.shape[1] + 1),
     ):
-        calls.clear()
+        counts.clear()
         method.attribute((pixels, ids), additional_forward_args=mask, depth=depth)
-        assert len(calls) == wanted + sides  # one of each sees that what is held is linear
+        assert sum(counts) == wanted + sides  # one of each sees that what is held is linear
+        assert len(counts) == 3 * sides  # all but the first of a side go together
 
 
 def seen_embedding(name: str, seen: Any) -> Tensor:
