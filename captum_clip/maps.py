@@ -295,7 +295,7 @@ def check_tensor(what: str, value: Any, dims: str, advice: str = "") -> None:
     expect(value.is_floating_point(), f"{what} as a floating-point tensor", value, advice)
     # A sum takes a fiftieth of the time, but may overflow where every value is finite.
     total = value.detach().sum(dtype=torch.promote_types(value.dtype, torch.float32))
-    if not torch.isfinite(total) and not torch.isfinite(value.detach()).all():
+    if not math.isfinite(total.item()) and not torch.isfinite(value.detach()).all():
         raise InputError(
             f"the {what} {tuple(value.shape)} hold NaN or infinity; look for a division by zero or "
             "an overflow in half precision before this call, or leave those out."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +10,18 @@ import torch
 
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models.steps import run_steps
-from captum_clip.recording import record_held, record_resnet, record_vit
+from captum_clip.recording import (
+    Embedding,
+    Features,
+    Kernels,
+    LeafAtInput,
+    Outputs,
+    Probes,
+    Sums,
+    look,
+    observe,
+    record_held,
+)
 from tests.attr import cases, state
 
 
@@ -25,50 +35,52 @@ def setting(request):
 
 
 def test_a_kept_attention_shows_what_ran(setting):
-    """Weights, values and heads' outputs, and what the module returned."""
+    """Weights, values and heads' outputs."""
     tower, run, seen = setting
-    with torch.no_grad(), record_vit(tower, keep=range(1, 3)) as record:
+    with torch.no_grad(), observe(tower, Kernels(range(1, 3)), Sums(range(1, 3))) as record:
         result = run()
     assert set(record.reads) == {1, 2}
     assert (record.size, record.batch) == ((32, 32), 3)
     for index, read in record.reads.items():
         torch.testing.assert_close(read.matrix(), seen.attention[index], rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(read.row, seen.attention[index][:, :, 0])
+        torch.testing.assert_close(read.row(), seen.attention[index][:, :, 0])
+        assert read.obeys(1e-10)
         torch.testing.assert_close(read.out, read.matrix() @ read.value)
-        heads = read.out.transpose(1, 2).flatten(2)
-        torch.testing.assert_close(run_steps(read.attention.merge_steps(), heads), read.output)
-        torch.testing.assert_close(record.returned[index], read.output[:, 0])
+        heads = run_steps(read.attention.merge_steps(), read.select(read.out).flatten(1))
+        torch.testing.assert_close(heads, record.rows[index][1])
     torch.testing.assert_close(result, seen.embedding, rtol=1e-10, atol=1e-10)
-    assert len(record.comparisons) == 6
     record.verify("a method")
 
 
-def test_visits_come_in_order(setting):
+def test_attentions_are_taken_in_order(setting):
     """Each layer once, where its attention ran, without a graph; what they return is kept."""
     tower, run, _ = setting
     visits = []
 
-    def visit(index, read):
+    def take(index, read):
         visits.append((index, read.value.shape, read.value.requires_grad))
         return -index
 
-    with torch.no_grad(), record_vit(tower, visit=(range(0, 2), visit)) as record:
+    with torch.no_grad(), observe(tower, Kernels(range(0, 2), take)) as record:
         run()
     assert visits == [(0, (3, 4, 17, 8), False), (1, (3, 4, 17, 8), False)]
-    assert record.visited == {0: 0, 1: -1}
+    assert record.reads == {0: 0, 1: -1}
 
 
 def test_the_stream_is_compared_with_what_its_branches_return(setting):
-    """Of every block: the sum before its second branch, and what it returns."""
+    """Of every block, and what enters the next one; read from copies, it is the same."""
     tower, run, _ = setting
-    with torch.no_grad(), record_vit(tower, stream=range(3), outputs=[1]) as record:
-        run()
-    assert len(record.comparisons) == 5
-    record.verify("a method")
-    stream, returned = record.stream[1]
+    for copies in (False, True):
+        blocks = Sums(range(3), copies=copies)
+        with torch.no_grad(), observe(tower, blocks, Outputs([1])) as record:
+            run()
+        record.compare_sums()
+        assert sum(len(each.names) for each in record.comparisons) == 5
+        record.verify("a method")
+    stream, returned = record.streams()[1]
     torch.testing.assert_close(run_steps(tower.layers[1].after_attention(), stream), returned)
     torch.testing.assert_close(record.outputs[1][:, 0], returned)
-    torch.testing.assert_close(record.residual, record.outputs[1][:, 0])
+    torch.testing.assert_close(record.rows[2][0], record.outputs[1][:, 0])
 
 
 def test_graph_begins_at_the_leaf(setting):
@@ -80,7 +92,7 @@ def test_graph_begins_at_the_leaf(setting):
         for layer in tower.layers
     ]
     try:
-        with record_vit(tower, keep=range(1, 3), leaf=1) as record:
+        with observe(tower, Kernels([1], leaf=True), Kernels([2])) as record:
             result = run()
     finally:
         for handle in handles:
@@ -99,7 +111,7 @@ def test_graph_begins_at_the_leaf(setting):
 def test_the_input_can_be_the_leaf(name):
     """The gradient at the images is that of a plain forward, and the maps are a formula of it."""
     clip, images = cases.adapter(name, torch.float64), cases.images(name, torch.float64)
-    with record_vit(clip.tower, leaf="input", keep=range(1)) as record:
+    with observe(clip.tower, LeafAtInput(), Kernels([0])) as record:
         result = clip.image_features(images)
     assert record.input.is_leaf
     assert record.reads[0].value.requires_grad
@@ -118,7 +130,7 @@ def test_the_input_of_a_text_tower_is_its_token_embeddings():
     clip = cases.adapter("hf_vit", torch.float64)
     ids, mask = clip.text_inputs(["a horse", "a dog and a cat"])
     tower = clip.text_tower
-    with record_vit(tower, leaf="input") as record:
+    with observe(tower, LeafAtInput()) as record:
         result = clip.text_features(ids, mask)
     (found,) = torch.autograd.grad(result[:, 0].sum(), record.input)
     tokens = tower.stem(ids).detach().requires_grad_()
@@ -128,18 +140,24 @@ def test_the_input_of_a_text_tower_is_its_token_embeddings():
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
 
 
+def graph(tower):
+    """All that a recording may see, with a graph from a layer on."""
+    kernels = Kernels([1], leaf=True), Kernels([0])
+    return observe(tower, *kernels, Probes([0]), Sums(range(2)), Outputs(range(2)), Embedding())
+
+
 RECORDINGS: dict[str, Any] = {
-    "plain": record_vit,
-    "leaf": partial(record_vit, keep=range(2), leaf=1, stream=range(2), outputs=range(2)),
-    "places": partial(record_vit, places=True),
-    "held": partial(record_held, places=True),
+    "plain": observe,
+    "leaf": graph,
+    "embedding": lambda tower: observe(tower, Sums(range(2)), Embedding(leaf=True)),
+    "held": record_held,
 }
 
 
 @pytest.mark.parametrize("part", [None, "block", "attention"])
 @pytest.mark.parametrize(
     ("recorded", "mode"),
-    [("plain", False), ("plain", True), ("leaf", True), ("places", False), ("held", True)],
+    [("plain", False), ("plain", True), ("leaf", True), ("embedding", True), ("held", True)],
 )
 def test_everything_is_taken_back(setting, recorded, part, mode):
     """Hooks and modes, wherever the forward ends."""
@@ -165,7 +183,7 @@ def test_everything_is_taken_back(setting, recorded, part, mode):
 
 @pytest.mark.parametrize("name", [*cases.VITS, "siglip", "naflex", "eva02", "coca", "words"])
 def test_a_recording_does_not_change_the_result(name):
-    """The forward computes what it always does, with its tokens at their places."""
+    """The forward computes what it always does; so does the one of a look."""
     clip = cases.adapter("hf_vit" if name == "words" else name, torch.float64)
     tower, run = clip.tower, clip.image_features
     if name == "words":
@@ -177,6 +195,8 @@ def test_a_recording_does_not_change_the_result(name):
         with recorded(tower):
             result = run(*inputs)
         torch.testing.assert_close(result.detach(), run(*inputs).detach())
+    seen = look(tower, [lambda: run(*inputs)], ["blocks", "merge", "embedding"])
+    torch.testing.assert_close(seen, run(*inputs).detach())
 
 
 MOVES = {
@@ -194,10 +214,10 @@ def test_tokens_that_are_elsewhere_are_refused(move, part):
     clip, images = cases.adapter("hf_vit", torch.float64), cases.images("hf_vit", torch.float64)
     module = clip.vision.get_submodule(part)
     handle = module.register_forward_hook(lambda m, a, out: MOVES[move](out))
-    message = r"vision tower does not read .* at its own place: .*such as prompts.*Occlusion"
+    message = r"does not read .* at its own place: .*such as prompts.*Occlusion|merges, drops or pads"
     try:
-        with pytest.raises(UnsupportedModelError, match=message), RECORDINGS["places"](clip.tower):
-            clip.image_features(images)
+        with pytest.raises(UnsupportedModelError, match=message):
+            look(clip.tower, [lambda: clip.image_features(images)], ["blocks"])
     finally:
         handle.remove()
 
@@ -206,7 +226,7 @@ def test_forward_without_the_tower_is_refused(setting):
     """The end of the recording refuses it."""
     tower, _, _ = setting
     message = r"did not run the vision tower.*exactly once"
-    with pytest.raises(CaptureError, match=message), record_vit(tower):
+    with pytest.raises(CaptureError, match=message), observe(tower):
         pass
 
 
@@ -214,7 +234,7 @@ def test_second_run_of_the_tower_is_refused(setting):
     """At once."""
     tower, run, _ = setting
     message = r"twice.*Encode texts and reference images beforehand"
-    with torch.no_grad(), pytest.raises(CaptureError, match=message), record_vit(tower):
+    with torch.no_grad(), pytest.raises(CaptureError, match=message), observe(tower):
         [run(), run()]
 
 
@@ -223,7 +243,7 @@ def test_recording_of_a_gradient_without_grad_is_refused(setting, mode):
     """The cure is named."""
     tower, run, _ = setting
     message = r"under torch\.no_grad\(\) or torch\.inference_mode"
-    with pytest.raises(CaptureError, match=message), record_vit(tower, leaf=2), mode():
+    with pytest.raises(CaptureError, match=message), observe(tower, LeafAtInput()), mode():
         run()
 
 
@@ -231,7 +251,7 @@ def test_bad_images_are_refused_before_the_tower_runs():
     """Whatever the callable passes on is checked at the tower's door."""
     clip = cases.adapter("hf_vit")
     message = r"the images .* hold NaN or infinity"
-    with pytest.raises(InputError, match=message), torch.no_grad(), record_vit(clip.tower):
+    with pytest.raises(InputError, match=message), torch.no_grad(), observe(clip.tower):
         clip.vision(torch.full((1, 3, 32, 32), float("nan")))
 
 
@@ -243,7 +263,7 @@ def test_other_threads_are_not_recorded(setting):
     def elsewhere():
         results.append(run())
 
-    with torch.no_grad(), record_vit(tower, keep=range(0, 3)) as record:
+    with torch.no_grad(), observe(tower, Kernels(range(0, 3))) as record:
         worker = threading.Thread(target=elsewhere)
         worker.start()
         worker.join()
@@ -261,7 +281,7 @@ def test_two_threads_record_one_tower(setting):
 
     def work(batch):
         images = torch.zeros(batch, 3, 32, 32, dtype=torch.float64)
-        with torch.no_grad(), record_vit(tower, keep=range(0, 3)) as record:
+        with torch.no_grad(), observe(tower, Kernels(range(0, 3))) as record:
             start.wait(30)
             tower.module(images)
         batches[batch] = {len(read.value) for read in record.reads.values()} | {record.batch}
@@ -279,7 +299,7 @@ def test_resnet_shows_its_features():
     clip = cases.adapter("open_clip_resnet", torch.float64)
     images, seen = cases.images("open_clip_resnet", torch.float64), cases.seen("open_clip_resnet")
     before = state.of_model(clip.vision)
-    with record_resnet(clip.tower) as record:
+    with observe(clip.tower, Features(leaf=True)) as record:
         result = clip.image_features(images)
     torch.testing.assert_close(record.features, seen.features, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(result, seen.embedding, rtol=1e-9, atol=1e-10)

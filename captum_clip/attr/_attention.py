@@ -4,7 +4,8 @@ Shapes: B images, K targets, H heads, s tokens (CLS first), D = H d the width. H
 tensors are computed with in float32, and autocast is off, so a map depends on neither.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ def row_gradient(read: AttentionRead, gradient: Tensor) -> Tensor:
 def matrix_gradient(read: AttentionRead, gradient: Tensor) -> Tensor:
     """D y / d A (..., H, rows, s), given the gradient at the heads' outputs (..., H, rows, d)."""
     with autocast_disabled(gradient):
-        return to_float32(gradient) @ to_float32(read.value).mT
+        value = to_float32(read.value)
+        return torch.einsum("...bhid,bhjd->...bhij", to_float32(gradient), value)
 
 
 def value_products(read: AttentionRead, vectors: Tensor) -> Tensor:
@@ -76,10 +78,12 @@ def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = Fa
     shift = gradient @ value_map.weight.to(gradient.dtype)
     if detached:
         return shift
-    weights = row_gradient(read, gradient)
-    logits = read.row * (weights - (read.row * weights).sum(-1, keepdim=True))
-    _, key, factor = read.product()
-    through = torch.einsum("kbhs,bhsd->kbhd", logits * factor, key).flatten(2)
+    # in double precision, since what the softmax takes away nearly cancels
+    double = {name: getattr(read, name).double() for name in ("query", "key", "value")}
+    exact = replace(read, **double)
+    row, weights = exact.row(), row_gradient(exact, gradient.double())
+    logits = row * (weights - (row * weights).sum(-1, keepdim=True)) * read.factor
+    through = torch.einsum("kbhs,bhsd->kbhd", logits, double["key"]).flatten(2).to(gradient.dtype)
     return shift + through @ query_map.weight.to(gradient.dtype)
 
 
@@ -99,12 +103,18 @@ def contributions(read: AttentionRead, direction: Direction) -> Tensor:
 
 def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
     """E_h[(gradient * attention)^+], the heads at `dim`."""
-    if gradient.shape[dim] not in (attention.shape[dim], 1) and attention.shape[dim] != 1:
-        raise UnsupportedModelError(
-            f"the tower's layers have different numbers of heads, {gradient.shape[dim]} and "
-            f"{attention.shape[dim]}, so the gradient of one cannot weight another's attention."
-        )
+    if 1 not in (gradient.shape[dim], attention.shape[dim]):
+        check_heads([gradient.shape[dim], attention.shape[dim]])
     return (gradient * attention).clamp(min=0).mean(dim)
+
+
+def check_heads(counts: Sequence[int]) -> None:
+    """Raise UnsupportedModelError unless layers have one number of heads."""
+    if len({*counts}) > 1:
+        raise UnsupportedModelError(
+            f"the tower's layers have different numbers of heads, {min(counts)} and {max(counts)}, "
+            "so the gradient of one cannot weight another's attention."
+        )
 
 
 def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
@@ -132,31 +142,31 @@ def initial_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken
 
 
 def start_row(gradient: Tensor, tower: TransformerTower, pooled: PooledToken) -> Tensor:
-    """The row to begin with, (B, s), given the gradient (B, H, s, d) at the last heads' outputs.
+    """The rows to begin with, (k, B, s), given gradients (k, B, H, s, d) at the last outputs.
 
     e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows; where it
     depends on nothing there, as after an attention that a hook wiped, the row that is pooled.
     """
-    gradient = gradient.transpose(1, 2).flatten(2)
-    like, prefix = gradient[..., 0], tower.prefix
+    gradient = gradient.transpose(2, 3).flatten(3)
+    like, prefix = gradient[0, ..., 0], tower.prefix
     # a forward function of the user's may read patches in a tower that pools CLS
     mean = initial_row("mean", like, prefix, pooled)
     if prefix == 0 and pooled.rows is None:  # the first token is a patch
-        return mean
+        return mean.expand(len(gradient), -1, -1)
     reads_cls = pooled.read(gradient).any(-1, keepdim=True)
     if tower.pooling == "cls":
-        reads_cls |= ~gradient.flatten(1).any(-1, keepdim=True)
+        reads_cls |= ~gradient.flatten(2).any(-1, keepdim=True)
     return torch.where(reads_cls, pooled.row_of(like), mean)
 
 
 def read_row(row: Tensor, matrix: Tensor) -> Tensor:
-    """Row (B, s) times matrix (B, s, s)."""
+    """Rows (..., B, s) times matrices (..., B, s, s)."""
     with autocast_disabled(matrix):
-        return torch.einsum("bi,bij->bj", row.to(matrix.dtype), matrix)
+        return torch.einsum("...i,...ij->...j", row.to(matrix.dtype), matrix)
 
 
 def propagated(identity: Tensor, gained: Tensor, matrices: Iterable[Tensor]) -> Tensor:
-    """Apply v <- v + v M, one matrix (B, s, s) after the other, to v = identity + gained.
+    """Apply v <- v + v M, one matrix (..., B, s, s) after the other, to v = identity + gained.
 
     Without the identity's row, which no target changes; with mean pooling 1 / N in every cell.
     """

@@ -17,12 +17,18 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, check_integer, expect, torch_failures
-from ..errors import CaptureError, InputError, UnsupportedModelError, naming, public
+from ..errors import (
+    CaptureError,
+    InputError,
+    UnsupportedModelError,
+    naming,
+    public,
+)
 from ..models import tower_of
-from ..models.library import modules_of, nondeterminism
+from ..models.library import nondeterminism
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
-from ..recording import Recording, is_compiled
-from ..recording.graph import detached, keeps_graph, kept_graph, with_whole_graph
+from ..recording import ChangedInPlaceError, Recording, is_compiled, kind_of, look
+from ..recording.graph import detached, kept_graph, with_whole_graph
 from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, Indices, many_columns, one_column
 from ._engine import refuse_checkpointing
@@ -64,7 +70,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     _tower: Tower  # with the parts that the model had in the last call
     _model: nn.Module | None  # of a forward function of the user's
-    _places: set[Any]  # kinds of inputs whose tokens were seen to be at their places
+    _looks: set[Any]  # kinds of models and inputs that were looked at
+    _copies: bool = False  # whether the model works in place on tokens that are read later
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -101,7 +108,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # Captum's hooks and its users expect a module as the layer
         module = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, module)
-        self._tower, self._model, self._places = tower, layer, set[Any]()
+        self._tower, self._model, self._looks = tower, layer, set[Any]()
 
     def __repr__(self) -> str:
         forward = self.forward_func
@@ -260,15 +267,20 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             # Captum's Saliency leaves requires_grad on the caller's tensor; a detached view cannot
             graph = kept_graph(exact=exact) if create_graph else nullcontext()
             leaves = self._leaves(tensors) if create_graph else []
-            before = len(self._places)
-            with torch_failures(), graph:
-                images = tuple(map(detached, detach_inference(tensors)))
-                call = Call(forward, images, detach_inference(extra), select, self._tower, name)
-                result = self._seen_in_place(partial(compute or self._compute, **options), call)
-                result.record.verify(name)
-                maps = detached(result.values)
-            if leaves and len(self._places) > before:
+            tensors, extra = detach_inference(tensors), detach_inference(extra)
+            call = Call(forward, tensors, extra, select, self._tower, name)
+            with torch_failures():
+                is_new = self._look(call, options, exact=exact)
+                with graph:
+                    call = replace(call, images=tuple(map(detached, tensors)))
+                    result = self._computed(partial(compute or self._compute, **options), call)
+                    maps = detached(result.values)
+                if result.record.moved and not is_new:
+                    self._look(call, options, exact=exact, again=True)
+            kind = "graph", tensors[0].dtype, tensors[0].shape[1:]
+            if leaves and (is_new or kind not in self._looks):
                 _differentiate(maps, leaves)
+                self._looks.add(kind)
             maps = self._on_grid(result.record, maps) if on_grid else maps
             result.record.let_go()
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
@@ -280,30 +292,63 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             # Captum's metrics call .view on an attribution
             return result._replace(values=maps.contiguous())
 
-    def _seen_in_place(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
-        """Run the formula, the first time and where tokens may have moved with a look at places."""
-        images, modules = call.images[0], modules_of(self._tower.module)
-        # a hook added between two calls may move tokens
-        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+    def _look(
+        self, call: Call, options: dict[str, Any], *, exact: bool, again: bool = False
+    ) -> bool:
+        """Look at a model once for each kind of it and of its inputs; whether it looked."""
+        forward, images, tower = self.forward_func, call.images[0], self._tower
+        # an adapter is ours, so that all methods of a model look once together
+        looks = forward.clip.looks if isinstance(forward, Similarity) else self._looks
+        model = tower.module if self._model is None else self._model
+        model = forward.clip.model if isinstance(forward, Similarity) else model
+        laws = {*self._laws(**options)}
         # of one image batch and heads may stand in any order
-        kind = images.dtype, images.shape[1:], len(images) > 1, hooks, keeps_graph()
-        places = kind not in self._places and isinstance(self._tower, TransformerTower)
+        inputs = images.dtype, images.shape[1:], len(images) > 1
+        kind = frozenset(laws), inputs, tower.kind, kind_of(tower.module, model)
+        if kind in looks and not again:
+            return False
+        calls, leaves = [call.of_two(), call], list[Tensor]()
+        if not isinstance(forward, Similarity) and images.is_floating_point():
+            calls = [each.with_leaf() for each in calls]
+            leaves = [each.images[0] for each in calls]
+        runs = [each.scores for each in calls]
+        seen = look(tower, runs, laws, exact=exact, images=leaves)
+        if is_compiled(forward, model):  # whose backend may change numbers
+            check = Recording(tower)
+            # what its compiler cannot compile has no other score
+            with torch.no_grad(), suppress(RuntimeError):
+                dtype = next(tower.module.parameters()).dtype
+                own = call.of_two() if len(seen) == len(call.of_two().images[0]) else call
+                check.compare("the score of compiled code", seen, own.scores().to(dtype))
+            check.verify(call.method)
+        looks.add(kind)
+        return True
+
+    @classmethod
+    def _laws(cls, **options: Any) -> tuple[str, ...]:
+        """What is looked at besides the way from pixels to patches, as `look` has it."""
+        return ("blocks",)
+
+    def _computed(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
+        """Run the formula, once more with copies for a model that works in place."""
         while True:
-            model = self._tower.module if self._model is None else self._model
-            compiled = places and is_compiled(self.forward_func, model)
-            run = partial(compute, replace(call, places=places, compiled=compiled))
+            run = partial(compute, replace(call, copies=self._copies))
             try:
                 result = run()
+                result.record.verify(call.method)
+                return result
+            except ChangedInPlaceError:
+                if self._copies:
+                    raise
+                self._copies = True
             except RuntimeError as error:
                 # a fork that keeps its attention's gradient with a hook on the tensor
                 if "cannot register a hook on a tensor" not in str(error):
                     raise
                 with with_whole_graph():
                     result = run()
-            if places or not result.record.moved:
-                self._places.add(kind)
-                return result
-            places = True
+                    result.record.verify(call.method)
+                    return result
 
     def _check_tower(self, *, random: bool = False) -> bool:
         """Find the tower's parts as they are now, and whether they answer the same each time.

@@ -5,7 +5,7 @@ Captum's `target` picks the columns (K', B) of a score (B, K): one score for eac
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -17,14 +17,19 @@ from torch.autograd import grad
 
 from ..checks import expect, show
 from ..errors import CaptureError, TargetError
+from ..models.library import has_no_foreign_hooks
 from ..models.towers import Tower
 from ..recording import Recording
 from ..recording.graph import detached, keeps_graph
-from ..similarity import Similarity
+from ..similarity import ClipSimilarity, Similarity, TextSimilarity
 
 Columns = Sequence[int] | Tensor | None
 Indices = int | Sequence[Any] | Tensor | np.ndarray | None
-_TOGETHER = 1 << 23  # numbers of a batched backward, which bounds its memory
+_COSINES = (
+    ClipSimilarity,
+    TextSimilarity,
+)  # their scores are known, those of a subclass may differ
+TOGETHER = 1 << 23  # numbers of a batched backward, which bounds its memory
 Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
 
 
@@ -54,13 +59,17 @@ class Call:
     select: Select
     tower: Tower
     method: str  # in messages
-    places: bool = False  # whether the recording sees that tokens are at their places
-    compiled: bool = False  # whether the score is compared with that of compiled code
+    copies: bool = False  # whether tokens that are read later are copied at once
 
     @property
     def readout(self) -> nn.Module | None:
         """The module that an embedding passes before a `Similarity` scores it."""
         return self.forward.readout if isinstance(self.forward, Similarity) else None
+
+    @property
+    def is_cosine(self) -> bool:
+        """Whether the scores are cosines of what the adapter returns, by definition."""
+        return type(self.forward) in _COSINES and has_no_foreign_hooks(self.forward)  # type: ignore[arg-type]
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K)."""
@@ -72,15 +81,24 @@ class Call:
         expect(fits, expected, scores, error=CaptureError)
         return scores[:, None] if scores.ndim == 1 else scores
 
+    def of_two(self) -> "Call":
+        """The same of two images, the least that shows whether images mix."""
+        count = len(self.images[0])
+        extra = [x[:2] if isinstance(x, Tensor) and len(x) == count else x for x in self.extra]
+        images = tuple(image[:2] for image in self.images)
+        if count == 1 and not extra and not isinstance(self.forward, Similarity):
+            images = tuple(torch.cat([image, image.flip(-1)]) for image in images)
+        return replace(self, images=images, extra=tuple(extra))
+
+    def with_leaf(self) -> "Call":
+        """The same with its images as the beginning of a graph."""
+        first = self.images[0].detach().clone().requires_grad_()
+        return replace(self, images=(first, *self.images[1:]))
+
     def run(self, recording: AbstractContextManager[Recording]) -> "Pass":
         """Run the forward to its end under a recording."""
         with recording as record:
             scores = self.scores()
-        if self.compiled:  # whose backend may change numbers
-            # what its compiler cannot compile has no other score
-            with torch.no_grad(), suppress(RuntimeError):
-                dtype = next(self.tower.module.parameters()).dtype
-                record.compare("the score of compiled code", scores, self.scores().to(dtype))
         return self.as_pass(record, scores)
 
     def as_pass(self, record: Recording, scores: Tensor) -> "Pass":
@@ -89,17 +107,25 @@ class Call:
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)
         # a score on another device than the images is legal, as with a sharded model
-        columns = self.select(*scores.shape).to(scores.device)
-        return Pass(record, scores, columns)
+        columns, rows = self.select(*scores.shape), None
+        if self.is_cosine:
+            alike = bool((columns == columns[:, :1]).all())
+            embeddings: Tensor = self.forward.embeddings  # type: ignore[attr-defined]
+            rows = embeddings[(columns[:, :1] if alike else columns).to(embeddings.device)]
+        return Pass(record, scores, columns.to(scores.device), rows)
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward: its recording, scores (B, K) with a graph or without, and columns (K', B)."""
+    """One forward: its recording, scores (B, K) with a graph or without, and columns (K', B).
+
+    Of a plain `Similarity` there are the unit `rows` (K', 1 or B, E) whose cosines they are.
+    """
 
     record: Recording
     scores: Tensor
     columns: Tensor
+    rows: Tensor | None = None
 
     @property
     def chosen(self) -> Tensor:
@@ -110,10 +136,9 @@ class Pass:
         """A method's result: maps of the K' columns, and the rest (B, K') of an additive method."""
         return Computed(self.record, values, self.chosen, rest)
 
-    def gradients(self, *leaves: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """For each column the gradients of its score with respect to the leaves."""
-        for column in self._one_hot():
-            yield self._known(leaves, column)
+    def gradients(self, *leaves: Tensor, together: int = 1) -> Iterator[tuple[Tensor, ...]]:
+        """The gradients (k, *leaf.shape) of some columns at a time with respect to the leaves."""
+        return chunks(partial(self._known, leaves), self._one_hot(), together)
 
     def stacked_gradients(self, leaf: Tensor) -> Tensor:
         """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
@@ -157,15 +182,30 @@ class Pass:
         return ones.scatter_(2, self.columns[..., None], 1)
 
 
+def together(numbers: int) -> int:
+    """How many rows a batched backward takes at once, given the numbers that it holds of one."""
+    return max(1, TOGETHER // max(1, numbers))
+
+
+def chunks(
+    gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, size: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """The gradients (k, ...) of chunks of rows, in batched products where they can be."""
+    for chunk in torch.split(rows, size):
+        found = None
+        if len(chunk) > 1:
+            # a user's own code may hold operations that no batched backward passes
+            with suppress(RuntimeError):
+                found = gradients(chunk, is_grads_batched=True)
+        if found is None:
+            yield from (tuple(each[None] for each in gradients(row)) for row in chunk)
+        else:
+            yield found
+
+
 def batched(gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, leaf: Tensor) -> Tensor:
-    """The gradients (n, *leaf.shape) of n rows, in batched products where they can be."""
-    together = _TOGETHER // max(1, leaf.numel())
-    if len(rows) > 1 and together > 1:
-        # a user's own code may hold operations that no batched backward passes
-        with suppress(RuntimeError):
-            chunks = torch.split(rows, together)
-            return torch.cat([gradients(chunk, is_grads_batched=True)[0] for chunk in chunks])
-    return torch.stack([gradients(row)[0] for row in rows])
+    """The gradients (n, *leaf.shape) of n rows."""
+    return torch.cat([found for found, *_ in chunks(gradients, rows, together(leaf.numel()))])
 
 
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:

@@ -4,11 +4,10 @@ It runs to its end, with a graph from the last attention on, and every derivativ
 points of that graph. What a map leaves out is seen to have no gradient.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +20,22 @@ from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower
-from ..recording import NOTHING, AttentionRead, Recording, Visit, record_resnet, record_vit
+from ..recording import (
+    NOTHING,
+    AttentionRead,
+    Embedding,
+    Features,
+    Kernels,
+    Observer,
+    Outputs,
+    Probes,
+    Recording,
+    Sums,
+    observe,
+)
 from ..recording.graph import detached, keeps_graph, no_graph
 from . import _attention as mha
-from ._call import Call, Pass, batched
-
-Visits = tuple[Collection[int], Visit]
+from ._call import Call, Pass, batched, together
 
 
 class ReadsMoreError(CaptureError):
@@ -48,32 +57,50 @@ class LastGradient:
     row: Tensor | None = None
     output: Tensor | None = None
 
-    @property
-    def attention(self) -> Tensor:
-        """The pooled row of A, (B, H, s)."""
-        return self.read.row
-
     def matrices(self, tower: TransformerTower) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each target the row to read (B, s), and d y / d A (B, H, s, s) of the last layer."""
+        """The rows to read (k, B, s) of k targets at a time, and d y / d A of the last layer.
+
+        The latter are (k, B, H, s, s).
+        """
         assert self.output is not None
-        for output in self.output:
+        for output in torch.split(self.output, together(_numbers(self.read.out))):
             start = mha.start_row(output, tower, self.read.pooled)
             yield start, mha.matrix_gradient(self.read, output)
 
 
-def last_gradient(
-    tower: TransformerTower, call: Call, visit: Visits | None = None, keep: range = range(0)
-) -> LastGradient:
-    """Run once, visit or keep some layers, and differentiate the last attention."""
-    last, blocks = len(tower.attentions) - 1, range(len(tower.layers))[-1:]
-    outputs = blocks if tower.pooling == "cls" else range(0)
-    run = _run(tower, call, visit=visit, keep=keep, leaf=last, outputs=outputs)
-    read = run.record.reads[last]
-    if tower.pooling == "cls":
-        rows = _through_one_token(tower, run)
-        if rows is not None:
-            return LastGradient(run, read, mha.row_gradient(read, rows))
+def observed(tower: Tower, call: Call, *observers: Observer, leaf: bool = False) -> Pass:
+    """Run once under some observers; with `leaf` the graph begins at the embedding.
+
+    Scores that are not the cosines of the embedding are then seen to read nothing below it.
+    """
+    recording = partial(observe, tower, *observers, Embedding(call.readout, leaf))
+    if not leaf:
+        return call.run(recording())
+    if call.is_cosine:
+        run = call.run(recording())
+        if _scored_cosine(run) is not None:
+            return run
+    run = call.run(recording(Probes(range(len(tower.layers)))))
+    return replace(run, rows=None)
+
+
+def begin_at(index: int) -> Kernels:
+    """An observer with which the graph begins at the heads' outputs of an attention."""
+    return Kernels([index], leaf=True)
+
+
+def last_gradient(tower: TransformerTower, call: Call, *kernels: Kernels) -> LastGradient:
+    """Run once, read the attentions of other layers as well, and differentiate the last one."""
+    last = len(tower.attentions) - 1
+    if tower.pooling != "mean":
+        blocks = Sums(range(last, len(tower.layers)), copies=call.copies)
+        run = observed(tower, call, *kernels, Kernels([last]), blocks, leaf=True)
+        read = run.record.reads[last]
+        if (heads := _through_one_token(tower, run, read)) is not None:
+            return LastGradient(run, read, mha.row_gradient(read, heads))
     refuse_checkpointing(tower)
+    run = observed(tower, call, *kernels, begin_at(last))
+    read = run.record.reads[last]
     output = run.stacked_gradients(read.out)  # (K', B, H, rows, d)
     if tower.pooling == "attention":
         _check_first_query(output)
@@ -83,10 +110,6 @@ def last_gradient(
     return LastGradient(run, read, mha.row_gradient(read, read.select(output)))
 
 
-def _run(tower: TransformerTower, call: Call, **options: Any) -> Pass:
-    return call.run(record_vit(tower, places=call.places, readout=call.readout, **options))
-
-
 def _reads_others(gradient: Tensor, pooled: PooledToken) -> bool:
     """Whether other tokens than the pooled one have a gradient (..., B, s, D)."""
     reached = gradient.ne(0).any(-1)  # (..., B, s)
@@ -94,44 +117,62 @@ def _reads_others(gradient: Tensor, pooled: PooledToken) -> bool:
     return bool((reached & here.eq(0)).any())
 
 
-def _through_one_token(tower: TransformerTower, run: Pass) -> Tensor | None:
+def _through_one_token(tower: TransformerTower, run: Pass, read: AttentionRead) -> Tensor | None:
     """The gradients (K', B, H d) at the last heads' outputs of the pooled token.
 
     It alone goes once more through the rest of the last block and the head, for all targets in one
-    product. None where the scores depend on more than that token, or it gives something else.
+    product: a backward through all tokens would cost s times as much for each. None where the
+    scores read more than the embedding, or that token alone does not make what the forward made.
     """
-    record, last = run.record, len(tower.layers) - 1
-    layer, read, returned = tower.layers[last], record.reads[last], record.outputs[last]
+    record, last = run.record, len(tower.attentions) - 1
     try:
-        embedded = embedded_scores(tower, run, returned, _beyond(tower, run))
+        embedded = embedded_scores(tower, run)
     except ReadsMoreError:
         return None
-    # a backward through all tokens of the last block would cost s times as much for each target
-    heads = read.select(detached(read.out)).flatten(1).requires_grad_()
-    try:
-        attended = mha.merged(layer, heads)
-        stream = record.residual + call_steps(layer.branch(), attended.to(record.residual.dtype))
-        token = call_steps(layer.after_attention(), stream)
-        embedding = call_steps(embedded.head(tower), token)
-    except (RuntimeError, ValueError, IndexError, TypeError):  # of a module that needs all tokens
-        return None
-    made = (attended, record.returned[last]), (token, record.pooled.read(returned))
-    if not all(agree(record, *pair) for pair in (*made, (embedding, embedded.embedding))):
-        return None
-    try:
-        gradients = partial(grad, embedding, heads, retain_graph=True, create_graph=keeps_graph())
-        return batched(gradients, embedded.gradient.to(embedding.dtype), heads)
-    except RuntimeError:  # a hook wiped what leads from the attention
-        return None
+    heads, layer = read.select(detached(read.out)).flatten(1), None
+    if tower.pooling == "cls":
+        layer = tower.layers[last]
+    gradients = []
+    # one token for each target: a batched backward would differentiate norms one by one
+    for rows in torch.split(embedded.gradient, together(8 * heads.numel())):
+        count = len(rows)
+        leaf = heads.repeat(count, 1).requires_grad_()
+        try:
+            token = mha.merged(read.attention, leaf)
+            if layer is not None:
+                entered = record.rows[last][0].repeat(count, 1)
+                stream = entered + call_steps(layer.branch(), token.to(entered.dtype))
+                token = call_steps(layer.after_attention(), stream)
+            embedding = call_steps(embedded.head(tower), token)
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+            TypeError,
+        ):  # of a module that needs all tokens
+            return None
+        returned = embedded.embedding.repeat(count, 1)
+        # a hook may wipe what leads from the attention
+        if not embedding.requires_grad or not agree(record, (embedding, returned)):
+            return None
+        cotangent = rows.flatten(0, 1).to(embedding.dtype)
+        [gradient] = grad(embedding, leaf, cotangent, create_graph=keeps_graph())
+        gradients.append(gradient.view(*rows.shape[:2], -1))
+    return torch.cat(gradients)
 
 
 @torch.no_grad()
-def agree(record: Recording, made: Tensor, returned: Tensor) -> bool:
-    """Whether something was computed again as it ran."""
-    if made.shape != returned.shape:
+def agree(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
+    """Whether parts (..., D) were computed again as they ran, each pair made and returned."""
+    if any(made.shape != returned.shape for made, returned in pairs):
         return False
-    off, size = (to_float32(t).norm(dim=-1) for t in (made - returned, returned))
-    return bool((off <= record.rounding(returned) * size).all())
+    excess = [
+        to_float32(made - returned).norm(dim=-1)
+        / (record.rounding(returned) * to_float32(returned).norm(dim=-1)).clamp(min=1e-30)
+        for made, returned in pairs
+    ]
+    # all in one look, since each waits for the device
+    return bool((torch.cat([each.flatten() for each in excess]) <= 1).all())
 
 
 def _refuse_text(tower: TransformerTower) -> None:
@@ -163,24 +204,41 @@ class AllGradients:
     run: Pass
     points: tuple[Tensor, ...]
 
+    @property
+    def together(self) -> int:
+        """How many targets are differentiated at once."""
+        return together(max(*map(_numbers, self.points), sum(p.numel() for p in self.points)))
+
+    def gradients(self) -> Iterator[tuple[Tensor, ...]]:
+        """Those of the points (k, B, H, s, d), of some targets at once."""
+        return self.run.gradients(*self.points, together=self.together)
+
+    def attention(self, *, averaged: bool = False) -> Callable[[int], Tensor]:
+        """That of layers, as `kept_attention` has it."""
+        again = len(self.run.columns) > self.together
+        return kept_attention(self.run.record, again, averaged=averaged)
+
     def layer_gradient(self, index: int, gradient: Tensor) -> Tensor:
-        """D y / d A (B, H, s, s) of a layer, given the gradient of its point."""
+        """D y / d A (k, B, H, s, s) of a layer, given the gradient of its point."""
         return mha.matrix_gradient(self.run.record.reads[index], gradient)
 
-    def last_row(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
-        """D y / d A and A of the pooled row, both (B, H, s), given the last gradient.
-
-        None where the last attention is a layer's whole matrix.
-        """
-        read = self.run.record.reads[len(self.tower.attentions) - 1]
-        if self.tower.pooling == "attention":
-            _check_first_query(gradient)
-        elif self.tower.pooling == "mean" or _reads_others(
-            gradient.transpose(1, 2).flatten(2), read.pooled
-        ):
+    def start_row(self, gradient: Tensor) -> Tensor:
+        """The rows (k, B, s) to begin with, given the gradient of the last layer's point."""
+        pooled, is_text = self.run.record.pooled, isinstance(self.tower, TextTower)
+        if is_text and _reads_others(gradient.transpose(2, 3).flatten(3), pooled):
             _refuse_text(self.tower)
-            return None
-        return mha.row_gradient(read, read.select(gradient)[None])[0], read.row
+        return mha.start_row(gradient, self.tower, pooled)
+
+    def pool_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """D y / d A (k, B, H, s) and A (B, H, s) of a pool, given the gradient of its point."""
+        read = self.run.record.reads[len(self.tower.attentions) - 1]
+        _check_first_query(gradient)
+        return mha.row_gradient(read, read.select(gradient)), read.row()
+
+
+def _numbers(out: Tensor) -> int:
+    """The most numbers of one target at heads' outputs (B, H, s, d), in A or a wider MLP."""
+    return out[..., 0].numel() * max(out.shape[-2], 4 * out.shape[-1])
 
 
 def all_gradients(
@@ -188,34 +246,33 @@ def all_gradients(
 ) -> AllGradients:
     """Run once with a graph from the attention of layer `start` on, all kept from `first`."""
     refuse_checkpointing(tower)
-    kept = range(start if first is None else first, len(tower.attentions))
-    run = _run(tower, call, keep=kept, leaf=start)
+    others = {*range(start if first is None else first, len(tower.attentions))} - {start}
+    run = observed(tower, call, begin_at(start), Kernels(sorted(others)))
     points = (run.record.reads[index].out for index in range(start, len(tower.attentions)))
     return AllGradients(tower, run, tuple(points))
 
 
 def kept_attention(
-    record: Recording, targets: int, *, averaged: bool = False
+    record: Recording, again: bool, *, averaged: bool = False
 ) -> Callable[[int], Tensor]:
     """A function of a kept layer: its attention (B, H, s, s), or `averaged` (B, 1, s, s)."""
 
     def attention(index: int) -> Tensor:
-        matrix = record.reads[index].matrix()
+        matrix: Tensor = record.reads[index].matrix()
         return matrix.mean(1, keepdim=True) if averaged else matrix
 
-    return cache(attention) if targets > 1 else attention  # every target needs it again
+    return cache(attention) if again else attention  # other targets need it again
 
 
-def without_gradient(tower: TransformerTower, call: Call, visit: Visits) -> Pass:
-    """Run once without any graph and visit some layers."""
+def without_gradient(tower: TransformerTower, call: Call, kernels: Kernels) -> Pass:
+    """Run once without any graph and read some layers."""
     with no_graph():
-        return _run(tower, call, visit=visit)
+        return observed(tower, call, kernels)
 
 
-def once_more(tower: TransformerTower, call: Call, run: Pass, keep: range) -> Recording:
+def once_more(tower: TransformerTower, call: Call, run: Pass, kept: range) -> Recording:
     """Record whole layers of a forward that turned out to be needed: it must be the same again."""
-    with no_graph():
-        again = _run(tower, call, keep=keep)
+    again = without_gradient(tower, call, Kernels(kept))
     again.record.compare("a second forward", again.scores, run.scores)
     again.record.verify(call.method)
     return again.record
@@ -235,14 +292,13 @@ class PooledEmbedding:
     """An embedding e, the scores that are made of it, and what e itself is pooled from.
 
     Attributes:
-        embedding: (B, E), in the graph.
+        embedding: (B, E).
         direction: y = d . e for K' texts, with the length of the embedding as a constant. It is
             the direction's scale, so its rows are the texts' own where y is a cosine.
         gradient: of the scores at e, (K', B, E).
         projected: whether e comes out of the tower's whole head.
         token: what is pooled, (B, D); with a mean of patches or features these, (B, N, D).
         dtype: of the tower.
-        mixture: the gradient of a mixture of the scores at what is below.
     """
 
     run: Pass
@@ -252,7 +308,6 @@ class PooledEmbedding:
     projected: bool = True
     token: Tensor = NOTHING
     dtype: torch.dtype = torch.float32
-    mixture: Tensor = NOTHING
 
     def head(self, tower: Tower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
@@ -260,46 +315,16 @@ class PooledEmbedding:
         return tower.head if whole else tower.head[:-1]
 
 
-def pooled_embedding(
-    tower: Tower,
-    call: Call,
-    visit: Visits | None = None,
-    *,
-    keep: range = range(0),
-    stream: range = range(0),
-) -> PooledEmbedding:
-    """Run once, with a graph from what is pooled on, and visit or keep some layers.
-
-    For the layers of `stream`, what each adds to the pooled token is compared.
-    """
+def pooled_embedding(tower: Tower, call: Call, *observers: Observer) -> PooledEmbedding:
+    """Run once under some observers; the head must make the embedding of what is pooled."""
     _ = tower.head  # which a family may not know: refused before any work
     if isinstance(tower, ResNetTower):
-        see = None if visit is None else visit[1]
-        run = call.run(record_resnet(tower, visit=see, readout=call.readout))
-        below = run.record.reads[0].out if run.record.reads else run.record.features
-        return _with_token(tower, embedded_scores(tower, run, below, _beyond(tower, run)))
-    assert isinstance(tower, TransformerTower)
-    last = len(tower.attentions) - 1
-    leaf: Any = last if tower.pooling == "attention" else "block"
-    run = _run(tower, call, visit=visit, keep=keep, leaf=leaf, stream=stream)
-    record = run.record
-    below = record.reads[last].out if leaf == last else record.outputs[last]
-    return _with_token(tower, embedded_scores(tower, run, below, _beyond(tower, run)))
-
-
-def _beyond(tower: Tower, run: Pass) -> Callable[[Tensor], bool]:
-    """Whether a gradient at what is pooled reaches more than the pooled token or query."""
-    if tower.pooling == "mean":
-        return lambda whole: False
-    if tower.pooling == "cls":
-        return partial(_reads_others, pooled=run.record.pooled)
-    return lambda whole: bool(whole[..., 1:, :].any())
-
-
-def _with_token(tower: Tower, embedded: PooledEmbedding) -> PooledEmbedding:
-    """With what is pooled, of which the head's steps must make the embedding."""
-    record = embedded.run.record
-    token = pooled_tokens(tower, record)
+        observers = (*observers, Features())
+    elif tower.pooling != "attention":
+        observers = (*observers, Outputs([len(tower.layers) - 1]))
+    run = observed(tower, call, *observers, leaf=True)
+    embedded = embedded_scores(tower, run)
+    token = pooled_tokens(tower, run.record)
     compare_embedding(tower, embedded, token)
     return replace(embedded, token=to_float32(token), dtype=token.dtype)
 
@@ -307,7 +332,7 @@ def _with_token(tower: Tower, embedded: PooledEmbedding) -> PooledEmbedding:
 def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     """The `token` of a `PooledEmbedding`, in the tower's own precision."""
     if tower.pooling == "attention":
-        return record.returned[len(tower.layers)]
+        return record.pool
     if not isinstance(tower, TransformerTower):
         return detached(record.features).flatten(2).transpose(1, 2)
     final = detached(record.outputs[len(tower.layers) - 1])
@@ -331,40 +356,25 @@ def compare_embedding(tower: Tower, embedded: PooledEmbedding, token: Tensor) ->
     record.compare("the embedding", to_float32(made), returned.to(token.dtype))
 
 
-def embedded_scores(
-    tower: Tower,
-    run: Pass,
-    below: Tensor,
-    reads_more: Callable[[Tensor], Any] = lambda whole: False,
-) -> PooledEmbedding:
-    r"""A forward's scores in terms of the embedding e, through which alone they depend on `below`.
+def embedded_scores(tower: Tower, run: Pass, below: Tensor | None = None) -> PooledEmbedding:
+    r"""A forward's scores in terms of the embedding e, through which alone they read the tower.
 
-    `reads_more` tells of their gradient there whether they read more of it than is claimed.
-
-    The directions d are :math:`g + (y - g \cdot e) e / |e|^2`, g the gradient at e: so
-    :math:`d \cdot e = y` for any score, and :math:`d = t / |e|` if y is the cosine of e and t.
+    The directions d of a cosine are the texts over the length of e. Of any other score they are
+    :math:`g + (y - g \cdot e) e / |e|^2`, g its gradient at e, so that :math:`d \cdot e = y`; it
+    is seen that it depends through e alone on `below`, by default on what the tower returned.
     """
     record = run.record
-    points = [p for p in (record.projected, record.embedding) if p is not None and p.requires_grad]
-    # one mixture of all targets, in which nothing cancels, so that the law costs one backward
-    whole, *inner = run.mixed(below, *points, *record.apart)
-    if whole is None:
-        whole = run.stacked_gradients(below)[0]  # of zeros where a hook wiped it
-    leads = (
-        p for p, g in zip(points, inner, strict=False) if _leads_through(run, p, g, whole, below)
-    )
-    embedding = next(leads, None)
-    apart = (each for each in inner[len(points) :] if each is not None)
-    if embedding is None or reads_more(whole) or any(bool(each.any()) for each in apart):
+    if (point := _scored_cosine(run)) is not None:
+        return _of_cosines(run, record.scored, point is record.projected)
+    points = [p for p in (record.projected, record.embedding) if p is not None]
+    embedding = _scored_point(run, points, below)
+    if embedding is None:
         raise ReadsMoreError(
             f"The scores depend on more than the embedding that the {tower.noun} returned, such as "
             "hidden states, so they cannot be taken apart. Use a method with gradients, such as "
             "all-grad, or grad-cam on a convolutional tower."
         )
     projected = embedding is record.projected
-    scored = record.scored  # in float32 at least, where it is the same
-    if embedding.shape == scored.shape and scored.equal(embedding.to(scored.dtype)):
-        embedding = scored
     gradient = to_float32(run.stacked_gradients(embedding))  # (K', B, E)
     if embedding.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
         gradient, embedding = gradient[:, :, 0], embedding[:, 0]
@@ -380,7 +390,50 @@ def embedded_scores(
     alike = ((rows - mean).norm(dim=-1) <= rounding).all()
     rows = mean if bool(alike) and not keeps_graph() else rows
     direction = Direction.of(rows, length[:, 0].reciprocal())
-    return PooledEmbedding(run, embedding, direction, gradient, projected, mixture=whole)
+    return PooledEmbedding(run, embedding, direction, gradient, projected)
+
+
+def _scored_cosine(run: Pass) -> Tensor | None:
+    """The tower's own embedding, where the scores are cosines of it; None where they are not."""
+    record = run.record
+    for point in (record.projected, record.embedding):
+        if run.rows is None or point is None:
+            continue
+        first = point[:, 0] if point.ndim == 3 else point  # FLAVA projects all tokens
+        if first.shape == record.scored.shape and record.scored.equal(to_float32(first)):
+            return point
+    return None
+
+
+def _of_cosines(run: Pass, embedding: Tensor, projected: bool) -> PooledEmbedding:
+    """The same of a `Similarity`, whose scores are the products of unit vectors by definition."""
+    assert run.rows is not None
+    e = detached(embedding)
+    scale = e.norm(dim=-1).clamp(min=1e-12).reciprocal()
+    direction = Direction.of(run.rows.to(e.dtype), scale)
+    made, size = direction.dot(e).T, run.chosen.norm(dim=1, keepdim=True).clamp(min=1)
+    run.record.compare("the score", made, run.chosen.to(made.dtype), size)
+    # what a cosine feels of its direction is not along e
+    along = made.T[..., None] * (e * scale[:, None])
+    gradient = (direction.rows - along) * scale[:, None]
+    return PooledEmbedding(run, embedding, direction, gradient, projected)
+
+
+def _scored_point(run: Pass, points: Sequence[Tensor], below: Tensor | None) -> Tensor | None:
+    """The point through which alone the scores depend on what is below; None where none is."""
+    points = [point for point in points if point.requires_grad]
+    below = run.record.embedding if below is None else below
+    probes = [] if run.record.probe is None else [run.record.probe]
+    # one mixture of all targets, in which nothing cancels, so that the law costs one backward
+    whole, *inner = run.mixed(below, *points, *probes)
+    if whole is None or any(each is not None and bool(each.any()) for each in inner[len(points) :]):
+        return None
+    leads = (
+        point
+        for point, gradient in zip(points, inner, strict=False)
+        if _leads_through(run, point, gradient, whole, below)
+    )
+    return next(leads, None)
 
 
 def _leads_through(
@@ -392,6 +445,8 @@ def _leads_through(
     """
     if inner is None or (embedding.ndim == 3 and inner[:, 1:].any()):
         return False
+    if embedding is below:
+        return True
     (through,) = grad(embedding, below, inner, retain_graph=True, allow_unused=True)
     through = torch.zeros_like(whole) if through is None else through
     off, size = (to_float32(each).norm() for each in (through - whole, whole))
@@ -407,7 +462,8 @@ def resnet_gradient(
     `detached` takes the weights of an attention pool as constants.
     """
     with suppress(UnsupportedModelError):  # of a pool that cannot be read
-        run = call.run(record_resnet(tower, visit=lambda _, read: read, readout=call.readout))
+        pool = Kernels(range(len(tower.attentions)))
+        run = observed(tower, call, Features(), pool, leaf=True)
         if (shift := _shift_gradient(tower, run, detached)) is not None:
             return run, shift
     if detached:
@@ -415,40 +471,37 @@ def resnet_gradient(
             "attention='detached' needs a score of the pool's output alone; leave it out."
         )
     # the whole gradient, from the features on
-    run = call.run(record_resnet(tower, readout=call.readout))
+    run = observed(tower, call, Features(leaf=True))
     return run, run.stacked_gradients(run.record.features).sum((-2, -1))
 
 
 def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor | None:
     """The gradients (K', B, C) of a shift, from those at the heads of the pool or at the mean.
 
-    None unless the gradient of a mixture of the scores is theirs, and values and the query of the
-    pool are what its weights make of the features.
+    None unless the embedding, and values and the query of the pool, are what the weights make of
+    the features.
     """
-    record, read = run.record, run.record.visited.get(0)
-    below = record.features if read is None else record.reads[0].out
+    record, read = run.record, run.record.reads.get(0)
     # written-out attention shows its weights, and not the scale of its products
     if read is not None and read.weights is not None:
         return None
     try:
-        embedded = embedded_scores(tower, run, below, _beyond(tower, run))
+        embedded = embedded_scores(tower, run)
     except ReadsMoreError:
         return None
-    features, whole = to_float32(record.features.detach()), embedded.mixture
+    features = to_float32(record.features.detach())
     with autocast_disabled(features):
         token = features.mean((-2, -1)) if read is None else mha.heads_output(read)
         steps = () if read is None else read.attention.merge_steps()
         embedding = run_steps((*steps, *embedded.head(tower)), token.requires_grad_())
-        gradients = partial(grad, embedding, token, retain_graph=True)
-        at_token = batched(gradients, embedded.gradient.to(embedding.dtype), token)
-        mixed = torch.einsum("k,kbc->bc", run.weights.to(at_token), at_token)
-        whole = whole.sum((-2, -1)) if read is None else read.select(whole).flatten(1)
-        pairs = [(mixed, whole)]
+        pairs = [(embedding, to_float32(embedded.embedding))]
         if read is not None:
             query_map, _, value_map = read.attention.input_maps()
             tokens, values, first = mha.features_mixture(read)
             query = read.select(read.query).flatten(1)
             pairs += [(value_map(tokens), values), (query_map(first), query)]
-        if not all(agree(record, made, returned) for made, returned in pairs):
+        if not agree(record, *pairs):
             return None
+        gradients = partial(grad, embedding, token, retain_graph=True)
+        at_token = batched(gradients, embedded.gradient.to(embedding.dtype), token)
         return at_token if read is None else mha.shift_gradient(read, at_token, detached=detached)

@@ -1,5 +1,6 @@
 """The embedding as a sum of vectors, of positions or heads; maps are products of the former."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ..models.attentions import Attention
 from ..models.steps import (
     Direction,
     Step,
+    constants,
     flattened,
     needs_token,
     pull_back,
@@ -22,11 +24,11 @@ from ..models.steps import (
 )
 from ..models.text import PostNormLayer
 from ..models.towers import Tower
-from ..recording import AttentionRead, Recording
+from ..recording import NOTHING, AttentionRead, Kernels, Recording, Sums
 from ..recording.graph import detached, no_graph
 from . import _attention as mha
 from ._call import Call, Computed
-from ._engine import PooledEmbedding, Visits, pooled_embedding
+from ._engine import PooledEmbedding, pooled_embedding
 
 
 class HeadVectors(NamedTuple):
@@ -65,34 +67,34 @@ class PooledRow(NamedTuple):
 
     name: str  # in messages
     parts: Tensor  # (B, H, s, d), what each token adds to the heads' outputs
-    extra: Tensor | None  # (B, H d), what no token adds
-    heads: Tensor  # (B, H d), their outputs
+    extra: Tensor | None = None  # (B, H d), what no token adds
     attention: Attention | None = None
+    mixture: tuple[Tensor, Tensor] | None = None  # of values, as computed and as they ran
+
+    @property
+    def heads(self) -> Tensor:
+        """The heads' outputs, (B, H d)."""
+        whole = self.parts.sum(2).flatten(1)
+        return whole if self.extra is None else whole + self.extra
 
     @classmethod
     def of(cls, _: int, read: AttentionRead, *, centered: bool) -> "PooledRow":
-        """That of an attention that was visited; `centered` takes values less their mean."""
+        """That of an attention that runs; `centered` takes values less their mean."""
         with no_graph(), autocast_disabled(read.value):
-            # the sum of the parts is compared with what ran; what a sink adds is not a part
-            row = read.row if read.extra is not None else read.any_row()
-            value, extra = to_float32(read.value), read.extra
+            row, value, extra = read.row(), to_float32(read.value), read.extra
             if read.attention.positions is not None:
-                parts, extra = _spread(read, row, value, centered)
-            else:
-                if centered:  # the value of a mean token is the mean of the values
-                    mean = read.pooled.mean(value.transpose(1, 2).flatten(2), read.span)
-                    mean = split_heads(mean, value.shape[1]).transpose(1, 2)  # (B, H, 1, d)
-                    value = value - mean
-                    added = (row.sum(-1, keepdim=True) * mean[:, :, 0]).flatten(1)
-                    extra = added if extra is None else extra + added
-                parts = value * row[..., None]
-        return cls(read.name, parts, extra, mha.heads_output(read), read.attention)
+                return _spread(read, row, value, centered)
+            if centered:  # the value of a mean token is the mean of the values
+                mean = read.pooled.mean(value.transpose(1, 2).flatten(2), read.span)
+                mean = split_heads(mean, value.shape[1]).transpose(1, 2)  # (B, H, 1, d)
+                value = value - mean
+                added = (row.sum(-1, keepdim=True) * mean[:, :, 0]).flatten(1)
+                extra = added if extra is None else extra + added
+            return cls(read.name, value * row[..., None], extra, read.attention)
 
 
-def _spread(
-    read: AttentionRead, row: Tensor, value: Tensor, centered: bool
-) -> tuple[Tensor, Tensor]:
-    r"""The parts and the extra of a ResNet's pool, whose mean token is spread over the positions.
+def _spread(read: AttentionRead, row: Tensor, value: Tensor, centered: bool) -> PooledRow:
+    r"""The row of a ResNet's pool, whose mean token is spread over the positions.
 
     .. math:: a_j \, v_j + \frac{a_0}{N} (v_j - c_j), \qquad c_j = W_V p_j + b_V
 
@@ -103,7 +105,6 @@ def _spread(
     # a mixture of the tokens goes along, to see that the values are those of the features
     mixed, returned, _ = mha.features_mixture(read)
     mapped = read.attention.input_maps()[2](torch.cat([positions.to(value.dtype), mixed]))
-    read.compare(read.name, mapped[1 + count :], returned)
     placed = split_heads(mapped[: 1 + count], value.shape[1]).transpose(0, 1)  # (H, 1 + N, d)
     plain = value - placed
     plain, others = plain[:, :, 1:], value[:, :, 1:]
@@ -115,7 +116,8 @@ def _spread(
         extra = extra + first * shifts[0][:, :, 0]
         extra = extra + row[..., 1:].sum(-1, keepdim=True) * shifts[1][:, :, 0]
     parts = others * row[..., 1:, None] + plain * (first[..., None] / count)
-    return F.pad(parts, (0, 0, 1, 0)), extra.flatten(1)
+    parts, mixture = F.pad(parts, (0, 0, 1, 0)), (mapped[1 + count :], returned)
+    return PooledRow(read.name, parts, extra.flatten(1), read.attention, mixture)
 
 
 def _mean_row(tower: Tower, embedded: PooledEmbedding, centered: bool) -> PooledRow:
@@ -132,9 +134,8 @@ def _mean_row(tower: Tower, embedded: PooledEmbedding, centered: bool) -> Pooled
     extra = run_steps(steps, torch.zeros_like(tokens[:, 0]))
     if centered:
         parts, extra = parts - means[0], extra + means[0].sum(1)
-    heads = (run_steps(steps, tokens) * share).sum(1)
     parts = F.pad(parts, (0, 0, tower.prefix, 0))
-    return PooledRow("the mean of the tokens", parts[:, None], extra, heads)
+    return PooledRow("the mean of the tokens", parts[:, None], extra)
 
 
 class Rows(NamedTuple):
@@ -152,21 +153,29 @@ class Rows(NamedTuple):
 
 
 def pooled_rows(
-    tower: Tower, call: Call, layers: range, centered: bool, visit: Visits | None = None
+    tower: Tower, call: Call, layers: range, centered: bool, kernels: Kernels | None = None
 ) -> Rows:
     """Run once, and read the pooled row of the attentions of some layers, or a mean.
 
-    A `visit` of your own returns None for other layers.
+    `kernels` of your own keep something else of other layers.
     """
-    stream = range(layers.start, min(layers.stop, len(tower.layers)))
-    visit = visit or (layers, partial(PooledRow.of, centered=centered))
-    return rows_of(tower, pooled_embedding(tower, call, visit, stream=stream), centered)
+    # a mean of features has no attention
+    layers = layers[: len(tower.attentions)]
+    kernels = kernels or Kernels(layers, partial(PooledRow.of, centered=centered))
+    blocks = Sums(range(layers.start, min(layers.stop, len(tower.layers))), copies=call.copies)
+    return rows_of(tower, pooled_embedding(tower, call, kernels, blocks), centered)
 
 
 def rows_of(tower: Tower, embedded: PooledEmbedding, centered: bool) -> Rows:
-    """The rows that a forward has visited, or that of a mean."""
-    visited = embedded.run.record.visited.items()
-    rows = {index: row for index, row in visited if row is not None}
+    """The rows that a forward has shown, or that of a mean."""
+    record = embedded.run.record
+    if record.rows:
+        record.compare_sums()
+    reads = sorted(record.reads.items())
+    rows = {index: row for index, row in reads if isinstance(row, PooledRow)}
+    for row in rows.values():
+        if row.mixture is not None:
+            record.compare(row.name, *row.mixture)
     head, token = embedded.head(tower), embedded.token
     if tower.pooling == "mean":
         with no_graph(), autocast_disabled(token):
@@ -176,37 +185,40 @@ def rows_of(tower: Tower, embedded: PooledEmbedding, centered: bool) -> Rows:
     return Rows(embedded, rows, token, head)
 
 
-def steps_onwards(
-    record: Recording, index: int, mlps: bool
-) -> list[tuple[tuple[Step, ...], Tensor, Tensor]]:
-    """The steps of the pooled token after a layer's attention, what enters them and comes out.
+Onwards = list[tuple[tuple[Step, ...], Tensor, Tensor]]
+"""The steps of the pooled token after a layer's attention, what enters them and comes out."""
 
-    Without the `mlps` they are the norms on the stream, if there are any.
-    """
-    layer = dict(enumerate(record.tower.layers)).get(index)  # None of a pool
-    if layer is None or not (mlps or isinstance(layer, PostNormLayer)):
-        return []
-    (stream, returned), steps = record.stream[index], flattened(layer.after_attention())
-    token = to_float32(stream)
-    if mlps:
-        return [(steps, token, returned)]
-    normed = run_steps(steps[:1], token)
-    return [(steps[:1], token, normed), (steps[2:], run_steps(steps[1:2], normed), returned)]
+
+def steps_onwards(pooled: Rows, mlps: bool) -> dict[int, Onwards]:
+    """Those of each layer; without the `mlps` the norms on the stream, if there are any."""
+    layers, onwards = dict(enumerate(pooled.record.tower.layers)), dict[int, Onwards]()
+    if not (mlps or any(isinstance(layer, PostNormLayer) for layer in layers.values())):
+        return onwards
+    for index, (stream, returned) in pooled.record.streams().items():
+        steps, token = flattened(layers[index].after_attention()), to_float32(stream)
+        onwards[index] = [(steps, token, returned)]
+        if not mlps:
+            normed = run_steps(steps[:1], token)
+            second = steps[2:], run_steps(steps[1:2], normed), returned
+            onwards[index] = [(steps[:1], token, normed), second]
+    return onwards
 
 
 def _steps_and_output(
     pooled: Rows, index: int
 ) -> tuple[tuple[Step, ...], tuple[Step, ...], Tensor]:
     """The output map of a row and the branch that follows it, and what ran between them (B, D)."""
-    row = pooled.rows[index]
+    row, record = pooled.rows[index], pooled.record
     if row.attention is None:
         return (), (), row.heads
-    return row.attention.merge_steps(), row.attention.branch(), pooled.record.returned[index]
+    returned = record.pool if row.attention.is_pool else record.rows[index][1]
+    return row.attention.merge_steps(), row.attention.branch(), returned
 
 
 def parts_of_heads(pooled: Rows) -> Tensor:
     """What the heads, and then the MLP of each layer add to the pooled token, (B, n (H + 1), D)."""
     parts, record = [], pooled.record
+    streams = record.streams()
     for index, row in pooled.rows.items():
         layer = dict(enumerate(record.tower.layers)).get(index)
         if isinstance(layer, PostNormLayer):
@@ -214,21 +226,18 @@ def parts_of_heads(pooled: Rows) -> Tensor:
             raise UnsupportedModelError(f"{what}; leave out `per`.")
         # each head with zeros in place of the others
         # one matrix product for all heads: their columns of the output map are disjoint
-        apart = torch.diag_embed(row.parts.sum(2).mT, dim1=1, dim2=2).flatten(2)
-        parts.append(_pushed_row(pooled, index, apart))
+        diagonal = torch.diag_embed(row.parts.sum(2).mT, dim1=1, dim2=2).flatten(2)
+        parts.append(_pushed_row(pooled, index, diagonal))
         if layer is not None:  # the MLP of a pool follows all of its heads
-            stream, returned = map(to_float32, record.stream[index])
+            stream, returned = map(to_float32, streams[index])
             parts.append((returned - stream)[:, None])
     return torch.cat(parts, 1)
 
 
 def _pushed_row(pooled: Rows, index: int, vectors: Tensor) -> Tensor:
     """Parts (B, n, H d) of the heads' outputs of a row in the stream (B, n, D)."""
-    row, record, dtype = pooled.rows[index], pooled.record, pooled.embedded.dtype
+    row, record = pooled.rows[index], pooled.record
     merge, branch, returned = _steps_and_output(pooled, index)
-    whole = row.parts.sum(2).flatten(1)
-    whole = whole if row.extra is None else whole + row.extra
-    record.compare(row.name, whole, row.heads.to(dtype))
     output, vectors = push_forward(merge, row.heads, vectors)
     record.compare(row.name, output, returned)
     return push_forward(branch, output, vectors)[1]
@@ -240,11 +249,11 @@ def pushed_rows(pooled: Rows, mlps: bool) -> Tensor:
     Zero for other tokens, such as CLS, which are in no map.
     """
     share: Any = 0
-    record = pooled.record
+    record, onwards = pooled.record, steps_onwards(pooled, mlps)
     span: slice = record.span
     for index, row in pooled.rows.items():
         share = share + _pushed_row(pooled, index, row.parts[:, :, span].transpose(1, 2).flatten(2))
-        for steps, token, returned in steps_onwards(record, index, mlps):
+        for steps, token, returned in onwards.get(index, ()):
             made, share = push_forward(steps, token, share)
             record.compare(f"what follows the attention of layer {index}", made, returned)
     return F.pad(share, (0, 0, span.start, row.parts.shape[2] - span.stop))
@@ -254,46 +263,68 @@ def pulled_rows(
     pooled: Rows, direction: Direction, *, by_layer: bool, by_head: bool, mlps: bool
 ) -> Tensor:
     """The maps (K, B, ..., s) along directions on the pooled token, from the last layer down."""
-    values, record = [], pooled.record
+    values, record, onwards = list[Tensor](), pooled.record, steps_onwards(pooled, mlps)
+    laws, others, extras = list[_Along](), list[_Along](), list[Tensor | None]()
+    ways = list[Direction]()
     for index, row in reversed(pooled.rows.items()):
-        for steps, token, returned in reversed(steps_onwards(record, index, mlps)):
+        for steps, token, returned in reversed(onwards.get(index, [])):
             above = direction
             direction = pull_back(steps, token, above.without_constant())
             what = f"what follows the attention of layer {index}"
-            whole = direction.dot(token) + direction.constant
-            _compare_along(record, what, above, whole, returned)
+            others.append(_Along(what, above, direction.dot(token) + direction.constant, returned))
         merge, branch, returned = _steps_and_output(pooled, index)
         # linear steps are the same for every token
         token = row.heads if needs_token((*merge, *branch)) else direction.rows[0]
         at_heads = pull_back((*merge, *branch), token, direction.without_constant())
+        parts = row.parts.to(at_heads.rows.dtype)  # a kernel may run in another
         if by_head:
             rows = split_heads(at_heads.rows, row.parts.shape[1])  # (K, B or 1, H, d)
             rows = rows.expand(-1, len(row.parts), -1, -1)
-            maps = torch.einsum("kbhd,bhsd->kbhs", rows, row.parts)
-            maps = maps * at_heads.scale[:, None, None]
+            maps = torch.einsum("kbhd,bhsd->kbhs", rows, parts)
         else:
-            maps = at_heads.dots(row.parts.transpose(1, 2).flatten(2))  # (K, B, s)
-        whole = maps.flatten(2).sum(-1) + at_heads.constant
-        whole = whole if row.extra is None else whole + at_heads.dot(row.extra)
+            maps = at_heads.products(parts.transpose(1, 2).flatten(2))  # (K, B, s)
         added = run_steps(branch, to_float32(returned)).to(returned.dtype)
-        _compare_along(record, row.name, direction, whole, added)
+        extras.append(None if row.extra is None else at_heads.dot(row.extra))
+        laws.append(_Along(row.name, direction, NOTHING, added))
+        ways.append(at_heads)
         values.append(maps)
+    scales = torch.stack([each.scale for each in ways])  # (L, B)
+    maps = torch.stack(values)  # (L, K, B, ..., s)
+    maps = maps * scales.view(len(ways), 1, -1, *[1] * (maps.ndim - 3))
+    wholes = maps.flatten(3).sum(-1) + constants(ways)
+    for whole, extra in zip(wholes, extras, strict=True):
+        whole += 0 if extra is None else extra
     # the direction changes from layer to layer, so they are read from the top
-    values.reverse()
-    return torch.stack(values, 2) if by_layer else torch.stack(values).sum(0)
+    maps = maps.flip(0) if by_layer else maps
+    laws = [law._replace(whole=whole) for law, whole in zip(laws, wholes, strict=True)]
+    _compare_along(record, [*others, *laws])
+    return maps.movedim(0, 2) if by_layer else maps.sum(0)
 
 
-def _compare_along(
-    record: Recording, what: str, direction: Direction, whole: Tensor, token: Tensor
-) -> None:
-    """Compare the products (K', B) of all parts together with those of the library's token (B, D).
+class _Along(NamedTuple):
+    """The products (K', B) of all parts together, and the library's token (B, D) of these parts."""
+
+    name: str
+    direction: Direction
+    whole: Tensor
+    token: Tensor
+
+
+def _compare_along(record: Recording, laws: Sequence[_Along]) -> None:
+    """Compare the products of all parts with those of the library's tokens.
 
     Along the directions alone, so no further weights are read than the parts are made of.
     """
-    wide = to_float32(token)
-    # numbers that differ at random differ by this along a vector
-    size = direction.length * torch.linalg.vector_norm(wide, dim=-1) * 4 * token.shape[-1] ** -0.5
-    record.compare(what, whole.T, direction.dot(wide).T.to(token.dtype), size[:, None])
+    for direction in {id(law.direction): law.direction for law in laws}.values():
+        alike = [law for law in laws if law.direction is direction]
+        tokens = torch.stack([law.token for law in alike], 1)  # (B, n, D)
+        wide = to_float32(tokens)
+        # numbers that differ at random differ by this along a vector
+        size = torch.linalg.vector_norm(wide, dim=-1) * 4 * tokens.shape[-1] ** -0.5
+        size = direction.length * size.T  # (n, B)
+        made = torch.stack([law.whole for law in alike]).transpose(1, 2)  # (n, B, K')
+        returned = direction.dots(wide).permute(2, 1, 0).to(tokens.dtype)
+        record.compare_all([law.name for law in alike], made, returned, size[..., None])
 
 
 @no_graph()

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checks import expect, is_integer
-from ..recording import AttentionRead
+from ..recording import AttentionRead, Kernels, keep
 from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import Call, Computed
@@ -56,11 +56,11 @@ class AttentionGradCam(ViTAttribution):
         if last.row is None:
             maps = self._general(last, weights)
         elif weights == "elementwise":
-            maps = mha.weighted_rows(last.row, last.attention[None])[0]
+            maps = mha.weighted_rows(last.row, last.read.row()[None])[0]
         else:
             patches = last.row[..., last.run.record.span]
             pooled = patches.mean(-1, keepdim=True)  # (K', B, H, 1)
-            maps = (pooled * last.attention).mean(2).clamp(min=0)
+            maps = (pooled * last.read.row()).mean(2).clamp(min=0)
         return last.run.computed(maps)
 
     def _general(self, last: LastGradient, weights: Weights) -> Tensor:
@@ -69,12 +69,12 @@ class AttentionGradCam(ViTAttribution):
         maps = []
         for start, gradient in last.matrices(self._tower):
             if weights == "elementwise":
-                maps.append(mha.read_row(start, mha.weighted(gradient, attention, dim=1)))
+                maps.append(mha.read_row(start, mha.weighted(gradient, attention, dim=-3)))
             else:
-                row = (start.to(gradient)[:, None, :, None] * gradient).sum(2)  # (B, H, s)
-                pooled = row[..., prefix:].mean(-1)[..., None, None]  # (B, H, 1, 1)
-                maps.append(mha.read_row(start, (pooled * attention).mean(1)).clamp(min=0))
-        return torch.stack(maps)
+                row = (start.to(gradient)[:, :, None, :, None] * gradient).sum(3)  # (k, B, H, s)
+                pooled = row[..., prefix:].mean(-1)[..., None, None]  # (k, B, H, 1, 1)
+                maps.append(mha.read_row(start, (pooled * attention).mean(2)).clamp(min=0))
+        return torch.cat(maps)
 
 
 @final
@@ -105,13 +105,13 @@ class AttentionRollout(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers, tower = self._layers(start_layer), self._tower
 
-        def visit(index: int, read: AttentionRead) -> Tensor:
+        def take(index: int, read: AttentionRead) -> Tensor:
             if index == layers[-1] and tower.pooling != "mean":
-                return read.row.mean(1, keepdim=True)  # (B, 1, s)
+                return read.row().mean(1, keepdim=True)  # (B, 1, s)
             return read.matrix().mean(1)  # (B, s, s)
 
-        run = without_gradient(tower, call, (layers, visit))
-        means = run.record.visited
+        run = without_gradient(tower, call, Kernels(layers, take))
+        means = run.record.reads
         if tower.pooling == "attention":  # no residual runs around the pool
             row, layers = means[layers[-1]][:, 0], layers[:-1]
         else:
@@ -142,7 +142,8 @@ class AllGradAttention(ViTAttribution):
     N cells whatever the target. In a tower with a pooling head v starts from the head's own
     :math:`E_h[(\nabla a \odot a)^+]` (Chefer's rule for cross-attention).
 
-    It needs the gradient of every layer, so each target costs a backward; the forward is shared.
+    It needs the gradient of every layer, so each target costs a backward, several at once where
+    memory allows; the forward is shared.
     The map is non-negative; the negative map is the map of ``-target``.
 
     Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
@@ -159,25 +160,20 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
         recorded = all_gradients(tower, call, start_layer)
-        record, count = recorded.run.record, len(recorded.run.columns)
-        attention, pooled = kept_attention(record, count), record.pooled
-        maps = []
-        for gradients in recorded.run.gradients(*recorded.points):
-            last = recorded.last_row(gradients[-1])
-            if last is None:
-                eye, below = mha.start_row(gradients[-1], tower, pooled), layers
-                gained = torch.zeros_like(eye)
+        attention, maps = recorded.attention(), list[Tensor]()
+        for *below, top in recorded.gradients():
+            if tower.pooling == "attention":  # no residual runs around it
+                gained = mha.weighted(*recorded.pool_row(top), dim=-2)  # (k, B, s)
+                eye = torch.zeros_like(gained)
             else:
-                gained, below = mha.weighted(*last, dim=1), layers[:-1]  # (B, s)
-                # no residual runs around a pooling head
-                cls = tower.pooling == "cls"
-                eye = pooled.row_of(gained) if cls else torch.zeros_like(gained)
+                eye, below = recorded.start_row(top), [*below, top]
+                gained = torch.zeros_like(eye)
             steps = (
-                mha.weighted(recorded.layer_gradient(index, gradient), attention(index), dim=1)
-                for index, gradient in reversed(list(zip(below, gradients, strict=False)))
+                mha.weighted(recorded.layer_gradient(index, gradient), attention(index), dim=-3)
+                for index, gradient in reversed(list(zip(layers, below, strict=False)))
             )
             maps.append(mha.propagated(eye, gained, steps))
-        return recorded.run.computed(torch.stack(maps))
+        return recorded.run.computed(torch.cat(maps))
 
 
 Heads = Literal["paired", "averaged"]
@@ -236,24 +232,25 @@ class LastGradAttention(ViTAttribution):
         if pooling == "attention" and len(layers) > 1:
             return self._below_pooling_head(call, layers, heads)
 
-        def visit(index: int, read: AttentionRead) -> Tensor:
-            return _combined(read.row, heads, dim=1)
+        def take(_: int, read: AttentionRead) -> Tensor:
+            return _combined(read.row(), heads, dim=1)
 
-        if pooling == "mean":  # the rows alone will not do
-            last = last_gradient(self._tower, call, keep=layers)
-        else:
-            last = last_gradient(self._tower, call, (layers[:-1], visit))
+        # of a mean the rows alone will not do
+        kernels = Kernels(layers[:-1], keep if pooling == "mean" else take)
+        last = last_gradient(self._tower, call, kernels)
         if last.row is None:
             return self._general(call, last, layers, heads)
-        top = _combined(last.attention, heads, dim=1)
-        below = [last.run.record.visited[index] for index in layers[:-1]]
+        top = _combined(last.read.row(), heads, dim=1)
+        below = [last.run.record.reads[index] for index in layers[:-1]]
         # the gradient has one row, so R changes in that row alone
+        mha.check_heads([row.shape[1] for row in (*below, top)])
         rows = torch.stack([*below, top])  # (L, B, H, s)
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
-        maps = torch.zeros_like(gradient[:, :, 0])
-        for step in mha.weighted_rows(gradient, rows):
-            of_cls = last.run.record.pooled.read(step[..., None])  # (K', B, 1)
-            maps = (1 + of_cls) * maps + step  # (K', B, s)
+        steps = mha.weighted_rows(gradient, rows)  # (L, K', B, s)
+        of_cls = 1 + last.run.record.pooled.read(steps[..., None])  # (L, K', B, 1)
+        # what a layer gives passes all those above it
+        passed = of_cls.flip(0).cumprod(0).flip(0)[1:]
+        maps = steps[-1] + (passed * steps[:-1]).sum(0)
         return last.run.computed(maps)
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Computed:
@@ -262,36 +259,34 @@ class LastGradAttention(ViTAttribution):
         if self._tower.pooling != "mean":
             # the score turned out to read more tokens, and the rows that were kept will not do
             record = once_more(self._tower, call, run, layers)
-        attention = kept_attention(record, len(run.columns), averaged=heads == "averaged")
+        attention = kept_attention(record, len(run.columns) > 1, averaged=heads == "averaged")
         maps = [
             _propagated(
-                eye, torch.zeros_like(eye), _combined(gradient, heads, dim=1), attention, layers
+                eye, torch.zeros_like(eye), _combined(gradient, heads, dim=-3), attention, layers
             )
             for eye, gradient in last.matrices(self._tower)
         ]
-        return run.computed(torch.stack(maps))
+        return run.computed(torch.cat(maps))
 
     def _below_pooling_head(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
         recorded = all_gradients(self._tower, call, layers[-2], first=layers[0])
-        record, count = recorded.run.record, len(recorded.run.columns)
-        attention = kept_attention(record, count, averaged=heads == "averaged")
+        attention = recorded.attention(averaged=heads == "averaged")
         maps = []
-        for gradients in recorded.run.gradients(*recorded.points):
-            last = recorded.last_row(gradients[-1])
-            assert last is not None
-            start = mha.weighted(*(_combined(each, heads, dim=1) for each in last), dim=1)  # (B, s)
-            gradient = _combined(recorded.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
-            eye = torch.zeros_like(start)  # no residual runs around the pool
-            maps.append(_propagated(eye, start, gradient, attention, layers[:-1]))
-        return recorded.run.computed(torch.stack(maps))
+        for below, *_, top in recorded.gradients():
+            start = [_combined(each, heads, dim=-2) for each in recorded.pool_row(top)]
+            gained = mha.weighted(*start, dim=-2)  # (k, B, s)
+            gradient = _combined(recorded.layer_gradient(layers[-2], below), heads, dim=-3)
+            eye = torch.zeros_like(gained)  # no residual runs around the pool
+            maps.append(_propagated(eye, gained, gradient, attention, layers[:-1]))
+        return recorded.run.computed(torch.cat(maps))
 
 
 def _propagated(
     eye: Tensor, gained: Tensor, gradient: Tensor, attention: Callable[[int], Tensor], layers: range
 ) -> Tensor:
-    """One target's map (B, s) from the rows to begin with and the last gradient (B, H, s, s)."""
-    matrices = (mha.weighted(gradient, attention(index), dim=1) for index in reversed(layers))
+    """Maps (k, B, s) from the rows to begin with and the last gradients (k, B, H, s, s)."""
+    matrices = (mha.weighted(gradient, attention(index), dim=-3) for index in reversed(layers))
     return mha.propagated(eye, gained, matrices)
 
 
@@ -357,17 +352,17 @@ class LayerAttention(ViTAttribution):
     def _of_attention(self, call: Call, index: int, rows: Rows) -> Computed:
         tower = self._tower
 
-        def visit(_: int, read: AttentionRead) -> Tensor:  # (B, s)
+        def take(_: int, read: AttentionRead) -> Tensor:  # (B, s)
             if read.attention.is_pool or (rows == "cls" and tower.pooling == "cls"):
-                return read.row.mean(1)
+                return read.row().mean(1)
             matrix = read.matrix().mean(1)
             if rows == "sum":
                 return matrix.sum(1)
             mean = mha.initial_row(tower.pooling, matrix[:, 0], tower.prefix, read.pooled)
             return mha.read_row(mean, matrix)
 
-        run = without_gradient(tower, call, (range(index, index + 1), visit))
-        return run.computed(run.record.visited[index].expand(len(run.columns), -1, -1))
+        run = without_gradient(tower, call, Kernels([index], take))
+        return run.computed(run.record.reads[index].expand(len(run.columns), -1, -1))
 
     def _of_gradient(self, call: Call, index: int, rows: Rows) -> Computed:
         tower, is_last = self._tower, index == len(self._tower.attentions) - 1
@@ -386,7 +381,7 @@ class LayerAttention(ViTAttribution):
         if rows == "sum":
             weights = torch.ones_like(like)
         elif is_last:
-            weights = torch.stack([mha.start_row(g, tower, pooled) for g in output])
+            weights = mha.start_row(output, tower, pooled)
         else:
             weights = mha.initial_row(tower.pooling, like, tower.prefix, pooled)
         chosen = (weights[..., None, :, None] * output).sum(3)  # (K', B, H, d)

@@ -141,6 +141,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         maps = super().attribute(inputs, target, additional_forward_args, **options)
         return cast("TensorOrTuple", maps)
 
+    @classmethod
+    @override
+    def _laws(cls, **options: Any) -> tuple[str, ...]:
+        return ()
+
     @override
     def _run(self, *call: Any) -> Computed:
         if self._tower is None:
@@ -240,9 +245,9 @@ class CamFamily(ClipAttribution):
         cam.activations_and_grads.release()
         features, images = to_float32(leaf.detach()).cpu().numpy(), call.images[0]
         maps = []
-        for columns, (gradient,) in zip(run.columns, run.gradients(leaf), strict=True):
+        for columns, (gradients,) in zip(run.columns, run.gradients(leaf), strict=True):
             targets = [itemgetter(int(column)) for column in columns]
-            slope = to_float32(gradient).cpu().numpy()
+            slope = to_float32(gradients[0]).cpu().numpy()
             drawn = cam.get_cam_image(images, network.features, targets, features, slope, **smooth)
             maps.append(torch.from_numpy(drawn).clamp(min=0).to(leaf.device))
         return run.computed(torch.stack(maps).to(to_float32(leaf).dtype))

@@ -63,6 +63,11 @@ class ConservativePropagation(ClipAttribution):
     def _compute(self, call: Call) -> Computed:
         return propagated_to_patches(self._tower, call)
 
+    @classmethod
+    @override
+    def _laws(cls, **options: Any) -> tuple[str, ...]:
+        return ()  # its gradient goes through whatever is linear
+
 
 def propagated_to_patches(
     tower: TransformerTower, call: Call, *, centered: bool = False, directions: Tensor | None = None
@@ -72,7 +77,7 @@ def propagated_to_patches(
     The scores are explained, or the unit embedding's products with `directions` (n, B or 1, E).
     """
     refuse_checkpointing(tower)
-    run = call.run(record_held(tower, places=call.places, readout=call.readout))
+    run = call.run(record_held(tower, readout=call.readout))
     record, patches = run.record, run.record.input
     embedded = embedded_scores(tower, run, patches)
 
@@ -220,6 +225,11 @@ class DirectContribution(ClipAttribution):
             size = scores.norm(dim=1, keepdim=True).clamp(min=1)
             pooled.record.compare("the score", total.T, scores.to(embedded.dtype), size)
             return embedded.run.computed(maps, rest.T)
+
+    @classmethod
+    @override
+    def _laws(cls, **options: Any) -> tuple[str, ...]:
+        return () if options.get("depth") == "all" else ("blocks", "embedding")
 
     @override
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:

@@ -4,7 +4,18 @@
 takes it, and returns a `Computed`.
 """
 
-from ..recording import AttentionRead, record_features, record_held, record_vit
+from ..recording import (
+    AttentionRead,
+    Embedding,
+    Features,
+    Kernels,
+    LeafAtInput,
+    Outputs,
+    Sums,
+    observe,
+    record_features,
+    record_held,
+)
 from ._attention import contributions, heads_output, merged, weighted
 from ._base import ClipAttribution, ResNetAttribution, ViTAttribution
 from ._call import Call, Computed
@@ -12,6 +23,7 @@ from ._engine import (
     all_gradients,
     embedded_scores,
     last_gradient,
+    observed,
     pooled_embedding,
     resnet_gradient,
     without_gradient,
@@ -23,7 +35,13 @@ __all__ = [
     "Call",
     "ClipAttribution",
     "Computed",
+    "Embedding",
+    "Features",
+    "Kernels",
+    "LeafAtInput",
+    "Outputs",
     "ResNetAttribution",
+    "Sums",
     "ViTAttribution",
     "all_gradients",
     "contributions",
@@ -31,10 +49,11 @@ __all__ = [
     "heads_output",
     "last_gradient",
     "merged",
+    "observe",
+    "observed",
     "pooled_embedding",
     "record_features",
     "record_held",
-    "record_vit",
     "register",
     "resnet_gradient",
     "weighted",

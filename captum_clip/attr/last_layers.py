@@ -13,16 +13,18 @@ from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
-from ..recording import AttentionRead, read_pool, record_vit
-from ..recording.graph import no_graph
+from ..recording import AttentionRead, Kernels, Outputs, Probes, Sums, read_pool
+from ..recording.graph import detached, no_graph
 from . import _attention as mha
 from ._base import ViTAttribution
-from ._call import Call, Computed, batched
+from ._call import TOGETHER, Call, Computed, batched
 from ._engine import (
     PooledEmbedding,
+    begin_at,
     compare_embedding,
     embedded_scores,
     last_gradient,
+    observed,
     pooled_embedding,
     pooled_tokens,
     refuse_checkpointing,
@@ -59,20 +61,26 @@ class LeGrad(ViTAttribution):
 
     name = "legrad"
 
+    @classmethod
+    @override
+    def _laws(cls, **options: Any) -> tuple[str, ...]:
+        return ("blocks", "embedding")
+
     @override
     def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
         tower, chosen = self._tower, self._last(layers)
         refuse_checkpointing(tower)
         if tower.pooling == "attention":  # it is differentiated itself, so no graph comes before it
-            read: Any = {"keep": range(len(tower.layers), len(tower.attentions)), "leaf": "block"}
+            pool = Kernels([len(tower.layers)])
+            run = observed(tower, call, Outputs(chosen), pool, leaf=True)
+            embedded = embedded_scores(tower, run)
         else:
-            read = {"keep": chosen, "leaf": chosen[0]}
-        options = {"places": call.places, "readout": call.readout, **read}
-        run = call.run(record_vit(tower, outputs=chosen, **options))
+            # below the block that leads into the graph, a probe sees what scores read
+            probes = [] if call.is_cosine else [Probes(range(chosen[0] - 1))]
+            kernels = begin_at(chosen[0]), Kernels(chosen[1:])
+            run = observed(tower, call, Outputs(chosen), *kernels, *probes)
+            embedded = embedded_scores(tower, run, run.record.reads[chosen[0]].out)
         record = run.record
-        pools = tower.pooling == "attention"
-        below = record.outputs[chosen[-1]] if pools else record.reads[chosen[0]].out
-        embedded = embedded_scores(tower, run, below)
         compare_embedding(tower, embedded, pooled_tokens(tower, record))
         maps = torch.stack([self._of_layer(embedded, index) for index in chosen])
         return run.computed(maps.sum(0))
@@ -91,18 +99,20 @@ class LeGrad(ViTAttribution):
         head, output = self._tower.pooling_head, record.outputs[index]  # (B, s, D)
         if head is None:
             read = record.reads[index]
-            read.matrix()  # compared with what ran
             gradients = self._gradients(embedded, to_float32(output).mean(1), read.out)
-            matrices = (mha.matrix_gradient(read, gradient) for gradient in gradients)
-            return torch.stack([matrix.clamp(min=0).mean((1, 2)) for matrix in matrices])
+            count = read.value.shape[2]
+            together = max(1, TOGETHER // (count * gradients[0].numel() // gradients.shape[-1]))
+            chunks = torch.split(gradients, together)
+            matrices = (mha.matrix_gradient(read, chunk) for chunk in chunks)
+            return torch.cat([matrix.clamp(min=0).mean((2, 3)) for matrix in matrices])
         read = read_pool(record, output.detach())
         if index == len(self._tower.layers) - 1:  # which ran
             ran = record.reads[index + 1]
-            record.compare(read.name, read.row.flatten(1), ran.row.flatten(1))
+            record.compare(read.name, read.row().flatten(1), ran.row().flatten(1))
         heads = read.select(read.out.detach()).flatten(1).requires_grad_()
         merged = to_float32(mha.merged(head, heads))
         if index == len(self._tower.layers) - 1:
-            record.compare(read.name, merged, record.returned[index + 1])
+            record.compare(read.name, merged, record.pool)
         gradients = self._gradients(embedded, merged, heads)
         return mha.row_gradient(read, gradients).clamp(min=0).mean(2)
 
@@ -158,13 +168,11 @@ class GradEclip(ViTAttribution):
             maps = last.row.sum(2).clamp(min=0) * self._spread(read, None)
             return last.run.computed(maps)
         assert last.output is not None
-        general = []
-        for output in last.output:  # (B, H, s, d), one target after the other
-            start = mha.start_row(output, tower, read.pooled)
-            gradient = torch.einsum("bs,bhsd->bhd", start.to(output), output)
-            row = mha.row_gradient(read, gradient[None])[0].sum(1)  # (B, s)
-            general.append(row.clamp(min=0) * self._spread(read, start))
-        return last.run.computed(torch.stack(general))
+        start = mha.start_row(last.output, tower, read.pooled)  # (K', B, s)
+        gradient = torch.einsum("kbs,kbhsd->kbhd", start.to(last.output), last.output)
+        rows = mha.row_gradient(read, gradient).sum(2).clamp(min=0)
+        spread = torch.stack([self._spread(read, each) for each in start])
+        return last.run.computed(rows * spread)
 
     @no_graph()
     def _spread(self, read: AttentionRead, start: Tensor | None) -> Tensor:
@@ -229,6 +237,11 @@ class PatchSimilarity(ViTAttribution):
     name = "patches"
     signed = differentiable = True
 
+    @classmethod
+    @override
+    def _laws(cls, **options: Any) -> tuple[str, ...]:
+        return ("blocks", "merge", "embedding")  # every token passes the output map
+
     @override
     def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
         tower, last = self._tower, len(self._tower.attentions) - 1
@@ -239,14 +252,16 @@ class PatchSimilarity(ViTAttribution):
                 "last attention is a pooling head with a single query; use 'kk' "
                 "or 'identity'."
             )
-        stream = range(last, len(tower.layers))
-        embedded = pooled_embedding(tower, call, keep=range(last, last + 1), stream=stream)
+        blocks = Sums(range(last, len(tower.layers)), copies=call.copies)
+        embedded = pooled_embedding(tower, call, Kernels([last]), blocks)
         record = embedded.run.record
         read = record.reads[last]
         with no_graph(), autocast_disabled(embedded.token):
-            # the values of all tokens pass the output map, each by itself
-            made = mha.merged(module, to_float32(read.out).transpose(1, 2).flatten(2))
-            record.compare(read.name, to_float32(made).flatten(1), read.output.flatten(1))
+            made = mha.merged(module, read.select(detached(read.out)).flatten(1))
+            returned = record.pool if read.attention.is_pool else record.rows[last][1]
+            record.compare(read.name, to_float32(made), returned)
+            if record.rows:
+                record.compare_sums()
             mixed = to_float32(read.value)  # (B, H, s, d)
             heads = {"identity": mixed, "qq": read.query, "kk": read.key}[attention]
             if heads is None:

@@ -1,8 +1,9 @@
 """Removal at the reader: what the score loses if the token that is read may not see a region."""
 
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Literal, cast, final
 
 import torch
@@ -15,13 +16,24 @@ from ..errors import InputError, UnsupportedModelError, public
 from ..maps import autocast_disabled, to_float32
 from ..models.steps import pull_back, run_steps, split_heads
 from ..models.towers import Tower, TransformerTower
-from ..recording import Arrivals, AttentionRead, Recording, arrivals, read_pool, run_blocks
+from ..recording import (
+    Arrivals,
+    AttentionRead,
+    Kernels,
+    Recording,
+    arrivals,
+    kind_of,
+    read_pool,
+    run_blocks,
+)
 from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Columns, Computed, many_columns
 from ._engine import PooledEmbedding, agree, pooled_embedding
 from ._vectors import PooledRow, Rows, pooled_rows, products, pulled_rows
 
+Pair = tuple[Tensor, Tensor]
+_FEW = 8  # tokens beside the reader that a look at the blocks runs on
 Share = Literal["direct", "cells", None]
 
 
@@ -46,6 +58,9 @@ class ReaderRemoval(ClipAttribution):
 
     One forward, and of a further one the share that the readers have among the tokens: for a
     ViT-B/32 as much again for 49 windows; nearly nothing for pooling heads, ResNets and means.
+    Where a token's keys depend on its position, as with the rotary positions of EVA02 and PE-Core
+    and the masks of most text towers, each window is a further forward of its own. The first call
+    sees which it is, from a few tokens that run once more.
 
     Options, keyword-only:
 
@@ -58,8 +73,9 @@ class ReaderRemoval(ClipAttribution):
       loss's sign; "cells", in equal parts; None, the whole loss for each cell.
 
     Raises:
-        UnsupportedModelError: an attention that shows no queries and keys, or whose reader does not
-            give what it gave when it is run once more.
+        UnsupportedModelError: an attention that shows no queries and keys, or is no softmax over
+            all keys, as with top-k; or a reader that does not give what it gave when it is run
+            once more.
 
     Source: ours; attention knockout (Geva et al. 2023, arXiv:2304.14767) at the token that is read.
 
@@ -77,6 +93,11 @@ class ReaderRemoval(ClipAttribution):
     towers = ("vit", "resnet", "text")
     signed = True
 
+    @classmethod
+    @override
+    def _laws(cls, **options: Any) -> tuple[str, ...]:
+        return ("blocks", "embedding")
+
     @override
     def _compute(
         self,
@@ -87,7 +108,7 @@ class ReaderRemoval(ClipAttribution):
         readers: int = 0,
         share: Share = "direct",
     ) -> Computed:
-        reader = _Reader.from_call(self._tower, call, readers, rows=share == "direct")
+        reader = self._reader(call, readers, rows=share == "direct")
         windows = self._windows(reader.record, window, stride)  # (W, N)
         run, direction = reader.embedded.run, reader.embedded.direction
         with torch.no_grad(), autocast_disabled(reader.embedded.token):
@@ -107,6 +128,20 @@ class ReaderRemoval(ClipAttribution):
                 shares = torch.where(whole > 0, lost / whole.clamp(min=1e-30), 0)
                 maps += sign * (own * (shares @ cells) + plain @ cells) / count
             return run.computed(reader.padded(maps))
+
+    def _reader(self, call: Call, readers: int, *, rows: bool = False) -> "_Reader":
+        """Run once; the first time for each kind of model and inputs it is looked at as well."""
+        reader = _Reader.from_call(self._tower, call, readers, rows=rows)
+        inputs = call.images[0].dtype, call.images[0].shape[1:]
+        kind = readers > 0, inputs, self._tower.kind, kind_of(self._tower.module)
+        if kind not in self._kinds:
+            self._kinds[kind] = reader.look()
+        return replace(reader, knows_places=self._kinds[kind])
+
+    @cached_property
+    def _kinds(self) -> dict[Hashable, bool]:
+        """Whether blocks know the places of their tokens, by kinds of models and inputs."""
+        return {}
 
     @classmethod
     @override
@@ -177,7 +212,7 @@ class ReaderRemoval(ClipAttribution):
         return self._run(inputs, additional_forward_args, select, options, compute, False).values
 
     def _compute_losses(self, call: Call, *, masks: Tensor, readers: int) -> Computed:
-        reader = _Reader.from_call(self._tower, call, readers)
+        reader = self._reader(call, readers)
         losses = reader.losses(self._cells(reader.record, masks))
         values = products(losses, reader.embedded.direction.rows)  # (K', B, M)
         return reader.embedded.run.computed(values.transpose(0, 1))
@@ -239,7 +274,7 @@ class ReaderRemoval(ClipAttribution):
     def _compute_vectors(
         self, call: Call, *, window: int | None, stride: int | None, readers: int
     ) -> Computed:
-        reader = _Reader.from_call(self._tower, call, readers)
+        reader = self._reader(call, readers)
         windows = self._windows(reader.record, window, stride)
         losses = reader.losses(windows[None])  # (B, W, E)
         cells = windows.to(losses)
@@ -257,6 +292,8 @@ class _Reader:
         arrived: the arguments of the blocks, where tokens run once more.
         count: number of patches that run anew beside the reader.
         pooled: the pooled rows, for the shares of `DirectContribution`.
+        knows_places: whether a token's keys depend on its place among all, as with rotary
+            positions, so that groups run one after the other.
     """
 
     tower: Tower
@@ -265,6 +302,7 @@ class _Reader:
     arrived: Arrivals
     count: int
     pooled: Rows | None = None
+    knows_places: bool = False
 
     @classmethod
     def from_call(cls, tower: Tower, call: Call, readers: int, *, rows: bool = False) -> "_Reader":
@@ -275,19 +313,19 @@ class _Reader:
         first = {"cls": 0, "mean": last, "attention": last - 1}[tower.pooling]
         pooling = range(first, last)
 
-        def visit(index: int, read: AttentionRead) -> PooledRow | None:
-            read.watch()
+        def take(index: int, read: AttentionRead) -> AttentionRead | PooledRow:
+            # with a row, what it is made of is watched below
             reads[index] = read.alone()
-            return PooledRow.of(index, read, centered=False) if rows and index in pooling else None
+            return PooledRow.of(index, read, centered=False) if rows and index in pooling else read
 
         runs = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
-        visits = range(last) if runs else pooling, visit
+        kernels = Kernels(range(last) if runs else pooling, take)
         keep = arrivals(cast(TransformerTower, tower)) if runs else nullcontext(Arrivals())
         with keep as arrived:
             if rows:
-                pooled = pooled_rows(tower, call, pooling, False, visits)
+                pooled = pooled_rows(tower, call, pooling, False, kernels)
                 return cls(tower, pooled.embedded, reads, arrived, readers, pooled)
-            embedded = pooled_embedding(tower, call, visits)
+            embedded = pooled_embedding(tower, call, kernels)
         return cls(tower, embedded, reads, arrived, readers)
 
     @property
@@ -345,32 +383,29 @@ class _Reader:
         """What the pooling head's attention returns for each group, (B, G, D)."""
         index = len(self.tower.attentions) - 1
         read, own = self.reads[index], None
-        assert read.query is not None
-        query = read.select(read.query)[:, :, None, None].expand(-1, -1, hidden.shape[1], -1, -1)
+        query = read.select(read.shown[0])[:, :, None, None].expand(-1, -1, hidden.shape[1], -1, -1)
         if read.attention.positions is not None:
-            query, own = self._mean_token(read, hidden)
-            hidden = hidden | _at(self._reader(), hidden)
+            query, key, value = self._mean_token(read, hidden)
+            own = key, value, self._reader()
         elif self.count:
             ids = self._positions()
             anew = self._tokens(hidden, ids)  # (B, G, n, D)
-            keys = read_pool(self.record, anew.flatten(1, 2))
-            hidden, shut = _apart(hidden, ids)
-            assert keys.key is not None
-            shape = (*keys.key.shape[:2], *anew.shape[1:3], -1)
-            own = keys.key.reshape(shape), keys.value.reshape(shape), shut, ids
-        heads = read.asked(query, hidden, own)[:, :, :, 0].transpose(1, 2).flatten(2)
+            again = read_pool(self.record, anew.flatten(1, 2))
+            key, value = (_grouped(x, anew.shape[1:3]) for x in (again.shown[1], again.value))
+            own = key, value, ids
+        heads = read.attend(query, self._seen(hidden, own and own[2]), own)
+        heads = heads[:, :, :, 0].transpose(1, 2).flatten(2)
         return mha.merged(read.attention, heads.flatten(0, 1)).view(*heads.shape[:2], -1)
 
-    def _mean_token(self, read: AttentionRead, hidden: Tensor) -> tuple[Tensor, Any]:
+    def _mean_token(self, read: AttentionRead, hidden: Tensor) -> list[Tensor]:
         """The query, and keys and values, of the mean of features that asks in a ResNet's pool."""
         positions = cast(Tensor, read.attention.positions)
         features = to_float32(read.features.detach()).flatten(2).mT
         mean = _mean_of(features, ~hidden[:, :, 1:]) + positions[0].to(features)
-        query, key, value = (
+        return [
             split_heads(each(mean), read.attention.heads).transpose(1, 2)[:, :, :, None]
             for each in read.attention.input_maps()
-        )
-        return query, (key, value, torch.zeros_like(hidden[:, :, :1]), self._reader())
+        ]
 
     def _reader(self) -> Tensor:
         """Where the pooled token stands, or the mean of a ResNet's pool, (B, 1)."""
@@ -385,8 +420,7 @@ class _Reader:
         rows = [self.reads[last]] if pools else self.reads.values()
         ids = [] if pools else [self._reader()]
         if self.count:
-            looked = sum(read.any_row().mean(1)[:, record.span] for read in rows)
-            assert isinstance(looked, Tensor)
+            looked = torch.stack([read.row().mean(1)[:, record.span] for read in rows]).sum(0)
             most = looked.shape[1]
             expect(self.count <= most, f"`readers` of at most {most} patches", self.count)
             ids.append(looked.topk(self.count).indices + record.span.start)
@@ -394,51 +428,91 @@ class _Reader:
 
     def _tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Tokens at some places (B, n) as they leave the blocks in each group, (B, G, n, D)."""
-        try:
-            return self._run(hidden, ids, together=True)
-        # of code that counts tokens, or knows their places by a mask or rotary positions
-        except (UnsupportedModelError, RuntimeError, ValueError, IndexError, TypeError):
-            groups = (self._run(each, ids, together=False) for each in torch.split(hidden, 1, 1))
-            return torch.cat([*groups], 1)
+        if not self.knows_places:
+            return self._side_by_side(hidden, ids)
+        return torch.cat([self._in_place(each, ids) for each in torch.split(hidden, 1, 1)], 1)
 
-    def _run(self, hidden: Tensor, ids: Tensor, *, together: bool) -> Tensor:
-        """The same, of groups side by side in one sequence, or of one group at its places."""
-        record, groups = self.record, (hidden.shape[1], ids.shape[1])
-        tokens = record.transformer.layers[0].residual(*self.arrived[0])
-        old, shut = _apart(hidden, ids)
-        places = ids[:, None, :, None]
-        if together:
-            tokens = torch.take_along_dim(tokens, ids[..., None], 1)[:, None]
-            tokens = tokens.expand(-1, groups[0], -1, -1).flatten(1, 2)
+    def _side_by_side(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The same, of all groups in one sequence."""
+        groups = hidden.shape[1], ids.shape[1]
+        tokens = _taken(self._entered(), ids)[:, None].expand(-1, groups[0], -1, -1)
+        seen = self._seen(hidden, ids)
 
-        def own(heads: Tensor) -> Tensor:  # (B, H, G, n, d)
-            if together:
-                return heads.reshape(*heads.shape[:2], *groups, -1)
-            return torch.take_along_dim(heads, places, 2)[:, :, None]
+        def attend(index: int, read: AttentionRead) -> Tensor:
+            query, key, value = (_grouped(x, groups) for x in (*read.shown, read.value))
+            out = self.reads[index].attend(query, seen, (key, value, ids))
+            return out.flatten(2, 3).to(read.out.dtype)
+
+        tokens = run_blocks(self.record, self.arrived, tokens.flatten(1, 2), attend)
+        return tokens.view(len(ids), *groups, -1)
+
+    def _in_place(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The same, of one group among all tokens."""
+        seen, places = self._seen(hidden, ids), ids[:, None, :, None]
+
+        def attend(index: int, read: AttentionRead) -> Tensor:
+            heads = (*read.shown, read.value)
+            query, key, value = (x.take_along_dim(places, 2)[:, :, None] for x in heads)
+            out = self.reads[index].attend(query, seen, (key, value, ids))[:, :, 0]
+            return read.out.scatter(2, places.expand_as(out), out.to(read.out.dtype))
+
+        return _taken(run_blocks(self.record, self.arrived, self._entered(), attend), ids)[:, None]
+
+    def _entered(self) -> Tensor:
+        """The tokens (B, s, D) that entered the first block."""
+        return self.record.transformer.layers[0].residual(*self.arrived[0])
+
+    def _seen(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
+        """What is added to products (B, 1, G, 1, s), with those at places that run anew behind."""
+        if ids is not None:
+            own = hidden.take_along_dim(ids[:, None], 2)
+            hidden = torch.cat([hidden | _at(ids, hidden), own], -1)
+        hidden = hidden[:, None, :, None]
+        zeros = torch.zeros_like(hidden, dtype=self.embedded.token.dtype)
+        return zeros.masked_fill(hidden, -torch.inf)
+
+    @torch.no_grad()
+    def look(self) -> bool:
+        """Whether a few tokens have other keys than among all, since blocks know their places.
+
+        Raises:
+            UnsupportedModelError: an attention is no softmax over all keys.
+        """
+        for read in self.reads.values():
+            if read.sees_by_head():
+                raise _chooses(read.name)
+        if not self.arrived:
+            return False
+        # a few of the tokens that the reader looks at least, and the reader
+        reader, rows = self._reader(), [read.row().mean(1) for read in self.reads.values()]
+        looked = torch.stack(rows).sum(0)
+        hidden = _at(reader, looked[:, None].bool())[:, 0]
+        if self.record.pooled.visible is not None:
+            hidden = hidden | ~self.record.pooled.visible
+        few = min(_FEW, int((~hidden).sum(1).min()))
+        order = looked.masked_fill(hidden, torch.inf).topk(few, largest=False).indices
+        order = torch.cat([order.sort().values, reader], 1)
+        seen, at = self._seen(~_at(order, hidden[:, None])), order[:, None, :, None]
+        keys, outs = list[Pair](), list[Pair]()
 
         def attend(index: int, read: AttentionRead) -> Tensor:
             before = self.reads[index]
-            heads = [read.query, read.key, read.value]
-            if before.key is None or any(each is None for each in heads):
-                raise _unlike(read)
-            query, key, value = map(own, cast(list[Tensor], heads))
-            # where nothing is hidden a token has the key that it had, at first every token
-            was = torch.take_along_dim(before.key, places, 2)[:, :, None].expand_as(key)
-            keys = [each.permute(2, 0, 3, 1, 4).flatten(3) for each in (key, was)]
-            last = slice(None) if index == 0 else slice(-1, None)
-            if (index == 0 or not hidden[:, -1].any()) and not agree(
-                record, *(k[last] for k in keys)
-            ):
-                raise _unlike(read)
-            out = before.asked(query, old, (key, value, shut, ids)).to(read.out.dtype)
-            if together:
-                return out.flatten(2, 3)
-            return read.out.scatter(2, places.expand_as(out[:, :, 0]), out[:, :, 0])
+            query, key = (x.take_along_dim(at, 2) for x in before.shown)
+            keys.append((read.shown[1], key))
+            made = before.attend(query[:, :, None, -1:], seen)[:, :, 0, 0]
+            outs.append((made, read.out[:, :, -1]))
+            return before.out.take_along_dim(at, 2)
 
-        tokens = run_blocks(record, self.arrived, tokens, attend)
-        if together:
-            return tokens.view(len(ids), *groups, -1)
-        return torch.take_along_dim(tokens, ids[..., None], 1)[:, None]
+        try:
+            run_blocks(self.record, self.arrived, _taken(self._entered(), order), attend)
+        except Exception:  # of code that counts its tokens
+            return True
+        if not agree(self.record, *keys):
+            return True
+        for read, pair in zip(self.reads.values(), outs, strict=False):
+            if not agree(self.record, pair):
+                raise _chooses(read.name)
+        return False
 
 
 def _mean_of(tokens: Tensor, left: Tensor) -> Tensor:
@@ -452,15 +526,20 @@ def _at(ids: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like[:, :1]).scatter(2, ids[:, None], True)
 
 
-def _apart(hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B, G, s) that are hidden or run anew, and of the latter (B, G, n) the hidden ones."""
-    return hidden | _at(ids, hidden), torch.take_along_dim(hidden, ids[:, None], 2)
+def _grouped(heads: Tensor, groups: Sequence[int]) -> Tensor:
+    """What tokens have in each head (B, H, G n, d), group by group (B, H, G, n, d)."""
+    return heads.reshape(*heads.shape[:2], *groups, -1)
 
 
-def _unlike(read: AttentionRead) -> UnsupportedModelError:
+def _taken(tokens: Tensor, ids: Tensor) -> Tensor:
+    """The tokens (B, n, D) at some places (B, n)."""
+    return tokens.take_along_dim(ids[..., None], 1)
+
+
+def _chooses(name: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{read.name} computes different keys when the same tokens run again; use another method, "
-        "such as direct."
+        f"{name} does not weigh its keys by a softmax over all of them: without some keys it gives "
+        "something else, as with top-k attention; use another method, such as direct."
     )
 
 

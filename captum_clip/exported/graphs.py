@@ -22,7 +22,7 @@ from ..maps import to_float32
 from ..models import ClipAdapter
 from ..models.steps import Direction, push_forward
 from ..models.towers import ResNetTower, TransformerTower
-from ..recording import record_resnet, record_vit
+from ..recording import Features, Kernels, Outputs, Sums, observe
 from ..recording.records import NOTHING
 from ..similarity import ClipSimilarity
 
@@ -55,14 +55,15 @@ class ImageGraph(nn.Module):
         centered, mlps = (
             self._options.get(n) == v for n, v in (("baseline", "mean"), ("depth", "token"))
         )
-        visit = partial(PooledRow.of, centered=centered)
+        take = partial(PooledRow.of, centered=centered)
         if isinstance(tower, TransformerTower):
             last = len(tower.layers) - 1
-            stream = range(layers.start, min(layers.stop, last + 1))
-            recording = record_vit(tower, visit=(layers, visit), stream=stream, outputs=(last,))
+            blocks = Sums(range(layers.start, min(layers.stop, last + 1)))
+            recording = observe(tower, Kernels(layers, take), blocks, Outputs([last]))
         else:
             assert isinstance(tower, ResNetTower)
-            recording = record_resnet(tower, visit=visit)
+            kernels = Kernels(range(len(tower.attentions)), take)
+            recording = observe(tower, Features(), kernels)
         with torch.enable_grad(), recording as record:
             embedding = to_float32(self._clip.image_features(pixels).detach())
         with torch.no_grad():

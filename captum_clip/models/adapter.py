@@ -63,6 +63,7 @@ class ClipAdapter(ABC):
     ) -> None:
         self.model, self.tower, self.name = model, tower, name
         self.processor, self.tokenizer = processor, tokenizer
+        self.looks = set[Any]()  # what of the model a method has looked at
         self.failures: Mapping[str, str] = {}
         """Why its own "processor" or "tokenizer" could not be loaded; told once one is needed."""
 

@@ -27,10 +27,7 @@ def tensor_in(result: Any, index: int = 0) -> Tensor:
             result = [*vars(result).values()]
         return result[index]  # type: ignore[no-any-return]
     except (TypeError, LookupError) as error:
-        raise UnsupportedModelError(
-            f"a module of the model returns a {type(result).__name__}, in which captum_clip "
-            "cannot find the output; return a tensor, a tuple or an output of transformers."
-        ) from error
+        raise _without_output(result) from error
 
 
 def with_tensor(result: Any, tensor: Tensor, index: int = 0) -> Any:
@@ -43,7 +40,16 @@ def with_tensor(result: Any, tensor: Tensor, index: int = 0) -> Any:
         return type(result)((*result[:index], tensor, *result[index + 1 :]))
     if isinstance(result, Mapping):  # an output of transformers
         return type(result)(**{**result, list(result)[index]: tensor})
-    return replace(result, **{list(vars(result))[index]: tensor})
+    if is_dataclass(result) and not isinstance(result, type):
+        return replace(result, **{list(vars(result))[index]: tensor})
+    raise _without_output(result)
+
+
+def _without_output(result: Any) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"a module of the model returns a {type(result).__name__}, in which captum_clip cannot "
+        "find the output; return a tensor, a tuple or an output of transformers."
+    )
 
 
 @dataclass(frozen=True, eq=False)

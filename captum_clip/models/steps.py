@@ -199,11 +199,13 @@ class Direction:
 
     def dots(self, tokens: Tensor) -> Tensor:
         """The products with several tokens (B, s, D) each, (K, B, s)."""
+        return self.products(tokens) * self.scale[:, None]
+
+    def products(self, tokens: Tensor) -> Tensor:
+        """Those of the rows, before the scale."""
         if self.rows.shape[1] == 1:
-            products = (tokens @ self.rows[:, 0].T).permute(2, 0, 1)
-        else:
-            products = torch.einsum("kbd,bsd->kbs", self.rows, tokens)
-        return products * self.scale[:, None]
+            return (tokens @ self.rows[:, 0].T).permute(2, 0, 1)
+        return torch.einsum("kbd,bsd->kbs", self.rows, tokens)
 
     def of_images(self, dense: Tensor) -> "Direction":
         """Others (K, B, D) with the same constant."""
@@ -216,6 +218,20 @@ class Direction:
             bias = bias.to(rows.dtype).view(-1, bias.shape[-1])
             biases = (*biases, (self.without_constant(), bias))
         return Direction(rows, self.scale if scale is None else self.scale * scale[..., 0], biases)
+
+
+def constants(directions: Sequence[Direction]) -> Tensor:
+    """The constants of n directions, (n, K, B); in one product where they came one like way."""
+    first = directions[0].biases[:1]
+    for each in directions:
+        alike = len(each.biases) == len(first) == 1 and each.biases[0][1].shape == first[0][1].shape
+        if not alike or any(
+            getattr(each.biases[0][0], name) is not getattr(first[0][0], name)
+            for name in ("rows", "scale")
+        ):
+            return torch.stack([direction.constant for direction in directions])
+    biases = torch.stack([direction.biases[0][1] for direction in directions], 1)
+    return first[0][0].dots(biases).permute(2, 0, 1)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

@@ -5,25 +5,48 @@ a map is made of has run, and is read where it ran.
 """
 
 from .again import Arrivals, arrivals, read_pool, run_blocks
-from .forwards import record_features, record_resnet, record_vit
 from .gates import record_held, refuse_nonlinear
 from .hooks import is_compiled
+from .look import kind_of, look
+from .observe import (
+    Embedding,
+    Features,
+    Kernels,
+    LeafAtInput,
+    Observer,
+    Outputs,
+    Probes,
+    Sums,
+    keep,
+    observe,
+    record_features,
+)
 from .reads import AttentionRead
-from .records import NOTHING, Recording, Visit
+from .records import NOTHING, ChangedInPlaceError, Recording
 
 __all__ = [
     "NOTHING",
     "Arrivals",
     "AttentionRead",
+    "ChangedInPlaceError",
+    "Embedding",
+    "Features",
+    "Kernels",
+    "LeafAtInput",
+    "Observer",
+    "Outputs",
+    "Probes",
     "Recording",
-    "Visit",
+    "Sums",
     "arrivals",
     "is_compiled",
+    "keep",
+    "kind_of",
+    "look",
+    "observe",
     "read_pool",
     "record_features",
     "record_held",
-    "record_resnet",
-    "record_vit",
     "refuse_nonlinear",
     "run_blocks",
 ]

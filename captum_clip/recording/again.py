@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..models.towers import TransformerTower
-from .forwards import plan_attentions
 from .hooks import Arguments, Hooks, uncompiled
+from .observe import plan_attention
 from .reads import AttentionRead
 from .records import Recording
 from .watch import Watch
@@ -27,7 +27,7 @@ def read_pool(record: Recording, tokens: Tensor) -> AttentionRead:
         with torch.autocast(kind, record.autocast, enabled=record.autocast is not None):
             head.pool(tokens)
     finally:
-        watch.close()
+        watch.remove()
     watch.leave()
     return reads[0]
 
@@ -53,8 +53,7 @@ def arrivals(tower: TransformerTower) -> Iterator[Arrivals]:
             hooks.before(layer.block, partial(keep, index))
         yield kept
     finally:
-        for handle in hooks.handles:
-            handle.remove()
+        hooks.remove()
 
 
 @torch.no_grad()
@@ -72,13 +71,13 @@ def run_blocks(
     again = Recording(tower, record.size, len(tokens), tokens.shape[1])
     hooks, watch = Hooks(), Watch(tower.noun)
     try:
-        plan_attentions(hooks, again, watch, range(len(tower.layers)), attend)
+        hooks.handles.append(watch)
+        for index in range(len(tower.layers)):
+            plan_attention(hooks, again, watch, index, attend)
         with uncompiled, torch.autocast(kind, record.autocast, enabled=record.autocast is not None):
             for index, layer in enumerate(tower.layers):
                 args, kwargs = layer.with_residual(*arrived[index], tokens)
                 tokens = layer.output(layer.block(*args, **kwargs))
     finally:
-        watch.close()
-        for handle in hooks.handles:
-            handle.remove()
+        hooks.remove()
     return tokens

@@ -14,9 +14,8 @@ from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.steps import ACTIVATIONS, gate_of, norm_at
 from ..models.towers import TransformerTower
-from .forwards import Blocks, plan_attentions, plan_embedding, recording
 from .graph import held, keeps_graph
-from .places import Places
+from .observe import Embedding, HandedOn, begin, plan_attention, recording
 from .reads import AttentionRead
 from .records import Recording
 from .watch import Watch
@@ -83,9 +82,11 @@ class _Held(Watch):
 
     def attend(self, _: int, read: AttentionRead) -> Tensor:
         """Put the outputs of an attention that ran in a graph without its weights."""
-        assert read.row is not None  # compared with what ran
-        read.watch()
-        if not read.value.requires_grad and self._record.begun:
+        for tensor in read.sources:
+            self._record.watched(tensor)
+        # in the forward of an autograd.Function, too, the graph is off
+        is_off = not (read.value.requires_grad and torch.is_grad_enabled())
+        if is_off and self._record.begun:
             raise UnsupportedModelError(
                 f"no gradient reaches {read.name} of the {self._noun}: something before it turns "
                 "the graph off. Remove that, or use a method without gradients, such as direct."
@@ -93,7 +94,7 @@ class _Held(Watch):
         alone = read if keeps_graph() else read.alone()
 
         def weights() -> Tensor:
-            return held(alone.matrix(compare=False))
+            return held(alone.matrix())
 
         return _linear(read.value, read.out, lambda x: weights() @ x, lambda x: weights().mT @ x)
 
@@ -172,7 +173,7 @@ def _ramp(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @contextmanager
 def record_held(
-    tower: TransformerTower, *, places: bool = False, readout: nn.Module | None = None
+    tower: TransformerTower, *, readout: nn.Module | None = None
 ) -> Iterator[Recording]:
     """Record a forward from the projected patches on, in whose graph every gate is a constant.
 
@@ -180,23 +181,20 @@ def record_held(
     weights; the values are those of the plain forward.
     """
 
-    def begin(args: Any, result: Any) -> Tensor:
+    def start(args: Any, result: Any) -> Tensor:
         watch.holds = True
-        return record.begin(args, result)
+        return begin(record, args, result)
 
     def end(*_: Any) -> None:
         watch.holds = False
 
     with recording(tower, gradient=True) as (hooks, record):
         watch = _Held(record)
-        moves = Places(record, hooks) if places else None
-        hooks.after(tower.stem, begin, "The patch projection")
-        if moves is not None:
-            hooks.after(tower.stem, moves.begin)
-        Blocks(record, range(0), range(0), moves).plan(hooks)
-        layers = range(len(tower.attentions))
-        plan_attentions(hooks, record, watch, layers, watch.attend, moves)
-        plan_embedding(hooks, record, tower, readout)
+        hooks.after(tower.stem, start, "The patch projection")
+        HandedOn().plan(hooks, record)
+        for index in range(len(tower.attentions)):
+            plan_attention(hooks, record, watch, index, watch.attend)
+        Embedding(readout).plan(hooks, record)
         last = readout if tower.kind == "text" else tower.module
         if last is not None:
             hooks.after(last, end)

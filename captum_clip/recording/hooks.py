@@ -2,8 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -110,14 +109,10 @@ class Hooks:
                 "in its place, or use a method that does not look there, such as last-grad."
             ) from error
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Let no hook act, as where a backward runs a checkpointed block again."""
-        before, self._acts = self._acts, True
-        try:
-            yield
-        finally:
-            self._acts = before
+    def remove(self) -> None:
+        """Take all hooks away."""
+        for handle in self.handles:
+            handle.remove()
 
     def _guarded(self, hook: Hook, name: str, nested: bool = False) -> Hook:
         if name:

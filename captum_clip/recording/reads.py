@@ -1,9 +1,7 @@
-"""An attention as it ran."""
+"""An attention as it ran, and what follows from it; nothing of a read is filled in later."""
 
-from collections.abc import Callable
-from copy import copy
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,11 +13,7 @@ from ..models.attentions import Attention, PooledToken
 from .graph import detached, no_graph
 
 
-def _ignore(*call: Any) -> None:
-    """Compare with nothing, of a read that no recording has."""
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class AttentionRead:
     """One attention as it ran: values, the heads' outputs, and its weights or what they are of.
 
@@ -30,6 +24,10 @@ class AttentionRead:
         query: (B, H, rows, d) and `key` (B, H, s, d) as they entered their product.
         scale: of a fused product, like `mask` and `causal`.
         extra: (B, H d), what keys without a token, such as a sink, gave the pooled row.
+        attention: the module that it ran in, called `name` in messages.
+        pooled: the token whose row is read.
+        span: the patches or words among the tokens.
+        features: (B, C, h, w), which a ResNet's pool reads.
     """
 
     value: Tensor
@@ -41,15 +39,11 @@ class AttentionRead:
     causal: bool = False
     scale: float | None = None
     extra: Tensor | None = None
-    # where it ran, which the recording fills in; `output` (B, rows, D) is what the module returned
-    output: Tensor = field(init=False)
-    attention: Attention = field(init=False)
-    name: str = field(init=False, default="an attention")
-    pooled: PooledToken = field(init=False, default_factory=PooledToken)
-    span: slice = field(init=False, default_factory=lambda: slice(None))
-    features: Tensor = field(init=False)  # (B, C, h, w), which a ResNet's pool reads
-    compare: Callable[..., None] = field(init=False, default=_ignore)
-    watched: Callable[[Tensor], object] = field(init=False, default=_ignore)
+    attention: Attention = field(kw_only=True)
+    name: str = field(kw_only=True, default="an attention")
+    pooled: PooledToken = field(kw_only=True, default_factory=PooledToken)
+    span: slice = field(kw_only=True, default_factory=lambda: slice(None))
+    features: Tensor = field(kw_only=True, default_factory=lambda: torch.empty(0))
 
     def select(self, rows: Tensor) -> Tensor:
         """The pooled row (..., B, H, x) of values (..., B, H, rows, x), a pool's first one."""
@@ -60,145 +54,145 @@ class AttentionRead:
             0, rows.ndim - 4
         )
 
-    def cut(self, count: int) -> None:
-        """Leave out the keys beyond `count`, which are no tokens, such as a sink, for what follows.
-
-        The weights are made first, since a softmax is over all keys.
-        """
-        row, self.weights = detached(self.row), self.matrix()
-        self.extra = torch.einsum(
+    def without_extra_keys(self, count: int) -> "AttentionRead":
+        """The same with its first keys alone: those after them, such as a sink, are no tokens."""
+        # the weights are made first, since a softmax is over all keys
+        row = detached(self.row())
+        extra = torch.einsum(
             "bhs,bhsd->bhd", row[..., count:], self.value[:, :, count:].to(row)
-        )
-        self.extra = self.extra.flatten(1)
-        self.__dict__["row"], self.weights = row[..., :count], self.weights[..., :count]
-        self.value, self.compare = self.value[:, :, :count], _ignore
-
-    def detach(self) -> "AttentionRead":
-        """Take it out of its graph."""
-        for name in ("value", "out", "weights", "query", "key", "mask"):
-            tensor = getattr(self, name)
-            setattr(self, name, None if tensor is None else detached(tensor))
-        return self
-
-    def watch(self) -> None:
-        """See that nothing changes in place what is read later."""
-        for tensor in (self.value, self.query, self.key, self.weights, self.mask):
-            if tensor is not None:
-                self.watched(tensor)
+        ).flatten(1)
+        weights, value = self.matrix()[..., :count], self.value[:, :, :count]
+        key = None if self.key is None else self.key[:, :, :count]
+        return replace(self, weights=weights, value=value, key=key, mask=None, extra=extra)
 
     def alone(self) -> "AttentionRead":
-        """The same without a graph, and without the recording that it is of."""
-        alone = copy(self).detach()
-        alone.compare = alone.watched = _ignore
-        return alone
+        """The same without a graph."""
+        names = ("value", "out", "weights", "query", "key", "mask")
+        tensors: dict[str, Any] = {name: getattr(self, name) for name in names}
+        for name, tensor in tensors.items():
+            tensors[name] = None if tensor is None else detached(tensor)
+        return replace(self, **tensors)
 
-    def without_weights(self) -> "AttentionRead":
-        """The same with its values alone, which are all that a sum over tokens needs."""
-        alone = copy(self)
-        alone.weights = alone.query = alone.key = alone.mask = None
-        alone.out = alone.value  # so that no more is kept
-        alone.__dict__.pop("row", None)
-        return alone
-
-    @cached_property
-    def row(self) -> Tensor:
-        """The pooled row of A, (B, H, s), in at least float32; compared with what ran."""
-        row = self.any_row()
-        made = torch.einsum("bhs,bhsd->bhd", row, to_float32(self.value.detach()))
-        self.compare(self.name, made.flatten(1), self.select(self.out).flatten(1))
-        return row
+    @property
+    def sources(self) -> list[Tensor]:
+        """The tensors that it is computed from later, which nothing may change in place."""
+        tensors = (self.value, self.query, self.key, self.weights, self.mask)
+        return [tensor for tensor in tensors if tensor is not None]
 
     @no_graph()
-    def any_row(self) -> Tensor:
-        """The same, of which what it makes of the values is to be compared elsewhere."""
+    def row(self) -> Tensor:
+        """The pooled row of A, (B, H, s), in at least float32."""
         with autocast_disabled(self.out):
             if self.weights is not None:
                 return to_float32(self.select(detached(self.weights)))
-            query, key, factor = self.product()
-            # one row as a sum over channels: a product of matrices would be made for all rows
-            logits = (key * (self.select(query) * factor)[..., None, :]).sum(-1)
+            assert self.query is not None
+            assert self.key is not None
+            query = to_float32(self.select(self.query)) * self.factor
+            # a product with one column, since one with a matrix would be made for all rows
+            logits = (to_float32(self.key) @ query[..., None])[..., 0]
             bias = self._bias(logits.dtype)
             return softmax_over_keys(logits, None if bias is None else self.select(bias))
 
     @no_graph()
-    def matrix(self, *, compare: bool = True) -> Tensor:
-        """A (B, H, rows, s), in at least float32, compared with what ran by one random vector."""
+    def matrix(self) -> Tensor:
+        """A (B, H, rows, s), in at least float32."""
         with autocast_disabled(self.out):
             if self.weights is not None:
-                matrix = to_float32(detached(self.weights))
-            else:
-                query, key, factor = self.product()
-                logits = (query * factor) @ key.mT
-                matrix = softmax_over_keys(logits, self._bias(logits.dtype))
-            if not compare:
-                return matrix
-            # two matrices that agree along a random vector are the same, at the price of one column
-            value, out = to_float32(self.value), to_float32(self.out)
-            vector = _any_vector(value.shape[-1]).to(value)
-            made = (matrix @ (value @ vector)[..., None])[..., 0].flatten(1)
-            returned = (out @ vector).to(self.out.dtype).flatten(1)
-            self.compare(self.name, made, returned, out.flatten(1))
-            return matrix
+                return to_float32(detached(self.weights))
+            assert self.query is not None
+            assert self.key is not None
+            logits = (to_float32(self.query) * self.factor) @ to_float32(self.key).mT
+            return softmax_over_keys(logits, self._bias(logits.dtype))
 
     @torch.no_grad()
-    def asked(self, query: Tensor, hidden: Tensor, own: tuple[Tensor, ...] | None = None) -> Tensor:
+    def obeys(self, rounding: float) -> bool:
+        """Whether the heads' outputs are what A v gives, in every row."""
+        out = to_float32(self.out)
+        with autocast_disabled(out):
+            made = self.matrix() @ to_float32(self.value)
+        return bool((made - out).norm() <= rounding * out.norm())
+
+    @torch.no_grad()
+    def attend(
+        self, query: Tensor, seen: Tensor, own: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> Tensor:
         """The heads' outputs (B, H, G, n, d) for other queries (B, H, G, n, d), of G groups.
 
-        A query sees what the pooled row saw, without the tokens `hidden` (B or 1, G, s) of its
-        group. It also sees its group's `own` keys and values (B, H, G, n, d) of tokens at some
-        places (B, n), without hidden ones (B, G, n).
+        A query sees what the pooled row saw. It also sees its group's `own` keys and values
+        (B, H, G, m, d) of tokens at some positions (B, m). To its products `seen` is added,
+        (B or 1, 1, G, 1, s + m), infinity less for what its group does not see.
         """
-        factor, bias = self._pooled_bias
         with autocast_disabled(query):
-            assert self.key is not None
+            (_, keys), (factor, bias) = self.shown, self._pooled_bias()
             rows, shape = to_float32(query) * factor, query.shape[:4]
-            logits = (rows.flatten(2, 3) @ to_float32(self.key).mT).reshape(*shape, -1)
-            logits = logits + bias[:, :, None, None]
-            logits = logits.masked_fill(hidden[:, None, :, None], -torch.inf)
+            logits = (rows.flatten(2, 3) @ to_float32(keys).mT).view(*shape, -1)
             count = logits.shape[-1]
             if own is not None:
-                key, value, shut, places = own
-                beside = rows @ to_float32(key).mT
-                beside = beside + bias.take_along_dim(places[:, None], 2)[:, :, None, None]
-                beside = beside.masked_fill(shut[:, None, :, None], -torch.inf)
+                # groups before heads, as they lie in memory
+                key = to_float32(own[0]).transpose(1, 2)
+                beside = (rows.transpose(1, 2) @ key.mT).transpose(1, 2)
                 logits = torch.cat([logits, beside], -1)
-            unseen = logits.isneginf().all(-1, keepdim=True)
-            weights = logits.softmax(-1).masked_fill(unseen, 0)
-            others = weights[..., :count].flatten(2, 3) @ to_float32(self.value)
-            out = others.reshape(*shape, -1)
-            return out if own is None else out + weights[..., count:] @ to_float32(value)
+                if bias is not None:
+                    bias = torch.cat([bias, bias.take_along_dim(own[2][:, None], 2)], -1)
+            logits = (logits if bias is None else logits + bias[:, :, None, None]) + seen
+            weights = logits.softmax(-1)
+            if self.attention.is_pool:  # a token always sees itself
+                weights = weights.masked_fill(logits.isneginf().all(-1, keepdim=True), 0)
+            out = weights[..., :count].flatten(2, 3) @ to_float32(self.value).to(weights)
+            out = out.view(*shape, -1)
+            if own is None:
+                return out
+            beside, value = weights[..., count:], to_float32(own[1]).to(weights)
+            if beside.shape[-1] == 1:  # one kernel
+                return torch.addcmul(out, beside, value)
+            return out + beside @ value
 
-    @cached_property
-    def _pooled_bias(self) -> tuple[float, Tensor]:
-        """The factor of the pooled row's products, and what is added to them (B, H, s)."""
-        if self.query is None or self.key is None:
+    @torch.no_grad()
+    def sees_by_head(self) -> bool:
+        """Whether the heads' pooled rows see different keys, as where weights choose them."""
+        _, bias = self._pooled_bias()
+        if bias is None:
+            return False
+        seen = (self.row() > 0).any(1, keepdim=True)
+        return bool((bias.isneginf() & seen).any())
+
+    @property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """Queries (B, H, rows, d) and keys (B, H, s, d), or UnsupportedModelError without them."""
+        if self.query is None or self.key is None or self.extra is not None:
             raise UnsupportedModelError(
-                f"{self.name} shows no queries and keys, so it cannot be computed again; use "
-                "another method, such as direct."
+                f"{self.name} shows no queries and keys of its tokens alone, so it cannot be "
+                "computed again; use another method, such as direct."
             )
-        query, key, factor = self.product()
-        bias = query.new_zeros((*key.shape[:2], key.shape[2]))
+        return self.query, self.key
+
+    def _pooled_bias(self) -> tuple[float, Tensor | None]:
+        """The factor of the pooled row's products, and what is added to them (B, H, s)."""
+        query, key = map(to_float32, self.shown)
         if self.weights is None:
-            addend = self._bias(query.dtype)
-            return factor, bias if addend is None else self.select(addend)
+            bias = self._bias(key.dtype)
+            return self.factor, None if bias is None else self.select(bias)
         # written-out attention shows its weights, and not the scale of its products
-        row = self.any_row()
-        unseen = row <= 0
+        row = self.row()
         products = (key * self.select(query)[..., None, :]).sum(-1)
+        unseen, pair = row <= 0, (products, row.log())
         count = (~unseen).sum(-1, keepdim=True)
-        pair = (each.masked_fill(unseen, 0) for each in (products, row.log()))
+        means = [x.masked_fill(unseen, 0).sum(-1, keepdim=True) / count for x in pair]
         made, logits = (
-            (each - each.sum(-1, keepdim=True) / count).masked_fill(unseen, 0) for each in pair
+            (x - mean).masked_fill(unseen, 0) for x, mean in zip(pair, means, strict=True)
         )
         factor = float((made * logits).sum() / made.square().sum().clamp(min=1e-30))
-        return factor, bias.masked_fill(unseen, -torch.inf)
+        # a weight may be too small for its type, and grows where others are hidden
+        least = math.log(torch.finfo(self.weights.dtype).tiny)
+        unseen &= factor * (products - means[0]) + means[1] > least
+        return factor, torch.zeros_like(row).masked_fill(unseen, -torch.inf)
 
-    def product(self) -> tuple[Tensor, Tensor, float]:
-        """Queries, keys and the factor of their products."""
+    @property
+    def factor(self) -> float:
+        """The factor of the products of queries and keys."""
         assert self.query is not None
-        assert self.key is not None
-        factor = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        return to_float32(self.query), to_float32(self.key), factor
+        width: Any = self.query.shape[-1]
+        return float(width**-0.5 if self.scale is None else self.scale)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         """The addend of the products, (B, H, rows, s)."""
@@ -218,8 +212,3 @@ def softmax_over_keys(logits: Tensor, bias: Tensor | None) -> Tensor:
         return logits.softmax(-1)
     weights = (logits + bias).softmax(-1)
     return weights.masked_fill(bias.isneginf().all(-1, keepdim=True), 0)
-
-
-@cache
-def _any_vector(width: int) -> Tensor:
-    return torch.randn(width, generator=torch.Generator().manual_seed(0), device="cpu")

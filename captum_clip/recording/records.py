@@ -1,7 +1,7 @@
-"""Records of a forward: what its attentions and blocks showed, and what is compared."""
+"""What a forward showed, and what of it is computed again and compared."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -13,13 +13,16 @@ from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from ..models.attentions import PooledToken
 from ..models.library import has_no_foreign_hooks
-from ..models.steps import ROUNDING
+from ..models.steps import ROUNDING, run_steps
+from ..models.text import PostNormLayer
 from ..models.towers import Tower, TransformerTower
-from .graph import held, is_exact, keeps_graph
-from .hooks import Arguments
-from .reads import AttentionRead
+from .graph import held, is_exact, keeps_graph, no_graph
 
 NOTHING: Final = torch.empty(0)  # until the forward has shown it
+
+
+class ChangedInPlaceError(UnsupportedModelError):
+    """The forward works in place on tokens whose rows were to be read after it."""
 
 
 def as_leaf(tensor: Tensor) -> Tensor:
@@ -30,15 +33,12 @@ def as_leaf(tensor: Tensor) -> Tensor:
 
 
 class Comparison(NamedTuple):
-    """A part as a method computed it again, beside what the library returned."""
+    """Parts as a method computed them again, beside what the library returned."""
 
-    name: str  # of the part
-    made: Tensor  # (B, ...)
+    names: Sequence[str]  # of n parts
+    made: Tensor  # (n, B, ...)
     returned: Tensor
-    sizes: tuple[Tensor, ...]  # (B, n) each, whose lengths together bound their difference
-
-
-Visit = Callable[[int, AttentionRead], Any]
+    sizes: tuple[Tensor, ...]  # (n, B, m) each, whose lengths together bound their difference
 
 
 class _Probe(torch.autograd.Function):
@@ -54,7 +54,7 @@ class _Probe(torch.autograd.Function):
         return gradient, None if gradient is None else gradient.abs().sum().float()
 
 
-@dataclass
+@dataclass(eq=False)
 class Recording:
     """A recorded forward. Filled while it runs, empty of tensors once the reader lets go."""
 
@@ -66,20 +66,20 @@ class Recording:
     autocast: torch.dtype | None = None  # what a forward ran under
     begun: bool = field(default_factory=keeps_graph)  # the graph
     moved: bool = False  # a block got something else than what the one below it returned
+    handed_on: list[Tensor] = field(default_factory=list)  # what the last block returned
     input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
-    reads: dict[int, AttentionRead] = field(default_factory=dict)  # of attentions that are kept
-    visited: dict[int, Any] = field(default_factory=dict)  # what a visit of each layer returned
-    returned: dict[int, Tensor] = field(default_factory=dict)  # by attentions, the pooled rows
+    reads: dict[int, Any] = field(default_factory=dict)  # what is kept of attentions
+    pool: Tensor = NOTHING  # (B, D), what the pooling head's attention returned
+    # the pooled token of a block: as it entered, the branches of attention and MLP, as it left
+    rows: dict[int, Tensor] = field(default_factory=dict)  # (4, B, D)
     outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
-    residual: Tensor = NOTHING  # (B, D), the pooled token that entered the last block
-    # the pooled token of a block's stream z and of its output, each (B, D)
-    stream: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    apart: list[Tensor] = field(default_factory=list)  # probes in what is outside of the graph
+    probe: Tensor | None = None  # a number that has a gradient where one arrives at a probed tensor
     embedding: Tensor = NOTHING  # (B, E), what the tower returned, in the graph
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor = NOTHING  # (B, C, h, w), the last stage of a ResNet, in the graph
     scored: Tensor = NOTHING  # (B, E), of which a `Similarity` takes the cosines
     comparisons: list[Comparison] = field(default_factory=list)
+    changed_in_place: bool = False  # a token whose row was to be read later
     _versions: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def go_on(self) -> None:
@@ -89,10 +89,11 @@ class Recording:
 
     def probed(self, tensor: Tensor) -> Tensor:
         """A tensor below the graph, such as hidden states, where a score's gradient shows."""
-        self.apart.append(torch.zeros((), device=tensor.device).requires_grad_())
+        if self.probe is None:
+            self.probe = torch.zeros((), device=tensor.device).requires_grad_()
         probed: Any = _Probe.apply
         with torch.enable_grad():
-            return probed(tensor, self.apart[-1])  # type: ignore[no-any-return]
+            return probed(tensor, self.probe)  # type: ignore[no-any-return]
 
     def watched(self, tensor: Tensor) -> Tensor:
         """A tensor that is read later, and that nothing may change in place until then."""
@@ -100,14 +101,54 @@ class Recording:
             self._versions.append((tensor, tensor._version))
         return tensor
 
+    @no_graph()
+    def streams(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """By layers, the pooled token after the attention and as it left the block, (B, D) each."""
+        branches = {index: layer.branch() for index, layer in enumerate(self.tower.layers)}
+        return {
+            index: (entered + run_steps(branches[index], attended), left)
+            for index, (entered, attended, _, left) in self.rows.items()
+        }
+
+    @no_graph()
+    def compare_sums(self) -> None:
+        """Compare what enters a block plus what its branches return with what leaves it.
+
+        For the pooled token, in all layers together.
+        """
+        indices = list(self.rows)
+        layers = [self.transformer.layers[index] for index in indices]
+        entered, attended, added, left = torch.stack(list(self.rows.values()), 1).unbind()
+        plain = (not (layer.branch() or layer.added()[1]) for layer in layers)
+        if all(plain) and not isinstance(layers[0], PostNormLayer):
+            made = entered + attended + added
+        else:
+            streams = (
+                entered[i] + run_steps(e.branch(), attended[i]) for i, e in enumerate(layers)
+            )
+            sums = (e.summed(z, b) for e, z, b in zip(layers, streams, added, strict=True))
+            made = torch.stack(list(sums))
+        # a sum is rounded as its largest part
+        slack = 8 * torch.finfo(left.dtype).eps / self.rounding(left)
+        names = [f"layer {index}" for index in indices]
+        self.compare_all(names, made, left, attended, added, slack * left)
+        names = [f"what enters {name}" for name in names[1:]]
+        if names:
+            self.compare_all(names, entered[1:], left[:-1])
+
     def compare(self, name: str, made: Tensor, returned: Tensor, *sizes: Tensor) -> None:
         """Note a part that was computed again, beside what the library returned.
 
         They may differ by a share of the lengths of others together, by default of its own.
         """
+        self.compare_all([name], made[None], returned[None], *(size[None] for size in sizes))
+
+    def compare_all(
+        self, names: Sequence[str], made: Tensor, returned: Tensor, *sizes: Tensor
+    ) -> None:
+        """As `compare`, of n parts of one shape, each with one more axis in front."""
         made, returned, sizes = made.detach(), returned.detach(), tuple(w.detach() for w in sizes)
-        returned = returned.clone()  # a row of what the library goes on with, maybe in place
-        self.comparisons.append(Comparison(name, made, returned, sizes or (returned,)))
+        self.comparisons.append(Comparison(names, made, returned, sizes))
 
     def rounding(self, tensor: Tensor) -> float:
         """The relative difference that computing a tensor of the tower once more may make."""
@@ -115,53 +156,59 @@ class Recording:
 
     def let_go(self) -> None:
         """Let all tensors go."""
-        for each in (self.reads, self.visited, self.returned, self.outputs, self.stream):
-            each.clear()
-        for kept in (self.apart, self.comparisons, self._versions):
+        for kept in (self.reads, self.outputs, self.rows):
             kept.clear()
-        self.embedding = self.scored = self.input = self.residual = NOTHING
-        self.projected = None
+        for each in (self.comparisons, self._versions, self.handed_on):
+            each.clear()
+        self.embedding = self.scored = self.input = self.pool = NOTHING
+        self.projected = self.probe = None
 
     def verify(self, method: str) -> None:
         """Raise UnsupportedModelError unless all parts are what the library returned."""
         noun = "model" if self.tower is None else self.tower.noun
         # torch counts changes in place, also those of a view
-        if any(tensor._version != version for tensor, version in self._versions):
-            raise UnsupportedModelError(
+        changed = any(tensor._version != version for tensor, version in self._versions)
+        if changed or self.changed_in_place:
+            raise ChangedInPlaceError(
                 f"{method}: the forward of the {noun} changes the input tokens of an attention in "
                 "place afterwards; change a clone of them instead."
             )
+        # all of one shape together, and all in one look, since each waits for the device
         groups: dict[Any, list[Comparison]] = defaultdict(list)
         for each in self.comparisons if is_exact() else ():
-            shapes = (each.made.shape, *(tensor.shape for tensor in each.sizes))
-            groups[shapes, each.returned.dtype].append(each)
+            shapes = each.made.shape[1:], each.returned.dtype, *(s.shape[1:] for s in each.sizes)
+            groups[shapes].append(each)
+        compared = list(self.comparisons)
         self.comparisons.clear()
+        names, offs, most = list[str](), list[Tensor](), list[Tensor]()
         for group in groups.values():
-            _, made, returned, sizes = zip(*group, strict=True)
-            bound = self.rounding(returned[0])
-            # all of one shape together, since each comparison waits for the device
-            off = (torch.stack(made) - torch.stack(returned)).norm(dim=-1)  # (n, B)
-            lengths = (
-                to_float32(torch.stack(each)).norm(dim=-1) for each in zip(*sizes, strict=True)
+            made = _joined([each.made for each in group])
+            returned = _joined([each.returned for each in group])
+            off = to_float32(made - returned).norm(dim=-1)  # (n, B)
+            sizes = [_joined([each.sizes[i] for each in group]) for i in range(len(group[0].sizes))]
+            lengths = [to_float32(each).norm(dim=-1) for each in sizes or [returned]]
+            whole = lengths[0] if len(lengths) == 1 else torch.stack(lengths).sum(0)
+            offs.append(off.flatten())
+            most.append((whole * self.rounding(returned)).expand_as(off).flatten())
+            each_of = off[0].numel()
+            names += [name for each in group for name in each.names for _ in range(each_of)]
+        if not names:
+            return
+        size = _joined(most)
+        excess = _joined(offs) / size.clamp(min=1e-30)
+        wrong = ~(excess <= 1) & (size < torch.inf)  # an overflow shows in the map
+        if wrong.any():
+            index = int(wrong.int().argmax())
+            bound = next(
+                self.rounding(each.returned) for each in compared if names[index] in each.names
             )
-            size = sum(lengths, torch.zeros_like(off))
-            wrong = ~(off <= bound * size) & size.isfinite()  # an overflow shows in the map
-            if wrong.any():
-                index = int(wrong.any(1).int().argmax())
-                ratio = float((off[index] / size[index].clamp(min=1e-30)).max())
-                raise UnsupportedModelError(
-                    f"{method}: {group[index].name} of the {noun} does not return what its weights "
-                    f"make of its input (off by {ratio:.1g} of its size, where rounding is at most "
-                    f"{bound:g}); a hook, a patch or an adapter changes it. Remove that, or use a "
-                    "method of Captum that does not look inside, such as Occlusion."
-                )
-
-    def begin(self, args: Arguments, entered: Any) -> Tensor:
-        """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
-        if not isinstance(entered, Tensor):  # keyword arguments
-            entered = next(v for v in (*args, *entered.values()) if isinstance(v, Tensor))
-        self.input, self.begun = as_leaf(entered), True
-        return self.input
+            ratio = bound * float(excess[index])
+            raise UnsupportedModelError(
+                f"{method}: {names[index]} of the {noun} does not return what its weights "
+                f"make of its input (off by {ratio:.1g} of its size, where rounding is at most "
+                f"{bound:g}); a hook, a patch or an adapter changes it. Remove that, or use a "
+                "method of Captum that does not look inside, such as Occlusion."
+            )
 
     @cached_property
     def is_hooked(self) -> bool:
@@ -187,3 +234,7 @@ class Recording:
         assert self.size is not None
         tower: Tower = self.tower
         return tower.on_grid(values, self.size)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -3,7 +3,7 @@
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import product
+from functools import cache
 from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
@@ -14,15 +14,15 @@ from torch.utils._device import DeviceContext
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from ..maps import to_float32
 from ..models.attentions import Attention
-from .reads import AttentionRead, softmax_over_keys
+from .reads import AttentionRead
 
 _METHODS: Final = (types.MethodDescriptorType, types.MethodWrapperType, types.WrapperDescriptorType)
 _FUNCTIONS: Final = {value: name for name, value in vars(F).items() if callable(value)}
 _FUSED: Final = F.scaled_dot_product_attention
 _MULTIHEAD: Final = F.multi_head_attention_forward
 _SOFTMAXES: Final = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
+_WIDE: Final = {torch.float32, torch.float64}
 _LIKE: Final = {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as}  # a second tensor
 # products of two tensors, and where the first of them stands among the arguments
 _PRODUCTS: Final = {
@@ -65,6 +65,10 @@ class _Place:
     reads: int = 0
     refusal: UnsupportedModelError | None = None  # raised when it is left, since torch takes a
     # TypeError inside of an operator for its own
+    unlike: str = (
+        "shows no attention: neither scaled_dot_product_attention, nor a softmax and its product "
+        "with values, nor an operator that computes the same"
+    )
 
     def made_of(self, args: Any) -> list[Product]:
         """What the tensors among some arguments were made of."""
@@ -113,7 +117,7 @@ class Watch(TorchFunctionMode):
             self.__enter__()  # type: ignore[no-untyped-call]
             self._entered = True
 
-    def close(self) -> None:
+    def remove(self) -> None:
         """Stop to look at functions; harmless where it does not."""
         if self._entered:
             self._entered = False
@@ -121,18 +125,14 @@ class Watch(TorchFunctionMode):
 
     def leave(self) -> None:
         """Raise UnsupportedModelError unless one attention was read."""
-        self.close()
+        self.remove()
         place, self._place = self._place, None
         if place is None:
             return
         if place.refusal is not None:
             raise place.refusal
         if not place.reads:
-            raise self._refused(
-                place.name,
-                "shows no attention: neither scaled_dot_product_attention, nor a softmax and its "
-                "product with values, nor an operator that computes the same",
-            )
+            raise self._refused(place.name, place.unlike)
 
     def _refused(self, name: str, what: str) -> UnsupportedModelError:
         return UnsupportedModelError(
@@ -159,7 +159,7 @@ class Watch(TorchFunctionMode):
             return out
         if isinstance(func, _METHODS) or len(args) + len(kwargs) < 3:
             return out
-        return self._operator(place, args, kwargs, out)
+        return self._operator(place, func, args, kwargs, out)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a function that is none of an attention's own."""
@@ -216,27 +216,29 @@ class Watch(TorchFunctionMode):
         kept = self._seen(place, layout.canonical(out), value=layout.right, **parts)
         return layout.restored(kept)
 
-    def _operator(self, place: _Place, args: Any, kwargs: Any, out: Any) -> Any:
-        """Any operator of queries, keys and values whose output is what attention would give."""
-        tensors = [a for a in _tensors((*args, *kwargs.values())) if a.ndim == 4][:3]
-        if len(tensors) < 3 or not isinstance(out, (Tensor, tuple)):
+    def _operator(self, place: _Place, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """An operator of queries, keys and values whose output is what attention would give.
+
+        Its schema says which argument is what; the law of attention is the proof.
+        """
+        call = _named(func, args, kwargs)
+        tensors = [call.get(name) for name in ("query", "key", "value")]
+        first: Any = out if isinstance(out, Tensor) else next(iter(out), None) if out else None
+        if any(not isinstance(each, Tensor) or each.ndim != 4 for each in (*tensors, first)):
             return out
-        first = out if isinstance(out, Tensor) else next(iter(out), None)
-        if not isinstance(first, Tensor) or first.shape != tensors[0].shape:
-            return out
-        scales = [x for x in (*args, *kwargs.values()) if isinstance(x, float)]
-        # flash-attn has tokens before heads, and its scale is one of its arguments
-        for dims, scale in product(((0, 1, 2, 3), (0, 2, 1, 3)), (None, *scales)):
+        options = {name: call.get(name) for name in ("mask", "scale")}
+        options["causal"] = bool(call.get("causal"))
+        # flash-attn has tokens before heads
+        for dims in ((0, 1, 2, 3), (0, 2, 1, 3)):
             query, key, value, made = (each.permute(dims) for each in (*tensors, first))
-            if made.shape[:2] != query.shape[:2] or key.shape[:3] != value.shape[:3]:
+            parts = {"query": query, "key": key, "value": value, **options}
+            if made.shape[1] != place.attention.heads or not _may_attend(query, key, value, made):
                 continue
-            for causal in (False, True):
-                parts = {"query": query, "key": key, "value": value, "scale": scale}
-                read = _read(made, **parts, causal=causal)
-                if read is None or not _may_attend(read) or not _obeys(read):
-                    continue
-                new = self._seen(place, made, **parts, causal=causal).permute(dims)
+            read = _read(place, made, **parts)
+            if read is not None and read.obeys(1e-4 if made.dtype in _WIDE else 3e-2):
+                new = self._seen(place, made, **parts).permute(dims)
                 return new if first is out else type(out)((new, *out[1:]))
+        place.unlike = f"runs {func}, whose output is not softmax(q k^T) v of what it takes"
         return out
 
     def _seen(self, place: _Place, out: Tensor, **parts: Any) -> Tensor:
@@ -248,13 +250,12 @@ class Watch(TorchFunctionMode):
             for name, tensor in parts.items():
                 if isinstance(tensor, Tensor) and tensor.ndim == 3 and not len(tensor) % heads:
                     parts[name] = tensor.reshape(-1, heads, *tensor.shape[1:])
-        read = _read(out, **parts)
+        read = _read(place, out, **parts)
         if read is None or place.reads > 1:
             shape = f"an attention whose output is {tuple(whole.shape)}"
             what = shape if read is None else "more than one attention, as windows do"
             place.refusal = place.refusal or self._refused(place.name, f"runs {what}")
             return whole
-        read.attention, read.name = place.attention, place.name
         try:
             replaced = place.see(read)
         except UnsupportedModelError as error:
@@ -265,7 +266,7 @@ class Watch(TorchFunctionMode):
         return out.flatten(0, 1) if flat else out
 
 
-def _read(out: Tensor, **parts: Any) -> AttentionRead | None:
+def _read(place: _Place, out: Tensor, **parts: Any) -> AttentionRead | None:
     """A read in whose tensors every head has its own keys and values; None for other shapes."""
     count = out.shape[1] if out.ndim == 4 else 0
     for name in ("key", "value"):
@@ -285,27 +286,37 @@ def _read(out: Tensor, **parts: Any) -> AttentionRead | None:
             parts[name] = tensor.expand(*out.shape[:2], -1, -1)
     if parts.get("weights") is None and parts.get("query") is None:
         return None
-    return AttentionRead(out=out, **parts)
+    return AttentionRead(out=out, attention=place.attention, name=place.name, **parts)
 
 
-def _may_attend(read: AttentionRead) -> bool:
-    """Whether queries, keys and values have shapes and types that fit."""
-    query, key, value = read.query, read.key, read.value
-    if query is None or key is None or not value.is_floating_point():
-        return False
-    alike = query.dtype == key.dtype == value.dtype == read.out.dtype
-    return alike and query.shape[-1] == key.shape[-1] and key.shape[:3] == value.shape[:3]
+def _may_attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> bool:
+    """Whether queries, keys, values and outputs have shapes and types that fit."""
+    alike = value.is_floating_point() and query.dtype == key.dtype == value.dtype == out.dtype
+    fits = query.shape[-1] == key.shape[-1] and key.shape[:3] == value.shape[:3]
+    return alike and fits and out.shape[:3] == query.shape[:3]
 
 
-@torch.no_grad()
-def _obeys(read: AttentionRead) -> bool:
-    """Whether the heads' outputs are what softmax(q k^T s) v gives."""
-    out = to_float32(read.out)
-    query, key, factor = read.product()
-    logits = (query * factor) @ key.mT
-    made = softmax_over_keys(logits, read._bias(logits.dtype)) @ to_float32(read.value)
-    rounding = 1e-4 if read.out.dtype in (torch.float32, torch.float64) else 3e-2
-    return bool((made - out).norm() <= rounding * out.norm())
+_ALIASES: Final = {
+    **{"q": "query", "k": "key", "v": "value", "softmax_scale": "scale", "is_causal": "causal"},
+    **{"attn_mask": "mask", "attn_bias": "mask"},
+}
+
+
+@cache
+def _argument_names(func: Any) -> tuple[str, ...]:
+    """The names of an operator's arguments, of an operator of torch's own in its library."""
+    name = getattr(func, "__name__", "")
+    if isinstance(func, types.BuiltinFunctionType) and "attention" in name:
+        func = getattr(torch.ops.aten, name, None)
+    schema = getattr(getattr(func, "default", func), "_schema", None)
+    names = () if schema is None else (argument.name for argument in schema.arguments)
+    return tuple(_ALIASES.get(name, name) for name in names)
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of an operator by name; empty where it does not say them."""
+    named = zip(_argument_names(func), args, strict=False)
+    return {**dict(named), **{_ALIASES.get(name, name): value for name, value in kwargs.items()}}
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:

@@ -322,6 +322,8 @@ def wanted(name: str, method: str) -> Tensor | None:
         return None
     if method == "grad-eclip" and _flat_keys(name):
         return None
+    if found.ndim == 3 and found.shape[-1] != 16:  # keys of no patch
+        return None
     return found if found.ndim == 4 else found.unflatten(-1, (4, 4))
 
 

@@ -12,10 +12,10 @@ from captum.attr import LayerGradCam
 
 from captum_clip import ClipGradCam, ClipSimilarity, DirectContribution, targets
 from captum_clip.attr import _engine
-from captum_clip.attr._call import Call, many_columns
+from captum_clip.attr._call import Call, Pass, many_columns
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import ResNetTower
-from captum_clip.recording import record_resnet
+from captum_clip.recording import Features, Kernels
 from tests.attr import cases
 
 BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
@@ -30,15 +30,20 @@ def run(name: str, dtype: torch.dtype) -> tuple[ResNetTower, Call]:
     return tower, Call(similarity, (cases.images(name, dtype),), (), select, tower, "grad-cam")
 
 
+def pooled(tower: ResNetTower, call: Call) -> Pass:
+    """A forward whose pool is read, with a graph from the embedding on."""
+    kernels = Kernels(range(len(tower.attentions)))
+    return _engine.observed(tower, call, Features(), kernels, leaf=True)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("name", ["open_clip_resnet", "timm_convnext"])
 def test_the_gradient_of_a_shift_is_the_sum_over_positions(name: str, dtype: torch.dtype) -> None:
     """From what the pool read, and not by a backward through it for every target."""
     tower, call = run(name, dtype)
-    forward = call.run(record_resnet(tower, visit=lambda _, read: read))
-    shift = _engine._shift_gradient(tower, forward, False)
+    shift = _engine._shift_gradient(tower, pooled(tower, call), False)
     assert shift is not None
-    whole = call.run(record_resnet(tower))  # with a graph from the features on
+    whole = _engine.observed(tower, call, Features(leaf=True))  # with a graph from them on
     wanted = whole.stacked_gradients(whole.record.features).sum((-2, -1))
     off = (shift - wanted).abs().max() / wanted.abs().max()
     assert off < BOUNDS[dtype]
@@ -56,8 +61,7 @@ def test_a_pool_that_uses_other_numbers_than_its_weights_is_seen(part: str) -> N
     parameter.data += 0.1 * parameter.std() * change
     pool.forward = other.forward
     try:
-        forward = call.run(record_resnet(tower, visit=lambda _, read: read))
-        shift = _engine._shift_gradient(tower, forward, False)
+        shift = _engine._shift_gradient(tower, pooled(tower, call), False)
         method = DirectContribution(call.forward)
         if part == "q_proj.weight":  # whose product is read where it ran
             method.attribute(call.images[0], target=0)

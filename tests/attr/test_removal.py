@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from captum_clip import DirectContribution, ReaderRemoval, TextSimilarity
 from captum_clip.errors import InputError, UnsupportedModelError
 from tests import explicit
-from tests.attr import cases, test_text_side
+from tests.attr import cases, running, test_text_side
 from tests.attr.cases import POOLINGS
+from tests.attr.test_changed_attention import by_patch
 
 Forward = Callable[[], Tensor]
 
@@ -336,3 +337,72 @@ def test_attention_that_is_written_out_gives_the_same(monkeypatch: pytest.Monkey
         monkeypatch.setattr(config, "_attn_implementation", "eager")
     # its softmax is in float32
     torch.testing.assert_close(both(), fused, rtol=1e-3, atol=1e-7)
+
+
+def topk(count: int, *, by_head: bool = True) -> Any:
+    """The largest products of each row, or of the heads' mean, as a mask of the kernel."""
+
+    def hidden(q: Tensor, k: Tensor) -> Tensor:
+        products = q @ k.mT if by_head else (q @ k.mT).mean(1, keepdim=True)
+        least = products.topk(min(count, k.shape[2]), -1).values[..., -1:]
+        return products < least
+
+    return hidden
+
+
+def by_logits(hidden: Any) -> Any:
+    def kernel(_: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        products = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(hidden(q, k), -torch.inf)
+        return products.softmax(-1) @ v
+
+    return kernel
+
+
+def by_mask(hidden: Any) -> Any:
+    return lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden(q, k))
+
+
+def thresholded(_: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = running.usual(_, q, k)
+    weights = weights * (weights > 0.05)
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+CHOOSE = {
+    "top-k, logits": by_logits(topk(6)),
+    "top-k, mask": by_mask(topk(6)),
+    "nearly all": by_mask(topk(16)),
+    "top-k, logits of all heads": by_logits(topk(6, by_head=False)),
+    "top-k, mask of all heads": by_mask(topk(6, by_head=False)),
+    "threshold": thresholded,
+}
+
+
+@pytest.mark.parametrize("name", CHOOSE)
+def test_an_attention_that_chooses_its_keys_is_refused(name: str) -> None:
+    """Without a window it would choose others."""
+    small = running.double()
+    by_patch(running.layers_of(small.model)[1].self_attn, running.Form(running.usual, CHOOSE[name]))
+    explained = ReaderRemoval(running.similarity_of(small.load()))
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 (does not weigh|shows no queries)"):
+        explained.attribute_targets(running.images())
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("hf_vit", (3, 2)), ("eva02", (2 + 17, 1 + 17))], ids=["hf_vit", "eva02"]
+)
+def test_whether_keys_depend_on_places_is_seen_once(name: str, runs: tuple[int, int]) -> None:
+    """A forward; a few tokens in the first call; all windows at once, or one after the other."""
+    pixels, masks = cases.images(name, torch.float64), masks_of(name, *([i] for i in range(16)))
+    ran: list[int] = []
+    block = cases.adapter(name, torch.float64).tower.layers[0].block
+    handle = block.register_forward_pre_hook(lambda *_: ran.append(1))
+    try:
+        method(name).losses_of(pixels, masks)  # with the look that all methods share
+        explained = method(name)
+        for count in runs:
+            ran.clear()
+            explained.losses_of(pixels, masks)
+            assert len(ran) == count
+    finally:
+        handle.remove()

@@ -1,0 +1,471 @@
+"""Recordings of a forward, which runs to its end: small objects that each see one thing."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CaptureError, UnsupportedModelError
+from ..models.attentions import Attention
+from ..models.text import TextTower
+from ..models.towers import ResNetTower, Tower, TransformerTower, ViTTower
+from .graph import detached, graph_from_start, keeps_graph, no_graph
+from .hooks import Arguments, Hooks, uncompiled
+from .reads import AttentionRead
+from .records import NOTHING, Recording, as_leaf
+from .watch import Watch
+
+Take = Callable[[int, AttentionRead], Any]
+"""What to keep of the attention of a layer, called where it ran."""
+
+
+@contextmanager
+def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recording]]:
+    """Hooks to set and what they record; however the forward ends, everything is undone."""
+    record, hooks, mode = Recording(tower), Hooks(), torch.is_grad_enabled()
+
+    def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
+        if record.size is not None:
+            raise CaptureError(
+                f"The forward function ran the {tower.noun} twice; it must run it exactly once. "
+                "Encode texts and reference images beforehand."
+            )
+        if gradient and not torch.is_grad_enabled():
+            raise CaptureError(
+                f"The forward function ran the {tower.noun} under torch.no_grad() or "
+                "torch.inference_mode(), so no gradient reaches it; remove that."
+            )
+        record.size, record.batch, record.pooled = tower.read_inputs(args, kwargs)
+        # the caller may be under autocast, in which what ran is rounded as its type is
+        kind = next(tower.module.parameters()).device.type
+        if torch.is_autocast_enabled(kind):
+            record.autocast = torch.get_autocast_dtype(kind)
+        # the graph begins only where a recording turns it on, but for a model that needs one
+        # a graph of the whole tower would hold every activation, for no derivative that is taken
+        torch.set_grad_enabled(graph_from_start.get())
+
+    hooks.before(tower.input_module, enter)
+    try:
+        with uncompiled:
+            yield hooks, record
+        if record.size is None:
+            raise CaptureError(
+                f"The forward function did not run the {tower.noun} that is to be explained; it "
+                "must call that module, not a replica, exactly once."
+            )
+    finally:
+        hooks.remove()
+        torch.set_grad_enabled(mode)
+    for name in hooks.unseen.values():  # which would be left out of the map
+        raise CaptureError(
+            f"{name} of the {tower.noun} ran without its hooks, because it was compiled, or "
+            "replaced during the forward. Explain the model without torch.compile."
+        ) from None
+
+
+class Observer:
+    """Something to see in a forward of a tower: the hooks that it needs."""
+
+    begins_graph = False
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """Set the hooks."""
+        raise NotImplementedError
+
+
+@contextmanager
+def observe(tower: Tower, *observers: Observer) -> Iterator[Recording]:
+    """Record a forward that runs inside the ``with``, and what some observers see of it.
+
+    There is no graph up to the leaf that one of them makes, if any does.
+    """
+    gradient = any(each.begins_graph for each in observers)
+    with recording(tower, gradient=gradient) as (hooks, record):
+        # hooks of one module run in the order in which they are set
+        ranks = {kind: rank for rank, kind in enumerate(_ORDER)}
+        ordered = sorted(
+            (HandedOn(), *observers), key=lambda each: ranks.get(type(each), len(ranks))
+        )
+        for each in ordered:
+            each.plan(hooks, record)
+        yield record
+
+
+class HandedOn(Observer):
+    """Whether each block gets what the one below it returned: that tensor, or one equal to it."""
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        raw, version = NOTHING, 0
+
+        def enter(layer: Any, args: Arguments, kwargs: dict[str, Any]) -> None:
+            tokens = layer.residual(args, kwargs)
+            record.count = tokens.shape[1]
+            if record.handed_on:
+                kept = _version(raw) == version and raw.shape == tokens.shape
+                # or a copy, on another device
+                same = any(tokens is each for each in record.handed_on)
+                record.moved |= not kept or not (same or bool(raw.to(tokens).eq(tokens).all()))
+
+        def leave(layer: Any, _: Arguments, result: Any) -> None:
+            nonlocal raw, version
+            record.go_on()
+            raw = layer.output(result)
+            record.handed_on, version = [raw], _version(raw)
+
+        for layer in record.tower.layers:
+            hooks.before(layer.block, partial(enter, layer))
+            hooks.after(layer.block, partial(leave, layer), first=True)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class LeafAtInput(Observer):
+    """The graph begins at the images that enter the tower, or at the embeddings of a text."""
+
+    begins_graph = True
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        if isinstance(record.tower, TextTower):  # token ids have no gradient
+            hooks.after(record.tower.stem, partial(begin, record))
+        else:
+            hooks.before(record.tower.input_module, partial(begin, record))
+
+
+def begin(record: Recording, args: Arguments, entered: Any) -> Tensor:
+    """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
+    if not isinstance(entered, Tensor):  # keyword arguments
+        entered = next(v for v in (*args, *entered.values()) if isinstance(v, Tensor))
+    record.input, record.begun = as_leaf(entered), True
+    return record.input
+
+
+@dataclass(eq=False)
+class Outputs(Observer):
+    """Keeps what some blocks return, in the graph where there is one."""
+
+    layers: Collection[int]
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+
+        def keep(index: int, _: Arguments, result: Any) -> Any:
+            layer = record.tower.layers[index]
+            output = layer.output(result)
+            if not record.begun:
+                record.outputs[index] = record.watched(output)
+                return None
+            known = any(output is each for each in record.handed_on)
+            # where the block itself ran without a graph, as checkpointed blocks do
+            output = output if output.requires_grad else as_leaf(output)
+            record.outputs[index] = output
+            following = output.clone()  # what follows may work in place
+            record.handed_on += [following] * known
+            return layer.replaced(result, following)
+
+        for index in self.layers:
+            block = record.tower.layers[index].block
+            hooks.after(block, partial(keep, index), f"Layer {index}")
+
+
+@dataclass(eq=False)
+class Probes(Observer):
+    """Tells whether scores read what is below the graph: the stem, some blocks, their branches."""
+
+    layers: Collection[int]
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+
+        def leave(layer: Any, _: Arguments, result: Any) -> Any:
+            return layer.replaced(result, record.probed(layer.output(result)))
+
+        # a hook of the user's may keep what a score reads
+        if isinstance(record.tower, TransformerTower):
+            hooks.after(record.tower.stem, lambda _, tokens: record.probed(tokens), first=True)
+        for index in self.layers:
+            layer = record.tower.layers[index]
+            for module in (layer.output_module, layer.added()[0], layer.block):
+                hooks.after(module, partial(leave, layer), first=True)
+
+
+@dataclass(eq=False)
+class Sums(Observer):
+    """The pooled token through some blocks; what enters and the two branches add up to what leaves.
+
+    Rows are read where the block is left, all together; `copies` of them are made at once, for a
+    model that works in place.
+    """
+
+    layers: Collection[int]
+    copies: bool = False
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        for index in self.layers:
+            _Block(record, index, self.copies).plan(hooks)
+
+
+@dataclass(eq=False)
+class _Block:
+    record: Recording
+    index: int
+    copies: bool
+    rows: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # with their versions
+
+    def plan(self, hooks: Hooks) -> None:
+        layer = self.layer = self.record.transformer.layers[self.index]
+        hooks.before(layer.block, self.enter)
+        hooks.after(layer.output_module, partial(self.add, "attention"), first=True)
+        hooks.after(layer.added()[0], partial(self.add, "mlp"))
+        hooks.after(layer.block, self.leave, first=True)
+
+    def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
+        self.keep("entered", self.layer.residual(args, kwargs))
+
+    def add(self, name: str, _: Arguments, result: Any) -> None:
+        self.keep(name, self.layer.output(result))
+
+    def keep(self, name: str, tokens: Tensor) -> None:
+        row = self.record.pooled.read(detached(tokens))
+        row = row.clone() if self.copies or row.is_inference() else row
+        self.rows[name] = row, _version(row)
+
+    def leave(self, _: Arguments, result: Any) -> None:
+        rows, left = self.rows, self.record.pooled.read(detached(self.layer.output(result)))
+        self.record.changed_in_place |= any(_version(row) != v for row, v in rows.values())
+        names = ("entered", "attention", "mlp")
+        if missing := [name for name in names if name not in rows]:
+            raise UnsupportedModelError(
+                f"layer {self.index} of the {self.record.tower.noun} ran without its "
+                f"{missing[0]}, so its sum cannot be taken apart; use a method with gradients, "
+                "such as all-grad."
+            )
+        parts = [rows[name][0] for name in names]
+        with no_graph():
+            self.record.rows[self.index] = torch.stack([*parts, left])
+        rows.clear()
+
+
+def keep(_: int, read: AttentionRead) -> AttentionRead:
+    """Keep an attention as it was read."""
+    return read
+
+
+@dataclass(eq=False)
+class Kernels(Observer):
+    """Reads the attentions of some layers where they run, and keeps what `take` returns of each.
+
+    A pooling head's attention comes after the last layer. With `leaf` the graph begins at the
+    heads' outputs, of a single one.
+    """
+
+    layers: Collection[int]
+    take: Take = keep
+    leaf: bool = False
+
+    def __post_init__(self) -> None:
+        self.begins_graph = self.leaf
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        watch = Watch(record.tower.noun)
+        hooks.handles.append(watch)
+
+        def see(index: int, read: AttentionRead) -> Tensor | None:
+            if self.leaf:
+                read, record.begun = replace(read, out=as_leaf(read.out)), True
+            elif record.begun and not (keeps_graph() or read.out.requires_grad):
+                raise UnsupportedModelError(
+                    f"no gradient reaches {read.name} of the {record.tower.noun}: something before "
+                    "it turns the graph off. Remove that, or use a method without gradients, such "
+                    "as direct."
+                )
+            record.reads[index] = taken = self.take(index, read)
+            if isinstance(taken, AttentionRead):
+                for tensor in taken.sources:
+                    record.watched(tensor)
+            # a clone, since what follows may work in place
+            return read.out.clone() if taken is read and read.out.requires_grad else None
+
+        for index in self.layers:
+            plan_attention(hooks, record, watch, index, see)
+
+
+def plan_attention(
+    hooks: Hooks,
+    record: Recording,
+    watch: Watch,
+    index: int,
+    see: Callable[[int, AttentionRead], Tensor | None],
+) -> None:
+    """Set hooks on an attention, between which it is read and `see` takes what it wants of it."""
+    attention: Attention = record.tower.attentions[index]
+    name = "the pooling head" if attention.is_pool else f"the attention of layer {index}"
+
+    def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
+        # not where a part ran without the tower, which is told at the end
+        if record.size is not None:
+            watch.enter(attention, name, seen)
+
+    def seen(read: AttentionRead) -> Tensor | None:
+        if not record.count:  # the tokens' own part ran without its hooks, which is told later
+            return None
+        # a library may put heads before images, and no number would tell
+        if read.out.shape[:2] != (record.batch, attention.heads):
+            raise UnsupportedModelError(
+                f"{name} of the {record.tower.noun} returns {tuple(read.out.shape)}, expected "
+                f"{record.batch} images by {attention.heads} heads; this layout is not known."
+            )
+        keys, rows = read.value.shape[2], read.out.shape[2]
+        if keys < record.count or (rows != record.count and not attention.is_pool):
+            raise UnsupportedModelError(
+                f"{name} of the {record.tower.noun} attends to {keys} tokens from {rows}, expected "
+                f"{record.count}; remove what merges, drops or pads them."
+            )
+        read = replace(
+            read, pooled=record.pooled, span=record.span, features=record.features, name=name
+        )
+        if read.value.shape[2] > record.count:
+            read = read.without_extra_keys(record.count)
+        return see(index, read)
+
+    def leave(_: Arguments, result: Any) -> None:
+        watch.leave()
+        if attention.is_pool:
+            # a clone, since what follows may work in place
+            record.pool = detached(attention.output(result)[:, 0]).clone()
+        record.go_on()
+
+    hooks.before(attention.input_module, enter, f"Layer {index}")
+    hooks.after(attention.output_module, leave, f"Layer {index}", first=True)
+
+
+@dataclass(eq=False)
+class Embedding(Observer):
+    """What the tower returns, what a projection makes of that, and what passes the `readout`.
+
+    With `leaf` the graph begins at what the tower returns.
+    """
+
+    readout: nn.Module | None = None  # which an embedding passes before it is scored
+    leaf: bool = False
+
+    def __post_init__(self) -> None:
+        self.begins_graph = self.leaf
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        tower: Tower = record.tower
+
+        def begin(embedding: Tensor) -> Tensor:
+            if self.leaf:
+                embedding, record.begun = as_leaf(embedding), True
+            record.embedding = embedding
+            return embedding.clone() if self.leaf else embedding  # what follows may work in place
+
+        def leave(_: Arguments, result: Any) -> Any:
+            record.go_on()
+            following = begin(tower.embedding(result))
+            # a score may read hidden states, which have no gradient below the leaf
+            if not isinstance(result, Tensor):
+                result = _probed(result, record)
+            return tower.with_embedding(result, following)
+
+        def project(_: Arguments, result: Tensor) -> None:
+            record.projected = result
+
+        def score(_: Arguments, result: Tensor) -> Tensor | None:
+            record.scored = result
+            # no one module makes the embedding of a text
+            return begin(result) if tower.kind == "text" else None
+
+        if tower.kind != "text":
+            hooks.after(tower.module, leave)
+            if tower.projection_module is not None:
+                hooks.after(tower.projection_module, project)
+        if self.readout is not None:
+            hooks.after(self.readout, score)
+
+
+def _probed(output: Any, record: Recording) -> Any:
+    """What a tower returned, with a probe in its tensors."""
+    if isinstance(output, Tensor):
+        return record.probed(output) if record.begun and output.is_floating_point() else output
+    if isinstance(output, dict):  # an output of transformers
+        return type(output)(**{name: _probed(value, record) for name, value in output.items()})
+    if type(output) in (tuple, list):
+        return type(output)(_probed(value, record) for value in output)
+    return output
+
+
+@dataclass(eq=False)
+class Features(Observer):
+    """The last stage of a convolutional tower; with `leaf` the graph begins there."""
+
+    leaf: bool = False
+
+    def __post_init__(self) -> None:
+        self.begins_graph = self.leaf
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        tower: ResNetTower = record.tower
+
+        def start(_: Arguments, features: Tensor) -> Tensor:
+            if not self.leaf:  # a score may read the features beside the pool
+                return record.probed(features)
+            record.begun = True
+            return as_leaf(features).clone()
+
+        def leave(_: Arguments, features: Tensor) -> Tensor:
+            record.go_on()
+            record.features = features if self.leaf else record.watched(features)
+            record.count = tower.prefix + features.shape[-2] * features.shape[-1]
+            # what follows may work in place
+            return features.clone() if self.leaf else record.probed(features)
+
+        # a hook of the user's may keep what is then the beginning of the graph, or change it
+        hooks.after(tower.stage, start, "The last stage", first=True)
+        hooks.after(tower.stage, leave)
+
+
+_ORDER: Final = (LeafAtInput, HandedOn, Sums, Probes, Outputs, Features, Kernels, Embedding)
+"""The order in which the hooks of observers are set."""
+
+
+@contextmanager
+def record_features(
+    tower: ViTTower | ResNetTower, *, through: Callable[[Tensor], Tensor] = as_leaf
+) -> Iterator[Recording]:
+    """Record the features (B, C, h, w), and go on with what `through` makes of them.
+
+    They are a ResNet's last stage; the patches that enter the last block of a tower that pools CLS,
+    since nothing reads the patches that leave it; the patches that leave it in another tower.
+    Without `through` they are the leaf of the graph.
+    """
+
+    def replaced(_: Arguments, features: Tensor) -> Tensor:
+        record.features = through(features)
+        return record.features.clone()  # what follows may work in place
+
+    def leave(_: Arguments, result: Any) -> Any:
+        output = layer.output(result)
+        patches = record.on_grid(output.mT)
+        tokens = replaced((), patches).flatten(2).mT
+        return layer.replaced(result, torch.cat([output[:, : record.span.start], tokens], 1))
+
+    with recording(tower, gradient=through is as_leaf) as (hooks, record):
+        if isinstance(tower, ResNetTower):
+            hooks.after(tower.stage, replaced)
+        else:
+            layer = tower.layers[-2 if tower.pooling == "cls" else -1]
+            hooks.after(layer.block, leave)
+        yield record
