@@ -8,14 +8,17 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 from .errors import CaptumClipError, InputError, TargetError, UnsupportedModelError, argument
 from .kinds import is_kind
 
 _T = TypeVar("_T")
+max_pixels: Final = ContextVar[int | None]("max_pixels", default=None)
+"""What :func:`limit_pixels` sets."""
 _WRITTEN = """
     Path("images").mkdir()
     for number, (image, *_) in enumerate(dataset):
@@ -317,3 +320,16 @@ def _identity(path: str | Path) -> tuple[int, int] | str:
     except OSError:
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
+
+
+@contextmanager
+def limit_pixels(most: int | None) -> Iterator[None]:
+    """Read images of up to so many pixels within the block; None leaves the limit as it is.
+
+    It holds for this thread, and for those of :func:`captum_clip.evaluation.read_ahead`.
+    """
+    token = max_pixels.set(max_pixels.get() if most is None else most)
+    try:
+        yield
+    finally:
+        max_pixels.reset(token)

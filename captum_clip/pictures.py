@@ -1,12 +1,12 @@
 """Images of any kind -> RGB images, none of them too large: without torch."""
 
 import io
+import math
 import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .checks import excerpt, expect, expecting
+from .checks import excerpt, expect, expecting, max_pixels
 from .errors import InputError, argument
 
 _CHANNELS = (1, 2, 3, 4)
 _HEIC = (".heic", ".heif")
 NARROW: Final = 200
 """How often the shorter side of an image may go into the longer one."""
-_max_pixels: Final = ContextVar[int | None]("max_pixels", default=None)
+_STRIP: Final = 128  # rows, of which 8 x 8 may become one
 
 # what Pillow's readers raise on broken files
 _DAMAGED = (
@@ -31,8 +31,8 @@ _DAMAGED = (
     struct.error,
 )
 _SENTENCES: dict[type[Exception], str] = {
-    Image.DecompressionBombError: "{0} unpacks to more than {most} pixels, perhaps a decompression "
-    "bomb; make it smaller, or raise {option} if you trust it.",
+    Image.DecompressionBombError: "{0} unpacks to more than {most:,} pixels, perhaps a "
+    "decompression bomb; make it smaller, or raise {option} if you trust it.",
     FileNotFoundError: "there is no image file {0}.",
     IsADirectoryError: "{0} is a folder; pass its files, as in sorted(Path({0!r}).glob('*.jpg')).",
     UnidentifiedImageError: "{0} is not an image that Pillow can read{heic}.",
@@ -40,13 +40,15 @@ _SENTENCES: dict[type[Exception], str] = {
 _OF_DAMAGE = "{0} cannot be read, it may be truncated or damaged ({reason})."
 
 
-def as_pil(images: Any) -> list[Image.Image]:
+def as_pil(images: Any, large: int | None = None) -> list[Image.Image]:
     """One or several images -> RGB images, the right way up.
 
     Args:
         images: one or a sequence of: path, PIL image, array or uint8 tensor, (H, W), (H, W, C) or
             (C, H, W). With a batch dimension in front of C or H it is several. C is 1 (gray), 2
             (gray, alpha), 3 or 4 (with alpha). What is transparent becomes white.
+        large: files of more pixels come at a half, a quarter, ... of their width and height, which
+            takes less memory than all of their pixels: a JPEG is not even unpacked at its size.
 
     Raises:
         InputError: an image cannot be read or has no sensible shape or type.
@@ -54,14 +56,16 @@ def as_pil(images: Any) -> list[Image.Image]:
     several = isinstance(images, Sequence) and not isinstance(images, str)
     with quiet():
         converted = [
-            picture for image in (images if several else [images]) for picture in _as_pil(image)
+            picture
+            for image in (images if several else [images])
+            for picture in _as_pil(image, large)
         ]
     if not converted:
         raise InputError("got no image at all.")
     return converted
 
 
-def _as_pil(image: Any) -> list[Image.Image]:
+def _as_pil(image: Any, large: int | None) -> list[Image.Image]:
     """The image of a path or a PIL image, or those of an array."""
     if hasattr(image, "detach"):  # a tensor; torch may not be loaded
         with expecting("a tensor of uint8", image):
@@ -71,7 +75,7 @@ def _as_pil(image: Any) -> list[Image.Image]:
     if isinstance(image, (str, Path)):
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(image)):
             raise InputError(f"{image} is a URL; download the image, then pass its file.")
-        return [decode_file(read_file(Path(image)), str(image))]
+        return [decode_file(read_file(Path(image)), str(image), large)]
     is_image = isinstance(image, Image.Image)
     expect(is_image, "a path, a PIL image, an array or a uint8 tensor, or several", image)
     with pillow_errors("the PIL image"):
@@ -88,13 +92,13 @@ def read_file(path: Path, name: str = "") -> bytes:
         return path.read_bytes()
 
 
-def decode_file(content: bytes, name: str) -> Image.Image:
-    """The RGB image in the content of a file, the right way up; else InputError.
+def decode_file(content: bytes, name: str, large: int | None = None) -> Image.Image:
+    """The RGB image in the content of a file, the right way up; `large` as in :func:`as_pil`.
 
     Safe to call from several threads, best inside of :func:`quiet`.
     """
     with _opened(io.BytesIO(content), name) as image:
-        return _to_rgb(image, excerpt(name, 300))
+        return _to_rgb(image, excerpt(name, 300), large)
 
 
 @contextmanager
@@ -114,27 +118,14 @@ def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
         yield image
 
 
-@contextmanager
-def limit_pixels(most: int | None) -> Iterator[None]:
-    """Read images of up to so many pixels within the block; None leaves the limit as it is.
-
-    It holds for this thread, and for those of :func:`captum_clip.evaluation.read_ahead`.
-    """
-    token = _max_pixels.set(_max_pixels.get() if most is None else most)
-    try:
-        yield
-    finally:
-        _max_pixels.reset(token)
-
-
-def check_size(width: int, height: int, name: str, most: int | None = None) -> None:
+def check_size(width: int, height: int, name: str, most: float | None = None) -> None:
     """Refuse an image by its size alone, before it is unpacked.
 
     Args:
         width: in pixels.
         height: in pixels.
         name: what the message calls the image.
-        most: pixels that it may have; by default those of :func:`limit_pixels`, else those of
+        most: pixels that it may have; by default those of `limit_pixels`, else those of
             ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Raises:
@@ -148,7 +139,7 @@ def check_size(width: int, height: int, name: str, most: int | None = None) -> N
             f"{name} is too long and narrow, {width} x {height}; crop it "
             f"so that one side is at most {NARROW} times the other."
         )
-    limit, option = most or _max_pixels.get(), argument("max_pixels")
+    limit, option = most or max_pixels.get(), argument("max_pixels")
     if limit is None:  # up to twice its limit Pillow only warns
         limit, option = Image.MAX_IMAGE_PIXELS, f"{option} or PIL.Image.MAX_IMAGE_PIXELS"
     if limit is not None and width * height > limit:
@@ -192,26 +183,44 @@ def pillow_errors(source: str) -> Iterator[None]:
         raise InputError(sentence.format(source, **limit, reason=reason, heic=heic)) from error
 
 
-def _to_rgb(image: Image.Image, source: str) -> Image.Image:
-    """The right way up, RGB, on white where transparent."""
-    check_size(*image.size, source)
+def _to_rgb(image: Image.Image, source: str, large: int | None = None) -> Image.Image:
+    """The right way up, RGB, on white where transparent; `large` as in :func:`as_pil`."""
+    check_size(*image.size, source, math.inf)  # a file's pixels are checked where it is opened
+    width, height, scale = *image.size, 1
+    while large is not None and width * height > large * scale**2:
+        scale *= 2
+    if scale > 1:
+        image.draft(None, (max(1, width // scale), max(1, height // scale)))  # of JPEGs alone
+        scale = max(1, scale * image.width // width)
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        values = np.asarray(upright)
+    if scale == 1:
+        return _colors(ImageOps.exif_transpose(image))
+    # as strips, since the image in other modes would take as much memory again, or more
+    reduced = Image.new("RGB", (-(-image.width // scale), -(-image.height // scale)))
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        reduced.paste(_colors(strip).reduce(scale), (0, top // scale))
+    reduced.info = image.info  # which way is up
+    return ImageOps.exif_transpose(reduced)
+
+
+def _colors(image: Image.Image) -> Image.Image:
+    """An image of any mode -> RGB, a new one."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
         if values.dtype.kind == "f" or not 0 <= values.min() <= values.max() <= 65535:
             raise InputError(
                 "the image holds floating-point values, or integers outside 0 ... 65535, "
                 "of unknown range; scale it to uint8, or pass a preprocessed tensor."
             )
         return Image.fromarray(_to_eight_bits(values.astype(np.uint16))).convert("RGB")
-    if upright.mode == "La":
-        upright = upright.convert("LA")
-    if upright.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in upright.info:
-        colors = upright.convert("RGBA")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        colors = image.convert("RGBA")
         white = Image.new("RGBA", colors.size, "white")
         return Image.alpha_composite(white, colors).convert("RGB")
-    return upright.convert("RGB")  # a new image, or with mode RGB a copy
+    return image.convert("RGB")  # a new image, or with mode RGB a copy
 
 
 def as_numbers(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -110,6 +111,16 @@ def test_the_best_are_explained_as_by_themselves(clip: ClipAdapter) -> None:
     same = explain(picture(), list(found.names), model=clip, sign="both")
     torch.testing.assert_close(found.maps, same.maps)
     torch.testing.assert_close(found.scores, same.scores)
+
+
+def test_a_limit_of_pixels_may_be_raised_and_lowered(
+    clip: ClipAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="more than 1,199 pixels"):
+        classify(tmp_path / "a.png", CLASSES, model=clip, max_pixels=1199)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
+    assert classify(tmp_path / "a.png", CLASSES, model=clip, max_pixels=1200).photos
 
 
 def test_templates_are_the_mean_of_unit_embeddings(

@@ -287,6 +287,7 @@ def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
         ({"sign": "minus"}, InputError, "positive, negative, both, got 'minus'"),
         ({"batch_size": 0}, InputError, "`batch_size` of 1 or more, got 0"),
         ({"batch_size": True}, InputError, "batch_size"),
+        ({"max_pixels": 0}, InputError, "`max_pixels` of 1 or more, got 0"),
         ({"words": True}, TargetError, "`words` need exactly one text"),
         ({"processor": "one"}, InputError, "processor was given with an adapter"),
     ],
@@ -301,7 +302,7 @@ def test_explain_names_what_is_wrong(
 @pytest.mark.parametrize("array", [np.ones(2), torch.ones(2), np.array(["mean", "otsu"])])
 def test_an_array_in_place_of_a_choice_is_refused(vit: ClipAdapter, array: Any) -> None:
     """Its type is asked, and not whether it is true or equal to a name."""
-    for name in ("words", "whole", "method", "hints", "sign", "side", "batch_size"):
+    for name in ("words", "whole", "method", "hints", "sign", "side", "batch_size", "max_pixels"):
         with pytest.raises(
             InputError,
             match=rf"^explain: expected (an? )?`?{name}`?.*, got (arr|ten|ndarray|Tensor)",

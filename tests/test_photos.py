@@ -165,6 +165,20 @@ def test_a_photo_on_its_side_is_drawn_upright(vit: ClipAdapter, tmp_path: Path) 
         np.testing.assert_allclose(one, other)
 
 
+def test_a_photo_is_drawn_that_only_a_higher_limit_let_in(
+    vit: ClipAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ramps(40, 80).save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 80 - 1)
+    with pytest.raises(InputError, match=r"raise `max_pixels` or PIL\.Image\.MAX_IMAGE_PIXELS if"):
+        explain(tmp_path / "photo.png", "a horse", model=vit)
+    with pytest.raises(InputError, match=r"more than 3,199 pixels, .*, or raise `max_pixels` if"):
+        explain(tmp_path / "photo.png", "a horse", model=vit, max_pixels=40 * 80 - 1)
+    found = explain(tmp_path / "photo.png", "a horse", model=vit, max_pixels=40 * 80)
+    assert pixels_of(found.plot(original=True))
+    assert pixels_of(found.plot(original=tmp_path / "photo.png"))
+
+
 def test_photos_of_different_sizes_share_a_picture(vit: ClipAdapter) -> None:
     found = explain([ramps(40, 80), ramps(60, 40)], "a horse", model=vit, sign="both", batch_size=1)
     assert [crop.size for crop in found.crops] == [(40, 80), (60, 40)]

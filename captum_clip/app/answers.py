@@ -16,9 +16,10 @@ from torch import Tensor
 
 from .. import heads, targets, visualization
 from ..attr.registry import MethodChoice, default_method, methods_for, report_method
+from ..checks import limit_pixels
 from ..demo.captions import concept_texts
 from ..demo.scenes import draw_scene
-from ..errors import InputError, TargetError, UnsupportedModelError
+from ..errors import InputError, TargetError, UnsupportedModelError, spelled
 from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
 from ..explaining.request import Sign
@@ -38,6 +39,8 @@ EMBEDDED: Final = ("demo/vit", "demo/resnet", "demo/siglip")
 SIGNS: Final = {"positive": "supports it", "negative": "contradicts it"}
 _COLORS: Final[dict[str, Any]] = {"positive": HEAT, "negative": NEGATIVE}  # where one is drawn
 MAX_TEXTS: Final = 12
+MAX_PIXELS: Final = 50_000_000
+_LARGE: Final = 6_000_000  # pixels above which an image is read at a half, a quarter, ...
 
 
 class Models:
@@ -45,6 +48,7 @@ class Models:
 
     `names` are those given, which alone get the processor and the tokenizer, and the embedded ones.
     `index` is opened with the model that it was made with: `index_model`, or that of its name.
+    Images may have `max_pixels`, by default `MAX_PIXELS`.
 
     Raises:
         InputError: a name that leads to no model, or no index.
@@ -64,7 +68,9 @@ class Models:
         tokenizer: str | None = None,
         index: str | None = None,
         index_model: str | None = None,
+        max_pixels: int | None = None,
     ) -> None:
+        self.max_pixels = max_pixels or MAX_PIXELS
         self.names = tuple(dict.fromkeys((*names, *EMBEDDED)))
         for name in self.names:
             resolve(name)
@@ -86,6 +92,14 @@ class Models:
         """The model of a name, also for larger images; several threads may ask at once."""
         with self._lock:
             return self._load(name, image_size)
+
+    def read(self, file: str) -> Any:
+        """An uploaded image, a large one at a half, a quarter, ... of its width and height."""
+        image: Any
+        with limit_pixels(self.max_pixels), spelled(lambda *_: "--max-pixels of the command"):
+            [image] = as_pil(file, _LARGE)
+        image.filename = Path(file).name  # as Pillow notes it
+        return image
 
     def head_words(self, name: str) -> Iterator[dict[heads.Head, str]]:
         """None until they are found, then what heads of an embedded model vary along in scenes."""
@@ -152,7 +166,8 @@ class Answer:
         words = dict(self.words)
         if word and text not in words:
             target = targets.words(self.clip, self.explanation.names[text])
-            words[text] = self._explain(target, method=self.explanation.method)
+            explained = self._explain(target, method=self.explanation.method)
+            words[text] = replace(explained, images=self.explanation.images)  # one copy of them
         chosen = (*self.chosen[:text], word, *self.chosen[text + 1 :])
         return replace(self, chosen=chosen, words=words)
 
@@ -267,7 +282,7 @@ class Answer:
 
     def compare(self, other: Any) -> Explanation:
         """The pairs of regions of the image and another one."""
-        return self._explain(None, reference=as_pil(other)[0], side="pairs")
+        return self._explain(None, reference=other, side="pairs")
 
     def _explain(self, target: Any, **how: Any) -> Explanation:
         return explain(self.pixels, target, model=self.clip, sign=self.sign, **how)
@@ -286,10 +301,10 @@ def ask(
     """Explain an image for texts, one per line; a CaptumClipError where that cannot be."""
     if image is None:
         raise InputError("Choose an image first, or draw an example scene.")
-    lines, [photo] = _lines(texts), as_pil(image)
-    name = Path(image).name if isinstance(image, str) else "image"
-    explanation = explain(photo, lines, model=clip, method=method, sign=sign)
-    return Answer(clip, sign, clip.preprocess(photo), explanation, (0,) * len(lines), name)
+    lines, name = _lines(texts), getattr(image, "filename", "image")
+    explanation = explain(image, lines, model=clip, method=method, sign=sign)
+    explanation = replace(explanation, photos=())  # the page draws none, and they fill the memory
+    return Answer(clip, sign, clip.preprocess(image), explanation, (0,) * len(lines), name)
 
 
 def _lines(texts: str | None) -> list[str]:

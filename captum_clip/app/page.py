@@ -32,9 +32,9 @@ from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError, InputError, TargetError, printable, spelled
 from ..explaining.explanation import Explanation
 from ..explaining.request import Request
-from ..pictures import as_pil
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
+from . import memory
 from .answers import MAX_TEXTS, SIGNS, Answer, Models, answered_by, ask, offered_methods, panels
 
 LOCAL: Final = ("127.0.0.1", "localhost", "::1")
@@ -84,7 +84,7 @@ def build(models: Models) -> Any:
                     with gr.Tab("Texts", id="texts"):
                         answer, answers, table, opacity, maps, show = _cards()
                     details = [_detail(tab, answer, models) for tab in _TEXTS["tabs"]]
-                    others = _compare(answer)
+                    others = _compare(answer, models)
                     _search(models, question[-1])
                 gr.Markdown(_TEXTS["about"], elem_id="about")
 
@@ -105,9 +105,10 @@ def build(models: Models) -> Any:
         def explain(
             opacity: float, model: str, size: Any, files: Any, *asked: Any
         ) -> Iterator[Any]:
-            paths, replies, rows = _readable(files), [], []
+            paths, replies, rows = _readable(models, files), [], []
             for path in paths or [None]:
-                replies.append(ask(models.get(model, size), path, *asked))
+                photo = path and models.read(path)
+                replies.append(ask(models.get(model, size), photo, *asked))
                 if len(replies) == 1:
                     yield from fill(replies[0], opacity, {drawn: gr.Column(elem_classes="")})
                 rows += replies[-1].row(opacity)
@@ -164,7 +165,7 @@ def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
         yield [drawn.image], "\n".join(drawn.captions)
 
     def take(shown: Any, added: Sequence[str] | None = None) -> Any:
-        good = _readable(shown, added)
+        good = _readable(models, shown, added)
         return gr.skip() if good == [path for path, _ in shown or ()] else good
 
     model.input(_sentences(offer), model, method, **_EVENT)
@@ -184,14 +185,14 @@ def _uploaded(path: Any) -> str:
     return str(path)
 
 
-def _readable(files: Any, added: Sequence[str] | None = None) -> list[Any]:
+def _readable(models: Models, files: Any, added: Sequence[str] | None = None) -> list[Any]:
     """The images of a gallery and among more files; what is wrong with others is said."""
     paths, images = [*(path for path, _ in files or ()), *(added or ())], []
     if len(paths) > MAX_IMAGES:
         gr.Warning(f"The page takes the first {MAX_IMAGES} of these {len(paths)} images.")
     for path in map(_uploaded, paths[:MAX_IMAGES]):
         try:
-            as_pil(path)
+            models.read(path)
             images.append(path)
         except CaptumClipError as error:
             _warn(error)
@@ -295,7 +296,7 @@ def _detail(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
     return text, words, maps
 
 
-def _compare(answer: Any) -> tuple[Any, ...]:
+def _compare(answer: Any, models: Models) -> tuple[Any, ...]:
     """The tab of another image: regions that match, and the map of a place that is chosen."""
     with gr.Tab("Another image") as opened:
         gr.Markdown(_TEXTS["another image"])
@@ -310,7 +311,7 @@ def _compare(answer: Any) -> tuple[Any, ...]:
 
     def compare(reply: Answer, path: str | None) -> Iterator[list[Any]]:
         if path is not None:
-            compared = reply.compare(path)
+            compared = reply.compare(models.read(path))
             yield [compared, *(pixels for pixels, _ in panels(compared.plot()))]
 
     def choose(compared: Explanation | None, event: gr.SelectData) -> Any:
@@ -362,6 +363,8 @@ def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
         except CaptumClipError as error:
             _warn(error)
             yield gr.skip()
+        finally:
+            memory.trim()
 
     return answer
 
@@ -447,7 +450,7 @@ def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     own = Middleware(_refuse_other_origins)
     bracketed = f"[{host}]" if ":" in host else host
-    with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder:
+    with memory.lean(), tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when a page is built
         page = build(models)
         page.launch(

@@ -135,7 +135,8 @@ def explain_command(typed: Explain) -> None:
     if line.folder is not None:
         settings: dict[str, Any] = {"figure": "explain"}
         settings |= {entry.name: getattr(typed, entry.name) for entry in fields(typed)}
-        for free in ("model", "device", "output", "quiet"):  # a model counts by its identity
+        # a model counts by its identity, and what a limit left out can be added
+        for free in ("model", "device", "output", "max_pixels", "quiet"):
             del settings[free]
         settings |= {"sign": request.sign, "template": templates}
         settings |= {"images": line.folder.images.resolve(), "targets": named}

@@ -1,6 +1,6 @@
 """``captum-clip export``: a model as a folder that runs without PyTorch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,7 @@ class Export(Loading):
     precision: Literal["float32", "float16", "int8"] = "float32"
     image_size: int | None = None
     runtime: Path | None = None
+    max_pixels: Any = field(default=None, metadata={"typed": None})
 
 
 @command(app, "export", "ViT-B/32 -o folder")

@@ -30,7 +30,7 @@ from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from .._version import __version__
-from ..checks import check_choice, find_file
+from ..checks import check_choice, find_file, limit_pixels
 from ..errors import InputError, spelled
 from ..explaining.request import Request, asked
 
@@ -124,7 +124,8 @@ def command(
         Command.example, Command.lists = example, staticmethod(lists)
 
         def run(**typed: Any) -> None:
-            function(kind(**typed))
+            with limit_pixels(typed.get("max_pixels")):
+                function(kind(**typed))
 
         run.__signature__ = Signature(_parameters(kind, name))  # type: ignore[attr-defined]
         group.command(name, cls=Command, help=cleandoc(function.__doc__ or ""))(run)
@@ -195,6 +196,7 @@ class Loading(Quiet):
     processor: str | None = None
     tokenizer: str | None = None
     device: str | None = None
+    max_pixels: Annotated[int | None, Option(min=1)] = None
     image_size: Any = field(default=None, metadata={"typed": None})
 
 
@@ -218,7 +220,7 @@ class Computing(Loading):
             if ":" in (self.device or ""):
                 raise InputError(f"--device {self.device}: expected cpu or cuda, without a number.")
             values["gpus"] = int(choose_device(self.device).type == "cuda")
-        left_out = {"device", "quiet", *others}
+        left_out = {"device", "quiet", "max_pixels", *others}
         return {
             name: value
             for name, value in values.items()

@@ -163,8 +163,9 @@ def app_command(typed: Page) -> None:
     from ..app.answers import Models
     from ..app.page import LOCAL, find_port, serving
 
-    own = {"processor": typed.processor, "tokenizer": typed.tokenizer}
+    own: Any = {"processor": typed.processor, "tokenizer": typed.tokenizer}
     own |= {"index": typed.index, "index_model": typed.index_model}
+    own |= {"max_pixels": typed.max_pixels}
     models = Models(typed.model or (), typed.device, **own)
     port = find_port(typed.host, typed.port)
     with shared.step(f"loading {models.names[0]}", quiet=typed.quiet):

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import torch
 
 from .._version import __version__
-from ..checks import excerpt, expect
+from ..checks import excerpt, expect, limit_pixels, max_pixels
 from ..errors import CaptumClipError, InputError, argument
 from ..kinds import parse_json
 from ..models import ClipAdapter, differing_parts, load_clip
@@ -311,7 +311,7 @@ def map_on_ray(config: RunConfig, work: Callable[[int], Any], count: int) -> Ite
                 [{"unit": number} for number in range(count)], override_num_blocks=count
             ).map_batches(
                 UnitWorker,
-                fn_constructor_args=(work, config.thread_count),
+                fn_constructor_args=(work, config.thread_count, max_pixels.get()),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(config.processes, count)),
                 num_cpus=config.thread_count,
@@ -329,14 +329,16 @@ def map_on_ray(config: RunConfig, work: Callable[[int], Any], count: int) -> Ite
 class UnitWorker:
     """An actor of Ray Data: works at one number at a time."""
 
-    def __init__(self, work: Callable[[int], Any], thread_count: int) -> None:
-        self._work, self._threads = work, thread_count
+    def __init__(
+        self, work: Callable[[int], Any], thread_count: int, most: int | None = None
+    ) -> None:
+        self._work, self._threads, self._most = work, thread_count, most
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
         """The result for the number of a row, or the reason why there is none."""
         result, reason = None, ""
         try:
-            with threads(self._threads):
+            with threads(self._threads), limit_pixels(self._most):
                 result = self._work(int(rows["unit"][0]))
         # An error travels as text: raised here, Ray would start the worker anew.
         except CaptumClipError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import targets
-from ..checks import as_list, check_flag, check_integer, check_texts, expect
+from ..checks import as_list, check_flag, check_integer, check_texts, expect, limit_pixels
 from ..errors import InputError, UnsupportedModelError, public
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
@@ -85,7 +85,8 @@ def classify(
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
     top = min(3, len(target)) if top is None else top
     check_integer("top", top, most=len(target))
-    pixels = photos.preprocess(clip, pixels_of(image), whole=options.get("whole", False)).pixels
+    with limit_pixels(options.get("max_pixels")):
+        pixels = photos.preprocess(clip, pixels_of(image), whole=options.get("whole", False)).pixels
     expect(len(pixels) == 1, "one image", len(pixels), "classify each by itself")
     # all classes, maybe thousands, of which only the best need a gradient
     with torch.no_grad():

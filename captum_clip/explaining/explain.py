@@ -14,7 +14,7 @@ from .. import maps, targets
 from ..attr.contributions import DirectContribution
 from ..attr.interactions import DirectInteraction, pair_maps
 from ..attr.registry import MAMOOLER, MethodChoice, TextMap
-from ..checks import as_list, check_flag, check_integer, error_context, expect, show
+from ..checks import as_list, check_flag, check_integer, error_context, expect, limit_pixels, show
 from ..errors import InputError, TargetError, argument, public
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
@@ -48,6 +48,7 @@ def explain(
     tokenizer: Any = None,
     device: torch.device | str | None = None,
     image_size: int | None = None,
+    max_pixels: int | None = None,
     **options: Any,
 ) -> Explanation | Any:  # of several models a Comparison
     r"""Why does the image fit the text, and which parts contradict it?
@@ -92,6 +93,9 @@ def explain(
         tokenizer: the model's tokenizer, where it has none yet.
         device: where a model loaded by name goes.
         image_size: for a model loaded by name, as in ``load_clip``: larger images, finer maps.
+        max_pixels: pixels that an image file may have, by default ``PIL.Image.MAX_IMAGE_PIXELS``
+            (89 million), since a small file may unpack to gigabytes. Pillow itself refuses twice
+            its limit.
         **options: the method's own, such as ``depth="all"``, or of last-grad ``start_layer=6``.
 
     Raises:
@@ -111,7 +115,8 @@ def explain(
     """
     asked = (image, texts, against, reference, model, method, sign, words, side, whole, hints)
     loading = (processor, tokenizer, device, image_size)
-    return answer(Request(*asked, batch_size, *loading, options))
+    with limit_pixels(max_pixels):
+        return answer(Request(*asked, batch_size, *loading, max_pixels, options))
 
 
 def answer(request: Request) -> Any:
@@ -166,8 +171,9 @@ def _check_types(request: Request) -> None:
         check_flag("hints", request.hints)
     single = against is None or isinstance(against, str)
     expect(single, f"one text as {argument('against')}", against, error=TargetError)
-    if request.batch_size is not None:
-        check_integer("batch_size", request.batch_size)
+    for name in ("batch_size", "max_pixels"):
+        if (count := getattr(request, name)) is not None:
+            check_integer(name, count)
 
 
 def _check_sign(request: Request, choice: MethodChoice) -> None:

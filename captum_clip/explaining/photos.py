@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import maps
+from ..checks import limit_pixels
 from ..errors import InputError, UnsupportedModelError, argument
 from ..maps import Box, Mode
 from ..models import ClipAdapter
@@ -135,10 +136,13 @@ def lay_on_photos(
     """
     longest = max(_SMALL, _DRAWN // math.ceil(math.sqrt(len(crops))))
     sizes, images = [], []
-    for image in (image for photo in photos for image in as_pil(photo)):  # one open at a time
-        sizes.append(_size(image))
-        images.append(image.resize(_small(sizes[-1], longest)[::-1]))
     explained = [crop.size for crop in crops]
+    # what was explained may be read again, also where that was with a limit of its own
+    most = max([Image.MAX_IMAGE_PIXELS or 0, *map(math.prod, explained)])
+    with limit_pixels(most):
+        for image in (image for photo in photos for image in as_pil(photo)):  # one open at a time
+            sizes.append(_size(image))
+            images.append(image.resize(_small(sizes[-1], longest)[::-1]))
     if sizes != explained:
         raise InputError(
             f"the explained photos have heights and widths {explained}, but the photos to draw on "

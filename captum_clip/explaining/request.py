@@ -126,6 +126,10 @@ class Request:
         "the side of the model's images in pixels, larger for finer maps (default: its own)",
         label="Image size",
     )
+    max_pixels: int | None = asked(
+        "pixels that an image file may have, since a small file may unpack to gigabytes "
+        "(default: 89 million)"
+    )
     options: Mapping[str, Any] = field(default_factory=dict, metadata={"typed": None})
 
     @property

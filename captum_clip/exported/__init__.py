@@ -17,9 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..checks import check_choice, check_integer, check_texts, excerpt, expect, find_folder, show
+from ..checks import (
+    check_choice,
+    check_integer,
+    check_texts,
+    excerpt,
+    expect,
+    find_folder,
+    limit_pixels,
+    show,
+)
 from ..errors import CaptumClipError, InputError, TargetError, public
-from ..pictures import as_numbers, as_pil, check_size, limit_pixels
+from ..pictures import as_numbers, as_pil, check_size
 from ..visualization.colors import ALPHA, HEAT, NEGATIVE, blend, colormap, ramp, score_note
 from ..visualization.grid import Legend, Panel, folded, grid, save_figure
 from .manifest import Manifest, Preprocessing, read_files, read_manifest

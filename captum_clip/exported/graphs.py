@@ -22,7 +22,7 @@ from ..maps import to_float32
 from ..models import ClipAdapter
 from ..models.steps import Direction, push_forward
 from ..models.towers import ResNetTower, TransformerTower
-from ..recording import Features, Kernels, Outputs, Sums, observe
+from ..recording.observe import Features, Kernels, Outputs, Sums, observe
 from ..recording.records import NOTHING
 from ..similarity import ClipSimilarity
 

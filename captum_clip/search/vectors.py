@@ -165,7 +165,7 @@ def read_unchanged(
         elif File.of(images, file.file) != file:
             skipped[file.file] = "it has changed; build the index again"
         else:
-            read.append(image)
+            read.append(image._replace(photos=()))  # as they were, of which nobody draws one
     return read, skipped
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from captum_clip import Explanation, explain, figures, heads, load_clip, targets
+from captum_clip.app import memory
 from captum_clip.app.answers import (
     EMBEDDED,
     MAX_TEXTS,
@@ -37,6 +41,7 @@ from captum_clip.demo.captions import concept_texts
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
 from captum_clip.models import ClipAdapter
+from captum_clip.pictures import as_pil
 from captum_clip.search import ImageIndex
 from captum_clip.visualization.colors import (
     ALPHA,
@@ -77,6 +82,60 @@ def test_ask_answers_as_explain_does(both: Answer, clip: ClipAdapter) -> None:
     torch.testing.assert_close(found.scores, expected.scores)
     torch.testing.assert_close(dict(found.maps), dict(expected.maps))
     assert both.notes() == [f"cosine {score:.3f}" for score in expected.scores[0]]
+
+
+def test_an_answer_keeps_what_is_shown_of_a_large_photo(tmp_path: Path, clip: ClipAdapter) -> None:
+    """As numbers of the model's image and of its maps; of all its words once."""
+    draw_large(tmp_path / "photo.jpg")
+    photo = Models().read(str(tmp_path / "photo.jpg"))
+    assert photo.size == (2000, 1500)
+    answer = ask(clip, photo, "a horse\na dog", "direct").show_word(0, 1).show_word(1, 1)
+    assert answer.name == "photo.jpg"
+    assert [crop.size for crop in answer.explanation.crops] == [(1500, 2000)]
+    # two images of float32 and the scores, maps and names
+    assert len(pickle.dumps(replace(answer, clip=None))) < 2 * 4 * 3 * 224**2 + 10_000  # type: ignore[arg-type]
+    whole = explain(tmp_path / "photo.jpg", ["a horse", "a dog"], model=clip)
+    torch.testing.assert_close(answer.explanation.scores, whole.scores, rtol=0, atol=0.003)
+
+
+def draw_large(path: Path) -> None:
+    """A scene of twelve megapixels."""
+    Image.fromarray(IMAGE).resize((4000, 3000), Image.Resampling.BICUBIC).save(path)
+
+
+def test_images_up_to_six_megapixels_are_read_pixel_by_pixel(tmp_path: Path) -> None:
+    Image.fromarray(IMAGE).resize((3000, 2000)).save(tmp_path / "a.jpg")
+    assert (
+        Models().read(str(tmp_path / "a.jpg")).tobytes() == as_pil(tmp_path / "a.jpg")[0].tobytes()
+    )
+
+
+def test_the_page_refuses_images_by_their_pixels_before_it_unpacks_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (9450, 9450)).save(path)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    limits = {None: "50,000,000", 10**6: "1,000,000", 89_302_499: "89,302,499"}
+    for most, named in limits.items():
+        with pytest.raises(
+            InputError,
+            match=rf"more than {named} pixels, .* or raise --max-pixels of the command if",
+        ):
+            Models(max_pixels=most).read(str(path))
+
+
+def test_the_process_of_the_page_is_as_before_when_it_ends() -> None:
+    with memory.lean():
+        assert gc.get_freeze_count() > 0
+        cycle: Any = Answer.__new__(Answer)
+        object.__setattr__(cycle, "clip", cycle)
+        gone = weakref.ref(cycle)
+        del cycle
+        memory.trim()
+        assert gone() is None
+    assert gc.get_freeze_count() == 0
 
 
 def test_pick_shows_the_word_of_targets_words(answer: Answer, clip: ClipAdapter) -> None:

@@ -512,6 +512,22 @@ def test_images_of_a_folder_that_cannot_be_read_are_reported(
     assert "none of the 3 images could be drawn; photos/image0.png: " in said
 
 
+def test_a_limit_of_pixels_is_an_option_and_no_setting(run: Run) -> None:
+    """So figures that a lower one left out can be added."""
+    Image.new("RGB", (64, 64), "red").save("photos/image0.png")
+    line = "explain photos horse --model VIT -o out"
+    printed = run(f"{line} --max-pixels 4095", err=None)
+    assert printed.startswith("2 figures in out\n")
+    said = run("explain photos/image0.png horse --model VIT --max-pixels 4095", code=2)
+    assert "image0.png unpacks to more than 4,095 pixels, " in said
+    assert "or raise --max-pixels if you trust it." in said
+    assert run(f"{line} --max-pixels 4096").startswith("3 figures in out (2 existed)\n")
+    for other in ("--classes classes.txt", "--image photos/image0.png"):
+        Path("classes.txt").write_text("horse\ndog")
+        said = run(f"explain photos/image2.png {other} --model VIT --max-pixels 1000", code=2)
+        assert "or raise --max-pixels if you trust it." in said
+
+
 def test_a_folder_of_figures_that_cannot_be_made_is_a_sentence(run: Run) -> None:
     """A path below a file, and a name that is too long, of the folder or of one figure."""
     line = "explain photos horse --model VIT -o"

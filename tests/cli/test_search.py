@@ -48,6 +48,14 @@ def test_search_prints_and_writes_the_best_images_for_a_text(
     )
 
 
+def test_a_limit_of_pixels_holds_for_the_threads_that_read(here: Path, run: Run) -> None:
+    line = f"{INDEX} --max-pixels 1919".replace("--workers 0", "--workers 2")  # of 48 x 40
+    said = run(line, code=2)
+    assert "unpacks to more than 1,919 pixels, " in said
+    assert "or raise --max-pixels if you trust it." in said
+    assert run(line.replace("1919", "1920")) == "3 images in photos.lance\n"
+
+
 def test_search_without_an_output_writes_nothing(index: Path, here: Path, run: Run) -> None:
     before = sorted(here.rglob("*"))
     printed = run("search photos.lance -m VIT a b --top 2 --against c", code=2)

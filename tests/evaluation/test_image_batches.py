@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip import load_clip
+from captum_clip.checks import limit_pixels
 from captum_clip.errors import InputError
 from captum_clip.evaluation.image_batches import (
     ImageReader,
@@ -24,7 +25,6 @@ from captum_clip.evaluation.image_batches import (
 )
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.evaluation.units import Skipped
-from captum_clip.pictures import limit_pixels
 from tests import builders, folders
 
 
@@ -142,7 +142,7 @@ def test_reading_ahead_leaves_the_filters_of_warnings_and_refuses_bombs(
         with limit, read_ahead(reader_of(tmp_path, *names), range(9), 4) as read:
             reasons = [str(image) for image in read]
         assert len(reasons) == 9
-        assert all(f"unpacks to more than {most} pixels" in reason for reason in reasons)
+        assert all(f"unpacks to more than {most:,} pixels" in reason for reason in reasons)
     assert warnings.filters == before
 
 

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import override
 
 from captum_clip import load_clip
+from captum_clip.checks import max_pixels
 from captum_clip.errors import InputError
 from captum_clip.evaluation import StudyConfig, run_study
 from captum_clip.evaluation import run as order
@@ -307,6 +308,12 @@ def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
     output.write("units/.2.npz.tries.part", b"xxxxx")
     [error] = worker({"unit": [2]})["error"]
     assert "5 workers died over units/2.npz" in error
+
+
+def test_a_worker_of_ray_has_the_limit_of_pixels_of_its_run() -> None:
+    worker = order.UnitWorker(lambda number: max_pixels.get(), 1, 1000)
+    assert pickle.loads(worker({"unit": [0]})["result"][0]) == 1000
+    assert max_pixels.get() is None
 
 
 def test_a_ray_that_does_not_start_is_a_sentence(tmp_path: Path) -> None:
