@@ -125,6 +125,7 @@ CALLS: list[Callable[[World], Any]] = [  # in the order of the page
     lambda w: w.explain("phto.jpg"),
     lambda w: w.explain("https://example.org/photo.jpg"),
     lambda w: w.explain("broken.jpg"),
+    lambda w: w.explain("photo.jpg", max_pixels=9),
     lambda w: w.explain("."),
     lambda w: w.explain(torch.rand(224, 224, 3)),
     lambda w: w.explain(w.pixels[..., :100, :100]),

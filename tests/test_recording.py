@@ -10,7 +10,9 @@ import torch
 
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models.steps import run_steps
-from captum_clip.recording import (
+from captum_clip.recording.gates import record_held
+from captum_clip.recording.look import look
+from captum_clip.recording.observe import (
     Embedding,
     Features,
     Kernels,
@@ -18,9 +20,7 @@ from captum_clip.recording import (
     Outputs,
     Probes,
     Sums,
-    look,
     observe,
-    record_held,
 )
 from tests.attr import cases, state
 
@@ -214,7 +214,9 @@ def test_tokens_that_are_elsewhere_are_refused(move, part):
     clip, images = cases.adapter("hf_vit", torch.float64), cases.images("hf_vit", torch.float64)
     module = clip.vision.get_submodule(part)
     handle = module.register_forward_hook(lambda m, a, out: MOVES[move](out))
-    message = r"does not read .* at its own place: .*such as prompts.*Occlusion|merges, drops or pads"
+    message = (
+        r"does not read .* at its own place: .*such as prompts.*Occlusion|merges, drops or pads"
+    )
     try:
         with pytest.raises(UnsupportedModelError, match=message):
             look(clip.tower, [lambda: clip.image_features(images)], ["blocks"])

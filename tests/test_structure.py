@@ -30,10 +30,10 @@ TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.ite
 
 
 MOST = {
-    "lines of code of the package": 20_550,
-    "lines of the package": 31_500,
-    "lines of code of the core": 11_600,
-    "tests": 5_250,
+    "lines of code of the package": 21_590,
+    "lines of the package": 33_040,
+    "lines of code of the core": 12_280,
+    "tests": 5_520,
 }
 """Nothing grows unseen: a higher bound is a diff that somebody reads."""
 BENCH = (

@@ -16,8 +16,8 @@ from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
 from ..models.steps import Direction, run_steps, split_heads
 from ..models.towers import Pooling, TransformerTower
-from ..recording import AttentionRead
 from ..recording.graph import detached, no_graph
+from ..recording.reads import AttentionRead
 
 
 def merged(attention: Attention, heads: Tensor, run: Callable[..., Tensor] = run_steps) -> Tensor:

@@ -27,8 +27,10 @@ from ..errors import (
 from ..models import tower_of
 from ..models.library import nondeterminism
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
-from ..recording import ChangedInPlaceError, Recording, is_compiled, kind_of, look
 from ..recording.graph import detached, kept_graph, with_whole_graph
+from ..recording.hooks import is_compiled, uncompiled
+from ..recording.look import kind_of, look
+from ..recording.records import ChangedInPlaceError, Recording
 from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, Indices, many_columns, one_column
 from ._engine import refuse_checkpointing
@@ -269,6 +271,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             leaves = self._leaves(tensors) if create_graph else []
             tensors, extra = detach_inference(tensors), detach_inference(extra)
             call = Call(forward, tensors, extra, select, self._tower, name)
+            self._check_layers(**options)
             with torch_failures():
                 is_new = self._look(call, options, exact=exact)
                 with graph:
@@ -312,17 +315,21 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             calls = [each.with_leaf() for each in calls]
             leaves = [each.images[0] for each in calls]
         runs = [each.scores for each in calls]
-        seen = look(tower, runs, laws, exact=exact, images=leaves)
+        look(tower, runs, laws, exact=exact, images=leaves)
         if is_compiled(forward, model):  # whose backend may change numbers
             check = Recording(tower)
             # what its compiler cannot compile has no other score
             with torch.no_grad(), suppress(RuntimeError):
+                with uncompiled:
+                    seen = call.scores()
                 dtype = next(tower.module.parameters()).dtype
-                own = call.of_two() if len(seen) == len(call.of_two().images[0]) else call
-                check.compare("the score of compiled code", seen, own.scores().to(dtype))
+                check.compare("the score of compiled code", seen, call.scores().to(dtype))
             check.verify(call.method)
         looks.add(kind)
         return True
+
+    def _check_layers(self, **options: Any) -> None:
+        """Raise InputError for options that do not fit the tower, before it runs."""
 
     @classmethod
     def _laws(cls, **options: Any) -> tuple[str, ...]:

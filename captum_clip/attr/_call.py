@@ -19,8 +19,8 @@ from ..checks import expect, show
 from ..errors import CaptureError, TargetError
 from ..models.library import has_no_foreign_hooks
 from ..models.towers import Tower
-from ..recording import Recording
 from ..recording.graph import detached, keeps_graph
+from ..recording.records import Recording
 from ..similarity import ClipSimilarity, Similarity, TextSimilarity
 
 Columns = Sequence[int] | Tensor | None
@@ -119,7 +119,7 @@ class Call:
 class Pass:
     """One forward: its recording, scores (B, K) with a graph or without, and columns (K', B).
 
-    Of a plain `Similarity` there are the unit `rows` (K', 1 or B, E) whose cosines they are.
+    A plain `Similarity` adds the unit `rows` (K', 1 or B, E) whose cosines they are.
     """
 
     record: Recording
@@ -192,20 +192,20 @@ def chunks(
 ) -> Iterator[tuple[Tensor, ...]]:
     """The gradients (k, ...) of chunks of rows, in batched products where they can be."""
     for chunk in torch.split(rows, size):
-        found = None
+        gradient = None
         if len(chunk) > 1:
             # a user's own code may hold operations that no batched backward passes
             with suppress(RuntimeError):
-                found = gradients(chunk, is_grads_batched=True)
-        if found is None:
+                gradient = gradients(chunk, is_grads_batched=True)
+        if gradient is None:
             yield from (tuple(each[None] for each in gradients(row)) for row in chunk)
         else:
-            yield found
+            yield gradient
 
 
 def batched(gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, leaf: Tensor) -> Tensor:
     """The gradients (n, *leaf.shape) of n rows."""
-    return torch.cat([found for found, *_ in chunks(gradients, rows, together(leaf.numel()))])
+    return torch.cat([gradient for gradient, *_ in chunks(gradients, rows, together(leaf.numel()))])
 
 
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:

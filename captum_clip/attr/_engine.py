@@ -20,20 +20,19 @@ from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, TransformerTower
-from ..recording import (
-    NOTHING,
-    AttentionRead,
+from ..recording.graph import detached, keeps_graph, no_graph
+from ..recording.observe import (
     Embedding,
     Features,
     Kernels,
     Observer,
     Outputs,
     Probes,
-    Recording,
     Sums,
     observe,
 )
-from ..recording.graph import detached, keeps_graph, no_graph
+from ..recording.reads import AttentionRead
+from ..recording.records import NOTHING, Recording, agree
 from . import _attention as mha
 from ._call import Call, Pass, batched, together
 
@@ -159,20 +158,6 @@ def _through_one_token(tower: TransformerTower, run: Pass, read: AttentionRead) 
         [gradient] = grad(embedding, leaf, cotangent, create_graph=keeps_graph())
         gradients.append(gradient.view(*rows.shape[:2], -1))
     return torch.cat(gradients)
-
-
-@torch.no_grad()
-def agree(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
-    """Whether parts (..., D) were computed again as they ran, each pair made and returned."""
-    if any(made.shape != returned.shape for made, returned in pairs):
-        return False
-    excess = [
-        to_float32(made - returned).norm(dim=-1)
-        / (record.rounding(returned) * to_float32(returned).norm(dim=-1)).clamp(min=1e-30)
-        for made, returned in pairs
-    ]
-    # all in one look, since each waits for the device
-    return bool((torch.cat([each.flatten() for each in excess]) <= 1).all())
 
 
 def _refuse_text(tower: TransformerTower) -> None:
@@ -359,13 +344,13 @@ def compare_embedding(tower: Tower, embedded: PooledEmbedding, token: Tensor) ->
 def embedded_scores(tower: Tower, run: Pass, below: Tensor | None = None) -> PooledEmbedding:
     r"""A forward's scores in terms of the embedding e, through which alone they read the tower.
 
-    The directions d of a cosine are the texts over the length of e. Of any other score they are
+    The directions d of a cosine are the texts over the length of e. For any other score they are
     :math:`g + (y - g \cdot e) e / |e|^2`, g its gradient at e, so that :math:`d \cdot e = y`; it
     is seen that it depends through e alone on `below`, by default on what the tower returned.
     """
     record = run.record
-    if (point := _scored_cosine(run)) is not None:
-        return _of_cosines(run, record.scored, point is record.projected)
+    if (scored := _scored_cosine(run)) is not None:
+        return _of_cosines(run, record.scored, scored is record.projected)
     points = [p for p in (record.projected, record.embedding) if p is not None]
     embedding = _scored_point(run, points, below)
     if embedding is None:
@@ -396,12 +381,13 @@ def embedded_scores(tower: Tower, run: Pass, below: Tensor | None = None) -> Poo
 def _scored_cosine(run: Pass) -> Tensor | None:
     """The tower's own embedding, where the scores are cosines of it; None where they are not."""
     record = run.record
-    for point in (record.projected, record.embedding):
-        if run.rows is None or point is None:
+    for candidate in (record.projected, record.embedding):
+        if run.rows is None or candidate is None:
             continue
-        first = point[:, 0] if point.ndim == 3 else point  # FLAVA projects all tokens
+        # FLAVA projects all tokens
+        first = candidate[:, 0] if candidate.ndim == 3 else candidate
         if first.shape == record.scored.shape and record.scored.equal(to_float32(first)):
-            return point
+            return candidate
     return None
 
 
@@ -421,7 +407,7 @@ def _of_cosines(run: Pass, embedding: Tensor, projected: bool) -> PooledEmbeddin
 
 def _scored_point(run: Pass, points: Sequence[Tensor], below: Tensor | None) -> Tensor | None:
     """The point through which alone the scores depend on what is below; None where none is."""
-    points = [point for point in points if point.requires_grad]
+    points = [each for each in points if each.requires_grad]
     below = run.record.embedding if below is None else below
     probes = [] if run.record.probe is None else [run.record.probe]
     # one mixture of all targets, in which nothing cancels, so that the law costs one backward
@@ -429,9 +415,9 @@ def _scored_point(run: Pass, points: Sequence[Tensor], below: Tensor | None) -> 
     if whole is None or any(each is not None and bool(each.any()) for each in inner[len(points) :]):
         return None
     leads = (
-        point
-        for point, gradient in zip(points, inner, strict=False)
-        if _leads_through(run, point, gradient, whole, below)
+        each
+        for each, gradient in zip(points, inner, strict=False)
+        if _leads_through(run, each, gradient, whole, below)
     )
     return next(leads, None)
 

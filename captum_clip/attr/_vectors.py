@@ -24,8 +24,10 @@ from ..models.steps import (
 )
 from ..models.text import PostNormLayer
 from ..models.towers import Tower
-from ..recording import NOTHING, AttentionRead, Kernels, Recording, Sums
 from ..recording.graph import detached, no_graph
+from ..recording.observe import Kernels, Sums
+from ..recording.reads import AttentionRead
+from ..recording.records import NOTHING, Recording
 from . import _attention as mha
 from ._call import Call, Computed
 from ._engine import PooledEmbedding, pooled_embedding
@@ -292,8 +294,10 @@ def pulled_rows(
     maps = torch.stack(values)  # (L, K, B, ..., s)
     maps = maps * scales.view(len(ways), 1, -1, *[1] * (maps.ndim - 3))
     wholes = maps.flatten(3).sum(-1) + constants(ways)
-    for whole, extra in zip(wholes, extras, strict=True):
-        whole += 0 if extra is None else extra
+    if any(extra is not None for extra in extras):
+        wholes = wholes + torch.stack(
+            [0 * w if e is None else e for w, e in zip(wholes, extras, strict=True)]
+        )
     # the direction changes from layer to layer, so they are read from the top
     maps = maps.flip(0) if by_layer else maps
     laws = [law._replace(whole=whole) for law, whole in zip(laws, wholes, strict=True)]

@@ -8,7 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checks import expect, is_integer
-from ..recording import AttentionRead, Kernels, keep
+from ..recording.observe import Kernels, keep
+from ..recording.reads import AttentionRead
 from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import Call, Computed

@@ -17,7 +17,7 @@ from ..errors import InputError, UnsupportedModelError, naming, public
 from ..maps import autocast_disabled, to_float32
 from ..models import find_tower
 from ..models.towers import ResNetTower, ViTTower
-from ..recording import record_features
+from ..recording.observe import record_features
 from ..similarity import ClipSimilarity
 from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, detach_inference
 from ._call import Call, Computed

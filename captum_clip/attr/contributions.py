@@ -15,8 +15,9 @@ from ..maps import autocast_disabled, to_float32
 from ..models import ClipAdapter
 from ..models.steps import Direction, pull_back, push_forward
 from ..models.towers import ResNetTower, TransformerTower
-from ..recording import Recording, record_held, refuse_nonlinear
+from ..recording.gates import record_held, refuse_nonlinear
 from ..recording.graph import detached, held, keeps_graph, no_graph
+from ..recording.records import Recording
 from ..similarity import Similarity
 from ..targets import Target
 from ._base import ClipAttribution
@@ -230,6 +231,12 @@ class DirectContribution(ClipAttribution):
     @override
     def _laws(cls, **options: Any) -> tuple[str, ...]:
         return () if options.get("depth") == "all" else ("blocks", "embedding")
+
+    @override
+    def _check_layers(self, **options: Any) -> None:
+        start: Any = options.get("start_layer", 0)
+        depth: Any = options.get("depth", "pooling")
+        self._reading_layers(start, depth, options.get("per"))
 
     @override
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:

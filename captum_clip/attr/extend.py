@@ -4,8 +4,8 @@
 takes it, and returns a `Computed`.
 """
 
-from ..recording import (
-    AttentionRead,
+from ..recording.gates import record_held
+from ..recording.observe import (
     Embedding,
     Features,
     Kernels,
@@ -14,8 +14,8 @@ from ..recording import (
     Sums,
     observe,
     record_features,
-    record_held,
 )
+from ..recording.reads import AttentionRead
 from ._attention import contributions, heads_output, merged, weighted
 from ._base import ClipAttribution, ResNetAttribution, ViTAttribution
 from ._call import Call, Computed

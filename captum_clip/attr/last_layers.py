@@ -13,8 +13,10 @@ from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
-from ..recording import AttentionRead, Kernels, Outputs, Probes, Sums, read_pool
+from ..recording.again import read_pool
 from ..recording.graph import detached, no_graph
+from ..recording.observe import Kernels, Outputs, Probes, Sums
+from ..recording.reads import AttentionRead
 from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import TOGETHER, Call, Computed, batched

@@ -1,6 +1,6 @@
 """Removal at the reader: what the score loses if the token that is read may not see a region."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,20 +16,16 @@ from ..errors import InputError, UnsupportedModelError, public
 from ..maps import autocast_disabled, to_float32
 from ..models.steps import pull_back, run_steps, split_heads
 from ..models.towers import Tower, TransformerTower
-from ..recording import (
-    Arrivals,
-    AttentionRead,
-    Kernels,
-    Recording,
-    arrivals,
-    kind_of,
-    read_pool,
-    run_blocks,
-)
+from ..recording.again import Arrivals, arrivals, read_pool, run_blocks
+from ..recording.look import kind_of
+from ..recording.observe import Kernels
+from ..recording.reads import AttentionRead
+from ..recording.records import Recording, agree
 from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Columns, Computed, many_columns
-from ._engine import PooledEmbedding, agree, pooled_embedding
+from ._engine import PooledEmbedding, pooled_embedding
+from ._regions import cells_of, grouped, mean_of, region_mask, taken, windows_of
 from ._vectors import PooledRow, Rows, pooled_rows, products, pulled_rows
 
 Pair = tuple[Tensor, Tensor]
@@ -109,7 +105,7 @@ class ReaderRemoval(ClipAttribution):
         share: Share = "direct",
     ) -> Computed:
         reader = self._reader(call, readers, rows=share == "direct")
-        windows = self._windows(reader.record, window, stride)  # (W, N)
+        windows = windows_of(self._tower, reader.record, window, stride)  # (W, N)
         run, direction = reader.embedded.run, reader.embedded.direction
         with torch.no_grad(), autocast_disabled(reader.embedded.token):
             losses = products(reader.losses(windows[None]), direction.rows)  # (K', B, W)
@@ -158,21 +154,6 @@ class ReaderRemoval(ClipAttribution):
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
         return record.on_grid(values.transpose(0, 1))
 
-    def _windows(self, record: Recording, window: int | None, stride: int | None) -> Tensor:
-        """The windows (W, N) of the cells of a grid, or of the tokens of a text."""
-        assert record.size is not None
-        is_text = self._tower.kind == "text"
-        sides = record.size[1:] if is_text else self._tower.grid(*record.size)
-        windows = torch.ones(1, 1, dtype=torch.bool, device="cpu")
-        for side in sides:
-            width = window or (1 if is_text else 2 * round(3 * side / 14 - 0.5) + 1)
-            step = stride or (1 if is_text else -(-side // 7))
-            expect(step <= width, f"a `stride` of at most the window's {width} cells", step)
-            centers = torch.arange(step // 2, side, step, device="cpu")
-            near = (torch.arange(side, device="cpu") - centers[:, None]).abs() <= width // 2
-            windows = torch.kron(windows, near)
-        return windows
-
     @public("losses_of")
     def losses_of(
         self,
@@ -213,27 +194,9 @@ class ReaderRemoval(ClipAttribution):
 
     def _compute_losses(self, call: Call, *, masks: Tensor, readers: int) -> Computed:
         reader = self._reader(call, readers)
-        losses = reader.losses(self._cells(reader.record, masks))
+        losses = reader.losses(cells_of(self._tower, reader.record, masks))
         values = products(losses, reader.embedded.direction.rows)  # (K', B, M)
         return reader.embedded.run.computed(values.transpose(0, 1))
-
-    def _cells(self, record: Recording, masks: Tensor) -> Tensor:
-        """The cells (B or 1, M, N) of masks."""
-        assert record.size is not None
-        grid: Any = record.size[1:]  # of a text, whose masks are (B, M, T)
-        sizes = {grid}
-        if self._tower.kind != "text":
-            grid = self._tower.grid(*record.size)
-            sizes = {grid, record.size}
-        batched = masks if masks.ndim == 2 + len(grid) else masks[None]
-        fits = len(batched) in (1, record.batch) and batched.shape[2:] in sizes
-        wanted = " or ".join(f"(B, M, {', '.join(map(str, size))})" for size in sizes)
-        expect(fits and batched.ndim == 2 + len(grid), f"masks {wanted}, or without B", masks)
-        if batched.shape[2:] != grid:
-            covered = F.adaptive_avg_pool2d(batched.float(), grid)
-            most = covered.amax((-2, -1), keepdim=True)
-            batched = (covered >= most.clamp(max=0.5)) & (most > 0)
-        return batched.flatten(2)
 
     @public("vectors")
     def vectors(
@@ -275,7 +238,7 @@ class ReaderRemoval(ClipAttribution):
         self, call: Call, *, window: int | None, stride: int | None, readers: int
     ) -> Computed:
         reader = self._reader(call, readers)
-        windows = self._windows(reader.record, window, stride)
+        windows = windows_of(self._tower, reader.record, window, stride)
         losses = reader.losses(windows[None])  # (B, W, E)
         cells = windows.to(losses)
         vectors = torch.einsum("bwe,wn->ebn", losses, cells / cells.sum(0).clamp(min=1))
@@ -353,7 +316,7 @@ class _Reader:
         if visible is not None:
             hidden = hidden & visible[:, None]
         if tower.pooling == "cls":  # a reader always sees itself
-            hidden = hidden & ~_at(self._reader(), hidden)
+            hidden = hidden & ~region_mask(self._reader(), hidden)
         hides = hidden.any(-1).any(0)
         # the last group sees everything, so it must give what the forward gave
         hidden = F.pad(hidden[:, hides], (0, 0, 0, 1))
@@ -377,7 +340,7 @@ class _Reader:
         """The mean (B, G, D) of the tokens that are left."""
         tokens = run_steps(steps[: self.tower.steps_before_mean], self.embedded.token)
         left, visible = ~hidden[:, :, self.tower.prefix :], self.record.pooled.visible
-        return _mean_of(tokens, left if visible is None else left & visible[:, None])
+        return mean_of(tokens, left if visible is None else left & visible[:, None])
 
     def _pool(self, hidden: Tensor) -> Tensor:
         """What the pooling head's attention returns for each group, (B, G, D)."""
@@ -391,7 +354,7 @@ class _Reader:
             ids = self._positions()
             anew = self._tokens(hidden, ids)  # (B, G, n, D)
             again = read_pool(self.record, anew.flatten(1, 2))
-            key, value = (_grouped(x, anew.shape[1:3]) for x in (again.shown[1], again.value))
+            key, value = (grouped(x, anew.shape[1:3]) for x in (again.shown[1], again.value))
             own = key, value, ids
         heads = read.attend(query, self._seen(hidden, own and own[2]), own)
         heads = heads[:, :, :, 0].transpose(1, 2).flatten(2)
@@ -401,7 +364,7 @@ class _Reader:
         """The query, and keys and values, of the mean of features that asks in a ResNet's pool."""
         positions = cast(Tensor, read.attention.positions)
         features = to_float32(read.features.detach()).flatten(2).mT
-        mean = _mean_of(features, ~hidden[:, :, 1:]) + positions[0].to(features)
+        mean = mean_of(features, ~hidden[:, :, 1:]) + positions[0].to(features)
         return [
             split_heads(each(mean), read.attention.heads).transpose(1, 2)[:, :, :, None]
             for each in read.attention.input_maps()
@@ -435,11 +398,11 @@ class _Reader:
     def _side_by_side(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The same, of all groups in one sequence."""
         groups = hidden.shape[1], ids.shape[1]
-        tokens = _taken(self._entered(), ids)[:, None].expand(-1, groups[0], -1, -1)
+        tokens = taken(self._entered(), ids)[:, None].expand(-1, groups[0], -1, -1)
         seen = self._seen(hidden, ids)
 
         def attend(index: int, read: AttentionRead) -> Tensor:
-            query, key, value = (_grouped(x, groups) for x in (*read.shown, read.value))
+            query, key, value = (grouped(x, groups) for x in (*read.shown, read.value))
             out = self.reads[index].attend(query, seen, (key, value, ids))
             return out.flatten(2, 3).to(read.out.dtype)
 
@@ -456,7 +419,7 @@ class _Reader:
             out = self.reads[index].attend(query, seen, (key, value, ids))[:, :, 0]
             return read.out.scatter(2, places.expand_as(out), out.to(read.out.dtype))
 
-        return _taken(run_blocks(self.record, self.arrived, self._entered(), attend), ids)[:, None]
+        return taken(run_blocks(self.record, self.arrived, self._entered(), attend), ids)[:, None]
 
     def _entered(self) -> Tensor:
         """The tokens (B, s, D) that entered the first block."""
@@ -466,7 +429,7 @@ class _Reader:
         """What is added to products (B, 1, G, 1, s), with those at places that run anew behind."""
         if ids is not None:
             own = hidden.take_along_dim(ids[:, None], 2)
-            hidden = torch.cat([hidden | _at(ids, hidden), own], -1)
+            hidden = torch.cat([hidden | region_mask(ids, hidden), own], -1)
         hidden = hidden[:, None, :, None]
         zeros = torch.zeros_like(hidden, dtype=self.embedded.token.dtype)
         return zeros.masked_fill(hidden, -torch.inf)
@@ -486,13 +449,13 @@ class _Reader:
         # a few of the tokens that the reader looks at least, and the reader
         reader, rows = self._reader(), [read.row().mean(1) for read in self.reads.values()]
         looked = torch.stack(rows).sum(0)
-        hidden = _at(reader, looked[:, None].bool())[:, 0]
+        hidden = region_mask(reader, looked[:, None].bool())[:, 0]
         if self.record.pooled.visible is not None:
             hidden = hidden | ~self.record.pooled.visible
         few = min(_FEW, int((~hidden).sum(1).min()))
         order = looked.masked_fill(hidden, torch.inf).topk(few, largest=False).indices
         order = torch.cat([order.sort().values, reader], 1)
-        seen, at = self._seen(~_at(order, hidden[:, None])), order[:, None, :, None]
+        seen, at = self._seen(~region_mask(order, hidden[:, None])), order[:, None, :, None]
         keys, outs = list[Pair](), list[Pair]()
 
         def attend(index: int, read: AttentionRead) -> Tensor:
@@ -504,7 +467,7 @@ class _Reader:
             return before.out.take_along_dim(at, 2)
 
         try:
-            run_blocks(self.record, self.arrived, _taken(self._entered(), order), attend)
+            run_blocks(self.record, self.arrived, taken(self._entered(), order), attend)
         except Exception:  # of code that counts its tokens
             return True
         if not agree(self.record, *keys):
@@ -513,27 +476,6 @@ class _Reader:
             if not agree(self.record, pair):
                 raise _chooses(read.name)
         return False
-
-
-def _mean_of(tokens: Tensor, left: Tensor) -> Tensor:
-    """The mean (B, G, D) of the tokens (B, N, D) that are left (B, G, N); zero of none."""
-    left = left.to(tokens)
-    return left @ tokens / left.sum(-1, keepdim=True).clamp(min=1)
-
-
-def _at(ids: Tensor, like: Tensor) -> Tensor:
-    """Whether a token is at one of some places (B, n), (B, 1, s) for values (B, G, s)."""
-    return torch.zeros_like(like[:, :1]).scatter(2, ids[:, None], True)
-
-
-def _grouped(heads: Tensor, groups: Sequence[int]) -> Tensor:
-    """What tokens have in each head (B, H, G n, d), group by group (B, H, G, n, d)."""
-    return heads.reshape(*heads.shape[:2], *groups, -1)
-
-
-def _taken(tokens: Tensor, ids: Tensor) -> Tensor:
-    """The tokens (B, n, D) at some places (B, n)."""
-    return tokens.take_along_dim(ids[..., None], 1)
 
 
 def _chooses(name: str) -> UnsupportedModelError:

@@ -38,7 +38,7 @@ def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
     towers of one kind pass one look.
     """
     parts, held = list[Any](), dict[int, Any]()
-    for each in [*filter(None, [model]), *modules_of(tower)]:
+    for each in [*([] if model is None else [model]), *modules_of(tower)]:
         kind, own = type(each), vars(each)
         parts += (id(each), getattr(kind, "forward", None), own.get("forward"))
         parts.append(own.get("_compiled_call_impl"))
@@ -67,7 +67,7 @@ def look(
         tower: the tower.
         runs: give scores (B, K), of two images; the next one where one cannot be run.
         laws: "blocks" where tokens must stay at their positions in all blocks, and not only from
-            pixels to patches; "merge" where each token's heads pass the output map alone;
+            pixels to patches. "merge" where each token's heads pass the output map alone.
             "embedding" where scores read nothing but the last layer.
         exact: whether a forward computes the same each time, which with dropout it does not.
         images: what each of the runs takes, a leaf, where its own code may move pixels.
@@ -187,8 +187,13 @@ class _Seen:
             )
         torch.set_grad_enabled(True)
         pixels = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        if pixels.grad_fn is not None and pixels.ndim == 4:
+        if not pixels.is_leaf and pixels.ndim == 4:
             self.entered = pixels
+        if isinstance(self.record.tower, ResNetTower):
+            # norms have no deviation on an even image, and gradients no order
+            draw = torch.Generator().manual_seed(0)
+            noise = torch.randn(pixels.shape, generator=draw, device="cpu")
+            pixels = pixels.detach() + noise.to(pixels)
         self.pixels = _leaf(pixels)
         return self.pixels.clone()
 
@@ -197,7 +202,8 @@ class _Seen:
         tower, pixels = self.record.tower, self.pixels
         torch.set_grad_enabled(True)
         leaf = _leaf(projected)
-        as_tokens = _of_map if projected.ndim == 4 else _as_they_are
+        is_map = isinstance(tower, ResNetTower) or isinstance(tower.stem, nn.Conv2d)
+        as_tokens = _of_map if is_map else _flat  # other stems have channels last
         self.last = leaf
         if self.closed:
             return leaf.clone()
@@ -206,7 +212,7 @@ class _Seen:
             cut = _Cut("the patch projection", "the pixels", pixels, of_pixels)
             cut.made.append(as_tokens(projected))
             self.cuts.append(cut)
-        elif pixels is not None and projected.ndim == 4:
+        elif pixels is not None and isinstance(tower, ResNetTower):
             self.features = projected
         name = "the pooling head" if isinstance(tower, ResNetTower) else "the first block"
         span = slice(None) if isinstance(tower, ResNetTower) else self.record.span
@@ -275,7 +281,7 @@ class _Seen:
             self.compare_order("pixels", self.entered, self.images)
         cuts = [cut for cut in self.cuts if cut.made]
         for cut, made in [(each, made) for each in cuts for made in each.made]:
-            if made.grad_fn is None:
+            if made.is_leaf:
                 raise UnsupportedModelError(
                     f"no gradient leads from {cut.name} of the {self.record.tower.noun} to "
                     f"{cut.entered}, so the tokens cannot be told apart; remove what turns the "
@@ -332,7 +338,11 @@ class _Seen:
 
     def _compare(self, cut: _Cut, tokens: Tensor, first: Tensor) -> None:
         off, size = (tokens - first).norm(dim=-1), first.norm(dim=-1)  # (B, n)
-        wrong = ~(off <= self.record.rounding(cut.leaf) * size) | (size == 0)
+        bound = max(map(self.record.rounding, (cut.leaf, *cut.made)))
+        wrong = ~(off <= bound * size) & size.isfinite()
+        # what drops a patch, and not a weight of zero, which drops them all
+        span = self.record.span if tokens.shape[1] == cut.made[0].shape[1] else slice(None)
+        wrong[:, span] |= (size[:, span] == 0) & bool(size.any())
         visible = self.record.pooled.visible
         if visible is not None and visible.shape == wrong.shape:  # padding may be wiped
             wrong &= visible
@@ -372,7 +382,7 @@ class _Seen:
             own, cross = (_grows(ramp, plain, along) for along in (axis, 5 - axis))
             # grids of real models have .96 and more, rolled ones .76 at most; random ones of four
             # cells may have less, but turned ones have .96 across
-            if own < 0.9 and (sides[axis] > 4 or own <= 0 or (cross > 0.9 and len(sides) > 1)):
+            if own < 0.9 and (sides[axis] > 4 or own < -0.3 or (cross > 0.9 and len(sides) > 1)):
                 raise UnsupportedModelError(
                     f"the {what} of the {self.record.tower.noun} do not lie in the order of the "
                     "pixels that they see: something permutes them, or takes their gradient. "
@@ -414,7 +424,7 @@ class _Seen:
             rows = to_float32(gradient).flatten(1) / weights[: len(scores)].to(gradient.device)
             first = rows if first is None else first
             off, size = (rows - first).norm(dim=1), first.norm(dim=1)
-            if not (off <= self.record.rounding(last) * size).all():
+            if not ((off <= self.record.rounding(last) * size) | ~size.isfinite()).all():
                 raise CaptureError(
                     "The scores of an image depend on other images of the batch, as a softmax over "
                     "images, a batch's mean or sorted images do; score each image by itself."
@@ -428,8 +438,8 @@ def _grows(ramp: Tensor | None, plain: Tensor | None, axis: int) -> float:
     others = tuple(dim for dim in range(4) if dim != axis)
     share, whole = ramp.sum(others), plain.sum(others)
     share = share[whole > 0] / whole[whole > 0]
-    if len(share) < 2:
-        return -1.0
+    if len(share) < 2:  # of pixels that hardly any cell sees nothing can be told
+        return torch.nan
     return float(torch.corrcoef(torch.stack([share, torch.arange(len(share)).to(share)]))[0, 1])
 
 
@@ -439,9 +449,9 @@ def _weights(record: Recording, count: int) -> list[Tensor]:
     They are powers of two, which scale a gradient exactly; the second weights are the inverses of
     the first, so that what leaks from one token to another is larger in one of them.
     """
-    device = next(record.tower.module.parameters()).device
-    half = {record.autocast, next(record.tower.module.parameters()).dtype} & {torch.float16}
-    base = 8 if half else 128
+    parameters = list(record.tower.module.parameters())
+    device, dtypes = parameters[0].device, {record.autocast, *(p.dtype for p in parameters)}
+    base = 8 if torch.float16 in dtypes else 128
     index, sets, power = torch.arange(record.batch * count, device=device), list[Tensor](), 1
     while power == 1 or power < len(index):
         digits = (index // power) % base - base // 2
@@ -477,6 +487,11 @@ def _leaf(tensor: Tensor) -> Tensor:
 def _of_map(gradient: Tensor) -> Tensor:
     """A gradient (B, D, h, w) by cells, (B, n, D)."""
     return gradient.flatten(2).mT
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    """A gradient (B, ..., D) by cells, (B, n, D)."""
+    return gradient.flatten(1, -2)
 
 
 def _as_they_are(gradient: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class Observer:
 def observe(tower: Tower, *observers: Observer) -> Iterator[Recording]:
     """Record a forward that runs inside the ``with``, and what some observers see of it.
 
-    There is no graph up to the leaf that one of them makes, if any does.
+    There is no graph up to the leaf, where an observer makes one.
     """
     gradient = any(each.begins_graph for each in observers)
     with recording(tower, gradient=gradient) as (hooks, record):
@@ -162,12 +162,12 @@ class Outputs(Observer):
             if not record.begun:
                 record.outputs[index] = record.watched(output)
                 return None
-            known = any(output is each for each in record.handed_on)
+            goes_on = any(output is each for each in record.handed_on)
             # where the block itself ran without a graph, as checkpointed blocks do
             output = output if output.requires_grad else as_leaf(output)
             record.outputs[index] = output
             following = output.clone()  # what follows may work in place
-            record.handed_on += [following] * known
+            record.handed_on += [following] * goes_on
             return layer.replaced(result, following)
 
         for index in self.layers:

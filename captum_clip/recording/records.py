@@ -238,3 +238,17 @@ class Recording:
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+@torch.no_grad()
+def agree(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
+    """Whether parts (..., D) were computed again as they ran, each pair made and returned."""
+    if any(made.shape != returned.shape for made, returned in pairs):
+        return False
+    excess = [
+        to_float32(made - returned).norm(dim=-1)
+        / (record.rounding(returned) * to_float32(returned).norm(dim=-1)).clamp(min=1e-30)
+        for made, returned in pairs
+    ]
+    # all in one look, since each waits for the device
+    return bool((torch.cat([each.flatten() for each in excess]) <= 1).all())

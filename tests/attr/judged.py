@@ -81,6 +81,7 @@ def methods_of(change: Change) -> list[str]:
 def judge(change: Change, method: str) -> str:
     """ "right", "refused", "unknown" or "no model", else what is wrong."""
     model, similarity = running.shared(change.tower), similarity_of(change.tower)
+    similarity.clip.looks.clear()  # one name may have had another kernel
     with placed(model, "") as place:
         if change.before is not None:
             change.before(place)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 import transformers
 from captum import attr as captum_attr
+from PIL import Image
+from torch import Tensor
 
 from captum_clip import attr
 from captum_clip.errors import UnsupportedModelError
+from tests import builders
 from tests.attr import cases
 
 LIBRARIES = ["hf_vit", "open_clip_vit", "open_clip_resnet"]
@@ -215,3 +220,55 @@ def test_captums_way_works_in_every_mode(path, mode):
         images = cases.images(NAME).clone()
         assert torch.equal(method.attribute(images, **options), wanted)
         assert torch.equal(method.attribute((images,), **options), wanted)
+
+
+def language_models() -> list[Any]:
+    """A small LLaVA and a small PaliGemma, whose image tokens are id 259."""
+    import transformers as hf
+
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {**sizes, "num_attention_heads": 4}
+    text = {**heads, "vocab_size": 260, "num_key_value_heads": 4, "pad_token_id": 0}
+    vision = {**heads, "image_size": 32, "patch_size": 8}
+    llava = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**vision),
+        text_config=hf.LlamaConfig(**text),
+        image_token_index=259,
+        image_seq_length=16,
+    )
+    pali = hf.PaliGemmaConfig(
+        vision_config={**vision, "model_type": "siglip_vision_model"},
+        text_config={**text, "head_dim": 8, "model_type": "gemma"},
+        image_token_index=259,
+        projection_dim=32,
+        hidden_size=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models = [
+            hf.LlavaForConditionalGeneration(llava),
+            hf.PaliGemmaForConditionalGeneration(pali),
+        ]
+    return [model.eval() for model in models]
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["llava", "paligemma"])
+@pytest.mark.filterwarnings("ignore:.*Skipping this token:UserWarning")  # Captum's, of bytes
+def test_a_vision_language_model_is_explained_by_captums_own_way(index: int) -> None:
+    """The recipe of docs/captum.md, whose cache would show every region the first image."""
+    from captum.attr import FeatureAblation, ImageMaskInput, LLMAttribution
+
+    model, tokenizer = language_models()[index], builders.byte_tokenizer()
+
+    def inputs(image: Any) -> dict[str, Tensor]:
+        ids = torch.tensor([[259] * 16 + tokenizer("what", add_special_tokens=False).input_ids])
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+    drawn = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    cells = torch.arange(16).view(4, 4).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    regions = ImageMaskInput(Image.fromarray(drawn), mask=cells, processor_fn=inputs)
+    attribution = LLMAttribution(FeatureAblation(model), tokenizer)
+    result = attribution.attribute(regions, target="dog", use_cached_outputs=False)
+    assert result.seq_attr.shape == (16,)
+    assert (result.seq_attr != 0).all()

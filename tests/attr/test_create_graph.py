@@ -263,5 +263,5 @@ def test_a_score_that_reads_hidden_states_is_refused() -> None:
 
     for layer, create_graph in product((0, 1), (False, True)):
         method = DirectContribution(partial(forward, layer=layer), model)
-        with pytest.raises(CaptureError, match="depend on more than the embedding"):
+        with pytest.raises(CaptureError, match="the embedding"):
             method.attribute_targets(cases.images("hf_vit"), create_graph=create_graph)

@@ -15,7 +15,7 @@ from captum_clip.attr import _engine
 from captum_clip.attr._call import Call, Pass, many_columns
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import ResNetTower
-from captum_clip.recording import Features, Kernels
+from captum_clip.recording.observe import Features, Kernels
 from tests.attr import cases
 
 BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}

@@ -16,7 +16,8 @@ from captum_clip.attr._call import Pass
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import Attention
 from captum_clip.models.steps import ROUNDING
-from captum_clip.recording import AttentionRead, Recording
+from captum_clip.recording.reads import AttentionRead
+from captum_clip.recording.records import Recording
 from tests import builders
 from tests.attr import cases
 from tests.samples import normal

@@ -12,7 +12,7 @@ from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.library import checkpoints, nondeterminism
 from captum_clip.models.steps import call_steps, run_steps
 from captum_clip.models.variants import permute_heads, randomization_stages, randomize_parameters
-from captum_clip.recording import Kernels, Outputs, observe
+from captum_clip.recording.observe import Kernels, Outputs, observe
 from tests import builders, timm_builders
 from tests.attr import cases
 from tests.samples import picture
