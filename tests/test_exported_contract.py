@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -26,7 +27,6 @@ from captum_clip.exported.manifest import FILES, SUMS
 from captum_clip.exported.writing import export
 from captum_clip.models import load_clip
 
-onnxruntime = pytest.importorskip("onnxruntime")
 SCENE = draw_scene(0, objects=["horse", "dog"]).image
 OURS = (InputError, TargetError)
 

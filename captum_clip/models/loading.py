@@ -292,7 +292,11 @@ def _transformers_model(source: Source) -> Any:
         return load_weights(kind(config), source.name, source.file)
     # with its configuration, since that of an adapter's base would be read where there is one
     model, info = kind.from_pretrained(
-        source.where, config=config, dtype=torch.float32, output_loading_info=True
+        source.where,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     if missing := sorted(info["missing_keys"]):
         raise InputError(
