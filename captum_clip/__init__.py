@@ -29,42 +29,45 @@
 
     attr                     the methods, and how to register one
     targets                  texts, images, words and emotions as targets
-    maps                     maps resized and normalized
-    training                 losses on maps, for a model that is trained on them
+    maps                     maps resized and normalized, and losses on them
     metrics                  what measures whether a map is right
     visualization            pictures of maps
-    figures                  the report's figures
-    emotions                 probes from image features to the emotions of ArtEmis
-    evaluation               methods compared on data; studies of folders
-    exported                 models written by captum-clip export, without torch
-    late_interaction         the scores of ColPali and its relatives, taken apart
-    search                   folders that were read once and answer every later text
+    bench                    methods compared on data; studies of folders; the report's figures
+    apps                     the page, search, heads, change, export, late interaction
     errors                   what this package raises
 """
 
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-_STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")
-_HOMES = {name: home for home, name in re.findall(r"^from \.(\S*) import (\w+)", _STUB, re.M)}
-"""Public name -> the module that it is imported from when it is first used; "" of a module."""
-__all__ = sorted(_HOMES)
+__all__: list[str]
 
 
-def __getattr__(name: str) -> Any:
-    # also asked for modules that are not public, of which `captum_clip.explaining` is one
-    home = _HOMES.get(name, "")
-    path = f"{__name__}.{home or name}"
-    try:
-        module = import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name != path:  # something that the module needs
-            raise
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    return globals().setdefault(name, getattr(module, name) if home else module)
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package, whose names its stub imports from their homes.
+
+    A module is imported when a name of it is first used.
+    """
+    stub = Path(file).with_suffix(".pyi").read_text("utf-8")
+    homes = {name: home for home, name in re.findall(r"^from (\.\S*) import (\w+)", stub, re.M)}
+
+    def find(name: str) -> Any:
+        # also asked for modules that are not public, of which `captum_clip.explaining` is one
+        home = homes.get(name, ".")
+        path = f"{home}{name}" if home == "." else home
+        try:
+            module = import_module(path, package)
+        except ModuleNotFoundError as error:
+            if error.name != f"{package}{path}":  # something that the module needs
+                raise
+            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+        return module if home == "." else getattr(module, name)
+
+    return find, lambda: sorted(homes)
 
 
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = attach(__name__, __file__)
+__all__ = __dir__()

@@ -1,16 +1,11 @@
 # The public names, for type checkers and for `__init__.py`, which imports each when it is used.
+from . import apps as apps
 from . import attr as attr
-from . import emotions as emotions
+from . import bench as bench
 from . import errors as errors
-from . import evaluation as evaluation
-from . import exported as exported
-from . import figures as figures
-from . import late_interaction as late_interaction
 from . import maps as maps
 from . import metrics as metrics
-from . import search as search
 from . import targets as targets
-from . import training as training
 from . import visualization as visualization
 from ._version import __version__ as __version__
 from .attr import AllGradAttention as AllGradAttention
@@ -27,12 +22,12 @@ from .attr import LayerAttention as LayerAttention
 from .attr import LeGrad as LeGrad
 from .attr import PatchSimilarity as PatchSimilarity
 from .attr import ReaderRemoval as ReaderRemoval
-from .explaining.classify import classify as classify
+from .explaining.explain import classify as classify
 from .explaining.explain import explain as explain
 from .explaining.explanation import Comparison as Comparison
 from .explaining.explanation import Explanation as Explanation
 from .models import load_clip as load_clip
-from .similarity import ClipPairSimilarity as ClipPairSimilarity
-from .similarity import ClipSimilarity as ClipSimilarity
-from .similarity import TextSimilarity as TextSimilarity
 from .targets import Target as Target
+from .targets.similarity import ClipPairSimilarity as ClipPairSimilarity
+from .targets.similarity import ClipSimilarity as ClipSimilarity
+from .targets.similarity import TextSimilarity as TextSimilarity

@@ -1,7 +1,7 @@
 """Checks of arguments that several functions take: each once, with its one sentence.
 
 None of them loads torch, so the command line may use them all. Tensors are checked by
-:func:`captum_clip.maps.check_tensor` and by ``metrics/inputs.py``.
+:func:`captum_clip.maps.check_tensor` and by those of `metrics/localization.py`.
 """
 
 import os
@@ -13,8 +13,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeGuard, TypeVar
 
-from .errors import CaptumClipError, InputError, TargetError, UnsupportedModelError, argument
-from .kinds import is_kind
+from .errors import (
+    CaptumClipError,
+    InputError,
+    TargetError,
+    UnsupportedModelError,
+    argument,
+    is_kind,
+)
 
 _T = TypeVar("_T")
 max_pixels: Final = ContextVar[int | None]("max_pixels", default=None)
@@ -156,14 +162,14 @@ def check_nonempty(name: str, values: Collection[Any]) -> None:
         raise InputError(f"expected at least one {name}, got none.")
 
 
-def suggestion(typed: str, names: Iterable[str]) -> str:
+def suggestion(word: str, names: Iterable[str]) -> str:
     """The name that was probably meant, as a question in brackets, or an empty text.
 
     >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])
     (' (did you mean last-grad?)', '')
     """
     plain = {re.sub("[^a-z0-9]", "", name.lower()): name for name in names}
-    close = get_close_matches(re.sub("[^a-z0-9]", "", typed.lower()), plain, n=1)
+    close = get_close_matches(re.sub("[^a-z0-9]", "", word.lower()), plain, n=1)
     return f" (did you mean {plain[close[0]]}?)" if close else ""
 
 
@@ -326,7 +332,7 @@ def _identity(path: str | Path) -> tuple[int, int] | str:
 def limit_pixels(most: int | None) -> Iterator[None]:
     """Read images of up to so many pixels within the block; None leaves the limit as it is.
 
-    It holds for this thread, and for those of :func:`captum_clip.evaluation.read_ahead`.
+    It holds for this thread, and for those of :func:`captum_clip.folders.storage.read_ahead`.
     """
     token = max_pixels.set(max_pixels.get() if most is None else most)
     try:

@@ -263,14 +263,14 @@ def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
     belong = maps.ndim == 4 and maps.shape[1] == 1 and len(maps) == len(images)
     finer = images.shape[2] >= maps.shape[-2] and images.shape[3] >= maps.shape[-1]
     expect(belong and finer, f"maps (B, 1, h, w) no finer than images {tuple(images.shape)}", maps)
-    row, row_count = _cells(images.shape[2], maps.shape[2], maps)
-    column, column_count = _cells(images.shape[3], maps.shape[3], maps)
+    row, row_count = _cell_of_pixels(images.shape[2], maps.shape[2], maps)
+    column, column_count = _cell_of_pixels(images.shape[3], maps.shape[3], maps)
     share = maps / (images.shape[1] * row_count[:, None] * column_count)
     spread = share[..., row[:, None], column]  # (B, 1, H, W)
     return spread.expand(-1, images.shape[1], -1, -1).contiguous()
 
 
-def _cells(pixels: int, cells: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _cell_of_pixels(pixels: int, cells: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The cell of each pixel on one axis, and the number of pixels of each cell."""
     owner = torch.arange(pixels, device=like.device) * cells // pixels
     return owner, torch.bincount(owner, minlength=cells).to(like.dtype)
@@ -362,3 +362,90 @@ def _otsu(values: Tensor) -> Tensor:
     gap = moment / low.clamp(min=1) - (moment[:, -1:] - moment) / high.clamp(min=1)
     between = low * high * gap**2
     return centers[between[:, :-1].argmax(1)].to(values.dtype)
+
+
+@public("outside_share")
+def outside_share(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""The share of what the cells of each map contribute, of either sign, outside of a mask.
+
+    .. math:: \frac{\sum_j |m_j| \, (1 - c_j)}{\sum_j |m_j|}
+
+    with :math:`c_j` the share of cell j that the mask covers. Penalize its mean over the images
+    that have a mask.
+
+    Args:
+        maps: (B, K, h, w), with a graph; without one under ``torch.no_grad()`` alone.
+        masks: (B, H, W), of which 0 is outside, over what the model sees: pixels of the
+            preprocessed images, or cells of the grid. An image's K maps have one mask.
+
+    Returns:
+        (B, K), in [0, 1]; 0 for a map of zeros.
+
+    Raises:
+        InputError: maps without a graph, masks of another number or size than the images, or an
+            empty mask.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip.maps import outside_share
+        >>> maps = torch.tensor([[[[3.0, -1.0]]]], requires_grad=True)
+        >>> outside_share(maps, torch.tensor([[[True, False]]]))
+        tensor([[0.2500]], grad_fn=<DivBackward0>)
+    """
+    _check_graph(maps)
+    check_shape("masks", masks, "(B, H, W)")
+    (height, width), (h, w) = masks.shape[1:], maps.shape[2:]
+    # a patch has as many pixels on either side; some towers leave a few at an edge out
+    fits = len(masks) == len(maps) and height // h == width // w > 0
+    expected = f"masks of the {len(maps)} preprocessed images, which the model sees as {h} x {w}"
+    expect(fits, f"{expected} cells", masks, "crop and resize them as the images")
+    covered = F.interpolate(masks[:, None].bool().to(maps.dtype), (h, w), mode="area")
+    _refuse_empty("masks", covered)
+    size = maps.abs()
+    total = size.sum((-2, -1)).clamp(min=torch.finfo(maps.dtype).tiny)
+    return (size * (1 - covered)).sum((-2, -1)) / total
+
+
+@public("agreement")
+def agreement(maps: Tensor, expected: Tensor) -> Tensor:
+    r"""The cosine of each map and the one that it should be, such as a person's or a teacher's.
+
+    .. math:: \frac{\sum_j m_j w_j}{|m| \, |w|}
+
+    A loss is ``1 - agreement(maps, expected)``. Neither map's scale counts; signs do.
+
+    Args:
+        maps: (B, K, h, w), with a graph; without one under ``torch.no_grad()`` alone.
+        expected: (B, K, h, w), not all zero.
+
+    Returns:
+        (B, K), in [-1, 1]; 0 for a map of zeros.
+
+    Raises:
+        InputError: maps without a graph, or `expected` of another shape, or empty.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip.maps import agreement
+        >>> maps = torch.tensor([[[[3.0, 4.0]]]], requires_grad=True)
+        >>> agreement(maps, torch.tensor([[[[2.0, 0.0]]]])).item()
+        0.6000000238418579
+    """
+    _check_graph(maps)
+    check_tensor("expected maps", expected, "(B, K, h, w)")
+    expect(expected.shape == maps.shape, f"expected maps of shape {tuple(maps.shape)}", expected)
+    _refuse_empty("expected maps", expected)
+    return F.cosine_similarity(maps.flatten(2), expected.to(maps).flatten(2), dim=-1)
+
+
+def _check_graph(maps: Tensor) -> None:
+    """Raise InputError for what are no maps (B, K, h, w) in a graph."""
+    check_tensor("maps", maps, "(B, K, h, w)")
+    if torch.is_grad_enabled() and not maps.requires_grad:
+        raise InputError("the maps have no graph to train; make them with create_graph=True.")
+
+
+def _refuse_empty(what: str, values: Tensor) -> None:
+    """Raise InputError where (B, K, h, w) hold nothing but zeros of an image."""
+    if empty := (~values.flatten(2).any(-1)).any(1).nonzero().flatten().tolist():
+        raise InputError(f"the {what} of the images {empty} are empty; leave these images out.")

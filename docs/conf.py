@@ -21,7 +21,7 @@ ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import captum_clip  # noqa: E402
-from captum_clip.exported.writing import export  # noqa: E402
+from captum_clip.apps.export import export  # noqa: E402
 
 project = "captum_clip"
 author = copyright = "The captum_clip authors"
@@ -178,10 +178,10 @@ def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) 
 
 
 def write_try(app: Any, error: Exception | None) -> None:
-    """`try/`: demo/vit as a page that runs in the browser; its weights are in half precision."""
+    """`try/`: demo/vit as a page that runs in the browser."""
     if error is None and app.builder.name == "html":
         shutil.rmtree(app.outdir / "try", ignore_errors=True)
-        export(captum_clip.load_clip("demo/vit"), app.outdir / "try", precision="float16")
+        export(captum_clip.load_clip("demo/vit"), app.outdir / "try")
 
 
 def setup(app: Any) -> None:

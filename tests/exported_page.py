@@ -32,14 +32,14 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from tokenizers import Tokenizer
 
-from captum_clip import explain, exported
+from captum_clip import explain
+from captum_clip.apps import exported
+from captum_clip.apps.export import CDN, INSTALL, RUNTIME, tokenizer_of
+from captum_clip.apps.exported import FILES, SUMS
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.demo.vocabulary import WORDS
 from captum_clip.errors import InputError
-from captum_clip.exported.manifest import FILES, SUMS
-from captum_clip.exported.page import CDN, INSTALL, RUNTIME
-from captum_clip.exported.writing import tokenizer_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = Path(os.environ.get("DOCS", ROOT / "docs/_build/html")).resolve()

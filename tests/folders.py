@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from captum_clip.emotions import CLASSES, EmotionProbe
-from captum_clip.evaluation import StudyConfig
+from captum_clip.bench.run import StudyConfig
+from captum_clip.demo.catalog import CLASSES
+from captum_clip.targets import EmotionProbe
 from tests import builders
 from tests.models.checkpoints import save_open_clip, save_transformers
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
+from captum_clip.apps.export import OUTPUTS, ImageGraph, to_onnx
 from captum_clip.errors import UnsupportedModelError
-from captum_clip.exported.graphs import OUTPUTS, ImageGraph, to_onnx
 from tests import builders, timm_builders
 from tests.samples import normal
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_clip import ClipSimilarity, DirectContribution, heads, metrics, targets
+from captum_clip import ClipSimilarity, DirectContribution, metrics, targets
+from captum_clip.apps import heads
+from captum_clip.apps.change import Change, compare
 from captum_clip.attr import HeadVectors
-from captum_clip.change import Change, compare
 from captum_clip.errors import CaptumClipError, InputError
 from tests import builders
 from tests.attr.changes import Lora

@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 
 from captum_clip import checks, files, load_clip
+from captum_clip.bench.data import readers
 from captum_clip.cli.shared import read_image
-from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
-from captum_clip.evaluation import image_features
-from captum_clip.evaluation.data import formats
-from captum_clip.evaluation.storage import storage_of
 from captum_clip.explaining.explanation import Explanation
-from captum_clip.pictures import as_pil
+from captum_clip.files import as_pil
+from captum_clip.folders.storage import image_features, storage_of
+from captum_clip.targets import EmotionProbe
 
 
 def test_check_integer_takes_whole_numbers_in_range() -> None:
@@ -163,8 +162,8 @@ def circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         as_pil,
         Explanation.load,
         EmotionProbe.load,
-        formats.MaskedFolder,
-        formats.ClassFolder,
+        readers.MaskedFolder,
+        readers.SampleList,
         read_image,
     ],
 )

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from captum_clip import classify, explain, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
-from captum_clip.explaining import classify as module
+from captum_clip.explaining import explain as module
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.explaining.hints import OUTSTANDING, UNRELATED, find_class_hints
 from captum_clip.models import ClipAdapter

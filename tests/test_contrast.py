@@ -14,7 +14,7 @@ from captum_clip.attr import DirectContribution
 from captum_clip.errors import CaptumClipError, InputError, TargetError
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.models import ClipAdapter
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from captum_clip.visualization import NEGATIVE, POSITIVE
 from captum_clip.visualization.colors import blend
 from tests import builders

@@ -22,7 +22,7 @@ from captum_clip.attr import (
 )
 from captum_clip.errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
 from captum_clip.models import ClipAdapter
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders
 from tests.samples import picture
 

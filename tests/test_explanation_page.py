@@ -88,8 +88,8 @@ def test_a_page_holds_the_maps_and_nothing_of_the_network(
 def test_notes_are_those_of_a_figure(found: dict[str, Explanation], folder: Path) -> None:
     of = {kind: data_of((folder / f"{kind}.html").read_text("utf-8")) for kind in KINDS}
     for kind in ("words", "pairs"):
-        assert of[kind]["images"][0]["notes"] == found[kind].notes[0]
-        weights = found[kind].weights.flatten().tolist()
+        assert of[kind]["images"][0]["notes"] == [shown.note for shown in found[kind].shown()[0]]
+        weights = [shown.weight for shown in found[kind].shown()[0]]
         assert of[kind]["images"][0]["weights"] == pytest.approx(weights)
     assert (
         of["texts"]["images"][0]["notes"][0] == f"cosine {float(found['texts'].scores[0, 0]):.3f}"
@@ -212,7 +212,9 @@ def test_a_word_shows_its_map_and_a_region_its_words(
     dog = page.evaluate(drawn)
     assert dog != whole
     at = divmod(int(pairs.maps["positive"][0, 5].argmax()), 7)
-    assert said(page) == f"“dog”: {pairs.notes[0][5]}, strongest at row {at[0]}, column {at[1]}"
+    assert (
+        said(page) == f"“dog”: {pairs.shown()[0][5].note}, strongest at row {at[0]}, column {at[1]}"
+    )
     page.mouse.move(0, 0)
     assert page.evaluate(drawn) == whole
     chips.nth(5).click()

@@ -67,14 +67,14 @@ def test_a_word_has_its_share_where_words_are_parts() -> None:
     pairs = asked(SENTENCE, side="pairs")
     dog = pairs["dog"]
     wanted = f"share {float(pairs.scores[0, 5]):+.3f}"
-    assert dog.notes[0] == dog["dog"].notes[0] == [wanted]
+    assert dog.shown()[0][0].note == dog["dog"].shown()[0][0].note == wanted
     assert wanted in lines_of(dog)
     assert "lost" not in lines_of(dog)
     assert f"cosine {float(pairs.scores[0, 0]):.3f}" in lines_of(pairs[SENTENCE])
     matched = explain(SCENES[0], reference=SCENES[1], model="demo/vit", side="pairs")
     cell = matched["row 3, column 2"]
     assert torch.equal(cell.maps["positive"], matched.match(3, 2).maps["positive"])
-    assert cell.notes == matched.match(3, 2).notes
+    assert cell.shown() == matched.match(3, 2).shown()
     assert f"cosine {float(matched.scores[0, 0]):.3f}" in lines_of(matched["reference"])
 
 

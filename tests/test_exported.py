@@ -16,16 +16,23 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import ClipSimilarity, DirectContribution, explain, exported, load_clip
+from captum_clip import ClipSimilarity, DirectContribution, explain, load_clip
+from captum_clip.apps import export as writing
+from captum_clip.apps import exported
+from captum_clip.apps.export import (
+    OUTPUTS,
+    RUNTIME,
+    RUNTIME_FILES,
+    ImageGraph,
+    runtime_files,
+    to_onnx,
+    write_browser_page,
+)
 from captum_clip.attr.contributions import any_target
 from captum_clip.cli import main
 from captum_clip.demo import MODELS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError, UnsupportedModelError
-from captum_clip.exported import writing
-from captum_clip.exported.adapter import ExportedAdapter
-from captum_clip.exported.graphs import OUTPUTS, ImageGraph, to_onnx
-from captum_clip.exported.page import FILES, RUNTIME, runtime_files, write_page
 from tests import builders, timm_builders
 
 pytest.importorskip("onnxruntime")
@@ -57,9 +64,9 @@ def test_scores_maps_and_picture_are_those_of_explain(folder: Path, tmp_path: Pa
 def test_it_runs_without_torch(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(SCENES[0]).save(tmp_path / "scene.png")
     code = (
-        "import sys; from captum_clip import exported; "
+        "import sys; from captum_clip.apps import exported; "
         "found = exported.load(sys.argv[1]).explain(sys.argv[2], 'a horse'); "
-        "found.save(sys.argv[3]); assert 'torch' not in sys.modules"
+        "assert 'torch' not in sys.modules; found.save(sys.argv[3])"
     )
     paths = map(str, (folder, tmp_path / "scene.png", tmp_path / "map.png"))
     subprocess.run([sys.executable, "-c", code, *paths], check=True, timeout=120)
@@ -100,19 +107,13 @@ def test_graph_of_a_tower_is_its_vectors_for_any_batch(build: Any, depth: str) -
     assert not clip.model.training
 
 
-def test_options_of_the_method_and_smaller_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writing, "SCENES", 2)
+def test_options_of_the_method(tmp_path: Path) -> None:
     clip = load_clip("demo/vit")
     method = "direct:baseline=mean,depth=token"
-    off = writing.export(clip, tmp_path / "small", method=method, precision="int8")
-    assert 0 < off["score"] < 0.1
-    assert 0 < off["cell"] < 1
-    made = exported.load(tmp_path / "small").explain(SCENES[0], TEXTS)
+    writing.export(clip, tmp_path / "token", method=method)
+    made = exported.load(tmp_path / "token").explain(SCENES[0], TEXTS)
     found = explain(SCENES[0], TEXTS, model=clip, method=method, sign="both", hints=False)
-    largest = float(found.maps["positive"].max())
-    assert np.abs(made.maps["positive"] - found.maps["positive"].numpy()).max() < 0.3 * largest
+    assert np.allclose(made.maps["positive"], found.maps["positive"], atol=1e-6)
 
 
 def test_a_graph_that_differs_leaves_nothing_behind(
@@ -163,7 +164,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder node_modules whose files hold their own names."""
     path: Path = tmp_path_factory.mktemp("node_modules")
     for package, version in RUNTIME.items():
-        for name in ("package.json", *FILES[package]):
+        for name in ("package.json", *RUNTIME_FILES[package]):
             (path / package / name).parent.mkdir(parents=True, exist_ok=True)
             (path / package / name).write_text(f'{{"name": "{name}", "version": "{version}"}}')
     return path
@@ -180,11 +181,11 @@ def test_the_page_loads_its_runtime_from_a_cdn_or_from_copies(
     }
     assert not (folder / "runtime").exists()
     about = replace(exported.load(folder).about, model="<b>")
-    write_page(tmp_path, about, runtime_files(packages))
+    write_browser_page(tmp_path, about, runtime_files(packages))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert not re.findall(r"https?://|<b>", page)
     assert "drawn scenes only" not in page
-    for package, names in FILES.items():
+    for package, names in RUNTIME_FILES.items():
         for name in names:
             copy = tmp_path / "runtime" / package / name
             assert copy.read_bytes() == (packages / package / name).read_bytes()
@@ -240,26 +241,3 @@ def test_openclips_own_tokenizer_has_a_form_as_json() -> None:
     for text in ("a photo of a dog", "it's 3 O'Clock!", "Crème brûlée", "naïve 🐴"):
         row = clip.tokenizer(text)[0]
         assert made.encode(text).ids == row[: int(row.argmax()) + 1].tolist(), text
-
-
-def test_an_index_is_built_and_searched_with_it(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("lancedb")
-    from captum_clip.search import ImageIndex
-
-    for number, scene in enumerate(SCENES):
-        Image.fromarray(scene).save(tmp_path / f"{number}.png")
-    clip = load_clip("demo/vit")
-    adapter = ExportedAdapter(exported.load(folder))
-    found = [
-        ImageIndex.build(each, tmp_path, tmp_path / f"{number}.lance").search("a horse")
-        for number, each in enumerate((clip, adapter))
-    ]
-    assert found[0].files == found[1].files
-    assert np.allclose(found[0].scores, found[1].scores, atol=1e-6)
-    maps = [each.explanation.maps["positive"] for each in found]
-    assert torch.allclose(maps[0], maps[1], atol=1e-3)
-    assert len(ImageIndex.open(tmp_path / "0.lance", adapter)) == 3
-    with pytest.raises(
-        InputError, match="a model that was loaded by name, for Ray, got 'demo/vit'"
-    ):
-        ImageIndex.build(adapter, tmp_path, tmp_path / "ray.lance", engine="ray")

@@ -19,12 +19,11 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import exported
+from captum_clip.apps import exported
+from captum_clip.apps.export import export
+from captum_clip.apps.exported import FILES, SUMS, Explained, ExportedClip
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
-from captum_clip.exported import Explained, ExportedClip
-from captum_clip.exported.manifest import FILES, SUMS
-from captum_clip.exported.writing import export
 from captum_clip.models import load_clip
 
 SCENE = draw_scene(0, objects=["horse", "dog"]).image

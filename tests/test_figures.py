@@ -14,22 +14,17 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_clip import (
-    ClipSimilarity,
-    DirectContribution,
-    Explanation,
-    LayerAttention,
-    explain,
-    figures,
-    maps,
-    targets,
-)
-from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
-from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.evaluation import run_study
+from captum_clip import ClipSimilarity, DirectContribution, Explanation, explain, maps, targets
+from captum_clip.apps import heads
+from captum_clip.bench import figures
+from captum_clip.bench.study import run_study
+from captum_clip.demo.catalog import CLASSES, EMOTIONS
+from captum_clip.errors import InputError
 from captum_clip.models import ClipAdapter
+from captum_clip.targets import EmotionProbe
 from captum_clip.visualization import grid
 from captum_clip.visualization.arrays import framed, letterbox
+from captum_clip.visualization.charts import REST, sum_notes
 from captum_clip.visualization.colors import (
     ALPHA,
     HEAT,
@@ -39,7 +34,6 @@ from captum_clip.visualization.colors import (
     colormap,
     score_note,
 )
-from captum_clip.visualization.strips import REST, min_max, sum_notes
 from tests import builders, folders
 from tests.figure_parts import lines_of, pixels_of
 
@@ -97,64 +91,14 @@ def check_pictures(figure: Figure, wanted: list[Any]) -> None:
         assert gap.mean() < 1e-4
 
 
-def check_signed(shown: list[Any], picture: Any, raw: Any, *, shared: bool) -> None:
+def check_signed(shown: list[Any], picture: Any, raw: Any) -> None:
     """Maps (L, H, W) are drawn in orange and blue, to their largest absolute value."""
-    largest = np.abs(raw).max(axis=None if shared else (-2, -1), keepdims=True)
+    largest = np.abs(raw).max(axis=(-2, -1), keepdims=True)
     for pixels, heatmap in zip(shown, raw / np.where(largest > 0, largest, 1), strict=True):
         for cmap, sign in ((POSITIVE, 1), (NEGATIVE, -1)):
             there = sign * heatmap >= 0
             drawn = blend(picture, (sign * heatmap).clip(0), cmap, ALPHA)
             np.testing.assert_allclose(pixels[there], drawn[there], atol=5e-3)
-
-
-# layers
-
-
-@pytest.mark.parametrize("rows", ["cls", "sum"])
-def test_layers_draws_what_layer_attention_gives(vit: ClipAdapter, rows: Any) -> None:
-    figure = figures.layers(
-        photo(), "a horse", references=[photo(1)], model=vit, rows=rows, cmap="mask"
-    )
-    images = vit.preprocess(photo())
-    picture = picture_of(vit)
-
-    def masked(of: str, of_images: bool = False) -> list[Any]:
-        target = targets.image(vit, photo(1)) if of_images else targets.text(vit, "a horse")
-        method = LayerAttention(ClipSimilarity(vit, target))
-        raw = [method.attribute(images, target=0, index=i, of=of, rows=rows) for i in range(3)]
-        return [picture * maps.normalize(enlarged(m, 32))[0, 0, ..., None].numpy() for m in raw]
-
-    wanted = [picture, *masked("attention"), picture, *masked("gradient")]
-    wanted += [picture_of(vit, 1), *masked("gradient", of_images=True)]
-    check_pictures(figure, wanted)
-    said = {"cls": "row CLS", "sum": "sum of all rows"}[rows]
-    assert any(said in line for line in lines_of(figure))
-
-
-def test_layers_of_a_resnet_there_are_none(resnet: ClipAdapter) -> None:
-    with pytest.raises(UnsupportedModelError, match="small ResNet has a convolutional tower"):
-        figures.layers(photo(), "a horse", model=resnet)
-
-
-def test_layers_of_a_tower_without_cls_are_named_so() -> None:
-    clip = builders.open_clip_vit_mean().load()
-    figure = figures.layers(photo(), "a horse", model=clip)
-    assert any("mean of all rows" in line for line in lines_of(figure))
-
-
-@pytest.mark.parametrize("scale", ["each", "shared"])
-def test_gradients_are_orange_above_zero_and_blue_below(vit: ClipAdapter, scale: Any) -> None:
-    """And their range is below them, without a minus zero."""
-    figure = figures.layers(photo(), "a horse", model=vit, scale=scale)
-    images = vit.preprocess(photo())
-    method = LayerAttention(ClipSimilarity(vit, targets.text(vit, "a horse")))
-    raw = torch.cat([method.attribute(images, index=i, of="gradient") for i in range(3)])[:, 0]
-    large = enlarged(raw, 32).numpy()
-    check_signed(pixels_of(figure)[5:], picture_of(vit), large, shared=scale == "shared")
-    lines = lines_of(figure)
-    assert {"attention, low to high", "raises the cosine", "lowers it", "layer 2"} <= set(lines)
-    ends = [f"{value:.2g}".replace("-", "\u2212") for value in (large[1].min(), large[1].max())]
-    assert " to ".join(ends) in lines
 
 
 # compare
@@ -163,7 +107,7 @@ def test_gradients_are_orange_above_zero_and_blue_below(vit: ClipAdapter, scale:
 def test_compare_has_all_methods_that_fit_and_all_targets(
     vit: ClipAdapter, resnet: ClipAdapter
 ) -> None:
-    figure = figures.compare(
+    figure = figures.compare_methods(
         [photo(), photo(1)], ["a horse", "sky"], references=photo(2), models=[vit, resnet]
     )
     lines = lines_of(figure)
@@ -184,7 +128,7 @@ def test_compare_has_all_methods_that_fit_and_all_targets(
 def test_compare_draws_the_maps_of_explain(vit: ClipAdapter, resnet: ClipAdapter) -> None:
     """A row an image, target and model, a column a method, on what the first model sees."""
     columns = [(vit, "last-grad"), (vit, "all-grad"), (resnet, "grad-cam")]
-    figure = figures.compare(
+    figure = figures.compare_methods(
         [photo(), photo(1)],
         ["a horse", "sky"],
         references=photo(2),
@@ -209,21 +153,10 @@ def test_compare_draws_the_maps_of_explain(vit: ClipAdapter, resnet: ClipAdapter
     assert score_note(score) in lines_of(figure)
 
 
-def test_a_shared_scale_is_that_of_a_column(vit: ClipAdapter) -> None:
-    given = [photo(), photo(1)]
-    found = explain(given, "a horse", model=vit, method="last-grad")
-    large = enlarged(found.maps["positive"], 32)[:, 0]
-    shares = maps.normalize(large.reshape(1, -1)).reshape(large.shape)
-    figure = figures.compare(given, "a horse", models=vit, methods="last-grad", scale="shared")
-    wanted = []
-    for image, share in zip(found.images, shares, strict=True):
-        picture = image.movedim(0, -1).numpy()
-        wanted += [picture, over(picture, share)]
-    check_pictures(figure, wanted)
-
-
 def test_methods_of_one_name_keep_their_columns(vit: ClipAdapter) -> None:
-    figure = figures.compare(photo(), "a horse", models=vit, methods=["last-grad", "last-grad"])
+    figure = figures.compare_methods(
+        photo(), "a horse", models=vit, methods=["last-grad", "last-grad"]
+    )
     assert {"last-grad", "last-grad (2)"} <= set(lines_of(figure))
 
 
@@ -232,7 +165,7 @@ def test_methods_of_one_name_keep_their_columns(vit: ClipAdapter) -> None:
 
 def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapter) -> None:
     given: dict[str, Any] = {"models": [vit, resnet], "methods": "mamooler"}
-    figure = figures.signs(photo(), ["a horse", "a dog"], references=photo(3), **given)
+    figure = figures.draw_signs(photo(), ["a horse", "a dog"], references=photo(3), **given)
     explained = []
     for clip in (vit, resnet):
         parts = [targets.text(clip, ["a horse", "a dog"]), targets.image(clip, photo(3))]
@@ -250,15 +183,12 @@ def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapte
     assert lines.count("(grad-cam)") == 3  # in a line of its own
 
 
-def test_the_signs_of_a_row_share_a_scale_unless_told_otherwise(vit: ClipAdapter) -> None:
+def test_the_signs_of_a_row_share_a_scale(vit: ClipAdapter) -> None:
     found = explain(photo(), "a horse", model=vit, sign="both")
     both, picture = found.heatmap("bicubic"), seen_by(found)
-    each = {sign: maps.normalize(enlarged(raw, 32)) for sign, raw in found.maps.items()}
-    scales: list[tuple[Any, Any]] = [("shared", both), ("each", each)]
-    for scale, heatmaps in scales:
-        drawn = [over(picture, heatmap[0, 0], "viridis") for heatmap in heatmaps.values()]
-        figure = figures.signs(photo(), "a horse", models=vit, cmap="viridis", scale=scale)
-        check_pictures(figure, [picture, *drawn])
+    drawn = [over(picture, heatmap[0, 0], "viridis") for heatmap in both.values()]
+    figure = figures.draw_signs(photo(), "a horse", models=vit, cmap="viridis")
+    check_pictures(figure, [picture, *drawn])
 
 
 # emotions
@@ -269,22 +199,18 @@ def probe(size: int = 24) -> EmotionProbe:
     return EmotionProbe(rows, np.zeros(len(CLASSES)))
 
 
-@pytest.mark.parametrize("scale", ["each", "shared"])
 def test_emotions_has_a_row_a_model_and_a_column_an_emotion(
-    vit: ClipAdapter, resnet: ClipAdapter, scale: Any
+    vit: ClipAdapter, resnet: ClipAdapter
 ) -> None:
     """In the order of their names, each with its peak."""
     names = ["fear", "awe"]
-    figure = figures.emotions(
-        photo(), [probe(), probe()], names=names, models=[vit, resnet], scale=scale
-    )
+    figure = figures.draw_emotions(photo(), [probe(), probe()], names=names, models=[vit, resnet])
     wanted, lines = [], lines_of(figure)
     for clip in (vit, resnet):
         found = explain(photo(), targets.emotion(clip, probe(), names), model=clip)
         picture, side = seen_by(found, SHARED), found.images.shape[-1]
         raw = enlarged(found.maps["positive"][0], side)
-        one = maps.normalize(raw.reshape(1, -1)).reshape(raw.shape)
-        shares = maps.normalize(raw) if scale == "each" else one
+        shares = maps.normalize(raw)
         wanted += [picture, *(over(picture, share) for share in shares)]
         for peak in (raw.amax((-2, -1)) / raw.max()).tolist():
             assert any(f"peak {peak:.0%}" in line for line in lines)
@@ -293,30 +219,29 @@ def test_emotions_has_a_row_a_model_and_a_column_an_emotion(
 
 
 def test_all_eight_emotions_are_shown_by_default(vit: ClipAdapter) -> None:
-    lines = lines_of(figures.emotions(photo(), probe(), models=vit))
+    lines = lines_of(figures.draw_emotions(photo(), probe(), models=vit))
     assert [line for line in lines if line in CLASSES] == list(EMOTIONS)
 
 
 def test_emotions_need_a_probe_for_each_model(vit: ClipAdapter) -> None:
     with pytest.raises(InputError, match=r"expected 2 probes, one for each .*, got 1"):
-        figures.emotions(photo(), probe(), models=[vit, vit])
+        figures.draw_emotions(photo(), probe(), models=[vit, vit])
 
 
 def test_one_model_with_two_probes_shows_both(vit: ClipAdapter) -> None:
     other = EmotionProbe(-probe().weights, np.zeros(len(CLASSES)))
-    shown = pixels_of(figures.emotions(photo(), [probe(), other], names="awe", models=[vit, vit]))
+    shown = pixels_of(
+        figures.draw_emotions(photo(), [probe(), other], names="awe", models=[vit, vit])
+    )
     assert not np.array_equal(shown[1], shown[3])
 
 
 # words
 
 
-@pytest.mark.parametrize("scale", ["norm", "each"])
-def test_words_has_a_row_a_model_with_its_own_norms(
-    vit: ClipAdapter, resnet: ClipAdapter, scale: Any
-) -> None:
-    """The whole text, then each word dimmed by its norm, or in full."""
-    figure = figures.words(photo(), "a horse", models=[vit, resnet], scale=scale)
+def test_words_has_a_row_a_model_with_its_own_norms(vit: ClipAdapter, resnet: ClipAdapter) -> None:
+    """The whole text, then each word dimmed by its norm."""
+    figure = figures.draw_words(photo(), "a horse", models=[vit, resnet])
     wanted, lines = [], lines_of(figure)
     for clip in (vit, resnet):
         found, norms = explain(photo(), "a horse", model=clip, words=True), [1.0]
@@ -326,14 +251,14 @@ def test_words_has_a_row_a_model_with_its_own_norms(
         picture, side = seen_by(found, SHARED), found.images.shape[-1]
         shares = maps.normalize(enlarged(found.maps["positive"][0], side))
         for share, norm in zip(shares, [1, *(n / max(norms[1:]) for n in norms[1:])], strict=True):
-            wanted.append(over(picture, share * (norm if scale == "norm" else 1)))
+            wanted.append(over(picture, share * norm))
         wanted.insert(len(wanted) - 3, picture)
     check_pictures(figure, wanted)
-    assert any("dimmed by their norms" in line for line in lines) == (scale == "norm")
+    assert any("dimmed by their norms" in line for line in lines)
 
 
 def test_words_can_be_picked(vit: ClipAdapter) -> None:
-    figure = figures.words(photo(), "a horse and a dog", picked=["dog", (0, 2)], models=vit)
+    figure = figures.draw_words(photo(), "a horse and a dog", picked=["dog", (0, 2)], models=vit)
     names = ["image", "a horse and a dog", "dog", "a horse"]
     assert [line for line in lines_of(figure) if line in [*names, "a", "horse", "and"]] == names
 
@@ -360,7 +285,7 @@ def mean_maps(study: Path) -> Any:
 
 
 def test_average_draws_the_mean_maps_of_a_study(study: Path) -> None:
-    figure, mean = figures.average(study), mean_maps(study)
+    figure, mean = figures.draw_average(study), mean_maps(study)
     share = (mean - mean.min()) / (mean.max() - mean.min())
     check_pictures(figure, list(colormap(HEAT)(share)[..., :3]))
     lines = lines_of(figure)
@@ -369,7 +294,7 @@ def test_average_draws_the_mean_maps_of_a_study(study: Path) -> None:
 
 
 def test_average_takes_several_studies_and_some_targets(study: Path) -> None:
-    figure = figures.average([study, study], names="a dog", cmap="jet")
+    figure = figures.draw_average([study, study], names="a dog", cmap="jet")
     share = maps.normalize(torch.from_numpy(mean_maps(study)[1])).numpy()
     drawn = colormap("jet")(share)[..., :3]
     check_pictures(figure, [drawn, drawn])
@@ -378,16 +303,16 @@ def test_average_takes_several_studies_and_some_targets(study: Path) -> None:
 
 def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no finished study; 'captum-clip study statistics"):
-        figures.average(tmp_path)
+        figures.draw_average(tmp_path)
     with pytest.raises(InputError, match="a target of a horse, a dog, got 'a cat'"):
-        figures.average(study, names=["a cat"])
+        figures.draw_average(study, names=["a cat"])
     with pytest.raises(InputError, match="at least one folder"):
-        figures.average([])
+        figures.draw_average([])
     (tmp_path / "statistics.csv").touch()
     (tmp_path / "mean_maps").mkdir()
     (tmp_path / "mean_maps" / "00.npz").touch()
     with pytest.raises(InputError, match="no study that can be read"):
-        figures.average(tmp_path)
+        figures.draw_average(tmp_path)
 
 
 # All of them
@@ -396,13 +321,12 @@ def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "draw"),
     [
-        ("direct", partial(figures.words, text="a horse")),
-        ("direct", partial(figures.signs, texts="a horse")),
-        ("last-grad", partial(figures.signs, texts="a horse", methods="mamooler")),
-        ("direct", partial(figures.emotions, probes=probe())),
-        ("last-grad", partial(figures.compare, texts="a horse", methods="mamooler")),
-        ("layer", lambda image, models: figures.layers(image, "a horse", model=models)),
-        ("direct", lambda image, models: figures.heads(image, "a horse", model=models)),
+        ("direct", partial(figures.draw_words, text="a horse")),
+        ("direct", partial(figures.draw_signs, texts="a horse")),
+        ("last-grad", partial(figures.draw_signs, texts="a horse", methods="mamooler")),
+        ("direct", partial(figures.draw_emotions, probes=probe())),
+        ("last-grad", partial(figures.compare_methods, texts="a horse", methods="mamooler")),
+        ("direct", lambda image, models: heads.score_figure(models, image, "a horse")),
     ],
 )
 def test_every_figure_names_its_model_and_the_method_that_explain_takes(
@@ -412,29 +336,27 @@ def test_every_figure_names_its_model_and_the_method_that_explain_takes(
     lines = lines_of(draw(photo(), models=vit))
     assert any("small ViT" in line for line in lines)
     assert any(re.search(rf"\b{name}\b", line) for line in lines)
-    assert "layer" in name or explain(photo(), "a horse", model=vit).method == "direct"
+    assert explain(photo(), "a horse", model=vit).method == "direct"
 
 
 def test_models_that_see_images_of_other_shapes_stand_side_by_side(vit: ClipAdapter) -> None:
     wide = builders.open_clip_vit(image_size=(32, 64)).load(name="wide")
-    figure = figures.words(photo(), "horse", models=[vit, wide])
+    figure = figures.draw_words(photo(), "horse", models=[vit, wide])
     assert {shape.shape[:2] for shape in pixels_of(figure)} == {(32, 64)}
     assert (pixels_of(figure)[0][:, :16] == 1).all()  # the margin of the square image
 
 
 WRONG_FIGURES: list[tuple[Callable[[ClipAdapter], Any], str]] = [
-    (lambda clip: figures.signs([], "a", models=clip), "at least one image"),
-    (lambda clip: figures.signs(photo(), models=clip), "neither"),
-    (lambda clip: figures.signs(photo(), "a", models=[]), "at least one model"),
-    (lambda clip: figures.signs(photo(), "a", models=clip, scale=BAD), "a scale of shared"),
-    (lambda clip: figures.compare(photo(), "a", models=clip, methods="kam"), "expected one of"),
+    (lambda clip: figures.draw_signs([], "a", models=clip), "at least one image"),
+    (lambda clip: figures.draw_signs(photo(), models=clip), "neither"),
+    (lambda clip: figures.draw_signs(photo(), "a", models=[]), "at least one model"),
     (
-        lambda clip: figures.words(photo(), "a", models=clip, methods="grad-cam"),
-        "none of the methods grad-cam fits small ViT",
+        lambda clip: figures.compare_methods(photo(), "a", models=clip, methods="kam"),
+        "expected one of",
     ),
     (
-        lambda clip: figures.layers(photo(), "a", model=clip, rows=BAD),
-        "expected `rows` of cls, sum",
+        lambda clip: figures.draw_words(photo(), "a", models=clip, methods="grad-cam"),
+        "none of the methods grad-cam fits small ViT",
     ),
 ]
 
@@ -443,13 +365,6 @@ def test_figures_name_what_is_wrong(vit: ClipAdapter) -> None:
     for draw, message in WRONG_FIGURES:
         with pytest.raises(InputError, match=message):
             draw(vit)
-
-
-def test_maps_stretched_as_one_keep_their_order() -> None:
-    first, second = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[2.0, 4.0]]])
-    one, other = min_max([first, second], shared=True)
-    torch.testing.assert_close(one, first / 4)
-    torch.testing.assert_close(other, second / 4)
 
 
 # heads
@@ -486,7 +401,7 @@ def test_heads_are_those_of_direct_contribution_in_their_order(name: str, sign: 
     if sign == "both":
         wanted += [head for head in reversed(ranked) if sums[head] < 0][:2]
     others = len(sums) - len(wanted)
-    figure = figures.heads(photo(), "a horse", model=clip, count=2, sign=sign)
+    figure = heads.score_figure(clip, photo(), "a horse", count=2, sign=sign)
     shown = sum(sums[head] for head in wanted)
     values = [*(sums[head] for head in wanted), *[score - rest - shown] * bool(others), rest]
     lines = lines_of(figure)
@@ -501,31 +416,28 @@ def test_heads_are_those_of_direct_contribution_in_their_order(name: str, sign: 
     assert score_note(score) in lines
 
 
-@pytest.mark.parametrize("scale", ["each", "shared"])
-def test_maps_are_orange_where_a_head_adds_and_blue_where_it_takes_away(
-    vit: ClipAdapter, scale: Any
-) -> None:
+def test_maps_are_orange_where_a_head_adds_and_blue_where_it_takes_away(vit: ClipAdapter) -> None:
     every = contributions(vit)[0].flatten(0, 1)
     order = every.sum((-2, -1)).argsort(descending=True)[:2]
     others = every.sum(0, keepdim=True) - every[order].sum(0)
     raw = torch.cat([every[order], others, torch.zeros_like(others)])
-    shown = pixels_of(figures.heads(photo(), "a horse", model=vit, count=2, scale=scale))
+    shown = pixels_of(heads.score_figure(vit, photo(), "a horse", count=2))
     np.testing.assert_allclose(shown[0], picture_of(vit), atol=1e-6)
     large = enlarged(raw, 32).numpy()
-    check_signed(shown[1:], picture_of(vit), large, shared=scale == "shared")
+    check_signed(shown[1:], picture_of(vit), large)
 
 
-def test_an_image_as_target_stands_in_place_of_the_image(vit: ClipAdapter) -> None:
-    figure = figures.heads(photo(), references=photo(1), model=vit, cmap="viridis")
-    np.testing.assert_allclose(pixels_of(figure)[0], picture_of(vit, 1), atol=1e-6)
-    assert {"image 0", "low to high"} <= set(lines_of(figure))
+def test_heads_have_an_image_as_target(vit: ClipAdapter) -> None:
+    figure = heads.score_figure(vit, photo(), targets.image(vit, photo(1)))
+    np.testing.assert_allclose(pixels_of(figure)[0], picture_of(vit), atol=1e-6)
+    assert "image 0" in lines_of(figure)
 
 
 def test_heads_of_a_tower_without_any_are_refused_before_it_runs() -> None:
     small = builders.open_clip_vit_mean()
     small.model.visual.register_forward_pre_hook(lambda *_: pytest.fail("was run"))
     with pytest.raises(InputError, match="no attention, and so no"):
-        figures.heads(photo(), "a horse", model=small.load())
+        heads.score_figure(small.load(), photo(), "a horse")
 
 
 def test_numbers_under_the_heads_add_up_to_the_score() -> None:
@@ -545,18 +457,15 @@ def test_numbers_under_the_heads_add_up_to_the_score() -> None:
 
 
 WRONG_HEADS: list[tuple[dict[str, Any], str]] = [
-    ({"text": ()}, "expected a text or an image to explain, got neither"),
-    ({"text": ["a", "b"]}, "expected 1 target, got 2"),
-    ({"references": photo()}, "expected 1 target, got 2"),
-    ({"count": 0}, "expected count of 1 or more, got 0"),
+    ({"count": 0}, "count of 1 or more, got 0"),
     ({"sign": BAD}, "a sign of positive, negative, both, got 'nonsense'"),
-    ({"scale": BAD}, "a scale of each, shared, got 'nonsense'"),
-    ({"image": [photo(), photo()]}, "expected 1 image, got 2"),
+    ({"image": [photo(), photo()]}, "expected one image, got 2"),
 ]
 
 
 def test_heads_name_what_is_wrong(vit: ClipAdapter) -> None:
-    given = {"image": photo(), "text": "a horse", "model": vit}
-    for options, message in WRONG_HEADS:
-        with pytest.raises(InputError, match=f"figures.heads: .*{message}"):
-            figures.heads(**{**given, **options})
+    given: dict[str, Any] = {"clip": vit, "image": photo(), "target": "a horse"}
+    two = targets.text(vit, ["a", "b"])
+    for options, message in [*WRONG_HEADS, ({"target": two}, "one target, got 2")]:
+        with pytest.raises(InputError, match=f"score_figure: .*{message}"):
+            heads.score_figure(**{**given, **options})

@@ -12,8 +12,7 @@ import pytest
 
 from captum_clip import files
 from captum_clip.errors import InputError
-from captum_clip.files import replace_file
-from captum_clip.pictures import as_pil
+from captum_clip.files import as_pil, replace_file
 
 
 @pytest.mark.parametrize("error", [RuntimeError("half-way"), KeyboardInterrupt()])

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_clip import DirectContribution, figures, heads, load_clip, targets
+from captum_clip import DirectContribution, load_clip, targets
+from captum_clip.apps import heads
 from captum_clip.attr import HeadVectors
-from captum_clip.demo.captions import concept_texts
+from captum_clip.demo.catalog import concept_texts
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.evaluation.image_batches import readable_images
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.folders.storage import readable_images
+from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders
 from tests.figure_parts import lines_of
 
@@ -221,7 +222,7 @@ def test_long_texts_of_heads_leave_room_for_each_other(vectors: HeadVectors) -> 
 
 def test_heads_of_a_figure_take_words() -> None:
     clip, image = load_clip("demo/vit"), draw_scene(0, objects=["horse"]).image
-    figure = figures.heads(image, "a horse", model=clip, words={(3, 2): "a horse, a cake"})
+    figure = heads.score_figure(clip, image, "a horse", words={(3, 2): "a horse, a cake"})
     written = " ".join(lines_of(figure))
     assert "layer 3, head 2: a horse, a cake" in written
     assert "layer 4, head 0:" not in written

@@ -15,7 +15,7 @@ from torch import nn
 from torchmetrics.functional import classification, regression
 
 from captum_clip import attr, maps, metrics, targets
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders
 from tests.attr import cases
 from tests.samples import uniform

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_clip import explain, heads, load_clip, metrics, targets
-from captum_clip.errors import InputError, TargetError, public
-from captum_clip.kinds import is_kind
+from captum_clip import explain, load_clip, metrics, targets
+from captum_clip.apps import heads
+from captum_clip.errors import InputError, TargetError, is_kind, public
 from captum_clip.models import ClipAdapter
 
 PHOTO = np.zeros((32, 32, 3), np.uint8)

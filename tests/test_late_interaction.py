@@ -1,4 +1,4 @@
-"""captum_clip.late_interaction: shares, and what the score loses, against plain loops."""
+"""captum_clip.apps.late_interaction: shares, and what the score loses, against plain loops."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_clip import Explanation, late_interaction, load_clip
+from captum_clip import Explanation, load_clip
+from captum_clip.apps import late_interaction
+from captum_clip.apps.late_interaction import LateInteraction
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.late_interaction import LateInteraction
 
 GRID = (3, 4)
 
@@ -89,8 +90,8 @@ def test_an_explanation_has_tokens_and_the_whole(drawn: LateInteraction, tmp_pat
     assert found.names == ("query", *(f"token {n}" for n in range(1, 6)))
     assert torch.allclose(found.scores[:, 0].double(), drawn.scores)
     assert torch.allclose(found.maps["positive"][:, 0].double(), drawn.maps().sum(1), atol=1e-6)
-    assert found[0].notes[0][0] == f"share {float(drawn.scores[0]):+.3f}"
-    assert "cosine" not in str([found.notes, found["query"].notes])
+    assert found[0].shown()[0][0].note == f"share {float(drawn.scores[0]):+.3f}"
+    assert "cosine" not in str([found.shown(), found["query"].shown()])
     page = drawn.save(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "token 5" in page
     similar = drawn.explanation("similarity")
@@ -148,5 +149,5 @@ def test_a_region_must_leave_a_vector() -> None:
 
 def test_load_clip_sends_a_late_interaction_model_here() -> None:
     kind = type("ColPaliForRetrieval", (torch.nn.Module,), {})
-    with pytest.raises(UnsupportedModelError, match=r"captum_clip\.late_interaction"):
+    with pytest.raises(UnsupportedModelError, match=r"captum_clip\.apps\.late_interaction"):
         load_clip(kind())

@@ -21,18 +21,19 @@ from captum_clip import (
     DirectContribution,
     errors,
     explain,
-    exported,
     load_clip,
     maps,
     metrics,
     targets,
     visualization,
 )
+from captum_clip.apps import exported
+from captum_clip.bench.evaluator import evaluate
+from captum_clip.bench.run import EvaluationConfig
 from captum_clip.demo import MODELS
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.emotions import EmotionProbe
-from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.models.names import check_stated
+from captum_clip.targets import EmotionProbe
 from tests.test_docs import ROOT
 
 HORSE = "a horse"

@@ -22,11 +22,11 @@ from captum_clip import (
     load_clip,
     targets,
 )
+from captum_clip.apps.heads import head_vectors
+from captum_clip.apps.search import ImageIndex
+from captum_clip.bench.run import StudyConfig
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
-from captum_clip.evaluation import StudyConfig
-from captum_clip.heads import head_vectors
-from captum_clip.search import ImageIndex
 
 clip = load_clip("demo/vit")
 

@@ -24,7 +24,7 @@ from captum_clip import (
 from captum_clip import maps as resizing
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.visualization.matching import _strongest
+from captum_clip.visualization.charts import _strongest_matches
 
 TEXT = "a horse and a dog"
 SCENE = draw_scene(3, objects=["horse", "dog"])
@@ -107,9 +107,12 @@ def test_notes_have_both_numbers_and_weights_are_of_one_scale(pairs: Explanation
     assert pairs.leave_one_out is not None
     share, lost = float(pairs.scores[1, 2]), float(pairs.leave_one_out[1, 2])
     wanted = f"share {share:+.3f}, lost {lost:+.3f}".replace("-", "\N{MINUS SIGN}")
-    assert pairs.notes[1][2] == wanted
+    assert pairs.shown()[1][2].note == wanted
     peaks = torch.maximum(*pairs.maps.values()).amax((-2, -1))[:, 1:]
-    torch.testing.assert_close(pairs.weights[:, 1:], peaks / peaks.amax(1, keepdim=True))
+    torch.testing.assert_close(
+        torch.tensor([[s.weight for s in row[1:]] for row in pairs.shown()]),
+        peaks / peaks.amax(1, keepdim=True),
+    )
     drawn = [text.get_text() for axes in pairs.plot().axes for text in axes.texts]
     assert any(wanted in text for text in drawn)
 
@@ -154,7 +157,7 @@ def test_a_cell_is_counted_along_the_rows_of_the_references_grid() -> None:
 
 def test_the_strongest_match_of_two_images_is_what_both_show(matched: Explanation) -> None:
     shares = matched.maps["positive"][0, 1:].unflatten(0, matched.cells).numpy()
-    on_other, on_image = next(_strongest(shares, 1))
+    on_other, on_image = next(_strongest_matches(shares, 1))
     for region, scene, thing in ((on_other, OTHER, 0), (on_image, SCENE, 1)):
         row, column = divmod(int(region.argmax()), 7)
         cell = scene.objects[thing].mask[32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
@@ -167,10 +170,10 @@ def test_matches_are_connected_cells_half_as_large_or_more_and_never_meet() -> N
     shares[0, 1, 1, 1], shares[2, 2, 0, 0] = 3, 4
     shares[2, 0, 1, 2] = 6  # the image's cell belongs to the first match
     shares[1, 2, 3, 0] = 1.9  # less than a quarter of the strongest
-    found = list(_strongest(shares.numpy(), 4))
+    found = list(_strongest_matches(shares.numpy(), 4))
     cells = [[np.argwhere(part).tolist() for part in match] for match in found]
     assert cells == [[[[0, 0]], [[1, 1], [1, 2]]], [[[2, 2]], [[0, 0]]]]
-    assert list(_strongest(-shares.numpy(), 4)) == []
+    assert list(_strongest_matches(-shares.numpy(), 4)) == []
 
 
 def test_a_weaker_match_is_paler() -> None:

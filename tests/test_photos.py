@@ -17,9 +17,9 @@ from torchvision import transforms
 from captum_clip import explain, maps
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.explaining.explanation import Explanation
-from captum_clip.explaining.photos import lay_on_photos, normalized, preprocess
+from captum_clip.explaining.regions import lay_on_photos, normalized, preprocess
 from captum_clip.models import ClipAdapter
-from captum_clip.models.geometry import crop_of
+from captum_clip.models.images import crop_of
 from captum_clip.visualization import overlay
 from tests import builders
 from tests.figure_parts import pixels_of
@@ -286,7 +286,7 @@ def test_tensors_have_no_photo(vit: ClipAdapter, monkeypatch: pytest.MonkeyPatch
     def unknown(*_: Any) -> Any:
         raise UnsupportedModelError("unknown")
 
-    monkeypatch.setattr("captum_clip.explaining.photos.crop_of", unknown)
+    monkeypatch.setattr("captum_clip.explaining.regions.crop_of", unknown)
     found = explain(picture(), "a horse", model=vit)
     with pytest.raises(InputError, match=r"it is not known how the processor of .* crops them"):
         found.plot(original=True)

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 
 from captum_clip import explain
+from captum_clip.cli.options import OPTIONS
 from captum_clip.errors import InputError, argument, spelled
-from captum_clip.explaining.explain import check
-from captum_clip.explaining.request import TARGET, Request, Side, Sign, check_request
+from captum_clip.explaining.request import (
+    TARGET,
+    Request,
+    Side,
+    Sign,
+    check_explain,
+    check_request,
+)
 
 FIELDS: dict[str, Field[Any]] = {entry.name: entry for entry in fields(Request)}
 
@@ -41,7 +48,8 @@ def test_the_documentation_of_explain_tells_each_argument() -> None:
 def test_every_field_has_help_and_knows_what_it_excludes() -> None:
     for name, entry in FIELDS.items():
         assert entry.default is not MISSING or name == "options"
-        assert entry.metadata.get("help") or name == "options"
+        help = OPTIONS["help"]["explain"]
+        assert name in help or name in ("image", "options")
         for conflict in entry.metadata.get("conflicts", ()):
             assert conflict.others.keys() <= {*FIELDS, TARGET} - {name}
     assert FIELDS["side"].metadata["choices"] == Side.__args__  # type: ignore[attr-defined]
@@ -64,4 +72,4 @@ def test_all_that_is_excluded_is_named() -> None:
     request = Request("a.png", "a", against="b", words=True, side="text")
     said = "where in the image; leave `words=True` and `side='text'` out.$"
     with pytest.raises(InputError, match=said):
-        check(request)
+        check_explain(request)

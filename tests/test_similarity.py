@@ -9,7 +9,7 @@ import torch
 
 from captum_clip import targets
 from captum_clip.errors import InputError, TargetError
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders, oracles
 from tests.attr import cases
 from tests.samples import normal

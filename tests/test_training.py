@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_clip import ClipSimilarity, DirectContribution, targets
 from captum_clip.errors import InputError
-from captum_clip.training import agreement, outside_share
+from captum_clip.maps import agreement, outside_share
 from tests import builders
 from tests.attr import cases
 
@@ -54,8 +54,8 @@ REFUSED: tuple[tuple[Any, Tensor, Tensor, str], ...] = (
     (outside_share, in_graph(), MASK[0], r"masks of shape \(B, H, W\)"),
     (outside_share, in_graph(), 0 * MASK, r"masks of the images \[0\] are empty; leave these"),
     (outside_share, in_graph()[0], MASK, r"maps of shape \(B, K, h, w\)"),
-    (agreement, in_graph(), MAPS[:, :1], r"wanted maps of shape \(1, 2, 2, 2\)"),
-    (agreement, in_graph(), 0 * MAPS, "wanted maps of the images .* are empty"),
+    (agreement, in_graph(), MAPS[:, :1], r"expected maps of shape \(1, 2, 2, 2\)"),
+    (agreement, in_graph(), 0 * MAPS, "expected maps of the images .* are empty"),
 )
 
 

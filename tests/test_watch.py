@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import Attention
 from captum_clip.models.attentions import PooledToken
+from captum_clip.recording.hooks import Watch
 from captum_clip.recording.reads import AttentionRead
-from captum_clip.recording.watch import Watch
 from tests.samples import normal
 
 SDPA = F.scaled_dot_product_attention

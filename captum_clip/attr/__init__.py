@@ -1,18 +1,17 @@
 """Saliency methods for CLIP, each a `captum.attr` attribution."""
 
 from ._base import ResNetAttribution, ViTAttribution
-from ._vectors import HeadVectors
+from .additive import ConservativePropagation, HeadVectors
 from .attention_methods import (
     AllGradAttention,
     AttentionGradCam,
     AttentionRollout,
+    GradEclip,
     LastGradAttention,
     LayerAttention,
 )
-from .class_activation import CamFamily, ClipGradCam
-from .contributions import ConservativePropagation, DirectContribution
-from .interactions import DirectInteraction, InteractionRest
-from .last_layers import GradEclip, LeGrad, PatchSimilarity
+from .class_activation import CamFamily, ClipGradCam, LeGrad, PatchSimilarity
+from .contributions import DirectContribution, DirectInteraction, InteractionRest
 from .registry import METHODS, register
 from .removal import ReaderRemoval
 

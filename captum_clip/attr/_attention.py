@@ -1,23 +1,250 @@
-"""The arithmetic of multi-head attention: gradients of its weights, and their propagation.
+"""Gradients at the attentions of one forward, and the arithmetic that maps are made of.
+
+The forward runs to its end, with a graph from an attention on, and every derivative is taken
+between points of that graph. What a map leaves out is seen to have no gradient.
 
 Shapes: B images, K targets, H heads, s tokens (CLS first), D = H d the width. Half-precision
 tensors are computed with in float32, and autocast is off, so a map depends on neither.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import grad
 
-from ..errors import UnsupportedModelError
+from ..errors import CaptureError, UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
-from ..models.steps import Direction, run_steps, split_heads
-from ..models.towers import Pooling, TransformerTower
-from ..recording.graph import detached, no_graph
+from ..models.steps import Direction, call_steps, run_steps, split_heads
+from ..models.towers import Pooling, ResNetTower, TextTower, TransformerTower
+from ..recording.observe import Features, Kernels, Sums
 from ..recording.reads import AttentionRead
+from ..recording.records import Recording, agree, detached, keeps_graph, no_graph
+from ._call import (
+    Call,
+    Pass,
+    ReadsMoreError,
+    batched,
+    embedded_scores,
+    observed,
+    refuse_checkpointing,
+    together,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LastGradient:
+    """The gradient of the last attention, which is the pooling head's where there is one.
+
+    Attributes:
+        row: d y / d A of the pooled row, (K', B, H, s), where all others are exactly zero.
+        output: the gradient at the heads' outputs, (K', B, H, s, d), where they are not zero: then
+            there is no `row`.
+    """
+
+    run: Pass
+    read: AttentionRead
+    row: Tensor | None = None
+    output: Tensor | None = None
+
+    def matrices(self, tower: TransformerTower) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows to read (k, B, s) of k targets at a time, and d y / d A of the last layer.
+
+        The latter are (k, B, H, s, s).
+        """
+        assert self.output is not None
+        for output in torch.split(self.output, together(_largest(self.read.out))):
+            start = start_row(output, tower, self.read.pooled)
+            yield start, matrix_gradient(self.read, output)
+
+
+def last_gradient(tower: TransformerTower, call: Call, *kernels: Kernels) -> LastGradient:
+    """Run once, read the attentions of other layers as well, and differentiate the last one."""
+    last = len(tower.attentions) - 1
+    if tower.pooling != "mean":
+        blocks = Sums(range(last, len(tower.layers)), copies=call.copies)
+        run = observed(tower, call, *kernels, Kernels([last]), blocks, leaf=True)
+        read = run.record.reads[last]
+        with suppress(ReadsMoreError):
+            return LastGradient(run, read, row_gradient(read, _through_one_token(tower, run, read)))
+    refuse_checkpointing(tower)
+    run = observed(tower, call, *kernels, Kernels([last], leaf=True))
+    read = run.record.reads[last]
+    output = run.stacked_gradients(read.out)  # (K', B, H, rows, d)
+    if tower.pooling == "attention":
+        _check_first_query(output)
+    elif tower.pooling == "mean" or _reads_others(output, read.pooled):
+        return LastGradient(run, read, output=output)
+    return LastGradient(run, read, row_gradient(read, read.select(output)))
+
+
+def _through_one_token(tower: TransformerTower, run: Pass, read: AttentionRead) -> Tensor:
+    """The gradients (K', B, H d) at the last heads' outputs of the pooled token.
+
+    It alone goes once more through the rest of the last block and the head, for all targets in one
+    product: a backward through all tokens would cost s times as much for each.
+
+    Raises:
+        ReadsMoreError: that token alone does not make the scores, as where a hook changes it.
+    """
+    record, last, embedded = run.record, len(tower.attentions) - 1, embedded_scores(tower, run)
+    more = ReadsMoreError("The scores depend on more than the pooled token.")
+    heads = read.select(detached(read.out)).flatten(1)
+    gradients = []
+    # one token for each target: a batched backward would differentiate norms one by one
+    for rows in torch.split(embedded.gradient, together(8 * heads.numel())):
+        count = len(rows)
+        leaf = heads.repeat(count, 1).requires_grad_()
+        try:
+            token = merged(read.attention, leaf)
+            if tower.pooling == "cls":
+                layer, entered = tower.layers[last], record.rows[last][0].repeat(count, 1)
+                stream = entered + call_steps(layer.branch(), token.to(entered.dtype))
+                token = call_steps(layer.after_attention(), stream)
+            embedding = call_steps(embedded.head(tower), token)
+        # of a module that needs all tokens
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise more from error
+        returned = embedded.embedding.repeat(count, 1)
+        # a hook may wipe what leads from the attention
+        if not embedding.requires_grad or not agree(record, (embedding, returned)):
+            raise more
+        cotangent = rows.flatten(0, 1).to(embedding.dtype)
+        [gradient] = grad(embedding, leaf, cotangent, create_graph=keeps_graph())
+        gradients.append(gradient.view(*rows.shape[:2], -1))
+    return torch.cat(gradients)
+
+
+def _reads_others(output: Tensor, pooled: PooledToken) -> bool:
+    """Whether other tokens than the pooled one have a gradient (k, B, H, s, d)."""
+    reached = output.ne(0).any(-1).any(-2)  # (k, B, s)
+    return bool((reached & pooled.row_of(reached[0]).eq(0)).any())
+
+
+def _check_first_query(gradient: Tensor) -> None:
+    """Only a pooling head's first query may have a gradient (..., queries, d): it is pooled."""
+    if gradient[..., 1:, :].any():
+        raise CaptureError(
+            "The scores depend on several queries of the tower's pooling head; only the first one, "
+            "which makes the image embedding, can be explained."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AllGradients:
+    """One forward whose graph begins at an attention, and the `points` to differentiate.
+
+    They are the outputs of the heads (B, H, s, d) in every attention from there on.
+    """
+
+    tower: TransformerTower
+    run: Pass
+    points: tuple[Tensor, ...]
+
+    @property
+    def together(self) -> int:
+        """How many targets are differentiated at once."""
+        return together(max(*map(_largest, self.points), sum(p.numel() for p in self.points)))
+
+    def gradients(self) -> Iterator[tuple[Tensor, ...]]:
+        """Those of the points (k, B, H, s, d), of some targets at once."""
+        return self.run.gradients(*self.points, together=self.together)
+
+    def attention(self, *, averaged: bool = False) -> Callable[[int], Tensor]:
+        """That of layers, as `kept_attention` has it."""
+        again = len(self.run.columns) > self.together
+        return kept_attention(self.run.record, again, averaged=averaged)
+
+    def pool_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """D y / d A (k, B, H, s) and A (B, H, s) of a pool, given the gradient of its point."""
+        read = self.run.record.reads[len(self.tower.attentions) - 1]
+        _check_first_query(gradient)
+        return row_gradient(read, read.select(gradient)), read.row()
+
+
+def _largest(out: Tensor) -> int:
+    """The most numbers of one target at heads' outputs (B, H, s, d), in A or a wider MLP."""
+    return out[..., 0].numel() * max(out.shape[-2], 4 * out.shape[-1])
+
+
+def all_gradients(
+    tower: TransformerTower, call: Call, start: int, first: int | None = None
+) -> AllGradients:
+    """Run once with a graph from the attention of layer `start` on, all kept from `first`."""
+    refuse_checkpointing(tower)
+    others = {*range(start if first is None else first, len(tower.attentions))} - {start}
+    run = observed(tower, call, Kernels([start], leaf=True), Kernels(sorted(others)))
+    points = (run.record.reads[index].out for index in range(start, len(tower.attentions)))
+    return AllGradients(tower, run, tuple(points))
+
+
+def kept_attention(
+    record: Recording, again: bool, *, averaged: bool = False
+) -> Callable[[int], Tensor]:
+    """A function of a kept layer: its attention (B, H, s, s), or `averaged` (B, 1, s, s)."""
+
+    def attention(index: int) -> Tensor:
+        matrix: Tensor = record.reads[index].matrix()
+        return matrix.mean(1, keepdim=True) if averaged else matrix
+
+    return cache(attention) if again else attention  # other targets need it again
+
+
+def resnet_gradient(
+    tower: ResNetTower, call: Call, *, detached: bool = False
+) -> tuple[Pass, Tensor]:
+    """Run once: the last stage's features in the recording, and d y / d shift (K', B, C).
+
+    A shift of all positions, since Grad-CAM needs the gradient only through its mean over them;
+    `detached` takes the weights of an attention pool as constants.
+    """
+    with suppress(UnsupportedModelError, ReadsMoreError):  # of a pool that cannot be read
+        pool = Kernels(range(len(tower.attentions)))
+        run = observed(tower, call, Features(), pool, leaf=True)
+        return run, _shift_gradient(tower, run, detached)
+    if detached:
+        raise UnsupportedModelError(
+            "attention='detached' needs a score of the pool's output alone; leave it out."
+        )
+    # the whole gradient, from the features on
+    run = observed(tower, call, Features(leaf=True))
+    return run, run.stacked_gradients(run.record.features).sum((-2, -1))
+
+
+def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor:
+    """The gradients (K', B, C) of a shift, from those at the heads of the pool or at the mean.
+
+    Raises:
+        ReadsMoreError: the embedding, or values and the query of the pool, are not what the
+            weights make of the features.
+    """
+    record, read = run.record, run.record.reads.get(0)
+    more = ReadsMoreError("The scores depend on more than the features' way through the pool.")
+    # written-out attention shows its weights, and not the scale of its products
+    if read is not None and read.weights is not None:
+        raise more
+    embedded = embedded_scores(tower, run)
+    features = to_float32(record.features.detach())
+    with autocast_disabled(features):
+        token = features.mean((-2, -1)) if read is None else heads_output(read)
+        steps = () if read is None else read.attention.merge_steps()
+        embedding = run_steps((*steps, *embedded.head(tower)), token.requires_grad_())
+        pairs = [(embedding, to_float32(embedded.embedding))]
+        if read is not None:
+            query_map, _, value_map = read.attention.input_maps()
+            tokens, values, first = features_mixture(read)
+            query = read.select(read.query).flatten(1)
+            pairs += [(value_map(tokens), values), (query_map(first), query)]
+        if not agree(record, *pairs):
+            raise more
+        gradients = partial(grad, embedding, token, retain_graph=True)
+        at_token = batched(gradients, embedded.gradient.to(embedding.dtype), token)
+        return at_token if read is None else shift_gradient(read, at_token, detached=detached)
 
 
 def merged(attention: Attention, heads: Tensor, run: Callable[..., Tensor] = run_steps) -> Tensor:
@@ -120,6 +347,7 @@ def check_heads(counts: Sequence[int]) -> None:
 def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
     """E_h[(gradient * row)^+] (L, K, B, s) of K gradients (K, B, H, s) and L rows (L, B, H, s)."""
     with autocast_disabled(gradient):
+        gradient = gradient.to(rows.dtype)  # a kernel may run in another
         # (g a)^+ = g^+ a^+ + g^- a^-, without a tensor of all targets and layers at once
         steps = torch.einsum("kbhs,lbhs->lkbs", gradient.clamp(min=0), rows.clamp(min=0))
         if bool((rows < 0).any()):  # as a difference of attentions may be
@@ -146,7 +374,13 @@ def start_row(gradient: Tensor, tower: TransformerTower, pooled: PooledToken) ->
 
     e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows; where it
     depends on nothing there, as after an attention that a hook wiped, the row that is pooled.
+    A text whose embedding is made of another token than its family says has no row to read.
     """
+    if isinstance(tower, TextTower) and tower.pooling == "cls" and _reads_others(gradient, pooled):
+        raise UnsupportedModelError(
+            f"the {tower.noun} pools neither the first token of a text nor the token that ends it; "
+            "check its end token (eos_token_id)."
+        )
     gradient = gradient.transpose(2, 3).flatten(3)
     like, prefix = gradient[0, ..., 0], tower.prefix
     # a forward function of the user's may read patches in a tower that pools CLS
@@ -165,11 +399,14 @@ def read_row(row: Tensor, matrix: Tensor) -> Tensor:
         return torch.einsum("...i,...ij->...j", row.to(matrix.dtype), matrix)
 
 
-def propagated(identity: Tensor, gained: Tensor, matrices: Iterable[Tensor]) -> Tensor:
-    """Apply v <- v + v M, one matrix (..., B, s, s) after the other, to v = identity + gained.
+def propagated(start: Tensor, matrices: Iterable[Tensor], *, residual: bool) -> Tensor:
+    """Apply v <- v + v M, one matrix (..., B, s, s) after the other, to rows (..., B, s).
 
-    Without the identity's row, which no target changes; with mean pooling 1 / N in every cell.
+    With `residual` less the rows to begin with, which no target changes; with mean pooling they
+    are 1 / N in every cell.
     """
+    zeros = torch.zeros_like(start)
+    identity, gained = (start, zeros) if residual else (zeros, start)
     for matrix in matrices:
         gained = gained + read_row(identity + gained, matrix)
     return gained

@@ -15,28 +15,39 @@ import torch
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ..checks import check_choice, check_flag, check_integer, expect, torch_failures
-from ..errors import (
-    CaptureError,
-    InputError,
-    UnsupportedModelError,
-    naming,
-    public,
-)
+from ..errors import CaptureError, InputError, UnsupportedModelError, naming, public
 from ..models import tower_of
 from ..models.library import nondeterminism
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
-from ..recording.graph import detached, kept_graph, with_whole_graph
 from ..recording.hooks import is_compiled, uncompiled
 from ..recording.look import kind_of, look
-from ..recording.records import ChangedInPlaceError, Recording
-from ..similarity import Similarity, TextSimilarity
-from ._call import Call, Columns, Computed, Indices, many_columns, one_column
-from ._engine import refuse_checkpointing
+from ..recording.records import (
+    ChangedInPlaceError,
+    Recording,
+    detached,
+    kept_graph,
+    with_whole_graph,
+)
+from ..targets.similarity import Similarity, TextSimilarity
+from ._call import (
+    Call,
+    Columns,
+    Computed,
+    Indices,
+    many_columns,
+    one_column,
+    refuse_checkpointing,
+)
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
-NOUNS: Final = {"vit": "vision transformer", "resnet": "convolutional tower", "text": "text tower"}
+KINDS: Final = {
+    "vit": "vision transformer",
+    "resnet": "convolutional tower",
+    "text": "text tower",
+}
 """Kinds of towers in messages."""
 
 
@@ -74,6 +85,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     _model: nn.Module | None  # of a forward function of the user's
     _looks: set[Any]  # kinds of models and inputs that were looked at
     _copies: bool = False  # whether the model works in place on tokens that are read later
+    _laws: ClassVar[tuple[str, ...]] = ("blocks",)  # what `look` sees to beside pixels and patches
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,11 +112,21 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """
         name = type(self).__name__
         with naming(name):
-            tower = _resolve_tower(forward_func, layer)
+            either = "pass a ClipSimilarity, or a callable images -> (B, K) with layer=model"
+            expect(callable(forward_func), "a forward function", forward_func, either)
+            if layer is None and not isinstance(forward_func, Similarity):
+                raise InputError(
+                    "with a forward function of your own, pass the model as `layer`, so that it is "
+                    "known where to look."
+                )
+            tower = _tower_in(forward_func, layer)
+            if layer is not None and tower.module is not tower_of(layer).module:
+                other = type(forward_func).__name__
+                raise InputError(f"`layer` is not the tower of the {other}; leave it out.")
         if tower.kind not in self.towers:
-            needed = " or a ".join(NOUNS[kind] for kind in self.towers)
+            needed = " or a ".join(KINDS[kind] for kind in self.towers)
             raise UnsupportedModelError(
-                f"{name} needs a {needed}, and this is a {NOUNS[tower.kind]}; take a method that "
+                f"{name} needs a {needed}, and this is a {KINDS[tower.kind]}; take a method that "
                 "fits it, such as direct (DirectContribution)."
             )
         # Captum's hooks and its users expect a module as the layer
@@ -114,17 +136,17 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         forward = self.forward_func
-        own = getattr(forward, "__qualname__", type(forward).__name__)
-        return f"{type(self).__name__}({forward if isinstance(forward, Similarity) else own})"
+        if not isinstance(forward, Similarity):
+            forward = getattr(forward, "__qualname__", type(forward).__name__)
+        return f"{type(self).__name__}({forward})"
 
     @abstractmethod
     def _compute(self, call: Call) -> Computed:
         """The formula."""
 
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
-        """Maps (B, K', ..., h, w), of texts (B, K', ..., T), of values (K', B, ...) as computed."""
-        values = values.transpose(0, 1)
-        return record.on_grid(values) if isinstance(self._tower, TransformerTower) else values
+        """Maps (B, K', ..., h, w), of texts (B, K', ..., T), from tokens' (K', B, ..., s)."""
+        return record.on_grid(values.transpose(0, 1))
 
     @classmethod
     def properties(cls, **options: Any) -> dict[str, bool]:
@@ -172,10 +194,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
         With ``create_graph`` of a differentiable method, maps, scores and rest lie in the graph of
         the model's parameters and, where they require a gradient, of the images, as a loss on maps
-        needs (:mod:`captum_clip.training`). Values are the same. The first call for each kind of
-        input differentiates them once to see that torch can, so make the method once. Training mode
-        with dropout or BatchNorm is a warning, and nothing is compared with what ran: what dropout
-        takes away inside a fused attention counts in the rest.
+        needs (:func:`captum_clip.maps.outside_share`). Values are the same. The first call for each
+        kind of input differentiates them once to see that torch can, so make the method once.
+        Training mode with dropout or BatchNorm is a warning, and nothing is compared with what ran:
+        what dropout takes away inside a fused attention counts in the rest.
 
         Args:
             inputs: preprocessed images (B, 3, H, W), or what the forward function takes first.
@@ -229,8 +251,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         check_flag("return_rest", return_rest)
         select = partial(many_columns, targets)
         result = self._run(inputs, additional_forward_args, select, options)
-        asked = (True, return_scores, return_rest)
-        parts = tuple(compress((result.values, result.scores, result.rest), asked))
+        chosen = (True, return_scores, return_rest)
+        parts = tuple(compress((result.values, result.scores, result.rest), chosen))
         return parts if len(parts) > 1 else result.values
 
     def _run(
@@ -242,10 +264,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         compute: Callable[..., Computed] | None = None,
         on_grid: bool = True,
     ) -> Computed:
-        """The result of the formula, or of another one, with maps (B, K', h, w) as its values.
+        """Run `_compute` or another formula; its values become maps (B, K', h, w).
 
-        Gradients are possible whatever the caller's mode, and none reaches the caller's tensors
-        but with ``create_graph`` among the options.
+        Gradients are possible in whatever mode the caller is. Without ``create_graph`` among the
+        options no gradient reaches the caller's tensors.
         """
         forward, name = self.forward_func, type(self).__name__
         create_graph = options.pop("create_graph", False)
@@ -253,12 +275,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         exact = self._check_tower(random=create_graph)
         self.check_options(**options)
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-        wanted, maker = "images", "clip.preprocess(images)"
+        expected, maker = "a tensor of images", "clip.preprocess(images)"
         if isinstance(forward, TextSimilarity):
-            wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
+            expected, maker = "a tensor of token ids", "ids, mask = clip.text_inputs(texts)"
         for each in tensors or (inputs,):
             is_batch = isinstance(each, Tensor) and each.ndim > 0
-            expect(is_batch, f"a tensor of {wanted}", each, f"{maker} makes one")
+            expect(is_batch, expected, each, f"{maker} makes one")
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         if isinstance(forward, Similarity):  # a target that cannot be selected is refused at once
             select = partial(select, names=forward.target.names)
@@ -271,14 +293,13 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             leaves = self._leaves(tensors) if create_graph else []
             tensors, extra = detach_inference(tensors), detach_inference(extra)
             call = Call(forward, tensors, extra, select, self._tower, name)
-            self._check_layers(**options)
             with torch_failures():
                 is_new = self._look(call, options, exact=exact)
                 with graph:
                     call = replace(call, images=tuple(map(detached, tensors)))
                     result = self._computed(partial(compute or self._compute, **options), call)
                     maps = detached(result.values)
-                if result.record.moved and not is_new:
+                if result.record.moved and (not is_new or len(tensors[0]) > 2):
                     self._look(call, options, exact=exact, again=True)
             kind = "graph", tensors[0].dtype, tensors[0].shape[1:]
             if leaves and (is_new or kind not in self._looks):
@@ -298,22 +319,21 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def _look(
         self, call: Call, options: dict[str, Any], *, exact: bool, again: bool = False
     ) -> bool:
-        """Look at a model once for each kind of it and of its inputs; whether it looked."""
+        """Check the laws once for each kind of model and inputs; True if they were checked now."""
         forward, images, tower = self.forward_func, call.images[0], self._tower
         # an adapter is ours, so that all methods of a model look once together
         looks = forward.clip.looks if isinstance(forward, Similarity) else self._looks
-        model = tower.module if self._model is None else self._model
-        model = forward.clip.model if isinstance(forward, Similarity) else model
-        laws = {*self._laws(**options)}
+        model, laws = self._whole_model, {*self._laws_of(**options)}
         # of one image batch and heads may stand in any order
         inputs = images.dtype, images.shape[1:], len(images) > 1
         kind = frozenset(laws), inputs, tower.kind, kind_of(tower.module, model)
         if kind in looks and not again:
             return False
-        calls, leaves = [call.of_two(), call], list[Tensor]()
+        calls, leaves = [call] if again else [call.of_two(), call], list[Tensor]()
         if not isinstance(forward, Similarity) and images.is_floating_point():
-            calls = [each.with_leaf() for each in calls]
-            leaves = [each.images[0] for each in calls]
+            leaves = [each.images[0].detach().clone().requires_grad_() for each in calls]
+            pairs = zip(calls, leaves, strict=True)
+            calls = [replace(each, images=(leaf, *each.images[1:])) for each, leaf in pairs]
         runs = [each.scores for each in calls]
         look(tower, runs, laws, exact=exact, images=leaves)
         if is_compiled(forward, model):  # whose backend may change numbers
@@ -328,22 +348,27 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         looks.add(kind)
         return True
 
-    def _check_layers(self, **options: Any) -> None:
-        """Raise InputError for options that do not fit the tower, before it runs."""
+    @property
+    def _whole_model(self) -> Any:
+        """The model of which the tower is a part."""
+        forward = self.forward_func
+        return forward.clip.model if isinstance(forward, Similarity) else self._model
 
-    @classmethod
-    def _laws(cls, **options: Any) -> tuple[str, ...]:
-        """What is looked at besides the way from pixels to patches, as `look` has it."""
-        return ("blocks",)
+    def _laws_of(self, **options: Any) -> tuple[str, ...]:
+        """The `_laws` where these options change them."""
+        return self._laws
 
     def _computed(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
-        """Run the formula, once more with copies for a model that works in place."""
+        """Run the formula; again with copies if the model changes tokens in place."""
+
+        def run() -> Computed:
+            result = compute(replace(call, copies=self._copies))
+            result.record.verify(call.method)
+            return result
+
         while True:
-            run = partial(compute, replace(call, copies=self._copies))
             try:
-                result = run()
-                result.record.verify(call.method)
-                return result
+                return run()
             except ChangedInPlaceError:
                 if self._copies:
                     raise
@@ -353,14 +378,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 if "cannot register a hook on a tensor" not in str(error):
                     raise
                 with with_whole_graph():
-                    result = run()
-                    result.record.verify(call.method)
-                    return result
+                    return run()
 
     def _check_tower(self, *, random: bool = False) -> bool:
         """Find the tower's parts as they are now, and whether they answer the same each time.
 
-        Where they do not, it is refused, or told where maps may be `random`.
+        If they do not, it is refused, or a warning if maps may be `random`.
         """
         self._tower = tower = _tower_in(self.forward_func, self._model)
         if (reason := nondeterminism(tower.module)) is not None:
@@ -373,12 +396,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         return reason is None
 
     def _leaves(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """What a graph of maps leads to: the parameters and inputs that require a gradient."""
+        """The parameters and inputs that require a gradient, to which a graph of maps leads."""
         refuse_checkpointing(self._tower)
-        forward: Any = self.forward_func
-        model: Any = forward.clip.model if isinstance(forward, Similarity) else self._model
-        leaves = [t for t in (*model.parameters(), *inputs) if t.requires_grad]
-        if isinstance(forward, Similarity) and not leaves:
+        leaves = [t for t in (*self._whole_model.parameters(), *inputs) if t.requires_grad]
+        if isinstance(self.forward_func, Similarity) and not leaves:
             raise InputError("create_graph: no parameter and no image requires a gradient.")
         return leaves
 
@@ -457,28 +478,16 @@ class ResNetAttribution(ClipAttribution):
     towers = ("resnet",)
     _tower: ResNetTower
 
+    @override
+    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
+        return values.transpose(0, 1)
+
 
 def detach_inference(inputs: Any) -> Any:
     """The inputs, copied where inference mode made them, since those can enter no graph."""
     if isinstance(inputs, tuple):
         return tuple(detach_inference(each) for each in inputs)
     return inputs.clone() if isinstance(inputs, Tensor) and inputs.is_inference() else inputs
-
-
-def _resolve_tower(forward_func: Any, layer: nn.Module | None) -> Tower:
-    """The tower of a `Similarity`, or of the module that was given as `layer`."""
-    either = "pass a ClipSimilarity, or a callable images -> (B, K) with layer=model"
-    expect(callable(forward_func), "a forward function", forward_func, either)
-    if layer is None and not isinstance(forward_func, Similarity):
-        raise InputError(
-            "with a forward function of your own, pass the model as `layer`, so that it is known "
-            "where to look."
-        )
-    tower = _tower_in(forward_func, layer)
-    if layer is not None and tower.module is not tower_of(layer).module:
-        other = type(forward_func).__name__
-        raise InputError(f"`layer` is not the tower of the {other}; leave it out.")
-    return tower
 
 
 def _tower_in(forward: Any, model: nn.Module | None) -> Tower:

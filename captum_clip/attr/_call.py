@@ -1,4 +1,4 @@
-"""One call of a method: the forward function with its arguments, its scores, and their gradients.
+"""One call of a method: the forward, its scores and gradients, and the embedding they are made of.
 
 Captum's `target` picks the columns (K', B) of a score (B, K): one score for each map.
 """
@@ -16,21 +16,25 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from ..checks import expect, show
-from ..errors import CaptureError, TargetError
-from ..models.library import has_no_foreign_hooks
-from ..models.towers import Tower
-from ..recording.graph import detached, keeps_graph
-from ..recording.records import Recording
-from ..similarity import ClipSimilarity, Similarity, TextSimilarity
+from ..errors import CaptureError, TargetError, UnsupportedModelError
+from ..maps import to_float32
+from ..models.library import checkpoints, has_no_foreign_hooks
+from ..models.steps import Direction, Step, run_steps
+from ..models.towers import ResNetTower, Tower, TransformerTower
+from ..recording.observe import Embedding, Features, Kernels, Observer, Outputs, Probes, observe
+from ..recording.records import NOTHING, Recording, detached, keeps_graph, no_graph
+from ..targets.similarity import ClipSimilarity, Similarity, TextSimilarity
 
 Columns = Sequence[int] | Tensor | None
 Indices = int | Sequence[Any] | Tensor | np.ndarray | None
-_COSINES = (
-    ClipSimilarity,
-    TextSimilarity,
-)  # their scores are known, those of a subclass may differ
+# their scores are known, those of a subclass may differ
+_COSINES = (ClipSimilarity, TextSimilarity)
 TOGETHER = 1 << 23  # numbers of a batched backward, which bounds its memory
 Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
+
+
+class ReadsMoreError(CaptureError):
+    """The scores depend on more than the embedding, or the pooled token."""
 
 
 class Computed(NamedTuple):
@@ -51,7 +55,7 @@ class Computed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A forward function, its arguments, and the columns that are asked for."""
+    """A forward function, its arguments, and the columns to explain."""
 
     forward: Callable[..., Tensor]
     images: tuple[Tensor, ...]
@@ -82,7 +86,7 @@ class Call:
         return scores[:, None] if scores.ndim == 1 else scores
 
     def of_two(self) -> "Call":
-        """The same of two images, the least that shows whether images mix."""
+        """The call with two images, the fewest that can show whether images mix."""
         count = len(self.images[0])
         extra = [x[:2] if isinstance(x, Tensor) and len(x) == count else x for x in self.extra]
         images = tuple(image[:2] for image in self.images)
@@ -90,19 +94,10 @@ class Call:
             images = tuple(torch.cat([image, image.flip(-1)]) for image in images)
         return replace(self, images=images, extra=tuple(extra))
 
-    def with_leaf(self) -> "Call":
-        """The same with its images as the beginning of a graph."""
-        first = self.images[0].detach().clone().requires_grad_()
-        return replace(self, images=(first, *self.images[1:]))
-
     def run(self, recording: AbstractContextManager[Recording]) -> "Pass":
         """Run the forward to its end under a recording."""
         with recording as record:
             scores = self.scores()
-        return self.as_pass(record, scores)
-
-    def as_pass(self, record: Recording, scores: Tensor) -> "Pass":
-        """The scores (B, K) of a recorded forward, and the columns that are asked for."""
         record.verify(self.method)
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)
@@ -129,7 +124,7 @@ class Pass:
 
     @property
     def chosen(self) -> Tensor:
-        """The scores that are asked for, (B, K'), without a graph unless it is kept."""
+        """The scores of the columns, (B, K'), without a graph unless it is kept."""
         return detached(self.scores).T.gather(0, self.columns).T.contiguous()
 
     def computed(self, values: Tensor, rest: Tensor | None = None) -> Computed:
@@ -137,15 +132,18 @@ class Pass:
         return Computed(self.record, values, self.chosen, rest)
 
     def gradients(self, *leaves: Tensor, together: int = 1) -> Iterator[tuple[Tensor, ...]]:
-        """The gradients (k, *leaf.shape) of some columns at a time with respect to the leaves."""
+        """The gradients `(k, *leaf.shape)` of some columns at a time with respect to the leaves."""
         return chunks(partial(self._known, leaves), self._one_hot(), together)
 
     def stacked_gradients(self, leaf: Tensor) -> Tensor:
-        """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
+        """The gradients of all columns with respect to one leaf, `(K', *leaf.shape)`."""
         return batched(partial(self._known, (leaf,)), self._one_hot(), leaf)
 
     def _known(self, leaves: Sequence[Tensor], rows: Tensor, **more: bool) -> tuple[Tensor, ...]:
-        """The gradients of the scores, zero where a hook wiped what a leaf led to."""
+        """Gradients of the scores at some leaves.
+
+        Zero for a leaf that none reaches, if a foreign hook may have cut it off; else an error.
+        """
         options: Any = {"retain_graph": True, "create_graph": keeps_graph(), **more}
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if self.scores.requires_grad:
@@ -163,23 +161,31 @@ class Pass:
         return tuple(leaf.new_zeros(*shape, *leaf.shape) if g is None else g for g, leaf in pairs)
 
     def mixed(self, *points: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of one mixture of the scores that are asked for, in which none cancels."""
+        """Gradients of one weighted sum of the columns' scores, so that all cost one backward."""
         if not self.scores.requires_grad or not points:
             return (None,) * len(points)
         rows = self._one_hot()  # (K', B, K)
-        mixture = torch.einsum("nbk,n->bk", rows, self.weights.to(rows))
+        weights = (1 + 0.618 * torch.arange(len(rows), device=rows.device)) % 1 + 0.5
+        mixture = torch.einsum("nbk,n->bk", rows, weights.to(rows))
         return grad(self.scores, points, mixture, retain_graph=True, allow_unused=True)
-
-    @property
-    def weights(self) -> Tensor:
-        """Those of the scores in that mixture, (K',)."""
-        count = torch.arange(len(self.columns), device=self.columns.device)
-        return (1 + 0.618 * count) % 1 + 0.5
 
     def _one_hot(self) -> Tensor:
         shape = (len(self.columns), *self.scores.shape)
         ones = torch.zeros(shape, dtype=self.scores.dtype, device=self.scores.device)
         return ones.scatter_(2, self.columns[..., None], 1)
+
+    @property
+    def scored(self) -> Tensor | None:
+        """The tower's own embedding where the scores are cosines of it, or None."""
+        record = self.record
+        for candidate in (record.projected, record.embedding):
+            if self.rows is None or candidate is None:
+                continue
+            # FLAVA projects all tokens
+            first = candidate[:, 0] if candidate.ndim == 3 else candidate
+            if first.shape == record.scored.shape and record.scored.equal(to_float32(first)):
+                return candidate
+        return None
 
 
 def together(numbers: int) -> int:
@@ -210,31 +216,28 @@ def batched(gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, leaf: Te
 
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
     """Captum's `target` -> (1, B), the score's column for each image."""
-    if target is None:
-        if count != 1:
-            raise TargetError(
-                f"the forward function returns {count} scores per image{_named(names)}; "
-                "choose one with target=0, or take all with attribute_targets."
-            )
-        target = 0
-    flat = _listed(target)
-    if len(flat) == 1:
-        flat *= batch
+    if target is None and count != 1:
+        raise TargetError(
+            f"the forward function returns {count} scores per image{_names_hint(names)}; "
+            "choose one with target=0, or take all with attribute_targets."
+        )
+    flat = _as_indices(0 if target is None else target)
+    flat = flat * batch if len(flat) == 1 else flat
     several = "for several maps of an image call attribute_targets"
     expected = f"one target, or one for each of {batch} images"
     expect(len(flat) == batch, expected, flat, several, error=TargetError)
-    return _checked(flat, count, names)[None]
+    return _checked_columns(flat, count, names)[None]
 
 
 def many_columns(targets: Columns, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
     """Indices, or None for all -> (K', B), the same column for every image."""
-    flat = _listed(range(count) if targets is None else targets)
+    flat = _as_indices(range(count) if targets is None else targets)
     if not flat:
         raise TargetError("targets is empty; leave it out to take all.")
-    return _checked(flat, count, names)[:, None].expand(-1, batch)
+    return _checked_columns(flat, count, names)[:, None].expand(-1, batch)
 
 
-def _listed(targets: Any) -> list[Any]:
+def _as_indices(targets: Any) -> list[Any]:
     """One or several targets as a list; Captum's one-tuples are those of single images."""
     if isinstance(targets, (Tensor, np.ndarray)):
         targets = targets.reshape(-1).tolist()
@@ -243,18 +246,188 @@ def _listed(targets: Any) -> list[Any]:
     return [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in several]
 
 
-def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
+def _checked_columns(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
     for index in flat:
         is_index = isinstance(index, Integral) and not isinstance(index, bool)  # NumPy's too
         expect(is_index, "a target of an index or one index per image", index, error=TargetError)
         if not -count <= int(index) < count:
             raise TargetError(
                 f"target: {show(index)} is out of range; there are {count} scores per image"
-                f"{_named(names)}."
+                f"{_names_hint(names)}."
             )
     return torch.tensor([int(index) for index in flat], device="cpu") % count
 
 
-def _named(names: Sequence[str]) -> str:
+def _names_hint(names: Sequence[str]) -> str:
     listed = ", ".join(repr(name) for name in names[:8])
     return f" ({listed}{', ...' if len(names) > 8 else ''})" if names else ""
+
+
+def observed(tower: Tower, call: Call, *observers: Observer, leaf: bool = False) -> Pass:
+    """Run once under some observers; with `leaf` the graph begins at the embedding.
+
+    Scores that are not the cosines of the embedding are then seen to read nothing below it.
+    """
+    recording = partial(observe, tower, *observers, Embedding(call.readout, leaf))
+    if not leaf:
+        return call.run(recording())
+    if call.is_cosine and (run := call.run(recording())).scored is not None:
+        return run
+    return replace(call.run(recording(Probes(range(len(tower.layers))))), rows=None)
+
+
+def without_gradient(tower: TransformerTower, call: Call, kernels: Kernels) -> Pass:
+    """Run once without any graph and read some layers."""
+    with no_graph():
+        return observed(tower, call, kernels)
+
+
+def refuse_checkpointing(tower: Tower) -> None:
+    """Raise UnsupportedModelError if blocks run again in the backward, where no hook sees them."""
+    if checkpoints(tower.module):
+        raise UnsupportedModelError(
+            f"The {tower.noun} checkpoints its activations, so its blocks run again in the "
+            "backward pass; turn gradient checkpointing off to explain it."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PooledEmbedding:
+    """An embedding e, the scores that are made of it, and what e itself is pooled from.
+
+    Attributes:
+        embedding: (B, E).
+        direction: y = d . e for K' texts, with the length of the embedding as a constant. It is
+            the direction's scale, so its rows are the texts' own where y is a cosine.
+        gradient: of the scores at e, (K', B, E).
+        projected: whether e comes out of the tower's whole head.
+        token: what is pooled, (B, D); with a mean of patches or features these, (B, N, D).
+        dtype: of the tower.
+    """
+
+    run: Pass
+    embedding: Tensor
+    direction: Direction
+    gradient: Tensor
+    projected: bool = True
+    token: Tensor = NOTHING
+    dtype: torch.dtype = torch.float32
+
+    def head(self, tower: Tower) -> tuple[Step, ...]:
+        """The steps of a tower's head up to the embedding that the scores are made of."""
+        whole = self.projected or tower.projection_module is None
+        return tower.head if whole else tower.head[:-1]
+
+
+def pooled_embedding(tower: Tower, call: Call, *observers: Observer) -> PooledEmbedding:
+    """Run once under some observers; the head must make the embedding of what is pooled."""
+    _ = tower.head  # which a family may not know: refused before any work
+    if isinstance(tower, ResNetTower):
+        observers = (*observers, Features())
+    elif tower.pooling != "attention":
+        observers = (*observers, Outputs([len(tower.layers) - 1]))
+    return with_token(tower, embedded_scores(tower, observed(tower, call, *observers, leaf=True)))
+
+
+def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
+    """The `token` of a `PooledEmbedding`, in the tower's own precision."""
+    if tower.pooling == "attention":
+        return record.pool
+    if not isinstance(tower, TransformerTower):
+        return detached(record.features).flatten(2).transpose(1, 2)
+    final = detached(record.outputs[len(tower.layers) - 1])
+    return final[:, tower.prefix :] if tower.pooling == "mean" else record.pooled.read(final)
+
+
+def with_token(tower: Tower, embedded: PooledEmbedding) -> PooledEmbedding:
+    """Add what is pooled, and compare what the head makes of it with the embedding."""
+    record, returned = embedded.run.record, embedded.embedding.detach()
+    token = pooled_tokens(tower, record)
+    with torch.no_grad():
+        again, steps = token, embedded.head(tower)
+        if tower.pooling == "mean":
+            before, steps = steps[: tower.steps_before_mean], steps[tower.steps_before_mean :]
+            again = record.pooled.mean(run_steps(before, token), slice(None))[:, 0]
+        again = run_steps(steps, again)
+        if again.shape != returned.shape:
+            again = torch.full_like(returned, torch.nan)
+        # of the tower's precision, since it may have been cast
+        record.compare("the embedding", to_float32(again), returned.to(token.dtype))
+    return replace(embedded, token=to_float32(token), dtype=token.dtype)
+
+
+def embedded_scores(tower: Tower, run: Pass, below: Tensor | None = None) -> PooledEmbedding:
+    r"""A forward's scores in terms of the embedding e, through which alone they read the tower.
+
+    The directions d of a cosine are the texts over the length of e. For any other score they are
+    :math:`g + (y - g \cdot e) e / |e|^2`, g its gradient at e, so that :math:`d \cdot e = y`; it
+    is seen that it depends through e alone on `below`, by default on what the tower returned.
+    """
+    record = run.record
+    if (scored := run.scored) is not None:
+        assert run.rows is not None
+        e = detached(record.scored)
+        scale = e.norm(dim=-1).clamp(min=1e-12).reciprocal()
+        direction = Direction.of(run.rows.to(e.dtype), scale)
+        cosines, size = direction.dot(e).T, run.chosen.norm(dim=1, keepdim=True).clamp(min=1)
+        record.compare("the score", cosines, run.chosen.to(cosines.dtype), size)
+        # what a cosine feels of its direction is not along e
+        along = cosines.T[..., None] * (e * scale[:, None])
+        gradient = (direction.rows - along) * scale[:, None]
+        return PooledEmbedding(run, record.scored, direction, gradient, scored is record.projected)
+    embedding = _scored_point(run, record.embedding if below is None else below)
+    if embedding is None:
+        raise ReadsMoreError(
+            f"The scores depend on more than the embedding that the {tower.noun} returned, such as "
+            "hidden states, so they cannot be taken apart. Use a method with gradients, such as "
+            "all-grad, or grad-cam on a convolutional tower."
+        )
+    projected = embedding is record.projected
+    gradient = to_float32(run.stacked_gradients(embedding))  # (K', B, E)
+    if embedding.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
+        gradient, embedding = gradient[:, :, 0], embedding[:, 0]
+    # a cosine is flat along e, so the part of the score along it is put back by hand
+    e = to_float32(detached(embedding))
+    along = run.chosen.T.to(gradient.dtype) - (gradient * e).sum(-1)
+    length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    rows = gradient * length + along[..., None] * (e / length)
+    # one direction for all images makes the products that follow one matrix
+    mean = rows.mean(1, keepdim=True)  # of cosines the images' rows are the same
+    rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
+    # rows that are equal here may have other derivatives
+    alike = ((rows - mean).norm(dim=-1) <= rounding).all()
+    rows = mean if bool(alike) and not keeps_graph() else rows
+    direction = Direction.of(rows, length[:, 0].reciprocal())
+    return PooledEmbedding(run, embedding, direction, gradient, projected)
+
+
+def _scored_point(run: Pass, below: Tensor) -> Tensor | None:
+    """The embedding through which alone the scores depend on what is below; None without one."""
+    candidates = run.record.projected, run.record.embedding
+    points = [each for each in candidates if each is not None and each.requires_grad]
+    probes = [] if run.record.probe is None else [run.record.probe]
+    # one mixture of all targets, in which nothing cancels, so that the law costs one backward
+    whole, *inner = run.mixed(below, *points, *probes)
+    if whole is None or any(each is not None and bool(each.any()) for each in inner[len(points) :]):
+        return None
+    for embedding, gradient in zip(points, inner, strict=False):
+        if _leads_through(run, embedding, gradient, whole, below):
+            return embedding
+    return None
+
+
+def _leads_through(
+    run: Pass, embedding: Tensor, inner: Tensor | None, whole: Tensor, below: Tensor
+) -> bool:
+    """Whether the scores depend on what is below through one point alone, its first token.
+
+    Given their gradients at both.
+    """
+    if inner is None or (embedding.ndim == 3 and inner[:, 1:].any()):
+        return False
+    if embedding is below:
+        return True
+    (through,) = grad(embedding, below, inner, retain_graph=True, allow_unused=True)
+    through = torch.zeros_like(whole) if through is None else through
+    off, size = (to_float32(each).norm() for each in (through - whole, whole))
+    return bool(off <= run.record.rounding(embedding) * size) or not whole.isfinite().all()

@@ -1,26 +1,23 @@
-"""Methods that read attention and its gradient: Grad-CAM, rollout, all-grad, last-grad, a layer."""
+"""Methods that read attention and its gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ..checks import expect, is_integer
+from ..errors import UnsupportedModelError
+from ..maps import autocast_disabled, to_float32
 from ..recording.observe import Kernels, keep
 from ..recording.reads import AttentionRead
+from ..recording.records import no_graph
 from . import _attention as mha
+from ._attention import LastGradient, all_gradients, kept_attention, last_gradient
 from ._base import ViTAttribution
-from ._call import Call, Computed
-from ._engine import (
-    LastGradient,
-    all_gradients,
-    kept_attention,
-    last_gradient,
-    once_more,
-    without_gradient,
-)
+from ._call import Call, Computed, without_gradient
 
 Weights = Literal["elementwise", "pooled"]
 
@@ -161,23 +158,23 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
         recorded = all_gradients(tower, call, start_layer)
-        attention, maps = recorded.attention(), list[Tensor]()
+        record, attention, maps = recorded.run.record, recorded.attention(), list[Tensor]()
         for *below, top in recorded.gradients():
-            if tower.pooling == "attention":  # no residual runs around it
-                gained = mha.weighted(*recorded.pool_row(top), dim=-2)  # (k, B, s)
-                eye = torch.zeros_like(gained)
+            if is_pool := tower.pooling == "attention":  # no residual runs around it
+                start = mha.weighted(*recorded.pool_row(top), dim=-2)  # (k, B, s)
             else:
-                eye, below = recorded.start_row(top), [*below, top]
-                gained = torch.zeros_like(eye)
+                start, below = mha.start_row(top, tower, record.pooled), [*below, top]
             steps = (
-                mha.weighted(recorded.layer_gradient(index, gradient), attention(index), dim=-3)
+                mha.weighted(
+                    mha.matrix_gradient(record.reads[index], gradient), attention(index), dim=-3
+                )
                 for index, gradient in reversed(list(zip(layers, below, strict=False)))
             )
-            maps.append(mha.propagated(eye, gained, steps))
+            maps.append(mha.propagated(start, steps, residual=not is_pool))
         return recorded.run.computed(torch.cat(maps))
 
 
-Heads = Literal["paired", "averaged"]
+Pairing = Literal["paired", "averaged"]
 
 
 @final
@@ -228,7 +225,7 @@ class LastGradAttention(ViTAttribution):
     towers = ("vit", "text")
 
     @override
-    def _compute(self, call: Call, *, heads: Heads = "paired", start_layer: int = 0) -> Computed:
+    def _compute(self, call: Call, *, heads: Pairing = "paired", start_layer: int = 0) -> Computed:
         layers, pooling = self._layers(start_layer), self._tower.pooling
         if pooling == "attention" and len(layers) > 1:
             return self._below_pooling_head(call, layers, heads)
@@ -254,50 +251,116 @@ class LastGradAttention(ViTAttribution):
         maps = steps[-1] + (passed * steps[:-1]).sum(0)
         return last.run.computed(maps)
 
-    def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Computed:
+    def _general(self, call: Call, last: LastGradient, layers: range, heads: Pairing) -> Computed:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
         run, record = last.run, last.run.record
         if self._tower.pooling != "mean":
             # the score turned out to read more tokens, and the rows that were kept will not do
-            record = once_more(self._tower, call, run, layers)
+            again = without_gradient(self._tower, call, Kernels(layers))
+            again.record.compare("a second forward", again.scores, run.scores)
+            again.record.verify(call.method)
+            record = again.record
         attention = kept_attention(record, len(run.columns) > 1, averaged=heads == "averaged")
-        maps = [
-            _propagated(
-                eye, torch.zeros_like(eye), _combined(gradient, heads, dim=-3), attention, layers
-            )
-            for eye, gradient in last.matrices(self._tower)
-        ]
+        maps = []
+        for start, gradient in last.matrices(self._tower):
+            steps = _steps(_combined(gradient, heads, dim=-3), attention, layers)
+            maps.append(mha.propagated(start, steps, residual=True))
         return run.computed(torch.cat(maps))
 
-    def _below_pooling_head(self, call: Call, layers: range, heads: Heads) -> Computed:
+    def _below_pooling_head(self, call: Call, layers: range, heads: Pairing) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
         recorded = all_gradients(self._tower, call, layers[-2], first=layers[0])
         attention = recorded.attention(averaged=heads == "averaged")
         maps = []
         for below, *_, top in recorded.gradients():
-            start = [_combined(each, heads, dim=-2) for each in recorded.pool_row(top)]
-            gained = mha.weighted(*start, dim=-2)  # (k, B, s)
-            gradient = _combined(recorded.layer_gradient(layers[-2], below), heads, dim=-3)
-            eye = torch.zeros_like(gained)  # no residual runs around the pool
-            maps.append(_propagated(eye, gained, gradient, attention, layers[:-1]))
+            pool = [_combined(each, heads, dim=-2) for each in recorded.pool_row(top)]
+            gradient = mha.matrix_gradient(recorded.run.record.reads[layers[-2]], below)
+            steps = _steps(_combined(gradient, heads, dim=-3), attention, layers[:-1])
+            # no residual runs around the pool
+            maps.append(mha.propagated(mha.weighted(*pool, dim=-2), steps, residual=False))
         return recorded.run.computed(torch.cat(maps))
 
 
-def _propagated(
-    eye: Tensor, gained: Tensor, gradient: Tensor, attention: Callable[[int], Tensor], layers: range
-) -> Tensor:
-    """Maps (k, B, s) from the rows to begin with and the last gradients (k, B, H, s, s)."""
-    matrices = (mha.weighted(gradient, attention(index), dim=-3) for index in reversed(layers))
-    return mha.propagated(eye, gained, matrices)
+def _steps(gradient: Tensor, attention: Callable[[int], Tensor], layers: range) -> Iterator[Tensor]:
+    """The matrices (k, B, s, s) of layers, from the last one down, with one gradient for all."""
+    return (mha.weighted(gradient, attention(index), dim=-3) for index in reversed(layers))
 
 
-def _combined(tensor: Tensor, heads: Heads, *, dim: int) -> Tensor:
+def _combined(tensor: Tensor, heads: Pairing, *, dim: int) -> Tensor:
     """All heads, or their mean in their place."""
     return tensor.mean(dim, keepdim=True) if heads == "averaged" else tensor
 
 
+@final
+class GradEclip(ViTAttribution):
+    r"""Last-layer values weighted by their gradient, spread by the keys (Zhao et al.).
+
+    .. math:: L_p = \Bigl(\sum_h \frac{\partial y}{\partial A_{n,h}[CLS, p]}\Bigr)^+ \lambda_p,
+              \quad \lambda = \text{min-max over patches of } \cos(q_{CLS}, k_p)
+
+    where :math:`\partial y / \partial A_{n,h}[CLS, p]` is the gradient at head h's output times
+    the value :math:`v_{hp}`, and q and k are a token's concatenated queries and keys of all heads,
+    as they enter the attention. The min-max weights take the softmax's place, which is too sparse
+    for a map.
+
+    The authors' code runs the last block again with one head of full width, so that it explains
+    another score than the model's; here the model's own heads and its own score stand.
+
+    In a tower with a pooling head (SigLIP, PE-Core) its query replaces that of CLS. Where CLS has
+    no gradient, as with mean pooling, the mean of the patches' rows and of their queries stands for
+    it. The map is non-negative; the negative map is the map of ``-target``.
+
+    Source: Zhao et al., ICML 2024 (Gradient-based Visual Explanation for Transformer-based CLIP).
+    """
+
+    name = "grad-eclip"
+    differentiable = True
+    towers = ("vit", "text")
+
+    @override
+    def _compute(self, call: Call) -> Computed:
+        tower = self._tower
+        last = last_gradient(tower, call)
+        read = last.read
+        if last.row is not None:
+            maps = last.row.sum(2).clamp(min=0) * self._spread(read, None)
+            return last.run.computed(maps)
+        assert last.output is not None
+        start = mha.start_row(last.output, tower, read.pooled)  # (K', B, s)
+        gradient = torch.einsum("kbs,kbhsd->kbhd", start.to(last.output), last.output)
+        rows = mha.row_gradient(read, gradient).sum(2).clamp(min=0)
+        spread = torch.stack([self._spread(read, each) for each in start])
+        return last.run.computed(rows * spread)
+
+    @no_graph()
+    def _spread(self, read: AttentionRead, start: Tensor | None) -> Tensor:
+        """Min-max over the patches of the cosine between keys and the pooled query, (B, s).
+
+        The query is that of CLS or the pooling head, or of a row `start` (B, s) of tokens.
+        """
+        if read.query is None or read.key is None:
+            raise UnsupportedModelError(
+                f"grad-eclip: {read.name} shows no queries and keys; use another method."
+            )
+        query, key = to_float32(read.query), to_float32(read.key)
+        with autocast_disabled(key):
+            if start is None:
+                row = read.select(query).flatten(1)  # (B, D)
+            else:
+                row = mha.read_row(start, query.transpose(1, 2).flatten(2))
+            cosine = F.cosine_similarity(row[:, None], key.transpose(1, 2).flatten(2), dim=-1)
+        span = read.span
+        hidden = read.pooled.hidden()
+        hidden = torch.zeros_like(cosine, dtype=torch.bool) if hidden is None else hidden
+        # padding has keys as well, whose cosines would stretch the range
+        low = cosine.masked_fill(hidden, torch.inf)[:, span].amin(1, keepdim=True)
+        high = cosine.masked_fill(hidden, -torch.inf)[:, span].amax(1, keepdim=True)
+        extent = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
+        return ((cosine - low) / extent).masked_fill(hidden, 0)
+
+
 Of = Literal["attention", "gradient"]
-Rows = Literal["cls", "sum"]
+LayerRows = Literal["cls", "sum"]
 
 
 @final
@@ -342,7 +405,7 @@ class LayerAttention(ViTAttribution):
 
     @override
     def _compute(
-        self, call: Call, *, index: int = -1, of: Of = "attention", rows: Rows = "cls"
+        self, call: Call, *, index: int = -1, of: Of = "attention", rows: LayerRows = "cls"
     ) -> Computed:
         count = len(self._tower.attentions)
         expected = f"index of a layer, 0 ... {count - 1}, or -{count} ... -1 from the end"
@@ -350,7 +413,7 @@ class LayerAttention(ViTAttribution):
         compute = self._of_gradient if of == "gradient" else self._of_attention
         return compute(call, index % count, rows)
 
-    def _of_attention(self, call: Call, index: int, rows: Rows) -> Computed:
+    def _of_attention(self, call: Call, index: int, rows: LayerRows) -> Computed:
         tower = self._tower
 
         def take(_: int, read: AttentionRead) -> Tensor:  # (B, s)
@@ -365,7 +428,7 @@ class LayerAttention(ViTAttribution):
         run = without_gradient(tower, call, Kernels([index], take))
         return run.computed(run.record.reads[index].expand(len(run.columns), -1, -1))
 
-    def _of_gradient(self, call: Call, index: int, rows: Rows) -> Computed:
+    def _of_gradient(self, call: Call, index: int, rows: LayerRows) -> Computed:
         tower, is_last = self._tower, index == len(self._tower.attentions) - 1
         if is_last:
             last = last_gradient(tower, call)

@@ -1,4 +1,4 @@
-"""Class activation maps: Grad-CAM of convolutional towers, and the family of pytorch-grad-cam."""
+"""Class activation maps, and methods that score each layer or patch by itself."""
 
 import inspect
 from collections.abc import Callable
@@ -10,20 +10,43 @@ import torch
 from captum.attr import LayerGradCam
 from captum.log import log_usage
 from torch import Tensor, nn
+from torch.autograd import grad
+from torch.nn import functional as F
 from typing_extensions import override
 
-from ..checks import check_choice, expect
+from ..checks import check_choice, expect, is_integer
 from ..errors import InputError, UnsupportedModelError, naming, public
 from ..maps import autocast_disabled, to_float32
 from ..models import find_tower
+from ..models.attentions import PoolingHead
+from ..models.steps import run_steps
 from ..models.towers import ResNetTower, ViTTower
-from ..recording.observe import record_features
-from ..similarity import ClipSimilarity
-from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, detach_inference
-from ._call import Call, Computed
-from ._engine import resnet_gradient
+from ..recording.observe import Kernels, Outputs, Probes, Sums, record_features
+from ..recording.passes import read_pool
+from ..recording.records import detached, no_graph
+from ..targets.similarity import ClipSimilarity
+from . import _attention as mha
+from ._base import (
+    ClipAttribution,
+    ResNetAttribution,
+    TensorOrTuple,
+    ViTAttribution,
+    detach_inference,
+)
+from ._call import (
+    Call,
+    Computed,
+    PooledEmbedding,
+    batched,
+    embedded_scores,
+    observed,
+    pooled_embedding,
+    refuse_checkpointing,
+    together,
+    with_token,
+)
 
-Attention = Literal["free", "detached"]
+PoolWeights = Literal["free", "detached"]
 """Whether the gradient goes through an attention pool's softmax, or its weights are constants."""
 
 
@@ -78,6 +101,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     name = "grad-cam"
     signed = True
+    _laws = ()
     paper_options = MappingProxyType({"relu_attributions": True})  # equation 2
 
     layer: nn.Module
@@ -113,7 +137,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         attr_dim_summation: bool = True,
         grad_kwargs: dict[str, Any] | None = None,
         *,
-        attention: Attention = "free",
+        attention: PoolWeights = "free",
     ) -> TensorOrTuple:
         """Maps (B, 1, h, w) of one target per image; arguments as in Captum's `LayerGradCam`."""
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
@@ -141,11 +165,6 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         maps = super().attribute(inputs, target, additional_forward_args, **options)
         return cast("TensorOrTuple", maps)
 
-    @classmethod
-    @override
-    def _laws(cls, **options: Any) -> tuple[str, ...]:
-        return ()
-
     @override
     def _run(self, *call: Any) -> Computed:
         if self._tower is None:
@@ -157,17 +176,188 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     @override
     def _compute(
-        self, call: Call, *, relu_attributions: bool = False, attention: Attention = "free"
+        self, call: Call, *, relu_attributions: bool = False, attention: PoolWeights = "free"
     ) -> Computed:
         assert self._tower is not None
-        detached = attention == "detached" and self._tower.pooling != "mean"
-        run, gradient = resnet_gradient(self._tower, call, detached=detached)
+        constant = attention == "detached" and self._tower.pooling != "mean"
+        run, gradient = mha.resnet_gradient(self._tower, call, detached=constant)
         features = run.record.features
         with autocast_disabled(features):
             features = to_float32(features)
             weights = to_float32(gradient) / (features.shape[-2] * features.shape[-1])
             maps = torch.einsum("kbc,bchw->kbhw", weights, features)
         return run.computed(maps.clamp(min=0) if relu_attributions else maps)
+
+
+@final
+class LeGrad(ViTAttribution):
+    r"""Gradient of each layer's attention, for a score read at that layer (Bousselham et al.).
+
+    .. math:: s_l = \cos\bigl(t, \; P \, \mathrm{LN}(\tfrac{1}{s} \sum_i z_{l,i})\bigr), \quad
+              E_l = \frac{1}{H s} \sum_h \sum_i
+              \Bigl(\frac{\partial s_l}{\partial A_{l,h}[i, \cdot]}\Bigr)^+, \quad
+              L = \sum_l E_l[patches]
+
+    with :math:`z_l` all s tokens after block l, through the tower's own norm and projection, and l
+    the last layers. A layer's score is not the model's: it is the cosine if the image were pooled
+    there. The map does not multiply with the attention itself.
+
+    In a tower with a pooling head (SigLIP, PE-Core) the head pools each layer's tokens, and its
+    attention is differentiated in the place of the layer's. The authors' code leaves the
+    final norm out there, and blanks cells where the map of an empty prompt exceeds .8; here the
+    norm stays and nothing is blanked. With a forward function of your own, t is the direction of
+    the score at the embedding, and `layer` matters, as for :class:`DirectContribution`.
+
+    One forward, and for each layer a backward through its MLP and no further, for all targets
+    together. The map is non-negative; the negative map is the map of ``-target``.
+
+    Option, keyword-only: ``layers``, the number of last layers, 2 as in the authors'
+    code, or "all".
+
+    Source: Bousselham et al. 2024 (arXiv:2404.03214).
+    """
+
+    name = "legrad"
+    _laws = ("blocks", "embedding")
+
+    @override
+    def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
+        tower, count = self._tower, len(self._tower.layers)
+        expected = f"layers of how many of the tower's {count} last take part, or 'all'"
+        fits = layers == "all" or (is_integer(layers, least=1) and layers <= count)
+        expect(fits, expected, layers)
+        chosen = range(0 if layers == "all" else count - layers, count)
+        refuse_checkpointing(tower)
+        if tower.pooling == "attention":  # it is differentiated itself, so no graph comes before it
+            pool = Kernels([len(tower.layers)])
+            run, below = observed(tower, call, Outputs(chosen), pool, leaf=True), None
+        else:
+            # below the block that leads into the graph, a probe sees what scores read
+            probes = [] if call.is_cosine else [Probes(range(chosen[0] - 1))]
+            kernels = Kernels([chosen[0]], leaf=True), Kernels(chosen[1:])
+            run = observed(tower, call, Outputs(chosen), *kernels, *probes)
+            below = run.record.reads[chosen[0]].out
+        embedded = with_token(tower, embedded_scores(tower, run, below))
+        maps = torch.stack([self._of_layer(embedded, index) for index in chosen])
+        return run.computed(maps.sum(0))
+
+    def _of_layer(self, embedded: PooledEmbedding, index: int) -> Tensor:
+        """E_l (K', B, s)."""
+        record, head = embedded.run.record, self._tower.pooling_head
+        output = record.outputs[index]  # (B, s, D)
+        if head is None:
+            read = record.reads[index]
+            gradients = self._gradients(embedded, to_float32(output).mean(1), read.out)
+            numbers = read.value.shape[2] * gradients[0].numel() // gradients.shape[-1]
+            chunks = torch.split(gradients, together(numbers))
+            matrices = (mha.matrix_gradient(read, chunk) for chunk in chunks)
+            return torch.cat([matrix.clamp(min=0).mean((2, 3)) for matrix in matrices])
+        read = read_pool(record, output.detach())
+        heads = read.select(read.out.detach()).flatten(1).requires_grad_()
+        merged = to_float32(mha.merged(head, heads))
+        if index == len(self._tower.layers) - 1:  # which ran
+            ran = record.reads[index + 1]
+            record.compare(read.name, read.row().flatten(1), ran.row().flatten(1))
+            record.compare(read.name, merged, record.pool)
+        gradients = self._gradients(embedded, merged, heads)
+        return mha.row_gradient(read, gradients).clamp(min=0).mean(2)
+
+    def _gradients(self, embedded: PooledEmbedding, token: Tensor, leaf: Tensor) -> Tensor:
+        """The gradients of a layer's scores, (K', *leaf.shape), from its pooled token (B, D)."""
+        with autocast_disabled(token):
+            embedding = F.normalize(run_steps(embedded.head(self._tower), token), dim=-1)
+            # images do not mix, so one number for a target has the gradient of every image
+            scores = torch.einsum("kbe,be->k", embedded.direction.rows, embedding)
+        ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+
+        def gradients(row: Tensor, **more: bool) -> tuple[Tensor, ...]:
+            (gradient,) = grad(scores, leaf, row, retain_graph=True, allow_unused=True, **more)
+            # None where a hook wiped it
+            return (leaf.new_zeros(*row.shape[:-1], *leaf.shape) if gradient is None else gradient,)
+
+        return batched(gradients, ones, leaf)
+
+
+Mixing = Literal["identity", "qq", "kk"]
+
+
+@final
+class PatchSimilarity(ViTAttribution):
+    r"""Similarity of each patch to the text, not the model's score (MaskCLIP, ClearCLIP).
+
+    .. math:: L_p = \cos\bigl(t, \; P \, \mathrm{LN}(W_O S V + b)_p\bigr)
+
+    V are the values of the last attention. S is the identity (MaskCLIP), or, head by head,
+    :math:`\mathrm{softmax}(q q^T / \sqrt{d})` or :math:`\mathrm{softmax}(k k^T / \sqrt{d})`
+    (ClearCLIP). The residual and the MLP of the block are left out; the tower's norm and
+    projection P follow. This is a dense similarity for segmentation and **not the model's score**.
+    The model does not read the patches like this: a position may be similar to a text and still
+    have no effect on the score.
+
+    In a tower with a pooling head (SigLIP, PE-Core) the last attention is the head's. With the
+    identity, a patch's value is the cosine of the image if the head attended to that patch alone,
+    its MLP included. With a forward function of your own, t is the direction of the
+    score at the embedding, and `layer` matters, as for :class:`DirectContribution`.
+
+    The map is signed and costs one forward, without a gradient, for any number of texts.
+
+    Option, keyword-only: ``attention``, "identity", "qq" or "kk" for S.
+
+    Raises:
+        UnsupportedModelError: "qq" in a tower with a pooling head, whose patches have no queries.
+
+    Source: Zhou et al. 2022 (arXiv:2112.01071), MaskCLIP; Lan et al. 2024 (arXiv:2407.12442),
+    ClearCLIP.
+    """
+
+    name = "patches"
+    signed = differentiable = True
+    _laws = ("blocks", "merge", "embedding")  # every token passes the output map
+
+    @override
+    def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
+        tower, last = self._tower, len(self._tower.attentions) - 1
+        module = tower.attentions[last]
+        if isinstance(module, PoolingHead) and attention == "qq":
+            raise UnsupportedModelError(
+                "attention='qq' needs a query for every patch, but this tower's "
+                "last attention is a pooling head with a single query; use 'kk' "
+                "or 'identity'."
+            )
+        blocks = Sums(range(last, len(tower.layers)), copies=call.copies)
+        embedded = pooled_embedding(tower, call, Kernels([last]), blocks)
+        record = embedded.run.record
+        read = record.reads[last]
+        with no_graph(), autocast_disabled(embedded.token):
+            merged = mha.merged(module, read.select(detached(read.out)).flatten(1))
+            returned = record.pool if read.attention.is_pool else record.rows[last][1]
+            record.compare(read.name, to_float32(merged), returned)
+            if record.rows:
+                record.compare_sums()
+            mixed = to_float32(read.value)  # (B, H, s, d)
+            heads = {"identity": mixed, "qq": read.query, "kk": read.key}[attention]
+            if heads is None:
+                raise UnsupportedModelError(
+                    f"attention={attention!r} needs queries and keys, but {read.name} shows none; "
+                    "use 'identity'."
+                )
+            if attention != "identity":
+                heads = to_float32(heads)
+                factor = heads.shape[-1] ** -0.5 if read.scale is None else read.scale
+                mixed = ((heads * factor) @ heads.mT).softmax(-1) @ mixed
+            batch, _, count, _ = mixed.shape
+            flat = mixed.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
+            flat = run_steps((*module.merge_steps(), *module.branch()), flat)
+            # the pooled token goes along, since a hook may tell tokens from each other
+            tokens = torch.cat([flat, embedded.token.flatten(0, -2)[:batch]])
+            flat = run_steps(embedded.head(tower), tokens)
+            if tower.pooling != "mean":
+                returned = embedded.embedding.to(embedded.dtype)
+                record.compare("the embedding", flat[-batch:], returned)
+            patches = F.normalize(flat[:-batch], dim=-1).view(batch, count, -1)  # (B, s, E)
+            rows: Tensor = embedded.direction.rows.expand(-1, batch, -1)
+            maps = torch.einsum("kbe,bse->kbs", rows, patches)
+        return embedded.run.computed(maps)
 
 
 _WHOLE_NETWORK = ("FullGrad", "ShapleyCAM")  # they differentiate more than one layer

@@ -1,118 +1,37 @@
-"""Methods whose maps and a rest add up to the score: direct contribution, and conservative."""
+"""Direct contributions to a score, of positions and heads, and of pairs of positions."""
 
 from functools import partial
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast, final
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor
 from typing_extensions import override
 
 from .. import targets
-from ..checks import check_choice, check_flag
-from ..errors import InputError, public
-from ..maps import autocast_disabled, to_float32
+from ..checks import check_choice, check_flag, expect, is_integer
+from ..errors import InputError, TargetError, UnsupportedModelError, public
+from ..maps import autocast_disabled
 from ..models import ClipAdapter
-from ..models.steps import Direction, pull_back, push_forward
+from ..models.library import has_no_foreign_hooks
+from ..models.steps import push_forward
 from ..models.towers import ResNetTower, TransformerTower
-from ..recording.gates import record_held, refuse_nonlinear
-from ..recording.graph import detached, held, keeps_graph, no_graph
-from ..recording.records import Recording
-from ..similarity import Similarity
+from ..recording.records import no_graph
 from ..targets import Target
+from ..targets.similarity import ClipPairSimilarity, ClipSimilarity, Similarity, TextSimilarity
 from ._base import ClipAttribution
-from ._call import Call, Computed, batched, many_columns
-from ._engine import embedded_scores, refuse_checkpointing
-from ._vectors import (
+from ._call import Call, Computed, many_columns
+from .additive import (
     HeadVectors,
     decompose,
     parts_of_heads,
     pooled_rows,
     products,
+    propagated_to_patches,
     pulled_rows,
     pushed_rows,
 )
-
-
-@final
-class ConservativePropagation(ClipAttribution):
-    r"""Gradient times input with attention, norms and activations detached: signed, conservative.
-
-    .. math:: r_j = x_j \cdot \frac{\partial \tilde y}{\partial x_j}
-
-    with :math:`x_j` the projected patch before positions are added, and :math:`\tilde y` the score
-    in which the attention's weights, the norms' standard deviations, the activations' gates
-    :math:`f(x) / x` and the embedding's length are constants. What is left is linear, so relevance
-    is neither made nor lost on the way: ``maps.sum((-2, -1)) + rest`` is the score, and the rest
-    is the share of class token, positions and biases. A gated MLP (SwiGLU) keeps its gate.
-
-    One forward, and a backward per target, several at once where memory allows. Evidence against
-    the target is negative. With a forward function of your own the score's gradient is taken at the
-    embedding, and `layer` matters, as for :class:`DirectContribution`. For transformers only.
-
-    Option, keyword-only: ``return_rest``, to return the rest (B, K) as well.
-
-    Source: Ali et al. 2022 (arXiv:2202.07304).
-    """
-
-    name = "conservative"
-    towers = ("vit", "text")
-    signed = additive = differentiable = True
-    _tower: TransformerTower
-
-    @override
-    def _compute(self, call: Call) -> Computed:
-        return propagated_to_patches(self._tower, call)
-
-    @classmethod
-    @override
-    def _laws(cls, **options: Any) -> tuple[str, ...]:
-        return ()  # its gradient goes through whatever is linear
-
-
-def propagated_to_patches(
-    tower: TransformerTower, call: Call, *, centered: bool = False, directions: Tensor | None = None
-) -> Computed:
-    """Relevance of every projected patch; `centered` takes each patch less their mean.
-
-    The scores are explained, or the unit embedding's products with `directions` (n, B or 1, E).
-    """
-    refuse_checkpointing(tower)
-    run = call.run(record_held(tower, readout=call.readout))
-    record, patches = run.record, run.record.input
-    embedded = embedded_scores(tower, run, patches)
-
-    def as_tokens(tensor: Tensor) -> Tensor:  # (..., B, N, D)
-        if patches.ndim == 4 and isinstance(tower.stem, nn.Conv2d):
-            tensor = tensor.movedim(-3, -1)
-        return to_float32(tensor).flatten(1 + tensor.ndim - patches.ndim, -2)
-
-    entered = as_tokens(detached(patches))
-    if centered:
-        span = slice(tower.prefix, tower.prefix + entered.shape[1])
-        padded = F.pad(entered, (0, 0, tower.prefix, 0))
-        entered = entered - record.pooled.mean(padded, span)
-    direction = embedded.direction
-    if directions is not None:
-        direction = Direction.of(directions.expand(-1, record.batch, -1), direction.scale)
-    rows = held(direction.dense()).to(embedded.embedding.dtype)  # (K', B, E)
-
-    def shares(rows: Tensor, *, check: bool = False, **options: bool) -> tuple[Tensor]:
-        options |= {"retain_graph": True, "create_graph": check or keeps_graph()}
-        (gradient,) = torch.autograd.grad(embedded.embedding, patches, rows, **options)
-        if check:  # what is linear has a gradient that does not depend on the patches
-            refuse_nonlinear(gradient, patches, tower.noun)
-        return ((as_tokens(detached(gradient)) * entered).sum(-1),)
-
-    stacked = shares(rows[0], check=True)[0][None]  # (K', B, N)
-    if len(rows) > 1:  # an MLP may be as wide as four tokens
-        others = batched(shares, rows[1:], patches.expand(4, *patches.shape))
-        stacked = torch.cat([stacked, others])
-    padded = F.pad(stacked, (tower.prefix, 0))
-    if directions is not None:
-        return decompose(tower, call, embedded, padded, directions)
-    return embedded.run.computed(padded, embedded.run.chosen - stacked.sum(-1).T)
-
 
 Baseline = Literal["none", "mean"]
 Per = Literal["head", "layer", None]
@@ -120,7 +39,7 @@ Depth = Literal["pooling", "token", "all"]
 
 
 def any_target(clip: ClipAdapter) -> Target:
-    """A target for a forward function of which the vectors are wanted, which depend on none."""
+    """A target for a forward function of which only vectors are taken, which depend on none."""
     dimension = clip.embedding_dim or clip.measured_dim()
     return targets.embedding(torch.eye(1, dimension, device=clip.device))
 
@@ -210,16 +129,14 @@ class DirectContribution(ClipAttribution):
         pooled = pooled_rows(tower, call, layers, centered)
         token, embedded, mlps = pooled.token, pooled.embedded, depth == "token"
         with no_graph(), autocast_disabled(token):
-            direction = pull_back(pooled.head, token, embedded.direction)
+            direction = pooled.direction
             total = direction.dot(token) + direction.constant  # (K', B)
             # where tokens are fewer than targets, their shares pass the MLPs at a lower price
             if mlps and per is None and len(total) > pooled.rows[layers[0]].parts.shape[2]:
                 share = pushed_rows(pooled, mlps)
                 maps = torch.einsum("kbd,bsd->kbs", direction.dense(), share)
             else:
-                maps = pulled_rows(
-                    pooled, direction, by_layer=per is not None, by_head=per == "head", mlps=mlps
-                )
+                maps = pulled_rows(pooled, direction, per=per, mlps=mlps)
             rest = total - maps[..., pooled.record.span].flatten(2).sum(-1)
             # the last law: whatever was taken apart must be the score
             scores = embedded.run.chosen
@@ -227,22 +144,14 @@ class DirectContribution(ClipAttribution):
             pooled.record.compare("the score", total.T, scores.to(embedded.dtype), size)
             return embedded.run.computed(maps, rest.T)
 
-    @classmethod
     @override
-    def _laws(cls, **options: Any) -> tuple[str, ...]:
+    def _laws_of(self, **options: Any) -> tuple[str, ...]:
+        self._reading_layers(**options)  # which are refused before any work
         return () if options.get("depth") == "all" else ("blocks", "embedding")
 
-    @override
-    def _check_layers(self, **options: Any) -> None:
-        start: Any = options.get("start_layer", 0)
-        depth: Any = options.get("depth", "pooling")
-        self._reading_layers(start, depth, options.get("per"))
-
-    @override
-    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
-        return record.on_grid(values.transpose(0, 1))
-
-    def _reading_layers(self, start_layer: int, depth: Depth, per: Per = None) -> range:
+    def _reading_layers(
+        self, start_layer: int = 0, depth: Depth = "pooling", per: Per = None, **options: Any
+    ) -> range:
         """The layers whose attention takes part, empty of a convolutional tower."""
         pooling = self._tower.pooling
         if depth != "pooling" and isinstance(self._tower, ResNetTower):
@@ -330,8 +239,10 @@ class DirectContribution(ClipAttribution):
         self._check_similarity()
         check_flag("return_rest", return_rest)
         check_choice(per, ("position", "head"), name="`per`")
-        options: Any = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         kept = "head" if per == "head" else None
+        if kept and (baseline == "mean" or depth != "pooling"):
+            raise InputError("per returns whole vectors; leave out `baseline` and `depth`.")
+        options: Any = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         options |= {"create_graph": create_graph, "per": kept}
         computed = self._products(inputs, additional_forward_args, options)
         vectors = computed.values.movedim(0 if kept else 1, -1).contiguous()
@@ -345,37 +256,215 @@ class DirectContribution(ClipAttribution):
         self, inputs: Any, extra: Any, options: dict[str, Any], directions: Tensor | None = None
     ) -> Computed:
         """The products (B, n, h, w) of the vectors with others (n, B or 1, E); with the axes E."""
-        compute = partial(self._compute_products, directions=directions)
+
+        def compute(
+            call: Call, *, baseline: Baseline, start_layer: int, depth: Depth, per: Per = None
+        ) -> Computed:
+            tower, centered = self._tower, baseline == "mean"
+            layers, others = self._reading_layers(start_layer, depth, per), directions
+            if depth == "all":
+                assert isinstance(tower, TransformerTower)
+                if others is None:
+                    assert isinstance(call.forward, Similarity)
+                    width = call.forward.embeddings.shape[1]
+                    others = torch.eye(width, device=call.images[0].device)[:, None]
+                return propagated_to_patches(tower, call, centered=centered, directions=others)
+            pooled = pooled_rows(tower, call, layers, centered)
+            with no_graph(), autocast_disabled(pooled.token):
+                shares = parts_of_heads(pooled) if per else pushed_rows(pooled, depth == "token")
+                vectors = push_forward(pooled.head, pooled.token, shares)[1]
+                if per is not None:
+                    vectors = vectors.reshape(len(vectors), len(layers), -1, vectors.shape[-1])
+                scale = pooled.embedded.direction.scale
+                vectors = torch.einsum("b...,b->b...", vectors, scale)
+                return decompose(pooled.embedded, products(vectors, others), others)
+
         on_grid, select = options.get("per") is None, partial(many_columns, None)
         return self._run(inputs, extra, select, options, compute, on_grid)
 
-    def _compute_products(
+
+_Option = TypeVar("_Option")
+OneOrTwo: TypeAlias = _Option | tuple[_Option, _Option]
+"""An option of both sides, or one for the images and one for what they are compared with."""
+
+
+class InteractionRest(NamedTuple):
+    """The parts of a score that belong to no pair of positions; B pairs, or B x N of all with all.
+
+    Attributes:
+        other: of a token, or of a position of the other image, alone: (B, T) or (B, h', w').
+        image: of a position of the image alone, (B, h, w).
+        constant: of neither, (B,).
+    """
+
+    other: Tensor
+    image: Tensor
+    constant: Tensor
+
+
+class DirectInteraction(Attribution):  # type: ignore[misc]
+    r"""What each pair of a token and a position adds to their cosine: the second order, exactly.
+
+    Both unit embeddings are sums of vectors, one for each position and a rest
+    (:meth:`DirectContribution.vectors`), so the cosine is a sum over pairs:
+
+    .. math:: \hat e = \sum_i c_i + c_0, \quad \hat t = \sum_j d_j + d_0, \qquad
+              \cos = \sum_{ij} c_i \cdot d_j + \sum_j c_0 \cdot d_j + \sum_i c_i \cdot d_0
+              + c_0 \cdot d_0
+
+    with the gates of both towers detached. It is the share that is attributed to word j at position
+    i, signed: all shares and rests add up to the score. It does not answer what the word does to
+    the region's effect once either is gone, which is a difference of scores (docs/text.md).
+
+    One forward of each tower and a product, for any number of pairs. Start, end and padding have
+    positions as words have; :func:`captum_clip.targets.word_tokens` tells which are whose.
+
+    Options, keyword-only, each one for both sides or a pair (of the images, of the others):
+    ``baseline``, ``start_layer`` and ``depth`` as :class:`DirectContribution` has them. With
+    ``depth="all"`` of one side its tower takes a backward for each position of the other; of both,
+    one takes E backwards.
+
+    Args:
+        forward_func: a :class:`captum_clip.ClipPairSimilarity`.
+
+    Raises:
+        InputError: another forward function.
+        UnsupportedModelError: a tower that cannot be taken apart.
+
+    Source: the sum over pairs of two decompositions after Gandelsman et al. 2024
+    (arXiv:2310.05916), the text's ours; Möller et al. 2025 (arXiv:2408.14153), exCLIP, attribute to
+    the same pairs by integrated second derivatives.
+
+    Example:
+        >>> from captum_clip import ClipPairSimilarity, DirectInteraction, load_clip
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipPairSimilarity(clip)
+        >>> pair = (clip.preprocess(draw_scene(0).image), clip.text_inputs("a horse")[0])
+        >>> maps, rest = DirectInteraction(forward).attribute(pair, return_rest=True)
+        >>> maps.shape  # a map for each of 16 tokens
+        torch.Size([1, 16, 7, 7])
+        >>> total = maps.sum((1, 2, 3)) + rest.other.sum(1) + rest.image.sum((1, 2)) + rest.constant
+        >>> bool((total - forward(*pair)).abs().max() < 1e-5)
+        True
+    """
+
+    @public("DirectInteraction")
+    def __init__(self, forward_func: ClipPairSimilarity) -> None:
+        is_pair = isinstance(forward_func, ClipPairSimilarity)
+        advice = "pass ClipPairSimilarity(load_clip(model))"
+        expect(is_pair, "a ClipPairSimilarity", forward_func, advice)
+        super().__init__(forward_func)
+        clip = forward_func.clip
+        axis = any_target(clip)
+        self._image = self._other = DirectContribution(ClipSimilarity(clip, axis))
+        if forward_func.side == "text":
+            self._other = DirectContribution(TextSimilarity(clip, axis))
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @public("attribute")
+    def attribute(
         self,
-        call: Call,
+        inputs: tuple[Tensor, Tensor],
+        target: Any = None,
+        additional_forward_args: Any = None,
         *,
-        directions: Tensor | None,
-        baseline: Baseline,
-        start_layer: int,
-        depth: Depth,
-        per: Per = None,
-    ) -> Computed:
-        tower, centered = self._tower, baseline == "mean"
-        layers = self._reading_layers(start_layer, depth, per)
-        if per is not None and (centered or depth != "pooling"):
-            raise InputError("per returns whole vectors; leave out `baseline` and `depth`.")
-        if directions is None and depth == "all":
-            assert isinstance(call.forward, Similarity)
-            axes = torch.eye(call.forward.embeddings.shape[1], device=call.images[0].device)
-            directions = axes[:, None]
-        if depth == "all":
-            assert isinstance(tower, TransformerTower)
-            return propagated_to_patches(tower, call, centered=centered, directions=directions)
-        pooled = pooled_rows(tower, call, layers, centered)
-        embedded = pooled.embedded
-        with no_graph(), autocast_disabled(pooled.token):
-            shares = parts_of_heads(pooled) if per else pushed_rows(pooled, depth == "token")
-            vectors = push_forward(pooled.head, pooled.token, shares)[1]
-            if per is not None:
-                vectors = vectors.reshape(len(vectors), len(layers), -1, vectors.shape[-1])
-            vectors = torch.einsum("b...,b->b...", vectors, embedded.direction.scale)
-            return decompose(tower, call, embedded, products(vectors, directions), directions)
+        return_rest: bool = False,
+        baseline: OneOrTwo[Baseline] = "none",
+        start_layer: OneOrTwo[int] = 0,
+        depth: OneOrTwo[Depth] = "pooling",
+    ) -> Any:
+        """Shares (B, T, h, w) of B pairs; of pairs of images (B, h', w', h, w).
+
+        Args:
+            inputs: images (B, 3, H, W), and token ids (B, T) or as many images.
+            target: as Captum has it; there is one score for each pair, so None or 0.
+            additional_forward_args: the attention mask of the texts.
+            return_rest: return (shares, :class:`InteractionRest`).
+            baseline: see the class, like what follows.
+            start_layer: first layer that takes part.
+            depth: "pooling", "token" or "all".
+
+        Raises:
+            InputError: invalid inputs or options, or not as many of each.
+            TargetError: a target.
+        """
+        expected = f"a tuple of two tensors, images and {self.forward_func.side}s"
+        expect(isinstance(inputs, tuple) and len(inputs) == 2, expected, inputs)
+        is_first = target is None or (is_integer(target) and target == 0)
+        advice = "there is one score for each pair"
+        expect(is_first, "no target", target, advice, error=TargetError)
+        options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
+        return self._shares(inputs, additional_forward_args, options, return_rest, paired=True)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @public("attribute_pairs")
+    def attribute_pairs(
+        self,
+        images: Tensor,
+        others: Tensor,
+        additional_forward_args: Any = None,
+        *,
+        return_rest: bool = False,
+        baseline: OneOrTwo[Baseline] = "none",
+        start_layer: OneOrTwo[int] = 0,
+        depth: OneOrTwo[Depth] = "pooling",
+    ) -> Any:
+        """Shares (B, N, T, h, w) of B images with each of N texts, or of N images.
+
+        Arguments are those of :meth:`attribute`; the rest is (B, N, T), (B, N, h, w) and (B, N).
+        """
+        options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
+        inputs, extra = (images, others), additional_forward_args
+        return self._shares(inputs, extra, options, return_rest, paired=False)
+
+    def _shares(
+        self,
+        inputs: tuple[Tensor, Tensor],
+        extra: Any,
+        options: dict[str, Any],
+        return_rest: bool,
+        *,
+        paired: bool,
+    ) -> Any:
+        check_flag("return_rest", return_rest)
+        forward = self.forward_func
+        if type(forward) is not ClipPairSimilarity or not has_no_foreign_hooks(forward):
+            raise UnsupportedModelError(
+                "the forward function has a hook, a patched method or its own code, "
+                "so its score may be more than the cosine; pass a plain ClipPairSimilarity."
+            )
+        for name, value in options.items():
+            value = value if isinstance(value, (tuple, list)) else (value, value)
+            expect(len(value) == 2, f"{name} for both sides, or a pair of them", value)
+            options[name] = value
+        both = [{name: value[index] for name, value in options.items()} for index in (0, 1)]
+        # a wrong option of the second side must not cost the first one's forward
+        for of_side in both:
+            DirectContribution.check_options(**of_side)
+        mask = extra[0] if isinstance(extra, tuple) and len(extra) == 1 else extra
+        forward.check(*inputs, mask, pairs=paired)
+        sides = [(self._other, inputs[1], mask, both[1]), (self._image, inputs[0], None, both[0])]
+        # the side with fewer backwards first: of a deep one those along the other's vectors
+        swapped = both[1]["depth"] == "all" != both[0]["depth"]
+        (method, tokens, mask, kept), second = sides[::-1] if swapped else sides
+        vectors, rest = method.vectors(tokens, mask, return_rest=True, **kept)
+        parts = torch.cat([vectors.flatten(1, -2), rest[:, None]], 1)  # (N, n + 1, E)
+        directions = parts.transpose(0, 1) if paired else parts.flatten(0, 1)[:, None]
+        method, tokens, mask, kept = second
+        values = method._products(tokens, mask, kept, directions)
+        assert values.rest is not None
+        # all parts of the first side with those of the second, the rest the last of each:
+        # (B, n + 1, m + 1), or with all pairs (B, N, n + 1, m + 1)
+        whole = torch.cat([values.values.flatten(2), values.rest[..., None]], 2)
+        whole = whole if paired else whole.view(len(whole), *parts.shape[:2], -1)
+        of_other, of_image = vectors.shape[1:-1], values.values.shape[2:]
+        if swapped:
+            whole = (whole if paired else whole.transpose(0, 1)).mT
+            of_other, of_image = of_image, of_other
+        lead = whole.shape[:-2]
+        shares = whole[..., :-1, :-1].reshape(*lead, *of_other, *of_image)
+        other = whole[..., :-1, -1].reshape(*lead, *of_other)
+        image = whole[..., -1, :-1].reshape(*lead, *of_image)
+        rest = InteractionRest(other, image, whole[..., -1, -1])
+        return (shares, rest) if return_rest else shares

@@ -4,7 +4,6 @@
 takes it, and returns a `Computed`.
 """
 
-from ..recording.gates import record_held
 from ..recording.observe import (
     Embedding,
     Features,
@@ -15,19 +14,31 @@ from ..recording.observe import (
     observe,
     record_features,
 )
+from ..recording.passes import record_held
 from ..recording.reads import AttentionRead
-from ._attention import contributions, heads_output, merged, weighted
-from ._base import ClipAttribution, ResNetAttribution, ViTAttribution
-from ._call import Call, Computed
-from ._engine import (
+from ._attention import (
     all_gradients,
-    embedded_scores,
+    contributions,
+    heads_output,
     last_gradient,
+    merged,
+    resnet_gradient,
+    weighted,
+)
+from ._base import ClipAttribution, ResNetAttribution, ViTAttribution
+from ._call import (
+    Call,
+    Computed,
+    Pass,
+    PooledEmbedding,
+    embedded_scores,
     observed,
     pooled_embedding,
-    resnet_gradient,
+    pooled_tokens,
     without_gradient,
 )
+from .additive import PooledRow, pushed_rows, rows_of
+from .contributions import DirectContribution, any_target
 from .registry import register
 
 __all__ = [
@@ -35,15 +46,20 @@ __all__ = [
     "Call",
     "ClipAttribution",
     "Computed",
+    "DirectContribution",
     "Embedding",
     "Features",
     "Kernels",
     "LeafAtInput",
     "Outputs",
+    "Pass",
+    "PooledEmbedding",
+    "PooledRow",
     "ResNetAttribution",
     "Sums",
     "ViTAttribution",
     "all_gradients",
+    "any_target",
     "contributions",
     "embedded_scores",
     "heads_output",
@@ -52,10 +68,13 @@ __all__ = [
     "observe",
     "observed",
     "pooled_embedding",
+    "pooled_tokens",
+    "pushed_rows",
     "record_features",
     "record_held",
     "register",
     "resnet_gradient",
+    "rows_of",
     "weighted",
     "without_gradient",
 ]

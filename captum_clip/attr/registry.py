@@ -1,4 +1,4 @@
-"""The methods by name: all, those that fit a tower, and a single method with its options."""
+"""The methods by name, a method with its options, and the maps of texts and of pairs."""
 
 import inspect
 import re
@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import product
 from types import NoneType
-from typing import Any, Final, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from ..checks import check_flag, error_context, expect, show, suggestion
 from ..errors import InputError, argument, public
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, TransformerTower
-from ..similarity import TextSimilarity
-from ._base import NOUNS, ClipAttribution
+from ..targets.similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
+from ._base import KINDS, ClipAttribution
+from .contributions import DirectInteraction, InteractionRest
 
 METHODS: Final[dict[str, type[Any]]] = {}
 """The methods by the names that :func:`captum_clip.explain` and the command line take."""
@@ -32,16 +34,17 @@ ENTRY_POINTS: Final = "captum_clip.methods"
 MAMOOLER: Final = "mamooler"
 """Stands for :func:`report_method` of a tower wherever a method is named."""
 _OF_REPORT: Final = {"vit": "last-grad", "text": "last-grad", "resnet": "grad-cam"}
+_FLAGS: Final = ("signed", "needs_target", "costly")
 # the caller's, no options
 _RESERVED: Final = {"return_scores", "return_rest", "create_graph", "relu_attributions"}
 
-Method = TypeVar("Method", bound=type[Any])
+_Class = TypeVar("_Class", bound=type[Any])
 TextMap: TypeAlias = tuple[tuple[str, float], ...]
 """The words of a text, each with its value."""
 
 
 @public("register")
-def register(method: Method) -> Method:
+def register(method: _Class) -> _Class:
     """Offer a class wherever methods are named: `explain`, command line, page, evaluation.
 
     It needs no more than a base of this package has; `signed`, `needs_target` and `costly` may be
@@ -65,31 +68,26 @@ def register(method: Method) -> Method:
     """
     expect(isinstance(method, type), "a class", method)
     with error_context(method.__name__):
-        _check_class(method)
+        name, towers = getattr(method, "name", None), getattr(method, "towers", None)
+        is_name = isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9-]*", name)
+        expect(is_name, "a `name` of small letters, digits and hyphens", name)
+        kinds, several = get_args(Kind), isinstance(towers, (tuple, list, set, frozenset))
+        fits = several and towers and {*kinds} >= {*towers}
+        expect(fits, f"`towers` among {', '.join(kinds)}", towers)
+        for flag in (*_FLAGS, "listed"):
+            check_flag(f"`{flag}`", getattr(method, flag, False))
+        bases = "captum_clip.attr.ViTAttribution or ResNetAttribution, which have it"
+        for needed in ("attribute", "attribute_targets"):
+            function = getattr(method, needed, None)
+            advice = f"derive the class from {bases}"
+            expect(callable(function), f"a method {needed}", function, advice)
+        # the same class may be defined anew, by a notebook's cell
+        taken = METHODS.get(str(name), method)
+        same = (taken.__module__, taken.__qualname__) == (method.__module__, method.__qualname__)
+        other = "the report's methods" if name == MAMOOLER else taken.__name__
+        expect(same and name != MAMOOLER, f"a `name` other than that of {other}", name)
     METHODS[method.name] = method
     return method
-
-
-def _check_class(method: type[Any]) -> None:
-    name, towers = getattr(method, "name", None), getattr(method, "towers", None)
-    is_name = isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9-]*", name)
-    expect(is_name, "a `name` of small letters, digits and hyphens", name)
-    kinds = get_args(Kind)
-    several = isinstance(towers, (tuple, list, set, frozenset)) and towers
-    expect(several and {*kinds} >= {*(towers or ())}, f"`towers` among {', '.join(kinds)}", towers)
-    for flag in ("signed", "needs_target", "costly", "listed"):
-        check_flag(f"`{flag}`", getattr(method, flag, False))
-    base = (
-        "derive the class from captum_clip.attr.ViTAttribution or ResNetAttribution, which have it"
-    )
-    for needed in ("attribute", "attribute_targets"):
-        function = getattr(method, needed, None)
-        expect(callable(function), f"a method {needed}", function, base)
-    # the same class may be defined anew, by a notebook's cell
-    taken = METHODS.get(str(name), method)
-    same = (taken.__module__, taken.__qualname__) == (method.__module__, method.__qualname__)
-    other = "the report's methods" if name == MAMOOLER else taken.__name__
-    expect(same and name != MAMOOLER, f"a `name` other than that of {other}", name)
 
 
 @cache
@@ -114,21 +112,20 @@ def registered() -> dict[str, type[Any]]:
 
 def methods_for(kind: str) -> tuple[str, ...]:
     """Names of the methods that are offered for a kind of tower."""
-    return tuple(
-        name
-        for name, method in registered().items()
-        if kind in method.towers and getattr(method, "listed", True)
-    )
+    methods = {n: m for n, m in registered().items() if getattr(m, "listed", True)}
+    return tuple(name for name, method in methods.items() if kind in method.towers)
 
 
 def default_method(tower: Tower) -> str:
     """The method where none is named: the one that points best (docs/appendix/right_map.md)."""
-    return "conservative" if _has_pooling_head(tower) else "direct"
+    has_pooling_head = isinstance(tower, TransformerTower) and tower.pooling == "attention"
+    return "conservative" if has_pooling_head else "direct"
 
 
 def report_method(tower: Tower) -> str:
     """The method of Mamooler's figures and tables, whose towers have no pooling head."""
-    return "conservative" if _has_pooling_head(tower) else _OF_REPORT[tower.kind]
+    default = default_method(tower)
+    return _OF_REPORT[tower.kind] if default == "direct" else default
 
 
 def check_method(method: str | type[Any], options: dict[str, Any] | None = None) -> None:
@@ -147,13 +144,9 @@ def fitting_methods(
     if not fitting:
         raise InputError(
             f"none of the methods {', '.join(choice.name for choice in choices)} fits "
-            f"{model}, which has a {NOUNS[tower.kind]}."
+            f"{model}, which has a {KINDS[tower.kind]}."
         )
     return fitting
-
-
-def _has_pooling_head(tower: Tower) -> bool:
-    return isinstance(tower, TransformerTower) and tower.pooling == "attention"
 
 
 @dataclass(frozen=True)
@@ -189,20 +182,22 @@ class MethodChoice:
         """
         if tower is not None and method in (None, MAMOOLER):
             method = default_method(tower) if method is None else report_method(tower)
-        text, options = "", dict(options or {})
-        stem: Any = method
-        if isinstance(method, str):
-            stem, _, text = method.partition(":")
-        method_class = _class_of(method, stem)
-        options = {**_parsed(str(method), text), **options}
-        _check_options(method_class, options)
-        flags = ("signed", "needs_target", "costly")
-        stated = {
-            flag: getattr(method_class, flag) for flag in flags if hasattr(method_class, flag)
-        }
-        if issubclass(method_class, ClipAttribution):
-            stated |= method_class.properties(**options)
-        return cls(method_class, options, _full_name(method_class, options), **stated)
+        stem, _, text = method.partition(":") if isinstance(method, str) else (method, "", "")
+        kind = _class_named(method, stem)
+        options = {**_parsed(str(method), text), **(options or {})}
+        parameters = inspect.signature(kind.attribute_targets).parameters.values()
+        names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
+        takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for option in options:
+            if option in _RESERVED or not (takes_others or option in names):
+                listed = ", ".join(names) or "none"
+                raise InputError(f"{kind.name} has no option {option!r}; it has {listed}.")
+        flags = {flag: getattr(kind, flag) for flag in _FLAGS if hasattr(kind, flag)}
+        if issubclass(kind, ClipAttribution):
+            kind.check_options(**options)
+            flags |= kind.properties(**options)
+        listed = ",".join(f"{name}={value}" for name, value in options.items())
+        return cls(kind, options, f"{kind.name}:{listed}" if listed else kind.name, **flags)
 
     def fits(self, kind: str) -> bool:
         """Whether it explains a kind of tower."""
@@ -237,10 +232,8 @@ class MethodChoice:
         if values.ndim != 3:
             raise InputError(f"{self.name} gives several values per token; leave `per` out.")
         positive, negative = values.cpu().unbind(1)  # (K, T)
-        if self.signed or sign == "positive":
-            signed = positive
-        else:
-            signed = -negative if sign == "negative" else positive - negative
+        signed = -negative if sign == "negative" else positive - negative
+        signed = positive if self.signed or sign == "positive" else signed
         maps = tuple(
             tuple((word, float(row[span.start : span.stop].sum())) for word, span in words)
             for row, words in zip(signed, spans, strict=True)
@@ -248,7 +241,61 @@ class MethodChoice:
         return maps, torch.as_tensor(scores[:, :1].T.cpu())
 
 
-def _class_of(method: Any, stem: Any) -> type[Any]:
+class PairMaps(NamedTuple):
+    """Maps of a text and of each of its words, or of a reference image and of each of its cells.
+
+    Attributes:
+        names: of the K.
+        maps: signed, (B, K, h, w): the whole first, then the shares of each part.
+        scores: the cosine, then the share of each part, the sum of its map, (B, K).
+        leave_one_out: what the cosine loses without the text, and without each word, (B, K); None
+            of cells.
+        norms: of these differences, (K,), 1 of the whole.
+        cells: rows and columns of the reference's grid.
+    """
+
+    names: tuple[str, ...]
+    maps: Tensor
+    scores: Tensor
+    leave_one_out: Tensor | None
+    norms: Tensor
+    cells: tuple[int, int] = (0, 0)
+
+
+def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options: Any) -> PairMaps:
+    """The shares of images (B, 3, H, W) with one text, or with one image (1, 3, H, W).
+
+    Start, end and padding of a text count in the whole alone.
+    """
+    side: Literal["text", "image"] = "text" if isinstance(other, str) else "image"
+    method = DirectInteraction(ClipPairSimilarity(clip, side))
+    others, mask = (other, None) if isinstance(other, Tensor) else clip.text_inputs(other)
+    parts = method.attribute_pairs(pixels, others, mask, return_rest=True, **options)
+    shares, rest = parts[0][:, 0], InteractionRest(*(share[:, 0] for share in parts[1]))
+    cells = shares.flatten(1, -3)  # (B, T or h' w', h, w)
+    whole = cells.sum(1) + rest.image
+    cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant
+    norms, leave_one_out, size = torch.ones(1, device="cpu"), None, (0, 0)
+    if isinstance(other, str):
+        without = targets.words(clip, other)
+        empty = targets.text(clip, "", allow_empty=True)
+        gone = targets.concatenate([targets.text(clip, other) - empty, without])
+        with torch.no_grad():
+            leave_one_out = ClipSimilarity(clip, gone)(pixels) * gone.norms.to(pixels.device)
+        spans = [span for _, span in targets.word_tokens(clip, other)]
+        cells = torch.stack([cells[:, s.start : s.stop].sum(1) for s in spans], 1)
+        names, norms = (other, *without.names), torch.cat([norms, without.norms.cpu()])
+    else:
+        size = (shares.shape[1], shares.shape[2])
+        positions = product(*map(range, size))
+        names = ("reference", *(f"row {row}, column {column}" for row, column in positions))
+        norms = norms.expand(len(names))
+    maps = torch.cat([whole[:, None], cells], 1).view(len(shares), -1, *shares.shape[-2:])
+    scores = torch.cat([cosine[:, None], cells.sum((-2, -1))], 1)
+    return PairMaps(names, maps, scores, leave_one_out, norms, size)
+
+
+def _class_named(method: Any, stem: Any) -> type[Any]:
     """The class that is named by `stem`, or is it."""
     if stem == MAMOOLER:
         names = ", ".join(dict.fromkeys(_OF_REPORT.values()))
@@ -265,23 +312,6 @@ def _class_of(method: Any, stem: Any) -> type[Any]:
         f"method: expected one of {', '.join(methods)}, with options as in "
         f"last-grad:heads=averaged, or a class of captum_clip.attr; got {show(method)}{hint}."
     )
-
-
-def _check_options(method: type[Any], options: dict[str, Any]) -> None:
-    parameters = inspect.signature(method.attribute_targets).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
-    takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    listed = ", ".join(names) or "none"
-    for option in options:
-        if option in _RESERVED or not (takes_others or option in names):
-            raise InputError(f"{method.name} has no option {option!r}; it has {listed}.")
-    if issubclass(method, ClipAttribution):
-        method.check_options(**options)
-
-
-def _full_name(method: type[Any], options: dict[str, Any]) -> str:
-    listed = ",".join(f"{name}={value}" for name, value in options.items())
-    return f"{method.name}:{listed}" if listed else str(method.name)
 
 
 def _parsed(method: str, text: str) -> dict[str, Any]:

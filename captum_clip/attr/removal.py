@@ -1,6 +1,6 @@
 """Removal at the reader: what the score loses if the token that is read may not see a region."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,28 +14,25 @@ from typing_extensions import override
 from ..checks import check_integer, expect
 from ..errors import InputError, UnsupportedModelError, public
 from ..maps import autocast_disabled, to_float32
-from ..models.steps import pull_back, run_steps, split_heads
+from ..models.steps import run_steps, split_heads
 from ..models.towers import Tower, TransformerTower
-from ..recording.again import Arrivals, arrivals, read_pool, run_blocks
 from ..recording.look import kind_of
 from ..recording.observe import Kernels
+from ..recording.passes import Arrivals, arrivals, read_pool, run_blocks
 from ..recording.reads import AttentionRead
 from ..recording.records import Recording, agree
 from . import _attention as mha
 from ._base import ClipAttribution
-from ._call import Call, Columns, Computed, many_columns
-from ._engine import PooledEmbedding, pooled_embedding
-from ._regions import cells_of, grouped, mean_of, region_mask, taken, windows_of
-from ._vectors import PooledRow, Rows, pooled_rows, products, pulled_rows
+from ._call import Call, Columns, Computed, PooledEmbedding, many_columns, pooled_embedding
+from .additive import PooledRow, pooled_rows, products, pulled_rows
 
-Pair = tuple[Tensor, Tensor]
 _FEW = 8  # tokens beside the reader that a look at the blocks runs on
-Share = Literal["direct", "cells", None]
+LossShare = Literal["direct", "cells", None]
 
 
 @final
 class ReaderRemoval(ClipAttribution):
-    r"""What the score loses if the token that is read may not look at a window (F18).
+    r"""What the score loses if the token that is read may not look at a window.
 
     The reader, CLS or a pooling head's query, runs once more for each window w of cells, with the
     keys and values of all other tokens as they were,
@@ -52,11 +49,10 @@ class ReaderRemoval(ClipAttribution):
     "what if it were gone?" of the reader alone, since other tokens have seen the window before.
     With a forward function of your own the score is taken as linear in the unit embedding.
 
-    One forward, and of a further one the share that the readers have among the tokens: for a
-    ViT-B/32 as much again for 49 windows; nearly nothing for pooling heads, ResNets and means.
-    Where a token's keys depend on its position, as with the rotary positions of EVA02 and PE-Core
-    and the masks of most text towers, each window is a further forward of its own. The first call
-    sees which it is, from a few tokens that run once more.
+    It costs one forward, and the readers' share of the tokens of another one: as much again for 49
+    windows of a ViT-B/32, nearly nothing for pooling heads, ResNets and means. If a token's keys
+    depend on its position (rotary positions of EVA02 and PE-Core, masks of most text towers), each
+    window costs a forward. The first call runs a few tokens once more to see which it is.
 
     Options, keyword-only:
 
@@ -88,11 +84,7 @@ class ReaderRemoval(ClipAttribution):
     name = "removal"
     towers = ("vit", "resnet", "text")
     signed = True
-
-    @classmethod
-    @override
-    def _laws(cls, **options: Any) -> tuple[str, ...]:
-        return ("blocks", "embedding")
+    _laws = ("blocks", "embedding")
 
     @override
     def _compute(
@@ -102,10 +94,10 @@ class ReaderRemoval(ClipAttribution):
         window: int | None = None,
         stride: int | None = None,
         readers: int = 0,
-        share: Share = "direct",
+        share: LossShare = "direct",
     ) -> Computed:
         reader = self._reader(call, readers, rows=share == "direct")
-        windows = windows_of(self._tower, reader.record, window, stride)  # (W, N)
+        windows = _windows_of(self._tower, reader.record, window, stride)  # (W, N)
         run, direction = reader.embedded.run, reader.embedded.direction
         with torch.no_grad(), autocast_disabled(reader.embedded.token):
             losses = products(reader.losses(windows[None]), direction.rows)  # (K', B, W)
@@ -114,45 +106,63 @@ class ReaderRemoval(ClipAttribution):
             equal = (losses if share is None else losses / cells.sum(1)) @ (cells / count)
             if share != "direct":
                 return run.computed(reader.padded(equal))
-            direct = reader.direct()[..., reader.record.span]  # (K', B, N)
+            # (K', B, N)
+            direct = pulled_rows(reader.pooled, reader.pooled.direction)[..., reader.record.span]
             maps = torch.zeros_like(equal)
             for sign in (1, -1):
-                own, lost = (sign * direct).clamp(min=0), (sign * losses).clamp(min=0)
-                whole = own @ cells.T  # (K', B, W)
+                added, lost = (sign * direct).clamp(min=0), (sign * losses).clamp(min=0)
+                whole = added @ cells.T  # (K', B, W)
                 # a window without a cell of that sign
                 plain = torch.where(whole > 0, 0, lost / cells.sum(1))
                 shares = torch.where(whole > 0, lost / whole.clamp(min=1e-30), 0)
-                maps += sign * (own * (shares @ cells) + plain @ cells) / count
+                maps += sign * (added * (shares @ cells) + plain @ cells) / count
             return run.computed(reader.padded(maps))
 
     def _reader(self, call: Call, readers: int, *, rows: bool = False) -> "_Reader":
-        """Run once; the first time for each kind of model and inputs it is looked at as well."""
-        reader = _Reader.from_call(self._tower, call, readers, rows=rows)
+        """Run once, with `rows` for the pooled rows as well; look at each kind of model once."""
+        tower, last = self._tower, len(self._tower.attentions)
+        if readers and (tower.kind != "vit" or tower.pooling == "mean"):
+            raise InputError(
+                "readers: the chosen patches run again beside a vision transformer's CLS token or "
+                f"pooling head, and this {tower.noun} has neither; leave it out."
+            )
+        # a pool alone reads the tokens, and a mean no attention
+        first = {"cls": 0, "mean": last, "attention": last - 1}[tower.pooling]
+        pooling, reads = range(first, last), dict[int, AttentionRead]()
+
+        def take(index: int, read: AttentionRead) -> AttentionRead | PooledRow:
+            # with a row, what it is made of is watched below
+            reads[index] = read.alone()
+            return PooledRow.of(index, read, centered=False) if rows and index in pooling else read
+
+        runs = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
+        kernels = Kernels(range(last) if runs else pooling, take)
+        keep = arrivals(cast(TransformerTower, tower)) if runs else nullcontext(Arrivals())
+        with keep as arrived:
+            pooled = pooled_rows(tower, call, pooling, False, kernels) if rows else None
+            embedded = pooled.embedded if pooled else pooled_embedding(tower, call, kernels)
+        reader = _Reader(tower, embedded, reads, arrived, readers, pooled)
         inputs = call.images[0].dtype, call.images[0].shape[1:]
-        kind = readers > 0, inputs, self._tower.kind, kind_of(self._tower.module)
+        kind = readers > 0, inputs, tower.kind, kind_of(tower.module)
         if kind not in self._kinds:
             self._kinds[kind] = reader.look()
-        return replace(reader, knows_places=self._kinds[kind])
+        return replace(reader, knows_positions=self._kinds[kind])
 
     @cached_property
     def _kinds(self) -> dict[Hashable, bool]:
-        """Whether blocks know the places of their tokens, by kinds of models and inputs."""
+        """Whether blocks know the positions of their tokens, by kinds of models and inputs."""
         return {}
 
     @classmethod
     @override
     def check_options(cls, **options: Any) -> None:
         super().check_options(**options)
-        window, stride = options.get("window"), options.get("stride")
-        for name, value in (("window", window), ("stride", stride)):
-            if value is not None:
+        for name in ("window", "stride"):
+            if (value := options.get(name)) is not None:
                 check_integer(name, value, least=1)
+        window = options.get("window")
         expect(window is None or window % 2 == 1, "an odd `window`, which has a center", window)
         check_integer("readers", options.get("readers", 0), least=0)
-
-    @override
-    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
-        return record.on_grid(values.transpose(0, 1))
 
     @public("losses_of")
     def losses_of(
@@ -182,21 +192,17 @@ class ReaderRemoval(ClipAttribution):
         Raises:
             InputError: masks of another shape or type.
         """
-        expect(
-            isinstance(masks, Tensor) and masks.dtype == torch.bool,
-            "a boolean tensor of masks",
-            masks,
-        )
-        compute = partial(self._compute_losses, masks=masks)
-        select = partial(many_columns, targets)
-        options = {"readers": readers}
-        return self._run(inputs, additional_forward_args, select, options, compute, False).values
+        is_mask = isinstance(masks, Tensor) and masks.dtype == torch.bool
+        expect(is_mask, "a boolean tensor of masks", masks)
 
-    def _compute_losses(self, call: Call, *, masks: Tensor, readers: int) -> Computed:
-        reader = self._reader(call, readers)
-        losses = reader.losses(cells_of(self._tower, reader.record, masks))
-        values = products(losses, reader.embedded.direction.rows)  # (K', B, M)
-        return reader.embedded.run.computed(values.transpose(0, 1))
+        def compute(call: Call, *, readers: int) -> Computed:
+            reader = self._reader(call, readers)
+            losses = reader.losses(_cells_of(self._tower, reader.record, masks))
+            values = products(losses, reader.embedded.direction.rows)  # (K', B, M)
+            return reader.embedded.run.computed(values.transpose(0, 1))
+
+        select, options = partial(many_columns, targets), {"readers": readers}
+        return self._run(inputs, additional_forward_args, select, options, compute, False).values
 
     @public("vectors")
     def vectors(
@@ -227,23 +233,22 @@ class ReaderRemoval(ClipAttribution):
             InputError: a forward function of your own, or an invalid input or option.
         """
         self._check_similarity()
+
+        def compute(call: Call, **_: Any) -> Computed:
+            reader = self._reader(call, readers)
+            windows = _windows_of(self._tower, reader.record, window, stride)
+            losses = reader.losses(windows[None])  # (B, W, E)
+            cells = windows.to(losses)
+            vectors = torch.einsum("bwe,wn->ebn", losses, cells / cells.sum(0).clamp(min=1))
+            unit = F.normalize(to_float32(reader.embedded.embedding.detach()), dim=-1)
+            run = reader.embedded.run
+            return run.computed(reader.padded(vectors), unit - vectors.sum(-1).T)
+
         options = {"window": window, "stride": stride, "readers": readers}
         select = partial(many_columns, None)
-        compute = self._compute_vectors
         result = self._run(inputs, additional_forward_args, select, options, compute)
         vectors = result.values.movedim(1, -1).contiguous()
         return (vectors, result.rest) if return_rest else vectors
-
-    def _compute_vectors(
-        self, call: Call, *, window: int | None, stride: int | None, readers: int
-    ) -> Computed:
-        reader = self._reader(call, readers)
-        windows = windows_of(self._tower, reader.record, window, stride)
-        losses = reader.losses(windows[None])  # (B, W, E)
-        cells = windows.to(losses)
-        vectors = torch.einsum("bwe,wn->ebn", losses, cells / cells.sum(0).clamp(min=1))
-        unit = F.normalize(to_float32(reader.embedded.embedding.detach()), dim=-1)
-        return reader.embedded.run.computed(reader.padded(vectors), unit - vectors.sum(-1).T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,8 +259,8 @@ class _Reader:
         reads: the attentions that it runs through, by index.
         arrived: the arguments of the blocks, where tokens run once more.
         count: number of patches that run anew beside the reader.
-        pooled: the pooled rows, for the shares of `DirectContribution`.
-        knows_places: whether a token's keys depend on its place among all, as with rotary
+        pooled: the `PooledRows`, for the shares of `DirectContribution`.
+        knows_positions: whether a token's keys depend on its position among all, as with rotary
             positions, so that groups run one after the other.
     """
 
@@ -264,43 +269,13 @@ class _Reader:
     reads: dict[int, AttentionRead]
     arrived: Arrivals
     count: int
-    pooled: Rows | None = None
-    knows_places: bool = False
-
-    @classmethod
-    def from_call(cls, tower: Tower, call: Call, readers: int, *, rows: bool = False) -> "_Reader":
-        """Run once; with `rows` the pooled rows are read as well."""
-        _check_readers(tower, readers)
-        last, reads = len(tower.attentions), dict[int, AttentionRead]()
-        # a pool alone reads the tokens, and a mean no attention
-        first = {"cls": 0, "mean": last, "attention": last - 1}[tower.pooling]
-        pooling = range(first, last)
-
-        def take(index: int, read: AttentionRead) -> AttentionRead | PooledRow:
-            # with a row, what it is made of is watched below
-            reads[index] = read.alone()
-            return PooledRow.of(index, read, centered=False) if rows and index in pooling else read
-
-        runs = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
-        kernels = Kernels(range(last) if runs else pooling, take)
-        keep = arrivals(cast(TransformerTower, tower)) if runs else nullcontext(Arrivals())
-        with keep as arrived:
-            if rows:
-                pooled = pooled_rows(tower, call, pooling, False, kernels)
-                return cls(tower, pooled.embedded, reads, arrived, readers, pooled)
-            embedded = pooled_embedding(tower, call, kernels)
-        return cls(tower, embedded, reads, arrived, readers)
+    pooled: Any = None
+    knows_positions: bool = False
 
     @property
     def record(self) -> Recording:
         """The recording of the forward."""
         return self.embedded.run.record
-
-    def direct(self) -> Tensor:
-        """The maps (K', B, s) of direct contribution."""
-        assert self.pooled is not None
-        direction = pull_back(self.pooled.head, self.pooled.token, self.embedded.direction)
-        return pulled_rows(self.pooled, direction, by_layer=False, by_head=False, mlps=False)
 
     def padded(self, values: Tensor) -> Tensor:
         """Values (..., s) of all tokens, zero where those of cells (..., N) are none."""
@@ -316,72 +291,62 @@ class _Reader:
         if visible is not None:
             hidden = hidden & visible[:, None]
         if tower.pooling == "cls":  # a reader always sees itself
-            hidden = hidden & ~region_mask(self._reader(), hidden)
+            hidden = hidden & ~_at(self._position(), hidden)
         hides = hidden.any(-1).any(0)
         # the last group sees everything, so it must give what the forward gave
         hidden = F.pad(hidden[:, hides], (0, 0, 0, 1))
         steps = embedded.head(tower)
         with autocast_disabled(embedded.token):
             if tower.pooling == "mean":
-                token, steps = self._mean(hidden, steps), steps[tower.steps_before_mean :]
+                before, steps = steps[: tower.steps_before_mean], steps[tower.steps_before_mean :]
+                left = ~hidden[:, :, tower.prefix :]
+                left = left if visible is None else left & visible[:, None]
+                token = _mean(run_steps(before, embedded.token), left)
             elif tower.pooling == "cls":
                 token = self._tokens(hidden, self._positions())[:, :, 0]
             else:
                 token = self._pool(hidden)
-            made = run_steps(steps, to_float32(token).flatten(0, 1))
-            made = made.view(*token.shape[:2], -1)
-            record.compare("the embedding", made[:, -1], returned.to(embedded.dtype))
-            unit = F.normalize(made, dim=-1)
+            embeddings = run_steps(steps, to_float32(token).flatten(0, 1))
+            embeddings = embeddings.view(*token.shape[:2], -1)
+            record.compare("the embedding", embeddings[:, -1], returned.to(embedded.dtype))
+            unit = F.normalize(embeddings, dim=-1)
         losses = unit.new_zeros(len(unit), len(hides), unit.shape[-1])
         losses[:, hides] = unit[:, -1:] - unit[:, :-1]
         return losses
 
-    def _mean(self, hidden: Tensor, steps: tuple[Any, ...]) -> Tensor:
-        """The mean (B, G, D) of the tokens that are left."""
-        tokens = run_steps(steps[: self.tower.steps_before_mean], self.embedded.token)
-        left, visible = ~hidden[:, :, self.tower.prefix :], self.record.pooled.visible
-        return mean_of(tokens, left if visible is None else left & visible[:, None])
-
     def _pool(self, hidden: Tensor) -> Tensor:
         """What the pooling head's attention returns for each group, (B, G, D)."""
-        index = len(self.tower.attentions) - 1
-        read, own = self.reads[index], None
+        read, beside = self.reads[len(self.tower.attentions) - 1], None
         query = read.select(read.shown[0])[:, :, None, None].expand(-1, -1, hidden.shape[1], -1, -1)
-        if read.attention.positions is not None:
-            query, key, value = self._mean_token(read, hidden)
-            own = key, value, self._reader()
+        if read.attention.positions is not None:  # the mean of features asks in a ResNet's pool
+            positions = read.attention.positions
+            features = to_float32(read.features.detach()).flatten(2).mT
+            mean = _mean(features, ~hidden[:, :, 1:]) + positions[0].to(features)
+            query, key, value = (
+                split_heads(each(mean), read.attention.heads).transpose(1, 2)[:, :, :, None]
+                for each in read.attention.input_maps()
+            )
+            beside = key, value, self._position()
         elif self.count:
             ids = self._positions()
             anew = self._tokens(hidden, ids)  # (B, G, n, D)
             again = read_pool(self.record, anew.flatten(1, 2))
-            key, value = (grouped(x, anew.shape[1:3]) for x in (again.shown[1], again.value))
-            own = key, value, ids
-        heads = read.attend(query, self._seen(hidden, own and own[2]), own)
+            key, value = (_grouped(x, anew.shape[1:3]) for x in (again.shown[1], again.value))
+            beside = key, value, ids
+        heads = read.attend(query, self._seen(hidden, beside and beside[2]), beside)
         heads = heads[:, :, :, 0].transpose(1, 2).flatten(2)
         return mha.merged(read.attention, heads.flatten(0, 1)).view(*heads.shape[:2], -1)
 
-    def _mean_token(self, read: AttentionRead, hidden: Tensor) -> list[Tensor]:
-        """The query, and keys and values, of the mean of features that asks in a ResNet's pool."""
-        positions = cast(Tensor, read.attention.positions)
-        features = to_float32(read.features.detach()).flatten(2).mT
-        mean = mean_of(features, ~hidden[:, :, 1:]) + positions[0].to(features)
-        return [
-            split_heads(each(mean), read.attention.heads).transpose(1, 2)[:, :, :, None]
-            for each in read.attention.input_maps()
-        ]
-
-    def _reader(self) -> Tensor:
-        """Where the pooled token stands, or the mean of a ResNet's pool, (B, 1)."""
-        rows, device = self.record.pooled.rows, self.embedded.embedding.device
-        first = torch.zeros(self.record.batch, 1, dtype=torch.long, device=device)
-        return first if rows is None else rows[:, None]
+    def _position(self) -> Tensor:
+        """That of the pooled token, or of the mean of a ResNet's pool, (B, 1)."""
+        rows, like = self.record.pooled.rows, self.embedded.embedding
+        return torch.zeros_like(like[:, :1], dtype=torch.long) if rows is None else rows[:, None]
 
     def _positions(self) -> Tensor:
-        """Where the tokens stand that run anew, (B, n): a CLS reader, and those it reads most."""
-        record, last = self.record, len(self.tower.attentions) - 1
-        pools = self.tower.pooling == "attention"
-        rows = [self.reads[last]] if pools else self.reads.values()
-        ids = [] if pools else [self._reader()]
+        """Those of the tokens that run anew, (B, n): a CLS reader, and those it reads most."""
+        record, pools = self.record, self.tower.pooling == "attention"
+        rows = [self.reads[len(self.tower.attentions) - 1]] if pools else self.reads.values()
+        ids = [] if pools else [self._position()]
         if self.count:
             looked = torch.stack([read.row().mean(1)[:, record.span] for read in rows]).sum(0)
             most = looked.shape[1]
@@ -390,19 +355,15 @@ class _Reader:
         return torch.cat(ids, 1)
 
     def _tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Tokens at some places (B, n) as they leave the blocks in each group, (B, G, n, D)."""
-        if not self.knows_places:
-            return self._side_by_side(hidden, ids)
-        return torch.cat([self._in_place(each, ids) for each in torch.split(hidden, 1, 1)], 1)
-
-    def _side_by_side(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The same, of all groups in one sequence."""
-        groups = hidden.shape[1], ids.shape[1]
-        tokens = taken(self._entered(), ids)[:, None].expand(-1, groups[0], -1, -1)
-        seen = self._seen(hidden, ids)
+        """Tokens at positions (B, n) as they leave the blocks in each group, (B, G, n, D)."""
+        if self.knows_positions:
+            return torch.cat([self._in_place(each, ids) for each in torch.split(hidden, 1, 1)], 1)
+        # all groups in one sequence
+        groups, seen = (hidden.shape[1], ids.shape[1]), self._seen(hidden, ids)
+        tokens = _taken(self._entered(), ids)[:, None].expand(-1, groups[0], -1, -1)
 
         def attend(index: int, read: AttentionRead) -> Tensor:
-            query, key, value = (grouped(x, groups) for x in (*read.shown, read.value))
+            query, key, value = (_grouped(x, groups) for x in (*read.shown, read.value))
             out = self.reads[index].attend(query, seen, (key, value, ids))
             return out.flatten(2, 3).to(read.out.dtype)
 
@@ -411,32 +372,32 @@ class _Reader:
 
     def _in_place(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The same, of one group among all tokens."""
-        seen, places = self._seen(hidden, ids), ids[:, None, :, None]
+        seen, at = self._seen(hidden, ids), ids[:, None, :, None]
 
         def attend(index: int, read: AttentionRead) -> Tensor:
             heads = (*read.shown, read.value)
-            query, key, value = (x.take_along_dim(places, 2)[:, :, None] for x in heads)
+            query, key, value = (x.take_along_dim(at, 2)[:, :, None] for x in heads)
             out = self.reads[index].attend(query, seen, (key, value, ids))[:, :, 0]
-            return read.out.scatter(2, places.expand_as(out), out.to(read.out.dtype))
+            return read.out.scatter(2, at.expand_as(out), out.to(read.out.dtype))
 
-        return taken(run_blocks(self.record, self.arrived, self._entered(), attend), ids)[:, None]
+        return _taken(run_blocks(self.record, self.arrived, self._entered(), attend), ids)[:, None]
 
     def _entered(self) -> Tensor:
         """The tokens (B, s, D) that entered the first block."""
         return self.record.transformer.layers[0].residual(*self.arrived[0])
 
     def _seen(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
-        """What is added to products (B, 1, G, 1, s), with those at places that run anew behind."""
+        """What is added to products (B, 1, G, 1, s), with those of tokens that run anew behind."""
         if ids is not None:
-            own = hidden.take_along_dim(ids[:, None], 2)
-            hidden = torch.cat([hidden | region_mask(ids, hidden), own], -1)
+            anew = hidden.take_along_dim(ids[:, None], 2)
+            hidden = torch.cat([hidden | _at(ids, hidden), anew], -1)
         hidden = hidden[:, None, :, None]
         zeros = torch.zeros_like(hidden, dtype=self.embedded.token.dtype)
         return zeros.masked_fill(hidden, -torch.inf)
 
     @torch.no_grad()
     def look(self) -> bool:
-        """Whether a few tokens have other keys than among all, since blocks know their places.
+        """Whether a few tokens have other keys than among all, since blocks know positions.
 
         Raises:
             UnsupportedModelError: an attention is no softmax over all keys.
@@ -447,27 +408,27 @@ class _Reader:
         if not self.arrived:
             return False
         # a few of the tokens that the reader looks at least, and the reader
-        reader, rows = self._reader(), [read.row().mean(1) for read in self.reads.values()]
+        reader, rows = self._position(), [read.row().mean(1) for read in self.reads.values()]
         looked = torch.stack(rows).sum(0)
-        hidden = region_mask(reader, looked[:, None].bool())[:, 0]
+        hidden = _at(reader, looked[:, None].bool())[:, 0]
         if self.record.pooled.visible is not None:
             hidden = hidden | ~self.record.pooled.visible
         few = min(_FEW, int((~hidden).sum(1).min()))
         order = looked.masked_fill(hidden, torch.inf).topk(few, largest=False).indices
         order = torch.cat([order.sort().values, reader], 1)
-        seen, at = self._seen(~region_mask(order, hidden[:, None])), order[:, None, :, None]
-        keys, outs = list[Pair](), list[Pair]()
+        seen, at = self._seen(~_at(order, hidden[:, None])), order[:, None, :, None]
+        keys, outs = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
 
         def attend(index: int, read: AttentionRead) -> Tensor:
             before = self.reads[index]
             query, key = (x.take_along_dim(at, 2) for x in before.shown)
             keys.append((read.shown[1], key))
-            made = before.attend(query[:, :, None, -1:], seen)[:, :, 0, 0]
-            outs.append((made, read.out[:, :, -1]))
+            out = before.attend(query[:, :, None, -1:], seen)[:, :, 0, 0]
+            outs.append((out, read.out[:, :, -1]))
             return before.out.take_along_dim(at, 2)
 
         try:
-            run_blocks(self.record, self.arrived, taken(self._entered(), order), attend)
+            run_blocks(self.record, self.arrived, _taken(self._entered(), order), attend)
         except Exception:  # of code that counts its tokens
             return True
         if not agree(self.record, *keys):
@@ -485,10 +446,55 @@ def _chooses(name: str) -> UnsupportedModelError:
     )
 
 
-def _check_readers(tower: Tower, readers: int) -> None:
-    """Refuse further tokens where no reader chooses them."""
-    if readers and (tower.kind != "vit" or tower.pooling == "mean"):
-        raise InputError(
-            "readers: the chosen patches run again beside a vision transformer's CLS token or "
-            f"pooling head, and this {tower.noun} has neither; leave it out."
-        )
+def _windows_of(tower: Tower, record: Recording, window: int | None, stride: int | None) -> Tensor:
+    """The windows (W, N) of the cells of a grid, or of the tokens of a text."""
+    assert record.size is not None
+    is_text = tower.kind == "text"
+    sides = record.size[1:] if is_text else tower.grid(*record.size)
+    windows = torch.ones(1, 1, dtype=torch.bool, device="cpu")
+    for side in sides:
+        width = window or (1 if is_text else 2 * round(3 * side / 14 - 0.5) + 1)
+        step = stride or (1 if is_text else -(-side // 7))
+        expect(step <= width, f"a `stride` of at most the window's {width} cells", step)
+        centers = torch.arange(step // 2, side, step, device="cpu")
+        near = (torch.arange(side, device="cpu") - centers[:, None]).abs() <= width // 2
+        windows = torch.kron(windows, near)
+    return windows
+
+
+def _cells_of(tower: Tower, record: Recording, masks: Tensor) -> Tensor:
+    """The cells (B or 1, M, N) of masks."""
+    assert record.size is not None
+    is_text = tower.kind == "text"  # whose masks are (B, M, T)
+    grid: Any = record.size[1:] if is_text else tower.grid(*record.size)
+    sizes = {grid} if is_text else {grid, record.size}
+    batched = masks if masks.ndim == 2 + len(grid) else masks[None]
+    fits = len(batched) in (1, record.batch) and batched.shape[2:] in sizes
+    shapes = " or ".join(f"(B, M, {', '.join(map(str, size))})" for size in sizes)
+    expect(fits and batched.ndim == 2 + len(grid), f"masks {shapes}, or without B", masks)
+    if batched.shape[2:] != grid:
+        covered = F.adaptive_avg_pool2d(batched.float(), grid)
+        most = covered.amax((-2, -1), keepdim=True)
+        batched = (covered >= most.clamp(max=0.5)) & (most > 0)
+    return batched.flatten(2)
+
+
+def _mean(tokens: Tensor, left: Tensor) -> Tensor:
+    """The mean (B, G, D) of the tokens (B, N, D) that are left (B, G, N); zero of none."""
+    left = left.to(tokens)
+    return left @ tokens / left.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _at(ids: Tensor, like: Tensor) -> Tensor:
+    """Whether a token is at any of these positions (B, n), (B, 1, s) for values (B, G, s)."""
+    return torch.zeros_like(like[:, :1]).scatter(2, ids[:, None], True)
+
+
+def _grouped(heads: Tensor, groups: Sequence[int]) -> Tensor:
+    """What tokens have in each head (B, H, G n, d), group by group (B, H, G, n, d)."""
+    return heads.reshape(*heads.shape[:2], *groups, -1)
+
+
+def _taken(tokens: Tensor, ids: Tensor) -> Tensor:
+    """The tokens (B, n, D) at some positions (B, n)."""
+    return tokens.take_along_dim(ids[..., None], 1)

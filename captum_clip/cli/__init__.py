@@ -2,6 +2,9 @@
 
 A function of one dataclass is a command: the fields are its options. It hands them to the library,
 and prints what comes back. It imports what it needs when it runs, so that ``--help`` is quick.
+
+The commands of the bench, the apps and other packages are modules that entry points of the group
+``captum_clip.commands`` name, each after a command that the module registers.
 """
 
 import errno
@@ -14,23 +17,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
+from importlib.metadata import entry_points
 from typing import Any
 
 import typer
 
 from .. import errors
 from ..checks import excerpt
-from . import (  # noqa: F401
-    explain_command,
-    export_command,
-    figure_command,
-    measure_commands,
-    search_commands,
-    show_commands,
-)
+from . import explain_command, show_commands  # noqa: F401
 from .options import app
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "load_commands", "main"]
+
+COMMANDS = "captum_clip.commands"
+"""Group of entry points; a module of it registers its commands when it is imported."""
 
 # typer brings its own click or imports it, by version; of both it names this error alone
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     try:
         # names of files may hold letters that steer a terminal
-        with _quiet(), redirect_stdout(_Plain(sys.stdout)), redirect_stderr(_Plain(sys.stderr)):
+        with _silenced(), redirect_stdout(_Plain(sys.stdout)), redirect_stderr(_Plain(sys.stderr)):
+            words = sys.argv[1:] if argv is None else argv
+            load_commands(next((word for word in words if not word.startswith("-")), None))
             code = typer.main.get_command(app).main(
                 argv, prog_name="captum-clip", standalone_mode=False
             )
@@ -57,13 +59,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.CaptumClipError as error:
         return _fail(error.reason)
     except _UsageError as error:
-        return _fail(_describe(error))
+        return _fail(_describe_usage(error))
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed, and this command needs it.")
     except OSError as error:
         return _end_output(error)
     except SystemExit as stop:  # of SIGTERM, and of typer's completion
         return int(stop.code or 0)
+
+
+def load_commands(name: str | None = None) -> None:
+    """Import the module of a command, or for help and for any other name those of all commands."""
+    if name in {command.name for command in app.registered_commands}:
+        return
+    entries = entry_points(group=COMMANDS)
+    for entry in entries.select(name=name or "") or entries:
+        try:
+            entry.load()
+        except ImportError as error:
+            sentence = f"the command {entry.name} of {entry.value} cannot be imported ({error})."
+            if entry.name == name:
+                raise errors.InputError(sentence) from error
+            warnings.warn(sentence, stacklevel=1)  # the help lists the others
 
 
 class _Plain:
@@ -97,7 +114,7 @@ def _end_output(error: OSError) -> int:
     return _fail("the output cannot be written: no space is left on its device.")
 
 
-def _describe(error: Any) -> str:
+def _describe_usage(error: Any) -> str:
     """A usage error as one sentence, with what was probably meant."""
     sentence = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
     if possible := getattr(error, "possibilities", None):
@@ -112,7 +129,7 @@ def _describe(error: Any) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Hide warnings and log lines of the libraries, and restore their settings afterwards.
 
     Of the package's own a user sees that weights were left over, and what it tells a command.
@@ -123,14 +140,14 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("default", ".*which no tower reads")
-            warnings.filterwarnings("always", module=rf"{re.escape(__name__)}\.")
-            warnings.showwarning = _warn
+            warnings.filterwarnings("always", module=r"captum_clip\.(cli|\w+\.commands)(\.|$)")
+            warnings.showwarning = _print_warning
             yield
     finally:
         logging.disable(disabled)
 
 
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"captum-clip: warning: {message}", file=sys.stderr)
 
 

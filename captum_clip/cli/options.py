@@ -1,41 +1,30 @@
 """The application, what makes a dataclass the options of a command, and options that several share.
 
-The help of what `explain` takes stands in :class:`captum_clip.explaining.request.Request`, that of
-all other options in options.json.
+The help of all options stands in options.json.
 """
 
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
-from functools import partial
 from importlib.metadata import entry_points
 from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    Final,
-    Literal,
-    TypeAlias,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from typer import Argument, Context, Exit, Option, Typer
 from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from .._version import __version__
-from ..checks import check_choice, find_file, limit_pixels
+from ..checks import check_choice, find_file, limit_pixels, suggestion
 from ..errors import InputError, spelled
-from ..explaining.request import Request, asked
+from ..explaining.request import Request, option
 
-_Function = TypeVar("_Function", bound=Callable[[Any], None])
-_Lists: TypeAlias = Callable[[], Mapping[str, Iterable[str]]]
+_CommandFunction = TypeVar("_CommandFunction", bound=Callable[[Any], None])
+_Lists = Callable[[], Mapping[str, Iterable[str]]]
 app: Final = Typer(
     help="See where a CLIP model looks: saliency maps for images and texts.",
     epilog='\b\nexamples:\n  captum-clip demo\n  captum-clip explain photo.jpg "a horse" "a dog"',
@@ -45,7 +34,7 @@ app: Final = Typer(
 OPTIONS: Final = json.loads(Path(__file__).with_name("options.json").read_text("utf-8"))
 """How options are typed where it is not by their name, which stand last, what --help lists (the
 registries would load torch), and the help of each command, or of `several`."""
-_EXPLAIN: Final = {entry.name: entry.metadata.get("help") for entry in fields(Request)}
+_HELP: Final[dict[str, dict[str, str]]] = OPTIONS["help"]
 
 
 @app.callback(invoke_without_command=True)
@@ -86,10 +75,10 @@ class _Command(TyperCommand):
         options = {parameter.name: parameter.opts[0] for parameter in self.params}
 
         def spell(name: str, value: Any) -> str:
-            typed = options.get(name, options.get(f"{name}s"))
-            if typed is None:  # of a method, or of Python alone
+            flag = options.get(name, options.get(f"{name}s"))
+            if flag is None:  # of a method, or of Python alone
                 return name if value is None else f"{name}={value!r}"
-            return typed if value is None or value is True else f"{typed} {value}"
+            return flag if value is None or value is True else f"{flag} {value}"
 
         with spelled(spell):
             return super().invoke(ctx)
@@ -105,17 +94,17 @@ class _Command(TyperCommand):
 
 def command(
     group: Typer, name: str, example: str, lists: _Lists = dict
-) -> Callable[[_Function], _Function]:
+) -> Callable[[_CommandFunction], _CommandFunction]:
     """Decorate a function of one dataclass as a command, with an option for each of its fields.
 
     Args:
         group: the application, or a group of it.
-        name: as it is typed.
+        name: as it is written.
         example: what may follow the name; a line with it ends the help.
         lists: names by title for the help.
     """
 
-    def decorate(function: _Function) -> _Function:
+    def decorate(function: _CommandFunction) -> _CommandFunction:
         [kind] = [hint for key, hint in get_type_hints(function).items() if key != "return"]
 
         class Command(_Command):
@@ -123,9 +112,9 @@ def command(
 
         Command.example, Command.lists = example, staticmethod(lists)
 
-        def run(**typed: Any) -> None:
-            with limit_pixels(typed.get("max_pixels")):
-                function(kind(**typed))
+        def run(**args: Any) -> None:
+            with limit_pixels(args.get("max_pixels")):
+                function(kind(**args))
 
         run.__signature__ = Signature(_parameters(kind, name))  # type: ignore[attr-defined]
         group.command(name, cls=Command, help=cleandoc(function.__doc__ or ""))(run)
@@ -137,27 +126,28 @@ def command(
 def _parameters(kind: type[Any], name: str) -> list[Parameter]:
     """What typer makes the options of a command from: the fields of its dataclass."""
     types = get_type_hints(kind, include_extras=True)
-    sources = [_EXPLAIN, OPTIONS["help"]["several"]]  # which refers to explain where that says more
-    first, second = reversed(sources) if issubclass(kind, Request) else sources
-    helps = {**first, **second, **OPTIONS["help"][name]}
+    # what several commands share refers to explain, where that says more
+    helps = {
+        key: text for n in ("explain", "several", name) for key, text in _HELP.get(n, {}).items()
+    }
     parameters = []
     for entry in fields(kind):
-        typed = entry.metadata.get("typed", types[entry.name])
-        if typed is None:  # no command line has it
+        hint = entry.metadata.get("typed", types[entry.name])
+        if hint is None:  # no command line has it
             continue
-        typed, option = get_args(typed) if get_origin(typed) is Annotated else (typed, Option())
-        typed = str | None if typed is Any and option.parser is None else typed
+        hint, info = get_args(hint) if get_origin(hint) is Annotated else (hint, Option())
+        hint = str | None if hint is Any and info.parser is None else hint
         names, required = OPTIONS["typed"].get(entry.name), entry.default is MISSING
         if entry.name == "texts" or (required and names is None):
-            option = Argument(metavar=option.metavar)
-        option = copy(option)  # commands share types
-        option.help = helps[entry.name]
-        if isinstance(option, OptionInfo):
-            flag = (f"--{entry.name.replace('_', '-')}",) if typed is bool else ()
-            option.param_decls = entry.metadata.get("names", names or flag)
-            option.help += "; may be repeated" * ("list[" in str(typed))
+            info = Argument(metavar=info.metavar)
+        info = copy(info)  # commands share types
+        info.help = helps.get(entry.name, info.help)
+        if isinstance(info, OptionInfo):
+            flag = (f"--{entry.name.replace('_', '-')}",) if hint is bool else ()
+            info.param_decls = entry.metadata.get("names", names or flag)
+            info.help += "; may be repeated" * ("list[" in str(hint))
         default = Parameter.empty if required else entry.default
-        annotation: Any = Annotated[typed, option]
+        annotation: Any = Annotated[hint, info]
         parameters.append(
             Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
@@ -166,11 +156,9 @@ def _parameters(kind: type[Any], name: str) -> list[Parameter]:
 
 
 DEFAULT_MODEL: Final[str] = Request.model
-Count: TypeAlias = Annotated[int, Option(min=1)]
-Workers: TypeAlias = Annotated[int, Option(min=0)]
-Texts: TypeAlias = list[str] | None
-ruled: Final = partial(asked, "")
-"""A field with rules, whose help stands in options.json."""
+Count = Annotated[int, Option(min=1)]
+Workers = Annotated[int, Option(min=0)]
+Texts = list[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +173,7 @@ class Drawing(Quiet):
     """What `explain` and `figure` take besides what they draw."""
 
     texts_file: Path | None = None
-    center: bool = ruled(False, needs=("emotions",))
+    center: bool = option(False, needs=("emotions",))
     dpi: Annotated[int | None, Option(min=1, max=2400)] = None
 
 
@@ -241,6 +229,22 @@ def methods() -> dict[str, Iterable[str]]:
     }
 
 
+def check_method_name(name: str | None) -> None:
+    """Refuse a method that nobody has registered, before the registry, which loads torch."""
+    vit, resnet, unlisted = (OPTIONS["listed"][kind] for kind in ("vit", "resnet", "unlisted"))
+    names = [*dict.fromkeys([resnet[0], *vit, *unlisted])]  # in the registry's order
+    others = [*entry_points(group="captum_clip.methods").names, "mamooler"]
+    others += dir(sys.modules["captum_clip"])  # its classes are named, and none is loaded
+    stem = (name or "mamooler").partition(":")[0]
+    # what a program registered itself is known to the registry alone, which is loaded then
+    if stem not in (*names, *others) and "captum_clip.attr.registry" not in sys.modules:
+        raise InputError(
+            f"method: expected one of {', '.join(names)}, with options as in "
+            "last-grad:heads=averaged, or a class of captum_clip.attr; got "
+            f"{name!r}{suggestion(stem, (*names, *others))}."
+        )
+
+
 def check_texts(texts: Iterable[str]) -> list[str]:
     """The texts; InputError where one is empty."""
     texts = [*texts]
@@ -266,7 +270,7 @@ def read_texts(file: Path | None) -> list[str]:
 
 def check_emotions(names: Iterable[str]) -> None:
     """Raise InputError unless each name is an emotion."""
-    from ..emotions import CLASSES
+    from ..demo.catalog import CLASSES
 
     for name in names:
         check_choice(name, CLASSES, name="an emotion")

@@ -1,4 +1,4 @@
-"""Steps that commands share when they run: inputs checked early, models, progress bars, folders."""
+"""What commands share when they run: inputs checked early, models, progress bars, folders."""
 
 import hashlib
 import json
@@ -13,15 +13,22 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
-from ..errors import InputError
-from ..files import IMAGE_ENDINGS, is_own_figure, make_folder, replace_file, slug
-from ..kinds import parse_json
+from ..errors import InputError, parse_json
+from ..explaining.request import ENDINGS
+from ..files import (
+    IMAGE_ENDINGS,
+    is_own_figure,
+    make_folder,
+    replace_file,
+    slug,
+)
 from .options import check_texts, read_texts
 
 if TYPE_CHECKING:
     from ..models import ClipAdapter
 
 
+INDEX = "index.html"
 _OWN: Final = "it is a figure that captum-clip drew"
 _NO_IMAGE: Final = "its ending is not that of an image"
 _LISTED: Final = 20  # files that are left out, in a terminal
@@ -31,7 +38,7 @@ _SHORT: Final = ("a", "an", "the", "in", "of", "on", "and", "with")
 
 def read_image(name: str) -> Path:
     """The path of an image that can be read."""
-    from ..pictures import as_pil
+    from ..files import as_pil
 
     if "://" in name:
         raise InputError(f"{name} is a URL; download the image, then give the file.")
@@ -67,7 +74,7 @@ class Line(NamedTuple):
 
 
 def read_line(
-    typed: Any,
+    args: Any,
     words: Sequence[str],
     *,
     command: str,
@@ -76,7 +83,7 @@ def read_line(
     takes_folder: bool = True,
 ) -> Line:
     """Tell images, or a folder whose figures are of some kind, from the texts that follow them."""
-    folder = find_images(words[0], typed.output, kind) if words and takes_folder else None
+    folder = find_images(words[0], args.output, kind) if words and takes_folder else None
     words = words[1:] if folder else words
     from PIL import Image
 
@@ -96,8 +103,12 @@ def read_line(
         takes = takes if folder else "images"
         raise InputError(f"{image} is an image; {command} takes {takes}, then texts.")
     images = [read_image(word) for word in words[:count]]
+    if needs_image:  # figures of earlier calls are left out, as where the line has ``*.png``
+        own = {image: _OWN for image in images if is_own_figure(image)}
+        report_skipped(own if len(own) < len(images) else {})
+        images = [image for image in images if image not in own] or images
     hint_at_quotes(words[count:])
-    return Line(images, check_texts(words[count:]) + read_texts(typed.texts_file), folder)
+    return Line(images, check_texts(words[count:]) + read_texts(args.texts_file), folder)
 
 
 def hint_at_quotes(texts: Sequence[str]) -> None:
@@ -137,26 +148,15 @@ def check_figures(
     return dict(zip(images, files, strict=True))
 
 
-def without_own_figures(images: list[Path]) -> list[Path]:
-    """Leave out figures of earlier calls, as where the line has ``*.png``."""
-    own = {image: _OWN for image in images if is_own_figure(image)}
-    if len(own) == len(images):
-        return images
-    report_skipped(own)
-    return [image for image in images if image not in own]
-
-
 def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
     """A folder by its name, with figures in FOLDER-KIND by default; None if it is no folder."""
-    from ..evaluation.image_batches import list_images
-    from ..evaluation.storage import storage_of
-    from ..explaining.explanation import FORMATS
-
     if not os.path.isdir(os.path.expanduser(name)):
         return None
+    from ..folders.storage import list_images, storage_of
+
     folder = find_folder(name)
     output = expand(output or Path(f"{folder.resolve().name}-{kind}"))
-    if output.suffix.lower() in FORMATS or output.is_file():
+    if output.suffix.lower() in ENDINGS or output.is_file():
         raise InputError(
             f"{name} is a folder, and each of its images gets its own file; {output} must name a "
             "folder."
@@ -166,7 +166,7 @@ def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
 
 def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> dict[Path, str]:
     """Files of a folder besides the images, hidden files and results: path -> why."""
-    from ..evaluation.storage import storage_of
+    from ..folders.storage import storage_of
 
     kept, base = set(images), folder.resolve()
     results = base if output is None else output.resolve()
@@ -181,8 +181,8 @@ def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> 
 
 def fitted_on(*files: Path | None) -> list[str]:
     """The models that emotion probes were fitted on; none where not all name one."""
-    from ..emotions import EmotionProbe
     from ..models.names import check_stated
+    from ..targets import EmotionProbe
 
     fitted = {file: EmotionProbe.load(file).model for file in files if file}
     return [check_stated(fitted[file], file) for file in fitted] if all(fitted.values()) else []
@@ -191,28 +191,27 @@ def fitted_on(*files: Path | None) -> list[str]:
 def read_classes(
     file: Path | None, templates: Sequence[str] | None, top: int | None
 ) -> tuple[list[str], list[str]]:
-    """Names of classes and templates of their texts, as the evaluation reads those of folders."""
+    """Names of classes and templates of their texts, from a file and the files beside it."""
     if file is None:
         return [], []
-    from ..evaluation.data.formats import class_texts, templates_of
+    from ..folders.storage import check_template, read_class_names, read_templates
 
     lines, folder = read_texts(file), find_file(file).parent
-    prompts = [*(templates or templates_of(folder, None, "{}"))]
-    texts = [class_texts(lines, folder, template=prompt) for prompt in ("{}", *prompts)]
-    names = [*texts[0].values()]
+    prompts = [*map(check_template, templates or read_templates(folder) or ["{}"])]
+    names = [*read_class_names(lines, folder).values()]
     if top is not None and top > len(names):
         raise InputError(f"expected --top up to {len(names)}, the classes of {file}, got {top}.")
     return names, prompts
 
 
-def load_model(typed: Any, name: str) -> "ClipAdapter":
+def load_model(args: Any, name: str) -> "ClipAdapter":
     """Load a model, with the processor and the tokenizer of others where they are named."""
     from ..models import load_clip
     from ..models.loading import load_parts
 
-    with step(f"loading {name}", quiet=typed.quiet):
-        processors = load_parts(typed.processor, typed.tokenizer)
-        return load_clip(name, **processors, device=typed.device, image_size=typed.image_size)
+    with step(f"loading {name}", quiet=args.quiet):
+        processors = load_parts(args.processor, args.tokenizer)
+        return load_clip(name, **processors, device=args.device, image_size=args.image_size)
 
 
 def check_methods(names: Iterable[str]) -> None:
@@ -245,18 +244,18 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
     """
     from tqdm import tqdm
 
-    labels, begun, shown = {""}, 0.0, 0.0
+    labels, started, shown = {""}, 0.0, 0.0
     with tqdm(disable=not shows_bars(quiet), desc=task, unit="image", leave=False) as bar:
 
         def progress(done: int, total: int, label: str = "") -> None:
-            nonlocal begun, shown
+            nonlocal started, shown
             now = time.monotonic()
             if bar.total != total:  # what an earlier run had done takes no part in the rate
                 bar.total, bar.initial, bar.n = total, done, done
-                begun = shown = now
+                started = shown = now
             bar.update(done - bar.n)
             if bar.disable and not quiet and (label not in labels or now - shown > 60):
-                left = (now - begun) / max(1, done - bar.initial) * (total - done)
+                left = (now - started) / max(1, done - bar.initial) * (total - done)
                 what, minutes = f"{task}, {label}" if label else task, math.ceil(left / 60)
                 line = f"{what}: {done:,} of {total:,} images, about {minutes} min left"
                 print(line, file=sys.stderr, flush=True)
@@ -338,7 +337,16 @@ def draw_folder(
     manifest = make_folder(folder.output) / Path(name).with_suffix(".json")
     check_outputs([manifest], inputs)
     if existed or manifest.exists():
-        _check_manifest(manifest, json.loads(made_by))
+        from ..folders.storage import differences
+
+        changes = ["the settings are not known"]
+        with suppress(OSError, ValueError):
+            changes = differences(parse_json(manifest.read_bytes()), json.loads(made_by))
+        if changes:
+            raise InputError(
+                f"{manifest.parent} holds figures made with other settings "
+                f"({'; '.join(changes[:3])}); give another -o, or delete the folder."
+            )
     with images_bar("figures", quiet=quiet) as progress:
         progress(existed, len(figures))
         for done, image in enumerate(missing, existed + 1):
@@ -361,14 +369,13 @@ def draw_folder(
     return left_out
 
 
-def _check_manifest(manifest: Path, made_by: dict[str, Any]) -> None:
-    from ..evaluation.run import differences
+def write_index(folder: Path, photos: Path, template: Path, **values: Any) -> None:
+    """Write `index.html` of a folder of photos from a Jinja file, which may extend ours."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    changes = ["the settings are not known"]
-    with suppress(OSError, ValueError):
-        changes = differences(parse_json(manifest.read_bytes()), made_by)
-    if changes:
-        raise InputError(
-            f"{manifest.parent} holds figures made with other settings "
-            f"({'; '.join(changes[:3])}); give another -o, or delete the folder."
-        )
+    loader = FileSystemLoader([template.parent, Path(__file__).parent])
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    values["title"] = photos.resolve().name
+    values["photos"] = Path(os.path.relpath(photos.resolve(), folder.resolve())).as_posix()
+    content = pages.get_template(template.name).render(values).encode(errors="replace")
+    replace_file(folder / INDEX, lambda file: file.write(content))

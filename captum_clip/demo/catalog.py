@@ -1,10 +1,14 @@
-"""The things that demo scenes can show, with the characters that draw them.
+"""The things that demo scenes can show, with the characters that draw them, and their captions.
 
-Plain data: nothing is drawn and nothing is read when this module is imported.
+Nothing is drawn and nothing is read when this module is imported.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Thing:
         return self.noun if self.adjective is None else f"{self.adjective} {self.noun}"
 
 
-_PLAIN: Final = """
+_WITHOUT_COLOR: Final = """
 horse 🐎|dog 🐕|sheep 🐑|cow 🐄|elephant 🐘|zebra 🦓
 cat 🐈|pig 🐖|rabbit 🐇|tiger 🐅|giraffe 🦒|camel 🐪🐫
 kangaroo 🦘|monkey 🐒|gorilla 🦍|rhino 🦏|deer 🦌|hedgehog 🦔
@@ -75,7 +79,7 @@ def _entries(text: str) -> list[list[str]]:
 
 
 THINGS: Final[tuple[Thing, ...]] = (
-    *(Thing(noun, None, characters) for noun, characters in _entries(_PLAIN)),
+    *(Thing(noun, None, characters) for noun, characters in _entries(_WITHOUT_COLOR)),
     *(
         Thing(noun, color, characters)
         for noun, colors in _COLORED.items()
@@ -93,6 +97,11 @@ NOUNS: Final[tuple[str, ...]] = tuple(dict.fromkeys(thing.noun for thing in THIN
 
 FEELINGS: Final[dict[str, str]] = {emotion: feeling for emotion, feeling, *_ in _entries(_FACES)}
 """The eight emotions of ArtEmis -> the word for a face with it: ``"sadness"`` -> ``"sad"``."""
+EMOTIONS: Final = tuple(FEELINGS)
+"""The eight emotions, positive ones first."""
+SOMETHING_ELSE: Final = "something else"
+CLASSES: Final = (*EMOTIONS, SOMETHING_ELSE)
+"""The choices of an annotator of ArtEmis: the columns of all votes."""
 
 ADJECTIVES: Final[tuple[str, ...]] = tuple(
     dict.fromkeys(thing.adjective for thing in THINGS if thing.adjective is not None)
@@ -104,3 +113,42 @@ BACKGROUNDS: Final[tuple[str, ...]] = ("grass", "sand", "sky", "snow", "water", 
 
 CONCEPTS: Final = (*NOUNS, *(t.name for t in THINGS if t.adjective is not None), *BACKGROUNDS)
 """All that a caption can name: nouns, colored things, faces with a feeling, backgrounds."""
+
+
+def article(name: str) -> str:
+    """Prefix the indefinite article: ``"an apple"``."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def concept_texts() -> list[str]:
+    """All that a caption can name, each as a text."""
+    return [name if name in BACKGROUNDS else article(name) for name in CONCEPTS]
+
+
+def compose(names: Sequence[str], background: str | None = None) -> str:
+    """Write the plain caption for things and, if given, their background.
+
+    >>> compose(["horse", "red heart"], "grass")
+    'a horse and a red heart on grass'
+    """
+    text = " and ".join(article(name) for name in names)
+    if background is None:
+        return text
+    place = {"sky": "in the sky", "water": "in the water"}.get(background, f"on {background}")
+    return f"{text} {place}".strip()
+
+
+def draw_caption(names: Sequence[str], background: str, generator: "np.random.Generator") -> str:
+    """Write a caption for all the given things, at random in order, adjectives and background.
+
+    Args:
+        names: names of the things to mention, at least one.
+        background: of the scene, mentioned in a third of the captions if it has a name.
+        generator: the source of the choices.
+    """
+    order = generator.permutation(len(names))
+    mentioned = list(
+        dict.fromkeys(names[i] if generator.random() < 0.6 else names[i].split()[-1] for i in order)
+    )
+    named = generator.random() < 1 / 3 and background in BACKGROUNDS
+    return compose(mentioned, background if named else None)

@@ -1,24 +1,44 @@
-"""Seeded demo scenes: an image, its captions and one exact mask an object."""
+"""Seeded demo scenes: an image, its captions and one exact mask an object.
+
+The sprites are cells of a sheet that ``docs/experiments/training/sheet.py`` draws from an emoji
+font, in the order of :data:`captum_clip.demo.catalog.THINGS`, drawing by drawing, row by row.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ..checks import check_choice, check_integer, expect
 from ..errors import public
 from .backgrounds import draw_background
-from .captions import draw_caption
-from .catalog import BACKGROUNDS, THINGS, Thing
-from .layout import paste_all, place
-from .sprites import load_sprites, rotated
+from .catalog import BACKGROUNDS, THINGS, Thing, draw_caption
 
+__all__ = ["MAX_OBJECTS", "STANDARD", "STEEPEST", "Scene", "SceneObject", "Split", "World"]
+__all__ += ["draw_object", "draw_scene", "pick_things"]
+
+ImageArray: TypeAlias = npt.NDArray[np.uint8]
+MaskArray: TypeAlias = npt.NDArray[np.bool_]
+Corner: TypeAlias = tuple[int, int]
 Split = Literal["train", "validation", "test"]
 STEEPEST: Final = 15.0  # degrees
-_SPLITS: Final = {"train": 0, "validation": 1, "test": 2}
-_BY_NAME: Final = {thing.name: thing for thing in THINGS}
+SHEET: Final = Path(__file__).with_name("sprites.png")
+CELL: Final = 96
+SHEET_COLUMNS: Final = 14
+SIDES: Final = (0.27, 0.34)
+"""The longer side of a copy, as a share of the image's side, at least and at most."""
+_FAINTEST: Final = 77  # alpha below this is cut, so that a mask is all that a sprite touches
+_CORNER_TRIES: Final = 40
+_PLACEMENTS: Final = 25
+_CORNERS: Final = 0.64  # of the image's side: three such objects overlap little in three corners
+_CIRCLE: Final = 0.28
+_SPLIT_KEYS: Final = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,7 @@ class SceneObject:
     noun: str
     adjective: str | None
     name: str
-    mask: npt.NDArray[np.bool_]
+    mask: MaskArray
 
 
 @dataclass(frozen=True)
@@ -76,11 +96,11 @@ class Scene:
         background_mask: (H, W) bool, what no object covers.
     """
 
-    image: npt.NDArray[np.uint8]
+    image: ImageArray
     objects: tuple[SceneObject, ...]
     background: str
     captions: tuple[str, ...]
-    background_mask: npt.NDArray[np.bool_]
+    background_mask: MaskArray
 
 
 def pick_things(
@@ -102,7 +122,7 @@ def draw_object(
     *,
     split: Split = "train",
     world: World = STANDARD,
-) -> npt.NDArray[np.uint8]:
+) -> ImageArray:
     """Draw a thing for a scene of the given side, at random in drawing, size, angle and mirroring.
 
     Returns:
@@ -150,9 +170,9 @@ def draw_scene(
     """
     check_integer("a seed", seed, least=0)
     check_integer("a size", size, least=64)
-    check_choice(split, _SPLITS, name="split")
+    check_choice(split, _SPLIT_KEYS, name="split")
     _check_count(objects, count, world)
-    sequence = np.random.SeedSequence(seed, spawn_key=(_SPLITS[split],))
+    sequence = np.random.SeedSequence(seed, spawn_key=(_SPLIT_KEYS[split],))
     choice, texture, layout, wording = (np.random.default_rng(s) for s in sequence.spawn(4))
     number = int(choice.integers(1, world.objects + 1)) if count is None else count
     drawn_background = world.backgrounds[choice.integers(len(world.backgrounds))]
@@ -163,7 +183,7 @@ def draw_scene(
     if objects is None:
         things = pick_things(number, choice)
     else:
-        things = tuple(_find(name, choice) for name in objects)
+        things = tuple(_find_thing(name, choice) for name in objects)
     inside = set(without) <= set(range(len(things)))
     expect(inside, f"`without` below {len(things)}, the number of objects", sorted(without))
     sprites, corners = place(
@@ -194,7 +214,7 @@ def _captions(
     return tuple(dict.fromkeys(texts))
 
 
-def _find(name: str, generator: np.random.Generator) -> Thing:
+def _find_thing(name: str, generator: np.random.Generator) -> Thing:
     matches = [thing for thing in THINGS if name in (thing.name, thing.noun)]
     expect(matches, "a name of captum_clip.demo.catalog.THINGS", name)
     return matches[generator.integers(len(matches))]
@@ -208,3 +228,182 @@ def _check_count(objects: Sequence[str] | None, count: int | None, world: World)
         count = len(objects)
     if count is not None:
         check_integer("a number of objects", count, most=world.objects)
+
+
+@lru_cache(maxsize=1)
+def load_sprites() -> dict[str, tuple[Image.Image, ...]]:
+    """Read the sheet: name of each thing -> its drawings (RGBA, trimmed), held-out ones last."""
+    with Image.open(SHEET) as opened:
+        sheet = opened.convert("RGBA")
+    cells = (
+        sheet.crop((left, top, left + CELL, top + CELL))
+        for top in range(0, sheet.height, CELL)
+        for left in range(0, sheet.width, CELL)
+    )
+    trimmed = (cell.crop(cell.getbbox()) for cell in cells)
+    return {
+        thing.name: tuple(islice(trimmed, len(thing.characters + thing.held_out)))
+        for thing in THINGS
+    }
+
+
+def rotated(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> ImageArray:
+    """Flip, resize and rotate one drawing.
+
+    Args:
+        drawing: an RGBA sprite.
+        side: its longer side in pixels before it is rotated.
+        angle: degrees, counter-clockwise.
+        flip: mirror it left to right first.
+
+    Returns:
+        (h, w, 4), trimmed; the mask of the sprite is exactly ``alpha > 0``.
+    """
+    if flip:
+        drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    scale = side / max(drawing.size)
+    size = (max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale)))
+    drawing = drawing.resize(size, Image.Resampling.BILINEAR)
+    drawing = drawing.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    pixels = np.array(drawing)
+    pixels[pixels[..., 3] < _FAINTEST] = 0
+    visible = np.argwhere(pixels[..., 3])
+    (top, left), (bottom, right) = visible.min(0), visible.max(0) + 1
+    return pixels[top:bottom, left:right]
+
+
+def place(
+    sprites: Sequence[ImageArray], size: int, generator: np.random.Generator, *, visible: float
+) -> tuple[Sequence[ImageArray], tuple[Corner, ...]]:
+    """Draw positions at which every object is inside the image and mostly visible.
+
+    Args:
+        sprites: (h, w, 4) each, from the back to the front.
+        size: side of the image in pixels.
+        generator: the source of the positions.
+        visible: the share of each object that others may not cover.
+
+    Returns:
+        The sprites, of half the size where there is no room for them, and the top left corner
+        (row, column) of each.
+    """
+    while True:
+        masks = [sprite[..., 3] > 0 for sprite in sprites]
+        for _ in range(_PLACEMENTS):
+            corners = _attempt(masks, size, generator, visible)
+            if corners is not None:
+                return sprites, corners
+        if len(masks) <= 3 and max(max(mask.shape) for mask in masks) <= _CORNERS * size:
+            # in different corners of the image, where three of half its side fit
+            thirds = zip(masks, ((0, 0), (0, 1), (1, 0)), strict=False)
+            room = [(b * (size - m.shape[0]), r * (size - m.shape[1])) for m, (b, r) in thirds]
+            return sprites, tuple(room)
+        sprites = [sprite[::2, ::2] for sprite in sprites]
+
+
+def paste_all(
+    sprites: Sequence[ImageArray],
+    corners: Sequence[Corner],
+    image: ImageArray,
+    *,
+    left_out: Collection[int] = (),
+) -> npt.NDArray[np.int8]:
+    """Put sprites into an image, in place.
+
+    Args:
+        sprites: from the back to the front.
+        corners: of each.
+        image: (H, W, 3), the background.
+        left_out: positions of sprites that are not pasted.
+
+    Returns:
+        (H, W), the position of the sprite that each pixel shows, -1 for the background.
+    """
+    background = image.copy()
+    owner = np.full(image.shape[:2], -1, dtype=np.int8)
+    for position, (sprite, corner) in enumerate(zip(sprites, corners, strict=True)):
+        if position in left_out:
+            continue
+        area = _area(corner, sprite.shape)
+        alpha = sprite[..., 3:].astype(np.uint16)
+        # a soft edge never shows an object below it, so that leaving one out changes no other
+        under = background[area].astype(np.uint16)
+        blended = ((sprite[..., :3] * alpha + under * (255 - alpha) + 127) // 255).astype(np.uint8)
+        mask = sprite[..., 3] > 0
+        np.copyto(image[area], blended, where=mask[..., None])
+        owner[area][mask] = position
+    return owner
+
+
+def _area(corner: Corner, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    (row, column), (height, width) = corner, shape[:2]
+    return slice(row, row + height), slice(column, column + width)
+
+
+def _attempt(
+    masks: Sequence[MaskArray], size: int, generator: np.random.Generator, visible: float
+) -> tuple[Corner, ...] | None:
+    owner = np.full((size, size), -1, dtype=np.int8)
+    least: list[float] = []  # pixels of each placed object that must stay visible
+    pixels: list[int] = []  # of each placed object that are visible
+    corners: list[Corner] = []
+    for number, mask in enumerate(masks):
+        height, width = mask.shape
+        for _ in range(_CORNER_TRIES):
+            row = int(generator.integers(size - height + 1))
+            column = int(generator.integers(size - width + 1))
+            area = owner[_area((row, column), mask.shape)]
+            covered = [int(np.count_nonzero(mask & (area == i))) for i in range(number)]
+            if all(pixels[i] - covered[i] >= least[i] for i in range(number)):
+                break
+        else:
+            return None
+        area[mask] = number
+        pixels = [pixels[i] - covered[i] for i in range(number)] + [int(np.count_nonzero(mask))]
+        least.append(visible * pixels[-1])
+        corners.append((row, column))
+    return tuple(corners)
+
+
+def without_thirds(sprite: ImageArray, generator: np.random.Generator) -> list[ImageArray]:
+    """A sprite (h, w, 4) three times, each without another third of its pixels.
+
+    The thirds are sectors round its centroid, from a random angle, of exactly equal area.
+    """
+    rows, columns = np.nonzero(sprite[..., 3])
+    turned = np.arctan2(rows - rows.mean(), columns - columns.mean())
+    # sectors, and not bands: each copy stays whole, and has as many new edges as the others
+    order = np.argsort((turned + generator.uniform(0, 2 * np.pi)) % (2 * np.pi), kind="stable")
+    copies = [sprite.copy() for _ in range(3)]
+    for number, copy in enumerate(copies):
+        gone = order[number * (len(order) // 3) :][: len(order) // 3]
+        copy[rows[gone], columns[gone]] = 0
+    return copies
+
+
+def draw_subsets(
+    sprites: Sequence[ImageArray], background: ImageArray, generator: np.random.Generator
+) -> tuple[list[ImageArray], list[MaskArray]]:
+    """Every subset of sprites of one size on a circle, from a random angle.
+
+    Args:
+        sprites: n, (h, w, 4) each.
+        background: (S, S, 3).
+        generator: the source of the angle.
+
+    Returns:
+        The 2^n images, sprite i in those where bit i of the index is set, and the n masks (S, S).
+    """
+    size, count, start = len(background), len(sprites), generator.uniform(0, 2 * np.pi)
+    angles = start + 2 * np.pi / count * np.arange(count)
+    centers = size * (0.5 + _CIRCLE * np.stack([np.sin(angles), np.cos(angles)], 1))
+    corners = [
+        (round(row - len(sprite) / 2), round(column - sprite.shape[1] / 2))
+        for (row, column), sprite in zip(centers.tolist(), sprites, strict=True)
+    ]
+    images, owner = [], np.empty(0, np.int8)
+    for subset in range(2**count):
+        absent = [place for place in range(count) if not subset >> place & 1]
+        images.append(background.copy())
+        owner = paste_all(sprites, corners, images[-1], left_out=absent)
+    return images, [owner == place for place in range(count)]

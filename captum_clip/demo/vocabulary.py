@@ -67,8 +67,8 @@ class DemoTokenizer:
         tokens = torch.full((len(texts), CONTEXT_LENGTH), PAD, dtype=torch.int64)
         for row, text in enumerate(texts):
             numbers = [START, *(IDS[word] for word in self._words(text)), END]
-            made = f"a text of up to {CONTEXT_LENGTH} tokens with its start and end"
-            expect(len(numbers) <= CONTEXT_LENGTH, made, text, error=TargetError)
+            expected = f"a text of up to {CONTEXT_LENGTH} tokens with its start and end"
+            expect(len(numbers) <= CONTEXT_LENGTH, expected, text, error=TargetError)
             tokens[row, : len(numbers)] = torch.tensor(numbers)
         return tokens
 

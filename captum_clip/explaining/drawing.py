@@ -1,23 +1,35 @@
-"""Explanations as a figure."""
+"""Explanations as a figure, and as one HTML page that needs no network."""
 
+import base64
+import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, get_args
 
+import numpy as np
 import torch
-from matplotlib.colors import Colormap
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
 
 from .. import visualization
-from ..checks import check_interval, check_nonempty, expect
+from ..checks import check_choice, check_interval, check_nonempty, expect
 from ..errors import InputError, public
-from ..maps import Mode
+from ..maps import Mode, check_maps
 from ..models.adapter import ImageLike
-from ..visualization.colors import ALPHA, NEGATIVE, POSITIVE, blend_signed, ramp, signed_number
+from ..visualization import HEAT, NEGATIVE, POSITIVE
+from ..visualization.arrays import as_images
+from ..visualization.colors import ALPHA, RISE, Array, blend_signed, colormap, ramp, soften
 from ..visualization.grid import ROWS, Legend, Panel, grid, jpeg
 from ..visualization.overlays import framed_batches
-from . import photos
+from . import regions
+
+MEANINGS: Final = ("supports it", "contradicts it")
+"""What the maps of either sign show, in the words of the page."""
 
 
 class Drawable:
@@ -58,7 +70,7 @@ class Drawable:
                 photos to lay the maps on, as where the images came as tensors, or a look of a pair.
         """
         several = self if isinstance(self, tuple) else (self,)
-        return draw(several, cmap, alpha, interpolation, original)
+        return _draw_explanations(several, cmap, alpha, interpolation, original)
 
     def save(self, path: str | Path, **look: Any) -> Path:
         """Write the figure (.png, .jpg, .pdf, .svg), in a look that :meth:`plot` takes."""
@@ -69,8 +81,10 @@ class Drawable:
         return jpeg(self.plot())
 
 
-def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: Any) -> Figure:
-    """Draw an `Explanation`, or those of several models; the arguments are those of ``plot``."""
+def _draw_explanations(
+    several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: Any
+) -> Figure:
+    """The figure of an `Explanation`, or of those of several models."""
     alike = {(e.names, len(e), *e.maps) for e in several}
     expect(len(alike) == 1, "explanations of the same images and texts", [*several])
     first = several[0]
@@ -82,7 +96,14 @@ def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: 
                 "each match of two images has a color of its own, on what the model "
                 "saw; leave cmap, alpha, interpolation and original out."
             )
-        return _draw_matches(first)
+        shares = first.maps.get("positive", first.maps.get("negative"))
+        return visualization.matches(
+            first.images,
+            [first.reference] * len(first),
+            shares[:, 1:].reshape(len(first), *first.cells, *shares.shape[-2:]),
+            scores=first.scores[:, 0],
+            caption=_caption(first),
+        )
     # by `is`, since photos may be an array, which is neither true nor false
     if original is None:
         has_photos = all(e.photos and e.crops for e in several)
@@ -90,41 +111,38 @@ def draw(several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: 
     laid = [
         (e.images, e.heatmap(interpolation=mode))
         if original is False
-        else photos.lay_on_photos(photos.originals(e, original), e.crops, e.maps, mode)
+        else regions.lay_on_photos(regions.originals(e, original), e.crops, e.maps, mode)
         for e in several
     ]
     images = _mixed(pictures for pictures, _ in laid)
     heatmap: dict[Any, Any] = {
         sign: _mixed(heatmaps[sign] for _, heatmaps in laid) for sign in first.maps
     }
-    scores = torch.stack(_mixed(e.scores for e in several))
-    look: dict[str, Any] = {"alpha": alpha, "caption": " | ".join(map(caption, several))}
+    rows = _mixed(e.shown() for e in several)
+    look: dict[str, Any] = {"alpha": alpha, "caption": " | ".join(map(_caption, several))}
     if len(several) > 1:
         look["labels"] = [e.model for e in several] * len(first)
     if first.contrast and len(heatmap) == 2 and cmap is None:
-        differences = torch.cat(_mixed(e.scores * e.norms for e in several)).tolist()
-        return _draw_contrast(first.contrast, images, heatmap, differences, **look)
-    has_cosines = not first.words and first.cells == (0, 0)  # a word's share is none
-    if has_cosines and not first.text_maps and len(heatmap) == 2:
+        details = [row[0].detail for row in rows]
+        return _draw_contrast(first.contrast, images, heatmap, details, **look)
+    scores = torch.stack(_mixed(e.scores for e in several))
+    names = [shown.title for shown in rows[0]]
+    is_whole = not first.words and first.cells == (0, 0)  # no word of a text
+    if is_whole and not first.text_maps and len(heatmap) == 2:
         look |= {} if cmap is None else {"cmaps": (cmap, cmap)}
-        return visualization.signs(images, **heatmap, names=titles(first), scores=scores, **look)
+        return visualization.signs(images, **heatmap, names=names, scores=scores, **look)
     if cmap is not None or list(heatmap) == ["negative"]:
-        look["cmap"] = visualization.NEGATIVE if cmap is None else cmap
-    weights = _mixed(e.weights.expand(len(first), -1)[..., None, None] for e in several)
+        look["cmap"] = NEGATIVE if cmap is None else cmap
+    weights = [torch.tensor([shown.weight for shown in row])[:, None, None] for row in rows]
     dimmed = [[w * m for w, m in zip(weights, maps, strict=True)] for maps in heatmap.values()]
     upper, lower = (*dimmed, None, None)[:2]
     if first.text_maps:
         return visualization.sentences(
             images, first.text_maps, scores=scores, heatmap=upper, **look
         )
+    notes = [[shown.note for shown in row] for row in rows]
     return visualization.overlay(
-        images,
-        upper or [],
-        negative=lower,
-        names=titles(first),
-        scores=scores if has_cosines else None,
-        notes=_mixed(e.notes for e in several),
-        **look,
+        images, upper or [], negative=lower, names=names, notes=notes, **look
     )
 
 
@@ -133,47 +151,24 @@ def _mixed(members: Iterable[Iterable[Any]]) -> list[Any]:
     return [*chain.from_iterable(zip(*members, strict=True))]
 
 
-def _draw_matches(explanation: Any) -> Figure:
-    shares = explanation.maps.get("positive", explanation.maps.get("negative"))
-    return visualization.matches(
-        explanation.images,
-        [explanation.reference] * len(explanation),
-        shares[:, 1:].reshape(len(explanation), *explanation.cells, *shares.shape[-2:]),
-        scores=explanation.scores[:, 0],
-        caption=caption(explanation),
-    )
-
-
 def _draw_contrast(
-    texts: Sequence[str], images: Any, heatmap: Mapping[str, Any], differences: Any, **look: Any
+    texts: Sequence[str], images: Any, heatmap: Mapping[str, Any], notes: Sequence[str], **look: Any
 ) -> Figure:
     """Both signs of a difference of two texts in one map, with the difference of the cosines."""
-    alpha, labels = look.pop("alpha"), look.pop("labels", [""] * len(differences))
+    alpha, labels = look.pop("alpha"), look.pop("labels", [""] * len(notes))
     check_interval("alpha", alpha, "[0, 1]")
     pictures, (above, below) = framed_batches(images, list(heatmap.values()))
     text, other = texts
     rows, title = [], f"{text} rather than {other}"
-    for image, up, down, by, label in zip(pictures, above, below, differences, labels, strict=True):
+    for image, up, down, note, label in zip(pictures, above, below, notes, labels, strict=True):
         drawn = blend_signed(image, up[0] - down[0], alpha)
-        lead = Panel(image, "image", label=label)
-        rows.append([lead, Panel(drawn, title, f"cosines differ by {signed_number(by)}")])
+        rows.append([Panel(image, "image", label=label), Panel(drawn, title, note)])
     bars = {f"for {text}": POSITIVE, f"for {other}": NEGATIVE}
     legends = [Legend(ramp(colors, alpha), label) for label, colors in bars.items()]
     return grid(rows, legends=legends, **look)
 
 
-def titles(explanation: Any) -> list[str]:
-    """The names of an `Explanation`, those of classes with their probabilities."""
-    names, probabilities = explanation.names, explanation.probabilities
-    if probabilities is None:
-        return list(names)
-    among = " among the named" * explanation.calibration.startswith("shares")
-    # 0.0% would read as impossible, and a softmax never says so
-    shares = ("below 0.1%" if p < 0.001 else f"{p:.1%}" for p in probabilities[0].tolist())
-    return [f"{name}: {share}{among}" for name, share in zip(names, shares, strict=True)]
-
-
-def caption(explanation: Any) -> str:
+def _caption(explanation: Any) -> str:
     """Model, method and scale of an `Explanation`, then its hints."""
     lines = [explanation.model, explanation.method]
     lines += ["all words on one scale"] * (explanation.leave_one_out is not None)
@@ -185,3 +180,105 @@ def caption(explanation: Any) -> str:
         which = f"image {number}: " if count > 1 else ""
         lines += [which + sentence for sentence in sentences]
     return " \N{MIDDLE DOT} ".join(lines)
+
+
+def html_page(
+    explanation: Any,
+    cmap: str | Colormap | None = None,
+    alpha: float = ALPHA,
+    interpolation: Mode = "bicubic",
+    original: Any = None,
+) -> str:
+    """Write an `Explanation` as HTML; the arguments and errors are those of its method ``plot``."""
+    check_interval("alpha", alpha, "[0, 1]")
+    check_choice(interpolation, get_args(Mode), name="a mode")
+    usual = colormap(cmap or (POSITIVE if len(explanation.maps) == 2 else HEAT))
+    colors = {"positive": usual, "negative": NEGATIVE if cmap is None else usual}
+    names = [f"for {name}" for name in explanation.contrast or ()] or MEANINGS
+    looks = {sign: (name, colors[sign]) for sign, name in zip(colors, names, strict=True)}
+    looks = {sign: look for sign, look in looks.items() if sign in explanation.maps}
+    check_nonempty("image", explanation.images)
+    files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in explanation.photos]
+    rows = explanation.shown()
+    data = json.dumps(_data(explanation, rows, interpolation, original), separators=(",", ":"))
+    return render(
+        Path(__file__).with_name("interactive.html"),
+        looks,
+        alpha,
+        explanation=explanation,
+        titles=[shown.title for shown in rows[0]],
+        files=files or [""] * len(explanation),
+        data=data.replace("<", "\\u003c"),  # which could end the script
+    )
+
+
+def render(
+    path: Path, looks: Mapping[str, tuple[str, Colormap]], alpha: float = ALPHA, **values: Any
+) -> str:
+    """Fill interactive.html, or a template that extends it; a sign has a title and colors."""
+    steps = np.linspace(0, 1, 64)
+    tables = {
+        sign: (title, cmap(steps)[:, :3].T.round(3), map(to_hex, ramp(cmap, alpha)(steps)))
+        for sign, (title, cmap) in looks.items()
+    }
+    # `soften` is affine: four colors give the matrix and the offset of the page's own filter
+    basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
+    soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T.flatten().round(4)
+    # names of texts and files come from anyone, and are escaped
+    folders = FileSystemLoader([path.parent, Path(__file__).parent])
+    templates = Environment(loader=folders, autoescape=True, undefined=StrictUndefined)
+    values |= {"looks": tables, "soft": soft, "alpha": alpha, "rise": RISE}
+    return templates.get_template(path.name).render(values)
+
+
+def _data(
+    explanation: Any, rows: Sequence[Sequence[Any]], interpolation: Mode, original: Any
+) -> dict[str, Any]:
+    """What the page's script reads."""
+    for values in explanation.maps.values():
+        check_maps(values)  # JSON has no NaN
+    images, boxes = explanation.images, [(0, 0, 1, 1)] * len(explanation)
+    if original is None:
+        original = bool(explanation.photos and explanation.crops)
+    if original is not False:
+        originals = regions.originals(explanation, original)
+        images, _ = regions.lay_on_photos(originals, explanation.crops, {}, interpolation)
+        boxes = [crop.scaled((1, 1)) for crop in explanation.crops]
+    raw, reference = explanation.maps, explanation.reference
+    if explanation.words and explanation.leave_one_out is None:  # what a word adds
+        raw = {sign: values * explanation.norms[:, None, None] for sign, values in raw.items()}
+    seen = enumerate(zip(as_images(images), boxes, rows, strict=True))
+    return {
+        "grid": next((values.shape[-2:] for values in raw.values()), (0, 0)),
+        "cells": explanation.cells,
+        "names": explanation.names,
+        "has_whole": int(explanation.words or reference is not None),
+        "mode": interpolation,
+        "texts": explanation.text_maps,
+        "reference": "" if reference is None else _jpeg(*as_images([reference])),
+        "images": [
+            {
+                "source": _jpeg(pixels),
+                "box": box,
+                "notes": [shown.note for shown in row],
+                "weights": [shown.weight for shown in row],
+                "hints": explanation.hints[index] if explanation.hints else (),
+                "maps": {sign: list(map(_levels, values[index])) for sign, values in raw.items()},
+            }
+            for index, (pixels, box, row) in seen
+        ],
+    }
+
+
+def _jpeg(pixels: Array) -> str:
+    """An image (H, W, 3) as a file in an address."""
+    file = io.BytesIO()
+    Image.fromarray((255 * pixels).round().astype(np.uint8)).save(file, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _levels(raw: Tensor) -> tuple[float, list[int]]:
+    """The maximum of a map (h, w), and its cells row by row in shares of it, of 999."""
+    # integers of three digits are a third of a float's length, and finer than 8-bit colors
+    peak = float(raw.max())
+    return float(f"{peak:.4g}"), (999 * raw / (peak or 1)).round().int().flatten().tolist()

@@ -1,32 +1,51 @@
-"""`explain`: images and texts in, an :class:`Explanation` out."""
+"""`explain` and `classify`: images and texts in, an :class:`Explanation` out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
-from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import maps, targets
-from ..attr.contributions import DirectContribution
-from ..attr.interactions import DirectInteraction, pair_maps
-from ..attr.registry import MAMOOLER, MethodChoice, TextMap
-from ..checks import as_list, check_flag, check_integer, error_context, expect, limit_pixels, show
-from ..errors import InputError, TargetError, argument, public
+from ..attr.contributions import DirectContribution, DirectInteraction
+from ..attr.registry import MAMOOLER, MethodChoice, TextMap, pair_maps
+from ..checks import (
+    as_list,
+    check_flag,
+    check_integer,
+    check_texts,
+    error_context,
+    expect,
+    limit_pixels,
+)
+from ..errors import InputError, UnsupportedModelError, argument, public
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
 from ..models.images import pixels_of
+from ..models.library import unwrapped
 from ..models.loading import Pipeline
-from ..similarity import ClipSimilarity
 from ..targets import Target
+from ..targets.similarity import ClipSimilarity
 from ..visualization.overlays import numbered
-from . import photos
+from . import regions
 from .explanation import Comparison, Explanation
-from .hints import can_compare, find_hints
-from .request import LOADING, Request, Side, Sign, check_request, default_sign
+from .hints import can_compare, find_class_hints, find_hints
+from .request import (
+    LOADING,
+    Request,
+    Side,
+    Sign,
+    check_explain,
+    default_sign,
+    text_of_pairs,
+)
+
+_PROMPTS: Final = 256  # encoded at a time
 
 
 @public("explain")
@@ -113,86 +132,39 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'direct')
         >>> figure = explanation.plot()
     """
-    asked = (image, texts, against, reference, model, method, sign, words, side, whole, hints)
-    loading = (processor, tokenizer, device, image_size)
+    request = Request(**locals())
     with limit_pixels(max_pixels):
-        return answer(Request(*asked, batch_size, *loading, max_pixels, options))
+        return answer(request)
 
 
 def answer(request: Request) -> Any:
     """What :func:`explain` returns; the request is refused before a model is loaded."""
     request = replace(request, sign=default_sign(request.sign, request.against))
-    check(request)
-    model, make = request.model, _pairs if request.side == "pairs" else _sides
+    check_explain(request, is_target=isinstance(request.texts, Target))
+    check_choice_of(request)
+    model = request.model
     several = isinstance(model, (list, tuple)) and len(model) > 0
     loading: dict[str, Any] = {name: getattr(request, name) for name in LOADING}
     # all of them before the first map, so that a misspelled name costs nothing
     clips = [load_clip(each, **loading) for each in (model if several else [model])]
+    explained = _pairs if request.side == "pairs" else _sides
     if not several:
-        return make(clips[0], request, _batches(clips[0], request))
+        return explained(clips[0], request)
     explanations = []
     for clip, name in zip(clips, numbered([clip.name for clip in clips]), strict=True):
         with error_context(name):
-            explanation = make(clip, request, _batches(clip, request))
-            explanations.append(replace(explanation, model=name))
+            explanations.append(replace(explained(clip, request), model=name))
     return Comparison(explanations)
 
 
-def check(request: Request) -> None:
-    """Refuse what no model could answer."""
-    texts, side, words = request.texts, request.side, request.words
-    _check_types(request)
-    # `is None` throughout, since a reference may be an array
-    is_target, has_reference = isinstance(texts, Target), request.reference is not None
-    if (texts is None) is not has_reference:
-        both = "both" if has_reference else "neither"
-        raise InputError(f"expected either texts or {argument('reference')}, got {both}.")
-    check_request(request, is_target=is_target)
-    single = "words" if words else "against" if request.against is not None else None
-    if single and (is_target or len(as_list(texts)) != 1):
-        need = {"words": "need", "against": "needs"}[single]
-        raise TargetError(f"{argument(single)} {need} exactly one text, got {texts!r}.")
-    if side == "pairs":
-        _text_of_pairs(texts)
+def check_choice_of(request: Request) -> None:
+    """Refuse a method that is none, or that has no map of the sign."""
+    if request.side == "pairs":
         _options_of_pairs(request)
     elif request.method is not None and (request.method != MAMOOLER or request.options):
-        _check_sign(request, MethodChoice.of(request.method, dict(request.options)))
-
-
-def _check_types(request: Request) -> None:
-    """Before any truth, since an array is neither true nor false."""
-    method, words, against = request.method, request.words, request.against
-    check_flag("whole", request.whole)
-    if not isinstance(method, (str, type, NoneType)):
-        raise InputError(f"expected a method, by name or as a class, got {show(method)}.")
-    if not isinstance(words, (bool, Sequence)):
-        raise InputError(f"expected words of True, False or a list, got {show(words)}.")
-    if request.hints is not None:
-        check_flag("hints", request.hints)
-    single = against is None or isinstance(against, str)
-    expect(single, f"one text as {argument('against')}", against, error=TargetError)
-    for name in ("batch_size", "max_pixels"):
-        if (count := getattr(request, name)) is not None:
-            check_integer(name, count)
-
-
-def _check_sign(request: Request, choice: MethodChoice) -> None:
-    """Raise InputError where a negative map is asked for that the method does not have."""
-    if request.sign != "positive":
-        choice.check_negative()
-
-
-def _text_of_pairs(texts: Any) -> str | None:
-    """The one text of a pair; None where a reference takes its place."""
-    if texts is None:
-        return None
-    listed = as_list(texts) if isinstance(texts, Iterable) else [texts]
-    if len(listed) != 1 or not isinstance(listed[0], str):
-        pairs = argument("side", "pairs")
-        raise TargetError(
-            f"{pairs} takes one text apart, got {show(texts)}; explain each by itself."
-        )
-    return listed[0]
+        choice = MethodChoice.of(request.method, dict(request.options))
+        if request.sign != "positive":
+            choice.check_negative()
 
 
 def _options_of_pairs(request: Request) -> dict[str, Any]:
@@ -213,96 +185,102 @@ def _options_of_pairs(request: Request) -> dict[str, Any]:
     return options
 
 
-class _Batch(NamedTuple):
-    """Some images as the model takes them, the same in colors, and whether they are all."""
+class _Batches:
+    """Some images at a time, as the model takes them; what it saw of each is kept."""
 
-    seen: photos.PreprocessedImages
-    colored: photos.PreprocessedImages
-    is_only: bool
+    def __init__(self, clip: ClipAdapter, request: Request) -> None:
+        self.clip, self.request, self.seen = clip, request, list[regions.PreprocessedImages]()
+        images, size = pixels_of(request.image), request.batch_size
+        several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+        self.pieces = [images]
+        if several and size is not None and len(images) > size:
+            # slices, since a tensor of preprocessed images has to stay one
+            self.pieces = [images[at : at + size] for at in range(0, len(images), size)]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        is_single = len(self.pieces) == 1
+        for piece in tqdm(self.pieces, desc="explain", unit="batch", disable=is_single):
+            seen = regions.preprocess(self.clip, piece, whole=self.request.whole)
+            colors = self.clip.denormalize(seen.pixels).cpu()
+            self.seen.append(seen._replace(pixels=colors))
+            yield seen.pixels
+
+    def explanation(self, raw: list[Tensor], scores: list[Tensor], **fields: Any) -> Explanation:
+        """An explanation of all, by the maps of the signs, and the scores, of each batch."""
+        signs = self.request.signs
+        chunks = _join_batches(raw).chunk(len(signs), dim=1) if raw else ()  # none of the text side
+        return Explanation(
+            # a chunk is a view, which would keep the other sign in memory
+            maps={sign: c.contiguous() for sign, c in zip(signs, chunks, strict=False)},
+            scores=_join_batches(scores),
+            model=self.clip.name,
+            images=_join_batches([seen.pixels for seen in self.seen]),
+            crops=tuple(crop for seen in self.seen for crop in seen.crops),
+            photos=tuple(photo for seen in self.seen for photo in seen.photos),
+            **fields,
+        )
 
 
-def _batches(clip: ClipAdapter, request: Request) -> Iterator[_Batch]:
-    images = pixels_of(request.image)
-    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-    size = request.batch_size
-    pieces = [images]
-    if several and size is not None and len(images) > size:
-        # slices, since a tensor of preprocessed images has to stay one
-        pieces = [images[at : at + size] for at in range(0, len(images), size)]
-    for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
-        seen = photos.preprocess(clip, piece, whole=request.whole)
-        colored = seen._replace(pixels=clip.denormalize(seen.pixels).cpu())
-        yield _Batch(seen, colored, len(pieces) == 1)
+def _join_batches(batches: list[Tensor]) -> Tensor:
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        sizes = sorted({tuple(batch.shape[-2:]) for batch in batches})
+        raise InputError(f"the images differ in size between batches ({sizes}).")
+    return torch.cat(batches)
 
 
-def _sides(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Explanation:
+def _sides(clip: ClipAdapter, request: Request) -> Explanation:
     """Where in the images, and which words of the texts."""
-    choices = _choices(clip, request)
-    target = _target(clip, request)
-    # -t for negative evidence: both signs then come from one forward pass
-    embeddings = targets.concatenate(
-        [target if sign == "positive" else -target for sign in request.signs]
-    )
-    asked_for = slice(1 if request.words else len(target))  # without the words of the text
-    raw, scores, colored = [], [], []
-    text_maps: tuple[TextMap, ...] = ()
-    hints: list[tuple[str, ...]] = []
-    for batch in batches:
-        pixels = batch.seen.pixels
-        colored.append(batch.colored)
-        if choice := choices.get("text"):
-            text_maps, cosines = choice.text_maps(clip, pixels, target.names, str(request.sign))
-        if choice := choices.get("image"):
-            values, cosines = choice.method(ClipSimilarity(clip, embeddings)).attribute_targets(
-                pixels, return_scores=True, **choice.options
-            )
-            # of -t, and what is reported is the cosine of t itself
-            cosines = -cosines if request.sign == "negative" else cosines
-            # on the CPU at once, since the maps of a whole folder would fill a GPU
-            raw.append(maps.positive(values.cpu()))
-            alone = _has_hints(request) and batch.is_only and len(pixels) == 1
-            if request.hints or (request.hints is None and alone and can_compare(clip)):
-                first, of_texts = raw[-1][:, asked_for], cosines[:, asked_for].cpu()
-                hints += find_hints(clip, choice, pixels, target.names[asked_for], first, of_texts)
-        scores.append(cosines[:, : len(target)].cpu())
-    names = dict.fromkeys(choice.name for choice in choices.values())
-    return Explanation(
-        maps=_by_sign(request, raw),
-        scores=_joined(scores),
-        names=target.names,
-        norms=target.norms.cpu(),
-        model=clip.name,
-        method=", words ".join(names),
-        words=bool(request.words),
-        text_maps=text_maps,
-        hints=tuple(hints),
-        contrast=() if request.against is None else (*as_list(request.texts), request.against),
-        **_of_images(colored),
-    )
-
-
-def _has_hints(request: Request) -> bool:
-    """Whether there can be hints: for texts, on the image side, of positive maps."""
-    plain = request.texts is not None and not isinstance(request.texts, Target)
-    of_images = request.against is None and request.side in ("image", "both")
-    return plain and of_images and request.sign != "negative"
-
-
-def _choices(clip: ClipAdapter, request: Request) -> dict[str, MethodChoice]:
-    """The method of each side that is asked for."""
     side, method, options = request.side, request.method, dict(request.options)
-    choices = {}
+    choices, batches = {}, _Batches(clip, request)
     if side != "text":
         choices["image"] = MethodChoice.of(method, options, clip.tower)
     if side != "image":
         of_text = {} if side == "both" and not method else options
         choices["text"] = MethodChoice.of(method or "conservative", of_text, clip.text_tower)
     for choice in choices.values():
-        _check_sign(request, choice)
-    return choices
+        if request.sign != "positive":
+            choice.check_negative()
+    target = _directions(clip, request)
+    # -t for negative evidence: both signs then come from one forward pass
+    embeddings = targets.concatenate(
+        [target if sign == "positive" else -target for sign in request.signs]
+    )
+    whole = slice(1 if request.words else len(target))  # without the words of the text
+    has_texts = request.texts is not None and not isinstance(request.texts, Target)
+    can_hint = has_texts and request.against is None and request.sign != "negative"
+    raw, scores = [], []
+    text_maps: tuple[TextMap, ...] = ()
+    hints: list[tuple[str, ...]] = []
+    for pixels in batches:
+        if by_words := choices.get("text"):
+            text_maps, cosines = by_words.text_maps(clip, pixels, target.names, str(request.sign))
+        if by_image := choices.get("image"):
+            values, cosines = by_image.method(ClipSimilarity(clip, embeddings)).attribute_targets(
+                pixels, return_scores=True, **by_image.options
+            )
+            # of -t, and what is reported is the cosine of t itself
+            cosines = -cosines if request.sign == "negative" else cosines
+            # on the CPU at once, since the maps of a whole folder would fill a GPU
+            raw.append(maps.positive(values.cpu()))
+            is_alone = can_hint and len(batches.pieces) == 1 and len(pixels) == 1
+            if request.hints or (request.hints is None and is_alone and can_compare(clip)):
+                first, of_texts = raw[-1][:, whole], cosines[:, whole].cpu()
+                hints += find_hints(clip, by_image, pixels, target.names[whole], first, of_texts)
+        scores.append(cosines[:, : len(target)].cpu())
+    return batches.explanation(
+        raw,
+        scores,
+        names=target.names,
+        norms=target.norms.cpu(),
+        method=", words ".join(dict.fromkeys(choice.name for choice in choices.values())),
+        words=bool(request.words),
+        text_maps=text_maps,
+        hints=tuple(hints),
+        contrast=() if request.against is None else (*as_list(request.texts), request.against),
+    )
 
 
-def _target(clip: ClipAdapter, request: Request) -> Target:
+def _directions(clip: ClipAdapter, request: Request) -> Target:
     """What is looked for, and after it the words of a text where they are asked for."""
     if request.reference is not None:
         return targets.image(clip, request.reference)
@@ -316,21 +294,18 @@ def _target(clip: ClipAdapter, request: Request) -> Target:
     return targets.concatenate([target, targets.words(clip, target.names[0], chosen)])
 
 
-def _pairs(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Explanation:
+def _pairs(clip: ClipAdapter, request: Request) -> Explanation:
     """Which word of a text, or which region of another image, answers which region."""
-    reference, text = request.reference, _text_of_pairs(request.texts)
-    options = _options_of_pairs(request)
-    other: str | Tensor
+    reference, options = request.reference, _options_of_pairs(request)
+    text, batches = text_of_pairs(request.texts), _Batches(clip, request)
+    other: Any = None
     if text is None:
-        other = photos.preprocess(clip, reference, whole=request.whole).pixels
+        other = regions.preprocess(clip, reference, whole=request.whole).pixels
         if len(other) != 1:
             raise InputError(f"expected one reference image, got {len(other)}.")
-    else:
-        other = text
-    results, raw, colored = [], [], []
-    for batch in batches:
-        results.append(pair_maps(clip, batch.seen.pixels, other, **options))
-        colored.append(batch.colored)
+    results, raw = [], []
+    for pixels in batches:
+        results.append(pair_maps(clip, pixels, other if text is None else text, **options))
         shares = results[-1].maps
         signed = [shares if sign == "positive" else -shares for sign in request.signs]
         raw.append(maps.positive(torch.cat(signed, 1).cpu()))
@@ -338,40 +313,129 @@ def _pairs(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
     lost = [pairs.leave_one_out for pairs in results if pairs.leave_one_out is not None]
     listed = ",".join(f"{option}={value}" for option, value in options.items())
     name = Path(reference).stem if isinstance(reference, (str, Path)) else "reference"
-    return Explanation(
-        maps=_by_sign(request, raw),
-        scores=_joined([pairs.scores.cpu() for pairs in results]),
-        names=first.names if text is not None else (name, *first.names[1:]),
+    return batches.explanation(
+        raw,
+        [pairs.scores.cpu() for pairs in results],
+        names=first.names if other is None else (name, *first.names[1:]),
         norms=first.norms,
-        model=clip.name,
         method=":".join(filter(None, ["direct interaction", listed])),
-        words=text is not None,
-        leave_one_out=_joined(lost).cpu() if lost else None,
-        reference=clip.denormalize(other)[0].cpu() if isinstance(other, Tensor) else None,
+        words=other is None,
+        leave_one_out=_join_batches(lost).cpu() if lost else None,
+        reference=None if other is None else clip.denormalize(other)[0].cpu(),
         cells=first.cells,
-        **_of_images(colored),
     )
 
 
-def _by_sign(request: Request, raw: list[Tensor]) -> dict[str, Tensor]:
-    """The maps of each sign, of batches that hold them one after the other."""
-    signs = request.signs
-    chunks = _joined(raw).chunk(len(signs), dim=1) if raw else ()  # none of the text side
-    # a chunk is a view, which would keep the other sign in memory
-    return {sign: chunk.contiguous() for sign, chunk in zip(signs, chunks, strict=False)}
+@public("classify")
+def classify(
+    image: ImageLike,
+    classes: Sequence[str] | Target,
+    *,
+    model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
+    templates: str | Sequence[str] | None = None,
+    top: int | None = None,
+    hints: bool | None = None,
+    **options: Any,
+) -> Explanation:
+    r"""Which of some classes is it (zero-shot), and where does the model see the best of them?
+
+    With the cosines :math:`y_c`, the model's own scale s (``logit_scale``) and bias b:
+
+    .. math:: p_c = \frac{e^{s y_c}}{\sum_j e^{s y_j}}
+        \quad \text{or, with a bias (SigLIP),} \quad p_c = \frac{1}{1 + e^{-(s y_c + b)}}
+
+    The former are shares among the named classes and sum to one whatever the image shows, the
+    latter are of each class by itself.
+
+    Args:
+        image: an image as :func:`captum_clip.explain` takes it.
+        classes: their names, or a :class:`captum_clip.Target` of them, made once for many images.
+        model: as in `explain`.
+        templates: one or several prompts with ``{}`` for the name, as of
+            :func:`captum_clip.targets.text`; by default the names alone. A Target has its own, in
+            which its classes are compared with unrelated ones.
+        top: the classes that are explained, by default three, or all where there are fewer.
+        hints: say in `Explanation.hints` where the best class hardly fits better than unrelated
+            texts and the other classes, as where the true one is not among them; by default
+            wherever the tokenizer reads them. It costs a forward pass, and once per model 32 texts.
+        **options: all others of `explain`, such as `processor`, `method`, `sign` or `whole`.
+
+    Returns:
+        An explanation of the best classes in their order, with `probabilities` (1, K).
+
+    Raises:
+        InputError: several images, one class where the probabilities are shares, a class twice, or
+            a `top` above the number of classes.
+        UnsupportedModelError: the model has no temperature.
+
+    Example:
+        >>> from captum_clip import classify
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> classes = ["horse", "dog", "car", "banana"]
+        >>> scene = draw_scene(0, objects=["horse"])
+        >>> found = classify(scene.image, classes, model="demo/vit", templates="a {}", top=2)
+        >>> found.names[0], found.probabilities.shape
+        ('horse', torch.Size([1, 2]))
+    """
+    loading = {name: options.pop(name) for name in LOADING if name in options}
+    clip = load_clip(model, **loading)
+    check_flag("hints", hints is None or hints)
+    target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
+    top = min(3, len(target)) if top is None else top
+    check_integer("top", top, most=len(target))
+    with limit_pixels(options.get("max_pixels")):
+        pixels = regions.preprocess(
+            clip, pixels_of(image), whole=options.get("whole", False)
+        ).pixels
+    expect(len(pixels) == 1, "one image", len(pixels), "classify each by itself")
+    # all classes, maybe thousands, of which only the best need a gradient
+    with torch.no_grad():
+        cosines = ClipSimilarity(clip, target)(pixels)
+    probabilities, calibration = _calibrated(clip, cosines)
+    best = cosines[0].topk(top).indices.tolist()
+    explanation = explain(image, target[best], model=clip, **options)
+    more: dict[str, Any] = {"probabilities": probabilities[:, best].cpu()}
+    if hints or (hints is None and can_compare(clip)):
+        more["hints"] = (find_class_hints(clip, pixels, target.names, cosines[0], templates),)
+    return replace(explanation, calibration=calibration, **more)
 
 
-def _of_images(colored: list[photos.PreprocessedImages]) -> dict[str, Any]:
-    """What an explanation keeps of the images."""
-    return {
-        "images": _joined([seen.pixels for seen in colored]),
-        "crops": tuple(crop for seen in colored for crop in seen.crops),
-        "photos": tuple(photo for seen in colored for photo in seen.photos),
-    }
+def of_classes(
+    clip: ClipAdapter, classes: Sequence[str], templates: str | Sequence[str] | None = None
+) -> Target:
+    """The embeddings of classes, a few at a time: there may be thousands in dozens of templates."""
+    names = check_texts(classes)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    expect(not twice, "each class once", twice)
+    prompts = 1 if templates is None else max(1, len(as_list(templates)))
+    count = max(1, _PROMPTS // prompts)
+    pieces = [names[start : start + count] for start in range(0, len(names), count)]
+    return targets.concatenate([targets.text(clip, p, templates=templates) for p in pieces])
 
 
-def _joined(batches: list[Tensor]) -> Tensor:
-    if len({batch.shape[1:] for batch in batches}) > 1:
-        sizes = sorted({tuple(batch.shape[-2:]) for batch in batches})
-        raise InputError(f"the images differ in size between batches ({sizes}).")
-    return torch.cat(batches)
+@torch.no_grad()
+def _calibrated(clip: ClipAdapter, cosines: Tensor) -> tuple[Tensor, str]:
+    """The probabilities (1, C) that the model gives to cosines (1, C), and how, in words."""
+    model: Any = unwrapped(clip.model)
+    if getattr(model, "logit_scale", None) is not None:
+        most = getattr(model, "max_log_logit_scale", None)  # of AIMv2, which clamps it
+        scale = model.logit_scale.float().clamp(-inf if most is None else 0, most).exp()
+    elif getattr(model, "temperature", None) is not None:  # ALIGN's, TIPSv2's
+        scale = 1 / model.temperature.float()
+    else:
+        raise UnsupportedModelError(
+            f"{clip.name} has no temperature (logit_scale) to turn cosines into probabilities; use "
+            "explain for the cosines."
+        )
+    factor, classes = f"{scale.item():.3g} times the cosine", cosines.shape[1]
+    if (bias := getattr(model, "logit_bias", None)) is not None:
+        added = f"{'-' if bias < 0 else '+'} {abs(bias.item()):.3g}".replace("-", "\N{MINUS SIGN}")
+        each = f"each class by itself: sigmoid of {factor} {added}"
+        return (scale * cosines + bias).sigmoid(), each
+    if classes == 1:
+        raise InputError(
+            f"probabilities of {clip.name} are shares of the classes, so a single class gets all; "
+            "give several, or use explain for its cosine."
+        )
+    shares = f"shares among the {classes} named classes: softmax of {factor}"
+    return (scale * cosines).softmax(-1), shares

@@ -2,12 +2,14 @@
 
 import html
 import inspect
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, SupportsIndex, get_args
+from typing import Any, Final, NamedTuple, SupportsIndex, get_args, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,19 +27,30 @@ from ..checks import (
     show,
 )
 from ..errors import InputError, argument, check_kinds, public
-from ..files import replace_file
+from ..files import DAMAGED, replace_file
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
-from ..models.geometry import Crop
+from ..models.images import Crop
 from ..visualization.colors import score_note, signed_number
-from ..visualization.grid import FORMATS as FIGURES
-from . import drawing, interactive, photos, regions
-from .fields import read_fields, write_fields
+from . import drawing, regions
 from .regions import SPREAD, LabelMap, Region
-from .request import SIGNS
+from .request import ENDINGS, SIGNS
 
-FORMATS: Final = (*FIGURES, ".npz", ".html")
-"""Endings of the files that :meth:`Explanation.save` writes."""
+
+class Shown(NamedTuple):
+    """What is written with a map, wherever it is shown: in figures, pages, tables and lines.
+
+    Attributes:
+        title: the name of the target; of a class, with its probability.
+        note: under the map: the cosine of a text, the norm or the share of a word.
+        detail: what the note adds to the cosine, or the share, if anything.
+        weight: the brightness of the map: of a word its norm or its peak over the largest, else 1.
+    """
+
+    title: str
+    note: str
+    detail: str
+    weight: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,26 +111,27 @@ class Explanation(drawing.Drawable):
 
     @public("Explanation")
     def __post_init__(self) -> None:
-        shape = (*self.images.shape[:1], len(self.names))
+        count, targets = len(self.images) if self.images.ndim else 0, len(self.names)
+        shape = (count, targets)
+        lost, shares = self.leave_one_out, self.probabilities
         fits = (
             self.images.ndim == 4
-            and self.scores.shape == shape
-            and self.norms.shape == shape[1:]
+            and (self.scores.shape, self.norms.shape) == (shape, (targets,))
+            and (lost is None or lost.shape == shape)
+            and (shares is None or shares.shape == (1, targets))
             and len(self.maps) + len(self.text_maps) > 0
-            and len(self.text_maps) in (0, len(self.names))
-            and all(len(x) in (0, shape[0]) for x in (self.hints, self.crops, self.photos))
+            and len(self.text_maps) in (0, targets)
+            and all(len(x) in (0, count) for x in (self.hints, self.crops, self.photos))
             and list(self.maps) == [sign for sign in SIGNS if sign in self.maps]
             and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
-            and (self.leave_one_out is None or self.leave_one_out.shape == shape)
             and min(self.cells) >= 0
-            and (not self.contrast or (len(self.contrast), *shape[1:]) == (2, 1))
-            and (self.probabilities is None or self.probabilities.shape == (1, shape[1]))
-            and (self.reference is None or shape[1] == 1 + self.cells[0] * self.cells[1])
+            and (not self.contrast or (len(self.contrast), targets) == (2, 1))
+            and (self.reference is None or targets == 1 + self.cells[0] * self.cells[1])
         )
         if not fits:
             shapes = {sign: tuple(m.shape) for sign, m in self.maps.items()}
             raise InputError(
-                f"images {tuple(self.images.shape)}, {len(self.names)} names, scores "
+                f"images {tuple(self.images.shape)}, {targets} names, scores "
                 f"{tuple(self.scores.shape)} and maps {shapes} do not belong together."
             )
 
@@ -126,42 +140,41 @@ class Explanation(drawing.Drawable):
         """Model and method, as they stand next to the rows of a figure."""
         return f"{self.model} ({self.method})"
 
-    @property
-    def weights(self) -> Tensor:
-        """The brightness of each target's map, (K,): a word's norm over the largest; else 1.
-
-        For pairs, (B, K): the maximum of a word's shares over the largest.
-        """
-        weights = torch.ones(len(self.names))
+    def shown(self) -> list[list[Shown]]:
+        """What is written with each map, B times K."""
+        among = " among the named" * self.calibration.startswith("shares")
+        titles = list(self.names)
+        if self.probabilities is not None:
+            # 0.0% would read as impossible, and a softmax never says so
+            shares = [
+                "below 0.1%" if p < 0.001 else f"{p:.1%}" for p in self.probabilities[0].tolist()
+            ]
+            titles = [f"{name}: {p}{among}" for name, p in zip(titles, shares, strict=True)]
+        weights = torch.ones(len(self), len(titles))
         if self.leave_one_out is not None:
             peaks = torch.stack([m.amax((-2, -1)) for m in self.maps.values()]).amax(0)[:, 1:]
             # where all maps are empty, 0 / 0 would be NaN, and so would each map times its weight
-            shares = peaks / peaks.amax(1, keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
-            return torch.cat([weights[:1].expand(len(self), 1), shares], 1)
-        if self.words and len(self.names) > 1:
-            weights[1:] = self.norms[1:] / self.norms[1:].max()
-        return weights
-
-    @property
-    def notes(self) -> list[list[str]]:
-        """The lines under the maps, B times K: cosines of texts, norms or shares of words."""
-        if self.cells != (0, 0) and self.reference is None:
-            return [
-                [f"share {signed_number(share)}" for share in row] for row in self.scores.tolist()
-            ]
-        if not self.words:
-            return [[""] * len(self.names)] * len(self.images)
-        if self.leave_one_out is not None:
-            both = torch.stack([self.scores, self.leave_one_out], -1)  # (B, K, 2)
-            return [
-                [
-                    score_note(score),
-                    *(f"share {signed_number(a)}, lost {signed_number(b)}" for a, b in words),
-                ]
-                for (score, _), *words in both.tolist()
-            ]
-        norms = [f"norm {norm:.2f}" for norm in self.norms[1:].tolist()]
-        return [[score_note(score), *norms] for score in self.scores[:, 0].tolist()]
+            largest = peaks.amax(1, keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
+            weights[:, 1:] = peaks / largest
+        elif self.words and len(titles) > 1:
+            weights[:, 1:] = self.norms[1:] / self.norms[1:].max()
+        differences, rows = self.scores * self.norms, list[list[Shown]]()
+        is_part = self.reference is None and self.cells != (0, 0)  # a word or token of a pair
+        for row, scores in enumerate(self.scores.tolist()):
+            rows.append([])
+            for column, (title, score) in enumerate(zip(titles, scores, strict=True)):
+                note, detail = score_note(score), ""
+                if is_part:
+                    note = f"share {signed_number(score)}"
+                elif self.leave_one_out is not None:
+                    detail = f"lost {signed_number(float(self.leave_one_out[row, column]))}"
+                    note = f"share {signed_number(score)}, {detail}" if column else note
+                elif self.words and column:
+                    note = detail = f"norm {float(self.norms[column]):.2f}"
+                elif self.contrast:
+                    detail = f"cosines differ by {signed_number(float(differences[row, column]))}"
+                rows[-1].append(Shown(title, note, detail, float(weights[row, column])))
+        return rows
 
     @public("match")
     def match(self, row: int, column: int) -> "Explanation":
@@ -235,7 +248,7 @@ class Explanation(drawing.Drawable):
         views = [(size, box, crop.of_photo(size)) for crop in self.crops]
         views = views or [(size, box, box)] * len(self)
         if original:
-            photos.check_crops(self)
+            regions.check_crops(self)
             views = [(crop.size, crop.box, crop.box) for crop in self.crops]
             if len(sizes := sorted({crop.size for crop in self.crops})) > 1:
                 differ = f"the photos differ in height and width, {sizes}"
@@ -243,7 +256,7 @@ class Explanation(drawing.Drawable):
         each = []
         for index, (size, box, visible) in enumerate(views):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
-            each.append(photos.normalized(raw, size, interpolation, box, visible))
+            each.append(regions.normalized(raw, size, interpolation, box, visible))
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
 
     @public("regions")
@@ -267,21 +280,21 @@ class Explanation(drawing.Drawable):
                 alone.
         """
         marked = []
-        places = enumerate(self._places())
-        for (index, crop), (column, name) in product(places, enumerate(self.names)):
+        views = enumerate(self._crops_or_images())
+        for (index, crop), (column, name) in product(views, enumerate(self.names)):
             # both signs on one scale: a weak one on its own would mark as much as a strong one
             raw = {
                 sign: regions.spread_out(values[index, column], spread)
                 for sign, values in self.maps.items()
             }
-            heatmap = photos.normalized(raw, crop.size, "bicubic", crop.box)
+            heatmap = regions.normalized(raw, crop.size, "bicubic", crop.box)
             marked += [
                 regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
                 for sign, values in heatmap.items()
             ]
         return marked
 
-    def _places(self) -> Sequence[Crop]:
+    def _crops_or_images(self) -> Sequence[Crop]:
         """Where each image lies in its photo; where that is unknown, the image is its own photo."""
         if not self.maps:
             both = argument("side", "both")
@@ -313,7 +326,7 @@ class Explanation(drawing.Drawable):
         Raises:
             InputError: an unknown threshold, a spread below 0, over 255 texts, or no positive maps.
         """
-        places = self._places()
+        crops = self._crops_or_images()
         # raw maps, since normalized ones reach 1 each, and every text would win somewhere
         if "positive" not in self.maps:
             raise InputError(
@@ -326,7 +339,7 @@ class Explanation(drawing.Drawable):
             positive, names = positive[:, 1:], names[1:]
         if self.words and self.leave_one_out is None:
             positive = positive * self.norms[1:, None, None]
-        for crop, raw in zip(places, positive, strict=True):
+        for crop, raw in zip(crops, positive, strict=True):
             smooth = regions.spread_out(raw, spread)
             large = maps.uncrop(smooth, crop.box, crop.size, mode="bicubic", clamp=True)
             labels.append(regions.label_map(large, crop.box, threshold, names))
@@ -350,17 +363,24 @@ class Explanation(drawing.Drawable):
         Raises:
             InputError: another ending, a folder that cannot be written to, or no such look.
         """
-        path = check_destination(path, FORMATS)
+        path = check_destination(path, ENDINGS)
         options = inspect.signature(self.plot).parameters
         for name in look.keys() - options:
             listed = f"expected {', '.join(options)}, got {name!r}"
             raise InputError(f"{listed}; explanation.plot().savefig(...) takes matplotlib's.")
         kind = path.suffix.lower()
         if kind == ".npz":
-            write_fields(self, path)
+            arrays = {f"maps_{sign}": values.numpy() for sign, values in self.maps.items()}
+            tensors = {name: getattr(self, name) for name in _TENSORS}
+            arrays |= {
+                name: values.numpy() for name, values in tensors.items() if values is not None
+            }
+            about = {name: getattr(self, name) for name in _FACTS}
+            arrays["about"] = np.array(json.dumps(about, default=astuple))
+            replace_file(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
         elif kind == ".html":
             # a name may hold half a surrogate pair, which UTF-8 cannot write
-            text = interactive.page(self, **look).encode(errors="replace")
+            text = drawing.html_page(self, **look).encode(errors="replace")
             replace_file(path, lambda file: file.write(text))
         else:
             super().save(path, **look)
@@ -376,7 +396,7 @@ class Explanation(drawing.Drawable):
         """
         path = find_file(path)
         with error_context(str(path)):
-            fields = read_fields(path)
+            fields = _read_fields(path)
             check_kinds(cls, (), fields)
             return cls(**fields)
 
@@ -412,13 +432,48 @@ class Explanation(drawing.Drawable):
         look = 'title="Explanation" style="width: 100%; height: 40rem; border: 0"'
         # Without the escape a quote in a text would end the attribute. In a frame, its styles and
         # scripts do not meet those of the notebook.
-        return f'<iframe srcdoc="{html.escape(interactive.page(self))}" {look}></iframe>'
+        return f'<iframe srcdoc="{html.escape(drawing.html_page(self))}" {look}></iframe>'
 
     def __repr__(self) -> str:
         return (
             f"Explanation(model={self.model!r}, method={self.method!r}, images={len(self.images)}, "
             f"names={excerpt(str(list(self.names)), 300)}, signs={list(self.maps)})"
         )
+
+
+_FIELD_KINDS: Final = get_type_hints(Explanation)
+_TENSORS: Final = [name for name, kind in _FIELD_KINDS.items() if kind in (Tensor, Tensor | None)]
+_FACTS: Final = [name for name in _FIELD_KINDS if name not in ("maps", "photos", *_TENSORS)]
+"""Fields that a file has as arrays, and as JSON."""
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    """Read what :meth:`Explanation.save` wrote; InputError where a file holds something else."""
+    try:
+        # NumPy would not close a damaged file that it opened itself
+        # allow_pickle: unpickling would run whatever code a file holds.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        text = arrays.pop("about").astype(str).tobytes()
+        about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise ValueError("it has arrays of another type")
+        if unknown := tensors.keys() - {*_TENSORS, *(f"maps_{sign}" for sign in SIGNS)}:
+            raise ValueError(f"it has {', '.join(sorted(unknown))}")
+        return {
+            "maps": {sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
+            **{name: tensors[name] for name in _TENSORS if name in tensors},
+            **{name: _frozen(about[name]) for name in _FACTS},
+            "crops": tuple(Crop(size, box) for size, box in _frozen(about["crops"])),
+        }
+    except DAMAGED as error:
+        raise InputError(f"not a file of Explanation.save ({error}).") from error
+
+
+def _frozen(value: Any) -> Any:
+    """A value of JSON with tuples for its lists, as a frozen dataclass has them."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 class Comparison(tuple[Explanation, ...], drawing.Drawable):

@@ -17,8 +17,8 @@ from .. import maps, targets
 from ..attr.registry import MethodChoice
 from ..maps import pearson
 from ..models import ClipAdapter
-from ..similarity import ClipSimilarity
 from ..targets import Target
+from ..targets.similarity import ClipSimilarity
 
 _NOUNS: Final = (
     *("tiger", "banana", "car", "phone", "guitar", "castle", "shoe", "umbrella"),
@@ -37,7 +37,7 @@ OUTSTANDING: Final = 3
 _MAPS: Final = 8  # unrelated texts whose maps are compared
 
 # by model: a call with a model of the user's own makes an adapter each time
-_targets: WeakKeyDictionary[nn.Module, tuple[Any, Any, Target]] = WeakKeyDictionary()
+_encoded: WeakKeyDictionary[nn.Module, tuple[Any, Any, Target]] = WeakKeyDictionary()
 
 
 def find_hints(
@@ -61,11 +61,15 @@ def find_hints(
         low = [index for index, share in enumerate(better) if share > SHARE]
         same = [index for index, value in enumerate(alike) if value > CORRELATION]
         sentences = [
-            f"{_listed([texts[i]])} fits worse than {better[i]:.0%} of unrelated texts: its map "
+            f"{_quoted([texts[i]])} fits worse than {better[i]:.0%} of unrelated texts: its map "
             "may mean little."
             for i in low
         ]
-        sentences += [_maps_alike([texts[i] for i in same], alike[same])] if same else []
+        if same:
+            what = "The map of {} is" if len(same) == 1 else "The maps of {} are"
+            low_end = f"{alike[same].min():.2f}{' or more' * (len(same) > 1)}"
+            what = what.format(_quoted([texts[i] for i in same]))
+            sentences.append(f"{what} almost that of unrelated texts (correlation {low_end}).")
         hints.append(tuple(sentences))
     return hints
 
@@ -153,13 +157,7 @@ def find_class_hints(
     return () if above >= OUTSTANDING else (doubt,)
 
 
-def _maps_alike(texts: Sequence[str], correlations: Tensor) -> str:
-    what = "The map of {} is" if len(texts) == 1 else "The maps of {} are"
-    low = f"{correlations.min():.2f}{' or more' * (len(texts) > 1)}"
-    return f"{what.format(_listed(texts))} almost that of unrelated texts (correlation {low})."
-
-
-def _listed(texts: Sequence[str]) -> str:
+def _quoted(texts: Sequence[str]) -> str:
     if len(texts) > 3:
         return f"{len(texts)} of the texts"
     quoted = [f"\N{LEFT DOUBLE QUOTATION MARK}{t}\N{RIGHT DOUBLE QUOTATION MARK}" for t in texts]
@@ -173,8 +171,8 @@ def _unrelated(
     # a weight that was changed in place keeps its address, and counts a version
     weights = [(p.data_ptr(), p._version) for p in clip.model.parameters()]
     state = weights, texts, templates
-    tokenizer, encoded_state, target = _targets.get(clip.model, (None, None, None))
+    tokenizer, encoded_state, target = _encoded.get(clip.model, (None, None, None))
     if target is None or tokenizer is not clip.tokenizer or encoded_state != state:
         target = targets.text(clip, texts, templates=templates)
-        _targets[clip.model] = (clip.tokenizer, state, target)
+        _encoded[clip.model] = (clip.tokenizer, state, target)
     return target

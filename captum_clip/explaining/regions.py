@@ -1,11 +1,12 @@
-"""What maps mark in an image: masks, boxes and labels, as other tools take them."""
+"""Photos and what a model sees of them, and what maps mark in them: masks, boxes and labels."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -15,15 +16,191 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .. import maps
-from ..checks import check_destination, check_interval
-from ..errors import InputError, public
-from ..files import MARK, make_folder, replace_file, slug
-from ..maps import Box, Threshold, threshold_level
+from ..checks import check_destination, check_interval, limit_pixels
+from ..errors import InputError, UnsupportedModelError, argument, public
+from ..files import MARK, as_pil, make_folder, replace_file, slug
+from ..maps import Box, Mode, Threshold, threshold_level
+from ..models import ClipAdapter
+from ..models.adapter import ImageLike
+from ..models.images import Crop, Size, crop_of, is_preprocessed
+
+__all__ = ["SPREAD", "LabelMap", "Region", "label_map", "region", "region_files"]
+__all__ += ["save_regions", "spread_out"]
 
 _SAMPLE = 2**20  # pixels that a threshold is computed from, at most
 _MOST_LABELS = 255
 SPREAD = 0.7
 """Cells over which maps are spread for labels without a threshold, where nothing else is asked."""
+_DRAWN_SIDE: Final = 1024
+"""Pixels that the longer side of a photo is drawn with, at most; where it is not alone, fewer."""
+_LEAST_SIDE: Final = 256
+_PADDED_SIDE: Final = 2048
+"""Pixels of that side before a photo is padded: a long narrow one would fill the memory."""
+_TO_GRAY: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+_CONTRAST, _GRAY = 0.3, 0.5  # of what the model did not see
+
+
+class PreprocessedImages(NamedTuple):
+    """Preprocessed images (B, 3, H, W), where they lie in their photos, and these as given.
+
+    There are no photos of tensors, and no crops by a processor that is not known.
+    """
+
+    pixels: Tensor
+    crops: tuple[Crop, ...] = ()
+    photos: tuple[ImageLike, ...] = ()
+
+
+def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> PreprocessedImages:
+    """Images as the model takes them, with what it sees of each.
+
+    With `whole` each is padded to a square with the mean color first, so that nothing is cut away;
+    InputError for tensors, which are preprocessed already.
+    """
+    if is_preprocessed(images):
+        if whole:
+            raise InputError(
+                f"{argument('whole', True)} pads images before preprocessing, and these are "
+                "preprocessed tensors; pass files, PIL images or uint8 arrays."
+            )
+        return PreprocessedImages(clip.preprocess(images))
+    # Opened images stand as their EXIF says, and without transparency. Sizes of the file itself
+    # would turn the crops of upright photos on their side.
+    opened = as_pil(images)
+    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    photos = tuple(images) if several else (images,)
+    sizes = [_size(image) for image in opened]
+    try:
+        # once a size, since a folder has few, and asking a processor takes time
+        crop_by_size = {size: _crop(clip, size, whole) for size in set(sizes)}
+        crops = tuple(crop_by_size[size] for size in sizes)
+    except UnsupportedModelError:
+        crops = ()
+    if whole:
+        # after normalization the mean color is zero, the least that padding can say to a model
+        mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
+        color = tuple((255 * mean).round().int().tolist())
+        opened = [_padded(image, color) for image in opened]
+    return PreprocessedImages(clip.preprocess(opened), crops, photos)
+
+
+def _size(image: Image.Image) -> Size:
+    return image.height, image.width
+
+
+def _crop(clip: ClipAdapter, size: Size, whole: bool) -> Crop:
+    if not whole:
+        return crop_of(clip.processor, size)
+    (height, width), side = _small(size), max(_small(size))
+    # height and width are rounded one by one, so that each has a scale of its own
+    across, down = size[1] / width, size[0] / height
+    x, y = (side - width) // 2, (side - height) // 2
+    left, top, right, bottom = crop_of(clip.processor, (side, side)).box
+    box = ((left - x) * across, (top - y) * down, (right - x) * across, (bottom - y) * down)
+    return Crop(size, box)
+
+
+def _small(size: Size, longest: int = _PADDED_SIDE) -> Size:
+    """A height and width made to fit."""
+    scale = min(1.0, longest / max(size))
+    return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+
+
+def _padded(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
+    """An image in the middle of a square."""
+    height, width = _small(_size(image))
+    side = max(height, width)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(image.resize((width, height)), ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def check_crops(explanation: Any) -> None:
+    """Raise InputError where an `Explanation` does not know the crops of its photos."""
+    if not explanation.crops:
+        reason = "the images came as preprocessed tensors; explain files, PIL images or arrays"
+        if explanation.photos:
+            reason = f"it is not known how the processor of {explanation.model} crops them"
+        raise InputError(f"a map cannot be laid on the original photos: {reason}.")
+
+
+def originals(explanation: Any, original: Any) -> Sequence[ImageLike]:
+    """The photos of an `Explanation`, those that are given where they are not True."""
+    check_crops(explanation)
+    if original is not True:
+        return list(original) if isinstance(original, (list, tuple)) else [original]
+    if not explanation.photos:
+        raise InputError(
+            "this explanation comes from a file without photos; plot(original='photo.jpg')."
+        )
+    photos: Sequence[ImageLike] = explanation.photos
+    return photos
+
+
+def lay_on_photos(
+    photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], mode: Mode
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Photos (3, H, W), and sign -> maps (K, H, W) of raw maps (B, K, h, w) of their crops.
+
+    The photos are gray where the model saw nothing of them; the maps are in [0, 1], as
+    :meth:`captum_clip.Explanation.heatmap` gives them. InputError if the photos differ from those
+    explained in number or size.
+    """
+    longest = max(_LEAST_SIDE, _DRAWN_SIDE // math.ceil(math.sqrt(len(crops))))
+    sizes, images = [], []
+    explained = [crop.size for crop in crops]
+    # what was explained may be read again, also where that was with a limit of its own
+    most = max([Image.MAX_IMAGE_PIXELS or 0, *map(math.prod, explained)])
+    with limit_pixels(most):
+        for image in (image for photo in photos for image in as_pil(photo)):  # one open at a time
+            sizes.append(_size(image))
+            images.append(image.resize(_small(sizes[-1], longest)[::-1]))
+    if sizes != explained:
+        raise InputError(
+            f"the explained photos have heights and widths {explained}, but the photos to draw on "
+            f"have {sizes}; pass the same photos."
+        )
+    drawn: list[Tensor] = []
+    heatmap: dict[str, list[Tensor]] = {sign: [] for sign in raw}
+    for index, (image, crop) in enumerate(zip(images, crops, strict=True)):
+        size = _size(image)
+        box = crop.scaled(size)
+        colors = torch.from_numpy(np.array(image, dtype=np.float32))
+        colors = colors.movedim(-1, 0) / 255
+        gray = _GRAY + _CONTRAST * ((_TO_GRAY * colors).sum(0, keepdim=True) - 0.5).expand(
+            3, -1, -1
+        )
+        seen = (slice(None), *maps.inside(box, size))
+        gray[seen] = colors[seen]
+        drawn.append(gray)
+        of_image = {sign: values[index] for sign, values in raw.items()}
+        for sign, values in normalized(of_image, size, mode, box).items():
+            heatmap[sign].append(values)
+    return drawn, heatmap
+
+
+def normalized(
+    raw: Mapping[str, Tensor], size: Size, mode: Mode, box: Box, visible: Box | None = None
+) -> dict[str, Tensor]:
+    """Raw maps (..., h, w) of a box of an image -> (..., H, W) in [0, 1], zero elsewhere.
+
+    Each map is min-max normalized over the pixels that lie in the box, and in `visible`
+    where there is one; its signs share one scale.
+    """
+    # an explanation of the text side has no maps, and torch.cat needs one
+    if not raw:
+        return {}
+    # what the model did not see would be the minimum of every map
+    rows, columns = maps.inside(box if visible is None else visible, size)
+    # bicubic overshoots: below zero there would be evidence of the other sign
+    clamp = mode == "bicubic"
+    large = [maps.uncrop(each, box, size, mode=mode, clamp=clamp) for each in raw.values()]
+    # side by side, so that the signs are stretched as one map
+    joined = maps.normalize(torch.cat([values[..., rows, columns] for values in large], dim=-1))
+    heatmap = [torch.zeros_like(values) for values in large]
+    for whole, inner in zip(heatmap, joined.chunk(len(heatmap), dim=-1), strict=True):
+        whole[..., rows, columns] = inner
+    return dict(zip(raw, heatmap, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +285,13 @@ class LabelMap:
 
     def colors(self) -> list[tuple[int, int, int]]:
         """The color (red, green, blue) of each of `names` in the PNG, channels in 0 to 255."""
-        return [(0, 0, 0), *(_color(number) for number in range(len(self.names) - 1))]
+        # twenty in turn, the strong ones first: matplotlib has each next to its light one
+        turns = (2 * (number % 10) + number // 10 % 2 for number in range(len(self.names) - 1))
+        colors = (colormaps["tab20"](turn)[:3] for turn in turns)
+        return [
+            (0, 0, 0),
+            *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors),
+        ]
 
 
 def spread_out(positive: Tensor, cells: float) -> Tensor:
@@ -119,8 +302,8 @@ def spread_out(positive: Tensor, cells: float) -> Tensor:
     """
     check_interval("spread", cells, "[0, inf)")
     for _ in "hw" if cells else "":  # along the last dimension, then along what becomes it
-        places = torch.arange(positive.shape[-1]).to(positive)
-        near = torch.exp(-(places[:, None] - places).square() / (2 * cells**2))
+        centers = torch.arange(positive.shape[-1]).to(positive)
+        near = torch.exp(-(centers[:, None] - centers).square() / (2 * cells**2))
         positive = (positive @ (near / near.sum(1, keepdim=True))).mT
     return positive
 
@@ -143,13 +326,6 @@ def label_map(
         seen = maps.normalize(largest[rows, columns])
         marked[rows, columns] &= seen > threshold_level(seen[None], threshold)
     return LabelMap(torch.where(marked, labels + 1, 0).to(torch.uint8), ("none", *names))
-
-
-def _color(number: int) -> tuple[int, int, int]:
-    """Twenty colors in turn, the strong ones first."""
-    number = 2 * (number % 10) + number // 10 % 2  # matplotlib has each next to its light one
-    red, green, blue = (round(255 * channel) for channel in colormaps["tab20"](number)[:3])
-    return red, green, blue
 
 
 def region_files(regions: Sequence[Region]) -> list[str]:

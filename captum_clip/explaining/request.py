@@ -1,20 +1,22 @@
-"""What `explain` can be asked: each argument once, with its help and what it does not go with.
+"""The arguments of `explain`: each once, with what it does not go with.
 
 The command line makes its options from these fields, and the page its labels. Nothing here loads
-torch, since ``--help`` needs the fields too.
+torch, since ``--help`` needs the fields too, and so do the checks before a model is loaded.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType
-from typing import Any, ClassVar, Final, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Final, Literal, NamedTuple, get_args, get_type_hints
 
-from ..checks import check_choice
-from ..errors import InputError, argument
+from ..checks import as_list, check_choice, check_flag, check_integer, expect, show
+from ..errors import InputError, TargetError, argument
 
 Side = Literal["image", "text", "both", "pairs"]
 Sign = Literal["positive", "negative", "both"]
 SIGNS: Final = ("positive", "negative")
+ENDINGS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".npz", ".html")
+"""Endings of the files that an explanation is saved as: figures, everything, a page."""
 LOADING: Final = ("processor", "tokenizer", "device", "image_size")
 TARGET: Final = "Target"
 """Stands among the arguments where the texts are a :class:`captum_clip.Target`."""
@@ -31,11 +33,10 @@ class Conflict(NamedTuple):
     when: Callable[[Any], bool] = lambda value: True
 
 
-def asked(help: str, default: Any = None, *conflicts: Conflict, **about: Any) -> Any:
-    """A field of what is asked for.
+def option(default: Any = None, *conflicts: Conflict, **about: Any) -> Any:
+    """A field of what is asked for, whose help stands in cli/options.json.
 
     Args:
-        help: what it does, in the words of ``--help``.
         default: where it is left out; an ellipsis where it must not be.
         *conflicts: what it excludes.
         **about: `choices`, the values that it has; `needs`, arguments of which it takes one;
@@ -44,56 +45,36 @@ def asked(help: str, default: Any = None, *conflicts: Conflict, **about: Any) ->
             `names`; `positional`; and options of ``typer.Option``.
     """
     default = MISSING if default is ... else default
-    return field(default=default, metadata={"help": help, "conflicts": conflicts, **about})
+    return field(default=default, metadata={"conflicts": conflicts, **about})
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
     """The arguments of :func:`captum_clip.explain`, whose documentation tells more of each."""
 
-    apart: ClassVar[str] = ""
+    rerun: ClassVar[str] = ""
     """What else differs between the calls for each of several models."""
 
-    image: Any = asked("images to explain", typed=None)
-    texts: Any = asked("what to look for", typed=None)
-    against: str | None = asked(
-        "a text to contrast one TEXT with; the maps show what speaks for TEXT rather than for it",
+    image: Any = option(typed=None)
+    texts: Any = option(typed=None)
+    against: str | None = option(
         None,
         Conflict(
             "contrasts two texts, where in the image",
             {TARGET: (), "reference": (), "words": (), "side": ()},
         ),
     )
-    reference: Any = asked(
-        "an image to compare with, instead of TEXTs; only one with --side pairs",
+    reference: Any = option(
         None,
         Conflict("has no words", {"words": (), "side": ("text", "both")}),
         names=("--image",),
         typed=list[str] | None,
     )
-    model: Any = asked(
-        "a name that 'captum-clip models' lists, a folder, or a model on the Hugging Face hub "
-        "(default: ViT-B/32, or the one that --emotions was fitted on)",
-        "ViT-B/32",
-        label="Model",
-    )
-    method: Any = asked(
-        "a method listed below, with options as in last-grad:heads=averaged, or mamooler: "
-        "last-grad for ViTs, grad-cam for ResNets (default: direct; conservative for pooling "
-        "heads such as SigLIP's)",
-        label="Method",
-    )
-    sign: Sign | None = asked(
-        "show what supports the text, what contradicts it, or both (default: positive; with "
-        "--against, both)",
-        choices=get_args(Sign),
-        label="Show what",
-    )
-    words: Any = asked("split one TEXT into words, and draw a map for each", False, typed=bool)
-    side: Side = asked(
-        "explain where in the image, which words of the TEXTs, or both; words need a method "
-        "without a grid (default: conservative); pairs: which word of one TEXT, or which region "
-        "of --image, matches which region",
+    model: Any = option("ViT-B/32", label="Model")
+    method: Any = option(label="Method")
+    sign: Sign | None = option(choices=get_args(Sign), label="Show what")
+    words: Any = option(False, typed=bool)
+    side: Side = option(
         "image",
         Conflict(
             "explains whole texts word by word",
@@ -103,14 +84,8 @@ class Request:
         choices=get_args(Side),
         one_model=True,
     )
-    whole: bool = asked(
-        "pad the image to a square, so that the model sees all of it, if its processor would "
-        "otherwise crop it to the middle",
-        False,
-    )
-    hints: bool | None = asked(
-        "say which maps to doubt: those of a TEXT that fits no better than unrelated texts, and "
-        "those that any text would get (default: for TEXTs, unless --sign negative or --side text)",
+    whole: bool = option(False)
+    hints: bool | None = option(
         None,
         Conflict(
             "compares positive maps of texts with those of unrelated texts",
@@ -118,18 +93,12 @@ class Request:
             | {"side": ("text", "pairs"), "sign": ("negative",)},
         ),
     )
-    batch_size: int | None = asked("images per forward pass", typed=None)
-    processor: Any = asked("a model whose image processor to use, for a checkpoint without one")
-    tokenizer: Any = asked("a model whose tokenizer to use, for a checkpoint without one")
-    device: Any = asked("the device, such as cpu or cuda (default: CUDA if available)")
-    image_size: int | None = asked(
-        "the side of the model's images in pixels, larger for finer maps (default: its own)",
-        label="Image size",
-    )
-    max_pixels: int | None = asked(
-        "pixels that an image file may have, since a small file may unpack to gigabytes "
-        "(default: 89 million)"
-    )
+    batch_size: int | None = option(typed=None)
+    processor: Any = None
+    tokenizer: Any = None
+    device: Any = None
+    image_size: int | None = option(label="Image size")
+    max_pixels: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict, metadata={"typed": None})
 
     @property
@@ -144,11 +113,48 @@ def default_sign(sign: Sign | None, against: str | None) -> Sign:
     return ("positive" if against is None else "both") if sign is None else sign
 
 
+def check_explain(request: Request, *, is_target: bool = False) -> None:
+    """Refuse what no model could answer, whatever the method; nothing here loads torch."""
+    texts, method, words, against = request.texts, request.method, request.words, request.against
+    # before any truth, since an array is neither true nor false
+    if not isinstance(method, (str, type, NoneType)):
+        raise InputError(f"expected a method, by name or as a class, got {show(method)}.")
+    if not isinstance(words, (bool, Sequence)):
+        raise InputError(f"expected words of True, False or a list, got {show(words)}.")
+    is_text = isinstance(against, (str, NoneType))
+    expect(is_text, f"one text as {argument('against')}", against, error=TargetError)
+    # `is None` throughout, since a reference may be an array
+    has_reference = request.reference is not None
+    if (texts is None) is not has_reference:
+        both = "both" if has_reference else "neither"
+        raise InputError(f"expected either texts or {argument('reference')}, got {both}.")
+    check_request(request, is_target=is_target)
+    single = "words need" if words else "against needs" if against is not None else None
+    if single and (is_target or len(as_list(texts)) != 1):
+        name, need = single.split()
+        raise TargetError(f"{argument(name)} {need} exactly one text, got {texts!r}.")
+    if request.side == "pairs":
+        text_of_pairs(texts)
+
+
+def text_of_pairs(texts: Any) -> str | None:
+    """The one text of a pair; None where a reference takes its place."""
+    if texts is None:
+        return None
+    listed = as_list(texts) if isinstance(texts, Iterable) else [texts]
+    if len(listed) != 1 or not isinstance(listed[0], str):
+        pairs = argument("side", "pairs")
+        raise TargetError(
+            f"{pairs} takes one text apart, got {show(texts)}; explain each by itself."
+        )
+    return listed[0]
+
+
 def check_request(request: Any, *, is_target: bool = False) -> None:
     """Refuse a value that is no choice, and arguments that do not go together.
 
     Args:
-        request: a dataclass with fields of :func:`asked`.
+        request: a dataclass with fields of :func:`option`.
         is_target: whether its texts are a Target.
 
     Raises:
@@ -157,38 +163,40 @@ def check_request(request: Any, *, is_target: bool = False) -> None:
     values: dict[str, Any] = {TARGET: True} if is_target else {}
     about: dict[str, Any] = {entry.name: entry.metadata for entry in fields(request)}
     about[TARGET] = {"one_model": True}
+    kinds = get_type_hints(type(request))
     for entry in fields(request):
-        value, choices = getattr(request, entry.name), entry.metadata.get("choices")
-        if choices and not value is entry.default is None:
-            check_choice(value, choices, name=f"a {entry.name}")
+        value = getattr(request, entry.name)
+        if value is not None or entry.default is not None:
+            _check_value(entry.name, value, kinds[entry.name], entry.metadata.get("choices"))
         if _is_set(value, entry.default):
             values[entry.name] = value
-
-    def spell(name: str) -> str:
-        shows_value = about[name].get("choices") or values[name] is True
-        return argument(name, values[name] if shows_value else None)
-
     several = isinstance(values.get("model"), (list, tuple)) and len(values["model"]) > 1
+    tells = {name for name, v in values.items() if about[name].get("choices") or v is True}
+    spelled = {name: argument(name, v if name in tells else None) for name, v in values.items()}
     for name, value in values.items():
         if several and about[name].get("one_model"):
-            named = "a Target" if name == TARGET else spell(name)
-            model = argument("model")
-            raise InputError(f"{named} works with one {model}; run each by itself{request.apart}.")
+            named, model = "a Target" if name == TARGET else spelled[name], argument("model")
+            raise InputError(f"{named} works with one {model}; run each by itself{request.rerun}.")
         needs = about[name].get("needs", ())
         if needs and not values.keys() & needs:
-            raise InputError(f"{spell(name)} goes with {' or '.join(map(argument, needs))}.")
+            raise InputError(f"{spelled[name]} goes with {' or '.join(map(argument, needs))}.")
         for reason, others, when in about[name].get("conflicts", ()):
-            excluded = [
-                other
-                for other, forbidden in others.items()
-                if other in values and (not forbidden or values[other] in forbidden)
-            ]
+            excluded = [n for n, v in others.items() if n in values and (not v or values[n] in v)]
             if excluded and when(value):
-                named = " and ".join(spell(other) for other in excluded if other != TARGET)
-                way = (
-                    "pass texts instead of a Target" if TARGET in excluded else f"leave {named} out"
-                )
-                raise InputError(f"{spell(name)} {reason}; {way}.")
+                listed = " and ".join(spelled[other] for other in excluded if other != TARGET)
+                way = f"leave {listed} out"
+                way = "pass texts instead of a Target" if TARGET in excluded else way
+                raise InputError(f"{spelled[name]} {reason}; {way}.")
+
+
+def _check_value(name: str, value: Any, kind: Any, choices: Any) -> None:
+    """Refuse what is no choice, no truth value, or no count, where a field has these."""
+    if choices:
+        check_choice(value, choices, name=f"a {name}")
+    elif kind in (bool, bool | None):
+        check_flag(name, value)
+    elif kind == int | None:
+        check_integer(name, value)
 
 
 def _is_set(value: Any, default: Any) -> bool:

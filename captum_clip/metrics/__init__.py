@@ -4,7 +4,7 @@ Maps are floating-point tensors (..., h, w) without NaN or infinity, on any grid
 assume ``import torch`` and ``from captum_clip.metrics import *``.
 """
 
-from .bootstrap import Difference, Interval, bootstrap_mean, holm, paired_difference
+from ..folders.bootstrap import Difference, Interval, bootstrap_mean, holm, paired_difference
 from .faithfulness import (
     Agreement,
     MaskedChanges,

@@ -21,9 +21,10 @@ from torch import Tensor
 from ..checks import check_integer, check_interval, describe, expect, expecting
 from ..errors import public
 from ..maps import check_maps, check_tensor, expand_to_input, pearson, to_float32
-from . import inputs
-from .inputs import Forward, Seed, Targets
+from . import perturbation
+from .localization import check_bool, check_filled, resize_to_masks
 from .map_statistics import area_of_ranks, spearman
+from .perturbation import Forward, Seed, Targets
 
 _MOST_OBJECTS = 16
 
@@ -47,7 +48,7 @@ class MaskedChanges:
         Maps are (B, 1, h, w) or (B, h, w), and their cells are spread over their pixels.
         """
         images = self.masks[:, :1]
-        planes = inputs.as_planes(maps, images).double()
+        planes = perturbation.as_planes(maps, images).double()
         spread = expand_to_input(planes[:, None], images)[:, 0]  # (B, H, W)
         pairs = zip(self.masks, spread, strict=True)
         return torch.stack(
@@ -73,7 +74,7 @@ def masked_changes(
 
     The grid is moved by half a cell, with cells of half the size at the edges, so that no cell
     coincides with a patch of a ViT. Where they coincide, a method that itself removes patches
-    (occlusion) is asked for what it measured.
+    (occlusion) is tested on what it measured.
 
     Args:
         forward: images -> scores.
@@ -95,20 +96,20 @@ def masked_changes(
         >>> torch.allclose(found.predicted(images.mean(1) / 64), found.changes)
         True
     """
-    inputs.check_images(images)
+    perturbation.check_pixels(images)
     counts = {"rows": grid[0], "columns": grid[1], "samples": samples, "a batch size": batch_size}
     for name, count in counts.items():
         check_integer(name, count)
     check_interval("share", share, "(0, 1)")
-    chosen = inputs.checked_targets(target, images, name="target")
+    chosen = perturbation.checked_targets(target, images, name="target")
     largest = None if target is None else int(chosen.max())
-    row, column = inputs.shifted_cells(grid, images)
+    row, column = perturbation.shifted_cells(grid, images)
     size = (samples, grid[0] + 1, grid[1] + 1)
     masks, changes = [], []
     expected = f"fill as a number or a tensor that can be broadcast to {tuple(images[:1].shape)}"
     with expecting(expected, fill):
         filled = torch.as_tensor(fill).to(images).expand_as(images[:1])
-    seeds = inputs.seeds_of(seed, len(images))
+    seeds = perturbation.seeds_of(seed, len(images))
     for image, column_of_target, start in zip(images, chosen, seeds, strict=True):
         # On the CPU, whose draws are the same for every device.
         generator = torch.Generator().manual_seed(start)
@@ -116,7 +117,7 @@ def masked_changes(
         taken = drawn[:, row, column]  # (S, H, W)
         states = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
         parts = (torch.where(p[:, None], filled, image) for p in torch.split(states, batch_size))
-        scores = [inputs.checked_scores(forward, changed, largest) for changed in parts]
+        scores = [perturbation.checked_scores(forward, changed, largest) for changed in parts]
         score = torch.cat(scores)[:, column_of_target].double()
         masks.append(taken)
         changes.append(score[0] - score[1:])
@@ -217,15 +218,15 @@ def sensitivity(
 
     Example:
         >>> images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> sensitivity(lambda inputs, target: torch.ones(len(inputs), 1, 2, 2), images)
+        >>> sensitivity(lambda pixels, target: torch.ones(len(pixels), 1, 2, 2), images)
         tensor([0., 0.])
     """
-    inputs.check_images(images)
+    perturbation.check_pixels(images)
     check_interval("a radius", radius, "(0, inf)")
     check_integer("samples", samples)
     check_integer("a batch size", batch_size)
-    seeds = inputs.seeds_of(seed, len(images))
-    chosen = None if target is None else inputs.checked_targets(target, images, name="target")
+    seeds = perturbation.seeds_of(seed, len(images))
+    chosen = None if target is None else perturbation.checked_targets(target, images, name="target")
 
     def explain(pixels: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
         # Captum gives a tuple first and a tensor afterwards, and turns gradients off.
@@ -290,7 +291,7 @@ def shapley_effects(scores: Tensor) -> Tensor:
     expect(fits, f"the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} objects", scores)
     sides = [2] * objects  # the highest bit comes first
     cube = scores.double().reshape(*scores.shape[:-1], *sides)
-    gains = [cube.diff(dim=-1 - place).flatten(-objects) for place in range(objects)]
+    gains = [cube.diff(dim=-1 - thing).flatten(-objects) for thing in range(objects)]
     return mean_over_orders(torch.stack(gains, -2)).to(to_float32(scores).dtype)
 
 
@@ -326,12 +327,12 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
         tensor([ 2., -1.])
     """
     check_maps(maps)
-    inputs.check_bool("masks", masks)
+    check_bool("masks", masks)
     fits = masks.ndim >= 3 and masks.shape[:-3] in (maps.shape[:-2], torch.Size())
     expected = f"masks (..., n, H, W), the objects of each map of {describe(maps)}, or (n, H, W)"
     expect(fits, expected, masks)
-    inputs.check_filled(masks)
-    heatmap = inputs.resize_to_masks(maps, masks)
+    check_filled(masks)
+    heatmap = resize_to_masks(maps, masks)
     share = maps.shape[-2] * maps.shape[-1] / (masks.shape[-2] * masks.shape[-1])
     planes = masks.flatten(-2).to(heatmap.dtype)
     return torch.einsum("...p,...np->...n", heatmap.flatten(-2), planes) * share

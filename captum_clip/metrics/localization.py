@@ -4,16 +4,62 @@ Throughout, `maps` are (..., h, w), resized (bilinear) to `masks` or `cells` (..
 per map, none empty or full. For others, and for NaN, an InputError is raised.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_interval
-from ..errors import public
-from ..maps import Threshold, normalize, threshold_level
-from .inputs import maps_at_masks, rounding
+from ..checks import check_integer, check_interval, describe, expect
+from ..errors import InputError, public
+from ..maps import Threshold, check_maps, normalize, threshold_level, to_float32, upsample
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raise InputError unless a value is a bool tensor."""
+    is_bool = isinstance(value, Tensor) and value.dtype == torch.bool
+    expect(is_bool, f"{name} as a bool tensor", value)
+
+
+def check_filled(masks: Tensor, *, what: str = "masks") -> None:
+    """Raise InputError unless each mask (..., H, W) has an inside and an outside."""
+    flat = masks.flatten(-2)
+    for state, wrong in (("empty", ~flat.any(-1)), ("full", flat.all(-1))):
+        if wrong.any():
+            raise InputError(
+                f"{int(wrong.sum())} of the {what} are {state}, where every map scores "
+                "the same; leave those images out."
+            )
+
+
+def maps_at_masks(maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor:
+    """Maps (..., h, w) at the size of their bool masks (..., H, W), at least in single precision.
+
+    There is one mask per map, none empty or full.
+    """
+    check_bool(what, masks)
+    check_maps(maps)
+    fits = masks.ndim >= 2 and masks.shape[:-2] == maps.shape[:-2]
+    expected = f"one of the {what} (..., H, W) per map of {describe(maps)}"
+    expect(fits and masks.device == maps.device, expected, masks)
+    check_filled(masks, what=what)
+    return resize_to_masks(maps, masks)
+
+
+def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
+    """Maps (..., h, w) at the size of masks (..., H, W), at least in single precision."""
+    return upsample(to_float32(maps), (masks.shape[-2], masks.shape[-1]))
+
+
+def rounding(maps: Tensor) -> Tensor:
+    """Differences (..., 1, 1) that may come from resizing a map (..., h, w)."""
+    return 8 * torch.finfo(maps.dtype).eps * maps.abs().amax((-2, -1), keepdim=True)
+
+
+def varies(maps: Tensor) -> Tensor:
+    """Whether each map (..., h, w) differs from a constant by more than rounding: (...)."""
+    span = maps.amax((-2, -1)) - maps.amin((-2, -1))
+    return span > rounding(maps)[..., 0, 0]
 
 
 @public("pointing_game")
@@ -301,7 +347,7 @@ def _average_precision(values: Tensor, inside: Tensor) -> Tensor:
     scores = []
     for heatmap, hit in zip(values.detach().cpu().numpy(), inside.cpu().numpy(), strict=True):
         every, right = np.sort(heatmap), np.sort(heatmap[hit])
-        places = len(every) - np.searchsorted(every, right)
+        ranks = len(every) - np.searchsorted(every, right)
         hits = len(right) - np.searchsorted(right, right)
-        scores.append(np.mean(hits / places))
+        scores.append(np.mean(hits / ranks))
     return values.new_tensor(scores)

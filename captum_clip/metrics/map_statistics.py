@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import describe, expect
 from ..errors import public
-from ..maps import check_maps, pearson, to_float32, upsample
+from ..maps import check_maps, normalize, pearson, to_float32, upsample
 
 Axes = tuple[Tensor, Tensor]
 """R_h (H, h) and R_w (W, w), float64: upsampled to H x W a map m is R_h m R_w^T."""
@@ -28,7 +28,7 @@ def spatial_variance(maps: Tensor) -> Tensor:
     .. math:: \sigma^2 = \frac{1}{hw} \sum_{ij} (m_{ij} - \bar m)^2
 
     A constant map has variance 0. Where maps were min-max normalized first, a constant one
-    was made of nothing: count it apart.
+    was made of nothing: count it separately.
 
     Example:
         >>> spatial_variance(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
@@ -55,8 +55,8 @@ def spatial_entropy(maps: Tensor) -> Tensor:
         tensor(2., dtype=torch.float64)
     """
     check_maps(maps)
-    made = "maps.positive(maps) or maps.normalize(maps) makes them"
-    expect(not (maps < 0).any(), "maps without values below zero", maps.min().item(), made)
+    advice = "maps.positive(maps) or maps.normalize(maps) makes them"
+    expect(not (maps < 0).any(), "maps without values below zero", maps.min().item(), advice)
     return entropy(maps.double())
 
 
@@ -123,6 +123,54 @@ def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
     values = (chunk.clamp(min=_TINY) for chunk in parts)
     sums = torch.cat([torch.log2(x).mul_(x).sum((-2, -1)) for x in values])
     return (torch.log2(total) - sums.double() / total).reshape(maps.shape[:-2])
+
+
+def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dict[str, Tensor]:
+    r"""Extremes of ``maps.upsample(m, size)``, and statistics of it stretched to [0, 1].
+
+    They are taken on the map's own grid where they can. Upsampling is linear in the map,
+    :math:`U m = R_h m R_w^T`, and a min-max map is :math:`x = a \, U m + b`. So its sum and its sum
+    of squares are forms of the small map. Between neighboring cells x is bilinear: its extremes lie
+    on the outermost pixels there. Only the entropy has to look at every pixel.
+
+    Args:
+        maps: (..., h, w), finite, float32.
+        size: (H, W) of the images.
+        values: whether :func:`captum_clip.metrics.value_entropy` is measured as well.
+
+    Returns:
+        name -> (...), float64: "low" and "high", then "spatial_variance", "spatial_entropy"
+        and perhaps "value_entropy" as in :mod:`captum_clip.metrics`. These are NaN for a map
+        that is constant as :func:`captum_clip.maps.normalize` sees it.
+    """
+    axes = interpolations(maps.shape[-2:], size, maps.device)
+    rows, columns = map(_outermost, axes)
+    wide = maps.double()
+    outermost = (rows @ wide @ columns.T).flatten(-2)
+    low, high = outermost.amin(-1), outermost.amax(-1)
+    largest = torch.maximum(low.abs(), high.abs())
+    # The tolerance of maps.normalize: what it takes for constant has no statistics here.
+    varies = high - low > 8 * torch.finfo(maps.dtype).eps * largest
+    span = torch.where(varies, high - low, 1)
+    stretched = (wide - low[..., None, None]) / span[..., None, None]
+    measured = {
+        "spatial_variance": variance(stretched, axes),
+        "spatial_entropy": entropy(stretched, axes),
+    }
+    if values:  # by its definition to the bit, since it asks which values are the same
+        large = (upsample(heatmap, size) for heatmap in maps.reshape(-1, 1, *maps.shape[-2:]))
+        entropies = [value_entropy(normalize(heatmap)) for heatmap in large]
+        measured["value_entropy"] = torch.cat(entropies).reshape(varies.shape)
+    measured = {name: torch.where(varies, value, torch.nan) for name, value in measured.items()}
+    return {"low": low, "high": high, **measured}
+
+
+def _outermost(axis: Tensor) -> Tensor:
+    """The first and the last pixel between two neighboring cells."""
+    cell = (axis != 0).int().argmax(1)
+    changes = cell[1:] != cell[:-1]
+    edge = torch.ones(1, dtype=torch.bool, device=axis.device)
+    return axis[torch.cat([edge, changes]) | torch.cat([changes, edge])]
 
 
 @public("corner_bias")

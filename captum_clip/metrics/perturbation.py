@@ -4,20 +4,102 @@ Also what takes the place of removed pixels: one color, or a blurred copy.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_interval, expect, expecting
-from ..errors import public
-from ..maps import to_float32, upsample
-from . import inputs
-from .inputs import Forward, Seed, Targets
+from ..checks import check_integer, check_interval, describe, expect, expecting, is_integer
+from ..errors import InputError, public
+from ..maps import check_maps, check_tensor, to_float32, upsample
+from .localization import varies
+
+Forward = Callable[[Tensor], Tensor]
+Targets = int | Sequence[int] | Tensor | None
+Seed = int | Sequence[int]
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
+
+
+def check_pixels(images: Any) -> None:
+    """Raise InputError unless images are a finite floating-point tensor (B, C, H, W)."""
+    check_tensor("images", images, "(B, C, H, W)", "clip.preprocess(...) makes them")
+
+
+def as_planes(maps: Tensor, images: Tensor) -> Tensor:
+    """Maps of images (B, C, H, W) as planes (B, h, w), at least in single precision.
+
+    Maps are (B, h, w) or (B, 1, h, w) on a grid that is no finer than the image. Or they have the
+    images' shape, as Captum's input methods give them; then their channels are added up.
+    """
+    check_maps(maps)
+    flat = maps[:, None] if maps.ndim == 3 else maps
+    one_each = flat.ndim == 4 and len(flat) == len(images) and maps.device == images.device
+    finer = maps.shape[-2] > images.shape[-2] or maps.shape[-1] > images.shape[-1]
+    fits = one_each and not finer and (flat.shape[1] == 1 or flat.shape == images.shape)
+    expected = "one map per image, (B, 1, h, w) or (B, h, w) and no finer than it, or of its shape"
+    advice = f"the images are {describe(images)}, and of several targets pass one, maps[:, k]"
+    expect(fits, expected, maps, advice)
+    return to_float32(flat).sum(1)
+
+
+def shifted_cells(grid: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor]:
+    """The row (H, 1) and the column (W,) of the cell that each pixel of images (..., H, W) lies in.
+
+    The grid is shifted by half a cell, so it has one row and one column more.
+
+    Example:
+        >>> shifted_cells((1, 2), torch.zeros(1, 4))
+        (tensor([[0]]), tensor([0, 1, 1, 2]))
+    """
+
+    def owners(pixels: int, cells: int) -> Tensor:
+        starts = 2 * cells * torch.arange(pixels, device=images.device)
+        return (starts + pixels) // (2 * pixels)
+
+    (rows, columns), (height, width) = grid, images.shape[-2:]
+    return owners(height, rows)[:, None], owners(width, columns)
+
+
+def seeds_of(seed: Any, count: int) -> list[int]:
+    """The seed of each of `count` images: seed + i, or as they are listed."""
+    if not isinstance(seed, list | tuple):
+        check_integer("a seed", seed, least=0)
+        return [seed + index for index in range(count)]
+    fits = len(seed) == count and all(is_integer(value, least=0) for value in seed)
+    expect(fits, f"a seed from 0 on, or one for each of {count} images", seed)
+    return list(seed)
+
+
+def checked_targets(targets: Targets, images: Tensor, *, name: str) -> Tensor:
+    """The index (B,) of each image's target, on the images' device; None stands for 0."""
+    expected = f"{name} as an index from 0 on, or one for each of {len(images)} images"
+    with expecting(expected, targets):  # what is no tensor; or complex, without order
+        index = torch.as_tensor(0 if targets is None else targets, device=images.device)
+        whole = not index.is_floating_point() and index.dtype != torch.bool
+        fits = whole and index.shape in ((), (len(images),)) and bool((index >= 0).all())
+        expect(fits, expected, targets)
+    return index.long().expand(len(images))
+
+
+def checked_scores(forward: Forward, images: Tensor, largest: int | None) -> Tensor:
+    """The scores (B, K) of a forward function that has a column for the largest target.
+
+    Without a target it must have one column only.
+    """
+    scores = forward(images.clone())  # which may change them
+    fits = isinstance(scores, Tensor) and scores.ndim in (1, 2) and len(scores) == len(images)
+    expected = f"a forward function that returns (B,) or (B, K) for {len(images)} images"
+    expect(fits, expected, scores)
+    scores = scores.reshape(len(images), -1)
+    count = scores.shape[1]
+    if count != 1 if largest is None else largest >= count:
+        advice = "say which by a target" if largest is None else f"there is none of index {largest}"
+        raise InputError(f"the forward function returns {count} scores per image; {advice}.")
+    return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,21 +211,21 @@ def perturbation_test(
         >>> test.score.most_first, test.score.least_first
         (tensor([[10.,  3.,  0.]]), tensor([[10.,  7.,  0.]]))
     """
-    inputs.check_images(images)
+    check_pixels(images)
     rising = all(low < high for low, high in pairwise(fractions))
     fits = rising and len(fractions) >= 2 and 0 <= fractions[0] <= fractions[-1] <= 1
     expect(fits, "two or more rising fractions from 0 to 1", fractions)
     check_integer("a batch size", batch_size)
-    planes = upsample(inputs.as_planes(maps, images), (images.shape[-2], images.shape[-1]))
-    classes = None if labels is None else inputs.checked_targets(labels, images, name="labels")
+    planes = upsample(as_planes(maps, images), (images.shape[-2], images.shape[-1]))
+    classes = None if labels is None else checked_targets(labels, images, name="labels")
     followed = labels if targets is None else targets
-    chosen = inputs.checked_targets(followed, images, name="targets")
+    chosen = checked_targets(followed, images, name="targets")
     columns = [chosen] if classes is None else [chosen, classes]
     largest = None if followed is None else max(int(index.max()) for index in columns)
     expected = f"fill as a tensor that can be broadcast to images {tuple(images.shape)}"
     with expecting(expected, fill, "metrics.mean_fill(images) is one"):
         filled = fill.to(images).expand_as(images)
-    ranks = _ranks(planes, inputs.seeds_of(seed, len(images)))
+    ranks = _pixel_ranks(planes, seeds_of(seed, len(images)))
 
     total = planes[0].numel()
     counts = [round(fraction * total) for fraction in fractions]
@@ -158,7 +240,7 @@ def perturbation_test(
         backwards, changed = (column[:, None, None] for column in all_states[step].T)
         order = torch.where(backwards.bool(), total - 1 - ranks[index], ranks[index])
         perturbed = torch.where((order < changed)[:, None], filled[index], images[index])
-        scores = to_float32(inputs.checked_scores(forward, perturbed, largest))
+        scores = to_float32(checked_scores(forward, perturbed, largest))
         measured["score"].append(scores.gather(1, chosen[index, None])[:, 0])
         if scores.shape[1] > 1:
             measured["margin"].append(_margin(scores, chosen[index]))
@@ -166,11 +248,11 @@ def perturbation_test(
             measured["top1"].append((_margin(scores, classes[index]) > 0).to(scores.dtype))
 
     real = torch.tensor(counts, dtype=torch.float64, device=images.device) / total
-    places = [[states.index(state) for state in order] for order in (most, least)]
+    columns_of = [[states.index(state) for state in order] for order in (most, least)]
     curves = {}
     for name, parts in measured.items():
         table = torch.cat(parts).reshape(shape).T  # (B, S)
-        curves[name] = Curves(real, *(table[:, place] for place in places))
+        curves[name] = Curves(real, *(table[:, column] for column in columns_of))
     return PerturbationTest(curves["score"], curves.get("top1"), curves.get("margin"))
 
 
@@ -180,9 +262,9 @@ def _margin(scores: Tensor, columns: Tensor) -> Tensor:
     return scores.gather(1, columns[:, None])[:, 0] - others
 
 
-def _ranks(planes: Tensor, seeds: Sequence[int]) -> Tensor:
+def _pixel_ranks(planes: Tensor, seeds: Sequence[int]) -> Tensor:
     """Ranks of pixels (B, H, W), 0 the most relevant; ties are in random order."""
-    flat = torch.where(inputs.varies(planes)[:, None, None], planes, 0).flatten(1).cpu()
+    flat = torch.where(varies(planes)[:, None, None], planes, 0).flatten(1).cpu()
     ranks = torch.empty(flat.shape, dtype=torch.long, device="cpu")
     for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
         # A stable sort of shuffled values: the seed decides which of equal pixels comes first, not
@@ -204,7 +286,7 @@ def mean_fill(images: Tensor) -> Tensor:
         >>> mean_fill(torch.ones(2, 3, 8, 8)).shape
         torch.Size([1, 3, 1, 1])
     """
-    inputs.check_images(images)
+    check_pixels(images)
     return images.new_zeros(1, images.shape[1], 1, 1)
 
 
@@ -225,7 +307,7 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
     """
     from scipy.ndimage import gaussian_filter
 
-    inputs.check_images(images)
+    check_pixels(images)
     check_interval("a standard deviation in pixels", deviation, "(0, inf)")
     planes = to_float32(images.detach()).cpu().numpy()
     options = {"sigma": deviation, "radius": max(1, round(3 * deviation)), "axes": (-2, -1)}

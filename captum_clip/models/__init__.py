@@ -1,13 +1,10 @@
 """CLIP models of transformers and OpenCLIP behind one adapter."""
 
-from .adapter import ClipAdapter, Family, ImageLike
+from .adapter import ClipAdapter, Family, ImageLike, differing_parts
 from .attentions import Attention, AttentionLayer, PoolingHead
-from .families import find_tower, register_family, tower_of
-from .identity import differing_parts
 from .loading import load_clip
-from .names import AvailableModel, available
-from .text import TextTower
-from .towers import ResNetTower, Tower, ViTTower
+from .names import AvailableModel, available, find_tower, register_family, tower_of
+from .towers import ResNetTower, TextTower, Tower, ViTTower
 
 __all__ = [
     "Attention",

@@ -4,6 +4,7 @@ A model family implements these classes in its own file. How queries, keys and m
 no family's matter: that is read where it runs.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from operator import attrgetter
@@ -11,10 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from .steps import Gated, Linear, Residual, Step, linear_maps, linear_or_called, run_steps
+from .steps import Gated, Linear, Residual, Step, linear_maps, plain_step, run_steps
 
 
 def tensor_in(result: Any, index: int = 0) -> Tensor:
@@ -108,7 +110,7 @@ class Attention:
 
     def output_map(self) -> Step:
         """The map of the heads' outputs side by side as it is now."""
-        return linear_or_called(attrgetter(self.maps[-1])(self.attention))
+        return plain_step(attrgetter(self.maps[-1])(self.attention))
 
     @property
     def inner_norm(self) -> nn.Module | None:
@@ -203,6 +205,28 @@ class AttentionLayer(Attention):
         return tuple(Gated(s) if isinstance(s, Tensor) else s for s in steps if s is not None)
 
 
+class PostNormLayer(AttentionLayer):
+    """A block whose norms follow its sums, so that they lie on the stream itself.
+
+    It computes ``z = first(r + attention(r))`` and ``second(z + mlp_branch(z))``.
+    """
+
+    @property
+    @abstractmethod
+    def stream_norms(self) -> tuple[nn.Module, nn.Module]:
+        """The first norm and the second."""
+
+    @override
+    def after_attention(self) -> tuple[Step, ...]:
+        first, second = self.stream_norms
+        return first, Residual(self.mlp_branch()), second
+
+    @override
+    def summed(self, stream: Tensor, added: Tensor) -> Tensor:
+        first, second = self.stream_norms
+        return run_steps((second,), run_steps((first,), stream) + added)
+
+
 class PoolingHead(Attention):
     """A pooling head: learned queries attend to the last block's tokens; the first is the output.
 
@@ -222,3 +246,52 @@ class PoolingHead(Attention):
     def pool(self, tokens: Tensor) -> Any:
         """Run the head on tokens (B, s, D) as a block returns them."""
         return self.head(tokens if self.norm is None else self.norm(tokens))
+
+    def output(self, result: Any) -> Tensor:
+        """See `Attention`; some return the pooled token (B, D) alone."""
+        pooled = super().output(result)
+        return pooled[:, None] if pooled.ndim == 2 else pooled
+
+
+class LatentPoolingHead(PoolingHead):
+    """A pooling head that is its own attention, and calls its output map last."""
+
+    def __init__(self, head: Any, norm: nn.Module, output_map: str) -> None:
+        super().__init__(head, head, head.num_heads, norm=norm)
+        self.maps, self.output_module = (output_map,), getattr(head, output_map)
+
+
+class Multihead(Attention):
+    """A `torch.nn.MultiheadAttention`, and what keeps its maps or calls its function likewise."""
+
+    maps: tuple[str, ...] = ("out_proj",)
+    inner_norm_name = "ln_inner"  # of OpenCLIP's own `Attention`
+    batch_first_unless_told = True  # of an attention that does not say where its batch is
+
+    @override
+    def input_maps(self) -> list[Linear]:
+        if len(self.maps) > 1:
+            return super().input_maps()
+        # one stacked weight, or three where keys have a width of their own
+        attention = self.attention
+        if attention.in_proj_weight is None:
+            weights = [getattr(attention, f"{name}_proj_weight") for name in "qkv"]
+        else:
+            weights = attention.in_proj_weight.chunk(3)
+        return linear_maps(weights, attention.in_proj_bias)
+
+    @override
+    def output_map(self) -> Step:
+        if self.inner_norm is not None:
+            return super().output_map()
+        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module
+        return Linear.of(getattr(self.attention, self.maps[-1]))
+
+    @override
+    def batch_first(self, tokens: Tensor) -> Tensor:
+        first = getattr(self.attention, "batch_first", self.batch_first_unless_told)
+        return tokens if first else tokens.transpose(0, 1)
+
+
+class MultiheadPoolingHead(Multihead, PoolingHead):
+    """A pooling head around a `torch.nn.MultiheadAttention`."""

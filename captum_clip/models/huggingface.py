@@ -1,19 +1,32 @@
-"""CLIP of transformers, and the classes that were made from it: layers, towers and adapter."""
+"""Models of transformers: CLIP, and its relatives, which keep the same parts under other names."""
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar, Final, NamedTuple
 
+import torch
+from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from ..checks import expect
+from ..errors import CaptureError, InputError, UnsupportedModelError
 from .adapter import ClipAdapter, Family
-from .attentions import AttentionLayer
+from .attentions import (
+    AttentionLayer,
+    LatentPoolingHead,
+    MultiheadPoolingHead,
+    PooledToken,
+    PostNormLayer,
+    tensor_in,
+    with_tensor,
+)
+from .images import from_patches, image_processor, to_patches
 from .library import unwrapped
-from .steps import Step, flattened
-from .text import PostNormLayer, Row, TextTower
-from .towers import Tower, ViTTower
+from .steps import Residual, Step, flattened
+from .towers import Entry, TextRow, TextTower, Tower, ViTTower
 
 
 class HuggingFaceLayer(AttentionLayer):
@@ -59,7 +72,7 @@ class TextLayout(NamedTuple):
     Names may be paths. The defaults are those of a BERT.
     """
 
-    row: Row = "first"
+    row: TextRow = "first"
     causal: bool = False
     # As in training, or else always to one length. With another padding it is another embedding
     # where the last position is pooled, or no mask is given: SigLIP's has a cosine of .59 then.
@@ -70,6 +83,7 @@ class TextLayout(NamedTuple):
     layer: type[HuggingFaceLayer] | None = BertLayer  # their kind; None: it cannot be explained
     own_head: tuple[str, ...] = ()  # what the pooled token goes through in `module`
     head: tuple[str, ...] = ("text_projection",)  # and after that, in the model
+    bert_only: bool = False  # whether the model may hold any text model
 
 
 CLIP_TEXT: Final = TextLayout(
@@ -85,18 +99,16 @@ ALTCLIP_TEXT: Final = TextLayout(
     own_head=("pre_LN", "transformation"),
 )
 
-_BERTS = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
-_ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
-
 
 def is_bert(module: Any) -> bool:
     """Whether a text model has `BertLayer`s, whose tokens all see each other."""
-    return type(module).__name__ in _BERTS and not getattr(module.config, "is_decoder", False)
+    berts = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
+    return type(module).__name__ in berts and not getattr(module.config, "is_decoder", False)
 
 
 def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | None:
     """The text tower of a model of transformers; None where it cannot be explained."""
-    if layout.layer is None:
+    if layout.layer is None or (layout.bert_only and not is_bert(model.text_model)):
         return None
     module = attrgetter(layout.module)(model)
     while not hasattr(module, layout.encoder.partition(".")[0]):
@@ -200,7 +212,8 @@ class HuggingFaceAdapter(ClipAdapter):
     def context_length(self) -> int:
         config = self.model.config.text_config
         # positions of RoBERTa's relatives begin after that of the padding token
-        taken = config.pad_token_id + 1 if config.model_type in _ROBERTAS else 0
+        robertas = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
+        taken = config.pad_token_id + 1 if config.model_type in robertas else 0
         return int(config.max_position_embeddings) - taken
 
     @property
@@ -224,9 +237,6 @@ def embedding_of(features: Any) -> Tensor:
     return embeddings[:, 0] if embeddings.ndim == 3 else embeddings
 
 
-_VISION_KINDS = ("VisionModel", "VisionModelWithProjection", "VisionTransformer", "ImageModel")
-
-
 def transformers_family(
     name: str,
     prefix: str,
@@ -237,16 +247,17 @@ def transformers_family(
     model: str = "Model",
 ) -> Family:
     """The family in a module of transformers, whose classes are called by a prefix and a kind."""
+    kinds = ("VisionModel", "VisionModelWithProjection", "VisionTransformer", "ImageModel")
     return Family(
         library=f"transformers.models.{name}",
         tower_of=tower.from_module,
         adapter=partial(adapter, text=text),
         models=[prefix + model],
-        towers=[prefix + kind for kind in _VISION_KINDS],
+        towers=[prefix + kind for kind in kinds],
     )
 
 
-FAMILIES = (
+_CLIPS = (  # families with CLIP's vision tower
     transformers_family("clip", "CLIP"),
     transformers_family("metaclip_2", "MetaClip2"),
     transformers_family("altclip", "AltCLIP", text=ALTCLIP_TEXT),
@@ -255,4 +266,235 @@ FAMILIES = (
     transformers_family("owlvit", "OwlViT"),
     transformers_family("owlv2", "Owlv2"),
 )
-"""Families with CLIP's vision tower."""
+
+
+class SiglipTower(HuggingFaceTower):
+    """The vision transformer of a `SiglipModel`: patches only, read by its pooling head.
+
+    The head ends in the space of the texts. Without one (`vision_use_head=False`) the callable that
+    uses the tower takes the patches' mean.
+    """
+
+    @staticmethod
+    @override
+    def fields(vision: Any) -> dict[str, Any]:
+        head, norm = getattr(vision, "head", None), vision.post_layernorm
+        fields = {"prefix": 0, "steps_before_mean": 1}  # the library norms every patch
+        if head is None:
+            return {"pooling": "mean", **fields}
+        attention = head.attention
+        pool = MultiheadPoolingHead(head, attention, attention.num_heads, norm=norm)
+        return {"pooling": "attention", "pooling_head": pool, **fields}
+
+    @property
+    @override
+    def head(self) -> tuple[Step, ...]:
+        if self.pooling_head is None:
+            return (self.module.post_layernorm,)
+        head = self.module.head
+        return (Residual(flattened((head.layernorm, head.mlp))),)
+
+
+class SiglipAdapter(HuggingFaceAdapter):
+    """A `SiglipModel` of transformers."""
+
+    @override
+    def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, None]:
+        # it was trained without a mask, which the tokenizers of SigLIP 2 give
+        return super().text_inputs(texts)[0], None
+
+
+class NaFlexTower(SiglipTower):
+    """The vision transformer of a `Siglip2Model`."""
+
+    @override
+    def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
+        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        shapes = inputs["spatial_shapes"]
+        rows, columns = shapes[0].tolist()
+        if (shapes != shapes[:1]).any() or rows * columns != inputs["pixel_values"].shape[1]:
+            raise CaptureError(
+                "The forward function ran the vision tower on images with different grids or on "
+                "padded patches; explain images of one grid at a time, without padding, as "
+                "clip.image_features(images) of load_clip(model) does."
+            )
+        size = (rows * self.patch[0], columns * self.patch[1])
+        return Entry(size, len(shapes), PooledToken())
+
+
+class NaFlexAdapter(SiglipAdapter):
+    """A `Siglip2Model` of transformers."""
+
+    @override
+    def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
+        patches = to_patches(images, self.tower.patch[0])
+        size = self.tower.grid(images.shape[-2], images.shape[-1])
+        grid = torch.tensor([size], device=images.device)
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.int32),
+            "spatial_shapes": grid.expand(len(images), -1),
+        }
+
+    @override
+    def _process(self, images: list[Image.Image]) -> Tensor:
+        processor = image_processor(self._require("processor"))
+        if "spatial_shapes" not in getattr(processor, "model_input_names", ()):
+            return super()._process(images)
+        processed = processor(images=images, return_tensors="pt")
+        shapes = processed["spatial_shapes"]
+        if (shapes != shapes[:1]).any():
+            raise InputError(
+                "a NaFlex model sees every image in its own shape, and these differ; "
+                "preprocess and explain them one at a time, or crop them to one shape."
+            )
+        rows, columns = shapes[0].tolist()
+        patches = processed["pixel_values"][:, : rows * columns]
+        return from_patches(patches, rows, self.tower.patch[0]).float()
+
+
+class Aimv2Layer(HuggingFaceLayer):
+    """An `Aimv2EncoderLayer`: RMSNorm, attention, RMSNorm, a gated MLP."""
+
+    attention_path = "attention"
+    mlp_paths = ("rms_norm2", "ffn")
+
+
+class Aimv2Tower(HuggingFaceTower):
+    """An `Aimv2VisionModel`: patches only, read by the pooling head."""
+
+    layer_class = Aimv2Layer
+    final_norm = None
+    patch_map = "embeddings.patch_embed"
+
+    @staticmethod
+    @override
+    def fields(vision: Any) -> dict[str, Any]:
+        pool = LatentPoolingHead(vision.head, vision.rms_norm, "output_proj")
+        # else its positions are learned, and those of the native size
+        fields = {"prefix": 0, "resizable": bool(vision.config.is_native)}
+        return {"pooling": "attention", "pooling_head": pool, **fields}
+
+
+class Aimv2Adapter(HuggingFaceAdapter):
+    """An `Aimv2Model`."""
+
+    @override
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        # Of a mask without padding, or none, the library makes no causal mask under SDPA, and a
+        # text would be encoded otherwise alone than next to a longer one. Under a causal mask the
+        # padding, which follows the end token, does not matter.
+        length, dtype = ids.shape[1], self.model.text_projection.weight.dtype
+        lowest = torch.finfo(dtype).min
+        causal = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
+        return super().text_features(ids, causal.expand(len(ids), 1, -1, -1))
+
+
+class FirstTokenTower(HuggingFaceTower):
+    """A vision transformer whose first token is read by the model around it."""
+
+    @override
+    def embedding(self, result: Any) -> Tensor:
+        return tensor_in(result)[:, 0]
+
+    @override
+    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
+        return with_tensor(result, torch.cat([embedding[:, None], tensor_in(result)[:, 1:]], 1))
+
+
+class BlipLayer(HuggingFaceLayer):
+    """A `BlipEncoderLayer`, whose attention has one map for queries, keys and values."""
+
+    maps = ("qkv", "projection")
+
+
+class BlipTower(FirstTokenTower):
+    """A `BlipVisionModel` with the retrieval head's projection where there is one.
+
+    All tokens are normed once; the pooled output is normed twice, and the head leaves it.
+    """
+
+    projection_path = "vision_proj"
+    layer_class = BlipLayer
+
+
+class BlipAdapter(HuggingFaceAdapter):
+    """A `BlipForImageTextRetrieval`, with the cosine that ``use_itm_head=False`` gives."""
+
+    @override
+    def image_features(self, images: Tensor) -> Tensor:
+        result = self.model.vision_model(**self._vision_inputs(images))
+        return tensor_in(self.model.vision_proj(self.tower.embedding(result)))
+
+    @override
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden = self.model.text_encoder(input_ids=ids, attention_mask=mask)[0]
+        return tensor_in(self.model.text_proj(hidden[:, 0]))
+
+
+class Tipsv2Layer(HuggingFaceLayer):
+    """A `Tipsv2VisionLayer`, with LayerScale."""
+
+    attention_path = "attention"
+    heads_path = "num_attention_heads"
+    maps = ("q_proj", "k_proj", "v_proj", "o_proj")
+    branch_paths = ("layer_scale1",)
+    mlp_paths = ("norm2", "mlp", "layer_scale2")
+
+
+class Tipsv2Tower(HuggingFaceTower):
+    """The vision transformer of a `Tipsv2Model`, without projection.
+
+    Its tokens are CLS, which is the embedding, a register that is a second CLS, and the patches.
+    """
+
+    layer_class = Tipsv2Layer
+    asks_to_interpolate = False
+    final_norm = "layernorm"
+    patch_map = "embeddings.patch_embeddings.projection"
+
+    @staticmethod
+    @override
+    def fields(vision: Any) -> dict[str, Any]:
+        return {"prefix": 1 + int(vision.config.num_register_tokens)}
+
+
+class DualEncoderTower(HuggingFaceTower):
+    """CLIP's vision tower in a `VisionTextDualEncoderModel`."""
+
+    @classmethod
+    @override
+    def from_module(cls, module: Any) -> Self:
+        vision = module.vision_model
+        is_clip = any(family.holds(vision) for family in _CLIPS)
+        supported = "a CLIPVisionModel in the VisionTextDualEncoderModel"
+        expect(is_clip, supported, vision, error=UnsupportedModelError)
+        return super().from_module(module)
+
+
+# the last position is the pooled one, so with other padding it is another embedding
+_SIGLIP_TEXT = CLIP_TEXT._replace(
+    row="last",
+    causal=False,
+    pads_to_longest=False,
+    own_head=("final_layer_norm", "head"),
+    head=(),
+)
+_BLIP_TEXT = TextLayout(layer=None)
+_TIPSV2_TEXT = TextLayout("mean", pads_to_longest=False, layer=None)
+_DUAL_TEXT = TextLayout(own_head=("pooler.dense", "pooler.activation"), bert_only=True)
+
+HUGGING_FACE = (
+    *_CLIPS,
+    transformers_family("aimv2", "Aimv2", Aimv2Adapter, Aimv2Tower, CLIP_TEXT._replace(layer=None)),
+    transformers_family(
+        "blip", "Blip", BlipAdapter, BlipTower, _BLIP_TEXT, model="ForImageTextRetrieval"
+    ),
+    transformers_family("tipsv2", "Tipsv2", tower=Tipsv2Tower, text=_TIPSV2_TEXT),
+    transformers_family(
+        "vision_text_dual_encoder", "VisionTextDualEncoder", tower=DualEncoderTower, text=_DUAL_TEXT
+    ),
+    transformers_family("siglip", "Siglip", SiglipAdapter, SiglipTower, _SIGLIP_TEXT),
+    transformers_family("siglip2", "Siglip2", NaFlexAdapter, NaFlexTower, _SIGLIP_TEXT),
+)

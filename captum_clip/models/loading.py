@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,13 +17,29 @@ from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
 from .adapter import ClipAdapter, is_tokenizer
-from .checkpoints import ask_for_architecture, load_weights, with_adapter
-from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor, is_processor
-from .library import unwrapped
-from .names import ACCEPTED, NO_NETWORK, Source, resolve
+from .library import (
+    LARGEST_SIDE,
+    check_files,
+    check_weights,
+    fit_weights,
+    no_code,
+    read_weights,
+    reason_of,
+    unwrapped,
+)
+from .names import (
+    ACCEPTED,
+    NO_NETWORK,
+    ModelSource,
+    adapter_of,
+    ask_for_architecture,
+    fitting_names,
+    resolve,
+    tower_of,
+    transformers_class,
+)
 from .open_clip import resample_pool
-from .trust import LARGEST, check_files, check_size, no_code, reason_of
 
 # loading changes settings of the whole process, and two threads would restore each other's
 _ONE_AT_A_TIME = threading.RLock()
@@ -97,14 +114,14 @@ def load_clip(
     if isinstance(name_or_model, nn.Module):
         clip = adapter_of(name_or_model, name=_name_of(unwrapped(name_or_model)), **tools)
         return _as_it_is("a model object", clip, changes)
-    is_name, wanted = isinstance(name_or_model, (str, Path)), "a name, a folder or a CLIP model"
-    expect(is_name, wanted, name_or_model, error=UnsupportedModelError)
+    is_name, expected = isinstance(name_or_model, (str, Path)), "a name, a folder or a CLIP model"
+    expect(is_name, expected, name_or_model, error=UnsupportedModelError)
     if isinstance(name_or_model, Path) and not expand(name_or_model).is_file():
         find_folder(name_or_model)
     source, device = resolve(str(name_or_model)), choose_device(device)
     expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
     if image_size is not None:
-        check_integer("image_size", image_size, most=LARGEST)
+        check_integer("image_size", image_size, most=LARGEST_SIDE)
     failures = {}
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
@@ -119,9 +136,8 @@ def load_clip(
         clip = adapter_of(model, name=source.name, **tools)
     clip.failures = failures
     if image_size is not None:
-        with error_context(
-            f"{argument('model', source.name)}, {argument('image_size', image_size)}"
-        ):
+        option = argument("image_size", image_size)
+        with error_context(f"{argument('model', source.name)}, {option}"):
             _resize(clip, image_size)
     return clip
 
@@ -159,11 +175,11 @@ _TOOLS = {
 def _check_tool(option: str, tool: Any) -> None:
     # an object that only holds an image processor, as a processor of both does, serves too
     serves = callable(tool) or (option == "processor" and hasattr(tool, "image_processor"))
-    wanted, is_own = _TOOLS[option]
-    expect(tool is None or (serves and not isinstance(tool, type)), wanted, tool)
+    expected, is_own = _TOOLS[option]
+    expect(tool is None or (serves and not isinstance(tool, type)), expected, tool)
     for other, (_, is_other) in _TOOLS.items():
         advice = f"the two seem swapped, pass it as {argument(other)}"
-        expect(is_own(tool) or not is_other(tool), wanted, tool, advice)
+        expect(is_own(tool) or not is_other(tool), expected, tool, advice)
 
 
 def _name_of(model: nn.Module) -> str:
@@ -226,7 +242,7 @@ def load_parts(processor: str | None, tokenizer: str | None) -> dict[str, Any]:
 def _load_tool(option: str, name: str) -> Any:
     folder = expand(name)
     if folder.is_dir():  # which may hold a processor alone
-        source = Source(name, "transformers", str(folder), local=True)
+        source = ModelSource(name, "transformers", str(folder), local=True)
     else:
         source = resolve(name)
     if source.library != "transformers":
@@ -238,7 +254,7 @@ def _load_tool(option: str, name: str) -> Any:
         return _LOADERS[option](source, None)
 
 
-def _model(source: Source, image_size: int | None) -> Any:
+def _model(source: ModelSource, image_size: int | None) -> Any:
     if not source.where:
         raise ask_for_architecture(source.name, expand(source.name))
     is_open_clip = source.library == "open_clip"
@@ -246,7 +262,7 @@ def _model(source: Source, image_size: int | None) -> Any:
     return model if source.adapter is None else with_adapter(model, source.adapter)
 
 
-def _open_clip_model(source: Source, image_size: int | None) -> Any:
+def _open_clip_model(source: ModelSource, image_size: int | None) -> Any:
     import open_clip
 
     vision = (open_clip.get_model_config(source.where) or {}).get("vision_cfg", {})
@@ -256,7 +272,7 @@ def _open_clip_model(source: Source, image_size: int | None) -> Any:
         options = {"load_weights": False, "pretrained_text": False}
     build = partial(open_clip.create_model, source.where, precision="fp32")
     empty = partial(build, load_weights=False, pretrained_text=False, device="meta")
-    check_size(source.name, empty, source.where.removeprefix("local-dir:"), _positions(vision))
+    check_weights(source.name, empty, source.where.removeprefix("local-dir:"), _positions(vision))
     model = build(
         **options,
         device="cpu",
@@ -273,6 +289,53 @@ def _open_clip_model(source: Source, image_size: int | None) -> Any:
     return model
 
 
+def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -> Any:
+    """A model with the weights in a file; a warning of those that belong to none of its towers.
+
+    `resample` fits the positions of an OpenCLIP ViT to the size that the model is made for.
+
+    Raises:
+        InputError: it lacks weights of the model, or holds others of its towers.
+    """
+    weights = read_weights(file)
+    fitting, missing, left = fit_weights(model, weights, resample=resample)
+    message = (
+        f"{argument('model', name)}: weights of a {type(model).__name__} that the file lacks, or "
+        f"has in another shape: {_count_of(missing)}; left over in it: {_count_of(left)}"
+    )
+    # what is left over in a tower changed it in the training; elsewhere it is a head or a loss
+    if missing or {key.split(".")[0] for key in left} & dict(model.named_children()).keys():
+        fits = fitting_names(weights) if missing else ""
+        raise InputError(f"{message}; {fits or 'build the model that was trained, and pass it'}.")
+    if left:
+        warnings.warn(f"{message}, which no tower reads.", stacklevel=2)
+    model.load_state_dict(fitting, strict=False)
+    return model
+
+
+def _count_of(keys: list[str]) -> str:
+    return f"{len(keys)}" + f" ({', '.join(keys[:5])})" * bool(keys)
+
+
+def with_adapter(model: nn.Module, folder: Path) -> Any:
+    """A model in peft's wrapper, with the adapter in a folder, which is not merged.
+
+    Raises:
+        InputError: the adapter is of another model.
+    """
+    import peft
+
+    wrapped = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(folder)))
+    result = wrapped.load_adapter(str(folder), "default")
+    # peft only warns of the former, and says nothing of the latter
+    if keys := [*result.missing_keys, *result.unexpected_keys]:
+        raise InputError(
+            f"the adapter in {folder} belongs to another base; weights missing or left over: "
+            f"{_count_of(keys)}."
+        )
+    return wrapped
+
+
 def _positions(vision: Mapping[str, Any]) -> float:
     """How many numbers an OpenCLIP ViT's positions are, which NumPy may compute in the memory."""
     sides = vision.get("image_size", 0)
@@ -281,13 +344,13 @@ def _positions(vision: Mapping[str, Any]) -> float:
     return float((side / patch) ** 2 * width)
 
 
-def _transformers_model(source: Source) -> Any:
+def _transformers_model(source: ModelSource) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source.where, trust_remote_code=False)
-    name = transformers_class(source.name, config.model_type, config.architectures)
+    name = transformers_class(source.name, config.to_dict())
     kind = getattr(transformers, name)
-    check_size(source.name, partial(kind, config), source.file or source.where)
+    check_weights(source.name, partial(kind, config), source.file or source.where)
     if source.file is not None:
         return load_weights(kind(config), source.name, source.file)
     # with its configuration, since that of an adapter's base would be read where there is one
@@ -306,7 +369,7 @@ def _transformers_model(source: Source) -> Any:
     return model
 
 
-def _processor(source: Source, model: Any) -> Any:
+def _processor(source: ModelSource, model: Any) -> Any:
     if source.library == "open_clip":
         from open_clip.pretrained import get_pretrained_cfg
         from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
@@ -322,7 +385,7 @@ def _processor(source: Source, model: Any) -> Any:
     return AutoImageProcessor.from_pretrained(source.where, trust_remote_code=False)
 
 
-def _tokenizer(source: Source, model: Any) -> Any:
+def _tokenizer(source: ModelSource, model: Any) -> Any:
     if source.where.removeprefix("local-dir:") in map(str, MODELS.values()):
         return DemoTokenizer()
     if source.library == "open_clip":
@@ -342,14 +405,14 @@ _LOADERS = {"processor": _processor, "tokenizer": _tokenizer}
 
 
 @contextmanager
-def _loading(source: Source) -> Iterator[None]:
+def _loading(source: ModelSource) -> Iterator[None]:
     """Load the files of a model, from its folder or the hub; failures become an InputError."""
     from huggingface_hub import constants
 
     online = not source.local and _hub_answers()
     try:
-        with _ONE_AT_A_TIME, _quiet(online), no_code():
-            for where in _places(source):
+        with _ONE_AT_A_TIME, _quiet_libraries(online), no_code():
+            for where in _unchecked_places(source):
                 check_files(source.name, where)
             yield
     except CaptumClipError:
@@ -369,7 +432,7 @@ def _loading(source: Source) -> Iterator[None]:
         ) from error
 
 
-def _places(source: Source) -> Iterator[str]:
+def _unchecked_places(source: ModelSource) -> Iterator[str]:
     """The folders and repositories whose configurations are a stranger's."""
     schema, _, place = source.where.rpartition(":")
     if schema or source.library == "transformers":  # else an architecture of OpenCLIP
@@ -390,7 +453,7 @@ def _hub_answers() -> bool:
 
 
 @contextmanager
-def _quiet(online: bool) -> Iterator[None]:
+def _quiet_libraries(online: bool) -> Iterator[None]:
     """Silence the libraries' remarks on loading, since errors are raised.
 
     OpenCLIP calls `logging.info`, which sets up the root logger where no one did. Progress bars of

@@ -1,20 +1,166 @@
-"""The names of models: the embedded ones, the report's, and examples of each family."""
+"""The models that there are: their families by class, and their names."""
 
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..checks import error_context, excerpt, expand, expect, suggestion
+import torch
+from torch import Tensor, nn
+
+from ..checks import error_context, excerpt, expand, expect, show, suggestion
 from ..demo import MODELS
 from ..errors import InputError, UnsupportedModelError, argument
-from .families import transformers_class
-from .trust import reason_of
+from .adapter import ClipAdapter, Family
+from .huggingface import HUGGING_FACE
+from .library import (
+    expect_library_parts,
+    fit_weights,
+    read_weights,
+    reason_of,
+    refuse_quantized,
+    unwrapped,
+)
+from .open_clip import OPEN_CLIP, OPENAI
+from .timm import TIMM
+from .towers import Tower
+
+FAMILIES: list[Family] = [OPENAI, *HUGGING_FACE, OPEN_CLIP, TIMM]
+
+# patterns of classes -> what to take in their place
+_REFUSED = {
+    "BlipModel": "its image embedding is normed twice; use BlipForImageTextRetrieval, as in "
+    "Salesforce/blip-itm-base-coco",
+    "Blip2ForImageTextRetrieval": "it scores the query that fits the text best, so an image has no "
+    "single embedding; use a CLIP or SigLIP",
+    "ResNet": "a classifier does not compare images with texts; use Captum's Grad-CAM, "
+    "captum.attr.LayerGradCam(model, model.layer4).attribute(images, target=0)",
+    "RecursiveScriptModule": "torch.jit hides the modules of a model; load it with "
+    "clip.load(..., jit=False)",
+    "(CLIP|MetaClip2|Siglip2?)ForImageClassification": "a classifier has no text tower, and reads "
+    "the mean of the patches; use Captum's gradients of its logits, as in "
+    "captum.attr.Saliency(lambda images: model(images).logits), or the CLIP that it was made from",
+    "XCLIP.*": "it compares texts with videos, and a text's embedding changes with the video; use "
+    "a CLIP on single frames",
+    "(Clap|CLAP).*": "it compares texts with sounds, not images; use Captum's gradients of its "
+    "spectrograms",
+    "Vilt.*": "it reads a text and an image together, so neither has an embedding to compare; use "
+    "a CLIP or SigLIP",
+    "Col(Pali|Qwen|Idefics|SmolVLM|ModernVBert).*": "a page has an embedding for each patch, "
+    "and each word is scored by its best patch; use captum_clip.apps.late_interaction",
+}
+
+
+def register_family(family: Family) -> None:
+    """Add a family for `load_clip` and every method, to be asked before those that are there."""
+    FAMILIES.append(family)
+
+
+def transformers_class(name: str, config: Mapping[str, Any]) -> str:
+    """The class of transformers of a checkpoint, by its `config.json`; else UnsupportedModelError.
+
+    It may have been saved from any of the architectures that hold the model inside another.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    model_type, saved_from = config.get("model_type"), config.get("architectures") or ()
+    base: Any = MODEL_MAPPING_NAMES.get(model_type, ())
+    candidates: list[str] = [*saved_from, *((base,) if isinstance(base, str) else base)]
+    families = [family for family in FAMILIES if family.library.startswith("transformers.")]
+    supported = {model for family in families for model in family.models}
+    # what is known to be refused is so though its base may be supported
+    chosen = next((each for each in candidates if each in supported or _reason(each)), "")
+    if chosen in supported:
+        return chosen
+    reason = _reason(chosen) or _supported(families)
+    raise UnsupportedModelError(
+        f"{argument('model', name)}: it is a transformers model of type {show(model_type)}; "
+        f"{reason}. For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
+    )
+
+
+def _supported(families: Sequence[Family]) -> str:
+    """The classes of some families, in words; those of whole models where there are any."""
+    names: dict[str, list[str]] = {}
+    for family in families:
+        classes = family.models or family.towers
+        names.setdefault(family.library.partition(".")[0], []).extend(classes)
+    listed = (f"{library}: {', '.join(dict.fromkeys(c))}" for library, c in names.items())
+    return f"supported are {'; '.join(listed)}"
+
+
+def _reason(kind: str) -> str | None:
+    """Why a class is not supported, and what is, if it is one that many try."""
+    return next((_REFUSED[name] for name in _REFUSED if re.fullmatch(name, kind)), None)
+
+
+def _advice(module: nn.Module) -> str:
+    """What to take in place of a module."""
+    reason = _reason(type(module).__name__)
+    for path, inner in module.named_modules():
+        if path and not reason and _family_of(unwrapped(inner)):
+            kind, path = type(inner).__name__, re.sub(r"\.(\d+)", r"[\1]", f"model.{path}")
+            reason = f"its part `{path}` is a {kind}: pass that, or `layer={path}` to a method"
+    return reason or f"{_supported(FAMILIES)}, and their vision towers"
+
+
+def _family_of(module: nn.Module) -> Family | None:
+    return next((family for family in reversed(FAMILIES) if family.holds(module)), None)
+
+
+def find_tower(module: nn.Module) -> Tower | None:
+    """The vision tower in a user's module; None if the module is no CLIP.
+
+    Raises:
+        UnsupportedModelError: it is a CLIP, but built in a way that is not supported.
+    """
+    module = unwrapped(module)
+    family = _family_of(module)
+    if family is None:
+        return None
+    with expect_library_parts(module):
+        tower = family.tower_of(module)
+    if tower is not None:
+        refuse_quantized(tower.module)
+    return tower
+
+
+def tower_of(module: nn.Module) -> Tower:
+    """The vision tower in a user's module: a CLIP model or its vision tower.
+
+    Raises:
+        UnsupportedModelError: it is something else, or built in a way that is not supported.
+    """
+    tower = find_tower(module)
+    if tower is None:
+        kind = type(unwrapped(module)).__name__
+        raise UnsupportedModelError(
+            f"captum_clip finds no CLIP vision tower in a {kind}; {_advice(unwrapped(module))}."
+        )
+    return tower
+
+
+def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
+    """The adapter of a user's CLIP model, called `name` in messages; errors as :func:`tower_of`."""
+    model = unwrapped(model)
+    kind, family, tower = type(model).__name__, _family_of(model), find_tower(model)
+    if family is None or tower is None:
+        raise UnsupportedModelError(f"a {kind} is not supported; {_advice(model)}.")
+    names = {base.__name__ for base in type(model).__mro__}
+    if family.adapter is None or names.isdisjoint(family.models):
+        raise UnsupportedModelError(
+            f"a {kind} has no text tower; pass the whole model, or give this one as "
+            "`layer` to a method, with a forward function of your own."
+        )
+    return family.adapter(model, tower, name=name, processor=processor, tokenizer=tokenizer)
+
 
 Library = Literal["transformers", "open_clip"]
 
@@ -62,7 +208,7 @@ _PUBLISHED = (
     _vit("ViT-L/14", "large-patch14"),
     _vit("ViT-L/14@336px", "large-patch14-336", "ViT-L/14-336px"),
 )
-_BY_NAME = {name.casefold(): row for row in _PUBLISHED for name in (row.name, *row.aliases)}
+_BY_SPELLING = {name.casefold(): row for row in _PUBLISHED for name in (row.name, *row.aliases)}
 
 
 NO_NETWORK = "the model demo/vit is embedded and needs no network"
@@ -74,7 +220,7 @@ ACCEPTED = (
 )
 
 
-class Source(NamedTuple):
+class ModelSource(NamedTuple):
     """The origin of a named model."""
 
     name: str
@@ -88,7 +234,7 @@ class Source(NamedTuple):
     adapter: Path | None = None  # a folder of peft
 
 
-def resolve(name: str, *, is_base: bool = False) -> Source:
+def resolve(name: str, *, is_base: bool = False) -> ModelSource:
     """Find the model that a name stands for, without a network.
 
     Args:
@@ -102,12 +248,12 @@ def resolve(name: str, *, is_base: bool = False) -> Source:
     row = named_model(name)
     if row is not None:
         tag = "openai" if row.library == "open_clip" else None
-        return Source(row.name, row.library, row.checkpoint, tag)
+        return ModelSource(row.name, row.library, row.checkpoint, tag)
     folder = MODELS.get(name) or expand(name)
     if folder.is_dir():
         return _folder(name, folder, is_base)
     if folder.is_file():  # its architecture is asked for when it is loaded
-        return Source(name, "open_clip", "", local=True, file=folder)
+        return ModelSource(name, "open_clip", "", local=True, file=folder)
     if checkpoint := split_checkpoint(name):
         return _checkpoint(name, *checkpoint)
     if name.startswith("demo/"):
@@ -115,12 +261,12 @@ def resolve(name: str, *, is_base: bool = False) -> Source:
             f"{argument('model', name)}: no such embedded model; there are {', '.join(MODELS)}."
         )
     if name.startswith("hf-hub:"):
-        return Source(name, "open_clip", name)
+        return ModelSource(name, "open_clip", name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         pair = _open_clip_pair(name)
         # no organization on the hub is called as the models are
         if pair or not name.casefold().startswith(("vit-b/", "vit-l/")):
-            return pair or Source(name, "transformers", name)
+            return pair or ModelSource(name, "transformers", name)
     raise _no_such_name(name)
 
 
@@ -154,7 +300,7 @@ def _no_such_name(name: str) -> InputError:
     return InputError(f"{name!r} {reason}")
 
 
-def _checkpoint(name: str, architecture: str, file: Path) -> Source:
+def _checkpoint(name: str, architecture: str, file: Path) -> ModelSource:
     """Weights in a file, for an architecture of OpenCLIP, of OpenAI or of transformers."""
     from open_clip import get_model_config, list_models, list_pretrained_tags_by_model
 
@@ -165,20 +311,20 @@ def _checkpoint(name: str, architecture: str, file: Path) -> Source:
         settings = get_model_config(architecture)["text_cfg"]
         on_hub = any(key.startswith("hf_") for key in settings)  # its tokenizer or text model
         tags = [*list_pretrained_tags_by_model(architecture), None]
-        return Source(name, "open_clip", architecture, tags[0], local=not on_hub, file=file)
+        return ModelSource(name, "open_clip", architecture, tags[0], local=not on_hub, file=file)
     owner = "openai/" * architecture.startswith("clip-vit-")
     return resolve(owner + architecture)._replace(name=name, file=file)
 
 
-def _folder(name: str, folder: Path, is_base: bool) -> Source:
+def _folder(name: str, folder: Path, is_base: bool) -> ModelSource:
     """A folder of transformers or OpenCLIP, or of what wraps a model of theirs."""
     if (path := folder / "modules.json").is_file():  # sentence-transformers
-        inner = _read(path, lambda modules: folder / modules[0]["path"])
+        inner = _read_settings(path, lambda modules: folder / modules[0]["path"])
         inside = inner.resolve().is_relative_to(folder.resolve())
         expect(inside, f"a path inside of its folder in {path}", str(inner))
         folder = inner
     if (path := folder / "adapter_config.json").is_file():  # peft
-        base = str(_read(path, itemgetter("base_model_name_or_path")))
+        base = str(_read_settings(path, itemgetter("base_model_name_or_path")))
         where = f"{excerpt(base)}, the base_model_name_or_path in adapter_config.json"
         expect(not is_base, "a base that is not an adapter", name)
         with error_context(f"{argument('model', name)} is an adapter of peft for {where}"):
@@ -194,18 +340,15 @@ def _folder(name: str, folder: Path, is_base: bool) -> Source:
         )
     try:
         if path.is_file():
-            _read(
-                path,
-                lambda c: transformers_class(name, c.get("model_type"), c.get("architectures")),
-            )
-            return Source(name, "transformers", str(folder), local=True)
+            _read_settings(path, partial(transformers_class, name))
+            return ModelSource(name, "transformers", str(folder), local=True)
     except UnsupportedModelError:
         if not is_open_clip:
             raise
-    return Source(name, "open_clip", f"local-dir:{folder}", local=True)
+    return ModelSource(name, "open_clip", f"local-dir:{folder}", local=True)
 
 
-def _read(path: Path, read: Callable[[Any], Any]) -> Any:
+def _read_settings(path: Path, read: Callable[[Any], Any]) -> Any:
     """What a file of settings says; InputError where it is not as its library writes it."""
     try:
         return read(json.loads(path.read_text(encoding="utf-8")))
@@ -216,7 +359,7 @@ def _read(path: Path, read: Callable[[Any], Any]) -> Any:
         raise InputError(f"{path} cannot be read ({reason}).") from error
 
 
-def _open_clip_pair(name: str) -> Source | None:
+def _open_clip_pair(name: str) -> ModelSource | None:
     from open_clip import get_model_config
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -228,7 +371,7 @@ def _open_clip_pair(name: str) -> Source | None:
     # roberta-ViT-B-32 was published with the configuration as it is.
     runs_with = (get_model_config(architecture) or {}).get("quick_gelu", False)
     quick_gelu = bool(weights.get("quick_gelu", False)) and not runs_with
-    return Source(name, "open_clip", architecture, tag, quick_gelu=quick_gelu)
+    return ModelSource(name, "open_clip", architecture, tag, quick_gelu=quick_gelu)
 
 
 def named_model(name: str) -> AvailableModel | None:
@@ -238,7 +381,7 @@ def named_model(name: str) -> AvailableModel | None:
         >>> named_model("ResNet50x4").checkpoint
         'RN50x4-quickgelu'
     """
-    return _BY_NAME.get(name.casefold())
+    return _BY_SPELLING.get(name.casefold())
 
 
 def openai_architecture(row: AvailableModel) -> str:
@@ -267,8 +410,8 @@ def available() -> list[AvailableModel]:
     return [*_EMBEDDED, *_PUBLISHED]
 
 
-class Example(NamedTuple):
-    """A name for `load_clip`."""
+class OnHub(NamedTuple):
+    """A name for `load_clip` of a model on a hub."""
 
     family: str
     name: str
@@ -276,30 +419,69 @@ class Example(NamedTuple):
 
 
 _OC: Library = "open_clip"
-EXAMPLES: tuple[Example, ...] = (
-    Example("SigLIP 2", "google/siglip2-base-patch16-224"),
-    Example("SigLIP 2 NaFlex", "google/siglip2-base-patch16-naflex"),
-    Example("SigLIP", "google/siglip-base-patch16-224"),
-    Example("SigLIP 2", "ViT-B-16-SigLIP2/webli", _OC),
-    Example("LAION's CLIP", "ViT-B-32/laion2b_s34b_b79k", _OC),
-    Example("DFN", "ViT-B-16/dfn2b", _OC),
-    Example("MetaCLIP", "ViT-B-16/metaclip_fullcc", _OC),
-    Example("MetaCLIP 2", "facebook/metaclip-2-worldwide-huge-quickgelu"),
-    Example("EVA-02", "EVA02-B-16/merged2b_s8b_b131k", _OC),
-    Example("ViTamin", "ViTamin-S/datacomp1b", _OC),
-    Example("PE-Core", "PE-Core-B-16/meta", _OC),
-    Example("CoCa", "coca_ViT-B-32/laion2b_s13b_b90k", _OC),
-    Example("MobileCLIP", "MobileCLIP2-S0/dfndr2b", _OC),
-    Example("ConvNeXt", "convnext_base_w/laion2b_s13b_b82k", _OC),
-    Example("BiomedCLIP", "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", _OC),
-    Example("many languages", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", _OC),
-    Example("AltCLIP", "BAAI/AltCLIP"),
-    Example("Chinese CLIP", "OFA-Sys/chinese-clip-vit-base-patch16"),
-    Example("TIPSv2", "google/tipsv2-b14"),
-    Example("BLIP", "Salesforce/blip-itm-base-coco"),
-    Example("AIMv2", "apple/aimv2-large-patch14-224-lit"),
-    Example("CLIPSeg", "CIDAS/clipseg-rd64-refined"),
-    Example("OWL-ViT", "google/owlvit-base-patch32"),
-    Example("OWLv2", "google/owlv2-base-patch16-ensemble"),
+EXAMPLES: tuple[OnHub, ...] = (
+    OnHub("SigLIP 2", "google/siglip2-base-patch16-224"),
+    OnHub("SigLIP 2 NaFlex", "google/siglip2-base-patch16-naflex"),
+    OnHub("SigLIP", "google/siglip-base-patch16-224"),
+    OnHub("SigLIP 2", "ViT-B-16-SigLIP2/webli", _OC),
+    OnHub("LAION's CLIP", "ViT-B-32/laion2b_s34b_b79k", _OC),
+    OnHub("DFN", "ViT-B-16/dfn2b", _OC),
+    OnHub("MetaCLIP", "ViT-B-16/metaclip_fullcc", _OC),
+    OnHub("MetaCLIP 2", "facebook/metaclip-2-worldwide-huge-quickgelu"),
+    OnHub("EVA-02", "EVA02-B-16/merged2b_s8b_b131k", _OC),
+    OnHub("ViTamin", "ViTamin-S/datacomp1b", _OC),
+    OnHub("PE-Core", "PE-Core-B-16/meta", _OC),
+    OnHub("CoCa", "coca_ViT-B-32/laion2b_s13b_b90k", _OC),
+    OnHub("MobileCLIP", "MobileCLIP2-S0/dfndr2b", _OC),
+    OnHub("ConvNeXt", "convnext_base_w/laion2b_s13b_b82k", _OC),
+    OnHub("BiomedCLIP", "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", _OC),
+    OnHub("many languages", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", _OC),
+    OnHub("AltCLIP", "BAAI/AltCLIP"),
+    OnHub("Chinese CLIP", "OFA-Sys/chinese-clip-vit-base-patch16"),
+    OnHub("TIPSv2", "google/tipsv2-b14"),
+    OnHub("BLIP", "Salesforce/blip-itm-base-coco"),
+    OnHub("AIMv2", "apple/aimv2-large-patch14-224-lit"),
+    OnHub("CLIPSeg", "CIDAS/clipseg-rd64-refined"),
+    OnHub("OWL-ViT", "google/owlvit-base-patch32"),
+    OnHub("OWLv2", "google/owlv2-base-patch16-ensemble"),
 )
 """In the order of how much they are used."""
+
+
+def ask_for_architecture(name: str, file: Path) -> InputError:
+    """The question which architecture the weights in a file are of."""
+    kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
+    way = f"Write 'ARCH:{name}'; {fitting_names(read_weights(file)) or kinds}"
+    return InputError(f"{argument('model', name)}: which architecture? {way}.")
+
+
+def fitting_names(weights: dict[str, Tensor]) -> str:
+    """The names of up to three architectures that weights fit, for messages; "" for none."""
+    names = ", ".join(architectures_of(weights)[:3])
+    quick = ", quickgelu if the training began with OpenAI's weights" * ("quickgelu" in names)
+    return f"its shapes fit {names}{quick}" * bool(names)
+
+
+def architectures_of(weights: dict[str, Tensor]) -> list[str]:
+    """Names of OpenCLIP's architectures that weights fit, and of OpenAI's in transformers."""
+    import open_clip
+
+    shapes = {tuple(value.shape) for value in weights.values()}
+    names, is_timm = list[str](), any(".trunk." in key for key in weights)
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        text, vision = config["text_cfg"], config["vision_cfg"]
+        words = (text.get("vocab_size", 49408), text.get("width", 512))
+        kinds = ("timm_model_name" in vision, "hf_model_name" in text)
+        if words not in shapes or kinds != (is_timm, False):
+            continue  # to make them all takes half a minute, and needs the hub
+        with suppress(Exception), torch.device("meta"):
+            model = open_clip.create_model(name, load_weights=False, device="meta")
+            names += [] if fit_weights(model, weights)[1] else [name]
+    for row in available():
+        if row.checkpoint.startswith("openai/") and any("vision_model." in key for key in weights):
+            vision = open_clip.get_model_config(openai_architecture(row))["vision_cfg"]
+            size, width, patch = map(vision.get, ("image_size", "width", "patch_size"))
+            if {(width, 3, patch, patch), (1 + (size // patch) ** 2, width)} <= shapes:
+                names.append(row.checkpoint.removeprefix("openai/"))
+    return names

@@ -1,4 +1,4 @@
-"""CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
+"""CLIP of OpenCLIP, and of OpenAI's own package: `clip/model.py`, installed or copied."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,25 +9,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..checks import expect
-from ..errors import UnsupportedModelError
-from . import timm
+from ..errors import TargetError, UnsupportedModelError
 from .adapter import ClipAdapter, Family
-from .attentions import AttentionLayer, tensor_in
+from .attentions import AttentionLayer, Multihead, MultiheadPoolingHead, tensor_in
 from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
-from .multihead import Multihead, MultiheadPoolingHead
 from .steps import Linear, Step
-from .text import Row, TextTower
-from .towers import Pooling, ResNetTower, Tower, ViTTower
+from .timm import FORCED_SIZE, timm_tower
+from .towers import POOLINGS, ResNetTower, TextRow, TextTower, Tower, ViTTower
 
-# the pool type of a ViT, and whether it has a pool; with a mean all its queries would be read
-_POOLINGS: dict[tuple[str, bool], Pooling] = {
-    ("tok", False): "cls",
-    ("avg", False): "mean",
-    ("tok", True): "attention",
-}
 # of texts, by OpenCLIP's pool types and classes
-_ROWS: dict[str, Row] = {
+_ROWS: dict[str, TextRow] = {
     **{"argmax": "end", "eos": "end", "first": "first", "last": "last"},
     **{"MeanPooler": "mean", "ClsPooler": "first"},
 }
@@ -39,14 +31,13 @@ class OpenClipLayer(Multihead, AttentionLayer):
     Up to OpenCLIP 3 its attention is a `torch.nn.MultiheadAttention`, from 4 on OpenCLIP's own.
     """
 
-    branch_paths: tuple[str, ...] = ("ls_1",)
-    mlp_paths: tuple[str, ...] = ("ln_2", "mlp", "ls_2")
-
-
-class CustomLayer(OpenClipLayer):
-    """A `CustomResidualAttentionBlock`, which has a norm after its attention."""
-
-    branch_paths = ("ln_attn", "ls_1")
+    def __init__(self, block: Any) -> None:
+        super().__init__(block, block.attn, block.attn.num_heads)
+        # a `CustomResidualAttentionBlock` has a norm after its attention; OpenAI's no LayerScale
+        paths = ("ln_attn", "ls_1"), ("ln_2", "mlp", "ls_2")
+        self.branch_paths, self.mlp_paths = (
+            tuple(name for name in names if hasattr(block, name)) for names in paths
+        )
 
 
 class OpenClipViT(ViTTower):
@@ -62,9 +53,11 @@ class OpenClipViT(ViTTower):
         return (norm,) if projection is None else (norm, Linear(projection.transpose(0, 1), None))
 
 
-def _vit_of(visual: Any) -> OpenClipViT:
+def _open_clip_vit(visual: Any) -> OpenClipViT:
     pool: Any = getattr(visual, "attn_pool", None)
-    pooling = _POOLINGS.get((visual.pool_type, pool is not None))
+    pooling = POOLINGS.get(visual.pool_type)
+    if pool is not None:  # with a mean all its queries would be read
+        pooling = "attention" if pooling == "cls" else None
     if pooling is None:
         what = "no single pooled token" if pool is None else "an attentional pool"
         raise UnsupportedModelError(
@@ -77,38 +70,31 @@ def _vit_of(visual: Any) -> OpenClipViT:
         module=visual,
         native=tuple(visual.image_size),
         patch=tuple(visual.patch_size),
-        remade_by=timm.FORCED_SIZE,
+        remade_by=FORCED_SIZE,
         stem=visual.conv1,
-        layers=_layers_of(visual.transformer),
+        layers=_open_clip_layers(visual.transformer),
         pooling=pooling,
         pooling_head=head,
         steps_before_mean=0 if visual.final_ln_after_pool else 1,
     )
 
 
-def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
+def _open_clip_layers(transformer: Any) -> tuple[AttentionLayer, ...]:
     """The blocks of a transformer of OpenCLIP, of images or texts."""
-    from open_clip.transformer import Attention, CustomResidualAttentionBlock
+    from open_clip.transformer import Attention
 
-    layers: list[AttentionLayer] = []
     for index, block in enumerate(transformer.resblocks):
         attention: Any = getattr(block, "attn", None)
         fits = isinstance(attention, (nn.MultiheadAttention, Attention))
         supported = f"a torch.nn.MultiheadAttention or OpenCLIP's Attention in layer {index}"
         expect(fits, supported, attention, error=UnsupportedModelError)
-        kind = CustomLayer if isinstance(block, CustomResidualAttentionBlock) else OpenClipLayer
-        layers.append(kind(block, attention, attention.num_heads))
-    return tuple(layers)
+    return tuple(map(OpenClipLayer, transformer.resblocks))
 
 
 class FeaturePool(MultiheadPoolingHead):
     """The `AttentionPool2d` of a `ModifiedResNet`, whose query is the mean of the features."""
 
     maps = ("q_proj", "k_proj", "v_proj", "c_proj")
-
-    @override
-    def output(self, result: Any) -> Tensor:
-        return tensor_in(result)[:, None]
 
     @property
     @override
@@ -195,18 +181,6 @@ def _hf_text_tower(model: Any) -> TextTower | None:
     )
 
 
-def _text_tower_of(model: Any) -> TextTower | None:
-    """The text tower of a model of OpenCLIP; None if it is not supported."""
-    from open_clip.hf_model import HFTextEncoder
-    from open_clip.transformer import TextTransformer
-
-    owner = getattr(model, "text", model)  # a `CLIP` keeps the text tower's modules as its own
-    if isinstance(owner, HFTextEncoder):
-        return _hf_text_tower(model)
-    is_plain = owner is model or isinstance(owner, TextTransformer)
-    return text_tower_in(model, owner, _layers_of) if is_plain else None
-
-
 def text_tower_in(
     model: Any, owner: Any, layers_of: Callable[[Any], tuple[AttentionLayer, ...]]
 ) -> TextTower | None:
@@ -239,7 +213,7 @@ def text_tower_in(
     )
 
 
-def tower_of(module: Any) -> Tower:
+def _open_clip_tower(module: Any) -> Tower:
     """The vision tower in a module of OpenCLIP; UnsupportedModelError where none is supported."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
@@ -247,10 +221,10 @@ def tower_of(module: Any) -> Tower:
 
     visual: Any = unwrapped(getattr(module, "visual", module))
     if isinstance(visual, VisionTransformer):
-        return _vit_of(visual)
+        return _open_clip_vit(visual)
     if isinstance(visual, ModifiedResNet):
         return modified_resnet(visual, visual.image_size)
-    tower = timm.tower_of(visual) if isinstance(visual, TimmModel) else None
+    tower = timm_tower(visual) if isinstance(visual, TimmModel) else None
     if tower is None:
         network = type(getattr(visual, "trunk", visual)).__name__
         raise UnsupportedModelError(
@@ -276,7 +250,15 @@ class OpenClipAdapter(ClipAdapter):
 
     @override
     def _text_tower(self) -> TextTower | None:
-        return _text_tower_of(self.model)
+        from open_clip.hf_model import HFTextEncoder
+        from open_clip.transformer import TextTransformer
+
+        # a `CLIP` keeps the text tower's modules as its own
+        owner = getattr(self.model, "text", self.model)
+        if isinstance(owner, HFTextEncoder):
+            return _hf_text_tower(self.model)
+        is_plain = owner is self.model or isinstance(owner, TextTransformer)
+        return text_tower_in(self.model, owner, _open_clip_layers) if is_plain else None
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
@@ -308,12 +290,95 @@ class OpenClipAdapter(ClipAdapter):
         return getattr(owner, "vocab_size", None)
 
 
-FAMILIES = (
-    Family(
-        library="open_clip",
-        tower_of=tower_of,
-        adapter=OpenClipAdapter,
-        models=["CLIP", "CustomTextCLIP", "CoCa"],
-        towers=["VisionTransformer", "ModifiedResNet", "TimmModel"],
-    ),
+class OpenAILayer(OpenClipLayer):
+    """A `ResidualAttentionBlock`, with its sequence before the batch."""
+
+    batch_first_unless_told = False
+
+
+class SplitLayer(OpenAILayer):
+    """A block whose attention has a map each for queries, keys and values, as CLIP-LoRA's has."""
+
+    # all by their weights, into which eval() merges LoRA's; what is not merged is refused
+    maps = ("q_proj", "k_proj", "v_proj", "proj")
+
+
+def _openai_layers(transformer: Any) -> tuple[OpenAILayer, ...]:
+    layers: list[OpenAILayer] = []
+    for block in transformer.resblocks:
+        is_split = all(hasattr(block.attn, name) for name in SplitLayer.maps)
+        fits = is_split or all(hasattr(block.attn, n) for n in ("in_proj_weight", "out_proj"))
+        like = "an attention with the parts of torch.nn.MultiheadAttention, as in OpenAI's"
+        expect(fits, like, block.attn, error=UnsupportedModelError)
+        layers.append((SplitLayer if is_split else OpenAILayer)(block))
+    return tuple(layers)
+
+
+def _openai_tower(module: Any) -> Tower:
+    """The vision tower in a model, or that tower."""
+    visual: Any = getattr(module, "visual", module)
+    if type(visual).__name__ == "ModifiedResNet":
+        return modified_resnet(visual, visual.input_resolution)
+    return OpenClipViT(
+        module=visual,
+        native=(int(visual.input_resolution),) * 2,
+        patch=tuple(visual.conv1.kernel_size),
+        # the package makes one for the size of its weights alone
+        remade_by="by name, with {image_size}",
+        stem=visual.conv1,
+        layers=_openai_layers(visual.transformer),
+        pooling="cls",
+    )
+
+
+class OpenAIAdapter(OpenClipAdapter):
+    """A `CLIP` of OpenAI's package, with ``clip.tokenize`` and what ``clip.load`` returns."""
+
+    options: ClassVar = {}
+
+    @override
+    def _tokenize(self, texts: list[str]) -> Any:
+        try:
+            return super()._tokenize(texts)
+        except RuntimeError as error:  # of `clip.tokenize`
+            raise TargetError(f"{str(error).rstrip('.')}; shorten it.") from error
+
+    @override
+    def count_tokens(self, text: str) -> int | None:
+        if "clip" not in str(getattr(self.tokenizer, "__module__", "")).lower():
+            return super().count_tokens(text)
+        # the end token is the largest, and nothing but padding follows it
+        return int(torch.as_tensor(self._tokenize([text]))[0].argmax()) + 1
+
+    @override
+    def _text_tower(self) -> TextTower | None:
+        return text_tower_in(self.model, self.model, _openai_layers)
+
+
+class _OpenAIFamily(Family):
+    """Known by the names and the parts of its classes, since many repositories hold a copy."""
+
+    __slots__ = ()
+
+    @override
+    def holds(self, module: nn.Module) -> bool:
+        # these libraries have classes of such names
+        others = ("open_clip", "timm", "transformers", "torchvision")
+        visual: Any = getattr(module, "visual", module)
+        return (
+            type(module).__name__ in (*self.models, *self.towers)
+            and type(module).__module__.partition(".")[0] not in others
+            and hasattr(visual, "input_resolution")
+            and (hasattr(visual, "attnpool") or hasattr(visual, "transformer"))
+        )
+
+
+_VITS = ("VisionTransformer", "VisualTransformer", "VisionTransformer_MaPLe")
+OPENAI = _OpenAIFamily("clip", _openai_tower, OpenAIAdapter, ["CLIP"], [*_VITS, "ModifiedResNet"])
+OPEN_CLIP = Family(
+    "open_clip",
+    _open_clip_tower,
+    OpenClipAdapter,
+    models=["CLIP", "CustomTextCLIP", "CoCa"],
+    towers=["VisionTransformer", "ModifiedResNet", "TimmModel"],
 )

@@ -68,13 +68,6 @@ def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
     return list(map(Linear, weights, biases))
 
 
-def linear_or_called(module: Any) -> "Linear | nn.Module":
-    """A plain `torch.nn.Linear` by its parameters; else the module, which is to be called."""
-    # a LoRA layer is an `nn.Linear`, too, and a hook may change what it returns
-    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    return Linear.of(module) if plain and has_no_foreign_hooks(module) else module
-
-
 class Gated(NamedTuple):
     """An affine map x -> scale * factors * (x less its mean) + bias, such as a norm at a token."""
 
@@ -304,7 +297,7 @@ def step_parameters(step: Step) -> list[Tensor]:
 
 def needs_token(steps: Sequence[Step]) -> bool:
     """Whether a direction's way through the steps depends on the token that takes it."""
-    plain = (_plain(step) for step in steps)
+    plain = (plain_step(step) for step in steps)
     return not all(isinstance(step, (Linear, Gated, nn.Identity)) for step in plain)
 
 
@@ -323,20 +316,21 @@ def call_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
     return token
 
 
-def _plain(step: Step) -> Step:
-    """A linear map or LayerScale as its parameters, which may be of another dtype than tokens."""
-    if not isinstance(step, nn.Module):
-        return step
-    module: Any = step
-    if isinstance(step, nn.Linear):
-        return linear_or_called(step)
+def plain_step(step: Any) -> Step:
+    """A plain linear map or LayerScale as its parameters, which may be of another dtype.
+
+    Any other module stays as it is, and is to be called.
+    """
+    # a LoRA layer is an `nn.Linear`, too, and a hook may change what it returns
+    if isinstance(step, nn.Linear) and type(step).forward is nn.Linear.forward:
+        return Linear.of(step) if has_no_foreign_hooks(step) else step
     if type(step).__name__.endswith("LayerScale"):  # each library has its own class
-        return Gated(module.lambda1 if hasattr(module, "lambda1") else module.gamma)
-    return step
+        return Gated(step.lambda1 if hasattr(step, "lambda1") else step.gamma)
+    return step  # type: ignore[no-any-return]
 
 
 def _forward(step: Step, token: Tensor) -> Tensor:
-    step = _plain(step)
+    step = plain_step(step)
     # OpenCLIP's and OpenAI's own LayerNorm cast to float32 and back, so they are not called
     if isinstance(step, nn.LayerNorm):
         return _norm(step, token)[1]
@@ -375,7 +369,7 @@ _IDENTITIES = (nn.Identity, nn.Dropout, nn.Flatten)  # for one token; dropout is
 
 def _held(step: Step, token: Tensor) -> Any:
     """A step as the linear map that it is at a token, by what it makes of that, too."""
-    step = _plain(step)
+    step = plain_step(step)
     if not isinstance(step, nn.Module):
         return step
     if isinstance(step, _IDENTITIES):
@@ -391,8 +385,8 @@ def _held(step: Step, token: Tensor) -> Any:
             return Gated(gate_of(own, token, after), rest)
     # each library has an RMSNorm of its own, which may be a norm in name only
     if isinstance(step, (nn.LayerNorm, nn.RMSNorm)) or name.lower().endswith("rmsnorm"):
-        norm, made = _norm(step, token)
-        if isinstance(step, nn.LayerNorm) or _agree(step, made, _called(step, token)):
+        norm, output = _norm(step, token)
+        if isinstance(step, nn.LayerNorm) or _agree(step, output, _called(step, token)):
             return norm
     return _Called(step)
 
@@ -414,14 +408,14 @@ def norm_at(
     weight, bias = (None if each is None else each.to(x.dtype) for each in (weight, bias))
     dims = tuple(range(-len(shape), 0))
     eps = (1e-5 if centers else torch.finfo(x.dtype).eps) if eps is None else eps  # PyTorch's
-    norm, made = Gated(weight, bias, None, dims if centers else ()), None
+    norm, output = Gated(weight, bias, None, dims if centers else ()), None
     if centers and not (x.requires_grad and torch.is_grad_enabled()):
         with torch._C.DisableTorchFunction():  # one kernel, whose deviation has no gradient
-            made, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+            output, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
     else:
         scale = (norm._centered(x).square().mean(dims, keepdim=True) + eps).rsqrt()
     norm = norm._replace(scale=scale)
-    return norm, norm(x) if made is None else made
+    return norm, norm(x) if output is None else output
 
 
 def gate_of(function: Callable[[Tensor], Tensor], token: Tensor, result: Tensor) -> Tensor:
@@ -452,8 +446,8 @@ def _constant(step: nn.Module, token: Tensor) -> Tensor:
         passes = _called(step, token.detach().requires_grad_()).requires_grad
     zero, other = _called(step, torch.zeros_like(token)), token.roll(1, -1)
     change = _called(step, token + other) - _called(step, other)
-    wanted = _called(step, token) - zero
-    if not passes or not _agree(step, change, wanted, zero):
+    expected = _called(step, token) - zero
+    if not passes or not _agree(step, change, expected, zero):
         raise UnsupportedModelError(
             f"a {type(step).__name__} follows the pooled token, but a score can be taken apart "
             "only through linear maps, LayerNorm, RMSNorm and activations. Use a method with "
@@ -462,8 +456,8 @@ def _constant(step: nn.Module, token: Tensor) -> Tensor:
     return zero
 
 
-def _agree(step: nn.Module, made: Tensor, wanted: Tensor, *others: Tensor) -> bool:
+def _agree(step: nn.Module, computed: Tensor, expected: Tensor, *others: Tensor) -> bool:
     """Whether two tensors differ by the rounding of a module."""
-    size = sum((each.norm() for each in others), wanted.norm())
-    bound = ROUNDING[next(step.parameters(), wanted).dtype]
-    return bool((made - wanted).norm() <= bound * size)
+    size = sum((each.norm() for each in others), expected.norm())
+    bound = ROUNDING[next(step.parameters(), expected).dtype]
+    return bool((computed - expected).norm() <= bound * size)

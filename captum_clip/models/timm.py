@@ -11,11 +11,10 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
-from .attentions import AttentionLayer, PoolingHead
+from .attentions import AttentionLayer, LatentPoolingHead
 from .steps import Linear, Residual, Step, flattened
-from .towers import Pooling, ResNetTower, ViTTower
+from .towers import POOLINGS, ResNetTower, ViTTower
 
-_POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
 FORCED_SIZE = "by name, with {image_size}, or with open_clip's force_image_size"
 _IMAGE_SIZE = "with timm.create_model(..., img_size={side})"
 # class -> what follows the attention, and the MLP's branch
@@ -46,16 +45,6 @@ class TimmLayer(AttentionLayer):
         # EVA keeps its biases next to its map, that of the keys as zeros, and never calls `qkv`
         biases = [getattr(attention, f"{name}_bias", None) for name in "qkv"]
         return [Linear(m.weight, bias) for m, bias in zip(maps, biases, strict=True)]
-
-
-class TimmPoolingHead(PoolingHead):
-    """An `AttentionPoolLatent` with one latent query."""
-
-    maps = ("proj",)
-
-    def __init__(self, pool: Any, norm: nn.Module) -> None:
-        super().__init__(pool, pool, pool.num_heads, norm=norm)
-        self.output_module = pool.proj
 
 
 class TimmTower(ViTTower):
@@ -90,7 +79,7 @@ class TimmCNN(ResNetTower):
         return flattened([*(module for module in inner if module is not None), self.module.head])
 
 
-def tower_of(module: Any) -> TimmTower | TimmCNN | None:
+def timm_tower(module: Any) -> TimmTower | TimmCNN | None:
     """The tower of a network of timm, alone or as a trunk; None if its kind is unknown."""
     from timm.models.convnext import ConvNeXt
     from timm.models.eva import Eva
@@ -99,7 +88,7 @@ def tower_of(module: Any) -> TimmTower | TimmCNN | None:
 
     trunk: Any = getattr(module, "trunk", module)
     if isinstance(trunk, (VisionTransformer, Eva)):
-        return _vit_of(module, trunk)
+        return _timm_vit(module, trunk)
     stages = {f"stage {i}": stage for i, stage in enumerate(getattr(trunk, "stages", ()))}
     if type(trunk) is FastVit and not trunk.fork_feat:
         stages["final_conv"] = trunk.final_conv
@@ -119,16 +108,15 @@ def tower_of(module: Any) -> TimmTower | TimmCNN | None:
     )
 
 
-def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
+def _timm_vit(module: nn.Module, trunk: Any) -> TimmTower:
     for what in _unsupported(trunk):
         raise UnsupportedModelError(
             f"the {type(trunk).__name__} of timm has {what}; supported are its towers that pool "
             "the class token, the mean of the patches or one latent query, with plain attention. "
             "Merge adapters such as LoRA first, and load the model without quantization."
         )
-    pooling = _POOLINGS[trunk.global_pool]
-    pool = TimmPoolingHead(trunk.attn_pool, trunk.norm) if pooling == "attention" else None
-    embed = trunk.patch_embed
+    pooling = POOLINGS[trunk.global_pool]
+    is_latent, embed = pooling == "attention", trunk.patch_embed
     return TimmTower(
         module=module,
         native=tuple(embed.img_size),
@@ -139,7 +127,7 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
         layers=tuple(TimmLayer(block) for block in trunk.blocks),
         pooling=pooling,
         prefix=int(trunk.num_prefix_tokens),
-        pooling_head=pool,
+        pooling_head=LatentPoolingHead(trunk.attn_pool, trunk.norm, "proj") if is_latent else None,
         steps_before_mean=1,
     )
 
@@ -150,7 +138,7 @@ def _unsupported(trunk: Any) -> Iterator[str]:
     from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
     from timm.models.vision_transformer import Block
 
-    if trunk.global_pool not in _POOLINGS:
+    if trunk.global_pool not in POOLINGS:
         yield f"the pooling {trunk.global_pool!r}"
     if trunk.global_pool == "avg" and getattr(trunk, "pool_include_prefix", False):
         yield "a mean over its prefix tokens too"
@@ -165,4 +153,4 @@ def _unsupported(trunk: Any) -> Iterator[str]:
             yield f"a {type(attention).__name__} in layer {index}"
 
 
-FAMILIES = (Family("timm.models", tower_of, towers=["VisionTransformer", "Eva"]),)
+TIMM = Family("timm.models", timm_tower, towers=["VisionTransformer", "Eva"])

@@ -10,17 +10,17 @@ from torch import nn
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError, public
 from .adapter import ClipAdapter
-from .families import adapter_of, tower_of
+from .names import adapter_of, tower_of
 from .steps import step_parameters
 from .towers import ResNetTower, ViTTower
 
-Model = TypeVar("Model", bound=nn.Module)
+_Copied = TypeVar("_Copied", bound=nn.Module)
 ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)
 
 
 @torch.no_grad()
 @public("permute_heads")
-def permute_heads(model: Model, layer: int, permutation: Sequence[int]) -> Model:
+def permute_heads(model: _Copied, layer: int, permutation: Sequence[int]) -> _Copied:
     """A copy of the model that computes the same function with the heads of one layer permuted.
 
     Head h of the copy is head ``permutation[h]`` of the original: the rows of the query, key and

@@ -1,19 +1,27 @@
-"""Hooks that act in one thread and are all taken away again; what they need of PyTorch."""
+"""What sees a forward in one thread: hooks on modules, and the functions of torch watched."""
 
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
+from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from ..models.attentions import with_tensor
+from ..models.attentions import Attention, with_tensor
 from ..models.library import mark_own_hook, modules_of
+from .reads import AttentionRead
 
 Arguments = tuple[Any, ...]
-Hook = Callable[..., Any]
+_Hook = Callable[..., Any]
 
 
 class _Uncompiled:
@@ -67,7 +75,9 @@ class Hooks:
         self.handles: list[Any] = []
         self.unseen: dict[object, str] = {}
 
-    def before(self, module: nn.Module, hook: Hook, name: str = "", *, first: bool = False) -> None:
+    def before(
+        self, module: nn.Module, hook: _Hook, name: str = "", *, first: bool = False
+    ) -> None:
         """Call `hook(args, kwargs)` before the module runs; a tensor replaces its first one.
 
         It runs after the hooks that are there, or `first`.
@@ -90,7 +100,7 @@ class Hooks:
     def after(
         self,
         module: nn.Module,
-        hook: Hook,
+        hook: _Hook,
         name: str = "",
         *,
         first: bool = False,
@@ -114,7 +124,7 @@ class Hooks:
         for handle in self.handles:
             handle.remove()
 
-    def _guarded(self, hook: Hook, name: str, nested: bool = False) -> Hook:
+    def _guarded(self, hook: _Hook, name: str, nested: bool = False) -> _Hook:
         if name:
             self.unseen[hook] = name
 
@@ -131,3 +141,333 @@ class Hooks:
                 self._acts = outer
 
         return mark_own_hook(guarded)
+
+
+# Attention watched where it runs
+
+_METHODS: Final = (types.MethodDescriptorType, types.MethodWrapperType, types.WrapperDescriptorType)
+_FUNCTIONS: Final = {value: name for name, value in vars(F).items() if callable(value)}
+_FUSED: Final = F.scaled_dot_product_attention
+_MULTIHEAD: Final = F.multi_head_attention_forward
+_SOFTMAXES: Final = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
+_WIDE: Final = {torch.float32, torch.float64}
+_LIKE: Final = {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as}  # a second tensor
+# products of two tensors, and where the first of them stands among the arguments
+_MATRIX_PRODUCTS: Final = {
+    **dict.fromkeys((torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__), 0),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), 1),
+}
+
+
+def _original(func: Any) -> Any:
+    """The function of torch that hands itself over by a name for which another stands now.
+
+    That other one has called it, and would do its own work twice.
+    """
+    name = next((name for name, value in vars(F).items() if value is func), None)
+    return next((own for own, other in _FUNCTIONS.items() if other == name), func)
+
+
+class Product(NamedTuple):
+    """What a tensor of an attention's was made of: a product of queries and keys, or weights."""
+
+    tensor: Tensor  # held, since the id of one that is gone is used again
+    is_weights: bool
+    query: Tensor | None = None
+    key: Tensor | None = None
+
+
+See = Callable[[AttentionRead], "Tensor | None"]
+"""What to do with an attention that ran; a tensor takes the place of its heads' outputs."""
+
+
+@dataclass(eq=False)
+class _Running:
+    """An attention module that runs, and what was seen in it."""
+
+    attention: Attention
+    name: str
+    see: See
+    products: dict[int, Product] = field(default_factory=dict)
+    reads: int = 0
+    refusal: UnsupportedModelError | None = None  # raised when it is left, since torch takes a
+    # TypeError inside of an operator for its own
+    unlike: str = (
+        "shows no attention: neither scaled_dot_product_attention, nor a softmax and its product "
+        "with values, nor an operator that computes the same"
+    )
+
+    def made_of(self, args: Any) -> list[Product]:
+        """What the tensors among some arguments were made of."""
+        ids = map(id, _tensors(args))
+        return [self.products[each] for each in ids if each in self.products]
+
+    def follow(self, func: Any, args: Any, out: Any) -> bool:
+        """Follow weights or logits through casts, masks, views, dropout, mixes of heads."""
+        sources = self.made_of(args[:1] if func in _LIKE else args)
+        if not sources:
+            return False
+        tensor, is_weights, *sides = sources[0]
+        sides = sides if len(sources) == 1 else [None, None]
+        for each in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(each, Tensor) and each.is_floating_point() and each.ndim > 2:
+                # logits of keys times queries are transposed before their softmax
+                turned = each.stride()[-2:] == tensor.stride()[:-3:-1] and each._is_view()
+                own = sides[::-1] if turned else sides
+                self.products[id(each)] = Product(each, is_weights, *own)
+        return True
+
+
+class Watch(TorchFunctionMode):
+    """Sees the functions of torch in this thread, and reads the attention among them.
+
+    That is `scaled_dot_product_attention`, or a softmax and the product of its result with the
+    values, or any operator of three such tensors that obeys the law of attention. It is read where
+    it runs inside an attention module, between `enter` and `leave`.
+    """
+
+    def __init__(self, noun: str) -> None:
+        super().__init__()
+        self._noun, self._entered = noun, False
+        self._running: _Running | None = None
+
+    sees_all: ClassVar[bool] = False
+    """Whether it looks at all functions of a forward, or at those of attentions alone."""
+
+    def enter(self, attention: Attention, name: str, see: See) -> None:
+        """Read the attention of a module that begins to run."""
+        self._running = _Running(attention, name, see)
+        # a mode costs a call for every function, so it is on inside of attentions alone
+        if not self.sees_all and not self._entered:
+            self.__enter__()  # type: ignore[no-untyped-call]
+            self._entered = True
+
+    def remove(self) -> None:
+        """Stop to look at functions; harmless where it does not."""
+        if self._entered:
+            self._entered = False
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        """Raise UnsupportedModelError unless one attention was read."""
+        self.remove()
+        running, self._running = self._running, None
+        if running is None:
+            return
+        if running.refusal is not None:
+            raise running.refusal
+        if not running.reads:
+            raise self._refused(running.name, running.unlike)
+
+    def _refused(self, name: str, what: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{name} of the {self._noun} {what}, so it cannot be read; use a method of Captum "
+            "that does not look inside, such as Occlusion."
+        )
+
+    @override
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, running = kwargs or {}, self._running
+        if isinstance(func, types.FunctionType) and func not in _FUNCTIONS:
+            func = _original(func)
+        if running is None:
+            return self.run(func, args, kwargs)
+        if func is _MULTIHEAD:
+            return self._multihead(running, args, kwargs)
+        if func is _FUSED:
+            return self._fused(running, args, kwargs)
+        if func is torch.einsum and (axes := _axes_of_product(*args)) is not None:
+            (first, second), (a, b, o) = axes
+            with self:  # as the matrix product that it is, with axes in the order of one
+                return (first.permute(a) @ second.permute(b)).permute(o)
+        if func in _MATRIX_PRODUCTS or func in _SOFTMAXES:
+            return self._explicit(running, func, args, kwargs)
+        out = self.run(func, args, kwargs) if self.sees_all else func(*args, **kwargs)
+        # nothing is followed in an attention that is one fused function
+        if running.products and running.follow(func, args, out):
+            return out
+        if isinstance(func, _METHODS) or len(args) + len(kwargs) < 3:
+            return out
+        return self._operator(running, func, args, kwargs, out)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function that is none of an attention's own."""
+        return func(*args, **kwargs)
+
+    def _multihead(self, running: _Running, args: Any, kwargs: Any) -> Any:
+        """Run torch's own code, which hands itself over to a mode as a whole, under this one."""
+        modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        check = "has_torch_function"
+        plain = isinstance(_MULTIHEAD, types.FunctionType) and check in _MULTIHEAD.__code__.co_names
+        if not plain or any(type(mode) is not DeviceContext for mode in modes):
+            running.refusal = self._refused(running.name, "runs under another torch function mode")
+            return _MULTIHEAD(*args, **kwargs)
+        # with the names as they are now, so that what stands in the place of one is used
+        names = {**_MULTIHEAD.__globals__, check: lambda *_: False}
+        # torch reads this name from the globals of the function, so its clone gets others
+        defaults, closure = _MULTIHEAD.__defaults__, _MULTIHEAD.__closure__
+        code = types.FunctionType(_MULTIHEAD.__code__, names, check, defaults, closure)
+        code.__kwdefaults__ = _MULTIHEAD.__kwdefaults__
+        with self:
+            return code(*args, **kwargs)
+
+    def _fused(self, running: _Running, args: Any, kwargs: Any) -> Any:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        out = _FUSED(*args, **kwargs)
+        parts = {name: call[name] for name in names[:3]}
+        mask, causal = call.get("attn_mask"), call.get("is_causal", False)
+        return self._seen(running, out, **parts, mask=mask, causal=causal, scale=call.get("scale"))
+
+    def _explicit(self, running: _Running, func: Any, args: Any, kwargs: Any) -> Any:
+        """A softmax over keys, or a product: of queries and keys, or of weights and values."""
+        out = func(*args, **kwargs)
+        if func in _SOFTMAXES:
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if out.ndim > 2 and dim in (-1, out.ndim - 1):
+                logits = running.products.get(id(args[0] if args else kwargs["input"]))
+                sides = () if logits is None else logits[2:]
+                running.products[id(out)] = Product(out, True, *sides)
+            return out
+        first, second = (*args, *kwargs.values())[_MATRIX_PRODUCTS[func] :][:2]
+        is_product = first.ndim == second.ndim > 2
+        weights = next((each for each in running.made_of(args) if each.is_weights), None)
+        if is_product and weights is not None and first is weights.tensor:
+            parts = {"query": weights.query, "key": weights.key, "weights": first}
+            return self._seen(running, out, value=second, **parts)
+        if weights is not None:  # heads that are mixed
+            running.products[id(out)] = Product(out, True)
+        elif is_product:
+            running.products[id(out)] = Product(out, False, first, second.mT)
+        return out
+
+    def _operator(self, running: _Running, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """An operator of queries, keys and values whose output is what attention would give.
+
+        Its schema says which argument is what; the law of attention is the proof.
+        """
+        call = _by_name(func, args, kwargs)
+        tensors = [call.get(name) for name in ("query", "key", "value")]
+        first: Any = out if isinstance(out, Tensor) else next(iter(out), None) if out else None
+        if any(not isinstance(each, Tensor) or each.ndim != 4 for each in (*tensors, first)):
+            return out
+        options = {name: call.get(name) for name in ("mask", "scale")}
+        options["causal"] = bool(call.get("causal"))
+        # flash-attn has tokens before heads
+        for dims in ((0, 1, 2, 3), (0, 2, 1, 3)):
+            query, key, value, heads = (each.permute(dims) for each in (*tensors, first))
+            parts = {"query": query, "key": key, "value": value, **options}
+            is_known = heads.shape[1] == running.attention.heads
+            if not is_known or not _may_attend(query, key, value, heads):
+                continue
+            read = _as_read(running, heads, **parts)
+            if read is not None and read.obeys(1e-4 if heads.dtype in _WIDE else 3e-2):
+                new = self._seen(running, heads, **parts).permute(dims)
+                return new if first is out else type(out)((new, *out[1:]))
+        running.unlike = f"runs {func}, whose output is not softmax(q k^T) v of what it takes"
+        return out
+
+    def _seen(self, running: _Running, out: Tensor, **parts: Any) -> Tensor:
+        """Hand over what ran; what stands in the place of the heads' outputs, in their layout."""
+        running.reads += 1
+        heads, flat, whole = running.attention.heads, out.ndim == 3, out
+        if flat and not len(out) % heads:  # images and heads on one axis
+            out = out.view(-1, heads, *out.shape[1:])
+            for name, tensor in parts.items():
+                if isinstance(tensor, Tensor) and tensor.ndim == 3 and not len(tensor) % heads:
+                    parts[name] = tensor.reshape(-1, heads, *tensor.shape[1:])
+        read = _as_read(running, out, **parts)
+        if read is None or running.reads > 1:
+            shape = f"an attention whose output is {tuple(whole.shape)}"
+            what = shape if read is None else "more than one attention, as windows do"
+            running.refusal = running.refusal or self._refused(running.name, f"runs {what}")
+            return whole
+        try:
+            replaced = running.see(read)
+        except UnsupportedModelError as error:
+            running.refusal = error
+            return whole
+        # what follows is made of what is kept, so that a gradient reaches it
+        out = out if replaced is None else replaced
+        return out.flatten(0, 1) if flat else out
+
+
+def _as_read(running: _Running, out: Tensor, **parts: Any) -> AttentionRead | None:
+    """A read in whose tensors every head has its own keys and values; None for other shapes."""
+    count = out.shape[1] if out.ndim == 4 else 0
+    for name in ("key", "value"):
+        tensor = parts.get(name)
+        if tensor is None:
+            continue
+        fits = tensor.ndim == 4 and count and not count % tensor.shape[1]
+        if not fits or tensor.shape[0] not in (1, out.shape[0]):
+            return None
+        tensor = tensor.expand(out.shape[0], -1, -1, -1)
+        # grouped queries: the heads of a group share keys and values
+        groups = count // tensor.shape[1]
+        parts[name] = tensor if groups == 1 else tensor.repeat_interleave(groups, 1)
+    for name in ("query", "weights"):
+        tensor = parts.get(name)
+        if tensor is not None and tensor.ndim == 4:
+            parts[name] = tensor.expand(*out.shape[:2], -1, -1)
+    if parts.get("weights") is None and parts.get("query") is None:
+        return None
+    return AttentionRead(out=out, attention=running.attention, name=running.name, **parts)
+
+
+def _may_attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> bool:
+    """Whether queries, keys, values and outputs have shapes and types that fit."""
+    alike = value.is_floating_point() and query.dtype == key.dtype == value.dtype == out.dtype
+    fits = query.shape[-1] == key.shape[-1] and key.shape[:3] == value.shape[:3]
+    return alike and fits and out.shape[:3] == query.shape[:3]
+
+
+_ALIASES: Final = {
+    **{"q": "query", "k": "key", "v": "value", "softmax_scale": "scale", "is_causal": "causal"},
+    **{"attn_mask": "mask", "attn_bias": "mask"},
+}
+
+
+@cache
+def _argument_names(func: Any) -> tuple[str, ...]:
+    """The names of an operator's arguments, of an operator of torch's own in its library."""
+    name = getattr(func, "__name__", "")
+    if isinstance(func, types.BuiltinFunctionType) and "attention" in name:
+        func = getattr(torch.ops.aten, name, None)
+    schema = getattr(getattr(func, "default", func), "_schema", None)
+    names = () if schema is None else (argument.name for argument in schema.arguments)
+    return tuple(_ALIASES.get(name, name) for name in names)
+
+
+def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of an operator by name; empty where it does not say them."""
+    named = zip(_argument_names(func), args, strict=False)
+    return {**dict(named), **{_ALIASES.get(name, name): value for name, value in kwargs.items()}}
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def _axes_of_product(equation: Any, *operands: Any) -> Any:
+    """The operands of an einsum that is a product of matrices, and the orders of axes to make it.
+
+    These are those of both operands as matrices, and that of the result; None for other ones.
+    """
+    operands = tuple(operands[0]) if isinstance(operands[0], (tuple, list)) else operands
+    if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
+        return None
+    inputs, _, o = equation.replace(" ", "").partition("->")
+    a, _, b = inputs.partition(",")
+    summed = [x for x in a if x in b and x not in o]
+    rows, columns = [x for x in a if x not in b], [x for x in b if x not in a]
+    is_product = len(summed) == len(rows) == len(columns) == 1 and len({*a, *b}) == len(o) + 1
+    if not is_product or "." in equation or len({*o}) != len(o) or len(a) < 3:
+        return None
+    lead = [x for x in o if x in a and x in b]
+    orders = map(a.index, lead + rows + summed), map(b.index, lead + summed + columns)
+    return operands, (*map(list, orders), [(lead + rows + columns).index(x) for x in o])

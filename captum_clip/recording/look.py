@@ -6,14 +6,19 @@ them. So one forward runs with its graph cut at every attention and block, and a
 weight of its own for each token must come back with that weight at that token alone.
 """
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
@@ -21,14 +26,13 @@ from ..models.attentions import Attention
 from ..models.library import modules_of
 from ..models.steps import run_steps
 from ..models.towers import ResNetTower, Tower, TransformerTower
-from .hooks import Arguments, Hooks
+from .hooks import Arguments, Hooks, Watch
 from .observe import plan_attention, recording
 from .reads import AttentionRead
-from .records import Recording
-from .watch import Watch
+from .records import Recording, channel_ramp
 
-_PLAIN = {bool, int, float, str, type(None)}
-_NO_SETTINGS = (nn.Module, Tensor, type, FunctionType, MethodType)
+_PLAIN_TYPES = {bool, int, float, str, type(None)}
+_OTHER_TYPES = {dict, OrderedDict, set, list, tuple, Tensor, FunctionType, MethodType, torch.dtype}
 
 
 def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
@@ -37,20 +41,40 @@ def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
     Their classes, forwards and plain attributes as well, also those of objects that they hold; two
     towers of one kind pass one look.
     """
-    parts, held = list[Any](), dict[int, Any]()
+    parts: list[Any] = [F.scaled_dot_product_attention]
+    held: dict[int, Any] = {}  # whose plain attributes are settings
+    # of which a model has the name alone
+    kernels = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
+    parts += kernels.values()
     for each in [*([] if model is None else [model]), *modules_of(tower)]:
-        kind, own = type(each), vars(each)
-        parts += (id(each), getattr(kind, "forward", None), own.get("forward"))
+        own, before, after = vars(each), each._forward_pre_hooks, each._forward_hooks
+        forward = own.get("forward")
+        parts += (id(each), getattr(type(each), "forward", None), forward, *before, None, *after)
         parts.append(own.get("_compiled_call_impl"))
-        parts += (*each._forward_pre_hooks, None, *each._forward_hooks)
+        for function in (forward, *before.values(), *after.values()):
+            parts += () if function is None else _flags(function)
         for value in own.values():
-            if type(value) in _PLAIN:
+            kind = type(value)
+            if kind in _PLAIN_TYPES:
                 parts.append(value)
-            elif hasattr(value, "__dict__") and not isinstance(value, _NO_SETTINGS):
+            elif kind not in _OTHER_TYPES and hasattr(value, "__dict__"):
                 held[id(value)] = value
     for each in held.values():
-        parts += [value for value in vars(each).values() if type(value) in _PLAIN]
+        parts += [value for value in vars(each).values() if type(value) in _PLAIN_TYPES]
     return tuple(parts)
+
+
+def _flags(value: Any, depth: int = 3) -> Iterator[Any]:
+    """The flags that a function, a list or a dictionary encloses."""
+    if isinstance(value, (bool, str)):
+        yield value
+    elif depth and isinstance(value, (dict, list, tuple)):
+        for each in islice(value.values() if isinstance(value, dict) else value, 64):
+            yield from _flags(each, depth - 1)
+    elif depth and isinstance(value, FunctionType):
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # of one that is empty
+                yield from _flags(cell.cell_contents, depth - 1)
 
 
 def look(
@@ -60,7 +84,7 @@ def look(
     *,
     exact: bool = True,
     images: Sequence[Tensor | None] = (),
-) -> Tensor:
+) -> None:
     """Run a forward function of a tower once, and raise where tokens or images do not stay apart.
 
     Args:
@@ -72,16 +96,12 @@ def look(
         exact: whether a forward computes the same each time, which with dropout it does not.
         images: what each of the runs takes, a leaf, where its own code may move pixels.
 
-    Returns:
-        The scores.
-
     Raises:
         UnsupportedModelError: something merges, drops, adds, mixes or permutes tokens.
         CaptureError: a score depends on other images, or not on what the tower returns.
     """
     failure: BaseException | None = None
-    for index, run in enumerate(runs):
-        leaf = images[index] if images else None
+    for run, leaf in zip(runs, images or [None] * len(runs), strict=True):
         try:
             return _look_once(tower, run, laws, exact, leaf)
         except _NotRunError as error:  # of a function that takes its own number of images alone
@@ -95,12 +115,8 @@ class _NotRunError(Exception):
 
 
 def _look_once(
-    tower: Tower,
-    run: Callable[[], Tensor],
-    laws: Collection[str],
-    exact: bool,
-    images: Tensor | None,
-) -> Tensor:
+    tower: Tower, run: Callable[[], Tensor], laws: Collection[str], exact: bool, images: Any
+) -> None:
     # a caller's context may have turned the graph off, and the tower turns it on inside
     with recording(tower, gradient=False) as (hooks, record):
         seen = _Seen(record, laws, exact, images=images)
@@ -114,7 +130,11 @@ def _look_once(
             seen.compare()
             if result.requires_grad and len(result) == record.batch:
                 seen.compare_scores(result)
-    return result.detach()
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    """A gradient (B, ..., D) by tokens, (B, n, D)."""
+    return gradient.flatten(1, -2)
 
 
 @dataclass(eq=False)
@@ -124,9 +144,9 @@ class _Cut:
     name: str  # of what reads the leaf
     entered: str  # what the leaf is
     leaf: Tensor
-    as_tokens: Callable[[Tensor], Tensor]  # of a gradient: (B, n, ...)
-    made: list[Tensor] = field(default_factory=list)  # (B, s, ...) each
-    span: slice = field(default_factory=lambda: slice(None))  # of the tokens of `made`
+    as_tokens: Callable[[Tensor], Tensor] = _flat  # of a gradient: (B, n, ...)
+    outputs: list[Tensor] = field(default_factory=list)  # (B, s, ...) each
+    span: slice = field(default_factory=lambda: slice(None))  # of the tokens of `outputs`
 
 
 @dataclass(eq=False)
@@ -159,13 +179,14 @@ class _Seen:
         if "blocks" not in self.laws:
             return
         for index, layer in enumerate(tower.layers):
-            hooks.before(layer.block, partial(self.enter, index))
+            hooks.before(layer.block, partial(self.enter, layer))
             hooks.after(layer.block, partial(self.leave, index), first=True)
+        # set before the hook that refuses an attention, so that it runs after it
+        if "merge" in self.laws:
+            last = tower.attentions[-1]
+            hooks.after(last.output_module, partial(self.merge, last), first=True)
         for index in range(len(tower.attentions)):
             plan_attention(hooks, record, watch, index, self.see)
-        last = tower.attentions[-1] if "merge" in self.laws else None
-        if last is not None:
-            hooks.after(last.output_module, partial(self.merge, last), first=True)
 
     @torch.no_grad()
     def merge(self, attention: Attention, _: Arguments, result: Any) -> None:
@@ -175,9 +196,9 @@ class _Seen:
         heads = self.out.transpose(1, 2).flatten(2)
         with autocast_disabled(heads):
             heads = heads.to(next(attention.output_module.parameters(), heads).dtype)
-            made = to_float32(run_steps(attention.merge_steps(), heads)).flatten(1)
+            merged = to_float32(run_steps(attention.merge_steps(), heads)).flatten(1)
         returned = attention.output(result).flatten(1)
-        self.record.compare("the last attention", made, returned)
+        self.record.compare("the last attention", merged, returned)
 
     def begin(self, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         if torch.is_inference_mode_enabled():
@@ -189,6 +210,12 @@ class _Seen:
         pixels = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         if not pixels.is_leaf and pixels.ndim == 4:
             self.entered = pixels
+            if self.images is not None and len(self.images) == len(pixels) > 1:
+                whole = partial(torch.unsqueeze, dim=1)  # an image as a token
+                cut = _Cut(
+                    "the forward function", "the images", self.images, whole, [whole(pixels)]
+                )
+                self.cuts.append(cut)
         if isinstance(self.record.tower, ResNetTower):
             # norms have no deviation on an even image, and gradients no order
             draw = torch.Generator().manual_seed(0)
@@ -199,33 +226,30 @@ class _Seen:
 
     def project(self, _: Arguments, projected: Tensor) -> Tensor:
         """Compare patches with their pixels, and cut."""
-        tower, pixels = self.record.tower, self.pixels
+        record, tower, pixels = self.record, self.record.tower, self.pixels
         torch.set_grad_enabled(True)
-        leaf = _leaf(projected)
-        is_map = isinstance(tower, ResNetTower) or isinstance(tower.stem, nn.Conv2d)
-        as_tokens = _of_map if is_map else _flat  # other stems have channels last
-        self.last = leaf
+        leaf = self.last = _leaf(projected)
         if self.closed:
             return leaf.clone()
-        if pixels is not None and _reads_patches(tower, pixels):
-            of_pixels = partial(_of_pixels, tower.patch) if pixels.ndim == 4 else _as_they_are
+        as_tokens = _of_map if record.is_map(projected) else _flat
+        if pixels is not None and _reads_patches(tower, pixels, projected):
+            of_pixels = partial(_of_pixels, tower.patch) if pixels.ndim == 4 else _flat
             cut = _Cut("the patch projection", "the pixels", pixels, of_pixels)
-            cut.made.append(as_tokens(projected))
+            cut.outputs.append(as_tokens(projected))
             self.cuts.append(cut)
-        elif pixels is not None and isinstance(tower, ResNetTower):
+        elif pixels is not None and record.is_map(projected):
             self.features = projected
-        name = "the pooling head" if isinstance(tower, ResNetTower) else "the first block"
-        span = slice(None) if isinstance(tower, ResNetTower) else self.record.span
-        entered = "the words" if tower.kind == "text" else "the patches"
-        self.cuts.append(_Cut(name, entered, leaf, as_tokens, span=span))
         if isinstance(tower, ResNetTower):
-            self.record.features = leaf
-            self.record.count = tower.prefix + leaf.shape[-2] * leaf.shape[-1]
+            self.cuts.append(_Cut("the pooling head", "the patches", leaf, as_tokens))
+            record.features = leaf
+            record.count = tower.prefix + leaf.shape[-2] * leaf.shape[-1]
+        else:
+            entered = "the words" if tower.kind == "text" else "the patches"
+            self.cuts.append(_Cut("the first block", entered, leaf, as_tokens, span=record.span))
         return leaf.clone()
 
-    def enter(self, index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
-        tokens = self.record.transformer.layers[index].residual(args, kwargs)
-        self.record.count = tokens.shape[1]
+    def enter(self, layer: Any, args: Arguments, kwargs: dict[str, Any]) -> None:
+        self.record.count = layer.residual(args, kwargs).shape[1]
 
     def see(self, index: int, read: AttentionRead) -> Tensor:
         """Compare what attention reads with what entered the block, and cut its outputs."""
@@ -244,7 +268,7 @@ class _Seen:
         # keys beyond the tokens, such as a sink, are of none; nor is the mean in a ResNet's pool
         first = record.tower.prefix if isinstance(record.tower, ResNetTower) else 0
         tokens = [x.transpose(1, 2)[:, first : record.count] for x in sources if x is not None]
-        self.cuts[-1].made += tokens
+        self.cuts[-1].outputs += tokens
         if read.attention.is_pool:
             self.last = leaf
         else:
@@ -261,36 +285,33 @@ class _Seen:
         leaf = self.last = _leaf(output)
         if not self.closed:
             for cut in (*self.heads, self.cuts[-1]):
-                cut.made.append(output)
+                cut.outputs.append(output)
             self.cuts += self.heads
             self.heads = []
-            name = f"layer {index + 1}"
-            if index + 1 == len(self.record.transformer.layers):
-                name = "the pooling head"
+            is_last = index + 1 == len(self.record.tower.layers)
+            name = "the pooling head" if is_last else f"layer {index + 1}"
             entered = "the tokens that the block below returned"
-            self.cuts.append(_Cut(name, entered, leaf, _as_they_are))
+            self.cuts.append(_Cut(name, entered, leaf))
         return layer.replaced(result, leaf.clone())
 
     def compare(self) -> None:
         """Raise UnsupportedModelError unless each token's weight came back at that token."""
         self.closed = True
         self.record.verify("a look at the model")
-        if self.features is not None and self.pixels is not None:
-            self.compare_order("cells", self.features, self.pixels)
-        if self.entered is not None and self.images is not None:
-            self.compare_order("pixels", self.entered, self.images)
-        cuts = [cut for cut in self.cuts if cut.made]
-        for cut, made in [(each, made) for each in cuts for made in each.made]:
-            if made.is_leaf:
+        self.compare_order("cells", self.features, self.pixels)
+        self.compare_order("pixels", self.entered, self.images)
+        cuts = [cut for cut in self.cuts if cut.outputs]
+        for cut, output in [(each, output) for each in cuts for output in each.outputs]:
+            if output.is_leaf:
                 raise UnsupportedModelError(
                     f"no gradient leads from {cut.name} of the {self.record.tower.noun} to "
                     f"{cut.entered}, so the tokens cannot be told apart; remove what turns the "
                     "graph off, such as no_grad, inference_mode or detach."
                 )
-            if made.shape[:2] != cut.made[0].shape[:2]:
+            if output.shape[:2] != cut.outputs[0].shape[:2]:
                 raise self._refused(cut)
         first = list[Tensor]()
-        count = max((cut.made[0].shape[1] for cut in cuts), default=0)
+        count = max((cut.outputs[0].shape[1] for cut in cuts), default=0)
         for weights in _weights(self.record, count) if cuts else ():  # (B, count)
             scaled = self._scaled(cuts, weights)
             first = first or scaled
@@ -299,28 +320,23 @@ class _Seen:
 
     def _scaled(self, cuts: Sequence[_Cut], weights: Tensor) -> list[Tensor]:
         """The gradients by tokens (B, n, x), each over its token's weight."""
+        outputs = {id(output): output for cut in cuts for output in cut.outputs}
+        # not a sum over channels, which a norm would set to zero
+        cotangents = list[Tensor]()
+        for output in outputs.values():
+            channels = channel_ramp(output[0, 0].numel(), output.dtype, output.device)
+            own = weights[:, : output.shape[1], None].to(output) * channels
+            cotangents.append(own.view_as(output))
+        # all that is made of them, together
+        gradients = self._grad([*outputs.values()], [cut.leaf for cut in cuts], cotangents)
         scaled = list[Tensor]()
-        for cut, gradient in zip(cuts, self._gradients(cuts, weights), strict=True):
-            own = weights[:, range(cut.made[0].shape[1])[cut.span]]
+        for cut, gradient in zip(cuts, gradients, strict=True):
+            own = weights[:, range(cut.outputs[0].shape[1])[cut.span]]
             tokens = None if gradient is None else cut.as_tokens(gradient).flatten(2)
             if tokens is None or tokens.shape[1] != own.shape[1]:
                 raise self._refused(cut)
             scaled.append(to_float32(tokens) / own[..., None])
         return scaled
-
-    def _gradients(self, cuts: Sequence[_Cut], weights: Tensor) -> Sequence[Tensor | None]:
-        """The gradients at the leaves of all cuts, of all that is made of them, together."""
-        outputs = {id(made): made for cut in cuts for made in cut.made}
-        cotangents = [
-            # not a sum over channels, which a norm would set to zero
-            weights[:, : made.shape[1]].view(*made.shape[:2], *[1] * (made.ndim - 2)).to(made)
-            * torch.linspace(-1, 2, made[0, 0].numel(), device=made.device)
-            .to(made)
-            .view(made.shape[2:])
-            for made in outputs.values()
-        ]
-        leaves = [cut.leaf for cut in cuts]
-        return self._grad(list(outputs.values()), leaves, cotangents)
 
     def _grad(
         self, outputs: Any, leaves: Sequence[Tensor], cotangents: Any
@@ -338,10 +354,10 @@ class _Seen:
 
     def _compare(self, cut: _Cut, tokens: Tensor, first: Tensor) -> None:
         off, size = (tokens - first).norm(dim=-1), first.norm(dim=-1)  # (B, n)
-        bound = max(map(self.record.rounding, (cut.leaf, *cut.made)))
+        bound = max(map(self.record.rounding, (cut.leaf, *cut.outputs)))
         wrong = ~(off <= bound * size) & size.isfinite()
         # what drops a patch, and not a weight of zero, which drops them all
-        span = self.record.span if tokens.shape[1] == cut.made[0].shape[1] else slice(None)
+        span = self.record.span if tokens.shape[1] == cut.outputs[0].shape[1] else slice(None)
         wrong[:, span] |= (size[:, span] == 0) & bool(size.any())
         visible = self.record.pooled.visible
         if visible is not None and visible.shape == wrong.shape:  # padding may be wiped
@@ -357,32 +373,31 @@ class _Seen:
             "inside, such as Occlusion."
         )
 
-    def compare_order(self, what: str, features: Tensor, pixels: Tensor) -> None:
+    def compare_order(self, what: str, features: Tensor | None, pixels: Tensor | None) -> None:
         """Raise UnsupportedModelError unless features lie in the order of the pixels that they see.
 
         The pixels of cells overlap, so of a mixture of all cells, weighted by their row, the share
         of each row of pixels must grow with it, as must that of columns.
         """
+        if features is None or pixels is None:
+            return
         draw = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, features.shape, generator=draw, device="cpu").to(features)
-        signs = 2 * signs - 1
+        steps = (torch.arange(1.0, side + 1).to(features) for side in features.shape[2:])
+        by_row, by_column = torch.meshgrid(*steps, indexing="ij")
         energies = list[Tensor | None]()
-        for axis in (None, 2, 3):
-            weights = torch.ones_like(features)
-            if axis is not None:
-                steps = torch.arange(1.0, features.shape[axis] + 1, device=features.device)
-                weights = weights * steps.to(features).view(-1, *[1] * (3 - axis))
-            [gradient] = self._grad(features, [pixels], signs * weights)
+        for weights in (torch.ones_like(by_row), by_row, by_column):
+            [gradient] = self._grad(features, [pixels], (2 * signs - 1) * weights)
             energies.append(None if gradient is None else to_float32(gradient).square())
-        plain, *ramps = energies
-        sides = {axis: features.shape[axis] for axis in (2, 3) if features.shape[axis] > 1}
-        for axis, ramp in zip((2, 3), ramps, strict=True):
-            if axis not in sides:
+        plain, *weighted = energies
+        for axis, energy in zip((2, 3), weighted, strict=True):
+            side, is_map = features.shape[axis], min(features.shape[2:]) > 1
+            if side == 1:
                 continue
-            own, cross = (_grows(ramp, plain, along) for along in (axis, 5 - axis))
+            own, cross = (_grows(energy, plain, along) for along in (axis, 5 - axis))
             # grids of real models have .96 and more, rolled ones .76 at most; random ones of four
             # cells may have less, but turned ones have .96 across
-            if own < 0.9 and (sides[axis] > 4 or own < -0.3 or (cross > 0.9 and len(sides) > 1)):
+            if own < 0.9 and (side > 4 or own < -0.3 or (cross > 0.9 and is_map)):
                 raise UnsupportedModelError(
                     f"the {what} of the {self.record.tower.noun} do not lie in the order of the "
                     "pixels that they see: something permutes them, or takes their gradient. "
@@ -394,24 +409,14 @@ class _Seen:
         """Raise CaptureError unless each image's scores depend on that image's tokens alone."""
         last, noun = self.last, self.record.tower.noun
         assert last is not None
-        channels = torch.linspace(-1, 2, max(2, scores[0].numel()), device=scores.device)
-        channels = channels[: scores[0].numel()].to(scores).view(scores.shape[1:])
-        first: Tensor | None = None
-        for weights in _weights(self.record, 1)[: 1 + (len(scores) > 1)]:
-            cotangent = weights[: len(scores)].to(scores).view(-1, *[1] * (scores.ndim - 1))
-            inputs = [last, *(cut.leaf for cut in self.cuts if cut.leaf is not last)]
-            gradient, *others = self._grad(scores, inputs, cotangent * channels)
-            reads_it = gradient is not None and bool(gradient.any())
-            if not reads_it or "embedding" in self.laws:
-                names = [cut.name for cut in self.cuts if cut.leaf is not last]
-                read = [n for n, g in zip(names, others, strict=True) if g is not None and g.any()]
-                if reads_it and read:
-                    raise CaptureError(
-                        f"The scores read what enters {read[-1]} of the {noun} beside the "
-                        "embedding, so they cannot be taken apart. Use a method with gradients, "
-                        "such as all-grad."
-                    )
-            if not reads_it:
+        below = [cut for cut in self.cuts if cut.leaf is not last]
+        channels = channel_ramp(len(scores[0]), scores.dtype, scores.device)
+        leaves, first = [last, *(cut.leaf for cut in below)], None
+        for weights in _weights(self.record, 1)[: 1 + (len(scores) > 1)]:  # (B, 1)
+            gradient, *others = self._grad(scores, leaves, weights.to(scores) * channels)
+            pairs = zip(below, others, strict=True)
+            read = [cut.name for cut, other in pairs if other is not None and other.any()]
+            if gradient is None or not gradient.any():
                 if not read:
                     raise CaptureError("The scores do not depend on what the tower computed.")
                 raise CaptureError(
@@ -420,8 +425,13 @@ class _Seen:
                     "what the tower returns; for a vision-language model use Captum's "
                     "LLMAttribution with ImageMaskInput (docs/captum.md)."
                 )
-            assert gradient is not None
-            rows = to_float32(gradient).flatten(1) / weights[: len(scores)].to(gradient.device)
+            if read and "embedding" in self.laws:
+                raise CaptureError(
+                    f"The scores read what enters {read[-1]} of the {noun} beside the "
+                    "embedding, so they cannot be taken apart. Use a method with gradients, "
+                    "such as all-grad."
+                )
+            rows = to_float32(gradient).flatten(1) / weights.to(gradient.device)
             first = rows if first is None else first
             off, size = (rows - first).norm(dim=1), first.norm(dim=1)
             if not ((off <= self.record.rounding(last) * size) | ~size.isfinite()).all():
@@ -431,16 +441,17 @@ class _Seen:
                 )
 
 
-def _grows(ramp: Tensor | None, plain: Tensor | None, axis: int) -> float:
-    """How the share of a ramp in all energy (B, 3, H, W) grows along an axis, -1 to 1."""
-    if ramp is None or plain is None:
+def _grows(weighted: Tensor | None, plain: Tensor | None, axis: int) -> float:
+    """How the share of the weighted in all energy (B, 3, H, W) grows along an axis, -1 to 1."""
+    if weighted is None or plain is None:
         return -1.0
     others = tuple(dim for dim in range(4) if dim != axis)
-    share, whole = ramp.sum(others), plain.sum(others)
+    share, whole = weighted.sum(others), plain.sum(others)
     share = share[whole > 0] / whole[whole > 0]
     if len(share) < 2:  # of pixels that hardly any cell sees nothing can be told
         return torch.nan
-    return float(torch.corrcoef(torch.stack([share, torch.arange(len(share)).to(share)]))[0, 1])
+    grows = torch.corrcoef(torch.stack([share, torch.arange(len(share)).to(share)]))[0, 1]
+    return float(grows.nan_to_num(0))  # no share grows, as where rows are columns
 
 
 def _weights(record: Recording, count: int) -> list[Tensor]:
@@ -460,11 +471,11 @@ def _weights(record: Recording, count: int) -> list[Tensor]:
     return [sets[0], 1 / sets[0], *sets[1:]]
 
 
-def _reads_patches(tower: Tower, pixels: Tensor) -> bool:
+def _reads_patches(tower: Tower, pixels: Tensor, projected: Tensor) -> bool:
     """Whether each cell is made of the pixels of one patch, and no two of the same."""
     stem = tower.stem if isinstance(tower, TransformerTower) else None
     if not isinstance(stem, nn.Conv2d):
-        return stem is not None and pixels.ndim == 3
+        return stem is not None and (pixels.ndim == 3 or projected.ndim == 4)
     plain = stem.padding in ((0, 0), 0, "valid") and stem.dilation == (1, 1)
     return plain and stem.kernel_size == stem.stride == tuple(tower.patch)
 
@@ -487,12 +498,3 @@ def _leaf(tensor: Tensor) -> Tensor:
 def _of_map(gradient: Tensor) -> Tensor:
     """A gradient (B, D, h, w) by cells, (B, n, D)."""
     return gradient.flatten(2).mT
-
-
-def _flat(gradient: Tensor) -> Tensor:
-    """A gradient (B, ..., D) by cells, (B, n, D)."""
-    return gradient.flatten(1, -2)
-
-
-def _as_they_are(gradient: Tensor) -> Tensor:
-    return gradient

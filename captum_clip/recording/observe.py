@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -11,13 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import CaptureError, UnsupportedModelError
 from ..models.attentions import Attention
-from ..models.text import TextTower
-from ..models.towers import ResNetTower, Tower, TransformerTower, ViTTower
-from .graph import detached, graph_from_start, keeps_graph, no_graph
-from .hooks import Arguments, Hooks, uncompiled
+from ..models.towers import ResNetTower, TextTower, Tower, TransformerTower, ViTTower
+from .hooks import Arguments, Hooks, Watch, uncompiled
 from .reads import AttentionRead
-from .records import NOTHING, Recording, as_leaf
-from .watch import Watch
+from .records import NOTHING, Recording, detached, graph_from_start, keeps_graph, no_graph
 
 Take = Callable[[int, AttentionRead], Any]
 """What to keep of the attention of a layer, called where it ran."""
@@ -70,7 +67,8 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
 class Observer:
     """Something to see in a forward of a tower: the hooks that it needs."""
 
-    begins_graph = False
+    leaf: bool = False
+    """Whether the graph begins where it looks."""
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """Set the hooks."""
@@ -83,14 +81,10 @@ def observe(tower: Tower, *observers: Observer) -> Iterator[Recording]:
 
     There is no graph up to the leaf, where an observer makes one.
     """
-    gradient = any(each.begins_graph for each in observers)
+    gradient = any(each.leaf for each in observers)
     with recording(tower, gradient=gradient) as (hooks, record):
         # hooks of one module run in the order in which they are set
-        ranks = {kind: rank for rank, kind in enumerate(_ORDER)}
-        ordered = sorted(
-            (HandedOn(), *observers), key=lambda each: ranks.get(type(each), len(ranks))
-        )
-        for each in ordered:
+        for each in sorted((HandedOn(), *observers), key=lambda each: _ORDER.index(type(each))):
             each.plan(hooks, record)
         yield record
 
@@ -129,7 +123,7 @@ def _version(tensor: Tensor) -> int:
 class LeafAtInput(Observer):
     """The graph begins at the images that enter the tower, or at the embeddings of a text."""
 
-    begins_graph = True
+    leaf = True
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
@@ -143,7 +137,7 @@ def begin(record: Recording, args: Arguments, entered: Any) -> Tensor:
     """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
     if not isinstance(entered, Tensor):  # keyword arguments
         entered = next(v for v in (*args, *entered.values()) if isinstance(v, Tensor))
-    record.input, record.begun = as_leaf(entered), True
+    record.input = record.start_graph(entered)
     return record.input
 
 
@@ -159,12 +153,12 @@ class Outputs(Observer):
         def keep(index: int, _: Arguments, result: Any) -> Any:
             layer = record.tower.layers[index]
             output = layer.output(result)
-            if not record.begun:
+            if not record.grad_started:
                 record.outputs[index] = record.watched(output)
                 return None
             goes_on = any(output is each for each in record.handed_on)
             # where the block itself ran without a graph, as checkpointed blocks do
-            output = output if output.requires_grad else as_leaf(output)
+            output = output if output.requires_grad else record.start_graph(output)
             record.outputs[index] = output
             following = output.clone()  # what follows may work in place
             record.handed_on += [following] * goes_on
@@ -210,48 +204,37 @@ class Sums(Observer):
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
         for index in self.layers:
-            _Block(record, index, self.copies).plan(hooks)
+            self._plan_block(hooks, record, index, record.transformer.layers[index])
 
+    def _plan_block(self, hooks: Hooks, record: Recording, index: int, layer: Any) -> None:
+        rows: dict[str, tuple[Tensor, int]] = {}  # with their versions
 
-@dataclass(eq=False)
-class _Block:
-    record: Recording
-    index: int
-    copies: bool
-    rows: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # with their versions
+        def keep(name: str, tokens: Tensor) -> None:
+            row = record.pooled.read(detached(tokens))
+            row = row.clone() if self.copies or row.is_inference() else row
+            rows[name] = row, _version(row)
 
-    def plan(self, hooks: Hooks) -> None:
-        layer = self.layer = self.record.transformer.layers[self.index]
-        hooks.before(layer.block, self.enter)
-        hooks.after(layer.output_module, partial(self.add, "attention"), first=True)
-        hooks.after(layer.added()[0], partial(self.add, "mlp"))
-        hooks.after(layer.block, self.leave, first=True)
+        def leave(_: Arguments, result: Any) -> None:
+            left = record.pooled.read(detached(layer.output(result)))
+            record.changed_in_place |= any(_version(row) != v for row, v in rows.values())
+            if missing := [name for name in ("entered", "attention", "mlp") if name not in rows]:
+                raise UnsupportedModelError(
+                    f"layer {index} of the {record.tower.noun} ran without its {missing[0]}, so "
+                    "its sum cannot be taken apart; use a method with gradients, such as all-grad."
+                )
+            parts = (rows[name][0] for name in ("entered", "attention", "mlp"))
+            with no_graph():
+                record.rows[index] = torch.stack([*parts, left])
+            rows.clear()
 
-    def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
-        self.keep("entered", self.layer.residual(args, kwargs))
+        hooks.before(layer.block, lambda *call: keep("entered", layer.residual(*call)))
 
-    def add(self, name: str, _: Arguments, result: Any) -> None:
-        self.keep(name, self.layer.output(result))
+        def returned(name: str, _: Arguments, result: Any) -> None:
+            keep(name, layer.output(result))
 
-    def keep(self, name: str, tokens: Tensor) -> None:
-        row = self.record.pooled.read(detached(tokens))
-        row = row.clone() if self.copies or row.is_inference() else row
-        self.rows[name] = row, _version(row)
-
-    def leave(self, _: Arguments, result: Any) -> None:
-        rows, left = self.rows, self.record.pooled.read(detached(self.layer.output(result)))
-        self.record.changed_in_place |= any(_version(row) != v for row, v in rows.values())
-        names = ("entered", "attention", "mlp")
-        if missing := [name for name in names if name not in rows]:
-            raise UnsupportedModelError(
-                f"layer {self.index} of the {self.record.tower.noun} ran without its "
-                f"{missing[0]}, so its sum cannot be taken apart; use a method with gradients, "
-                "such as all-grad."
-            )
-        parts = [rows[name][0] for name in names]
-        with no_graph():
-            self.record.rows[self.index] = torch.stack([*parts, left])
-        rows.clear()
+        hooks.after(layer.output_module, partial(returned, "attention"), first=True)
+        hooks.after(layer.added()[0], partial(returned, "mlp"))
+        hooks.after(layer.block, leave)
 
 
 def keep(_: int, read: AttentionRead) -> AttentionRead:
@@ -271,9 +254,6 @@ class Kernels(Observer):
     take: Take = keep
     leaf: bool = False
 
-    def __post_init__(self) -> None:
-        self.begins_graph = self.leaf
-
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
         watch = Watch(record.tower.noun)
@@ -281,13 +261,9 @@ class Kernels(Observer):
 
         def see(index: int, read: AttentionRead) -> Tensor | None:
             if self.leaf:
-                read, record.begun = replace(read, out=as_leaf(read.out)), True
-            elif record.begun and not (keeps_graph() or read.out.requires_grad):
-                raise UnsupportedModelError(
-                    f"no gradient reaches {read.name} of the {record.tower.noun}: something before "
-                    "it turns the graph off. Remove that, or use a method without gradients, such "
-                    "as direct."
-                )
+                read = replace(read, out=record.start_graph(read.out))
+            elif not (keeps_graph() or read.out.requires_grad):
+                refuse_cut_graph(record, read)
             record.reads[index] = taken = self.take(index, read)
             if isinstance(taken, AttentionRead):
                 for tensor in taken.sources:
@@ -299,14 +275,28 @@ class Kernels(Observer):
             plan_attention(hooks, record, watch, index, see)
 
 
+def refuse_cut_graph(record: Recording, read: AttentionRead) -> None:
+    """Raise UnsupportedModelError where the graph has started before an attention without one."""
+    if record.grad_started:
+        raise UnsupportedModelError(
+            f"no gradient reaches {read.name} of the {record.tower.noun}: something before it "
+            "turns the graph off. Remove that, or use a method without gradients, such as direct."
+        )
+
+
 def plan_attention(
     hooks: Hooks,
     record: Recording,
     watch: Watch,
     index: int,
     see: Callable[[int, AttentionRead], Tensor | None],
+    *,
+    trims: bool = True,
 ) -> None:
-    """Set hooks on an attention, between which it is read and `see` takes what it wants of it."""
+    """Set hooks on an attention, between which it is read and `see` takes what it wants of it.
+
+    It `trims` keys beyond the tokens, such as a sink.
+    """
     attention: Attention = record.tower.attentions[index]
     name = "the pooling head" if attention.is_pool else f"the attention of layer {index}"
 
@@ -333,7 +323,7 @@ def plan_attention(
         read = replace(
             read, pooled=record.pooled, span=record.span, features=record.features, name=name
         )
-        if read.value.shape[2] > record.count:
+        if trims and read.value.shape[2] > record.count:
             read = read.without_extra_keys(record.count)
         return see(index, read)
 
@@ -358,18 +348,14 @@ class Embedding(Observer):
     readout: nn.Module | None = None  # which an embedding passes before it is scored
     leaf: bool = False
 
-    def __post_init__(self) -> None:
-        self.begins_graph = self.leaf
-
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
         tower: Tower = record.tower
 
         def begin(embedding: Tensor) -> Tensor:
-            if self.leaf:
-                embedding, record.begun = as_leaf(embedding), True
-            record.embedding = embedding
-            return embedding.clone() if self.leaf else embedding  # what follows may work in place
+            record.embedding = record.start_graph(embedding) if self.leaf else embedding
+            # what follows may work in place
+            return record.embedding.clone() if self.leaf else embedding
 
         def leave(_: Arguments, result: Any) -> Any:
             record.go_on()
@@ -398,7 +384,9 @@ class Embedding(Observer):
 def _probed(output: Any, record: Recording) -> Any:
     """What a tower returned, with a probe in its tensors."""
     if isinstance(output, Tensor):
-        return record.probed(output) if record.begun and output.is_floating_point() else output
+        return (
+            record.probed(output) if record.grad_started and output.is_floating_point() else output
+        )
     if isinstance(output, dict):  # an output of transformers
         return type(output)(**{name: _probed(value, record) for name, value in output.items()})
     if type(output) in (tuple, list):
@@ -412,9 +400,6 @@ class Features(Observer):
 
     leaf: bool = False
 
-    def __post_init__(self) -> None:
-        self.begins_graph = self.leaf
-
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
         tower: ResNetTower = record.tower
@@ -422,8 +407,7 @@ class Features(Observer):
         def start(_: Arguments, features: Tensor) -> Tensor:
             if not self.leaf:  # a score may read the features beside the pool
                 return record.probed(features)
-            record.begun = True
-            return as_leaf(features).clone()
+            return record.start_graph(features).clone()
 
         def leave(_: Arguments, features: Tensor) -> Tensor:
             record.go_on()
@@ -437,13 +421,13 @@ class Features(Observer):
         hooks.after(tower.stage, leave)
 
 
-_ORDER: Final = (LeafAtInput, HandedOn, Sums, Probes, Outputs, Features, Kernels, Embedding)
+_ORDER: Final = [LeafAtInput, HandedOn, Sums, Probes, Outputs, Features, Kernels, Embedding]
 """The order in which the hooks of observers are set."""
 
 
 @contextmanager
 def record_features(
-    tower: ViTTower | ResNetTower, *, through: Callable[[Tensor], Tensor] = as_leaf
+    tower: ViTTower | ResNetTower, *, through: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Recording]:
     """Record the features (B, C, h, w), and go on with what `through` makes of them.
 
@@ -453,7 +437,7 @@ def record_features(
     """
 
     def replaced(_: Arguments, features: Tensor) -> Tensor:
-        record.features = through(features)
+        record.features = (through or record.start_graph)(features)
         return record.features.clone()  # what follows may work in place
 
     def leave(_: Arguments, result: Any) -> Any:
@@ -462,7 +446,7 @@ def record_features(
         tokens = replaced((), patches).flatten(2).mT
         return layer.replaced(result, torch.cat([output[:, : record.span.start], tokens], 1))
 
-    with recording(tower, gradient=through is as_leaf) as (hooks, record):
+    with recording(tower, gradient=through is None) as (hooks, record):
         if isinstance(tower, ResNetTower):
             hooks.after(tower.stage, replaced)
         else:

@@ -1,8 +1,9 @@
 """An attention as it ran, and what follows from it; nothing of a read is filled in later."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
-from .graph import detached, no_graph
+from .records import detached, no_graph
+
+_SOURCES: Final = ("value", "query", "key", "weights", "mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,50 +70,43 @@ class AttentionRead:
 
     def alone(self) -> "AttentionRead":
         """The same without a graph."""
-        names = ("value", "out", "weights", "query", "key", "mask")
-        tensors: dict[str, Any] = {name: getattr(self, name) for name in names}
-        for name, tensor in tensors.items():
-            tensors[name] = None if tensor is None else detached(tensor)
-        return replace(self, **tensors)
+        parts = {name: getattr(self, name) for name in ("out", *_SOURCES)}
+        alone: dict[str, Any] = {n: detached(x) for n, x in parts.items() if x is not None}
+        return replace(self, **alone)
 
     @property
     def sources(self) -> list[Tensor]:
         """The tensors that it is computed from later, which nothing may change in place."""
-        tensors = (self.value, self.query, self.key, self.weights, self.mask)
-        return [tensor for tensor in tensors if tensor is not None]
+        return [x for name in _SOURCES if (x := getattr(self, name)) is not None]
 
-    @no_graph()
     def row(self) -> Tensor:
         """The pooled row of A, (B, H, s), in at least float32."""
-        with autocast_disabled(self.out):
-            if self.weights is not None:
-                return to_float32(self.select(detached(self.weights)))
-            assert self.query is not None
-            assert self.key is not None
-            query = to_float32(self.select(self.query)) * self.factor
-            # a product with one column, since one with a matrix would be made for all rows
-            logits = (to_float32(self.key) @ query[..., None])[..., 0]
-            bias = self._bias(logits.dtype)
-            return softmax_over_keys(logits, None if bias is None else self.select(bias))
+        return self._weights(self.select)
 
-    @no_graph()
     def matrix(self) -> Tensor:
         """A (B, H, rows, s), in at least float32."""
+        return self._weights(lambda rows: rows)
+
+    @no_graph()
+    def _weights(self, selected: Callable[[Tensor], Tensor]) -> Tensor:
         with autocast_disabled(self.out):
             if self.weights is not None:
-                return to_float32(detached(self.weights))
-            assert self.query is not None
-            assert self.key is not None
-            logits = (to_float32(self.query) * self.factor) @ to_float32(self.key).mT
-            return softmax_over_keys(logits, self._bias(logits.dtype))
+                return to_float32(selected(detached(self.weights)))
+            query, key = self.shown
+            query, key = to_float32(selected(query)) * self.factor, to_float32(key)
+            # of one row a product with one column, since one with a matrix would be made for all
+            is_row = query.ndim < key.ndim
+            logits = (key @ query[..., None])[..., 0] if is_row else query @ key.mT
+            bias = self._bias(logits.dtype)
+            return _softmax_over_keys(logits, None if bias is None else selected(bias))
 
     @torch.no_grad()
     def obeys(self, rounding: float) -> bool:
         """Whether the heads' outputs are what A v gives, in every row."""
         out = to_float32(self.out)
         with autocast_disabled(out):
-            made = self.matrix() @ to_float32(self.value)
-        return bool((made - out).norm() <= rounding * out.norm())
+            recomputed = self.matrix() @ to_float32(self.value)
+        return bool((recomputed - out).norm() <= rounding * out.norm())
 
     @torch.no_grad()
     def attend(
@@ -178,10 +174,10 @@ class AttentionRead:
         unseen, pair = row <= 0, (products, row.log())
         count = (~unseen).sum(-1, keepdim=True)
         means = [x.masked_fill(unseen, 0).sum(-1, keepdim=True) / count for x in pair]
-        made, logits = (
+        spread, logits = (
             (x - mean).masked_fill(unseen, 0) for x, mean in zip(pair, means, strict=True)
         )
-        factor = float((made * logits).sum() / made.square().sum().clamp(min=1e-30))
+        factor = float((spread * logits).sum() / spread.square().sum().clamp(min=1e-30))
         # a weight may be too small for its type, and grows where others are hidden
         least = math.log(torch.finfo(self.weights.dtype).tiny)
         unseen &= factor * (products - means[0]) + means[1] > least
@@ -190,8 +186,7 @@ class AttentionRead:
     @property
     def factor(self) -> float:
         """The factor of the products of queries and keys."""
-        assert self.query is not None
-        width: Any = self.query.shape[-1]
+        width: Any = self.shown[0].shape[-1]
         return float(width**-0.5 if self.scale is None else self.scale)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
@@ -206,7 +201,7 @@ class AttentionRead:
         return None if bias is None else bias.to(dtype).expand(shape)
 
 
-def softmax_over_keys(logits: Tensor, bias: Tensor | None) -> Tensor:
+def _softmax_over_keys(logits: Tensor, bias: Tensor | None) -> Tensor:
     """Over keys, and zero where a row sees none, as in torch's fused attention."""
     if bias is None:
         return logits.softmax(-1)

@@ -1,9 +1,11 @@
-"""What a forward showed, and what of it is computed again and compared."""
+"""What a forward showed, what of it is computed again and compared, and the graph of both."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -11,12 +13,100 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from ..models.attentions import PooledToken
+from ..models.attentions import PooledToken, PostNormLayer
 from ..models.library import has_no_foreign_hooks
 from ..models.steps import ROUNDING, run_steps
-from ..models.text import PostNormLayer
 from ..models.towers import Tower, TransformerTower
-from .graph import held, is_exact, keeps_graph, no_graph
+
+# The graph of the model as maps may lie in it, with `create_graph=True`
+
+graph_from_start: ContextVar[bool] = ContextVar("graph", default=False)
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A graph that is kept: whether what is computed again is compared, and the map is made."""
+
+    exact: bool
+    complete: bool = False
+
+
+_KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def _scope(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    before = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(before)
+
+
+with_whole_graph = partial(_scope, graph_from_start, True)
+"""Record forwards with a graph from their beginning, at its price."""
+
+
+@contextmanager
+def kept_graph(*, exact: bool) -> Iterator[None]:
+    """Make maps in the graph of the model, of which nothing is compared unless it is `exact`."""
+    kept = _Kept(exact)
+    with _scope(_KEPT, kept), with_whole_graph():
+        yield
+    kept.complete = True
+
+
+def keeps_graph() -> bool:
+    """Whether maps are to lie in the graph."""
+    return _KEPT.get() is not None
+
+
+def is_exact() -> bool:
+    """Whether what is computed again must be what ran, as it need not with dropout."""
+    kept = _KEPT.get()
+    return kept is None or kept.exact
+
+
+@contextmanager
+def no_graph() -> Iterator[None]:
+    """`torch.no_grad`, unless maps are to lie in the graph; also a decorator."""
+    with torch.set_grad_enabled(keeps_graph()):
+        yield
+
+
+def detached(tensor: Tensor) -> Tensor:
+    """A tensor out of its graph, unless maps are to lie in it."""
+    return tensor if keeps_graph() else tensor.detach()
+
+
+class _HeldBack(torch.autograd.Function):
+    """Passes a tensor on as a constant until the map is made, and as itself from then on."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, kept: _Kept) -> Tensor:
+        # no zeros in place of a gradient that was held back, which would go all the way down
+        ctx.set_materialize_grads(False)
+        ctx.kept = kept
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override, unused-ignore]
+        return (gradient if ctx.kept.complete else None), None
+
+
+def held(tensor: Tensor) -> Tensor:
+    """A tensor as a constant of the gradients that a map is made of.
+
+    With a graph that is kept, derivatives of the map itself do pass.
+    """
+    kept = _KEPT.get()
+    if kept is None or not tensor.requires_grad:
+        return tensor.detach()
+    passed_on: Any = _HeldBack.apply
+    return passed_on(tensor, kept)  # type: ignore[no-any-return]
+
+
+# Recordings
 
 NOTHING: Final = torch.empty(0)  # until the forward has shown it
 
@@ -25,18 +115,16 @@ class ChangedInPlaceError(UnsupportedModelError):
     """The forward works in place on tokens whose rows were to be read after it."""
 
 
-def as_leaf(tensor: Tensor) -> Tensor:
-    """The tensor as the beginning of the graph."""
-    torch.set_grad_enabled(True)
-    # the module's own tensor, since a part of it would not be upstream of what follows
-    return held(tensor).requires_grad_()
+def channel_ramp(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A vector along which no difference cancels."""
+    return torch.linspace(-1, 2, count, dtype=dtype, device=device)
 
 
-class Comparison(NamedTuple):
+class Recomputed(NamedTuple):
     """Parts as a method computed them again, beside what the library returned."""
 
     names: Sequence[str]  # of n parts
-    made: Tensor  # (n, B, ...)
+    recomputed: Tensor  # (n, B, ...)
     returned: Tensor
     sizes: tuple[Tensor, ...]  # (n, B, m) each, whose lengths together bound their difference
 
@@ -64,7 +152,7 @@ class Recording:
     count: int = 0  # tokens that entered the last block
     pooled: PooledToken = field(default_factory=PooledToken)
     autocast: torch.dtype | None = None  # what a forward ran under
-    begun: bool = field(default_factory=keeps_graph)  # the graph
+    grad_started: bool = field(default_factory=keeps_graph)  # whether there is a graph
     moved: bool = False  # a block got something else than what the one below it returned
     handed_on: list[Tensor] = field(default_factory=list)  # what the last block returned
     input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
@@ -78,13 +166,20 @@ class Recording:
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor = NOTHING  # (B, C, h, w), the last stage of a ResNet, in the graph
     scored: Tensor = NOTHING  # (B, E), of which a `Similarity` takes the cosines
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[Recomputed] = field(default_factory=list)
     changed_in_place: bool = False  # a token whose row was to be read later
     _versions: list[tuple[Tensor, int]] = field(default_factory=list)
 
+    def start_graph(self, tensor: Tensor) -> Tensor:
+        """The tensor as the beginning of the graph."""
+        self.grad_started = True
+        torch.set_grad_enabled(True)
+        # the module's own tensor, since a part of it would not be upstream of what follows
+        return held(tensor).requires_grad_()
+
     def go_on(self) -> None:
-        """Keep the graph on where it has begun, whatever context the model's code has left."""
-        if self.begun:
+        """Keep the graph on where it has started, whatever context the model's code has left."""
+        if self.grad_started:
             torch.set_grad_enabled(True)
 
     def probed(self, tensor: Tensor) -> Tensor:
@@ -121,34 +216,34 @@ class Recording:
         entered, attended, added, left = torch.stack(list(self.rows.values()), 1).unbind()
         plain = (not (layer.branch() or layer.added()[1]) for layer in layers)
         if all(plain) and not isinstance(layers[0], PostNormLayer):
-            made = entered + attended + added
+            recomputed = entered + attended + added
         else:
             streams = (
                 entered[i] + run_steps(e.branch(), attended[i]) for i, e in enumerate(layers)
             )
             sums = (e.summed(z, b) for e, z, b in zip(layers, streams, added, strict=True))
-            made = torch.stack(list(sums))
+            recomputed = torch.stack(list(sums))
         # a sum is rounded as its largest part
         slack = 8 * torch.finfo(left.dtype).eps / self.rounding(left)
         names = [f"layer {index}" for index in indices]
-        self.compare_all(names, made, left, attended, added, slack * left)
+        self.compare_all(names, recomputed, left, attended, added, slack * left)
         names = [f"what enters {name}" for name in names[1:]]
         if names:
             self.compare_all(names, entered[1:], left[:-1])
 
-    def compare(self, name: str, made: Tensor, returned: Tensor, *sizes: Tensor) -> None:
+    def compare(self, name: str, recomputed: Tensor, returned: Tensor, *sizes: Tensor) -> None:
         """Note a part that was computed again, beside what the library returned.
 
         They may differ by a share of the lengths of others together, by default of its own.
         """
-        self.compare_all([name], made[None], returned[None], *(size[None] for size in sizes))
+        self.compare_all([name], *(each[None] for each in (recomputed, returned, *sizes)))
 
     def compare_all(
-        self, names: Sequence[str], made: Tensor, returned: Tensor, *sizes: Tensor
+        self, names: Sequence[str], recomputed: Tensor, returned: Tensor, *sizes: Tensor
     ) -> None:
         """As `compare`, of n parts of one shape, each with one more axis in front."""
-        made, returned, sizes = made.detach(), returned.detach(), tuple(w.detach() for w in sizes)
-        self.comparisons.append(Comparison(names, made, returned, sizes))
+        lengths = tuple(size.detach() for size in sizes)
+        self.comparisons.append(Recomputed(names, recomputed.detach(), returned.detach(), lengths))
 
     def rounding(self, tensor: Tensor) -> float:
         """The relative difference that computing a tensor of the tower once more may make."""
@@ -174,37 +269,34 @@ class Recording:
                 "place afterwards; change a clone of them instead."
             )
         # all of one shape together, and all in one look, since each waits for the device
-        groups: dict[Any, list[Comparison]] = defaultdict(list)
+        groups: dict[Any, list[Recomputed]] = defaultdict(list)
         for each in self.comparisons if is_exact() else ():
-            shapes = each.made.shape[1:], each.returned.dtype, *(s.shape[1:] for s in each.sizes)
-            groups[shapes].append(each)
-        compared = list(self.comparisons)
+            shapes = (x.shape[1:] for x in (each.recomputed, *each.sizes))
+            groups[(each.returned.dtype, *shapes)].append(each)
         self.comparisons.clear()
-        names, offs, most = list[str](), list[Tensor](), list[Tensor]()
+        names, offs, most = list[tuple[str, float]](), list[Tensor](), list[Tensor]()
         for group in groups.values():
-            made = _joined([each.made for each in group])
-            returned = _joined([each.returned for each in group])
-            off = to_float32(made - returned).norm(dim=-1)  # (n, B)
-            sizes = [_joined([each.sizes[i] for each in group]) for i in range(len(group[0].sizes))]
+            parts = zip(*((x.recomputed, x.returned, *x.sizes) for x in group), strict=True)
+            recomputed, returned, *sizes = map(_concatenated, parts)
+            off = to_float32(recomputed - returned).norm(dim=-1)  # (n, B)
             lengths = [to_float32(each).norm(dim=-1) for each in sizes or [returned]]
             whole = lengths[0] if len(lengths) == 1 else torch.stack(lengths).sum(0)
+            bound = self.rounding(returned)
             offs.append(off.flatten())
-            most.append((whole * self.rounding(returned)).expand_as(off).flatten())
-            each_of = off[0].numel()
-            names += [name for each in group for name in each.names for _ in range(each_of)]
+            most.append((whole * bound).expand_as(off).flatten())
+            of_one = off[0].numel()
+            names += [(name, bound) for each in group for name in each.names for _ in range(of_one)]
         if not names:
             return
-        size = _joined(most)
-        excess = _joined(offs) / size.clamp(min=1e-30)
+        size = _concatenated(most)
+        excess = _concatenated(offs) / size.clamp(min=1e-30)
         wrong = ~(excess <= 1) & (size < torch.inf)  # an overflow shows in the map
         if wrong.any():
             index = int(wrong.int().argmax())
-            bound = next(
-                self.rounding(each.returned) for each in compared if names[index] in each.names
-            )
+            name, bound = names[index]
             ratio = bound * float(excess[index])
             raise UnsupportedModelError(
-                f"{method}: {names[index]} of the {noun} does not return what its weights "
+                f"{method}: {name} of the {noun} does not return what its weights "
                 f"make of its input (off by {ratio:.1g} of its size, where rounding is at most "
                 f"{bound:g}); a hook, a patch or an adapter changes it. Remove that, or use a "
                 "method of Captum that does not look inside, such as Occlusion."
@@ -222,6 +314,13 @@ class Recording:
         assert isinstance(self.tower, TransformerTower)
         return self.tower
 
+    def is_map(self, patches: Tensor) -> bool:
+        """Whether projected patches are (B, D, h, w), and not with their channels last."""
+        assert self.size is not None
+        # padded strides of a convolutional tower may round its grid up
+        is_resnet = self.tower.kind == "resnet"
+        return is_resnet or (patches.ndim == 4 and patches.shape[2:] == self.tower.grid(*self.size))
+
     @cached_property
     def span(self) -> slice:
         """The patches or words among the tokens."""
@@ -236,19 +335,19 @@ class Recording:
         return tower.on_grid(values, self.size)
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
+def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 @torch.no_grad()
 def agree(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
-    """Whether parts (..., D) were computed again as they ran, each pair made and returned."""
-    if any(made.shape != returned.shape for made, returned in pairs):
+    """Whether parts (..., D) were computed again as they ran, pairs of recomputed and returned."""
+    if any(recomputed.shape != returned.shape for recomputed, returned in pairs):
         return False
     excess = [
-        to_float32(made - returned).norm(dim=-1)
+        to_float32(recomputed - returned).norm(dim=-1)
         / (record.rounding(returned) * to_float32(returned).norm(dim=-1)).clamp(min=1e-30)
-        for made, returned in pairs
+        for recomputed, returned in pairs
     ]
     # all in one look, since each waits for the device
     return bool((torch.cat([each.flatten() for each in excess]) <= 1).all())

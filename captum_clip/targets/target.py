@@ -1,4 +1,4 @@
-"""Targets: K directions in CLIP's embedding space, from embeddings, images, texts and words."""
+"""Targets: K directions in CLIP's embedding space, from texts, words, images and emotions."""
 
 import re
 import string
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from ..checks import as_list, check_texts, excerpt, expect, expecting, is_integer, show
 from ..errors import InputError, TargetError, public
 from ..maps import check_shape, to_float32
-from ..models import ClipAdapter, ImageLike
+from ..models import ClipAdapter, ImageLike, differing_parts
 
-Source = Literal["text", "image"]
+Origin = Literal["text", "image"]
 Span = tuple[int, int]
 _ZERO = 1e-6  # a direction this short, next to unit encodings, is rounding
 _PUNCTUATION = string.punctuation + "“”‘’«»„¿¡…–—"
@@ -42,7 +42,7 @@ class Target:
     embeddings: Tensor
     norms: Tensor
     names: tuple[str, ...]
-    source: Source | None = None
+    source: Origin | None = None
 
     @public("Target")
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class Target:
 
     @classmethod
     @public("Target")
-    def of(cls, embeddings: Tensor, names: Sequence[str], source: Source | None = None) -> "Target":
+    def of(cls, embeddings: Tensor, names: Sequence[str], source: Origin | None = None) -> "Target":
         """A target of embeddings (K, D) of any length; kept detached, in at least float32.
 
         Raises:
@@ -133,7 +133,7 @@ class Target:
         return f"Target({list(self.names)})"
 
 
-def _common_source(targets: Sequence[Target]) -> Source | None:
+def _common_source(targets: Sequence[Target]) -> Origin | None:
     sources = {target.source for target in targets}
     return sources.pop() if len(sources) == 1 else None
 
@@ -349,8 +349,8 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
         raise TargetError(f"{text!r} has no tokens of its own.")
     counted = [count for count in counts if count is not None]
     stops = [start + count - counted[0] for count in counted]
-    begun = all(row[:stop] == whole[:stop] for row, stop in zip(rows, stops, strict=False))
-    if len(counted) < len(counts) or stops != sorted(stops) or not begun:
+    starts_alike = all(row[:stop] == whole[:stop] for row, stop in zip(rows, stops, strict=False))
+    if len(counted) < len(counts) or stops != sorted(stops) or not starts_alike:
         raise InputError(
             f"the tokenizer does not split {text!r} at spaces, or does not count tokens; "
             "write the text with plain spaces, or sum the values over each word yourself."
@@ -380,21 +380,79 @@ def word_spans(every: list[str], words: Sequence[str | Span] | None) -> list[Spa
     bare = [_bare(word) for word in every]
     for word in as_list(words):
         if isinstance(word, str):
-            wanted = [_bare(piece) for piece in word.split()]
-            starts = range(len(every) - len(wanted) + 1 if wanted else 0)
-            places = [(i, i + len(wanted)) for i in starts if bare[i : i + len(wanted)] == wanted]
+            pieces = [_bare(piece) for piece in word.split()]
+            starts = range(len(every) + 1 - len(pieces) if pieces else 0)
+            matches = [(i, i + len(pieces)) for i in starts if bare[i : i + len(pieces)] == pieces]
         else:
             ends = word if isinstance(word, (tuple, list)) and all(map(is_integer, word)) else ()
-            places = [
-                span for span in combinations(range(len(every) + 1), 2) if span == tuple(ends)
-            ]
-        if not places:
+            matches = [s for s in combinations(range(len(every) + 1), 2) if s == tuple(ends)]
+        if not matches:
             raise TargetError(
                 f"{show(word)} is not in the text, whose words are "
                 f"{excerpt(str(bare), 300)}; give some of these, or (start, stop) with "
                 f"0 <= start < stop <= {len(every)}."
             )
-        spans += places
+        spans += matches
     if not spans:
         raise TargetError("words is empty; leave it out to take all words.")
     return spans
+
+
+@public("targets.emotion")
+def emotion(
+    clip: ClipAdapter,
+    probe: Any,
+    names: str | Sequence[str] | None = None,
+    *,
+    center: bool = False,
+) -> Target:
+    r"""One embedding per emotion: the weights of its output neuron in a linear probe.
+
+    .. math:: t_e = W_e \quad \text{or, with center,} \quad t_e = W_e - \frac{1}{9} \sum_c W_c
+
+    The mean is over all nine classes, whichever emotions are chosen. A softmax does not change when
+    one vector is added to the weights of every class, a cosine target does. The weights of
+    ``bench.emotions.fit_probe`` sum to zero, so there the two are the same; the published ones
+    have cosines of .83 to .95 with their centered forms.
+
+    Args:
+        clip: the adapter.
+        probe: a :class:`captum_clip.targets.EmotionProbe` of the same model, or whatever has its
+            `classes`, `emotions`, `weights`, `model` and `identity`.
+        names: which of :data:`captum_clip.demo.catalog.CLASSES`; the eight emotions by default,
+            "something else" on request.
+        center: subtract the mean of the nine.
+
+    Raises:
+        TargetError: no probe, an unknown name, or a probe of another model: its identity differs,
+            or, where it has none, its number of dimensions.
+
+    Source: CLIP Explainability (Mamooler, EPFL), emotions.
+
+    Example:
+        >>> from captum_clip import load_clip, targets
+        >>> from captum_clip.targets import EmotionProbe
+        >>> probe = EmotionProbe.load("demo/vit")
+        >>> targets.emotion(load_clip("demo/vit"), probe, ["awe", "fear"]).names
+        ('awe', 'fear')
+    """
+    # not by its class: a probe of other classes and emotions may be one of your own
+    advice = "EmotionProbe.load(file) reads one"
+    with expecting("an EmotionProbe", probe, advice, error=TargetError):
+        classes, weights, identity = probe.classes, probe.weights, probe.identity
+        chosen = probe.emotions if names is None else tuple(as_list(names))
+    unknown = [name for name in chosen if name not in classes]
+    expected = f"names among {', '.join(classes)}"
+    expect(chosen and not unknown, expected, unknown, error=TargetError)
+    width, dimension = weights.shape[1], clip.embedding_dim
+    if other := identity and differing_parts(identity, clip.identity(texts=False)):
+        raise TargetError(
+            f"the probe was fitted on features of {probe.model or 'a model'} "
+            f"with other {' and '.join(other)} than {clip.name}; fit one on features of this model."
+        )
+    fits = identity or dimension in (None, width)
+    expected = f"a probe of {dimension} dimensions, as {clip.name} has"
+    expect(fits, expected, width, "take one of this model", error=TargetError)
+    centered = weights - center * weights.mean(0)  # (C, D)
+    rows = centered[[classes.index(name) for name in chosen]]
+    return Target.of(torch.from_numpy(rows).float().to(clip.device), chosen)

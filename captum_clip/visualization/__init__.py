@@ -17,35 +17,8 @@ They raise InputError for shapes, aspect ratios or ranges that do not fit and fo
 map, and return a figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from .. import attach
 
-from .colors import HEAT, NEGATIVE, POSITIVE
-from .grid import save_figure
-
-if TYPE_CHECKING:
-    from .matching import matches
-    from .overlays import average, contact_sheet, overlay, signs
-    from .words import sentences
-
-__all__ = [
-    "HEAT",
-    "NEGATIVE",
-    "POSITIVE",
-    "average",
-    "contact_sheet",
-    "matches",
-    "overlay",
-    "save_figure",
-    "sentences",
-    "signs",
-]
-
-_HOMES = {"matches": ".matching", "sentences": ".words"}
-
-
-def __getattr__(name: str) -> Any:
-    # imported when they are used: they load torch, and what `export` wrote is drawn without it
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, ".overlays"), __name__), name)
+# what `export` wrote is scored without torch, which overlays and charts load
+__getattr__, __dir__ = attach(__name__, __file__)
+__all__ = __dir__()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .. import maps
 from ..checks import as_list, expect
 from ..errors import InputError
-from ..pictures import as_numbers
+from ..files import as_numbers
 from .colors import Array, score_note
 
 ArrayLike = Tensor | npt.NDArray[Any]

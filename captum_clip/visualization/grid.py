@@ -26,22 +26,22 @@ from ..errors import InputError, argument, public
 from ..files import MARK, replace_file
 from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
 
-_COLUMNS = 8  # images in a row, where a longer row is folded
+_ROW_LENGTH = 8  # images in a row, where a longer row is folded
 ROWS: Final = 24  # under each other; more become a contact sheet, about as wide as it is high
-_MOST = 1000  # images and maps of a figure, whose layout takes half a minute
-_SIDE = 2.0  # of a square image, in inches
-_SMALL = 1.4  # the same from six columns on, so that letters can be read where the figure is shrunk
-_LABEL = 1.3  # widest label, in inches
-_TEXTS = 0.5  # usual height of what is written under an image, in inches
+_MOST_PANELS = 1000  # images and maps of a figure, whose layout takes half a minute
+_PANEL_SIDE = 2.0  # of a square image, in inches
+_SMALL_SIDE = 1.4  # the same from six columns on: letters stay legible where the figure is shrunk
+_LABEL_WIDTH = 1.3  # widest label, in inches
+_TEXT_HEIGHT = 0.5  # usual height of what is written under an image, in inches
 _GAP, _ROW_GAP = 0.1, 0.16  # inches between columns and between rows
 _SHADES = 48  # patches that make the color bar of a legend
 _FINE = 400  # pixels that an image's side has at least
-_LARGE = 2400  # pixels of a figure's side from which the images' own resolution will do
+_LARGE_FIGURE = 2400  # pixels of a figure's side from which the images' own resolution will do
 _SCREEN = 1920  # pixels of a figure's side, of which finer images are drawn with fewer
 _READABLE = 150  # pixels an inch that letters need at least
 _LIMIT = 2**15  # pixels of a figure's side
-_MARGIN: Final = 0.08  # inches around everything, on top of the padding
-_LINE: Final = 0.2  # more than a line of text is high, in inches
+_EDGE: Final = 0.08  # inches around everything, on top of the padding
+_LINE_HEIGHT: Final = 0.2  # more than a line of text is high, in inches
 _LETTER: Final = 0.4  # width over type size, of narrow letters
 _JPEG: Final = {"quality": 90, "subsampling": 0, "comment": MARK}  # letters stay crisp
 # without the time of day, the same figure is the same file
@@ -104,7 +104,7 @@ def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
         [7, 6]
     """
     high, wide = panels[0].pixels.shape[:2]
-    most = max(1, math.floor(_COLUMNS / max(1, math.sqrt(wide / high))))  # of wide images fewer
+    most = max(1, math.floor(_ROW_LENGTH / max(1, math.sqrt(wide / high))))  # of wide images fewer
     rows = math.ceil(len(panels) / most)
     columns = math.ceil(len(panels) / rows)
     starts = range(0, len(panels), columns)
@@ -140,7 +140,7 @@ def grid(
         :func:`save_figure` brings them back.
     """
     panels = [panel for row in rows for panel in row if panel is not None]
-    if len(panels) > _MOST:
+    if len(panels) > _MOST_PANELS:
         raise InputError(
             f"a figure of {len(panels):,} images and maps is too large; draw fewer images or "
             "targets at a time, or a figure for each image, as captum-clip explain FOLDER does."
@@ -153,10 +153,11 @@ def grid(
         rows = _side_by_side(rows, together, columns, beside)
         headers = beside * [*headers, *[""] * (columns - len(headers))]
         columns *= beside
-    width = (_SIDE if columns < 6 else _SMALL) * math.sqrt(wide / high)
+    width = (_PANEL_SIDE if columns < 6 else _SMALL_SIDE) * math.sqrt(wide / high)
     height = width * high / wide
     finest = max(panel.pixels.shape[1] for panel in panels)
-    body = (columns * (width + _GAP) + _LABEL * has_labels, len(rows) * (height + _TEXTS))
+    tall = len(rows) * (height + _TEXT_HEIGHT)
+    body = columns * (width + _GAP) + _LABEL_WIDTH * has_labels, tall
     figure = page(_dpi(finest / width, *body))
     cells = figure.add_gridspec(len(rows), columns)
     for number, row in enumerate(rows):
@@ -167,8 +168,8 @@ def grid(
             axes = figure.add_subplot(cells[number, column])
             axes.set_axis_off()
             if panel is not None:
-                _draw(axes, panel, width)
-            _write(axes, header or "", width, (0, 1), (0, 4), va="bottom")
+                _draw_panel(axes, panel, width)
+            _write_text(axes, header or "", width, (0, 1), (0, 4), va="bottom")
     _explain(figure, legends, caption, columns * width)
     fit(figure, (width, height), (_GAP / 2, _ROW_GAP / 2))
     return figure
@@ -192,21 +193,21 @@ def _dpi(resolution: float, width: float, height: float) -> float:
             f"a figure of {width:.0f} x {height:.0f} inches is too large to draw with the images' "
             "own resolution; draw fewer images or targets at a time."
         )
-    wanted = math.ceil(_FINE / _SIDE / resolution)
+    enlargement = math.ceil(_FINE / _PANEL_SIDE / resolution)
     share = max(1, min(math.ceil(side / _SCREEN), math.floor(resolution / _READABLE)))
-    return max(1, min(wanted, math.floor(_LARGE / side))) * resolution / share
+    return max(1, min(enlargement, math.floor(_LARGE_FIGURE / side))) * resolution / share
 
 
-def _draw(axes: Axes, panel: Panel, width: float) -> None:
+def _draw_panel(axes: Axes, panel: Panel, width: float) -> None:
     axes.imshow(panel.pixels, aspect="auto")  # its shape is that of the axes
-    title = _write(axes, panel.title, width, (0, 0), (0, -4), va="top")
+    title = _write_text(axes, panel.title, width, (0, 0), (0, -4), va="top")
     note = axes.annotate(panel.note, (0, 0), (0, -1), title, "offset points", va="top", **NOTE)
     wrap(note, width)
     if panel.label:
-        _write(axes, panel.label, _LABEL, (0, 0.5), (-6, 0), ha="right", va="center")
+        _write_text(axes, panel.label, _LABEL_WIDTH, (0, 0.5), (-6, 0), ha="right", va="center")
 
 
-def _write(
+def _write_text(
     axes: Axes, words: str, width: float, at: tuple[float, float], by: tuple[int, int], **align: Any
 ) -> Annotation:
     """A text next to an image, `by` points from `at`, of at most `width` inches."""
@@ -277,14 +278,14 @@ def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> 
     # not by findobj, which would make the ticks of every image
     texts = [text for axes in figure.axes for text in axes.texts] + figure.texts
     texts += [legend.get_title() for legend in figure.legends]
-    room = _LINE * (4 + max((text.get_text().count("\n") for text in texts), default=0))
+    room = _LINE_HEIGHT * (4 + max((text.get_text().count("\n") for text in texts), default=0))
     sides = shape * (plot_size + np.array([3, room])) + np.array([0, room])
     layout = ConstrainedLayoutEngine(w_pad=pad[0], h_pad=pad[1], wspace=0, hspace=0)
     # What stands around the plots takes as much room in a figure of any size, so that it is
     # measured in one that is large enough, and then fits.
     for _ in range(2):
         figure.set_size_inches(sides)
-        x, y = _MARGIN / sides
+        x, y = _EDGE / sides
         layout.set(rect=(x, y, 1 - 2 * x, 1 - 2 * y))
         layout.execute(figure)
         plot = figure.axes[0].get_position(original=True)

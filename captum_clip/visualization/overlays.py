@@ -27,7 +27,7 @@ from .arrays import (
 from .colors import ALPHA, HEAT, NEGATIVE, POSITIVE, Array, blend, colormap, ramp, short_number
 from .grid import ROWS, Legend, Panel, Row, folded, grid
 
-_SIZE = (224, 224)  # of a mean map
+_MEAN_SIZE = (224, 224)  # of a mean map
 
 
 @public("overlay")
@@ -75,15 +75,16 @@ def overlay(
     ][: len(signs)]
     rows: list[Row] = []
     for index, image in enumerate(pictures):
-        name, label = f"image {index + 1}" if len(pictures) > ROWS else "image", models[index]
+        name = f"image {index + 1}" if len(pictures) > ROWS else "image"
+        lead = Panel(image, name, label=models[index])
         for maps, (colors, prefix, _) in zip(signs, looks, strict=True):
             written = zip(maps[index], titles, cosines[index], lines[index], strict=True)
             cells = [
                 _drawn(image, values, colors, alpha, f"{prefix}{title}", *notes)
                 for values, title, *notes in written
             ]
-            rows += folded(cells, Panel(image, name, label=label))
-            label = ""  # once an image
+            rows += folded(cells, lead)
+            lead = Panel(image, name)  # with its label once
     legends = [Legend(ramp(colors, alpha), meaning) for colors, _, meaning in looks]
     together = len(rows) // len(pictures)
     return grid(rows, legends=legends, caption=caption, together=together)
@@ -175,11 +176,11 @@ def signs(
     cosines = as_cosines(scores, shape)
     targets = as_references(references, shape[1])
     models = as_values("labels", labels or None, shape[0])
-    places = list(np.ndindex(shape))
+    cells = list(np.ndindex(shape))
     if labels:  # models side by side, target by target
-        places.sort(key=lambda place: place[1])
+        cells.sort(key=lambda cell: cell[1])
     rows = []
-    for index, column in places:
+    for index, column in cells:
         image, pair = pictures[index], (supporting[index][column], contradicting[index][column])
         panels = [
             _drawn(image, values, cmap, alpha, "", _peak(values, other))
@@ -190,7 +191,7 @@ def signs(
     meanings = ("supports", "contradicts")
     return _table(
         rows,
-        [targets[column] for _, column in places],
+        [targets[column] for _, column in cells],
         [f"{meaning} it" for meaning in meanings],
         legends=[Legend(ramp(c, alpha), m) for c, m in zip(colors, meanings, strict=True)],
         caption=caption,
@@ -234,7 +235,7 @@ def average(
     count: int | str = "K"
     for label, maps in rows.items():
         array = as_array(f"maps for {label!r}", maps, (count, "h", "w"))
-        means[label], count = enlarged(array, _SIZE), len(array)
+        means[label], count = enlarged(array, _MEAN_SIZE), len(array)
     titles, colors = as_values("names", names, len(array)), colormap(cmap)
     values = np.concatenate([maps.ravel() for maps in means.values()])
     low, high = scale or (values.min(), values.max())
@@ -286,12 +287,9 @@ def _drawn(
     image: Array, heatmap: Array, cmap: Colormap, alpha: float, title: str, *notes: str
 ) -> Panel:
     """A map over its image, with the title and the notes under it."""
-    return Panel(blend(image, heatmap, cmap, alpha), title, note_of(heatmap, *notes))
-
-
-def note_of(heatmap: Array, *notes: str) -> str:
-    """The line under a map; an empty map is an answer and no failure, so it is named."""
-    return ", ".join(filter(None, (*notes, "" if heatmap.any() else "empty map")))
+    # an empty map is an answer and no failure, so it is named
+    note = ", ".join(filter(None, (*notes, "" if heatmap.any() else "empty map")))
+    return Panel(blend(image, heatmap, cmap, alpha), title, note)
 
 
 def _peak(heatmap: Array, other: Array) -> str:

@@ -6,8 +6,12 @@ Import it before `load_clip`. Source: Singh et al. 2022 (arXiv:2112.04482).
 from __future__ import annotations
 
 from captum_clip.models import register_family
-from captum_clip.models.huggingface import HuggingFaceLayer, TextLayout, transformers_family
-from captum_clip.models.relatives import FirstTokenTower
+from captum_clip.models.huggingface import (
+    FirstTokenTower,
+    HuggingFaceLayer,
+    TextLayout,
+    transformers_family,
+)
 
 
 class FlavaLayer(HuggingFaceLayer):

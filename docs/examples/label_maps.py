@@ -11,6 +11,7 @@ do.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,15 +20,15 @@ import numpy as np
 from PIL import Image
 
 from captum_clip import maps
+from captum_clip.bench.evaluator import evaluate
+from captum_clip.bench.run import EvaluationConfig
 from captum_clip.demo import MODELS
-from captum_clip.demo.captions import article
-from captum_clip.demo.catalog import THINGS
+from captum_clip.demo.catalog import THINGS, article
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.explaining.regions import spread_out
 
 NOUNS = [thing.noun for thing in THINGS if thing.adjective is None][::5][:20]
-FIRST = {"objects": "[ignored]", "background": "[background]"}  # the line of number 0
+KINDS = {"objects": 255, "background": len(NOUNS)}  # the number of what is no object
 LEFT_OUT = ("center", "empty-text")
 OWN = {
     "demo/vit": ("direct",),
@@ -37,21 +38,22 @@ OWN = {
 """Methods whose maps are spread."""
 
 
-def write(folder: Path, scenes: int, first: str) -> None:
-    """Held-out scenes of two or three objects, their label images, names and a template."""
+def write(folder: Path, scenes: int, rest: int) -> None:
+    """Held-out scenes of two or three objects, their label images, and samples.jsonl."""
+    classes = [*map(article, NOUNS)]
+    lines: list[dict[str, Any]] = [{"classes": classes, "background": rest == len(NOUNS)}]
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for seed in range(scenes):
         drawn = np.random.default_rng(seed).choice(NOUNS, 2 + seed % 2, replace=False).tolist()
         scene = draw_scene(seed, objects=drawn)
-        labels = np.zeros(scene.image.shape[:2], dtype=np.uint8)
+        labels = np.full(scene.image.shape[:2], rest, dtype=np.uint8)
         for thing in scene.objects:
-            labels[thing.mask] = 1 + NOUNS.index(thing.noun)
+            labels[thing.mask] = NOUNS.index(thing.noun)
+        lines.append({"image": f"images/{seed:03}.png", "labels": f"labels/{seed:03}.png"})
         Image.fromarray(scene.image).save(folder / "images" / f"{seed:03}.png")
         Image.fromarray(labels).save(folder / "labels" / f"{seed:03}.png")
-    lines = [first, *map(article, NOUNS)]
-    (folder / "names.txt").write_text("\n".join(lines) + "\n")
-    (folder / "templates.txt").write_text("{}\n")  # the names have their articles
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
 
 
 def measure(
@@ -59,7 +61,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Method -> metric -> its row of the summary; of maps that are spread over cells."""
     output = f"{folder}-{model.partition('/')[2]}" + f"-{cells:g}" * bool(methods)
-    data, positive = (f"labels:{folder}",), maps.positive
+    data, positive = (f"samples:{folder}/samples.jsonl",), maps.positive
     config = EvaluationConfig(model, output, data, methods, images=10_000, threads=1)
     found: dict[str, dict[str, Any]] = {}
     with patch.object(maps, "positive", lambda raw: spread_out(positive(raw), cells)):
@@ -75,7 +77,7 @@ def print_spread(folder: Path, spreads: list[float]) -> None:
     print(f"| tower | method | spread, cells | {heads} |", "|---|---|---|---|---|---|", sep="\n")
     for model, methods in OWN.items():
         for cells in (0, *spreads):
-            found = {name: measure(folder / name, model, methods, cells) for name in FIRST}
+            found = {name: measure(folder / name, model, methods, cells) for name in KINDS}
             for method in methods:
                 rows = [found[name][method][metric] for name, metric in columns]
                 cited = [f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in rows]
@@ -89,8 +91,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--spread", type=float, nargs="+", help="standard deviations in cells")
     options = parser.parse_args()
-    for name, first in FIRST.items():
-        write(options.folder / name, options.scenes, first)
+    for name, rest in KINDS.items():
+        write(options.folder / name, options.scenes, rest)
     if options.spread:
         print_spread(options.folder, options.spread)
         return
@@ -100,7 +102,7 @@ def main() -> None:
     heads = ["mIoU", "aAcc", *of_all, "aAcc with background"]
     print(f"| tower | method | {' | '.join(heads)} |", f"|{'---|' * (2 + len(heads))}", sep="\n")
     for model in MODELS:
-        found = {name: measure(options.folder / name, model) for name in FIRST}
+        found = {name: measure(options.folder / name, model) for name in KINDS}
         for method in found["objects"]:
             if method not in LEFT_OUT:
                 rows = [found[name][method][metric] for name, metric in columns]

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from captum_clip import ClipSimilarity, load_clip, maps, metrics, targets
 from captum_clip.attr.registry import MethodChoice
-from captum_clip.demo.catalog import FEELINGS, THINGS
+from captum_clip.demo.catalog import CLASSES, EMOTIONS, FEELINGS, SOMETHING_ELSE, THINGS
 from captum_clip.demo.scenes import Scene, Split, draw_scene
-from captum_clip.emotions import CLASSES, EMOTIONS, SOMETHING_ELSE, EmotionProbe
+from captum_clip.targets import EmotionProbe
 
 LOCAL = ("amusement", "anger", "disgust", "sadness")
 """Emotions decided by a face with that feeling, on a background that decides nothing."""

@@ -14,8 +14,7 @@ from PIL import Image, ImageFilter
 
 from captum_clip.demo.backgrounds import PAINTERS, noise
 from captum_clip.demo.catalog import BACKGROUNDS, THINGS
-from captum_clip.demo.scenes import World
-from captum_clip.demo.sprites import load_sprites, rotated
+from captum_clip.demo.scenes import World, load_sprites, rotated
 
 UNNAMED: Final = ("plain", "gradient", "pixel-noise", "smooth-noise", "patchwork")
 """Backgrounds that no caption names, of training scenes too."""

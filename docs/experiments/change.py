@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_clip.change import compare
-from captum_clip.demo.captions import article
+from captum_clip.apps.change import compare
+from captum_clip.demo.catalog import article
 from captum_clip.metrics import Interval, bootstrap_mean
 from shortcut import MODEL
 from shortcut.measures import DRAWINGS, draw

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from captum_clip import ClipSimilarity, load_clip, maps, metrics, targets
-from captum_clip.evaluation import DATA_SETS
-from captum_clip.evaluation.methods import method_of
-from captum_clip.evaluation.table import Queries
+from captum_clip.bench.data import DATA_SETS
+from captum_clip.bench.methods import method_of
+from captum_clip.bench.table import Queries
 from captum_clip.visualization.colors import ALPHA, HEAT, blend
 
 METHODS = ("removal", "all-grad", "direct:depth=token", "direct", "magnitude")

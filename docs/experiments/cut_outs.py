@@ -1,4 +1,4 @@
-"""Makes a folder for ``--data counterfactuals:FOLDER`` of cut-outs on backgrounds.
+"""Makes pictures of cut-outs on backgrounds, for ``--data samples:FOLDER/samples.jsonl``.
 
 Each picture is a background with some cut-outs pasted on it, drawn again without every subset of
 them, so that the exact effect of each is known. A cut-out is an RGBA file whose name is its text,
@@ -10,9 +10,9 @@ Example: python docs/experiments/cut_outs.py CUT_OUTS BACKGROUNDS FOLDER --image
 from __future__ import annotations
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +93,11 @@ def make(
     scales: Sequence[float] = (0.25, 0.5),
     seed: int = 0,
 ) -> None:
-    """Write images/, masks/ and without/; picture n is drawn from seed and n alone."""
+    """Write samples.jsonl and its files; picture n is drawn from seed and n alone."""
     texts, grounds = texts_of(cut_outs), find(backgrounds)
     if not 1 <= objects <= min(8, len(texts)):
         raise SystemExit(f"expected 1 to {min(8, len(texts))} objects, got {objects}.")
+    lines = []
     for number in range(images):
         random = np.random.default_rng([seed, number])
         with Image.open(grounds[random.integers(len(grounds))]) as file:
@@ -111,15 +112,17 @@ def make(
                 break
         else:
             raise SystemExit(f"{objects} objects do not fit side by side; take smaller scales.")
-        stem = f"{number:05d}"
-        write(compose(background, layers), folder / f"images/{stem}.png")
+        stem, regions, subsets = f"{number:05d}", [], []
         for text, mask in zip(chosen, shown, strict=True):
-            write(Image.fromarray(mask), folder / f"masks/{stem}/{text}.png")
-        for count in range(1, objects + 1):
-            for absent in combinations(range(objects), count):
-                kept = [layer for place, layer in enumerate(layers) if place not in absent]
-                name = " + ".join(chosen[place] for place in absent)
-                write(compose(background, kept), folder / f"without/{stem}/{name}.png")
+            regions.append({"text": text, "mask": f"masks/{stem}/{text}.png"})
+            write(Image.fromarray(mask), folder / regions[-1]["mask"])
+        for there in range(2**objects):
+            kept = [layer for place, layer in enumerate(layers) if there >> place & 1]
+            name = " + ".join(text for place, text in enumerate(chosen) if there >> place & 1)
+            subsets.append(f"subsets/{stem}/{name or 'nothing'}.png")
+            write(compose(background, kept), folder / subsets[-1])
+        lines.append(json.dumps({"image": subsets[-1], "regions": regions, "subsets": subsets}))
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:

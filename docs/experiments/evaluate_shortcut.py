@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from captum_clip.bench.data import DATA_SETS
 from captum_clip.cli import main
-from captum_clip.evaluation import DATA_SETS
 from shortcut.data_sets import SETS
 
 DATA_SETS.update({kind.name: kind for kind in SETS})  # here, so that workers know them as well

@@ -20,15 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_clip import metrics
+from captum_clip.bench.batch import MethodOnBatch, Task
+from captum_clip.bench.run import Arrays, EvaluationConfig
+from captum_clip.bench.table import Metric
+from captum_clip.bench.tasks import TASKS
 from captum_clip.cli import main
-from captum_clip.evaluation.batch import MethodOnBatch, Task
-from captum_clip.evaluation.config import EvaluationConfig
-from captum_clip.evaluation.table import Metric
-from captum_clip.evaluation.tasks import TASKS
-from captum_clip.evaluation.units import Arrays
-from captum_clip.metrics.inputs import Forward
 from captum_clip.metrics.map_statistics import spearman
-from captum_clip.metrics.perturbation import TENTHS
+from captum_clip.metrics.perturbation import TENTHS, Forward
 
 STAY = (30, 50, 70)
 """Per cent, the chance of each cell to stay."""

@@ -1,7 +1,7 @@
 """What is left of a model whose heads are their texts, and of a shortcut whose heads are ablated.
 
 ``python docs/experiments/head_texts.py spans`` replaces every head of ``demo/vit`` by its mean and
-the span of m texts (:func:`captum_clip.heads.text_span`, or random ones), over 240 scenes, and
+the span of m texts (:func:`captum_clip.apps.heads.text_span`, or random ones), over 240 scenes, and
 counts how often the first of 119 nouns stays. ``ablation`` ablates those heads of the shortcut
 model that add most to the tag's noun against the object's, where the two disagree. ``draw FOLDER``
 writes the scenes.
@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_clip import heads, load_clip, targets
+from captum_clip import load_clip, targets
+from captum_clip.apps import heads
 from captum_clip.attr import HeadVectors
-from captum_clip.demo.captions import article, concept_texts
-from captum_clip.demo.catalog import NOUNS
+from captum_clip.demo.catalog import NOUNS, article, concept_texts
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.metrics import bootstrap_mean
 from shortcut import MODEL

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from captum_clip import ClipSimilarity, DirectContribution, load_clip, maps, targets
+from captum_clip.apps.search import ImageIndex
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.metrics import pointing_game
-from captum_clip.search import ImageIndex
 
 SCENES = 240
 

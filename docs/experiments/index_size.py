@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from captum_clip.search.table import Table, checksum, schema, vectors_of
+from captum_clip.apps.search_table import IndexTable, checksum, schema, vectors_of
 
 POSITIONS, NUMBERS, CHUNK = 49, 512, 512
 
 
-def write(table: Table, count: int, draw: np.random.Generator, about: Any) -> None:
+def write(table: IndexTable, count: int, draw: np.random.Generator, about: Any) -> None:
     """Rows of unit vectors, in chunks as a build writes them."""
     for start in range(0, count, CHUNK):
         rows = min(CHUNK, count - start)
@@ -47,7 +47,7 @@ def write(table: Table, count: int, draw: np.random.Generator, about: Any) -> No
     table.compact()
 
 
-def search(table: Table, draw: np.random.Generator) -> tuple[float, float]:
+def search(table: IndexTable, draw: np.random.Generator) -> tuple[float, float]:
     """Milliseconds to find the best twelve, and to make their maps."""
     found, made = list[float](), list[float]()
     for _ in range(12):
@@ -66,7 +66,7 @@ def search(table: Table, draw: np.random.Generator) -> tuple[float, float]:
 
 def main(task: str, place: str, count: int) -> None:
     """A row of the table of the documentation, or a part of it in a process of its own."""
-    draw, table = np.random.default_rng(0), Table(place)
+    draw, table = np.random.default_rng(0), IndexTable(place)
     if task == "write":
         names = ("weights", "image_embeddings", "text_embeddings", "preprocessing")
         about: dict[str, Any] = dict.fromkeys(("model", "method", "folder"), "")

@@ -378,9 +378,6 @@ STEPS = (
     ),
     Step("copies", ("vit",), "python ../../copies.py figure copies.png", "copies.png", 1400),
     figure(
-        "layers", ("vit",), 'layers "a horse" "a dog" --scene 0:horse,dog --model demo/vit', 1300
-    ),
-    figure(
         "compare",
         BOTH,
         f'compare "a dog" grass --scene 0:horse,dog {ON_BOTH}',
@@ -399,10 +396,11 @@ STEPS = (
         f'words "a horse and a dog" --scene 0:horse,dog {ON_BOTH}',
         1300,
     ),
-    figure(
-        "heads",
+    Step(
+        "figure_heads",
         ("vit",),
-        'heads "a horse" --scene 0:horse,dog --model demo/vit --count 4 --sign both',
+        "python ../../../gallery/plot_11_heads.py",
+        "heads.png",
         1300,
     ),
     figure(

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from captum_clip import explain, load_clip
-from captum_clip.app.answers import Models
+from captum_clip.apps.answers import Models
 from captum_clip.demo.scenes import draw_scene
 
 BOUNDARY = "page-memory"

@@ -37,8 +37,8 @@ from captum_clip import (
     metrics,
     targets,
 )
-from captum_clip.evaluation import DATA_SETS
-from captum_clip.evaluation.tasks.pairs_task import exact_interactions
+from captum_clip.bench.data import DATA_SETS
+from captum_clip.bench.tasks.effects import exact_interactions
 from pooled import pooled_spearman
 
 Pair = SimpleNamespace

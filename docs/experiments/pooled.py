@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from captum_clip.metrics.bootstrap import interval_of
+from captum_clip.folders.bootstrap import interval_of
 
 
 def pooled_spearman(scenes: Sequence[np.ndarray], resamples: int) -> tuple[float, float, float]:

@@ -34,13 +34,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets
-from captum_clip.demo.captions import article
-from captum_clip.evaluation import EvaluationConfig, evaluate
-from captum_clip.evaluation.batch import ModelContext
-from captum_clip.evaluation.data import open_data
-from captum_clip.evaluation.gate import measure_gate
-from captum_clip.evaluation.suite import SUITES
-from captum_clip.training import outside_share
+from captum_clip.bench.batch import ModelContext, measure_gate
+from captum_clip.bench.data import open_data
+from captum_clip.bench.evaluator import evaluate
+from captum_clip.bench.run import EvaluationConfig
+from captum_clip.bench.suite import SUITES
+from captum_clip.demo.catalog import article
+from captum_clip.maps import outside_share
 from shortcut import MODEL
 from shortcut.tags import TAGGED, TaggedScene, draw_tagged_scene
 from training.architectures import normalize_pixels

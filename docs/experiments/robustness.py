@@ -19,8 +19,7 @@ from tqdm import tqdm
 from broad_scenes import BROAD
 from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip.attr.registry import MethodChoice, methods_for
-from captum_clip.demo.captions import article
-from captum_clip.demo.catalog import NOUNS
+from captum_clip.demo.catalog import NOUNS, article
 from captum_clip.demo.scenes import Scene, draw_scene
 from captum_clip.models import ClipAdapter
 

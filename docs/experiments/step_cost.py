@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPConfig, CLIPModel
 
 from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets
-from captum_clip.training import outside_share
+from captum_clip.maps import outside_share
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes when it starts
 JOBS = ("plain", "pooling", "token", "all")

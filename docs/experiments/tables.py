@@ -16,8 +16,8 @@ import torch
 
 from artemis import GLOBAL, LOCAL
 from captum_clip.attr.registry import METHODS
-from captum_clip.evaluation.methods import WITHOUT_MAP
-from captum_clip.evaluation.study import read_mean_maps
+from captum_clip.bench.methods import WITHOUT_MAP
+from captum_clip.bench.study import read_mean_maps
 from captum_clip.maps import pearson, upsample
 
 PARTS = ("effects", "evaluation", "right_map")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, load_clip, metrics, targets
-from captum_clip.evaluation import DATA_SETS
+from captum_clip.bench.data import DATA_SETS
 from pooled import pooled_spearman
 
 TRUTHS = ("adds", "removal")

@@ -1,7 +1,8 @@
 """Which word with which region?
 ================================
 
-The cosine is a sum over pairs of a word and a place. Here is each word's share of it.
+The cosine is a sum over pairs of a word and a place, and of terms that belong to no pair. Here is
+each word's share in the pairs.
 """
 
 from captum_clip import explain

@@ -7,7 +7,7 @@ what is sad?
 
 from captum_clip import explain, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.emotions import EmotionProbe
+from captum_clip.targets import EmotionProbe
 
 clip = load_clip("demo/resnet")
 probe = EmotionProbe.load("demo/resnet")

@@ -9,7 +9,7 @@ answers is in no map.
 import torch
 from transformers import ColPaliConfig, ColPaliForRetrieval
 
-from captum_clip import late_interaction
+from captum_clip.apps import late_interaction
 from captum_clip.demo.scenes import draw_scene
 
 torch.manual_seed(1)

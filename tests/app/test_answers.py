@@ -22,9 +22,17 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from captum_clip import Explanation, explain, figures, heads, load_clip, targets
-from captum_clip.app import memory
-from captum_clip.app.answers import (
+from captum_clip import (
+    ClipSimilarity,
+    Explanation,
+    LayerAttention,
+    explain,
+    load_clip,
+    targets,
+)
+from captum_clip import maps as resizing
+from captum_clip.apps import heads
+from captum_clip.apps.answers import (
     EMBEDDED,
     MAX_TEXTS,
     Answer,
@@ -34,15 +42,16 @@ from captum_clip.app.answers import (
     offered_methods,
     panels,
 )
+from captum_clip.apps.page import lean_memory, trim_memory
+from captum_clip.apps.search import ImageIndex
 from captum_clip.attr.registry import default_method, methods_for
 from captum_clip.cli import main
 from captum_clip.demo import MODELS
-from captum_clip.demo.captions import concept_texts
+from captum_clip.demo.catalog import concept_texts
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.errors import InputError, TargetError
+from captum_clip.errors import InputError, TargetError, UnsupportedModelError
+from captum_clip.files import as_pil
 from captum_clip.models import ClipAdapter
-from captum_clip.pictures import as_pil
-from captum_clip.search import ImageIndex
 from captum_clip.visualization.colors import (
     ALPHA,
     HEAT,
@@ -127,13 +136,13 @@ def test_the_page_refuses_images_by_their_pixels_before_it_unpacks_them(
 
 
 def test_the_process_of_the_page_is_as_before_when_it_ends() -> None:
-    with memory.lean():
+    with lean_memory():
         assert gc.get_freeze_count() > 0
         cycle: Any = Answer.__new__(Answer)
         object.__setattr__(cycle, "clip", cycle)
         gone = weakref.ref(cycle)
         del cycle
-        memory.trim()
+        trim_memory()
         assert gone() is None
     assert gc.get_freeze_count() == 0
 
@@ -157,7 +166,7 @@ def test_pick_goes_back_and_explains_the_words_of_a_text_once(
     both: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picked = both.show_word(1, 2)
-    monkeypatch.setattr("captum_clip.app.answers.explain", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr("captum_clip.apps.answers.explain", lambda *_, **__: pytest.fail("again"))
     assert picked.show_word(1, 5).chosen == (0, 5)
     assert picked.show_word(1, 0).shown().names == both.explanation.names
     assert both.chosen == (0, 0)
@@ -269,8 +278,38 @@ def test_a_place_of_another_image_answers_with_what_supports_it(both: Answer) ->
     assert "contradicts" not in second[1]
 
 
+def test_layers_are_those_of_layer_attention(both: Answer, clip: ClipAdapter) -> None:
+    """Attention from low to high; gradients orange above zero and blue below, with their range."""
+    drawn = both.layers(0)
+    picture = both.explanation.images[0].movedim(0, -1).numpy()
+    cosine = f"cosine {both.explanation.scores[0, 0]:.3f}"
+    for place, lead in ((7, f"a horse, {cosine}, gradient"), (0, "image, attention")):
+        image, written = drawn.pop(place)
+        assert written == lead
+        np.testing.assert_allclose(image / 255, picture, atol=0.003)
+    method = LayerAttention(ClipSimilarity(clip, targets.text(clip, "a horse")))
+    assert len(drawn) == 2 * 6
+    for index, (pixels, written) in enumerate(drawn):
+        of, layer = ("attention", "gradient")[index // 6], index % 6
+        raw = method.attribute(both.pixels, target=0, index=layer, of=of)[0, 0]
+        large = resizing.upsample(raw, (224, 224), mode="bicubic", clamp=True)
+        if of == "attention":
+            expected = blend(picture, resizing.normalize(large).numpy(), colormap(HEAT))
+        else:
+            expected = blend_signed(picture, (large / large.abs().max()).numpy())
+        np.testing.assert_allclose(pixels / 255, expected, atol=0.01)
+        ends = f"{large.min():.2g} to {large.max():.2g}".replace("-", "\N{MINUS SIGN}")
+        assert written == f"layer {layer}, {ends}"
+
+
+def test_layers_of_a_resnet_there_are_none() -> None:
+    answer = ask(load_clip("demo/resnet"), IMAGE, TEXTS, "direct")
+    with pytest.raises(UnsupportedModelError, match="demo/resnet has a convolutional tower"):
+        answer.layers(0)
+
+
 def test_panels_are_the_images_of_a_figure_with_what_is_written_under_them() -> None:
-    found = list(panels(figures.heads(IMAGE, "a horse", model="demo/vit")))
+    found = list(panels(heads.score_figure(load_clip("demo/vit"), IMAGE, "a horse")))
     assert found[0][1].startswith("a horse, cosine ")
     assert found[1][1].startswith("layer ")
     assert found[-1][1].startswith("rest, of no position")
@@ -331,7 +370,7 @@ def test_a_model_is_loaded_once_for_many_at_once(monkeypatch: pytest.MonkeyPatch
         sleep(0.05)
         return object()
 
-    monkeypatch.setattr("captum_clip.app.answers.load_clip", load)
+    monkeypatch.setattr("captum_clip.apps.answers.load_clip", load)
     models = Models()
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(models.get, ["demo/vit"] * 8))
@@ -449,8 +488,8 @@ def test_an_index_whose_rows_are_damaged_is_refused(scenes: Path) -> None:
 
 
 def test_a_page_without_an_index_says_how_to_make_one(tmp_path: Path) -> None:
-    code = """from captum_clip.app.answers import Models
-from captum_clip.app.page import build
+    code = """from captum_clip.apps.answers import Models
+from captum_clip.apps.page import build
 print(*(part["props"].get("value") for part in build(Models()).get_config_file()["components"]))"""
     settings = {**ENVIRONMENT, "GRADIO_TEMP_DIR": str(tmp_path)}
     command = [sys.executable, "-c", code]

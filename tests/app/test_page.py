@@ -24,12 +24,12 @@ import pytest
 from PIL import Image
 
 from captum_clip import Explanation, explain, load_clip
-from captum_clip.app.answers import EMBEDDED
-from captum_clip.app.page import find_port, label, log_error
+from captum_clip.apps.answers import EMBEDDED
+from captum_clip.apps.page import find_port, label, log_error
+from captum_clip.apps.search import ImageIndex
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, spelled
-from captum_clip.search import ImageIndex
 from captum_clip.visualization.colors import score_note, short_number
 
 if find_spec("playwright") is not None:  # without it the tests below fail, others do not
@@ -314,11 +314,11 @@ def test_a_word_and_a_place_of_another_image_are_followed(browser: Browser, addr
     answered(page, "a horse and a dog")
     found = explain(IMAGE, "a horse and a dog", model="demo/vit", side="pairs")
     page.get_by_role("tab", name="Word by region").click()
-    for name, note in zip(found.names[1:], found.notes[0][1:], strict=True):
-        caption = page.locator(".caption-label:visible", has_text=f"{name}, {note}")
+    for name, shown in zip(found.names[1:], found.shown()[0][1:], strict=True):
+        caption = page.locator(".caption-label:visible", has_text=f"{name}, {shown.note}")
         expect(caption.first).to_be_visible()
     page.locator(".values:visible").get_by_text("horse").first.click()
-    expect(page.locator(".preview:visible")).to_contain_text(f"horse, {found.notes[0][2]}")
+    expect(page.locator(".preview:visible")).to_contain_text(f"horse, {found.shown()[0][2].note}")
     page.get_by_role("tab", name="Another image").click()
     panel = page.get_by_role("tabpanel").filter(has_text="Choose another image")
     panel.locator("input[type=file]").first.set_input_files(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_clip import attr, targets
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders, explicit, oracles, timm_builders
 
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from tests.attr import moves
@@ -60,6 +61,27 @@ def stem_flag(place: Place) -> None:
         lambda change: moves.after(moves.stem(place), change),
         lambda x: x.flatten(2)[..., order].view_as(x).contiguous(),
     )
+
+
+FLAGS = {"on": False}
+
+
+def closed_flag(place: Place) -> None:
+    """A stem whose hook encloses a flag, and exchanges two patches once that is set."""
+    flags, order = FLAGS, moves.swapped(0, 1)
+    flags["on"] = False
+
+    def change(x: Tensor) -> Tensor:
+        return x.flatten(2)[..., order].view_as(x).contiguous() if flags["on"] else x
+
+    moves.after(moves.stem(place), change)
+
+
+def three_turned(place: Place) -> None:
+    """Two blocks that get three images, and no other number, in another order."""
+    order = torch.tensor([2, 0, 1])
+    moves.before(moves.blocks(place)[1], lambda x: x[order] if len(x) == 3 else x)
+    moves.after(moves.blocks(place)[2], lambda x: x[order.argsort()] if len(x) == 3 else x)
 
 
 def block_flag(place: Place) -> None:
@@ -247,6 +269,21 @@ CAUSES |= {
     "a module exchanged between calls": Change(
         moves.moving_stem(ODD), moves.moved_positions(ODD), before=unchanged
     ),
+    "a flag in a closure between calls": Change(
+        lambda place: FLAGS.update(on=True), moves.moved_positions(EVEN), before=closed_flag
+    ),
+    "a kernel registered anew between calls": Change(
+        kernels.kernel(kernels.turned_queries), unchanged, before=kernels.kernel(kernels.fused)
+    ),
+    "three images in another order": Change(three_turned, unchanged),
+    "images exchanged before the tower": Change(
+        scores=modules.of_images(lambda similarity, pixels: similarity(pixels.flip(0))),
+        truth=no_truth,
+    ),
+    "images transposed before the tower": Change(
+        scores=modules.of_images(lambda similarity, pixels: similarity(pixels.mT)),
+        truth=of_moved(lambda x: x.mT, lambda maps: maps.mT),
+    ),
     "images mirrored before the tower": Change(
         scores=modules.of_images(lambda similarity, pixels: similarity(pixels.flip(-1))),
         truth=of_moved(lambda x: x.flip(-1), lambda maps: maps.flip(-1)),
@@ -254,6 +291,7 @@ CAUSES |= {
     "a constant score": Change(
         scores=modules.scored(lambda y: y * 0 + 1), truth=of_gradients(None, ("rollout",))
     ),
+    "padded keys": Change(kernels.kernel(kernels.padded_keys), unchanged),
     "padded queries": Change(kernels.kernel(kernels.padded), unchanged),
     "an attention of two heads": Change(modules.two_heads),
     # exceptions of others

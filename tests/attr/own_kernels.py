@@ -206,6 +206,13 @@ def with_prefix(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return fused(q, torch.cat([k, extra[0]], 2), torch.cat([v, extra[1]], 2), scale)
 
 
+def padded_keys(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Masked keys before those of the tokens."""
+    k, v = (F.pad(x, (0, 0, 7, 0)) for x in (k, v))
+    mask = torch.arange(TOKENS + 7) >= 7
+    return F.scaled_dot_product_attention(q, k, v, mask.expand(q.shape[2], -1), scale=scale)
+
+
 def padded(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """To a multiple of eight, with the further keys masked."""
     q, k, v = (F.pad(x, (0, 0, 0, 7)) for x in (q, k, v))

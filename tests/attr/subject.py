@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_clip import targets
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders
 from tests.attr import cases
 from tests.attr.cases import Case

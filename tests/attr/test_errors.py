@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_clip import attr, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders
 from tests.attr import cases
 

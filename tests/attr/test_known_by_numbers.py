@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, attr, targets
-from captum_clip.attr import _engine
-from captum_clip.attr._call import Pass
+from captum_clip.attr._call import Pass, _leads_through
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import Attention
 from captum_clip.models.steps import ROUNDING
@@ -118,7 +117,7 @@ def test_a_score_that_reads_more_than_the_projection_is_told(share: float, known
     run = Pass(Recording(), projected + share * embedding[:, :1], torch.zeros(1, 2).long())
     whole, inner = run.mixed(embedding, projected)
     assert whole is not None
-    assert _engine._leads_through(run, projected, inner, whole, embedding) is known
+    assert _leads_through(run, projected, inner, whole, embedding) is known
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "siglip"])

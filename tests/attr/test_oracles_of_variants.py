@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from captum_clip import attr, targets
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders, oracles
 from tests.attr import cases
 from tests.attr.cases import Case

@@ -7,7 +7,7 @@ import torch
 
 from captum_clip import targets
 from captum_clip.models.variants import permute_heads
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests.attr import cases
 from tests.attr.cases import CLS_TOWERS, Case
 

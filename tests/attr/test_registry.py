@@ -13,12 +13,11 @@ from captum.attr import LayerGradCam
 
 from captum_clip import ClipSimilarity, attr, explain, load_clip, targets
 from captum_clip.attr import ResNetAttribution, ViTAttribution, register, registry
-from captum_clip.attr._call import Call, Computed
-from captum_clip.attr._engine import last_gradient, resnet_gradient
+from captum_clip.attr.extend import Call, Computed, last_gradient, resnet_gradient
 from captum_clip.attr.registry import MethodChoice, methods_for
+from captum_clip.bench.methods import methods_for as evaluated
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.evaluation.methods import methods_for as evaluated
 from tests.attr import cases
 
 

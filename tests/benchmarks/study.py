@@ -30,9 +30,9 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip import load_clip
-from captum_clip.evaluation import StudyConfig, run_study
-from captum_clip.evaluation.image_batches import ImageReader, preprocess_alone, read_ahead
-from captum_clip.evaluation.storage import storage_of
+from captum_clip.bench.run import StudyConfig
+from captum_clip.bench.study import run_study
+from captum_clip.folders.storage import ImageReader, preprocess_alone, read_ahead, storage_of
 from tests import builders
 
 TEXTS = tuple(f"a thing number {number}" for number in range(8))

@@ -14,7 +14,7 @@ from PIL import Image
 from captum_clip.cli import main
 from captum_clip.visualization import grid
 from tests import folders
-from tests.evaluation.cases import make_masks
+from tests.bench.cases import make_masks
 
 Run: TypeAlias = Callable[..., str]
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from typer.main import get_command
 
-from captum_clip.cli import app
+from captum_clip.cli import app, load_commands
 
 
 def leaves(
     command: Any = None, words: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command that has none below it, with the words that call it."""
-    command = get_command(app) if command is None else command
+    if command is None:
+        load_commands()
+        command = get_command(app)
     if not hasattr(command, "commands"):
         yield words, command
     for name, below in getattr(command, "commands", {}).items():
@@ -23,6 +25,7 @@ def leaves(
 
 def parse(arguments: Sequence[str]) -> None:
     """Parse a line; an error of typer where a command, an option or a choice does not exist."""
+    load_commands()
     root: Any = get_command(app)
     for _, command in leaves(root):
         command.callback = lambda **_: None

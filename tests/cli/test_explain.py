@@ -17,10 +17,10 @@ from PIL import Image
 
 from captum_clip import classify, explain
 from captum_clip.cli import main
-from captum_clip.emotions import EMOTIONS, EmotionProbe
+from captum_clip.demo.catalog import EMOTIONS
 from captum_clip.errors import InputError
-from captum_clip.explaining.drawing import titles
 from captum_clip.explaining.explanation import Explanation
+from captum_clip.targets import EmotionProbe
 from tests import folders
 from tests.cli.conftest import Run
 
@@ -558,7 +558,8 @@ def test_classes_are_ranked_by_their_probabilities(run: Run, vit: str) -> None:
     assert with_none.splitlines() == [first, *ranked, figure]
     assert first.endswith(f", {found.calibration}):")
     assert found.probabilities is not None
-    assert [line.partition("  ")[2].split("  ")[-1] for line in ranked] == titles(found)
+    titles = [shown.title for shown in found.shown()[0]]
+    assert [line.partition("  ")[2].split("  ")[-1] for line in ranked] == titles
     assert figure == "photo-explained-classes.png"
     Path("templates.txt").write_text("a {}\na photo of a {}\n")
     run("explain photo.jpg --classes classes.txt -m VIT --top 4 -o two.npz")

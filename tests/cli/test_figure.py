@@ -16,15 +16,10 @@ VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resne
 @pytest.mark.parametrize(
     ("line", "panels"),
     [
-        ("layers photo.jpg 'a horse' 'a dog' --model VIT --colormap mask", 3 * 4),
-        ("layers photo.jpg --model VIT a --image other.png --rows sum --colormap jet", 3 * 4),
         ("compare photo.jpg other.png 'a horse' --model VIT", 2 * (1 + VIT_METHODS)),
-        (
-            "compare photo.jpg sky --model VIT --model RESNET --scale shared",
-            2 + VIT_METHODS + RESNET_METHODS,
-        ),
+        ("compare photo.jpg sky --model VIT --model RESNET", 2 + VIT_METHODS + RESNET_METHODS),
         ("signs photo.jpg a --image other.png --model VIT --model RESNET", 4 * 3 + 2),
-        ("signs --model VIT --scale each photo.jpg --method all-grad other.png a", 2 * 3),
+        ("signs --model VIT --colormap jet photo.jpg --method all-grad other.png a", 2 * 3),
         ("emotions photo.jpg --emotions e.safetensors --model VIT", 9),
         (
             "emotions photo.jpg --emotions e.safetensors --emotions e.safetensors "
@@ -32,9 +27,6 @@ VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resne
             2 * 3,
         ),
         ("words photo.jpg 'a horse' --model VIT --model RESNET", 2 * 4),
-        ("words photo.jpg 'a horse' --model VIT --scale each", 4),
-        ("heads photo.jpg a --model VIT --count 3 --sign both --scale shared", 1 + 3 + 3 + 2),
-        ("heads photo.jpg --image other.png --model RESNET --sign both", 1 + 4 + 1),
     ],
 )
 def test_each_figure_is_drawn(line: str, panels: int, run: Run) -> None:
@@ -64,14 +56,15 @@ def test_a_scene_is_drawn_for_the_embedded_models(
     run: Run, vit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(demo.MODELS, "demo/vit", Path(vit))
-    assert run("figure layers a --scene 0:horse,dog") == "scene-0-layers-a.png\n"
+    assert run("figure signs a --scene 0:horse,dog") == "scene-0-signs-a.png\n"
     run("figure signs --scene 1 --scene 2 a -o both.png")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("layers photo.jpg a --model RESNET", "no layers of attention"),
+        ("layers photo.jpg a --model VIT", "a script to copy, docs/gallery/plot_10_layers.py in"),
+        ("heads photo.jpg a --model VIT", "a script to copy, docs/gallery/plot_11_heads.py in"),
         ("words photo.jpg a --model VIT --method grad-cam", "none of the methods grad-cam fits"),
     ],
 )

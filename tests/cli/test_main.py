@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from captum_clip import __version__, cli
-from captum_clip.attr.registry import methods_for
+from captum_clip.attr.registry import METHODS, methods_for
+from captum_clip.bench.data import forms
+from captum_clip.bench.tasks import TASKS
 from captum_clip.cli import main, options
 from captum_clip.errors import InputError
-from captum_clip.evaluation import TASKS
-from captum_clip.evaluation.data import forms
 from tests.cli.parsing import leaves, parse
 
 Capture = pytest.CaptureFixture[str]
@@ -65,8 +66,10 @@ def test_usage_shows_images_then_texts(capsys: Capture) -> None:
 
 def test_help_lists_what_the_registries_know(capsys: Capture) -> None:
     names = {"vit": methods_for("vit"), "resnet": methods_for("resnet")}
+    names["unlisted"] = tuple(name for name in METHODS if name not in sum(names.values(), ()))
     names |= {"tasks": tuple(TASKS), "data sets": tuple(forms())}
     assert {title: tuple(listed) for title, listed in options.OPTIONS["listed"].items()} == names
+    del names["unlisted"]
     main(["evaluate", "--help"])
     printed = capsys.readouterr().out.replace(",", " ").split()
     assert {name for listed in names.values() for name in listed} <= set(printed)
@@ -91,6 +94,45 @@ def test_help_and_what_is_no_command_line_need_no_heavy_import() -> None:
     )
     done = program(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_line_of_explain_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    """A path, a text or a pair of options that is wrong is said within a second."""
+    image = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(image)
+    wrong = [
+        "nosuch.png horse",
+        f"{image}",
+        f"{image} horse dog --words",
+        f"{image} horse --side text --regions r",
+        f"{image} horse -o {tmp_path}/none/a.png",
+        f"{image} --texts none.txt",
+        f"{image} horse --image none.png",
+        f"{image} horse --method lastgrad:heads=paired",
+    ]
+    code = (
+        "import sys\n"
+        "from captum_clip.cli import main\n"
+        f"assert [main(['explain', *line.split()]) for line in {wrong}] == {[2] * len(wrong)}\n"
+        f"assert not {HEAVY - {'numpy'}} & set(sys.modules), set(sys.modules)"
+    )
+    done = program(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_of_entry_points_are_imported_when_they_are_called(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be imported is an error of its own line, and a warning of the help."""
+    points = EntryPoints([EntryPoint("theirs", "no_such_module", cli.COMMANDS)])
+    monkeypatch.setattr(cli, "entry_points", lambda group: points.select(group=group))
+    said = "the command theirs of no_such_module cannot be imported (No module named"
+    assert main(["theirs", "a.png"]) == 2
+    assert capsys.readouterr().err.startswith(f"captum-clip: error: {said}")
+    assert main(["models", "--help"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().err.startswith(f"captum-clip: warning: {said}")
 
 
 def test_the_shell_completes_commands_and_options() -> None:

@@ -11,20 +11,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import captum_clip.evaluation
+import captum_clip.bench
+from captum_clip.bench.evaluator import Evaluation
+from captum_clip.bench.run import EvaluationConfig, StudyConfig
+from captum_clip.bench.study import StudyResult, corner_bias_study, emotions_study
+from captum_clip.bench.table import Summary
 from captum_clip.cli import main
-from captum_clip.emotions import EMOTIONS, EmotionProbe
-from captum_clip.evaluation import (
-    Evaluation,
-    EvaluationConfig,
-    StudyConfig,
-    StudyResult,
-    Summary,
-    corner_bias_study,
-    emotions_study,
-)
+from captum_clip.demo.catalog import EMOTIONS
+from captum_clip.targets import EmotionProbe
+from tests.bench.cases import make_classes, random_maps
 from tests.cli.conftest import Run
-from tests.evaluation.cases import make_classes, random_maps
 from tests.experiments import experiment
 
 EVALUATE = "evaluate --model VIT --data masks:farm --method rollout --task localization"
@@ -78,7 +74,7 @@ def test_heads_read_no_image_where_a_text_is_none(
     def fail(*_: object) -> None:
         pytest.fail("images were read")
 
-    monkeypatch.setattr("captum_clip.heads.head_vectors", fail)
+    monkeypatch.setattr("captum_clip.apps.heads.head_vectors", fail)
     Path("words.txt").write_text("a horse\na horse\nqwerty\n")
     printed = run("heads photos --texts words.txt -m demo/vit -o out", code=2)
     assert "do not know 'qwerty'" in printed
@@ -207,10 +203,10 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         values = {"metric": ["any"], "method": ["any"], "images": [1], "reference": ["any"]}
         figures = pd.DataFrame(values)
         summary = Summary(figures, {}, [], [], [], "any", 1, 0)
-        return Evaluation("out", None, summary, (), {})
+        return Evaluation("out", None, summary, (), {}, {})
 
-    monkeypatch.setattr(captum_clip.evaluation, "run_study", study)
-    monkeypatch.setattr(captum_clip.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(captum_clip.bench, "run_study", study)
+    monkeypatch.setattr(captum_clip.bench, "evaluate", evaluate)
     return found
 
 
@@ -331,7 +327,7 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
         "--maps d --task signs --task words --fill blur --fill black --reference b --against image "
         "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 "
         "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t "
-        "--template 'a photo of a {}' --void background "
+        "--template 'a photo of a {}' "
         "-o out"
     )
     assert asked == [
@@ -347,7 +343,6 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
             batch_size=6,
             chunk_size=7,
             template="a photo of a {}",
-            void="background",
             resamples=8,
             engine="ray",
             workers=3,
@@ -360,10 +355,10 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
 
 
 def test_evaluate_has_the_librarys_own_defaults(asked: list[Any], run: Run) -> None:
-    run("evaluate -o out --data voc:x")
+    run("evaluate -o out --data coco:x")
     run("evaluate -o out --model demo/vit")
     assert asked == [
-        EvaluationConfig("ViT-B/32", "out", ("voc:x",)),
+        EvaluationConfig("ViT-B/32", "out", ("coco:x",)),
         EvaluationConfig("demo/vit", "out"),
     ]
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from captum_clip.checks import check_outputs
-from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError
+from captum_clip.targets import EmotionProbe
 from tests import folders
 from tests.cli.conftest import Run
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from captum_clip import load_clip
+from captum_clip.apps.search import ImageIndex
 from captum_clip.cli import main
-from captum_clip.emotions import EmotionProbe
-from captum_clip.search import ImageIndex
+from captum_clip.targets import EmotionProbe
 from tests.cli.conftest import Run
 
 INDEX = "index photos -o photos.lance --model VIT --workers 0 --quiet"

@@ -42,7 +42,7 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
 ) -> None:
     columns = {"demo/vit": ("last-grad", "direct"), "demo/resnet": ("grad-cam",)}
     monkeypatch.setattr(show_commands, "_SCENES", show_commands._SCENES[:1])
-    monkeypatch.setattr(show_commands, "_COLUMNS", columns)
+    monkeypatch.setattr(show_commands, "_SHOWN_METHODS", columns)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(["demo", "-o", "new"]) == 0
     out, err = capsys.readouterr()
@@ -57,6 +57,7 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
     [hint] = re.findall(r"next: captum-clip (.*)", out)
     assert shlex.split(hint) == ["explain", "new/photo.jpg", "a horse", "-m", "demo/vit"]
     Path("new/photo.jpg").write_text("the user's own")
+    monkeypatch.setattr(show_commands, "_draw_figures", lambda *_: pytest.fail("drawn again"))
     assert main(["demo", "-o", "new", "--scenes", "2"]) == 0
     assert Path("new/photo.jpg").read_text() == "the user's own"
     out = capsys.readouterr().out
@@ -72,7 +73,7 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
 def test_demo_shows_scenes_of_known_things_with_every_kind_of_tower() -> None:
     known = {*NOUNS, *(thing.name for thing in THINGS)}
     assert {name for _, objects in show_commands._SCENES for name in objects} <= known
-    shown = [method for methods in show_commands._COLUMNS.values() for method in methods]
+    shown = [method for methods in show_commands._SHOWN_METHODS.values() for method in methods]
     assert len(shown) == 5  # and the image, so that each is large enough in a README
     assert {*shown} <= {*methods_for("vit"), *methods_for("resnet")}
-    assert show_commands._scene(0)[1] == ["a horse", "a dog"]
+    assert show_commands._example(0)[1] == ["a horse", "a dog"]

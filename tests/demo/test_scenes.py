@@ -10,10 +10,8 @@ from PIL import Image
 
 from captum_clip.demo import scenes
 from captum_clip.demo.backgrounds import PAINTERS, draw_background
-from captum_clip.demo.captions import compose
-from captum_clip.demo.catalog import FEELINGS, THINGS
-from captum_clip.demo.scenes import STANDARD, Scene, World, draw_scene
-from captum_clip.demo.sprites import CELL, load_sprites
+from captum_clip.demo.catalog import FEELINGS, THINGS, compose
+from captum_clip.demo.scenes import CELL, STANDARD, Scene, World, draw_scene, load_sprites
 from captum_clip.errors import InputError
 
 SEEDS = range(12)

@@ -9,7 +9,8 @@ import unicodedata
 
 import pytest
 
-from captum_clip.emotions import CLASSES, find_artemis, read_artemis
+from captum_clip.bench.emotions import find_artemis, read_artemis
+from captum_clip.demo.catalog import CLASSES
 from captum_clip.errors import InputError
 
 COLUMNS = ("art_style", "painting", "emotion", "utterance", "repetition")

@@ -13,10 +13,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from captum_clip import load_clip, targets
+from captum_clip.bench.emotions import fit_probe
 from captum_clip.demo import MODELS
-from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe, fit_probe
+from captum_clip.demo.catalog import CLASSES, EMOTIONS
 from captum_clip.errors import InputError
 from captum_clip.models import differing_parts
+from captum_clip.targets import EmotionProbe
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_the_same_probe_gives_the_same_bytes(probe, tmp_path):
     """In every process."""
     saved = probe.save(tmp_path / "x.safetensors").read_bytes()
     code = (
-        "import sys; from captum_clip.emotions import EmotionProbe; "
+        "import sys; from captum_clip.bench.emotions import EmotionProbe; "
         "EmotionProbe.load(sys.argv[1]).save(sys.argv[2])"
     )
     paths = [str(tmp_path / name) for name in ("x.safetensors", "y.safetensors")]

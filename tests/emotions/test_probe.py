@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from captum_clip.emotions import CLASSES, EmotionProbe, FitSettings, _minimum, fit_probe
+from captum_clip.bench.emotions import _minimum, fit_probe
+from captum_clip.demo.catalog import CLASSES
 from captum_clip.errors import InputError
+from captum_clip.targets import EmotionProbe
+from captum_clip.targets.probe import FitSettings
 
 
 def problem(count=60, size=5, seed=0):
@@ -192,7 +195,7 @@ def test_what_cannot_be_fitted_is_refused(features, votes, options, message):
 
 def test_a_fit_that_does_not_converge_is_refused(monkeypatch):
     """No half-fitted probe."""
-    monkeypatch.setattr("captum_clip.emotions._STEPS", 1)
+    monkeypatch.setattr("captum_clip.bench.emotions._STEPS", 1)
     with pytest.raises(InputError, match="no minimum found in 1 steps; give a larger strength"):
         fit_probe(FEATURES, VOTES)
 

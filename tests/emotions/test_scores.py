@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from captum_clip.emotions import CLASSES, _score, _single_argmax
+from captum_clip.demo.catalog import CLASSES
+from captum_clip.targets.probe import _score, _single_argmax
 
 
 def votes_of(**counts):

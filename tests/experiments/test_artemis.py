@@ -12,9 +12,10 @@ from PIL import Image
 
 from captum_clip import load_clip, maps, targets
 from captum_clip.attr import LastGradAttention
-from captum_clip.demo.catalog import FEELINGS
-from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe, find_artemis, read_artemis
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.bench.emotions import find_artemis, read_artemis
+from captum_clip.demo.catalog import CLASSES, EMOTIONS, FEELINGS
+from captum_clip.targets import EmotionProbe
+from captum_clip.targets.similarity import ClipSimilarity
 from tests.experiments import experiment
 
 artemis = experiment("artemis")

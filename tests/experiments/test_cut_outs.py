@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captum_clip.demo.sprites import load_sprites
-from captum_clip.evaluation import open_data
-from tests.evaluation.data.writing import noise, save
+from captum_clip.bench.data import open_data
+from captum_clip.demo.scenes import load_sprites
+from tests.bench.data.writing import noise, save
 from tests.experiments import experiment
 
 cut_outs = experiment("cut_outs")
@@ -33,7 +33,7 @@ def test_pictures_differ_where_something_is_gone(
     options = ["--images", "4", "--objects", "2", "--size", "96"]
     monkeypatch.setattr("sys.argv", ["cut_outs.py", *map(str, folders), *options])
     cut_outs.main()
-    data = open_data(f"counterfactuals:{folders[2]}")
+    data = open_data(f"samples:{folders[2]}/samples.jsonl")
     assert (len(data), data.classes) == (4, ("a dog", "a horse"))
     for sample in map(data.read, range(4)):
         nothing, *_, whole = (np.asarray(image) for image in sample.subsets)

@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-from captum_clip.evaluation.data import Sample
-from captum_clip.evaluation.tasks import TASKS
+from captum_clip.bench.data.base import Sample
+from captum_clip.bench.tasks import TASKS
 from captum_clip.metrics import mean_fill, perturbation_test
 from captum_clip.metrics.map_statistics import spearman
-from tests.evaluation.cases import Listed, context, joined, model, on_batch, picture
-from tests.evaluation.data.writing import noise
+from tests.bench.cases import Listed, context, joined, model, on_batch, picture
+from tests.bench.data.writing import noise
 from tests.experiments import experiment
 from tests.samples import normal, uniform
 

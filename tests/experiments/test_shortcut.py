@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captum_clip import heads, load_clip
-from captum_clip.demo.captions import article
-from captum_clip.demo.catalog import CONCEPTS
+from captum_clip import load_clip
+from captum_clip.apps import heads
+from captum_clip.bench.data import DATA_SETS, open_data
+from captum_clip.bench.evaluator import evaluate
+from captum_clip.bench.run import EvaluationConfig
+from captum_clip.demo.catalog import CONCEPTS, article
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.evaluation import EvaluationConfig, evaluate, open_data
-from captum_clip.evaluation.data import DATA_SETS
 from tests.experiments import experiment
 
 tags = experiment("shortcut.tags")

@@ -30,8 +30,8 @@ from captum_clip import (
     targets,
     visualization,
 )
+from captum_clip.bench.run import StudyConfig
 from captum_clip.errors import CaptumClipError
-from captum_clip.evaluation import StudyConfig
 from captum_clip.models import ClipAdapter
 from tests.fuzz.ends import End, OutOfTime, time_limit
 

@@ -24,8 +24,8 @@ from captum_clip.cli import show_commands
 from captum_clip.errors import InputError
 from captum_clip.visualization import grid
 from tests import folders
+from tests.bench.cases import make_masks
 from tests.cli.parsing import leaves
-from tests.evaluation.cases import make_masks
 from tests.experiments import experiment
 from tests.fuzz.ends import End, How, OutOfTime, time_limit
 
@@ -60,7 +60,7 @@ METHODS = [
     "cam:variant=LayerCAM,x=1",
 ]
 OUTPUTS = ["a.gif", "none/a.png", "photos", "photo.jpg", *ODD_PATHS, *URLS]
-DATA = ["voc:none", "x:", ":", "demo:1", "masks:", *ODD_PATHS]
+DATA = ["coco:none", "x:", ":", "demo:1", "masks:", *ODD_PATHS]
 PLACES = [*FILES, *FOLDERS, *ODD_PATHS, *URLS]
 LISTED: dict[str, tuple[list[str], list[str]]] = {
     **dict.fromkeys(
@@ -79,7 +79,7 @@ LISTED: dict[str, tuple[list[str], list[str]]] = {
     **dict.fromkeys(("emotion", "names"), (["awe"], ["joy", "", "\ud800"])),
     "host": (["127.0.0.1"], ["", "\ud800", "no.such.host.invalid"]),
     "port": (["0"], NUMBERS),
-    "data": (["masks:farm", "classes:art/images", "demo"], DATA),
+    "data": (["masks:farm", "demo-objects", "demo"], DATA),
     "tasks": (["localization", "signs"], ["x", ""]),
     "cmap": (["viridis", "mask"], ["x", ""]),
 }
@@ -193,10 +193,10 @@ def _surroundings(folder: Path) -> Iterator[None]:
         for change in (
             mock.patch.object(grid, "_FINE", 32),
             mock.patch.object(show_commands, "_SCENES", ((0, ("horse",)),)),
-            mock.patch.object(show_commands, "_COLUMNS", columns),
-            mock.patch("captum_clip.app.page.serving"),
-            mock.patch.object(show_commands, "Event"),  # which nobody waits for
-            mock.patch("captum_clip.evaluation.run.run_on_ray", _no_ray),
+            mock.patch.object(show_commands, "_SHOWN_METHODS", columns),
+            mock.patch("captum_clip.apps.page.serving"),
+            mock.patch("captum_clip.apps.commands.Event"),  # which nobody waits for
+            mock.patch("captum_clip.bench.run.map_on_ray", _no_ray),
             mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}),
             _inside(folder),
         ):

@@ -30,21 +30,20 @@ from captum_clip import (
     TextSimilarity,
     attr,
     classify,
-    emotions,
-    evaluation,
     explain,
-    figures,
-    heads,
     load_clip,
     maps,
     metrics,
     targets,
     visualization,
 )
+from captum_clip import bench as evaluation
+from captum_clip.apps import heads
+from captum_clip.apps.search import ImageIndex
+from captum_clip.bench import emotions, figures
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.explaining.regions import save_regions
 from captum_clip.models import variants
-from captum_clip.search import ImageIndex
 from tests.fuzz.calls import end_of
 from tests.fuzz.ends import End
 
@@ -139,7 +138,7 @@ class _Things:
         self.changes = metrics.masked_changes(_mean, self.images, grid=(2, 2), samples=4)
         self.vectors = heads.head_vectors(self.clip, [PHOTO, 255 - PHOTO])
         self.spans = heads.describe_heads(self.vectors, self.target, count=1)
-        self.probe = emotions.EmotionProbe.load("demo/vit")
+        self.probe = targets.EmotionProbe.load("demo/vit")
         self.figure = self.explanation.plot()
         self.folder = folder
         photos = folder / "photos"
@@ -464,45 +463,30 @@ def calls(folder: Path) -> dict[str, Call]:
             visualization.save_figure,
             {"figure": w.figure, "path": folder / "a.png", "dpi": 20},
         ),
-        "figures.layers": (
-            figures.layers,
-            {
-                "image": PHOTO,
-                "texts": "a horse",
-                "references": (),
-                "model": clip,
-                "rows": "cls",
-                "scale": "each",
-                "cmap": None,
-                "device": None,
-            },
-        ),
-        "figures.compare": (
-            figures.compare,
+        "figures.compare_methods": (
+            figures.compare_methods,
             {
                 "images": PHOTO,
                 "texts": "a horse",
                 "references": (),
                 "models": clip,
                 "methods": "direct",
-                "scale": "each",
                 "cmap": "inferno",
                 "device": None,
             },
         ),
-        "figures.words": (
-            figures.words,
+        "figures.draw_words": (
+            figures.draw_words,
             {
                 "images": PHOTO,
                 "text": "a horse",
                 "picked": ["horse"],
                 "models": clip,
                 "methods": "direct",
-                "scale": "norm",
             },
         ),
-        "figures.emotions": (
-            figures.emotions,
+        "figures.draw_emotions": (
+            figures.draw_emotions,
             {
                 "images": PHOTO,
                 "probes": w.probe,
@@ -512,18 +496,18 @@ def calls(folder: Path) -> dict[str, Call]:
                 "center": False,
             },
         ),
-        "figures.heads": (
-            figures.heads,
+        "score_figure": (
+            heads.score_figure,
             {
+                "clip": clip,
                 "image": PHOTO,
-                "text": "a horse",
-                "model": clip,
+                "target": "a horse",
                 "words": None,
                 "count": 2,
                 "sign": "positive",
             },
         ),
-        "figures.average": (figures.average, {"studies": folder / "none", "names": None}),
+        "figures.draw_average": (figures.draw_average, {"studies": folder / "none", "names": None}),
         "head_vectors": (
             heads.head_vectors,
             {"clip": clip, "images": [PHOTO], "batch_size": 2},
@@ -570,7 +554,7 @@ def calls(folder: Path) -> dict[str, Call]:
             },
         ),
         "EmotionProbe": (
-            emotions.EmotionProbe,
+            targets.EmotionProbe,
             {"weights": w.probe.weights, "bias": w.probe.bias, "model": ""},
         ),
         "EmotionProbe.predict": (
@@ -578,7 +562,7 @@ def calls(folder: Path) -> dict[str, Call]:
             {"features": np.ones((2, w.probe.weights.shape[1]))},
         ),
         "EmotionProbe.save": (w.probe.save, {"path": folder / "a.safetensors"}),
-        "EmotionProbe.load": (emotions.EmotionProbe.load, {"path": "demo/vit"}),
+        "EmotionProbe.load": (targets.EmotionProbe.load, {"path": "demo/vit"}),
         "image_features": (
             evaluation.image_features,
             {"clip": clip, "paths": [folder / "photos/a.png"], "batch_size": 1, "workers": 0},

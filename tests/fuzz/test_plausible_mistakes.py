@@ -29,12 +29,12 @@ from captum_clip import (
     metrics,
     targets,
 )
+from captum_clip.apps.search import ImageIndex
+from captum_clip.bench.run import StudyConfig
 from captum_clip.checks import as_list
 from captum_clip.errors import CaptumClipError, CaptureError, InputError, TargetError
-from captum_clip.evaluation import StudyConfig
 from captum_clip.files import make_folder
 from captum_clip.models import ClipAdapter
-from captum_clip.search import ImageIndex
 from captum_clip.visualization import save_figure
 
 ODD_TENSORS: tuple[Callable[[], Tensor], ...] = (

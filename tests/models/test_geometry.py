@@ -17,8 +17,7 @@ from torchvision.transforms import v2
 
 from captum_clip import load_clip
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.models.geometry import geometry_of, resize_masks
-from captum_clip.models.images import process
+from captum_clip.models.images import geometry_of, process, resize_masks
 
 SIDE = 32
 EXACT = {"height": 33, "width": 30}

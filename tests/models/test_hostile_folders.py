@@ -18,7 +18,7 @@ from PIL import Image
 from captum_clip import cli, load_clip
 from captum_clip.cli import show_commands
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.models import loading, names, trust
+from captum_clip.models import library, loading, names
 from tests import builders
 from tests.cli.parsing import leaves
 from tests.models.checkpoints import save_open_clip, save_transformers
@@ -320,10 +320,10 @@ def test_every_architecture_of_open_clip_is_one_that_a_folder_may_name(
     assert len(configs) > 100
     Path("all").mkdir()
     wrap(Path("all"), CLIP, configs)
-    trust.check_files("all", "all")
+    library.check_files("all", "all")
     change(Path("all"), CLIP, last__text_cfg__hf_model_name="./base")
     with pytest.raises(InputError, match=r"says '\./base' for 'last\.text_cfg\.hf_model_name'"):
-        trust.check_files("all", "all")
+        library.check_files("all", "all")
 
 
 def deep(folder: Path) -> None:
@@ -345,6 +345,7 @@ WRONG: dict[str, dict[str, Change]] = {
         "architectures: [3]": says(CONFIG, architectures=[3]),
         "projection_dim: x": says(CONFIG, projection_dim="x"),
         "text_config: 3": says(CONFIG, text_config=3),
+        "layer_norm_eps: null": says(CONFIG, vision_config__layer_norm_eps=None),
         "hidden_size: 0": says(CONFIG, vision_config__hidden_size=0),
         "vocab_size: huge": says(CONFIG, text_config__vocab_size=10**9),
         "layers: huge": says(CONFIG, text_config__num_hidden_layers=10**6),

@@ -74,7 +74,7 @@ def test_remarks_of_open_clip_stay_silent_while_a_model_loads():
     remark = logging.LogRecord("root", logging.ERROR, "/lib/open_clip/factory.py", 1, "", (), None)
     root.addHandler(handler)
     try:
-        with loading._quiet(online=False):
+        with loading._quiet_libraries(online=False):
             root.handle(remark)
         assert not records
         root.handle(remark)

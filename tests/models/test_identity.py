@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from captum_clip import load_clip
 from captum_clip.models import differing_parts
-from captum_clip.models.identity import BOUND, agree, fixed_images, summary
+from captum_clip.models.adapter import BOUND, fixed_images, part_agrees, summary
 from tests import builders
 from tests.attr import cases
 from tests.models.checkpoints import save_transformers
@@ -394,15 +394,15 @@ def test_numbers_are_as_far_apart_as_half_the_embeddings(width: int) -> None:
 
 
 def test_numbers_agree_within_the_bound_and_digests_to_the_letter() -> None:
-    assert agree("0.1 0.2", "0.1009 0.1991")
-    assert not agree("0.1 0.2", "0.1011 0.1989")
-    assert agree("0.1 0.2", "0.1013 0.2")  # in the mean
-    assert not agree("0.1 0.2", "0.1")
-    assert not agree("0.1", "")
-    assert agree("nan", "nan")
-    assert not agree("nan", "0")
-    assert not agree("ab12", "ab13")
-    assert agree("ab12", "ab12")
+    assert part_agrees("0.1 0.2", "0.1009 0.1991")
+    assert not part_agrees("0.1 0.2", "0.1011 0.1989")
+    assert part_agrees("0.1 0.2", "0.1013 0.2")  # in the mean
+    assert not part_agrees("0.1 0.2", "0.1")
+    assert not part_agrees("0.1", "")
+    assert part_agrees("nan", "nan")
+    assert not part_agrees("nan", "0")
+    assert not part_agrees("ab12", "ab13")
+    assert part_agrees("ab12", "ab12")
 
 
 def test_fixed_inputs_are_always_the_same() -> None:

@@ -16,8 +16,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from captum_clip.checks import limit_pixels
 from captum_clip.errors import InputError
+from captum_clip.files import as_pil, check_size
 from captum_clip.models.images import check_images, is_preprocessed
-from captum_clip.pictures import as_pil, check_size
 
 RED, GRAY = (200, 30, 40), (90, 90, 90)
 
@@ -290,7 +290,7 @@ LARGE = {
 @pytest.mark.parametrize("mode", LARGE)
 def test_large_files_come_as_means_of_their_pixels(tmp_path, monkeypatch, mode):
     """In every mode, also where a strip does not end with the image."""
-    monkeypatch.setattr("captum_clip.pictures._STRIP", 32)
+    monkeypatch.setattr("captum_clip.files._STRIP", 32)
     random = np.random.default_rng(0)
     colors = Image.fromarray(random.integers(0, 256, (90, 75, 4), np.uint8), "RGBA")
     image = Image.fromarray(random.integers(0, 65536, (90, 75), np.uint16))

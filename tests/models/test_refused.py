@@ -43,7 +43,7 @@ REFUSED = {
     "XCLIPModel": "a text's embedding changes with the video; use a CLIP on single frames",
     "ClapModel": "texts with sounds, not images",
     "ViltForQuestionAnswering": "neither has an embedding to compare; use a CLIP or SigLIP",
-    "ColPaliForRetrieval": "scored by its best patch; use captum_clip.late_interaction",
+    "ColPaliForRetrieval": "scored by its best patch; use captum_clip.apps.late_interaction",
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_clip.search import ImageIndex
+from captum_clip.apps.search import ImageIndex
 from tests import builders
 
 COUNT = 9

@@ -15,7 +15,7 @@ from pathlib import Path
 import lancedb  # noqa: F401  # once, as it takes seconds; it starts its threads anew after a fork
 import torch
 
-from captum_clip.search import ImageIndex
+from captum_clip.apps.search import ImageIndex
 from tests import builders
 from tests.search.conftest import draw
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from captum_clip.apps.search import ImageIndex
 from captum_clip.errors import InputError
 from captum_clip.models import ClipAdapter
-from captum_clip.search import ImageIndex
 from tests.search.conftest import COUNT, draw
 from tests.search.test_index import cosines
 

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from captum_clip import ClipSimilarity, DirectContribution, load_clip, maps, targets
+from captum_clip.apps.search import ImageIndex
+from captum_clip.apps.search_table import RowMaker
 from captum_clip.attr.registry import MethodChoice
 from captum_clip.demo import MODELS
-from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
-from captum_clip.search import ImageIndex
-from captum_clip.search.vectors import Vectors
+from captum_clip.targets import EmotionProbe
 from tests import builders
 from tests.search.conftest import COUNT, draw
 
@@ -40,13 +40,13 @@ TOWERS: dict[str, Any] = {
 def read(monkeypatch):
     """The files that were read, as long as they are counted."""
     names = list[str]()
-    whole = Vectors.table
+    whole = RowMaker.table
 
     def table(self, files, readers=0):
         names.extend(file.file for file in files)
         return whole(self, files, readers)
 
-    monkeypatch.setattr(Vectors, "table", table)
+    monkeypatch.setattr(RowMaker, "table", table)
     return names
 
 

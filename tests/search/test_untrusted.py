@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from captum_clip import targets
+from captum_clip.apps.search import ImageIndex
+from captum_clip.apps.search_table import IndexTable, checksum
 from captum_clip.errors import InputError
-from captum_clip.search import ImageIndex
-from captum_clip.search.table import Table, checksum
 from tests import builders
 from tests.search.conftest import COUNT, draw
 
@@ -107,7 +107,7 @@ def test_a_bit_of_any_setting_is_noticed(clip, index, tmp_path):
         settings = {key.decode(): changed.decode()}
         index.table.update_field_metadata({"path": "file", "metadata": settings})
         with pytest.raises(InputError, match="expected a table of the kind 'captum_clip index 3'"):
-            Table(path).open()
+            IndexTable(path).open()
     index.table.update_field_metadata({"path": "file", "metadata": {key.decode(): kept.decode()}})
     assert len(ImageIndex.open(path, clip)) == COUNT
 

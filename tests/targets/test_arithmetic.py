@@ -11,7 +11,7 @@ import torch
 
 from captum_clip import Target, targets
 from captum_clip.errors import TargetError
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests.attr import cases
 from tests.samples import normal
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from captum_clip import explain, targets
-from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
+from captum_clip.demo.catalog import CLASSES, EMOTIONS
 from captum_clip.errors import TargetError
+from captum_clip.targets import EmotionProbe
 from tests.attr import cases
 
 SIZE = 24  # of the small models' embeddings

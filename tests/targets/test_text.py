@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from captum_clip import targets
 from captum_clip.errors import InputError, TargetError
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from tests.attr import cases
 
 LIBRARIES = ["hf_vit", "open_clip_vit", "open_clip_resnet"]

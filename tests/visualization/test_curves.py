@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from captum_clip.bench.report import curve_bands, perturbation_curves
+from captum_clip.bench.table import Summary
 from captum_clip.errors import InputError
-from captum_clip.evaluation.report import curve_bands, perturbation_curves
-from captum_clip.evaluation.summary import Summary
 from captum_clip.metrics import bootstrap_mean
-from captum_clip.visualization.curves import Curve, curves
+from captum_clip.visualization.charts import Curve, curves
 from tests.figure_parts import lines_of
 
 FRACTIONS = np.linspace(0, 1, 3)

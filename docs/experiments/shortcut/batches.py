@@ -8,8 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from captum_clip.demo.captions import compose
-from captum_clip.demo.catalog import CONCEPTS
+from captum_clip.demo.catalog import CONCEPTS, compose
 from captum_clip.demo.scenes import MAX_OBJECTS, STANDARD, Scene, World, pick_things
 from training.banks import Banks, Batch, draw_image, make_batch, pick_background
 from training.captions import Caption, describe, parse_caption, scene_concepts

@@ -10,9 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from captum_clip.demo.captions import article
-from captum_clip.demo.catalog import NOUNS
-from captum_clip.evaluation import DataSet, Region, Sample
+from captum_clip.bench.data.base import DataSet, NamedRegion, Sample
+from captum_clip.demo.catalog import NOUNS, article
 
 from .tags import TaggedScene, draw_tagged_scene
 
@@ -44,9 +43,9 @@ class Shortcut(DataSet):
         """All that decides the scenes; a run that goes on with others is refused."""
         return {"data": self.name, "number": self.number, "seed": self.seed}
 
-    def region(self, scene: TaggedScene) -> Region:
+    def region(self, scene: TaggedScene) -> NamedRegion:
         """The text that is explained, with the part that its map is looked for on."""
-        return Region(article(scene.noun), scene.tag_mask)
+        return NamedRegion(article(scene.noun), scene.tag_mask)
 
 
 class ShortcutObject(Shortcut):
@@ -54,9 +53,9 @@ class ShortcutObject(Shortcut):
 
     name = "shortcut-object"
 
-    def region(self, scene: TaggedScene) -> Region:
+    def region(self, scene: TaggedScene) -> NamedRegion:
         """The tagged noun and its object."""
-        return Region(article(scene.noun), scene.object_mask)
+        return NamedRegion(article(scene.noun), scene.object_mask)
 
 
 class ShortcutOther(Shortcut):
@@ -64,9 +63,9 @@ class ShortcutOther(Shortcut):
 
     name = "shortcut-other"
 
-    def region(self, scene: TaggedScene) -> Region:
+    def region(self, scene: TaggedScene) -> NamedRegion:
         """The noun of the other object and the tag."""
-        return Region(article(scene.others[0].noun), scene.tag_mask)
+        return NamedRegion(article(scene.others[0].noun), scene.tag_mask)
 
 
 SETS = (Shortcut, ShortcutObject, ShortcutOther)

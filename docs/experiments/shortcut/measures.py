@@ -10,12 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip import targets
-from captum_clip.demo.captions import article
-from captum_clip.demo.catalog import NOUNS
+from captum_clip.demo.catalog import NOUNS, article
 from captum_clip.demo.scenes import MAX_OBJECTS
 from captum_clip.metrics import Interval, bootstrap_mean, shapley_effects
 from captum_clip.models import ClipAdapter
-from captum_clip.similarity import ClipSimilarity
+from captum_clip.targets.similarity import ClipSimilarity
 from training.architectures import ARCHITECTURES
 from training.evaluate import concept_scores, draw_scenes, figures, markdown
 

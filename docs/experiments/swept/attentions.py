@@ -453,6 +453,7 @@ SMOOTH = SMOOTH + 0.25 * (
     torch.eye(TOKENS).double().roll(1, 0) + torch.eye(TOKENS).double().roll(-1, 0)
 )
 LINFORMER = noise(TOKENS, TOKENS, seed=32) / 4
+OWN = "its own value as well"
 ROUND: dict[str, tuple[Kernel, Any]] = {
     # the matrix that multiplies each token's own value, and the methods that must be refused
     "a value of the neighbor": (
@@ -484,7 +485,7 @@ ROUND: dict[str, tuple[Kernel, Any]] = {
         mean_of_values,
         form(lambda q, k, s: softmax(plain(q, k, s)) - 1 / TOKENS),
     ),
-    "its own value as well": (
+    OWN: (
         own_output,
         form(lambda q, k, s: softmax(plain(q, k, s)) + 0.5 * torch.eye(TOKENS)),
     ),
@@ -506,8 +507,11 @@ def round_about() -> Entries:
         for layers in ((0, 1, 2), (2,), (1,)):
             forms = [own if index in layers else usual for index in range(3)]
 
-            truth = of_written(*forms)
-            found[f"{name}, layers {layers}"] = Entry(Change(kernel(run, layers), truth=truth))
+            # a token's own value beside the kernel is a residual, and in no attention
+            beside = ("last-grad", "all-grad", "rollout") if name == OWN else ()
+            found[f"{name}, layers {layers}"] = Entry(
+                Change(kernel(run, layers), truth=of_written(*forms), unknown=beside)
+            )
     for name, run in COMPUTED.items():
         for layers in ((0, 1, 2), (2,)):
             found[f"{name}, {len(layers)} layers"] = Entry(

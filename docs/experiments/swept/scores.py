@@ -246,7 +246,7 @@ def hidden(read: Callable[[Any, Any], Tensor]) -> Any:
 def reading(row: Any, among: tuple[str, ...], *, token: bool) -> Any:
     """Maps by the attentions' gradients, where CLS is among what is read or not.
 
-    Grad-ECLIP is left open, and rollout where CLS is read: no score changes it.
+    Grad-ECLIP is left open, and rollout where the last layer is read: no score changes it.
     """
     gradients = of_gradients(row, among)
 
@@ -254,7 +254,7 @@ def reading(row: Any, among: tuple[str, ...], *, token: bool) -> Any:
         found = gradients(change, forward)
 
         def wanted(method: str) -> Any:
-            open_ones = ("grad-eclip", "rollout") if token else ("grad-eclip",)
+            open_ones = ("grad-eclip", "rollout") if token or among[1:] else ("grad-eclip",)
             return None if method in open_ones else found(method)
 
         return wanted
@@ -279,8 +279,9 @@ def outputs() -> Entries:
             lambda v, o: v.post_layernorm(o.last_hidden_state[:, 1:]).mean(1),
             mean,
         ),
-        "one patch": (lambda v, o: o.last_hidden_state[:, 7], nothing),
-        "the largest patch": (lambda v, o: o.last_hidden_state[:, 1:].amax(1), nothing),
+        # any patches are read at the mean of all patches' rows, as is documented
+        "one patch": (lambda v, o: o.last_hidden_state[:, 7], mean),
+        "the largest patch": (lambda v, o: o.last_hidden_state[:, 1:].amax(1), mean),
         "all tokens' mean": (lambda v, o: o.last_hidden_state.mean(1), last),
         "CLS and the patches' mean": (
             lambda v, o: o.last_hidden_state[:, 0] + o.last_hidden_state[:, 1:].mean(1),

@@ -13,7 +13,7 @@ from docs.experiments.swept.entries import TOWERS, Entries, Entry, flows, withou
 from tests import oracles
 from tests.attr import moves, running
 from tests.attr.changes import Place, unchanged
-from tests.attr.judged import NO_MAP, Change, Make, no_truth
+from tests.attr.judged import NO_MAP, Change, Make, known
 from tests.attr.moves import COUNT, SIDE, Move, after, before, blocks, inside, noise, of_patches
 
 
@@ -160,7 +160,9 @@ def mixed() -> Entries:
             tower = TOWERS[(index + offset // 2) % len(TOWERS)]
             make: Make = lambda p, w=where, c=change: WHERE[w](p, of_patches(c, moves.prefix_of(p)))  # noqa: E731
             refused = flows(tower) if where != "before the blocks" else ()
-            found[f"{tower}: {name}, {where}"] = Entry(Change(make, tower=tower, refused=refused))
+            found[f"{tower}: {name}, {where}"] = Entry(
+                Change(make, tower=tower, refused=refused, tolerance=1e-5)
+            )
     return found
 
 
@@ -290,8 +292,8 @@ def of_span(span: slice, alone: bool) -> Any:
         def wanted(method: str) -> Any:
             if alone and method in ("rollout", "all-grad"):
                 return NO_MAP
-            known = ("direct", "grad-eclip", "attention-grad-cam")
-            if method not in (known if alone else (*known, "last-grad", "all-grad", "rollout")):
+            some = ("direct", "grad-eclip", "attention-grad-cam")
+            if method not in (some if alone else (*some, "last-grad", "all-grad", "rollout")):
                 return None
             score = lambda e, _: oracles.cosines(e, running.rows())  # noqa: E731
             plain = running.Plain(running.shared("hf_vit"), change.pixels, span=span, score=score)
@@ -299,6 +301,16 @@ def of_span(span: slice, alone: bool) -> Any:
             return [each.detach() for each in found] if isinstance(found, list) else found
 
         return wanted
+
+    return truth
+
+
+def relevance(change: Change, forward: Any) -> Any:
+    """A gradient at the projected patches passes further tokens; other maps read a wrong row."""
+
+    def truth(method: str) -> Any:
+        conservative = method == "conservative"
+        return known(change.tower, method, change.batch) if conservative else NO_MAP
 
     return truth
 
@@ -333,7 +345,7 @@ def added() -> Entries:
                 # tokens that some layers alone have leave no flow from one layer to the next
                 alone = (index, until) != (0, 2)
                 span = {"first": 0, "second": 1 + count, "last": 1}[at]
-                truth = of_span(slice(span, span + COUNT), alone) if at != "first" else no_truth
+                truth = of_span(slice(span, span + COUNT), alone) if at != "first" else relevance
                 found[f"{count} {at}, layers {index} to {until}"] = Entry(
                     Change(put(index, until, at, count), truth=truth)
                 )

@@ -434,7 +434,7 @@ def linear_maps() -> Entries:
 def mlps_and_norms() -> Entries:
     """Of a middle layer and the last one."""
     found: Entries = {}
-    batches = ("experts of a capacity", "the batch's statistics")
+    batches = ("the batch's statistics",)
     everything = (
         "direct",
         "last-grad",

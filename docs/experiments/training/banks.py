@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from captum_clip.demo.backgrounds import draw_background
 from captum_clip.demo.catalog import CONCEPTS, THINGS
-from captum_clip.demo.layout import paste_all, place
-from captum_clip.demo.scenes import STANDARD, World, draw_object, pick_things
+from captum_clip.demo.scenes import STANDARD, World, draw_object, paste_all, pick_things, place
 
 from .captions import Caption, concept_prompts, describe, scene_concepts
 

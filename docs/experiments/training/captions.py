@@ -8,8 +8,15 @@ from typing import Final
 
 import numpy as np
 
-from captum_clip.demo.captions import article, draw_caption
-from captum_clip.demo.catalog import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, THINGS
+from captum_clip.demo.catalog import (
+    ADJECTIVES,
+    BACKGROUNDS,
+    CONCEPTS,
+    NOUNS,
+    THINGS,
+    article,
+    draw_caption,
+)
 from captum_clip.demo.scenes import MAX_OBJECTS, Scene
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, FUNCTION_WORDS, split_words
 

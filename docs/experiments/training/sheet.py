@@ -8,7 +8,7 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 from captum_clip.demo.catalog import THINGS
-from captum_clip.demo.sprites import CELL, COLUMNS
+from captum_clip.demo.scenes import CELL, SHEET_COLUMNS
 
 _STRIKE: Final = 109  # the one bitmap size of the font
 
@@ -27,8 +27,8 @@ def draw_sheet(font: Path) -> Image.Image:
     """
     face = ImageFont.truetype(str(font), _STRIKE)
     characters = [character for thing in THINGS for character in thing.characters + thing.held_out]
-    rows = -(-len(characters) // COLUMNS)
-    sheet = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
+    rows = -(-len(characters) // SHEET_COLUMNS)
+    sheet = Image.new("RGBA", (SHEET_COLUMNS * CELL, rows * CELL))
     for position, character in enumerate(characters):
         canvas = Image.new("RGBA", (2 * _STRIKE, 2 * _STRIKE))
         ImageDraw.Draw(canvas).text((20, 20), character, font=face, embedded_color=True)
@@ -39,7 +39,7 @@ def draw_sheet(font: Path) -> Image.Image:
         scale = CELL / max(drawing.size)
         width, height = (max(1, round(side * scale)) for side in drawing.size)
         drawing = drawing.resize((width, height), Image.Resampling.LANCZOS)
-        row, column = divmod(position, COLUMNS)
+        row, column = divmod(position, SHEET_COLUMNS)
         corner = (column * CELL + (CELL - width) // 2, row * CELL + (CELL - height) // 2)
         sheet.paste(drawing, corner)
     return sheet

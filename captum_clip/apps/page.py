@@ -1,0 +1,483 @@
+"""The page: what is on it, which answer each click shows, and its server."""
+
+import ctypes
+import gc
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import gradio as gr
+from gradio import queueing
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..checks import excerpt
+from ..demo.scenes import draw_scene
+from ..demo.vocabulary import WORDS
+from ..errors import CaptumClipError, InputError, TargetError, printable, spelled
+from ..explaining.explanation import Explanation
+from ..explaining.request import Request
+from ..visualization import save_figure
+from ..visualization.colors import ALPHA
+from .answers import EVIDENCE, MAX_TEXTS, Answer, Models, answered_by, ask, offered_methods, panels
+from .heads import score_figure
+
+_TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD of glibc
+LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+MAX_IMAGES: Final = 12
+_SESSIONS: Final = 12  # whose answers are kept, each of some megabytes
+LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 divide them
+_LABELS: Final = {f.name: f.metadata["label"] for f in fields(Request) if "label" in f.metadata}
+_PICTURE: Final[dict[str, Any]] = {"interactive": False, "buttons": []}
+_UPLOAD: Final[dict[str, Any]] = {"sources": ["upload", "clipboard"], "buttons": []}
+_SESSION: Final[dict[str, Any]] = {"time_to_live": 3600}  # what a session keeps, for an hour
+_EVENT: Final[dict[str, Any]] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",  # a click while the files are made counts
+    "concurrency_id": "models",
+    "concurrency_limit": 2,  # of all events together; others wait in line
+}
+# until the next answer the maps are of another question
+_STALE: Final = "() => ({__type__: 'update', elem_classes: ['stale']})"
+_PAGE: Final = json.loads(Path(__file__).with_name("page.json").read_text("utf-8"))
+_WORDS, _PAIRS, _LAYERS, _ = _PAGE["tabs"]
+_DOWNLOADS: Final = _PAGE["downloads"]
+
+
+def build(models: Models) -> Any:
+    """The page, a `gradio.Blocks`, with the first model chosen."""
+    # uploads older than an hour are deleted every ten minutes
+    with gr.Blocks(title="captum-clip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(_PAGE["introduction"])
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                question, button, scene = _question(page, models)
+            with gr.Column(scale=7, min_width=320) as drawn:
+                with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
+                    with gr.Tab("Texts", id="texts"):
+                        answer, answers, table, opacity, maps, show = _cards_tab()
+                    details = [_detail_tab(tab, answer, models) for tab in _PAGE["tabs"]]
+                    others = _comparison_tab(answer, models)
+                    _search_tab(models, question[-1])
+                gr.Markdown(_PAGE["about"], elem_id="about")
+
+        def fill(reply: Answer, opacity: float, more: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+            names = [(name, index) for index, name in enumerate(reply.explanation.names)]
+            longest = max(names, key=lambda name: len(name[0].split()))[1]  # has words to compare
+            opened = zip(details, [longest, longest, 0, 0], strict=True)
+            choices = {
+                text: gr.Radio(names, value=value, visible=len(names) > 1)
+                for (text, *_), value in opened
+            }
+            yield choices | {tabs: gr.Tabs(selected="texts")}
+            yield dict.fromkeys((*chain(*(tab[1:] for tab in details)), *others))
+            steps = show(reply, opacity)
+            yield next(steps) | more
+            yield from steps
+
+        def explain(opacity: float, model: str, size: Any, files: Any, *how: Any) -> Iterator[Any]:
+            paths, replies, rows = _readable(models, files), [], []
+            for path in paths or [None]:
+                photo = path and models.read(path)
+                replies.append(ask(models.get(model, size), photo, *how))
+                if len(replies) == 1:
+                    yield from fill(replies[0], opacity, {drawn: gr.Column(elem_classes="")})
+                rows += replies[-1].row(opacity)
+                columns, several = len(rows) // len(replies), len(paths) > 1
+                yield {answers: replies, table: gr.Gallery(rows, columns=columns, visible=several)}
+
+        def choose(replies: list[Answer], opacity: float, event: gr.SelectData) -> Iterator[Any]:
+            yield from fill(replies[event.index // (len(replies[0].chosen) + 1)], opacity, {})
+
+        outputs = [*maps, *chain(*details), *others, tabs]
+        table.select(choose, [answers, opacity], outputs, **_EVENT)
+        outputs += [drawn, answers, table]
+        event = _sentences(explain), [opacity, *question], outputs
+        button.click(*event, scroll_to_output=True, **_EVENT)
+        scene.success(*event, **_EVENT)
+        gr.on([field.change for field in question], None, None, drawn, js=_STALE, **_EVENT)
+        page.load(None, None, None, js=_PAGE["keys"])
+    return page.queue(api_open=False, max_size=64)
+
+
+def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
+    """Model, its size, image, texts, method, sign; the button that asks; the event of a scene."""
+    # files of any kind, so that what is wrong with one is said here
+    look: dict[str, Any] = _UPLOAD | {"file_types": ["file"], "format": "png", "height": 150}
+    images = gr.Gallery(**look, show_label=False, allow_preview=False, elem_id="images")
+    more = gr.UploadButton("Add images", size="sm", file_count="multiple")
+    with gr.Row(elem_classes="tight"):
+        number = gr.Number(5, label="Example scene no.", precision=0)
+        draw = gr.Button("Draw it", size="md", min_width=90)
+    label = "Texts, one per line (Ctrl+Enter shows the maps)"
+    texts = gr.Textbox(label=label, lines=3, max_lines=6, placeholder="a horse", elem_id="texts")
+    with gr.Row():
+        names = list(models.names)  # the first one is chosen
+        model = gr.Dropdown(names, label=_LABELS["model"], scale=4, min_width=110, elem_id="model")
+        methods = offered_methods(models.get(names[0]))
+        method = gr.Dropdown(
+            methods, label=_LABELS["method"], scale=5, min_width=140, elem_id="method"
+        )
+    signs = [*((label, sign) for sign, label in EVIDENCE.items()), ("both", "both")]
+    sign = gr.Radio(signs, value="positive", label=_LABELS["sign"], elem_id="sign")
+    button = gr.Button("Show the maps", variant="primary", elem_id="show")
+    with gr.Accordion("Words that the embedded models know", open=False):
+        gr.Markdown(" ".join(WORDS))
+    with gr.Accordion("Larger images, for finer maps", open=False):
+        sides = [("the model's own size", None), *((f"{side} pixels", side) for side in LARGER)]
+        size = gr.Radio(sides, value=None, label=_LABELS["image_size"], elem_id="size")
+
+    def offer(name: str) -> Iterator[Any]:
+        offered = offered_methods(models.get(name))
+        yield gr.Dropdown(offered, value=offered[0][1])
+
+    def draw_example(number: int) -> Iterator[tuple[Any, str]]:
+        drawn = draw_scene(number, count=2)
+        yield [drawn.image], "\n".join(drawn.captions)
+
+    def take(shown: Any, added: Sequence[str] | None = None) -> Any:
+        good = _readable(models, shown, added)
+        return gr.skip() if good == [path for path, _ in shown or ()] else good
+
+    model.input(_sentences(offer), model, method, **_EVENT)
+    images.upload(take, images, images, **_EVENT)
+    more.upload(take, [images, more], images, **_EVENT)
+    triggers = [page.load, draw.click, number.submit]
+    scene = gr.on(triggers, _sentences(draw_example), number, [images, texts], **_EVENT)
+    return [model, size, images, texts, method, sign], button, scene
+
+
+def _uploaded(path: Any) -> str:
+    """The path of an upload; a `gr.Error` for any other file of the machine."""
+    # Gradio trusts a path of which a client does not claim that it is an upload
+    folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    if folder not in Path(str(path)).resolve().parents:
+        raise gr.Error("This file was not uploaded to this page.", print_exception=False)
+    return str(path)
+
+
+def _readable(models: Models, files: Any, added: Sequence[str] | None = None) -> list[Any]:
+    """The images of a gallery and among more files; what is wrong with others is said."""
+    paths, images = [*(path for path, _ in files or ()), *(added or ())], []
+    if len(paths) > MAX_IMAGES:
+        gr.Warning(f"The page takes the first {MAX_IMAGES} of these {len(paths)} images.")
+    for path in map(_uploaded, paths[:MAX_IMAGES]):
+        try:
+            models.read(path)
+            images.append(path)
+        except CaptumClipError as error:
+            _show_warning(error)
+    return images
+
+
+def _cards_tab() -> tuple[Any, ...]:
+    """The tab of texts: states of the shown answer and of all, a table of all; what shows one."""
+    answer, answers, cards = gr.State(**_SESSION), gr.State(**_SESSION), []
+    label = "Choose an image to see its words, here and in the other tabs"
+    table = gr.Gallery(
+        **_PICTURE, height="auto", label=label, allow_preview=False, visible=False, elem_id="table"
+    )
+    with gr.Row(elem_id="cards"):
+        with gr.Column(min_width=160):
+            name = gr.Markdown()
+            image = gr.Image(show_label=False, alt_text="the image", **_PICTURE)
+        for _ in range(MAX_TEXTS):
+            with gr.Column(visible=False, min_width=160) as card:
+                words = gr.Radio([], elem_classes="words")
+                drawn = gr.Image(show_label=False, **_PICTURE)
+            cards.append((card, words, drawn))
+    legend = gr.HTML(padding=False, elem_classes="legend")
+    hints = gr.Markdown("The maps appear here.", elem_id="hints")
+    with gr.Row(elem_classes="tight"):
+        opacity = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity", min_width=240)
+        files = [gr.DownloadButton(n, size="sm", min_width=140) for n in _DOWNLOADS.values()]
+
+    def show(reply: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
+        figure = reply.plot(opacity)
+        whole, maps = reply.images(figure)
+        shown = {answer: replace(reply, opacity=opacity), image: whole}
+        shown |= {name: f"**{reply.name}** as the model sees it"}
+        shown |= {legend: reply.legend(reply.sign, opacity), hints: reply.hints()}
+        shown |= {button: gr.DownloadButton(interactive=False) for button in files}
+        shown |= {card: gr.Column(visible=False) for card, *_ in cards}
+        rows = zip(cards, reply.explanation.names, reply.chosen, reply.notes(), maps, strict=False)
+        for (card, words, drawn), text, number, note, pixels in rows:
+            choices = [(word, index) for index, word in enumerate(["whole text", *text.split()])]
+            shown[card] = gr.Column(visible=True)
+            shown[words] = gr.Radio(choices, value=number, label=note)
+            shown[drawn] = gr.Image(pixels, alt_text=text)
+        yield shown
+        # The files take longer. In the folder of uploads Gradio deletes what is old.
+        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+        paths, explanation = [folder / name for name in _DOWNLOADS], reply.shown()
+        save_figure(figure, paths[0])
+        explanation.save(paths[1])
+        if "positive" in explanation.maps:
+            explanation.label_map()[0].save(paths[2])
+        written = [
+            (button, path) for button, path in zip(files, paths, strict=True) if path.exists()
+        ]
+        yield {button: gr.DownloadButton(value=path, interactive=True) for button, path in written}
+
+    def show_word(text: int, reply: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
+        yield from show(reply.show_word(text, word), opacity)
+
+    def redraw(reply: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
+        if opacity != reply.opacity:  # Gradio calls it released wherever the focus leaves it
+            yield from show(reply, opacity)
+
+    outputs = [answer, image, name, legend, hints, *files, *chain(*cards)]
+    opacity.release(_sentences(redraw), [answer, opacity], outputs, **_EVENT)
+    for text, (_, words, *_) in enumerate(cards):
+        inputs = [answer, opacity, words]
+        words.input(_sentences(partial(show_word, text)), inputs, outputs, **_EVENT)
+    return answer, answers, table, opacity, outputs, show
+
+
+def _detail_tab(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
+    """A tab that is filled when it is opened: what chooses the text, its words, and maps."""
+    with gr.Tab(tab) as opened:
+        text = gr.Radio([], label="Text", visible=False)
+        gr.Markdown(_PAGE["tabs"][tab])
+        has_words = tab in (_WORDS, _PAIRS)
+        words = gr.HighlightedText(show_label=False, visible=has_words, elem_classes="values")
+        maps = gr.Gallery(**_PICTURE, show_label=False, height="auto")
+
+    def fill(reply: Answer, index: int) -> Iterator[list[Any]]:
+        name, clip = reply.explanation.names[index], reply.clip
+        if has_words:
+            values, colors, drawn = (reply.text_map if tab == _WORDS else reply.pairs)(index)
+            yield [gr.HighlightedText(values, color_map=colors), drawn]
+        elif tab == _LAYERS:
+            yield [None, reply.layers(index)]
+        else:
+            for tags in models.head_words(clip.name):  # the maps need not wait for the words
+                look: Any = {"sign": reply.sign, "words": tags}
+                yield [None, list(panels(score_figure(clip, reply.pixels, name, **look)))]
+
+    def enlarge(event: gr.SelectData) -> Any:
+        return gr.Gallery(selected_index=2 + event.index)  # after the image and the whole text
+
+    gr.on([opened.select, text.input], _sentences(fill), [answer, text], [words, maps], **_EVENT)
+    if tab == _PAIRS:
+        words.select(enlarge, None, maps, **_EVENT)
+    return text, words, maps
+
+
+def _comparison_tab(answer: Any, models: Models) -> tuple[Any, ...]:
+    """The tab of another image: regions that match, and the map of a place that is chosen."""
+    with gr.Tab("Another image") as opened:
+        gr.Markdown(_PAGE["another image"])
+        upload = gr.Image(**_UPLOAD, show_label=False, height=120)
+        # Gradio's own would open the file, and fail without a reason
+        upload.preprocess = lambda file: file and _uploaded(file.path)
+        with gr.Row():
+            image = gr.Image(label="the image", **_PICTURE)
+            other = gr.Image(label="the other image", **_PICTURE)
+        pairs = gr.State(**_SESSION)
+
+    def compare(reply: Answer, path: str | None) -> Iterator[list[Any]]:
+        if path is not None:
+            compared = reply.compare(models.read(path))
+            yield [compared, *(pixels for pixels, _ in panels(compared.plot()))]
+
+    def choose(compared: Explanation | None, event: gr.SelectData) -> Any:
+        return gr.skip() if compared is None else answered_by(compared, *event.index)
+
+    shown = [pairs, image, other]
+    gr.on([opened.select, upload.change], _sentences(compare), [answer, upload], shown, **_EVENT)
+    other.select(choose, pairs, image, **_EVENT)
+    return tuple(shown)
+
+
+def _search_tab(models: Models, sign: Any) -> None:
+    """The tab of an index: the images that fit texts best, as these are typed."""
+    with gr.Tab("Search"):
+        if (index := models.index) is None:
+            gr.Markdown(_PAGE["no index"])
+            return
+        label = "What to look for (Shift+Enter starts another text)"
+        texts = gr.Textbox(label=label, max_lines=6, placeholder="a horse", elem_id="search")
+        note = gr.Markdown(f"{len(index.files):,} images, by {index.clip.name}.", elem_id="note")
+        best = gr.Gallery(**_PICTURE, show_label=False, height="auto", elem_id="found")
+        legend = gr.HTML(padding=False, elem_classes="legend")
+
+    def find(texts: str, sign: Any) -> list[Any]:
+        try:
+            message, cards = models.search(texts, sign)
+            return [message, gr.Gallery(cards, elem_classes=[]), Answer.legend(sign)]
+        except CaptumClipError as error:  # no message pops up for a word that is half typed
+            message = error.reason if isinstance(error, TargetError) else _PAGE["unreadable index"]
+            return [message, gr.Gallery(elem_classes=["stale"]), gr.skip()]
+
+    events = [texts.change, texts.submit, sign.change]  # during a search the last one waits
+    gr.on(events, find, [texts, sign], [note, best, legend], **_EVENT)
+
+
+def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """A handler that shows an error of the library as a message; what is shown stays."""
+
+    def answer(*inputs: Any) -> Iterator[Any]:
+        # the first input is None where no answer is shown yet
+        steps = iter(()) if inputs[0] is None else handler(*inputs)
+        try:
+            while True:
+                with spelled(label):  # around one step, since the next may run in another thread
+                    shown = next(steps)
+                yield shown
+        except StopIteration:
+            return
+        except CaptumClipError as error:
+            _show_warning(error)
+            yield gr.skip()
+        finally:
+            trim_memory()
+
+    return answer
+
+
+def _show_warning(error: CaptumClipError) -> None:
+    """Show an error as a message, without the folder in which an upload is kept."""
+    folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
+    # gr.Error would stand in place of the maps
+    gr.Warning(re.sub(rf"{folder}\S*/", "", error.reason))
+
+
+def log_error() -> None:
+    """Log in a line what Gradio refused before it called the page, else a traceback of the page."""
+    _, error, steps = sys.exc_info()
+    if any(Path(step.filename) == Path(__file__) for step in traceback.extract_tb(steps)):
+        traceback.print_exc()
+    else:
+        print(f"captum-clip app refused a call: {printable(excerpt(str(error)))}", file=sys.stderr)
+
+
+def label(name: str, value: Any = None) -> str:
+    """What the page calls an argument of `explain`, with its value, as “Show what”: both."""
+    if name not in _LABELS:
+        return name if value is None else f"{name}={value!r}"
+    return f"“{_LABELS[name]}”" + ("" if value is None else f": {EVIDENCE.get(value, value)}")
+
+
+def find_port(host: str, port: int) -> int:
+    """A port that can be listened on: `port`, or any free one for 0; else an InputError."""
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port {port}: expected a number from 0 (any free one) to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as listening:
+            return int(listening.getsockname()[1])
+    except (OSError, UnicodeError, TypeError) as error:  # TypeError: half a character
+        raise InputError(
+            f"cannot listen on port {port} of {host} ({getattr(error, 'strerror', error)}); give "
+            "another port with --port, or --port 0 for any free one."
+        ) from error
+
+
+def _refuse_other_origins(app: ASGIApp) -> ASGIApp:
+    """The app, without what a browser sends for pages of other origins, such as an upload."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        changes = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS")
+        refused = changes and _is_foreign(Headers(scope=scope))
+        answering = PlainTextResponse("This page accepts no requests from other pages.", 403)
+        await (answering if refused else app)(scope, receive, send)
+
+    return answer
+
+
+def _is_foreign(headers: Headers) -> bool:
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site not in ("same-origin", "none")
+    # Browsers leave it out over plain HTTP on a network. Proxies change the host, and no page can
+    # set the other header.
+    names = [headers.get(name, "").lower() for name in ("origin", "host", "x-forwarded-host")]
+    default = ":443" if names[0].startswith("https:") else ":80"  # which an origin leaves out
+    origin, *own = (re.sub(r"^\w+://", "", name).removesuffix(default) for name in names)
+    return names[0] != "" and (not origin or origin not in own)  # "file://" has no host
+
+
+def trim_memory() -> None:
+    """Give back what is free; fast within :func:`lean_memory`."""
+    gc.collect()  # figures refer to themselves, so they would stay for a while
+    _glibc("malloc_trim", 0)
+
+
+@contextmanager
+def lean_memory() -> Iterator[None]:
+    """Give back free memory within the block, and have collections pass over what is loaded."""
+    # glibc keeps up to 64 MB of each heap for later, and threads have heaps of their own
+    _glibc("mallopt", _TRIM_THRESHOLD, 2**20)
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        _glibc("mallopt", _TRIM_THRESHOLD, 2**26)
+
+
+def _glibc(name: str, *values: int) -> None:
+    """Call a function of the C library, if it has it: others than glibc do not."""
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), name, lambda *_: None)(*values)
+
+
+@contextmanager
+def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -> Iterator[str]:
+    """Serve the page at the address that is yielded, until Ctrl-C; uploads are gone then.
+
+    `port` is from :func:`find_port`. The page is reached by `names` besides those of this machine
+    to itself; requests that name another are refused. Without them a network may use any name.
+    """
+    hosts = ["*"] if host not in LOCAL and not names else [*LOCAL, host, *names]
+    trusted = Middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    own = Middleware(_refuse_other_origins)
+    bracketed = f"[{host}]" if ":" in host else host
+    with lean_memory(), tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when a page is built
+        page = build(models)
+        page.launch(
+            server_name=bracketed,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            state_session_capacity=_SESSIONS,
+            max_file_size="20mb",
+            theme=gr.themes.Base(**_PAGE["theme"]),  # no font is fetched
+            css_paths=Path(__file__).with_name("page.css"),
+            head=_PAGE["policy"],  # the browser itself refuses to ask any other server
+            app_kwargs={"openapi_url": None, "middleware": [trusted, own]},
+        )
+        # SIGTERM would leave the folder behind
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Gradio prints a traceback for every call with other data than the page sends
+        vars(queueing)["traceback"] = SimpleNamespace(print_exc=log_error)
+        try:
+            with suppress(KeyboardInterrupt):
+                yield f"http://{bracketed}:{port}"
+        finally:
+            vars(queueing)["traceback"] = traceback
+            signal.signal(signal.SIGTERM, before)
+            page.close(verbose=False)

@@ -1,0 +1,27 @@
+# The public names, for type checkers and for `__init__.py`, which imports each when it is used.
+from ..folders.storage import ImageFeatures as ImageFeatures
+from ..folders.storage import image_features as image_features
+from .batch import MethodOnBatch as MethodOnBatch
+from .data import DATA_SETS as DATA_SETS
+from .data import DataSet as DataSet
+from .data import FileData as FileData
+from .data import NamedRegion as NamedRegion
+from .data import Sample as Sample
+from .data import open_data as open_data
+from .emotions import fit_emotions as fit_emotions
+from .evaluator import Evaluation as Evaluation
+from .evaluator import evaluate as evaluate
+from .methods import Method as Method
+from .methods import methods_for as methods_for
+from .run import EvaluationConfig as EvaluationConfig
+from .run import StudyConfig as StudyConfig
+from .study import StudyResult as StudyResult
+from .study import corner_bias_study as corner_bias_study
+from .study import emotions_study as emotions_study
+from .study import run_study as run_study
+from .suite import compare_suites as compare_suites
+from .suite import run_suite as run_suite
+from .table import Metric as Metric
+from .table import Summary as Summary
+from .tasks import TASKS as TASKS
+from .tasks import Task as Task

@@ -1,0 +1,330 @@
+"""The commands of the bench: ``study``, ``evaluate``, ``emotions fit`` and ``figure``."""
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from typer import Argument, Typer
+
+from ..checks import check_destination, check_outputs, expand
+from ..cli import shared
+from ..cli.options import (
+    DEFAULT_MODEL,
+    OPTIONS,
+    Computing,
+    Drawing,
+    Loading,
+    Texts,
+    Workers,
+    app,
+    check_emotions,
+    check_texts,
+    command,
+    methods,
+    read_texts,
+)
+from ..errors import InputError, argument, refuse
+
+_LISTED: Final = {name: OPTIONS["listed"][name] for name in ("tasks", "data sets")}
+_SCRIPTS: Final = {"layers": "plot_10_layers.py", "heads": "plot_11_heads.py"}
+_KEYWORDS: Final = ("references", "methods", "probes", "center", "names", "cmap")
+"""Options that are keywords of functions of :mod:`captum_clip.bench.figures`."""
+
+
+_emotions = Typer(help="Fit an emotion probe on a model's features.")
+app.add_typer(_emotions, name="emotions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Computing):
+    """What is studied, and on which images."""
+
+    study: Literal["statistics", "corner-bias", "emotions"]
+    images: str
+    output: str
+    texts: Texts = None
+    texts_file: Path | None = None
+    models: Texts = None
+    methods: Texts = None
+    emotions: list[Path] | None = None
+    batch_size: int = 16
+    limit: int | None = None
+    seed: int = 0
+    value_entropy: bool = False
+
+
+@command(app, "study", 'statistics photos "a horse" -o horses', lists=methods)
+def study_command(args: Study) -> None:
+    """Average maps over a folder of images, and measure them.
+
+    Run it again after an interruption, and it resumes.
+    """
+    texts = [*check_texts(args.texts or ()), *read_texts(args.texts_file)]
+    from .. import bench
+
+    presets: dict[str, Any] = {
+        "statistics": bench.StudyConfig,
+        "corner-bias": bench.corner_bias_study,
+        "emotions": bench.emotions_study,
+    }
+    if args.study == "corner-bias" and args.emotions:
+        raise InputError("study corner-bias takes texts; leave --emotions out.")
+    if args.study == "emotions" and (texts or not args.emotions):
+        raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
+    settings = args.settings("study", "texts", "texts_file") | ({"texts": texts} if texts else {})
+    if not args.models and (fitted := shared.fitted_on(*args.emotions or ())):
+        settings["models"] = fitted
+    config = presets[args.study](**settings)
+    with shared.images_bar("study", quiet=args.quiet) as progress:
+        result = bench.run_study(config, progress=progress)
+    folder = args.output.rstrip("/")
+    print(f"statistics  {folder}/statistics.csv\nmean maps   {folder}/mean_maps.png")
+    if result.skipped:
+        print(
+            f"skipped     {len(result.skipped)} of {result.images} images; the reasons are in "
+            f"{folder}/manifest.json"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Computing):
+    """What is measured, on which images, and how often."""
+
+    output: str | None = None
+    model: str = DEFAULT_MODEL
+    data: Texts = None
+    methods: Texts = None
+    maps: Texts = None
+    tasks: Texts = None
+    reference: str | None = None
+    against: Literal["text", "image"] = "text"
+    images: int | None = None
+    slow_images: int = 16
+    seed: int = 0
+    draws: int = 32
+    chunk_size: int = 32
+    resamples: int = 2000
+    fills: Texts = None
+    suite: str | None = None
+    compare: tuple[str, str] | None = None
+    template: str | None = None
+
+
+@command(app, "evaluate", "--model demo/vit -o evaluation", lists=lambda: methods() | _LISTED)
+def evaluate_command(args: Evaluate) -> None:
+    """Measure which map is right: methods by metrics, with intervals."""
+    from .. import bench
+    from ..demo import MODELS
+
+    if args.compare:
+        print(*shared.table(bench.compare_suites(*args.compare)), sep="\n")
+        return
+    if args.output is None:
+        raise InputError("evaluate needs --output, a folder for these results alone.")
+    config = bench.EvaluationConfig(**args.settings("suite", "compare"))
+    if args.suite:
+        _run_suite(args.suite, config, quiet=args.quiet)
+        return
+    if not config.data and args.model not in MODELS:
+        raise InputError(
+            "without --data, evaluate uses scenes drawn for the embedded models, and "
+            f"{args.model} is not one of them ({', '.join(MODELS)}); give --data, such as "
+            "coco:FILE or samples:FILE, or --data demo to use the scenes anyway."
+        )
+    with shared.images_bar("evaluate", quiet=args.quiet) as progress:
+        result = bench.evaluate(config, progress=progress)
+    folder = args.output.rstrip("/")
+    print(f"report   {folder}/report.html")
+    print(f"tables   {folder}/results.md")
+    print(f"figures  {folder}/results.csv")
+    for name in result.curves:
+        print(f"curves   {folder}/{name}")
+    for name, entries in result.skipped.items():
+        if entries:
+            print(f"skipped  {len(entries)} of {name}; the reasons are in {folder}/manifest.json")
+    print("", *result.findings, sep="\n")
+
+
+def _run_suite(name: str, config: Any, *, quiet: bool) -> None:
+    from .suite import run_suite
+
+    with shared.images_bar(f"suite {name}", quiet=quiet) as progress:
+        content = run_suite(name, config, progress=progress)
+    stem = f"{config.output.rstrip('/')}/suite_{name}"
+    print(*content["verdict"], f"values   {stem}.json", sep="\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Loading):
+    """What a probe is fitted on, and how."""
+
+    folder: Path
+    model: str
+    output: Path
+    csv: Path | None = None
+    images: Path | None = None
+    test: Path | None = None
+    held_out: float = 0.2
+    strength: float = 1e-3
+    seed: int = 0
+    workers: Workers = 0
+
+
+@command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")
+def fit_command(args: Fit) -> None:
+    """Fit a linear probe from a model's image features to the votes of ArtEmis."""
+    from ..folders.storage import image_features
+    from .emotions import check_fit, find_artemis, fit_emotions, read_artemis
+
+    file = check_destination(args.output, (".safetensors",))
+    split: Any = {name: getattr(args, name) for name in ("seed", "held_out", "strength")}
+    check_fit(**split)
+    folder, test, csv, images = args.folder, args.test, args.csv, args.images
+    if csv is None or images is None:
+        default_csv, default_images = find_artemis(folder)
+        csv, images = csv or default_csv, images or default_images
+    weights = Path(args.model).glob("*") if os.path.isdir(args.model) else ()
+    check_outputs([file], [csv, *weights])
+    sets = {folder: read_artemis(csv, images)}
+    if test is not None:
+        sets[test] = read_artemis(*find_artemis(test))
+    for name, data in sets.items():
+        print(f"{name}: {data}")
+    clip = shared.load_model(args, args.model)
+    reading: dict[str, Any] = {"workers": args.workers, "progress": shared.shows_bars(args.quiet)}
+    probe, skipped = fit_emotions(clip, sets[folder], **split, **reading)
+    scores = {} if probe.scores is None else {f"held out of {folder}": probe.scores}
+    if test is not None:
+        features = image_features(clip, sets[test].images, **reading)
+        scores[str(test)] = probe.score(features.embeddings, sets[test].votes[features.indices])
+        skipped |= features.skipped
+    probe.save(file)
+    shared.report_skipped(skipped)
+    scored = {
+        f"{title}, {painted}": vars(votes)
+        for title, score in scores.items()
+        for painted, votes in (("all", score.all), ("over half agree", score.agreed))
+    }
+    if scored:
+        print("", *shared.table(scored), "", sep="\n")
+    print(file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure(Loading, Drawing):
+    """Which figure is drawn, of what, and how it looks."""
+
+    figure: Literal["compare", "average", "signs", "emotions", "words", "layers", "heads"]
+    words: Annotated[list[str] | None, Argument(metavar="[IMAGE]... [TEXT]...")] = None
+    scene: list[str] | None = None
+    references: list[str] | None = None
+    model: list[str] | None = None
+    methods: list[str] | None = None
+    probes: list[Path] | None = None
+    names: list[str] | None = None
+    cmap: str | None = None
+    output: Path | None = None
+
+
+@command(app, "figure", 'compare photo.jpg "a horse" -o compare.png', lists=methods)
+def figure_command(args: Figure) -> None:
+    """Draw a figure of the report on your own images."""
+    from ..targets import EmotionProbe
+    from ..visualization import save_figure
+    from ..visualization.colors import colormap
+    from ..visualization.grid import FORMATS
+    from . import figures
+
+    figure, words = args.figure, args.words or []
+    if script := _SCRIPTS.get(figure):
+        raise InputError(
+            f"figure {figure} is a script to copy, docs/gallery/{script} in the repository."
+        )
+    function = "compare_methods" if figure == "compare" else f"draw_{figure}"
+    draw: Any = getattr(figures, function)
+    settings = {name: value for name in _KEYWORDS if (value := getattr(args, name))}
+    for name in settings:
+        if name not in inspect.signature(draw).parameters:
+            raise InputError(f"figure {figure} has no option {argument(name)}.")
+    if args.cmap:
+        colormap(args.cmap)
+    shared.check_methods(args.methods or ())
+    if figure == "average":
+        if not words:
+            raise InputError("figure average needs an output folder of 'captum-clip study'.")
+        studies = [expand(study) for study in words]
+        output = args.output or f"{studies[0].resolve().name}-average.png"
+        file = check_destination(output, FORMATS)
+        print(save_figure(draw(studies, **settings), file, dpi=args.dpi))
+        return
+    check_emotions(args.names or ())
+    loaded = [*map(EmotionProbe.load, settings.pop("probes", ()))]
+    models = args.model or shared.fitted_on(*args.probes or ())
+    models = models or ["demo/vit" if args.scene else DEFAULT_MODEL]
+    about: Any = {"command": f"figure {figure}", "kind": figure, "takes_folder": not args.scene}
+    line = shared.read_line(args, words, **about)
+    others = [shared.read_image(name) for name in args.references or ()]
+    images = [*line.images, *map(_draw_scene, args.scene or ())]
+    refuse(_conflicts(figure, line, images, [*line.texts, *others], models, loaded))
+    named = [*line.texts, *(path.stem for path in others), *(args.names or ())]
+    inputs = [*others, *(args.probes or ()), args.texts_file]
+    files = line.folder.files(figure, named) if line.folder else {}
+    if line.folder is None:
+        scenes = [f"scene-{scene.partition(':')[0]}" for scene in args.scene or ()]
+        stem = [*(path.stem for path in line.images), *scenes][0]
+        output = args.output or shared.figure_name(stem, figure, named)
+        file = check_destination(output, FORMATS)
+    check_outputs(files.values() if files else [file], [*files, *line.images, *inputs])
+    clips = [shared.load_model(args, name) for name in models]
+    targets: Any = loaded or (line.texts[0] if figure == "words" else line.texts)
+
+    def save(image: Any, file: Path) -> None:
+        save_figure(draw(image, targets, models=clips, **settings), file, dpi=args.dpi)
+
+    if line.folder is not None:
+        kept = {"figure": figure, **settings, "targets": named, "dpi": args.dpi}
+        kept["images"] = line.folder.images.resolve()
+        shared.draw_folder(line.folder, files, save, clips, inputs, kept, quiet=args.quiet)
+        return
+    with shared.step("drawing", quiet=args.quiet):
+        save(images, file)
+    print(file)
+
+
+def _conflicts(
+    figure: str,
+    line: shared.Line,
+    images: Sequence[Any],
+    targets: Sequence[Any],
+    models: Sequence[str],
+    probes: Sequence[Any],
+) -> Iterator[tuple[object, str]]:
+    """What does not go together on a line."""
+    yield not (images or line.folder), "expected an IMAGE, or --scene SEED, got neither."
+    if figure == "emotions":
+        yield line.texts, f"figure emotions takes no texts, got {line.texts[:1]}."
+        yield (
+            len(probes) != len(models),
+            f"expected an --emotions FILE for each of the {len(models)} models "
+            f"({', '.join(models)}), in the same order, got {len(probes)}.",
+        )
+        return
+    yield not targets, f"figure {figure} needs a target: a TEXT, or --image FILE."
+    yield (
+        len(targets) > 1 and figure == "words",
+        f"figure words takes one target, got {len(targets)}.",
+    )
+
+
+def _draw_scene(text: str) -> Any:
+    """Draw an image (H, W, 3) of the embedded models' world, from SEED or SEED:THING,THING."""
+    from ..demo.scenes import draw_scene
+
+    seed, _, things = text.partition(":")
+    if not (seed.isascii() and seed.isdecimal()):
+        raise InputError(f"--scene: expected SEED or SEED:THING,THING as in 0:horse, got {text!r}.")
+    objects = [thing.strip() for thing in things.split(",")] if things else None
+    return draw_scene(int(seed), objects=objects).image

@@ -1,0 +1,252 @@
+"""Linear probes from image features to the emotions of ArtEmis, and targets made of them."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .. import checks
+from ..demo import PROBES
+from ..demo.catalog import CLASSES, EMOTIONS
+from ..errors import InputError, public
+from ..files import DAMAGED, replace_file
+
+_PROBE_FORMAT: Final = "captum_clip.EmotionProbe/3"
+Floats = npt.NDArray[np.float64]
+Votes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of paintings whose single most voted class was predicted; 0 paintings give zeros.
+
+    A painting whose most votes are shared by two classes has no single one, and counts as wrong
+    whatever is predicted; so does a tie of the prediction.
+
+    Attributes:
+        paintings: how many.
+        nine: of the nine classes.
+        eight: of the eight emotions, "something else" left out of votes and predictions.
+        majority_nine: of always answering the first class with most votes in the training split.
+        majority_eight: of always answering the first emotion with most votes there.
+    """
+
+    paintings: int
+    nine: float
+    eight: float
+    majority_nine: float
+    majority_eight: float
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """A probe on paintings that it was not fitted on.
+
+    Attributes:
+        all: over all paintings.
+        agreed: over those where a single emotion of the eight has more than half of all votes.
+        tied: paintings without a single most voted of the nine classes, all of them wrong.
+        confusion: counts (9, 9), row = most voted class, column = predicted class; paintings with a
+            tie on either side are left out.
+    """
+
+    all: Accuracy
+    agreed: Accuracy
+    tied: int
+    confusion: list[list[int]]
+
+
+def _score(predicted: Floats, votes: Votes, training_votes: Votes) -> ProbeScores:
+    """Compare logits (N, 9) with votes (N, 9); training_votes (9,) decide the majority."""
+    hits, baselines = [], []
+    for count in (len(CLASSES), len(EMOTIONS)):
+        truth, guess = _single_argmax(votes[:, :count]), _single_argmax(predicted[:, :count])
+        hits.append((truth >= 0) & (guess == truth))
+        baselines.append(truth == int(training_votes[:count].argmax()))
+
+    def over(chosen: npt.NDArray[np.bool_]) -> Accuracy:
+        shares = [float(hit[chosen].mean()) if chosen.any() else 0.0 for hit in hits + baselines]
+        return Accuracy(int(chosen.sum()), *shares)
+
+    truth, guess = _single_argmax(votes), _single_argmax(predicted)
+    clear = (truth >= 0) & (guess >= 0)
+    confusion = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
+    np.add.at(confusion, (truth[clear], guess[clear]), 1)
+    return ProbeScores(
+        all=over(np.ones(len(votes), dtype=bool)),
+        agreed=over(2 * votes[:, : len(EMOTIONS)].max(1) > votes.sum(1)),
+        tied=int((truth < 0).sum()),
+        confusion=confusion.tolist(),
+    )
+
+
+def _single_argmax(values: npt.NDArray[Any]) -> Votes:
+    """Argmax of each row, or -1 where several values are largest."""
+    largest = values == values.max(1, keepdims=True)
+    return np.where(largest.sum(1) == 1, largest.argmax(1), -1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The arguments of ``bench.emotions.fit_probe``; paintings and votes per class of its split."""
+
+    seed: int
+    held_out: float
+    strength: float
+    paintings: int
+    votes: list[int]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EmotionProbe:
+    r"""A linear model from image features x to emotions: :math:`p = \text{softmax}(W \hat x + b)`.
+
+    The weights of an emotion are its encoding: the direction that
+    :func:`captum_clip.targets.emotion` explains.
+
+    Attributes:
+        weights: W (9, D).
+        bias: b (9,); minus infinity for a class that had no vote.
+        model: the name of the CLIP whose features it was fitted on; "" where that is not known.
+        identity: of that CLIP, ``clip.identity()``; empty where it is not known.
+        scores: on held-out paintings, None without any.
+        settings: of the fit, None for weights that were not fitted here.
+
+    Raises:
+        InputError: the shapes do not belong together, or weights that are not finite.
+    """
+
+    classes: ClassVar = CLASSES
+    emotions: ClassVar = EMOTIONS
+    weights: Floats
+    bias: Floats
+    model: str = ""
+    identity: dict[str, str] = field(default_factory=dict)
+    scores: ProbeScores | None = None
+    settings: FitSettings | None = None
+
+    @public("EmotionProbe")
+    def __post_init__(self) -> None:
+        shape, count = self.weights.shape, len(CLASSES)
+        fits = len(shape) == 2 and shape[0] == count and shape[1] and self.bias.shape == (count,)
+        expected = f"weights (9, D) and bias (9,) for {', '.join(CLASSES)}"
+        checks.expect(fits, expected, (shape, self.bias.shape))
+        if not np.isfinite(self.weights).all() or not (self.bias < np.inf).all():
+            raise InputError("the weights or the bias hold NaN or infinity.")
+
+    def __repr__(self) -> str:
+        return f"EmotionProbe(D={self.weights.shape[1]}, model={self.model!r})"
+
+    @public("EmotionProbe.predict")
+    def predict(self, features: Any) -> Floats:
+        """Probabilities (N, 9) for image features (N, D) of any length.
+
+        Raises:
+            InputError: another shape, not finite, or a row of zeros.
+        """
+        from scipy.special import softmax
+
+        return np.asarray(softmax(self._logits(features), axis=1))
+
+    @public("EmotionProbe.score")
+    def score(self, features: Any, votes: Any) -> ProbeScores:
+        """Compare with the votes (N, 9) of other paintings.
+
+        Raises:
+            InputError: invalid features or votes, or a probe that was not fitted here, which has no
+                training votes for the majority baseline.
+        """
+        if self.settings is None:
+            raise InputError("only a fitted probe can be scored.")
+        logits = self._logits(features)
+        counts = check_votes(votes, len(logits))
+        return _score(logits, counts, np.array(self.settings.votes))
+
+    def _logits(self, features: Any) -> Floats:
+        unit = unit_features(features)
+        width = self.weights.shape[1]
+        other = "they come from another model"
+        checks.expect(unit.shape[1] == width, f"features of {width} numbers", unit.shape[1], other)
+        return np.asarray(unit @ self.weights.T + self.bias)
+
+    @public("EmotionProbe.save")
+    def save(self, path: str | Path) -> Path:
+        """Write ``x.safetensors``: weights and bias, and in its header all the rest as JSON.
+
+        The file appears only when it is complete; an existing one is replaced.
+
+        Raises:
+            InputError: another ending, or a folder that cannot be written to.
+        """
+        path = checks.check_destination(path, (".safetensors",))
+        facts = asdict(self)
+        arrays = {name: np.ascontiguousarray(facts.pop(name)) for name in ("weights", "bias")}
+        # one key: safetensors writes several in any order, and the same probe is the same bytes
+        header = {_PROBE_FORMAT: json.dumps({"classes": CLASSES, **facts}, allow_nan=False)}
+        contents = save(arrays, header)
+        replace_file(path, lambda file: file.write(contents))
+        return path
+
+    @classmethod
+    @public("EmotionProbe.load")
+    def load(cls, path: str | Path) -> "EmotionProbe":
+        """Read a probe.
+
+        Args:
+            path: what :meth:`save` wrote; or the name of an embedded model, such as "demo/vit",
+                whose probe comes with the package.
+
+        Raises:
+            InputError: no such file, or something else.
+        """
+        path = PROBES.get(str(path)) or checks.find_file(path)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = json.loads(file.metadata()[_PROBE_FORMAT])
+                arrays = {name: file.get_tensor(name) for name in ("weights", "bias")}
+            scores, settings = facts["scores"], facts["settings"]
+            if scores is not None:
+                scores |= {split: Accuracy(**scores[split]) for split in ("all", "agreed")}
+            return cls(
+                **arrays,
+                model=facts["model"],
+                identity=dict(facts["identity"]),
+                scores=None if scores is None else ProbeScores(**scores),
+                settings=None if settings is None else FitSettings(**settings),
+            )
+        except (*DAMAGED, SafetensorError) as error:
+            raise InputError(
+                f"{path} is not an emotion probe ({error!r}); expected a file written by "
+                "EmotionProbe.save or 'captum-clip emotions fit'."
+            ) from error
+
+
+def unit_features(features: Any) -> Floats:
+    """Normalize features (N, D), in double precision."""
+    with checks.expecting("features of shape (N, D)", features):
+        rows = np.asarray(features, dtype=np.float64)
+    checks.expect(rows.ndim == 2 and 0 not in rows.shape, "features of shape (N, D)", rows)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    usable = np.isfinite(norms) & (norms > 0)
+    if not usable.all():
+        raise InputError(f"row {usable.argmin()} of the features is zero or not finite.")
+    return np.asarray(rows / norms)
+
+
+def check_votes(votes: Any, count: int) -> Votes:
+    """Votes as whole numbers (N, 9), at least one per row."""
+    shape = (count, len(CLASSES))
+    with checks.expecting(f"votes {shape}", votes):
+        counts = np.asarray(votes)
+    checks.expect(counts.shape == shape, f"votes {shape}, a row for each of the features", counts)
+    whole = counts.astype(np.int64)
+    usable = ((whole == counts) & (whole >= 0)).all(1) & whole.any(1)
+    row = usable.argmin()
+    expected = f"counts of votes, one or more in row {row}"
+    checks.expect(usable.all(), expected, counts[row].tolist())
+    return whole

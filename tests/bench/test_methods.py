@@ -1,0 +1,366 @@
+"""Methods by name: each is the call that it says, sees what it may see, and changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
+from torch import Tensor
+
+from captum_clip import ClipSimilarity, LayerAttention, attr, maps, targets
+from captum_clip.attr import registry
+from captum_clip.bench.methods import BASELINES, method_of, methods_for, named_methods
+from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.metrics import masked_changes
+from tests.bench.cases import Listed, context, direct, measured, model, queries, two_regions
+
+VIT, RESNET = "hf_vit", "open_clip_resnet"
+OWN: list[tuple[str, str, Any, dict[str, Any]]] = [
+    (VIT, "all-grad", attr.AllGradAttention, {}),
+    (VIT, "attention-grad-cam", attr.AttentionGradCam, {}),
+    (VIT, "attention-grad-cam:weights=pooled", attr.AttentionGradCam, {"weights": "pooled"}),
+    (VIT, "rollout", attr.AttentionRollout, {}),
+    (VIT, "last-grad", attr.LastGradAttention, {}),
+    (VIT, "last-grad:heads=averaged", attr.LastGradAttention, {"heads": "averaged"}),
+    (VIT, "layer:index=1,of=gradient,rows=sum", LayerAttention, {"index": 1, "of": "gradient"}),
+    (VIT, "last-attention", LayerAttention, {"index": -1}),
+    (VIT, "last-gradient", LayerAttention, {"index": -1, "of": "gradient"}),
+    (RESNET, "grad-cam", attr.ClipGradCam, {"relu_attributions": True}),
+    (RESNET, "grad-cam:sign=signed", attr.ClipGradCam, {}),
+]
+
+
+@pytest.mark.parametrize("tower", [VIT, RESNET])
+def test_a_method_is_its_class(tower: str) -> None:
+    """Two images with a text each at once, or one after the other through the class itself."""
+    clip = model(tower)
+    asked = queries(clip)
+    for name, method, kind, options in OWN:
+        if name == tower:
+            own = {**options, "rows": "sum"} if method.startswith("layer:") else options
+            found = method_of(method, clip).maps(clip, asked)
+            for heatmap, pixels, row in zip(found, asked.pixels, asked.embeddings, strict=True):
+                torch.testing.assert_close(heatmap, direct(clip, kind, pixels, row, **own))
+
+
+def test_summed_attention_is_the_sum_over_layers() -> None:
+    clip = model(VIT)
+    asked = queries(clip)
+    layers = LayerAttention(ClipSimilarity(clip, targets.text(clip, "a")))
+    parts = [layers.attribute(asked.pixels, index=index)[:, 0] for index in range(3)]
+    found = method_of("summed-attention", clip).maps(clip, asked)
+    torch.testing.assert_close(found, torch.stack(parts).sum(0))
+
+
+def test_integrated_gradients_are_captums() -> None:
+    clip = model(VIT)
+    asked = queries(clip)
+    found = method_of("integrated-gradients", clip).maps(clip, asked)
+    for heatmap, pixels, row in zip(found, asked.pixels, asked.embeddings, strict=True):
+        expected = direct(clip, IntegratedGradients, pixels, row, n_steps=16)
+        torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_integrated_gradients_take_any_batch() -> None:
+    """Captum warns of inner batches that are smaller than the outer one; here there are none."""
+    clip = model(VIT)
+    asked = queries(clip).select([0] * 33)
+    assert method_of("integrated-gradients", clip).maps(clip, asked).shape == (33, 32, 32)
+
+
+def test_occlusion_is_captums_on_the_grid() -> None:
+    """A cell of 8 x 8 pixels at a time; inside a cell the map is constant."""
+    clip = model(VIT)
+    asked = queries(clip)
+    found = method_of("occlusion", clip).maps(clip, asked)
+    cell = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)}
+    for heatmap, pixels, row in zip(found, asked.pixels, asked.embeddings, strict=True):
+        expected = direct(clip, Occlusion, pixels, row, **cell)
+        torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
+    assert found[0, :8, :8].std() == 0
+
+
+def test_windows_are_occluded_around_each_cell() -> None:
+    """Each cell has the mean loss over the windows of 3 x 3 cells that hold it, cut at the rim."""
+    clip = model(VIT)
+    asked = queries(clip).select([0])
+    [found] = method_of("window-occlusion", clip).maps(clip, asked)
+    rows, columns = clip.grid(*asked.size)
+    forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
+    losses = torch.zeros(rows, columns)
+    for row, column in itertools.product(range(rows), range(columns)):
+        hidden = asked.pixels.clone()
+        window = [slice(max(0, 8 * (n - 1)), 8 * (n + 2)) for n in (row, column)]
+        hidden[..., window[0], window[1]] = 0
+        losses[row, column] = (forward(asked.pixels) - forward(hidden)).item()
+    for row, column in itertools.product(range(rows), range(columns)):
+        near = losses[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+        cell = found[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] / 3  # three channels
+        torch.testing.assert_close(cell, near.mean().expand(8, 8), atol=1e-6, rtol=1e-3)
+
+
+def test_random_masks_share_what_they_lose() -> None:
+    """Of each pixel the mean loss of the masks that hide it."""
+    clip = model(VIT)
+    asked = queries(clip)
+    found = method_of("random-masks", clip).maps(clip, asked)
+    forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
+    grid = clip.grid(*asked.size)
+    for image in range(2):  # alone: a map does not depend on the images beside it
+        pixels = asked.pixels[[image]]
+        drawn = masked_changes(forward, pixels, [image], grid=grid, share=0.5, samples=128)
+        for row, column in ((0, 0), (11, 30)):
+            hides = drawn.masks[0, :, row, column]
+            mean = drawn.changes[0][hides].mean().float()
+            torch.testing.assert_close(found[image, row, column], mean)
+
+
+@pytest.mark.parametrize("name", [VIT, RESNET])
+def test_magnitude_knows_no_text(name: str) -> None:
+    """The map of any text is a product with the vectors whose lengths it draws."""
+    clip = model(name)
+    asked = queries(clip)
+    found = method_of("magnitude", clip).maps(clip, asked)
+    vectors = attr.DirectContribution(ClipSimilarity(clip, targets.embedding(asked.embeddings)))
+    lengths = vectors.vectors(asked.pixels).square().sum(-1).sqrt()
+    torch.testing.assert_close(found, lengths)
+    other = replace(asked, embeddings=-asked.embeddings)
+    torch.testing.assert_close(method_of("magnitude", clip).maps(clip, other), found)
+
+
+def test_noise_tunnel_is_captums_from_seed_0() -> None:
+    """Each image by itself, so that its map does not depend on what else is in the batch."""
+    clip = model(VIT)
+    asked = queries(clip)
+    forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
+    expected = []
+    for column, pixels in enumerate(asked.pixels):
+        leaf = pixels[None].clone().requires_grad_()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            expected.append(
+                NoiseTunnel(Saliency(forward)).attribute(
+                    leaf, nt_samples=8, stdevs=0.1, target=column
+                )
+            )
+    found = method_of("noise-tunnel", clip).maps(clip, asked)
+    torch.testing.assert_close(found, torch.cat(expected).sum(1))
+
+
+@pytest.mark.parametrize("name", [VIT, RESNET])
+def test_every_method_leaves_everything_as_it_was(name: str) -> None:
+    """Images, gradients, flags and the global generator; and it gives the same once more."""
+    clip = model(name)
+    asked = queries(clip)
+    pixels, rows, state = (
+        asked.pixels.clone(),
+        asked.embeddings.clone(),
+        torch.random.get_rng_state(),
+    )
+    flags = [parameter.requires_grad for parameter in clip.model.parameters()]
+    for method in methods_for(clip):
+        first, again = (method_of(method, clip).maps(clip, asked) for _ in range(2))
+        assert torch.equal(first, again), method
+        assert first.shape[:1] == (2,), method
+        assert not first.requires_grad, method
+        assert torch.equal(torch.random.get_rng_state(), state), method
+    assert torch.equal(asked.pixels, pixels)
+    assert torch.equal(asked.embeddings, rows)
+    assert not asked.pixels.requires_grad
+    assert asked.pixels.grad is None
+    assert [parameter.requires_grad for parameter in clip.model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
+
+
+def test_default_is_the_registered_methods_and_all_is_every_one() -> None:
+    """Captum's costly ones only where they are asked for; a name is measured once."""
+    clip = model(VIT)
+    default, every = (named_methods(clip, names) for names in ((), ("rollout", "all")))
+    assert default == (*registry.methods_for("vit"), "random", "uniform", "center", "empty-text")
+    assert every[0] == "rollout"
+    assert sorted(every) == sorted(methods_for(clip))
+
+
+def test_methods_for_are_those_of_the_tower() -> None:
+    vit, resnet = (set(methods_for(model(name))) for name in (VIT, RESNET))
+    assert {"integrated-gradients", "noise-tunnel", "occlusion", *BASELINES} <= vit
+    assert vit - resnet >= {  # a method may be added
+        *("all-grad", "attention-grad-cam", "attention-grad-cam:weights=pooled", "rollout"),
+        *("last-grad", "last-grad:heads=averaged", "last-grad:sign=signed"),
+        *("conservative", "legrad", "grad-eclip", "patches"),
+        *("last-attention", "summed-attention", "last-gradient"),
+    }
+    assert resnet - vit >= {"grad-cam", "grad-cam:sign=signed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [(VIT, "last-grad:heads=averaged"), (RESNET, "grad-cam")]
+)
+def test_a_published_map_has_no_sign_and_its_signed_version_another_name(
+    name: str, method: str
+) -> None:
+    """The map less that of the negated target, for every task and for Captum's metrics."""
+    clip = model(name)
+    asked = queries(clip)
+    published, signed = (method_of(m, clip) for m in (method, method + SIGNED[":" in method]))
+    heatmap = published.maps(clip, asked)
+    assert (heatmap >= 0).all()
+    assert not published.signed
+    assert signed.signed
+    negative = published.negative_maps(clip, asked, heatmap)
+    assert negative is not None
+    torch.testing.assert_close(signed.maps(clip, asked), heatmap - negative)
+    assert (signed.maps(clip, asked) < 0).any()
+    attribute = published.attribute(clip, asked.embeddings)
+    assert attribute is not None
+    assert (attribute(asked.pixels, target=[0, 1]) >= 0).all()
+
+
+SIGNED = (":sign=signed", ",sign=signed")
+
+
+def test_the_negative_map_of_a_vit_is_that_of_the_negated_target() -> None:
+    clip = model(VIT)
+    asked = queries(clip)
+    for method in ("all-grad", "last-grad", "last-grad:heads=averaged"):
+        chosen = method_of(method, clip)
+        found = chosen.negative_maps(clip, asked, chosen.maps(clip, asked))
+        expected = chosen.maps(clip, replace(asked, embeddings=-asked.embeddings)).clamp(min=0)
+        assert found is not None
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+        assert found.any()
+
+
+def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero() -> None:
+    raw = torch.tensor([[[1.0, -2.0]], [[-3.0, 0.0]]])
+    signed = ("last-gradient", "layer:of=gradient", "integrated-gradients", "occlusion", "random")
+    for name, method in ((RESNET, "grad-cam:sign=signed"), *((VIT, method) for method in signed)):
+        clip = model(name)
+        found = method_of(method, clip).negative_maps(clip, queries(clip), raw)
+        assert found is not None
+        assert torch.equal(found, torch.tensor([[[0.0, 2.0]], [[3.0, 0.0]]]))
+
+
+def test_what_does_not_know_negative_evidence_has_no_negative_map() -> None:
+    clip = model(VIT)
+    ones = torch.ones(2, 4, 4)
+    unsigned = ("layer:index=0", "center", "empty-text", "noise-tunnel")
+    for method in ("rollout", "summed-attention", *unsigned):
+        assert method_of(method, clip).negative_maps(clip, queries(clip), ones) is None
+
+
+@pytest.mark.parametrize("name", [VIT, RESNET])
+def test_empty_text_ignores_the_target(name: str) -> None:
+    """It is Mamooler's method for the empty text, which has one name on every tower."""
+    clip = model(name)
+    asked = queries(clip)
+    method = method_of("empty-text", clip)
+    found = method.maps(clip, asked)
+    assert torch.equal(
+        found, method.maps(clip, replace(asked, embeddings=asked.embeddings.flip(0)))
+    )
+    [report, *drawn] = named_methods(clip, ["mamooler"])
+    assert drawn == ["random", "uniform", "center"]
+    assert report == ("last-grad" if name == VIT else "grad-cam")
+    own = method_of(report, clip)
+    empty = clip.encode_text([""]).detach().expand_as(asked.embeddings)
+    torch.testing.assert_close(found, own.maps(clip, replace(asked, embeddings=empty)))
+
+
+def test_drawn_baselines_see_nothing() -> None:
+    """Neither model nor image nor target nor batch; only a sample's number."""
+    clip = model(VIT)
+    asked, other = queries(clip), queries(clip, ("x", "y"), first=0)
+    other.pixels.zero_()
+    for method in ("random", "center", "uniform"):
+        drawn = method_of(method, clip)
+        found = drawn.maps(clip, asked)
+        assert torch.equal(found, drawn.maps(clip, other))
+        assert torch.equal(found[1:], drawn.maps(clip, asked.select([1])))
+        assert drawn.attribute(clip, asked.embeddings) is None
+        assert drawn.baseline
+
+
+def test_random_is_drawn_by_number_and_seed() -> None:
+    clip = model(VIT)
+    asked = queries(clip)
+    found = method_of("random", clip, seed=1).maps(clip, asked)
+    assert found.shape == (2, 4, 4)
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found, method_of("random", clip, seed=2).maps(clip, asked))
+    assert -1 <= found.min() < 0 < found.max() <= 1
+
+
+def test_center_is_highest_in_the_middle() -> None:
+    clip = model(VIT)
+    found = method_of("center", clip).maps(clip, queries(clip))[0]
+    assert torch.equal(found, found.flip(0, 1))
+    assert maps.normalize(found)[1:3, 1:3].min() == 1
+    # standard deviations from the middle, of a quarter of each side
+    rows, columns = (((torch.arange(side) + 0.5) / side - 0.5) * 4 for side in found.shape[-2:])
+    log = -(rows[:, None].square() + columns.square()) / 2
+    torch.testing.assert_close(found, log.exp())
+
+
+def test_unknown_methods_and_options_are_refused() -> None:
+    clip = model(VIT)
+    for method, message in (
+        ("gradcam", r"no method 'gradcam' \(did you mean grad-cam\?\); .* grad-cam, .*center"),
+        ("last-grad:head=paired", "last-grad has no option 'head'"),
+        ("layer:index=x", "index of a layer, .* got 'x'"),
+        ("layer:index", "cannot read 'index' in 'layer:index'; options look like"),
+        ("rollout:sign=signed", "rollout does not depend on the target"),
+    ):
+        with pytest.raises(InputError, match=message):
+            method_of(method, clip).maps(clip, queries(clip))
+
+
+def test_a_method_of_another_tower_is_refused() -> None:
+    clip = model(RESNET)
+    for method in ("last-grad", "summed-attention"):
+        with pytest.raises(UnsupportedModelError, match="and this is a convolutional tower"):
+            method_of(method, clip).maps(clip, queries(clip))
+
+
+class PlainSaliency:
+    """Captum's, in the form of a registered class."""
+
+    name, towers, costly = "saliency", ("vit",), True
+
+    def __init__(self, forward: ClipSimilarity) -> None:
+        self.forward = forward
+
+    def attribute(self, images: Tensor, target: Any = None) -> Any:
+        leaf = images.detach().clone().requires_grad_()
+        return Saliency(self.forward).attribute(leaf, target=target)
+
+    def attribute_targets(self, images: Tensor) -> Tensor:
+        columns = range(len(self.forward.target))
+        return torch.stack([self.attribute(images, column).sum(1) for column in columns], 1)
+
+
+def test_a_method_of_ones_own_is_measured_next_to_captums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any registered class is one, with what it says of itself."""
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+    attr.register(PlainSaliency)
+    clip = model(VIT)
+    assert "saliency" in methods_for(clip)
+    method, asked = method_of("saliency", clip), queries(clip)
+    assert (method.costly, method.signed, method.baseline) == (True, False, False)
+    whole = method.maps_of_image(clip, asked)
+    torch.testing.assert_close(whole[:1], method.maps(clip, asked)[:1])
+    got = measured("localization", context(clip, Listed(two_regions("a"))), "saliency")
+    assert len(got["pointing"].values) == 2
+
+
+def test_parts_of_queries_keep_what_belongs_together() -> None:
+    asked = queries(model(VIT), ("a", "b", "c"))
+    part = asked.select([2, 0])
+    assert len(part) == 2
+    assert (part.names, part.texts, part.numbers) == (("image2", "image0"), ("c", "a"), (2, 0))
+    assert torch.equal(part.pixels, asked.pixels[[2, 0]])
+    assert torch.equal(part.embeddings, asked.embeddings[[2, 0]])
