@@ -17,6 +17,10 @@ EVERYDAY = ("hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet", "timm_
 """A family of each readout. What the laws of `tests/attr` say of the others is marked slow."""
 
 
+SLOW = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").split()
+"""Folders, files and tests beyond about 1.5 seconds of CPU, besides those that a mark says."""
+
+
 COLLECTED = pytest.StashKey[int]()
 """How many tests there are, where all were collected."""
 
@@ -24,8 +28,19 @@ COLLECTED = pytest.StashKey[int]()
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Count the tests, and keep `-m "not slow"` short, without which every family is tried."""
-    if config.rootpath / "tests" in [Path(place).absolute() for place in config.args]:
+    tests, unknown = config.rootpath / "tests", {*SLOW}
+    for item in items:
+        at = item.nodeid.partition("[")[0].removeprefix("tests/")
+        for place in SLOW:
+            if at == place or at.startswith(place if place.endswith("/") else f"{place}::"):
+                unknown.discard(place)
+                item.add_marker(pytest.mark.slow)
+        if "ray" in item.name.split("_"):  # one cluster at a time, with --dist loadgroup
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    if tests in [Path(place).absolute() for place in config.args]:
         config.stash[COLLECTED] = len(items)
+        if unknown:
+            raise pytest.UsageError(f"tests/slow.txt names what is gone: {', '.join(unknown)}")
     for item in items:
         parameters = getattr(item, "callspec", None)
         name = None if parameters is None else parameters.params.get("name")
