@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Generator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests import folders
 from tests.attr import cases
@@ -18,7 +22,7 @@ EVERYDAY = ("hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet", "timm_
 
 
 SLOW = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").split()
-"""Folders, files and tests beyond about 1.5 seconds of CPU, besides those that a mark says."""
+"""Folders, files and tests beyond about half a second of CPU, besides those that a mark says."""
 
 
 COLLECTED = pytest.StashKey[int]()
@@ -35,8 +39,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if at == place or at.startswith(place if place.endswith("/") else f"{place}::"):
                 unknown.discard(place)
                 item.add_marker(pytest.mark.slow)
-        if "ray" in item.name.split("_"):  # one cluster at a time, with --dist loadgroup
-            item.add_marker(pytest.mark.xdist_group("ray"))
     if tests in [Path(place).absolute() for place in config.args]:
         config.stash[COLLECTED] = len(items)
         if unknown:
@@ -54,6 +56,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Let tests of Ray wait for each other, in whichever process they are."""
+    lock = FileLock(Path(tempfile.gettempdir(), "captum-clip-ray.lock"))
+    with lock if "ray" in item.name.split("_") else nullcontext():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

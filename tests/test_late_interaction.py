@@ -96,6 +96,8 @@ def test_an_explanation_has_tokens_and_the_whole(drawn: LateInteraction, tmp_pat
     assert "token 5" in page
     similar = drawn.explanation("similarity")
     assert set(similar.maps) == {"positive", "negative"}
+    signed = (similar.maps["positive"] - similar.maps["negative"])[:, 1:]
+    torch.testing.assert_close(signed, drawn.maps("similarity").float())
     assert similar.hints[1] == (late_interaction._HINTS["similarity"],)
 
 

@@ -78,6 +78,7 @@ class _Plan:
 @command(app, "heads", "photos --texts words.txt -o heads")
 def heads_command(args: Heads) -> None:
     """Describe each attention head by the texts that it varies along over a folder of images."""
+    find_folder(args.folder)  # before torch is loaded
     from .. import targets
     from ..explaining.explain import of_classes
     from ..files import filled_folder, replace_file
@@ -117,6 +118,7 @@ class Change(_Folder):
 @command(app, "change", 'photos "a horse" -m BEFORE -m AFTER -o change')
 def change_command(args: Change) -> None:
     """Show what training changed: the scores of two models by heads, MLPs and regions."""
+    find_folder(args.folder)
     from ..explaining.explain import of_classes
     from ..files import filled_folder, replace_file, to_csv
     from ..visualization import save_figure

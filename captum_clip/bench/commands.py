@@ -232,17 +232,17 @@ class Figure(Loading, Drawing):
 @command(app, "figure", 'compare photo.jpg "a horse" -o compare.png', lists=methods)
 def figure_command(args: Figure) -> None:
     """Draw a figure of the report on your own images."""
+    figure, words = args.figure, args.words or []
+    if script := _SCRIPTS.get(figure):
+        raise InputError(
+            f"figure {figure} is a script to copy, docs/gallery/{script} in the repository."
+        )
     from ..targets import EmotionProbe
     from ..visualization import save_figure
     from ..visualization.colors import colormap
     from ..visualization.grid import FORMATS
     from . import figures
 
-    figure, words = args.figure, args.words or []
-    if script := _SCRIPTS.get(figure):
-        raise InputError(
-            f"figure {figure} is a script to copy, docs/gallery/{script} in the repository."
-        )
     function = "compare_methods" if figure == "compare" else f"draw_{figure}"
     draw: Any = getattr(figures, function)
     settings = {name: value for name in _KEYWORDS if (value := getattr(args, name))}
