@@ -22,7 +22,7 @@ EVERYDAY = ("hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet", "timm_
 
 
 SLOW = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").split()
-"""Folders, files and tests beyond about half a second of CPU, besides those that a mark says."""
+"""Folders, files and tests beyond about 0.4 seconds of CPU, besides those that a mark says."""
 
 
 COLLECTED = pytest.StashKey[int]()

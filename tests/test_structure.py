@@ -32,15 +32,15 @@ TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.ite
 
 
 MOST = {
-    "lines of code": 20_350,
-    "lines": 31_800,
-    "lines of code of the library": 14_850,
-    "lines of code of the bench": 4_930,
+    "lines of code": 20_300,
+    "lines": 31_140,
+    "lines of code of the library": 12_820,
+    "lines of code of the bench": 4_900,
     "lines of code of the apps": 2_590,
     "files": 105,
     "entries at the top": 16,
     "names of modules that are defined twice": 20,
-    "tests": 5_520,
+    "tests": 5_500,
 }
 """Nothing grows unseen: bounds fall, and a higher one is a diff that somebody reads."""
 HOUSES = {"bench": "bench", "metrics": "bench", "apps": "apps"}
