@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import override
 
 from .._version import __version__
 from ..attr import DirectContribution, extend
@@ -171,7 +170,6 @@ class ImageGraph(nn.Module):
             )
         self._layers = self.direct._reading_layers(options.get("start_layer", 0), depth)
 
-    @override
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run the tower once, and take its embedding apart."""
         tower, layers = self._clip.tower, self._layers
@@ -209,7 +207,6 @@ class TextGraph(nn.Module):
         super().__init__()
         self.model, self._clip = clip.model, clip
 
-    @override
     @torch.no_grad()
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the tower."""

@@ -15,7 +15,6 @@ import torch
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ..checks import check_choice, check_flag, check_integer, expect, torch_failures
 from ..errors import CaptureError, InputError, UnsupportedModelError, naming, public
@@ -478,7 +477,6 @@ class ResNetAttribution(ClipAttribution):
     towers = ("resnet",)
     _tower: ResNetTower
 
-    @override
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
         return values.transpose(0, 1)
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
@@ -389,7 +388,6 @@ class ConservativePropagation(ClipAttribution):
     _laws = ()  # its gradient goes through whatever is linear
     _tower: TransformerTower
 
-    @override
     def _compute(self, call: Call) -> Computed:
         return propagated_to_patches(self._tower, call)
 

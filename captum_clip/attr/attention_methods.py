@@ -6,7 +6,6 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError
@@ -48,7 +47,6 @@ class AttentionGradCam(ViTAttribution):
     differentiable = True
     towers = ("vit", "text")
 
-    @override
     def _compute(self, call: Call, *, weights: Weights = "elementwise") -> Computed:
         last = last_gradient(self._tower, call)
         if last.row is None:
@@ -99,7 +97,6 @@ class AttentionRollout(ViTAttribution):
     towers = ("vit", "text")
     needs_target = False
 
-    @override
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers, tower = self._layers(start_layer), self._tower
 
@@ -154,7 +151,6 @@ class AllGradAttention(ViTAttribution):
     differentiable = True
     towers = ("vit", "text")
 
-    @override
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
         recorded = all_gradients(tower, call, start_layer)
@@ -224,7 +220,6 @@ class LastGradAttention(ViTAttribution):
     differentiable = True
     towers = ("vit", "text")
 
-    @override
     def _compute(self, call: Call, *, heads: Pairing = "paired", start_layer: int = 0) -> Computed:
         layers, pooling = self._layers(start_layer), self._tower.pooling
         if pooling == "attention" and len(layers) > 1:
@@ -317,7 +312,6 @@ class GradEclip(ViTAttribution):
     differentiable = True
     towers = ("vit", "text")
 
-    @override
     def _compute(self, call: Call) -> Computed:
         tower = self._tower
         last = last_gradient(tower, call)
@@ -399,11 +393,9 @@ class LayerAttention(ViTAttribution):
     listed = False  # a view of one layer, not a map to compare
 
     @classmethod
-    @override
     def properties(cls, *, of: Of = "attention", **options: Any) -> dict[str, bool]:
         return dict.fromkeys(("signed", "needs_target"), of == "gradient")
 
-    @override
     def _compute(
         self, call: Call, *, index: int = -1, of: Of = "attention", rows: LayerRows = "cls"
     ) -> Computed:

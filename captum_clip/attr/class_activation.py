@@ -12,7 +12,6 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn import functional as F
-from typing_extensions import override
 
 from ..checks import check_choice, expect, is_integer
 from ..errors import InputError, UnsupportedModelError, naming, public
@@ -120,13 +119,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             super().__init__(forward_func, layer)
 
     @classmethod
-    @override
     def properties(cls, *, relu_attributions: bool = False, **options: Any) -> dict[str, bool]:
         return {"signed": not relu_attributions}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @public("attribute")
-    @override
     def attribute(
         self,
         inputs: TensorOrTuple,
@@ -165,7 +162,6 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         maps = super().attribute(inputs, target, additional_forward_args, **options)
         return cast("TensorOrTuple", maps)
 
-    @override
     def _run(self, *call: Any) -> Computed:
         if self._tower is None:
             raise UnsupportedModelError(
@@ -174,7 +170,6 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             )
         return super()._run(*call)
 
-    @override
     def _compute(
         self, call: Call, *, relu_attributions: bool = False, attention: PoolWeights = "free"
     ) -> Computed:
@@ -220,7 +215,6 @@ class LeGrad(ViTAttribution):
     name = "legrad"
     _laws = ("blocks", "embedding")
 
-    @override
     def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
         tower, count = self._tower, len(self._tower.layers)
         expected = f"layers of how many of the tower's {count} last take part, or 'all'"
@@ -314,7 +308,6 @@ class PatchSimilarity(ViTAttribution):
     signed = differentiable = True
     _laws = ("blocks", "merge", "embedding")  # every token passes the output map
 
-    @override
     def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
         tower, last = self._tower, len(self._tower.attentions) - 1
         module = tower.attentions[last]
@@ -406,19 +399,16 @@ class CamFamily(ClipAttribution):
     _tower: ViTTower | ResNetTower
 
     @classmethod
-    @override
     def properties(cls, *, variant: str = "GradCAM", **options: Any) -> dict[str, bool]:
         return {"needs_target": variant not in _WITHOUT_TARGET, "costly": variant in _MANY_FORWARDS}
 
     @classmethod
-    @override
     def check_options(cls, *, variant: str = "GradCAM", **options: Any) -> None:
         parameters = inspect.signature(_class_of(variant).__init__).parameters
         names = ["eigen_smooth", *(name for name in parameters if name not in _OURS)]
         for option in options:
             check_choice(option, names, name=f"an option for cam:variant={variant}")
 
-    @override
     def _compute(self, call: Call, *, variant: str = "GradCAM", **options: Any) -> Computed:
         tower = self._tower
         if isinstance(tower, ViTTower) and variant in _NOT_ON_TOKENS:
@@ -442,7 +432,6 @@ class CamFamily(ClipAttribution):
             maps.append(torch.from_numpy(drawn).clamp(min=0).to(leaf.device))
         return run.computed(torch.stack(maps).to(to_float32(leaf).dtype))
 
-    @override
     def _on_grid(self, record: Any, values: Tensor) -> Tensor:
         return values.transpose(0, 1)
 
@@ -456,7 +445,6 @@ class _Network(nn.Module):
         self.anchor = nn.Parameter(torch.zeros((), device=device))  # where the library finds it
         self._call, self._tower = (call,), tower  # no submodule, so no flag of it is touched
 
-    @override
     def forward(self, images: Tensor) -> Tensor:
         """Scores, with the features sent through the layer."""
         call = self._call[0]

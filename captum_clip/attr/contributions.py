@@ -7,7 +7,6 @@ import torch
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
-from typing_extensions import override
 
 from .. import targets
 from ..checks import check_choice, check_flag, expect, is_integer
@@ -111,7 +110,6 @@ class DirectContribution(ClipAttribution):
     signed = additive = differentiable = True
     _tower: TransformerTower | ResNetTower
 
-    @override
     def _compute(
         self,
         call: Call,
@@ -144,7 +142,6 @@ class DirectContribution(ClipAttribution):
             pooled.record.compare("the score", total.T, scores.to(embedded.dtype), size)
             return embedded.run.computed(maps, rest.T)
 
-    @override
     def _laws_of(self, **options: Any) -> tuple[str, ...]:
         self._reading_layers(**options)  # which are refused before any work
         return () if options.get("depth") == "all" else ("blocks", "embedding")

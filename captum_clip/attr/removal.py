@@ -9,7 +9,6 @@ from typing import Any, Literal, cast, final
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from ..checks import check_integer, expect
 from ..errors import InputError, UnsupportedModelError, public
@@ -86,7 +85,6 @@ class ReaderRemoval(ClipAttribution):
     signed = True
     _laws = ("blocks", "embedding")
 
-    @override
     def _compute(
         self,
         call: Call,
@@ -154,7 +152,6 @@ class ReaderRemoval(ClipAttribution):
         return {}
 
     @classmethod
-    @override
     def check_options(cls, **options: Any) -> None:
         super().check_options(**options)
         for name in ("window", "stride"):

@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any, Final
 
 import torch
-from typing_extensions import override
 
 from .._version import __version__
 from ..attr.registry import MAMOOLER, report_method
@@ -134,7 +133,6 @@ class EvaluationPlan(run.Plan):
         """The name of the model in results."""
         return label_of(self.config.model)
 
-    @override
     def manifest(self) -> Content:
         return {
             "config": self.config.identity(),
@@ -153,7 +151,6 @@ class EvaluationPlan(run.Plan):
         at, number = divmod(unit.job, len(self.methods))
         return at, self.methods[number]
 
-    @override
     def worker(self, models: ModelLoader) -> run.Worker:
         clip = models.load(self.model, self.config.device, self.identity)
         contexts = [ModelContext(clip, data, self.config) for data, _ in self.data]

@@ -14,7 +14,6 @@ import torch
 from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from ..attr import registry
 from ..attr.attention_methods import LayerAttention
@@ -114,11 +113,9 @@ class Attributed(Method):
         ]
         return maps[0] - maps[1] if self.both_signs else maps[0]
 
-    @override
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
         return partial(self._compute, clip, rows, "attribute")
 
-    @override
     def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         if issubclass(self.choice.method, _Reference):  # Captum has no `attribute_targets`
             return self.maps(clip, queries)
@@ -126,13 +123,11 @@ class Attributed(Method):
         maps = self._compute(clip, queries.embeddings, "attribute_targets", image)
         return maps.detach().float()[0]
 
-    @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         leaf = queries.pixels.detach().clone().requires_grad_()
         heatmap = self.attribute(clip, queries.embeddings)(leaf, target=list(range(len(queries))))
         return heatmap.detach().float().sum(1)  # channels are added up
 
-    @override
     def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor | None:
         if self.signed or self.empty_text or not self.choice.needs_target:
             return super().negative_maps(clip, queries, raw)
@@ -149,7 +144,6 @@ class Drawn(Method):
     signed: bool = False
     baseline: bool = True
 
-    @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         grid = clip.grid(*queries.size)
         heatmap = [self.draw(grid, number) for number in queries.numbers]
@@ -441,7 +435,6 @@ class PrecomputedMaps(Method):
             digests[path.relative_to(self.folder).as_posix()] = sha
         self._digest = entries_digest(digests)
 
-    @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         maps = torch.full((len(queries), *queries.size), torch.nan)
         for index, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
@@ -451,11 +444,9 @@ class PrecomputedMaps(Method):
                 maps[index] = upsample(torch.from_numpy(heatmap), queries.size)
         return maps.to(queries.pixels.device)
 
-    @override
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "files": self._digest}
 
-    @override
     def failure_reason(self, sample: str, text: str) -> str:
         path = self.folder / f"{sample}.npz"
         if not path.is_file():

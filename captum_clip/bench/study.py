@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import override
 
 from .. import metrics, targets, visualization
 from ..attr.registry import MethodChoice, fitting_methods
@@ -309,7 +308,6 @@ class StudyPlan(run.Plan):
     sizes: dict[str, int]  # of the image files by name
     units: tuple[Unit, ...]
 
-    @override
     def manifest(self) -> Content:
         # of the list of images too, which may be deleted
         digests = {n: hashlib.sha256(text).hexdigest()[:12] for n, text in self.files().items()}
@@ -320,11 +318,9 @@ class StudyPlan(run.Plan):
         ]
         return {"config": self.config.identity(), "jobs": jobs, "digests": digests}
 
-    @override
     def files(self) -> dict[str, bytes]:
         return {IMAGES: to_csv({"file": [*self.sizes], "bytes": [*self.sizes.values()]})}
 
-    @override
     def worker(self, models: ModelLoader) -> run.Worker:
         return partial(self._compute, models)
 

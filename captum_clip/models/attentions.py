@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
@@ -216,12 +215,10 @@ class PostNormLayer(AttentionLayer):
     def stream_norms(self) -> tuple[nn.Module, nn.Module]:
         """The first norm and the second."""
 
-    @override
     def after_attention(self) -> tuple[Step, ...]:
         first, second = self.stream_norms
         return first, Residual(self.mlp_branch()), second
 
-    @override
     def summed(self, stream: Tensor, added: Tensor) -> Tensor:
         first, second = self.stream_norms
         return run_steps((second,), run_steps((first,), stream) + added)
@@ -268,7 +265,6 @@ class Multihead(Attention):
     inner_norm_name = "ln_inner"  # of OpenCLIP's own `Attention`
     batch_first_unless_told = True  # of an attention that does not say where its batch is
 
-    @override
     def input_maps(self) -> list[Linear]:
         if len(self.maps) > 1:
             return super().input_maps()
@@ -280,14 +276,12 @@ class Multihead(Attention):
             weights = attention.in_proj_weight.chunk(3)
         return linear_maps(weights, attention.in_proj_bias)
 
-    @override
     def output_map(self) -> Step:
         if self.inner_norm is not None:
             return super().output_map()
         # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module
         return Linear.of(getattr(self.attention, self.maps[-1]))
 
-    @override
     def batch_first(self, tokens: Tensor) -> Tensor:
         first = getattr(self.attention, "batch_first", self.batch_first_unless_told)
         return tokens if first else tokens.transpose(0, 1)

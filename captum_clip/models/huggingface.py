@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import Self
 
 from ..checks import expect
 from ..errors import CaptureError, InputError, UnsupportedModelError
@@ -56,7 +56,6 @@ class BertLayer(PostNormLayer, HuggingFaceLayer):
         self.input_module, self.output_module = self.attention.self, self.attention.output.dense
 
     @property
-    @override
     def stream_norms(self) -> tuple[nn.Module, nn.Module]:
         return self.attention.output.LayerNorm, self.block.output.LayerNorm
 
@@ -169,7 +168,6 @@ class HuggingFaceTower(ViTTower):
         return {}
 
     @property
-    @override
     def head(self) -> tuple[Step, ...]:
         # without a projection it ends after the norm
         norm = None if self.final_norm is None else getattr(self.module, self.final_norm)
@@ -187,12 +185,10 @@ class HuggingFaceAdapter(ClipAdapter):
         super().__init__(model, tower, **parts)
         self.text_layout, self.pads_to_longest = text, text.pads_to_longest
 
-    @override
     def _text_tower(self) -> TextTower | None:
         sizes = {"longest": self.context_length, "vocabulary": self.vocabulary_size}
         return text_tower_of(self.model, self.text_layout, **sizes)
 
-    @override
     def image_features(self, images: Tensor) -> Tensor:
         return embedding_of(self.model.get_image_features(**self._vision_inputs(images)))
 
@@ -203,12 +199,10 @@ class HuggingFaceAdapter(ClipAdapter):
         options = {"interpolate_pos_encoding": True} if resized else {}
         return {"pixel_values": images.to(self.dtype), **options}
 
-    @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
     @property
-    @override
     def context_length(self) -> int:
         config = self.model.config.text_config
         # positions of RoBERTa's relatives begin after that of the padding token
@@ -217,7 +211,6 @@ class HuggingFaceAdapter(ClipAdapter):
         return int(config.max_position_embeddings) - taken
 
     @property
-    @override
     def vocabulary_size(self) -> int:
         return int(self.model.config.text_config.vocab_size)
 
@@ -276,7 +269,6 @@ class SiglipTower(HuggingFaceTower):
     """
 
     @staticmethod
-    @override
     def fields(vision: Any) -> dict[str, Any]:
         head, norm = getattr(vision, "head", None), vision.post_layernorm
         fields = {"prefix": 0, "steps_before_mean": 1}  # the library norms every patch
@@ -287,7 +279,6 @@ class SiglipTower(HuggingFaceTower):
         return {"pooling": "attention", "pooling_head": pool, **fields}
 
     @property
-    @override
     def head(self) -> tuple[Step, ...]:
         if self.pooling_head is None:
             return (self.module.post_layernorm,)
@@ -298,7 +289,6 @@ class SiglipTower(HuggingFaceTower):
 class SiglipAdapter(HuggingFaceAdapter):
     """A `SiglipModel` of transformers."""
 
-    @override
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, None]:
         # it was trained without a mask, which the tokenizers of SigLIP 2 give
         return super().text_inputs(texts)[0], None
@@ -307,7 +297,6 @@ class SiglipAdapter(HuggingFaceAdapter):
 class NaFlexTower(SiglipTower):
     """The vision transformer of a `Siglip2Model`."""
 
-    @override
     def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -326,7 +315,6 @@ class NaFlexTower(SiglipTower):
 class NaFlexAdapter(SiglipAdapter):
     """A `Siglip2Model` of transformers."""
 
-    @override
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
         patches = to_patches(images, self.tower.patch[0])
         size = self.tower.grid(images.shape[-2], images.shape[-1])
@@ -337,7 +325,6 @@ class NaFlexAdapter(SiglipAdapter):
             "spatial_shapes": grid.expand(len(images), -1),
         }
 
-    @override
     def _process(self, images: list[Image.Image]) -> Tensor:
         processor = image_processor(self._require("processor"))
         if "spatial_shapes" not in getattr(processor, "model_input_names", ()):
@@ -369,7 +356,6 @@ class Aimv2Tower(HuggingFaceTower):
     patch_map = "embeddings.patch_embed"
 
     @staticmethod
-    @override
     def fields(vision: Any) -> dict[str, Any]:
         pool = LatentPoolingHead(vision.head, vision.rms_norm, "output_proj")
         # else its positions are learned, and those of the native size
@@ -380,7 +366,6 @@ class Aimv2Tower(HuggingFaceTower):
 class Aimv2Adapter(HuggingFaceAdapter):
     """An `Aimv2Model`."""
 
-    @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         # Of a mask without padding, or none, the library makes no causal mask under SDPA, and a
         # text would be encoded otherwise alone than next to a longer one. Under a causal mask the
@@ -394,11 +379,9 @@ class Aimv2Adapter(HuggingFaceAdapter):
 class FirstTokenTower(HuggingFaceTower):
     """A vision transformer whose first token is read by the model around it."""
 
-    @override
     def embedding(self, result: Any) -> Tensor:
         return tensor_in(result)[:, 0]
 
-    @override
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
         return with_tensor(result, torch.cat([embedding[:, None], tensor_in(result)[:, 1:]], 1))
 
@@ -422,12 +405,10 @@ class BlipTower(FirstTokenTower):
 class BlipAdapter(HuggingFaceAdapter):
     """A `BlipForImageTextRetrieval`, with the cosine that ``use_itm_head=False`` gives."""
 
-    @override
     def image_features(self, images: Tensor) -> Tensor:
         result = self.model.vision_model(**self._vision_inputs(images))
         return tensor_in(self.model.vision_proj(self.tower.embedding(result)))
 
-    @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden = self.model.text_encoder(input_ids=ids, attention_mask=mask)[0]
         return tensor_in(self.model.text_proj(hidden[:, 0]))
@@ -455,7 +436,6 @@ class Tipsv2Tower(HuggingFaceTower):
     patch_map = "embeddings.patch_embeddings.projection"
 
     @staticmethod
-    @override
     def fields(vision: Any) -> dict[str, Any]:
         return {"prefix": 1 + int(vision.config.num_register_tokens)}
 
@@ -464,7 +444,6 @@ class DualEncoderTower(HuggingFaceTower):
     """CLIP's vision tower in a `VisionTextDualEncoderModel`."""
 
     @classmethod
-    @override
     def from_module(cls, module: Any) -> Self:
         vision = module.vision_model
         is_clip = any(family.holds(vision) for family in _CLIPS)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ..checks import expect
 from ..errors import TargetError, UnsupportedModelError
@@ -47,7 +46,6 @@ class OpenClipViT(ViTTower):
     """
 
     @property
-    @override
     def head(self) -> tuple[Step, ...]:
         norm, projection = self.module.ln_post, self.module.proj
         return (norm,) if projection is None else (norm, Linear(projection.transpose(0, 1), None))
@@ -97,7 +95,6 @@ class FeaturePool(MultiheadPoolingHead):
     maps = ("q_proj", "k_proj", "v_proj", "c_proj")
 
     @property
-    @override
     def positions(self) -> Tensor:
         return self.attention.positional_embedding  # type: ignore[no-any-return]
 
@@ -140,11 +137,9 @@ class OpenClipTextTower(TextTower):
     cls_first: bool = False  # in the mask of the first CoCa, though CLS stands at the end
 
     @property
-    @override
     def input_module(self) -> nn.Module:
         return self.stem  # a `CLIP` calls no module for the whole of it
 
-    @override
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         attended = super().seen(ids, mask)
         if attended is None or not self.suffix:
@@ -242,13 +237,11 @@ class OpenClipAdapter(ClipAdapter):
     options: ClassVar[Mapping[str, bool]] = {"normalize": False}
 
     @property
-    @override
     def dtype(self) -> torch.dtype:
         # in OpenCLIP's mixed precision the first convolution tells
         modules = self.tower.module.modules()
         return next(m for m in modules if isinstance(m, nn.Conv2d)).weight.dtype
 
-    @override
     def _text_tower(self) -> TextTower | None:
         from open_clip.hf_model import HFTextEncoder
         from open_clip.transformer import TextTransformer
@@ -260,21 +253,17 @@ class OpenClipAdapter(ClipAdapter):
         is_plain = owner is self.model or isinstance(owner, TextTransformer)
         return text_tower_in(self.model, owner, _open_clip_layers) if is_plain else None
 
-    @override
     def image_features(self, images: Tensor) -> Tensor:
         return tensor_in(self.model.encode_image(images.to(self.dtype), **self.options))
 
-    @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return tensor_in(self.model.encode_text(ids, **self.options))
 
-    @override
     def _tokenize(self, texts: list[str]) -> Any:
         tokens = super()._tokenize(texts)
         return tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
 
     @property
-    @override
     def context_length(self) -> int | None:
         # the tokenizer may cut before the model does
         # 0 where a text model of transformers has no table of positions (mt5), or no tokenizer's
@@ -282,7 +271,6 @@ class OpenClipAdapter(ClipAdapter):
         return min((int(length) for length in lengths if length), default=None)
 
     @property
-    @override
     def vocabulary_size(self) -> int | None:
         # a text model of transformers keeps its own in its configuration
         text = getattr(self.model, "text", self.model)
@@ -336,21 +324,18 @@ class OpenAIAdapter(OpenClipAdapter):
 
     options: ClassVar = {}
 
-    @override
     def _tokenize(self, texts: list[str]) -> Any:
         try:
             return super()._tokenize(texts)
         except RuntimeError as error:  # of `clip.tokenize`
             raise TargetError(f"{str(error).rstrip('.')}; shorten it.") from error
 
-    @override
     def count_tokens(self, text: str) -> int | None:
         if "clip" not in str(getattr(self.tokenizer, "__module__", "")).lower():
             return super().count_tokens(text)
         # the end token is the largest, and nothing but padding follows it
         return int(torch.as_tensor(self._tokenize([text]))[0].argmax()) + 1
 
-    @override
     def _text_tower(self) -> TextTower | None:
         return text_tower_in(self.model, self.model, _openai_layers)
 
@@ -360,7 +345,6 @@ class _OpenAIFamily(Family):
 
     __slots__ = ()
 
-    @override
     def holds(self, module: nn.Module) -> bool:
         # these libraries have classes of such names
         others = ("open_clip", "timm", "transformers", "torchvision")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
@@ -37,7 +36,6 @@ class TimmLayer(AttentionLayer):
         names = (kind.__name__ for kind in type(block).__mro__)
         self.branch_paths, self.mlp_paths = next(_BLOCKS[n] for n in names if n in _BLOCKS)
 
-    @override
     def input_maps(self) -> list[Linear]:
         attention, maps = self.attention, super().input_maps()
         if attention.qkv is None or getattr(attention.qkv, "bias", None) is not None:
@@ -56,7 +54,6 @@ class TimmTower(ViTTower):
         return getattr(self.module, "trunk", self.module)
 
     @property
-    @override
     def head(self) -> tuple[Step, ...]:
         trunk, pool, first = self.trunk, self.trunk.attn_pool, []
         if self.pooling_head is None:
@@ -72,7 +69,6 @@ class TimmCNN(ResNetTower):
     """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
 
     @property
-    @override
     def head(self) -> tuple[Step, ...]:
         head = self.module.trunk.head
         inner = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ..checks import expect
 from ..errors import InputError, UnsupportedModelError, argument
@@ -180,7 +179,6 @@ class ResNetTower(Tower):
         return next(iter(self.stages.values()))
 
     @property
-    @override
     def head(self) -> tuple[Step, ...]:
         return ()
 
@@ -208,7 +206,6 @@ class TextTower(TransformerTower):
     is_fixed: bool = False  # texts are always as long as the longest
     vocabulary: int
 
-    @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
         raise InputError("a text has no grid; its maps have one value per token.")
 
@@ -236,22 +233,18 @@ class TextTower(TransformerTower):
             return ids != self.pad
         return None if mask is None else mask != 0
 
-    @override
     def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         ids = args[0] if args else kwargs["input_ids"]
         pooled = self.pooled(ids, kwargs.get("attention_mask"))
         return Entry((1, ids.shape[1]), len(ids), pooled)
 
     @property
-    @override
     def head(self) -> tuple[Step, ...]:
         return self.steps
 
-    @override
     def span(self, size: Size) -> slice:
         return slice(0, size[1])
 
-    @override
     def on_grid(self, values: Tensor, size: Size) -> Tensor:
         return values[..., self.span(size)]
 

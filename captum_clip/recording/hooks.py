@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
-from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from ..models.attentions import Attention, with_tensor
@@ -265,7 +264,6 @@ class Watch(TorchFunctionMode):
             "that does not look inside, such as Occlusion."
         )
 
-    @override
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, running = kwargs or {}, self._running
         if isinstance(func, types.FunctionType) and func not in _FUNCTIONS:

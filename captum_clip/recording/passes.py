@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
@@ -92,7 +91,6 @@ class _HeldGates(Watch):
 
         return _linear(read.value, read.out, lambda x: weights() @ x, lambda x: weights().mT @ x)
 
-    @override
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         first = args[0] if args else kwargs.get("input")
         if not (self.holds and isinstance(first, Tensor) and torch.is_grad_enabled()):

@@ -65,15 +65,15 @@ class ExclipOfTransformers(Explainer):
         reference[0, 0], reference[0, self.text_ref_len + 1] = self.ends
         return reference
 
-    def init_text_attribution(self, layer: int, N_interpolations: int) -> None:  # noqa: D102, N803
+    def init_text_attribution(self, layer: int, N_interpolations: int) -> None:  # noqa: N803
         self.txt_intermediates: list[Tensor] = []
         self.text_plan = layer, N_interpolations, self.txt_intermediates
 
-    def init_image_attribution(self, layer: int, N_interpolations: int) -> None:  # noqa: D102, N803
+    def init_image_attribution(self, layer: int, N_interpolations: int) -> None:  # noqa: N803
         self.img_intermediates: list[Tensor] = []
         self.image_plan = layer, N_interpolations, self.img_intermediates
 
-    def encode_text(self, text: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def encode_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         both, tower = torch.cat([text, self.txt_ref]), self.clip.text_model
         causal = torch.full((self.text_seq_len,) * 2, -torch.inf).triu(1)[None, None]
         hidden = tower.embeddings(input_ids=both)
@@ -83,7 +83,7 @@ class ExclipOfTransformers(Explainer):
         found = self.clip.text_projection(hidden[torch.arange(len(hidden)), rows])
         return found[:-1], found[-1]
 
-    def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
         tower = self.clip.vision_model
         hidden = tower.pre_layrnorm(tower.embeddings(torch.cat([image, self.img_ref])))
         hidden = through(tower, hidden, None, *self.image_plan)

@@ -6,7 +6,6 @@ from typing import Any, Final, final
 
 import numpy as np
 from PIL import Image
-from typing_extensions import override
 
 from ...checks import check_integer
 from ...demo.backgrounds import draw_background
@@ -52,7 +51,6 @@ class _DemoData(DataSet):
         self.names = tuple(f"{index:05d}" for index in range(number))
         self.classes = tuple(article(noun) for noun in NOUNS)
 
-    @override
     def read(self, index: int) -> Sample:
         return self._draw(self.names[index], index, self.seed * _PER_SEED + index)
 
@@ -60,7 +58,6 @@ class _DemoData(DataSet):
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         """Sample number `index`, from the seed of its scene."""
 
-    @override
     def identity(self) -> dict[str, Any]:
         return {"data": self.name, "number": self.number, "seed": self.seed}
 
@@ -82,7 +79,6 @@ class DemoScenes(_DemoData):
     name = "demo"
     truth = ("masks", "objects", "scenes")
 
-    @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         count = 2 + index % 2
         absent = [
@@ -112,7 +108,6 @@ class DemoObjects(_DemoData):
     name = "demo-objects"
     truth = ("counts",)
 
-    @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         drawn = draw_scene(scene, count=1 + index % 3)
         label = NOUNS.index(drawn.objects[0].noun)
@@ -139,7 +134,6 @@ class DemoMosaics(_DemoData):
     name = "demo-mosaics"
     truth = ("captions", "cells")
 
-    @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         generator = np.random.default_rng(np.random.SeedSequence(scene, spawn_key=(_FURTHER,)))
         nouns = [thing.noun for thing in pick_things(4, generator)]
@@ -172,7 +166,6 @@ class DemoThirds(_DemoData):
     truth = ("thirds",)
     usual = 300
 
-    @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         sequence = np.random.SeedSequence(scene, spawn_key=(_FURTHER, *map(ord, self.name)))
         generator = np.random.default_rng(sequence)
@@ -203,7 +196,6 @@ class DemoIdentical(DemoThirds):
     name = "demo-identical"
     truth = ("identical",)
 
-    @override
     def _copies(self, sprite: Any, generator: np.random.Generator) -> tuple[list[Any], Any]:
         color = generator.integers(256, size=3, dtype=np.uint8)
         return [sprite] * 3, np.full((_SCENE_SIDE, _SCENE_SIDE, 3), color)

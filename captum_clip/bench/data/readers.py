@@ -11,7 +11,6 @@ from typing import Any, Final, final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from typing_extensions import override
 
 from ...checks import (
     check_integer,
@@ -108,11 +107,9 @@ class FileData(DataSet):
             "files": entries_digest(sizes),
         }
 
-    @override
     def identity(self) -> dict[str, Any]:
         return dict(self._identity)
 
-    @override
     def read(self, index: int) -> Sample:
         name = self.names[index]
         record = self._records[name]
@@ -198,7 +195,6 @@ class MaskedFolder(FileData):
     name = "masks"
     truth = ("masks", "objects")
 
-    @override
     def find(self) -> None:
         files = storage_of(self.path).files()
         if "groups.csv" in files:
@@ -250,7 +246,6 @@ class CocoInstances(FileData):
     takes_template = True
     template = "a photo of a {}"
 
-    @override
     def find(self) -> None:
         path = find_file(self.path, what="file of COCO's instances")
         parts: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
@@ -319,7 +314,6 @@ class SampleList(FileData):
     place = "FILE"
     takes_template = True
 
-    @override
     def find(self) -> None:
         path = find_file(self.path, what="list of samples")
         self.folder, self.name = path.parent, path.stem
