@@ -252,10 +252,6 @@ class Plan(ABC):
     def worker(self, models: ModelLoader) -> Worker:
         """Make what computes units; called once in each process."""
 
-    def files(self) -> dict[str, bytes]:
-        """Further CSV files that must be the same when a run goes on."""
-        return {}
-
 
 def run(
     config: Config,
@@ -287,8 +283,7 @@ def run(
         if missing:
             output.remove(plan.result)  # it means that all is done
             # The manifest comes first: a folder without one is taken for somebody else's.
-            for name, content in {MANIFEST: to_json(manifest), **plan.files()}.items():
-                output.write(name, content)
+            output.write(MANIFEST, to_json(manifest))
             if config.engine == "ray":
                 write = UnitWriter(plan, missing, output, models)
                 for unit in map_on_ray(config, write, len(missing)):
@@ -384,12 +379,6 @@ def _check_same(plan: Plan, new: Content, content: bytes, output: Storage) -> Co
     # A resume compares what decides results; versions and threads of each run are only kept.
     before = {name: manifest.get(name) for name in new} | {"environments": environments}
     changes = differences(before, new | {"environments": environments})
-    for name, expected in plan.files().items():
-        present = output.read(name)
-        if present not in (None, expected):
-            lines = {*expected.splitlines()} ^ {*(present or b"").splitlines()}
-            example = min(lines, default=b"the order").decode("utf-8", "replace")
-            changes.append(f"{name} changed, such as {example}")
     if changes:
         raise InputError(
             f"{output.root} holds another {plan.noun}: {'; '.join(changes[:3])}. Take another "

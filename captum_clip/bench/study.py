@@ -2,11 +2,11 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, zip_longest
+from itertools import chain, starmap, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import metrics, targets, visualization
+from .. import targets, visualization
 from ..attr.registry import MethodChoice, fitting_methods
 from ..checks import find_repeated
 from ..errors import InputError, public
@@ -34,12 +34,13 @@ from ..folders.storage import (
 )
 from ..folders.workers import ModelLoader, Progress, full_name, label_of
 from ..maps import positive
-from ..metrics.map_statistics import measure
+from ..metrics.map_statistics import center_bias, corner_bias, measure
 from ..models.adapter import ClipAdapter
 from ..targets.probe import EmotionProbe
 from ..targets.similarity import ClipSimilarity
 from ..targets.target import Target
 from . import run
+from .data import entries_digest
 from .run import MANIFEST, Arrays, StudyConfig, Unit
 
 STATISTICS: Final = "statistics.csv"
@@ -49,32 +50,29 @@ _MEASURES: Final = ("spatial_variance", "spatial_entropy", "value_entropy")
 _DTYPE: Final = "float32"  # of the min-max maps at full size that are measured
 
 
-def sums_of(unit: Arrays) -> Arrays:
-    r"""Sums over the N images of a unit, float64; those of all units are added up.
+def values_of(unit: Arrays) -> Arrays:
+    r"""What is averaged over the N images of a unit, float64; NaN where a map does not vary.
 
     A min-max map is :math:`a \, U m + b` with the upsampling U linear, so the mean of such maps
-    needs only :math:`\sum a m` on the model's own grid and :math:`\sum b`.
+    needs only the mean of :math:`a m + b` on the model's own grid.
 
     Args:
         unit: the "maps" (N, K, h, w), "scores" (N, K) and measures (N, K) of its images.
 
     Returns:
-        "score" (K,), the cosine similarities; "stretched" (K, h, w), a m + b; each measure (K,);
-        and "score_count" and so on, how many images each sum is over. A map that does not vary
-        counts in "score" alone.
+        "score" (N, K), the cosine similarities; "stretched" (N, K, h, w), a m + b; and each measure
+        (N, K).
     """
     # Units keep the sign of maps; the statistics are those of positive evidence.
     maps = unit["maps"].astype(np.float64).clip(min=0)
     low, high = unit[f"{MEASURE}low"], unit[f"{MEASURE}high"]
     varies = ~np.isnan(unit[f"{MEASURE}spatial_variance"])
     scale = np.where(varies, 1 / np.where(varies, high - low, 1), np.nan)
-    values = {
+    return {
         "score": unit["scores"].astype(np.float64),
         "stretched": (maps - low[..., None, None]) * scale[..., None, None],
+        **{name: unit[f"{MEASURE}{name}"] for name in _MEASURES if f"{MEASURE}{name}" in unit},
     }
-    values |= {name.removeprefix(MEASURE): unit[name] for name in unit if MEASURE in name}
-    counts = {f"{name}_count": (~np.isnan(value)).sum(0) for name, value in values.items()}
-    return {**{name: np.nansum(value, 0) for name, value in values.items()}, **counts}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,99 +84,70 @@ class Job:
     method: str  # with its options, as on the command line
     target: Target  # K directions
     size: tuple[int, int]  # (H, W) of the images that the model sees
-    location: str = ""  # what `load_clip` takes, a folder by its full path
-    identity: dict[str, str] = field(default_factory=dict)  # of the model, in every worker
-    tower: str = ""  # its kind
-    emotions: str = ""  # SHA-256 of the emotions' weights; "" where there are none
+    location: str  # what `load_clip` takes, a folder by its full path
+    identity: dict[str, str]  # of the model, in every worker
+    emotions: str  # SHA-256 of the emotions' weights; "" where there are none
 
 
 @dataclass(frozen=True, eq=False)
 class StudyStatistics:
-    """Everything measured of one model and method."""
+    """Everything measured of one model and method, over all images that could be read."""
 
-    job: Job
-    sums: Arrays  # of :func:`sums_of`, over all images that could be read
+    images: int
+    constant: Array  # (K,), maps of each target that do not vary
+    means: Arrays  # of `values_of`, over the maps that vary, (K, ...); NaN where none does
+    biases: Arrays  # "corner_bias" and "center_bias" (K,) of each mean map
     skipped: Sequence[Skipped]
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) of the model's own maps."""
-        height, width = self.sums["stretched"].shape[-2:]
-        return int(height), int(width)
-
-    @property
-    def images(self) -> int:
-        """How many images could be read."""
-        return int(self.sums["score_count"][0])
-
-    @property
-    def constant(self) -> Array:
-        """How many maps of each target do not vary, (K,)."""
-        return np.asarray(self.images - self.sums["spatial_variance_count"])
-
-    def mean(self, name: str) -> Array:
-        """The mean of a sum, over the images that are in it; NaN where there is none."""
-        total, count = self.sums.get(name, np.nan), self.sums.get(f"{name}_count", 0)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-    def biases(self) -> dict[str, Array]:
-        """The corner and the center bias (K,) of each mean map; NaN where there is no mean."""
-        mean = self.mean("stretched")
-        finite = np.asarray(np.isfinite(mean).all((-2, -1)))
-        heatmap = torch.from_numpy(np.where(finite[:, None, None], mean, 0))
-        both = {"corner": metrics.corner_bias, "center": metrics.center_bias}
-        return {
-            f"{where}_bias": np.where(finite, bias(heatmap).numpy(), np.nan)
-            for where, bias in both.items()
+    @classmethod
+    def over(cls, units: Iterable[tuple[Arrays, Sequence[Skipped]]]) -> "StudyStatistics":
+        """Of the units of a job, as their files hold them."""
+        sums, counts, skipped = Arrays(), Arrays(), list[Skipped]()
+        for unit, left_out in units:
+            skipped += left_out
+            # In the order of the units: a sum of floats in another order has other bytes.
+            for name, values in values_of(unit).items():
+                sums[name] = sums.get(name, 0) + np.nansum(values, 0)
+                counts[name] = counts.get(name, 0) + (~np.isnan(values)).sum(0)
+        means = {n: np.where(counts[n], sums[n] / np.maximum(counts[n], 1), np.nan) for n in sums}
+        known = np.isfinite(means["stretched"]).all((-2, -1))
+        heatmap = torch.from_numpy(np.where(known[:, None, None], means["stretched"], 0))
+        biases = {
+            f"{where}_bias": np.where(known, bias(heatmap).numpy(), np.nan)
+            for where, bias in {"corner": corner_bias, "center": center_bias}.items()
         }
+        images = int(counts["score"][0])
+        constant = np.asarray(images - counts["spatial_variance"])
+        return cls(images, constant, means, biases, skipped)
 
 
-def result_files(results: Sequence[StudyStatistics]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file; the statistics, which say that all is done, come last."""
-    for result in results:
-        # On the model's own grid; docs/appendix/data_sets.md says how they get their full size.
-        arrays = {
-            "label": f"{result.job.model} ({result.job.method})",
-            "names": np.array(result.job.target.names, dtype=np.str_),
-            "stretched": result.mean("stretched"),
-            "size": result.job.size,
-            "images": result.images,
-            "constant": result.constant,
-        }
-        content = run.to_npz({name: np.array(value) for name, value in arrays.items()})
-        yield f"mean_maps/{result.job.key}.npz", content
-    yield "mean_maps.png", _figure(results)
-    yield STATISTICS, to_csv(*map(_statistics, results))
-
-
-def _statistics(result: StudyStatistics) -> dict[str, Any]:
+def _statistics(job: Job, result: StudyStatistics) -> dict[str, Any]:
     """A row for each target; results only."""
-    job = result.job
-    named = {"model": job.model, "method": job.method, "target": job.target.names}
-    counts = {"images": result.images, "skipped": len(result.skipped), "constant": result.constant}
-    means = {name: result.mean(name) for name in ("score", *_MEASURES)}
-    size = {"dtype": _DTYPE, "height": job.size[0], "width": job.size[1]}
-    grid = {"grid_height": result.grid[0], "grid_width": result.grid[1]}
-    return {**named, **counts, **means, **result.biases(), **size, **grid}
+    rows: dict[str, Any] = {"model": job.model, "method": job.method, "target": job.target.names}
+    rows |= {"images": result.images, "skipped": len(result.skipped), "constant": result.constant}
+    rows |= {name: result.means.get(name, np.nan) for name in ("score", *_MEASURES)}
+    rows |= {**result.biases, "dtype": _DTYPE}
+    sides = (*job.size, *result.means["stretched"].shape[-2:])
+    return rows | dict(zip(("height", "width", "grid_height", "grid_width"), sides, strict=True))
 
 
-def _figure(results: Sequence[StudyStatistics]) -> bytes:
+def _figure(results: Mapping[Job, StudyStatistics]) -> bytes:
     """Mean maps, all on one scale, as PNG: a row per model and method and a column per target."""
-    means, notes = dict[str, Array](), dict[str, list[str]]()
-    for result in results:
-        label = f"{result.job.model} \N{MIDDLE DOT} {result.job.method}"
-        means[label] = np.nan_to_num(result.mean("stretched"))
-        notes[label] = [
+    labels = [f"{job.model} \N{MIDDLE DOT} {job.method}" for job in results]
+    means = [np.nan_to_num(result.means["stretched"]) for result in results.values()]
+    notes = [
+        [
             "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, center {center:.2f}"
-            for corner, center in zip(*result.biases().values(), strict=True)
+            for corner, center in zip(*result.biases.values(), strict=True)
         ]
-    values = np.concatenate([mean.ravel() for mean in means.values()])
-    counts = sorted({result.images for result in results})
+        for result in results.values()
+    ]
+    counts = sorted({result.images for result in results.values()})
     figure = visualization.average(
-        means,
-        names=results[0].job.target.names,
-        notes=notes,
-        scale=(float(values.min()), float(values.max())),
+        dict(zip(labels, means, strict=True)),
+        names=next(iter(results)).target.names,
+        notes=dict(zip(labels, notes, strict=True)),
+        scale=(min(map(np.min, means)), max(map(np.max, means))),
         caption=f"mean of min-max maps of {' and '.join(map(str, counts))} images",
     )
     file = io.BytesIO()
@@ -309,17 +278,13 @@ class StudyPlan(run.Plan):
     units: tuple[Unit, ...]
 
     def manifest(self) -> Content:
-        # of the list of images too, which may be deleted
-        digests = {n: hashlib.sha256(text).hexdigest()[:12] for n, text in self.files().items()}
-        names = ("model", "method", "identity", "emotions", "tower")
+        names = ("model", "method", "identity", "emotions")
         jobs = [
             {name: getattr(job, name) for name in names} | {"targets": list(job.target.names)}
             for job in self.jobs
         ]
-        return {"config": self.config.identity(), "jobs": jobs, "digests": digests}
-
-    def files(self) -> dict[str, bytes]:
-        return {IMAGES: to_csv({"file": [*self.sizes], "bytes": [*self.sizes.values()]})}
+        data = {"number": len(self.sizes), "digest": entries_digest(self.sizes)}
+        return {"config": self.config.identity(), "data": data, "jobs": jobs}
 
     def worker(self, models: ModelLoader) -> run.Worker:
         return partial(self._compute, models)
@@ -373,61 +338,43 @@ def explain_batch(
             broken = Skipped(number, "its maps or scores hold NaN or infinity")
             skipped.setdefault(number, broken)
     evidence = positive(torch.where(finite[:, None, None, None], raw, 0))
-    measured = measure(evidence, job.size, values=config.value_entropy)
-    kept = [row for row, number in enumerate(images) if number not in skipped]
-    explained = {
-        "numbers": np.array([*images], dtype=np.int64)[kept],
-        "maps": raw[kept].cpu().numpy(),
-        "scores": scores[kept].cpu().numpy(),
-        **{f"{MEASURE}{name}": values[kept].cpu().numpy() for name, values in measured.items()},
+    arrays = {"maps": raw, "scores": scores} | {
+        f"{MEASURE}{name}": values
+        for name, values in measure(evidence, job.size, values=config.value_entropy).items()
     }
-    return explained, [*skipped.values()]
+    kept = [row for row, number in enumerate(images) if number not in skipped]
+    numbers = {"numbers": np.array([*images], dtype=np.int64)[kept]}
+    return numbers | {n: v[kept].cpu().numpy() for n, v in arrays.items()}, [*skipped.values()]
 
 
 def _plan_study(config: StudyConfig, models: ModelLoader) -> StudyPlan:
     """Load every model on the CPU, make its targets, and try the method on one black image."""
-    images, output = storage_of(config.images), storage_of(config.output)
-    sizes = list_images(images, output, limit=config.limit, seed=config.seed)
-    jobs = list[Job]()
+    images, jobs = storage_of(config.images), list[Job]()
+    sizes = list_images(images, storage_of(config.output), limit=config.limit, seed=config.seed)
     for model, emotions in zip_longest(config.models, config.emotions):
-        jobs += _jobs_of(config, model, emotions, len(jobs), models)
+        location, label = full_name(model), label_of(model)
+        clip = models.load(location)
+        fitting = fitting_methods(config.methods, clip.tower, model)
+        target, digest = _targets_of_model(config, emotions, clip)
+        [blank], identity = clip.preprocess(Image.new("RGB", (64, 64))), clip.identity()
+        size = (blank.shape[-2], blank.shape[-1])
+        for choice in fitting:
+            key = f"{len(jobs):02d}-{slug(label)}-{slug(choice.name)}"
+            job = Job(key, label, choice.name, target, size, location, identity, digest)
+            explain_batch(job, clip, {0: blank}, replace(config, batch_size=1))
+            jobs.append(job)
     if repeated := find_repeated([(job.model, job.method) for job in jobs]):
         raise InputError(
             f"{repeated[1]} of {repeated[0]} comes twice; give each model and method once, folders "
             "under different names."
         )
-    size = -(-config.chunk_size // config.batch_size) * config.batch_size  # whole batches
+    whole_batches = -(-config.chunk_size // config.batch_size) * config.batch_size
     units = [
         Unit(f"units/{job.key}/{chunk:06d}.npz", number, numbers, f"{job.model}, {job.method}")
         for number, job in enumerate(jobs)
-        for chunk, numbers in enumerate(_split(range(len(sizes)), size))
+        for chunk, numbers in enumerate(_split(range(len(sizes)), whole_batches))
     ]
     return StudyPlan(config, tuple(jobs), images, sizes, tuple(units))
-
-
-def _jobs_of(
-    config: StudyConfig, model: str, emotions: str | Path | None, first: int, models: ModelLoader
-) -> Iterator[Job]:
-    """A model with every method that fits its tower; `first` is the number of the first job."""
-    location, label = full_name(model), label_of(model)
-    clip = models.load(location)
-    fitting = fitting_methods(config.methods, clip.tower, model)
-    target, digest = _targets_of_model(config, emotions, clip)
-    [blank], identity = clip.preprocess(Image.new("RGB", (64, 64))), clip.identity()
-    for number, choice in enumerate(fitting, first):
-        job = Job(
-            key=f"{number:02d}-{slug(label)}-{slug(choice.name)}",
-            model=label,
-            method=choice.name,
-            target=target,
-            size=(blank.shape[-2], blank.shape[-1]),
-            location=location,
-            identity=identity,
-            tower=clip.kind,
-            emotions=digest,
-        )
-        explain_batch(job, clip, {0: blank}, replace(config, batch_size=1))
-        yield job
 
 
 def _targets_of_model(
@@ -450,32 +397,34 @@ def _write_statistics(
     plan: StudyPlan, manifest: Content, output: Storage, models: ModelLoader
 ) -> StudyResult:
     """One pass over all units in order, then every file; the statistics come last."""
-    results = [_sum_up(plan, number, output) for number in range(len(plan.jobs))]
+    results = {
+        job: StudyStatistics.over(
+            run.read_unit(output, unit) for unit in plan.units if unit.job == number
+        )
+        for number, job in enumerate(plan.jobs)
+    }
     names = tuple(plan.sizes)
-    entries = sorted({entry for result in results for entry in result.skipped})
+    entries = sorted({entry for result in results.values() for entry in result.skipped})
     skipped = [{"file": names[entry.number], "reason": entry.message} for entry in entries]
-    counts = [{"images": r.images, "skipped": len(r.skipped)} for r in results]
-    done = {**manifest, "state": "maps done", "images": len(names)}
-    output.write(MANIFEST, run.to_json({**done, "counts": counts, "skipped": skipped}))
-    if output.read(IMAGES) is None:  # a study that was done may have lost it since
-        output.write(IMAGES, plan.files()[IMAGES])
-    if not any(result.images for result in results):
+    done = {**manifest, "state": "maps done", "images": len(names), "skipped": skipped}
+    output.write(MANIFEST, run.to_json(done))
+    if not any(result.images for result in results.values()):
         raise InputError(
             f"none of the {len(names)} images can be read; the first: "
             f"{skipped[0]['reason']} All reasons are in {output.root}/{MANIFEST}."
         )
-    for name, content in result_files(results):
-        output.write(name, content)
+    output.write(IMAGES, to_csv({"file": names, "bytes": [*plan.sizes.values()]}))
+    for job, result in results.items():
+        # On the model's own grid; docs/appendix/data_sets.md says how they get their full size.
+        arrays = {
+            "label": np.array(f"{job.model} ({job.method})"),
+            "names": np.array(job.target.names, dtype=np.str_),
+            "stretched": result.means["stretched"],
+            "size": np.array(job.size),
+            "images": np.array(result.images),
+            "constant": result.constant,
+        }
+        output.write(f"mean_maps/{job.key}.npz", run.to_npz(arrays))
+    output.write("mean_maps.png", _figure(results))
+    output.write(STATISTICS, to_csv(*starmap(_statistics, results.items())))
     return StudyResult(output.root, len(names), {e["file"]: e["reason"] for e in skipped})
-
-
-def _sum_up(plan: StudyPlan, number: int, output: Storage) -> StudyStatistics:
-    """The sums over all units of a job, in float64 and in order; and what was left out."""
-    job, sums, skipped = plan.jobs[number], Arrays(), list[Skipped]()
-    for unit in plan.units:
-        if unit.job == number:
-            arrays, left_out = run.read_unit(output, unit)
-            skipped += left_out
-            # In the order of the units: a sum of floats in another order has other bytes.
-            sums = {n: sums.get(n, 0) + values for n, values in sums_of(arrays).items()}
-    return StudyStatistics(job, sums, skipped)
