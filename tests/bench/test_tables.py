@@ -273,6 +273,13 @@ def test_findings_of_other_metrics_take_the_first_of_each_table() -> None:
     assert line == "Where by gap no method beats a constant answer."
 
 
+def test_findings_pass_over_a_metric_that_only_describes() -> None:
+    """It stands first in its table, and no method can win by it."""
+    given = {"ours": {"spread": rows(9, 9), "gap": rows(1, 1)}}
+    [line, _] = findings(summary(given, [metric("spread", "none"), metric("gap")]))
+    assert line.startswith("Where ours (the reference), with gap 1.000")
+
+
 def test_metrics_are_shown_as_papers_call_them() -> None:
     assert shown("legrad_map") == "LeGrad mAP"
     assert shown("mean_iou_half") == "mean IoU half"
