@@ -58,7 +58,6 @@ class Squares(Plan):
     units: tuple[Unit, ...] = UNITS
     settings: Content = field(default_factory=lambda: {"seed": 0, "texts": ["a", "ä"]})
     identity: dict[str, str] = field(default_factory=dict)
-    names: str = "a\nb\n"
     fails_at: str = ""
     skipped: tuple[Skipped, ...] = ()
     computed: list[str] = field(default_factory=list)
@@ -67,10 +66,6 @@ class Squares(Plan):
     @override
     def manifest(self) -> Content:
         return {"config": self.settings, "jobs": [{"model": "m", "identity": self.identity}]}
-
-    @override
-    def files(self) -> dict[str, bytes]:
-        return {"names.csv": self.names.encode()}
 
     @override
     def worker(self, models: ModelLoader) -> Worker:
@@ -177,10 +172,10 @@ def test_what_changed_is_told_and_nothing_is_touched(tmp_path: Path) -> None:
     plan = Squares(config_of(tmp_path))
     done(plan)
     before = folders.content(tmp_path)
-    other = replace(plan, settings={"seed": 1, "texts": ["a"]}, names="a\nc\nd\n")
+    other = replace(plan, settings={"seed": 1, "texts": ["a"]})
     message = (
         r'holds another evaluation: config\.seed was 0 and is 1; config\.texts was \["a", "ä"\] '
-        r'and is \["a"\]; names\.csv changed, such as b\.'
+        r'and is \["a"\]\. Take another'
     )
     with pytest.raises(InputError, match=message):
         done(other)

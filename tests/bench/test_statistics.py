@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from captum_clip import maps as resizing
 from captum_clip import metrics
 from captum_clip.bench.run import Arrays
-from captum_clip.bench.study import Job, StudyStatistics, sums_of
+from captum_clip.bench.study import StudyStatistics
 from captum_clip.metrics.map_statistics import measure
 
 SIZES = [
@@ -108,9 +106,8 @@ def some_part(count: int = 9, seed: int = 0, targets: int = 3, grid: int = 5) ->
     }
 
 
-def means(part: Arrays) -> StudyStatistics:
-    target: Any = None
-    return StudyStatistics(Job("", "", "", target, SIZE), sums_of(part), [])
+def means(*units: Arrays) -> StudyStatistics:
+    return StudyStatistics.over((unit, []) for unit in units)
 
 
 def test_the_mean_of_stretched_maps_needs_only_sums_on_the_grid() -> None:
@@ -123,7 +120,7 @@ def test_the_mean_of_stretched_maps_needs_only_sums_on_the_grid() -> None:
     assert found.constant.tolist() == [1, 0, 0]
     for target in range(3):
         expected = heatmap[varies[:, target], target].mean(0)
-        mean = resizing.upsample(torch.from_numpy(found.mean("stretched")[target]), SIZE)
+        mean = resizing.upsample(torch.from_numpy(found.means["stretched"][target]), SIZE)
         np.testing.assert_allclose(mean.numpy(), expected, atol=1e-12)
 
 
@@ -132,23 +129,26 @@ def test_means_are_over_the_images_that_have_something() -> None:
     part = some_part()
     found = means(part)
     np.testing.assert_allclose(
-        found.mean("score"), part["scores"].astype(float).mean(0), rtol=1e-12
+        found.means["score"], part["scores"].astype(float).mean(0), rtol=1e-12
     )
     expected = np.nanmean(part["measure_spatial_entropy"], 0)
-    np.testing.assert_allclose(found.mean("spatial_entropy"), expected, rtol=1e-12)
+    np.testing.assert_allclose(found.means["spatial_entropy"], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("at", [0, 4])
-def test_added_halves_are_the_whole(at: int) -> None:
-    """An empty half too."""
+def test_two_units_are_the_whole(at: int) -> None:
+    """An empty one too."""
     part = some_part()
-    whole = sums_of(part)
-    first, second = (
-        sums_of({name: values[rows] for name, values in part.items()})
-        for rows in (slice(0, at), slice(at, None))
+    whole = means(part)
+    found = means(
+        *(
+            {name: values[rows] for name, values in part.items()}
+            for rows in (slice(0, at), slice(at, None))
+        )
     )
-    for name, expected in whole.items():
-        np.testing.assert_allclose(first[name] + second[name], expected, rtol=1e-12, atol=1e-15)
+    assert (found.images, found.constant.tolist()) == (whole.images, whole.constant.tolist())
+    for name, expected in (whole.means | whole.biases).items():
+        np.testing.assert_allclose((found.means | found.biases)[name], expected, rtol=1e-12)
 
 
 def test_a_map_that_varies_by_rounding_alone_is_in_no_mean() -> None:
@@ -159,12 +159,15 @@ def test_a_map_that_varies_by_rounding_alone_is_in_no_mean() -> None:
     measured = {f"measure_{n}": v.numpy() for n, v in measure(raw, SIZE).items()}
     found = means({"maps": raw.numpy(), "scores": np.zeros((2, 2)), **measured})
     assert found.constant.tolist() == [1, 0]
-    assert found.sums["stretched_count"][:, 0, 0].tolist() == [1, 2]
+    varying = resizing.positive(raw[1:, :1]).double()
+    expected = resizing.normalize(resizing.upsample(varying, SIZE))[0, 0].numpy()
+    mean = resizing.upsample(torch.from_numpy(found.means["stretched"])[:1], SIZE)[0].numpy()
+    np.testing.assert_allclose(mean, expected, atol=1e-12)
 
 
 def test_no_image_has_no_mean() -> None:
     """NaN everywhere, without a warning."""
     empty = means({name: values[:0] for name, values in some_part().items()})
-    assert np.isnan(empty.mean("score")).all()
-    assert np.isnan(empty.mean("stretched")).all()
-    assert np.isnan(empty.mean("spatial_variance")).all()
+    assert np.isnan(empty.means["score"]).all()
+    assert np.isnan(empty.means["stretched"]).all()
+    assert np.isnan(empty.means["spatial_variance"]).all()

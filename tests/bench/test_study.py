@@ -136,7 +136,7 @@ def test_the_manifest_tells_what_was_computed_with_what(both: Any, vit: str) -> 
     assert found["config"]["texts"] == list(TEXTS)
     assert found["jobs"][0]["identity"] == load_clip(vit).identity()
     assert [job["method"] for job in found["jobs"]] == ["last-grad", "grad-cam"]
-    assert found["counts"] == [{"images": 7, "skipped": 0}] * 2
+    assert found["data"]["number"] == found["images"] == 7
     assert found["skipped"] == []
     assert {"torch", "captum_clip", "threads"} <= found["environments"][0].keys()
 
@@ -230,7 +230,8 @@ def test_an_image_that_cannot_be_read_changes_nothing_for_the_others(
             for name in set(part.files) - {"skipped", "unit"}:
                 np.testing.assert_array_equal(part[name], all_of_it[name][kept], strict=True)
     manifest = json.loads((tmp_path / "part" / "manifest.json").read_text())
-    assert manifest["counts"] == [{"images": 4, "skipped": 4}]
+    [row, _] = rows_of((tmp_path / "part" / "statistics.csv").read_bytes())
+    assert (row["images"], row["skipped"]) == ("4", "4")
     assert [one["file"] for one in manifest["skipped"]] == sorted(result.skipped)
     assert str(tmp_path) not in json.dumps(manifest)
 
@@ -321,7 +322,7 @@ def test_mistakes_are_reported_before_anything_is_written(
 def test_a_study_that_was_stopped_at_once_goes_on(
     tmp_path: Path, images: Path, vit: str, whole_study: dict[str, bytes]
 ) -> None:
-    """With its manifest and no list of images yet."""
+    """With its manifest and no unit yet."""
     output = tmp_path / "out"
     output.mkdir()
     (output / "manifest.json").write_bytes(whole_study["manifest.json"])
