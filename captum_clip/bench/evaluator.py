@@ -1,6 +1,5 @@
 """`evaluate`: a config becomes a plan, tried beforehand; its units become tables and a report."""
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -429,9 +428,8 @@ def _draw_curves(
         fill, _, kind = end.partition("_")
         title = f"{plan.label}: removed pixels become {TITLES[fill]}, map of the {kind} class"
         pair = curves[MOST_FIRST + end], curves[LEAST_FIRST + end]
-        figure, file = report.perturbation_curves(*pair, summary, title=title), io.BytesIO()
-        figure.savefig(file, format="png", dpi="figure")
-        yield f"curves_{end}.png", title, file.getvalue()
+        figure = report.perturbation_curves(*pair, summary, title=title)
+        yield f"curves_{end}.png", title, run.to_png(figure)
 
 
 def _about(plan: EvaluationPlan, skipped: SkippedEntries, table: Table) -> dict[str, Any]:

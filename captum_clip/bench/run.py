@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final, Literal, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
 
 from .._version import __version__
 from ..attr.registry import check_method
@@ -202,6 +203,13 @@ def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, list[Skipped]]:
 def to_json(content: Mapping[str, Any]) -> bytes:
     """JSON for people and programs."""
     return f"{json.dumps(content, indent=1)}\n".encode()
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi="figure")
+    return file.getvalue()
 
 
 def to_npz(arrays: Arrays) -> bytes:

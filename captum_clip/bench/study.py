@@ -1,7 +1,6 @@
 """Studies: mean maps and statistics of whole folders of images, among them the report's three."""
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -110,7 +110,7 @@ class StudyStatistics:
                 sums[name] = sums.get(name, 0) + np.nansum(values, 0)
                 counts[name] = counts.get(name, 0) + (~np.isnan(values)).sum(0)
         means = {n: np.where(counts[n], sums[n] / np.maximum(counts[n], 1), np.nan) for n in sums}
-        known = np.isfinite(means["stretched"]).all((-2, -1))
+        known = np.asarray(np.isfinite(means["stretched"]).all((-2, -1)))
         heatmap = torch.from_numpy(np.where(known[:, None, None], means["stretched"], 0))
         biases = {
             f"{where}_bias": np.where(known, bias(heatmap).numpy(), np.nan)
@@ -131,8 +131,8 @@ def _statistics(job: Job, result: StudyStatistics) -> dict[str, Any]:
     return rows | dict(zip(("height", "width", "grid_height", "grid_width"), sides, strict=True))
 
 
-def _figure(results: Mapping[Job, StudyStatistics]) -> bytes:
-    """Mean maps, all on one scale, as PNG: a row per model and method and a column per target."""
+def _figure(results: Mapping[Job, StudyStatistics]) -> Figure:
+    """Mean maps, all on one scale: a row per model and method and a column per target."""
     labels = [f"{job.model} \N{MIDDLE DOT} {job.method}" for job in results]
     means = [np.nan_to_num(result.means["stretched"]) for result in results.values()]
     notes = [
@@ -143,16 +143,13 @@ def _figure(results: Mapping[Job, StudyStatistics]) -> bytes:
         for result in results.values()
     ]
     counts = sorted({result.images for result in results.values()})
-    figure = visualization.average(
+    return visualization.average(
         dict(zip(labels, means, strict=True)),
         names=next(iter(results)).target.names,
         notes=dict(zip(labels, notes, strict=True)),
         scale=(min(map(np.min, means)), max(map(np.max, means))),
         caption=f"mean of min-max maps of {' and '.join(map(str, counts))} images",
     )
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi="figure")
-    return file.getvalue()
 
 
 IMAGES: Final = "images.csv"
@@ -425,6 +422,6 @@ def _write_statistics(
             "constant": result.constant,
         }
         output.write(f"mean_maps/{job.key}.npz", run.to_npz(arrays))
-    output.write("mean_maps.png", _figure(results))
+    output.write("mean_maps.png", run.to_png(_figure(results)))
     output.write(STATISTICS, to_csv(*starmap(_statistics, results.items())))
     return StudyResult(output.root, len(names), {e["file"]: e["reason"] for e in skipped})

@@ -29,6 +29,7 @@ _SUITE_KINDS: Final = {
     **{"model": dict[str, Any], "verdict": list[str]},
     "values": dict[str, dict[str, list[float | None]]],  # absent where the gate stopped the model
 }
+_GAP: Final = ("difference", "low", "high", "p_holm")
 _RESAMPLES: Final = 20_000  # whose least p value stays below .05 times the rows of a comparison
 
 
@@ -139,12 +140,10 @@ def compare_suites(first: str, second: str) -> dict[str, dict[str, float]]:
     for column, by_method in a["values"].items():
         for method, values in by_method.items():
             others = b["values"].get(column, {}).get(method, [])
-            both = [pair for pair in zip(values, others, strict=False) if None not in pair]
-            if both:
+            if both := [pair for pair in zip(values, others, strict=False) if None not in pair]:
                 x, y = np.transpose(both)
-                difference, low, high, p = paired_difference(x, y, resamples=_RESAMPLES)
-                gap = {"difference": difference, "low": low, "high": high, "p_holm": p}
-                rows[f"{column}, {method}"] = {first: x.mean(), second: y.mean(), **gap}
+                gap = zip(_GAP, paired_difference(x, y, resamples=_RESAMPLES), strict=True)
+                rows[f"{column}, {method}"] = {first: x.mean(), second: y.mean(), **dict(gap)}
     if not rows:
         raise InputError(f"{first} and {second} have no method in common; nothing can be compared.")
     adjusted = holm([row["p_holm"] for row in rows.values()]).tolist()
