@@ -334,20 +334,16 @@ def _write_results(
         summary = _gated(plan, summary, contexts)
     curves = list(_draw_curves(plan, table, summary))
     of_tasks = {n: c for c, (_, tasks) in zip(contexts, plan.data, strict=True) for n in tasks}
-    head: dict[str, Any] = {
+    content: dict[str, Any] = {
         "title": f"Evaluation of {plan.label}",
         "about": _about(plan, skipped, table),
+        "curves": {title: file for _, title, file in curves},
+        "examples": report.examples_of(plan.methods, of_tasks, table, summary),
+        "manifest": done,
     }
-    page = report.report_html(
-        summary,
-        **head,
-        curves={title: file for _, title, file in curves},
-        examples=report.examples_of(plan.methods, of_tasks, table, summary),
-        manifest=done,
-    )
     files = {name: file for name, _, file in curves}
-    files[report.TABLES] = report.results_md(summary, **head).encode()
-    files[report.REPORT] = page.encode()
+    for name in (report.TABLES, report.REPORT):
+        files[name] = report.render(name, summary, **content).encode()
     for name, file in {**files, RESULTS: report.results_csv(summary)}.items():
         output.write(name, file)
     names = tuple(name for name, *_ in curves)

@@ -78,11 +78,6 @@ def results_csv(summary: Summary) -> bytes:
     return to_csv({name: figures[name].tolist() for name in figures})
 
 
-def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str:
-    """The figures as Markdown: what was measured, a table a group of metrics, the protocols."""
-    return _render("results.md", summary, title=title, about=about)
-
-
 @dataclass(frozen=True)
 class Cell:
     """A figure as it is printed; its text is without the marks, as "0.850 [0.800, 0.900]"."""
@@ -291,24 +286,15 @@ def _text(value: Any) -> str:
     return re.sub(r"([\\|*<`])", r"\\\1", " ".join(str(value).split()))
 
 
-def report_html(
-    summary: Summary,
-    *,
-    title: str,
-    about: Mapping[str, Any],
-    curves: Mapping[str, bytes],
-    examples: Mapping[str, Sequence[ExampleMap]],
-    manifest: Mapping[str, Any],
-) -> str:
-    """All that :func:`results_md` has and more, on a page without any other file.
+def render(template: str, summary: Summary, **content: Any) -> str:
+    """The summary as text: what was found and measured, a table per group of metrics, protocols.
 
-    Curves are PNG files by what each shows, examples those of :func:`examples_of`.
+    Args:
+        template: `TABLES`, in Markdown, or `REPORT`, one HTML page that has more.
+        summary: of the evaluation.
+        content: `title`, and `about`, the lines over the tables. The page also needs `curves`, PNG
+            files by what each shows, `examples` of :func:`examples_of`, and the `manifest`.
     """
-    content = {"curves": curves, "examples": examples, "manifest": manifest}
-    return _render("report.html", summary, title=title, about=about, **content)
-
-
-def _render(template: str, summary: Summary, **content: Any) -> str:
     environment = Environment(
         loader=PackageLoader("captum_clip.bench", "."),
         autoescape=select_autoescape(["html"]),

@@ -20,7 +20,7 @@ from captum_clip.bench.batch import ModelContext, measure_gate
 from captum_clip.bench.data.base import NamedRegion, Sample
 from captum_clip.bench.data.demo import DemoScenes
 from captum_clip.bench.evaluator import Evaluation, evaluate, make_plan
-from captum_clip.bench.report import findings, report_tables, results_md
+from captum_clip.bench.report import TABLES, findings, render, report_tables
 from captum_clip.bench.run import EvaluationConfig
 from captum_clip.bench.table import Check, Gate
 from captum_clip.files import draw_order
@@ -256,7 +256,7 @@ def test_metrics_of_unknown_data_name_no_winner() -> None:
     assert lines[-1].startswith("What not to conclude")
     found = replace(found, unknown={"pointing", "words_4"})
     assert findings(found) == lines[:1]
-    text = results_md(found, title="Evaluation", about={})
+    text = render(TABLES, found, title="Evaluation", about={})
     assert "**0." not in text
     assert text.index("do not interpret") < text.index("| Method")
     assert "mosaics: above chance on what is asked (recall" in text

@@ -15,7 +15,7 @@ from PIL import Image
 
 from captum_clip.bench.batch import ModelContext
 from captum_clip.bench.evaluator import Evaluation, evaluate, make_plan
-from captum_clip.bench.report import ExampleMap, examples_of, report_html
+from captum_clip.bench.report import REPORT, ExampleMap, examples_of, render
 from captum_clip.bench.run import EvaluationConfig
 from captum_clip.folders.workers import ModelLoader
 from tests.bench.data.writing import save_bytes
@@ -28,8 +28,8 @@ MANIFEST = {"model": {"name": "demo/vit"}, "config": {"seed": 0}, "data": [], "e
 def page(given: Any, metrics: Any, **options: Any) -> str:
     found = summary(given, metrics, **options)
     about = {"model": "<demo> & co", "seed": 0}
-    return report_html(
-        found, title="A <page>", about=about, curves={}, examples={}, manifest=MANIFEST
+    return render(
+        REPORT, found, title="A <page>", about=about, curves={}, examples={}, manifest=MANIFEST
     )
 
 
@@ -135,10 +135,15 @@ def test_low_figures_are_best_where_low_is_good() -> None:
         ExampleMap("ours", False, "b", "a dog", -2, b"2"),
     ]
     found = summary({"ours": {"area": rows(1, 2)}}, [metric("area", "low")])
-    text = report_html(
-        found, title="A", about={}, curves={"falls": b"3"}, examples={"area": pair},
+    text = render(
+        REPORT,
+        found,
+        title="A",
+        about={},
+        curves={"falls": b"3"},
+        examples={"area": pair},
         manifest=MANIFEST,
-    )  # fmt: skip
+    )
     assert "best, ours 0.1: a horse, a</figcaption>" in text
     assert "worst, ours \N{MINUS SIGN}2: a dog, b</figcaption>" in text
     assert 'alt="Curves of all methods: falls"' in text

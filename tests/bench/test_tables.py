@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from captum_clip.bench.report import findings, results_csv, results_md, shown
+from captum_clip.bench.report import TABLES, findings, render, results_csv, shown
 from captum_clip.bench.table import Metric, Summary, summarize
 from captum_clip.folders.bootstrap import PARTS
 from tests.bench.cases import Rows, long_table
@@ -45,7 +45,7 @@ def summary(
 
 
 def markdown(found: Summary) -> str:
-    return results_md(found, title="Evaluation", about=ABOUT)
+    return render(TABLES, found, title="Evaluation", about=ABOUT)
 
 
 def table(text: str, number: int = 0) -> list[list[str]]:
