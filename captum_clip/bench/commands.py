@@ -124,9 +124,12 @@ def evaluate_command(args: Evaluate) -> None:
         return
     if args.output is None:
         raise InputError("evaluate needs --output, a folder for these results alone.")
+    folder = args.output.rstrip("/")
     config = bench.EvaluationConfig(**args.settings("suite", "compare"))
     if args.suite:
-        _run_suite(args.suite, config, quiet=args.quiet)
+        with shared.images_bar(f"suite {args.suite}", quiet=args.quiet) as progress:
+            content = bench.run_suite(args.suite, config, progress=progress)
+        print(*content["verdict"], f"values   {folder}/suite_{args.suite}.json", sep="\n")
         return
     if not config.data and args.model not in MODELS:
         raise InputError(
@@ -136,7 +139,6 @@ def evaluate_command(args: Evaluate) -> None:
         )
     with shared.images_bar("evaluate", quiet=args.quiet) as progress:
         result = bench.evaluate(config, progress=progress)
-    folder = args.output.rstrip("/")
     print(f"report   {folder}/report.html")
     print(f"tables   {folder}/results.md")
     print(f"figures  {folder}/results.csv")
@@ -146,15 +148,6 @@ def evaluate_command(args: Evaluate) -> None:
         if entries:
             print(f"skipped  {len(entries)} of {name}; the reasons are in {folder}/manifest.json")
     print("", *result.findings, sep="\n")
-
-
-def _run_suite(name: str, config: Any, *, quiet: bool) -> None:
-    from .suite import run_suite
-
-    with shared.images_bar(f"suite {name}", quiet=quiet) as progress:
-        content = run_suite(name, config, progress=progress)
-    stem = f"{config.output.rstrip('/')}/suite_{name}"
-    print(*content["verdict"], f"values   {stem}.json", sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)

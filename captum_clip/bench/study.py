@@ -43,15 +43,17 @@ from . import run
 from .data import entries_digest
 from .run import MANIFEST, Arrays, StudyConfig, Unit
 
+IMAGES: Final = "images.csv"
 STATISTICS: Final = "statistics.csv"
 MEASURE: Final = "measure_"
 """Begins the names of the measures among the arrays of a unit."""
 _MEASURES: Final = ("spatial_variance", "spatial_entropy", "value_entropy")
-_DTYPE: Final = "float32"  # of the min-max maps at full size that are measured
+CENTERED: Final = " (centered)"
+"""Follows the name of an emotion from which the mean of all emotions was subtracted."""
 
 
 def values_of(unit: Arrays) -> Arrays:
-    r"""What is averaged over the N images of a unit, float64; NaN where a map does not vary.
+    r"""What a study averages, of the N images of a unit; NaN where a map does not vary.
 
     A min-max map is :math:`a \, U m + b` with the upsampling U linear, so the mean of such maps
     needs only the mean of :math:`a m + b` on the model's own grid.
@@ -60,8 +62,8 @@ def values_of(unit: Arrays) -> Arrays:
         unit: the "maps" (N, K, h, w), "scores" (N, K) and measures (N, K) of its images.
 
     Returns:
-        "score" (N, K), the cosine similarities; "stretched" (N, K, h, w), a m + b; and each measure
-        (N, K).
+        float64: "score" (N, K), the cosines; "stretched" (N, K, h, w), a m + b; and each measure
+        (N, K). A map that does not vary has a score alone.
     """
     # Units keep the sign of maps; the statistics are those of positive evidence.
     maps = unit["maps"].astype(np.float64).clip(min=0)
@@ -101,7 +103,7 @@ class StudyStatistics:
 
     @classmethod
     def over(cls, units: Iterable[tuple[Arrays, Sequence[Skipped]]]) -> "StudyStatistics":
-        """Of the units of a job, as their files hold them."""
+        """The statistics of a job, from the content of its units."""
         sums, counts, skipped = Arrays(), Arrays(), list[Skipped]()
         for unit, left_out in units:
             skipped += left_out
@@ -126,7 +128,7 @@ def _statistics(job: Job, result: StudyStatistics) -> dict[str, Any]:
     rows: dict[str, Any] = {"model": job.model, "method": job.method, "target": job.target.names}
     rows |= {"images": result.images, "skipped": len(result.skipped), "constant": result.constant}
     rows |= {name: result.means.get(name, np.nan) for name in ("score", *_MEASURES)}
-    rows |= {**result.biases, "dtype": _DTYPE}
+    rows |= {**result.biases, "dtype": "float32"}  # of the min-max maps that are measured
     sides = (*job.size, *result.means["stretched"].shape[-2:])
     return rows | dict(zip(("height", "width", "grid_height", "grid_width"), sides, strict=True))
 
@@ -150,11 +152,6 @@ def _figure(results: Mapping[Job, StudyStatistics]) -> Figure:
         scale=(min(map(np.min, means)), max(map(np.max, means))),
         caption=f"mean of min-max maps of {' and '.join(map(str, counts))} images",
     )
-
-
-IMAGES: Final = "images.csv"
-CENTERED: Final = " (centered)"
-"""Follows the name of an emotion from which the mean of all emotions was subtracted."""
 
 
 def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
