@@ -277,8 +277,8 @@ class StudyPlan(run.Plan):
             {name: getattr(job, name) for name in names} | {"targets": list(job.target.names)}
             for job in self.jobs
         ]
-        data = {"number": len(self.sizes), "digest": entries_digest(self.sizes)}
-        return {"config": self.config.identity(), "data": data, "jobs": jobs}
+        images = {"number": len(self.sizes), "names and sizes": entries_digest(self.sizes)}
+        return {"config": self.config.identity(), "images": images, "jobs": jobs}
 
     def worker(self, models: ModelLoader) -> run.Worker:
         return partial(self._compute, models)
@@ -400,7 +400,7 @@ def _write_statistics(
     names = tuple(plan.sizes)
     entries = sorted({entry for result in results.values() for entry in result.skipped})
     skipped = [{"file": names[entry.number], "reason": entry.message} for entry in entries]
-    done = {**manifest, "state": "maps done", "images": len(names), "skipped": skipped}
+    done = {**manifest, "state": "maps done", "skipped": skipped}
     output.write(MANIFEST, run.to_json(done))
     if not any(result.images for result in results.values()):
         raise InputError(
