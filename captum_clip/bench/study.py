@@ -112,10 +112,10 @@ class StudyStatistics:
                 sums[name] = sums.get(name, 0) + np.nansum(values, 0)
                 counts[name] = counts.get(name, 0) + (~np.isnan(values)).sum(0)
         means = {n: np.where(counts[n], sums[n] / np.maximum(counts[n], 1), np.nan) for n in sums}
-        known = np.asarray(np.isfinite(means["stretched"]).all((-2, -1)))
-        heatmap = torch.from_numpy(np.where(known[:, None, None], means["stretched"], 0))
+        finite = np.asarray(np.isfinite(means["stretched"]).all((-2, -1)))
+        heatmap = torch.from_numpy(np.where(finite[:, None, None], means["stretched"], 0))
         biases = {
-            f"{where}_bias": np.where(known, bias(heatmap).numpy(), np.nan)
+            f"{where}_bias": np.where(finite, bias(heatmap).numpy(), np.nan)
             for where, bias in {"corner": corner_bias, "center": center_bias}.items()
         }
         images = int(counts["score"][0])
