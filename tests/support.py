@@ -5,7 +5,7 @@ Every cell is run, on a small model of each tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,26 +125,25 @@ def what_happens(model: Any, method: str) -> str:
     return "yes"
 
 
-def row_of(name: str) -> list[str]:
-    """The cells of a tower."""
-    model = TOWERS[name]()
-    return [what_happens(model, method) for method in COLUMNS]
-
-
-def table() -> str:
-    """The whole table, in Markdown."""
+def table(cells_of: Mapping[str, Sequence[str]]) -> str:
+    """The whole table in Markdown, from each tower's cells: a row for all that have the same."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, cells in cells_of.items():
+        groups.setdefault(tuple(cells), []).append(name)
     rows = [["tower", *(f"`{method}`" for method in COLUMNS)]]
-    rows += [[name, *row_of(name)] for name in TOWERS]
+    rows += [["; ".join(names), *cells] for cells, names in groups.items()]
     head, *lines = ("| " + " | ".join(cells) + " |" for cells in rows)
     return "\n".join([head, "|---" * (1 + len(COLUMNS)) + "|", *lines])
 
 
 def main() -> None:
     """Write the table in its place."""
+    models = {name: build() for name, build in TOWERS.items()}
+    cells = {name: [what_happens(model, m) for m in COLUMNS] for name, model in models.items()}
     text = PAGE.read_text(encoding="utf-8")
     start = text.index("| tower |")
     end = text.index("\n\n", start)
-    PAGE.write_text(text[:start] + table() + text[end:], encoding="utf-8")
+    PAGE.write_text(text[:start] + table(cells) + text[end:], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plain English in README, documentation, public docstrings.
+"""Plain English in README, documentation, tutorials, gallery, public docstrings.
 
 ``python -m tests.test_english docs/start.md captum_clip/maps.py`` lists the faults of pages and of
 modules; without arguments those of all.
@@ -7,6 +7,7 @@ modules; without arguments those of all.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "docs" / "appendix").glob("*.md"))
-MODULES = sorted((ROOT / "captum_clip").rglob("*.py"))
+PAGES += sorted((ROOT / "tutorials").glob("*.ipynb"))
+GALLERY = sorted((ROOT / "docs" / "gallery").glob("*.py"))
+MODULES = [*sorted((ROOT / "captum_clip").rglob("*.py")), *GALLERY]
 
 LONGEST, MEAN = 35, 22  # words of a sentence
 FORBIDDEN = re.compile(r"^Of (?!course)|\bone of\b|\bone's\b|\bas dear\b|\bof no [a-z]+\b|\blest\b")
@@ -55,8 +58,11 @@ def docstrings_of(module: str) -> Iterator[str]:
 
 
 def sentences_of(file: Path) -> list[str]:
-    """Every sentence of a page or of a module's docstrings."""
+    """Every sentence of a page, of a tutorial's text or of a module's docstrings."""
     text = file.read_text(encoding="utf-8")
+    if file.suffix == ".ipynb":
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells)
     sentences: list[str] = []
     for prose in docstrings_of(text) if file.suffix == ".py" else paragraphs_of(text):
         whole = prose.replace("e.g. ", "").replace("et al. ", "et al ")
@@ -90,7 +96,7 @@ def test_proselint_finds_nothing(tmp_path: Path) -> None:
     for page in PAGES:
         ended = [sentence for sentence in sentences_of(page) if sentence.endswith((".", "?"))]
         prose = re.sub(r"\bcode\b ?", "", " ".join(ended))
-        (tmp_path / f"{page.parent.name}-{page.name}").write_text(prose, encoding="utf-8")
+        (tmp_path / f"{page.parent.name}-{page.stem}.md").write_text(prose, encoding="utf-8")
     command = [sys.executable, "-m", "proselint", "check", *(p.name for p in tmp_path.iterdir())]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     remarks = re.findall(r"([\w-]+\.md):[\d:]+ ([\w.]+): (.*)", said)

@@ -157,7 +157,7 @@ def test_badges_say_what_the_package_says_and_need_no_network() -> None:
     oldest = python.removeprefix(">=")
     assert said["License"] == (license, license)
     assert said["Python"] == (f"{oldest} or later", f"{oldest}+")
-    assert said["Tests"] == ("an oracle for every equation",) * 2
+    assert said["Tests"] == ("formulas tested against references",) * 2
     assert re.findall(r"!\[[^]]*\]\(http|src=.http", text) == []  # nor do its other pictures
 
 

@@ -34,7 +34,8 @@ def table_of(*columns: str) -> dict[str, dict[str, str]]:
     for row in cells[start + 2 :]:
         if len(row) != len(cells[start]):
             break
-        rows[row[0]] = dict(zip(cells[start][1:], row[1:], strict=True))
+        for name in row[0].split("; "):
+            rows[name] = dict(zip(cells[start][1:], row[1:], strict=True))
     return rows
 
 

@@ -1,8 +1,8 @@
 """Which word with which region?
 ================================
 
-The cosine is a sum over pairs of a word and a place, and of terms that belong to no pair. Here is
-each word's share in the pairs.
+A map for each word, of the pairs of that word and a patch. The pairs and the terms that belong to
+no pair sum to the cosine. The program prints the sum over each word's pairs.
 """
 
 from captum_clip import explain

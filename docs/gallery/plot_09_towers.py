@@ -1,7 +1,8 @@
 """A transformer, a ResNet and a SigLIP
 =======================================
 
-``direct`` runs on every tower. Its map is signed, and together with the rest it sums to the cosine.
+``direct`` runs on every tower. Its map is signed. The map and the rest, which belongs to no
+patch, sum to the cosine.
 """
 
 from captum_clip.bench import figures

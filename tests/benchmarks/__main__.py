@@ -14,15 +14,11 @@ import torch
 
 from captum_clip.checks import check_destination
 from captum_clip.errors import InputError
-from captum_clip.visualization.grid import FORMATS
 
 from .files import save
-from .growth import SWEEPS, Point, grown
-from .growth import markdown as growth_table
 from .jobs import PLAIN, package_jobs
 from .memory import peak
 from .peers import notes, peer_jobs
-from .picture import save as save_picture
 from .tables import Row, environment, markdown
 from .timing import Run, medians, seconds
 from .towers import LARGE, TOWERS, Tower, built
@@ -31,40 +27,28 @@ DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 }
-PANELS = [sweep.name for sweep in SWEEPS[:4]]
 
 
 def parsed() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
+    parser.add_argument(
         "--memory",
         action="store_true",
         help=f"memory alone, at batch 1 and --batch, of {', '.join(LARGE)} as well",
     )
-    what.add_argument(
-        "--growth",
-        nargs="*",
-        choices=[sweep.name for sweep in SWEEPS],
-        help=f"how the price grows; without a name: {', '.join(PANELS)}, and the picture",
-    )
-    parser.add_argument("--batch", type=int, help="images at once: 16, and 8 for --growth")
-    parser.add_argument("--repeats", type=int, help="rounds: 5, and 3 for --growth")
+    parser.add_argument("--batch", type=int, default=16, help="images at once")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--targets", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="TOWER", help="towers whose name holds this")
     parser.add_argument("--method", nargs="+", metavar="CLASS", help="methods of this package")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write a CSV")
-    parser.add_argument("--picture", type=Path, default=Path("docs/images/growth.png"))
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     arguments = parser.parse_args()
     arguments.dtype = DTYPES[arguments.dtype]
-    growth = arguments.growth is not None
-    arguments.batch = arguments.batch or (8 if growth else 16)
-    arguments.repeats = arguments.repeats or (3 if growth else 5)
     check_files(parser, arguments)
     return arguments
 
@@ -75,8 +59,6 @@ def check_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
         if arguments.output:
             arguments.output.mkdir(parents=True, exist_ok=True)
             check_destination(arguments.output / "rows.csv", (".csv",))
-        if arguments.growth is not None:
-            check_destination(arguments.picture, FORMATS)
     except (OSError, InputError) as error:
         parser.error(str(error))
 
@@ -132,41 +114,13 @@ def measure_towers(arguments: argparse.Namespace) -> None:
         save(arguments.output / "benchmarks.csv", rows, settings)
 
 
-def measure_growth(arguments: argparse.Namespace) -> None:
-    """Print one table for each thing that grows, and draw them."""
-    names = arguments.growth or PANELS
-    points: list[Point] = []
-    for sweep in SWEEPS:
-        if sweep.name in names:
-            found = list(
-                grown(
-                    sweep,
-                    batch=arguments.batch,
-                    repeats=arguments.repeats,
-                    seed=arguments.seed,
-                    device=arguments.device,
-                    dtype=arguments.dtype,
-                )
-            )
-            print(f"\n{growth_table(sweep, found)}", flush=True)
-            points += found
-    if arguments.output:
-        settings = environment(arguments.device, arguments.dtype)
-        save(arguments.output / "growth.csv", points, settings)
-    if set(PANELS) <= set(names):
-        save_picture(arguments.picture, SWEEPS[:4], points, arguments.batch)
-
-
 def main() -> None:
     """Say what the figures depend on, and measure."""
     arguments = parsed()
     settings = environment(arguments.device, arguments.dtype)
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
     print(f"{said}, batch {arguments.batch}", flush=True)
-    if arguments.growth is None:
-        measure_towers(arguments)
-    else:
-        measure_growth(arguments)
+    measure_towers(arguments)
 
 
 if __name__ == "__main__":

@@ -68,12 +68,3 @@ def pair_jobs(tower: Tower, images: Tensor, seed: int) -> dict[str, Run]:
 
     names = ("DirectContribution, vectors", "DirectContribution, vectors and 64 texts")
     return dict(zip(names, (partial(direct.vectors, images), matrix), strict=True))
-
-
-def growth_jobs(tower: Tower, images: Tensor, count: int, seed: int) -> dict[str, Run]:
-    """The plain forward, and every method by its name with a `ClipSimilarity`."""
-    similarity = tower.similarity(count, seed)
-    jobs: dict[str, Run] = {PLAIN: tower.plain(images)}
-    for method in methods_of(tower):
-        jobs[method.__name__] = partial(method(similarity).attribute_targets, images)
-    return jobs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import sys
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from captum_clip.attr.registry import methods_for
 from tests import builders
 from tests.attr import cases
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import growth, peers, picture, tables, towers
+from tests.benchmarks import peers, tables, towers
 from tests.benchmarks.files import save
-from tests.benchmarks.jobs import PLAIN, growth_jobs, package_jobs
+from tests.benchmarks.jobs import PLAIN, package_jobs
 from tests.benchmarks.memory import peak
 from tests.benchmarks.timing import medians
 from tests.benchmarks.towers import Tower
@@ -204,76 +203,6 @@ def test_rows_are_written_with_their_environment(tmp_path, capsys):
 # Growth
 
 
-def shrunk(setting: growth.Setting) -> Tower:
-    """A small tower in the place of a setting's."""
-    return small("open_clip_resnet" if setting.architecture == growth.RESNET else "hf_vit")
-
-
-def points(sweep: growth.Sweep) -> list[growth.Point]:
-    """A sweep over small towers."""
-    found = growth.grown(
-        sweep, batch=1, repeats=1, seed=0, device=CPU, dtype=torch.float32, make=shrunk
-    )
-    return list(found)
-
-
-def test_growth_leaves_repeated_backwards_early():
-    """Every method at every number of targets, but the one that costs a backward for each."""
-    sweep = replace(growth.SWEEPS[0], values=(1, 16))
-    found = {(point.value, point.method) for point in points(sweep)}
-    methods = set(growth_jobs(small("hf_vit"), torch.zeros(1, 3, 32, 32), 1, 0))
-    assert found == {
-        *((1, name) for name in methods | {"ClipGradCam"}),
-        *((16, name) for name in methods - {"AllGradAttention"} | {"ClipGradCam"}),
-    }
-    table = growth.markdown(sweep, points(sweep))
-    assert table.splitlines()[0] == "| targets | 1 | 16 |"
-    (line,) = [line for line in table.splitlines() if line.startswith("| AllGradAttention")]
-    assert line.endswith("|  |")
-
-
-def test_growth_is_of_one_thing():
-    """What a sweep does not name stays as it is."""
-    for sweep in growth.SWEEPS:
-        name = {"input": "size", "input-16": "size", "depth": "layers"}.get(sweep.name, sweep.name)
-        low, high = (
-            sweep.settings(value, 8)[0] for value in sweep.values[:: len(sweep.values) - 1]
-        )
-        assert getattr(low, name) == sweep.values[0]
-        assert replace(high, **{name: getattr(low, name)}) == low
-
-
-def test_growth_towers_are_of_true_size(monkeypatch):
-    """A ResNet is built for its input; a ViT takes any from its native one."""
-    monkeypatch.setattr(growth, "transformers_vit", lambda *args, **options: options)
-    monkeypatch.setattr(growth, "open_clip_tower", lambda *args, **options: options)
-    for name, expected in (("RN101", {"size": 256}), ("ViT-B/32", {"patch": 32, "layers": 16})):
-        made: Any = growth.tower_of(growth.Setting(name, layers=16, size=256))
-        assert made == expected
-
-
-def test_picture_has_a_panel_for_each_growth(tmp_path):
-    """Four panels on one scale, each line named at its end."""
-    found = [
-        growth.Point(sweep.name, value, "tower", method, 8, 1.0, 1 + place / 10)
-        for sweep in growth.SWEEPS[:4]
-        for value in sweep.values
-        for place, method in enumerate(picture.LOOKS)
-    ]
-    figure = picture.draw(growth.SWEEPS[:4], found, batch=8)
-    assert len(figure.axes) == 4
-    for panel in figure.axes:
-        assert {text.get_text() for text in panel.texts} == set(picture.LOOKS)
-    picture.save(tmp_path / "growth.png", growth.SWEEPS[:4], found, 8)
-    assert (tmp_path / "growth.png").stat().st_size > 10_000
-
-
-def test_labels_are_pushed_apart():
-    """None closer than asked for, and a group stays around its middle."""
-    assert picture.spread([0.1, 0.5], 0.1) == pytest.approx([0.1, 0.5])
-    assert picture.spread([0.5, 0.5, 0.56], 0.1) == pytest.approx([0.42, 0.52, 0.62])
-
-
 # The command
 
 
@@ -319,8 +248,8 @@ def test_command_names_the_towers_where_none_is_chosen(monkeypatch):
 
 def test_command_looks_at_the_folders_first(tmp_path, monkeypatch, capsys):
     """Ten minutes of measuring are not lost to a folder that does not exist."""
-    options = ["--growth", "--picture", f"{tmp_path}/none/growth.png"]
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--output", f"{tmp_path}/file"])
     with pytest.raises(SystemExit):
         command.main()
     assert str(tmp_path) in capsys.readouterr().err
