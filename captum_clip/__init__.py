@@ -38,6 +38,7 @@
 """
 
 import re
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -64,7 +65,9 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
             if error.name != f"{package}{path}":  # something that the module needs
                 raise
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
-        return module if home == "." else getattr(module, name)
+        value = module if home == "." else getattr(module, name)
+        setattr(sys.modules[package], name, value)  # which is not asked for it again
+        return value
 
     return find, lambda: sorted(homes)
 

@@ -1,5 +1,6 @@
 """The program ``captum-clip``, which is also ``python -m captum_clip``."""
 
+import gc
 import signal
 import sys
 
@@ -17,6 +18,8 @@ def main() -> int:
     Returns:
         The exit code.
     """
+    # what is imported stays, and to look through it again and again takes a second
+    gc.set_threshold(20_000)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return cli.main()
 

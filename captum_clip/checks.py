@@ -278,6 +278,14 @@ def find_folder(path: str | Path, *, what: str = "folder") -> Path:
     return folder
 
 
+def check_new_folder(path: str | Path) -> Path:
+    """A folder that is not there yet, or empty, ``~`` expanded; InputError for another."""
+    folder = expand(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{path} exists and is not empty; give a new folder.")
+    return folder
+
+
 def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
     """See before any work is done whether a file can be written.
 

@@ -24,7 +24,7 @@ class Small(NamedTuple):
 
     def load(self, **options: Any) -> Any:
         """The adapter of the model with its parts."""
-        from captum_clip.models.names import adapter_of
+        from captum_clip.models.families import adapter_of
 
         parts = {"processor": self.processor, "tokenizer": self.tokenizer}
         return adapter_of(self.model, **{"name": type(self.model).__name__, **parts, **options})

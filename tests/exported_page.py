@@ -37,8 +37,8 @@ from captum_clip.apps import exported
 from captum_clip.apps.export import CDN, INSTALL, RUNTIME, tokenizer_of
 from captum_clip.apps.exported import FILES, SUMS
 from captum_clip.cli import main
+from captum_clip.demo.catalog import WORDS
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.demo.vocabulary import WORDS
 from captum_clip.errors import InputError
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,8 @@ from captum_clip.cli.shared import read_image
 from captum_clip.errors import InputError, TargetError
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.files import as_pil
-from captum_clip.folders.storage import image_features, storage_of
+from captum_clip.folders.storage import storage_of
+from captum_clip.folders.workers import image_features
 from captum_clip.targets import EmotionProbe
 
 

@@ -25,7 +25,7 @@ from captum_clip.bench.data import DATA_SETS
 from captum_clip.bench.tasks import TASKS
 from captum_clip.demo import MODELS
 from captum_clip.errors import UnsupportedModelError
-from captum_clip.models import names
+from captum_clip.models import families
 from tests import oracles
 from tests.cli.parsing import parse
 from tests.experiments import FOLDER, experiment, printed
@@ -163,9 +163,9 @@ def _restored_registries() -> Iterator[None]:
     """What an example registers is forgotten after it."""
     registries: list[dict[str, Any]] = [attr.METHODS, TASKS, DATA_SETS, _MODEL_CONFIGS]
     before = [(registry, dict(registry)) for registry in registries]
-    known = names.FAMILIES[:]
+    known = families.FAMILIES[:]
     yield
-    names.FAMILIES[:] = known
+    families.FAMILIES[:] = known
     for registry, contents in before:
         registry.clear()
         registry.update(contents)

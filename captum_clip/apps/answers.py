@@ -18,8 +18,6 @@ from .. import maps, targets, visualization
 from ..attr import LayerAttention
 from ..attr.registry import MethodChoice, default_method, methods_for, report_method
 from ..checks import limit_pixels
-from ..demo.catalog import concept_texts
-from ..demo.scenes import draw_scene
 from ..errors import InputError, TargetError, UnsupportedModelError, spelled
 from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
@@ -32,7 +30,6 @@ from ..targets.similarity import ClipSimilarity
 from ..visualization import colors as palette
 from ..visualization.charts import colored_words
 from ..visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, ramp, score_note
-from . import heads
 from .search import ImageIndex
 from .search_table import IndexTable
 
@@ -85,7 +82,6 @@ class Models:
             return load_clip(name, device=device, image_size=image_size, **processors)
 
         self._load, self._lock = cache(load), Lock()
-        self._words: dict[str, dict[heads.Head, str]] = {}
         self.index: ImageIndex | None = None
         if index:
             about = IndexTable(index).open().about
@@ -104,16 +100,6 @@ class Models:
             [image] = as_pil(file, _REDUCED_FROM)
         image.filename = Path(file).name  # as Pillow notes it
         return image
-
-    def head_words(self, name: str) -> Iterator[dict[heads.Head, str]]:
-        """None until they are found, then what heads of an embedded model vary along in scenes."""
-        if name in EMBEDDED and name not in self._words:
-            yield {}
-            clip = self.get(name)
-            vectors = heads.head_vectors(clip, (draw_scene(seed).image for seed in range(120)))
-            spans = heads.describe_heads(vectors, targets.text(clip, concept_texts()), count=3)
-            self._words[name] = {head: ", ".join(span.texts) for head, span in spans.items()}
-        yield self._words.get(name, {})
 
     def search(self, texts: str | None, sign: Sign) -> tuple[str, list[tuple[Pixels, str]]]:
         """What was compared, and the best images, each above its maps; errors as in :func:`ask`."""
@@ -307,10 +293,6 @@ class Answer:
                 drawn.append((_as_bytes(pixels), f"layer {index}, {' to '.join(ends)}"))
         return drawn
 
-    def compare(self, other: Any) -> Explanation:
-        """The pairs of regions of the image and another one."""
-        return self._explain(None, reference=other, side="pairs")
-
     def _explain(self, target: Any, **how: Any) -> Explanation:
         return explain(self.pixels, target, model=self.clip, sign=self.sign, **how)
 
@@ -343,13 +325,6 @@ def _lines(texts: str | None) -> list[str]:
     if len(lines) > MAX_TEXTS:
         raise TargetError(f"These are {len(lines)} texts; at most {MAX_TEXTS} at once.")
     return lines
-
-
-def answered_by(compared: Explanation, x: int, y: int) -> Pixels:
-    """The image with the map of a place of the other one, x and y in pixels."""
-    (rows, columns), (height, width) = compared.cells, compared.images.shape[-2:]
-    matched = compared.match(y * rows // height, x * columns // width)
-    return list(panels(matched.plot()))[1][0]  # of both signs what supports it
 
 
 def _as_bytes(pixels: npt.NDArray[Any]) -> Pixels:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from ..checks import check_outputs, expect, find_folder
+from ..checks import check_new_folder, check_outputs, expect, find_file, find_folder
 from ..cli import shared
 from ..cli.options import (
     DEFAULT_MODEL,
@@ -21,6 +21,7 @@ from ..cli.options import (
     Workers,
     app,
     check_emotions,
+    check_method_name,
     check_texts,
     command,
     read_texts,
@@ -78,19 +79,19 @@ class _Plan:
 @command(app, "heads", "photos --texts words.txt -o heads")
 def heads_command(args: Heads) -> None:
     """Describe each attention head by the texts that it varies along over a folder of images."""
-    find_folder(args.folder)  # before torch is loaded
-    from .. import targets
-    from ..explaining.explain import of_classes
-    from ..files import filled_folder, replace_file
-    from ..visualization import save_figure
-    from . import heads
-
     texts, model = check_texts(args.texts or ()), args.model
     if len(texts) > 2 or len({*texts}) < len(texts):
         raise InputError(f"heads takes one TEXT, or two that differ, got {texts}.")
     plan = _Plan(args, model, "heads.csv", "heads.png")
     if not plan.pool:
         raise InputError(f"heads needs --texts FILE for {model}: the texts to choose from.")
+    shared.check_models(args, [model])
+    from .. import targets
+    from ..explaining.explain import of_classes
+    from ..files import filled_folder, replace_file
+    from ..visualization import save_figure
+    from . import heads
+
     with filled_folder(args.output):
         clip = shared.load_model(args, model)
         words = of_classes(clip, plan.pool)  # before the images, which take their time
@@ -118,17 +119,17 @@ class Change(_Folder):
 @command(app, "change", 'photos "a horse" -m BEFORE -m AFTER -o change')
 def change_command(args: Change) -> None:
     """Show what training changed: the scores of two models by heads, MLPs and regions."""
-    find_folder(args.folder)
-    from ..explaining.explain import of_classes
-    from ..files import filled_folder, replace_file, to_csv
-    from ..visualization import save_figure
-    from .change import Moved, compare
-
     models, cell = args.models or [], [*filter(None, (args.actual, args.predicted))]
     texts = [*dict.fromkeys(check_texts([*(args.texts or ()), *cell]))]
     expect(len(models) == 2, "-m BEFORE and -m AFTER", models)
     expect(texts and len(cell) != 1, "a TEXT, or --from TEXT and --to TEXT", texts)
     plan = _Plan(args, models[0], "change.csv", "heads.csv", "change.png", shared.INDEX)
+    shared.check_models(args, models)
+    from ..explaining.explain import of_classes
+    from ..files import filled_folder, replace_file, to_csv
+    from ..visualization import save_figure
+    from .change import Moved, compare
+
     with filled_folder(args.output):
         clips = [shared.load_model(args, name) for name in models]
         pool = of_classes(clips[0], plan.pool) if plan.pool else None
@@ -178,12 +179,15 @@ def index_command(args: Index) -> None:
 
     Run it again to add new images, to replace those that changed, or to resume after a stop.
     """
+    from ..folders.storage import find_index
+
+    check_method_name(args.method)
+    find_index(args.output, exists=False)
+    folder = args.folder if "://" in args.folder else str(find_folder(args.folder))
+    shared.check_models(args, [args.model])
     from .search import ImageIndex
-    from .search_table import IndexTable
 
     shared.check_methods([args.method])
-    IndexTable(args.output)  # what cannot be one fails before the model is loaded
-    folder = args.folder if "://" in args.folder else str(find_folder(args.folder))
     settings = args.settings("folder", "output", "model")
     clip = shared.load_model(args, args.model)
     with shared.images_bar("index", quiet=args.quiet) as progress:
@@ -230,6 +234,12 @@ def search_command(args: Search) -> None:
         raise InputError("--weight needs both a TEXT and an --emotion.")
     shared.hint_at_quotes(texts)
     check_emotions([emotion] if emotion else [])
+    from ..folders.storage import find_index
+
+    if args.emotions:
+        find_file(args.emotions)
+    find_index(args.index)
+    shared.check_models(args, [args.model] if args.model else [])
     from .. import targets
     from ..explaining.regions import save_regions
     from ..models.loading import load_parts
@@ -285,6 +295,11 @@ def export_command(args: Export) -> None:
     """Write a MODEL as graphs of ONNX, which explain images without PyTorch."""
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         raise InputError(f"export needs {missing[0]}: pip install 'captum-clip[export]'")
+    check_method_name(args.method)
+    check_new_folder(args.output)
+    if args.runtime:
+        find_folder(args.runtime)
+    shared.check_models(args, [args.name])
     from .export import export
 
     shared.check_methods([args.method])
@@ -312,6 +327,7 @@ def app_command(args: Page) -> None:
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'gradio>=6.29'")
     check_request(args)
+    shared.check_models(args, args.model or ())
     from .answers import Models
     from .page import LOCAL, find_port, serving
 

@@ -27,10 +27,10 @@ from torch.nn import functional as F
 from .._version import __version__
 from ..attr import DirectContribution, extend
 from ..attr.registry import MethodChoice
-from ..checks import excerpt, expand, expect, find_folder
+from ..checks import check_new_folder, excerpt, expect, find_folder
 from ..demo import MODELS
+from ..demo.catalog import DemoTokenizer
 from ..demo.scenes import draw_scene
-from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
 from ..explaining.drawing import MEANINGS, render
 from ..files import NARROW, make_folder
@@ -98,11 +98,9 @@ def export(
     """
     plain = clip.dtype == torch.float32 and clip.device.type == "cpu"
     expect(plain, "a model in float32 on the CPU", f"{clip.dtype} on {clip.device}")
-    choice, target = MethodChoice.of(method, tower=clip.tower), expand(folder)
+    choice, target = MethodChoice.of(method, tower=clip.tower), check_new_folder(folder)
     fits = choice.method.name == "direct" and "per" not in choice.options
     expect(fits, "direct with its options but `per`, which has vectors", method)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{folder} exists and is not empty; give a new folder.")
     files = {} if runtime is None else runtime_files(runtime)
     make_folder(target.parent)
     blank, graph = clip.preprocess(draw_scene(0).image), ImageGraph(clip, dict(choice.options))

@@ -9,33 +9,28 @@ import signal
 import socket
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import gradio as gr
-from gradio import queueing
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..checks import excerpt
+from ..demo.catalog import WORDS
 from ..demo.scenes import draw_scene
-from ..demo.vocabulary import WORDS
-from ..errors import CaptumClipError, InputError, TargetError, printable, spelled
-from ..explaining.explanation import Explanation
+from ..errors import CaptumClipError, InputError, TargetError, spelled
 from ..explaining.request import Request
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
-from .answers import EVIDENCE, MAX_TEXTS, Answer, Models, answered_by, ask, offered_methods, panels
+from .answers import EVIDENCE, MAX_TEXTS, Answer, Models, ask, offered_methods, panels
 from .heads import score_figure
 
 _TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD of glibc
@@ -73,8 +68,7 @@ def build(models: Models) -> Any:
                 with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Texts", id="texts"):
                         answer, answers, table, opacity, maps, show = _cards_tab()
-                    details = [_detail_tab(tab, answer, models) for tab in _PAGE["tabs"]]
-                    others = _comparison_tab(answer, models)
+                    details = [_detail_tab(tab, answer) for tab in _PAGE["tabs"]]
                     _search_tab(models, question[-1])
                 gr.Markdown(_PAGE["about"], elem_id="about")
 
@@ -87,7 +81,7 @@ def build(models: Models) -> Any:
                 for (text, *_), value in opened
             }
             yield choices | {tabs: gr.Tabs(selected="texts")}
-            yield dict.fromkeys((*chain(*(tab[1:] for tab in details)), *others))
+            yield dict.fromkeys(chain(*(tab[1:] for tab in details)))
             steps = show(reply, opacity)
             yield next(steps) | more
             yield from steps
@@ -106,7 +100,7 @@ def build(models: Models) -> Any:
         def choose(replies: list[Answer], opacity: float, event: gr.SelectData) -> Iterator[Any]:
             yield from fill(replies[event.index // (len(replies[0].chosen) + 1)], opacity, {})
 
-        outputs = [*maps, *chain(*details), *others, tabs]
+        outputs = [*maps, *chain(*details), tabs]
         table.select(choose, [answers, opacity], outputs, **_EVENT)
         outputs += [drawn, answers, table]
         event = _sentences(explain), [opacity, *question], outputs
@@ -251,7 +245,7 @@ def _cards_tab() -> tuple[Any, ...]:
     return answer, answers, table, opacity, outputs, show
 
 
-def _detail_tab(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
+def _detail_tab(tab: str, answer: Any) -> tuple[Any, ...]:
     """A tab that is filled when it is opened: what chooses the text, its words, and maps."""
     with gr.Tab(tab) as opened:
         text = gr.Radio([], label="Text", visible=False)
@@ -268,9 +262,8 @@ def _detail_tab(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
         elif tab == _LAYERS:
             yield [None, reply.layers(index)]
         else:
-            for tags in models.head_words(clip.name):  # the maps need not wait for the words
-                look: Any = {"sign": reply.sign, "words": tags}
-                yield [None, list(panels(score_figure(clip, reply.pixels, name, **look)))]
+            figure = score_figure(clip, reply.pixels, name, sign=reply.sign)
+            yield [None, list(panels(figure))]
 
     def enlarge(event: gr.SelectData) -> Any:
         return gr.Gallery(selected_index=2 + event.index)  # after the image and the whole text
@@ -279,32 +272,6 @@ def _detail_tab(tab: str, answer: Any, models: Models) -> tuple[Any, ...]:
     if tab == _PAIRS:
         words.select(enlarge, None, maps, **_EVENT)
     return text, words, maps
-
-
-def _comparison_tab(answer: Any, models: Models) -> tuple[Any, ...]:
-    """The tab of another image: regions that match, and the map of a place that is chosen."""
-    with gr.Tab("Another image") as opened:
-        gr.Markdown(_PAGE["another image"])
-        upload = gr.Image(**_UPLOAD, show_label=False, height=120)
-        # Gradio's own would open the file, and fail without a reason
-        upload.preprocess = lambda file: file and _uploaded(file.path)
-        with gr.Row():
-            image = gr.Image(label="the image", **_PICTURE)
-            other = gr.Image(label="the other image", **_PICTURE)
-        pairs = gr.State(**_SESSION)
-
-    def compare(reply: Answer, path: str | None) -> Iterator[list[Any]]:
-        if path is not None:
-            compared = reply.compare(models.read(path))
-            yield [compared, *(pixels for pixels, _ in panels(compared.plot()))]
-
-    def choose(compared: Explanation | None, event: gr.SelectData) -> Any:
-        return gr.skip() if compared is None else answered_by(compared, *event.index)
-
-    shown = [pairs, image, other]
-    gr.on([opened.select, upload.change], _sentences(compare), [answer, upload], shown, **_EVENT)
-    other.select(choose, pairs, image, **_EVENT)
-    return tuple(shown)
 
 
 def _search_tab(models: Models, sign: Any) -> None:
@@ -358,15 +325,6 @@ def _show_warning(error: CaptumClipError) -> None:
     folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
     # gr.Error would stand in place of the maps
     gr.Warning(re.sub(rf"{folder}\S*/", "", error.reason))
-
-
-def log_error() -> None:
-    """Log in a line what Gradio refused before it called the page, else a traceback of the page."""
-    _, error, steps = sys.exc_info()
-    if any(Path(step.filename) == Path(__file__) for step in traceback.extract_tb(steps)):
-        traceback.print_exc()
-    else:
-        print(f"captum-clip app refused a call: {printable(excerpt(str(error)))}", file=sys.stderr)
 
 
 def label(name: str, value: Any = None) -> str:
@@ -472,12 +430,9 @@ def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -
         )
         # SIGTERM would leave the folder behind
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        # Gradio prints a traceback for every call with other data than the page sends
-        vars(queueing)["traceback"] = SimpleNamespace(print_exc=log_error)
         try:
             with suppress(KeyboardInterrupt):
                 yield f"http://{bracketed}:{port}"
         finally:
-            vars(queueing)["traceback"] = traceback
             signal.signal(signal.SIGTERM, before)
             page.close(verbose=False)

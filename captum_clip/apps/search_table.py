@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -39,12 +38,12 @@ from ..folders.storage import (
     ImageReader,
     Skipped,
     Storage,
+    find_index,
     list_images,
-    preprocess_alone,
     read_ahead,
     storage_of,
 )
-from ..folders.workers import ModelLoader, RunConfig, full_name, map_on_ray
+from ..folders.workers import ModelLoader, RunConfig, full_name, map_on_ray, preprocess_alone
 from ..models import ClipAdapter, differing_parts
 from ..models.adapter import fixed_images, summary
 from ..targets.similarity import ClipSimilarity
@@ -117,14 +116,8 @@ class IndexTable:
         except ImportError as error:
             advice = "pip install 'captum-clip[search]'"
             raise InputError(f"an index of images needs LanceDB: {advice}.") from error
-        self.storage, self.about = storage_of(path), dict[str, Any]()
+        self.storage, self.about = find_index(path, exists=False), dict[str, Any]()
         folder, _, name = self.storage.root.rpartition("/")
-        advice = "such as photos.lance"
-        expect(name.endswith(".lance"), "an index that ends in .lance", str(path), advice)
-        is_lasting = self.storage.is_local or folder.startswith(("s3://", "gs://", "az://"))
-        expect(is_lasting, "a table on this machine or at s3://, gs:// or az://", str(path))
-        plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
-        expect(plain, "an index named by letters, digits, '-', '_' and '.'", name)
         # connecting makes the folder, so it waits until a table is opened or made
         self._connect = partial(lancedb.connect, folder or "/")
         self._name = name.removesuffix(".lance")
@@ -159,10 +152,6 @@ class IndexTable:
                     if self.lance.version == version:
                         raise
 
-    def _exists(self) -> bool:
-        system, path = self.storage.system, self.storage.path
-        return system.isdir(path) and any(name[0] != "." for name in self.storage.files())
-
     def open(self, images: str = "") -> "IndexTable":
         """Open what is there, which may come from a stranger.
 
@@ -173,9 +162,7 @@ class IndexTable:
         Raises:
             InputError: no index, settings that none has, or names that lead out of its folder.
         """
-        root = self.storage.root
-        advice = f"'captum-clip index FOLDER -o {root}' makes one"
-        expect(self._exists(), "an index", root, advice)
+        root = find_index(self.storage.root).root
         with self._errors():
             self.lance = self._connect().open_table(self._name)
             metadata = self.lance.schema.field("file").metadata or {}
@@ -214,7 +201,7 @@ class IndexTable:
                 none of the `names` is in the table.
         """
         about = {"format": _FORMAT, **json.loads(json.dumps(about))}
-        if self._exists() and len(self.open(about["folder"])):
+        if self.storage.holds_files() and len(self.open(about["folder"])):
             before, old = self.about, storage_of(self.about["folder"] or ".")
             differing = differing_parts(before["identity"], about["identity"])
             changes = [f"the model has other {name}" for name in differing]

@@ -1,6 +1,6 @@
 # The public names, for type checkers and for `__init__.py`, which imports each when it is used.
-from ..folders.storage import ImageFeatures as ImageFeatures
-from ..folders.storage import image_features as image_features
+from ..folders.workers import ImageFeatures as ImageFeatures
+from ..folders.workers import image_features as image_features
 from .batch import MethodOnBatch as MethodOnBatch
 from .data import DATA_SETS as DATA_SETS
 from .data import DataSet as DataSet

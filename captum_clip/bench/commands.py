@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from typer import Argument, Typer
 
-from ..checks import check_destination, check_outputs, expand
+from ..checks import check_destination, check_outputs, expand, find_folder
 from ..cli import shared
 from ..cli.options import (
     DEFAULT_MODEL,
@@ -63,6 +63,9 @@ def study_command(args: Study) -> None:
     Run it again after an interruption, and it resumes.
     """
     texts = [*check_texts(args.texts or ()), *read_texts(args.texts_file)]
+    if "://" not in args.images:
+        find_folder(args.images)
+    shared.check_models(args, args.models or ())
     from .. import bench
 
     presets: dict[str, Any] = {
@@ -124,6 +127,7 @@ def evaluate_command(args: Evaluate) -> None:
         return
     if args.output is None:
         raise InputError("evaluate needs --output, a folder for these results alone.")
+    shared.check_models(args, [args.model])
     folder = args.output.rstrip("/")
     config = bench.EvaluationConfig(**args.settings("suite", "compare"))
     if args.suite:
@@ -169,10 +173,13 @@ class Fit(Loading):
 @command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")
 def fit_command(args: Fit) -> None:
     """Fit a linear probe from a model's image features to the votes of ArtEmis."""
-    from ..folders.storage import image_features
+    if args.csv is None or args.images is None:
+        find_folder(args.folder)
+    file = check_destination(args.output, (".safetensors",))
+    shared.check_models(args, [args.model])
+    from ..folders.workers import image_features
     from .emotions import check_fit, find_artemis, fit_emotions, read_artemis
 
-    file = check_destination(args.output, (".safetensors",))
     split: Any = {name: getattr(args, name) for name in ("seed", "held_out", "strength")}
     check_fit(**split)
     folder, test, csv, images = args.folder, args.test, args.csv, args.images
@@ -230,6 +237,9 @@ def figure_command(args: Figure) -> None:
         raise InputError(
             f"figure {figure} is a script to copy, docs/gallery/{script} in the repository."
         )
+    about: Any = {"command": f"figure {figure}", "kind": figure, "takes_folder": not args.scene}
+    line: Any = None if figure == "average" else shared.read_line(args, words, **about)
+    shared.check_models(args, args.model or ())
     from ..targets import EmotionProbe
     from ..visualization import save_figure
     from ..visualization.colors import colormap
@@ -257,8 +267,6 @@ def figure_command(args: Figure) -> None:
     loaded = [*map(EmotionProbe.load, settings.pop("probes", ()))]
     models = args.model or shared.fitted_on(*args.probes or ())
     models = models or ["demo/vit" if args.scene else DEFAULT_MODEL]
-    about: Any = {"command": f"figure {figure}", "kind": figure, "takes_folder": not args.scene}
-    line = shared.read_line(args, words, **about)
     others = [shared.read_image(name) for name in args.references or ()]
     images = [*line.images, *map(_draw_scene, args.scene or ())]
     refuse(_conflicts(figure, line, images, [*line.texts, *others], models, loaded))

@@ -214,7 +214,7 @@ def fit_emotions(
         strength: of the penalty.
         **options: of :func:`captum_clip.bench.image_features`, whose errors it raises too.
     """
-    from ..folders.storage import image_features
+    from ..folders.workers import image_features
 
     check_fit(seed=seed, held_out=held_out, strength=strength)
     features = image_features(clip, data.images, **options)

@@ -28,11 +28,10 @@ from ..folders.storage import (
     Skipped,
     Storage,
     list_images,
-    preprocess_alone,
     read_ahead,
     storage_of,
 )
-from ..folders.workers import ModelLoader, Progress, full_name, label_of
+from ..folders.workers import ModelLoader, Progress, full_name, label_of, preprocess_alone
 from ..maps import positive
 from ..metrics.map_statistics import center_bias, corner_bias, measure
 from ..models.adapter import ClipAdapter

@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _end_output(error)
     except SystemExit as stop:  # of SIGTERM, and of typer's completion
+        if isinstance(stop.__context__, BrokenPipeError):  # which typer makes a failure
+            return _end_output(stop.__context__)
         return int(stop.code or 0)
 
 

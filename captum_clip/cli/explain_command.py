@@ -109,6 +109,7 @@ def explain_command(args: Explain) -> None:
     figures, label_maps = _plan_files(line, named, args)
     inputs = [*references, emotions, args.texts_file, classes]
     check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
+    shared.check_models(args, args.model or ())
 
     from ..explaining.explain import answer, check_choice_of, classify
 

@@ -214,6 +214,15 @@ def load_model(args: Any, name: str) -> "ClipAdapter":
         return load_clip(name, **processors, device=args.device, image_size=args.image_size)
 
 
+def check_models(args: Any, names: Iterable[str]) -> None:
+    """Raise InputError unless models, and those of the tools, are known, before torch is loaded."""
+    from ..models.names import resolve
+
+    tools = [name for name in (args.processor, args.tokenizer) if name]
+    for name in (*names, *(tool for tool in tools if not expand(tool).is_dir())):
+        resolve(name)
+
+
 def check_methods(names: Iterable[str]) -> None:
     """Raise InputError unless each name is a method, before a model is loaded."""
     from ..attr.registry import check_method

@@ -36,9 +36,8 @@ class ModelList:
 @command(app, "models", "--vocabulary")
 def models_command(args: ModelList) -> None:
     """List the models that load by name."""
-    from ..demo.vocabulary import WORDS
+    from ..demo.catalog import WORDS
     from ..models import available
-    from ..models.names import EXAMPLES
 
     if args.vocabulary:
         print(textwrap.fill(" ".join(sorted(WORDS)), 80))
@@ -50,9 +49,10 @@ def models_command(args: ModelList) -> None:
     print(*shared.columns(rows), sep="\n")
     print(
         "\nOther models: a folder, ORG/NAME of transformers on the Hugging Face hub, "
-        "hf-hub:ORG/NAME\nor ARCHITECTURE/TAG of OpenCLIP. One name of each family:\n"
+        "hf-hub:ORG/NAME\nor ARCHITECTURE/TAG of OpenCLIP, such as "
+        "google/siglip2-base-patch16-224 or\nViT-B-32/laion2b_s34b_b79k. docs/own_model.md has "
+        "a name of each family."
     )
-    print(*shared.columns([("family", "name", "library"), *EXAMPLES]), sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ def demo_command(args: Demo) -> None:
     """
     from PIL import Image
 
+    from ..demo.catalog import WORDS
     from ..demo.scenes import draw_scene
-    from ..demo.vocabulary import WORDS
     from ..files import make_folder
 
     folder = make_folder(args.output or Path())

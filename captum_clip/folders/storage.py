@@ -1,4 +1,7 @@
-"""Folders of images and results, here or anywhere that fsspec reaches; images read ahead."""
+"""Folders of images and results, here or anywhere that fsspec reaches; images read ahead.
+
+A folder that is wrong is refused without torch.
+"""
 
 import errno
 import json
@@ -11,20 +14,15 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Generic, NamedTuple, TypeVar, final
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from filelock import FileLock, Timeout
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from ..checks import check_integer, error_context, excerpt, expand, expect
-from ..errors import InputError, public
+from ..checks import error_context, excerpt, expand, expect
+from ..errors import InputError
 from ..files import (
     IMAGE_ENDINGS,
     decode_file,
@@ -37,9 +35,6 @@ from ..files import (
     read_lines,
     replace_file,
 )
-from ..models import ClipAdapter
-from ..models.adapter import part_agrees
-from ..models.images import process
 
 Content = dict[str, Any]
 """What a manifest holds."""
@@ -91,6 +86,10 @@ class Storage:
             infos = self.system.find(self.path, detail=True)
         start = len(self.path) + 1
         return {name[start:]: int(info.get("size") or 0) for name, info in infos.items()}
+
+    def holds_files(self) -> bool:
+        """Whether the folder is there, with a file that is not hidden."""
+        return self.system.isdir(self.path) and any(name[0] != "." for name in self.files())
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""
@@ -188,8 +187,24 @@ def _storage_errors(what: str, cure: str = "") -> Iterator[None]:
         raise InputError(f"{what}: {reason}{cure}.") from error
 
 
+def find_index(path: str | Path, *, exists: bool = True) -> Storage:
+    """The folder of an index of images; InputError where it cannot be one, or has to exist."""
+    storage, advice = storage_of(path), "such as photos.lance"
+    folder, _, name = storage.root.rpartition("/")
+    expect(name.endswith(".lance"), "an index that ends in .lance", str(path), advice)
+    is_lasting = storage.is_local or folder.startswith(("s3://", "gs://", "az://"))
+    expect(is_lasting, "a table on this machine or at s3://, gs:// or az://", str(path))
+    plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
+    expect(plain, "an index named by letters, digits, '-', '_' and '.'", name)
+    advice = f"'captum-clip index FOLDER -o {storage.root}' makes one"
+    expect(not exists or storage.holds_files(), "an index", storage.root, advice)
+    return storage
+
+
 def differences(before: Content, after: Content) -> list[str]:
     """Say which settings, as JSON, are not those of before."""
+    from ..models.adapter import part_agrees
+
     then, now = dict(_leaf_values(before)), dict(_leaf_values(after))
     return [
         f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
@@ -303,18 +318,6 @@ class ImageReader(Generic[Read]):
             raise InputError(f"{name} cannot be preprocessed ({error}).") from error
 
 
-def preprocess_alone(processor: Any, size: tuple[int, int], image: Image.Image) -> Tensor:
-    """An image as the model takes it, (3, H, W), float32; InputError where its size is another."""
-    # Some processors pad to the largest image of a batch.
-    pixels = process(processor, [image])[0]
-    if pixels.shape[-2:] != size:
-        raise InputError(
-            f"it becomes {tuple(pixels.shape)} and not (3, {size[0]}, {size[1]}); a folder "
-            "needs a processor that makes images of one size"
-        )
-    return pixels
-
-
 def readable_images(
     paths: Sequence[Path], skipped: dict[Path, str], *, workers: int = 0, progress: str = ""
 ) -> Iterator[Image.Image]:
@@ -330,62 +333,6 @@ def readable_images(
     if len(skipped) == len(paths):
         path, reason = next(iter(skipped.items()), ("", "no file was given"))
         raise InputError(f"none of the {len(skipped)} images can be read; {path}: {reason}")
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFeatures:
-    """Features of those files that could be read.
-
-    Attributes:
-        embeddings: (N, D), L2-normalized, float32.
-        paths: of the N images, in the order they were given.
-        indices: (N,), of these in what was given.
-        skipped: file -> why it could not be read.
-    """
-
-    embeddings: npt.NDArray[np.float32]
-    paths: tuple[Path, ...]
-    indices: npt.NDArray[np.int64]
-    skipped: dict[Path, str]
-
-
-@public("image_features")
-def image_features(
-    clip: ClipAdapter,
-    paths: Sequence[str | Path],
-    *,
-    batch_size: int = 16,
-    workers: int = 0,
-    progress: bool = False,
-) -> ImageFeatures:
-    """L2-normalized image features of files; a file that cannot be read is left out, with a reason.
-
-    In which batch an image is computed changes its features by rounding.
-
-    Args:
-        clip: the adapter.
-        paths: N image files.
-        batch_size: images in a forward.
-        workers: images read ahead at a time; 0 reads each when it is due.
-        progress: show a bar.
-
-    Raises:
-        InputError: an option out of range, a model without a processor, or no image that can be
-            read.
-    """
-    check_integer("batch_size", batch_size)
-    check_integer("workers", workers, least=0)
-    listed, skipped = [Path(os.path.expanduser(path)) for path in paths], dict[Path, str]()
-    bar = "image features" * progress
-    images = readable_images(listed, skipped, workers=workers, progress=bar)
-    embeddings = list[npt.NDArray[np.float32]]()
-    with torch.no_grad():
-        while batch := list(islice(images, batch_size)):
-            encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
-            embeddings.append(encoded.float().cpu().numpy())
-    indices = np.flatnonzero([path not in skipped for path in listed])
-    kept = tuple(listed[index] for index in indices)
-    return ImageFeatures(np.concatenate(embeddings), kept, indices, skipped)
 
 
 @contextmanager

@@ -8,11 +8,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
+from torch import Tensor
 
 from ..checks import (
     check_choice,
@@ -24,11 +29,12 @@ from ..checks import (
     limit_pixels,
     max_pixels,
 )
-from ..errors import CaptumClipError, InputError, argument
+from ..errors import CaptumClipError, InputError, argument, public
 from ..models import ClipAdapter, differing_parts, load_clip
+from ..models.images import process
 from ..models.loading import load_parts
 from ..models.names import named_model, split_checkpoint
-from .storage import Content
+from .storage import Content, readable_images
 
 RESUME: Final = "what is done is kept, start the same command again."
 Progress = Callable[[int, int, str], None]
@@ -201,6 +207,74 @@ def loader_of(config: RunConfig) -> ModelLoader:
     """What loads the models of a run, with the parts of others under their full names."""
     processor, tokenizer = (n and full_name(n) for n in (config.processor, config.tokenizer))
     return ModelLoader(processor, tokenizer, config.image_size)
+
+
+def preprocess_alone(processor: Any, size: tuple[int, int], image: Image.Image) -> Tensor:
+    """An image as the model takes it, (3, H, W), float32; InputError where its size is another."""
+    # Some processors pad to the largest image of a batch.
+    pixels = process(processor, [image])[0]
+    if pixels.shape[-2:] != size:
+        raise InputError(
+            f"it becomes {tuple(pixels.shape)} and not (3, {size[0]}, {size[1]}); a folder "
+            "needs a processor that makes images of one size"
+        )
+    return pixels
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """Features of those files that could be read.
+
+    Attributes:
+        embeddings: (N, D), L2-normalized, float32.
+        paths: of the N images, in the order they were given.
+        indices: (N,), of these in what was given.
+        skipped: file -> why it could not be read.
+    """
+
+    embeddings: npt.NDArray[np.float32]
+    paths: tuple[Path, ...]
+    indices: npt.NDArray[np.int64]
+    skipped: dict[Path, str]
+
+
+@public("image_features")
+def image_features(
+    clip: ClipAdapter,
+    paths: Sequence[str | Path],
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    progress: bool = False,
+) -> ImageFeatures:
+    """L2-normalized image features of files; a file that cannot be read is left out, with a reason.
+
+    In which batch an image is computed changes its features by rounding.
+
+    Args:
+        clip: the adapter.
+        paths: N image files.
+        batch_size: images in a forward.
+        workers: images read ahead at a time; 0 reads each when it is due.
+        progress: show a bar.
+
+    Raises:
+        InputError: an option out of range, a model without a processor, or no image that can be
+            read.
+    """
+    check_integer("batch_size", batch_size)
+    check_integer("workers", workers, least=0)
+    listed, skipped = [Path(os.path.expanduser(path)) for path in paths], dict[Path, str]()
+    bar = "image features" * progress
+    images = readable_images(listed, skipped, workers=workers, progress=bar)
+    embeddings = list[npt.NDArray[np.float32]]()
+    with torch.no_grad():
+        while batch := list(islice(images, batch_size)):
+            encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
+            embeddings.append(encoded.float().cpu().numpy())
+    indices = np.flatnonzero([path not in skipped for path in listed])
+    kept = tuple(listed[index] for index in indices)
+    return ImageFeatures(np.concatenate(embeddings), kept, indices, skipped)
 
 
 @contextmanager

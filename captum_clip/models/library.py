@@ -355,3 +355,27 @@ def reason_of(error: BaseException) -> str:
         return _OWN_CODE
     more = len(line) - 300
     return line if more <= 0 else f"{line[:300]}... ({more:,} more characters)"
+
+
+def count_of(keys: list[str]) -> str:
+    """How many keys there are, with the first of them."""
+    return f"{len(keys)}" + f" ({', '.join(keys[:5])})" * bool(keys)
+
+
+def with_adapter(model: nn.Module, folder: Path) -> Any:
+    """A model in peft's wrapper, with the adapter in a folder, which is not merged.
+
+    Raises:
+        InputError: the adapter is of another model.
+    """
+    import peft
+
+    wrapped = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(folder)))
+    result = wrapped.load_adapter(str(folder), "default")
+    # peft only warns of the former, and says nothing of the latter
+    if keys := [*result.missing_keys, *result.unexpected_keys]:
+        raise InputError(
+            f"the adapter in {folder} belongs to another base; weights missing or left over: "
+            f"{count_of(keys)}."
+        )
+    return wrapped

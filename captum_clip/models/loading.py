@@ -4,40 +4,40 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import check_integer, error_context, expand, expect, find_folder
 from ..demo import MODELS
-from ..demo.vocabulary import DemoTokenizer
+from ..demo.catalog import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
 from .adapter import ClipAdapter, is_tokenizer
+from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor, is_processor
 from .library import (
     LARGEST_SIDE,
     check_files,
     check_weights,
+    count_of,
     fit_weights,
     no_code,
     read_weights,
     reason_of,
     unwrapped,
+    with_adapter,
 )
 from .names import (
     ACCEPTED,
     NO_NETWORK,
     ModelSource,
-    adapter_of,
-    ask_for_architecture,
-    fitting_names,
+    available,
+    openai_architecture,
     resolve,
-    tower_of,
-    transformers_class,
 )
 from .open_clip import resample_pool
 
@@ -301,7 +301,7 @@ def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -
     fitting, missing, left = fit_weights(model, weights, resample=resample)
     message = (
         f"{argument('model', name)}: weights of a {type(model).__name__} that the file lacks, or "
-        f"has in another shape: {_count_of(missing)}; left over in it: {_count_of(left)}"
+        f"has in another shape: {count_of(missing)}; left over in it: {count_of(left)}"
     )
     # what is left over in a tower changed it in the training; elsewhere it is a head or a loss
     if missing or {key.split(".")[0] for key in left} & dict(model.named_children()).keys():
@@ -313,27 +313,43 @@ def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -
     return model
 
 
-def _count_of(keys: list[str]) -> str:
-    return f"{len(keys)}" + f" ({', '.join(keys[:5])})" * bool(keys)
+def ask_for_architecture(name: str, file: Path) -> InputError:
+    """The question which architecture the weights in a file are of."""
+    kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
+    way = f"Write 'ARCH:{name}'; {fitting_names(read_weights(file)) or kinds}"
+    return InputError(f"{argument('model', name)}: which architecture? {way}.")
 
 
-def with_adapter(model: nn.Module, folder: Path) -> Any:
-    """A model in peft's wrapper, with the adapter in a folder, which is not merged.
+def fitting_names(weights: dict[str, Tensor]) -> str:
+    """The names of up to three architectures that weights fit, for messages; "" for none."""
+    names = ", ".join(architectures_of(weights)[:3])
+    quick = ", quickgelu if the training began with OpenAI's weights" * ("quickgelu" in names)
+    return f"its shapes fit {names}{quick}" * bool(names)
 
-    Raises:
-        InputError: the adapter is of another model.
-    """
-    import peft
 
-    wrapped = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(folder)))
-    result = wrapped.load_adapter(str(folder), "default")
-    # peft only warns of the former, and says nothing of the latter
-    if keys := [*result.missing_keys, *result.unexpected_keys]:
-        raise InputError(
-            f"the adapter in {folder} belongs to another base; weights missing or left over: "
-            f"{_count_of(keys)}."
-        )
-    return wrapped
+def architectures_of(weights: dict[str, Tensor]) -> list[str]:
+    """Names of OpenCLIP's architectures that weights fit, and of OpenAI's in transformers."""
+    import open_clip
+
+    shapes = {tuple(value.shape) for value in weights.values()}
+    names, is_timm = list[str](), any(".trunk." in key for key in weights)
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        text, vision = config["text_cfg"], config["vision_cfg"]
+        words = (text.get("vocab_size", 49408), text.get("width", 512))
+        kinds = ("timm_model_name" in vision, "hf_model_name" in text)
+        if words not in shapes or kinds != (is_timm, False):
+            continue  # to make them all takes half a minute, and needs the hub
+        with suppress(Exception), torch.device("meta"):
+            model = open_clip.create_model(name, load_weights=False, device="meta")
+            names += [] if fit_weights(model, weights)[1] else [name]
+    for row in available():
+        if row.checkpoint.startswith("openai/") and any("vision_model." in key for key in weights):
+            vision = open_clip.get_model_config(openai_architecture(row))["vision_cfg"]
+            size, width, patch = map(vision.get, ("image_size", "width", "patch_size"))
+            if {(width, 3, patch, patch), (1 + (size // patch) ** 2, width)} <= shapes:
+                names.append(row.checkpoint.removeprefix("openai/"))
+    return names
 
 
 def _positions(vision: Mapping[str, Any]) -> float:

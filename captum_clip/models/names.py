@@ -1,10 +1,10 @@
-"""The models that there are: their families by class, and their names."""
+"""The models that load by name, and the origin of each; importing it loads no torch."""
 
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -12,155 +12,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
-from ..checks import error_context, excerpt, expand, expect, show, suggestion
+from ..checks import error_context, excerpt, expand, expect, suggestion
 from ..demo import MODELS
 from ..errors import InputError, UnsupportedModelError, argument
-from .adapter import ClipAdapter, Family
-from .huggingface import HUGGING_FACE
-from .library import (
-    expect_library_parts,
-    fit_weights,
-    read_weights,
-    reason_of,
-    refuse_quantized,
-    unwrapped,
-)
-from .open_clip import OPEN_CLIP, OPENAI
-from .timm import TIMM
-from .towers import Tower
-
-FAMILIES: list[Family] = [OPENAI, *HUGGING_FACE, OPEN_CLIP, TIMM]
-
-# patterns of classes -> what to take in their place
-_REFUSED = {
-    "BlipModel": "its image embedding is normed twice; use BlipForImageTextRetrieval, as in "
-    "Salesforce/blip-itm-base-coco",
-    "Blip2ForImageTextRetrieval": "it scores the query that fits the text best, so an image has no "
-    "single embedding; use a CLIP or SigLIP",
-    "ResNet": "a classifier does not compare images with texts; use Captum's Grad-CAM, "
-    "captum.attr.LayerGradCam(model, model.layer4).attribute(images, target=0)",
-    "RecursiveScriptModule": "torch.jit hides the modules of a model; load it with "
-    "clip.load(..., jit=False)",
-    "(CLIP|MetaClip2|Siglip2?)ForImageClassification": "a classifier has no text tower, and reads "
-    "the mean of the patches; use Captum's gradients of its logits, as in "
-    "captum.attr.Saliency(lambda images: model(images).logits), or the CLIP that it was made from",
-    "XCLIP.*": "it compares texts with videos, and a text's embedding changes with the video; use "
-    "a CLIP on single frames",
-    "(Clap|CLAP).*": "it compares texts with sounds, not images; use Captum's gradients of its "
-    "spectrograms",
-    "Vilt.*": "it reads a text and an image together, so neither has an embedding to compare; use "
-    "a CLIP or SigLIP",
-    "Col(Pali|Qwen|Idefics|SmolVLM|ModernVBert).*": "a page has an embedding for each patch, "
-    "and each word is scored by its best patch; use captum_clip.apps.late_interaction",
-}
-
-
-def register_family(family: Family) -> None:
-    """Add a family for `load_clip` and every method, to be asked before those that are there."""
-    FAMILIES.append(family)
-
-
-def transformers_class(name: str, config: Mapping[str, Any]) -> str:
-    """The class of transformers of a checkpoint, by its `config.json`; else UnsupportedModelError.
-
-    It may have been saved from any of the architectures that hold the model inside another.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-    model_type, saved_from = config.get("model_type"), config.get("architectures") or ()
-    base: Any = MODEL_MAPPING_NAMES.get(model_type, ())
-    candidates: list[str] = [*saved_from, *((base,) if isinstance(base, str) else base)]
-    families = [family for family in FAMILIES if family.library.startswith("transformers.")]
-    supported = {model for family in families for model in family.models}
-    # what is known to be refused is so though its base may be supported
-    chosen = next((each for each in candidates if each in supported or _reason(each)), "")
-    if chosen in supported:
-        return chosen
-    reason = _reason(chosen) or _supported(families)
-    raise UnsupportedModelError(
-        f"{argument('model', name)}: it is a transformers model of type {show(model_type)}; "
-        f"{reason}. For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
-    )
-
-
-def _supported(families: Sequence[Family]) -> str:
-    """The classes of some families, in words; those of whole models where there are any."""
-    names: dict[str, list[str]] = {}
-    for family in families:
-        classes = family.models or family.towers
-        names.setdefault(family.library.partition(".")[0], []).extend(classes)
-    listed = (f"{library}: {', '.join(dict.fromkeys(c))}" for library, c in names.items())
-    return f"supported are {'; '.join(listed)}"
-
-
-def _reason(kind: str) -> str | None:
-    """Why a class is not supported, and what is, if it is one that many try."""
-    return next((_REFUSED[name] for name in _REFUSED if re.fullmatch(name, kind)), None)
-
-
-def _advice(module: nn.Module) -> str:
-    """What to take in place of a module."""
-    reason = _reason(type(module).__name__)
-    for path, inner in module.named_modules():
-        if path and not reason and _family_of(unwrapped(inner)):
-            kind, path = type(inner).__name__, re.sub(r"\.(\d+)", r"[\1]", f"model.{path}")
-            reason = f"its part `{path}` is a {kind}: pass that, or `layer={path}` to a method"
-    return reason or f"{_supported(FAMILIES)}, and their vision towers"
-
-
-def _family_of(module: nn.Module) -> Family | None:
-    return next((family for family in reversed(FAMILIES) if family.holds(module)), None)
-
-
-def find_tower(module: nn.Module) -> Tower | None:
-    """The vision tower in a user's module; None if the module is no CLIP.
-
-    Raises:
-        UnsupportedModelError: it is a CLIP, but built in a way that is not supported.
-    """
-    module = unwrapped(module)
-    family = _family_of(module)
-    if family is None:
-        return None
-    with expect_library_parts(module):
-        tower = family.tower_of(module)
-    if tower is not None:
-        refuse_quantized(tower.module)
-    return tower
-
-
-def tower_of(module: nn.Module) -> Tower:
-    """The vision tower in a user's module: a CLIP model or its vision tower.
-
-    Raises:
-        UnsupportedModelError: it is something else, or built in a way that is not supported.
-    """
-    tower = find_tower(module)
-    if tower is None:
-        kind = type(unwrapped(module)).__name__
-        raise UnsupportedModelError(
-            f"captum_clip finds no CLIP vision tower in a {kind}; {_advice(unwrapped(module))}."
-        )
-    return tower
-
-
-def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
-    """The adapter of a user's CLIP model, called `name` in messages; errors as :func:`tower_of`."""
-    model = unwrapped(model)
-    kind, family, tower = type(model).__name__, _family_of(model), find_tower(model)
-    if family is None or tower is None:
-        raise UnsupportedModelError(f"a {kind} is not supported; {_advice(model)}.")
-    names = {base.__name__ for base in type(model).__mro__}
-    if family.adapter is None or names.isdisjoint(family.models):
-        raise UnsupportedModelError(
-            f"a {kind} has no text tower; pass the whole model, or give this one as "
-            "`layer` to a method, with a forward function of your own."
-        )
-    return family.adapter(model, tower, name=name, processor=processor, tokenizer=tokenizer)
-
 
 Library = Literal["transformers", "open_clip"]
 
@@ -289,12 +143,21 @@ def check_stated(name: str, file: object, option: str = "model") -> str:
     )
 
 
-def _no_such_name(name: str) -> InputError:
-    from open_clip import list_models, list_pretrained_tags_by_model
+def _is_architecture(name: str) -> bool:
+    """Whether OpenCLIP has an architecture, without torch, which it loads."""
+    if library := sys.modules.get("open_clip"):  # which a program may have told of others
+        return name in library.list_models()
+    spec = find_spec("open_clip")
+    [folder] = (spec and spec.submodule_search_locations) or [""]
+    return name in {file.stem for file in Path(folder, "model_configs").glob("*.json")}
 
+
+def _no_such_name(name: str) -> InputError:
     names = [name for row in available() for name in (row.name, *row.aliases)]
     reason = f"is neither a known name nor a folder{suggestion(name, names)}. {ACCEPTED}"
-    if name in list_models():
+    if _is_architecture(name):
+        from open_clip import list_pretrained_tags_by_model
+
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
         reason = f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
     return InputError(f"{name!r} {reason}")
@@ -302,12 +165,12 @@ def _no_such_name(name: str) -> InputError:
 
 def _checkpoint(name: str, architecture: str, file: Path) -> ModelSource:
     """Weights in a file, for an architecture of OpenCLIP, of OpenAI or of transformers."""
-    from open_clip import get_model_config, list_models, list_pretrained_tags_by_model
-
     expect(file.is_file(), "a file after the ':' of a model, as in ARCH:FILE", str(file))
     if row := named_model(architecture):
         architecture = openai_architecture(row)
-    if architecture in list_models():
+    if _is_architecture(architecture):
+        from open_clip import get_model_config, list_pretrained_tags_by_model
+
         settings = get_model_config(architecture)["text_cfg"]
         on_hub = any(key.startswith("hf_") for key in settings)  # its tokenizer or text model
         tags = [*list_pretrained_tags_by_model(architecture), None]
@@ -340,7 +203,10 @@ def _folder(name: str, folder: Path, is_base: bool) -> ModelSource:
         )
     try:
         if path.is_file():
-            _read_settings(path, partial(transformers_class, name))
+            if name not in MODELS:
+                from .families import transformers_class
+
+                _read_settings(path, partial(transformers_class, name))
             return ModelSource(name, "transformers", str(folder), local=True)
     except UnsupportedModelError:
         if not is_open_clip:
@@ -355,15 +221,18 @@ def _read_settings(path: Path, read: Callable[[Any], Any]) -> Any:
     except UnsupportedModelError:
         raise
     except Exception as error:  # whatever the settings are that somebody else wrote
-        reason = f"{type(error).__name__}, {reason_of(error)}"
-        raise InputError(f"{path} cannot be read ({reason}).") from error
+        reason = excerpt(str(error).partition("\n")[0].rstrip(".:"), 300)
+        kind = type(error).__name__
+        raise InputError(f"{path} cannot be read ({kind}, {reason}).") from error
 
 
 def _open_clip_pair(name: str) -> ModelSource | None:
+    architecture, _, tag = name.rpartition("/")
+    if not _is_architecture(architecture):
+        return None
     from open_clip import get_model_config
     from open_clip.pretrained import get_pretrained_cfg
 
-    architecture, _, tag = name.rpartition("/")
     weights = get_pretrained_cfg(architecture, tag)
     if not weights:
         return None
@@ -408,80 +277,3 @@ def available() -> list[AvailableModel]:
         ['demo/vit', 'demo/resnet', 'demo/siglip']
     """
     return [*_EMBEDDED, *_PUBLISHED]
-
-
-class OnHub(NamedTuple):
-    """A name for `load_clip` of a model on a hub."""
-
-    family: str
-    name: str
-    library: Library = "transformers"
-
-
-_OC: Library = "open_clip"
-EXAMPLES: tuple[OnHub, ...] = (
-    OnHub("SigLIP 2", "google/siglip2-base-patch16-224"),
-    OnHub("SigLIP 2 NaFlex", "google/siglip2-base-patch16-naflex"),
-    OnHub("SigLIP", "google/siglip-base-patch16-224"),
-    OnHub("SigLIP 2", "ViT-B-16-SigLIP2/webli", _OC),
-    OnHub("LAION's CLIP", "ViT-B-32/laion2b_s34b_b79k", _OC),
-    OnHub("DFN", "ViT-B-16/dfn2b", _OC),
-    OnHub("MetaCLIP", "ViT-B-16/metaclip_fullcc", _OC),
-    OnHub("MetaCLIP 2", "facebook/metaclip-2-worldwide-huge-quickgelu"),
-    OnHub("EVA-02", "EVA02-B-16/merged2b_s8b_b131k", _OC),
-    OnHub("ViTamin", "ViTamin-S/datacomp1b", _OC),
-    OnHub("PE-Core", "PE-Core-B-16/meta", _OC),
-    OnHub("CoCa", "coca_ViT-B-32/laion2b_s13b_b90k", _OC),
-    OnHub("MobileCLIP", "MobileCLIP2-S0/dfndr2b", _OC),
-    OnHub("ConvNeXt", "convnext_base_w/laion2b_s13b_b82k", _OC),
-    OnHub("BiomedCLIP", "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", _OC),
-    OnHub("many languages", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", _OC),
-    OnHub("AltCLIP", "BAAI/AltCLIP"),
-    OnHub("Chinese CLIP", "OFA-Sys/chinese-clip-vit-base-patch16"),
-    OnHub("TIPSv2", "google/tipsv2-b14"),
-    OnHub("BLIP", "Salesforce/blip-itm-base-coco"),
-    OnHub("AIMv2", "apple/aimv2-large-patch14-224-lit"),
-    OnHub("CLIPSeg", "CIDAS/clipseg-rd64-refined"),
-    OnHub("OWL-ViT", "google/owlvit-base-patch32"),
-    OnHub("OWLv2", "google/owlv2-base-patch16-ensemble"),
-)
-"""In the order of how much they are used."""
-
-
-def ask_for_architecture(name: str, file: Path) -> InputError:
-    """The question which architecture the weights in a file are of."""
-    kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
-    way = f"Write 'ARCH:{name}'; {fitting_names(read_weights(file)) or kinds}"
-    return InputError(f"{argument('model', name)}: which architecture? {way}.")
-
-
-def fitting_names(weights: dict[str, Tensor]) -> str:
-    """The names of up to three architectures that weights fit, for messages; "" for none."""
-    names = ", ".join(architectures_of(weights)[:3])
-    quick = ", quickgelu if the training began with OpenAI's weights" * ("quickgelu" in names)
-    return f"its shapes fit {names}{quick}" * bool(names)
-
-
-def architectures_of(weights: dict[str, Tensor]) -> list[str]:
-    """Names of OpenCLIP's architectures that weights fit, and of OpenAI's in transformers."""
-    import open_clip
-
-    shapes = {tuple(value.shape) for value in weights.values()}
-    names, is_timm = list[str](), any(".trunk." in key for key in weights)
-    for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
-        text, vision = config["text_cfg"], config["vision_cfg"]
-        words = (text.get("vocab_size", 49408), text.get("width", 512))
-        kinds = ("timm_model_name" in vision, "hf_model_name" in text)
-        if words not in shapes or kinds != (is_timm, False):
-            continue  # to make them all takes half a minute, and needs the hub
-        with suppress(Exception), torch.device("meta"):
-            model = open_clip.create_model(name, load_weights=False, device="meta")
-            names += [] if fit_weights(model, weights)[1] else [name]
-    for row in available():
-        if row.checkpoint.startswith("openai/") and any("vision_model." in key for key in weights):
-            vision = open_clip.get_model_config(openai_architecture(row))["vision_cfg"]
-            size, width, patch = map(vision.get, ("image_size", "width", "patch_size"))
-            if {(width, 3, patch, patch), (1 + (size // patch) ** 2, width)} <= shapes:
-                names.append(row.checkpoint.removeprefix("openai/"))
-    return names

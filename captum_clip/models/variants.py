@@ -10,7 +10,7 @@ from torch import nn
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError, public
 from .adapter import ClipAdapter
-from .names import adapter_of, tower_of
+from .families import adapter_of, tower_of
 from .steps import step_parameters
 from .towers import ResNetTower, ViTTower
 

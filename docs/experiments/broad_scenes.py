@@ -1,7 +1,7 @@
 """Broad scenes: small and large objects, partly covered, half of them on unnamed backgrounds.
 
 The embedded models are trained on them, and ``draw_scene(seed, world=BROAD)`` draws one. Importing
-this module adds its backgrounds to those that :mod:`captum_clip.demo.backgrounds` draws.
+this module adds its backgrounds to those that :mod:`captum_clip.demo.scenes` draws.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from captum_clip.demo.backgrounds import PAINTERS, noise
 from captum_clip.demo.catalog import BACKGROUNDS, THINGS
-from captum_clip.demo.scenes import World, load_sprites, rotated
+from captum_clip.demo.scenes import PAINTERS, World, load_sprites, noise, rotated
 
 UNNAMED: Final = ("plain", "gradient", "pixel-noise", "smooth-noise", "patchwork")
 """Backgrounds that no caption names, of training scenes too."""

@@ -37,7 +37,6 @@ from captum_clip.apps.answers import (
     MAX_TEXTS,
     Answer,
     Models,
-    answered_by,
     ask,
     offered_methods,
     panels,
@@ -47,7 +46,6 @@ from captum_clip.apps.search import ImageIndex
 from captum_clip.attr.registry import default_method, methods_for
 from captum_clip.cli import main
 from captum_clip.demo import MODELS
-from captum_clip.demo.catalog import concept_texts
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError, UnsupportedModelError
 from captum_clip.files import as_pil
@@ -266,16 +264,6 @@ def test_text_map_is_that_of_the_text_side(model: str, method: str, by: str) -> 
         number = f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
         assert written == (number if abs(value) >= 0.005 * largest else "0")
         assert colors[written].startswith("#")
-
-
-def test_a_place_of_another_image_answers_with_what_supports_it(both: Answer) -> None:
-    """With both signs there are two maps, and the second is of what contradicts."""
-    compared = both.compare(draw_scene(3).image)
-    [first, second, *_] = panels(compared.match(5, 2).plot())
-    found = answered_by(compared, 2 * 32 + 31, 5 * 32)
-    assert np.array_equal(found, second[0])
-    assert not np.array_equal(found, first[0])
-    assert "contradicts" not in second[1]
 
 
 def test_layers_are_those_of_layer_attention(both: Answer, clip: ClipAdapter) -> None:
@@ -497,19 +485,3 @@ print(*(part["props"].get("value") for part in build(Models()).get_config_file()
     said = " ".join(found.stdout.split())
     assert "`captum-clip index FOLDER -o photos.lance`" in said
     assert "`captum-clip app --index photos.lance`" in said
-
-
-def test_words_of_heads_are_those_of_the_library_and_found_once(clip: ClipAdapter) -> None:
-    """Until then there are none; heads of other models have none."""
-    models = Models()
-    before, words = models.head_words("demo/resnet")
-    assert before == {}
-    resnet = models.get("demo/resnet")
-    vectors = heads.head_vectors(resnet, [draw_scene(seed).image for seed in range(120)])
-    pool = targets.text(resnet, concept_texts())
-    for (layer, head), said in words.items():
-        span = heads.text_span(vectors.heads[:, layer, head], pool, 3)
-        assert said == ", ".join(span.texts)
-    assert len(words) == vectors.heads.shape[2]
-    assert [*models.head_words("demo/resnet")] == [words]
-    assert [*models.head_words("ViT-B/32")] == [{}]

@@ -25,7 +25,7 @@ from PIL import Image
 
 from captum_clip import Explanation, explain, load_clip
 from captum_clip.apps.answers import EMBEDDED
-from captum_clip.apps.page import find_port, label, log_error
+from captum_clip.apps.page import find_port, label
 from captum_clip.apps.search import ImageIndex
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
@@ -307,8 +307,8 @@ def test_tabs_follow_the_chosen_text(page: Page) -> None:
 
 
 @pytest.mark.slow
-def test_a_word_and_a_place_of_another_image_are_followed(browser: Browser, address: str) -> None:
-    """A click on a word enlarges its map; one on the other image draws what the place answers."""
+def test_a_word_is_followed(browser: Browser, address: str) -> None:
+    """A click on a word enlarges its map."""
     page, _ = opened(browser, address)
     question(page, "a horse and a dog")
     answered(page, "a horse and a dog")
@@ -319,16 +319,6 @@ def test_a_word_and_a_place_of_another_image_are_followed(browser: Browser, addr
         expect(caption.first).to_be_visible()
     page.locator(".values:visible").get_by_text("horse").first.click()
     expect(page.locator(".preview:visible")).to_contain_text(f"horse, {found.shown()[0][2].note}")
-    page.get_by_role("tab", name="Another image").click()
-    panel = page.get_by_role("tabpanel").filter(has_text="Choose another image")
-    panel.locator("input[type=file]").first.set_input_files(
-        file(png(IMAGE[:, ::-1].copy()), "other.png")
-    )
-    images = panel.locator("img:visible")
-    expect(images).to_have_count(3)
-    before = images.nth(1).get_attribute("src")
-    images.nth(2).click()
-    expect(images.nth(1)).not_to_have_attribute("src", str(before))
     page.context.close()
 
 
@@ -628,12 +618,11 @@ def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: in
     expect(page.get_by_role("button", name="Download maps (NPZ)")).to_be_enabled()
     reports = []
     lasts = {"Which words": 0, "Word by region": 3, "Layer by layer": 13, "Heads": 9}
-    for tab, last in {"Texts": 7, **lasts, "Another image": None, "Search": 9}.items():
+    for tab, last in {"Texts": 7, **lasts, "Search": 9}.items():
         page.get_by_role("tab", name=tab).click()
         if tab == "Search":
             page.locator("#search textarea").fill("a bee\na rocket and a shoe")
-        if last is not None:
-            expect(thumbnails(page).nth(last)).to_be_visible()
+        expect(thumbnails(page).nth(last)).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         # Gradio's galleries have captions that repeat their descriptions
         rules = {"rules": {"image-redundant-alt": {"enabled": False}}}
@@ -665,7 +654,6 @@ def test_no_client_reads_a_file_of_the_machine(
     address: str, terminal: Path, tmp_path: Path, meta: dict[str, Any], event: tuple[str, str]
 ) -> None:
     """A path that nobody uploaded is refused, with and without the mark of an upload."""
-    before = terminal.read_text()
     secret = tmp_path / "secret.png"
     Image.new("RGB", (64, 64), "red").save(secret)
     config = json.load(urllib.request.urlopen(f"{address}/config"))
@@ -687,20 +675,6 @@ def test_no_client_reads_a_file_of_the_machine(
     for path in (secret, "/etc/passwd"):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{address}/gradio_api/file={path}")
-    assert "Traceback" not in terminal.read_text().removeprefix(before)
-
-
-def test_the_log_has_a_traceback_of_the_page_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    """What Gradio refuses, before it calls the page, is one line."""
-    for call in (lambda: float("x" * 900), lambda: find_port("127.0.0.1", 70000)):
-        try:
-            call()
-        except ValueError:
-            log_error()
-    refused, *others = capsys.readouterr().err.splitlines()
-    assert refused.startswith("captum-clip app refused a call: could not convert string")
-    assert len(refused) < 150
-    assert others[0].startswith("Traceback")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.folders.storage import image_features
+from captum_clip.folders.workers import image_features
 from tests import builders
 
 

@@ -21,10 +21,10 @@ from captum_clip.folders.storage import (
     ImageReader,
     Skipped,
     list_images,
-    preprocess_alone,
     read_ahead,
     storage_of,
 )
+from captum_clip.folders.workers import preprocess_alone
 from tests import builders, folders
 
 

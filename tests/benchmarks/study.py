@@ -32,7 +32,8 @@ from torch import Tensor
 from captum_clip import load_clip
 from captum_clip.bench.run import StudyConfig
 from captum_clip.bench.study import run_study
-from captum_clip.folders.storage import ImageReader, preprocess_alone, read_ahead, storage_of
+from captum_clip.folders.storage import ImageReader, read_ahead, storage_of
+from captum_clip.folders.workers import preprocess_alone
 from tests import builders
 
 TEXTS = tuple(f"a thing number {number}" for number in range(8))

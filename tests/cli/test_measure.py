@@ -212,14 +212,14 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) -> None:
     run(
-        "study statistics photos x y --model a --model b "
+        "study statistics photos x y --model demo/vit --model demo/siglip "
         "--emotions e.safetensors --emotions e.safetensors "
         "--batch-size 4 --limit 5 --seed 6 --workers 7 --engine ray --gpus 2 --threads 3 "
-        "--processor p --tokenizer t --value-entropy -o out"
+        "--processor demo/vit --tokenizer demo/vit --value-entropy -o out"
     )
     assert asked == [
         StudyConfig(
-            *("photos", "out", ("x", "y"), ("a", "b")),
+            *("photos", "out", ("x", "y"), ("demo/vit", "demo/siglip")),
             emotions=(Path("e.safetensors"), Path("e.safetensors")),
             batch_size=4,
             limit=5,
@@ -229,8 +229,8 @@ def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) ->
             gpus=2,
             threads=3,
             value_entropy=True,
-            processor="p",
-            tokenizer="t",
+            processor="demo/vit",
+            tokenizer="demo/vit",
         )
     ]
 
@@ -323,16 +323,17 @@ def test_evaluate_reports_what_it_skipped(run: Run) -> None:
 
 def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run) -> None:
     run(
-        "evaluate --model m --data demo --data demo-objects --method a --method b --maps c "
+        "evaluate --model demo/vit --data demo --data demo-objects --method a --method b --maps c "
         "--maps d --task signs --task words --fill blur --fill black --reference b --against image "
         "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 "
-        "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t "
+        "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor demo/vit "
+        "--tokenizer demo/vit "
         "--template 'a photo of a {}' "
         "-o out"
     )
     assert asked == [
         EvaluationConfig(
-            *("m", "out", ("demo", "demo-objects"), ("a", "b"), ("c", "d"), "b"),
+            *("demo/vit", "out", ("demo", "demo-objects"), ("a", "b"), ("c", "d"), "b"),
             tasks=("signs", "words"),
             against="image",
             images=3,
@@ -348,8 +349,8 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
             workers=3,
             gpus=2,
             threads=9,
-            processor="p",
-            tokenizer="t",
+            processor="demo/vit",
+            tokenizer="demo/vit",
         )
     ]
 

@@ -98,7 +98,7 @@ LINES = {
     "figure words photo.jpg a --image other.png": "figure words has no option --image",
     "figure words photo.jpg a --colormap x": "no color map 'x'",
     "figure emotions photo.jpg a --emotions e.safetensors": "takes no texts, got ['a']",
-    "figure emotions photo.jpg --emotions e.safetensors --model a --model b": (
+    "figure emotions photo.jpg --emotions e.safetensors -m demo/vit -m demo/siglip": (
         "for each of the 2 models"
     ),
     "figure emotions photo.jpg --emotions e.safetensors --target joy": "'joy'",
@@ -148,7 +148,7 @@ LINES = {
     ),
     "emotions fit none --model m -o p.safetensors": "there is no folder none",
     "emotions fit photos --model m -o p.pt": "must end in .safetensors",
-    "emotions fit photos --model m --held-out 2 -o p.safetensors": "--held-out in [0, 1)",
+    "emotions fit photos -m demo/vit --held-out 2 -o p.safetensors": "--held-out in [0, 1)",
     "app --port 70000": "--port 70000: expected a number from 0",
 }
 

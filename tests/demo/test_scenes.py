@@ -9,9 +9,17 @@ import pytest
 from PIL import Image
 
 from captum_clip.demo import scenes
-from captum_clip.demo.backgrounds import PAINTERS, draw_background
 from captum_clip.demo.catalog import FEELINGS, THINGS, compose
-from captum_clip.demo.scenes import CELL, STANDARD, Scene, World, draw_scene, load_sprites
+from captum_clip.demo.scenes import (
+    CELL,
+    PAINTERS,
+    STANDARD,
+    Scene,
+    World,
+    draw_background,
+    draw_scene,
+    load_sprites,
+)
 from captum_clip.errors import InputError
 
 SEEDS = range(12)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from captum_clip import demo
-from captum_clip.demo.scenes import draw_scene
-from captum_clip.demo.vocabulary import (
+from captum_clip.demo.catalog import (
     CONTEXT_LENGTH,
     END,
     PAD,
@@ -19,6 +18,7 @@ from captum_clip.demo.vocabulary import (
     WORDS,
     DemoTokenizer,
 )
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import TargetError
 
 TEXTS = ["A horse, and (a Dog).", "there is a red heart on the grass!", ""]

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from captum_clip import load_clip
-from captum_clip.demo.catalog import BACKGROUNDS, CONCEPTS, THINGS, compose
+from captum_clip.demo.catalog import BACKGROUNDS, CONCEPTS, THINGS, DemoTokenizer, compose
 from captum_clip.demo.scenes import STANDARD, draw_scene
-from captum_clip.demo.vocabulary import DemoTokenizer
 from captum_clip.errors import InputError
 from tests.experiments import experiment
 

@@ -10,7 +10,7 @@ import torch
 from open_clip.coca_model import CoCa
 
 from captum_clip.errors import UnsupportedModelError
-from captum_clip.models.names import adapter_of
+from captum_clip.models.families import adapter_of
 
 SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1}
 CONFIGS = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}

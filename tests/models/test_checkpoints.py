@@ -19,8 +19,9 @@ from torch import nn
 
 from captum_clip.cli import main
 from captum_clip.errors import InputError
-from captum_clip.models import load_clip, loading, names
-from captum_clip.models.names import architectures_of, resolve
+from captum_clip.models import library, load_clip, loading, names
+from captum_clip.models.loading import architectures_of
+from captum_clip.models.names import resolve
 from tests import builders
 from tests.models.checkpoints import assert_same, save_transformers
 from tests.models.test_loading import TIMM
@@ -228,7 +229,7 @@ def adapter(monkeypatch):
     Tuner.__name__ = Tuner.__qualname__ = "PeftModel"
     peft = SimpleNamespace(PeftModel=Tuner, PeftConfig=SimpleNamespace(from_pretrained=str))
     monkeypatch.setattr(names, "find_spec", lambda name: peft)
-    own = loading.with_adapter
+    own = library.with_adapter
 
     def with_adapter(model, folder):
         with monkeypatch.context() as patch:  # alone, since transformers asks for peft, too

@@ -263,7 +263,7 @@ def test_missing_weights_are_named(tmp_path):
 @pytest.fixture
 def embedded(tmp_path, monkeypatch):
     """The embedded models' names, with small random models behind them."""
-    from captum_clip.demo.vocabulary import CONTEXT_LENGTH, VOCAB_SIZE
+    from captum_clip.demo.catalog import CONTEXT_LENGTH, VOCAB_SIZE
 
     folders = {name: tmp_path / name for name in captum_clip.demo.MODELS}
     save_transformers(builders.hf_vit(), folders["demo/vit"])

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from ...checks import check_integer
-from ...demo.backgrounds import draw_background
 from ...demo.catalog import BACKGROUNDS, NOUNS, article, compose
 from ...demo.scenes import (
     SIDES,
     STANDARD,
     Scene,
+    draw_background,
     draw_object,
     draw_scene,
     draw_subsets,

@@ -15,7 +15,7 @@ from open_clip.model import CLIP
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from captum_clip.demo.vocabulary import CONTEXT_LENGTH, END, PAD, START, VOCAB_SIZE
+from captum_clip.demo.catalog import CONTEXT_LENGTH, END, PAD, START, VOCAB_SIZE
 
 IMAGE_SIZE: Final = 224
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)

@@ -10,9 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from captum_clip.demo.backgrounds import draw_background
 from captum_clip.demo.catalog import CONCEPTS, THINGS
-from captum_clip.demo.scenes import STANDARD, World, draw_object, paste_all, pick_things, place
+from captum_clip.demo.scenes import (
+    STANDARD,
+    World,
+    draw_background,
+    draw_object,
+    paste_all,
+    pick_things,
+    place,
+)
 
 from .captions import Caption, concept_prompts, describe, scene_concepts
 

@@ -12,13 +12,15 @@ from captum_clip.demo.catalog import (
     ADJECTIVES,
     BACKGROUNDS,
     CONCEPTS,
+    CONTEXT_LENGTH,
+    FUNCTION_WORDS,
     NOUNS,
     THINGS,
     article,
     draw_caption,
+    split_words,
 )
 from captum_clip.demo.scenes import MAX_OBJECTS, Scene
-from captum_clip.demo.vocabulary import CONTEXT_LENGTH, FUNCTION_WORDS, split_words
 
 _PHRASES: Final = frozenset(thing.name for thing in THINGS if thing.adjective is not None)
 _TEMPLATES: Final = (

@@ -12,9 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 from broad_scenes import BROAD
-from captum_clip.demo.catalog import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS
+from captum_clip.demo.catalog import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, DemoTokenizer
 from captum_clip.demo.scenes import MAX_OBJECTS, STANDARD, Scene, Split, World, draw_scene
-from captum_clip.demo.vocabulary import DemoTokenizer
 
 from .architectures import Architecture, normalize_pixels, unit
 from .captions import concept_prompts

@@ -16,8 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import CLIPImageProcessor, SiglipImageProcessor, SiglipModel
 
-from captum_clip.demo.catalog import NOUNS, THINGS
-from captum_clip.demo.vocabulary import CONTEXT_LENGTH, END, IDS, OUTER, PAD, START
+from captum_clip.demo.catalog import CONTEXT_LENGTH, END, IDS, NOUNS, OUTER, PAD, START, THINGS
 from captum_clip.errors import InputError
 from captum_clip.models import ClipAdapter, load_clip
 from shortcut.measures import shortcut_tables
@@ -165,7 +164,7 @@ def measure(name: str, clip: ClipAdapter, scenes: int) -> dict[str, str]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write the tokenizer of :mod:`captum_clip.demo.vocabulary` as the tokenizers library has it.
+    """Write the tokenizer of :mod:`captum_clip.demo.catalog` as the tokenizers library has it.
 
     It has no unknown token, so that library raises on an unknown word too.
 

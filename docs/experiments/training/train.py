@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from captum_clip.demo.catalog import DemoTokenizer
 from captum_clip.demo.scenes import Scene
-from captum_clip.demo.vocabulary import DemoTokenizer
 from captum_clip.errors import InputError
 from captum_clip.files import replace_file
 from captum_clip.models import load_clip

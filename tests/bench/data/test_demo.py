@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from captum_clip.bench.data.demo import DemoMosaics, DemoObjects, DemoScenes
-from captum_clip.demo.catalog import NOUNS, article
+from captum_clip.demo.catalog import CONTEXT_LENGTH, NOUNS, DemoTokenizer, article
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.demo.vocabulary import CONTEXT_LENGTH, DemoTokenizer
 from captum_clip.errors import InputError
 
 KINDS = [DemoScenes, DemoObjects, DemoMosaics]
