@@ -44,6 +44,30 @@ def change(pair: Any) -> Change:
     return compare(pair[0], pair[1], builders.hf_vit().images(5), TEXTS, batch_size=2)
 
 
+@torch.no_grad()
+def stream_of(model: Any, images: Tensor) -> tuple[Tensor, ...]:
+    """What heads (B, n, H, D) and MLPs (B, n, D) of a CLIP add to CLS, CLS, and its way J."""
+    vision, seen = model.vision_model, list[Any]()
+    blocks = vision.encoder.layers
+    modules = [m for block in blocks for m in (block.self_attn.out_proj, block.mlp)]
+    hooks = [
+        m.register_forward_hook(lambda _, args, out: seen.append((*args, out))) for m in modules
+    ]
+    token = vision(images).last_hidden_state[:, 0]
+    for hook in hooks:
+        hook.remove()
+    heads = [  # the columns of a head in the output map, times its outputs
+        torch.einsum("bhd,whd->bhw", e[:, 0].unflatten(1, (4, -1)), m.weight.unflatten(1, (4, -1)))
+        for m, (e, _) in zip(modules[::2], seen[::2], strict=True)
+    ]
+    norm, projection = vision.post_layernorm, model.visual_projection.weight
+    deviation = (token.var(-1, correction=0) + norm.eps).sqrt()
+    centered = torch.eye(32) - 1 / 32
+    length = (norm(token) @ projection.T).norm(dim=-1)
+    way = projection * norm.weight @ centered / (deviation * length)[:, None, None]
+    return torch.stack(heads, 1), torch.stack([o[:, 0] for _, o in seen[1::2]], 1), token, way
+
+
 def test_a_change_is_what_its_equation_says(pair: Any, change: Change) -> None:
     """Region by region and head by head, from each model's own maps and vectors."""
     images, (before, after) = builders.hf_vit().images(5), pair
@@ -51,20 +75,24 @@ def test_a_change_is_what_its_equation_says(pair: Any, change: Change) -> None:
     forwards = [ClipSimilarity(clip, old) for clip in pair]
     maps = [DirectContribution(forward).attribute_targets(images) for forward in forwards]
     torch.testing.assert_close(change.regions, maps[1] - maps[0], rtol=0, atol=1e-6)
-    first, second = (
-        DirectContribution(forward).vectors(images, per="head") for forward in forwards
-    )
-    for image, text, layer, head in ((0, 1, 2, 3), (4, 0, 0, 1), (2, 2, 1, 0)):
-        vector = (second.heads - first.heads)[image, layer, head]
-        expected = float(vector @ old.embeddings[text])
-        assert float(change.heads[image, text, layer, head]) == pytest.approx(expected, abs=1e-6)
+    (*first, way), (*second, other) = (stream_of(clip.model, images) for clip in pair)
+    moved, both = [b - a for a, b in zip(first, second, strict=True)], (way + other) / 2
+    whole = moved.pop()
+    left = whole - moved[0].sum((1, 2)) - moved[1].sum(1)
+    for found, part in zip((change.heads, change.mlps, change.rest), (*moved, left), strict=True):
+        expected = torch.einsum("b...d,bed,ke->bk...", part, both, old.embeddings)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     with torch.no_grad():
         unit = after.encode_image(images)
         scores = [before.encode_image(images) @ old.embeddings.T, unit @ new.embeddings.T]
-        moved = unit @ (new.embeddings - old.embeddings).T
+        added = unit @ (new.embeddings - old.embeddings).T
+        tower = unit @ old.embeddings.T - scores[0]
+    scale = tower - torch.einsum("bd,bed,ke->bk", whole, both, old.embeddings)
+    torch.testing.assert_close(change.scale, scale, rtol=0, atol=1e-6)
+    assert float(scale.abs().min()) > 1e-4
     torch.testing.assert_close(change.scores, torch.stack(scores), rtol=0, atol=1e-6)
-    torch.testing.assert_close(change.text, moved, rtol=0, atol=1e-6)
-    assert float(moved.abs().min()) > 1e-4
+    torch.testing.assert_close(change.text, added, rtol=0, atol=1e-6)
+    assert float(added.abs().min()) > 1e-4
 
 
 TOWERS = {
@@ -90,11 +118,11 @@ def test_all_that_changed_adds_up_to_the_change_of_the_score(name: str) -> None:
         with pytest.raises(InputError, match="none but a mean"):
             _ = found.heads
         return
-    whole = found.heads.sum((-2, -1)) + found.mlps.sum(-1) + found.rest + found.text
+    whole = found.heads.sum((-2, -1)) + found.mlps.sum(-1) + found.rest + found.scale + found.text
     torch.testing.assert_close(whole, by, rtol=0, atol=2e-6)
 
 
-NAMES = ("regions", "outside", "heads", "mlps", "rest")
+NAMES = ("regions", "outside", "heads", "mlps", "rest", "scale")
 
 
 def test_a_change_back_is_its_negative() -> None:
@@ -139,6 +167,45 @@ def test_lora_that_is_merged_changes_nothing_against_lora_that_is_not() -> None:
     assert float(other.heads.abs().max()) > 1e-3
 
 
+LAST = "vision_model.encoder.layers.2"
+CHANGES: dict[str, tuple[str, str, slice, set[str]]] = {
+    "the last MLP's bias": ("hf_vit", f"{LAST}.mlp.fc2.bias", slice(None), {"mlp 2"}),
+    "the last norm": ("hf_vit", "vision_model.post_layernorm.weight", slice(None), set()),
+    "one head": ("hf_vit", f"{LAST}.self_attn.v_proj.weight", slice(8, 16), {"head 2 1", "mlp 2"}),
+    "one MLP": ("hf_vit", f"{LAST}.mlp.fc1.weight", slice(None), {"mlp 2"}),
+    "the pool's MLP": ("siglip", "vision_model.head.mlp.fc1.weight", slice(None), set()),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_only_what_has_other_weights_or_inputs_changes(name: str) -> None:
+    """The scale takes what the last norm and the embedding's length change in all other parts."""
+    tower, path, rows, moved = CHANGES[name]
+    small = TOWERS[tower]()
+    other = small._replace(model=copy.deepcopy(small.model))
+    weight = other.model.get_parameter(path).data
+    weight[rows] += torch.randn(weight[rows].shape, generator=torch.Generator().manual_seed(0))
+    found = compare(small.load(), other.load(), small.images(31), TEXTS, batch_size=31)
+    for values, kind in ((found.heads, "head"), (found.mlps, "mlp")):
+        for place in np.ndindex(values.shape[2:]):
+            largest = float(values[(slice(None), slice(None), *place)].abs().max())
+            is_moved = " ".join(map(str, (kind, *place))) in moved
+            assert largest > 1e-3 if is_moved else largest == 0, place
+    assert float(found.rest.abs().max()) < 1e-6 < 1e-3 < float(found.scale.abs().max())
+    changed = {row[2:4] for row in found.table() if row.what == "head" and row.mean}
+    assert changed == ({(2, 1)} if name == "one head" else set())
+
+
+def test_heads_of_streams_of_other_widths_are_refused(pair: Any) -> None:
+    other = builders.hf_vit(hidden_size=48)
+    message = "the widths of .* are .32,. and .48,., so heads, mlps, rest, scale cannot"
+    with pytest.warns(UserWarning, match=message):
+        found = compare(pair[0], other.load(), other.images(2), TEXTS)
+    with pytest.raises(InputError, match=message):
+        _ = found.scale
+    assert found.regions.shape[:2] == (2, 3)
+
+
 # What two models do not have in common
 
 
@@ -179,7 +246,7 @@ def test_embeddings_of_other_sizes_leave_the_scores_alone(pair: Any) -> None:
     for linear in (small.model.visual_projection, small.model.text_projection):
         linear.weight = nn.Parameter(linear.weight[:20])
     message = (
-        "embedding sizes of .* are 24 and 20, so text, heads, mlps, rest, regions, outside cannot"
+        "embedding sizes of .* are 24 and 20, so text, heads, mlps, rest, scale, regions, outside"
     )
     with pytest.warns(UserWarning, match=message):
         found = compare(pair[0], small.load(), small.images(31), TEXTS)
@@ -243,7 +310,7 @@ def made(images: int = 40, *, seed: int = 0, texts: int = 2) -> Change:
     def normal(*shape: int) -> Tensor:
         return torch.randn(2, images, texts, *shape, generator=generator)
 
-    sums = {"scores": normal(), "text": normal(), "rest": normal()}
+    sums = {"scores": normal(), "text": normal(), "rest": normal(), "scale": normal()}
     sums |= {"heads": normal(2, 3), "mlps": normal(2), "regions": normal(4, 4)}
     sums["heads"][1, :, 1, 1, 2] += 5
     pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
@@ -270,7 +337,7 @@ def test_rows_of_a_table_are_bootstraps_over_images_and_holm_over_a_text() -> No
     expected = (change.heads[:, 1, 1].sum(-1) + change.mlps[:, 1, 1]).mean()
     assert layer.mean == pytest.approx(float(expected), abs=1e-6)
     kinds = [*dict.fromkeys(row.what for row in table)]
-    assert kinds == ["score", "image tower", "text tower", "layer", "rest", "head", "mlp"]
+    assert kinds == ["score", "image tower", "text tower", "layer", "rest", "scale", "head", "mlp"]
 
 
 def test_holm_of_many_heads_does_not_hide_a_change_that_every_image_shows() -> None:
@@ -306,14 +373,13 @@ def test_a_confusion_has_the_heads_that_mistakes_share() -> None:
     assert by_place[1, 2] == pytest.approx(float(contrast[best == 1].mean(0)[1, 2]), abs=1e-5)
 
 
-def test_words_of_a_change_are_those_of_the_difference_of_the_heads(
-    pair: Any, change: Change
-) -> None:
+def test_words_of_a_change_are_those_of_its_vectors(pair: Any, change: Change) -> None:
     pool = targets.text(pair[0], [*TEXTS, "a cake", "sand"])
-    first, second = (heads.head_vectors(clip, builders.hf_vit().images(5)) for clip in pair)
+    assert change.vectors is not None
+    products = torch.einsum("nlhe,ke->nklh", change.vectors.heads, pool.embeddings[:3])
+    torch.testing.assert_close(products, change.heads, rtol=0, atol=1e-6)
     for (layer, head), span in change.describe(pool, count=2).items():
-        outputs = second.heads[:, layer, head] - first.heads[:, layer, head]
-        assert span.texts == heads.text_span(outputs, pool, 2).texts
+        assert span.texts == heads.text_span(change.vectors.heads[:, layer, head], pool, 2).texts
 
 
 def test_figure_begins_with_the_image_that_moved_most(change: Change) -> None:

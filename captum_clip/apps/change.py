@@ -4,8 +4,16 @@ With the unit embeddings e and t of an image and a text before, :math:`e'` and :
 
 .. math:: e' \cdot t' - e \cdot t = (e' - e) \cdot t + e' \cdot (t' - t)
 
-The first term is what the image tower changed. It is the difference of two sums of
-:meth:`captum_clip.DirectContribution.vectors`, over regions, and over heads and MLPs.
+The first term is what the image tower changed. It is a sum over regions, the difference of two maps
+of :class:`captum_clip.DirectContribution`, and another over heads and MLPs. Each of these adds an
+output x to the pooled token, from where a linear map J leads to the unit embedding, with norm,
+gates and length as constants of the image. The head or MLP changed
+
+.. math:: \tfrac{1}{2} (J + J') (x' - x) \cdot t
+
+which is zero where weights and inputs are the same. What J changed is the scale: the norm's
+deviation and the embedding's length. If their weights changed, it has the last norm, the
+projection and a pool's MLP as well.
 """
 
 import warnings
@@ -26,7 +34,7 @@ from ..checks import check_integer, check_nonempty, check_texts, expect, show
 from ..errors import InputError, UnsupportedModelError, public
 from ..folders.bootstrap import FEWEST, difference_of, holm, resample
 from ..models import ClipAdapter, load_clip
-from ..models.steps import ROUNDING
+from ..models.steps import ROUNDING, step_parameters
 from ..targets import Target
 from ..targets.similarity import ClipSimilarity
 from ..visualization.arrays import as_images
@@ -35,7 +43,8 @@ from ..visualization.colors import signed_number
 from ..visualization.grid import Panel, grid
 from .heads import Head, TextSpan, batches_of, describe_heads
 
-_NEEDS: Final = {"layers and heads": ("heads", "mlps", "rest"), "grids": ("regions", "outside")}
+_BY_HEAD: Final = (*HeadVectors._fields, "scale")
+_NEEDS: Final = {"layers and heads": _BY_HEAD, "widths": _BY_HEAD, "grids": ("regions", "outside")}
 """What cannot be compared without the same of each; without embeddings of one size nothing can."""
 _UNMOVED: Final = 1e-6  # of a cosine; no change, however often it has one sign
 _MEAN: Final = "none but a mean"
@@ -46,8 +55,8 @@ class Moved(NamedTuple):
     """What adds to the score of a text, and how much: a mean over images with its interval.
 
     Attributes:
-        what: "score"; of the score "image tower" and "text tower"; of the image tower "layer" and
-            "rest"; of a layer "head" and "mlp".
+        what: "score"; of the score "image tower" and "text tower"; of the image tower "layer",
+            "rest" and "scale"; of a layer "head" and "mlp".
         text: whose score.
         layer: from 0; None of what is in no layer.
         head: of the layer; None of what is no head.
@@ -82,9 +91,10 @@ class Change:
     r"""The difference of two models' scores of N images and K texts, and the sums that it is.
 
     ``scores[1] - scores[0]`` is ``text`` plus what the image tower changed, which is
-    ``regions.sum((-2, -1)) + outside``, and also ``heads.sum((-2, -1)) + mlps.sum(-1) + rest``.
-    All of it is signed. ``change[rows]`` is that of some of the images. What two models do not have
-    in common raises InputError when it is read.
+    ``regions.sum((-2, -1)) + outside``, and also
+    ``heads.sum((-2, -1)) + mlps.sum(-1) + rest + scale``. All of it is signed. ``change[rows]`` is
+    that of some of the images. What two models do not have in common raises InputError when it is
+    read.
 
     Attributes:
         models: names of the model before and of the one after.
@@ -92,8 +102,9 @@ class Change:
         images: uint8 (N, 3, H, W), as the model before saw them.
         sums: (2, N, K, ...) by name, before and after: what the other attributes are the
             differences of. Regions and heads are products with the texts of the model before.
+            The scale is what is left of a score whose parts pass the mean of both models' ways.
         refused: what the models do not have in common, by name, and why.
-        vectors: the change of the heads, MLPs and rest of the image embedding, on the CPU.
+        vectors: the change of the image embedding but for the scale, on the CPU.
     """
 
     models: tuple[str, str]
@@ -108,6 +119,7 @@ class Change:
     heads = _change_of("heads", "What each head changed, (N, K, n, H); a pool has one layer.")
     mlps = _change_of("mlps", "What each MLP changed, (N, K, n), or (N, K, 0) of a pool.")
     rest = _change_of("rest", "What changed in no head and no MLP, (N, K): biases, CLS itself.")
+    scale = _change_of("scale", "What norm and length changed in all parts; a pool's MLP as well.")
     text = _change_of("text", "What the text tower changed, e'.(t' - t), (N, K).")
 
     @property
@@ -204,9 +216,9 @@ def compare(
     """Compare what two models make of the same images and texts: a :class:`Change`.
 
     Three forwards per image and model. Regions need grids of one size, heads as many heads in as
-    many layers, and all but scores embeddings of one size. A warning says what is missing before
-    anything is computed, and what differs besides the weights: tokens of the texts, sizes of the
-    images, processors.
+    many layers of one width, and all but scores embeddings of one size. A warning says what is
+    missing before anything is computed, and what differs besides the weights: tokens of the texts,
+    sizes of the images, processors.
 
     Args:
         before: a model, or what ``load_clip`` takes.
@@ -239,18 +251,19 @@ def compare(
         warnings.warn(sentence, stacklevel=3)
     own = [targets.text(clip, texts) for clip in clips]
     along = own if "text" in refused else own[:1] * 2
-    seen, rows, moved = list[Tensor](), list[dict[str, Tensor]](), list[list[Tensor]]()
+    seen, rows, moved = list[Tensor](), list[dict[str, Tensor]](), list[HeadVectors]()
     for batch in chain([first], batches):
         prepared = [clip.preprocess(batch) for clip in clips]
         arguments = zip(clips, prepared, own, along, strict=True)
-        (old, old_vectors), (new, new_vectors) = (_summands(*a, refused) for a in arguments)
+        old, new = (_summands(*each, refused) for each in arguments)
+        if "heads" not in refused:
+            moved.append(_at_mean_scale(old, new, along[0]))
         # the embeddings after, with the texts before and after
         old["text"], new["text"] = new["text"], new["scores"]
         rows.append({name: torch.stack([old[name], new[name]]) for name in old})
-        moved.append([b - a for a, b in zip(old_vectors, new_vectors, strict=True)])
         seen.append((255 * clips[0].denormalize(prepared[0])).round().byte().cpu())
     sums = {name: torch.cat([row[name] for row in rows], 1) for name in rows[0]}
-    vectors = None if "heads" in refused else HeadVectors(*map(torch.cat, zip(*moved, strict=True)))
+    vectors = HeadVectors(*map(torch.cat, zip(*moved, strict=True))) if moved else None
     models = (clips[0].name, clips[1].name)
     return Change(models, own[0].names, torch.cat(seen), sums, refused, vectors)
 
@@ -263,7 +276,7 @@ def _differences(clips: Sequence[ClipAdapter], prepared: Any, texts: Any) -> dic
         if before[what] != after[what] or before[what] == _MEAN:
             entries = _NEEDS.get(what, ())
             if what == "embedding sizes":
-                entries = ("text", *chain(*_NEEDS.values()))
+                entries = (*dict.fromkeys(chain(["text"], *_NEEDS.values())),)
             so = f", so {', '.join(entries)} cannot be compared; the scores can" * bool(entries)
             values = f"{show(before[what])} and {show(after[what])}"
             notes[f"the {what} of {names} are {values}{so}."] = entries
@@ -279,10 +292,12 @@ def _facts(clip: ClipAdapter, pixels: Tensor, texts: Sequence[str]) -> dict[str,
     read = read[-1:] if pooling == "attention" else read
     # without padding, which libraries write otherwise
     ids = [clip.text_inputs(text)[0][0, : clip.count_tokens(text)].tolist() for text in texts]
+    shapes = (weight.shape for step in clip.tower.head for weight in step_parameters(step))
     return {
         "tokens": ids,
         "image sizes": tuple(size),
         "layers and heads": _MEAN if pooling == "mean" else (len(read), read[0].heads),
+        "widths": next(map(tuple, shapes), ()),
         "grids": clip.grid(*size),
         "embedding sizes": clip.embedding_dim or clip.measured_dim(),  # refuses what the others do
     }
@@ -290,32 +305,50 @@ def _facts(clip: ClipAdapter, pixels: Tensor, texts: Sequence[str]) -> dict[str,
 
 def _summands(
     clip: ClipAdapter, pixels: Tensor, own: Target, along: Target, refused: Collection[str]
-) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
-    """The cosines with both kinds of texts, what adds up to those `along`, and head vectors."""
+) -> dict[str, Any]:
+    """The cosines with both kinds of texts, what adds up to those `along`, and parts by head."""
     forward = ClipSimilarity(clip, targets.concatenate([own, along]))
-    method, directions = DirectContribution(forward), along.embeddings.float().cpu()
-
-    def project(vectors: Tensor) -> Tensor:
-        return torch.einsum("b...e,ke->bk...", vectors.float().cpu(), directions)
-
+    method = DirectContribution(forward)
     with torch.no_grad():
         scores, cosines = forward(pixels).float().cpu().chunk(2, 1)
-    sums, totals, vectors = {"scores": scores, "text": cosines}, [cosines], list[Tensor]()
+    sums, totals = {"scores": scores, "text": cosines}, [cosines]
     if "regions" not in refused:
-        regions, outside = map(project, method.vectors(pixels, return_rest=True))
-        sums |= {"regions": regions, "outside": outside}
-        totals.append(regions.sum((-2, -1)) + outside)
+        vectors = method.vectors(pixels, return_rest=True)
+        sums |= _projected(vectors, _NEEDS["grids"], along)
+        totals.append(sums["regions"].sum((-2, -1)) + sums["outside"])
     if "heads" not in refused:
-        vectors = [tensor.float().cpu() for tensor in method.vectors(pixels, per="head")]
-        heads, mlps, rest = map(project, vectors)
-        sums |= {"heads": heads, "mlps": mlps, "rest": rest}
-        totals.append(heads.sum((-2, -1)) + mlps.sum(-1) + rest)
+        vectors, parts = method.head_parts(pixels)
+        sums["parts"] = (*parts, vectors.heads.shape[1:3])
+        totals += _projected([vectors.embeddings], ["whole"], along).values()
     # each is of a forward of its own
     if max(float((total - cosines).abs().max()) for total in totals) > ROUNDING[clip.dtype]:
         raise UnsupportedModelError(
             f"{clip.name} gives the same image a different embedding each time."
         )
-    return sums, vectors
+    return sums
+
+
+def _projected(vectors: Any, names: Iterable[str], target: Target) -> dict[str, Tensor]:
+    """The products of some vectors (N, ..., E) with texts, (N, K, ...) by name."""
+    directions = target.embeddings.float().cpu()
+    pairs = zip(names, vectors, strict=True)
+    return {k: torch.einsum("b...e,ke->bk...", v.float().cpu(), directions) for k, v in pairs}
+
+
+def _at_mean_scale(old: dict[str, Any], new: dict[str, Any], along: Target) -> HeadVectors:
+    """Add the sums by head, of which either model's way to the embedding makes a half; the change.
+
+    What is left of the scores is the scale.
+    """
+    (before, embed, shape), (after, other, _) = old.pop("parts"), new.pop("parts")
+    sides = []
+    for sums, parts in ((old, before), (new, after)):
+        vectors = (embed(parts).float().cpu() + other(parts).float().cpu()) / 2
+        by_layer = vectors[:, :-1].reshape(len(vectors), shape[0], -1, vectors.shape[-1])
+        sides.append(HeadVectors.split(by_layer, shape[1], vectors[:, -1]))
+        sums |= _projected((*sides[-1], sides[-1].embeddings), _BY_HEAD, along)
+        sums["scale"] = sums["text"] - sums["scale"]
+    return HeadVectors(*(b - a for a, b in zip(*sides, strict=True)))
 
 
 def _columns(change: Change, is_after: bool) -> dict[str, Tensor]:
@@ -327,7 +360,8 @@ def _columns(change: Change, is_after: bool) -> dict[str, Tensor]:
     if "heads" in sums:
         heads, mlps = sums["heads"], sums["mlps"]
         layers = heads.sum(-1) + (mlps if mlps.shape[-1] else 0)
-        columns |= {"layer": layers, "rest": sums["rest"], "head": heads, "mlp": mlps}
+        columns |= {"layer": layers, "rest": sums["rest"], "scale": sums["scale"]}
+        columns |= {"head": heads, "mlp": mlps}
     return columns
 
 

@@ -181,13 +181,12 @@ def heads_table(spans: Mapping[Head, TextSpan]) -> bytes:
         InputError: no head, or what is not as :func:`describe_heads` returns it.
     """
     check_nonempty("head", spans)
-    return to_csv(
-        *(
-            {"layer": layer, "head": head, "value": span.value, "random": span.random}
-            | {"text": span.texts, "share": span.shares}
-            for (layer, head), span in spans.items()
-        )
+    rows = (
+        {"layer": layer, "head": head, "value": span.value, "random": span.random}
+        | {"text": span.texts, "share": span.shares}
+        for (layer, head), span in spans.items()
     )
+    return to_csv(*rows)
 
 
 @public("heads_figure")
@@ -215,12 +214,8 @@ def heads_figure(
         maps = method.attribute(inputs, per="head")[:, 0, layer, head]
         label = head_label(clip, (layer, head), excerpt(", ".join(span.texts), 200))
         for index, raw, pixels in zip(best, maps, as_images(clip.denormalize(inputs)), strict=True):
-            lead, notes = (
-                Panel(pixels, label=label * (not row)),
-                [signed_number(added[index].item())],
-            )
-            [drawn] = strip(pixels, raw[None], lead, target.names, notes=notes)
-            row += drawn
+            lead, note = Panel(pixels, label=label * (not row)), signed_number(float(added[index]))
+            row += strip(pixels, raw[None], lead, target.names, notes=[note])[0]
         rows.append(row)
     legends = strip_legends(None, "adds to the cosine", "takes away from it")
     return grid(rows, legends=legends, caption=f"{clip.name} ({DirectContribution.name})")

@@ -45,12 +45,14 @@ class Computed(NamedTuple):
         values: maps of the K' targets, before `ClipAttribution._on_grid` brings them on the grid.
         scores: (B, K').
         rest: (B, K'), the part of the scores that an additive method's maps leave out.
+        parts: of the pooled token, (B, m, D), and the linear map that made vectors of them.
     """
 
     record: Recording
     values: Tensor
     scores: Tensor
     rest: Tensor | None = None
+    parts: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,11 @@ class HeadVectors(NamedTuple):
         """The unit embeddings, (B, E)."""
         return self.heads.sum((1, 2)) + self.mlps.sum(1) + self.rest
 
+    @classmethod
+    def split(cls, vectors: Tensor, heads: int, rest: Tensor) -> "HeadVectors":
+        """From those of each layer's heads, and of the MLP after them, (B, n, H or H + 1, E)."""
+        return cls(vectors[:, :, :heads], vectors[:, :, heads:].flatten(1, 2), rest)
+
 
 def products(vectors: Tensor, directions: Tensor | None) -> Tensor:
     """Vectors (B, ..., E) times others (n, B or 1, E), by default the axes: (n, B, ...)."""
@@ -165,6 +170,15 @@ class PooledRows(NamedTuple):
         """The direction on the pooled token along which the scores grow."""
         return pull_back(self.head, self.token, self.embedded.direction)
 
+    def embed(self, parts: Tensor) -> Tensor:
+        """What parts (B, m, D) of the pooled token are of the unit embedding, (B, m, E).
+
+        The norm's deviation, the gates and the embedding's length are those of this image.
+        """
+        with no_graph(), autocast_disabled(self.token):
+            vectors = push_forward(self.head, self.token, parts.to(self.token))[1]
+            return torch.einsum("b...,b->b...", vectors, self.embedded.direction.scale)
+
 
 def pooled_rows(
     tower: Tower, call: Call, layers: range, centered: bool, kernels: Kernels | None = None
@@ -230,7 +244,10 @@ def _steps_and_output(
 
 
 def parts_of_heads(pooled: PooledRows) -> Tensor:
-    """What the heads, and then the MLP of each layer add to the pooled token, (B, n (H + 1), D)."""
+    """The pooled token as a sum of parts, (B, n (H + 1) + 1, D).
+
+    They are those of the heads, and then the MLP of each layer, and at last what is in neither.
+    """
     parts, record = [], pooled.record
     streams = record.streams()
     for index, row in pooled.rows.items():
@@ -245,7 +262,8 @@ def parts_of_heads(pooled: PooledRows) -> Tensor:
         if layer is not None:  # the MLP of a pool follows all of its heads
             stream, returned = map(to_float32, streams[index])
             parts.append((returned - stream)[:, None])
-    return torch.cat(parts, 1)
+    added = torch.cat(parts, 1)
+    return torch.cat([added, pooled.token[:, None] - added.sum(1, keepdim=True)], 1)
 
 
 def _pushed_row(pooled: PooledRows, index: int, vectors: Tensor) -> Tensor:

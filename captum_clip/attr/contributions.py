@@ -14,7 +14,6 @@ from ..errors import InputError, TargetError, UnsupportedModelError, public
 from ..maps import autocast_disabled
 from ..models import ClipAdapter
 from ..models.library import has_no_foreign_hooks
-from ..models.steps import push_forward
 from ..models.towers import ResNetTower, TransformerTower
 from ..recording.records import no_graph
 from ..targets import Target
@@ -236,18 +235,23 @@ class DirectContribution(ClipAttribution):
         self._check_similarity()
         check_flag("return_rest", return_rest)
         check_choice(per, ("position", "head"), name="`per`")
-        kept = "head" if per == "head" else None
-        if kept and (baseline == "mean" or depth != "pooling"):
-            raise InputError("per returns whole vectors; leave out `baseline` and `depth`.")
-        options: Any = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
-        options |= {"create_graph": create_graph, "per": kept}
+        options: Any = {"start_layer": start_layer, "create_graph": create_graph}
+        if per == "head":
+            if baseline == "mean" or depth != "pooling":
+                raise InputError("per returns whole vectors; leave out `baseline` and `depth`.")
+            return self.head_parts(inputs, additional_forward_args, **options)[0]
+        options |= {"baseline": baseline, "depth": depth}
         computed = self._products(inputs, additional_forward_args, options)
-        vectors = computed.values.movedim(0 if kept else 1, -1).contiguous()
-        if kept:
-            count = vectors.shape[2] - (self._tower.pooling == "cls")
-            heads, mlps = vectors[:, :, :count], vectors[:, :, count:].flatten(1, 2)
-            return HeadVectors(heads, mlps, cast(Tensor, computed.rest))
+        vectors = computed.values.movedim(1, -1).contiguous()
         return (vectors, computed.rest) if return_rest else vectors
+
+    def head_parts(self, inputs: Any, extra: Any = None, **options: Any) -> tuple[HeadVectors, Any]:
+        """The vectors by head; the parts of the pooled token, and their linear map to vectors."""
+        options |= {"per": "head", "baseline": "none", "depth": "pooling"}
+        computed = self._products(inputs, extra, options)
+        vectors = computed.values.movedim(0, -1).contiguous()
+        count = vectors.shape[2] - (self._tower.pooling == "cls")
+        return HeadVectors.split(vectors, count, cast(Tensor, computed.rest)), computed.parts
 
     def _products(
         self, inputs: Any, extra: Any, options: dict[str, Any], directions: Tensor | None = None
@@ -255,7 +259,7 @@ class DirectContribution(ClipAttribution):
         """The products (B, n, h, w) of the vectors with others (n, B or 1, E); with the axes E."""
 
         def compute(
-            call: Call, *, baseline: Baseline, start_layer: int, depth: Depth, per: Per = None
+            call: Call, *, baseline: Baseline, depth: Depth, start_layer: int = 0, per: Per = None
         ) -> Computed:
             tower, centered = self._tower, baseline == "mean"
             layers, others = self._reading_layers(start_layer, depth, per), directions
@@ -268,13 +272,13 @@ class DirectContribution(ClipAttribution):
                 return propagated_to_patches(tower, call, centered=centered, directions=others)
             pooled = pooled_rows(tower, call, layers, centered)
             with no_graph(), autocast_disabled(pooled.token):
-                shares = parts_of_heads(pooled) if per else pushed_rows(pooled, depth == "token")
-                vectors = push_forward(pooled.head, pooled.token, shares)[1]
+                parts = parts_of_heads(pooled) if per else pushed_rows(pooled, depth == "token")
+                vectors = pooled.embed(parts)
                 if per is not None:
-                    vectors = vectors.reshape(len(vectors), len(layers), -1, vectors.shape[-1])
-                scale = pooled.embedded.direction.scale
-                vectors = torch.einsum("b...,b->b...", vectors, scale)
-                return decompose(pooled.embedded, products(vectors, others), others)
+                    shape = len(vectors), len(layers), -1, vectors.shape[-1]
+                    vectors = vectors[:, :-1].reshape(shape)
+                computed = decompose(pooled.embedded, products(vectors, others), others)
+                return computed._replace(parts=(parts, pooled.embed))
 
         on_grid, select = options.get("per") is None, partial(many_columns, None)
         return self._run(inputs, extra, select, options, compute, on_grid)

@@ -546,8 +546,18 @@ STEPS = (
         "python ../../head_texts.py ablation",
         page="appendix/heads.md",
     ),
-    Step("change", ("vit", "shortcut"), "python ../../change.py measure", page="appendix/heads.md"),
+    *(
+        Step(name, ("vit", "shortcut"), f"python ../../change.py {what}", page="appendix/heads.md")
+        for name, what in (("change", "measure"), ("change_heads", "check"))
+    ),
     Step("repair", ("shortcut",), "python ../../repair.py", page="training.md"),
+    Step(
+        "repair_differences",
+        (),
+        "python ../../repair.py differences --folder ../repair/out",
+        page="appendix/shortcut.md",
+        after=("repair",),
+    ),
     Step(
         "repair_sweep", ("shortcut",), "python ../../repair.py sweep", page="appendix/shortcut.md"
     ),

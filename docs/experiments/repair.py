@@ -1,17 +1,21 @@
 """Trains the shortcut model out of its shortcut, with and without a loss on maps, and measures it.
 
 ``python docs/experiments/repair.py`` trains from the shortcut model on scenes in which tag and noun
-always coincide, in three arms and with five seeds each, and prints what each gave. Nothing in these
-scenes tells object from tag but the object's mask, which the penalties read:
+always coincide, in five arms and with five seeds each, and prints what each gave. Nothing in these
+scenes tells object from tag but the object's mask, which all arms but the first read:
 
 - ``cross-entropy`` among the nouns that are trained, and nothing else;
-- ``maps``: and the share of direct contributions to the noun outside of its object;
-- ``gradients``: and the squared gradient of the log-probabilities at the pixels outside of it
-  (Ross et al. 2017, arXiv:1703.03717).
+- ``exchange``: the same, on objects whose outside is another scene's of the batch, its object
+  included;
+- ``maps``: cross-entropy and the share of direct contributions to the noun outside of its object;
+- ``both``: the same on exchanged scenes;
+- ``gradients``: cross-entropy and the squared gradient of the log-probabilities at the pixels
+  outside of the object (Ross et al. 2017, arXiv:1703.03717).
 
-``sweep`` is how the weights of both penalties were chosen: with another seed, by the validation
-scenes of the same nouns in which the tag is another's. Each run writes a file in ``out``; what is
-there is not run again, so a run that was interrupted goes on.
+``sweep`` is how the weights of the penalties and the kind of exchange were chosen: with another
+seed, by the validation scenes of the same nouns in which the tag is another's. Each run writes a
+file in ``out``; what is there is not run again, so a run that was interrupted goes on. ``--made``
+prints the table of what is there.
 """
 
 from __future__ import annotations
@@ -50,10 +54,15 @@ TRAINED, HELD_OUT = TAGGED[:8], TAGGED[8:]
 SEEDS = range(5)
 SWEEP_SEED = 5
 STEPS, BATCH, SCENES, PEAK = 150, 32, 960, 1e-4
-PENALTIES = {"cross-entropy": (0.0,), "maps": (1.0, 3.0, 10.0, 30.0)}
-PENALTIES["gradients"] = (0.01, 0.1, 1.0, 10.0)
+PENALTIES = {
+    "cross-entropy": (0.0,),
+    "exchange": (0.0,),
+    "filled-exchange": (0.0,),
+    "maps": (1.0, 3.0, 10.0, 30.0),
+    "gradients": (0.01, 0.1, 1.0, 10.0),
+}
 """Weights that are tried."""
-CHOSEN = {"cross-entropy": 0.0, "maps": 10.0, "gradients": 0.1}
+CHOSEN = {"cross-entropy": 0.0, "exchange": 0.0, "maps": 10.0, "both": 10.0, "gradients": 0.1}
 ARMS = ("before", *CHOSEN)
 TESTS = 240
 CONDITIONS = ("own tag", "no tag", "another tag")
@@ -131,7 +140,20 @@ def no_penalty(forward: ClipSimilarity) -> Callable[..., tuple[Tensor, Tensor]]:
     return lambda pixels, masks, labels, scale: (forward(pixels), torch.zeros(()))
 
 
-MAKERS = {"cross-entropy": no_penalty, "maps": maps_penalty, "gradients": gradients_penalty}
+MAKERS = {"maps": maps_penalty, "both": maps_penalty, "gradients": gradients_penalty}
+
+
+def exchanged(pixels: Tensor, masks: Tensor, *, filled: bool = False) -> Tensor:
+    """Each object on the outside of the scene before it, whose own object stays or is filled."""
+    others, holes = pixels.roll(1, 0), masks.roll(1, 0)[:, None]
+    if filled:
+        mean = (others * ~holes).sum((2, 3), keepdim=True) / (~holes).sum((2, 3), keepdim=True)
+        others = torch.where(holes, mean, others)
+    return torch.where(masks[:, None], pixels, others)
+
+
+EXCHANGES = {"exchange": exchanged, "both": exchanged}
+EXCHANGES["filled-exchange"] = partial(exchanged, filled=True)
 
 
 def train(arm: str, seed: int, weight: float) -> tuple[Any, list[tuple[float, float]]]:
@@ -144,7 +166,10 @@ def train(arm: str, seed: int, weight: float) -> tuple[Any, list[tuple[float, fl
     first = SCENES * seed
     scenes = Scenes(range(first, first + SCENES), TRAINED)
     forward = similarity(clip)
-    loss_of, scale = MAKERS[arm](forward), clip.model.logit_scale.exp().detach().clamp(max=100)
+    loss_of, scale = (
+        MAKERS.get(arm, no_penalty)(forward),
+        clip.model.logit_scale.exp().detach().clamp(max=100),
+    )
     optimizer = torch.optim.AdamW(trained, lr=PEAK, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(SCENES, generator=generator) for _ in range(STEPS)])
@@ -152,7 +177,10 @@ def train(arm: str, seed: int, weight: float) -> tuple[Any, list[tuple[float, fl
     for step in tqdm(range(STEPS), desc=f"{arm} {seed}", mininterval=10, leave=False):
         chosen = order[step * BATCH : (step + 1) * BATCH]
         labels, masks = scenes.labels[chosen], scenes.masks[chosen]
-        scores, penalty = loss_of(scenes.pixels(chosen), masks, labels, scale)
+        pixels = scenes.pixels(chosen)
+        if arm in EXCHANGES:
+            pixels = EXCHANGES[arm](pixels, masks)
+        scores, penalty = loss_of(pixels, masks, labels, scale)
         entropy = F.cross_entropy(scale * scores[:, : len(TRAINED)], labels)
         optimizer.zero_grad()
         (entropy + weight * penalty).backward()
@@ -275,35 +303,59 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
 
 
-def runs_of(arm: str, folder: Path) -> list[dict[str, float]]:
-    """The figures of an arm's runs."""
-    return [run(arm, seed, folder) for seed in (SEEDS if arm in CHOSEN else [0])]
+def runs_of(arm: str, folder: Path, made: bool) -> list[dict[str, float]]:
+    """The figures of an arm's runs, or of those that are there."""
+    seeds = SEEDS if arm in CHOSEN else [0]
+    chosen = [s for s in seeds if not made or (folder / f"{arm}-{s}.csv").exists()]
+    return [run(arm, seed, folder) for seed in chosen]
 
 
-def table(folder: Path, arms: Sequence[str]) -> None:
+def table(folder: Path, arms: Sequence[str], made: bool) -> None:
     """Run what is not there, and print a row for each figure and a column for each arm."""
-    results = {arm: runs_of(arm, folder) for arm in arms}
-    print(f"| | {' | '.join(arms)} |")
-    print("|---" * (1 + len(arms)) + "|")
-    for name in results[arms[0]][0]:
+    results = {arm: runs for arm in arms if (runs := runs_of(arm, folder, made))}
+    titles = [
+        f"{arm}, n = {len(runs)}" if arm in CHOSEN and len(runs) < len(SEEDS) else arm
+        for arm, runs in results.items()
+    ]
+    print(f"| | {' | '.join(titles)} |")
+    print("|---" * (1 + len(titles)) + "|")
+    for name in next(iter(results.values()))[0]:
         cells = [interval([figures[name] for figures in runs]) for runs in results.values()]
         name = name.replace("|", "")  # of an absolute value
         print(f"| {name} | {' | '.join(cells)} |")
 
 
+def differences(folder: Path) -> None:
+    """Print how much more maps and both give than the exchange, paired by seed."""
+    runs = {arm: runs_of(arm, folder, True) for arm in ("exchange", "maps", "both")}
+    counts = {arm: min(len(runs["exchange"]), len(runs[arm])) for arm in ("maps", "both")}
+    arms = [arm for arm, count in counts.items() if count]
+    print(f"| | {' | '.join(f'{arm} - exchange, n = {counts[arm]}' for arm in arms)} |")
+    print("|---" * (1 + len(arms)) + "|")
+    for name in runs["exchange"][0]:
+        pairs = (zip(runs[arm], runs["exchange"], strict=False) for arm in arms)
+        cells = [interval([more[name] - less[name] for more, less in pair]) for pair in pairs]
+        print(f"| {name.replace('|', '')} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     """Run all arms and print their table, or that of the sweep."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=["table", "sweep"], nargs="?", default="table")
+    parser.add_argument(
+        "what", choices=["table", "sweep", "differences"], nargs="?", default="table"
+    )
     parser.add_argument("--folder", type=Path, default=Path("out"))
     parser.add_argument("--arm", choices=ARMS, action="append", help="these alone; default: all")
+    parser.add_argument("--made", action="store_true", help="run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(exist_ok=True)
     if options.what == "sweep":
         sweep(options.folder)
+    elif options.what == "differences":
+        differences(options.folder)
     else:
-        table(options.folder, options.arm or ARMS)
+        table(options.folder, options.arm or ARMS, options.made)
 
 
 if __name__ == "__main__":
