@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from fractions import Fraction
 from functools import wraps
@@ -19,6 +19,7 @@ from types import UnionType
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 _Public = TypeVar("_Public", bound=Callable[..., Any])
+_Value = TypeVar("_Value")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _NUMBERS: Final[dict[Any, type]] = {int: Integral, float: Real}
 
@@ -81,13 +82,18 @@ def argument(name: str, value: Any = None) -> str:
 
 
 @contextmanager
-def spelled(spelling: Callable[[str, Any], str]) -> Iterator[None]:
-    """Have messages call arguments otherwise within the block, in this thread."""
-    token = _spelling.set(spelling)
+def assigned(variable: ContextVar[_Value], value: _Value) -> Iterator[None]:
+    """Give a variable of this thread a value within the block."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _spelling.reset(token)
+        variable.reset(token)
+
+
+def spelled(spelling: Callable[[str, Any], str]) -> AbstractContextManager[None]:
+    """Have messages call arguments otherwise within the block, in this thread."""
+    return assigned(_spelling, spelling)
 
 
 @contextmanager

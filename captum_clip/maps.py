@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_choice, expect, expecting, is_number
+from .checks import Mode, check_choice, expect, expecting, is_number
 from .errors import CaptumClipError, InputError, public
 
-Mode = Literal["bilinear", "bicubic", "nearest"]
 Threshold = float | Literal["mean", "otsu"]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge in pixels of an image."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import ListedColormap
 
 from captum_clip import explain
 from captum_clip.errors import InputError
@@ -87,9 +88,10 @@ def test_plot_takes_colors_opacity_and_interpolation(vit: ClipAdapter) -> None:
     np.testing.assert_allclose(drawn, blend(image, cells.numpy(), colors, 0.5), atol=1e-6)
     both = explain(picture(), "a horse", model=vit, sign="both")
     signs = pixels_of(both.plot(cmap="viridis", original=False))[1:]
-    for shown, sign in zip(signs, both.maps, strict=True):
+    for shown, sign, end in zip(signs, both.maps, (1, 0), strict=True):
         heatmap = both.heatmap("bicubic")[sign][0, 0].numpy()
-        np.testing.assert_allclose(shown, blend(image, heatmap, colors, 0.9), atol=1e-6)
+        half = ListedColormap(colors(np.linspace(0.5, end, 256)))
+        np.testing.assert_allclose(shown, blend(image, heatmap, half, 0.9), atol=1e-6)
 
 
 def test_plot_dims_words_by_their_norms(vit: ClipAdapter) -> None:
@@ -121,8 +123,9 @@ def test_plot_names_what_it_cannot_draw(
 
 def test_save_names_itself_and_the_looks_that_there_are(vit: ClipAdapter, tmp_path: Path) -> None:
     found = explain(vit.preprocess(picture()), "a horse", model=vit)
-    with pytest.raises(InputError, match=r"^save: expected cmap, .*, got 'dpi'; explanation.plot"):
-        found.save(tmp_path / "a.png", dpi=300)
+    unknown: dict[str, Any] = {"colormap": "jet"}
+    with pytest.raises(InputError, match=r"^save: expected path, .*got 'colormap'"):
+        found.save(tmp_path / "a.png", **unknown)
     with pytest.raises(InputError, match=r"^save: a map cannot be laid on"):
         found.save(tmp_path / "a.png", original=True)
 

@@ -124,7 +124,7 @@ def test_a_page_takes_the_look_of_a_figure(found: dict[str, Explanation], tmp_pa
         ({"alpha": 2}, "alpha"),
         ({"cmap": "jetset"}, "no color map 'jetset'"),
         ({"interpolation": "cubic"}, "a mode of bilinear"),
-        ({"dpi": 3}, "got 'dpi'"),
+        ({"dpi": 300}, "b.html takes no `dpi`; leave it out"),
     ):
         with pytest.raises(InputError, match=f"^save: .*{message}"):
             found["texts"].save(tmp_path / "b.html", **look)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -186,7 +187,8 @@ def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapte
 def test_the_signs_of_a_row_share_a_scale(vit: ClipAdapter) -> None:
     found = explain(photo(), "a horse", model=vit, sign="both")
     both, picture = found.heatmap("bicubic"), seen_by(found)
-    drawn = [over(picture, heatmap[0, 0], "viridis") for heatmap in both.values()]
+    halves = [ListedColormap(colormap("viridis")(np.linspace(0.5, end, 256))) for end in (1, 0)]
+    drawn = [over(picture, both[sign][0, 0], cmap) for sign, cmap in zip(both, halves, strict=True)]
     figure = figures.draw_signs(photo(), "a horse", models=vit, cmap="viridis")
     check_pictures(figure, [picture, *drawn])
 

@@ -103,7 +103,7 @@ def test_uncrop_is_upsample_on_the_box() -> None:
 
 def test_a_map_is_normalized_over_what_lies_in_the_photo() -> None:
     raw = torch.tensor([[[9.0, 9.0], [1.0, 3.0], [9.0, 9.0]]])
-    heatmap = normalized({"positive": raw}, (6, 4), "nearest", (0, 0, 4, 6), (0, 2, 4, 4))
+    heatmap = normalized({"positive": raw}, (6, 4), ("nearest", None), (0, 0, 4, 6), (0, 2, 4, 4))
     expected = torch.zeros(1, 6, 4)
     expected[0, 2:4, 2:] = 1
     assert torch.equal(heatmap["positive"], expected)
@@ -133,7 +133,7 @@ def test_a_map_lies_on_the_whole_photo(vit: ClipAdapter, size: tuple[int, int]) 
 def test_a_heatmap_is_had_at_the_size_of_the_photos(vit: ClipAdapter) -> None:
     found = explain([ramps(400, 120), ramps(400, 120)], "a horse", model=vit)
     heatmap = found.heatmap("bicubic", original=True)["positive"]
-    _, drawn = lay_on_photos(found.photos, found.crops, found.maps, "bicubic")
+    _, drawn = lay_on_photos(found.photos, found.crops, found.maps, ("bicubic", None))
     assert torch.equal(heatmap, torch.stack(drawn["positive"]))  # of photos that are small enough
     apart = explain([ramps(400, 120), ramps(40, 50)], "a horse", model=vit)
     with pytest.raises(InputError, match=r"differ in height and width.*explanation\[0\]"):
@@ -145,7 +145,7 @@ def test_a_cell_is_drawn_where_its_pixels_are(vit: ClipAdapter) -> None:
     found = explain(ramps(40, 80), "a horse", model=vit)
     one = torch.zeros(1, 1, 4, 4)
     one[..., 0, 3] = 1
-    _, heatmap = lay_on_photos(found.photos, found.crops, {"positive": one}, "nearest")
+    _, heatmap = lay_on_photos(found.photos, found.crops, {"positive": one}, ("nearest", None))
     expected = torch.zeros(40, 80)
     expected[:10, 50:60] = 1  # the crop begins at column 20, a cell has 10 pixels
     assert torch.equal(heatmap["positive"][0][0], expected)
@@ -304,6 +304,6 @@ def test_a_map_of_a_crop_is_refused_on_a_photo() -> None:
 
 def test_both_signs_of_a_map_share_one_scale() -> None:
     raw = {"positive": torch.tensor([[[0.0, 4.0]]]), "negative": torch.tensor([[[1.0, 0.0]]])}
-    found = normalized(raw, (1, 2), "nearest", (0, 0, 2, 1))
+    found = normalized(raw, (1, 2), ("nearest", None), (0, 0, 2, 1))
     assert found["positive"].tolist() == [[[0, 1]]]
     assert found["negative"].tolist() == [[[0.25, 0]]]

@@ -107,7 +107,7 @@ class Models:
         result, cards = self.index.search(_lines(texts), sign=sign), []
         for row in result.panels():
             lines = [", ".join(filter(None, (panel.title, panel.note))) for panel in row]
-            drawn = [_as_bytes(panel.pixels) for panel in row]
+            drawn = [_as_bytes(panel.drawn()) for panel in row]
             cards.append((reduce(_stacked, drawn), "; ".join(lines if len(row) > 2 else lines[:1])))
         note = f"The best {len(cards)} of {result.compared:,} images, by {self.index.clip.name}."
         gone = ", ".join(Path(file).name for file in result.skipped)  # no folder of the server

@@ -28,7 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import targets
+from .. import checks, targets
 from ..attr import DirectContribution, HeadVectors
 from ..checks import check_integer, check_nonempty, check_texts, expect, show
 from ..errors import InputError, UnsupportedModelError, public
@@ -196,16 +196,18 @@ class Change:
         check_integer("count", count)
         scores, regions = self.scores, [*self.sums.get("regions", ()), self.regions]
         largest, texts = (scores[1] - scores[0]).abs().max(1)
-        rows = []
-        for index in largest.argsort(descending=True)[:count].tolist():
+        rows, order, top = [], largest.argsort(descending=True)[:count], None
+        if checks.current_look.get().scale == "shared":
+            top = max(float(each[order, texts[order]].abs().max()) for each in regions)
+        for index in order.tolist():
             text = int(texts[index])
             before, after = scores[:, index, text].tolist()
             [pixels] = as_images(self.images[index : index + 1] / 255)
             raw = torch.stack([each[index, text] for each in regions])
             notes = [*map(signed_number, (before, after, after - before))]
             lead, titles = Panel(pixels, label=self.names[text]), (*self.models, "difference")
-            rows += strip(pixels, raw, lead, titles, notes=notes, shared=True)
-        legends = strip_legends(None, "adds to the cosine", "takes away from it")
+            rows += strip(pixels, raw, lead, titles, notes=notes, shared=True, top=top)
+        legends = strip_legends("adds to the cosine", "takes away from it")
         return grid(rows, legends=legends, caption=DirectContribution.name)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from ..checks import check_new_folder, check_outputs, expect, find_file, find_folder
+from ..checks import Look, check_new_folder, check_outputs, expect, find_file, find_folder
 from ..cli import shared
 from ..cli.options import (
     DEFAULT_MODEL,
@@ -108,7 +108,7 @@ def heads_command(args: Heads) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change(_Folder):
+class Change(_Folder, Look):
     """What is compared, and on which images."""
 
     models: Texts = None
@@ -201,7 +201,7 @@ def index_command(args: Index) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Loading):
+class Search(Loading, Look):
     """What is looked for, and what is written of it."""
 
     index: str

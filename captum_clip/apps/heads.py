@@ -217,7 +217,7 @@ def heads_figure(
             lead, note = Panel(pixels, label=label * (not row)), signed_number(float(added[index]))
             row += strip(pixels, raw[None], lead, target.names, notes=[note])[0]
         rows.append(row)
-    legends = strip_legends(None, "adds to the cosine", "takes away from it")
+    legends = strip_legends("adds to the cosine", "takes away from it")
     return grid(rows, legends=legends, caption=f"{clip.name} ({DirectContribution.name})")
 
 
@@ -282,6 +282,6 @@ def score_figure(
     raw = torch.cat([raw, torch.zeros_like(raw[:1])])  # of the rest: the pale image alone
     return grid(
         strip(pictures[0], raw, lead, [*labels, REST], notes=notes),
-        legends=strip_legends(None, "adds to the cosine", "takes away from it"),
+        legends=strip_legends("adds to the cosine", "takes away from it"),
         caption=f"{clip.name} ({DirectContribution.name}){_SCALE}",
     )

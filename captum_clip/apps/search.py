@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 
-from .. import maps, targets
+from .. import checks, maps, targets
 from ..checks import as_list, check_choice, check_integer, check_interval, expect, expecting
 from ..errors import InputError, public
 from ..explaining.explanation import Explanation
@@ -32,10 +32,10 @@ from ..models import ClipAdapter, differing_parts, load_clip
 from ..models.names import check_stated
 from ..targets import Target
 from ..targets.similarity import check_dimension
-from ..visualization import HEAT, NEGATIVE, save_figure
+from ..visualization import save_figure
 from ..visualization.charts import strip_legends
-from ..visualization.colors import blend, blend_signed, colormap, score_note
-from ..visualization.grid import Panel, Row, grid
+from ..visualization.colors import ramp, score_note, sign_colors, signed_layers
+from ..visualization.grid import Legend, Panel, Row, grid
 from .search_table import (
     File,
     IndexTable,
@@ -76,8 +76,9 @@ class SearchResult:
     def panels(self) -> Iterator[list[Panel]]:
         """Each image with its rank, name and score, then its map for each target; best first."""
         explanation, has_one_target = self.explanation, len(self.explanation.names) == 1
-        heatmaps = [maps.numpy() for maps in explanation.heatmap("bicubic").values()]
-        colors = colormap(HEAT if "positive" in explanation.maps else NEGATIVE)
+        chosen, colors = checks.current_look.get(), sign_colors(*explanation.maps)
+        heatmap = explanation.heatmap(chosen.interpolation, scale=chosen.scale)
+        heatmaps = [maps.numpy() for maps in heatmap.values()]
         cosines = explanation.scores.tolist()
         for index, (file, score) in enumerate(zip(self.files, self.scores.tolist(), strict=True)):
             image, note = explanation.images[index].movedim(0, -1).numpy(), score_note(score)
@@ -86,11 +87,9 @@ class SearchResult:
             panels = [Panel(image, f"{index + 1}. {file.rpartition('/')[2]}", note)]
             for column, title in enumerate(explanation.names):
                 first, *second = (maps[index, column] for maps in heatmaps)
-                drawn = blend(image, first, colors)
-                if second:
-                    drawn = blend_signed(image, first - second[0])
+                layers = signed_layers(first - second[0]) if second else [(first, colors[0])]
                 note = "" if has_one_target else score_note(cosines[index][column])
-                panels.append(Panel(drawn, title, note))
+                panels.append(Panel(image, title, note, layers=layers))
             yield panels
 
     def plot(self) -> Figure:
@@ -100,9 +99,9 @@ class SearchResult:
             if not rows or len(rows[-1]) + len(panels) > _PANELS_ACROSS:
                 rows.append([])
             rows[-1] += panels
-        colors = HEAT if "positive" in explanation.maps else NEGATIVE
-        cmap = None if len(explanation.maps) == 2 else colors
-        legends = strip_legends(cmap, "supports", "contradicts")
+        legends = strip_legends("supports", "contradicts")
+        if len(explanation.maps) == 1:
+            legends = [Legend(ramp(sign_colors(*explanation.maps)[0]), "low to high")]
         caption = f"{explanation.model} \N{MIDDLE DOT} {explanation.method}"
         return grid(rows, legends=legends, caption=caption)
 

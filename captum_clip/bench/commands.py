@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from typer import Argument, Typer
 
-from ..checks import check_destination, check_outputs, expand, find_folder
+from ..checks import check_destination, check_outputs, current_look, expand, find_folder
 from ..cli import shared
 from ..cli.options import (
     DEFAULT_MODEL,
@@ -30,7 +30,7 @@ from ..errors import InputError, argument, refuse
 
 _LISTED: Final = {name: OPTIONS["listed"][name] for name in ("tasks", "data sets")}
 _SCRIPTS: Final = {"layers": "plot_10_layers.py", "heads": "plot_11_heads.py"}
-_KEYWORDS: Final = ("references", "methods", "probes", "center", "names", "cmap")
+_KEYWORDS: Final = ("references", "methods", "probes", "center", "names")
 """Options that are keywords of functions of :mod:`captum_clip.bench.figures`."""
 
 
@@ -225,7 +225,6 @@ class Figure(Loading, Drawing):
     methods: list[str] | None = None
     probes: list[Path] | None = None
     names: list[str] | None = None
-    cmap: str | None = None
     output: Path | None = None
 
 
@@ -242,7 +241,6 @@ def figure_command(args: Figure) -> None:
     shared.check_models(args, args.model or ())
     from ..targets import EmotionProbe
     from ..visualization import save_figure
-    from ..visualization.colors import colormap
     from ..visualization.grid import FORMATS
     from . import figures
 
@@ -252,8 +250,6 @@ def figure_command(args: Figure) -> None:
     for name in settings:
         if name not in inspect.signature(draw).parameters:
             raise InputError(f"figure {figure} has no option {argument(name)}.")
-    if args.cmap:
-        colormap(args.cmap)
     shared.check_methods(args.methods or ())
     if figure == "average":
         if not words:
@@ -261,7 +257,7 @@ def figure_command(args: Figure) -> None:
         studies = [expand(study) for study in words]
         output = args.output or f"{studies[0].resolve().name}-average.png"
         file = check_destination(output, FORMATS)
-        print(save_figure(draw(studies, **settings), file, dpi=args.dpi))
+        print(save_figure(draw(studies, **settings), file))
         return
     check_emotions(args.names or ())
     loaded = [*map(EmotionProbe.load, settings.pop("probes", ()))]
@@ -283,10 +279,10 @@ def figure_command(args: Figure) -> None:
     targets: Any = loaded or (line.texts[0] if figure == "words" else line.texts)
 
     def save(image: Any, file: Path) -> None:
-        save_figure(draw(image, targets, models=clips, **settings), file, dpi=args.dpi)
+        save_figure(draw(image, targets, models=clips, **settings), file)
 
     if line.folder is not None:
-        kept = {"figure": figure, **settings, "targets": named, "dpi": args.dpi}
+        kept = {"figure": figure, **settings, "targets": named, **vars(current_look.get())}
         kept["images"] = line.folder.images.resolve()
         shared.draw_folder(line.folder, files, save, clips, inputs, kept, quiet=args.quiet)
         return

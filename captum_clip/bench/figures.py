@@ -12,7 +12,7 @@ Arguments of several figures:
 - `methods`: classes of :mod:`captum_clip.attr` or their command-line names with options, each used
   with the models that it fits; by default the one that :func:`captum_clip.explain` takes for a
   tower. ``methods="mamooler"`` takes the report's. Models and methods stand in labels or caption.
-- `cmap`: a color map, by name or as it is.
+- how it looks: each field of :class:`captum_clip.visualization.Look`.
 
 Errors are of type `CaptumClipError`.
 
@@ -33,13 +33,12 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .. import maps, targets, visualization
 from ..attr.registry import fitting_methods, methods_for
-from ..checks import check_choice, check_nonempty
+from ..checks import check_choice, check_nonempty, current_look, draws
 from ..errors import InputError, public
 from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
@@ -48,7 +47,6 @@ from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
 from ..targets import EmotionProbe, Target
 from ..visualization.arrays import as_values
-from ..visualization.colors import HEAT
 from ..visualization.overlays import numbered
 from .study import read_mean_maps
 
@@ -59,11 +57,11 @@ AnyModel: TypeAlias = str | Path | nn.Module | ClipAdapter
 AnyMethod: TypeAlias = str | type[Any]
 Device: TypeAlias = torch.device | str | None
 
-_EACH: Final = "each map on a scale of its own"
 _DOT: Final = " \N{MIDDLE DOT} "
 
 
 @public("figures.compare_methods")
+@draws
 def compare_methods(
     images: Images,
     texts: str | Sequence[str] = (),
@@ -71,8 +69,8 @@ def compare_methods(
     references: Images = (),
     models: AnyModel | Sequence[AnyModel] = "ViT-B/32",
     methods: AnyMethod | Sequence[AnyMethod] | None = None,
-    cmap: str | Colormap = HEAT,
     device: Device = None,
+    **_: Any,
 ) -> Figure:
     """Methods next to each other: one row per image, target and model, one column per method.
 
@@ -88,19 +86,19 @@ def compare_methods(
     return visualization.contact_sheet(
         [e.images[0] for e in first for _ in names],
         {
-            label: [values[None] for e in column for values in _heatmap(e)]
+            label: [values[None] for e in column for values in _heatmap(e, column)]
             for label, column in zip(labels, columns, strict=True)
         },
         names=names * len(first),
         scores=torch.stack([torch.cat([e.scores[0] for e in c]) for c in columns], dim=1),
         references=pictures * len(first),
         models=[column[0].model for column in columns] if several else (),
-        cmap=cmap,
-        caption=_EACH if several else f"{clips[0].name}{_DOT}{_EACH}",
+        caption=_scaled() if several else f"{clips[0].name}{_DOT}{_scaled()}",
     )
 
 
 @public("figures.draw_signs")
+@draws
 def draw_signs(
     images: Images,
     texts: str | Sequence[str] = (),
@@ -108,25 +106,25 @@ def draw_signs(
     references: Images = (),
     models: AnyModel | Sequence[AnyModel] = "ViT-B/32",
     methods: AnyMethod | Sequence[AnyMethod] | None = None,
-    cmap: str | Colormap | None = None,
     device: Device = None,
+    **_: Any,
 ) -> Figure:
     """Positive and negative evidence for each target: one row per image, model and target.
 
     Figures 7 to 10 of the report, drawn by ``methods="mamooler"``. The two signs of a row share a
     scale, so that a weak one looks weak. By default orange supports the target and blue contradicts
-    it; a `cmap` serves both signs. A reference stands at the end of its rows.
+    it. A reference stands at the end of its rows.
     """
     clips = _load(models, device)
     model_targets, pictures = _of_targets(clips, texts, references)
     rows = _by_image(_explain_all(images, clips, model_targets, methods, sign="both"))
-    heatmaps: Any = {sign: [_heatmap(e, sign) for e in rows] for sign in SIGNS}
-    look: Any = {} if cmap is None else {"cmaps": (cmap, cmap)}
-    look |= _texts_of(rows, "both signs on one scale")
-    return visualization.signs(**heatmaps, references=pictures, **look)
+    heatmaps: Any = {sign: [_heatmap(e, rows, sign) for e in rows] for sign in SIGNS}
+    about = _texts_of(rows, "both signs on one scale")
+    return visualization.signs(**heatmaps, references=pictures, **about)
 
 
 @public("figures.draw_emotions")
+@draws
 def draw_emotions(
     images: Images,
     probes: EmotionProbe | str | Path | Sequence[EmotionProbe | str | Path],
@@ -135,8 +133,8 @@ def draw_emotions(
     models: AnyModel | Sequence[AnyModel] = "ViT-B/32",
     methods: AnyMethod | Sequence[AnyMethod] | None = None,
     center: bool = False,
-    cmap: str | Colormap = HEAT,
     device: Device = None,
+    **_: Any,
 ) -> Figure:
     """Emotions that a model reads in an image: one row per image and model, one column per emotion.
 
@@ -160,11 +158,13 @@ def draw_emotions(
         large = maps.upsample(raw, (height, width), mode="bicubic", clamp=True)
         shares = large.amax((-2, -1)) / large.max().clamp(min=1e-30)
         notes.append([f"peak {share:.0%}" for share in shares.tolist()])
-    look = _texts_of(rows, f"{_EACH}, peaks in % of the strongest in the row")
-    return visualization.overlay(heatmap=[*map(_heatmap, rows)], notes=notes, cmap=cmap, **look)
+    about = _texts_of(rows, f"{_scaled()}, peaks in % of the strongest in the row")
+    heatmap = [_heatmap(e, rows) for e in rows]
+    return visualization.overlay(heatmap=heatmap, notes=notes, **about)
 
 
 @public("figures.draw_words")
+@draws
 def draw_words(
     images: Images,
     text: str,
@@ -172,8 +172,8 @@ def draw_words(
     picked: Sequence[str | tuple[int, int]] | None = None,
     models: AnyModel | Sequence[AnyModel] = "ViT-B/32",
     methods: AnyMethod | Sequence[AnyMethod] | None = None,
-    cmap: str | Colormap = HEAT,
     device: Device = None,
+    **_: Any,
 ) -> Figure:
     """The whole text, then what each of its words adds: one row per image and model.
 
@@ -186,20 +186,21 @@ def draw_words(
     rows = _by_image(_explain_all(images, clips, texts, methods, words=picked or True))
     shown = [e.shown()[0] for e in rows]
     heatmap = [
-        _heatmap(e) * torch.tensor([s.weight for s in row])[:, None, None]
+        _heatmap(e, rows) * torch.tensor([s.weight for s in row])[:, None, None]
         for e, row in zip(rows, shown, strict=True)
     ]
-    look = _texts_of(rows, "words dimmed by their norms")
-    look |= {"scores": None, "notes": [[s.note for s in row] for row in shown]}
-    return visualization.overlay(heatmap=heatmap, cmap=cmap, **look)
+    about = _texts_of(rows, "words dimmed by their norms")
+    about |= {"scores": None, "notes": [[s.note for s in row] for row in shown]}
+    return visualization.overlay(heatmap=heatmap, **about)
 
 
 @public("figures.draw_average")
+@draws
 def draw_average(
     studies: str | Path | Sequence[str | Path],
     *,
     names: str | Sequence[str] | None = None,
-    cmap: str | Colormap = HEAT,
+    **_: Any,
 ) -> Figure:
     """Mean maps of finished studies on one scale: a row per model and method, a column per target.
 
@@ -208,7 +209,6 @@ def draw_average(
     Args:
         studies: one or several output folders of ``captum-clip study``.
         names: which targets or emotions; by default all that every row has.
-        cmap: color map.
 
     Raises:
         InputError: no study, one that is not finished, studies without a common target, or a name
@@ -230,7 +230,6 @@ def draw_average(
         {label: np.nan_to_num(mean) for label, mean in zip(labels, means, strict=True)},
         names=chosen,
         notes=dict(zip(labels, notes, strict=True)),
-        cmap=cmap,
         caption=f"mean of min-max maps of {counts} images",
     )
 
@@ -295,9 +294,20 @@ def _by_image(columns: Sequence[Sequence[Explanation]]) -> list[Explanation]:
     return [explanation for row in zip(*columns, strict=True) for explanation in row]
 
 
-def _heatmap(explanation: Explanation, sign: str = "positive") -> Tensor:
-    """The maps of one image as they are drawn, (K, H, W) in [0, 1]."""
-    return explanation.heatmap("bicubic")[sign][0]
+def _scaled() -> str:
+    """What a caption says of the scale of maps whose values are not compared."""
+    own, chosen = "each map on a scale of its own", current_look.get()
+    return own if chosen.scale == "own" else f"maps of a method on one scale ({chosen.scale})"
+
+
+def _heatmap(
+    explanation: Explanation, rows: Sequence[Explanation], sign: str = "positive"
+) -> Tensor:
+    """The maps of one image as they are drawn among others, (K, H, W) in [0, 1]."""
+    chosen = current_look.get()
+    tops = [each.scaling(chosen)[1] for each in rows if each.label == explanation.label]
+    scale = chosen.scale if None in tops else max(filter(None, tops))
+    return explanation.heatmap(chosen.interpolation, scale=scale)[sign][0]
 
 
 def _texts_of(rows: Sequence[Explanation], meaning: str) -> dict[str, Any]:

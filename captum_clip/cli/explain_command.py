@@ -159,7 +159,8 @@ def _line_conflicts(
     args: Explain, line: shared.Line, references: Sequence[Path]
 ) -> Iterator[tuple[object, str]]:
     """What does not go together besides what the fields say."""
-    no_figure = args.output is not None and args.output.suffix.lower() in (".npz", ".html")
+    args.check_file(args.output or Path())
+    no_figure = args.output is not None and args.output.suffix.lower() in ENDINGS[-3:]
     several = len(args.model or []) > 1
     single = f"-o {args.output}" if no_figure else "a folder"
     yield (
@@ -169,10 +170,6 @@ def _line_conflicts(
     nothing = not (line.texts or args.emotions or references or args.classes)
     yield args.classes and line.texts, "--classes FILE replaces TEXTs; leave one of the two out."
     yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
-    yield (
-        args.dpi and no_figure,
-        f"--dpi is for figures, and {args.output} is not one; leave it out.",
-    )
     is_pair = args.side == "pairs" and references
     yield is_pair and len(references) > 1, f"--side pairs takes one --image, got {len(references)}."
     yield (
@@ -225,7 +222,6 @@ def _write_results(
 ) -> list[Any]:
     """Write what is asked for of an image: regions, a label map, which is returned, the figure."""
     from ..explaining.regions import region_files, save_regions
-    from ..visualization import save_figure
 
     if args.regions is not None:
         folder = line.folder
@@ -243,10 +239,7 @@ def _write_results(
         assert label_map is not None
         make_folder(label_map.parent)
         labeled.save(label_map)
-    if args.dpi is None:
-        explanation.save(file, original=args.original)
-    else:
-        save_figure(explanation.plot(original=args.original), file, dpi=args.dpi)
+    explanation.save(file, original=args.original)
     return labels
 
 

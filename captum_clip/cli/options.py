@@ -19,8 +19,8 @@ from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from .._version import __version__
-from ..checks import check_choice, find_file, limit_pixels, suggestion
-from ..errors import InputError, spelled
+from ..checks import Look, check_choice, current_look, find_file, limit_pixels, suggestion
+from ..errors import InputError, assigned, spelled
 from ..explaining.request import Request, option
 
 _CommandFunction = TypeVar("_CommandFunction", bound=Callable[[Any], None])
@@ -114,7 +114,13 @@ def command(
 
         def run(**args: Any) -> None:
             with limit_pixels(args.get("max_pixels")):
-                function(kind(**args))
+                line, looks = kind(**args), {e.name for e in fields(Look)} & args.keys()
+                if args.get("cmap"):
+                    from ..visualization.colors import colormap  # loads matplotlib
+
+                    colormap(args["cmap"])
+                with assigned(current_look, Look(**{name: args[name] for name in looks})):
+                    function(line)
 
         run.__signature__ = Signature(_parameters(kind, name))  # type: ignore[attr-defined]
         group.command(name, cls=Command, help=cleandoc(function.__doc__ or ""))(run)
@@ -143,7 +149,9 @@ def _parameters(kind: type[Any], name: str) -> list[Parameter]:
         info = copy(info)  # commands share types
         info.help = helps.get(entry.name, info.help)
         if isinstance(info, OptionInfo):
-            flag = (f"--{entry.name.replace('_', '-')}",) if hint is bool else ()
+            flag = (
+                (f"--{entry.name.replace('_', '-')}",) if hint is bool and not entry.default else ()
+            )
             info.param_decls = entry.metadata.get("names", names or flag)
             info.help += "; may be repeated" * ("list[" in str(hint))
         default = Parameter.empty if required else entry.default
@@ -169,12 +177,11 @@ class Quiet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing(Quiet):
+class Drawing(Look, Quiet):
     """What `explain` and `figure` take besides what they draw."""
 
     texts_file: Path | None = None
     center: bool = option(False, needs=("emotions",))
-    dpi: Annotated[int | None, Option(min=1, max=2400)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

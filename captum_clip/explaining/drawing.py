@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,16 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from .. import visualization
-from ..checks import check_choice, check_interval, check_nonempty, expect
+from ..checks import check_nonempty, current_look, draws, expect
 from ..errors import InputError, public
-from ..maps import Mode, check_maps
+from ..maps import check_maps
 from ..models.adapter import ImageLike
-from ..visualization import HEAT, NEGATIVE, POSITIVE
 from ..visualization.arrays import as_images
-from ..visualization.colors import ALPHA, RISE, Array, blend_signed, colormap, ramp, soften
-from ..visualization.grid import ROWS, Legend, Panel, grid, jpeg
+from ..visualization.charts import strip_legends
+from ..visualization.colors import RISE, Array, ramp, sign_colors, signed_layers, soften
+from ..visualization.grid import ROWS, Panel, grid, jpeg
 from ..visualization.overlays import framed_batches
 from . import regions
+from .request import SIGNS
 
 MEANINGS: Final = ("supports it", "contradicts it")
 """What the maps of either sign show, in the words of the page."""
@@ -36,13 +37,9 @@ class Drawable:
     """What has a figure: an `Explanation`, or those of several models."""
 
     @public("plot")
+    @draws
     def plot(
-        self,
-        *,
-        cmap: str | Colormap | None = None,
-        alpha: float = ALPHA,
-        interpolation: Mode = "bicubic",
-        original: bool | ImageLike | Sequence[ImageLike] | None = None,
+        self, *, original: bool | ImageLike | Sequence[ImageLike] | None = None, **_: Any
     ) -> Figure:
         """Draw the maps over the images, resized, and min-max normalized one by one.
 
@@ -52,49 +49,43 @@ class Drawable:
         image, or its map, next to the words in their colors. A contrast with both signs is one map
         in two colors. More than 24 rows of one model become a contact sheet: images stand side by
         side. A pair of images has its matches, the positive ones where both signs are there, and
-        takes no look. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
+        takes no look of maps.
 
         Args:
-            cmap: color map, by name or as it is; by default inferno, blue for negative evidence
-                alone, and orange and blue where both signs are drawn.
-            alpha: opacity where a map is 1; where it is 0 the image shows through.
-            interpolation: between the cells of a map: "bicubic", kept within the map's range,
-                "bilinear", or "nearest", which shows the cells as they are.
             original: whether the maps lie on the whole photos, gray where the model did not see
                 them, or on what the model saw. By default they lie on the explained photos, if any
                 was cropped or padded. Or the photos themselves, if the explanation comes from a
                 file. Drawn with 1024 pixels a side at most, 256 where there are many.
+            **_: how it looks: each field of :class:`captum_clip.visualization.Look`.
 
         Raises:
-            InputError: an unknown color map or interpolation, an alpha that is not in [0, 1], no
-                photos to lay the maps on, as where the images came as tensors, or a look of a pair.
+            InputError: a look that cannot be, no photos to lay the maps on, as where the images
+                came as tensors, or a look of a pair.
         """
-        several = self if isinstance(self, tuple) else (self,)
-        return _draw_explanations(several, cmap, alpha, interpolation, original)
+        return _draw_explanations(self if isinstance(self, tuple) else (self,), original)
 
-    def save(self, path: str | Path, **look: Any) -> Path:
+    @draws
+    def save(self, path: str | Path, *, original: Any = None, **_: Any) -> Path:
         """Write the figure (.png, .jpg, .pdf, .svg), in a look that :meth:`plot` takes."""
-        return visualization.save_figure(self.plot(**look), path)
+        return visualization.save_figure(self.plot(original=original), path)
 
     def _repr_jpeg_(self) -> bytes | None:
         """The figure, which a notebook shows."""
         return jpeg(self.plot())
 
 
-def _draw_explanations(
-    several: Sequence[Any], cmap: Any, alpha: float, mode: Mode, original: Any
-) -> Figure:
+def _draw_explanations(several: Sequence[Any], original: Any) -> Figure:
     """The figure of an `Explanation`, or of those of several models."""
     alike = {(e.names, len(e), *e.maps) for e in several}
     expect(len(alike) == 1, "explanations of the same images and texts", [*several])
-    first = several[0]
+    first, chosen = several[0], current_look.get()
     check_nonempty("image", first.images)
     if first.reference is not None:
-        is_plain = cmap is None and alpha == ALPHA and mode == "bicubic"
-        if not is_plain or not (original is None or original is False):
+        has_look = {"cmap", "alpha", "interpolation", "scale", "vector"} & {*chosen.changed()}
+        if has_look or not (original is None or original is False):
             raise InputError(
                 "each match of two images has a color of its own, on what the model "
-                "saw; leave cmap, alpha, interpolation and original out."
+                "saw; leave cmap, alpha, interpolation, scale, vector and original out."
             )
         shares = first.maps.get("positive", first.maps.get("negative"))
         return visualization.matches(
@@ -108,42 +99,49 @@ def _draw_explanations(
     if original is None:
         has_photos = all(e.photos and e.crops for e in several)
         original = has_photos and not all(crop.is_whole for e in several for crop in e.crops)
-    laid = [
-        (e.images, e.heatmap(interpolation=mode))
-        if original is False
-        else regions.lay_on_photos(regions.originals(e, original), e.crops, e.maps, mode)
-        for e in several
-    ]
+    laid = [_laid(e, original) for e in several]
     images = _mixed(pictures for pictures, _ in laid)
     heatmap: dict[Any, Any] = {
         sign: _mixed(heatmaps[sign] for _, heatmaps in laid) for sign in first.maps
     }
     rows = _mixed(e.shown() for e in several)
-    look: dict[str, Any] = {"alpha": alpha, "caption": " | ".join(map(_caption, several))}
+    about: dict[str, Any] = {"caption": " | ".join(map(_caption, several))}
     if len(several) > 1:
-        look["labels"] = [e.model for e in several] * len(first)
-    if first.contrast and len(heatmap) == 2 and cmap is None:
+        about["labels"] = [e.model for e in several] * len(first)
+    if first.contrast and len(heatmap) == 2:
         details = [row[0].detail for row in rows]
-        return _draw_contrast(first.contrast, images, heatmap, details, **look)
+        return _draw_contrast(first.contrast, images, heatmap, details, **about)
     scores = torch.stack(_mixed(e.scores for e in several))
     names = [shown.title for shown in rows[0]]
     is_whole = not first.words and first.cells == (0, 0)  # no word of a text
     if is_whole and not first.text_maps and len(heatmap) == 2:
-        look |= {} if cmap is None else {"cmaps": (cmap, cmap)}
-        return visualization.signs(images, **heatmap, names=names, scores=scores, **look)
-    if cmap is not None or list(heatmap) == ["negative"]:
-        look["cmap"] = NEGATIVE if cmap is None else cmap
+        return visualization.signs(images, **heatmap, names=names, scores=scores, **about)
+    if list(heatmap) == ["negative"]:
+        [about["cmap"]] = sign_colors("negative")
+    if first.leave_one_out is not None and chosen.scale != "own":  # they are on one scale already
+        rows = [[shown._replace(weight=1.0) for shown in row] for row in rows]
     weights = [torch.tensor([shown.weight for shown in row])[:, None, None] for row in rows]
     dimmed = [[w * m for w, m in zip(weights, maps, strict=True)] for maps in heatmap.values()]
     upper, lower = (*dimmed, None, None)[:2]
     if first.text_maps:
         return visualization.sentences(
-            images, first.text_maps, scores=scores, heatmap=upper, **look
+            images, first.text_maps, scores=scores, heatmap=upper, **about
         )
     notes = [[shown.note for shown in row] for row in rows]
     return visualization.overlay(
-        images, upper or [], negative=lower, names=names, notes=notes, **look
+        images, upper or [], negative=lower, names=names, notes=notes, **about
     )
+
+
+def _laid(explanation: Any, original: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The images of an `Explanation`, or its photos, and its maps as they lie on them."""
+    chosen = current_look.get()
+    if original is False:
+        heatmap = explanation.heatmap(chosen.interpolation, scale=chosen.scale)
+        return explanation.images, heatmap
+    photos = regions.originals(explanation, original)
+    how = explanation.scaling(chosen)
+    return regions.lay_on_photos(photos, explanation.crops, explanation.maps, how)
 
 
 def _mixed(members: Iterable[Iterable[Any]]) -> list[Any]:
@@ -152,26 +150,32 @@ def _mixed(members: Iterable[Iterable[Any]]) -> list[Any]:
 
 
 def _draw_contrast(
-    texts: Sequence[str], images: Any, heatmap: Mapping[str, Any], notes: Sequence[str], **look: Any
+    texts: Sequence[str],
+    images: Any,
+    heatmap: Mapping[str, Any],
+    notes: Sequence[str],
+    *,
+    caption: str,
+    labels: Sequence[str] = (),
 ) -> Figure:
     """Both signs of a difference of two texts in one map, with the difference of the cosines."""
-    alpha, labels = look.pop("alpha"), look.pop("labels", [""] * len(notes))
-    check_interval("alpha", alpha, "[0, 1]")
     pictures, (above, below) = framed_batches(images, list(heatmap.values()))
     text, other = texts
     rows, title = [], f"{text} rather than {other}"
+    labels = labels or [""] * len(notes)
     for image, up, down, note, label in zip(pictures, above, below, notes, labels, strict=True):
-        drawn = blend_signed(image, up[0] - down[0], alpha)
-        rows.append([Panel(image, "image", label=label), Panel(drawn, title, note)])
-    bars = {f"for {text}": POSITIVE, f"for {other}": NEGATIVE}
-    legends = [Legend(ramp(colors, alpha), label) for label, colors in bars.items()]
-    return grid(rows, legends=legends, **look)
+        layers = signed_layers(up[0] - down[0])
+        rows.append([Panel(image, "image", label=label), Panel(image, title, note, layers=layers)])
+    legends = strip_legends(f"for {text}", f"for {other}")
+    return grid(rows, legends=legends, caption=caption)
 
 
 def _caption(explanation: Any) -> str:
     """Model, method and scale of an `Explanation`, then its hints."""
     lines = [explanation.model, explanation.method]
     lines += ["all words on one scale"] * (explanation.leave_one_out is not None)
+    lines += ["all maps on one scale"] * (current_look.get().scale == "shared")
+    lines += [f"{top:g} is 1"] if (top := current_look.get().top) else []
     lines += [explanation.calibration] * bool(explanation.calibration)
     lines += ["negative evidence"] * (list(explanation.maps) == ["negative"])
     count = len(explanation.hints)
@@ -182,29 +186,19 @@ def _caption(explanation: Any) -> str:
     return " \N{MIDDLE DOT} ".join(lines)
 
 
-def html_page(
-    explanation: Any,
-    cmap: str | Colormap | None = None,
-    alpha: float = ALPHA,
-    interpolation: Mode = "bicubic",
-    original: Any = None,
-) -> str:
+def html_page(explanation: Any, original: Any = None) -> str:
     """Write an `Explanation` as HTML; the arguments and errors are those of its method ``plot``."""
-    check_interval("alpha", alpha, "[0, 1]")
-    check_choice(interpolation, get_args(Mode), name="a mode")
-    usual = colormap(cmap or (POSITIVE if len(explanation.maps) == 2 else HEAT))
-    colors = {"positive": usual, "negative": NEGATIVE if cmap is None else usual}
     names = [f"for {name}" for name in explanation.contrast or ()] or MEANINGS
-    looks = {sign: (name, colors[sign]) for sign, name in zip(colors, names, strict=True)}
-    looks = {sign: look for sign, look in looks.items() if sign in explanation.maps}
+    named = dict(zip(SIGNS, names, strict=True))
+    colors = zip(explanation.maps, sign_colors(*explanation.maps), strict=True)
+    looks = {sign: (named[sign], cmap) for sign, cmap in colors}
     check_nonempty("image", explanation.images)
     files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in explanation.photos]
     rows = explanation.shown()
-    data = json.dumps(_data(explanation, rows, interpolation, original), separators=(",", ":"))
+    data = json.dumps(_data(explanation, rows, original), separators=(",", ":"))
     return render(
         Path(__file__).with_name("interactive.html"),
         looks,
-        alpha,
         explanation=explanation,
         titles=[shown.title for shown in rows[0]],
         files=files or [""] * len(explanation),
@@ -212,13 +206,11 @@ def html_page(
     )
 
 
-def render(
-    path: Path, looks: Mapping[str, tuple[str, Colormap]], alpha: float = ALPHA, **values: Any
-) -> str:
+def render(path: Path, looks: Mapping[str, tuple[str, Colormap]], **values: Any) -> str:
     """Fill interactive.html, or a template that extends it; a sign has a title and colors."""
     steps = np.linspace(0, 1, 64)
     tables = {
-        sign: (title, cmap(steps)[:, :3].T.round(3), map(to_hex, ramp(cmap, alpha)(steps)))
+        sign: (title, cmap(steps)[:, :3].T.round(3), map(to_hex, ramp(cmap)(steps)))
         for sign, (title, cmap) in looks.items()
     }
     # `soften` is affine: four colors give the matrix and the offset of the page's own filter
@@ -227,13 +219,11 @@ def render(
     # names of texts and files come from anyone, and are escaped
     folders = FileSystemLoader([path.parent, Path(__file__).parent])
     templates = Environment(loader=folders, autoescape=True, undefined=StrictUndefined)
-    values |= {"looks": tables, "soft": soft, "alpha": alpha, "rise": RISE}
+    values |= {"looks": tables, "soft": soft, "alpha": current_look.get().alpha, "rise": RISE}
     return templates.get_template(path.name).render(values)
 
 
-def _data(
-    explanation: Any, rows: Sequence[Sequence[Any]], interpolation: Mode, original: Any
-) -> dict[str, Any]:
+def _data(explanation: Any, rows: Sequence[Sequence[Any]], original: Any) -> dict[str, Any]:
     """What the page's script reads."""
     for values in explanation.maps.values():
         check_maps(values)  # JSON has no NaN
@@ -242,7 +232,7 @@ def _data(
         original = bool(explanation.photos and explanation.crops)
     if original is not False:
         originals = regions.originals(explanation, original)
-        images, _ = regions.lay_on_photos(originals, explanation.crops, {}, interpolation)
+        images, _ = regions.lay_on_photos(originals, explanation.crops, {}, ("nearest", None))
         boxes = [crop.scaled((1, 1)) for crop in explanation.crops]
     raw, reference = explanation.maps, explanation.reference
     if explanation.words and explanation.leave_one_out is None:  # what a word adds
@@ -253,7 +243,7 @@ def _data(
         "cells": explanation.cells,
         "names": explanation.names,
         "has_whole": int(explanation.words or reference is not None),
-        "mode": interpolation,
+        "mode": current_look.get().interpolation,
         "texts": explanation.text_maps,
         "reference": "" if reference is None else _jpeg(*as_images([reference])),
         "images": [

@@ -1,13 +1,12 @@
 """An `Explanation`: maps and scores, with its figures and files."""
 
 import html
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, NamedTuple, SupportsIndex, get_args, get_type_hints
+from typing import Any, Final, NamedTuple, SupportsIndex, get_type_hints
 
 import numpy as np
 import torch
@@ -16,9 +15,12 @@ from torch import Tensor
 from .. import maps
 from ..attr.registry import TextMap
 from ..checks import (
-    check_choice,
+    Look,
+    Mode,
     check_destination,
     check_flag,
+    current_look,
+    draws,
     error_context,
     excerpt,
     expect,
@@ -28,7 +30,7 @@ from ..checks import (
 )
 from ..errors import InputError, argument, check_kinds, public
 from ..files import DAMAGED, replace_file
-from ..maps import Mode, Threshold
+from ..maps import Threshold
 from ..models.adapter import ImageLike
 from ..models.images import Crop
 from ..visualization.colors import score_note, signed_number
@@ -224,7 +226,7 @@ class Explanation(drawing.Drawable):
 
     @public("heatmap")
     def heatmap(
-        self, interpolation: Mode = "bilinear", *, original: bool = False
+        self, interpolation: Mode = "bilinear", *, original: bool = False, scale: Any = "own"
     ) -> dict[str, Tensor]:
         """The maps resized, then min-max normalized one by one, sign -> (B, K, H, W) in [0, 1].
 
@@ -235,12 +237,12 @@ class Explanation(drawing.Drawable):
         Args:
             interpolation: as of :meth:`plot`.
             original: at the photos' own size, zero where the model did not see them.
+            scale: "own", "shared" by all maps, or the value that becomes 1, as of a figure.
 
         Raises:
-            InputError: an unknown interpolation; photos that are not known, or differ in
-                size.
+            InputError: an unknown look; photos that are not known, or differ in size.
         """
-        check_choice(interpolation, get_args(Mode), name="a mode")
+        how = self.scaling(Look(interpolation=interpolation, scale=scale))
         check_flag("original", original)
         height, width = self.images.shape[-2:]
         size, box = (height, width), (0.0, 0.0, float(width), float(height))
@@ -256,8 +258,13 @@ class Explanation(drawing.Drawable):
         each = []
         for index, (size, box, visible) in enumerate(views):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
-            each.append(regions.normalized(raw, size, interpolation, box, visible))
+            each.append(regions.normalized(raw, size, how, box, visible))
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
+
+    def scaling(self, look: Look) -> regions.Scaling:
+        """How a look resizes the maps, and the value of theirs that it draws as 1, if any."""
+        largest = max((float(values.max()) for values in self.maps.values()), default=0) or 1.0
+        return look.interpolation, largest if look.scale == "shared" else look.top
 
     @public("regions")
     def regions(self, threshold: Threshold = "otsu", *, spread: float = 0) -> list[Region]:
@@ -287,7 +294,7 @@ class Explanation(drawing.Drawable):
                 sign: regions.spread_out(values[index, column], spread)
                 for sign, values in self.maps.items()
             }
-            heatmap = regions.normalized(raw, crop.size, "bicubic", crop.box)
+            heatmap = regions.normalized(raw, crop.size, ("bicubic", None), crop.box)
             marked += [
                 regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
                 for sign, values in heatmap.items()
@@ -346,44 +353,46 @@ class Explanation(drawing.Drawable):
         return labels
 
     @public("save")
-    def save(self, path: str | Path, **look: Any) -> Path:
+    @draws
+    def save(self, path: str | Path, *, original: Any = None, **_: Any) -> Path:
         """Write the figure (.png, .jpg, .pdf, .svg), a page (.html), or everything (.npz).
 
         The file appears under its name only when it is complete; an existing one is replaced. An
         .npz keeps of each photo its size and what the model saw of it, not the photo. A page needs
-        no network: a word that is pointed at shows its map, a region what answers it.
+        no network: a word that is pointed at shows its map, a region what answers it. An .npy has
+        the raw maps (B, K, h, w) alone; of both signs their difference.
 
         Args:
             path: in an existing folder.
-            **look: of the figure, as :meth:`plot` takes it.
+            original: as of :meth:`plot`.
+            **_: the look of the figure, as :meth:`plot` takes it.
 
         Returns:
             The path.
 
         Raises:
-            InputError: another ending, a folder that cannot be written to, or no such look.
+            InputError: another ending, a folder that cannot be written to, or no look of the file.
         """
         path = check_destination(path, ENDINGS)
-        options = inspect.signature(self.plot).parameters
-        for name in look.keys() - options:
-            listed = f"expected {', '.join(options)}, got {name!r}"
-            raise InputError(f"{listed}; explanation.plot().savefig(...) takes matplotlib's.")
+        current_look.get().check_file(path)
         kind = path.suffix.lower()
         if kind == ".npz":
             arrays = {f"maps_{sign}": values.numpy() for sign, values in self.maps.items()}
             tensors = {name: getattr(self, name) for name in _TENSORS}
-            arrays |= {
-                name: values.numpy() for name, values in tensors.items() if values is not None
-            }
+            arrays |= {name: v.numpy() for name, v in tensors.items() if v is not None}
             about = {name: getattr(self, name) for name in _FACTS}
             arrays["about"] = np.array(json.dumps(about, default=astuple))
             replace_file(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
         elif kind == ".html":
             # a name may hold half a surrogate pair, which UTF-8 cannot write
-            text = drawing.html_page(self, **look).encode(errors="replace")
+            text = drawing.html_page(self, original).encode(errors="replace")
             replace_file(path, lambda file: file.write(text))
+        elif kind == ".npy":
+            self._crops_or_images()
+            first, *second = self.maps.values()
+            replace_file(path, lambda file: np.save(file, (first - sum(second)).numpy()))
         else:
-            super().save(path, **look)
+            super().save(path, original=original)
         return path
 
     @classmethod
@@ -429,10 +438,10 @@ class Explanation(drawing.Drawable):
         """The page of :meth:`save`, which a notebook shows for words and pairs."""
         if not self.words and self.reference is None:
             return None
-        look = 'title="Explanation" style="width: 100%; height: 40rem; border: 0"'
+        frame = 'title="Explanation" style="width: 100%; height: 40rem; border: 0"'
         # Without the escape a quote in a text would end the attribute. In a frame, its styles and
         # scripts do not meet those of the notebook.
-        return f'<iframe srcdoc="{html.escape(drawing.html_page(self))}" {look}></iframe>'
+        return f'<iframe srcdoc="{html.escape(drawing.html_page(self))}" {frame}></iframe>'
 
     def __repr__(self) -> str:
         return (

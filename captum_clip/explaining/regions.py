@@ -16,10 +16,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .. import maps
-from ..checks import check_destination, check_interval, limit_pixels
+from ..checks import Mode, check_destination, check_interval, limit_pixels
 from ..errors import InputError, UnsupportedModelError, argument, public
 from ..files import MARK, as_pil, make_folder, replace_file, slug
-from ..maps import Box, Mode, Threshold, threshold_level
+from ..maps import Box, Threshold, threshold_level
 from ..models import ClipAdapter
 from ..models.adapter import ImageLike
 from ..models.images import Crop, Size, crop_of, is_preprocessed
@@ -38,6 +38,10 @@ _PADDED_SIDE: Final = 2048
 """Pixels of that side before a photo is padded: a long narrow one would fill the memory."""
 _TO_GRAY: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 _CONTRAST, _GRAY = 0.3, 0.5  # of what the model did not see
+
+
+Scaling = tuple[Mode, float | None]
+"""The interpolation of maps, and the value that becomes 1; None for min-max normalized ones."""
 
 
 class PreprocessedImages(NamedTuple):
@@ -138,7 +142,7 @@ def originals(explanation: Any, original: Any) -> Sequence[ImageLike]:
 
 
 def lay_on_photos(
-    photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], mode: Mode
+    photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], how: Scaling
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
     """Photos (3, H, W), and sign -> maps (K, H, W) of raw maps (B, K, h, w) of their crops.
 
@@ -174,18 +178,18 @@ def lay_on_photos(
         gray[seen] = colors[seen]
         drawn.append(gray)
         of_image = {sign: values[index] for sign, values in raw.items()}
-        for sign, values in normalized(of_image, size, mode, box).items():
+        for sign, values in normalized(of_image, size, how, box).items():
             heatmap[sign].append(values)
     return drawn, heatmap
 
 
 def normalized(
-    raw: Mapping[str, Tensor], size: Size, mode: Mode, box: Box, visible: Box | None = None
+    raw: Mapping[str, Tensor], size: Size, how: Scaling, box: Box, visible: Box | None = None
 ) -> dict[str, Tensor]:
     """Raw maps (..., h, w) of a box of an image -> (..., H, W) in [0, 1], zero elsewhere.
 
     Each map is min-max normalized over the pixels that lie in the box, and in `visible`
-    where there is one; its signs share one scale.
+    where there is one; its signs share one scale. With a `top` that value is 1, and zero is 0.
     """
     # an explanation of the text side has no maps, and torch.cat needs one
     if not raw:
@@ -193,10 +197,12 @@ def normalized(
     # what the model did not see would be the minimum of every map
     rows, columns = maps.inside(box if visible is None else visible, size)
     # bicubic overshoots: below zero there would be evidence of the other sign
+    mode, top = how
     clamp = mode == "bicubic"
     large = [maps.uncrop(each, box, size, mode=mode, clamp=clamp) for each in raw.values()]
     # side by side, so that the signs are stretched as one map
-    joined = maps.normalize(torch.cat([values[..., rows, columns] for values in large], dim=-1))
+    joined = torch.cat([values[..., rows, columns] for values in large], dim=-1)
+    joined = maps.normalize(joined) if top is None else (joined / top).clamp(max=1)
     heatmap = [torch.zeros_like(values) for values in large]
     for whole, inner in zip(heatmap, joined.chunk(len(heatmap), dim=-1), strict=True):
         whole[..., rows, columns] = inner

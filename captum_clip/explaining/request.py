@@ -15,7 +15,7 @@ from ..errors import InputError, TargetError, argument
 Side = Literal["image", "text", "both", "pairs"]
 Sign = Literal["positive", "negative", "both"]
 SIGNS: Final = ("positive", "negative")
-ENDINGS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".npz", ".html")
+ENDINGS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".npz", ".npy", ".html")
 """Endings of the files that an explanation is saved as: figures, everything, a page."""
 LOADING: Final = ("processor", "tokenizer", "device", "image_size")
 TARGET: Final = "Target"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import maps
-from ..checks import as_list, expect
+from ..checks import as_list, current_look, expect
 from ..errors import InputError
 from ..files import as_numbers
 from .colors import Array, score_note
@@ -53,13 +53,14 @@ def as_heatmaps(heatmaps: Batch, images: Sequence[Array], count: int | None = No
 
 
 def enlarged(array: Array, size: Sequence[int]) -> Array:
-    """Maps (..., h, w) -> (..., H, W), smoothly and within the range of each."""
+    """Maps (..., h, w) -> (..., H, W), within the range of each; by default smoothly."""
     height, width = size[:2]
     if array.shape[-2:] == (height, width):
         return array
     raw = torch.from_numpy(array)
     # bicubic overshoots at edges; each map keeps the range that its legend names
-    return np.asarray(maps.upsample(raw, (height, width), mode="bicubic", clamp=True))
+    mode = current_look.get().interpolation
+    return np.asarray(maps.upsample(raw, (height, width), mode=mode, clamp=True))
 
 
 def _check_aspect(grid: Sequence[int], size: Sequence[int]) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from .. import maps
-from ..checks import check_interval, check_nonempty, expect
+from ..checks import check_nonempty, current_look, draws, expect
 from ..errors import InputError, public
 from .arrays import (
     ArrayLike,
@@ -29,25 +29,22 @@ from .arrays import (
 )
 from .colors import (
     ALPHA,
-    FONT,
-    HEAT,
     NEGATIVE,
-    NOTE,
     NOTE_COLOR,
-    NOTE_SIZE,
     POSITIVE,
-    TEXT,
     TEXT_COLOR,
     Array,
-    blend,
-    blend_signed,
-    colormap,
+    lettering,
+    magnified,
     ramp,
     score_note,
     short_number,
+    sign_colors,
+    signed_layers,
+    small_print,
     soften,
 )
-from .grid import Legend, Panel, Row, fit, folded, grid, page, wrap
+from .grid import Legend, Panel, Row, at_resolution, fit, folded, grid, page, paint, wrap
 
 Curve = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 """Fractions, mean, lower and upper end, each (F,)."""
@@ -76,10 +73,9 @@ _PICTURE: Final = 1.6  # side of the image next to a text, in inches
 _SENTENCE: Final = 4.4  # width of a text, in inches
 _LINE: Final = 0.42  # between lines of words, in inches
 _MARGIN: Final = 0.1
-_ROW: Final = _PICTURE + 0.45
 _LEAST: Final = 0.005  # of the largest value, to be written
-_WORD: Final = {**TEXT, "fontsize": 10}
-_VALUE: Final = {**NOTE, "fontsize": 6}
+_WORD: Final = 10.0  # points
+_VALUE: Final = 6.0
 REST: Final = "rest, of no position"
 """The label of a score less the maps of all heads."""
 _DIGITS: Final = 3  # of a cosine, as score_note writes it
@@ -133,21 +129,21 @@ def curves(
     width = len(panels) * (_PANEL[0] + 0.4) + _LABEL
 
     figure = page(_DPI)
-    wrap(figure.suptitle(title, x=0.01, ha="left", **TEXT), width)
-    wrap(figure.supxlabel(caption, x=0.01, ha="left", **NOTE), width)
+    wrap(figure.suptitle(title, x=0.01, ha="left", **lettering()), width)
+    wrap(figure.supxlabel(caption, x=0.01, ha="left", **small_print()), width)
     plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, panel, head in zip(plots, panels, headers or [""] * len(panels), strict=True):
         _draw_curves(axes, panel, pens)
-        wrap(axes.set_title(head, loc="left", **TEXT), _PANEL[0])
-        axes.set_xlabel(xlabel, **TEXT)
-    plots[0].set_ylabel(ylabel, **TEXT)
+        wrap(axes.set_title(head, loc="left", **lettering()), _PANEL[0])
+        axes.set_xlabel(xlabel, **lettering())
+    plots[0].set_ylabel(ylabel, **lettering())
     legend = plots[-1].legend(
         handles=[Line2D([], [], label=label, **pen) for label, pen in pens.items()],
         loc="upper left",
         bbox_to_anchor=(1.05, 1),
         borderaxespad=0,
         frameon=False,
-        prop={"family": FONT, "size": NOTE_SIZE},
+        prop={"size": small_print()["fontsize"]},
         labelcolor=TEXT_COLOR,
         handlelength=4,
         labelspacing=0.8,
@@ -183,8 +179,8 @@ def _draw_curves(axes: Axes, panel: Series, pens: Mapping[str, Mapping[str, Any]
     axes.set_axisbelow(True)
     axes.margins(x=0)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    look: Any = {"labelfontfamily": FONT, "labelcolor": TEXT_COLOR, "color": NOTE_COLOR}
-    axes.tick_params(labelsize=NOTE_SIZE, **look)
+    look: Any = {"labelcolor": TEXT_COLOR, "color": NOTE_COLOR}
+    axes.tick_params(labelsize=small_print()["fontsize"], **look)
     opacity = float(np.clip(1 / len(pens), *_BAND))
     for label, (fractions, mean, low, high) in panel.items():
         pen = pens[label]
@@ -194,6 +190,7 @@ def _draw_curves(axes: Axes, panel: Series, pens: Mapping[str, Mapping[str, Any]
 
 
 @public("matches")
+@draws
 def matches(
     images: Batch,
     references: Batch,
@@ -201,6 +198,7 @@ def matches(
     *,
     scores: ArrayLike | None = None,
     caption: str = "",
+    **_: Any,
 ) -> Figure:
     """The four strongest matches of two images: one row a pair, each in one color on both.
 
@@ -275,15 +273,15 @@ def _painted(image: Array, regions: list[Array]) -> Array:
 
 
 @public("sentences")
+@draws
 def sentences(
     images: Batch,
     texts: Sequence[Sequence[tuple[str, float]]],
     *,
     scores: ArrayLike | None = None,
     heatmap: Batch | None = None,
-    alpha: float = ALPHA,
-    cmap: str | Colormap = HEAT,
     caption: str = "",
+    **_: Any,
 ) -> Figure:
     """One row per text: the image, or its map, and next to it the words in their colors.
 
@@ -306,30 +304,35 @@ def sentences(
     expect(fits, "one image and texts with words", (len(pictures), texts))
     if not np.isfinite([value for words in texts for _, value in words]).all():
         raise InputError("the values of words hold NaN or infinity.")
-    check_interval("alpha", alpha, "[0, 1]")
     [cosines] = as_cosines(scores, (1, len(texts)))
-    rows, colors = pictures * len(texts), colormap(cmap)
+    rows, [colors] = [Panel(pictures[0])] * len(texts), sign_colors("positive")
     if heatmap is not None:
         [maps] = as_heatmaps(heatmap, pictures, len(texts))
-        rows = [blend(pictures[0], values, colors, alpha) for values in maps]
-    figure = page(_WORDS_DPI)
-    width = _PICTURE + _SENTENCE + 3 * _MARGIN
-    below = figure.text(0, 0, caption, va="bottom", ha="left", **NOTE)
+        rows = [Panel(pictures[0], layers=[(values, colors)]) for values in maps]
+    figure, chosen, scale = page(_WORDS_DPI), current_look.get(), magnified()
+    width = chosen.inches or _PICTURE + _SENTENCE + 3 * _MARGIN
+    sentence = width - _PICTURE - 3 * _MARGIN
+    expect(sentence > _PICTURE, f"a width above {2 * _PICTURE + 3 * _MARGIN:.1f} inches", width)
+    if not chosen.titles:
+        caption, cosines = "", [""] * len(texts)
+    below = figure.text(0, 0, caption, va="bottom", ha="left", **small_print())
     wrap(below, width - 2 * _MARGIN)
-    height = len(texts) * _ROW + 0.3 + 0.12 * below.get_text().count("\n")
+    row = _PICTURE + 0.45 * scale
+    height = len(texts) * row + 0.3 + 0.12 * scale * below.get_text().count("\n")
     figure.set_size_inches(width, height)
     below.set_position((_MARGIN / width, 0.08 / height))
     for index, (picture, cosine, words) in enumerate(zip(rows, cosines, texts, strict=True)):
-        bottom = height - index * _ROW - _MARGIN - _PICTURE
+        bottom = height - index * row - _MARGIN - _PICTURE
         left, right = (
             figure.add_axes((x / width, bottom / height, wide / width, _PICTURE / height))
-            for x, wide in ((_MARGIN, _PICTURE), (_PICTURE + 2 * _MARGIN, _SENTENCE))
+            for x, wide in ((_MARGIN, _PICTURE), (_PICTURE + 2 * _MARGIN, sentence))
         )
-        left.imshow(picture)
-        left.set_axis_off()
-        left.text(0.5, -0.03, cosine, va="top", ha="center", transform=left.transAxes, **NOTE)
-        _draw_words(right, words)
-    return figure
+        paint(left, picture)
+        left.text(
+            0.5, -0.03, cosine, va="top", ha="center", transform=left.transAxes, **small_print()
+        )
+        _draw_words(right, words, sentence, scale)
+    return at_resolution(figure)
 
 
 def colored_words(words: Sequence[tuple[str, float]]) -> list[tuple[tuple[float, ...], str]]:
@@ -345,21 +348,23 @@ def colored_words(words: Sequence[tuple[str, float]]) -> list[tuple[tuple[float,
     return looks
 
 
-def _draw_words(axes: Axes, words: Sequence[tuple[str, float]]) -> None:
+def _draw_words(
+    axes: Axes, words: Sequence[tuple[str, float]], sentence: float, scale: float
+) -> None:
     """The words from left to right, in as many lines as they need, in inches from the top left."""
-    axes.set(xlim=(0, _SENTENCE), ylim=(_PICTURE, 0))
+    axes.set(xlim=(0, sentence), ylim=(_PICTURE, 0))
     axes.set_axis_off()
-    x, y = 0.0, 0.25
+    x, y = 0.0, 0.25 * scale
     for (word, _), (color, number) in zip(words, colored_words(words), strict=True):
         box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": color}
-        drawn = axes.text(0, 0, word, va="center", ha="center", bbox=box, **_WORD)
-        note = axes.text(0, 0, number, va="top", ha="center", **_VALUE)
+        drawn = axes.text(0, 0, word, va="center", ha="center", bbox=box, **lettering(_WORD))
+        note = axes.text(0, 0, number, va="top", ha="center", **small_print(_VALUE))
         # extents are in pixels of the page, whose resolution is therefore settled before
         width = max(text.get_window_extent().width for text in (drawn, note)) / _WORDS_DPI + 0.13
-        if x > 0 and x + width > _SENTENCE:
-            x, y = 0.0, y + _LINE
+        if x > 0 and x + width > sentence:
+            x, y = 0.0, y + _LINE * scale
         drawn.set_position((x + width / 2, y))
-        note.set_position((x + width / 2, y + 0.14))
+        note.set_position((x + width / 2, y + 0.14 * scale))
         x += width
 
 
@@ -371,25 +376,29 @@ def strip(
     *,
     notes: Sequence[str],
     shared: bool = False,
+    top: float | None = None,
 ) -> list[Row]:
     """Draw raw maps (L, h, w) over one image (H, W, 3), such as those of heads, behind a lead.
 
     They are orange above zero and blue below, on a scale that ends at the largest absolute value,
-    of each map or shared by all.
+    of each map or shared by all; or at a `top` or that of the look.
     """
     large = enlarged(raw.float().cpu().numpy(), image.shape[:2])
     largest = np.abs(large).max(axis=None if shared else (-2, -1), keepdims=True)
+    if top := top or current_look.get().top:
+        largest[:] = top
     # a map of zeros stays one
-    signed = large / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
-    drawn = [blend_signed(image, values) for values in signed]
-    return folded([Panel(*panel) for panel in zip(drawn, titles, notes, strict=True)], lead)
+    signed = (large / np.where(largest > 0, largest, 1)).clip(-1, 1)  # (L, H, W)
+    cells = zip(titles, notes, map(signed_layers, signed), strict=True)
+    return folded([Panel(image, title, note, "", layers) for title, note, layers in cells], lead)
 
 
-def strip_legends(cmap: str | Colormap | None, above: str, below: str) -> list[Legend]:
-    """The legends of signed maps, or of one color map."""
-    if cmap is None:
-        return [Legend(ramp(POSITIVE), above), Legend(ramp(NEGATIVE), below)]
-    return [Legend(ramp(colormap(cmap)), "low to high")]
+def strip_legends(above: str, below: str) -> list[Legend]:
+    """The legends of signed maps."""
+    return [
+        Legend(ramp(c), m)
+        for c, m in zip(sign_colors("positive", "negative"), (above, below), strict=True)
+    ]
 
 
 def sum_notes(contributions: npt.NDArray[Any], rest: float) -> tuple[str, list[str]]:

@@ -1,30 +1,24 @@
 """Colors and type sizes of figures, and maps laid over images in these colors."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParams
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 
-from ..checks import show
+from ..checks import Look, current_look, show
 from ..errors import InputError
 
 Array = npt.NDArray[np.float32]
+Layer = tuple[Array, Colormap]
+"""A map (H, W) in [0, 1] and its colors."""
 
-FONT: Final = "DejaVu Sans"  # comes with matplotlib
-TEXT_SIZE: Final = 8.0  # points
+TEXT_SIZE: Final = 8.0  # points, with matplotlib's own size of 10
 NOTE_SIZE: Final = 7.0
 TEXT_COLOR: Final = "#222222"
 NOTE_COLOR: Final = "#6b6b6b"
-# Names of targets may hold dollar signs, which are no formulas.
-TEXT: Final[dict[str, Any]] = {
-    "fontsize": TEXT_SIZE,
-    "family": FONT,
-    "color": TEXT_COLOR,
-    "parse_math": False,
-}
-NOTE: Final = {**TEXT, "fontsize": NOTE_SIZE, "color": NOTE_COLOR}
 
 # lightness rises evenly with the value, also in gray print and for the color-blind
 HEAT: Final = "inferno"
@@ -36,10 +30,48 @@ NEGATIVE: Final = LinearSegmentedColormap.from_list(
     "captum_clip.negative", ["#b5d8f0", "#2f86c5", "#00407c"]
 )
 """Light to dark blue."""
-ALPHA: Final = 0.9
+ALPHA: Final = Look.alpha
 RISE: Final = 0.8  # opacity is the map's value to this power, so that low values can be seen
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _COLOR, _LIGHT = 0.4, 0.2  # what stays of the colors, what is added of white
+
+
+def magnified() -> float:
+    """How much larger than usual texts are."""
+    return (current_look.get().font_size or 0.8 * rcParams["font.size"]) / TEXT_SIZE
+
+
+def lettering(size: float = TEXT_SIZE, color: str = TEXT_COLOR) -> dict[str, Any]:
+    """How a text of usually so many points is written, in matplotlib's font."""
+    usual = rcParams["text.color"]  # white in a style for dark slides
+    # names of targets may hold dollar signs, which are no formulas
+    return {
+        "fontsize": size * magnified(),
+        "color": color if usual == "black" else usual,
+        "parse_math": False,
+    }
+
+
+def small_print(size: float = NOTE_SIZE) -> dict[str, Any]:
+    """How a score or a caption is written."""
+    return lettering(size, NOTE_COLOR)
+
+
+def sign_colors(*signs: str) -> list[Colormap]:
+    """The color map of each sign that is drawn: the look's, both halves of it for two, or ours."""
+    cmap = current_look.get().cmap
+    if len(signs) == 1:
+        usual = HEAT if signs[0] == "positive" else NEGATIVE
+        return [colormap(usual if cmap is None else cmap)]
+    if cmap is None:
+        return [POSITIVE, NEGATIVE]
+    return [ListedColormap(colormap(cmap)(np.linspace(0.5, end, 256))) for end in (1, 0)]
+
+
+def signed_layers(signed: Array) -> list[Layer]:
+    """A map (H, W) in [-1, 1] as two, one for each sign, in colors that tell them apart."""
+    halves = (signed.clip(0), (-signed).clip(0))
+    return list(zip(halves, sign_colors("positive", "negative"), strict=True))
 
 
 def colormap(cmap: str | Colormap) -> Colormap:
@@ -61,27 +93,37 @@ def soften(image: Array) -> Array:
     return np.asarray(_LIGHT + (1 - _LIGHT) * pale, dtype=np.float32)
 
 
-def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float = ALPHA) -> Array:
+def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float | None = None) -> Array:
     """Lay a map (H, W) over a softened image (H, W, 3), both in [0, 1].
 
-    The map is `alpha` opaque where it is 1, and shows the image where it is 0.
+    The map is `alpha` opaque where it is 1, by default the look's, and shows the image where it
+    is 0.
     """
-    # the image shows where a map is low, so that inferno's black does not hide it
-    opacity = alpha * heatmap[..., None] ** RISE
-    # A color map takes floats for shares and integers for indices. Its own alpha is left out.
-    mixed = (1 - opacity) * soften(image) + opacity * cmap(heatmap)[..., :3]
-    return np.asarray(mixed, dtype=np.float32).clip(0, 1)
+    return cover(soften(image), [(heatmap, cmap)], alpha)
 
 
-def blend_signed(image: Array, signed: Array, alpha: float = ALPHA) -> Array:
+def blend_signed(image: Array, signed: Array, alpha: float | None = None) -> Array:
     """Lay a map (H, W) in [-1, 1] over an image: orange above zero, blue below it."""
-    below = blend(image, (-signed).clip(0), NEGATIVE, alpha)
-    above = blend(image, signed.clip(0), POSITIVE, alpha)
-    # one color a pixel: orange over blue would mix to a gray that means neither
-    return np.where(signed[..., None] < 0, below, above)
+    return cover(soften(image), signed_layers(signed), alpha)
 
 
-def ramp(cmap: Colormap, alpha: float = ALPHA) -> Colormap:
+def cover(base: Array, layers: Sequence[Layer], alpha: float | None = None) -> Array:
+    """Lay maps over a softened image; those of two signs share no pixel, where colors would mix."""
+    for heatmap, cmap in layers:
+        shades = tinted(heatmap, cmap, alpha)
+        base = (1 - shades[..., 3:]) * base + shades[..., 3:] * shades[..., :3]
+    return np.asarray(base, dtype=np.float32).clip(0, 1)
+
+
+def tinted(heatmap: Array, cmap: Colormap, alpha: float | None = None) -> npt.NDArray[Any]:
+    """The colors and opacities (..., 4) of the values of a map."""
+    # the image shows where a map is low, so that inferno's black does not hide it
+    opacity = (current_look.get().alpha if alpha is None else alpha) * heatmap[..., None] ** RISE
+    # A color map takes floats for shares and integers for indices. Its own alpha is left out.
+    return np.concatenate([cmap(heatmap)[..., :3], opacity], -1)
+
+
+def ramp(cmap: Colormap, alpha: float | None = None) -> Colormap:
     """The colors of a map as they look over an image, from 0, a pale image, to 1.
 
     Legends show them, since the darkest colors of a map are never seen in a figure.

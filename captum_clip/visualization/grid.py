@@ -5,6 +5,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain, zip_longest
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
@@ -21,10 +23,10 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 
-from ..checks import check_destination, check_interval, expect
+from ..checks import check_destination, check_interval, current_look, expect
 from ..errors import InputError, argument, public
 from ..files import MARK, replace_file
-from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
+from .colors import Array, Layer, cover, lettering, magnified, small_print, soften, tinted
 
 _ROW_LENGTH = 8  # images in a row, where a longer row is folded
 ROWS: Final = 24  # under each other; more become a contact sheet, about as wide as it is high
@@ -42,6 +44,10 @@ _READABLE = 150  # pixels an inch that letters need at least
 _LIMIT = 2**15  # pixels of a figure's side
 _EDGE: Final = 0.08  # inches around everything, on top of the padding
 _LINE_HEIGHT: Final = 0.2  # more than a line of text is high, in inches
+_PASSES: Final = 4  # until a figure is as wide as it is asked to be
+_NARROWEST: Final = 0.2  # of an image, in inches
+_LEVELS: Final = np.linspace(0, 1, 17)  # of contours, each in the color between two
+_MIDDLES: Final = (_LEVELS[1:] - _LEVELS[1] / 2).astype(np.float32)
 _LETTER: Final = 0.4  # width over type size, of narrow letters
 _JPEG: Final = {"quality": 90, "subsampling": 0, "comment": MARK}  # letters stay crisp
 # without the time of day, the same figure is the same file
@@ -53,6 +59,8 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     ".svg": {"metadata": {"Date": None}},
 }
 FORMATS: Final = tuple(_OPTIONS)
+# words that can be searched, and edited in Illustrator or Inkscape, where the usual are outlines
+_AS_TEXT: Final = {"pdf.fonttype": 42, "svg.fonttype": "none"}
 # characters that no XML may hold, of which a text is free to have some
 _NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
@@ -66,16 +74,26 @@ class Panel:
         title: under it, wrapped to its width.
         note: under the title, in gray; in its place where there is none.
         label: left of it, at the beginning of a row.
+        layers: maps over it, (H, W) in [0, 1], each with its colors.
     """
 
     pixels: Array
     title: str = ""
     note: str = ""
     label: str = ""
+    layers: Sequence[Layer] = ()
+
+    def drawn(self) -> Array:
+        """The image under its maps, (H, W, 3) in [0, 1]."""
+        return cover(soften(self.pixels), self.layers) if self.layers else self.pixels
 
 
 class ShownFigure(Figure):
     """A figure that shows itself where it ends the cell of a notebook, with or without pyplot."""
+
+    def savefig(self, fname: Any, *, transparent: bool | None = None, **options: Any) -> None:
+        """Write it at its resolution, where matplotlib takes the one that it was made with."""
+        super().savefig(fname, transparent=transparent, **{"dpi": self.dpi, **options})
 
     def _ipython_display_(self) -> None:
         # not a PNG, since photos make megabytes of it; this goes before matplotlib's inline backend
@@ -139,6 +157,10 @@ def grid(
         pixels, or where the figure would not fit a screen a whole fraction of them: `dpi` of
         :func:`save_figure` brings them back.
     """
+    chosen = current_look.get()
+    if not chosen.titles:
+        rows = [[panel and Panel(panel.pixels, layers=panel.layers) for panel in r] for r in rows]
+        headers, caption = (), ""
     panels = [panel for row in rows for panel in row if panel is not None]
     if len(panels) > _MOST_PANELS:
         raise InputError(
@@ -154,11 +176,30 @@ def grid(
         headers = beside * [*headers, *[""] * (columns - len(headers))]
         columns *= beside
     width = (_PANEL_SIDE if columns < 6 else _SMALL_SIDE) * math.sqrt(wide / high)
-    height = width * high / wide
+    for _ in range(_PASSES):
+        figure = _lay_out(rows, headers, width)
+        _explain(figure, legends if chosen.colorbar else (), caption, columns * width)
+        fit(figure, (width, width * high / wide), (_GAP / 2, _ROW_GAP / 2))
+        missing = 0.0 if chosen.inches is None else chosen.inches - figure.get_size_inches()[0]
+        if abs(missing) <= 1 / figure.dpi:
+            break
+        # what stands around the images is as wide beside images of any width, but for rounding
+        width += float(missing) / columns
+        expect(width > _NARROWEST, f"a width with room for {columns} images", chosen.width)
+    return at_resolution(figure)
+
+
+def _lay_out(
+    rows: Sequence[Sequence[Panel | None]], headers: Sequence[str], width: float
+) -> Figure:
+    """Images of a width in inches with what is written next to each."""
+    panels = [panel for row in rows for panel in row if panel is not None]
+    high, wide = panels[0].pixels.shape[:2]
+    columns = max(len(headers), *map(len, rows))
+    tall = len(rows) * (width * high / wide + _TEXT_HEIGHT)
+    labels = _LABEL_WIDTH * any(panel.label for panel in panels)
     finest = max(panel.pixels.shape[1] for panel in panels)
-    tall = len(rows) * (height + _TEXT_HEIGHT)
-    body = columns * (width + _GAP) + _LABEL_WIDTH * has_labels, tall
-    figure = page(_dpi(finest / width, *body))
+    figure = page(_dpi(finest / width, columns * (width + _GAP) + labels, tall))
     cells = figure.add_gridspec(len(rows), columns)
     for number, row in enumerate(rows):
         above = headers if not number else ()
@@ -170,8 +211,6 @@ def grid(
             if panel is not None:
                 _draw_panel(axes, panel, width)
             _write_text(axes, header or "", width, (0, 1), (0, 4), va="bottom")
-    _explain(figure, legends, caption, columns * width)
-    fit(figure, (width, height), (_GAP / 2, _ROW_GAP / 2))
     return figure
 
 
@@ -199,59 +238,87 @@ def _dpi(resolution: float, width: float, height: float) -> float:
 
 
 def _draw_panel(axes: Axes, panel: Panel, width: float) -> None:
-    axes.imshow(panel.pixels, aspect="auto")  # its shape is that of the axes
+    paint(axes, panel)
     title = _write_text(axes, panel.title, width, (0, 0), (0, -4), va="top")
-    note = axes.annotate(panel.note, (0, 0), (0, -1), title, "offset points", va="top", **NOTE)
-    wrap(note, width)
+    below = axes.annotate(
+        panel.note, (0, 0), (0, -1), title, "offset points", va="top", **small_print()
+    )
+    wrap(below, width)
     if panel.label:
         _write_text(axes, panel.label, _LABEL_WIDTH, (0, 0.5), (-6, 0), ha="right", va="center")
+
+
+def paint(axes: Axes, panel: Panel) -> None:
+    """Draw an image under its maps, whose shape is that of the axes."""
+    axes.set_axis_off()
+    if not (current_look.get().vector and panel.layers):
+        axes.imshow(panel.drawn(), aspect="auto")
+        return
+    axes.imshow(soften(panel.pixels), aspect="auto")
+    axes.autoscale(False)
+    for heatmap, cmap in panel.layers:
+        colors = tinted(_MIDDLES, cmap)
+        # from edge to edge, where contours would end in the middle of the outermost pixels
+        padded, (high, wide) = np.pad(heatmap, 1, "edge"), heatmap.shape
+        axes.contourf(padded, _LEVELS, colors=colors, antialiased=True, extent=(-1, wide, -1, high))
 
 
 def _write_text(
     axes: Axes, words: str, width: float, at: tuple[float, float], by: tuple[int, int], **align: Any
 ) -> Annotation:
     """A text next to an image, `by` points from `at`, of at most `width` inches."""
-    text = axes.annotate(words, at, by, "axes fraction", "offset points", **align, **TEXT)
+    text = axes.annotate(words, at, by, "axes fraction", "offset points", **align, **lettering())
     wrap(text, width)
     return text
 
 
 def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: float) -> None:
     """Legends below the images, under the caption."""
+    if not (legends or caption):
+        return
     shades = np.linspace(0, 1, _SHADES)
     bars: list[Any] = [tuple(Patch(color=c) for c in legend.cmap(shades)) for legend in legends]
+    style = small_print()
     below = figure.legend(
         bars,
         [legend.label for legend in legends],
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         loc="outside lower left",
         ncols=max(1, len(legends)),
-        labelcolor=NOTE_COLOR,
+        labelcolor=style["color"],
         handlelength=min(9, 3 * width),
         handleheight=0.9,
         alignment="left",
-        prop={"family": FONT, "size": NOTE_SIZE},
+        prop={"size": style["fontsize"]},
         frameon=False,
         borderpad=0,
         borderaxespad=1.3,
         title=caption,
     )
-    below.get_title().set(**NOTE)
+    below.get_title().set(**style)
     wrap(below.get_title(), width)
 
 
 def page(dpi: float) -> Figure:
     """An empty figure that belongs to no window."""
     # pyplot keeps every figure until it is closed, and its state is shared by all threads
-    figure = ShownFigure(dpi=dpi, facecolor="white")
+    color = "none" if current_look.get().transparent else rcParams["figure.facecolor"]
+    figure = ShownFigure(dpi=dpi, facecolor=color)
     FigureCanvasAgg(figure)  # keeps one renderer, where a plain canvas makes one for each text
+    return figure
+
+
+def at_resolution(figure: Figure) -> Figure:
+    """A figure with the look's resolution, after a layout on the pixels of its images."""
+    if (dpi := current_look.get().dpi) is not None:
+        figure.set_dpi(dpi)
     return figure
 
 
 def jpeg(figure: Figure) -> bytes:
     """The file of a figure at its own resolution, in which each image lies on whole pixels."""
     file = io.BytesIO()
-    figure.savefig(file, format="jpeg", dpi="figure", **_OPTIONS[".jpeg"])
+    figure.savefig(file, format="jpeg", dpi=figure.dpi, **_OPTIONS[".jpeg"])
     return file.getvalue()
 
 
@@ -278,7 +345,11 @@ def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> 
     # not by findobj, which would make the ticks of every image
     texts = [text for axes in figure.axes for text in axes.texts] + figure.texts
     texts += [legend.get_title() for legend in figure.legends]
-    room = _LINE_HEIGHT * (4 + max((text.get_text().count("\n") for text in texts), default=0))
+    room = (
+        _LINE_HEIGHT
+        * magnified()
+        * (4 + max((text.get_text().count("\n") for text in texts), default=0))
+    )
     sides = shape * (plot_size + np.array([3, room])) + np.array([0, room])
     layout = ConstrainedLayoutEngine(w_pad=pad[0], h_pad=pad[1], wspace=0, hspace=0)
     # What stands around the plots takes as much room in a figure of any size, so that it is
@@ -322,15 +393,20 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) -
     kind = path.suffix.lower()
     if dpi is not None:
         check_interval("dpi", dpi, "[10, inf)")  # else no letter has a pixel
-        if (side := dpi * max(figure.get_size_inches())) > _LIMIT:
-            raise InputError(
-                f"with {argument('dpi', dpi)} it would be {side:,.0f} pixels wide or high."
-            )
+    if kind in (".jpg", ".jpeg") and figure.patch.get_facecolor()[3] == 0:
+        raise InputError(f"{path.name} cannot be transparent; write .png, .pdf or .svg.")
+    density = dpi or figure.dpi
+    if (side := density * max(figure.get_size_inches())) > _LIMIT:
+        raise InputError(
+            f"with {argument('dpi', density)} it would be {side:,.0f} pixels wide or high."
+        )
 
     def write(file: BinaryIO) -> None:
         drawn: Any = io.StringIO() if kind == ".svg" else file
-        # rcParams may name another dpi, which would blur the images that lie on whole pixels
-        figure.savefig(drawn, format=kind[1:], dpi=dpi or "figure", **_OPTIONS[kind])
+        # rcParams may name others, and another dpi blurs images that lie on whole pixels
+        options: Any = {"dpi": density, "facecolor": "auto", **_OPTIONS[kind]}
+        with rc_context(_AS_TEXT) if kind in (".pdf", ".svg") else nullcontext():
+            figure.savefig(drawn, format=kind[1:], **options)
         if kind == ".svg":
             file.write(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn.getvalue()).encode())
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from ..checks import check_interval, check_nonempty
+from ..checks import check_nonempty, draws
 from ..errors import public
 from .arrays import (
     ArrayLike,
@@ -24,13 +24,14 @@ from .arrays import (
     framed,
     letterbox,
 )
-from .colors import ALPHA, HEAT, NEGATIVE, POSITIVE, Array, blend, colormap, ramp, short_number
+from .colors import Array, ramp, short_number, sign_colors
 from .grid import ROWS, Legend, Panel, Row, folded, grid
 
 _MEAN_SIZE = (224, 224)  # of a mean map
 
 
 @public("overlay")
+@draws
 def overlay(
     images: Batch,
     heatmap: Batch,
@@ -40,9 +41,8 @@ def overlay(
     scores: ArrayLike | None = None,
     notes: Sequence[Sequence[str]] | None = None,
     labels: Sequence[str] = (),
-    alpha: float = ALPHA,
-    cmap: str | Colormap | None = None,
     caption: str = "",
+    **_: Any,
 ) -> Figure:
     """Heatmaps over images: one row per image (or model), one column per target, word or emotion.
 
@@ -59,7 +59,6 @@ def overlay(
         >>> len(figure.axes)  # the image and two maps
         3
     """
-    check_interval("alpha", alpha, "[0, 1]")
     batches = [heatmap] if negative is None else [heatmap, negative]
     pictures, signs = framed_batches(images, batches)
     shape = (len(pictures), len(signs[0][0]))
@@ -68,29 +67,27 @@ def overlay(
     of_images = as_values("notes", notes, shape[0], None)
     lines = [as_values("notes", of_image, shape[1]) for of_image in of_images]
     models = as_values("labels", labels or None, shape[0])
-    usual, meaning = (HEAT, "low to high") if negative is None else (POSITIVE, "supports")
-    looks = [
-        (colormap(usual if cmap is None else cmap), "", meaning),
-        (NEGATIVE, "contradicts: ", "contradicts"),
-    ][: len(signs)]
+    meanings = ["low to high"] if negative is None else ["supports", "contradicts"]
+    cmaps = sign_colors(*("positive", "negative")[: len(signs)])
     rows: list[Row] = []
     for index, image in enumerate(pictures):
         name = f"image {index + 1}" if len(pictures) > ROWS else "image"
         lead = Panel(image, name, label=models[index])
-        for maps, (colors, prefix, _) in zip(signs, looks, strict=True):
+        for maps, colors, prefix in zip(signs, cmaps, ("", "contradicts: "), strict=False):
             written = zip(maps[index], titles, cosines[index], lines[index], strict=True)
             cells = [
-                _drawn(image, values, colors, alpha, f"{prefix}{title}", *notes)
+                _panel(image, values, colors, f"{prefix}{title}", *notes)
                 for values, title, *notes in written
             ]
             rows += folded(cells, lead)
             lead = Panel(image, name)  # with its label once
-    legends = [Legend(ramp(colors, alpha), meaning) for colors, _, meaning in looks]
+    legends = [Legend(ramp(c), meaning) for c, meaning in zip(cmaps, meanings, strict=True)]
     together = len(rows) // len(pictures)
     return grid(rows, legends=legends, caption=caption, together=together)
 
 
 @public("contact_sheet")
+@draws
 def contact_sheet(
     images: Batch,
     columns: Mapping[str, Batch],
@@ -99,8 +96,8 @@ def contact_sheet(
     scores: ArrayLike | None = None,
     references: Sequence[ArrayLike | None] | None = None,
     models: Sequence[str] = (),
-    cmap: str | Colormap = HEAT,
     caption: str = "",
+    **_: Any,
 ) -> Figure:
     """Methods next to each other: one row per image and its target, one column per method.
 
@@ -117,29 +114,30 @@ def contact_sheet(
     """
     check_nonempty("column of maps", columns)
     pictures, maps = framed_batches(images, list(columns.values()), count=1)
-    colors, shape = colormap(cmap), (len(pictures), len(maps))
+    [colors], shape = sign_colors("positive"), (len(pictures), len(maps))
     titles = as_values("names", names, shape[0])
     cosines = as_cosines(scores, shape)
     targets = as_references(references, shape[0])
     rows = []
     for index, image in enumerate(pictures):
         panels = [
-            _drawn(image, column[index][0], colors, ALPHA, heading * bool(models), note)
+            _panel(image, column[index][0], colors, heading * bool(models), note)
             for heading, column, note in zip(columns, maps, cosines[index], strict=True)
         ]
         rows.append([Panel(image, titles[index]), *panels])
-    look: dict[str, Any] = {"legends": [Legend(ramp(colors), "low to high")], "caption": caption}
+    below: dict[str, Any] = {"legends": [Legend(ramp(colors), "low to high")], "caption": caption}
     if not models:
-        return _table(rows, targets, columns, **look)
+        return _table(rows, targets, columns, **below)
     wrapped: list[Row] = []
     for (lead, *panels), target in zip(rows, targets, strict=True):
         ends = [] if target is None else [Panel(framed(target, lead.pixels.shape), "target image")]
         for _, group in groupby(zip(models, panels, strict=True), itemgetter(0)):
             wrapped += folded([*(panel for _, panel in group), *ends], lead)
-    return grid(wrapped, together=len(wrapped) // len(rows), **look)
+    return grid(wrapped, together=len(wrapped) // len(rows), **below)
 
 
 @public("signs")
+@draws
 def signs(
     images: Batch,
     positive: Batch,
@@ -149,9 +147,8 @@ def signs(
     scores: ArrayLike | None = None,
     references: Sequence[ArrayLike | None] | None = None,
     labels: Sequence[str] = (),
-    alpha: float = ALPHA,
-    cmaps: tuple[str | Colormap, str | Colormap] = (POSITIVE, NEGATIVE),
     caption: str = "",
+    **_: Any,
 ) -> Figure:
     """Positive next to negative evidence: one row per image (or model) and target.
 
@@ -159,8 +156,8 @@ def signs(
     map, or divide both by the larger maximum. The peak of the weaker one is under its image.
 
     Arguments are as in :mod:`captum_clip.visualization`; `positive` maps support each target,
-    `negative` ones contradict it. With `labels` the rows of one target stand together. The `cmaps`
-    of both are orange and blue, which people with any kind of color vision can tell apart.
+    `negative` ones contradict it. With `labels` the rows of one target stand together. Orange and
+    blue can be told apart with any kind of color vision; a `cmap` serves both signs.
 
     Example:
         >>> import torch
@@ -168,10 +165,9 @@ def signs(
         >>> up, down = torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)
         >>> figure = visualization.signs(torch.rand(1, 3, 32, 32), up, down, names=["a horse"])
     """
-    check_interval("alpha", alpha, "[0, 1]")
     pictures, (supporting, contradicting) = framed_batches(images, [positive, negative])
     shape = (len(pictures), len(supporting[0]))
-    colors = [colormap(cmap) for cmap in cmaps]
+    colors = sign_colors("positive", "negative")
     titles = as_values("names", names, shape[1])
     cosines = as_cosines(scores, shape)
     targets = as_references(references, shape[1])
@@ -183,7 +179,7 @@ def signs(
     for index, column in cells:
         image, pair = pictures[index], (supporting[index][column], contradicting[index][column])
         panels = [
-            _drawn(image, values, cmap, alpha, "", _peak(values, other))
+            _panel(image, values, cmap, "", _peak(values, other))
             for values, other, cmap in zip(pair, reversed(pair), colors, strict=True)
         ]
         lead = Panel(image, titles[column], cosines[index][column], models[index])
@@ -193,21 +189,22 @@ def signs(
         rows,
         [targets[column] for _, column in cells],
         [f"{meaning} it" for meaning in meanings],
-        legends=[Legend(ramp(c, alpha), m) for c, m in zip(colors, meanings, strict=True)],
+        legends=[Legend(ramp(c), m) for c, m in zip(colors, meanings, strict=True)],
         caption=caption,
         together=1 if labels else shape[1],
     )
 
 
 @public("average")
+@draws
 def average(
     rows: Mapping[str, ArrayLike],
     *,
     names: Sequence[str] | None = None,
     notes: Mapping[str, Sequence[str]] | None = None,
     scale: tuple[float, float] | None = None,
-    cmap: str | Colormap = HEAT,
     caption: str = "",
+    **_: Any,
 ) -> Figure:
     """Mean maps: one row per model or method, one column per target or emotion, all on one scale.
 
@@ -219,7 +216,6 @@ def average(
         names: of the K targets, under the maps; more than eight go on in a second row.
         notes: label -> K short lines, under the names.
         scale: smallest and largest value, where several figures are to be compared.
-        cmap: color map; should be perceptually uniform.
         caption: below the maps.
 
     Example:
@@ -236,7 +232,7 @@ def average(
     for label, maps in rows.items():
         array = as_array(f"maps for {label!r}", maps, (count, "h", "w"))
         means[label], count = enlarged(array, _MEAN_SIZE), len(array)
-    titles, colors = as_values("names", names, len(array)), colormap(cmap)
+    titles, [colors] = as_values("names", names, len(array)), sign_colors("positive")
     values = np.concatenate([maps.ravel() for maps in means.values()])
     low, high = scale or (values.min(), values.max())
     panels: list[Row] = []
@@ -283,13 +279,11 @@ def _table(
     return grid(complete, headers=headers, **look)
 
 
-def _drawn(
-    image: Array, heatmap: Array, cmap: Colormap, alpha: float, title: str, *notes: str
-) -> Panel:
+def _panel(image: Array, heatmap: Array, cmap: Colormap, title: str, *notes: str) -> Panel:
     """A map over its image, with the title and the notes under it."""
     # an empty map is an answer and no failure, so it is named
     note = ", ".join(filter(None, (*notes, "" if heatmap.any() else "empty map")))
-    return Panel(blend(image, heatmap, cmap, alpha), title, note)
+    return Panel(image, title, note, layers=[(heatmap, cmap)])
 
 
 def _peak(heatmap: Array, other: Array) -> str:

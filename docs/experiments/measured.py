@@ -302,6 +302,17 @@ STEPS = (
             ("classes", ("vit",), 1000),
         )
     ),
+    *(
+        Step(
+            name,
+            ("vit",),
+            code("figures.md", "draw_scene", f"{name}.png"),
+            f"{name}.png",
+            None if name == "cutout" else 900,
+            python=True,
+        )
+        for name in ("column", "frames", "slide", "cells", "cutout")
+    ),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
     Step("readme", ("vit",), WITH_PHOTO + README["readme"], "horse.png", 1000, after=("demo",)),
     Step(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from captum_clip import demo
 from captum_clip.attr.registry import methods_for
+from captum_clip.visualization import grid
 from tests.cli.conftest import Run
 
 VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resnet"))
@@ -32,6 +34,20 @@ VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resne
 def test_each_figure_is_drawn(line: str, panels: int, run: Run) -> None:
     assert run(f"figure {line} -o figure.svg") == "figure.svg\n"
     assert Path("figure.svg").read_text().count("<image") == panels
+
+
+@pytest.mark.parametrize("line", ["explain photo.jpg a", "figure compare photo.jpg a"])
+def test_a_figure_has_the_look_of_its_line(
+    line: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its width and its colors; the figure command and explain take the same options."""
+    monkeypatch.setattr(grid, "_FINE", 400)
+    plain = f"{line} --model VIT --method direct --no-titles --no-colorbar --dpi 400 --width 4"
+    run(f"{plain} --colormap gray --interpolation nearest --scale shared --alpha 1 -o a.png")
+    with Image.open("a.png") as image:
+        assert abs(image.width - 1600) <= 1
+    run(f"{plain} --vector --transparent -o a.svg")
+    assert "<text" not in Path("a.svg").read_text()
 
 
 def test_averages_are_drawn_of_studies(run: Run) -> None:

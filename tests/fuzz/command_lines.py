@@ -82,6 +82,8 @@ LISTED: dict[str, tuple[list[str], list[str]]] = {
     "data": (["masks:farm", "demo-objects", "demo"], DATA),
     "tasks": (["localization", "signs"], ["x", ""]),
     "cmap": (["viridis", "mask"], ["x", ""]),
+    "scale": (["shared", "0.1"], ["x", "", "-1", "nan"]),
+    "width": (["5", "400pt"], ["x", "", "0", "5ft"]),
 }
 """Option -> what may rightly follow it, and what may not."""
 WANTED = ("model", "models", "images", "resamples", "draws", "data", "tasks")

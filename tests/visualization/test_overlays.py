@@ -129,7 +129,7 @@ def test_a_figure_looks_as_its_stored_image(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("signs", {"cmaps": (visualization.NEGATIVE, visualization.POSITIVE)}),
+        ("signs", {"cmap": "coolwarm"}),
         ("signs", {"labels": ()}),
         ("words", {"cmap": "viridis"}),
     ],
