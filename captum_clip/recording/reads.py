@@ -115,12 +115,13 @@ class AttentionRead:
         """The heads' outputs (B, H, G, n, d) for other queries (B, H, G, n, d), of G groups.
 
         A query sees what the pooled row saw. It also sees its group's `own` keys and values
-        (B, H, G, m, d) of tokens at some positions (B, m). To its products `seen` is added,
+        (B, H, G, m, d) of tokens at some positions (B, G or 1, m). To its products `seen` is added,
         (B or 1, 1, G, 1, s + m), infinity less for what its group does not see.
         """
         with autocast_disabled(query):
             (_, keys), (factor, bias) = self.shown, self._pooled_bias()
             rows, shape = to_float32(query) * factor, query.shape[:4]
+            bias = None if bias is None else bias[:, :, None].expand(-1, -1, shape[2], -1)
             logits = (rows.flatten(2, 3) @ to_float32(keys).mT).view(*shape, -1)
             count = logits.shape[-1]
             if own is not None:
@@ -129,8 +130,8 @@ class AttentionRead:
                 beside = (rows.transpose(1, 2) @ key.mT).transpose(1, 2)
                 logits = torch.cat([logits, beside], -1)
                 if bias is not None:
-                    bias = torch.cat([bias, bias.take_along_dim(own[2][:, None], 2)], -1)
-            logits = (logits if bias is None else logits + bias[:, :, None, None]) + seen
+                    bias = torch.cat([bias, bias.take_along_dim(own[2][:, None], 3)], -1)
+            logits = (logits if bias is None else logits + bias[:, :, :, None]) + seen
             weights = logits.softmax(-1)
             if self.attention.is_pool:  # a token always sees itself
                 weights = weights.masked_fill(logits.isneginf().all(-1, keepdim=True), 0)

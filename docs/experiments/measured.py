@@ -268,6 +268,7 @@ WITH_PHOTO = "cp ../demo/photo.jpg .\ncaptum-clip explain photo.jpg "
 README = {
     "readme": '"a horse" "a dog" -m demo/vit -o horse.png',
     "html": '"a horse and a dog" --side pairs -m demo/vit -o horse.html',
+    "against": '"a horse" --against "a dog" -m demo/vit -o against.png',
 }
 """Lines of README on the photo that the demo leaves."""
 TAGS = ("shortcut", "shortcut-object", "shortcut-other")
@@ -324,11 +325,10 @@ STEPS = (
         after=("demo",),
     ),
     Step(
-        "removal",
+        "against",
         ("vit",),
-        'cp ../demo/photo.jpg .\ncaptum-clip figure signs photo.jpg "a horse" '
-        "--method direct --method removal -m demo/vit -o signs.png",
-        "signs.png",
+        WITH_PHOTO + README["against"],
+        "against.png",
         1000,
         after=("demo",),
     ),
@@ -548,6 +548,25 @@ STEPS = (
         code("appendix/shortcut.md", "def on_the_tag").rpartition("\n\n")[0] + TAG_PAIRS,
         page="appendix/shortcut.md",
         python=True,
+    ),
+    *(
+        Step(
+            f"rings_{model}",
+            (model,),
+            "mkdir -p out\npython ../../removals.py copies "
+            f"demo/{model} out/ranks.csv --data thirds --scenes {scenes}",
+            page="appendix/right_map.md",
+        )
+        for model, scenes in (("vit", 100), ("siglip", 70))
+    ),
+    *(
+        Step(
+            f"losses_{model}",
+            (model,),
+            f"python ../../removals.py losses demo/{model} --scenes {scenes}",
+            page="right.md",
+        )
+        for model, scenes in (("vit", 150), ("siglip", 80))
     ),
     Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
     Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="appendix/heads.md"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -117,12 +119,13 @@ def test_losses_equal_a_forward_whose_reader_does_not_see_the_region(name: str) 
         embed()
     read = attentions[-1:] if row == "attention" else attentions
     looked = torch.stack([each[:, :, 0, prefix : prefix + count].mean(1) for each in read]).sum(0)
+    seen = looked.masked_fill(masks[0].flatten(), -torch.inf)
     # the blocks of BLIP and FLAVA write their attention out, in which a row cannot be exchanged
     written = name in ("blip", "flava")
     rtol, atol = (1e-6, 1e-7) if name == "aimv2" else (1e-9, 1e-12)  # its norms are in float32
     for readers in [count] if written else [0, 2, count]:
         ids = torch.cat(
-            [torch.zeros(3, row == "cls").long(), looked.topk(readers).indices + prefix], 1
+            [torch.zeros(3, row == "cls").long(), seen.topk(readers).indices + prefix], 1
         )
         wanted = clean - blinded(embed, hidden, ids)
         wanted = wanted @ explained.forward_func.embeddings.T
@@ -247,13 +250,62 @@ def test_a_map_is_made_of_its_windows() -> None:
         torch.testing.assert_close(found.flatten(2), wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "siglip", "open_clip_resnet", "timm_gap"])
-def test_vectors_give_the_map_of_any_text(name: str) -> None:
+def centered(name: str, stride: int) -> Tensor:
+    """Windows (W, h, w) of 3 x 3 cells, written out."""
+    grid = cases.adapter(name).tower.grid(*cases.images(name).shape[-2:])
+    rows, columns = (range(stride // 2, side, stride) for side in grid)
+    masks = torch.zeros(len(rows) * len(columns), *grid, dtype=torch.bool)
+    for mask, (row, column) in zip(masks, product(rows, columns), strict=True):
+        mask[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = True
+    return masks
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
+def test_two_scales_add_what_readers_change_at_the_coarse_windows(name: str) -> None:
+    """The losses of the reader alone at each cell; at every second, what eight patches add."""
     explained, pixels = method(name), cases.images(name, torch.float64)
-    vectors = explained.vectors(pixels, window=3)
-    found = torch.einsum("bhwe,ke->bkhw", vectors, explained.forward_func.embeddings)
-    wanted = explained.attribute_targets(pixels, window=3, share=None)
+    fine, coarse = centered(name, 1), centered(name, 2)
+
+    def mean(losses: Tensor, windows: Tensor) -> Tensor:
+        maps = torch.zeros(*losses.shape[:2], *windows.shape[1:], dtype=losses.dtype)
+        for row, column in product(*map(range, windows.shape[1:])):
+            inside = [n for n, window in enumerate(windows) if window[row, column]]
+            maps[..., row, column] = losses[..., inside].mean(-1)
+        return maps
+
+    of = partial(explained.losses_of, pixels)
+    added = of(coarse, readers=8) - of(coarse)
+    wanted = mean(of(fine), fine) + mean(added, coarse)
+    found = explained.attribute_targets(pixels, window=3, scales=2)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    assert added.abs().max() > 1e-3 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hf_vit", {}),
+        ("siglip", {"scales": 2}),
+        ("open_clip_resnet", {}),
+        ("timm_gap", {}),
+        ("hf_vit", {"scales": 2, "readers": 3}),
+    ],
+)
+def test_vectors_give_the_map_of_any_text(name: str, options: dict[str, Any]) -> None:
+    """With readers a cell takes the whole loss unless another share is named."""
+    explained, pixels = method(name), cases.images(name, torch.float64)
+    vectors = explained.vectors(pixels, window=3, **options)
+    found = torch.einsum("bhwe,ke->bkhw", vectors, explained.forward_func.embeddings)
+    options |= {} if options else {"share": None}
+    wanted = explained.attribute_targets(pixels, window=3, **options)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_windows_of_any_stride_cover_every_cell(stride: int) -> None:
+    explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
+    vectors = explained.vectors(pixels, window=3, stride=stride)
+    assert vectors.abs().sum(-1).all()
 
 
 def test_masks_of_the_images_size_are_the_cells_that_they_cover() -> None:
@@ -273,10 +325,13 @@ def test_masks_of_the_images_size_are_the_cells_that_they_cover() -> None:
     ("options", "message"),
     [
         ({"window": 2}, "odd `window`"),
-        ({"window": 1, "stride": 2}, "`stride` of at most the window's 1"),
+        ({"window": 1, "stride": 2}, "`stride` times `scales` of at most the window's 1"),
         ({"readers": 99}, "`readers` of at most 16"),
         ({"readers": -1}, "readers"),
         ({"share": "words"}, "share"),
+        ({"scales": 3}, "scales"),
+        ({"scales": 2, "readers": 0}, "readers"),
+        ({"scales": 2, "window": 1}, "of at most the window's 1, got 2"),
     ],
 )
 def test_options_that_say_nothing_are_refused(options: dict[str, Any], message: str) -> None:
@@ -289,8 +344,9 @@ def test_masks_of_another_shape_are_refused() -> None:
     for masks in (torch.zeros(4, 4).bool(), torch.zeros(1, 4, 4), torch.zeros(2, 1, 4, 4).bool()):
         with pytest.raises(InputError, match="masks"):
             explained.losses_of(pixels, masks)
-    with pytest.raises(InputError, match="has neither"):
-        method("timm_gap").attribute_targets(cases.images("timm_gap", torch.float64), readers=1)
+    for name, option in (("timm_gap", "readers"), ("open_clip_resnet", "scales")):
+        with pytest.raises(InputError, match="has neither"):
+            method(name).attribute_targets(cases.images(name, torch.float64), **{option: 2})
 
 
 def test_a_token_whose_keys_depend_on_its_place_runs_at_its_place() -> None:
