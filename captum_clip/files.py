@@ -229,7 +229,7 @@ def make_folder(folder: str | Path) -> Path:
     return folder
 
 
-def as_pil(images: Any, large: int | None = None) -> list[Image.Image]:
+def as_pil(images: Any, large: int | None = None, *, keep_mode: bool = False) -> list[Image.Image]:
     """One or several images -> RGB images, the right way up.
 
     Args:
@@ -238,6 +238,7 @@ def as_pil(images: Any, large: int | None = None) -> list[Image.Image]:
             (gray, alpha), 3 or 4 (with alpha). What is transparent becomes white.
         large: files of more pixels come at a half, a quarter, ... of their width and height, which
             takes less memory than all of their pixels: a JPEG is not even unpacked at its size.
+        keep_mode: keep modes of eight bits, for a processor that makes RGB of them itself.
 
     Raises:
         InputError: an image cannot be read or has no sensible shape or type.
@@ -247,14 +248,14 @@ def as_pil(images: Any, large: int | None = None) -> list[Image.Image]:
         converted = [
             picture
             for image in (images if several else [images])
-            for picture in _as_pil(image, large)
+            for picture in _as_pil(image, large, keep_mode)
         ]
     if not converted:
         raise InputError("got no image at all.")
     return converted
 
 
-def _as_pil(image: Any, large: int | None) -> list[Image.Image]:
+def _as_pil(image: Any, large: int | None, keep_mode: bool) -> list[Image.Image]:
     """The image of a path or a PIL image, or those of an array."""
     import numpy as np
 
@@ -262,15 +263,16 @@ def _as_pil(image: Any, large: int | None) -> list[Image.Image]:
         with expecting("a tensor of uint8", image):
             image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
-        return _arrays_to_pil(image)
+        arrays = (Image.fromarray(array) for array in _eight_bit_arrays(image))
+        return [_upright(array, "the array or tensor", None, keep_mode) for array in arrays]
     if isinstance(image, (str, Path)):
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(image)):
             raise InputError(f"{image} is a URL; download the image, then pass its file.")
-        return [decode_file(read_file(Path(image)), str(image), large)]
+        return [decode_file(read_file(Path(image)), str(image), large, keep_mode)]
     is_image = isinstance(image, Image.Image)
     expect(is_image, "a path, a PIL image, an array or a uint8 tensor, or several", image)
     with pillow_errors("the PIL image"):
-        return [_to_rgb(image, "the PIL image")]
+        return [_upright(image, "the PIL image", None, keep_mode)]
 
 
 def read_file(path: Path, name: str = "") -> bytes:
@@ -283,13 +285,15 @@ def read_file(path: Path, name: str = "") -> bytes:
         return path.read_bytes()
 
 
-def decode_file(content: bytes, name: str, large: int | None = None) -> Image.Image:
-    """The RGB image in the content of a file, the right way up; `large` as in :func:`as_pil`.
+def decode_file(
+    content: bytes, name: str, large: int | None = None, keep_mode: bool = False
+) -> Image.Image:
+    """The image in the content of a file, as :func:`as_pil` makes it.
 
     Safe to call from several threads, best inside of :func:`quiet`.
     """
     with _opened_image(io.BytesIO(content), name) as image:
-        return _to_rgb(image, excerpt(name, 300), large)
+        return _upright(image, excerpt(name, 300), large, keep_mode)
 
 
 @contextmanager
@@ -374,8 +378,8 @@ def pillow_errors(source: str) -> Iterator[None]:
         raise InputError(sentence.format(source, **limit, reason=reason, heic=heic)) from error
 
 
-def _to_rgb(image: Image.Image, source: str, large: int | None = None) -> Image.Image:
-    """The right way up, RGB, on white where transparent; `large` as in :func:`as_pil`."""
+def _upright(image: Image.Image, source: str, large: int | None, keep_mode: bool) -> Image.Image:
+    """A new image as :func:`as_pil` makes it."""
     check_size(*image.size, source, math.inf)  # a file's pixels are checked where it is opened
     width, height, scale = *image.size, 1
     while large is not None and width * height > large * scale**2:
@@ -385,18 +389,21 @@ def _to_rgb(image: Image.Image, source: str, large: int | None = None) -> Image.
         scale = max(1, scale * image.width // width)
     image.load()
     if scale == 1:
-        return _rgb_colors(ImageOps.exif_transpose(image))
+        upright = _eight_bits(ImageOps.exif_transpose(image))
+        return upright if keep_mode else opaque(upright)
     # as strips, since the image in other modes would take as much memory again, or more
-    reduced = Image.new("RGB", (-(-image.width // scale), -(-image.height // scale)))
+    mode = "RGBA" if keep_mode and image.has_transparency_data else "RGB"
+    reduced = Image.new(mode, (-(-image.width // scale), -(-image.height // scale)))
     for top in range(0, image.height, _STRIP):
         strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
-        reduced.paste(_rgb_colors(strip).reduce(scale), (0, top // scale))
-    reduced.info = image.info  # which way is up
+        colors = strip.convert(mode) if mode == "RGBA" else opaque(_eight_bits(strip))
+        reduced.paste(colors.reduce(scale), (0, top // scale))
+    reduced.info = {k: v for k, v in image.info.items() if k != "transparency"}  # which way is up
     return ImageOps.exif_transpose(reduced)
 
 
-def _rgb_colors(image: Image.Image) -> Image.Image:
-    """An image of any mode -> RGB, a new one."""
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image in a mode of eight bits that processors know, whether it has color or not."""
     import numpy as np
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -406,10 +413,28 @@ def _rgb_colors(image: Image.Image) -> Image.Image:
                 "the image holds floating-point values, or integers outside 0 ... 65535, "
                 "of unknown range; scale it to uint8, or pass a preprocessed tensor."
             )
-        return Image.fromarray(_to_eight_bits(values.astype(np.uint16))).convert("RGB")
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        return Image.fromarray(_to_eight_bits(values.astype(np.uint16)))
+    # transformers takes colors times alpha for colors
+    return image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether an image has a pixel that is not opaque."""
+    alphas = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    return alphas is not None and any(alphas.histogram()[:255])
+
+
+def opaque(image: Image.Image, *, drop: bool = False) -> Image.Image:
+    """An image of any mode -> RGB, a new one, on white where transparent.
+
+    With `drop` transparent colors are as OpenCLIP leaves them, which resizes them times alpha.
+    """
+    if drop:
+        if image.mode in ("RGBA", "LA"):
+            image = image.convert(image.mode[:-1] + "a").convert(image.mode)
+        image = image.copy()
+        image.info.pop("transparency", None)  # of which Pillow would warn
+    elif image.has_transparency_data:
         colors = image.convert("RGBA")
         white = Image.new("RGBA", colors.size, "white")
         return Image.alpha_composite(white, colors).convert("RGB")
@@ -438,11 +463,17 @@ def as_numbers(
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     import numpy as np
 
+    if 0 < values.max() < 2**14:
+        warnings.warn(
+            "a 16-bit image uses less than a quarter of its range, as 12-bit data do, and comes "
+            "out dark; stretch it first, as in (image * (255 / image.max())).astype('uint8').",
+            stacklevel=2,
+        )
     return np.round(values / 257).astype(np.uint8)  # 65535 / 255
 
 
-def _arrays_to_pil(array: np.ndarray) -> list[Image.Image]:
-    """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> RGB images."""
+def _eight_bit_arrays(array: np.ndarray) -> list[np.ndarray]:
+    """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> (H, W) or (H, W, C) each."""
     import numpy as np
 
     values = array
@@ -466,5 +497,4 @@ def _arrays_to_pil(array: np.ndarray) -> list[Image.Image]:
     sensible = values.ndim == 4 and values.shape[3] in _CHANNELS and 0 not in values.shape[1:]
     shapes = "(H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two"
     expect(sensible, shapes, array)
-    images = (image[..., 0] if image.shape[-1] == 1 else image for image in values)
-    return [_to_rgb(Image.fromarray(image), "the array or tensor") for image in images]
+    return [image[..., 0] if image.shape[-1] == 1 else image for image in values]

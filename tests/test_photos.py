@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from open_clip.transform import image_transform
 from PIL import Image
 from torchvision import transforms
+from transformers import CLIPImageProcessor
 
-from captum_clip import explain, maps
+from captum_clip import explain, load_clip, maps
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.explaining.regions import lay_on_photos, normalized, preprocess
@@ -163,6 +165,30 @@ def test_a_photo_on_its_side_is_drawn_upright(vit: ClipAdapter, tmp_path: Path) 
     drawn = [pixels_of(each.plot(original=True)) for each in (found, straight)]
     for one, other in zip(*drawn, strict=True):
         np.testing.assert_allclose(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*drops transparency")
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_photo_is_drawn_with_the_colors_that_its_model_saw(
+    vit: ClipAdapter, whole: bool, tmp_path: Path
+) -> None:
+    """Where the preprocessing drops transparency, as OpenCLIP's does, black for nothing."""
+    path, photo = tmp_path / "photo.png", Image.new("RGBA", (64, 64), (200, 30, 40, 0))
+    photo.paste((200, 30, 40, 128), (0, 0, 32, 64))
+    photo.save(path)
+    white = CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 40, "width": 40})
+    looks = {
+        white: [(227, 142, 147), (255, 255, 255)],
+        image_transform(40, is_train=False): [(200, 30, 40), (0, 0, 0)],
+    }
+    for processor, colors in looks.items():
+        clip = load_clip(vit.model, processor=processor)
+        seen = preprocess(clip, path, whole=whole)
+        drawn, _ = lay_on_photos(seen.photos, seen.crops, {}, "nearest")
+        for image in (drawn[0], clip.denormalize(seen.pixels)[0]):
+            for half, color in zip(image.chunk(2, dim=-1), colors, strict=True):
+                middle = (255 * half[:, 20, half.shape[-1] // 2]).tolist()
+                assert middle == pytest.approx(color, abs=1.01)
 
 
 def test_a_photo_is_drawn_that_only_a_higher_limit_let_in(

@@ -91,8 +91,7 @@ def move(kernel: KernelManager, folder: Path) -> None:
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """What a kernel is started with: this package first, and caches that are thrown away."""
-    own = [str(ROOT), str(ROOT / "docs" / "experiments")]
-    path = [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         "PYTHONPATH": os.pathsep.join(path),
         "CAPTUM_CLIP_CACHE": str(folder / "cache"),

@@ -97,7 +97,7 @@ class Models:
         """An uploaded image, a large one at a half, a quarter, ... of its width and height."""
         image: Any
         with limit_pixels(self.max_pixels), spelled(lambda *_: "--max-pixels of the command"):
-            [image] = as_pil(file, _REDUCED_FROM)
+            [image] = as_pil(file, _REDUCED_FROM, keep_mode=True)
         image.filename = Path(file).name  # as Pillow notes it
         return image
 

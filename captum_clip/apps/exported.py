@@ -186,7 +186,10 @@ class ExportedClip:
 
     @public("preprocess")
     def preprocess(self, images: Any) -> Array:
-        """Files, PIL images or arrays of uint8, as `explain` takes them -> pixels (B, 3, H, W)."""
+        """Files, PIL images or arrays of uint8, as `explain` takes them -> pixels (B, 3, H, W).
+
+        What is transparent becomes white, whatever the model's own preprocessing makes of it.
+        """
         how, pixels = self.about.preprocessing, []
         (height, width), short = how.size, how.resize
         for image in as_pil(images):

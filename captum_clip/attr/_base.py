@@ -62,6 +62,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         signed: evidence against the target is negative in its maps. Where it is False, the map of
             ``-target`` is the negative map.
         needs_target: its maps depend on the target.
+        reads_projection: its maps depend on what a model has after its vision tower.
         additive: its maps and a rest add up to the score, and both methods take ``return_rest``.
         differentiable: its maps can lie in the model's graph, and both methods take
             ``create_graph``.
@@ -74,6 +75,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     towers: ClassVar[tuple[Kind, ...]]
     signed: ClassVar[bool] = False
     needs_target: ClassVar[bool] = True
+    reads_projection: ClassVar[bool] = False
     costly: ClassVar[bool] = False
     additive: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
@@ -103,11 +105,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         Args:
             forward_func: a :class:`captum_clip.ClipSimilarity`, a
                 :class:`captum_clip.TextSimilarity`, whose maps are (B, K, T), or a callable
-                images -> (B,) or (B, K) that runs the tower exactly once. Its images must not mix:
-                where the score of one depends on others of the batch, the gradient that a map is
-                made of is that of the sum of all images' scores.
-            layer: with a callable of your own, the model; for some methods its vision tower alone
-                gives another map (:class:`captum_clip.DirectContribution`).
+                images -> (B,) or (B, K) that runs the tower exactly once. Its images must not mix,
+                since a map is made of the gradient of the sum of all images' scores.
+            layer: with a callable of your own, the model; its tower alone may give another map.
         """
         name = type(self).__name__
         with naming(name):
@@ -128,6 +128,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 f"{name} needs a {needed}, and this is a {KINDS[tower.kind]}; take a method that "
                 "fits it, such as direct (DirectContribution)."
             )
+        if self.reads_projection and (unknown := tower.unknown_projection):
+            warnings.warn(f"{name}: {unknown}", stacklevel=2)
         # Captum's hooks and its users expect a module as the layer
         module = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, module)

@@ -402,7 +402,7 @@ class ConservativePropagation(ClipAttribution):
 
     name = "conservative"
     towers = ("vit", "text")
-    signed = additive = differentiable = True
+    signed = additive = differentiable = reads_projection = True
     _laws = ()  # its gradient goes through whatever is linear
     _tower: TransformerTower
 

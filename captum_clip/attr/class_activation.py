@@ -213,6 +213,7 @@ class LeGrad(ViTAttribution):
     """
 
     name = "legrad"
+    reads_projection = True
     _laws = ("blocks", "embedding")
 
     def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
@@ -305,7 +306,7 @@ class PatchSimilarity(ViTAttribution):
     """
 
     name = "patches"
-    signed = differentiable = True
+    signed = differentiable = reads_projection = True
     _laws = ("blocks", "merge", "embedding")  # every token passes the output map
 
     def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:

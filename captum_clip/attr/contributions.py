@@ -106,7 +106,7 @@ class DirectContribution(ClipAttribution):
 
     name = "direct"
     towers = ("vit", "resnet", "text")
-    signed = additive = differentiable = True
+    signed = additive = differentiable = reads_projection = True
     _tower: TransformerTower | ResNetTower
 
     def _compute(

@@ -83,7 +83,7 @@ class ReaderRemoval(ClipAttribution):
 
     name = "removal"
     towers = ("vit", "resnet", "text")
-    signed = True
+    signed = reads_projection = True
     _laws = ("blocks", "embedding")
 
     def _compute(

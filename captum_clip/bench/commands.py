@@ -139,7 +139,7 @@ def evaluate_command(args: Evaluate) -> None:
         raise InputError(
             "without --data, evaluate uses scenes drawn for the embedded models, and "
             f"{args.model} is not one of them ({', '.join(MODELS)}); give --data, such as "
-            "coco:FILE or samples:FILE, or --data demo to use the scenes anyway."
+            "coco:FILE,FOLDER or samples:FILE, or --data demo to use the scenes anyway."
         )
     with shared.images_bar("evaluate", quiet=args.quiet) as progress:
         result = bench.evaluate(config, progress=progress)

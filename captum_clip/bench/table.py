@@ -272,7 +272,8 @@ class Gate:
 
     def __str__(self) -> str:
         if not self.checks:
-            return f"{self.data}: whether the model is above chance cannot be told."
+            way = "add images that show other texts: each text needs some with and some without it"
+            return f"{self.data}: whether the model is above chance cannot be told; {way}."
         verdict = "above chance on what is asked"
         if not self.is_above_chance:
             verdict = "this model is at chance on what is asked; do not interpret"

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -134,23 +135,27 @@ def _describe_usage(error: Any) -> str:
 def _silenced() -> Iterator[None]:
     """Hide warnings and log lines of the libraries, and restore their settings afterwards.
 
-    Of the package's own a user sees that weights were left over, and what it tells a command.
+    Of the package's own a user sees that weights were left over, what an image loses, and what it
+    tells a command.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("default", ".*which no tower reads")
+            for told in ("which no tower reads", "drops transparency", "16-bit image"):
+                warnings.filterwarnings("always", f".*{told}")
             warnings.filterwarnings("always", module=r"captum_clip\.(cli|\w+\.commands)(\.|$)")
-            warnings.showwarning = _print_warning
+            warnings.showwarning = partial(_print_warning, set())
             yield
     finally:
         logging.disable(disabled)
 
 
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"captum-clip: warning: {message}", file=sys.stderr)
+def _print_warning(printed: set[str], message: Warning | str, *_: Any, **__: Any) -> None:
+    if str(message) not in printed:  # a folder has many images that lose the same
+        printed.add(str(message))
+        print(f"captum-clip: warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

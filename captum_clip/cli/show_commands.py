@@ -123,6 +123,8 @@ def _draw_figures(folder: Path, args: Demo) -> list[Path]:
             columns,
             names=[name for _, texts in scenes for name in texts],
             scores=torch.stack(scores, dim=1),
+            caption="grad-cam of demo/resnet also follows the query of the attention pool, a mean "
+            "of all positions, and so marks the other object; direct leaves the query as it is.",
         )
         figures = {"": methods, "-words": words.plot(), "-signs": signs.plot()}
         return [

@@ -18,11 +18,11 @@ from torch import Tensor
 from .. import maps
 from ..checks import Mode, check_destination, check_interval, limit_pixels
 from ..errors import InputError, UnsupportedModelError, argument, public
-from ..files import MARK, as_pil, make_folder, replace_file, slug
+from ..files import MARK, as_pil, make_folder, opaque, replace_file, slug
 from ..maps import Box, Threshold, threshold_level
 from ..models import ClipAdapter
 from ..models.adapter import ImageLike
-from ..models.images import Crop, Size, crop_of, is_preprocessed
+from ..models.images import Crop, Size, crop_of, drops_transparency, is_preprocessed
 
 __all__ = ["SPREAD", "LabelMap", "Region", "label_map", "region", "region_files"]
 __all__ += ["save_regions", "spread_out"]
@@ -68,11 +68,13 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
                 "preprocessed tensors; pass files, PIL images or uint8 arrays."
             )
         return PreprocessedImages(clip.preprocess(images))
-    # Opened images stand as their EXIF says, and without transparency. Sizes of the file itself
-    # would turn the crops of upright photos on their side.
-    opened = as_pil(images)
+    # Opened images stand as their EXIF says. Sizes of the file itself would turn the crops of
+    # upright photos on their side.
+    opened = as_pil(images, keep_mode=True)
     several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
     photos = tuple(images) if several else (images,)
+    if drop := drops_transparency(clip.processor, *opened):  # which is how they are drawn
+        photos = tuple(opaque(image, drop=True) for image in opened)
     sizes = [_size(image) for image in opened]
     try:
         # once a size, since a folder has few, and asking a processor takes time
@@ -84,7 +86,7 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
         # after normalization the mean color is zero, the least that padding can say to a model
         mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
         color = tuple((255 * mean).round().int().tolist())
-        opened = [_padded(image, color) for image in opened]
+        opened = [_padded(opaque(image, drop=drop), color) for image in opened]
     return PreprocessedImages(clip.preprocess(opened), crops, photos)
 
 

@@ -289,7 +289,7 @@ class ImageReader(Generic[Read]):
 
     images: Storage
     names: Sequence[str]  # of files in it, or whole paths of this machine
-    prepare: Callable[[Image.Image], Read]  # an RGB image, as by `preprocess_alone`
+    prepare: Callable[[Image.Image], Read]  # as by `preprocess_alone`
 
     def __call__(self, number: int) -> Read | Skipped:
         """The image of a number, prepared; or why there is none."""
@@ -311,7 +311,7 @@ class ImageReader(Generic[Read]):
         if content is None:
             missing = FileNotFoundError(errno.ENOENT, name)
             raise InputError(f"there is no image file {name}.") from missing
-        image = decode_file(content, name)
+        image = decode_file(content, name, keep_mode=True)
         try:
             return self.prepare(image)
         except (ValueError, RuntimeError) as error:  # what processors raise on odd images

@@ -24,7 +24,7 @@ from ..checks import (
     torch_failures,
 )
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
-from ..files import as_pil
+from ..files import as_pil, quiet
 from .images import check_images, image_processor, is_preprocessed, pixels_of, process
 from .library import expect_library_parts, refuse_quantized
 from .towers import Kind, TextTower, Tower
@@ -81,7 +81,7 @@ class ClipAdapter(ABC):
         """The library's own text embeddings (N, E) of token ids (N, T); differentiable."""
 
     def _process(self, images: list[Image.Image]) -> Tensor:
-        """RGB images -> (B, 3, H, W), float32 on the CPU."""
+        """Images -> (B, 3, H, W), float32 on the CPU."""
         return process(self._require("processor"), images)
 
     def _tokenize(self, texts: list[str]) -> Any:
@@ -245,9 +245,11 @@ class ClipAdapter(ABC):
 
         Args:
             images: one or several of: path, PIL image, array or uint8 tensor (H, W), (H, W, C) or
-                (C, H, W). A float tensor (3, H, W) or (B, 3, H, W) counts as preprocessed and is
-                only batched. So is what ``processor(images=...)`` of transformers returns. Where
-                its values all lie in [0, 1], as pixels do, there is a warning.
+                (C, H, W). The processor makes RGB of them in its own way; gray of 16 bits becomes
+                gray of eight before. A float tensor (3, H, W) or (B, 3, H, W) counts as
+                preprocessed and is only batched. So is what ``processor(images=...)`` of
+                transformers returns. Where its values all lie in [0, 1], as pixels do, there is a
+                warning.
 
         Raises:
             InputError: an image cannot be read or has no sensible shape, there is no processor, or
@@ -260,7 +262,8 @@ class ClipAdapter(ABC):
                 batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
             check_images(batch, self._known_statistics(), 0.01)
             return batch.to(self.device)
-        pixels = self._process(as_pil(images))
+        with quiet():
+            pixels = self._process(as_pil(images, keep_mode=True))
         tool = argument("processor")
         own = f"the processor is not that of {self.name}; pass its own {tool} with the model"
         with error_context(own):

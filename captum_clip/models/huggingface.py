@@ -23,7 +23,7 @@ from .attentions import (
     tensor_in,
     with_tensor,
 )
-from .images import from_patches, image_processor, to_patches
+from .images import as_it_takes, from_patches, image_processor, to_patches
 from .library import unwrapped
 from .steps import Residual, Step, flattened
 from .towers import Entry, TextRow, TextTower, Tower, ViTTower
@@ -141,7 +141,7 @@ class HuggingFaceTower(ViTTower):
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
     patch_map: ClassVar[str] = "embeddings.patch_embedding"
-    projection_path: ClassVar[str] = "visual_projection"
+    projection_path = "visual_projection"
     # whether positions only change with the size where that is asked for
     asks_to_interpolate: ClassVar[bool] = True
 
@@ -268,6 +268,8 @@ class SiglipTower(HuggingFaceTower):
     uses the tower takes the patches' mean.
     """
 
+    projection_path = ""
+
     @staticmethod
     def fields(vision: Any) -> dict[str, Any]:
         head, norm = getattr(vision, "head", None), vision.post_layernorm
@@ -329,7 +331,7 @@ class NaFlexAdapter(SiglipAdapter):
         processor = image_processor(self._require("processor"))
         if "spatial_shapes" not in getattr(processor, "model_input_names", ()):
             return super()._process(images)
-        processed = processor(images=images, return_tensors="pt")
+        processed = processor(images=as_it_takes(processor, images), return_tensors="pt")
         shapes = processed["spatial_shapes"]
         if (shapes != shapes[:1]).any():
             raise InputError(
@@ -430,6 +432,7 @@ class Tipsv2Tower(HuggingFaceTower):
     Its tokens are CLS, which is the embedding, a register that is a second CLS, and the patches.
     """
 
+    projection_path = ""
     layer_class = Tipsv2Layer
     asks_to_interpolate = False
     final_norm = "layernorm"

@@ -4,7 +4,8 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..checks import expect, expecting
 from ..errors import InputError, UnsupportedModelError, public
+from ..files import is_transparent, opaque
 from ..maps import Box, check_tensor
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -30,6 +32,9 @@ _STILL = "ToTensor|PILToTensor|ToImage|ToDtype|Normalize|MaybeConvertMode"
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
 
 Size = tuple[int, int]
+
+_dropping: Final[WeakKeyDictionary[Any, bool]] = WeakKeyDictionary()
+"""Whether processors drop transparency, of those that were asked."""
 
 
 def pixels_of(images: Any) -> Any:
@@ -116,23 +121,64 @@ def is_processor(candidate: Any) -> bool:
 
 
 def process(processor: Any, images: list[Image.Image]) -> Tensor:
-    """RGB images -> (B, 3, H, W), float32 on the CPU; InputError where they differ in size.
+    """Images -> (B, 3, H, W), float32 on the CPU; InputError where they differ in size.
 
     The processor is from transformers, or a function from an image to a tensor (3, H, W) such as
     OpenCLIP's transforms.
     """
     inner = image_processor(processor)
-    sizes = [image.size for image in images]
-    if hasattr(inner, "image_mean"):
-        with expecting(f"images that {type(inner).__name__} can prepare", sizes):
-            tensors = list(inner(images=images, return_tensors="pt")["pixel_values"])
-    else:
-        tensors = [inner(image) for image in images]
+    tensors = _run(inner, as_it_takes(processor, images))
     for tensor in tensors:
         fits = isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape == tensors[0].shape
         expected = f"a tensor (3, H, W) of each image from {type(inner).__name__}, all of one size"
         expect(fits, expected, tensor)
     return torch.stack(tensors).float()
+
+
+def _run(inner: Any, images: list[Image.Image]) -> list[Any]:
+    if not hasattr(inner, "image_mean"):
+        return [inner(image) for image in images]
+    sizes = [image.size for image in images]
+    with expecting(f"images that {type(inner).__name__} can prepare", sizes):
+        return list(inner(images=images, return_tensors="pt")["pixel_values"])
+
+
+def as_it_takes(processor: Any, images: list[Image.Image]) -> list[Image.Image]:
+    """Images of any mode as a processor takes them: as they are if it makes RGB of them itself.
+
+    It may do so after it resizes them, which gives other colors. All others get RGB images, on
+    white where transparent.
+    """
+    if not _makes_rgb(image_processor(processor)):
+        return [opaque(image) for image in images]
+    drops_transparency(processor, *images)  # which tells the user
+    return images
+
+
+def drops_transparency(processor: Any, *images: Image.Image) -> bool:
+    """Whether a processor drops the transparency of an image; the first time there is a warning."""
+    inner = image_processor(processor)
+    if not _makes_rgb(inner) or not any(map(is_transparent, images)):
+        return False
+    if inner not in _dropping:
+        # which releases of transformers do
+        cards = [Image.new("RGBA", (64, 64)), Image.new("RGB", (64, 64), "white")]
+        clear, white = _run(inner, cards)
+        _dropping[inner] = not torch.allclose(clear, white, atol=1e-3)
+        if _dropping[inner]:
+            warnings.warn(
+                "this model's own preprocessing drops transparency, which leaves hidden colors or "
+                "black; to lay an image on white, explain Image.alpha_composite("
+                "Image.new('RGBA', image.size, 'white'), image.convert('RGBA')).",
+                stacklevel=2,
+            )
+    return _dropping[inner]
+
+
+def _makes_rgb(inner: Any) -> bool:
+    steps = [getattr(s, "__name__", type(s).__name__) for s in getattr(inner, "transforms", ())]
+    converting = {*_TO_RGB, "MaybeConvertMode"}
+    return getattr(inner, "do_convert_rgb", False) or not converting.isdisjoint(steps)
 
 
 def to_patches(images: Tensor, side: int) -> Tensor:

@@ -40,6 +40,7 @@ class Tower(ABC):
     kind: ClassVar[Kind]
     noun: ClassVar[str] = "vision tower"  # in messages
     embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
+    projection_path: ClassVar[str] = ""  # of `projection_module`, in the model around it
     module: Any  # the library's own, which runs exactly once in a forward
     native: Size  # height and width of the images that it was made for
     patch: Size  # height and width in pixels of one cell of its maps
@@ -51,6 +52,13 @@ class Tower(ABC):
     steps_before_mean: int = 0  # of `head`, for every token before their mean
     layers: Sequence[AttentionLayer] = ()
     projection_module: nn.Module | None = None  # makes the embedding, where the tower does not
+
+    @property
+    def unknown_projection(self) -> str:
+        """A sentence where its model has a projection that is not known, else ""."""
+        is_known = self.projection_module is not None or not self.projection_path
+        what = f"the {self.projection_path} after the {self.noun} is not known, so maps are"
+        return "" if is_known else f"{what} those before it; pass the whole model, layer=model."
 
     def grid(self, height: int, width: int) -> Size:
         """Rows and columns of its map for an input size; InputError where it cannot take it."""

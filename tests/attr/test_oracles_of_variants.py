@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from captum_clip import attr, targets
+from captum_clip.attr.registry import METHODS, methods_for
 from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders, oracles
 from tests.attr import cases
@@ -115,6 +118,23 @@ def test_vision_models_of_transformers_are_taken_as_layer(case, kind):
         cases.images("hf_vit", torch.float64), **case.options
     )
     cases.assert_maps_close(found, cases.expected("hf_vit", case), 1e-10)
+
+
+@pytest.mark.parametrize("name", methods_for("vit"))
+def test_a_tower_without_its_projection_gets_a_warning_where_that_changes_maps(name):
+    clip, kind = cases.built("hf_vit", torch.float64).load(), METHODS[name]
+    embeddings, images = cases.embeddings(), cases.images("hf_vit", torch.float64)
+
+    def forward(images):
+        features = clip.vision(images).pooler_output
+        return F.normalize(clip.model.visual_projection(features), dim=-1) @ embeddings.T
+
+    changed = pytest.warns(UserWarning, match="visual_projection after .*pass the whole model")
+    with changed if kind.reads_projection else nullcontext():
+        alone = kind(forward, clip.vision)
+    whole, alone = (each.attribute_targets(images) for each in (kind(forward, clip.model), alone))
+    differs = (whole - alone).abs().max() > 0.01 * whole.abs().max()
+    assert differs == kind.reads_projection
 
 
 def _copy_weights(model, vision):

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from open_clip.transform import image_transform
+from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
+from torchvision.transforms import Compose, PILToTensor
+from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from captum_clip.checks import limit_pixels
 from captum_clip.errors import InputError
 from captum_clip.files import as_pil, check_size
-from captum_clip.models.images import check_images, is_preprocessed
+from captum_clip.models.images import check_images, is_preprocessed, process
 
 RED, GRAY = (200, 30, 40), (90, 90, 90)
 
@@ -111,6 +114,73 @@ def test_sixteen_bit_files_are_scaled(tmp_path):
     path = tmp_path / "gray.png"
     Image.fromarray(np.full((4, 6), 90 * 257, np.uint16)).save(path)
     assert pixel(path) == GRAY
+    [kept] = as_pil(path, keep_mode=True)
+    assert kept.mode == "L"
+
+
+def test_sixteen_bits_of_which_two_are_empty_get_a_warning():
+    assert pixel(np.full((4, 6), 2**14, np.uint16)) == (64, 64, 64)
+    for dark in (np.full((4, 6), 2**14 - 1, np.uint16), solid("I;16", 4095)):
+        with pytest.warns(UserWarning, match="less than a quarter of its range, as 12-bit"):
+            as_pil(dark)
+
+
+def of_mode(mode):
+    """An image with noise in each channel, as its file is read; of "turned" EXIF says how."""
+    numbers = np.random.default_rng(0).integers(0, 256, (50, 70, 4), np.uint8)
+    image, options, exif = Image.fromarray(numbers), dict[str, Any](), Image.Exif()
+    mode, _, kind = mode.partition(", ")
+    if mode not in ("RGBA", "LA"):
+        image = image.convert("RGB")
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    if kind == "transparent":
+        options["transparency"] = (
+            bytes(range(0, 240, 15)) if mode == "P" else image.getpixel((0, 0))
+        )
+    elif kind == "turned":
+        exif[0x0112] = 6
+        options["exif"] = exif
+    file = io.BytesIO()
+    image.save(file, "TIFF" if mode == "CMYK" else "PNG", **options)
+    return Image.open(file)
+
+
+MODES = [
+    *("RGBA", "LA", "P", "P, transparent", "RGB, transparent", "L, transparent", "1", "CMYK"),
+    *("RGB, turned", "RGBA, turned"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*drops transparency", "ignore:Palette images")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_processor_gets_what_its_library_gives_it(mode):
+    """Bit for bit; OpenCLIP resizes before it makes RGB, transformers puts the image on white."""
+    image = of_mode(mode)
+    upright, read = ImageOps.exif_transpose(image), as_pil(image, keep_mode=True)
+    for processor in (CLIPImageProcessor(), SiglipImageProcessor()):
+        expected = processor(images=upright, return_tensors="pt")["pixel_values"]
+        assert torch.equal(process(processor, read), expected)
+    processor = image_transform(64, is_train=False)
+    assert torch.equal(process(processor, read)[0], processor(upright))
+
+
+def test_dropped_transparency_is_told_once_for_each_processor():
+    clear, solid_one = solid("RGBA", (*RED, 0)), solid("RGBA", (*RED, 255))
+    for _ in range(2):
+        processor = image_transform(8, is_train=False)
+        process(processor, [solid_one])
+        with pytest.warns(UserWarning, match=r"drops transparency.*alpha_composite") as told:
+            process(processor, [clear, clear])
+        assert len(told) == 1
+        process(processor, [clear])
+    process(CLIPImageProcessor(), [clear])  # puts it on white, and says nothing
+
+
+def test_a_processor_that_makes_no_rgb_gets_it_on_white():
+    for processor in (PILToTensor(), Compose([PILToTensor()])):
+        made = process(processor, [solid("RGBA", (*RED, 0)), solid("P", 0), solid("CMYK", 0)])
+        assert made.shape == (3, 3, 4, 6)
+        assert made.amin((1, 2, 3)).tolist() == [255, 0, 255]
 
 
 ARRAYS = {

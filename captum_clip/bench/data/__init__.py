@@ -43,7 +43,8 @@ def open_data(
 
     Args:
         name: of :data:`DATA_SETS`, as "demo" or "demo-mosaics", where it has a place with that
-            place: "masks:FOLDER", "coco:FILE" or "samples:FILE".
+            place: "masks:FOLDER", "coco:FILE" or "coco:FILE,FOLDER" with the folder of its images,
+            or "samples:FILE".
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
         seed: of the demo's scenes, or of the drawn sample.
         template: the text of a class with "{}" for its name, where the data set takes one; None

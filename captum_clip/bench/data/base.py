@@ -37,7 +37,7 @@ class Sample:
 
     Attributes:
         name: of the image, unique in its data set, such as the stem of its file.
-        image: RGB, before any preprocessing, H x W.
+        image: before any preprocessing, H x W, in any mode of eight bits.
         regions: parts that a text names.
         label: number of its class among the data set's classes.
         caption: a text that names the regions word by word; None where regions have own texts.

@@ -1,6 +1,7 @@
 """Data sets that are read from files: a folder of masks, COCO's instances, a list of samples."""
 
 import math
+import re
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,8 @@ class FileData(DataSet):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         record = self._records[name]
-        image, caption = as_pil(self.folder / record["image"])[0], record.get("caption")
+        caption = record.get("caption")
+        image = self._read_image(record["image"])
         class_of = {text: number for number, text in enumerate(self.classes)}
         void = self._read_region({"mask": record["void"]}, image) if record.get("void") else None
         regions: list[NamedRegion] = []
@@ -131,7 +133,7 @@ class FileData(DataSet):
                     void = ~(mask | _fill_points(entry["point"], 0, mask.shape))
             except InputError as error:
                 dropped.append(f"{name}, {text!r}: {error.reason.rstrip('.')}")
-        subsets = [file and as_pil(self.folder / file)[0] for file in record.get("subsets", ())]
+        subsets = [file and self._read_image(file) for file in record.get("subsets", ())]
         # with a caption it needs no region to be retrieved
         if ("regions" in record and not regions and caption is None) or (subsets and dropped):
             reason = "; ".join(dropped) or f"{name} has no mask"
@@ -146,6 +148,9 @@ class FileData(DataSet):
         labels = self._read_labels(record["labels"], image) if "labels" in record else None
         truth = label, caption, tuple(subsets), void, labels, tuple(dropped)
         return Sample(name, image, tuple(regions), *truth)
+
+    def _read_image(self, file: str) -> Image.Image:
+        return as_pil(self.folder / file, keep_mode=True)[0]
 
     def _read_region(self, region: Record, image: Image.Image) -> Mask:
         form = "one of a mask, boxes [left, top, width, height], points [x, y, 1 or 0]"
@@ -231,8 +236,9 @@ class CocoInstances(FileData):
 
     A region is all of a category in the image, however many objects that is: what their polygons
     and run lengths mark, also compressed ones. Crowds (``iscrowd``), which nobody outlined one by
-    one, are void. Images lie next to the file, or next to its folder in ``images/``, ``val2017/``
-    (what the file's name ends with) or ``images/val2017/``. Those without a mask are left out.
+    one, are void. Images lie in the folder after a comma, as in "instances.json,photos". Without it
+    they lie next to the file, or next to its folder in ``images/``, ``val2017/`` (what the file's
+    name ends with) or ``images/val2017/``. Those without a mask are left out.
 
     Raises:
         InputError: there is no such file, it holds something else, or none of its images is there.
@@ -247,7 +253,8 @@ class CocoInstances(FileData):
     template = "a photo of a {}"
 
     def find(self) -> None:
-        path = find_file(self.path, what="file of COCO's instances")
+        pair = re.fullmatch(r"(.*\.json),(.+)", str(self.path))
+        path = find_file(pair[1] if pair else self.path, what="file of COCO's instances")
         parts: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
         form = "JSON with images, categories and annotations with masks, as COCO's instances have"
         with expecting(form, str(path)):
@@ -259,7 +266,8 @@ class CocoInstances(FileData):
                 mask = each["segmentation"]
                 parts[each["image_id"]][category] += mask if isinstance(mask, list) else [mask]
         base, split = path.absolute().parent, path.stem.partition("_")[2]
-        places = base, base.parent / split, base.parent / "images", base.parent / "images" / split
+        usual = base, base.parent / split, base.parent / "images", base.parent / "images" / split
+        places = [expand(pair[2])] if pair else usual
         files = [*images.values()]
         folders = [folder for folder in places if any((folder / file).is_file() for file in files)]
         expect(folders, f"images of {path.name} in one of {', '.join(map(str, places))}", "none")

@@ -126,6 +126,18 @@ def test_images_are_found_where_others_have_them(file: Path, place: str) -> None
     assert len(found.read(0).regions) == 2
 
 
+def test_images_are_found_in_the_folder_that_is_named(file: Path) -> None:
+    """Alone, so that other images of the same names do not count."""
+    before, photos = CocoInstances(file), file.parent.parent / "my, photos"
+    (file.parent.parent / "val2017").rename(photos)
+    found = open_data(f"coco:{file},{photos}/")
+    assert found.identity() == before.identity()
+    assert same(found.read(0).regions[1].mask, LEFT | INSIDE)
+    save(noise(seed=0), file.with_name("000.jpg"))
+    with pytest.raises(InputError, match=r"images of instances_val2017\.json in one of \S*/none,"):
+        open_data(f"coco:{file},{photos.with_name('none')}")
+
+
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
