@@ -6,6 +6,7 @@
     classify                 the most probable of some classes, as an Explanation
     Explanation              maps and scores; draws, saves and loads itself
     Comparison               the explanations of several models, in one figure
+    check                    which methods hold on your model, and what a map costs there
     load_clip                a name, a folder or a model -> an adapter for all that follows
     ClipSimilarity           a forward function: images -> cosine similarities to targets
     TextSimilarity           a forward function: token ids -> cosine similarities to images

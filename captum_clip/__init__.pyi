@@ -22,6 +22,7 @@ from .attr import LayerAttention as LayerAttention
 from .attr import LeGrad as LeGrad
 from .attr import PatchSimilarity as PatchSimilarity
 from .attr import ReaderRemoval as ReaderRemoval
+from .bench.check import check as check
 from .explaining.explain import classify as classify
 from .explaining.explain import explain as explain
 from .explaining.explanation import Comparison as Comparison

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import captum_clip
 from captum_clip import attr
+from captum_clip.bench.check import Price
 from tests.benchmarks import towers
 
-ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 PACKAGE = Path(captum_clip.__file__).parent
 
 
@@ -45,12 +45,8 @@ class Kernels(TorchDispatchMode):
         return self.counts.total()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        is_view = any(
-            returned.alias_info is not None and not returned.alias_info.is_write
-            for returned in func._schema.returns
-        )
-        if not is_view and name != "_unsafe_view" and name not in ALLOCATIONS:
+        if Price.launches(func):
+            name = func.overloadpacket.__name__
             self.counts[Kernel(name, _line() if self.lines else "")] += 1
         return func(*args, **(kwargs or {}))
 

@@ -25,6 +25,8 @@ def names_of(module: ModuleType) -> list[str]:
         return sorted(module.__all__)
     defined = set()
     for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ImportFrom):  # re-exported, as ``name as name``
+            defined |= {alias.name for alias in node.names if alias.asname == alias.name}
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):

@@ -1,7 +1,7 @@
 """Saliency methods for CLIP, each a `captum.attr` attribution."""
 
 from ._base import ResNetAttribution, ViTAttribution
-from .additive import ConservativePropagation, HeadVectors
+from .additive import ConservativePropagation
 from .attention_methods import (
     AllGradAttention,
     AttentionGradCam,
@@ -11,7 +11,8 @@ from .attention_methods import (
     LayerAttention,
 )
 from .class_activation import CamFamily, ClipGradCam, LeGrad, PatchSimilarity
-from .contributions import DirectContribution, DirectInteraction, InteractionRest
+from .contributions import DirectContribution, DirectInteraction, HeadVectors, InteractionRest
+from .extend import check_method
 from .registry import METHODS, register
 from .removal import ReaderRemoval
 
@@ -35,6 +36,7 @@ __all__ = [
     "ReaderRemoval",
     "ResNetAttribution",
     "ViTAttribution",
+    "check_method",
     "register",
 ]
 

@@ -36,6 +36,9 @@ from ._call import (
     Columns,
     Computed,
     Indices,
+    detach_inference,
+    differentiate,
+    further_arguments,
     many_columns,
     one_column,
     refuse_checkpointing,
@@ -48,6 +51,11 @@ KINDS: Final = {
     "text": "text tower",
 }
 """Kinds of towers in messages."""
+_NOT_TAKEN: Final = {
+    "attribute_to_layer_input": "a map is one of positions, on neither side of a layer",
+    "grad_kwargs": "the method itself chooses where gradients are taken",
+}
+"""Arguments of Captum's layer methods, and why ours take none."""
 
 
 class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
@@ -63,7 +71,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             ``-target`` is the negative map.
         needs_target: its maps depend on the target.
         reads_projection: its maps depend on what a model has after its vision tower.
-        additive: its maps and a rest add up to the score, and both methods take ``return_rest``.
+        additive: its maps and a rest add up to the score, and both methods take ``return_rest``
+            (:class:`captum_clip.attr.extend.AdditiveAttribution`).
         differentiable: its maps can lie in the model's graph, and both methods take
             ``create_graph``.
         costly: it takes many forward passes per map, so an evaluation gives it fewer images.
@@ -191,7 +200,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """Maps (B, 1, h, w) of one target per image, raw, on the tower's grid.
 
         With ``return_rest`` of an additive method (maps, rest (B, 1)), the rest being the part of
-        the score that no position adds: maps.sum((-2, -1)) + rest = scores.
+        the score that no position adds: maps.sum((-2, -1)) + rest = scores. With
+        ``return_convergence_delta`` the delta (B,) of `compute_convergence_delta` comes last.
 
         With ``create_graph`` of a differentiable method, maps, scores and rest lie in the graph of
         the model's parameters and, where they require a gradient, of the images, as a loss on maps
@@ -211,15 +221,21 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             InputError: invalid images, or an invalid option.
             CaptureError: the forward function does not run the tower exactly once.
         """
-        return_rest = self.additive and options.pop("return_rest", False)
+        flags = "return_rest", "return_convergence_delta"
+        return_rest, return_delta = (options.pop(flag, False) for flag in flags)
         check_flag("return_rest", return_rest)
+        check_flag("return_convergence_delta", return_delta)
         if target is None and not self.properties(**options).get("needs_target", self.needs_target):
             target = 0
         select = partial(one_column, target)
         result = self._run(inputs, additional_forward_args, select, options)
         # sensitivity_max passes a tuple first and a bare tensor afterwards: the same kind out as in
         maps = (result.values,) if isinstance(inputs, tuple) else result.values
-        return (maps, result.rest) if return_rest else maps
+        parts = (maps, result.rest) if return_rest else (maps,)
+        if return_delta:
+            call = inputs, target, additional_forward_args
+            parts += (self.compute_convergence_delta(maps, result.rest, *call),)
+        return parts if len(parts) > 1 else maps
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @public("attribute_targets")
@@ -247,7 +263,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         Raises:
             TargetError: no target, or one out of range; else as `attribute`.
         """
-        return_rest = self.additive and options.pop("return_rest", False)
+        return_rest = options.pop("return_rest", False)
         check_flag("return_scores", return_scores)
         check_flag("return_rest", return_rest)
         select = partial(many_columns, targets)
@@ -282,7 +298,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         for each in tensors or (inputs,):
             is_batch = isinstance(each, Tensor) and each.ndim > 0
             expect(is_batch, expected, each, f"{maker} makes one")
-        extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        extra = further_arguments(extra)
         if isinstance(forward, Similarity):  # a target that cannot be selected is refused at once
             select = partial(select, names=forward.target.names)
             select(len(tensors[0]), len(forward.embeddings))
@@ -304,7 +320,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                     self._look(call, options, exact=exact, again=True)
             kind = "graph", tensors[0].dtype, tensors[0].shape[1:]
             if leaves and (is_new or kind not in self._looks):
-                _differentiate(maps, leaves)
+                differentiate(maps, leaves)
                 self._looks.add(kind)
             maps = self._on_grid(result.record, maps) if on_grid else maps
             result.record.let_go()
@@ -405,17 +421,6 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         return leaves
 
 
-def _differentiate(maps: Tensor, leaves: list[Tensor]) -> None:
-    """Raise UnsupportedModelError where torch has no derivative of the maps."""
-    try:
-        torch.autograd.grad(maps.sum(), leaves, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        raise UnsupportedModelError(
-            f"torch cannot differentiate these maps ({error}); use direct, or run this call and "
-            "the loss under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
-        ) from error
-
-
 def _with_options(method: type[ClipAttribution], name: str) -> Any:
     """`attribute` or `attribute_targets` with the options of a method's `_compute`.
 
@@ -428,6 +433,7 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
     if defined is None:
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         flags = {"return_rest": method.additive, "create_graph": method.differentiable}
+        flags["return_convergence_delta"] = name == "attribute" and method.additive
         kind = inspect.Parameter.KEYWORD_ONLY
         for flag in compress(flags, flags.values()):
             parameters.append(inspect.Parameter(flag, kind, default=False, annotation=bool))
@@ -445,8 +451,10 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
         try:
             signature.bind(self, *args, **kwargs)
         except TypeError as error:
-            others = ", ".join(option for option in kwargs if option not in signature.parameters)
-            problem = f"takes no {others}" if others else f"cannot be called like this ({error})"
+            others = [option for option in kwargs if option not in signature.parameters]
+            reasons = "".join(f" ({_NOT_TAKEN[o]})" for o in others if o in _NOT_TAKEN)
+            problem = f"takes no {', '.join(others)}{reasons}"
+            problem = problem if others else f"cannot be called like this ({error})"
             raise TypeError(f"{method.__name__}.{name} {problem}; it takes {names}.") from None
         return function(self, *args, **kwargs)
 
@@ -481,13 +489,6 @@ class ResNetAttribution(ClipAttribution):
 
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
         return values.transpose(0, 1)
-
-
-def detach_inference(inputs: Any) -> Any:
-    """The inputs, copied where inference mode made them, since those can enter no graph."""
-    if isinstance(inputs, tuple):
-        return tuple(detach_inference(each) for each in inputs)
-    return inputs.clone() if isinstance(inputs, Tensor) and inputs.is_inference() else inputs
 
 
 def _tower_in(forward: Any, model: nn.Module | None) -> Tower:

@@ -190,6 +190,29 @@ class Pass:
         return None
 
 
+def detach_inference(inputs: Any) -> Any:
+    """The inputs, copied where inference mode made them, since those can enter no graph."""
+    if isinstance(inputs, tuple):
+        return tuple(detach_inference(each) for each in inputs)
+    return inputs.clone() if isinstance(inputs, Tensor) and inputs.is_inference() else inputs
+
+
+def further_arguments(extra: Any) -> tuple[Any, ...]:
+    """Captum's `additional_forward_args`: none, one, or a tuple of them."""
+    return () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+
+
+def differentiate(maps: Tensor, leaves: list[Tensor]) -> None:
+    """Raise UnsupportedModelError where torch has no derivative of the maps."""
+    try:
+        grad(maps.sum(), leaves, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"torch cannot differentiate these maps ({error}); use direct, or run this call and "
+            "the loss under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+        ) from error
+
+
 def together(numbers: int) -> int:
     """How many rows a batched backward takes at once, given the numbers that it holds of one."""
     return max(1, TOGETHER // max(1, numbers))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import CaptureError, UnsupportedModelError
+from ..checks import expect
+from ..errors import CaptureError, UnsupportedModelError, public
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PostNormLayer
 from ..models.steps import (
@@ -32,37 +33,15 @@ from ._base import ClipAttribution
 from ._call import (
     Call,
     Computed,
+    Indices,
     PooledEmbedding,
     batched,
     embedded_scores,
+    further_arguments,
+    one_column,
     pooled_embedding,
     refuse_checkpointing,
 )
-
-
-class HeadVectors(NamedTuple):
-    """What each head of n attentions adds to the unit embeddings; all fields add up to these.
-
-    Attributes:
-        heads: (B, n, H, E), each summed over all tokens that the pooled one attends to; of a
-            ResNet's pool over the positions.
-        mlps: (B, n, E), of the same layers; (B, 0, E) of a pool, whose MLP the heads' vectors pass.
-        rest: (B, E), of the pooled token's embedding, of biases, and of the layers below.
-    """
-
-    heads: Tensor
-    mlps: Tensor
-    rest: Tensor
-
-    @property
-    def embeddings(self) -> Tensor:
-        """The unit embeddings, (B, E)."""
-        return self.heads.sum((1, 2)) + self.mlps.sum(1) + self.rest
-
-    @classmethod
-    def split(cls, vectors: Tensor, heads: int, rest: Tensor) -> "HeadVectors":
-        """From those of each layer's heads, and of the MLP after them, (B, n, H or H + 1, E)."""
-        return cls(vectors[:, :, :heads], vectors[:, :, heads:].flatten(1, 2), rest)
 
 
 def products(vectors: Tensor, directions: Tensor | None) -> Tensor:
@@ -379,8 +358,55 @@ def decompose(embedded: PooledEmbedding, values: Tensor, directions: Tensor | No
     return embedded.run.computed(values, (total - inside.sum(-1)).T)
 
 
+class AdditiveAttribution(ClipAttribution):
+    """Base of the methods whose maps and rest add up to the score, with Captum's delta."""
+
+    additive = multiplies_by_inputs = True
+
+    def has_convergence_delta(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    @public("compute_convergence_delta")
+    def compute_convergence_delta(
+        self,
+        attributions: Tensor | tuple[Tensor, ...],
+        rest: Tensor,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Indices = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        r"""What the map and the rest leave of each image's score, (B,).
+
+        .. math:: \delta = y - \Bigl(\sum_j r_j + \text{rest}\Bigr)
+
+        y comes from another call of the forward function, without hooks. For the maps that
+        `attribute` returns, delta is rounding. It shows what a resized or changed map lost.
+
+        Args:
+            attributions: of one target, (B, 1, ...), or a tuple that holds them.
+            rest: (B, 1), from ``return_rest=True``.
+            inputs: as in `attribute`, and so are the others.
+            target: index of a score, or one index per image.
+            additional_forward_args: further arguments of the forward function.
+
+        Raises:
+            InputError: attributions or a rest of another number of images.
+            TargetError: as `attribute`.
+        """
+        (maps,) = attributions if isinstance(attributions, tuple) else (attributions,)
+        images = inputs if isinstance(inputs, tuple) else (inputs,)
+        scores: Tensor = self.forward_func(*images, *further_arguments(additional_forward_args))
+        scores = scores.view(len(scores), -1)
+        fits = len(maps) == len(scores) and rest.shape == (len(scores), 1)
+        expected = f"maps (B, 1, ...) and a rest (B, 1) of {len(scores)} images"
+        expect(fits, expected, [maps, rest], "return_rest=True gives both")
+        column = one_column(target, *scores.shape).to(scores.device)
+        return scores.gather(1, column.T)[:, 0] - maps.flatten(1).sum(1) - rest[:, 0]
+
+
 @final
-class ConservativePropagation(ClipAttribution):
+class ConservativePropagation(AdditiveAttribution):
     r"""Gradient times input with attention, norms and activations detached: signed, conservative.
 
     .. math:: r_j = x_j \cdot \frac{\partial \tilde y}{\partial x_j}
@@ -402,7 +428,7 @@ class ConservativePropagation(ClipAttribution):
 
     name = "conservative"
     towers = ("vit", "text")
-    signed = additive = differentiable = reads_projection = True
+    signed = differentiable = reads_projection = True
     _laws = ()  # its gradient goes through whatever is linear
     _tower: TransformerTower
 

@@ -30,13 +30,13 @@ from ._base import (
     ResNetAttribution,
     TensorOrTuple,
     ViTAttribution,
-    detach_inference,
 )
 from ._call import (
     Call,
     Computed,
     PooledEmbedding,
     batched,
+    detach_inference,
     embedded_scores,
     observed,
     pooled_embedding,

@@ -18,10 +18,9 @@ from ..models.towers import ResNetTower, TransformerTower
 from ..recording.records import no_graph
 from ..targets import Target
 from ..targets.similarity import ClipPairSimilarity, ClipSimilarity, Similarity, TextSimilarity
-from ._base import ClipAttribution
 from ._call import Call, Computed, many_columns
 from .additive import (
-    HeadVectors,
+    AdditiveAttribution,
     decompose,
     parts_of_heads,
     pooled_rows,
@@ -42,8 +41,33 @@ def any_target(clip: ClipAdapter) -> Target:
     return targets.embedding(torch.eye(1, dimension, device=clip.device))
 
 
+class HeadVectors(NamedTuple):
+    """What each head of n attentions adds to the unit embeddings; all fields add up to these.
+
+    Attributes:
+        heads: (B, n, H, E), each summed over all tokens that the pooled one attends to; of a
+            ResNet's pool over the positions.
+        mlps: (B, n, E), of the same layers; (B, 0, E) of a pool, whose MLP the heads' vectors pass.
+        rest: (B, E), of the pooled token's embedding, of biases, and of the layers below.
+    """
+
+    heads: Tensor
+    mlps: Tensor
+    rest: Tensor
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The unit embeddings, (B, E)."""
+        return self.heads.sum((1, 2)) + self.mlps.sum(1) + self.rest
+
+    @classmethod
+    def split(cls, vectors: Tensor, heads: int, rest: Tensor) -> "HeadVectors":
+        """From those of each layer's heads, and of the MLP after them, (B, n, H or H + 1, E)."""
+        return cls(vectors[:, :, :heads], vectors[:, :, heads:].flatten(1, 2), rest)
+
+
 @final
-class DirectContribution(ClipAttribution):
+class DirectContribution(AdditiveAttribution):
     r"""What each position adds to the score directly: signed, additive, without a gradient.
 
     The embedding is a sum over tokens if the final norm's standard deviation and the embedding's
@@ -106,7 +130,7 @@ class DirectContribution(ClipAttribution):
 
     name = "direct"
     towers = ("vit", "resnet", "text")
-    signed = additive = differentiable = reads_projection = True
+    signed = differentiable = reads_projection = True
     _tower: TransformerTower | ResNetTower
 
     def _compute(

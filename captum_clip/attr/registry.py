@@ -128,7 +128,7 @@ def report_method(tower: Tower) -> str:
     return _OF_REPORT[tower.kind] if default == "direct" else default
 
 
-def check_method(method: str | type[Any], options: dict[str, Any] | None = None) -> None:
+def expect_method(method: str | type[Any], options: dict[str, Any] | None = None) -> None:
     """Refuse a method that is none, before a model is loaded."""
     if method != MAMOOLER or options:
         MethodChoice.of(method, options)

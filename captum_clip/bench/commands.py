@@ -27,6 +27,7 @@ from ..cli.options import (
     read_texts,
 )
 from ..errors import InputError, argument, refuse
+from ..files import replace_file
 
 _LISTED: Final = {name: OPTIONS["listed"][name] for name in ("tasks", "data sets")}
 _SCRIPTS: Final = {"layers": "plot_10_layers.py", "heads": "plot_11_heads.py"}
@@ -152,6 +153,37 @@ def evaluate_command(args: Evaluate) -> None:
         if entries:
             print(f"skipped  {len(entries)} of {name}; the reasons are in {folder}/manifest.json")
     print("", *result.findings, sep="\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(Loading):
+    """Which model is checked, on which image."""
+
+    name: str
+    image: Annotated[Path | None, Argument()] = None
+    output: Path | None = None
+
+
+@command(app, "check", "demo/vit -o check.json")
+def check_command(args: Checked) -> None:
+    """See which methods hold on a model, and what a map costs here.
+
+    The file of --output holds no path. Attach it to an issue to verify the model for others.
+    """
+    file = args.output and check_destination(args.output, (".json",))
+    image = args.image and shared.read_image(str(args.image))
+    from .check import check
+
+    clip = shared.load_model(args, args.name)
+    with shared.step("checking", quiet=args.quiet):
+        checked = check(clip, image)
+    reasons = [f"{name}: {row['why']}" for name, row in checked.methods.items() if "why" in row]
+    print(*shared.columns(checked.rows, str.rjust), "", *reasons, sep="\n")
+    for text, score in checked.scores.items():
+        print(f"{score:.4f}  {text}")
+    if file:
+        replace_file(file, lambda opened: opened.write(checked.json))
+        print(file)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .._version import __version__
-from ..attr.registry import check_method
+from ..attr.registry import expect_method
 from ..checks import check_choice, expect
 from ..errors import InputError, argument, parse_json, public
 from ..files import DAMAGED
@@ -139,7 +139,7 @@ class StudyConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for method in self.methods:
-            check_method(method)
+            expect_method(method)
         count, models = len(self.emotions), len(self.models)
         expected = f"a file of emotions for each of {', '.join(self.models)}, in the same order"
         expect(count in (0, models), expected, self.emotions)
@@ -198,6 +198,11 @@ def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, list[Skipped]]:
             f"{storage.root}/{unit.name} cannot be used ({error}); delete it and run the same "
             "command again to compute it anew."
         ) from error
+
+
+def environment() -> Content:
+    """The versions of what computes."""
+    return {"captum_clip": __version__, **{name: version(name) for name in _PACKAGES}}
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
@@ -365,8 +370,7 @@ def _begin(plan: Plan, output: Storage) -> Content:
             f"{output.root} holds files that do not belong to the {plan.noun}, such as {other[0]}; "
             "name a new or an empty folder."
         )
-    now: Content = {"captum_clip": __version__, **{name: version(name) for name in _PACKAGES}}
-    now |= {"threads": plan.config.thread_count, "device": plan.config.device}
+    now = environment() | {"threads": plan.config.thread_count, "device": plan.config.device}
     if now not in before["environments"]:
         before["environments"].append(now)
     return {**before, "state": "running"}

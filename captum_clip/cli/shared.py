@@ -225,10 +225,10 @@ def check_models(args: Any, names: Iterable[str]) -> None:
 
 def check_methods(names: Iterable[str]) -> None:
     """Raise InputError unless each name is a method, before a model is loaded."""
-    from ..attr.registry import check_method
+    from ..attr.registry import expect_method
 
     for name in names:
-        check_method(name)
+        expect_method(name)
 
 
 def shows_bars(quiet: bool) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip import attr
-from captum_clip.errors import UnsupportedModelError
+from captum_clip.errors import InputError, TargetError, UnsupportedModelError
 from tests import builders
 from tests.attr import cases
 
@@ -187,6 +187,57 @@ def test_an_argument_of_other_methods_is_refused_with_those_that_there_are():
         method.attribute(cases.images("hf_vit"), target=0, n_steps=50, baselines=0)
     with pytest.raises(TypeError, match=r"cannot be called like this \(missing .*'inputs'"):
         method.attribute()
+
+
+@pytest.mark.parametrize("argument", ["attribute_to_layer_input", "grad_kwargs"])
+def test_an_argument_of_captums_layer_methods_is_refused_with_the_reason(argument: str) -> None:
+    method = attr.LastGradAttention(cases.similarity("hf_vit"))
+    message = (
+        rf"takes no {argument} \((a map is one of positions|the method itself chooses).*\); it"
+    )
+    with pytest.raises(TypeError, match=message):
+        method.attribute(cases.images("hf_vit"), target=0, **{argument: None})
+
+
+ADDITIVE = [attr.DirectContribution, attr.ConservativePropagation]
+
+
+@pytest.mark.parametrize("method", attr.METHODS.values(), ids=attr.METHODS)
+def test_methods_have_a_delta_where_their_maps_add_up(method: Any) -> None:
+    explainer = method(cases.similarity("hf_vit" if "vit" in method.towers else NAME))
+    assert explainer.has_convergence_delta() == (method in ADDITIVE) == method.additive
+    assert explainer.multiplies_by_inputs == (method in ADDITIVE)
+
+
+@pytest.mark.parametrize("method", ADDITIVE)
+def test_the_delta_is_what_map_and_rest_leave_of_the_score(method: Any) -> None:
+    """Of each image; Captum's NoiseTunnel has that of each noisy copy."""
+    forward, images = cases.similarity("hf_vit", torch.float64), cases.images("hf_vit").double()
+    explainer, call = method(forward), {"target": [2, 0, -1]}
+    maps, rest, delta = explainer.attribute(
+        (images,), return_rest=True, return_convergence_delta=True, **call
+    )
+    assert delta.shape == (3,)
+    assert delta.abs().max() < 1e-6
+    half = explainer.compute_convergence_delta(maps[0] / 2, 0 * rest, images, **call)
+    scores = forward(images).detach()[torch.arange(3), torch.tensor([2, 0, 3])]
+    torch.testing.assert_close(half, scores - (scores - rest[:, 0]) / 2, rtol=0, atol=1e-6)
+    noisy = captum_attr.NoiseTunnel(explainer).attribute(
+        images, nt_samples=2, return_convergence_delta=True, **call
+    )
+    assert noisy[1].shape == (6,)
+    assert noisy[1].abs().max() < 1e-6
+
+
+def test_a_delta_names_what_it_needs() -> None:
+    explainer, images = ADDITIVE[0](cases.similarity("hf_vit")), cases.images("hf_vit")
+    maps, rest = explainer.attribute(images, target=1, return_rest=True)
+    with pytest.raises(InputError, match=r"a rest \(B, 1\) of 3 images, got .* return_rest=True"):
+        explainer.compute_convergence_delta(maps, rest[:2], images, target=1)
+    with pytest.raises(TargetError, match="returns 4 scores per image"):
+        explainer.compute_convergence_delta(maps, rest, images)
+    with pytest.raises(InputError, match="`return_convergence_delta` of True or False, got 1"):
+        explainer.attribute(images, target=1, return_convergence_delta=1)
 
 
 def test_help_of_a_method_is_its_own():

@@ -360,7 +360,6 @@ def test_rest_has_the_shape_of_the_targets_that_are_asked_for() -> None:
     torch.testing.assert_close(part, rest[:, [3, 1]])
     assert some.shape[1] == scores.shape[1] == 2
     assert method.attribute(pixels, target=0).shape == (3, 1, 4, 4)
-    assert not method.has_convergence_delta()
 
 
 def test_direct_needs_no_gradient() -> None:
