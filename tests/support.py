@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_clip import ClipSimilarity, attr, load_clip, targets
+from captum_clip import ClipSimilarity, load_clip, targets
 from captum_clip.apps.export import OUTPUTS, ImageGraph, to_onnx
 from captum_clip.errors import UnsupportedModelError
 from tests import builders, timm_builders
+from tests.attr import cases
 from tests.samples import normal
 
 PAGE = Path(__file__).parents[1] / "docs" / "appendix" / "support.md"
-METHODS: dict[str, Any] = attr.METHODS
+METHODS: dict[str, Any] = cases.OWN
 COLUMNS = [*METHODS, "export"]  # a method that the page lacks fails tests/test_support.py
 
 

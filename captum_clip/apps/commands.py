@@ -185,9 +185,10 @@ def index_command(args: Index) -> None:
     find_index(args.output, exists=False)
     folder = args.folder if "://" in args.folder else str(find_folder(args.folder))
     shared.check_models(args, [args.model])
+    from ..attr.registry import check_methods
     from .search import ImageIndex
 
-    shared.check_methods([args.method])
+    check_methods([args.method])
     settings = args.settings("folder", "output", "model")
     clip = shared.load_model(args, args.model)
     with shared.images_bar("index", quiet=args.quiet) as progress:
@@ -300,9 +301,10 @@ def export_command(args: Export) -> None:
     if args.runtime:
         find_folder(args.runtime)
     shared.check_models(args, [args.name])
+    from ..attr.registry import check_methods
     from .export import export
 
-    shared.check_methods([args.method])
+    check_methods([args.method])
     clip = shared.load_model(args, args.name)
     with shared.step("writing and comparing", quiet=args.quiet):
         made = export(clip, args.output, method=args.method, runtime=args.runtime)

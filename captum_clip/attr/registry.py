@@ -128,10 +128,11 @@ def report_method(tower: Tower) -> str:
     return _OF_REPORT[tower.kind] if default == "direct" else default
 
 
-def expect_method(method: str | type[Any], options: dict[str, Any] | None = None) -> None:
-    """Refuse a method that is none, before a model is loaded."""
-    if method != MAMOOLER or options:
-        MethodChoice.of(method, options)
+def check_methods(names: Iterable[str]) -> None:
+    """Raise InputError unless each name is a method, before a model is loaded."""
+    for name in names:
+        if name != MAMOOLER:
+            MethodChoice.of(name)
 
 
 def fitting_methods(
@@ -160,6 +161,7 @@ class MethodChoice:
         signed: whether evidence against the target is negative in its maps.
         needs_target: whether its maps depend on the target.
         costly: whether it takes many forward passes per map.
+        both_signs: whether the map of the negated target is to be subtracted.
     """
 
     method: type[Any]
@@ -168,6 +170,7 @@ class MethodChoice:
     signed: bool = False
     needs_target: bool = True
     costly: bool = False
+    both_signs: bool = False
 
     @classmethod
     def of(
@@ -175,16 +178,24 @@ class MethodChoice:
         method: str | type[Any] | None,
         options: dict[str, Any] | None = None,
         tower: Tower | None = None,
+        *,
+        published: bool = False,
+        others: Iterable[str] = (),
     ) -> "MethodChoice":
         """A class or a command-line name, with options from either side.
 
-        On a tower None is its default method, and "mamooler" the report's.
+        On a tower None is its default method, and "mamooler" the report's. A `published` map is
+        that of the paper, or with "sign=signed" less that of the negated target.
         """
         if tower is not None and method in (None, MAMOOLER):
             method = default_method(tower) if method is None else report_method(tower)
         stem, _, text = method.partition(":") if isinstance(method, str) else (method, "", "")
-        kind = _class_named(method, stem)
+        kind = _class_named(method, stem, others)
         options = {**_parsed(str(method), text), **(options or {})}
+        listed = ",".join(f"{name}={value}" for name, value in options.items())
+        both_signs = published and options.get("sign") == "signed"
+        if both_signs:
+            del options["sign"]
         parameters = inspect.signature(kind.attribute_targets).parameters.values()
         names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
         takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -192,12 +203,14 @@ class MethodChoice:
             if option in _RESERVED or not (takes_others or option in names):
                 listed = ", ".join(names) or "none"
                 raise InputError(f"{kind.name} has no option {option!r}; it has {listed}.")
+        if published:
+            options = {**getattr(kind, "paper_options", {}), **options}
         flags = {flag: getattr(kind, flag) for flag in _FLAGS if hasattr(kind, flag)}
         if issubclass(kind, ClipAttribution):
             kind.check_options(**options)
             flags |= kind.properties(**options)
-        listed = ",".join(f"{name}={value}" for name, value in options.items())
-        return cls(kind, options, f"{kind.name}:{listed}" if listed else kind.name, **flags)
+        name = f"{kind.name}:{listed}" if listed else kind.name
+        return cls(kind, options, name, **flags, both_signs=both_signs)
 
     def fits(self, kind: str) -> bool:
         """Whether it explains a kind of tower."""
@@ -295,7 +308,7 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
     return PairMaps(names, maps, scores, leave_one_out, norms, size)
 
 
-def _class_named(method: Any, stem: Any) -> type[Any]:
+def _class_named(method: Any, stem: Any, others: Iterable[str]) -> type[Any]:
     """The class that is named by `stem`, or is it."""
     if stem == MAMOOLER:
         names = ", ".join(dict.fromkeys(_OF_REPORT.values()))
@@ -307,10 +320,11 @@ def _class_named(method: Any, stem: Any) -> type[Any]:
     named = {**methods, **{kind.__name__: kind for kind in methods.values()}}
     if stem in (*methods.values(), *named):
         return named[stem] if isinstance(stem, str) else stem
-    hint = suggestion(str(stem), (*named, MAMOOLER))
+    hint = suggestion(str(stem), (*named, *others, MAMOOLER))
+    listed = ", ".join(dict.fromkeys((*methods, *others)))
     raise InputError(
-        f"method: expected one of {', '.join(methods)}, with options as in "
-        f"last-grad:heads=averaged, or a class of captum_clip.attr; got {show(method)}{hint}."
+        f"method: expected one of {listed}, with options as in last-grad:heads=averaged, or a "
+        f"class of captum_clip.attr; got {show(method)}{hint}."
     )
 
 

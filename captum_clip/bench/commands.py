@@ -271,6 +271,7 @@ def figure_command(args: Figure) -> None:
     about: Any = {"command": f"figure {figure}", "kind": figure, "takes_folder": not args.scene}
     line: Any = None if figure == "average" else shared.read_line(args, words, **about)
     shared.check_models(args, args.model or ())
+    from ..attr.registry import check_methods
     from ..targets import EmotionProbe
     from ..visualization import save_figure
     from ..visualization.grid import FORMATS
@@ -282,7 +283,7 @@ def figure_command(args: Figure) -> None:
     for name in settings:
         if name not in inspect.signature(draw).parameters:
             raise InputError(f"figure {figure} has no option {argument(name)}.")
-    shared.check_methods(args.methods or ())
+    check_methods(args.methods or ())
     if figure == "average":
         if not words:
             raise InputError("figure average needs an output folder of 'captum-clip study'.")

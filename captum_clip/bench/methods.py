@@ -11,21 +11,22 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
+from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..attr import registry
 from ..attr.attention_methods import LayerAttention
 from ..attr.contributions import DirectContribution
-from ..attr.registry import MAMOOLER, MethodChoice
-from ..checks import error_context, expand, expect, find_repeated, suggestion
+from ..attr.registry import MAMOOLER, MethodChoice, register
+from ..checks import check_choice, error_context, expand, expect, find_repeated, is_integer
 from ..errors import InputError, public
 from ..files import DAMAGED
 from ..maps import upsample
+from ..metrics import perturbation
 from ..metrics.faithfulness import masked_changes
 from ..models.adapter import ClipAdapter
-from ..models.towers import ViTTower
+from ..models.towers import Kind, ViTTower
 from ..targets.similarity import ClipSimilarity
 from ..targets.target import Target
 from .data import entries_digest
@@ -90,12 +91,12 @@ class Attributed(Method):
     name: str
     what: str
     choice: MethodChoice
-    both_signs: bool  # the map of the negated target is subtracted
     empty_text: bool  # is the target, whatever the query
 
     def __post_init__(self) -> None:
-        self.signed = (self.choice.signed or self.both_signs) and not self.empty_text
-        self.costly, self.baseline = self.choice.costly, self.name in BASELINES
+        choice = self.choice
+        self.signed = (choice.signed or choice.both_signs) and not self.empty_text
+        self.costly, self.baseline = choice.costly, self.name in BASELINES
 
     def _compute(
         self, clip: ClipAdapter, rows: Tensor, call: str, images: Tensor, **which: Any
@@ -109,16 +110,14 @@ class Attributed(Method):
             getattr(self.choice.method(ClipSimilarity(clip, signed)), call)(
                 images, **which, **self.choice.options
             )
-            for signed in (target, -target)[: 1 + self.both_signs]
+            for signed in (target, -target)[: 1 + self.choice.both_signs]
         ]
-        return maps[0] - maps[1] if self.both_signs else maps[0]
+        return maps[0] - maps[1] if self.choice.both_signs else maps[0]
 
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
         return partial(self._compute, clip, rows, "attribute")
 
     def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        if issubclass(self.choice.method, _Reference):  # Captum has no `attribute_targets`
-            return self.maps(clip, queries)
         image = queries.pixels[:1]
         maps = self._compute(clip, queries.embeddings, "attribute_targets", image)
         return maps.detach().float()[0]
@@ -175,21 +174,29 @@ def predictor(name: str) -> Drawn:
 
 
 class _Reference:
-    """One of Captum's own methods, in the form of a registered class; at the size of the image."""
+    """A method that the bench alone offers; the first line of its docstring says how it works."""
 
-    name: str
-    what: str
-    signed = False
+    towers: tuple[Kind, ...] = ("vit", "resnet")
+    listed = False
     costly = True
-    needs_target = True
 
     def __init__(self, forward: ClipSimilarity) -> None:
         self.forward = forward
 
+    attribute: Callable[..., Any]  # images, one target per image -> maps (B, C, h, w)
 
+    def attribute_targets(self, images: Tensor, *, return_scores: bool = False) -> Any:
+        """Maps (B, K, h, w) of all targets, channels added up, with the scores if asked."""
+        columns = range(len(self.forward.embeddings))
+        maps = torch.stack([self.attribute(images, column).sum(1) for column in columns], 1)
+        return (maps, self.forward(images)) if return_scores else maps
+
+
+@register
 class _IntegratedGradients(_Reference):
+    """Captum's IntegratedGradients from the mean color, 16 steps, channels added."""
+
     name = "integrated-gradients"
-    what = "Captum's IntegratedGradients from the mean color, 16 steps, channels added"
     signed = True
 
     def attribute(self, images: Tensor, target: Any = None) -> Any:
@@ -198,19 +205,17 @@ class _IntegratedGradients(_Reference):
         return IntegratedGradients(self.forward).attribute(images, target=target, **options)
 
 
+@register
 class _NoiseTunnel(_Reference):
+    """Captum's NoiseTunnel over Saliency, 8 draws of standard deviation 0.1, channels added."""
+
     name = "noise-tunnel"
-    what = (
-        "Captum's NoiseTunnel over Saliency (absolute gradients), 8 draws of standard deviation "
-        "0.1, channels added"
-    )
     needs_target = False  # up to its sign: the negated target has the same absolute gradients
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
         method, options = NoiseTunnel(Saliency(self.forward)), {"nt_samples": 8, "stdevs": 0.1}
         columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
-        # Captum draws from the global generator: image by image, so that a map does not depend on
-        # what else is in the batch, and put back afterwards.
+        # Captum draws from the global generator: image by image, so no map depends on the batch
         maps, generator = [], torch.cuda if images.is_cuda else torch.default_generator
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             for image, column in zip(torch.split(images, 1), columns, strict=True):
@@ -219,55 +224,80 @@ class _NoiseTunnel(_Reference):
         return torch.cat(maps)
 
 
+def around(masks: Tensor) -> Tensor:
+    """The ring of eight pixels around each mask (n, H, W)."""
+    return (F.max_pool2d(masks[:, None].float(), 17, 1, 8)[:, 0] > 0) & ~masks
+
+
+@register
 class _Occlusion(_Reference):
+    """The loss of the score with a window filled, mean over the windows that hold a cell.
+
+    A `fill` is "mean", "blur" or the "ring" around it, the `side` in cells, `windows` a number.
+    """
+
     name = "occlusion"
-    what = "Captum's Occlusion with the mean color, one cell of the model's grid at a time"
     signed = True
-    cells = 1  # on a side of the window, one window around each cell
 
-    def attribute(self, images: Tensor, target: Any = None) -> Any:
-        height, width = images.shape[-2:]
-        rows, columns = self.forward.clip.grid(height, width)
-        y, x = math.ceil(height / rows), math.ceil(width / columns)
-        rim = [side * (self.cells // 2) for side in (x, x, y, y)]
-        cut = partial(F.pad, pad=[-side for side in rim])
-        losses = Occlusion(lambda padded: self.forward(cut(padded))).attribute(
-            F.pad(images, rim),
-            (3, self.cells * y, self.cells * x),
-            strides=(3, y, x),
-            target=target,
-        )
-        return cut(losses)
+    def attribute(self, images: Tensor, target: Any = None, **options: Any) -> Any:
+        columns = torch.as_tensor(0 if target is None else target).expand(len(images))
+        single, of = torch.unique(images, dim=0, return_inverse=True)  # one may have several texts
+        return self.attribute_targets(single, **options)[of, columns][:, None]
+
+    @torch.no_grad()
+    def attribute_targets(
+        self,
+        images: Tensor,
+        *,
+        fill: str = "mean",
+        side: int = 1,
+        windows: int | None = None,
+        return_scores: bool = False,
+    ) -> Any:
+        check_choice(fill, ("mean", "blur", "ring"), name="`fill`")
+        expect(is_integer(side, least=1) and side % 2 == 1, "an odd `side`, in cells", side)
+        root = math.isqrt(windows) if is_integer(windows, least=1) else 0
+        expect(windows in (None, root**2 or None), "a square number of `windows`", windows)
+        near, grid = list[Tensor](), self.forward.clip.grid(*images.shape[-2:])
+        for cells in grid:
+            count, index = root or cells, torch.arange(cells, device=images.device)
+            centers = [(2 * n + 1) * cells // (2 * count) for n in range(count)]
+            near.append(torch.stack([(index - n).abs() <= side // 2 for n in centers]).to(images))
+        hidden = torch.kron(*near).view(-1, 1, *grid)  # (N, 1, h, w)
+        shown = F.interpolate(hidden, images.shape[-2:])[:, 0] > 0
+        plain = perturbation.blur_fill(images) if fill == "blur" else images.new_zeros(())
+        whole, losses = self.forward(images), []
+        for window, ring in zip(shown, around(shown), strict=True):
+            rings = fill == "ring" and ring.any()  # a window may be the whole image
+            color = images[..., ring].mean(-1)[..., None, None] if rings else plain
+            losses.append(whole - self.forward(torch.where(window, color, images)))
+        maps = torch.einsum("nbk,nchw->bkhw", torch.stack(losses), hidden)
+        maps = F.interpolate(maps / hidden.sum((0, 1)).clamp(min=1), images.shape[-2:])
+        return (maps, whole) if return_scores else maps
 
 
-class _WindowOcclusion(_Occlusion):
-    name = "window-occlusion"
-    what = (
-        "the same with windows of 3 x 3 cells, one around each cell, mean over those that hold it"
-    )
-    cells = 3
-
-
+@register
 class _RandomMasks(_Reference):
+    """Mean loss of the score over those of 128 random masks of cells (share .5) that hide it."""
+
     name = "random-masks"
-    what = "mean loss of the score over those of 128 random masks of cells (share .5) that hide it"
     signed = True
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
         grid, maps = self.forward.clip.grid(*images.shape[-2:]), list[Tensor]()
         columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
-        # each by itself: of a batch an image's masks would depend on its place
-        for image, column in zip(torch.split(images, 1), columns, strict=True):
+        for image, column in zip(torch.split(images, 1), columns, strict=True):  # masks by place
             drawn = masked_changes(self.forward, image, column, grid=grid, share=0.5, samples=128)
-            masks = drawn.masks.to(drawn.changes)
-            losses = torch.einsum("bs,bshw->bhw", drawn.changes, masks)
-            maps.append(losses / masks.sum(1).clamp(min=1))
-        return torch.stack(maps)
+            masks = drawn.masks[0].to(drawn.changes)
+            maps.append(torch.tensordot(drawn.changes[0], masks, 1) / masks.sum(0).clamp(min=1))
+        return torch.stack(maps)[:, None]
 
 
+@register
 class _Magnitude(_Reference):
+    """|c|: the length of what each position adds to the embedding (direct), without a text."""
+
     name = "magnitude"
-    what = "|c|: the length of what each position adds to the embedding (direct), without a text"
     costly = needs_target = False
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
@@ -275,54 +305,51 @@ class _Magnitude(_Reference):
         return lengths[:, None]
 
 
+@register
 class _SummedAttention(_Reference):
+    """CLS rows of the attention of all layers, heads averaged, added up."""
+
     name = "summed-attention"
-    what = "CLS rows of the attention of all layers, heads averaged, added up"
+    towers = LayerAttention.towers
     costly = needs_target = False
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
         layers, tower = LayerAttention(self.forward), self.forward.clip.tower
         count = len(tower.layers) if isinstance(tower, ViTTower) else 0
-        rows = [layers.attribute(images, index=index) for index in range(count)]
-        return torch.stack([row for row in rows if isinstance(row, Tensor)]).sum(0)
+        return torch.stack([layers.attribute(images, index=i) for i in range(count)]).sum(0)
+
+
+def _uniform(seed: int, grid: tuple[int, int], number: int) -> Tensor:
+    """The same value everywhere."""
+    return torch.ones(grid)
 
 
 def _random(seed: int, grid: tuple[int, int], number: int) -> Tensor:
+    """Uniform in [-1, 1] in each cell of the model's grid."""
     # A seed for each sample, of which those of two runs do not meet.
     generator = torch.Generator().manual_seed(1_000_003 * seed + number)
     return 2 * torch.rand(grid, generator=generator) - 1
 
 
 def _gaussian(seed: int, grid: tuple[int, int], number: int) -> Tensor:
+    """A Gaussian at the center, its standard deviation a quarter of each side."""
     axes = [((torch.arange(side) + 0.5) / side - 0.5) / 0.25 for side in grid]
     return torch.exp(-(axes[0][:, None] ** 2 + axes[1] ** 2) / 2)
 
 
-_CAPTUMS: Final = (_IntegratedGradients, _NoiseTunnel, _Occlusion, _WindowOcclusion, _RandomMasks)
-_REFERENCES: Final = {kind.name: kind for kind in (*_CAPTUMS, _SummedAttention, _Magnitude)}
-_LAYERS: Final = {
+_DRAWINGS: Final = {"random": _random, UNIFORM: _uniform, "center": _gaussian}
+_ALIASES: Final = {
     "last-attention": "layer:index=-1,of=attention",
-    _SummedAttention.name: _SummedAttention.name,
     "last-gradient": "layer:index=-1,of=gradient",
 }
-_DRAWINGS: Final[dict[str, tuple[str, Callable[..., Tensor]]]] = {
-    "random": ("uniform in [-1, 1] in each cell of the model's grid", _random),
-    UNIFORM: ("the same value everywhere", lambda seed, grid, number: torch.ones(grid)),
-    "center": (
-        "a Gaussian at the center, its standard deviation a quarter of each side",
-        _gaussian,
-    ),
-}
 _COMMON: Final = (*_DRAWINGS, "empty-text")
-BASELINES: Final = (*_COMMON, *_LAYERS, _Magnitude.name)
-_OFFERED: Final = (*(kind.name for kind in _CAPTUMS), *BASELINES)
-"""What is measured besides the registered methods."""
-ALL: Final = "all"
-"""Stands for all of :func:`methods_for`."""
-_VARIANTS: Final = (
-    *("attention-grad-cam:weights=pooled", "last-grad:heads=averaged"),
-    *("last-grad:sign=signed", "grad-cam:sign=signed"),
+BASELINES: Final = (*_COMMON, "magnitude", "last-attention", "summed-attention", "last-gradient")
+_OFFERED: Final = (
+    *("attention-grad-cam:weights=pooled", "last-grad:heads=averaged", "last-grad:sign=signed"),
+    *("grad-cam:sign=signed", "integrated-gradients", "noise-tunnel", "occlusion"),
+    *("occlusion:fill=ring,side=3", "random-masks", *BASELINES),
 )
+ALL: Final = "all"  # stands for all of `methods_for`
 
 
 def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
@@ -335,11 +362,8 @@ def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
 @public("methods_for")
 def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
     """Names of all methods and baselines that fit a model's tower."""
-    variants = [name for name in _VARIANTS if _choice(name)[0].fits(clip.kind)]
-    layers = _LAYERS if clip.kind in LayerAttention.towers else ()
-    captums = [kind.name for kind in _CAPTUMS]
-    others = (*captums, *_COMMON, _Magnitude.name, *layers)
-    return (*registry.methods_for(clip.kind), *variants, *others)
+    others = (name for name in _OFFERED if name in _COMMON or _choice(name).fits(clip.kind))
+    return (*registry.methods_for(clip.kind), *others)
 
 
 def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
@@ -351,52 +375,32 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     less that of the negated target.
     """
     if name in _DRAWINGS:
-        what, draw = _DRAWINGS[name]
-        return Drawn(name, what, partial(draw, seed), signed=name == "random")
+        draw = _DRAWINGS[name]
+        return Drawn(name, str(draw.__doc__), partial(draw, seed), signed=name == "random")
     is_empty = name == "empty-text"
-    choice, both_signs = _choice(registry.report_method(clip.tower) if is_empty else name)
-    what = getattr(choice.method, "what", "")
-    if not what:
-        options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
-        package = choice.method.__module__.partition(".")[0]
-        what = f"{choice.method.__name__} of {package}" + f" with {options}" * bool(options)
-    what += ", for the empty text" * is_empty + ", minus the map of the negated target" * both_signs
-    return Attributed(name, what, choice, both_signs, is_empty)
+    choice = _choice(registry.report_method(clip.tower) if is_empty else name)
+    options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
+    method, package = choice.method, choice.method.__module__.partition(".")[0]
+    what = f"{method.__name__} of {package}"
+    if issubclass(method, _Reference):
+        what = str(method.__doc__).partition(".\n")[0]
+    what += f" with {options}" * bool(options) + ", for the empty text" * is_empty
+    what += ", minus the map of the negated target" * choice.both_signs
+    return Attributed(name, what, choice, is_empty)
 
 
 def check_measured(name: str) -> None:
     """Raise the InputError of :func:`method_of` that needs no model."""
-    if name not in (*_OFFERED, ALL, MAMOOLER):
+    if name not in (*_COMMON, ALL, MAMOOLER):
         _choice(name)
 
 
-def _choice(name: str) -> tuple[MethodChoice, bool]:
-    """A class with the options of its published map, and whether it has both signs.
-
-    The name is "class:option=value", where "sign=signed" is an option of every class.
-    """
-    if kind := _REFERENCES.get(name):
-        return MethodChoice(kind, {}, name, kind.signed, kind.needs_target, kind.costly), False
-    stem, _, text = _LAYERS.get(name, name).partition(":")
-    options = [option for option in text.split(",") if option != "sign=signed"]
-    both_signs = options != text.split(",")
-    try:
-        choice = MethodChoice.of(":".join(filter(None, (stem, ",".join(options)))))
-    except InputError as error:
-        if stem in (*registry.registered(), MAMOOLER):
-            raise
-        names = (*registry.registered(), *_OFFERED)
-        raise InputError(
-            f"there is no method {name!r}{suggestion(stem, names)}; there are {', '.join(names)}, "
-            "with options as in last-grad:heads=averaged."
-        ) from error
-    if both_signs:
+def _choice(name: str) -> MethodChoice:
+    """A class with the options of its published map."""
+    choice = MethodChoice.of(_ALIASES.get(name, name), published=True, others=BASELINES)
+    if choice.both_signs:
         choice.check_negative()
-    if paper_options := getattr(choice.method, "paper_options", None):
-        options_of = {**paper_options, **choice.options}
-        properties = choice.method.properties(**options_of)
-        choice = replace(choice, options=options_of, **properties)
-    return choice, both_signs
+    return choice
 
 
 class PrecomputedMaps(Method):

@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .._version import __version__
-from ..attr.registry import expect_method
+from ..attr.registry import check_methods
 from ..checks import check_choice, expect
 from ..errors import InputError, argument, parse_json, public
 from ..files import DAMAGED
@@ -138,8 +138,7 @@ class StudyConfig(RunConfig):
     @public("StudyConfig")
     def __post_init__(self) -> None:
         super().__post_init__()
-        for method in self.methods:
-            expect_method(method)
+        check_methods(self.methods)
         count, models = len(self.emotions), len(self.models)
         expected = f"a file of emotions for each of {', '.join(self.models)}, in the same order"
         expect(count in (0, models), expected, self.emotions)

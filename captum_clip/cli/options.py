@@ -225,21 +225,15 @@ class Computing(Loading):
 
 def methods() -> dict[str, Iterable[str]]:
     """What --help lists under --method, without the registry, which loads torch."""
-    others, listed = entry_points(group="captum_clip.methods").names, OPTIONS["listed"]
-    return {
-        "methods for ViTs": listed["vit"],
-        "methods for ResNets": [
-            *listed["resnet"],
-            "classes of pytorch-grad-cam as cam:variant=LayerCAM",
-        ],
-        **({"methods of other packages": sorted(others)} if others else {}),
-    }
+    others = entry_points(group="captum_clip.methods").names
+    listed: dict[str, Iterable[str]] = {**OPTIONS["methods"]}
+    return listed | ({"methods of other packages": sorted(others)} if others else {})
 
 
 def check_method_name(name: str | None) -> None:
     """Refuse a method that nobody has registered, before the registry, which loads torch."""
-    vit, resnet, unlisted = (OPTIONS["listed"][kind] for kind in ("vit", "resnet", "unlisted"))
-    names = [*dict.fromkeys([resnet[0], *vit, *unlisted])]  # in the registry's order
+    vit, resnet = OPTIONS["methods"].values()
+    names = [resnet[0], *vit, "layer", "cam"]  # in the registry's order
     others = [*entry_points(group="captum_clip.methods").names, "mamooler"]
     others += dir(sys.modules["captum_clip"])  # its classes are named, and none is loaded
     stem = (name or "mamooler").partition(":")[0]

@@ -223,14 +223,6 @@ def check_models(args: Any, names: Iterable[str]) -> None:
         resolve(name)
 
 
-def check_methods(names: Iterable[str]) -> None:
-    """Raise InputError unless each name is a method, before a model is loaded."""
-    from ..attr.registry import expect_method
-
-    for name in names:
-        expect_method(name)
-
-
 def shows_bars(quiet: bool) -> bool:
     """Whether somebody looks at a bar."""
     return not quiet and sys.stderr.isatty()

@@ -107,6 +107,22 @@ def limits(clip: Any, data: Any, methods: list[str]) -> None:
         print(f"| `{name}` | {' | '.join(f'{np.nanmean(c):.2f}' for c in columns)} |", flush=True)
 
 
+def losses(clip: Any, data: Any) -> None:
+    """Print what is lost without a copy: its share of the score, and how often it is negative."""
+    scenes, gone = [data.read(number) for number in range(len(data))], ~(1 << torch.arange(3))
+    rows = []
+    for sample in scenes:
+        images = [sample.subsets[7 & int(index)] for index in (-1, *gone)]
+        text = targets.text(clip, [sample.regions[0].text])
+        with torch.no_grad():
+            rows.append(ClipSimilarity(clip, text)(clip.preprocess(images))[:, 0].double())
+    scores = torch.stack(rows)  # (scenes, 1 + copies)
+    lost = scores[:, :1] - scores[:, 1:]
+    share, negative = lost.mean() / scores[:, 0].mean(), (lost < 0).double().mean()
+    print(f"{clip.kind}: mean loss {share:.3f} of the mean score,", end=" ")
+    print(f"{negative:.3f} of the losses are negative")
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -117,8 +133,11 @@ def main() -> None:
     figure.add_argument("--scene", type=int, nargs="+", default=[0, 1, 2])
     about = commands.add_parser("limits")
     about.add_argument("model")
-    about.add_argument("--scenes", type=int, default=300)
-    for command in (figure, about):
+    lost = commands.add_parser("losses")
+    lost.add_argument("model")
+    for command in (about, lost):
+        command.add_argument("--scenes", type=int, default=300)
+    for command in (figure, about, lost):
         command.add_argument("--method", nargs="+", default=METHODS)
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--data", default="demo-thirds")
@@ -127,6 +146,9 @@ def main() -> None:
     clip, kind = load_clip(options.model), DATA_SETS[options.data]
     if options.command == "limits":
         limits(clip, kind(options.scenes, options.seed), options.method)
+        return
+    if options.command == "losses":
+        losses(clip, kind(options.scenes, options.seed))
         return
     data = kind(max(options.scene) + 1, options.seed)
     scenes = [Scene(clip, data, number) for number in options.scene]

@@ -18,11 +18,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent
 ROOT = DOCS.parent
 OUT = HERE / "measured"
@@ -234,6 +235,12 @@ FURTHER = {
 """Options of the methods that `all` does not name."""
 REMOVALS = "removal:share=None removal:stride=2 removal:readers=8,stride=2"
 """The same of removal, where three copies are told apart; a ResNet's pool has no readers."""
+OCCLUSION = "occlusion:fill={},side=3,windows={}"
+ADDED = {
+    "rings": [OCCLUSION.format("ring", windows) for windows in (9, 25, 49)],
+    "blur": [OCCLUSION.format("blur", 49)],
+}
+"""Rows that are measured after the others, on the same scenes: a step a model and a list."""
 SLOW_TASKS = "localization signs words grid perturbation faithfulness sanity"
 RANKED = {
     "vit": "direct conservative all-grad last-grad attention-grad-cam legrad grad-eclip patches "
@@ -517,6 +524,19 @@ STEPS = (
     ),
     *(
         evaluation(
+            f"{name}_{part}_{model}",
+            model,
+            f"{data} {' '.join(f'--method {method}' for method in methods)}",
+        )
+        for name, methods in ADDED.items()
+        for part, data in {
+            "copies": "--data demo-thirds --data demo-identical --images 64 --slow-images 64",
+            "effects": "--data demo --task effect --task signs --images 64 --slow-images 64",
+        }.items()
+        for model in ALL
+    ),
+    *(
+        evaluation(
             f"pairs_{model}",
             model,
             f"--data demo --task pairs {PAIR_METHODS[model]}",
@@ -567,6 +587,35 @@ STEPS = (
             page="right.md",
         )
         for model, scenes in (("vit", 150), ("siglip", 80))
+    ),
+    *(
+        Step(f"prices_{model}", (model,), f"python ../../prices.py count {model} {names}")
+        for model in ALL
+        for names in [
+            " ".join(
+                name
+                for name in (
+                    "all",
+                    "occlusion:side=3",
+                    *f"{FURTHER[model]} {REMOVALS}".split(),
+                    *chain(*ADDED.values()),
+                )
+                if "readers" not in name or model != "resnet"
+            )
+        ]
+    ),
+    Step(
+        "prices",
+        (),
+        "python ../../prices.py figure prices.png",
+        "prices.png",
+        page="appendix/right_map.md",
+        after=tuple(f"prices_{model}" for model in ALL),
+    ),
+    Step(
+        "copies_losses",
+        BOTH,
+        "\n".join(f"python ../../copies.py losses demo/{model} --scenes 100" for model in BOTH),
     ),
     Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
     Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="appendix/heads.md"),
@@ -643,7 +692,8 @@ STEPS = (
     table(
         "copies_ranks",
         "appendix/right_map.md",
-        *(f"copies_{model}" for model in ALL),
+        *(f"{step}_{model}" for step in ("copies", "prices") for model in ALL),
+        *(f"{name}_copies_{model}" for name in ADDED for model in ALL),
     ),
     table(
         "right_map",

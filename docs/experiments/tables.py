@@ -15,11 +15,13 @@ import pandas as pd
 import torch
 
 from artemis import GLOBAL, LOCAL
-from captum_clip.attr.registry import METHODS
+from captum_clip.attr.registry import methods_for
 from captum_clip.bench.methods import WITHOUT_MAP
 from captum_clip.bench.study import read_mean_maps
 from captum_clip.maps import pearson, upsample
+from measured import ADDED
 
+OWN = {*methods_for("vit"), *methods_for("resnet")}
 PARTS = ("effects", "evaluation", "right_map")
 DRAWN = ("random", "uniform", "center")
 BESIDE = (
@@ -125,7 +127,7 @@ def pointing() -> None:
 
 def is_own(method: str) -> bool:
     """Whether a method is one of this package's, with or without options."""
-    return method.split(":")[0] in METHODS
+    return method.split(":")[0] in OWN
 
 
 def label(method: str) -> str:
@@ -164,26 +166,46 @@ def right_map() -> None:
     markdown(("model", "method", "pointing", *EFFECTS, "words", "passes"), rows)
 
 
+def copies_of(model: str) -> pd.DataFrame:
+    """What was found on three copies, with the rows that were measured later."""
+    steps = [f"copies_{model}", *(f"{name}_copies_{model}" for name in ADDED)]
+    found = [results(step) for step in steps if Path(f"../{step}/out/results.csv").exists()]
+    return (whole := pd.concat(found))[~whole.index.duplicated()]
+
+
+def prices_of(model: str) -> pd.Series:
+    """The price of each method in forward passes, as `prices.py` counts it."""
+    step = f"prices_{model.removeprefix('second-')}"
+    rows = printed_rows(step) if Path(f"../{step}/made").exists() else []
+    return pd.Series({name.strip("`"): float(price) for name, price in rows})
+
+
 def copies() -> None:
-    """Which of three copies carries the score, on all models: ranks with intervals, and order."""
+    """Which of three copies carries the score, on all models: ranks, order and price."""
     metrics = [
         f"{kind}_{truth}" for kind in ("thirds", "identical") for truth in ("adds", "removal")
     ]
-    models = {f"copies_{model}": title for model, title in NAMES.items()}
-    models |= {f"copies_second-{model}": f"second {NAMES[model]}" for model in ("vit", "resnet")}
+    models = NAMES | {f"second-{model}": f"second {NAMES[model]}" for model in ("vit", "resnet")}
     rows = []
-    for step, title in models.items():
-        if not Path(f"../{step}").is_dir():
+    for model, title in models.items():
+        if not Path(f"../copies_{model}").is_dir():
             continue  # the second models are measured apart
-        found = results(step)
+        found, prices = copies_of(model), prices_of(model)
         by_removal = found.xs("thirds_removal_rank", level="metric")["mean"]
         for method in by_removal.sort_values(ascending=False, kind="stable").index:
             if (method, f"{metrics[0]}_rank") in found.index:
                 ranks = [interval(found, method, f"{metric}_rank", 2) for metric in metrics]
                 order = short(found.loc[(method, "thirds_removal_order"), "mean"])
-                rows.append([title, label(method), *ranks, order])
+                price = (
+                    "none"
+                    if method in WITHOUT_MAP
+                    else f"{prices[method]:.1f}"
+                    if method in prices
+                    else "–"
+                )
+                rows.append([title, label(method), *ranks, order, price])
     heads = [metric.replace("_", ", ") for metric in metrics]
-    markdown(("model", "method", *heads, "order (thirds, removal)"), rows)
+    markdown(("model", "method", *heads, "order (thirds, removal)", "price"), rows)
 
 
 def excerpt() -> None:
@@ -202,7 +224,7 @@ def excerpt() -> None:
     for model in NAMES:
         found = all_results(model)
         for method in found.index.unique("method"):
-            if method in METHODS or method in BESIDE:
+            if method in OWN or method in BESIDE:
                 cells = [interval(found, method, metric) for metric in metrics.values()]
                 rows.append([f"demo/{model}", method, *cells])
     markdown(("tower", "method", *metrics), rows)

@@ -121,9 +121,7 @@ def test_a_part_that_was_exchanged_is_explained_as_it_is_now(
     small = cases.BUILDERS[name]()
     target = targets.embedding(cases.embeddings().float())
     similarity = ClipSimilarity(small.load(), target)
-    methods = [
-        m for n, m in attr.METHODS.items() if similarity.clip.kind in m.towers and n != "cam"
-    ]
+    methods = [m for n, m in cases.OWN.items() if similarity.clip.kind in m.towers and n != "cam"]
     made = [method(similarity) for method in methods]
     module = small.model.get_submodule(owner)
     setattr(module, part, copy.deepcopy(getattr(module, part)))
@@ -300,7 +298,7 @@ def test_conservative_holds_every_activation_of_torch(activation: nn.Module) -> 
         (
             "hf_vit",
             "vision_model.encoder.layers.2.self_attn",
-            [m for m in attr.METHODS if m != "cam"],
+            [m for m in cases.OWN if m != "cam"],
         ),
         ("hf_vit", "vision_model.encoder.layers.2", ["legrad"]),
         ("siglip", "vision_model.head.attention", ["rollout", "all-grad", "last-grad", "direct"]),

@@ -115,7 +115,7 @@ def test_what_is_wanted_of_changed_functions_is_what_changed_weights_give(
 def test_what_only_looks_everywhere_changes_nothing() -> None:
     small = builders.hf_vit()
     similarity = similarity_of(small)
-    methods = [m for n, m in attr.METHODS.items() if "vit" in m.towers and n != "cam"]
+    methods = [m for n, m in cases.OWN.items() if "vit" in m.towers and n != "cam"]
     plain = [method(similarity).attribute(small.images(), target=0) for method in methods]
     handle = register_module_forward_hook(lambda module, args, out: None)
     try:
@@ -147,7 +147,7 @@ def test_scores_are_the_models_own_where_its_class_was_patched(
     monkeypatch.setattr(kind, part, turned)
     expected = similarity(small.images())
     assert not torch.allclose(expected, plain)
-    for method in attr.METHODS.values():
+    for method in cases.OWN.values():
         if similarity.clip.kind in method.towers:
             _, scores = method(similarity).attribute_targets(small.images(), return_scores=True)
             torch.testing.assert_close(scores, expected.detach())

@@ -191,7 +191,7 @@ def test_weights_of_inference_mode_are_refused_in_one_sentence(name: str) -> Non
             for path, value in module.named_parameters(recurse=False):
                 setattr(module, path, nn.Parameter(value.clone(), requires_grad=False))
         inputs = images.clone()
-    for method in attr.METHODS.values():
+    for method in cases.OWN.values():
         if similarity.clip.kind in method.towers and method is not attr.CamFamily:
             with pytest.raises(UnsupportedModelError, match=r"made under torch.inference_mode\(\)"):
                 method(similarity).attribute_targets(inputs)
@@ -207,7 +207,7 @@ def test_no_tensor_is_made_without_a_device(name: str) -> None:
     clip, pairs = similarity.clip, {}
     if clip.kind == "vit":
         pairs = {"pairs": attr.DirectInteraction(attr_pairs(clip))}
-    made = {n: m(similarity) for n, m in attr.METHODS.items() if clip.kind in m.towers}
+    made = {n: m(similarity) for n, m in cases.OWN.items() if clip.kind in m.towers}
     made.pop("cam", None)  # another library's
     plain = {n: m.attribute_targets(images) for n, m in made.items()}
     with torch.device("meta"):

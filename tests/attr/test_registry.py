@@ -155,7 +155,7 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(text: str) -
         MethodChoice.of(text)
 
 
-@pytest.mark.parametrize("method", attr.METHODS.values())
+@pytest.mark.parametrize("method", cases.OWN.values())
 @pytest.mark.parametrize("name", ["attribute", "attribute_targets"])
 def test_both_methods_have_a_signature_with_the_options(method: Any, name: str) -> None:
     """As help and completion show it; anything else is a TypeError at the call."""

@@ -11,7 +11,7 @@ import torch
 from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor
 
-from captum_clip import ClipSimilarity, LayerAttention, attr, maps, targets
+from captum_clip import ClipSimilarity, LayerAttention, attr, maps, metrics, targets
 from captum_clip.attr import registry
 from captum_clip.bench.methods import BASELINES, method_of, methods_for, named_methods
 from captum_clip.errors import InputError, UnsupportedModelError
@@ -73,34 +73,66 @@ def test_integrated_gradients_take_any_batch() -> None:
 
 
 def test_occlusion_is_captums_on_the_grid() -> None:
-    """A cell of 8 x 8 pixels at a time; inside a cell the map is constant."""
+    """A cell of 8 x 8 pixels at a time; Captum repeats a loss in each of three channels."""
     clip = model(VIT)
     asked = queries(clip)
     found = method_of("occlusion", clip).maps(clip, asked)
     cell = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)}
     for heatmap, pixels, row in zip(found, asked.pixels, asked.embeddings, strict=True):
         expected = direct(clip, Occlusion, pixels, row, **cell)
-        torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(heatmap, expected / 3, atol=1e-5, rtol=1e-4)
     assert found[0, :8, :8].std() == 0
 
 
-def test_windows_are_occluded_around_each_cell() -> None:
-    """Each cell has the mean loss over the windows of 3 x 3 cells that hold it, cut at the rim."""
-    clip = model(VIT)
-    asked = queries(clip).select([0])
-    [found] = method_of("window-occlusion", clip).maps(clip, asked)
-    rows, columns = clip.grid(*asked.size)
+@pytest.mark.parametrize("fill", ["mean", "blur", "ring"])
+@pytest.mark.parametrize(("windows", "centers"), [("", (0, 1, 2, 3)), (",windows=9", (0, 2, 3))])
+def test_a_cell_has_the_mean_loss_of_the_windows_that_hold_it(
+    fill: str, windows: str, centers: tuple[int, ...]
+) -> None:
+    """Windows of 3 x 3 cells, cut at the rim; a ring of eight pixels around, no corner cut off."""
+    clip = model(VIT)  # of 4 x 4 cells
+    asked = queries(clip)
+    found = method_of(f"occlusion:fill={fill},side=3{windows}", clip).maps(clip, asked)
     forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
-    losses = torch.zeros(rows, columns)
-    for row, column in itertools.product(range(rows), range(columns)):
+    losses: dict[tuple[int, int], Tensor] = {}
+    for row, column in itertools.product(centers, repeat=2):
+        top, left, bottom, right = (
+            min(32, max(0, 8 * n)) for n in (row - 1, column - 1, row + 2, column + 2)
+        )
         hidden = asked.pixels.clone()
-        window = [slice(max(0, 8 * (n - 1)), 8 * (n + 2)) for n in (row, column)]
-        hidden[..., window[0], window[1]] = 0
-        losses[row, column] = (forward(asked.pixels) - forward(hidden)).item()
-    for row, column in itertools.product(range(rows), range(columns)):
-        near = losses[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
-        cell = found[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] / 3  # three channels
-        torch.testing.assert_close(cell, near.mean().expand(8, 8), atol=1e-6, rtol=1e-3)
+        for image, pixels in zip(hidden, asked.pixels, strict=True):
+            near = [
+                pixels[:, y, x]
+                for y in range(max(0, top - 8), min(32, bottom + 8))
+                for x in range(max(0, left - 8), min(32, right + 8))
+                if not (top <= y < bottom and left <= x < right)
+            ]
+            mean = torch.stack(near).mean(0)[:, None, None]
+            others = {"mean": torch.zeros(3, 1, 1), "ring": mean.expand(3, 32, 32)}
+            others["blur"] = metrics.blur_fill(pixels[None])[0]
+            filled = others[fill].expand(3, 32, 32)[:, top:bottom, left:right]
+            image[:, top:bottom, left:right] = filled
+        losses[row, column] = (forward(asked.pixels) - forward(hidden)).diagonal()
+    for row, column in itertools.product(range(4), repeat=2):
+        held = [loss for (y, x), loss in losses.items() if max(abs(y - row), abs(x - column)) <= 1]
+        expected = torch.stack(held).mean(0)[:, None, None].expand(-1, 8, 8)
+        cell = found[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        torch.testing.assert_close(cell, expected, atol=1e-6, rtol=1e-3)
+
+
+def test_a_reference_method_gives_the_maps_and_scores_of_all_targets() -> None:
+    """As any registered class does, in one call."""
+    clip = model(VIT)
+    asked = queries(clip)
+    forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
+    for name in ("occlusion", "noise-tunnel", "magnitude"):
+        method = registry.MethodChoice.of(name).method(forward)
+        found, scores = method.attribute_targets(asked.pixels, return_scores=True)
+        assert found.shape[:2] == (2, 2)
+        torch.testing.assert_close(scores, forward(asked.pixels))
+        for column in range(2):
+            alone = method.attribute(asked.pixels, column).sum(1)
+            torch.testing.assert_close(found[:, column], alone)
 
 
 def test_random_masks_share_what_they_lose() -> None:
@@ -309,11 +341,17 @@ def test_center_is_highest_in_the_middle() -> None:
 def test_unknown_methods_and_options_are_refused() -> None:
     clip = model(VIT)
     for method, message in (
-        ("gradcam", r"no method 'gradcam' \(did you mean grad-cam\?\); .* grad-cam, .*center"),
+        ("gradcam", r"one of grad-cam, .*center.* got 'gradcam' \(did you mean grad-cam\?\)"),
+        ("centre", r"\(did you mean center\?\)"),
         ("last-grad:head=paired", "last-grad has no option 'head'"),
         ("layer:index=x", "index of a layer, .* got 'x'"),
         ("layer:index", "cannot read 'index' in 'layer:index'; options look like"),
-        ("rollout:sign=signed", "rollout does not depend on the target"),
+        ("rollout:sign=signed", "rollout:sign=signed does not depend on the target"),
+        ("last-grad:sign=both", "last-grad has no option 'sign'"),
+        ("noise-tunnel:side=3", "noise-tunnel has no option 'side'; it has none"),
+        ("occlusion:fill=grey", "`fill` of mean, blur, ring, got 'grey'"),
+        ("occlusion:side=2", "an odd `side`, in cells, got 2"),
+        ("occlusion:windows=8", "a square number of `windows`, got 8"),
     ):
         with pytest.raises(InputError, match=message):
             method_of(method, clip).maps(clip, queries(clip))

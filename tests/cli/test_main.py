@@ -18,11 +18,12 @@ import pytest
 from PIL import Image
 
 from captum_clip import __version__, cli
-from captum_clip.attr.registry import METHODS, methods_for
+from captum_clip.attr.registry import methods_for
 from captum_clip.bench.data import forms
 from captum_clip.bench.tasks import TASKS
 from captum_clip.cli import main, options
 from captum_clip.errors import InputError
+from tests.attr import cases
 from tests.cli.parsing import leaves, parse
 
 Capture = pytest.CaptureFixture[str]
@@ -65,14 +66,16 @@ def test_usage_shows_images_then_texts(capsys: Capture) -> None:
 
 
 def test_help_lists_what_the_registries_know(capsys: Capture) -> None:
-    names = {"vit": methods_for("vit"), "resnet": methods_for("resnet")}
-    names["unlisted"] = tuple(name for name in METHODS if name not in sum(names.values(), ()))
-    names |= {"tasks": tuple(TASKS), "data sets": tuple(forms())}
+    vit, resnet = (tuple(listed) for listed in options.OPTIONS["methods"].values())
+    assert vit == methods_for("vit")
+    assert resnet[:-1] == methods_for("resnet")
+    assert (resnet[0], *vit, "layer", "cam") == tuple(cases.OWN)
+    names = {"tasks": tuple(TASKS), "data sets": tuple(forms())}
     assert {title: tuple(listed) for title, listed in options.OPTIONS["listed"].items()} == names
-    del names["unlisted"]
     main(["evaluate", "--help"])
     printed = capsys.readouterr().out.replace(",", " ").split()
-    assert {name for listed in names.values() for name in listed} <= set(printed)
+    listed = (vit, resnet[:-1], *names.values())
+    assert {name for names in listed for name in names} <= set(printed)
 
 
 def test_methods_of_other_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from ...metrics.faithfulness import mean_over_orders, right_signs
 from ...metrics.map_statistics import spearman
 from ...targets.similarity import ClipPairSimilarity
 from ..batch import Batch, Measure, MethodOnBatch, Task, View, finite_indices, queries_of
+from ..methods import around
 from ..run import Arrays
 from ..table import Table, listed, rows_of, table_of
 
@@ -275,7 +276,6 @@ def _pair_rows(name: str, scene: _Scene, mass: Tensor) -> Iterator[Arrays]:
 
 
 _TRUTHS: Final = ["adds", "removal"]
-_AROUND: Final = 8  # pixels around a copy that say what lies behind it
 _FOLDS: Final = 5
 _FEATURES: Final = "_features"
 EFFECT_SPREAD: Final = "_spread"
@@ -339,12 +339,9 @@ def _describe_copies(
 
 def _mean_colors(view: View) -> tuple[Tensor, Tensor]:
     """The mean colors (n, 3) of each copy, and of what is around it."""
-    wide = F.max_pool2d(view.masks[:, None].float(), 2 * _AROUND + 1, 1, _AROUND)[:, 0] > 0
-    inside, around = (
-        torch.stack([view.pixels[:, mask].mean(1) for mask in masks])
-        for masks in (view.masks, wide & ~view.masks.any(0))
-    )
-    return inside, around
+    both = view.masks, around(view.masks) & ~view.masks.any(0)
+    inside, outside = (torch.stack([view.pixels[:, m].mean(1) for m in each]) for each in both)
+    return inside, outside
 
 
 def _painted_over(samples: Batch, scene: Copies) -> Tensor:
