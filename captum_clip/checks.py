@@ -422,16 +422,16 @@ class Look:
         with expecting(_SCALES, self.scale):
             return None if str(self.scale) in ("own", "shared") else float(self.scale)
 
-    def changed(self, but: Collection[str] = ()) -> list[str]:
-        """The fields that are not at their default, but for some."""
-        names = (entry.name for entry in fields(Look) if entry.name not in but)
+    def changed(self) -> list[str]:
+        """The fields that are not at their default."""
+        names = (entry.name for entry in fields(Look))
         return [name for name in names if repr(getattr(self, name)) != repr(getattr(Look, name))]
 
     def check_file(self, path: Path) -> None:
         """Raise InputError where a file that is no figure has not all of this."""
-        names = self.changed(_TAKEN[path.suffix]) if path.suffix in _TAKEN else ()
-        listed = ", ".join(map(argument, names))
-        if listed:
+        taken = _TAKEN.get(path.suffix, self.changed())
+        if names := [name for name in self.changed() if name not in taken]:
+            listed = ", ".join(map(argument, names))
             raise InputError(f"{path.name} takes no {listed}; leave it out, or write a .png.")
 
 

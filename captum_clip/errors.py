@@ -205,8 +205,7 @@ def parse_json(text: str | bytes, kind: Any = dict[str, Any]) -> Any:
 
 def type_name(kind: Any) -> str:
     """An annotation, without its modules."""
-    name = re.sub(r"(\w+\.)+", "", inspect.formatannotation(kind))
-    return name.replace("Tensor", "dense Tensor")
+    return re.sub(r"(\w+\.)+", "", inspect.formatannotation(kind)).replace("Tensor", "dense Tensor")
 
 
 def type_names(value: Any) -> str:

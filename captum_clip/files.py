@@ -81,8 +81,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())  # a name must never outlive its content
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {path}: {reason}.") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
         with suppress(OSError):  # it would hide the reason
             temporary.unlink(missing_ok=True)
@@ -133,7 +132,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+        raise InputError(f"{path} cannot be read as text in UTF-8 ({error}).") from error
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -196,8 +195,7 @@ def draw_order(names: Sequence[str], seed: int) -> list[int]:
     """Indices of all names, those that the smaller samples of :func:`draw_names` hold first."""
 
     def rank(index: int) -> bytes:
-        text = f"{seed}/{names[index]}"
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+        return hashlib.sha256(f"{seed}/{names[index]}".encode("utf-8", "surrogateescape")).digest()
 
     return sorted(range(len(names)), key=rank)
 
@@ -436,8 +434,7 @@ def opaque(image: Image.Image, *, drop: bool = False) -> Image.Image:
         image.info.pop("transparency", None)  # of which Pillow would warn
     elif image.has_transparency_data:
         colors = image.convert("RGBA")
-        white = Image.new("RGBA", colors.size, "white")
-        return Image.alpha_composite(white, colors).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", colors.size, "white"), colors).convert("RGB")
     return image.convert("RGB")  # a new image, or with mode RGB a copy
 
 

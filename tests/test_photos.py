@@ -184,7 +184,7 @@ def test_a_photo_is_drawn_with_the_colors_that_its_model_saw(
     for processor, colors in looks.items():
         clip = load_clip(vit.model, processor=processor)
         seen = preprocess(clip, path, whole=whole)
-        drawn, _ = lay_on_photos(seen.photos, seen.crops, {}, "nearest")
+        drawn, _ = lay_on_photos(seen.photos, seen.crops, {}, ("nearest", None))
         for image in (drawn[0], clip.denormalize(seen.pixels)[0]):
             for half, color in zip(image.chunk(2, dim=-1), colors, strict=True):
                 middle = (255 * half[:, 20, half.shape[-1] // 2]).tolist()

@@ -11,21 +11,8 @@ from typing import Annotated, Any, Literal
 from typer import Option
 
 from ..checks import Look, check_new_folder, check_outputs, expect, find_file, find_folder
-from ..cli import shared
-from ..cli.options import (
-    DEFAULT_MODEL,
-    Computing,
-    Count,
-    Loading,
-    Texts,
-    Workers,
-    app,
-    check_emotions,
-    check_method_name,
-    check_texts,
-    command,
-    read_texts,
-)
+from ..cli import options, shared
+from ..cli.options import DEFAULT_MODEL, Computing, Count, Loading, Texts, Workers, app, command
 from ..errors import InputError
 from ..explaining.request import Conflict, Sign, check_request, default_sign, option
 
@@ -56,7 +43,7 @@ class _Plan:
         from ..folders.storage import list_images, storage_of
 
         self.args, self.folder = args, find_folder(args.folder)
-        pool = [*dict.fromkeys(read_texts(args.texts_file))]
+        pool = [*dict.fromkeys(options.read_texts(args.texts_file))]
         self.pool = pool or concept_texts() * (model in MODELS)
         listed = list_images(storage_of(self.folder), storage_of(args.output))
         self.files, self.skipped = [self.folder / name for name in listed], dict[Path, str]()
@@ -79,7 +66,7 @@ class _Plan:
 @command(app, "heads", "photos --texts words.txt -o heads")
 def heads_command(args: Heads) -> None:
     """Describe each attention head by the texts that it varies along over a folder of images."""
-    texts, model = check_texts(args.texts or ()), args.model
+    texts, model = options.check_texts(args.texts or ()), args.model
     if len(texts) > 2 or len({*texts}) < len(texts):
         raise InputError(f"heads takes one TEXT, or two that differ, got {texts}.")
     plan = _Plan(args, model, "heads.csv", "heads.png")
@@ -120,7 +107,7 @@ class Change(_Folder, Look):
 def change_command(args: Change) -> None:
     """Show what training changed: the scores of two models by heads, MLPs and regions."""
     models, cell = args.models or [], [*filter(None, (args.actual, args.predicted))]
-    texts = [*dict.fromkeys(check_texts([*(args.texts or ()), *cell]))]
+    texts = [*dict.fromkeys(options.check_texts([*(args.texts or ()), *cell]))]
     expect(len(models) == 2, "-m BEFORE and -m AFTER", models)
     expect(texts and len(cell) != 1, "a TEXT, or --from TEXT and --to TEXT", texts)
     plan = _Plan(args, models[0], "change.csv", "heads.csv", "change.png", shared.INDEX)
@@ -181,7 +168,7 @@ def index_command(args: Index) -> None:
     """
     from ..folders.storage import find_index
 
-    check_method_name(args.method)
+    options.check_method_name(args.method)
     find_index(args.output, exists=False)
     folder = args.folder if "://" in args.folder else str(find_folder(args.folder))
     shared.check_models(args, [args.model])
@@ -225,7 +212,7 @@ class Search(Loading, Look):
 @command(app, "search", 'photos.lance "a horse in the snow" --top 20 -o found')
 def search_command(args: Search) -> None:
     """Find the images of an index that fit TEXTs, an emotion or both, and show why."""
-    texts, emotion, against = check_texts(args.texts or ()), args.emotion, args.against
+    texts, emotion, against = options.check_texts(args.texts or ()), args.emotion, args.against
     check_request(args)
     if not texts and not emotion:
         raise InputError("expected a TEXT or an --emotion to look for, got none.")
@@ -234,7 +221,7 @@ def search_command(args: Search) -> None:
     if args.weight is not None and not (emotion and texts):
         raise InputError("--weight needs both a TEXT and an --emotion.")
     shared.hint_at_quotes(texts)
-    check_emotions([emotion] if emotion else [])
+    options.check_emotions([emotion] if emotion else [])
     from ..folders.storage import find_index
 
     if args.emotions:
@@ -296,7 +283,7 @@ def export_command(args: Export) -> None:
     """Write a MODEL as graphs of ONNX, which explain images without PyTorch."""
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         raise InputError(f"export needs {missing[0]}: pip install 'captum-clip[export]'")
-    check_method_name(args.method)
+    options.check_method_name(args.method)
     check_new_folder(args.output)
     if args.runtime:
         find_folder(args.runtime)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -179,8 +180,7 @@ class ImageGraph(nn.Module):
             recording = observe(tower, Kernels(layers, take), blocks, Outputs([last]))
         else:
             assert isinstance(tower, ResNetTower)
-            kernels = Kernels(range(len(tower.attentions)), take)
-            recording = observe(tower, Features(), kernels)
+            recording = observe(tower, Features(), Kernels(range(len(tower.attentions)), take))
         with torch.enable_grad(), recording as record:
             embedding = to_float32(self._clip.image_features(pixels).detach())
         with torch.no_grad():
@@ -226,23 +226,18 @@ def to_onnx(
     options: Any = {"input_names": [*inputs], "output_names": [*outputs], "dynamic_axes": axes}
     # no mode of the model is switched
     options |= {"training": torch.onnx.TrainingMode.PRESERVE, "opset_version": 17, "dynamo": False}
-    is_fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a function that ONNX does not have
-    library: Any = torch._C
-    log = library._jit_onnx_log
+    # a fused layer is a function that ONNX does not have
+    unfused = patch.object(torch.backends.mha, "get_fastpath_enabled", lambda: False)
     # a failed export prints the whole graph, and switches the log on if it is off
-    library._jit_onnx_log = lambda *_: None
+    silent = patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unfused, silent:
             warnings.simplefilter("ignore")  # what is compared becomes a constant, which it is
             torch.onnx.export(graph, tuple(inputs.values()), file, **options)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = excerpt(str(error).strip().partition("\n")[0], 200)
         message = f"PyTorch cannot write the model as an ONNX graph: {reason}"
         raise UnsupportedModelError(message) from error
-    finally:
-        library._jit_onnx_log = log
-        torch.backends.mha.set_fastpath_enabled(is_fast)
     model = onnx.load_from_string(file.getvalue())
     for node in model.graph.node:  # axes from the end, which onnxruntime refuses
         for attribute in node.attribute if node.op_type == "Transpose" else ():

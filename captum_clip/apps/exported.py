@@ -21,18 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..checks import (
-    check_choice,
-    check_integer,
-    check_interval,
-    check_texts,
-    excerpt,
-    expect,
-    find_file,
-    find_folder,
-    limit_pixels,
-    show,
-)
+from .. import checks
 from ..errors import (
     CaptumClipError,
     InputError,
@@ -157,7 +146,7 @@ class Explained:
 
         One row per image and one column per text, min-max normalized one by one. Loads torch.
         """
-        check_choice(sign, self.maps, name="a sign")
+        checks.check_choice(sign, self.maps, name="a sign")
         import torch
 
         from ..explaining.explanation import Explanation
@@ -223,7 +212,7 @@ class ExportedClip:
     @public("tokenize")
     def tokenize(self, texts: str | Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
         """The inputs of the text graph; TargetError for a text that the model cannot read."""
-        about, rows = self.about.tokens, [self._ids(text) for text in check_texts(texts)]
+        about, rows = self.about.tokens, [self._ids(text) for text in checks.check_texts(texts)]
         width = about.length if about.fixed else max(map(len, rows))
         inputs = {"ids": [row + [about.pad] * (width - len(row)) for row in rows]}
         if about.mask:
@@ -232,11 +221,12 @@ class ExportedClip:
 
     def _ids(self, text: str) -> list[int]:
         longest = self.about.tokens.length
-        unknown = f"expected a text that {self.about.model} knows, got {show(text)}"
+        unknown = f"expected a text that {self.about.model} knows, got {checks.show(text)}"
         with _as_ours(unknown, TargetError):
             ids: list[int] = self._tokenizer.encode(text).ids
-        fits = len(ids) <= longest
-        expect(fits, f"a text of up to {longest} tokens", text, error=TargetError)
+        checks.expect(
+            len(ids) <= longest, f"a text of up to {longest} tokens", text, error=TargetError
+        )
         return ids
 
     @public("encode_text")
@@ -263,13 +253,13 @@ class ExportedClip:
                 or a graph that does not run, or gives NaN or infinity.
             TargetError: what is no text, an empty one, or one that the model cannot read.
         """
-        names, how = check_texts(texts), self.about.preprocessing
+        names, how = checks.check_texts(texts), self.about.preprocessing
         for text in names:
             is_blank = len(self._ids(text)) <= len(self._ids(""))
-            expect(not is_blank, "a text that has a token", text, error=TargetError)
+            checks.expect(not is_blank, "a text that has a token", text, error=TargetError)
         if max_pixels is not None:
-            check_integer("max_pixels", max_pixels)
-        with limit_pixels(max_pixels):
+            checks.check_integer("max_pixels", max_pixels)
+        with checks.limit_pixels(max_pixels):
             pixels = self.preprocess(images)
         (embedding, vectors, _), embeddings = self.vectors(pixels), self.encode_text(names)
         size = (len(pixels), *self.about.grid, len(names))
@@ -278,7 +268,7 @@ class ExportedClip:
         seen = (np.moveaxis(pixels, 1, -1) * np.array(how.std) + how.mean).clip(0, 1)
         maps = {"positive": raw.clip(0), "negative": (-raw).clip(0)}
         # of a stranger's folder
-        labels = (excerpt(label, 150) for label in (self.about.model, self.about.method))
+        labels = (checks.excerpt(label, 150) for label in (self.about.model, self.about.method))
         return Explained(maps, scores, tuple(names), seen.astype(np.float32), *labels)
 
 
@@ -288,16 +278,18 @@ def _as_ours(sentence: str, error: type[CaptumClipError] = InputError) -> Iterat
     try:
         yield
     except Exception as reason:
-        raise error(f"{sentence} ({excerpt(' '.join(str(reason).split()), 200)}).") from reason
+        raise error(
+            f"{sentence} ({checks.excerpt(' '.join(str(reason).split()), 200)})."
+        ) from reason
 
 
 def _read_files(folder: Path) -> dict[str, bytes]:
     """The content of the files that are loaded; InputError for one without its digest."""
-    sums, contents = find_file(folder / SUMS).read_bytes().splitlines(), dict[str, bytes]()
+    sums, contents = checks.find_file(folder / SUMS).read_bytes().splitlines(), dict[str, bytes]()
     for name in FILES:
-        contents[name] = find_file(folder / name).read_bytes()
+        contents[name] = checks.find_file(folder / name).read_bytes()
         line, changed = digest_line(contents[name], name), "it is damaged, or was changed since"
-        expect(line in sums, f"{name} as {SUMS} has it", line.decode()[:64], changed)
+        checks.expect(line in sums, f"{name} as {SUMS} has it", line.decode()[:64], changed)
     return contents
 
 
@@ -312,16 +304,16 @@ def _annotated(name: str, kind: Any, value: Any) -> Any:
     if is_dataclass(kind):
         kinds = get_type_hints(kind, include_extras=True)
         fits = isinstance(value, dict) and value.keys() == kinds.keys()
-        expect(fits, f"{name} of {', '.join(kinds)}", value)
+        checks.expect(fits, f"{name} of {', '.join(kinds)}", value)
         make: Any = kind
         return make(**{key: _annotated(key, each, value[key]) for key, each in kinds.items()})
     if get_origin(kind) is tuple:
         fits = isinstance(value, list) and len(value) == 1 + len(parts)
-        expect(fits, f"{name} of {1 + len(parts)} numbers", value)
+        checks.expect(fits, f"{name} of {1 + len(parts)} numbers", value)
         return tuple(_annotated(name, plain, each) for each in value)
-    expect(is_kind(value, plain), f"{name} as {type_name(plain)}", value)
+    checks.expect(is_kind(value, plain), f"{name} as {type_name(plain)}", value)
     for interval in parts:
-        check_interval(name, value, interval)
+        checks.check_interval(name, value, interval)
     return value
 
 
@@ -340,19 +332,19 @@ def load(folder: str | Path, *, threads: int | None = None) -> ExportedClip:
     import onnxruntime
     from tokenizers import Tokenizer
 
-    options, path = onnxruntime.SessionOptions(), find_folder(folder)
+    options, path = onnxruntime.SessionOptions(), checks.find_folder(folder)
     options.log_severity_level = 4  # what it would log is in its error
     # a graph could name any file for its weights, but only these four have a digest
     elsewhere = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(elsewhere, devnull)
     if threads is not None:
-        check_integer("threads", threads, most=2**10)
+        checks.check_integer("threads", threads, most=2**10)
         options.intra_op_num_threads = threads
     with _as_ours(f"{path} is not a folder of captum-clip export"):
         files = _read_files(path)
         about: Manifest = _annotated("manifest", Manifest, parse_json(files["manifest.json"]))
         short, longest = about.preprocessing.resize, max(about.preprocessing.size)
-        expect(short == 0 or short >= longest, f"resize of 0, or of {longest} and up", short)
+        checks.expect(short == 0 or short >= longest, f"resize of 0, or of {longest} and up", short)
         tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
         session = partial(onnxruntime.InferenceSession, sess_options=options)
         graphs = {name: session(files[name]) for name in ("image.onnx", "text.onnx")}

@@ -36,18 +36,8 @@ from ..visualization import save_figure
 from ..visualization.charts import strip_legends
 from ..visualization.colors import ramp, score_note, sign_colors, signed_layers
 from ..visualization.grid import Legend, Panel, Row, grid
-from .search_table import (
-    File,
-    IndexTable,
-    Precision,
-    RowMaker,
-    contributions_of,
-    files_of,
-    list_files,
-    preprocessing_of,
-    read_unchanged,
-    vectors_of,
-)
+from . import search_table
+from .search_table import File, IndexTable, Precision, RowMaker
 
 __all__ = ["ImageIndex", "SearchResult"]
 
@@ -121,8 +111,7 @@ class SearchResult:
         if len(names := [f"score: {name}" for name in self.explanation.names]) > 1:
             numbers |= zip(names, self.explanation.scores.T.tolist(), strict=True)
         columns = {name: [f"{value:.6f}" for value in column] for name, column in numbers.items()}
-        ranks = range(1, len(self.files) + 1)
-        content = to_csv({"rank": ranks, "file": self.files, **columns})
+        content = to_csv({"rank": range(1, len(self.files) + 1), "file": self.files, **columns})
         replace_file(folder / TABLE, lambda file: file.write(content))
         return folder / TABLE, save_figure(self.plot(), folder / FIGURE)
 
@@ -222,7 +211,7 @@ class ImageIndex:
         expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip)
         # a DataLoader, which can be iterated, but for tensors
         expect(not hasattr(images, "dataset"), "files or a folder of images", images)
-        storage, folder, files, unnamed = list_files(images)
+        storage, folder, files, unnamed = search_table.list_files(images)
         vectors = RowMaker(storage, clip, method, precision, **computing)
         table = IndexTable(path)
         with table.storage.lock(), threads(vectors.config.thread_count):
@@ -330,7 +319,7 @@ class ImageIndex:
         direction = (shares / shares.sum()) @ target.embeddings.float().cpu().numpy()
         rows = self._table.nearest(direction, top)
         # not LanceDB's distances, so that the same image always has the same score
-        totals = (vectors_of(rows) * direction).sum(1)
+        totals = (search_table.vectors_of(rows) * direction).sum(1)
         order = np.lexsort((rows["file"].to_pylist(), -totals))
         if len(order) and (best := totals.max()) < min_score:
             raise InputError(f"no image scores {min_score:.3g}; the best scores {best:.3f}.")
@@ -386,19 +375,21 @@ class ImageIndex:
     ) -> tuple[Explanation, dict[str, str], list[int]]:
         """The explanation of rows, why some cannot be read, and the numbers of the others."""
         check_choice(sign, get_args(Sign), name="a sign")
-        self._check("crops or scales images", {"preprocessing": preprocessing_of(self.clip)})
-        files = files_of(rows)
-        images, skipped = read_unchanged(self.clip, self._storage, files)
+        self._check(
+            "crops or scales images", {"preprocessing": search_table.preprocessing_of(self.clip)}
+        )
+        files = search_table.files_of(rows)
+        images, skipped = search_table.read_unchanged(self.clip, self._storage, files)
         readable = [index for index, file in enumerate(files) if file.file not in skipped]
         if not readable:
             raise _unreadable(len(files), skipped, "it holds no image")
         rows, embeddings = rows.take(readable), target.embeddings.float().cpu()
-        vectors = contributions_of(rows, self._table.about)  # (N, h, w, E)
+        vectors = search_table.contributions_of(rows, self._table.about)  # (N, h, w, E)
         raw = (vectors @ embeddings.T).movedim(-1, 1)  # (N, K, h, w)
         evidence = {"positive": maps.positive, "negative": maps.negative}
         explanation = Explanation(
             maps={name: side(raw) for name, side in evidence.items() if sign in (name, "both")},
-            scores=torch.from_numpy(vectors_of(rows)) @ embeddings.T,
+            scores=torch.from_numpy(search_table.vectors_of(rows)) @ embeddings.T,
             names=target.names,
             norms=target.norms.cpu(),
             model=self.clip.name,

@@ -59,8 +59,7 @@ class LastGradient:
         """
         assert self.output is not None
         for output in torch.split(self.output, together(_largest(self.read.out))):
-            start = start_row(output, tower, self.read.pooled)
-            yield start, matrix_gradient(self.read, output)
+            yield start_row(output, tower, self.read.pooled), matrix_gradient(self.read, output)
 
 
 def last_gradient(tower: TransformerTower, call: Call, *kernels: Kernels) -> LastGradient:
@@ -204,8 +203,7 @@ def resnet_gradient(
     `detached` takes the weights of an attention pool as constants.
     """
     with suppress(UnsupportedModelError, ReadsMoreError):  # of a pool that cannot be read
-        pool = Kernels(range(len(tower.attentions)))
-        run = observed(tower, call, Features(), pool, leaf=True)
+        run = observed(tower, call, Features(), Kernels(range(len(tower.attentions))), leaf=True)
         return run, _shift_gradient(tower, run, detached)
     if detached:
         raise UnsupportedModelError(
@@ -264,8 +262,7 @@ def row_gradient(read: AttentionRead, gradient: Tensor) -> Tensor:
 def matrix_gradient(read: AttentionRead, gradient: Tensor) -> Tensor:
     """D y / d A (..., H, rows, s), given the gradient at the heads' outputs (..., H, rows, d)."""
     with autocast_disabled(gradient):
-        value = to_float32(read.value)
-        return torch.einsum("...bhid,bhjd->...bhij", to_float32(gradient), value)
+        return torch.einsum("...bhid,bhjd->...bhij", to_float32(gradient), to_float32(read.value))
 
 
 def value_products(read: AttentionRead, vectors: Tensor) -> Tensor:

@@ -45,11 +45,7 @@ from ._call import (
 )
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
-KINDS: Final = {
-    "vit": "vision transformer",
-    "resnet": "convolutional tower",
-    "text": "text tower",
-}
+KINDS: Final = {"vit": "vision transformer", "resnet": "convolutional tower", "text": "text tower"}
 """Kinds of towers in messages."""
 _NOT_TAKEN: Final = {
     "attribute_to_layer_input": "a map is one of positions, on neither side of a layer",
@@ -227,8 +223,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         check_flag("return_convergence_delta", return_delta)
         if target is None and not self.properties(**options).get("needs_target", self.needs_target):
             target = 0
-        select = partial(one_column, target)
-        result = self._run(inputs, additional_forward_args, select, options)
+        result = self._run(inputs, additional_forward_args, partial(one_column, target), options)
         # sensitivity_max passes a tuple first and a bare tensor afterwards: the same kind out as in
         maps = (result.values,) if isinstance(inputs, tuple) else result.values
         parts = (maps, result.rest) if return_rest else (maps,)
@@ -266,8 +261,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         return_rest = options.pop("return_rest", False)
         check_flag("return_scores", return_scores)
         check_flag("return_rest", return_rest)
-        select = partial(many_columns, targets)
-        result = self._run(inputs, additional_forward_args, select, options)
+        result = self._run(inputs, additional_forward_args, partial(many_columns, targets), options)
         chosen = (True, return_scores, return_rest)
         parts = tuple(compress((result.values, result.scores, result.rest), chosen))
         return parts if len(parts) > 1 else result.values
@@ -296,8 +290,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         if isinstance(forward, TextSimilarity):
             expected, maker = "a tensor of token ids", "ids, mask = clip.text_inputs(texts)"
         for each in tensors or (inputs,):
-            is_batch = isinstance(each, Tensor) and each.ndim > 0
-            expect(is_batch, expected, each, f"{maker} makes one")
+            expect(isinstance(each, Tensor) and each.ndim > 0, expected, each, f"{maker} makes one")
         extra = further_arguments(extra)
         if isinstance(forward, Similarity):  # a target that cannot be selected is refused at once
             select = partial(select, names=forward.target.names)
@@ -351,8 +344,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             leaves = [each.images[0].detach().clone().requires_grad_() for each in calls]
             pairs = zip(calls, leaves, strict=True)
             calls = [replace(each, images=(leaf, *each.images[1:])) for each, leaf in pairs]
-        runs = [each.scores for each in calls]
-        look(tower, runs, laws, exact=exact, images=leaves)
+        look(tower, [each.scores for each in calls], laws, exact=exact, images=leaves)
         if is_compiled(forward, model):  # whose backend may change numbers
             check = Recording(tower)
             # what its compiler cannot compile has no other score

@@ -80,8 +80,7 @@ class Call:
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K)."""
         # a preprocessing inside of the forward may normalize in place
-        images = tuple(image.clone() for image in self.images)
-        scores = self.forward(*images, *self.extra)
+        scores = self.forward(*(image.clone() for image in self.images), *self.extra)
         fits = isinstance(scores, Tensor) and scores.ndim in (1, 2)
         expected = "a forward function that returns a score or K per image, (B,) or (B, K)"
         expect(fits, expected, scores, error=CaptureError)

@@ -178,8 +178,7 @@ def rows_of(tower: Tower, embedded: PooledEmbedding, centered: bool) -> PooledRo
     record = embedded.run.record
     if record.rows:
         record.compare_sums()
-    reads = sorted(record.reads.items())
-    rows = {index: row for index, row in reads if isinstance(row, PooledRow)}
+    rows = {index: row for index, row in sorted(record.reads.items()) if isinstance(row, PooledRow)}
     for row in rows.values():
         if row.mixture is not None:
             record.compare(row.name, *row.mixture)
@@ -354,8 +353,7 @@ def decompose(embedded: PooledEmbedding, values: Tensor, directions: Tensor | No
     total = products(unit, directions)
     # some tokens have no place in a map
     span = record.span if values.ndim == 3 else slice(None)
-    inside = values.flatten(2)[..., span]
-    return embedded.run.computed(values, (total - inside.sum(-1)).T)
+    return embedded.run.computed(values, (total - values.flatten(2)[..., span].sum(-1)).T)
 
 
 class AdditiveAttribution(ClipAttribution):
@@ -477,8 +475,7 @@ def propagated_to_patches(
 
     stacked = shares(rows[0], check=True)[0][None]  # (K', B, N)
     if len(rows) > 1:  # an MLP may be as wide as four tokens
-        others = batched(shares, rows[1:], patches.expand(4, *patches.shape))
-        stacked = torch.cat([stacked, others])
+        stacked = torch.cat([stacked, batched(shares, rows[1:], patches.expand(4, *patches.shape))])
     padded = F.pad(stacked, (tower.prefix, 0))
     if directions is not None:
         return decompose(embedded, padded, directions)

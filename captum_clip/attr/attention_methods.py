@@ -54,8 +54,7 @@ class AttentionGradCam(ViTAttribution):
         elif weights == "elementwise":
             maps = mha.weighted_rows(last.row, last.read.row()[None])[0]
         else:
-            patches = last.row[..., last.run.record.span]
-            pooled = patches.mean(-1, keepdim=True)  # (K', B, H, 1)
+            pooled = last.row[..., last.run.record.span].mean(-1, keepdim=True)  # (K', B, H, 1)
             maps = (pooled * last.read.row()).mean(2).clamp(min=0)
         return last.run.computed(maps)
 
@@ -243,8 +242,7 @@ class LastGradAttention(ViTAttribution):
         of_cls = 1 + last.run.record.pooled.read(steps[..., None])  # (L, K', B, 1)
         # what a layer gives passes all those above it
         passed = of_cls.flip(0).cumprod(0).flip(0)[1:]
-        maps = steps[-1] + (passed * steps[:-1]).sum(0)
-        return last.run.computed(maps)
+        return last.run.computed(steps[-1] + (passed * steps[:-1]).sum(0))
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Pairing) -> Computed:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
@@ -317,14 +315,12 @@ class GradEclip(ViTAttribution):
         last = last_gradient(tower, call)
         read = last.read
         if last.row is not None:
-            maps = last.row.sum(2).clamp(min=0) * self._spread(read, None)
-            return last.run.computed(maps)
+            return last.run.computed(last.row.sum(2).clamp(min=0) * self._spread(read, None))
         assert last.output is not None
         start = mha.start_row(last.output, tower, read.pooled)  # (K', B, s)
         gradient = torch.einsum("kbs,kbhsd->kbhd", start.to(last.output), last.output)
         rows = mha.row_gradient(read, gradient).sum(2).clamp(min=0)
-        spread = torch.stack([self._spread(read, each) for each in start])
-        return last.run.computed(rows * spread)
+        return last.run.computed(rows * torch.stack([self._spread(read, each) for each in start]))
 
     @no_graph()
     def _spread(self, read: AttentionRead, start: Tensor | None) -> Tensor:

@@ -25,12 +25,7 @@ from ..recording.passes import read_pool
 from ..recording.records import detached, no_graph
 from ..targets.similarity import ClipSimilarity
 from . import _attention as mha
-from ._base import (
-    ClipAttribution,
-    ResNetAttribution,
-    TensorOrTuple,
-    ViTAttribution,
-)
+from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, ViTAttribution
 from ._call import (
     Call,
     Computed,

@@ -154,8 +154,7 @@ class DirectContribution(AdditiveAttribution):
             total = direction.dot(token) + direction.constant  # (K', B)
             # where tokens are fewer than targets, their shares pass the MLPs at a lower price
             if mlps and per is None and len(total) > pooled.rows[layers[0]].parts.shape[2]:
-                share = pushed_rows(pooled, mlps)
-                maps = torch.einsum("kbd,bsd->kbs", direction.dense(), share)
+                maps = torch.einsum("kbd,bsd->kbs", direction.dense(), pushed_rows(pooled, mlps))
             else:
                 maps = pulled_rows(pooled, direction, per=per, mlps=mlps)
             rest = total - maps[..., pooled.record.span].flatten(2).sum(-1)
@@ -417,8 +416,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         expected = f"a tuple of two tensors, images and {self.forward_func.side}s"
         expect(isinstance(inputs, tuple) and len(inputs) == 2, expected, inputs)
         is_first = target is None or (is_integer(target) and target == 0)
-        advice = "there is one score for each pair"
-        expect(is_first, "no target", target, advice, error=TargetError)
+        expect(is_first, "no target", target, "there is one score for each pair", error=TargetError)
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         return self._shares(inputs, additional_forward_args, options, return_rest, paired=True)
 

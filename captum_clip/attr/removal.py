@@ -426,8 +426,7 @@ class _Reader:
     def _seen(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """What is added to products (B, 1, G, 1, s), with those of tokens that run anew behind."""
         if ids is not None:
-            anew = hidden.take_along_dim(ids, 2)
-            hidden = torch.cat([hidden | _at(ids, hidden), anew], -1)
+            hidden = torch.cat([hidden | _at(ids, hidden), hidden.take_along_dim(ids, 2)], -1)
         hidden = hidden[:, None, :, None]
         return self.embedded.token.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -144,7 +145,8 @@ def check(model: Any, image: Any = None) -> ModelCheck:
     methods = {
         name: _row(method, forward, pixels, wanted.get(name), plain)
         for name, method in registered().items()
-        if clip.kind in method.towers
+        # reference methods are among them once an evaluation was imported
+        if clip.kind in method.towers and method.__module__ != "captum_clip.bench.methods"
     }
     names = (os.path.expanduser(name) for name in clip.name.split(":"))
     about = {
@@ -158,8 +160,7 @@ def check(model: Any, image: Any = None) -> ModelCheck:
         "device": torch.cuda.get_device_name() if clip.device.type == "cuda" else clip.device.type,
         "versions": environment(),
     }
-    shown = zip(texts, scores[0].tolist(), strict=False)
-    return ModelCheck(about, dict(shown), methods)
+    return ModelCheck(about, dict(zip(texts, scores[0].tolist(), strict=False)), methods)
 
 
 def _row(
@@ -173,10 +174,9 @@ def _row(
     except (CaptumClipError, ImportError) as error:
         result = "broken" if isinstance(error, CaptureError) else "refused"
         return row | {"result": result, "why": str(error)}
-    share = price.operations / max(1, plain.operations)
+    share, memory = price.operations / max(1, plain.operations), price.peak / 2**20
     row |= {"result": "explained", "adds up": laws.get("adds up"), "oracle": laws.get("oracle")}
-    memory = round(price.peak / 2**20, 1)
-    return row | {"forwards": round(share, 2), "kernels": price.kernels, "MiB": memory}
+    return row | {"forwards": round(share, 2), "kernels": price.kernels, "MiB": round(memory, 1)}
 
 
 def _price(run: Callable[[], object]) -> Price:
@@ -188,15 +188,10 @@ def _price(run: Callable[[], object]) -> Price:
     return price
 
 
-@contextmanager
-def without_fast_path() -> Iterator[None]:
-    """Keep torch from fused layers, which hide attention and the products of a pass."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+without_fast_path: Final = partial(
+    patch.object, torch.backends.mha, "get_fastpath_enabled", lambda: False
+)
+"""Keeps torch from fused layers, which hide attention and the products of a pass."""
 
 
 @contextmanager
@@ -214,10 +209,7 @@ def explicit_attention(batch: int) -> Iterator[list[Tensor]]:
         scale = options.get("scale") or query.shape[-1] ** -0.5  # a tower has no mask
         return weigh(query @ key.mT * scale, -1) @ value
 
-    with (
-        without_fast_path(),
-        patch.multiple(F, softmax=weigh, scaled_dot_product_attention=attend),
-    ):
+    with without_fast_path(), patch.multiple(F, softmax=weigh, scaled_dot_product_attention=attend):
         yield seen
 
 

@@ -10,26 +10,12 @@ from typing import Annotated, Any, Final, Literal
 from typer import Argument, Typer
 
 from ..checks import check_destination, check_outputs, current_look, expand, find_folder
-from ..cli import shared
-from ..cli.options import (
-    DEFAULT_MODEL,
-    OPTIONS,
-    Computing,
-    Drawing,
-    Loading,
-    Texts,
-    Workers,
-    app,
-    check_emotions,
-    check_texts,
-    command,
-    methods,
-    read_texts,
-)
+from ..cli import options, shared
+from ..cli.options import DEFAULT_MODEL, Computing, Drawing, Loading, Texts, Workers, app, command
 from ..errors import InputError, argument, refuse
 from ..files import replace_file
 
-_LISTED: Final = {name: OPTIONS["listed"][name] for name in ("tasks", "data sets")}
+_LISTED: Final = {name: options.OPTIONS["listed"][name] for name in ("tasks", "data sets")}
 _SCRIPTS: Final = {"layers": "plot_10_layers.py", "heads": "plot_11_heads.py"}
 _KEYWORDS: Final = ("references", "methods", "probes", "center", "names")
 """Options that are keywords of functions of :mod:`captum_clip.bench.figures`."""
@@ -57,13 +43,13 @@ class Study(Computing):
     value_entropy: bool = False
 
 
-@command(app, "study", 'statistics photos "a horse" -o horses', lists=methods)
+@command(app, "study", 'statistics photos "a horse" -o horses', lists=options.methods)
 def study_command(args: Study) -> None:
     """Average maps over a folder of images, and measure them.
 
     Run it again after an interruption, and it resumes.
     """
-    texts = [*check_texts(args.texts or ()), *read_texts(args.texts_file)]
+    texts = [*options.check_texts(args.texts or ()), *options.read_texts(args.texts_file)]
     if "://" not in args.images:
         find_folder(args.images)
     shared.check_models(args, args.models or ())
@@ -117,7 +103,9 @@ class Evaluate(Computing):
     template: str | None = None
 
 
-@command(app, "evaluate", "--model demo/vit -o evaluation", lists=lambda: methods() | _LISTED)
+@command(
+    app, "evaluate", "--model demo/vit -o evaluation", lists=lambda: options.methods() | _LISTED
+)
 def evaluate_command(args: Evaluate) -> None:
     """Measure which map is right: methods by metrics, with intervals."""
     from .. import bench
@@ -144,11 +132,9 @@ def evaluate_command(args: Evaluate) -> None:
         )
     with shared.images_bar("evaluate", quiet=args.quiet) as progress:
         result = bench.evaluate(config, progress=progress)
-    print(f"report   {folder}/report.html")
-    print(f"tables   {folder}/results.md")
-    print(f"figures  {folder}/results.csv")
-    for name in result.curves:
-        print(f"curves   {folder}/{name}")
+    written = {"report.html": "report", "results.md": "tables", "results.csv": "figures"}
+    for name, what in (written | dict.fromkeys(result.curves, "curves")).items():
+        print(f"{what:8} {folder}/{name}")
     for name, entries in result.skipped.items():
         if entries:
             print(f"skipped  {len(entries)} of {name}; the reasons are in {folder}/manifest.json")
@@ -260,7 +246,7 @@ class Figure(Loading, Drawing):
     output: Path | None = None
 
 
-@command(app, "figure", 'compare photo.jpg "a horse" -o compare.png', lists=methods)
+@command(app, "figure", 'compare photo.jpg "a horse" -o compare.png', lists=options.methods)
 def figure_command(args: Figure) -> None:
     """Draw a figure of the report on your own images."""
     figure, words = args.figure, args.words or []
@@ -277,8 +263,7 @@ def figure_command(args: Figure) -> None:
     from ..visualization.grid import FORMATS
     from . import figures
 
-    function = "compare_methods" if figure == "compare" else f"draw_{figure}"
-    draw: Any = getattr(figures, function)
+    draw: Any = getattr(figures, "compare_methods" if figure == "compare" else f"draw_{figure}")
     settings = {name: value for name in _KEYWORDS if (value := getattr(args, name))}
     for name in settings:
         if name not in inspect.signature(draw).parameters:
@@ -292,7 +277,7 @@ def figure_command(args: Figure) -> None:
         file = check_destination(output, FORMATS)
         print(save_figure(draw(studies, **settings), file))
         return
-    check_emotions(args.names or ())
+    options.check_emotions(args.names or ())
     loaded = [*map(EmotionProbe.load, settings.pop("probes", ()))]
     models = args.model or shared.fitted_on(*args.probes or ())
     models = models or ["demo/vit" if args.scene else DEFAULT_MODEL]

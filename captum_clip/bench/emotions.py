@@ -220,8 +220,7 @@ def fit_emotions(
     features = image_features(clip, data.images, **options)
     about: Any = {"model": clip.name, "identity": clip.identity(texts=False)}
     about |= {"seed": seed, "held_out": held_out, "strength": strength}
-    probe = fit_probe(features.embeddings, data.votes[features.indices], **about)
-    return probe, features.skipped
+    return fit_probe(features.embeddings, data.votes[features.indices], **about), features.skipped
 
 
 def _minimum(features: Floats, votes: Votes, strength: float) -> tuple[Floats, Floats]:

@@ -444,7 +444,6 @@ def _about(plan: EvaluationPlan, skipped: SkippedEntries, table: Table) -> dict[
     sums = spreads.groupby(["metric", "part"], observed=True)["value"].sum().unstack()
     for name, (gap, size) in sums.iterrows():
         lines[report.shown(name)] = f"the copies of a scene differ by {gap / size:.0%} of an effect"
-    other = plan.config.against == "image"
-    kind = "another image of the same thing" if other else "their text"
+    kind = "another image of the same thing" if plan.config.against == "image" else "their text"
     lines |= {"regions are explained by": kind, "seed": plan.config.seed}
     return {**lines, **{method.name: method.what for method in plan.methods}}

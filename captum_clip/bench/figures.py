@@ -159,8 +159,7 @@ def draw_emotions(
         shares = large.amax((-2, -1)) / large.max().clamp(min=1e-30)
         notes.append([f"peak {share:.0%}" for share in shares.tolist()])
     about = _texts_of(rows, f"{_scaled()}, peaks in % of the strongest in the row")
-    heatmap = [_heatmap(e, rows) for e in rows]
-    return visualization.overlay(heatmap=heatmap, notes=notes, **about)
+    return visualization.overlay(heatmap=[_heatmap(e, rows) for e in rows], notes=notes, **about)
 
 
 @public("figures.draw_words")

@@ -118,8 +118,7 @@ class Attributed(Method):
         return partial(self._compute, clip, rows, "attribute")
 
     def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        image = queries.pixels[:1]
-        maps = self._compute(clip, queries.embeddings, "attribute_targets", image)
+        maps = self._compute(clip, queries.embeddings, "attribute_targets", queries.pixels[:1])
         return maps.detach().float()[0]
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
@@ -241,8 +240,9 @@ class _Occlusion(_Reference):
 
     def attribute(self, images: Tensor, target: Any = None, **options: Any) -> Any:
         columns = torch.as_tensor(0 if target is None else target).expand(len(images))
-        single, of = torch.unique(images, dim=0, return_inverse=True)  # one may have several texts
-        return self.attribute_targets(single, **options)[of, columns][:, None]
+        # an image may have several texts
+        single, rows = torch.unique(images, dim=0, return_inverse=True)
+        return self.attribute_targets(single, **options)[rows, columns][:, None]
 
     @torch.no_grad()
     def attribute_targets(

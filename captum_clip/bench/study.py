@@ -118,8 +118,7 @@ class StudyStatistics:
             for where, bias in {"corner": corner_bias, "center": center_bias}.items()
         }
         images = int(counts["score"][0])
-        constant = np.asarray(images - counts["spatial_variance"])
-        return cls(images, constant, means, biases, skipped)
+        return cls(images, np.asarray(images - counts["spatial_variance"]), means, biases, skipped)
 
 
 def _statistics(job: Job, result: StudyStatistics) -> dict[str, Any]:
@@ -328,8 +327,7 @@ def explain_batch(
     finite = torch.isfinite(raw).flatten(1).all(1) & torch.isfinite(scores).all(1)
     for row, number in enumerate(images):
         if not finite[row]:
-            broken = Skipped(number, "its maps or scores hold NaN or infinity")
-            skipped.setdefault(number, broken)
+            skipped.setdefault(number, Skipped(number, "its maps or scores hold NaN or infinity"))
     evidence = positive(torch.where(finite[:, None, None, None], raw, 0))
     arrays = {"maps": raw, "scores": scores} | {
         f"{MEASURE}{name}": values
@@ -399,8 +397,7 @@ def _write_statistics(
     names = tuple(plan.sizes)
     entries = sorted({entry for result in results.values() for entry in result.skipped})
     skipped = [{"file": names[entry.number], "reason": entry.message} for entry in entries]
-    done = {**manifest, "state": "maps done", "skipped": skipped}
-    output.write(MANIFEST, run.to_json(done))
+    output.write(MANIFEST, run.to_json({**manifest, "state": "maps done", "skipped": skipped}))
     if not any(result.images for result in results.values()):
         raise InputError(
             f"none of the {len(names)} images can be read; the first: "

@@ -454,8 +454,7 @@ def _figures_of_metric(
         paired = count if name == reference else len(sums.get((name, name), ()))
         figures[name] = {**interval, "images": count, "rows": len(table), "images_paired": paired}
         if name != reference and paired:
-            pair = resampled[name, name], resampled[name, reference]
-            figures[name] |= _paired(*pair, paired)
+            figures[name] |= _paired(resampled[name, name], resampled[name, reference], paired)
     # NaN compares as False: a method that was not tested is not in the family of tests.
     p_values = {n: row["p_holm"] for n, row in figures.items() if row.get("p_holm", 2) <= 1}
     for name, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):

@@ -22,6 +22,7 @@ from .._version import __version__
 from ..checks import Look, check_choice, current_look, find_file, limit_pixels, suggestion
 from ..errors import InputError, assigned, spelled
 from ..explaining.request import Request, option
+from ..files import read_lines
 
 _CommandFunction = TypeVar("_CommandFunction", bound=Callable[[Any], None])
 _Lists = Callable[[], Mapping[str, Iterable[str]]]
@@ -259,12 +260,7 @@ def read_texts(file: Path | None) -> list[str]:
     """The texts of a file, one a line; none where no file is given."""
     if file is None:
         return []
-    try:
-        lines = find_file(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as text in UTF-8 ({error}).") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
+    if not (texts := read_lines(find_file(file))):
         raise InputError(f"{file} holds no text; write one per line.")
     return texts
 

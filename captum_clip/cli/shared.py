@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError, parse_json
 from ..explaining.request import ENDINGS
-from ..files import (
-    IMAGE_ENDINGS,
-    is_own_figure,
-    make_folder,
-    replace_file,
-    slug,
-)
+from ..files import IMAGE_ENDINGS, is_own_figure, make_folder, replace_file, slug
 from .options import check_texts, read_texts
 
 if TYPE_CHECKING:
@@ -277,8 +271,7 @@ def columns(
     rows = [*rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
-        cells = map(justify, others, widths[1:])
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+        yield "  ".join([first.ljust(widths[0]), *map(justify, others, widths[1:])]).rstrip()
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
@@ -332,8 +325,7 @@ def draw_folder(
     models = [{"name": clip.name, "identity": clip.identity()} for clip in clips]
     read = [file.read_bytes() for file in inputs if file is not None and os.path.isfile(file)]
     digests = [hashlib.sha256(content).hexdigest()[:12] for content in read]
-    about = {**settings, "models": models, "digests": digests}
-    made_by = json.dumps(about, indent=1, default=str)
+    made_by = json.dumps({**settings, "models": models, "digests": digests}, indent=1, default=str)
     name = figure_name("manifest", "", settings["targets"])
     manifest = make_folder(folder.output) / Path(name).with_suffix(".json")
     check_outputs([manifest], inputs)

@@ -180,8 +180,7 @@ def draw_scene(
     drawn_background = world.backgrounds[choice.integers(len(world.backgrounds))]
     background = drawn_background if background is None else background
     held_out = () if split == "train" else world.held_out
-    backgrounds = dict.fromkeys((*world.backgrounds, *held_out))
-    check_choice(background, backgrounds, name="background")
+    check_choice(background, dict.fromkeys((*world.backgrounds, *held_out)), name="background")
     if objects is None:
         things = pick_things(number, choice)
     else:

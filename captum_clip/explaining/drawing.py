@@ -137,8 +137,7 @@ def _laid(explanation: Any, original: Any) -> tuple[Any, Mapping[str, Any]]:
     """The images of an `Explanation`, or its photos, and its maps as they lie on them."""
     chosen = current_look.get()
     if original is False:
-        heatmap = explanation.heatmap(chosen.interpolation, scale=chosen.scale)
-        return explanation.images, heatmap
+        return explanation.images, explanation.heatmap(chosen.interpolation, scale=chosen.scale)
     photos = regions.originals(explanation, original)
     how = explanation.scaling(chosen)
     return regions.lay_on_photos(photos, explanation.crops, explanation.maps, how)
@@ -166,8 +165,7 @@ def _draw_contrast(
     for image, up, down, note, label in zip(pictures, above, below, notes, labels, strict=True):
         layers = signed_layers(up[0] - down[0])
         rows.append([Panel(image, "image", label=label), Panel(image, title, note, layers=layers)])
-    legends = strip_legends(f"for {text}", f"for {other}")
-    return grid(rows, legends=legends, caption=caption)
+    return grid(rows, legends=strip_legends(f"for {text}", f"for {other}"), caption=caption)
 
 
 def _caption(explanation: Any) -> str:

@@ -11,18 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import maps, targets
+from .. import checks, maps, targets
 from ..attr.contributions import DirectContribution, DirectInteraction
 from ..attr.registry import MAMOOLER, MethodChoice, TextMap, pair_maps
-from ..checks import (
-    as_list,
-    check_flag,
-    check_integer,
-    check_texts,
-    error_context,
-    expect,
-    limit_pixels,
-)
 from ..errors import InputError, UnsupportedModelError, argument, public
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
@@ -35,15 +26,7 @@ from ..visualization.overlays import numbered
 from . import regions
 from .explanation import Comparison, Explanation
 from .hints import can_compare, find_class_hints, find_hints
-from .request import (
-    LOADING,
-    Request,
-    Side,
-    Sign,
-    check_explain,
-    default_sign,
-    text_of_pairs,
-)
+from .request import LOADING, Request, Side, Sign, check_explain, default_sign, text_of_pairs
 
 _PROMPTS: Final = 256  # encoded at a time
 
@@ -133,7 +116,7 @@ def explain(
         >>> figure = explanation.plot()
     """
     request = Request(**locals())
-    with limit_pixels(max_pixels):
+    with checks.limit_pixels(max_pixels):
         return answer(request)
 
 
@@ -152,7 +135,7 @@ def answer(request: Request) -> Any:
         return explained(clips[0], request)
     explanations = []
     for clip, name in zip(clips, numbered([clip.name for clip in clips]), strict=True):
-        with error_context(name):
+        with checks.error_context(name):
             explanations.append(replace(explained(clip, request), model=name))
     return Comparison(explanations)
 
@@ -198,11 +181,9 @@ class _Batches:
             self.pieces = [images[at : at + size] for at in range(0, len(images), size)]
 
     def __iter__(self) -> Iterator[Tensor]:
-        is_single = len(self.pieces) == 1
-        for piece in tqdm(self.pieces, desc="explain", unit="batch", disable=is_single):
+        for piece in tqdm(self.pieces, desc="explain", unit="batch", disable=len(self.pieces) == 1):
             seen = regions.preprocess(self.clip, piece, whole=self.request.whole)
-            colors = self.clip.denormalize(seen.pixels).cpu()
-            self.seen.append(seen._replace(pixels=colors))
+            self.seen.append(seen._replace(pixels=self.clip.denormalize(seen.pixels).cpu()))
             yield seen.pixels
 
     def explanation(self, raw: list[Tensor], scores: list[Tensor], **fields: Any) -> Explanation:
@@ -276,7 +257,9 @@ def _sides(clip: ClipAdapter, request: Request) -> Explanation:
         words=bool(request.words),
         text_maps=text_maps,
         hints=tuple(hints),
-        contrast=() if request.against is None else (*as_list(request.texts), request.against),
+        contrast=()
+        if request.against is None
+        else (*checks.as_list(request.texts), request.against),
     )
 
 
@@ -379,15 +362,15 @@ def classify(
     """
     loading = {name: options.pop(name) for name in LOADING if name in options}
     clip = load_clip(model, **loading)
-    check_flag("hints", hints is None or hints)
+    checks.check_flag("hints", hints is None or hints)
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
     top = min(3, len(target)) if top is None else top
-    check_integer("top", top, most=len(target))
-    with limit_pixels(options.get("max_pixels")):
+    checks.check_integer("top", top, most=len(target))
+    with checks.limit_pixels(options.get("max_pixels")):
         pixels = regions.preprocess(
             clip, pixels_of(image), whole=options.get("whole", False)
         ).pixels
-    expect(len(pixels) == 1, "one image", len(pixels), "classify each by itself")
+    checks.expect(len(pixels) == 1, "one image", len(pixels), "classify each by itself")
     # all classes, maybe thousands, of which only the best need a gradient
     with torch.no_grad():
         cosines = ClipSimilarity(clip, target)(pixels)
@@ -404,10 +387,10 @@ def of_classes(
     clip: ClipAdapter, classes: Sequence[str], templates: str | Sequence[str] | None = None
 ) -> Target:
     """The embeddings of classes, a few at a time: there may be thousands in dozens of templates."""
-    names = check_texts(classes)
+    names = checks.check_texts(classes)
     twice = [name for name, count in Counter(names).items() if count > 1]
-    expect(not twice, "each class once", twice)
-    prompts = 1 if templates is None else max(1, len(as_list(templates)))
+    checks.expect(not twice, "each class once", twice)
+    prompts = 1 if templates is None else max(1, len(checks.as_list(templates)))
     count = max(1, _PROMPTS // prompts)
     pieces = [names[start : start + count] for start in range(0, len(names), count)]
     return targets.concatenate([targets.text(clip, p, templates=templates) for p in pieces])

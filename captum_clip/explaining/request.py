@@ -117,10 +117,9 @@ def check_explain(request: Request, *, is_target: bool = False) -> None:
     """Refuse what no model could answer, whatever the method; nothing here loads torch."""
     texts, method, words, against = request.texts, request.method, request.words, request.against
     # before any truth, since an array is neither true nor false
-    if not isinstance(method, (str, type, NoneType)):
-        raise InputError(f"expected a method, by name or as a class, got {show(method)}.")
-    if not isinstance(words, (bool, Sequence)):
-        raise InputError(f"expected words of True, False or a list, got {show(words)}.")
+    named = isinstance(method, (str, type, NoneType))
+    expect(named, "a method, by name or as a class", method)
+    expect(isinstance(words, (bool, Sequence)), "words of True, False or a list", words)
     is_text = isinstance(against, (str, NoneType))
     expect(is_text, f"one text as {argument('against')}", against, error=TargetError)
     # `is None` throughout, since a reference may be an array

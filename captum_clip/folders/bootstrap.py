@@ -78,8 +78,7 @@ def bootstrap_mean(
         >>> print(bootstrap_mean([1.0, 1.0, 1.0]))
         1.00 [1.00, 1.00]
     """
-    means = _means(values, groups, level, resamples, seed)
-    return interval_of(means, level)
+    return interval_of(_means(values, groups, level, resamples, seed), level)
 
 
 @public("paired_difference")
@@ -124,8 +123,7 @@ def paired_difference(
     """
     ours, theirs = (_finite_numbers(values) for values in (first, second))
     expect(ours.shape == theirs.shape, f"{ours.size} values, one per method and image", theirs)
-    means = _means(ours - theirs, groups, level, resamples, seed)
-    return difference_of(means, level)
+    return difference_of(_means(ours - theirs, groups, level, resamples, seed), level)
 
 
 @public("holm")

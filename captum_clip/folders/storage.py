@@ -278,8 +278,7 @@ def list_images(
     if images.is_local:  # a store would be asked once an image
         names = [name for name in names if not is_own_figure(Path(images.path, name))]
     if not names:
-        endings = ", ".join(IMAGE_ENDINGS)
-        raise InputError(f"there is no image file ({endings}) in {images.root}.")
+        raise InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {images.root}.")
     return {name: sizes[name] for name in names}
 
 

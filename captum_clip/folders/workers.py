@@ -19,16 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checks import (
-    check_choice,
-    check_flag,
-    check_integer,
-    expand,
-    expect,
-    find_repeated,
-    limit_pixels,
-    max_pixels,
-)
+from .. import checks
 from ..errors import CaptumClipError, InputError, argument, public
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..models.images import process
@@ -62,7 +53,7 @@ def full_name(model: str) -> str:
 def _folder_of(model: str) -> Path | None:
     if model.startswith("demo/") or named_model(model) is not None:
         return None
-    folder = expand(model)
+    folder = checks.expand(model)
     return folder.resolve() if folder.is_dir() else None
 
 
@@ -155,19 +146,19 @@ def _coerced(name: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
     if get_origin(kind) in (tuple, Sequence):
         values = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
         listed = [_coerced(name, each, get_args(kind)[0], rules) for each in values]
-        repeated = None if rules.get("repeat") else find_repeated(listed)
+        repeated = None if rules.get("repeat") else checks.find_repeated(listed)
         if repeated is not None:
             raise InputError(f"{str(repeated)!r} is given twice in {name}; once will do.")
         return tuple(listed)
     if get_origin(kind) is Literal:
-        check_choice(value, get_args(kind), name=name)
+        checks.check_choice(value, get_args(kind), name=name)
     elif kind is bool:
-        check_flag(name, value)
+        checks.check_flag(name, value)
     elif kind is int:
-        check_integer(name, value, least=rules.get("least", 1), most=rules.get("most"))
+        checks.check_integer(name, value, least=rules.get("least", 1), most=rules.get("most"))
     else:
         is_text = isinstance(value, (str, Path)) and str(value).strip()
-        expect(is_text, f"{name} {rules.get('text', 'as a text')}", value)
+        checks.expect(is_text, f"{name} {rules.get('text', 'as a text')}", value)
         return str(value)
     return value
 
@@ -262,8 +253,8 @@ def image_features(
         InputError: an option out of range, a model without a processor, or no image that can be
             read.
     """
-    check_integer("batch_size", batch_size)
-    check_integer("workers", workers, least=0)
+    checks.check_integer("batch_size", batch_size)
+    checks.check_integer("workers", workers, least=0)
     listed, skipped = [Path(os.path.expanduser(path)) for path in paths], dict[Path, str]()
     bar = "image features" * progress
     images = readable_images(listed, skipped, workers=workers, progress=bar)
@@ -299,7 +290,7 @@ def map_on_ray(config: RunConfig, work: Callable[[int], Any], count: int) -> Ite
                 [{"unit": number} for number in range(count)], override_num_blocks=count
             ).map_batches(
                 UnitWorker,
-                fn_constructor_args=(work, config.thread_count, max_pixels.get()),
+                fn_constructor_args=(work, config.thread_count, checks.max_pixels.get()),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(config.processes, count)),
                 num_cpus=config.thread_count,
@@ -326,7 +317,7 @@ class UnitWorker:
         """The result for the number of a row, or the reason why there is none."""
         result, reason = None, ""
         try:
-            with threads(self._threads), limit_pixels(self._most):
+            with threads(self._threads), checks.limit_pixels(self._most):
                 result = self._work(int(rows["unit"][0]))
         # An error travels as text: raised here, Ray would start the worker anew.
         except CaptumClipError as error:

@@ -272,8 +272,7 @@ def segmentation_scores(
         (0.75, 0.583)
     """
     heatmap, inside = _normalized(maps, masks)
-    level = threshold_level(heatmap, threshold)
-    marked = heatmap > level[:, None, None]
+    marked = heatmap > threshold_level(heatmap, threshold)[:, None, None]
     pairs = ((marked, inside), (marked, ~inside), (~marked, inside), (~marked, ~inside))
     return SegmentationScores(*((decided & truth).sum((-2, -1)) for decided, truth in pairs))
 

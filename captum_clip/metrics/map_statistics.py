@@ -151,8 +151,7 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
     largest = torch.maximum(low.abs(), high.abs())
     # The tolerance of maps.normalize: what it takes for constant has no statistics here.
     varies = high - low > 8 * torch.finfo(maps.dtype).eps * largest
-    span = torch.where(varies, high - low, 1)
-    stretched = (wide - low[..., None, None]) / span[..., None, None]
+    stretched = (wide - low[..., None, None]) / torch.where(varies, high - low, 1)[..., None, None]
     measured = {
         "spatial_variance": variance(stretched, axes),
         "spatial_entropy": entropy(stretched, axes),

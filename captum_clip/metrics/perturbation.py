@@ -92,8 +92,7 @@ def checked_scores(forward: Forward, images: Tensor, largest: int | None) -> Ten
     """
     scores = forward(images.clone())  # which may change them
     fits = isinstance(scores, Tensor) and scores.ndim in (1, 2) and len(scores) == len(images)
-    expected = f"a forward function that returns (B,) or (B, K) for {len(images)} images"
-    expect(fits, expected, scores)
+    expect(fits, f"a forward function that returns (B,) or (B, K) for {len(images)} images", scores)
     scores = scores.reshape(len(images), -1)
     count = scores.shape[1]
     if count != 1 if largest is None else largest >= count:

@@ -14,15 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import (
-    check_integer,
-    check_texts,
-    error_context,
-    expect,
-    expecting,
-    is_number,
-    torch_failures,
-)
+from .. import checks
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
 from ..files import as_pil, quiet
 from .images import check_images, image_processor, is_preprocessed, pixels_of, process
@@ -99,7 +91,9 @@ class ClipAdapter(ABC):
 
     def _read(self, tokenizer: Any, texts: Any, **options: Any) -> Any:
         """What a library's tokenizer makes of texts; TargetError where it cannot read them."""
-        with expecting(f"what the tokenizer of {self.name} can read", texts, error=TargetError):
+        with checks.expecting(
+            f"what the tokenizer of {self.name} can read", texts, error=TargetError
+        ):
             return tokenizer(texts, **options)
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -121,7 +115,7 @@ class ClipAdapter(ABC):
         scale = scale if getattr(inner, "do_rescale", True) else 255
         offset = 1 if getattr(inner, "rescale_offset", False) else 0
         again = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
-        with expecting("a mean and a standard deviation of each channel", (mean, std)):
+        with checks.expecting("a mean and a standard deviation of each channel", (mean, std)):
             deviations = [s * a / scale for s, a in zip(std, again, strict=True)]
             return [(m + offset) / scale for m in mean], deviations
 
@@ -203,7 +197,7 @@ class ClipAdapter(ABC):
             InputError: no whole numbers, or a size that the tower cannot take.
         """
         for side in (height, width):
-            check_integer("a side in pixels", side, least=0)
+            checks.check_integer("a side in pixels", side, least=0)
         return self.tower.grid(height, width)
 
     def identity(self, *, texts: bool = True, images: bool = True) -> dict[str, str]:
@@ -258,7 +252,7 @@ class ClipAdapter(ABC):
         images = pixels_of(images)
         if is_preprocessed(images):
             tensors = [images] if isinstance(images, Tensor) else list(images)
-            with expecting("preprocessed tensors (3, H, W) of one size", tensors):
+            with checks.expecting("preprocessed tensors (3, H, W) of one size", tensors):
                 batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
             check_images(batch, self._known_statistics(), 0.01)
             return batch.to(self.device)
@@ -266,7 +260,7 @@ class ClipAdapter(ABC):
             pixels = self._process(as_pil(images, keep_mode=True))
         tool = argument("processor")
         own = f"the processor is not that of {self.name}; pass its own {tool} with the model"
-        with error_context(own):
+        with checks.error_context(own):
             self.tower.grid(*pixels.shape[-2:])
         return pixels.to(self.device)
 
@@ -285,8 +279,8 @@ class ClipAdapter(ABC):
     def color(self, rgb: Sequence[float]) -> Tensor:
         """A constant color, rgb in [0, 1], as a normalized tensor (1, 3, 1, 1)."""
         channels = list(rgb) if isinstance(rgb, (Sequence, np.ndarray)) else []
-        inside = len(channels) == 3 and all(is_number(c) and 0 <= c <= 1 for c in channels)
-        expect(inside, "three numbers in [0, 1]", rgb)
+        inside = len(channels) == 3 and all(checks.is_number(c) and 0 <= c <= 1 for c in channels)
+        checks.expect(inside, "three numbers in [0, 1]", rgb)
         mean, std = self._channel_statistics(self.device)
         value = torch.tensor(rgb, device=self.device).view(1, 3, 1, 1)
         return ((value - mean) / std).to(self.dtype)
@@ -303,11 +297,11 @@ class ClipAdapter(ABC):
         """
         check_images(images, self._known_statistics(), 0.1)  # Captum's NoiseTunnel adds noise
         same = images.device == self.device
-        expect(same, f"images on {self.device}", images, "pass images.to(clip.device)")
+        checks.expect(same, f"images on {self.device}", images, "pass images.to(clip.device)")
         self.tower.grid(images.shape[-2], images.shape[-1])
 
     @public("encode_image")
-    @torch_failures()
+    @checks.torch_failures()
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit image embeddings (B, E) of preprocessed images (B, 3, H, W); differentiable.
 
@@ -332,7 +326,7 @@ class ClipAdapter(ABC):
             TargetError: a text is longer than the context, which would cut it without a word.
             InputError: there is no tokenizer.
         """
-        texts = check_texts(texts)
+        texts = checks.check_texts(texts)
         # OpenCLIP's tokenizers cut a text without a word, so its tokens are counted first
         for text in texts:
             count, longest = self.count_tokens(text), self.context_length
@@ -344,16 +338,16 @@ class ClipAdapter(ABC):
         tokens = self._tokenize(texts)
         # another model's tokenizer would look up a wrong token, or read beyond the table
         form = "a tensor (N, T), or what a tokenizer of transformers returns, from the tokenizer"
-        expect(hasattr(tokens, "to"), form, tokens)
+        checks.expect(hasattr(tokens, "to"), form, tokens)
         largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
         size = self.vocabulary_size
         expected = f"tokens below {size}, which {self.name} knows"
         own = f"pass its own {argument('tokenizer')} with the model"
-        expect(size is None or largest < size, expected, largest, own, error=TargetError)
+        checks.expect(size is None or largest < size, expected, largest, own, error=TargetError)
         return tokens.to(self.device)
 
     @public("encode_text")
-    @torch_failures()
+    @checks.torch_failures()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Unit text embeddings (N, E)."""
         return F.normalize(self.text_features(*self.text_inputs(texts)), dim=-1)

@@ -310,8 +310,7 @@ class NaFlexTower(SiglipTower):
                 "padded patches; explain images of one grid at a time, without padding, as "
                 "clip.image_features(images) of load_clip(model) does."
             )
-        size = (rows * self.patch[0], columns * self.patch[1])
-        return Entry(size, len(shapes), PooledToken())
+        return Entry((rows * self.patch[0], columns * self.patch[1]), len(shapes), PooledToken())
 
 
 class NaFlexAdapter(SiglipAdapter):
@@ -320,11 +319,10 @@ class NaFlexAdapter(SiglipAdapter):
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
         patches = to_patches(images, self.tower.patch[0])
         size = self.tower.grid(images.shape[-2], images.shape[-1])
-        grid = torch.tensor([size], device=images.device)
         return {
             "pixel_values": patches,
             "pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.int32),
-            "spatial_shapes": grid.expand(len(images), -1),
+            "spatial_shapes": torch.tensor([size], device=images.device).expand(len(images), -1),
         }
 
     def _process(self, images: list[Image.Image]) -> Tensor:
@@ -457,11 +455,7 @@ class DualEncoderTower(HuggingFaceTower):
 
 # the last position is the pooled one, so with other padding it is another embedding
 _SIGLIP_TEXT = CLIP_TEXT._replace(
-    row="last",
-    causal=False,
-    pads_to_longest=False,
-    own_head=("final_layer_norm", "head"),
-    head=(),
+    row="last", causal=False, pads_to_longest=False, own_head=("final_layer_norm", "head"), head=()
 )
 _BLIP_TEXT = TextLayout(layer=None)
 _TIPSV2_TEXT = TextLayout("mean", pads_to_longest=False, layer=None)

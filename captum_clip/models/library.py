@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
+from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError
@@ -328,14 +329,9 @@ def no_code() -> Iterator[None]:
     """Let no library import code of a model, unpickle, or ask on standard input whether it may."""
     from transformers import dynamic_module_utils as own_code
 
-    with ExitStack() as undo:
-        # zero is transformers' own way to say that nobody is there to answer
-        for attribute, value in (
-            ("TIME_OUT_REMOTE_CODE", 0),
-            ("get_class_in_module", _refuse_code),
-        ):
-            undo.callback(setattr, own_code, attribute, getattr(own_code, attribute))
-            setattr(own_code, attribute, value)
+    # zero is transformers' own way to say that nobody is there to answer
+    refused = patch.multiple(own_code, TIME_OUT_REMOTE_CODE=0, get_class_in_module=_refuse_code)
+    with ExitStack() as undo, refused:
         undo.callback(os.environ.update, os.environ.copy())
         undo.callback(os.environ.pop, "TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
         # wherever a library calls torch.load; OpenCLIP calls it again without the option

@@ -31,14 +31,7 @@ from .library import (
     unwrapped,
     with_adapter,
 )
-from .names import (
-    ACCEPTED,
-    NO_NETWORK,
-    ModelSource,
-    available,
-    openai_architecture,
-    resolve,
-)
+from .names import ACCEPTED, NO_NETWORK, ModelSource, available, openai_architecture, resolve
 from .open_clip import resample_pool
 
 # loading changes settings of the whole process, and two threads would restore each other's

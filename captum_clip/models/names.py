@@ -222,8 +222,7 @@ def _read_settings(path: Path, read: Callable[[Any], Any]) -> Any:
         raise
     except Exception as error:  # whatever the settings are that somebody else wrote
         reason = excerpt(str(error).partition("\n")[0].rstrip(".:"), 300)
-        kind = type(error).__name__
-        raise InputError(f"{path} cannot be read ({kind}, {reason}).") from error
+        raise InputError(f"{path} cannot be read ({type(error).__name__}, {reason}).") from error
 
 
 def _open_clip_pair(name: str) -> ModelSource | None:

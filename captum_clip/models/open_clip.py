@@ -239,8 +239,7 @@ class OpenClipAdapter(ClipAdapter):
     @property
     def dtype(self) -> torch.dtype:
         # in OpenCLIP's mixed precision the first convolution tells
-        modules = self.tower.module.modules()
-        return next(m for m in modules if isinstance(m, nn.Conv2d)).weight.dtype
+        return next(m for m in self.tower.module.modules() if isinstance(m, nn.Conv2d)).weight.dtype
 
     def _text_tower(self) -> TextTower | None:
         from open_clip.hf_model import HFTextEncoder
@@ -274,8 +273,7 @@ class OpenClipAdapter(ClipAdapter):
     def vocabulary_size(self) -> int | None:
         # a text model of transformers keeps its own in its configuration
         text = getattr(self.model, "text", self.model)
-        owner = getattr(text, "config", None) or text
-        return getattr(owner, "vocab_size", None)
+        return getattr(getattr(text, "config", None) or text, "vocab_size", None)
 
 
 class OpenAILayer(OpenClipLayer):

@@ -360,8 +360,7 @@ class _Called(NamedTuple):
             leaf = token.detach().requires_grad_()
             output = _called(self.module, leaf)
             rows = [torch.autograd.grad(output, leaf, row, **options)[0] for row in dense]
-        above = direction.of_images(dense)
-        return above.through(torch.stack(rows), zero)
+        return direction.of_images(dense).through(torch.stack(rows), zero)
 
 
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Flatten)  # for one token; dropout is not active

@@ -243,8 +243,7 @@ class TextTower(TransformerTower):
 
     def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         ids = args[0] if args else kwargs["input_ids"]
-        pooled = self.pooled(ids, kwargs.get("attention_mask"))
-        return Entry((1, ids.shape[1]), len(ids), pooled)
+        return Entry((1, ids.shape[1]), len(ids), self.pooled(ids, kwargs.get("attention_mask")))
 
     @property
     def head(self) -> tuple[Step, ...]:

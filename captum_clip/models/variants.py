@@ -51,8 +51,7 @@ def permute_heads(model: _Copied, layer: int, permutation: Sequence[int]) -> _Co
     attention, order = tower.layers[layer], list(permutation)
     complete = sorted(order) == list(range(attention.heads))
     expect(complete, f"a permutation of 0 ... {attention.heads - 1}", order)
-    norm = attention.inner_norm or nn.Identity()
-    for parameter in norm.parameters():
+    for parameter in (attention.inner_norm or nn.Identity()).parameters():
         parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
     # the maps are views of the parameters, so copies into them change the model
     for rows in attention.input_maps():
@@ -62,8 +61,7 @@ def permute_heads(model: _Copied, layer: int, permutation: Sequence[int]) -> _Co
                 values.copy_(heads[order].flatten(0, 1))
     output: Any = attention.output_map()
     output = output.weight
-    columns = output.reshape(len(output), attention.heads, -1)
-    output.copy_(columns[:, order].flatten(1))
+    output.copy_(output.reshape(len(output), attention.heads, -1)[:, order].flatten(1))
     return changed
 
 

@@ -198,8 +198,7 @@ class _Running:
 
     def made_of(self, args: Any) -> list[Product]:
         """What the tensors among some arguments were made of."""
-        ids = map(id, _tensors(args))
-        return [self.products[each] for each in ids if each in self.products]
+        return [self.products[each] for each in map(id, _tensors(args)) if each in self.products]
 
     def follow(self, func: Any, args: Any, out: Any) -> bool:
         """Follow weights or logits through casts, masks, views, dropout, mixes of heads."""

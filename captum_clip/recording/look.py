@@ -197,8 +197,7 @@ class _Seen:
         with autocast_disabled(heads):
             heads = heads.to(next(attention.output_module.parameters(), heads).dtype)
             merged = to_float32(run_steps(attention.merge_steps(), heads)).flatten(1)
-        returned = attention.output(result).flatten(1)
-        self.record.compare("the last attention", merged, returned)
+        self.record.compare("the last attention", merged, attention.output(result).flatten(1))
 
     def begin(self, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         if torch.is_inference_mode_enabled():
@@ -290,8 +289,7 @@ class _Seen:
             self.heads = []
             is_last = index + 1 == len(self.record.tower.layers)
             name = "the pooling head" if is_last else f"layer {index + 1}"
-            entered = "the tokens that the block below returned"
-            self.cuts.append(_Cut(name, entered, leaf))
+            self.cuts.append(_Cut(name, "the tokens that the block below returned", leaf))
         return layer.replaced(result, leaf.clone())
 
     def compare(self) -> None:

@@ -81,8 +81,7 @@ def observe(tower: Tower, *observers: Observer) -> Iterator[Recording]:
 
     There is no graph up to the leaf, where an observer makes one.
     """
-    gradient = any(each.leaf for each in observers)
-    with recording(tower, gradient=gradient) as (hooks, record):
+    with recording(tower, gradient=any(each.leaf for each in observers)) as (hooks, record):
         # hooks of one module run in the order in which they are set
         for each in sorted((HandedOn(), *observers), key=lambda each: _ORDER.index(type(each))):
             each.plan(hooks, record)
@@ -165,8 +164,7 @@ class Outputs(Observer):
             return layer.replaced(result, following)
 
         for index in self.layers:
-            block = record.tower.layers[index].block
-            hooks.after(block, partial(keep, index), f"Layer {index}")
+            hooks.after(record.tower.layers[index].block, partial(keep, index), f"Layer {index}")
 
 
 @dataclass(eq=False)
@@ -442,8 +440,7 @@ def record_features(
 
     def leave(_: Arguments, result: Any) -> Any:
         output = layer.output(result)
-        patches = record.on_grid(output.mT)
-        tokens = replaced((), patches).flatten(2).mT
+        tokens = replaced((), record.on_grid(output.mT)).flatten(2).mT
         return layer.replaced(result, torch.cat([output[:, : record.span.start], tokens], 1))
 
     with recording(tower, gradient=through is None) as (hooks, record):

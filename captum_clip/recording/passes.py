@@ -227,8 +227,7 @@ def read_pool(record: Recording, tokens: Tensor) -> AttentionRead:
 
 def _autocast(record: Recording, tokens: Tensor) -> torch.autocast:
     """What a recorded forward ran under."""
-    kind = tokens.device.type
-    return torch.autocast(kind, record.autocast, enabled=record.autocast is not None)
+    return torch.autocast(tokens.device.type, record.autocast, enabled=record.autocast is not None)
 
 
 Arrivals = dict[int, tuple[Arguments, dict[str, Any]]]
@@ -312,8 +311,7 @@ def knows_positions(
         before = reads[index]
         query, key = (x.take_along_dim(at, 2) for x in before.shown)
         keys.append((read.shown[1], key))
-        out = before.attend(query[:, :, None, -1:], seen)[:, :, 0, 0]
-        outs.append((out, read.out[:, :, -1]))
+        outs.append((before.attend(query[:, :, None, -1:], seen)[:, :, 0, 0], read.out[:, :, -1]))
         return before.out.take_along_dim(at, 2)
 
     try:

@@ -206,5 +206,4 @@ def _softmax_over_keys(logits: Tensor, bias: Tensor | None) -> Tensor:
     """Over keys, and zero where a row sees none, as in torch's fused attention."""
     if bias is None:
         return logits.softmax(-1)
-    weights = (logits + bias).softmax(-1)
-    return weights.masked_fill(bias.isneginf().all(-1, keepdim=True), 0)
+    return (logits + bias).softmax(-1).masked_fill(bias.isneginf().all(-1, keepdim=True), 0)

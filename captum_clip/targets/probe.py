@@ -164,8 +164,7 @@ class EmotionProbe:
         if self.settings is None:
             raise InputError("only a fitted probe can be scored.")
         logits = self._logits(features)
-        counts = check_votes(votes, len(logits))
-        return _score(logits, counts, np.array(self.settings.votes))
+        return _score(logits, check_votes(votes, len(logits)), np.array(self.settings.votes))
 
     def _logits(self, features: Any) -> Floats:
         unit = unit_features(features)

@@ -190,9 +190,7 @@ def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> T
 
 @public("targets.image")
 def image(
-    clip: ClipAdapter,
-    images: ImageLike | Sequence[ImageLike],
-    names: Sequence[str] | None = None,
+    clip: ClipAdapter, images: ImageLike | Sequence[ImageLike], names: Sequence[str] | None = None
 ) -> Target:
     """One embedding per reference image, L2-normalized.
 
@@ -205,9 +203,8 @@ def image(
         InputError: an image cannot be read.
         TargetError: not as many names as images.
     """
-    pixels = clip.preprocess(images)
     with torch.no_grad():
-        embeddings = clip.encode_image(pixels)
+        embeddings = clip.encode_image(clip.preprocess(images))
     if names is None:
         # the images of a batch have no names of their own
         sources = images if isinstance(images, (list, tuple)) else [images] * len(embeddings)
@@ -400,11 +397,7 @@ def word_spans(every: list[str], words: Sequence[str | Span] | None) -> list[Spa
 
 @public("targets.emotion")
 def emotion(
-    clip: ClipAdapter,
-    probe: Any,
-    names: str | Sequence[str] | None = None,
-    *,
-    center: bool = False,
+    clip: ClipAdapter, probe: Any, names: str | Sequence[str] | None = None, *, center: bool = False
 ) -> Target:
     r"""One embedding per emotion: the weights of its output neuron in a linear probe.
 

@@ -95,8 +95,7 @@ def as_cosines(scores: ArrayLike | None, shape: tuple[int, int]) -> list[list[st
     """Scores (B, K) as they are written under images; empty where none are given."""
     if scores is None:
         return [[""] * shape[1]] * shape[0]
-    array = as_array("scores", scores, shape)
-    return [[score_note(score) for score in row] for row in array]
+    return [[score_note(score) for score in row] for row in as_array("scores", scores, shape)]
 
 
 def as_references(references: Sequence[ArrayLike | None] | None, count: int) -> list[Array | None]:
@@ -128,8 +127,7 @@ def letterbox(planes: Array, size: Sequence[int], fill: float) -> Array:
 
 def framed(image: Array, size: Sequence[int]) -> Array:
     """An image (h, w, 3) with white margins, (H, W, 3)."""
-    planes = letterbox(np.moveaxis(image, -1, 0), size[:2], 1.0)
-    return np.moveaxis(planes, 0, -1).clip(0, 1)
+    return np.moveaxis(letterbox(np.moveaxis(image, -1, 0), size[:2], 1.0), 0, -1).clip(0, 1)
 
 
 def as_array(what: str, values: Any, shape: Sequence[int | str]) -> Array:

@@ -88,8 +88,7 @@ def colormap(cmap: str | Colormap) -> Colormap:
 
 def soften(image: Array) -> Array:
     """An image (H, W, 3) paler and lighter, so that the colors of a map stand out."""
-    gray = (image @ _LUMA)[..., None]
-    pale = _COLOR * image + (1 - _COLOR) * gray
+    pale = _COLOR * image + (1 - _COLOR) * (image @ _LUMA)[..., None]
     return np.asarray(_LIGHT + (1 - _LIGHT) * pale, dtype=np.float32)
 
 

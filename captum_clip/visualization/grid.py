@@ -169,8 +169,7 @@ def grid(
         )
     high, wide = panels[0].pixels.shape[:2]
     columns = max(len(headers), *map(len, rows))
-    has_labels = any(panel.label for panel in panels)
-    if len(rows) > ROWS and not has_labels:
+    if len(rows) > ROWS and not any(panel.label for panel in panels):
         beside = math.ceil(math.sqrt(len(rows) * high / (columns * wide)))
         rows = _side_by_side(rows, together, columns, beside)
         headers = beside * [*headers, *[""] * (columns - len(headers))]
@@ -202,8 +201,7 @@ def _lay_out(
     figure = page(_dpi(finest / width, columns * (width + _GAP) + labels, tall))
     cells = figure.add_gridspec(len(rows), columns)
     for number, row in enumerate(rows):
-        above = headers if not number else ()
-        for column, (panel, header) in enumerate(zip_longest(row, above)):
+        for column, (panel, header) in enumerate(zip_longest(row, headers if not number else ())):
             if panel is None and not header:
                 continue
             axes = figure.add_subplot(cells[number, column])

@@ -64,8 +64,7 @@ def overlay(
     shape = (len(pictures), len(signs[0][0]))
     titles = as_values("names", names, shape[1])
     cosines = as_cosines(scores, shape)
-    of_images = as_values("notes", notes, shape[0], None)
-    lines = [as_values("notes", of_image, shape[1]) for of_image in of_images]
+    lines = [as_values("notes", row, shape[1]) for row in as_values("notes", notes, shape[0], None)]
     models = as_values("labels", labels or None, shape[0])
     meanings = ["low to high"] if negative is None else ["supports", "contradicts"]
     cmaps = sign_colors(*("positive", "negative")[: len(signs)])
@@ -82,8 +81,7 @@ def overlay(
             rows += folded(cells, lead)
             lead = Panel(image, name)  # with its label once
     legends = [Legend(ramp(c), meaning) for c, meaning in zip(cmaps, meanings, strict=True)]
-    together = len(rows) // len(pictures)
-    return grid(rows, legends=legends, caption=caption, together=together)
+    return grid(rows, legends=legends, caption=caption, together=len(rows) // len(pictures))
 
 
 @public("contact_sheet")
@@ -241,8 +239,7 @@ def average(
         # of maps that are all alike Normalize makes zeros, and does not divide by zero
         pixels = np.asarray(colors(Normalize(low, high)(maps))[..., :3], dtype=np.float32)
         once = [label, *[""] * (len(maps) - 1)]
-        cells = [Panel(*cell) for cell in zip(pixels, titles, lines, once, strict=True)]
-        panels += folded(cells)
+        panels += folded([Panel(*cell) for cell in zip(pixels, titles, lines, once, strict=True)])
     legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")
     return grid(panels, legends=[legend], caption=caption)
 
@@ -275,8 +272,7 @@ def _table(
     shape = rows[0][0].pixels.shape
     ends = [[] if target is None else [Panel(framed(target, shape))] for target in targets]
     headers = ["image", *columns, *["target image"] * any(ends)]
-    complete = [row + end for row, end in zip(rows, ends, strict=True)]
-    return grid(complete, headers=headers, **look)
+    return grid([row + end for row, end in zip(rows, ends, strict=True)], headers=headers, **look)
 
 
 def _panel(image: Array, heatmap: Array, cmap: Colormap, title: str, *notes: str) -> Panel:

@@ -17,7 +17,7 @@ from captum_clip.bench.run import EvaluationConfig
 from captum_clip.bench.suite import compare_suites, run_suite
 from captum_clip.bench.tasks import TASKS
 from captum_clip.cli import main
-from captum_clip.demo.scenes import draw_scene
+from captum_clip.demo import scenes
 from captum_clip.errors import InputError
 from captum_clip.metrics import holm, paired_difference
 from tests import folders
@@ -62,14 +62,14 @@ def test_a_hash_notices_every_change(small: str, monkeypatch: pytest.MonkeyPatch
         with monkeypatch.context() as patch:
             change(patch)
             assert suite.suite_hash(small) != frozen
-    draw = draw_scene
+    draw = scenes.draw_scene
 
     def one_pixel(*given: Any, **options: Any) -> Any:
         scene = draw(*given, **options)
         scene.image[3, 4, 0] ^= 1
         return scene
 
-    monkeypatch.setattr(demo, "draw_scene", one_pixel)
+    monkeypatch.setattr(scenes, "draw_scene", one_pixel)
     assert suite.suite_hash(small) != frozen
 
 

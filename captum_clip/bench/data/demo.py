@@ -8,18 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ...checks import check_integer
+from ...demo import scenes
 from ...demo.catalog import BACKGROUNDS, NOUNS, article, compose
-from ...demo.scenes import (
-    SIDES,
-    STANDARD,
-    Scene,
-    draw_background,
-    draw_object,
-    draw_scene,
-    draw_subsets,
-    pick_things,
-    without_thirds,
-)
 from ...errors import naming
 from .base import DataSet, NamedRegion, Sample
 
@@ -28,7 +18,7 @@ _FURTHER: Final = 10**12  # seeds of reference images and cells of mosaics, whic
 _CELL_SIDE: Final = 112
 _UNCUT: Final = 176  # the largest object of a scene of this side, rotated, just fits a cell
 _SCENE_SIDE: Final = 224
-_SIZES_OF_COPIES: Final = replace(STANDARD, sizes=SIDES)
+_SIZES_OF_COPIES: Final = replace(scenes.STANDARD, sizes=scenes.SIDES)
 
 
 class _DemoData(DataSet):
@@ -85,7 +75,7 @@ class DemoScenes(_DemoData):
             [place for place in range(count) if not chosen >> place & 1]
             for chosen in range(2**count)
         ]
-        subsets = [draw_scene(scene, count=count, without=without) for without in absent]
+        subsets = [scenes.draw_scene(scene, count=count, without=without) for without in absent]
         images = tuple(Image.fromarray(subset.image) for subset in subsets)
         return Sample(name, images[-1], _regions(subsets[-1], scene), subsets=images)
 
@@ -109,7 +99,7 @@ class DemoObjects(_DemoData):
     truth = ("counts",)
 
     def _draw(self, name: str, index: int, scene: int) -> Sample:
-        drawn = draw_scene(scene, count=1 + index % 3)
+        drawn = scenes.draw_scene(scene, count=1 + index % 3)
         label = NOUNS.index(drawn.objects[0].noun)
         return Sample(name, Image.fromarray(drawn.image), _regions(drawn, scene), label=label)
 
@@ -136,7 +126,7 @@ class DemoMosaics(_DemoData):
 
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         generator = np.random.default_rng(np.random.SeedSequence(scene, spawn_key=(_FURTHER,)))
-        nouns = [thing.noun for thing in pick_things(4, generator)]
+        nouns = [thing.noun for thing in scenes.pick_things(4, generator)]
         seeds = range(_FURTHER + 4 * scene, _FURTHER + 4 * scene + 4)
         cells = [_cut_cell(noun, seed, generator) for noun, seed in zip(nouns, seeds, strict=True)]
         image = np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])])
@@ -169,10 +159,12 @@ class DemoThirds(_DemoData):
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         sequence = np.random.SeedSequence(scene, spawn_key=(_FURTHER, *map(ord, self.name)))
         generator = np.random.default_rng(sequence)
-        [thing] = pick_things(1, generator)
-        sprite = draw_object(thing, _SCENE_SIDE, generator, split="test", world=_SIZES_OF_COPIES)
+        [thing] = scenes.pick_things(1, generator)
+        sprite = scenes.draw_object(
+            thing, _SCENE_SIDE, generator, split="test", world=_SIZES_OF_COPIES
+        )
         copies, background = self._copies(sprite, generator)
-        drawn, masks = draw_subsets(copies, background, generator)
+        drawn, masks = scenes.draw_subsets(copies, background, generator)
         regions = tuple(NamedRegion(article(thing.noun), mask) for mask in masks)
         subsets = tuple(map(Image.fromarray, drawn))
         return Sample(name, subsets[-1], regions, subsets=subsets)
@@ -180,8 +172,8 @@ class DemoThirds(_DemoData):
     def _copies(self, sprite: Any, generator: np.random.Generator) -> tuple[list[Any], Any]:
         """Three sprites of one area, and the background."""
         texture = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
-        background = draw_background(texture, _SCENE_SIDE, generator)
-        return without_thirds(sprite, generator), background
+        background = scenes.draw_background(texture, _SCENE_SIDE, generator)
+        return scenes.without_thirds(sprite, generator), background
 
 
 @final
@@ -201,19 +193,18 @@ class DemoIdentical(DemoThirds):
         return [sprite] * 3, np.full((_SCENE_SIDE, _SCENE_SIDE, 3), color)
 
 
-def _regions(drawn: Scene, scene: int) -> tuple[NamedRegion, ...]:
+def _regions(drawn: scenes.Scene, scene: int) -> tuple[NamedRegion, ...]:
     """Every object, with another scene that shows nothing but its noun."""
     regions = []
     for position, thing in enumerate(drawn.objects):
-        alone = draw_scene(_FURTHER + 4 * scene + position, objects=[thing.noun])
-        reference = Image.fromarray(alone.image)
-        regions.append(NamedRegion(article(thing.noun), thing.mask, reference))
+        alone = scenes.draw_scene(_FURTHER + 4 * scene + position, objects=[thing.noun])
+        regions.append(NamedRegion(article(thing.noun), thing.mask, Image.fromarray(alone.image)))
     return tuple(regions)
 
 
 def _cut_cell(noun: str, seed: int, generator: np.random.Generator) -> Any:
     """A window (112, 112, 3) of a scene, drawn from all that show the whole object."""
-    scene = draw_scene(seed, objects=[noun], size=_UNCUT)
+    scene = scenes.draw_scene(seed, objects=[noun], size=_UNCUT)
     box = Image.fromarray(scene.objects[0].mask).getbbox()
     assert box is not None
     top, left = (

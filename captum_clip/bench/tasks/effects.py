@@ -223,8 +223,7 @@ def _redrawn(samples: Batch, view: View) -> _Scene:
     truths = dict(zip(("interaction", "index"), exact_interactions(scores), strict=True))
     without = [(len(texts) - 1) ^ (1 << bit) for bit in range(len(words))]
     directions = embeddings[-1:] - embeddings[without]
-    changes = scores[-1, -1] - scores[without, -1]
-    return _Scene(view, words, texts[-1], directions, changes, truths)
+    return _Scene(view, words, texts[-1], directions, scores[-1, -1] - scores[without, -1], truths)
 
 
 def _estimates(batch: MethodOnBatch, scene: _Scene) -> Iterator[tuple[str, Tensor]]:

@@ -73,7 +73,7 @@ def test_references_show_the_noun_alone_in_another_scene(monkeypatch):
         calls.append((seed, options, scene))
         return scene
 
-    monkeypatch.setattr("captum_clip.bench.data.demo.draw_scene", spy)
+    monkeypatch.setattr("captum_clip.bench.data.demo.scenes.draw_scene", spy)
     data = DemoScenes(4)
     seen = set()
     for index in range(4):
@@ -127,7 +127,7 @@ def test_mosaics_show_the_named_noun_whole_in_its_cell(monkeypatch):
         calls.append(scene)
         return scene
 
-    monkeypatch.setattr("captum_clip.bench.data.demo.draw_scene", spy)
+    monkeypatch.setattr("captum_clip.bench.data.demo.scenes.draw_scene", spy)
     data = DemoMosaics(12)
     for index in range(12):
         calls.clear()
