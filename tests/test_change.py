@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_clip import ClipSimilarity, DirectContribution, metrics, targets
+from captum_clip import ClipSimilarity, DirectContribution, load_clip, metrics, targets
 from captum_clip.apps import heads
 from captum_clip.apps.change import Change, compare
 from captum_clip.attr import HeadVectors
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptumClipError, InputError
 from tests import builders
 from tests.attr.changes import Lora
@@ -255,6 +257,18 @@ def test_embeddings_of_other_sizes_leave_the_scores_alone(pair: Any) -> None:
     assert {row.what for row in found.table()} == {"score"}
     with pytest.raises(InputError, match=message):
         _ = found.text
+
+
+def test_a_change_says_which_texts_fit_badly_before_and_after() -> None:
+    image, before, after = draw_scene(0, objects=["horse"]).image, *map(load_clip, ["demo/vit"] * 2)
+    [doubt] = compare(before, after, [image] * 2, ["a horse", "a zebra"]).doubts
+    assert doubt.startswith("“a zebra” fits 2 of these 2 images no better than unrelated texts")
+    weight: Any = after.model.get_parameter("visual_projection.weight")
+    weight.data *= -1  # so that what fitted before does not
+    found = compare(before, after, [image], ["a horse", "a zebra"])
+    assert not any("horse" in sentence for sentence in found.doubts)
+    with_doubt = replace(found, doubts=(doubt,)).plot(count=1)
+    assert "a zebra" in " ".join(lines_of(with_doubt))
 
 
 class Words:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, reduce
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final, TypeAlias
@@ -307,12 +308,25 @@ def _colored(words: Sequence[tuple[str, float]]) -> tuple[list[tuple[str, str]],
 def ask(
     clip: ClipAdapter, image: Any, texts: str | None, method: str, sign: Sign = "positive"
 ) -> Answer:
-    """Explain an image for texts, one per line; a CaptumClipError where that cannot be."""
+    """Explain an image for texts, one per line; a CaptumClipError where that cannot be.
+
+    A hint says which texts the model cannot take, unless it can take none.
+    """
     if image is None:
         raise InputError("Choose an image first, or draw an example scene.")
-    lines, name = _lines(texts), getattr(image, "filename", "image")
+    lines, hints, name = _lines(texts), list[str](), getattr(image, "filename", "image")
+    for line in [*lines]:
+        try:
+            clip.tokenize(line)
+        except TargetError as error:
+            if len(lines) == 1:
+                raise
+            lines.remove(line)
+            hints.append(f"“{line}” is left out: {error.reason.rstrip('.')}.")
     explanation = explain(image, lines, model=clip, method=method, sign=sign)
-    explanation = replace(explanation, photos=())  # the page draws none, and they fill the memory
+    hints += chain(*explanation.hints)
+    # the page draws no photos, and they fill the memory
+    explanation = replace(explanation, photos=(), hints=(tuple(hints),))
     return Answer(clip, sign, clip.preprocess(image), explanation, (0,) * len(lines), name)
 
 

@@ -27,11 +27,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import checks, targets
 from ..attr import DirectContribution, HeadVectors
 from ..checks import check_integer, check_nonempty, check_texts, expect, show
 from ..errors import InputError, UnsupportedModelError, public
+from ..explaining.hints import count_doubts, share_of_better
 from ..folders.bootstrap import FEWEST, difference_of, holm, resample
 from ..models import ClipAdapter, load_clip
 from ..models.steps import ROUNDING, step_parameters
@@ -105,6 +107,8 @@ class Change:
             The scale is what is left of a score whose parts pass the mean of both models' ways.
         refused: what the models do not have in common, by name, and why.
         vectors: the change of the image embedding but for the scale, on the CPU.
+        doubts: sentences on texts that fit the images no better than unrelated texts do, before
+            and after.
     """
 
     models: tuple[str, str]
@@ -113,6 +117,7 @@ class Change:
     sums: Mapping[str, Tensor]
     refused: Mapping[str, str]
     vectors: HeadVectors | None
+    doubts: tuple[str, ...] = ()
 
     regions = _change_of("regions", "What each position changed, (N, K, h, w).")
     outside = _change_of("outside", "What changed in no position, (N, K): MLPs, biases, CLS.")
@@ -208,7 +213,8 @@ class Change:
             lead, titles = Panel(pixels, label=self.names[text]), (*self.models, "difference")
             rows += strip(pixels, raw, lead, titles, notes=notes, shared=True, top=top)
         legends = strip_legends("adds to the cosine", "takes away from it")
-        return grid(rows, legends=legends, caption=DirectContribution.name)
+        caption = " \N{MIDDLE DOT} ".join([DirectContribution.name, *self.doubts])
+        return grid(rows, legends=legends, caption=caption)
 
 
 @public("compare")
@@ -254,12 +260,14 @@ def compare(
     own = [targets.text(clip, texts) for clip in clips]
     along = own if "text" in refused else own[:1] * 2
     seen, rows, moved = list[Tensor](), list[dict[str, Tensor]](), list[HeadVectors]()
+    better = list[Tensor]()
     for batch in chain([first], batches):
         prepared = [clip.preprocess(batch) for clip in clips]
         arguments = zip(clips, prepared, own, along, strict=True)
         old, new = (_summands(*each, refused) for each in arguments)
         if "heads" not in refused:
             moved.append(_at_mean_scale(old, new, along[0]))
+        better.append(torch.minimum(old.pop("better"), new.pop("better")))
         # the embeddings after, with the texts before and after
         old["text"], new["text"] = new["text"], new["scores"]
         rows.append({name: torch.stack([old[name], new[name]]) for name in old})
@@ -267,7 +275,8 @@ def compare(
     sums = {name: torch.cat([row[name] for row in rows], 1) for name in rows[0]}
     vectors = HeadVectors(*map(torch.cat, zip(*moved, strict=True))) if moved else None
     models = (clips[0].name, clips[1].name)
-    return Change(models, own[0].names, torch.cat(seen), sums, refused, vectors)
+    doubts = count_doubts(texts, torch.cat(better))
+    return Change(models, own[0].names, torch.cat(seen), sums, refused, vectors, doubts)
 
 
 def _differences(clips: Sequence[ClipAdapter], prepared: Any, texts: Any) -> dict[str, Any]:
@@ -312,8 +321,11 @@ def _summands(
     forward = ClipSimilarity(clip, targets.concatenate([own, along]))
     method = DirectContribution(forward)
     with torch.no_grad():
-        scores, cosines = forward(pixels).float().cpu().chunk(2, 1)
-    sums, totals = {"scores": scores, "text": cosines}, [cosines]
+        features = clip.image_features(pixels)
+        scores, cosines = forward.score(features).float().cpu().chunk(2, 1)
+        better = share_of_better(clip, F.normalize(features.float(), dim=-1), own.names, scores)
+    sums: dict[str, Any] = {"scores": scores, "text": cosines, "better": better}
+    totals = [cosines]
     if "regions" not in refused:
         vectors = method.vectors(pixels, return_rest=True)
         sums |= _projected(vectors, _NEEDS["grids"], along)

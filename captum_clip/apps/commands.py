@@ -145,7 +145,7 @@ def change_command(args: Change) -> None:
     for what, text, *place, mean, low, high, _ in shown:
         where = " ".join(str(each) for each in (what, *place) if each is not None)
         print(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]  {text}: {where}")
-    print(*plan.results, sep="\n")
+    print(*change.doubts, *plan.results, sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,8 @@ def search_command(args: Search) -> None:
     weights = [(1 - share) / len(texts)] * len(texts) + [share] if texts and probes else None
     how: Any = {"weights": weights, "sign": default_sign(args.sign, against)}
     how |= {"min_score": args.min_score}
-    best = index.search(targets.concatenate(looked_for), args.top, **how)
+    sought: Any = targets.concatenate(looked_for) if probes or against is not None else texts
+    best = index.search(sought, args.top, **how)
     shared.report_skipped({Path(index.folder, name): why for name, why in best.skipped.items()})
     written = [*best.save(args.output)] if args.output else []
     explanation = best.explanation
@@ -263,7 +264,7 @@ def search_command(args: Search) -> None:
     for number, (file, score) in enumerate(zip(best.files, best.scores, strict=True), 1):
         each = "".join(f"  {cosine:6.3f}" for cosine in explanation.scores[number - 1].tolist())
         print(f"{number:4d}  {score:6.3f}{each * (len(explanation.names) > 1)}  {file}")
-    print(*written, sep="\n", end="\n" * bool(written))
+    print(*best.doubts, *written, sep="\n", end="\n" * bool(best.doubts or written))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from ..demo.catalog import DemoTokenizer
 from ..demo.scenes import draw_scene
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
 from ..explaining.drawing import MEANINGS, render
+from ..explaining.hints import SHARE, UNRELATED
 from ..files import NARROW, make_folder
 from ..maps import to_float32
 from ..models import ClipAdapter
@@ -374,7 +375,7 @@ def write_browser_page(folder: Path, about: Manifest, runtime: Mapping[str, Path
         bases = [f"./runtime/{package}/dist/" for package in RUNTIME]
     values: Any = {"about": about, "small": about.model in MODELS, "scenes": scenes}
     values |= {"texts": TEXTS, "origin": "" if runtime else CDN, "sums": SUMS}
-    values |= {"narrow": NARROW, "pixels": PIXELS}
+    values |= {"narrow": NARROW, "pixels": PIXELS, "unrelated": UNRELATED, "share": SHARE}
     values |= {"ort": bases[0], "tokenizers": bases[1]}
     looks = {"positive": (MEANINGS[0], POSITIVE), "negative": (MEANINGS[1], NEGATIVE)}
     page = render(Path(__file__).with_name("exported.html"), looks, **values)

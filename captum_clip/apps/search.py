@@ -24,6 +24,7 @@ from .. import checks, maps, targets
 from ..checks import as_list, check_choice, check_integer, check_interval, expect, expecting
 from ..errors import InputError, public
 from ..explaining.explanation import Explanation
+from ..explaining.hints import count_doubts, share_of_better
 from ..explaining.request import Sign
 from ..files import make_folder, replace_file, to_csv
 from ..folders.storage import storage_of
@@ -55,6 +56,7 @@ class SearchResult:
         explanation: their maps for the K targets; its `scores` are the cosines (N, K).
         compared: how many images the index holds.
         skipped: those among the best that are gone or cannot be read: file -> why.
+        doubts: sentences on texts that fit these images no better than unrelated texts do.
     """
 
     files: tuple[str, ...]
@@ -62,6 +64,7 @@ class SearchResult:
     explanation: Explanation
     compared: int
     skipped: dict[str, str]
+    doubts: tuple[str, ...] = ()
 
     def panels(self) -> Iterator[list[Panel]]:
         """Each image with its rank, name and score, then its map for each target; best first."""
@@ -93,7 +96,7 @@ class SearchResult:
         if len(explanation.maps) == 1:
             legends = [Legend(ramp(sign_colors(*explanation.maps)[0]), "low to high")]
         caption = f"{explanation.model} \N{MIDDLE DOT} {explanation.method}"
-        return grid(rows, legends=legends, caption=caption)
+        return grid(rows, legends=legends, caption=" \N{MIDDLE DOT} ".join([caption, *self.doubts]))
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write ``search.csv`` (rank, file, score; that of each target) and ``search.png``.
@@ -327,7 +330,12 @@ class ImageIndex:
         rows, totals = rows.take(order), totals[order]
         explanation, skipped, readable = self._explain(rows, target, sign)
         files = tuple(rows["file"].take(readable).to_pylist())
-        return SearchResult(files, totals[readable], explanation, len(self), skipped)
+        doubts: tuple[str, ...] = ()
+        if not isinstance(texts, Target):  # which may be no texts at all
+            vectors = torch.from_numpy(vectors_of(rows.take(readable)))
+            names, scores = explanation.names, explanation.scores
+            doubts = count_doubts(names, share_of_better(self.clip, vectors, names, scores))
+        return SearchResult(files, totals[readable], explanation, len(self), skipped, doubts)
 
     @public("explanation")
     def explanation(

@@ -131,6 +131,9 @@ def _describe_usage(error: Any) -> str:
     return f"{sentence} (see {command} --help)"
 
 
+_TOLD = "which no tower reads|drops transparency|16-bit image|so it is loaded as|no preprocessor_"
+
+
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Hide warnings and log lines of the libraries, and restore their settings afterwards.
@@ -143,8 +146,7 @@ def _silenced() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for told in ("which no tower reads", "drops transparency", "16-bit image"):
-                warnings.filterwarnings("always", f".*{told}")
+            warnings.filterwarnings("always", f".*({_TOLD})")
             warnings.filterwarnings("always", module=r"captum_clip\.(cli|\w+\.commands)(\.|$)")
             warnings.showwarning = partial(_print_warning, set())
             yield

@@ -105,13 +105,9 @@ def compare(
         The share (B, K) of the unrelated texts that fit the image better, and the correlation
         (B, K) of each map with the mean map of eight of them.
     """
-    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    # a text may well fit like an unrelated one that shares its word
-    related = torch.tensor([[noun in of_text for noun in _NOUNS] for of_text in words])
-    embeddings = _unrelated(clip)
     with torch.no_grad():
-        cosines = (clip.encode_image(images).float() @ embeddings.embeddings.T).cpu()  # (B, N)
-    better = (cosines[:, None] > scores[:, :, None]) & ~related  # (B, K, N)
+        better = share_of_better(clip, clip.encode_image(images), texts, scores)
+    related, embeddings = _related(texts), _unrelated(clip)
     # the same eight for all texts, so that one pass of the method serves them
     chosen = (~related.any(0)).nonzero().flatten().tolist()[:_MAPS]
     correlations = torch.zeros(scores.shape)
@@ -120,7 +116,38 @@ def compare(
         others = attribution.attribute_targets(images, **choice.options).cpu()
         mean = maps.positive(others).mean(1, keepdim=True)
         correlations = pearson(raw.flatten(2), mean.flatten(2)).nan_to_num()  # 0 of a constant
-    return better.sum(-1) / (~related).sum(-1).clamp(min=1), correlations
+    return better, correlations
+
+
+def share_of_better(
+    clip: ClipAdapter, images: Tensor, texts: Sequence[str], scores: Tensor
+) -> Tensor:
+    """The share (B, K) of unrelated texts that fit images, unit embeddings (B, E), better.
+
+    Zero where the tokenizer takes none of the unrelated texts.
+    """
+    if not can_compare(clip):
+        return torch.zeros(scores.shape)
+    related, embeddings = _related(texts), _unrelated(clip).embeddings.cpu()
+    better = ((images.float().cpu() @ embeddings.T)[:, None] > scores[:, :, None]) & ~related
+    return better.sum(-1) / (~related).sum(-1).clamp(min=1)
+
+
+def count_doubts(texts: Sequence[str], shares: Tensor) -> tuple[str, ...]:
+    """A sentence for each text that hardly fits some images, by their shares of better (B, K)."""
+    counts = zip(texts, (shares > SHARE).sum(0).tolist(), strict=True)
+    return tuple(
+        f"{_quoted([text])} fits {count} of these {len(shares)} images no better than unrelated "
+        "texts: maps for it may mean little."
+        for text, count in counts
+        if count
+    )
+
+
+def _related(texts: Sequence[str]) -> Tensor:
+    """Whether a text shares its word with an unrelated one, as which it may well fit, (K, N)."""
+    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
+    return torch.tensor([[noun in of_text for noun in _NOUNS] for of_text in words])
 
 
 def find_class_hints(

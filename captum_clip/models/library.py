@@ -77,6 +77,20 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
+def name_of(model: nn.Module) -> str:
+    """The class of a model object, with its library or what it was loaded from where that is known.
+
+    OpenCLIP's class is a plain "CLIP", and keeps no name; transformers' configurations do.
+    """
+    name = type(model).__name__
+    if type(model).__module__.startswith("open_clip."):
+        return f"OpenCLIP's {name}"
+    source = getattr(getattr(model, "config", None), "_name_or_path", None) or ""
+    if Path(source).is_absolute():
+        source = Path(source).name
+    return f"{name} {source}".strip()
+
+
 # attributes that hold the rate of something random -> its name; "" for that of the class
 _RATES = {
     "p": "dropout",

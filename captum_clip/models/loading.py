@@ -25,6 +25,7 @@ from .library import (
     check_weights,
     count_of,
     fit_weights,
+    name_of,
     no_code,
     read_weights,
     reason_of,
@@ -62,11 +63,11 @@ def load_clip(
     A name is looked up in this order. First the models of the report and the embedded ones
     (:func:`available`). Then an existing folder (of transformers, OpenCLIP, peft or
     sentence-transformers). Then ``ARCH:FILE``, the weights in a file for an architecture of
-    OpenCLIP, OpenAI or transformers. Then ``hf-hub:ORG/NAME`` (OpenCLIP), an ``ARCHITECTURE/TAG``
+    OpenCLIP, OpenAI or transformers, or ``BASE:FOLDER``, an adapter of peft for a base that its
+    folder does not name. Then ``hf-hub:ORG/NAME`` (OpenCLIP), an ``ARCHITECTURE/TAG``
     that OpenCLIP lists, and last a transformers repository on the hub. A file is read without
     running code of it. Where OpenCLIP lists weights as trained with QuickGELU (OpenAI's, DFN's,
-    MetaCLIP's and others), it is
-    switched on: ``RN50/openai`` means ``RN50-quickgelu/openai``.
+    MetaCLIP's and others), it is switched on: ``RN50/openai`` means ``RN50-quickgelu/openai``.
 
     Args:
         name_or_model: a name, a folder, or a model object, which is used as it is: never copied,
@@ -105,7 +106,7 @@ def load_clip(
     for option, tool in tools.items():
         _check_tool(option, tool)
     if isinstance(name_or_model, nn.Module):
-        clip = adapter_of(name_or_model, name=_name_of(unwrapped(name_or_model)), **tools)
+        clip = adapter_of(name_or_model, name=name_of(unwrapped(name_or_model)), **tools)
         return _as_it_is("a model object", clip, changes)
     is_name, expected = isinstance(name_or_model, (str, Path)), "a name, a folder or a CLIP model"
     expect(is_name, expected, name_or_model, error=UnsupportedModelError)
@@ -115,6 +116,9 @@ def load_clip(
     expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
     if image_size is not None:
         check_integer("image_size", image_size, most=LARGEST_SIDE)
+    if source.file is not None and not source.where:
+        with _loading(source):
+            source = _with_architecture(source, source.file)
     failures = {}
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
@@ -173,20 +177,6 @@ def _check_tool(option: str, tool: Any) -> None:
     for other, (_, is_other) in _TOOLS.items():
         advice = f"the two seem swapped, pass it as {argument(other)}"
         expect(is_own(tool) or not is_other(tool), expected, tool, advice)
-
-
-def _name_of(model: nn.Module) -> str:
-    """The class of a model object, with its library or what it was loaded from where that is known.
-
-    OpenCLIP's class is a plain "CLIP", and keeps no name; transformers' configurations do.
-    """
-    name = type(model).__name__
-    if type(model).__module__.startswith("open_clip."):
-        return f"OpenCLIP's {name}"
-    source = getattr(getattr(model, "config", None), "_name_or_path", None) or ""
-    if Path(source).is_absolute():
-        source = Path(source).name
-    return f"{name} {source}".strip()
 
 
 def _as_it_is(model: str, clip: ClipAdapter, options: Mapping[str, Any]) -> ClipAdapter:
@@ -248,8 +238,6 @@ def _load_tool(option: str, name: str) -> Any:
 
 
 def _model(source: ModelSource, image_size: int | None) -> Any:
-    if not source.where:
-        raise ask_for_architecture(source.name, expand(source.name))
     is_open_clip = source.library == "open_clip"
     model = _open_clip_model(source, image_size) if is_open_clip else _transformers_model(source)
     return model if source.adapter is None else with_adapter(model, source.adapter)
@@ -298,7 +286,7 @@ def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -
     )
     # what is left over in a tower changed it in the training; elsewhere it is a head or a loss
     if missing or {key.split(".")[0] for key in left} & dict(model.named_children()).keys():
-        fits = fitting_names(weights) if missing else ""
+        fits = _listed(architectures_of(weights)) if missing else ""
         raise InputError(f"{message}; {fits or 'build the model that was trained, and pass it'}.")
     if left:
         warnings.warn(f"{message}, which no tower reads.", stacklevel=2)
@@ -306,16 +294,23 @@ def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -
     return model
 
 
-def ask_for_architecture(name: str, file: Path) -> InputError:
-    """The question which architecture the weights in a file are of."""
-    kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
-    way = f"Write 'ARCH:{name}'; {fitting_names(read_weights(file)) or kinds}"
-    return InputError(f"{argument('model', name)}: which architecture? {way}.")
+def _with_architecture(source: ModelSource, file: Path) -> ModelSource:
+    """The one architecture that weights in a file fit, after a warning; InputError for several."""
+    fits = architectures_of(read_weights(file))
+    if len(fits) != 1:
+        kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
+        way = f"Write 'ARCH:{file}'; {_listed(fits) or kinds}"
+        raise InputError(f"{argument('model', source.name)}: which architecture? {way}.")
+    full = f"{fits[0]}:{file}"
+    said = f"its shapes fit {fits[0]} alone, so it is loaded as {full}"
+    warnings.warn(f"{argument('model', str(file))}: {said}.", stacklevel=2)
+    name = full if source.adapter is None else source.name
+    return resolve(full)._replace(name=name, adapter=source.adapter)
 
 
-def fitting_names(weights: dict[str, Tensor]) -> str:
-    """The names of up to three architectures that weights fit, for messages; "" for none."""
-    names = ", ".join(architectures_of(weights)[:3])
+def _listed(architectures: list[str]) -> str:
+    """Up to three architectures whose shapes weights have, for messages; "" for none."""
+    names = ", ".join(architectures[:3])
     quick = ", quickgelu if the training began with OpenAI's weights" * ("quickgelu" in names)
     return f"its shapes fit {names}{quick}" * bool(names)
 
@@ -389,8 +384,15 @@ def _processor(source: ModelSource, model: Any) -> Any:
         # OpenCLIP notes 256 for ViTamin-XL-384, whose trunk takes 384
         settings["size"] = tower_of(model).native
         return image_transform_v2(PreprocessCfg(**settings), is_train=False)
-    from transformers import AutoImageProcessor
+    from transformers import AutoImageProcessor, CLIPImageProcessor
 
+    config: Any = getattr(unwrapped(model), "config", None)
+    is_bare = source.local and not any(Path(source.where).glob("*processor_config.json"))
+    if is_bare and getattr(config, "model_type", None) == "clip":  # other kinds have several
+        side = config.vision_config.image_size
+        said = f"no preprocessor_config.json, so images become {side} x {side} as for OpenAI's CLIP"
+        warnings.warn(f"{argument('model', source.name)}: {said}.", stacklevel=2)
+        return CLIPImageProcessor(size=side, crop_size=side)
     return AutoImageProcessor.from_pretrained(source.where, trust_remote_code=False)
 
 

@@ -17,6 +17,7 @@ from ..demo import MODELS
 from ..errors import InputError, UnsupportedModelError, argument
 
 Library = Literal["transformers", "open_clip"]
+_ADAPTER = "adapter_config.json"  # of peft
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ _BY_SPELLING = {name.casefold(): row for row in _PUBLISHED for name in (row.name
 NO_NETWORK = "the model demo/vit is embedded and needs no network"
 ACCEPTED = (
     "A name is a short name ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
-    "'ARCHITECTURE/TAG' of OpenCLIP, 'ORG/NAME' of a transformers model on the hub, or 'ARCH:FILE' "
-    "of a checkpoint; "
+    "'ARCHITECTURE/TAG' of OpenCLIP, 'ORG/NAME' of a transformers model on the hub, 'ARCH:FILE' "
+    "of a checkpoint, or 'BASE:FOLDER' of an adapter of peft; "
     f"{NO_NETWORK}."
 )
 
@@ -164,7 +165,12 @@ def _no_such_name(name: str) -> InputError:
 
 
 def _checkpoint(name: str, architecture: str, file: Path) -> ModelSource:
-    """Weights in a file, for an architecture of OpenCLIP, of OpenAI or of transformers."""
+    """Weights in a file, for an architecture of OpenCLIP, of OpenAI or of transformers.
+
+    Or a folder of peft, for another base than that which it names.
+    """
+    if (file / _ADAPTER).is_file():
+        return _adapter(name, architecture, file)
     expect(file.is_file(), "a file after the ':' of a model, as in ARCH:FILE", str(file))
     if row := named_model(architecture):
         architecture = openai_architecture(row)
@@ -186,14 +192,13 @@ def _folder(name: str, folder: Path, is_base: bool) -> ModelSource:
         inside = inner.resolve().is_relative_to(folder.resolve())
         expect(inside, f"a path inside of its folder in {path}", str(inner))
         folder = inner
-    if (path := folder / "adapter_config.json").is_file():  # peft
+    if (path := folder / _ADAPTER).is_file():
         base = str(_read_settings(path, itemgetter("base_model_name_or_path")))
-        where = f"{excerpt(base)}, the base_model_name_or_path in adapter_config.json"
+        where = f"{excerpt(base)}, the base_model_name_or_path in {_ADAPTER}"
         expect(not is_base, "a base that is not an adapter", name)
-        with error_context(f"{argument('model', name)} is an adapter of peft for {where}"):
-            merge = "pip install peft, or save the model merged, after merge_and_unload()"
-            expect(find_spec("peft"), "the package peft", None, merge)
-            return resolve(base, is_base=True)._replace(name=name, adapter=folder)
+        about = f"an adapter of peft for {where}; for a base elsewhere write 'BASE:{name}'"
+        with error_context(f"{argument('model', name)} is {about}"):
+            return _adapter(name, base, folder)
     # OpenCLIP's folder may hold a `config.json` as well
     path, is_open_clip = folder / "config.json", (folder / "open_clip_config.json").is_file()
     if not path.is_file() and not is_open_clip:
@@ -212,6 +217,12 @@ def _folder(name: str, folder: Path, is_base: bool) -> ModelSource:
         if not is_open_clip:
             raise
     return ModelSource(name, "open_clip", f"local-dir:{folder}", local=True)
+
+
+def _adapter(name: str, base: str, folder: Path) -> ModelSource:
+    merge = "pip install peft, or save the model merged, after merge_and_unload()"
+    expect(find_spec("peft"), "the package peft", None, merge)
+    return resolve(base, is_base=True)._replace(name=name, adapter=folder)
 
 
 def _read_settings(path: Path, read: Callable[[Any], Any]) -> Any:

@@ -313,6 +313,17 @@ def test_every_method_of_a_model_is_offered_its_default_first() -> None:
         assert ("rollout (no text)", "rollout") in offered_methods(clip) or clip.kind == "resnet"
 
 
+def test_a_text_that_the_model_cannot_take_leaves_the_others(clip: ClipAdapter) -> None:
+    found = ask(clip, IMAGE, "a unicorn\na horse\na wug", "direct")
+    assert found.explanation.names == ("a horse",)
+    assert found.hints().startswith(
+        "“a unicorn” is left out: the demo models do not know 'unicorn'"
+    )
+    assert "“a wug” is left out" in found.hints()
+    with pytest.raises(TargetError, match="'wug'"):
+        ask(clip, IMAGE, "a unicorn\na wug", "direct")
+
+
 @pytest.mark.parametrize(
     ("texts", "method", "sign", "kind", "message"),
     [

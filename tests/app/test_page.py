@@ -569,6 +569,22 @@ def test_an_example_scene_comes_with_its_maps(page: Page) -> None:
     expect(cards(page).first).to_contain_text(f"cosine {score:.3f}")
 
 
+@pytest.mark.slow
+def test_an_example_leaves_when_a_photo_comes(page: Page) -> None:
+    """A file that is none leaves it, and a second photo leaves the first."""
+    page.get_by_role("button", name="Draw it").click()
+    button, images = page.get_by_test_id("Add images-upload-button"), page.locator("#images img")
+    expect(page.locator("#images")).to_contain_text("example")
+    button.set_input_files(list(BAD.values()))
+    expect_sentences(page, BAD)
+    expect(page.locator("#images")).to_contain_text("example")
+    for name in ("one.png", "two.png"):
+        button.set_input_files([file(png(OTHER), name)])
+        expect(images.last).to_have_attribute("src", re.compile(name))
+    expect(images).to_have_count(2)
+    expect(page.locator("#images")).not_to_contain_text("example")
+
+
 FOCUSED = """() => {
     const element = document.activeElement;
     const label = element.type === 'radio' ? element.closest('label') : element;
@@ -611,7 +627,9 @@ def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: in
     page.add_style_tag(content="* { transition: none !important; animation: none !important; }")
     page.locator("#sign").get_by_label("both").check()
     button = page.get_by_test_id("Add images-upload-button")
-    button.set_input_files([file(png(OTHER), "a_file_with_a_long_name.png")])
+    scene = draw_scene(5, count=2).image  # of the example, whose texts fit it
+    added = [file(png(scene), "scene.png"), file(png(OTHER), "a_file_with_a_long_name.png")]
+    button.set_input_files(added)
     expect(page.locator("#images img")).to_have_count(2)
     page.locator("#show").click()
     expect(page.locator("#cards img:visible")).to_have_count(4)

@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from captum_clip.cli import main
+from captum_clip.demo import MODELS
 from captum_clip.errors import InputError
 from captum_clip.models import library, load_clip, loading, names
 from captum_clip.models.loading import architectures_of
 from captum_clip.models.names import resolve
-from tests import builders
+from tests import builders, samples
 from tests.models.checkpoints import assert_same, save_transformers
 from tests.models.test_loading import TIMM
 
@@ -167,17 +168,40 @@ def test_what_holds_more_than_weights_is_not_run(tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_file_alone_is_asked_for_its_architecture(tmp_path):
+def test_a_file_alone_has_the_one_architecture_that_it_fits(tmp_path):
     torch.save(weights("open_clip_vit", "module."), "epoch_3.pt")
-    question = (
-        r"`model='.*epoch_3\.pt'`: which architecture\? Write 'ARCH:.*epoch_3\.pt'; its shapes fit"
-    )
+    expected = load_clip("small:epoch_3.pt")
     for name in ("epoch_3.pt", tmp_path / "epoch_3.pt"):
-        with pytest.raises(InputError, match=rf"{question} small\."):
-            load_clip(name)
+        with pytest.warns(
+            UserWarning, match=r"epoch_3\.pt'`: its shapes fit small alone, so it is"
+        ):
+            clip = load_clip(name)
+        assert clip.name == f"small:{name}"
+        images = builders.open_clip_vit().images()
+        torch.testing.assert_close(clip.encode_image(images), expected.encode_image(images))
+
+
+def test_a_file_alone_is_asked_for_its_architecture(tmp_path, monkeypatch):
     torch.save(weights(), "epoch_3.pt")
-    with pytest.raises(InputError, match=r"ARCH is one of OpenCLIP's, or the folder or name of"):
+    question = r"`model='epoch_3\.pt'`: which architecture\? Write 'ARCH:epoch_3\.pt'; "
+    with pytest.raises(InputError, match=rf"{question}ARCH is one of OpenCLIP's, or the folder or"):
         load_clip("epoch_3.pt")
+    monkeypatch.setattr(loading, "architectures_of", lambda _: ["ViT-B-32", "ViT-B-32-quickgelu"])
+    with pytest.raises(InputError, match=rf"{question}its shapes fit ViT-B-32, ViT-B-32-quickgelu"):
+        load_clip("epoch_3.pt")
+
+
+def test_a_model_of_clip_that_is_saved_alone_is_preprocessed_like_openais(tmp_path):
+    """A SigLIP is asked for its processor: the embedded one has another mean than Google's."""
+    for name in ("vit", "siglip"):
+        own = MODELS[f"demo/{name}"]
+        shutil.copytree(own, tmp_path / name, ignore=lambda *_: ["preprocessor_config.json"])
+    with pytest.warns(UserWarning, match=r"no preprocessor_config.json, so images become 224 x 22"):
+        clip = load_clip(tmp_path / "vit")
+    image = samples.picture()
+    assert torch.equal(clip.preprocess(image), load_clip("demo/vit").preprocess(image))
+    with pytest.raises(InputError, match="processor"):
+        load_clip(tmp_path / "siglip").preprocess(image)
 
 
 def test_architectures_are_those_whose_shapes_fit():
@@ -264,6 +288,16 @@ def test_an_adapter_of_peft_loads_on_the_base_that_it_names(adapter, monkeypatch
         InputError, match=r"in lora belongs to another base; .* 2 \(lora\.a, lora\.b\)"
     ):
         load_clip(folder)
+
+
+def test_an_adapter_of_peft_loads_on_another_base(adapter):
+    folder, doubled = adapter(base_model_name_or_path="/cluster/base"), builders.hf_vit()
+    doubled.model.visual_projection.weight.data *= 2
+    with pytest.raises(InputError, match=r"for /cluster/base, .* write 'BASE:lora'"):
+        load_clip(folder)
+    clip = load_clip(f"base:{folder}")
+    assert clip.name == "base:lora"
+    assert_same(clip, doubled)
 
 
 def test_an_adapter_without_peft_or_base_is_told_so(adapter, monkeypatch):

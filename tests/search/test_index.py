@@ -18,9 +18,11 @@ from captum_clip.apps.search import ImageIndex
 from captum_clip.apps.search_table import RowMaker
 from captum_clip.attr.registry import MethodChoice
 from captum_clip.demo import MODELS
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
 from captum_clip.targets import EmotionProbe
 from tests import builders
+from tests.figure_parts import lines_of
 from tests.search.conftest import COUNT, draw
 
 TOWERS: dict[str, Any] = {
@@ -445,3 +447,16 @@ def test_a_file_that_stays_broken_writes_nothing_anew(clip, folder, index, tmp_p
     version = index.table.version
     ImageIndex.build(clip, folder, tmp_path / "index.lance")
     assert index.table.version == version
+
+
+def test_a_search_says_which_texts_fit_its_images_badly(tmp_path):
+    for seed in range(3):
+        Image.fromarray(draw_scene(seed, objects=["horse"]).image).save(tmp_path / f"{seed}.png")
+    clip = load_clip("demo/vit")
+    index = ImageIndex.build(clip, tmp_path, tmp_path / "index.lance")
+    assert index.search("a horse").doubts == ()
+    found = index.search(["a horse", "a zebra"])
+    [doubt] = found.doubts
+    assert doubt.startswith("“a zebra” fits 3 of these 3 images no better than unrelated texts")
+    assert doubt in " ".join(" ".join(lines_of(found.plot())).split())
+    assert index.search(targets.text(clip, "a zebra")).doubts == ()
