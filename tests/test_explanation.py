@@ -313,7 +313,6 @@ def test_an_array_in_place_of_a_choice_is_refused(vit: ClipAdapter, array: Any) 
     found = explain(picture(), "a horse", model=vit)
     calls: dict[str, Any] = {
         "regions: expected threshold": found.regions,
-        "label_map: expected threshold": found.label_map,
         "heatmap: expected original": lambda value: found.heatmap(original=value),
         "plot: cmap: matplotlib knows no color map": lambda value: found.plot(cmap=value),
     }

@@ -15,8 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_clip import ClipSimilarity, DirectContribution, Explanation, explain, maps, targets
-from captum_clip.apps import heads
+from captum_clip import Explanation, explain, maps, targets
 from captum_clip.bench import figures
 from captum_clip.bench.study import run_study
 from captum_clip.demo.catalog import CLASSES, EMOTIONS
@@ -25,7 +24,7 @@ from captum_clip.models import ClipAdapter
 from captum_clip.targets import EmotionProbe
 from captum_clip.visualization import grid
 from captum_clip.visualization.arrays import framed, letterbox
-from captum_clip.visualization.charts import REST, sum_notes
+from captum_clip.visualization.charts import strip
 from captum_clip.visualization.colors import (
     ALPHA,
     HEAT,
@@ -328,7 +327,6 @@ def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
         ("last-grad", partial(figures.draw_signs, texts="a horse", methods="mamooler")),
         ("direct", partial(figures.draw_emotions, probes=probe())),
         ("last-grad", partial(figures.compare_methods, texts="a horse", methods="mamooler")),
-        ("direct", lambda image, models: heads.score_figure(models, image, "a horse")),
     ],
 )
 def test_every_figure_names_its_model_and_the_method_that_explain_takes(
@@ -369,105 +367,11 @@ def test_figures_name_what_is_wrong(vit: ClipAdapter) -> None:
             draw(vit)
 
 
-# heads
-
-TOWERS: dict[str, tuple[Callable[[], builders.Small], str]] = {
-    "CLS": (builders.hf_vit, "layer {}, head {}"),
-    "pooling head": (builders.siglip, "head {1} of the pool"),
-    "attention pool": (builders.open_clip_resnet, "head {1} of the pool"),
-}
-
-
-def contributions(clip: ClipAdapter) -> tuple[torch.Tensor, float, float]:
-    """Maps (n, H, h, w), the rest and the score, as the method itself gives them."""
-    method = DirectContribution(ClipSimilarity(clip, targets.text(clip, "a horse")))
-    found, scores, rest = method.attribute_targets(
-        clip.preprocess(photo()), per="head", return_scores=True, return_rest=True
-    )
-    return found[0, 0], rest.item(), scores.item()
-
-
-@pytest.mark.parametrize("name", TOWERS)
-@pytest.mark.parametrize("sign", ["positive", "both"])
-def test_heads_are_those_of_direct_contribution_in_their_order(name: str, sign: Any) -> None:
-    """Label, sum and share of every part."""
-    build, label = TOWERS[name]
-    clip = build().load(name="small")
-    found, rest, score = contributions(clip)
-    sums = {
-        label.format(layer, head): found[layer, head].sum().item()
-        for layer, head in np.ndindex(*found.shape[:2])
-    }
-    ranked = sorted(sums, key=lambda head: -sums[head])
-    wanted = [head for head in ranked if sums[head] > 0][:2]
-    if sign == "both":
-        wanted += [head for head in reversed(ranked) if sums[head] < 0][:2]
-    others = len(sums) - len(wanted)
-    figure = heads.score_figure(clip, photo(), "a horse", count=2, sign=sign)
-    shown = sum(sums[head] for head in wanted)
-    values = [*(sums[head] for head in wanted), *[score - rest - shown] * bool(others), rest]
-    lines = lines_of(figure)
-    between = [f"{others} other head{'s' * (others > 1)}"] * bool(others)
-    labels = [*wanted, *between, REST]
-    assert [line for line in lines if line in labels] == labels
-    notes = [line.replace("\u2212", "-") for line in lines if line.endswith("%")]
-    for note, value in zip(notes, values, strict=True):
-        number, share = note[:-1].split(", ")
-        assert abs(float(number) - value) < 1e-3 + 1e-6
-        assert abs(float(share) / 100 - value / score) < 1e-2 + 1e-5
-    assert score_note(score) in lines
-
-
-def test_maps_are_orange_where_a_head_adds_and_blue_where_it_takes_away(vit: ClipAdapter) -> None:
-    every = contributions(vit)[0].flatten(0, 1)
-    order = every.sum((-2, -1)).argsort(descending=True)[:2]
-    others = every.sum(0, keepdim=True) - every[order].sum(0)
-    raw = torch.cat([every[order], others, torch.zeros_like(others)])
-    shown = pixels_of(heads.score_figure(vit, photo(), "a horse", count=2))
-    np.testing.assert_allclose(shown[0], picture_of(vit), atol=1e-6)
-    large = enlarged(raw, 32).numpy()
-    check_signed(shown[1:], picture_of(vit), large)
-
-
-def test_heads_have_an_image_as_target(vit: ClipAdapter) -> None:
-    figure = heads.score_figure(vit, photo(), targets.image(vit, photo(1)))
-    np.testing.assert_allclose(pixels_of(figure)[0], picture_of(vit), atol=1e-6)
-    assert "image 0" in lines_of(figure)
-
-
-def test_heads_of_a_tower_without_any_are_refused_before_it_runs() -> None:
-    small = builders.open_clip_vit_mean()
-    small.model.visual.register_forward_pre_hook(lambda *_: pytest.fail("was run"))
-    with pytest.raises(InputError, match="no attention, and so no"):
-        heads.score_figure(small.load(), photo(), "a horse")
-
-
-def test_numbers_under_the_heads_add_up_to_the_score() -> None:
-    """Each is rounded up or down, whichever lets the sum come out."""
-    for seed, scale in enumerate((0.001, 0.1, 10)):
-        parts = scale * np.random.default_rng(seed).normal(size=(9, 2, 3))
-        score, notes = sum_notes(parts, 0.25)
-        pairs = [note.replace("\u2212", "-")[:-1].split(", ") for note in notes]
-        numbers, shares = ([float(pair[place]) for pair in pairs] for place in (0, 1))
-        exact = [*parts.sum((-2, -1)), 0.25]
-        np.testing.assert_allclose(numbers, exact, rtol=0, atol=1e-3)
-        assert score == score_note(sum(numbers))
-        assert sum(shares) == 100
-        np.testing.assert_allclose(shares, [100 * e / sum(exact) for e in exact], atol=1.001)
-    zero = np.array([[[0.1, 0.02]], [[-0.12, 0.0]], [[0.0001, 0.0]]])
-    assert sum_notes(zero, 0.0) == ("cosine 0.000", ["+0.120", "\u22120.120", "0.000", "0.000"])
-
-
-WRONG_HEADS: list[tuple[dict[str, Any], str]] = [
-    ({"count": 0}, "count of 1 or more, got 0"),
-    ({"sign": BAD}, "a sign of positive, negative, both, got 'nonsense'"),
-    ({"image": [photo(), photo()]}, "expected one image, got 2"),
-]
-
-
-def test_heads_name_what_is_wrong(vit: ClipAdapter) -> None:
-    given: dict[str, Any] = {"clip": vit, "image": photo(), "target": "a horse"}
-    two = targets.text(vit, ["a", "b"])
-    for options, message in [*WRONG_HEADS, ({"target": two}, "one target, got 2")]:
-        with pytest.raises(InputError, match=f"score_figure: .*{message}"):
-            heads.score_figure(**{**given, **options})
+def test_maps_of_a_strip_are_orange_above_zero_and_blue_below(vit: ClipAdapter) -> None:
+    """Each on a scale of its own, behind the image."""
+    picture, raw = picture_of(vit), torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    raw[2] = 0
+    lead = grid.Panel(picture, "image", "")
+    shown = pixels_of(grid.grid(strip(picture, raw, lead, ["a", "b", "c"], notes=["", "", ""])))
+    np.testing.assert_allclose(shown[0], picture, atol=1e-6)
+    check_signed(shown[1:], picture, enlarged(raw, 32).numpy())

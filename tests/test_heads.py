@@ -220,14 +220,6 @@ def test_long_texts_of_heads_leave_room_for_each_other(vectors: HeadVectors) -> 
     assert second.y1 < first.y0 < first.y1 < figure.bbox.y1
 
 
-def test_heads_of_a_figure_take_words() -> None:
-    clip, image = load_clip("demo/vit"), draw_scene(0, objects=["horse"]).image
-    figure = heads.score_figure(clip, image, "a horse", words={(3, 2): "a horse, a cake"})
-    written = " ".join(lines_of(figure))
-    assert "layer 3, head 2: a horse, a cake" in written
-    assert "layer 4, head 0:" not in written
-
-
 def test_images_that_cannot_be_read_are_left_out(tmp_path: Any, scenes: list[Any]) -> None:
     for number in range(2):
         Image.fromarray(scenes[number]).save(tmp_path / f"{number}.png")

@@ -21,7 +21,6 @@ from captum_clip import (
     targets,
     visualization,
 )
-from captum_clip import maps as resizing
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptumClipError, InputError
 from captum_clip.visualization.charts import _strongest_matches
@@ -76,31 +75,6 @@ def test_a_noun_lies_on_its_object(pairs: Explanation) -> None:
         large = pairs.heatmap("bilinear")["positive"][0, column]
         y, x = divmod(int(large.argmax()), 224)
         assert SCENE.objects[thing].mask[y, x]
-
-
-def test_a_label_map_has_the_word_that_answers_each_pixel(pairs: Explanation) -> None:
-    labels = pairs.label_map("otsu")[0]
-    assert labels.names == ("none", "a", "horse", "and", "a", "dog")
-    for name, thing in (("horse", 0), ("dog", 1)):
-        named = labels.labels == labels.names.index(name)
-        assert SCENE.objects[thing].mask[named].mean() > 0.4
-
-
-def test_a_label_map_of_words_weighs_each_map_with_its_norm(clip: Any) -> None:
-    """So it is of the differences themselves, and the whole text is no word."""
-    found = explain(SCENE.image, "a horse and a dog", model=clip, words=["horse", "dog"])
-    [labels] = found.label_map(spread=0)
-    maps = {}
-    for name, less in (("horse", "a and a dog"), ("dog", "a horse and a")):
-        gone = targets.text(clip, "a horse and a dog").embeddings - clip.encode_text(less)
-        size = float(gone.detach().norm())
-        forward = ClipSimilarity(clip, targets.embedding(gone.detach()))
-        maps[name] = size * DirectContribution(forward).attribute(clip.preprocess(SCENE.image))
-    raw = torch.cat([*maps.values()], 1).clamp(min=0)
-    large = resizing.upsample(raw, (224, 224), mode="bicubic", clamp=True)
-    wanted = torch.where(large[0].amax(0) > 0, large[0].argmax(0) + 1, 0)
-    assert labels.names == ("none", "horse", "dog")
-    assert (labels.labels == wanted).float().mean() > 0.999
 
 
 def test_notes_have_both_numbers_and_weights_are_of_one_scale(pairs: Explanation) -> None:

@@ -16,11 +16,9 @@ from captum_clip import explain, maps
 from captum_clip.errors import InputError
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.explaining.regions import (
-    LabelMap,
     _boxes,
     region,
     save_regions,
-    spread_out,
 )
 from captum_clip.models import ClipAdapter
 from tests import builders
@@ -128,71 +126,3 @@ def test_a_large_photo_has_its_own_size(vit: ClipAdapter) -> None:
     outside = torch.as_tensor(one.mask).clone()
     outside[rows, columns] = False
     assert not outside.any()
-
-
-def explanation_of(raw: torch.Tensor, names: tuple[str, ...]) -> Explanation:
-    images, ones = torch.zeros(1, 3, 8, 8), torch.ones(len(names))
-    return Explanation({"positive": raw}, ones[None], names, ones, "model", "direct", images)
-
-
-def test_a_label_map_has_the_text_that_supports_each_pixel_most(tmp_path: Path) -> None:
-    """At the photo's size, 0 where no map is above zero, and as a palette image with its names."""
-    raw = torch.zeros(1, 3, 2, 2)
-    raw[0, 0, 0, 0], raw[0, 1, 0, 0], raw[0, 1, 1, 1], raw[0, 2, 0, 1] = 1, 2, 3, 0.5
-    found = explanation_of(raw, names=("a", "b", "c"))
-    [labels] = found.label_map(spread=0)
-    large = maps.upsample(raw[0], (8, 8), mode="bicubic", clamp=True)
-    expected = torch.where(large.amax(0) > 0, large.argmax(0) + 1, 0)
-    assert torch.equal(labels.labels, expected.to(torch.uint8))
-    assert labels.names == ("none", "a", "b", "c")
-    corners = labels.labels[[0, -1, 0], [0, -1, -1]]
-    assert corners.tolist() == [2, 2, 3]
-    [high] = found.label_map(0.9)
-    assert high.labels[-1, -1] == 2
-    assert (high.labels > 0).sum() < (labels.labels > 0).sum()
-    with Image.open(labels.save(tmp_path / "labels.png")) as image:
-        assert image.mode == "P"
-        assert np.array_equal(np.asarray(image), labels.labels.numpy())
-        assert json.loads(image.info["names"]) == ["none", "a", "b", "c"]
-    with pytest.raises(InputError, match="label_map: expected threshold"):
-        found.label_map(2)
-
-
-def test_twenty_labels_have_colors_of_their_own_the_strong_ones_first(tmp_path: Path) -> None:
-    labels = LabelMap(torch.arange(21, dtype=torch.uint8)[None], ("none", *map(str, range(20))))
-    with Image.open(labels.save(tmp_path / "labels.png")) as image:
-        colors = np.asarray(image.convert("HSV"), dtype=int)[0, 1:]
-    assert len(np.unique(colors, axis=0)) == 20
-    strong, light = colors[:10, 1], colors[10:, 1]
-    assert (strong[[0, 1, 2, 3]] > light[[0, 1, 2, 3]] + 50).all()
-
-
-def test_a_spread_cell_keeps_its_sum() -> None:
-    """At the rim and in a corner too; in the middle it is a Gaussian of the distance."""
-    cells = torch.zeros(3, 9, 7)
-    cells[0, 0, 0], cells[1, 4, 6], cells[2, 4, 3] = 5, 2, 1
-    spread = spread_out(cells, 1)
-    torch.testing.assert_close(spread.sum((1, 2)), torch.tensor([5.0, 2, 1]))
-    rows, columns = torch.arange(9)[:, None] - 4, torch.arange(7) - 3
-    bell = torch.exp(-(rows.square() + columns.square()) / 2)
-    torch.testing.assert_close(spread[2], bell / bell.sum())
-    assert torch.equal(spread_out(cells, 0), cells)
-    torch.testing.assert_close(spread_out(cells + cells.flip(0), 2).sum(), cells.sum() * 2)
-
-
-def test_labels_and_regions_are_spread_where_asked(found: Explanation) -> None:
-    """The attribution stays what it is; without a threshold labels are spread by default."""
-    raw = found.maps["positive"].clone()
-    labels = {cells: found.label_map(0.1, spread=cells)[0].labels > 0 for cells in (0, 1)}
-    assert labels[1].sum() > 1.5 * labels[0].sum()
-    masks = {cells: found.regions(0.1, spread=cells)[0].mask for cells in (0, 1)}
-    assert masks[1].sum() > 1.5 * masks[0].sum()
-    plain, spread, default = (found.label_map(spread=s)[0].labels for s in (0, 0.7, None))
-    assert torch.equal(default, spread)
-    assert not torch.equal(default, plain)
-    assert torch.equal(found.label_map(0.1)[0].labels > 0, labels[0])
-    assert torch.equal(found.maps["positive"], raw)
-    with pytest.raises(InputError, match=r"spread in \[0, inf\)"):
-        found.label_map(spread=-1)
-    with pytest.raises(InputError, match=r"spread in \[0, inf\)"):
-        found.regions(spread=-1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, reduce
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -15,8 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import maps, targets, visualization
-from ..attr import LayerAttention
+from .. import targets, visualization
 from ..attr.registry import MethodChoice, default_method, methods_for, report_method
 from ..checks import limit_pixels
 from ..errors import InputError, TargetError, UnsupportedModelError, spelled
@@ -24,15 +23,11 @@ from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
 from ..explaining.request import Sign
 from ..files import as_pil
-from ..models import ClipAdapter, ViTTower, load_clip
+from ..models import ClipAdapter, load_clip
 from ..models.loading import load_parts
-from ..models.names import check_stated, resolve
-from ..targets.similarity import ClipSimilarity
-from ..visualization import colors as palette
+from ..models.names import resolve
 from ..visualization.charts import colored_words
 from ..visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, ramp, score_note
-from .search import ImageIndex
-from .search_table import IndexTable
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Words: TypeAlias = tuple[list[tuple[str, str]], dict[str, str], list[Any]]
@@ -49,11 +44,10 @@ class Models:
     """The models that a page offers, each loaded once, when it is first asked for.
 
     `names` are those given, which alone get the processor and the tokenizer, and the embedded ones.
-    `index` is opened with the model that it was made with: `index_model`, or that of its name.
     Images may have `max_pixels`, by default `MAX_PIXELS`.
 
     Raises:
-        InputError: a name that leads to no model, or no index.
+        InputError: a name that leads to no model.
 
     Example:
         >>> from captum_clip.apps.answers import Models
@@ -68,8 +62,6 @@ class Models:
         *,
         processor: str | None = None,
         tokenizer: str | None = None,
-        index: str | None = None,
-        index_model: str | None = None,
         max_pixels: int | None = None,
     ) -> None:
         self.max_pixels = max_pixels or MAX_PIXELS
@@ -83,11 +75,6 @@ class Models:
             return load_clip(name, device=device, image_size=image_size, **processors)
 
         self._load, self._lock = cache(load), Lock()
-        self.index: ImageIndex | None = None
-        if index:
-            about = IndexTable(index).open().about
-            model = index_model or check_stated(about["model"], index, "index_model")
-            self.index = ImageIndex.open(index, self.get(model, about["image_size"]))
 
     def get(self, name: str, image_size: int | None = None) -> ClipAdapter:
         """The model of a name, also for larger images; several threads may ask at once."""
@@ -101,18 +88,6 @@ class Models:
             [image] = as_pil(file, _REDUCED_FROM, keep_mode=True)
         image.filename = Path(file).name  # as Pillow notes it
         return image
-
-    def search(self, texts: str | None, sign: Sign) -> tuple[str, list[tuple[Pixels, str]]]:
-        """What was compared, and the best images, each above its maps; errors as in :func:`ask`."""
-        assert self.index is not None
-        result, cards = self.index.search(_lines(texts), sign=sign), []
-        for row in result.panels():
-            lines = [", ".join(filter(None, (panel.title, panel.note))) for panel in row]
-            drawn = [_as_bytes(panel.drawn()) for panel in row]
-            cards.append((reduce(_stacked, drawn), "; ".join(lines if len(row) > 2 else lines[:1])))
-        note = f"The best {len(cards)} of {result.compared:,} images, by {self.index.clip.name}."
-        gone = ", ".join(Path(file).name for file in result.skipped)  # no folder of the server
-        return note + f" Gone or changed since indexing: {gone}." * bool(gone), cards
 
 
 def offered_methods(clip: ClipAdapter) -> list[tuple[str, str]]:
@@ -269,30 +244,6 @@ class Answer:
                 drawn[index] = _stacked(above, below), note + empty
             del drawn[half:]
         return *_colored(shares), drawn
-
-    def layers(self, text: int) -> list[tuple[Pixels, str]]:
-        """The attention of every layer, then the gradient of the cosine with respect to it."""
-        clip, name, drawn = self.clip, self.explanation.names[text], []
-        if not isinstance(clip.tower, ViTTower):
-            raise UnsupportedModelError(
-                f"{clip.name} has a convolutional tower, which has no layers of attention; "
-                "take a model with a vision transformer."
-            )
-        method = LayerAttention(ClipSimilarity(clip, targets.text(clip, name)))
-        image = clip.denormalize(self.pixels)[0].movedim(0, -1).cpu().numpy()
-        score = score_note(method.forward_func(self.pixels)[0, 0].item())
-        for quantity, lead in (("attention", "image"), ("gradient", f"{name}, {score}")):
-            drawn.append((_as_bytes(image), f"{lead}, {quantity}"))
-            for index in range(len(clip.tower.layers)):
-                raw = method.attribute(self.pixels, target=0, index=index, of=quantity)[0, 0].cpu()
-                large = maps.upsample(raw.float(), image.shape[:2], mode="bicubic", clamp=True)
-                if quantity == "attention":
-                    pixels = palette.blend(image, maps.normalize(large).numpy(), colormap(HEAT))
-                else:
-                    pixels = palette.blend_signed(image, (large / (large.abs().max() or 1)).numpy())
-                ends = (palette.short_number(end.item()) for end in large.aminmax())
-                drawn.append((_as_bytes(pixels), f"layer {index}, {' to '.join(ends)}"))
-        return drawn
 
     def _explain(self, target: Any, **how: Any) -> Explanation:
         return explain(self.pixels, target, model=self.clip, sign=self.sign, **how)

@@ -202,8 +202,6 @@ class Search(Loading, Look):
     weight: Annotated[float | None, Option(min=0, max=1)] = None
     sign: Sign | None = None
     top: Count = 12
-    min_score: Annotated[float, Option(min=-1, max=1)] = -1
-    regions: Path | None = None
     images: str = ""
     model: str | None = None
     output: Path | None = None
@@ -226,16 +224,17 @@ def search_command(args: Search) -> None:
 
     if args.emotions:
         find_file(args.emotions)
+    if args.output:
+        check_outputs(
+            [args.output / name for name in ("search.csv", "search.png")], [args.emotions]
+        )
     find_index(args.index)
     shared.check_models(args, [args.model] if args.model else [])
     from .. import targets
-    from ..explaining.regions import save_regions
     from ..models.loading import load_parts
     from ..targets import EmotionProbe
-    from .search import FIGURE, TABLE, ImageIndex
+    from .search import ImageIndex
 
-    if args.output:
-        check_outputs([args.output / name for name in (TABLE, FIGURE)], [args.emotions])
     probes = [EmotionProbe.load(args.emotions)] if args.emotions else []
     with shared.step(f"opening {args.index}", quiet=args.quiet):
         processors = load_parts(args.processor, args.tokenizer)
@@ -248,17 +247,11 @@ def search_command(args: Search) -> None:
     share = 0.5 if args.weight is None else args.weight
     weights = [(1 - share) / len(texts)] * len(texts) + [share] if texts and probes else None
     how: Any = {"weights": weights, "sign": default_sign(args.sign, against)}
-    how |= {"min_score": args.min_score}
     sought: Any = targets.concatenate(looked_for) if probes or against is not None else texts
     best = index.search(sought, args.top, **how)
     shared.report_skipped({Path(index.folder, name): why for name, why in best.skipped.items()})
     written = [*best.save(args.output)] if args.output else []
     explanation = best.explanation
-    for number, file in enumerate(best.files if args.regions else ()):
-        about = {"photo": file, "threshold": "otsu"}
-        about |= {"model": explanation.model, "method": explanation.method}
-        regions = explanation[number].regions()
-        written.append(save_regions(regions, Path(f"{args.regions}/{file}"), about))
     names = ", ".join(map(repr, explanation.names))
     print(f"{names}, best of {best.compared:,} images ({explanation.model}, {explanation.method}):")
     for number, (file, score) in enumerate(zip(best.files, best.scores, strict=True), 1):
@@ -307,8 +300,6 @@ class Page(Loading):
     allow_host: list[str] | None = None
     port: int = 7860
     model: list[str] | None = None
-    index: str | None = None
-    index_model: str | None = option(needs=("index",))
 
 
 @command(app, "app", "--model demo/vit --port 7860")
@@ -316,13 +307,11 @@ def app_command(args: Page) -> None:
     """Open a page in the browser: drop an image, type texts, see their maps."""
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'gradio>=6.29'")
-    check_request(args)
     shared.check_models(args, args.model or ())
     from .answers import Models
     from .page import LOCAL, find_port, serving
 
     own: Any = {"processor": args.processor, "tokenizer": args.tokenizer}
-    own |= {"index": args.index, "index_model": args.index_model}
     own |= {"max_pixels": args.max_pixels}
     models = Models(args.model or (), args.device, **own)
     port = find_port(args.host, args.port)

@@ -7,7 +7,7 @@ which are direct paths to the embedding: what later layers make of a head is the
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import nan
-from typing import Final, NamedTuple, TypeAlias, get_args
+from typing import Final, NamedTuple, TypeAlias
 
 import torch
 from matplotlib.figure import Figure
@@ -16,23 +16,21 @@ from torch import Tensor
 from .. import targets
 from ..attr import DirectContribution, HeadVectors
 from ..attr.contributions import any_target
-from ..checks import check_choice, check_integer, check_nonempty, excerpt, expect, expecting
+from ..checks import check_integer, check_nonempty, excerpt, expect, expecting
 from ..errors import is_kind, public
-from ..explaining.request import Sign
 from ..files import to_csv
 from ..models import ClipAdapter, ImageLike
 from ..models.images import pixels_of
 from ..targets import Target
 from ..targets.similarity import ClipSimilarity
 from ..visualization.arrays import as_images
-from ..visualization.charts import REST, strip, strip_legends, sum_notes
+from ..visualization.charts import strip, strip_legends
 from ..visualization.colors import signed_number
 from ..visualization.grid import Panel, Row, grid
 
 Head: TypeAlias = tuple[int, int]
 """A layer and a head of it, from 0; a pool has layer 0 alone."""
 _NEGLIGIBLE: Final = 1e-6  # share of a length below which it is rounding, in float32
-_SCALE: Final = " \N{MIDDLE DOT} each map on a scale of its own"
 _SETS: Final = 16  # of random texts
 
 
@@ -219,69 +217,3 @@ def heads_figure(
         rows.append(row)
     legends = strip_legends("adds to the cosine", "takes away from it")
     return grid(rows, legends=legends, caption=f"{clip.name} ({DirectContribution.name})")
-
-
-@public("score_figure")
-def score_figure(
-    clip: ClipAdapter,
-    image: ImageLike,
-    target: str | Target,
-    *,
-    words: Mapping[Head, str] | None = None,
-    count: int = 8,
-    sign: Sign = "positive",
-) -> Figure:
-    r"""The heads that add most to a score, each with its map, and all that is left of the sum.
-
-    .. math:: y = \sum_m \sum_p r_m(p) + \text{rest}
-
-    The maps are those of :class:`captum_clip.DirectContribution`, so they add up: under each is
-    its sum and the share of the cosine, rounded so that the printed numbers add up too; all other
-    heads are one map, and the rest is what no position adds. A tower that reads CLS has the heads
-    of every layer, a pooling head and the attention pool of a ResNet their own. Orange adds to the
-    cosine and blue takes away, each map on a scale of its own.
-
-    Args:
-        clip: the model.
-        image: one.
-        target: one, a text or a :class:`captum_clip.Target` such as of an image.
-        words: of a (layer, head), to stand with its name.
-        count: the most heads to show.
-        sign: "positive" for those that add most, "negative" for those that take most away, "both"
-            for `count` of each.
-
-    Raises:
-        InputError: not one image and one target, an invalid argument, or a tower whose
-            embedding no attention reads: a mean of patches, or average pooling.
-
-    Source: after Gandelsman et al. 2024 (arXiv:2310.05916), who split the CLS token of a ViT.
-    """
-    check_choice(sign, get_args(Sign), name="a sign")
-    check_integer("count", count)
-    target = targets.text(clip, target) if isinstance(target, str) else target
-    expect(len(target) == 1, "one target", len(target))
-    inputs = clip.preprocess(image)
-    pictures = as_images(clip.denormalize(inputs))
-    expect(len(pictures) == 1, "one image", len(pictures))
-    method = DirectContribution(ClipSimilarity(clip, target))
-    [[by_layer]], [rest] = method.attribute(inputs, target=0, per="head", return_rest=True)
-    every = by_layer.cpu().flatten(0, 1)  # (M, h, w)
-    sums = every.sum((-2, -1))
-    order = sums.argsort(descending=True, stable=True).tolist()
-    adding = [head for head in order if sums[head] > 0][:count]
-    taking = [head for head in reversed(order) if sums[head] < 0][:count]
-    chosen = {"positive": adding, "negative": taking, "both": adding + taking}[sign]
-    heads = [divmod(head, by_layer.shape[1]) for head in chosen]
-    labels = [head_label(clip, head, (words or {}).get(head, "")) for head in heads]
-    raw = every[chosen]
-    if others := sorted({*order} - {*chosen}):
-        raw = torch.cat([raw, every[others].sum(0, keepdim=True)])
-        labels.append(f"{len(others)} other head{'s' * (len(others) > 1)}")
-    total, notes = sum_notes(raw.numpy(), rest.item())
-    lead = Panel(pictures[0], target.names[0], total)
-    raw = torch.cat([raw, torch.zeros_like(raw[:1])])  # of the rest: the pale image alone
-    return grid(
-        strip(pictures[0], raw, lead, [*labels, REST], notes=notes),
-        legends=strip_legends("adds to the cosine", "takes away from it"),
-        caption=f"{clip.name} ({DirectContribution.name}){_SCALE}",
-    )

@@ -26,12 +26,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..demo.catalog import WORDS
 from ..demo.scenes import draw_scene
-from ..errors import CaptumClipError, InputError, TargetError, spelled
+from ..errors import CaptumClipError, InputError, spelled
 from ..explaining.request import Request
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
-from .answers import EVIDENCE, MAX_TEXTS, Answer, Models, ask, offered_methods, panels
-from .heads import score_figure
+from .answers import EVIDENCE, MAX_TEXTS, Answer, Models, ask, offered_methods
 
 _TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD of glibc
 LOCAL: Final = ("127.0.0.1", "localhost", "::1")
@@ -41,7 +40,6 @@ LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 d
 _LABELS: Final = {f.name: f.metadata["label"] for f in fields(Request) if "label" in f.metadata}
 _PICTURE: Final[dict[str, Any]] = {"interactive": False, "buttons": []}
 _EXAMPLE: Final = "example"  # the caption of a scene, which leaves when a photo comes
-_UPLOAD: Final[dict[str, Any]] = {"sources": ["upload", "clipboard"], "buttons": []}
 _SESSION: Final[dict[str, Any]] = {"time_to_live": 3600}  # what a session keeps, for an hour
 _EVENT: Final[dict[str, Any]] = {
     "api_visibility": "private",
@@ -53,7 +51,7 @@ _EVENT: Final[dict[str, Any]] = {
 # until the next answer the maps are of another question
 _STALE: Final = "() => ({__type__: 'update', elem_classes: ['stale']})"
 _PAGE: Final = json.loads(Path(__file__).with_name("page.json").read_text("utf-8"))
-_WORDS, _PAIRS, _LAYERS, _ = _PAGE["tabs"]
+_, _PAIRS = _PAGE["tabs"]
 _DOWNLOADS: Final = _PAGE["downloads"]
 
 
@@ -70,16 +68,13 @@ def build(models: Models) -> Any:
                     with gr.Tab("Texts", id="texts"):
                         answer, answers, table, opacity, maps, show = _cards_tab()
                     details = [_detail_tab(tab, answer) for tab in _PAGE["tabs"]]
-                    _search_tab(models, question[-1])
                 gr.Markdown(_PAGE["about"], elem_id="about")
 
         def fill(reply: Answer, opacity: float, more: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
             names = [(name, index) for index, name in enumerate(reply.explanation.names)]
             longest = max(names, key=lambda name: len(name[0].split()))[1]  # has words to compare
-            opened = zip(details, [longest, longest, 0, 0], strict=True)
             choices = {
-                text: gr.Radio(names, value=value, visible=len(names) > 1)
-                for (text, *_), value in opened
+                text: gr.Radio(names, value=longest, visible=len(names) > 1) for text, *_ in details
             }
             yield choices | {tabs: gr.Tabs(selected="texts")}
             yield dict.fromkeys(chain(*(tab[1:] for tab in details)))
@@ -115,8 +110,9 @@ def build(models: Models) -> Any:
 def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
     """Model, its size, image, texts, method, sign; the button that asks; the event of a scene."""
     # files of any kind, so that what is wrong with one is said here
-    look: dict[str, Any] = _UPLOAD | {"file_types": ["file"], "format": "png", "height": 150}
-    images = gr.Gallery(**look, show_label=False, allow_preview=False, elem_id="images")
+    look: dict[str, Any] = {"sources": ["upload", "clipboard"], "buttons": [], "format": "png"}
+    look |= {"file_types": ["file"], "height": 150, "allow_preview": False}
+    images = gr.Gallery(**look, show_label=False, elem_id="images")
     more = gr.UploadButton("Add images", size="sm", file_count="multiple")
     with gr.Row(elem_classes="tight"):
         number = gr.Number(5, label="Example scene no.", precision=0)
@@ -222,14 +218,10 @@ def _cards_tab() -> tuple[Any, ...]:
         yield shown
         # The files take longer. In the folder of uploads Gradio deletes what is old.
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
-        paths, explanation = [folder / name for name in _DOWNLOADS], reply.shown()
+        paths = [folder / name for name in _DOWNLOADS]
         save_figure(figure, paths[0])
-        explanation.save(paths[1])
-        if "positive" in explanation.maps:
-            explanation.label_map()[0].save(paths[2])
-        written = [
-            (button, path) for button, path in zip(files, paths, strict=True) if path.exists()
-        ]
+        reply.shown().save(paths[1])
+        written = zip(files, paths, strict=True)
         yield {button: gr.DownloadButton(value=path, interactive=True) for button, path in written}
 
     def show_word(text: int, reply: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
@@ -252,20 +244,12 @@ def _detail_tab(tab: str, answer: Any) -> tuple[Any, ...]:
     with gr.Tab(tab) as opened:
         text = gr.Radio([], label="Text", visible=False)
         gr.Markdown(_PAGE["tabs"][tab])
-        has_words = tab in (_WORDS, _PAIRS)
-        words = gr.HighlightedText(show_label=False, visible=has_words, elem_classes="values")
+        words = gr.HighlightedText(show_label=False, elem_classes="values")
         maps = gr.Gallery(**_PICTURE, show_label=False, height="auto")
 
     def fill(reply: Answer, index: int) -> Iterator[list[Any]]:
-        name, clip = reply.explanation.names[index], reply.clip
-        if has_words:
-            values, colors, drawn = (reply.text_map if tab == _WORDS else reply.pairs)(index)
-            yield [gr.HighlightedText(values, color_map=colors), drawn]
-        elif tab == _LAYERS:
-            yield [None, reply.layers(index)]
-        else:
-            figure = score_figure(clip, reply.pixels, name, sign=reply.sign)
-            yield [None, list(panels(figure))]
+        values, colors, drawn = (reply.pairs if tab == _PAIRS else reply.text_map)(index)
+        yield [gr.HighlightedText(values, color_map=colors), drawn]
 
     def enlarge(event: gr.SelectData) -> Any:
         return gr.Gallery(selected_index=2 + event.index)  # after the image and the whole text
@@ -274,30 +258,6 @@ def _detail_tab(tab: str, answer: Any) -> tuple[Any, ...]:
     if tab == _PAIRS:
         words.select(enlarge, None, maps, **_EVENT)
     return text, words, maps
-
-
-def _search_tab(models: Models, sign: Any) -> None:
-    """The tab of an index: the images that fit texts best, as these are typed."""
-    with gr.Tab("Search"):
-        if (index := models.index) is None:
-            gr.Markdown(_PAGE["no index"])
-            return
-        label = "What to look for (Shift+Enter starts another text)"
-        texts = gr.Textbox(label=label, max_lines=6, placeholder="a horse", elem_id="search")
-        note = gr.Markdown(f"{len(index.files):,} images, by {index.clip.name}.", elem_id="note")
-        best = gr.Gallery(**_PICTURE, show_label=False, height="auto", elem_id="found")
-        legend = gr.HTML(padding=False, elem_classes="legend")
-
-    def find(texts: str, sign: Any) -> list[Any]:
-        try:
-            message, cards = models.search(texts, sign)
-            return [message, gr.Gallery(cards, elem_classes=[]), Answer.legend(sign)]
-        except CaptumClipError as error:  # no message pops up for a word that is half typed
-            message = error.reason if isinstance(error, TargetError) else _PAGE["unreadable index"]
-            return [message, gr.Gallery(elem_classes=["stale"]), gr.skip()]
-
-    events = [texts.change, texts.submit, sign.change]  # during a search the last one waits
-    gr.on(events, find, [texts, sign], [note, best, legend], **_EVENT)
 
 
 def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .. import checks, maps, targets
-from ..checks import as_list, check_choice, check_integer, check_interval, expect, expecting
+from ..checks import as_list, check_choice, check_integer, expect, expecting
 from ..errors import InputError, public
 from ..explaining.explanation import Explanation
 from ..explaining.hints import count_doubts, share_of_better
@@ -289,7 +289,6 @@ class ImageIndex:
         *,
         weights: Sequence[float] | None = None,
         sign: Sign = "positive",
-        min_score: float = -1,
     ) -> SearchResult:
         r"""Find the images that fit best, with a map for each.
 
@@ -304,15 +303,12 @@ class ImageIndex:
             top: how many to find.
             weights: of the K targets, none below zero; by default equal.
             sign: of the maps: "positive", "negative" or "both".
-            min_score: the score that an image has at least.
 
         Raises:
-            InputError: an option out of range, no image of that score, or none of the best can be
-                read any more.
+            InputError: an option out of range, or none of the best can be read any more.
             TargetError: a text that cannot be a target.
         """
         check_integer("top", top)
-        check_interval("min_score", min_score, "[-1, 1]")
         target = self._target(texts)
         expected = f"{len(target)} weights, none below zero, that have a sum"
         with expecting(expected, weights):
@@ -324,15 +320,12 @@ class ImageIndex:
         # not LanceDB's distances, so that the same image always has the same score
         totals = (search_table.vectors_of(rows) * direction).sum(1)
         order = np.lexsort((rows["file"].to_pylist(), -totals))
-        if len(order) and (best := totals.max()) < min_score:
-            raise InputError(f"no image scores {min_score:.3g}; the best scores {best:.3f}.")
-        order = order[totals[order] >= min_score]
         rows, totals = rows.take(order), totals[order]
         explanation, skipped, readable = self._explain(rows, target, sign)
         files = tuple(rows["file"].take(readable).to_pylist())
         doubts: tuple[str, ...] = ()
         if not isinstance(texts, Target):  # which may be no texts at all
-            vectors = torch.from_numpy(vectors_of(rows.take(readable)))
+            vectors = torch.from_numpy(search_table.vectors_of(rows.take(readable)))
             names, scores = explanation.names, explanation.scores
             doubts = count_doubts(names, share_of_better(self.clip, vectors, names, scores))
         return SearchResult(files, totals[readable], explanation, len(self), skipped, doubts)

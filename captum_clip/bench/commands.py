@@ -16,7 +16,6 @@ from ..errors import InputError, argument, refuse
 from ..files import replace_file
 
 _LISTED: Final = {name: options.OPTIONS["listed"][name] for name in ("tasks", "data sets")}
-_SCRIPTS: Final = {"layers": "plot_10_layers.py", "heads": "plot_11_heads.py"}
 _KEYWORDS: Final = ("references", "methods", "probes", "center", "names")
 """Options that are keywords of functions of :mod:`captum_clip.bench.figures`."""
 
@@ -194,6 +193,8 @@ def fit_command(args: Fit) -> None:
     if args.csv is None or args.images is None:
         find_folder(args.folder)
     file = check_destination(args.output, (".safetensors",))
+    weights = Path(args.model).glob("*") if os.path.isdir(args.model) else ()
+    check_outputs([file], [args.csv, *weights])
     shared.check_models(args, [args.model])
     from ..folders.workers import image_features
     from .emotions import check_fit, find_artemis, fit_emotions, read_artemis
@@ -204,8 +205,7 @@ def fit_command(args: Fit) -> None:
     if csv is None or images is None:
         default_csv, default_images = find_artemis(folder)
         csv, images = csv or default_csv, images or default_images
-    weights = Path(args.model).glob("*") if os.path.isdir(args.model) else ()
-    check_outputs([file], [csv, *weights])
+    check_outputs([file], [csv])
     sets = {folder: read_artemis(csv, images)}
     if test is not None:
         sets[test] = read_artemis(*find_artemis(test))
@@ -235,7 +235,7 @@ def fit_command(args: Fit) -> None:
 class Figure(Loading, Drawing):
     """Which figure is drawn, of what, and how it looks."""
 
-    figure: Literal["compare", "average", "signs", "emotions", "words", "layers", "heads"]
+    figure: Literal["compare", "average", "signs", "emotions", "words"]
     words: Annotated[list[str] | None, Argument(metavar="[IMAGE]... [TEXT]...")] = None
     scene: list[str] | None = None
     references: list[str] | None = None
@@ -250,10 +250,6 @@ class Figure(Loading, Drawing):
 def figure_command(args: Figure) -> None:
     """Draw a figure of the report on your own images."""
     figure, words = args.figure, args.words or []
-    if script := _SCRIPTS.get(figure):
-        raise InputError(
-            f"figure {figure} is a script to copy, docs/gallery/{script} in the repository."
-        )
     about: Any = {"command": f"figure {figure}", "kind": figure, "takes_folder": not args.scene}
     line: Any = None if figure == "average" else shared.read_line(args, words, **about)
     shared.check_models(args, args.model or ())

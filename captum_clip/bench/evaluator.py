@@ -327,18 +327,16 @@ def _write_results(
         resamples=plan.config.resamples,
         seed=plan.config.seed,
     )
-    # Ray's GPUs may be those of other machines.
-    clip = models.load(plan.model, "cpu" if plan.config.engine == "ray" else plan.config.device)
-    contexts = [ModelContext(clip, data, plan.config) for data, _ in plan.data]
     if plan.config.against == "text":  # it is texts that a model may not know
+        # Ray's GPUs may be those of other machines.
+        clip = models.load(plan.model, "cpu" if plan.config.engine == "ray" else plan.config.device)
+        contexts = [ModelContext(clip, data, plan.config) for data, _ in plan.data]
         summary = _gated(plan, summary, contexts)
     curves = list(_draw_curves(plan, table, summary))
-    of_tasks = {n: c for c, (_, tasks) in zip(contexts, plan.data, strict=True) for n in tasks}
     content: dict[str, Any] = {
         "title": f"Evaluation of {plan.label}",
         "about": _about(plan, skipped, table),
         "curves": {title: file for _, title, file in curves},
-        "examples": report.examples_of(plan.methods, of_tasks, table, summary),
         "manifest": done,
     }
     files = {name: file for name, _, file in curves}

@@ -31,7 +31,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ from ..models.adapter import ImageLike
 from ..targets import EmotionProbe, Target
 from ..visualization.arrays import as_values
 from ..visualization.overlays import numbered
-from .study import read_mean_maps
+from .study import average_figure, read_mean_maps
 
 __all__ = ["compare_methods", "draw_average", "draw_emotions", "draw_signs", "draw_words"]
 
@@ -221,16 +220,7 @@ def draw_average(
     check_nonempty("target that the studies have in common", chosen)
     for row, name in product(rows, chosen):
         check_choice(name, row.names, name="a target")
-    labels = numbered([row.label for row in rows])
-    means = [row.means[[row.names.index(name) for name in chosen]] for row in rows]
-    notes = [["" if np.isfinite(m).all() else "no map varies" for m in mean] for mean in means]
-    counts = " and ".join(f"{count:,}" for count in sorted({row.images for row in rows}))
-    return visualization.average(
-        {label: np.nan_to_num(mean) for label, mean in zip(labels, means, strict=True)},
-        names=chosen,
-        notes=dict(zip(labels, notes, strict=True)),
-        caption=f"mean of min-max maps of {counts} images",
-    )
+    return average_figure(rows, chosen)
 
 
 def _as_list(values: Any) -> list[Any]:

@@ -1,33 +1,23 @@
 """The summary as files: figures in CSV, tables in Markdown, curves, one HTML page with it all."""
 
 import base64
-import io
 import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
 
-from .. import maps, targets
-from ..errors import CaptumClipError
 from ..files import slug, to_csv
 from ..folders.bootstrap import FEWEST, LEVEL, interval_of, resample
 from ..visualization.charts import Curve, curves
-from ..visualization.colors import ALPHA, HEAT, blend
-from .batch import Batch, ModelContext, View, queries_of
-from .methods import CEILINGS, Method
-from .table import UNIFORM, Metric, Summary, Table, readable
+from .methods import CEILINGS
+from .table import UNIFORM, Metric, Summary, Table
 
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
@@ -35,7 +25,6 @@ SIGNIFICANT: Final = 0.05
 RELIABLE: Final = 0.7
 """Rank correlation of halves of the images below which a metric with a rival orders no methods."""
 _DAGGER: Final = "\N{DAGGER}"
-SIDE: Final = 144  # pixels of an example
 CONSTANT: Final = "a constant answer"
 _BLANK: Final = "\N{EN DASH}"
 _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "none": ""}
@@ -49,18 +38,6 @@ _HEADLINES: Final = {
 }
 """Question -> pattern of the metrics that answer it."""
 _ROUNDED: Final = ("mean", "low", "high", "difference", "difference_low", "difference_high")
-
-
-@dataclass(frozen=True)
-class ExampleMap:
-    """A row of the long table with a map of it."""
-
-    method: str
-    best: bool  # of the winner's rows by the metric, or the worst
-    sample: str
-    region: str  # what is explained
-    value: float
-    image: bytes  # the positive map over what the model saw, a JPEG file
 
 
 def results_csv(summary: Summary) -> bytes:
@@ -293,7 +270,7 @@ def render(template: str, summary: Summary, **content: Any) -> str:
         template: `TABLES`, in Markdown, or `REPORT`, one HTML page that has more.
         summary: of the evaluation.
         content: `title`, and `about`, the lines over the tables. The page also needs `curves`, PNG
-            files by what each shows, `examples` of :func:`examples_of`, and the `manifest`.
+            files by what each shows, and the `manifest`.
     """
     environment = Environment(
         loader=PackageLoader("captum_clip.bench", "."),
@@ -304,10 +281,9 @@ def render(template: str, summary: Summary, **content: Any) -> str:
     )
     environment.filters |= {
         "blocks": _blocks,
-        "encoded": lambda file, kind: f"data:image/{kind};base64,{base64.b64encode(file).decode()}",
+        "encoded": lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}",
         "json": partial(json.dumps, ensure_ascii=False),
         "pipe_table": _pipe_table,
-        "shown": shown,
         "slug": partial(slug, longest=80),  # of a table, by its title
         "text": _text,
     }
@@ -364,74 +340,3 @@ def perturbation_curves(
         caption=f"Bands: {LEVEL * 100:g} % bootstrap intervals at each point, over "
         f"{number} {'image' if counts == [1] else 'images'}.",
     )
-
-
-def examples_of(
-    methods: Sequence[Method], contexts: Mapping[str, ModelContext], table: Table, summary: Summary
-) -> dict[str, list[ExampleMap]]:
-    """Metric -> the best and the worst row of its winner, each followed by the reference's map.
-
-    Only metrics whose figure is a mean over rows have examples, each a region's map; among equal
-    rows the first. The reference's rows where no method wins. The contexts are those of the tasks.
-    """
-    by_name, draw = {method.name: method for method in methods}, cache(_draw_example)
-    mapped = table[table["x"].isna() & (table["region"].astype(str) != "")]
-    rows = dict(iter(mapped.groupby(["metric", "method"], observed=True)))
-    examples: dict[str, list[ExampleMap]] = defaultdict(list)
-    for column in (column for columns in report_tables(summary).values() for column in columns):
-        metric, winner = column.metric, column.winner or summary.reference
-        key = metric.name, winner
-        if metric.statistic != "mean" or metric.better == "none" or key not in rows:
-            continue
-        values = rows[key].sort_values(["sample", "region"], kind="stable")["value"]
-        high, low = table.loc[values.idxmax()], table.loc[values.idxmin()]
-        pair = {True: high, False: low} if metric.better == "high" else {True: low, False: high}
-        for best, row in pair.items():
-            place = row["sample"], row["region"]
-            for name in dict.fromkeys((winner, summary.reference)):
-                compared = rows.get((metric.name, name), table[:0])
-                here = (compared["sample"] == place[0]) & (compared["region"] == place[1])
-                task = row["task"]
-                image = draw(contexts[task], by_name[name], *place, task) if here.any() else b""
-                if image:
-                    value = compared["value"][here].iloc[0]
-                    examples[metric.name].append(ExampleMap(name, best, *place, value, image))
-    return examples
-
-
-def _draw_example(
-    context: ModelContext, method: Method, sample: str, region: str, task: str
-) -> bytes:
-    """A JPEG file; empty where the sample has no map of this region."""
-    names = [readable(name) for name in context.data.names]
-    views = Batch(context, [names.index(sample)]).views
-    if not views:
-        return b""
-    [view] = views
-    try:
-        target = _embedding_of(context, view, region, task)
-        heatmap = method.maps(context.clip, queries_of([view], target[None], [region]))[0]
-    except CaptumClipError:  # a region of two texts, or a map that somebody else did not make
-        return b""
-    if not torch.isfinite(heatmap).all():
-        return b""
-    positive = maps.normalize(maps.upsample(heatmap.clamp(min=0).float(), view.size))
-    image = context.clip.denormalize(view.pixels[None])[0].movedim(0, -1).cpu().numpy()
-    mixed = blend(image, positive.cpu().numpy(), colormaps[HEAT], ALPHA)
-    small = Image.fromarray((255 * mixed).round().astype(np.uint8))
-    small.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    small.save(file, format="JPEG", quality=82)
-    return file.getvalue()
-
-
-def _embedding_of(context: ModelContext, view: View, region: str, task: str) -> Tensor:
-    """The embedding (D,) that stands for a region."""
-    clip, regions = context.clip, {r.text: r for r in view.sample.regions}
-    if task == "words" and region in regions and view.sample.caption is not None:
-        return targets.words(clip, view.sample.caption, [region]).embeddings[0]
-    if region in regions and context.config.against == "image":
-        reference = regions[region].reference
-        if reference is not None:
-            return clip.encode_image(clip.preprocess([reference]))[0].detach()
-    return context.encode([region])[0]

@@ -38,6 +38,7 @@ from ..models.adapter import ClipAdapter
 from ..targets.probe import EmotionProbe
 from ..targets.similarity import ClipSimilarity
 from ..targets.target import Target
+from ..visualization.overlays import numbered
 from . import run
 from .data import entries_digest
 from .run import MANIFEST, Arrays, StudyConfig, Unit
@@ -131,27 +132,6 @@ def _statistics(job: Job, result: StudyStatistics) -> dict[str, Any]:
     return rows | dict(zip(("height", "width", "grid_height", "grid_width"), sides, strict=True))
 
 
-def _figure(results: Mapping[Job, StudyStatistics]) -> Figure:
-    """Mean maps, all on one scale: a row per model and method and a column per target."""
-    labels = [f"{job.model} \N{MIDDLE DOT} {job.method}" for job in results]
-    means = [np.nan_to_num(result.means["stretched"]) for result in results.values()]
-    notes = [
-        [
-            "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, center {center:.2f}"
-            for corner, center in zip(*result.biases.values(), strict=True)
-        ]
-        for result in results.values()
-    ]
-    counts = sorted({result.images for result in results.values()})
-    return visualization.average(
-        dict(zip(labels, means, strict=True)),
-        names=next(iter(results)).target.names,
-        notes=dict(zip(labels, notes, strict=True)),
-        scale=(min(map(np.min, means)), max(map(np.max, means))),
-        caption=f"mean of min-max maps of {' and '.join(map(str, counts))} images",
-    )
-
-
 def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
     """Do methods favor the corners (Figure 6 of the report)? Settings are those of `StudyConfig`.
 
@@ -220,12 +200,28 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
 
 
 class MeanMaps(NamedTuple):
-    """The mean maps (K, h, w) of one model and method of a study."""
+    """The mean maps (K, h, w) of one model and method of a study, NaN where no map varies."""
 
     label: str
     names: tuple[str, ...]
-    means: npt.NDArray[np.float32]
+    means: npt.NDArray[np.floating[Any]]
     images: int
+
+
+def average_figure(rows: Sequence[MeanMaps], names: Sequence[str], **look: Any) -> Figure:
+    """Draw targets that all rows have, on one scale, with the biases of each mean map."""
+    means, notes = dict[str, Array](), dict[str, list[str]]()
+    for label, row in zip(numbered([row.label for row in rows]), rows, strict=True):
+        means[label] = np.nan_to_num(row.means[[row.names.index(name) for name in names]])
+        heatmap = torch.from_numpy(means[label])
+        biases = zip(corner_bias(heatmap).tolist(), center_bias(heatmap).tolist(), strict=True)
+        notes[label] = [
+            "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, center {center:.2f}"
+            for corner, center in biases
+        ]
+    counts = " and ".join(f"{count:,}" for count in sorted({row.images for row in rows}))
+    caption = f"mean of min-max maps of {counts} images"
+    return visualization.average(means, names=names, notes=notes, caption=caption, **look)
 
 
 def read_mean_maps(folder: str | Path) -> list[MeanMaps]:
@@ -404,17 +400,20 @@ def _write_statistics(
             f"{skipped[0]['reason']} All reasons are in {output.root}/{MANIFEST}."
         )
     output.write(IMAGES, to_csv({"file": names, "bytes": [*plan.sizes.values()]}))
+    rows = list[MeanMaps]()
     for job, result in results.items():
+        means, label = result.means["stretched"], f"{job.model} ({job.method})"
+        rows.append(MeanMaps(label, job.target.names, means, result.images))
         # On the model's own grid; docs/appendix/data_sets.md says how they get their full size.
         arrays = {
-            "label": np.array(f"{job.model} ({job.method})"),
+            "label": np.array(label),
             "names": np.array(job.target.names, dtype=np.str_),
-            "stretched": result.means["stretched"],
+            "stretched": means,
             "size": np.array(job.size),
             "images": np.array(result.images),
             "constant": result.constant,
         }
         output.write(f"mean_maps/{job.key}.npz", run.to_npz(arrays))
-    output.write("mean_maps.png", run.to_png(_figure(results)))
+    output.write("mean_maps.png", run.to_png(average_figure(rows, rows[0].names)))
     output.write(STATISTICS, to_csv(*starmap(_statistics, results.items())))
     return StudyResult(output.root, len(names), {e["file"]: e["reason"] for e in skipped})

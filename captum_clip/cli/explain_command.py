@@ -20,7 +20,7 @@ from ..explaining.request import (
     default_sign,
     option,
 )
-from ..files import make_folder, read_csv, replace_file
+from ..files import read_csv, replace_file
 from . import options, shared
 from .options import Drawing, app, command
 
@@ -30,7 +30,6 @@ _Rows = list[dict[str, str]]
 
 _FOR_TEXTS: Final[dict[str, Any]] = dict.fromkeys(("against", "reference", "words", "side"), ())
 """What goes with texts alone."""
-_IN_IMAGE = Conflict("marks places in the image", {"side": ("text",)})
 
 
 def _threshold(text: str) -> str | float:
@@ -61,15 +60,11 @@ class Explain(Request, Drawing):
         one_model=True,
     )
     original: bool | None = None
-    regions: Path | None = option(None, _IN_IMAGE, one_model=True)
-    label_map: Path | None = option(
-        None,
-        _IN_IMAGE,
-        Conflict("shows what supports a TEXT", {"sign": ("negative",)}),
-        one_model=True,
+    regions: Path | None = option(
+        None, Conflict("marks places in the image", {"side": ("text",)}), one_model=True
     )
     threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = option(
-        needs=("regions", "label_map")
+        needs=("regions",)
     )
     output: Path | None = None
 
@@ -106,9 +101,12 @@ def explain_command(args: Explain) -> None:
         *([classes.stem] if classes else []),
         *(path.stem for path in references),
     ]
-    figures, label_maps = _plan_files(line, named, args)
+    if line.folder is not None:
+        figures = line.folder.files("explained", named)
+    else:
+        figures = shared.check_figures(line.images, args.output, "explained", named)
     inputs = [*references, emotions, args.texts_file, classes]
-    check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
+    check_outputs(figures.values(), [*figures, *inputs])
     shared.check_models(args, args.model or ())
 
     from ..explaining.explain import answer, check_choice_of, classify
@@ -119,7 +117,6 @@ def explain_command(args: Explain) -> None:
     target = _make_target(clips[0], args, line.texts, class_names, templates)
     model: Any = clips if len(clips) > 1 else clips[0]
     request = replace(request, model=model, texts=target, **dict.fromkeys(LOADING))
-    labels: list[Any] = []  # the last label map
 
     def draw(path: Path, file: Path) -> Any:
         if classes:
@@ -127,9 +124,7 @@ def explain_command(args: Explain) -> None:
             explanation = classify(path, target, model=model, templates=templates, **how)
         else:
             explanation = answer(replace(request, image=path))
-        labels[:] = _write_results(
-            args, line, path, file, label_maps.get(path), explanation, inputs
-        )
+        _write_results(args, line, path, file, explanation, inputs)
         return explanation
 
     if line.folder is not None:
@@ -140,7 +135,6 @@ def explain_command(args: Explain) -> None:
         settings |= {"sign": request.sign, "template": templates}
         settings |= {"images": line.folder.images.resolve(), "targets": named}
         _draw_folder(line.folder, figures, draw, clips, inputs, settings, quiet=args.quiet)
-        _print_labels(labels, args.label_map)
         return
     kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(line.texts) + ["emotion"] * bool(emotions))
@@ -152,7 +146,6 @@ def explain_command(args: Explain) -> None:
             for sentences in explanation.hints:
                 print(*sentences, sep="\n", end="\n" * bool(sentences))
         print(file)
-        _print_labels(labels, label_maps.get(path))
 
 
 def _line_conflicts(
@@ -172,10 +165,6 @@ def _line_conflicts(
     yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
     is_pair = args.side == "pairs" and references
     yield is_pair and len(references) > 1, f"--side pairs takes one --image, got {len(references)}."
-    yield (
-        is_pair and args.label_map,
-        "--label-map shows TEXTs, words or images, not cells; leave it out.",
-    )
     yield (
         is_pair and args.original,
         "--side pairs draws two images as the model saw them; leave --original out.",
@@ -197,30 +186,15 @@ def _make_target(
     return targets.concatenate([*([targets.text(clip, texts)] if texts else []), emotions])
 
 
-def _plan_files(
-    line: shared.Line, named: Sequence[str], args: Explain
-) -> tuple[dict[Path, Path], Mapping[Path, Path]]:
-    """Where the figure of each image goes, and its label map."""
-    label_map = args.label_map
-    if line.folder is not None:
-        place = label_map and shared.find_images(str(line.folder.images), label_map, "labels")
-        return line.folder.files("explained", named), place.files("labels", named) if place else {}
-    figures = shared.check_figures(line.images, args.output, "explained", named, ENDINGS)
-    if label_map is None:
-        return figures, {}
-    return figures, shared.check_figures(line.images, label_map, "labels", named, (".png",))
-
-
 def _write_results(
     args: Explain,
     line: shared.Line,
     image: Path,
     file: Path,
-    label_map: Path | None,
     explanation: Any,
     inputs: Sequence[Path | None],
-) -> list[Any]:
-    """Write what is asked for of an image: regions, a label map, which is returned, the figure."""
+) -> None:
+    """Write what is asked for of an image: regions, and the figure."""
     from ..explaining.regions import region_files, save_regions
 
     if args.regions is not None:
@@ -232,23 +206,9 @@ def _write_results(
         about |= {"model": explanation.model, "method": explanation.method}
         marked = explanation.regions(level)
         masks = [Path(args.regions, name, mask) for mask in region_files(marked)]
-        check_outputs([*masks, file, *filter(None, [label_map])], [image, *inputs])
+        check_outputs([*masks, file], [image, *inputs])
         save_regions(marked, Path(args.regions, name), about)
-    labels = [] if label_map is None else explanation.label_map(args.threshold)
-    for labeled in labels:
-        assert label_map is not None
-        make_folder(label_map.parent)
-        labeled.save(label_map)
     explanation.save(file, original=args.original)
-    return labels
-
-
-def _print_labels(labels: Sequence[Any], place: Path | None) -> None:
-    """Print where a label map is, or the folder of several, and what its colors mean."""
-    for labeled in labels:
-        print(place)
-        for color, name in zip(labeled.colors(), labeled.names, strict=True):
-            print("  #{:02x}{:02x}{:02x}".format(*color), name)
 
 
 def _print_scores(explanation: Any, targets: str) -> None:

@@ -121,24 +121,20 @@ def figure_name(image: str, kind: str, texts: Sequence[str]) -> str:
 
 
 def check_figures(
-    images: Sequence[Path],
-    output: Path | None,
-    kind: str,
-    texts: Sequence[str],
-    formats: tuple[str, ...],
+    images: Sequence[Path], output: Path | None, kind: str, texts: Sequence[str]
 ) -> dict[Path, Path]:
     """Where the figure of each of some images goes: one file, or a folder."""
     names = [figure_name(image.stem, kind, texts) for image in images]
     if len(images) == 1 and output is not None and output.suffix and not output.is_dir():
-        return {images[0]: check_destination(output, formats)}
-    if output is not None and (output.suffix.lower() in formats or output.is_file()):
+        return {images[0]: check_destination(output, ENDINGS)}
+    if output is not None and (output.suffix.lower() in ENDINGS or output.is_file()):
         raise InputError(
             f"each of {len(images)} images gets its own file; {output} must name a folder."
         )
     folder = output or Path()
     check_outputs([folder / name for name in names], images)  # before a folder is made
     folder = make_folder(folder)
-    files = [check_destination(folder / name, formats) for name in names]
+    files = [check_destination(folder / name, ENDINGS) for name in names]
     return dict(zip(images, files, strict=True))
 
 
@@ -185,14 +181,14 @@ def fitted_on(*files: Path | None) -> list[str]:
 def read_classes(
     file: Path | None, templates: Sequence[str] | None, top: int | None
 ) -> tuple[list[str], list[str]]:
-    """Names of classes and templates of their texts, from a file and the files beside it."""
+    """Names of classes and templates of their texts, from a file and the file beside it."""
     if file is None:
         return [], []
-    from ..folders.storage import check_template, read_class_names, read_templates
+    from ..folders.storage import check_template, read_templates
 
-    lines, folder = read_texts(file), find_file(file).parent
-    prompts = [*map(check_template, templates or read_templates(folder) or ["{}"])]
-    names = [*read_class_names(lines, folder).values()]
+    names = [*dict.fromkeys(line.replace("_", " ") for line in read_texts(file))]
+    prompts = templates or read_templates(find_file(file).parent) or ["{}"]
+    prompts = [*map(check_template, prompts)]
     if top is not None and top > len(names):
         raise InputError(f"expected --top up to {len(names)}, the classes of {file}, got {top}.")
     return names, prompts

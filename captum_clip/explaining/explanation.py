@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import maps
 from ..attr.registry import TextMap
 from ..checks import (
     Look,
@@ -35,7 +34,7 @@ from ..models.adapter import ImageLike
 from ..models.images import Crop
 from ..visualization.colors import score_note, signed_number
 from . import drawing, regions
-from .regions import SPREAD, LabelMap, Region
+from .regions import Region
 from .request import ENDINGS, SIGNS
 
 
@@ -267,7 +266,7 @@ class Explanation(drawing.Drawable):
         return look.interpolation, largest if look.scale == "shared" else look.top
 
     @public("regions")
-    def regions(self, threshold: Threshold = "otsu", *, spread: float = 0) -> list[Region]:
+    def regions(self, threshold: Threshold = "otsu") -> list[Region]:
         """The regions that the maps mark, as masks and boxes at the photos' size, for other tools.
 
         Each map is resized (bicubic, within its range), min-max normalized as by
@@ -277,23 +276,18 @@ class Explanation(drawing.Drawable):
         Args:
             threshold: "otsu" or "mean", of each map over what the model saw, or a number in [0, 1):
                 with both signs a share of the stronger map's maximum.
-            spread: standard deviation in cells of a Gaussian over which each cell is spread first.
 
         Returns:
             One for each image, target and sign, in this order.
 
         Raises:
-            InputError: an unknown threshold, a spread below 0, or an explanation of the text side
-                alone.
+            InputError: an unknown threshold, or an explanation of the text side alone.
         """
         marked = []
         views = enumerate(self._crops_or_images())
         for (index, crop), (column, name) in product(views, enumerate(self.names)):
             # both signs on one scale: a weak one on its own would mark as much as a strong one
-            raw = {
-                sign: regions.spread_out(values[index, column], spread)
-                for sign, values in self.maps.items()
-            }
+            raw = {sign: values[index, column] for sign, values in self.maps.items()}
             heatmap = regions.normalized(raw, crop.size, ("bicubic", None), crop.box)
             marked += [
                 regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
@@ -308,49 +302,6 @@ class Explanation(drawing.Drawable):
             raise InputError(f"this explanation has words only, no map of an image; use {both}.")
         height, width = self.images.shape[-2:]
         return self.crops or [Crop((height, width), (0, 0, width, height))] * len(self.images)
-
-    @public("label_map")
-    def label_map(
-        self, threshold: Threshold | None = None, *, spread: float | None = None
-    ) -> list[LabelMap]:
-        """For each pixel of the photos the text that supports it most, or none.
-
-        The raw positive maps are resized (bicubic, within their range) and compared with each
-        other. So the values of their method should mean the same for every text, as those of direct
-        do. ``.save("labels.png")`` writes a palette PNG. Words are compared by their maps times
-        their norms; in pairs, a pixel gets the word, or the cell of the reference, with the largest
-        share.
-
-        Args:
-            threshold: of the largest map, min-max normalized, below which there is none: "otsu",
-                "mean" or a number in [0, 1); None is wherever a map is above zero.
-            spread: standard deviation in cells of a Gaussian over which each cell is spread first;
-                None is 0.7 without a threshold, else 0: see docs/appendix/findings.md.
-
-        Returns:
-            One for each image, at its photo's size.
-
-        Raises:
-            InputError: an unknown threshold, a spread below 0, over 255 texts, or no positive maps.
-        """
-        crops = self._crops_or_images()
-        # raw maps, since normalized ones reach 1 each, and every text would win somewhere
-        if "positive" not in self.maps:
-            raise InputError(
-                f"the maps show negative evidence only; use {argument('sign', 'both')}."
-            )
-        if spread is None:
-            spread = SPREAD if threshold is None else 0
-        positive, names, labels = self.maps["positive"], self.names, []
-        if self.words or self.reference is not None:  # the whole text would win everywhere
-            positive, names = positive[:, 1:], names[1:]
-        if self.words and self.leave_one_out is None:
-            positive = positive * self.norms[1:, None, None]
-        for crop, raw in zip(crops, positive, strict=True):
-            smooth = regions.spread_out(raw, spread)
-            large = maps.uncrop(smooth, crop.box, crop.size, mode="bicubic", clamp=True)
-            labels.append(regions.label_map(large, crop.box, threshold, names))
-        return labels
 
     @public("save")
     @draws

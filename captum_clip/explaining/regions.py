@@ -1,4 +1,4 @@
-"""Photos and what a model sees of them, and what maps mark in them: masks, boxes and labels."""
+"""Photos and what a model sees of them, and what maps mark in them: masks and boxes."""
 
 import json
 import math
@@ -10,13 +10,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .. import maps
-from ..checks import Mode, check_destination, check_interval, limit_pixels
+from ..checks import Mode, limit_pixels
 from ..errors import InputError, UnsupportedModelError, argument, public
 from ..files import MARK, as_pil, make_folder, opaque, replace_file, slug
 from ..maps import Box, Threshold, threshold_level
@@ -24,13 +23,9 @@ from ..models import ClipAdapter
 from ..models.adapter import ImageLike
 from ..models.images import Crop, Size, crop_of, drops_transparency, is_preprocessed
 
-__all__ = ["SPREAD", "LabelMap", "Region", "label_map", "region", "region_files"]
-__all__ += ["save_regions", "spread_out"]
+__all__ = ["Region", "region", "region_files", "save_regions"]
 
 _SAMPLE = 2**20  # pixels that a threshold is computed from, at most
-_MOST_LABELS = 255
-SPREAD = 0.7
-"""Cells over which maps are spread for labels without a threshold, where nothing else is asked."""
 _DRAWN_SIDE: Final = 1024
 """Pixels that the longer side of a photo is drawn with, at most; where it is not alone, fewer."""
 _LEAST_SIDE: Final = 256
@@ -261,79 +256,6 @@ def _boxes(mask: Tensor) -> Tensor:
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     largest_first = np.argsort(-sizes, kind="stable").tolist()
     return torch.tensor([boxes[index] for index in largest_first]).reshape(-1, 4).float()
-
-
-@dataclass(frozen=True, eq=False)
-class LabelMap:
-    """The text that supports each pixel of an image most, as data sets for segmentation have it.
-
-    Attributes:
-        labels: (H, W) uint8, 0 where no text supports a pixel, else k for the k-th of `names`.
-        names: "none", then those of the texts.
-    """
-
-    labels: Tensor
-    names: tuple[str, ...]
-
-    def save(self, path: str | Path) -> Path:
-        """Write a palette PNG, with the names as JSON in its text chunk "names".
-
-        Raises:
-            InputError: another ending, or a folder that cannot be written to.
-        """
-        path = check_destination(path, (".png",))
-        # a palette keeps the numbers; of RGB each reader would have to guess them from colors
-        image = Image.fromarray(self.labels.numpy()).convert("P")
-        image.putpalette([channel for color in self.colors() for channel in color])
-        about = PngInfo()
-        about.add_text("names", json.dumps(self.names))
-        about.add_text("Comment", MARK)
-        replace_file(path, partial(image.save, format="PNG", pnginfo=about))
-        return path
-
-    def colors(self) -> list[tuple[int, int, int]]:
-        """The color (red, green, blue) of each of `names` in the PNG, channels in 0 to 255."""
-        # twenty in turn, the strong ones first: matplotlib has each next to its light one
-        turns = (2 * (number % 10) + number // 10 % 2 for number in range(len(self.names) - 1))
-        colors = (colormaps["tab20"](turn)[:3] for turn in turns)
-        return [
-            (0, 0, 0),
-            *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors),
-        ]
-
-
-def spread_out(positive: Tensor, cells: float) -> Tensor:
-    """Spread each cell of maps (..., h, w) over its neighbors, each map's sum kept.
-
-    By a Gaussian with a standard deviation in cells. For regions and labels alone: what a model
-    tells apart in single cells is noise to an outline, but it is what an attribution says.
-    """
-    check_interval("spread", cells, "[0, inf)")
-    for _ in "hw" if cells else "":  # along the last dimension, then along what becomes it
-        centers = torch.arange(positive.shape[-1]).to(positive)
-        near = torch.exp(-(centers[:, None] - centers).square() / (2 * cells**2))
-        positive = (positive @ (near / near.sum(1, keepdim=True))).mT
-    return positive
-
-
-@public("label_map")
-def label_map(
-    heatmap: Tensor, box: Box, threshold: Threshold | None, names: Sequence[str]
-) -> LabelMap:
-    """The largest of K positive maps (K, H, W) at each pixel, above a threshold of the largest.
-
-    The threshold is computed over a box, what the model saw; None is above zero.
-    """
-    # labels are bytes, as data sets have them, and 0 is none
-    if len(names) > _MOST_LABELS:
-        raise InputError(f"expected at most {_MOST_LABELS} texts, got {len(names)}.")
-    largest, labels = heatmap.max(0)
-    marked = largest > 0
-    if threshold is not None:
-        rows, columns = maps.inside(box, (heatmap.shape[1], heatmap.shape[2]))
-        seen = maps.normalize(largest[rows, columns])
-        marked[rows, columns] &= seen > threshold_level(seen[None], threshold)
-    return LabelMap(torch.where(marked, labels + 1, 0).to(torch.uint8), ("none", *names))
 
 
 def region_files(regions: Sequence[Region]) -> list[str]:

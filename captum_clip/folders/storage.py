@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Generic, NamedTuple, TypeVar, final
 
@@ -372,47 +371,3 @@ def read_templates(folder: Path) -> list[str]:
     path = folder / "templates.txt"
     with error_context(str(path)):
         return [check_template(line) for line in read_lines(path) or [""]] if path.exists() else []
-
-
-def read_class_names(classes: Iterable[str], folder: Path) -> dict[str, str]:
-    """The name of each class.
-
-    It comes from ``classnames.txt`` in the folder, if it is there (per line a class and its name,
-    with a tab between them). Otherwise a number of WordNet such as "n02084071" gets ImageNet's
-    name, and any other class is its own name, with spaces for underscores. ImageNet's names are
-    those that OpenAI chose for CLIP for the thousand classes of ILSVRC 2012, and for others the
-    first of WordNet's.
-
-    Raises:
-        InputError: a file that cannot be read, an unknown number.
-    """
-    path = folder / "classnames.txt"
-    rows = [line.split("\t") for line in (read_lines(path) if path.exists() else ())]
-    for row in rows:
-        expected = f"a class and its name per line of {path}, with a tab between them"
-        expect(len(row) == 2 and all(map(str.strip, row)), expected, " ".join(row))
-    named = {number.strip(): name.strip() for number, name in rows}
-    return {name: named.get(name) or _class_name(name) for name in classes}
-
-
-def _class_name(name: str) -> str:
-    if not re.fullmatch(r"n\d{8}", name):
-        return name.replace("_", " ").strip()
-    if name not in _imagenet_names():
-        raise InputError(
-            f"the class {name} is not one of ImageNet's; give its name in a file classnames.txt: "
-            f"{name}, a tab, the name."
-        )
-    return _imagenet_names()[name]
-
-
-@lru_cache(maxsize=1)
-def _imagenet_names() -> dict[str, str]:
-    """Number -> name of the 21 thousand classes of the whole ImageNet."""
-    from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
-
-    whole, thousand = ImageNetInfo("imagenet-22k"), ImageNetInfo("imagenet-1k").label_names()
-    described = zip(whole.label_names(), whole.label_descriptions(), strict=True)
-    named = {number: text.partition(",")[0].strip() for number, text in described}
-    return {**named, **dict(zip(thousand, IMAGENET_CLASSNAMES, strict=True))}

@@ -125,13 +125,13 @@ def resolve(name: str, *, is_base: bool = False) -> ModelSource:
     raise _no_such_name(name)
 
 
-def check_stated(name: str, file: object, option: str = "model") -> str:
+def check_stated(name: str, file: object) -> str:
     """The name of a model that a file states, if it is embedded, of the report, or on a hub.
 
     A stranger may have written the file, so it must not choose what is read of this machine.
 
     Raises:
-        InputError: it does, or is no name; the `option` is where the user may name it.
+        InputError: it does, or is no name; `model` is where the user may name it.
     """
     row = named_model(name)
     place = row.checkpoint if row else name  # of which transformers reads a folder first
@@ -140,7 +140,7 @@ def check_stated(name: str, file: object, option: str = "model") -> str:
         return name
     raise InputError(
         f"{file} names the model {excerpt(name)!r}. A model that a file names is loaded from a hub "
-        f"only; to use a folder or file here, name it yourself: {argument(option, name)}."
+        f"only; to use a folder or file here, name it yourself: {argument('model', name)}."
     )
 
 

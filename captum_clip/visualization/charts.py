@@ -37,7 +37,6 @@ from .colors import (
     lettering,
     magnified,
     ramp,
-    score_note,
     short_number,
     sign_colors,
     signed_layers,
@@ -76,9 +75,6 @@ _MARGIN: Final = 0.1
 _LEAST: Final = 0.005  # of the largest value, to be written
 _WORD: Final = 10.0  # points
 _VALUE: Final = 6.0
-REST: Final = "rest, of no position"
-"""The label of a score less the maps of all heads."""
-_DIGITS: Final = 3  # of a cosine, as score_note writes it
 
 
 @public("curves")
@@ -399,34 +395,3 @@ def strip_legends(above: str, below: str) -> list[Legend]:
         Legend(ramp(c), m)
         for c, m in zip(sign_colors("positive", "negative"), (above, below), strict=True)
     ]
-
-
-def sum_notes(contributions: npt.NDArray[Any], rest: float) -> tuple[str, list[str]]:
-    """Write a score and its parts, raw maps (M, h, w) and a rest, with numbers that add up.
-
-    The score comes first, then M + 1 notes: of each map's sum and of the rest, with its share of
-    the score where that is not zero.
-
-    Example:
-        >>> import numpy as np
-        >>> from captum_clip.visualization.charts import sum_notes
-        >>> sum_notes(np.array([[[0.0304, 0.1]], [[0.0, -0.0102]]]), 0.0804)
-        ('cosine 0.201', ['+0.131, 65%', '−0.010, −5%', '+0.080, 40%'])
-    """
-    sums = [*contributions.sum((-2, -1), dtype=np.float64), rest]
-    values = _rounded_to_add_up(sums, _DIGITS)
-    score = round(sum(values), _DIGITS)
-    notes = [f"{value:{'+' * (value != 0)}.{_DIGITS}f}" for value in values]
-    if score:
-        shares = _rounded_to_add_up([value / sum(sums) for value in sums], 2)
-        notes = [f"{note}, {share:.0%}" for note, share in zip(notes, shares, strict=True)]
-    return score_note(score), [note.replace("-", "\N{MINUS SIGN}") for note in notes]
-
-
-def _rounded_to_add_up(values: Sequence[float], digits: int) -> list[float]:
-    """Values rounded up or down so that they add up to their rounded sum, by largest remainder."""
-    units = np.array(values) * 10.0**digits
-    rounded = np.floor(units)
-    missing = round(float(units.sum())) - int(rounded.sum())
-    rounded[np.argsort(rounded - units, kind="stable")[:missing]] += 1
-    return [float(value) / 10.0**digits + 0.0 for value in rounded]  # + 0.0: no minus zero

@@ -14,17 +14,22 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image, ImageOps
+from timm.data import ImageNetInfo
 
 from captum_clip.bench.data import open_data
+from captum_clip.checks import expect
 from captum_clip.demo.scenes import SIDES, draw_subsets, rotated, without_thirds
-from captum_clip.files import image_names
-from captum_clip.folders.storage import check_template, read_class_names, read_templates
+from captum_clip.errors import InputError
+from captum_clip.files import image_names, read_lines
+from captum_clip.folders.storage import check_template, read_templates
 
 Record = dict[str, Any]
 Records = Iterator[Record]
@@ -130,10 +135,46 @@ def copies(folder: Path, options: Any) -> Records:
         yield {"name": sample.name, "image": subsets[-1], "regions": regions, "subsets": subsets}
 
 
+def class_names(classes: Iterable[str], folder: Path) -> list[str]:
+    """The names in ``classnames.txt``, else ImageNet's, else the class with spaces.
+
+    A line of the file has a class and its name, with a tab between them. ImageNet's names are those
+    that OpenAI chose for CLIP for the thousand classes of ILSVRC 2012, and for others the first of
+    WordNet's.
+    """
+    path, names = folder / "classnames.txt", dict[str, str]()
+    for row in (line.split("\t") for line in (read_lines(path) if path.exists() else ())):
+        expected = f"a class and its name per line of {path}, with a tab between them"
+        expect(len(row) == 2 and all(map(str.strip, row)), expected, " ".join(row))
+        names[row[0].strip()] = row[1].strip()
+    numbers = [name for name in classes if re.fullmatch(r"n\d{8}", name) and name not in names]
+    names |= {name: imagenet_name(name) for name in numbers}
+    return [names.get(name, name.replace("_", " ").strip()) for name in classes]
+
+
+def imagenet_name(number: str) -> str:
+    """The name of one of the 21 thousand classes of the whole ImageNet."""
+    if number not in imagenet_names():
+        raise InputError(
+            f"the class {number} is not one of ImageNet's; give its name in a file classnames.txt: "
+            f"{number}, a tab, the name."
+        )
+    return imagenet_names()[number]
+
+
+@cache
+def imagenet_names() -> dict[str, str]:
+    """Number -> name."""
+    whole, thousand = ImageNetInfo("imagenet-22k"), ImageNetInfo("imagenet-1k").label_names()
+    described = zip(whole.label_names(), whole.label_descriptions(), strict=True)
+    known = {number: text.partition(",")[0].strip() for number, text in described}
+    return {**known, **dict(zip(thousand, IMAGENET_CLASSNAMES, strict=True))}
+
+
 def named(folders: Sequence[str], place: Path, template: str | None, usual: str) -> list[Any]:
     """The names of classes, the text of each, and the prompts of each where there are several."""
     templates = [check_template(template)] if template else read_templates(place) or [usual]
-    names = [*read_class_names(folders, place).values()]
+    names = class_names(folders, place)
     texts = [[each.replace("{}", name) for each in templates] for name in names]
     if len(templates) == 1:
         return [names, [text for [text] in texts], {}]

@@ -4,8 +4,7 @@
 that is no object is ignored) and ``scenes/background`` (it is a class), measures both with
 ``captum-clip evaluate``'s own function, and prints the table of docs/appendix/findings.md.
 
-With ``--spread .7 1`` it prints what spreading each cell over its neighbors changes, as label maps
-do.
+With ``--spread .7 1`` it prints what spreading each cell over its neighbors changes.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from PIL import Image
 
 from captum_clip import maps
@@ -25,7 +25,6 @@ from captum_clip.bench.run import EvaluationConfig
 from captum_clip.demo import MODELS
 from captum_clip.demo.catalog import THINGS, article
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.explaining.regions import spread_out
 
 NOUNS = [thing.noun for thing in THINGS if thing.adjective is None][::5][:20]
 KINDS = {"objects": 255, "background": len(NOUNS)}  # the number of what is no object
@@ -36,6 +35,18 @@ OWN = {
     "demo/siglip": ("direct", "conservative"),
 }
 """Methods whose maps are spread."""
+
+
+def spread_out(positive: torch.Tensor, cells: float) -> torch.Tensor:
+    """Spread each cell of maps (..., h, w) over its neighbors by a Gaussian, each map's sum kept.
+
+    The standard deviation is in cells.
+    """
+    for _ in "hw" if cells else "":  # along the last dimension, then along what becomes it
+        centers = torch.arange(positive.shape[-1]).to(positive)
+        near = torch.exp(-(centers[:, None] - centers).square() / (2 * cells**2))
+        positive = (positive @ (near / near.sum(1, keepdim=True))).mT
+    return positive
 
 
 def write(folder: Path, scenes: int, rest: int) -> None:

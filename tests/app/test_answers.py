@@ -6,9 +6,6 @@ import gc
 import os
 import pickle
 import re
-import shutil
-import subprocess
-import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,15 +20,11 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from captum_clip import (
-    ClipSimilarity,
     Explanation,
-    LayerAttention,
     explain,
     load_clip,
     targets,
 )
-from captum_clip import maps as resizing
-from captum_clip.apps import heads
 from captum_clip.apps.answers import (
     EMBEDDED,
     MAX_TEXTS,
@@ -42,12 +35,9 @@ from captum_clip.apps.answers import (
     panels,
 )
 from captum_clip.apps.page import lean_memory, trim_memory
-from captum_clip.apps.search import ImageIndex
 from captum_clip.attr.registry import default_method, methods_for
-from captum_clip.cli import main
-from captum_clip.demo import MODELS
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.errors import InputError, TargetError, UnsupportedModelError
+from captum_clip.errors import InputError, TargetError
 from captum_clip.files import as_pil
 from captum_clip.models import ClipAdapter
 from captum_clip.visualization.colors import (
@@ -56,7 +46,6 @@ from captum_clip.visualization.colors import (
     NEGATIVE,
     POSITIVE,
     blend,
-    blend_signed,
     colormap,
 )
 
@@ -266,42 +255,10 @@ def test_text_map_is_that_of_the_text_side(model: str, method: str, by: str) -> 
         assert colors[written].startswith("#")
 
 
-def test_layers_are_those_of_layer_attention(both: Answer, clip: ClipAdapter) -> None:
-    """Attention from low to high; gradients orange above zero and blue below, with their range."""
-    drawn = both.layers(0)
-    picture = both.explanation.images[0].movedim(0, -1).numpy()
-    cosine = f"cosine {both.explanation.scores[0, 0]:.3f}"
-    for place, lead in ((7, f"a horse, {cosine}, gradient"), (0, "image, attention")):
-        image, written = drawn.pop(place)
-        assert written == lead
-        np.testing.assert_allclose(image / 255, picture, atol=0.003)
-    method = LayerAttention(ClipSimilarity(clip, targets.text(clip, "a horse")))
-    assert len(drawn) == 2 * 6
-    for index, (pixels, written) in enumerate(drawn):
-        of, layer = ("attention", "gradient")[index // 6], index % 6
-        raw = method.attribute(both.pixels, target=0, index=layer, of=of)[0, 0]
-        large = resizing.upsample(raw, (224, 224), mode="bicubic", clamp=True)
-        if of == "attention":
-            expected = blend(picture, resizing.normalize(large).numpy(), colormap(HEAT))
-        else:
-            expected = blend_signed(picture, (large / large.abs().max()).numpy())
-        np.testing.assert_allclose(pixels / 255, expected, atol=0.01)
-        ends = f"{large.min():.2g} to {large.max():.2g}".replace("-", "\N{MINUS SIGN}")
-        assert written == f"layer {layer}, {ends}"
-
-
-def test_layers_of_a_resnet_there_are_none() -> None:
-    answer = ask(load_clip("demo/resnet"), IMAGE, TEXTS, "direct")
-    with pytest.raises(UnsupportedModelError, match="demo/resnet has a convolutional tower"):
-        answer.layers(0)
-
-
 def test_panels_are_the_images_of_a_figure_with_what_is_written_under_them() -> None:
-    found = list(panels(heads.score_figure(load_clip("demo/vit"), IMAGE, "a horse")))
-    assert found[0][1].startswith("a horse, cosine ")
-    assert found[1][1].startswith("layer ")
-    assert found[-1][1].startswith("rest, of no position")
-    assert found[0][0].shape == (224, 224, 3)
+    found = list(panels(explain(IMAGE, "a horse", model="demo/vit").plot()))
+    assert found[1][1].startswith("a horse, cosine ")
+    assert {pixels.shape for pixels, _ in found} == {(224, 224, 3)}
 
 
 def test_every_method_of_a_model_is_offered_its_default_first() -> None:
@@ -382,117 +339,3 @@ def test_what_is_shown_can_be_saved(both: Answer, tmp_path: Path) -> None:
     loaded = Explanation.load(shown.save(tmp_path / "maps.npz"))
     assert loaded.names == shown.names
     torch.testing.assert_close(dict(loaded.maps), dict(shown.maps))
-
-
-@pytest.fixture
-def scenes(clip: ClipAdapter, tmp_path: Path) -> Path:
-    """Six scenes in a folder, with an index of them."""
-    for seed in range(6):
-        Image.fromarray(draw_scene(seed).image).save(tmp_path / f"{seed}.png")
-    ImageIndex.build(clip, tmp_path, tmp_path / "index.lance")
-    return tmp_path
-
-
-@pytest.mark.parametrize("sign", ["positive", "negative", "both"])
-def test_a_search_has_each_image_above_its_maps(scenes: Path, sign: str) -> None:
-    """Those of the library, in its order; of one text the score stands once."""
-    models = Models(index=str(scenes / "index.lance"))
-    assert models.index is not None
-    assert models.index.clip is models.get("demo/vit")  # it is in the memory once
-    said, cards = models.search("a horse\n\n a  dog", sign)  # type: ignore[arg-type]
-    found = models.index.search(["a horse", "a dog"], sign=sign)  # type: ignore[arg-type]
-    assert said == "The best 6 of 6 images, by demo/vit."
-    colors = {"positive": colormap(HEAT), "negative": NEGATIVE}
-    heatmap = [values.numpy() for values in found.explanation.heatmap("bicubic").values()]
-    for number, (pixels, caption) in enumerate(cards):
-        horse, dog = found.explanation.scores[number].tolist()
-        notes = [f"{found.scores[number]:.3f}", f"a horse, cosine {horse:.3f}"]
-        notes.append(f"a dog, cosine {dog:.3f}")
-        wanted = f"{number + 1}. {found.files[number]}, score {'; '.join(notes)}"
-        assert caption == wanted.replace("-", "\N{MINUS SIGN}")
-        image = found.explanation.images[number].movedim(0, -1).numpy()
-        assert pixels.shape == (3 * 224 + 2 * 4, 224, 3)
-        np.testing.assert_allclose(pixels[:224] / 255, image, atol=1 / 255)
-        for text, start in enumerate((228, 456)):
-            values = [heat[number, text] for heat in heatmap]
-            drawn = (
-                blend_signed(image, values[0] - values[1], ALPHA)
-                if sign == "both"
-                else blend(image, values[0], colors[sign], ALPHA)
-            )
-            np.testing.assert_allclose(pixels[start : start + 224] / 255, drawn, atol=1 / 255)
-    [(pixels, caption), *_] = models.search("a dog", "positive")[1]
-    best = models.index.search("a dog")
-    cosine = f"{best.scores[0]:.3f}".replace("-", "\N{MINUS SIGN}")
-    assert caption == f"1. {best.files[0]}, cosine {cosine}"
-    assert pixels.shape == (2 * 224 + 4, 224, 3)
-
-
-def test_a_search_names_what_is_gone_without_its_folder(clip: ClipAdapter, scenes: Path) -> None:
-    """The index of files knows them by their whole paths."""
-    files = sorted(scenes.glob("*.png"))
-    ImageIndex.build(clip, files, scenes / "files.lance")
-    models = Models(index=str(scenes / "files.lance"))
-    files[2].unlink()
-    files[4].write_bytes(files[3].read_bytes())
-    said, cards = models.search("a dog", "positive")
-    start = "The best 4 of 6 images, by demo/vit. Gone or changed since indexing: "
-    assert said in (f"{start}2.png, 4.png.", f"{start}4.png, 2.png.")
-    assert len(cards) == 4
-
-
-def test_an_index_of_a_model_in_a_folder_opens_with_the_model_that_the_user_names(
-    scenes: Path,
-) -> None:
-    model, path = str(scenes / "model"), str(scenes / "own.lance")
-    shutil.copytree(MODELS["demo/vit"], model)
-    ImageIndex.build(load_clip(model, image_size=256), scenes, path)
-    with pytest.raises(InputError, match=rf"name it yourself: `index_model='{model}'`"):
-        Models(index=path)
-    models = Models(index=path, index_model=model)
-    assert models.search("a dog", "positive")[0].startswith("The best 6 of 6 images, by")
-    assert models.names == EMBEDDED  # the page does not offer it
-
-
-@pytest.mark.parametrize("texts", [None, " \n", "a unicorn", "a dog\n" * (MAX_TEXTS + 1)])
-def test_a_search_refuses_what_the_texts_of_an_image_refuse(
-    clip: ClipAdapter, scenes: Path, texts: str | None
-) -> None:
-    with pytest.raises(TargetError) as asked:
-        ask(clip, IMAGE, texts, "direct")
-    with pytest.raises(TargetError, match=re.escape(asked.value.reason)):
-        Models(index=str(scenes / "index.lance")).search(texts, "positive")
-
-
-def test_an_index_that_is_none_is_refused(
-    capsys: pytest.CaptureFixture[str], scenes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the command, before it loads a model; also without LanceDB."""
-    assert main(["app", "--index", str(scenes / "none.lance"), "--port", "0"]) == 2
-    assert "expected an index, got" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "lancedb", None)
-    assert main(["app", "--index", str(scenes / "index.lance"), "--port", "0"]) == 2
-    assert "pip install 'captum-clip[search]'" in capsys.readouterr().err
-
-
-def test_an_index_whose_rows_are_damaged_is_refused(scenes: Path) -> None:
-    """Before there is a page."""
-    for file in (scenes / "index.lance" / "data").iterdir():
-        file.write_bytes(b"damaged")
-    command = [sys.executable, "-m", "captum_clip", "app", "--port", "0", "--index", "index.lance"]
-    ended = subprocess.run(command, cwd=scenes, env=ENVIRONMENT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert "delete it and build it again" in ended.stderr
-    assert "Traceback" not in ended.stderr
-
-
-def test_a_page_without_an_index_says_how_to_make_one(tmp_path: Path) -> None:
-    code = """from captum_clip.apps.answers import Models
-from captum_clip.apps.page import build
-print(*(part["props"].get("value") for part in build(Models()).get_config_file()["components"]))"""
-    settings = {**ENVIRONMENT, "GRADIO_TEMP_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, env=settings, capture_output=True, text=True)
-    said = " ".join(found.stdout.split())
-    assert "`captum-clip index FOLDER -o photos.lance`" in said
-    assert "`captum-clip app --index photos.lance`" in said

@@ -26,7 +26,6 @@ from PIL import Image
 from captum_clip import Explanation, explain, load_clip
 from captum_clip.apps.answers import EMBEDDED
 from captum_clip.apps.page import find_port, label
-from captum_clip.apps.search import ImageIndex
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, spelled
@@ -55,25 +54,11 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
-    """An index of twenty scenes of which one is gone, made with another model than the page's."""
-    folder = tmp_path_factory.mktemp("scenes")
-    for seed in range(20):
-        Image.fromarray(draw_scene(seed).image).save(folder / f"{seed}.png")
-    index = ImageIndex.build(load_clip("demo/siglip"), folder, folder / "index.lance")
-    best = index.search(["a rocket", "a shoe"]).files
-    gone = next(name for name in best if name not in index.search("a bee").files)
-    (folder / gone).unlink()
-    return index
-
-
-@pytest.fixture(scope="module")
-def address(terminal: Path, index: ImageIndex) -> Iterator[str]:
+def address(terminal: Path) -> Iterator[str]:
     """The command as a user starts it, on a free port."""
     for name in EMBEDDED:  # so that the page need not wait for the first import of their libraries
         load_clip(name)
     command = [sys.executable, "-m", "captum_clip", "app", "--port", "0", "--allow-host", "me.org"]
-    command += ["--index", f"{index.folder}/index.lance"]
     with (
         terminal.open("w") as stderr,
         subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=stderr) as process,
@@ -215,7 +200,7 @@ def test_a_clicked_word_is_shown_and_downloaded(page: Page, tmp_path: Path) -> N
         cards(page).last.get_by_label("dog").check()
         expect(cards(page).last).to_contain_text(f"norm {norm:.2f}")
     expect(page.locator("#cards img:visible").nth(2)).not_to_have_attribute("src", before)
-    for name in ("maps (NPZ)", "picture (PNG)", "label map (PNG)"):
+    for name in ("maps (NPZ)", "picture (PNG)"):
         with page.expect_download() as download:
             page.get_by_role("button", name=f"Download {name}").click()
         download.value.save_as(tmp_path / download.value.suggested_filename)
@@ -223,8 +208,6 @@ def test_a_clicked_word_is_shown_and_downloaded(page: Page, tmp_path: Path) -> N
     assert loaded.names == ("a horse", "'dog' in 'a horse and a dog'")
     with Image.open(tmp_path / "captum-clip-maps.png") as picture:
         assert picture.format == "PNG"
-    with Image.open(tmp_path / "captum-clip-labels.png") as labels:
-        assert json.loads(labels.info["names"]) == ["none", *loaded.names]
     cards(page).last.get_by_label("whole text").check()
     expect(cards(page).last).to_contain_text("cosine")
 
@@ -243,7 +226,7 @@ def test_the_opacity_draws_the_same_maps_again(page: Page) -> None:
 
 @pytest.mark.slow
 def test_larger_images_have_finer_maps(browser: Browser, address: str) -> None:
-    """Of a ResNet, too; of negative evidence there is no label map."""
+    """Of a ResNet, too."""
     page, _ = opened(browser, address)
     page.get_by_text("Larger images, for finer maps").click()
     page.locator("#size").get_by_label("448 pixels").check()
@@ -253,7 +236,6 @@ def test_larger_images_have_finer_maps(browser: Browser, address: str) -> None:
     expect(cards(page)).to_have_count(1)
     expect(cards(page)).to_contain_text(f"cosine {score:.3f}")
     expect(page.get_by_role("button", name="Download maps (NPZ)")).to_be_enabled()
-    expect(page.get_by_role("button", name="Download label map (PNG)")).to_be_disabled()
     choose(page, "model", "demo/resnet")
     page.locator("#show").click()
     score = explain(IMAGE, "a dog", model="demo/resnet", image_size=448).scores.item()
@@ -293,17 +275,6 @@ def test_tabs_follow_the_chosen_text(page: Page) -> None:
     expect(page.locator(".values:visible")).to_contain_text("rocket")
     page.get_by_role("tabpanel").get_by_label("a horse").check()
     expect(page.locator(".values:visible")).to_contain_text("horse")
-    for tab, caption, count in (
-        ("Layer by layer", "layer 5", 14),
-        ("Heads", "layer 4, head 2: a dog, an avocado, a pig, ", 11),
-    ):
-        page.get_by_role("tab", name=tab).click()
-        expect(page.locator(".caption-label:visible", has_text=caption).first).to_be_visible()
-        expect(thumbnails(page)).to_have_count(count)
-        expect(page.locator(".caption-label:visible").first).to_be_visible()
-        expect(
-            page.locator(".caption-label:visible", has_text=re.compile(r"^\s*a horse,"))
-        ).to_have_count(1)
 
 
 @pytest.mark.slow
@@ -326,8 +297,6 @@ def test_a_word_is_followed(browser: Browser, address: str) -> None:
 def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
     """Choosing a model changes the methods that are offered."""
     page, _ = opened(browser, address)
-    page.get_by_role("tab", name="Layer by layer").click()
-    expect(thumbnails(page).first).to_be_visible()
     choose(page, "method", "last-grad")
     choose(page, "model", "demo/resnet")
     expect(page.locator("#method input")).to_have_value("direct")  # a ResNet has no last-grad
@@ -337,11 +306,6 @@ def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
     legend = page.locator(".block.legend:visible")
     expect(legend).to_have_text("contradicts it supports it")
     expect(legend.locator("span")).to_have_css("background-image", re.compile("^linear-gradient"))
-    page.get_by_role("tab", name="Layer by layer").click()
-    expect(message(page, "demo/resnet has a convolutional tower")).to_be_visible()
-    expect(thumbnails(page)).to_have_count(0)  # of the question before
-    page.get_by_role("tab", name="Heads").click()
-    expect(page.locator(".caption-label:visible").nth(1)).to_contain_text("of the pool")
     page.context.close()
 
 
@@ -482,80 +446,6 @@ def test_two_people_at_once_get_their_own(browser: Browser, address: str) -> Non
         page.context.close()
 
 
-def look_for(page: Page, text: str) -> None:
-    page.get_by_role("tab", name="Search").click()
-    page.locator("#search textarea").fill(text)
-
-
-def expect_found(page: Page, index: ImageIndex, *texts: str) -> None:
-    """The captions of the library's own answer, with the note on what was compared."""
-    found = index.search(list(texts))
-    images = page.locator("#found .thumbnail-item")
-    expect(images).to_have_count(len(found.files))
-    for number, (file, score) in enumerate(zip(found.files, found.scores, strict=True)):
-        wanted = f"{number + 1}. {file}, {score_note(score)}"
-        if len(texts) > 1:
-            cosines = zip(texts, found.explanation.scores[number], strict=True)
-            parts = [f"{text}, {score_note(cosine.item())}" for text, cosine in cosines]
-            wanted = "; ".join([wanted.replace("cosine", "score"), *parts])
-        expect(images.nth(number)).to_have_text(wanted)
-    note = page.locator("#note")
-    expect(note).to_contain_text(f"The best {len(found.files)} of 20 images, by demo/siglip.")
-    gone = "".join(f" Gone or changed since indexing: {name}." for name in found.skipped)
-    expect(note).to_contain_text(gone)
-
-
-@pytest.mark.slow
-def test_a_search_answers_as_one_types(
-    browser: Browser, address: str, index: ImageIndex, terminal: Path
-) -> None:
-    """By the keyboard alone; a word that is half typed only dims what was found."""
-    page, _ = opened(browser, address)
-    page.get_by_role("tab", name="Search").press("Enter")
-    expect(page.locator("#note")).to_contain_text("20 images, by demo/siglip.")
-    page.keyboard.press("Tab")
-    page.keyboard.type("a bee")
-    expect_found(page, index, "a bee")
-    grid = page.locator("#found .grid-wrap")
-    expect(grid).to_have_css("opacity", "1")
-    before = page.locator("#found img").first.get_attribute("src")
-    page.keyboard.type("tl")
-    expect(page.locator("#note")).to_contain_text("the demo models do not know 'beetl'")
-    expect(grid).to_have_css("opacity", "0.35")
-    expect(page.locator("#found img").first).to_have_attribute("src", str(before))
-    expect(page.locator(".toast-body")).to_have_count(0)
-    page.locator("#search textarea").fill("a rocket")
-    page.keyboard.press("Shift+Enter")
-    page.keyboard.type("a shoe")
-    expect_found(page, index, "a rocket", "a shoe")
-    assert index.search(["a rocket", "a shoe"]).skipped
-    expect(grid).to_have_css("opacity", "1")
-    legend = page.locator(".block.legend:visible")
-    page.locator("#sign").get_by_label("both").check()  # the cards are of another question now
-    expect(legend).to_have_text("contradicts it supports it")
-    expect(grid).to_have_css("opacity", "1")
-    page.locator("#note").evaluate("e => e.innerHTML = ''")
-    page.locator("#search textarea").press("Enter")
-    expect(page.locator("#found .thumbnail-item").first).to_contain_text("1. ")
-    page.locator("#found button").first.focus()
-    page.keyboard.press("Enter")
-    expect(page.locator("#found .preview")).to_be_visible()
-    assert terminal.read_text() == ""
-    page.context.close()
-
-
-@pytest.mark.slow
-def test_two_people_who_search_at_once_find_their_own(
-    browser: Browser, address: str, index: ImageIndex
-) -> None:
-    pages = [opened(browser, address)[0] for _ in range(2)]
-    for page, text in zip(pages, ("a bee", "a rocket"), strict=True):
-        look_for(page, text)
-    for page, text in zip(pages, ("a bee", "a rocket"), strict=True):
-        expect_found(page, index, text)
-        page.context.close()
-
-
 @pytest.mark.slow
 def test_an_example_scene_comes_with_its_maps(page: Page) -> None:
     page.get_by_label("Example scene no.").fill("-3")
@@ -635,11 +525,9 @@ def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: in
     expect(page.locator("#cards img:visible")).to_have_count(4)
     expect(page.get_by_role("button", name="Download maps (NPZ)")).to_be_enabled()
     reports = []
-    lasts = {"Which words": 0, "Word by region": 3, "Layer by layer": 13, "Heads": 9}
-    for tab, last in {"Texts": 7, **lasts, "Search": 9}.items():
+    lasts = {"Which words": 0, "Word by region": 3}
+    for tab, last in {"Texts": 7, **lasts}.items():
         page.get_by_role("tab", name=tab).click()
-        if tab == "Search":
-            page.locator("#search textarea").fill("a bee\na rocket and a shoe")
         expect(thumbnails(page).nth(last)).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         # Gradio's galleries have captions that repeat their descriptions

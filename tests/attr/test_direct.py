@@ -307,6 +307,7 @@ def test_a_cosine_of_ones_own_gives_the_similaritys_map(name: str) -> None:
     torch.testing.assert_close(theirs, 20 * ours, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.* is not known, so maps are those before it")
 @pytest.mark.parametrize(("name", "outside"), [("hf_vit", True), ("open_clip_vit", False)])
 def test_a_tower_alone_hides_a_projection_outside_it(name: str, outside: bool) -> None:
     """Its maps are others then, but of the same score; methods with gradients give one map."""

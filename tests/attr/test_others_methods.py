@@ -259,6 +259,7 @@ def test_patch_similarity_equals_its_equation(name: str, how: str, forward: str)
     check(PatchSimilarity, name, forward, patch_similarity(name, how), attention=how)
 
 
+@pytest.mark.filterwarnings("ignore:.* is not known, so maps are those before it")
 def test_a_tower_alone_is_compared_at_its_own_output() -> None:
     """There t is the score's direction at e, y = t . e / |e|, and s_l = t . e_l / |e_l|."""
     model, pixels = cases.built("hf_vit", torch.float64).model, cases.images("hf_vit").double()

@@ -1,23 +1,17 @@
-"""The page that can be cited: all figures, best and worst, nothing from elsewhere."""
+"""The page that can be cited: all figures, nothing from elsewhere."""
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from captum_clip.bench.batch import ModelContext
-from captum_clip.bench.evaluator import Evaluation, evaluate, make_plan
-from captum_clip.bench.report import REPORT, ExampleMap, examples_of, render
+from captum_clip.bench.evaluator import Evaluation, evaluate
+from captum_clip.bench.report import REPORT, render
 from captum_clip.bench.run import EvaluationConfig
-from captum_clip.folders.workers import ModelLoader
 from tests.bench.data.writing import save_bytes
 from tests.bench.killed import SMALL
 from tests.bench.test_tables import metric, rows, summary
@@ -28,9 +22,7 @@ MANIFEST = {"model": {"name": "demo/vit"}, "config": {"seed": 0}, "data": [], "e
 def page(given: Any, metrics: Any, **options: Any) -> str:
     found = summary(given, metrics, **options)
     about = {"model": "<demo> & co", "seed": 0}
-    return render(
-        REPORT, found, title="A <page>", about=about, curves={}, examples={}, manifest=MANIFEST
-    )
+    return render(REPORT, found, title="A <page>", about=about, curves={}, manifest=MANIFEST)
 
 
 def test_page_has_every_cell_of_the_tables() -> None:
@@ -89,51 +81,7 @@ def test_page_needs_nothing_from_elsewhere(made: tuple[Evaluation, str]) -> None
     assert targets <= set(re.findall(r' id="([^"]*)', text))
 
 
-def test_examples_are_the_best_and_the_worst(
-    made: tuple[Evaluation, str], vit: str, masks: str
-) -> None:
-    """Of the method that wins, each with the reference's map of the same region after it."""
-    evaluation, text = made
-    own = evaluation.table[evaluation.table["metric"] == "energy"]
-    means = (
-        own[~own["method"].isin(evaluation.summary.baselines)]
-        .groupby("method", observed=True)["value"]
-        .mean()
-    )
-    winner = means.idxmax()
-    assert winner == "last-grad"
-    section = text[text.index("<h3>energy</h3>") :]
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", section)
-    won = own[own["method"] == winner].set_index(["region", "sample"])["value"]
-    for word, place in (("best", won.idxmax()), ("worst", won.idxmin())):
-        for name in (winner, "rollout"):
-            value = own[own["method"] == name].set_index(["region", "sample"])["value"][place]
-            assert captions.pop(0) == f"{word}, {name} {value:.3g}: {place[0]}, {place[1]}"
-    assert "<h3>positive target</h3>" not in text  # which is neither good nor bad
-    assert "<h3>mean IoU</h3>" not in text  # of all pixels of the set
-    pictures = [
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-        for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)', section)[:3:2]
-    ]
-    assert pictures[0].shape == (32, 32, 3)
-    assert not np.array_equal(pictures[0], pictures[1])
-    config = EvaluationConfig(vit, "nowhere", (masks,), methods=SMALL["methods"])
-    models = ModelLoader()
-    plan = make_plan(config, models)
-    [(data, tasks)] = plan.data
-    contexts = dict.fromkeys(tasks, ModelContext(models.load(plan.model), data, config))
-    others = examples_of(plan.methods, contexts, evaluation.table, evaluation.summary)["energy"]
-    assert [(example.method, example.best) for example in others] == [
-        *((winner, True), ("rollout", True), (winner, False), ("rollout", False))
-    ]
-    assert others[0].image not in [others[1].image, b""]
-
-
-def test_low_figures_are_best_where_low_is_good() -> None:
-    pair = [
-        ExampleMap("ours", True, "a", "a horse", 0.1, b"1"),
-        ExampleMap("ours", False, "b", "a dog", -2, b"2"),
-    ]
+def test_page_has_curves_and_sorts_low_figures_first_where_low_is_good() -> None:
     found = summary({"ours": {"area": rows(1, 2)}}, [metric("area", "low")])
     text = render(
         REPORT,
@@ -141,11 +89,8 @@ def test_low_figures_are_best_where_low_is_good() -> None:
         title="A",
         about={},
         curves={"falls": b"3"},
-        examples={"area": pair},
         manifest=MANIFEST,
     )
-    assert "best, ours 0.1: a horse, a</figcaption>" in text
-    assert "worst, ours \N{MINUS SIGN}2: a dog, b</figcaption>" in text
     assert 'alt="Curves of all methods: falls"' in text
     assert 'data-first="ascending">area ↓' in text
 

@@ -153,35 +153,6 @@ def test_it_writes_the_regions(run: Run) -> None:
     assert {row["mask"] for row in content["regions"]} < set(os.listdir("out"))
 
 
-def test_it_writes_the_label_map(here: Path, run: Run, vit: str) -> None:
-    """Of one image under the name that is given; of several, as the figures, in a folder."""
-    texts = "'a horse' sky"
-    printed = run(f"explain photo.jpg {texts} --model VIT --label-map labels.png").splitlines()
-    [found] = explain("photo.jpg", ["a horse", "sky"], model=vit).label_map()
-    with Image.open("labels.png") as image:
-        assert (image.mode, image.size) == ("P", (50, 40))
-        assert np.array_equal(np.asarray(image), found.labels)
-        assert json.loads(image.info["names"]) == ["none", "a horse", "sky"]
-        palette = bytes(image.getpalette() or ())
-    colors = [palette[start : start + 3].hex() for start in (0, 3, 6)]
-    named = [
-        f"  #{color} {name}" for color, name in zip(colors, ("none", "a horse", "sky"), strict=True)
-    ]
-    assert printed[-4:] == ["labels.png", *named]
-    alone = Path("labels.png").read_bytes()
-    run(f"explain photo.jpg other.png {texts} -m VIT --label-map out -o figures")
-    names = [f"{name}-labels-a-horse_sky.png" for name in ("other", "photo")]
-    assert sorted(os.listdir("out")) == names
-    assert Path("out", names[1]).read_bytes() == alone
-    run(f"explain photos {texts} -m VIT --label-map photos/labels -o figures --threshold 0.9")
-    named = [*folders.content(here / "photos" / "labels")]
-    images = ("image0", "image2", "inner/image1")
-    assert named == [f"{name}-labels-a-horse_sky.png" for name in images]
-    [strict] = explain("photos/image0.png", ["a horse", "sky"], model=vit).label_map(0.9)
-    with Image.open(f"photos/labels/{named[0]}") as image:
-        assert np.array_equal(np.asarray(image), strict.labels)
-
-
 def test_a_model_is_made_for_larger_images(run: Run, vit: str) -> None:
     run("explain photo.jpg sky --model VIT --image-size 48 -o found.npz")
     found = Explanation.load("found.npz")
@@ -246,8 +217,7 @@ def test_it_compares_with_an_image(run: Run) -> None:
             "horse --side pairs --words",
             "--side pairs explains whole texts word by word; leave --words",
         ),
-        ("--image other.png --side pairs --label-map a.png", "--label-map shows TEXTs, words"),
-        ("horse --threshold 0.5", "--threshold goes with --regions or --label-map"),
+        ("horse --threshold 0.5", "--threshold goes with --regions"),
     ):
         assert message in run(f"explain photo.jpg {wrong} -m VIT", code=2)
 
@@ -450,7 +420,6 @@ OTHERWISE = {
     "explain photos --emotions e.safetensors --method rollout": 'method was null and is "rollout"',
     "explain photos --emotions e.safetensors --sign both": 'sign was "positive" and is "both"',
     "explain photos --emotions e.safetensors --no-original": "original was null and is false",
-    "explain photos --emotions e.safetensors --label-map l": 'label_map was null and is "l"',
     "explain photos --emotions e.safetensors --center": "center was false and is true",
     "explain photos --emotions other.safetensors": (
         'was "e.safetensors" and is "other.safetensors"; digests was'

@@ -79,8 +79,6 @@ def test_a_scene_is_drawn_for_the_embedded_models(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("layers photo.jpg a --model VIT", "a script to copy, docs/gallery/plot_10_layers.py in"),
-        ("heads photo.jpg a --model VIT", "a script to copy, docs/gallery/plot_11_heads.py in"),
         ("words photo.jpg a --model VIT --method grad-cam", "none of the methods grad-cam fits"),
     ],
 )

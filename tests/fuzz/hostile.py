@@ -233,7 +233,6 @@ def calls(folder: Path) -> dict[str, Call]:
         ),
         "heatmap": (w.explanation.heatmap, {"interpolation": "bilinear", "original": False}),
         "regions": (w.explanation.regions, {"threshold": "otsu"}),
-        "label_map": (w.explanation.label_map, {"threshold": None}),
         "save": (w.explanation.save, {"path": folder / "a.npz"}),
         "load": (Explanation.load, {"path": w.explanation.save(folder / "b.npz")}),
         "save_regions": (
@@ -494,17 +493,6 @@ def calls(folder: Path) -> dict[str, Call]:
                 "models": clip,
                 "methods": "direct",
                 "center": False,
-            },
-        ),
-        "score_figure": (
-            heads.score_figure,
-            {
-                "clip": clip,
-                "image": PHOTO,
-                "target": "a horse",
-                "words": None,
-                "count": 2,
-                "sign": "positive",
             },
         ),
         "figures.draw_average": (figures.draw_average, {"studies": folder / "none", "names": None}),

@@ -290,19 +290,6 @@ BAD: list[Any] = [
 ]
 
 
-def test_a_least_score_leaves_out_what_fits_less(index) -> None:
-    every = index.search("a horse", top=99)
-    middle = float(every.scores[1])
-    found = index.search("a horse", top=99, min_score=middle)
-    assert (found.files, len(found.explanation)) == (every.files[:2], 2)
-    with pytest.raises(
-        InputError, match=rf"no image scores 0\.99; the best scores {every.scores[0]:.3f}"
-    ):
-        index.search("a horse", min_score=0.99)
-    with pytest.raises(InputError, match=r"expected `min_score` in \[-1, 1\], got 2"):
-        index.search("a horse", min_score=2)
-
-
 def test_what_cannot_be_searched_is_refused(index) -> None:
     """Each with its reason."""
     for arguments, options, error, message in BAD:

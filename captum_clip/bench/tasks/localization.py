@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import maps, metrics, targets
-from ...explaining import regions
 from ...folders.storage import Skipped
 from ...maps import Box, Threshold
 from ...metrics.map_statistics import area_of_ranks
@@ -250,10 +249,13 @@ def _measure_segmentation(batch: MethodOnBatch) -> Iterator[Arrays]:
         heatmap = None if view.sample.labels is None else _maps_of_classes(batch, view)
         if heatmap is None:
             continue
-        whole = (0, 0, heatmap.shape[2], heatmap.shape[1])
+        largest, best = heatmap.max(0)
         for end, level in levels.items():
-            marked = regions.label_map(heatmap, whole, level, data.classes).labels.long()
-            decided = torch.where(marked > 0, marked - 1, len(data.classes))
+            marked = largest > 0
+            if level is not None:
+                normalized = maps.normalize(largest)
+                marked &= normalized > maps.threshold_level(normalized[None], level)
+            decided = torch.where(marked, best, len(data.classes))
             yield from _class_rows(end, view, decided, data)
 
 
