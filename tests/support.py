@@ -1,10 +1,11 @@
-"""The table in docs/appendix/support.md: ``python -m tests.support`` writes it.
+"""The first table in docs/appendix/support.md: ``python -m tests.support`` writes it.
 
 Every cell is run, on a small model of each tower.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests import builders, timm_builders
 from tests.attr import cases
 from tests.samples import normal
 
-PAGE = Path(__file__).parents[1] / "docs" / "appendix" / "support.md"
+TABLES = Path(__file__).parents[1] / "docs" / "appendix" / "tables"
 METHODS: dict[str, Any] = cases.OWN
 COLUMNS = [*METHODS, "export"]  # a method that the page lacks fails tests/test_support.py
 
@@ -126,25 +127,21 @@ def what_happens(model: Any, method: str) -> str:
     return "yes"
 
 
-def table(cells_of: Mapping[str, Sequence[str]]) -> str:
-    """The whole table in Markdown, from each tower's cells: a row for all that have the same."""
+def table(cells_of: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """The whole table from each tower's cells: a row for all that have the same."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, cells in cells_of.items():
         groups.setdefault(tuple(cells), []).append(name)
-    rows = [["tower", *(f"`{method}`" for method in COLUMNS)]]
-    rows += [["; ".join(names), *cells] for cells, names in groups.items()]
-    head, *lines = ("| " + " | ".join(cells) + " |" for cells in rows)
-    return "\n".join([head, "|---" * (1 + len(COLUMNS)) + "|", *lines])
+    rows = [["; ".join(names), *cells] for cells, names in groups.items()]
+    return [["tower", *(f"`{method}`" for method in COLUMNS)], *rows]
 
 
 def main() -> None:
     """Write the table in its place."""
     models = {name: build() for name, build in TOWERS.items()}
     cells = {name: [what_happens(model, m) for m in COLUMNS] for name, model in models.items()}
-    text = PAGE.read_text(encoding="utf-8")
-    start = text.index("| tower |")
-    end = text.index("\n\n", start)
-    PAGE.write_text(text[:start] + table(cells) + text[end:], encoding="utf-8")
+    with (TABLES / "towers.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(table(cells))
 
 
 if __name__ == "__main__":

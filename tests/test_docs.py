@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import re
 import runpy
@@ -357,7 +358,8 @@ def test_commands_of_the_steps_exist(measured):
         parse(arguments)
 
 
-def test_tables_of_the_documentation_go_under_their_markers(measured, tmp_path, monkeypatch):
+def test_tables_of_the_documentation_go_where_the_page_shows_them(measured, tmp_path, monkeypatch):
+    """Under the marker of the step, or into the file of a csv-table."""
     monkeypatch.setattr(measured, "OUT", tmp_path / "docs/experiments/measured")
     monkeypatch.setattr(measured, "DOCS", tmp_path / "docs")
     page = tmp_path / "docs/page.md"
@@ -365,15 +367,39 @@ def test_tables_of_the_documentation_go_under_their_markers(measured, tmp_path, 
     page.write_text("a\n<!-- measured: x -->\n| old |\n|---|\n\nb | c\n")
     measured.Step("x", (), "echo '| new |'", page="page.md").make()
     assert page.read_text() == "a\n<!-- measured: x -->\n| new |\n\nb | c\n"
+    page.write_text("```{csv-table}\n:file: tables/x.csv\n```\n")
+    step = measured.Step("x", (), "printf '| a | b, c |\n|---|---|\n| 1 |  |\n'", page="page.md")
+    step.make()
+    assert (page.parent / "tables/x.csv").read_text() == 'a,"b, c"\n1,\n'
+    assert page.read_text() == "```{csv-table}\n:file: tables/x.csv\n```\n"
 
 
-def test_every_measured_table_has_its_marker(measured):
+def test_every_measured_table_is_shown_as_it_was_printed(measured):
+    """Under its marker, or as a file."""
     for step in measured.STEPS:
         if step.page is not None and not step.page.startswith("results/"):
-            text = (ROOT / "docs" / step.page).read_text(encoding="utf-8")
-            assert f"<!-- measured: {step.name} -->\n|" in text, step.name
+            page = ROOT / "docs" / step.page
+            text = page.read_text(encoding="utf-8")
+            output = step.folder / "printed.txt"
+            printed = output.read_text(encoding="utf-8") if output.exists() else "|"
+            if f":file: tables/{step.name}.csv\n" in text:
+                with (page.parent / "tables" / f"{step.name}.csv").open(newline="") as lines:
+                    assert [*csv.reader(lines)] == measured.cells_of(printed), step.name
+            else:
+                assert f"<!-- measured: {step.name} -->\n{printed}" in text, step.name
         names = {other.name for other in measured.STEPS}
         assert names.issuperset(step.after), step.name
+
+
+def test_a_table_in_a_file_can_be_opened_on_github():
+    """A link stands below it, and no file is left over."""
+    shown = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"^:file: (.*)$", text, re.MULTILINE):
+            assert f":header-rows: 1\n```\n\n[The table as a file]({name})\n" in text, name
+            shown.add(page.parent / name)
+    assert shown == {*(ROOT / "docs" / "appendix" / "tables").iterdir()}
 
 
 def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, capsys):

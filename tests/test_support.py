@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,23 +20,20 @@ from captum_clip.models import tower_of
 from tests import builders, oracles
 from tests.attr.test_contract import FORMULAS, OWN_ORACLES
 from tests.attr.test_contract import ROWS as CONTRACT
-from tests.support import COLUMNS, METHODS, PAGE, TOWERS, similarity_of, what_happens
+from tests.support import COLUMNS, METHODS, TABLES, TOWERS, similarity_of, what_happens
 
 TESTS = Path(__file__).parent
-METHODS_PAGE = PAGE.parents[1] / "methods.md"
+METHODS_PAGE = TABLES.parents[1] / "methods.md"
 
 
-def table_of(*columns: str) -> dict[str, dict[str, str]]:
-    """The rows of the page's table that has these columns: first cell -> column -> cell."""
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
-    cells = [[c.strip().strip("`") for c in line.strip("|").split("|")] for line in lines]
-    start = next(i for i, row in enumerate(cells) if set(columns) <= set(row))
+def table_of(name: str) -> dict[str, dict[str, str]]:
+    """The rows of a table of the page: first cell -> column -> cell."""
+    with (TABLES / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        columns, *lines = ([cell.strip("`") for cell in line] for line in csv.reader(file))
     rows = {}
-    for row in cells[start + 2 :]:
-        if len(row) != len(cells[start]):
-            break
-        for name in row[0].split("; "):
-            rows[name] = dict(zip(cells[start][1:], row[1:], strict=True))
+    for line in lines:
+        for each in line[0].split("; "):
+            rows[each] = dict(zip(columns[1:], line[1:], strict=True))
     return rows
 
 
@@ -43,7 +41,7 @@ def table_of(*columns: str) -> dict[str, dict[str, str]]:
 def test_table_of_models_says_what_happens(name):
     """Every cell of the row, and no tower is refused by one way in and taken by another."""
     model = TOWERS[name]()
-    stated = table_of(*COLUMNS)[name]
+    stated = table_of("towers")[name]
     assert {method: what_happens(model, method) for method in COLUMNS} == stated
     with nullcontext() if "yes" in stated.values() else pytest.raises(UnsupportedModelError):
         tower_of(model)
@@ -51,7 +49,7 @@ def test_table_of_models_says_what_happens(name):
 
 def test_table_of_models_is_whole():
     """Every tower is tested, every listed method has a column."""
-    rows = table_of(*COLUMNS)
+    rows = table_of("towers")
     assert set(rows) == set(TOWERS)
     assert all(list(row) == COLUMNS for row in rows.values())
     assert len(COLUMNS) >= 11
@@ -66,7 +64,7 @@ def lacks(name: str) -> list[str]:
     """What else a registered method needs: what is missing of it."""
     method = METHODS[name].__name__
     cells = re.findall(rf"^\| `{method}`[ ,|].*", METHODS_PAGE.read_text("utf-8"), re.MULTILINE)
-    columns = next(iter(table_of("tower", "direct").values()))
+    columns = next(iter(table_of("towers").values()))
     needed = {
         "an oracle": method in ORACLES,
         "its laws": method in LAWS_HOLD_FOR,
@@ -139,7 +137,7 @@ ROWS = {
 @pytest.mark.parametrize("start", ROWS)
 def test_table_of_text_towers_says_what_happens(start):
     """Every row has a model, and either all methods or none of them."""
-    rows = table_of("words")
+    rows = table_of("text_towers")
     (row,) = (row for name, row in rows.items() if name.startswith(start))
     assert len(rows) == len(ROWS)
     for name in ROWS[start].split():
@@ -157,7 +155,7 @@ def test_table_of_captums_methods_says_what_happens(name):
         "Occlusion": {"sliding_window_shapes": (3, half, half), "strides": (3, half, half)},
         "FeatureAblation": {"feature_mask": torch.zeros(images.shape, dtype=torch.long)},
     }
-    for method, row in table_of("method", name).items():
+    for method, row in table_of("captum_methods").items():
         explain = getattr(captum.attr, method)(forward).attribute
         pixels = images.clone().requires_grad_()
         if row[name] == "raises":

@@ -13,7 +13,7 @@ from tests import tutorials
 from tests.test_docs import anchors_of
 
 LARGEST = 1.5 * 2**20  # bytes of a notebook
-ALL_TOGETHER = 6 * 2**20
+ALL_TOGETHER = 4.5 * 2**20
 LONGEST = 12  # lines of a code cell
 FEWER = {"images=32": "images=8", "samples=200": "samples=20"}  # of what is measured
 

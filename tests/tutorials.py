@@ -28,7 +28,7 @@ MARK: Final = "executed_sources"
 """Key of a notebook's metadata: what its outputs were made of."""
 
 _LIMIT: Final = 600  # seconds a cell
-_WIDEST: Final = 1400  # pixels of a picture
+_WIDEST: Final = 1000  # pixels of a picture
 _QUALITY: Final = 80
 
 

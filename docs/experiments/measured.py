@@ -11,6 +11,7 @@ printed and its tables are kept in the repository.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import os
 import re
@@ -32,8 +33,8 @@ ALL = (*BOTH, "siglip")
 FOLDERS = {
     **{model: ROOT / "captum_clip/demo" / model for model in ALL},
     "shortcut": HERE / "shortcut" / "model",
-    # trained from scratch with another seed, not in the wheel
-    **{f"second-{model}": HERE / "second" / model for model in BOTH},
+    # of another seed, which a step trains: the repository has no weights of them
+    **{f"second-{model}": OUT / f"trained_second-{model}" / "model" for model in BOTH},
 }
 
 
@@ -47,8 +48,9 @@ class Step:
         commands: lines of a shell, or Python if ``python``, run in that folder.
         image: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
         side: the longer side of that in pixels; None: as it is.
-        page: the page of the documentation that ``out/results.md`` becomes, or in which the table
-            that is printed goes under the marker of the step.
+        page: the page of the documentation that ``out/results.md`` becomes, or that shows the table
+            that is printed: from ``tables/NAME.csv`` beside it, if it names that file, else under
+            the marker of the step.
         after: the steps whose folders it reads.
         python: whether the commands are Python.
     """
@@ -136,10 +138,22 @@ class Step:
             shutil.copyfile(results, DOCS / self.page)
         elif self.page is not None:
             page, printed = DOCS / self.page, _read(self.folder / "printed.txt")
-            marker = f"<!-- measured: {self.name} -->\n"
-            before, after = page.read_text(encoding="utf-8").split(marker)
-            rest = re.sub(r"\A(\|.*\n)+", "", after)
-            page.write_text(before + marker + printed + rest, encoding="utf-8")
+            text, marker = page.read_text(encoding="utf-8"), f"<!-- measured: {self.name} -->\n"
+            if f":file: tables/{self.name}.csv\n" in text:
+                target = page.parent / "tables" / f"{self.name}.csv"
+                target.parent.mkdir(exist_ok=True)
+                with target.open("w", encoding="utf-8", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerows(cells_of(printed))
+            else:
+                before, after = text.split(marker)
+                rest = re.sub(r"\A(\|.*\n)+", "", after)
+                page.write_text(before + marker + printed + rest, encoding="utf-8")
+
+
+def cells_of(printed: str) -> list[list[str]]:
+    """The rows of a Markdown table, the header first."""
+    header, _, *rows = (line for line in printed.splitlines() if line.startswith("|"))
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in (header, *rows)]
 
 
 def _read(file: Path) -> str:
@@ -166,6 +180,8 @@ def evaluation(
     options += "" if "--images" in options else " --images 500 --slow-images 64"
     path = os.path.relpath(FOLDERS[model], OUT / name) if model not in ALL else f"demo/{model}"
     command = f"{program} --model {path} {options} --threads 1 -o out"
+    if model.startswith("second"):
+        return Step(name, (), command, page=page, after=(f"trained_{model}",))
     return Step(name, (model,), command, page=page)
 
 
@@ -279,19 +295,6 @@ README = {
 }
 """Lines of README on the photo that the demo leaves."""
 TAGS = ("shortcut", "shortcut-object", "shortcut-other")
-TAG_PAIRS = """
-from captum_clip.attr.registry import methods_for
-
-names = [*methods_for("vit")]
-models = ("../../shortcut/model", "demo/vit")
-pairs = [[on_the_tag(model, name) for model in models] for name in names]
-differences = [metrics.paired_difference(*pair) for pair in pairs]
-print("| method | shortcut - control, maximum on the tag | p (Holm) |", "|---|---|---|", sep="\\n")
-adjusted = metrics.holm([difference.p_value for difference in differences])
-for name, (mean, low, high, _), p_value in zip(names, differences, adjusted):
-    print(f"| {name} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p_value:.2g} |")
-"""
-
 STEPS = (
     # images
     Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
@@ -389,10 +392,9 @@ STEPS = (
     Step(
         "shortcut",
         ("vit", "shortcut"),
-        code("appendix/shortcut.md", "tagged_scene").replace("docs/experiments", "../.."),
+        "python ../../tag_maps.py figure shortcut.jpg",
         "shortcut.jpg",
         1906,
-        python=True,
     ),
     Step("copies", ("vit",), "python ../../copies.py figure copies.png", "copies.png", 1400),
     figure(
@@ -437,9 +439,13 @@ STEPS = (
         1300,
         "art_study",
     ),
-    taken("emotions", "study", "out/mean_maps.png", 1600),
-    taken("evaluation_curves", "evaluation_resnet", "out/curves_mean_predicted.png"),
+    taken("evaluation_curves", "curves_resnet", "out/curves_mean_predicted.png"),
     # what others read
+    evaluation(
+        "curves_resnet",
+        "resnet",
+        "--data demo-objects --task perturbation --images 150 --method grad-cam --method direct",
+    ),
     Step("horse", (), code("data_sets.md", "horse.png"), python=True),
     paintings("art"),
     paintings("thousand", "--paintings 1000"),
@@ -474,6 +480,15 @@ STEPS = (
             page=f"results/evaluation_{model}.md",
         )
         for model in ALL
+    ),
+    *(
+        Step(
+            f"trained_second-{model}",
+            (),
+            f"python ../../demo_models.py train {model} --scenes broad --seed 1 "
+            "--checkpoint training --export model",
+        )
+        for model in BOTH
     ),
     *(
         evaluation(
@@ -565,9 +580,8 @@ STEPS = (
     Step(
         "tag_pairs",
         ("vit", "shortcut"),
-        code("appendix/shortcut.md", "def on_the_tag").rpartition("\n\n")[0] + TAG_PAIRS,
+        "python ../../tag_maps.py pairs",
         page="appendix/shortcut.md",
-        python=True,
     ),
     *(
         Step(

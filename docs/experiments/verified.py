@@ -1,4 +1,4 @@
-"""The page of verified models, from the files of ``captum-clip check -o``.
+"""The table of verified models, from the files of ``captum-clip check -o``.
 
 ``python docs/experiments/verified.py make``, with the root of the repository on the path, checks
 the embedded models, and small models of the libraries' own classes with random weights, into the
@@ -9,6 +9,7 @@ among them.
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -19,8 +20,11 @@ from captum_clip.files import slug
 from tests.support import TOWERS
 
 FOLDER = Path(__file__).with_name("verified")
-PAGE = FOLDER.parents[1] / "appendix" / "verified.md"
-MARKER = "<!-- made by docs/experiments/verified.py -->\n"
+TABLE = FOLDER.parents[1] / "appendix" / "tables" / "verified.csv"
+HEADER = (
+    *("model", "tower", "type, device", "weights", "explained", "not explained"),
+    *("adds up", "oracle", "forwards"),
+)
 EMBEDDED = ("demo/vit", "demo/resnet", "demo/siglip")
 RANDOM = (
     *("transformers CLIP", "transformers SigLIP", "transformers MetaClip2"),
@@ -72,26 +76,14 @@ def line(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def table() -> str:
-    """All files of the folder, in Markdown."""
-    header = (
-        "model | tower | type, device | weights | explained | not explained | adds up | oracle | "
-        "forwards"
-    )
+def table() -> list[list[str]]:
+    """All files of the folder, below the header."""
     files = sorted(FOLDER.glob("*.json"), key=lambda file: ("demo" not in file.name, file.name))
-    lines = [line(json.loads(file.read_text("utf-8"))) for file in files]
-    rows = [header, "|".join(["---"] * 9), *(" | ".join(cells) for cells in lines)]
-    return "".join(f"| {row} |\n" for row in rows).replace("| ---", "|---").replace("--- |", "---|")
-
-
-def page(text: str) -> str:
-    """The page with the table as the files have it."""
-    before, _, after = text.partition(MARKER)
-    rest = after[after.index("\n\n") :]
-    return before + MARKER + table() + rest.removeprefix("\n")
+    return [[*HEADER], *(line(json.loads(file.read_text("utf-8"))) for file in files)]
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["make"]:
         make()
-    PAGE.write_text(page(PAGE.read_text("utf-8")), encoding="utf-8")
+    with TABLE.open("w", encoding="utf-8", newline="") as written:
+        csv.writer(written, lineterminator="\n").writerows(table())

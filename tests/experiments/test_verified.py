@@ -1,7 +1,8 @@
-"""The page of verified models is made from its files."""
+"""The table of verified models is made from its files."""
 
 from __future__ import annotations
 
+import csv
 from typing import Any
 
 from tests.experiments import experiment
@@ -9,9 +10,9 @@ from tests.experiments import experiment
 verified = experiment("verified")
 
 
-def test_the_page_has_a_row_for_each_file() -> None:
-    text = verified.PAGE.read_text("utf-8")
-    assert verified.page(text) == text
+def test_the_table_has_a_row_for_each_file() -> None:
+    with verified.TABLE.open(encoding="utf-8", newline="") as lines:
+        assert [*csv.reader(lines)] == verified.table()
     assert len([*verified.FOLDER.glob("*.json")]) >= len(verified.EMBEDDED) + len(verified.RANDOM)
 
 
