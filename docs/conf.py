@@ -112,8 +112,22 @@ def link_copies(app: Any, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(f"]({up}{original})", f"]({up}{copy})")
 
 
+def list_groups(app: Any, page: str, source: list[str]) -> None:
+    """The side bar has the groups of the index, which GitHub shows as lists."""
+    if page != "index":
+        return
+    for group in source[0].split("\n## ")[1:]:
+        pages = "\n".join(re.findall(r"\]\((?!\w+:)([^)#]+)\.(?:md|ipynb|rst)\)", group))
+        caption = group.partition("\n")[0]
+        source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
+
+
 def index_words(app: Any, page: str, source: list[str]) -> None:
-    """`<!-- index: words; others -->`: what people search, and find here first."""
+    """What GitHub hides: `<!-- index: words; others -->`, which people search and find here first.
+
+    `<!-- built: text -->` is a text of the built pages alone.
+    """
+    source[0] = re.sub(r"^<!-- built: (.*) -->$", r"\1", source[0], flags=re.MULTILINE)
     source[0] = re.sub(
         r"^<!-- index: (.*) -->$",
         lambda found: f"```{{index}} ! {', ! '.join(found[1].split('; '))}\n```",
@@ -122,10 +136,14 @@ def index_words(app: Any, page: str, source: list[str]) -> None:
     )
 
 
+SEARCHED = ["appendix/messages", "appendix/security", "appendix/citing"]
+
+
 def hide_appendix(app: Any, page: str, source: list[str]) -> None:
     """Tables and protocols are no chapter, and their words would crowd every search."""
-    if page.startswith(("appendix/", "results/")):
-        source[0] = f"---\norphan: true\nnosearch: true\n---\n\n{source[0]}"
+    if page.startswith("appendix/"):
+        nosearch = "" if page in SEARCHED else "nosearch: true\n"
+        source[0] = f"---\norphan: true\n{nosearch}---\n\n{source[0]}"
 
 
 # docutils puts the index of \bar A_l below the letter, unless something follows in braces.
@@ -188,6 +206,7 @@ def setup(app: Any) -> None:
     """What Sphinx calls."""
     copy_beside()
     app.connect("source-read", link_copies)
+    app.connect("source-read", list_groups)
     app.connect("source-read", index_words)
     app.connect("source-read", hide_appendix)
     app.add_html_math_renderer("mathml", (math_inline, None), (math_block, None))

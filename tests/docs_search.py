@@ -55,6 +55,8 @@ QUESTIONS = {
         "attention map",
         "finetuned",
         "attention weights",
+        "half precision dtype",
+        "DINOv2 prototypes",
     ],
     "methods": [
         "visualize attention map of CLIP ViT",
@@ -63,6 +65,8 @@ QUESTIONS = {
         "which method should I use",
         "occlusion what if the object is removed",
         "Grad-CAM",
+        "Grad-CAM on a vision transformer",
+        "dense features per patch",
     ],
     "reading": [
         "negative attribution what lowers the score",
@@ -70,17 +74,19 @@ QUESTIONS = {
         "map is blurry low resolution 7x7",
         "finer heatmap larger image size",
         "image is cut off cropped",
-        "segmentation mask from text",
-        "bounding box prompt for SAM",
         "what is a good cosine similarity",
         "background artifacts registers",
+        "compare two captions",
+        "higher resolution",
+        "compare two images",
+    ],
+    "regions": [
+        "segmentation mask from text",
+        "bounding box prompt for SAM",
         "mask",
         "segmentation mask",
         "segmentation",
         "bounding box",
-        "compare two captions",
-        "higher resolution",
-        "compare two images",
     ],
     "text": [
         "which word matters",
@@ -91,16 +97,24 @@ QUESTIONS = {
     "image_search": [
         "search photos by text",
         "vector database lancedb",
-        "ColPali token heatmap",
-        "late interaction MaxSim",
         "image search",
         "image retrieval",
         "vector database",
     ],
-    "heads": [
-        "attention heads meaning",
+    "late_interaction": [
+        "ColPali token heatmap",
+        "late interaction MaxSim",
+    ],
+    "changes": [
         "compare checkpoints before and after fine-tuning",
         "why is a cat classified as a dog",
+    ],
+    "figures": [
+        "figure for a paper",
+        "transparent background slide",
+    ],
+    "heads": [
+        "attention heads meaning",
         "attention heads",
         "TextSpan",
         "mean ablation",
@@ -122,6 +136,7 @@ QUESTIONS = {
     ],
     "app": [
         "gradio demo",
+        "host on Hugging Face Space",
         "save interactive html",
         "opacity of the overlay transparency alpha",
     ],
@@ -153,7 +168,7 @@ QUESTIONS = {
         "difference to pytorch-grad-cam",
         "alternatives LeGrad Grad-ECLIP",
     ],
-    "messages": [
+    "appendix/messages": [
         "UnsupportedModelError",
         "error message what to do",
         "error message",
@@ -163,9 +178,8 @@ QUESTIONS = {
     ],
     "contributing": [
         "run the tests",
-        "host on Hugging Face Space",
     ],
-    "citing": [
+    "appendix/citing": [
         "bibtex",
         "cite",
     ],
@@ -194,3 +208,4 @@ def test_the_right_page_is_among_the_first_three(search: Page, page: str, questi
     )
     pages = list(dict.fromkeys(result[0] for result in reversed(found)))
     assert page in pages[:3], pages[:8]
+    assert pages[0] != "beside/changelog"

@@ -65,6 +65,7 @@ INSTEAD = {
     "start_layer=11": "start_layer=2",  # the last of the small copy of OpenAI's model
     '"facebook/sam-vit-base"': '"sam"',
     'transforms("ViT-B-32", pretrained=file)': 'transforms("small", pretrained=file)',
+    "pretrained=True, num_classes=0": "num_classes=0, depth=1",
     "import clip as openai_clip": "from tests.models import test_openai as openai_clip",
     '"docs/experiments/shortcut/model"': repr(str(FOLDER / "shortcut" / "model")),
 }
@@ -79,6 +80,7 @@ def picture(name, seed):
     Image.fromarray(draw_scene(seed, objects=["horse", "dog"]).image).save(name)
 
 picture("photo.jpg", 7)
+picture("scene.jpg", 7)
 picture("other.jpg", 8)
 picture("photos/one.jpg", 7)
 picture("photos/two.jpg", 8)
@@ -95,10 +97,10 @@ import captum_clip, torch
 from torch.nn.functional import normalize
 
 clip = captum_clip.load_clip("demo/vit")
-model, pixels = clip.model, clip.preprocess("photo.jpg")
+model, pixels = clip.model, clip.preprocess("scene.jpg")
 texts = clip.encode_text(["a horse", "a dog"]).detach()
 """,
-    "reading": """
+    "regions": """
 from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
 
 narrow = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "mlp_dim": 8}
@@ -294,7 +296,7 @@ def test_every_public_module_has_its_reference():
 
 def test_a_search_finds_the_words_of_users():
     """On the page where they would look; the search knows only what a page says."""
-    words = {"reading": ["bounding boxes"], "start": ["heatmaps", "Jupyter"]}
+    words = {"regions": ["bounding boxes"], "start": ["heatmaps", "Jupyter"]}
     words |= {"own_model": ["torch.compile", "DataParallel"]}
     for page, each in words.items():
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
@@ -308,22 +310,11 @@ def test_every_page_is_in_the_index():
         assert page.stem == "index" or f"({page.name})" in index, page.name
 
 
-def test_generated_results_are_linked_once_from_the_page_that_sums_them_up():
-    """No other page names them, and there is no table but there."""
-    pages = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
-    results = sorted((ROOT / "docs" / "results").glob("*.md"))
-    assert len(results) == 9
-    for result in results:
-        links = {name: text.count(f"results/{result.name})") for name, text in pages.items()}
-        assert {name: count for name, count in links.items() if count} == {"findings.md": 1}
-
-
-def test_generated_results_stay_out_of_the_search(monkeypatch):
-    """And the appendix, by what the configuration writes above each; no chapter has it."""
+def test_the_appendix_stays_out_of_the_search(monkeypatch):
+    """By what the configuration writes above each page; no chapter has it."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     hide = runpy.run_path(str(ROOT / "docs" / "conf.py"))["hide_appendix"]
-    hidden_pages = {"results/evaluation_vit": True, "appendix/findings": True, "right": False}
-    for page, hidden in hidden_pages.items():
+    for page, hidden in {"appendix/measurements": True, "right": False}.items():
         source = ["text"]
         hide(None, page, source)
         assert ("nosearch: true" in source[0], "orphan: true" in source[0]) == (hidden, hidden)
@@ -377,7 +368,7 @@ def test_tables_of_the_documentation_go_where_the_page_shows_them(measured, tmp_
 def test_every_measured_table_is_shown_as_it_was_printed(measured):
     """Under its marker, or as a file."""
     for step in measured.STEPS:
-        if step.page is not None and not step.page.startswith("results/"):
+        if step.page is not None:
             page = ROOT / "docs" / step.page
             text = page.read_text(encoding="utf-8")
             output = step.folder / "printed.txt"

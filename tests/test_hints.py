@@ -149,7 +149,7 @@ def test_what_has_no_hints_is_refused(clip: ClipAdapter, options: dict[str, Any]
 
 @pytest.mark.slow
 def test_hints_are_right_on_scenes_that_nothing_was_chosen_on() -> None:
-    """The table of docs/appendix/reading.md, from fewer scenes."""
+    """The table of docs/appendix/measurements.md, from fewer scenes."""
     script = Path(__file__).parents[1] / "docs" / "examples" / "hints.py"
     rows = [line.strip("| ").split(" | ") for line in printed(script, "--scenes", "5")[2:]]
     assert {row[0] for row in rows} == {"demo/vit", "demo/resnet"}

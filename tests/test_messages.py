@@ -1,4 +1,4 @@
-"""docs/messages.md: each sentence is what the call below it says, and each is listed."""
+"""docs/appendix/messages.md: each sentence is what the call below it says, and each is listed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Message(NamedTuple):
 
 def messages() -> list[Message]:
     """The rows of the tables of sentences, in the page's order."""
-    text = (ROOT / "docs" / "messages.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "appendix" / "messages.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return [
         Message(row[0], row[1].strip("`"))

@@ -31,15 +31,16 @@ OFFLINE, ON_THE_HUB = 1, 2
 
 @pytest.fixture
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A folder with a gray photo; what README names -> what stands for it, saved random models."""
+    """A folder of gray pictures; what README names -> what stands for it, saved random models."""
     monkeypatch.chdir(tmp_path)
-    samples.picture(1, height=9, width=16).resize((640, 360)).convert("L").save("photo.jpg")
+    for name in ("photo.jpg", "scene.jpg"):
+        samples.picture(1, height=9, width=16).resize((640, 360)).convert("L").save(name)
     save_transformers(builders.hf_vit(), tmp_path / "vit")
     built = builders.open_clip_resnet(1)
     save_open_clip(built, tmp_path / "resnet", builders.RESNET_CONFIG)
     resnet = repr(f"local-dir:{tmp_path / 'resnet'}")
     return {
-        '"openai/clip-vit-base-patch32"': repr(str(tmp_path / "vit")),
+        '"demo/vit"': repr(str(tmp_path / "vit")),
         '"RN50-quickgelu", pretrained="openai"': resnet,
         '"RN50-quickgelu"': resnet,
     }
@@ -55,7 +56,6 @@ def colored(path: str) -> float:
 def test_first_examples_draw_maps_on_a_photo(followed: dict[str, str]) -> None:
     """Word for word, but for the names of the checkpoints."""
     blocks = [block.code for block in blocks_of(README)][:2]
-    followed = {'"ViT-B/32"': followed['"openai/clip-vit-base-patch32"'], **followed}
     namespace: dict[str, Any] = {}
     for code in blocks:
         for name, model in followed.items():
@@ -70,11 +70,11 @@ def test_first_examples_draw_maps_on_a_photo(followed: dict[str, str]) -> None:
 def test_own_captum_code_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the seven lines of the first guide, which give the map of the same text."""
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(draw_scene(0, objects=["horse", "dog"]).image).save("photo.jpg")
+    Image.fromarray(draw_scene(0, objects=["horse", "dog"]).image).save("scene.jpg")
     captum = [block.code for block in blocks_of(README)][2]
     blocks = [block.code for block in blocks_of(ROOT / "docs" / "start.md")]
     (seven,) = (code for code in blocks if "visualization.overlay" in code)
-    pasted: dict[str, Any] = {"scene": SimpleNamespace(image="photo.jpg")}
+    pasted: dict[str, Any] = {"scene": SimpleNamespace(image="scene.jpg")}
     exec(captum, pasted)
     *_, after = re.findall(r"^\w+.*\.attribute\(.*\)", captum, re.MULTILINE)
     own = eval(after, pasted)
@@ -104,12 +104,12 @@ def test_what_is_pasted_offline_draws_the_pictures(
     for command in (hint[1:], *lines_of(OFFLINE)):
         assert command[command.index("-m") + 1] == "demo/vit"
         assert main(command) == 0
-        figure = dict(pairwise(command)).get("-o", "photo-explained-a-horse.png")
+        figure = dict(pairwise(command)).get("-o", "scene-explained-a-horse.png")
         assert Path(figure).stat().st_size > 10_000
     steps = {step.name: step for step in experiment("measured").STEPS}
     pictures = re.findall(r"docs/images/(?!photo)(\w+)\.jpg", text)
-    assert pictures == ["readme", "html", "against", "app"]
-    for name in pictures[:3]:  # whose commands stand in the block, word for word
+    assert pictures == ["methods", "readme", "html", "against", "app"]
+    for name in pictures[1:4]:  # whose commands stand in the block, word for word
         line = steps[name].commands.splitlines()[1]
         assert shlex.split(line)[1:] in lines_of(OFFLINE)
         assert f"\n{line}\n" in text
@@ -127,7 +127,7 @@ def test_the_same_on_the_hubs_model(
     """Lines from above without their model; here another stands for the one that the hub has."""
     offline = [[w for w in words if w not in ("-m", "demo/vit")] for words in lines_of(OFFLINE)]
     for command in lines_of(ON_THE_HUB):
-        assert command in offline
+        assert [word.replace("photo.", "scene.") for word in command] in offline
         assert main([*command, "--model", "vit"]) == 0
     printed = capsys.readouterr().out
     assert colored("horse.png") > 0.02

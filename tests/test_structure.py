@@ -191,15 +191,15 @@ def test_every_folder_has_its_place_in_the_documentation() -> None:
     docs = PACKAGE.parent / "docs"
     entries = {path.parent.name + "/" for path in PACKAGE.glob("*/__init__.py")}
     entries |= {path.name for path in PACKAGE.glob("[a-z]*.py")}
-    for file in ("structure.md", "images/floors.svg"):
+    for file in ("contributing.md", "images/floors.svg"):
         text = (docs / file).read_text(encoding="utf-8")
         assert [entry for entry in entries if entry not in text] == [], file
 
 
 def test_files_that_the_documentation_names_are_there() -> None:
-    """Those of each folder in docs/structure.md."""
-    text = (PACKAGE.parent / "docs" / "structure.md").read_text(encoding="utf-8")
-    text = text[text.index("## Inside a folder") : text.index("## To add something")]
+    """Those of each folder in docs/contributing.md."""
+    text = (PACKAGE.parent / "docs" / "contributing.md").read_text(encoding="utf-8")
+    text = text[text.index("### Inside a folder") : text.index("## Publish")]
     _, *parts = re.split(r"^\*\*`(\w+)/`\*\*:", text, flags=re.MULTILINE)
     folders = dict(zip(parts[::2], parts[1::2], strict=True))
     assert len(folders) >= 6

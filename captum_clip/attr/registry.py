@@ -117,7 +117,7 @@ def methods_for(kind: str) -> tuple[str, ...]:
 
 
 def default_method(tower: Tower) -> str:
-    """The method where none is named: the one that points best (docs/appendix/right_map.md)."""
+    """The method where none is named: the one that points best (docs/appendix/measurements.md)."""
     has_pooling_head = isinstance(tower, TransformerTower) and tower.pooling == "attention"
     return "conservative" if has_pooling_head else "direct"
 

@@ -66,7 +66,7 @@ class Demo(Quiet):
 
 @command(app, "demo", "-o figures")
 def demo_command(args: Demo) -> None:
-    """Draw maps of the embedded models, without a network, and leave a photo.jpg to try.
+    """Draw maps of the embedded models, without a network, and leave a scene.jpg to try.
 
     With --scenes it draws scenes alone.
     """
@@ -78,20 +78,20 @@ def demo_command(args: Demo) -> None:
 
     folder = make_folder(args.output or Path())
     paths = [] if args.scenes else _draw_figures(folder, args)
-    photo, photos = folder / "photo.jpg", folder / "scenes"
-    images = {photo: _example(0)[0]}
+    scene, scenes = folder / "scene.jpg", folder / "scenes"
+    images = {scene: _example(0)[0]}
     if args.scenes:
-        make_folder(photos)
+        make_folder(scenes)
     for number in range(args.scenes):
-        images[photos / f"{number:03}.jpg"] = draw_scene(number, split="test").image
+        images[scenes / f"{number:03}.jpg"] = draw_scene(number, split="test").image
     for path, pixels in images.items():
-        with suppress(FileExistsError), open(path, "xb") as file:  # a photo of the user's stays
+        with suppress(FileExistsError), open(path, "xb") as file:  # a file of the user's stays
             Image.fromarray(pixels).save(file, "JPEG", quality=95)
-            paths += [path] * (path == photo)
-    print(*paths, *[photos] * (args.scenes > 0), sep="\n")
+            paths += [path] * (path == scene)
+    print(*paths, *[scenes] * (args.scenes > 0), sep="\n")
     print(
         f"The models know {len(WORDS)} words ('captum-clip models --vocabulary') and no photographs"
-        f'; next: captum-clip explain {shlex.quote(str(photo))} "a horse" -m demo/vit'
+        f'; next: captum-clip explain {shlex.quote(str(scene))} "a horse" -m demo/vit'
     )
 
 

@@ -2,7 +2,7 @@
 
 A map has a maximum whatever the model knows of the image, and some class is always the best. All
 hints compare with texts that have nothing to do with it; their levels are calibrated on the scenes
-of the embedded models, see `docs/appendix/reading.md`.
+of the embedded models, see `docs/appendix/measurements.md`.
 """
 
 import re

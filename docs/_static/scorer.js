@@ -9,7 +9,8 @@ var Scorer = {
   title: 15,
   score: ([page, , , , score]) => score * Scorer.rank(page),
   rank: (page) =>
-    /^(generated\/captum_clip|beside|structure|contributing)/.test(page) ? 0.5
+    /^beside\/changelog/.test(page) ? 0.2
+      : /^(generated\/captum_clip|beside|contributing)/.test(page) ? 0.5
       : /^(tutorials|generated)/.test(page) ? 0.7 : 1,
   weights: { text: 1, heading: 2, index: 3, title: 4 },
 };

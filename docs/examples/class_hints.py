@@ -1,6 +1,7 @@
 """How often `classify` warns that no class stands out: of a shown one, of none, of a near one.
 
-``python docs/examples/class_hints.py --scenes 80`` prints the table of docs/appendix/reading.md.
+``python docs/examples/class_hints.py --scenes 80`` prints the table of
+docs/appendix/measurements.md.
 """
 
 from __future__ import annotations

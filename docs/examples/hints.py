@@ -1,6 +1,6 @@
 """How often the hints of `explain(hints=True)` are given where they should be, and where not.
 
-``python docs/examples/hints.py --scenes 100`` prints the table of docs/appendix/reading.md.
+``python docs/examples/hints.py --scenes 100`` prints the table of docs/appendix/measurements.md.
 """
 
 from __future__ import annotations

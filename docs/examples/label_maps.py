@@ -2,7 +2,7 @@
 
 ``python docs/examples/label_maps.py scenes`` writes the folders ``scenes/objects`` (20 classes; all
 that is no object is ignored) and ``scenes/background`` (it is a class), measures both with
-``captum-clip evaluate``'s own function, and prints the table of docs/appendix/findings.md.
+``captum-clip evaluate``'s own function, and prints the table of docs/appendix/measurements.md.
 
 With ``--spread .7 1`` it prints what spreading each cell over its neighbors changes.
 """

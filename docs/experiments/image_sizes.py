@@ -1,11 +1,11 @@
 """What larger images give, and cost: small and usual objects, at 224, 320 and 448 pixels a side.
 
-``python docs/experiments/image_sizes.py`` prints the table of docs/appendix/reading.md: of each
-object of scenes with two, whether its noun is among the two best-scored, and whether the maximum of
-each method's map lies on it, with 95 % intervals over scenes. A scene is drawn once, with 448
-pixels a side; each model's own processor makes its images of it, so that larger ones show more
-detail. ``--drawn 224`` leaves that out, and ``--cost`` prints what a forward pass takes instead, on
-one core.
+``python docs/experiments/image_sizes.py`` prints the table of docs/appendix/measurements.md: of
+each object of scenes with two, whether its noun is among the two best-scored, and whether the
+maximum of each method's map lies on it, with 95 % intervals over scenes. A scene is drawn once,
+with 448 pixels a side; each model's own processor makes its images of it, so that larger ones show
+more detail. ``--drawn 224`` leaves that out, and ``--cost`` prints what a forward pass takes
+instead, on one core.
 """
 
 from __future__ import annotations

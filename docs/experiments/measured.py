@@ -2,10 +2,10 @@
 
 ``python docs/experiments/measured.py`` makes all of it in the folder ``measured`` next to it, in
 hours of one core; names of steps, or ``images`` or ``tables``, make only these. What the same
-commands made with the same weights stays, and a run that was interrupted goes on. Images, tables
-and the pages of the evaluation are put where they are shown; numbers in prose are put there by a
-person, who reads the sentences next to them against ``measured/STEP/printed.txt``. What a step
-printed and its tables are kept in the repository.
+commands made with the same weights stays, and a run that was interrupted goes on. Images and
+tables are put where they are shown; numbers in prose are put there by a person, who reads the
+sentences next to them against ``measured/STEP/printed.txt``. What a step printed and its tables are
+kept in the repository.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ROOT = DOCS.parent
 OUT = HERE / "measured"
 BOTH = ("vit", "resnet")
 ALL = (*BOTH, "siglip")
+MEASUREMENTS = "appendix/measurements.md"
 FOLDERS = {
     **{model: ROOT / "captum_clip/demo" / model for model in ALL},
     "shortcut": HERE / "shortcut" / "model",
@@ -48,9 +49,8 @@ class Step:
         commands: lines of a shell, or Python if ``python``, run in that folder.
         image: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
         side: the longer side of that in pixels; None: as it is.
-        page: the page of the documentation that ``out/results.md`` becomes, or that shows the table
-            that is printed: from ``tables/NAME.csv`` beside it, if it names that file, else under
-            the marker of the step.
+        page: the page of the documentation that shows the table that is printed: from
+            ``tables/NAME.csv`` beside it, if it names that file, else under the marker of the step.
         after: the steps whose folders it reads.
         python: whether the commands are Python.
     """
@@ -134,9 +134,7 @@ class Step:
                 shown = Image.open(source).convert("RGB")
                 shown.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
                 shown.save(target, quality=90, optimize=True)
-        if self.page is not None and (results := self.folder / "out" / "results.md").exists():
-            shutil.copyfile(results, DOCS / self.page)
-        elif self.page is not None:
+        if self.page is not None:
             page, printed = DOCS / self.page, _read(self.folder / "printed.txt")
             text, marker = page.read_text(encoding="utf-8"), f"<!-- measured: {self.name} -->\n"
             if f":file: tables/{self.name}.csv\n" in text:
@@ -172,7 +170,6 @@ def evaluation(
     name: str,
     model: str,
     options: str = "",
-    page: str | None = None,
     program: str = "captum-clip evaluate",
 ) -> Step:
     """``captum-clip evaluate`` of one model, all methods unless the options name some."""
@@ -181,8 +178,8 @@ def evaluation(
     path = os.path.relpath(FOLDERS[model], OUT / name) if model not in ALL else f"demo/{model}"
     command = f"{program} --model {path} {options} --threads 1 -o out"
     if model.startswith("second"):
-        return Step(name, (), command, page=page, after=(f"trained_{model}",))
-    return Step(name, (model,), command, page=page)
+        return Step(name, (), command, after=(f"trained_{model}",))
+    return Step(name, (model,), command)
 
 
 def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: str) -> Step:
@@ -268,32 +265,19 @@ PAIR_METHODS = {
     model: "--method direct --method random" + " --method conservative" * (model != "resnet")
     for model in ALL
 }
-SHARES = """
-methods = [method for method in attr.METHODS.values() if "text" in method.towers]
-for model in ("demo/vit", "demo/resnet"):
-    share(model, methods)
-"""
 BOTH_SCENES = """
 from captum_clip import explain
 from captum_clip.demo.scenes import draw_scene
 both = draw_scene(3, objects=["horse", "dog"]).image
 other = draw_scene(8, objects=["dog", "donut"]).image
 """
-IMPORTS = """
-import torch
-from captum_clip import ClipSimilarity, load_clip, targets
-"""
-QUANTILES = """
-for model in ("demo/vit", "demo/resnet"):
-    print(model, *quantiles(model, scenes=500))
-"""
-WITH_PHOTO = "cp ../demo/photo.jpg .\ncaptum-clip explain photo.jpg "
+WITH_SCENE = "cp ../demo/scene.jpg .\ncaptum-clip explain scene.jpg "
 README = {
     "readme": '"a horse" "a dog" -m demo/vit -o horse.png',
     "html": '"a horse and a dog" --side pairs -m demo/vit -o horse.html',
     "against": '"a horse" --against "a dog" -m demo/vit -o against.png',
 }
-"""Lines of README on the photo that the demo leaves."""
+"""Lines of README on the scene that the demo leaves."""
 TAGS = ("shortcut", "shortcut-object", "shortcut-other")
 STEPS = (
     # images
@@ -317,7 +301,7 @@ STEPS = (
         Step(
             name,
             ("vit",),
-            code("figures.md", "draw_scene", f"{name}.png"),
+            code("figures.md", "photo = draw_scene", f"{name}.png"),
             f"{name}.png",
             None if name == "cutout" else 900,
             python=True,
@@ -325,11 +309,11 @@ STEPS = (
         for name in ("column", "frames", "slide", "cells", "cutout")
     ),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
-    Step("readme", ("vit",), WITH_PHOTO + README["readme"], "horse.png", 1000, after=("demo",)),
+    Step("readme", ("vit",), WITH_SCENE + README["readme"], "horse.png", 1000, after=("demo",)),
     Step(
         "html",
         ("vit",),
-        f"{WITH_PHOTO}{README['html']}\n{SCREENSHOT} horse.html horse",
+        f"{WITH_SCENE}{README['html']}\n{SCREENSHOT} horse.html horse",
         "html.png",
         1000,
         after=("demo",),
@@ -337,9 +321,19 @@ STEPS = (
     Step(
         "against",
         ("vit",),
-        WITH_PHOTO + README["against"],
+        WITH_SCENE + README["against"],
         "against.png",
         1000,
+        after=("demo",),
+    ),
+    Step(
+        "methods",
+        ("vit",),
+        'cp ../demo/scene.jpg .\ncaptum-clip figure compare scene.jpg "a horse" -m demo/vit '
+        "--method attention-grad-cam --method last-grad --method direct --method removal "
+        "-o methods.png",
+        "methods.png",
+        1300,
         after=("demo",),
     ),
     Step("app", ("vit",), SCREENSHOT, "app.png", 1280),
@@ -364,7 +358,7 @@ STEPS = (
     Step(
         "text",
         ("vit",),
-        code("data_sets.md", "horse.png") + "from captum_clip import explain\n"
+        code("figures.md", "horse.png") + "from captum_clip import explain\n"
         "texts = ['a horse and a dog', 'a dog, an apple and a car']\n"
         "explain('horse.png', texts, model='demo/vit', side='both').save('text.png')\n",
         "text.png",
@@ -446,7 +440,7 @@ STEPS = (
         "resnet",
         "--data demo-objects --task perturbation --images 150 --method grad-cam --method direct",
     ),
-    Step("horse", (), code("data_sets.md", "horse.png"), python=True),
+    Step("horse", (), code("figures.md", "horse.png"), python=True),
     paintings("art"),
     paintings("thousand", "--paintings 1000"),
     study("art_study", BOTH, "art", f"emotions {with_probes('art')} {MAMOOLER}"),
@@ -477,7 +471,6 @@ STEPS = (
             f"evaluation_{model}",
             model,
             " ".join(f"--task {task}" for task in SLOW_TASKS.split()),
-            page=f"results/evaluation_{model}.md",
         )
         for model in ALL
     ),
@@ -510,10 +503,7 @@ STEPS = (
         )
         for model in BOTH
     ),
-    *(
-        evaluation(f"effects_{model}", model, "--task effect", page=f"results/effects_{model}.md")
-        for model in ALL
-    ),
+    *(evaluation(f"effects_{model}", model, "--task effect") for model in ALL),
     *(
         evaluation(
             f"right_map_{model}",
@@ -555,7 +545,6 @@ STEPS = (
             f"pairs_{model}",
             model,
             f"--data demo --task pairs {PAIR_METHODS[model]}",
-            page=f"results/pairs_{model}.md",
         )
         for model in ALL
     ),
@@ -589,7 +578,7 @@ STEPS = (
             (model,),
             "mkdir -p out\npython ../../removals.py copies "
             f"demo/{model} out/ranks.csv --data thirds --scenes {scenes}",
-            page="appendix/right_map.md",
+            page=MEASUREMENTS,
         )
         for model, scenes in (("vit", 100), ("siglip", 70))
     ),
@@ -598,7 +587,7 @@ STEPS = (
             f"losses_{model}",
             (model,),
             f"python ../../removals.py losses demo/{model} --scenes {scenes}",
-            page="right.md",
+            page="appendix/further.md",
         )
         for model, scenes in (("vit", 150), ("siglip", 80))
     ),
@@ -623,7 +612,7 @@ STEPS = (
         (),
         "python ../../prices.py figure prices.png",
         "prices.png",
-        page="appendix/right_map.md",
+        page=MEASUREMENTS,
         after=tuple(f"prices_{model}" for model in ALL),
     ),
     Step(
@@ -643,7 +632,7 @@ STEPS = (
         Step(name, ("vit", "shortcut"), f"python ../../change.py {what}", page="appendix/heads.md")
         for name, what in (("change", "measure"), ("change_heads", "check"))
     ),
-    Step("repair", ("shortcut",), "python ../../repair.py", page="training.md"),
+    Step("repair", ("shortcut",), "python ../../repair.py", page="appendix/further.md"),
     Step(
         "repair_differences",
         (),
@@ -654,22 +643,22 @@ STEPS = (
     Step(
         "repair_sweep", ("shortcut",), "python ../../repair.py sweep", page="appendix/shortcut.md"
     ),
-    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="appendix/reading.md"),
-    Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page="appendix/reading.md"),
-    Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="appendix/findings.md"),
+    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page=MEASUREMENTS),
+    Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page=MEASUREMENTS),
+    Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page=MEASUREMENTS),
     Step(
         "spread",
         ALL,
         f"python {EXAMPLES}/label_maps.py scenes --spread .7 1",
-        page="appendix/findings.md",
+        page=MEASUREMENTS,
     ),
-    Step("image_sizes", ALL, "python ../../image_sizes.py", page="appendix/reading.md"),
+    Step("image_sizes", ALL, "python ../../image_sizes.py", page=MEASUREMENTS),
     *(
         Step(
             f"robustness_{model}",
             (model,),
             f"python ../../robustness.py demo/{model}",
-            page="appendix/robustness.md",
+            page=MEASUREMENTS,
         )
         for model in ALL
     ),
@@ -677,41 +666,41 @@ STEPS = (
         "robustness_rivals",
         (),
         "python ../../robustness_rivals.py",
-        page="appendix/robustness.md",
+        page=MEASUREMENTS,
     ),
     python("word_norms", ("vit",), "appendix/claims.md", "norms"),
     python("layers", ("vit",), "appendix/claims.md", "Figure 2"),
-    Step("text_words", BOTH, code("appendix/reading.md", "def share") + SHARES, python=True),
     Step(
-        "cosines",
+        "text_words",
         BOTH,
-        IMPORTS + code("appendix/reading.md", "def quantiles") + QUANTILES,
-        python=True,
+        "python ../../word_weights.py demo/vit demo/resnet",
+        page=MEASUREMENTS,
     ),
+    Step("cosines", BOTH, "python ../../cosines.py demo/vit demo/resnet", page=MEASUREMENTS),
     # tables of these
     table("recall", "appendix/embedded.md", *(f"recall_{model}" for model in ALL)),
     table("broad", "appendix/embedded.md", *(f"broad_{model}" for model in ALL)),
     table("pointing", "appendix/embedded.md", *(f"evaluation_{model}" for model in ALL)),
     table(
         "excerpt",
-        "appendix/findings.md",
+        MEASUREMENTS,
         *(f"{step}_{model}" for step in PARTS for model in ALL),
     ),
     table(
         "rankings",
-        "appendix/findings.md",
+        MEASUREMENTS,
         *(f"{step}_{m}" for step in (*PARTS, "second", "second_effects") for m in BOTH),
     ),
-    table("pair_estimators", "appendix/findings.md", *(f"pairs_{model}" for model in ALL)),
+    table("pair_estimators", MEASUREMENTS, *(f"pairs_{model}" for model in ALL)),
     table(
         "copies_ranks",
-        "appendix/right_map.md",
+        MEASUREMENTS,
         *(f"{step}_{model}" for step in ("copies", "prices") for model in ALL),
         *(f"{name}_copies_{model}" for name in ADDED for model in ALL),
     ),
     table(
         "right_map",
-        "appendix/right_map.md",
+        MEASUREMENTS,
         *(f"{step}_{model}" for step in PARTS for model in ALL),
     ),
     *(

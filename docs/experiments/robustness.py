@@ -1,8 +1,9 @@
 """How models and methods bear other scenes: by background, objects, size, cover and wording.
 
 ``python docs/experiments/robustness.py demo/vit demo/resnet demo/siglip`` prints the tables of
-docs/appendix/robustness.md. For each object of broad scenes they say whether its noun is among the
-n best-scored of a scene with n objects, and whether the maximum of each method's map lies on it.
+docs/appendix/measurements.md. For each object of broad scenes they say whether its noun is among
+the n best-scored of a scene with n objects, and whether the maximum of each method's map lies on
+it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two files of docs/contributing.md put the page on a server."""
+"""The two files of docs/app.md put the page on a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 
 import captum_clip
 
-PAGE = (Path(__file__).parents[2] / "docs" / "contributing.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "app.md").read_text(encoding="utf-8").partition("## Host the page")[2]
 
 
 def status(port: int, host: str, seconds: float = 120) -> int:
@@ -78,7 +79,9 @@ def test_requirements_of_a_hosted_page_are_the_package_with_its_page() -> None:
 
 def test_the_cell_for_colab_installs_what_the_tutorials_need_from_their_folder() -> None:
     """Run in an empty notebook, it ends where the tutorials lie, with extras that there are."""
-    (cell,) = re.findall(r"```ipython3\n(.*?)```", PAGE, re.DOTALL)
+    (cell,) = re.findall(
+        r"```ipython3\n(.*?)```", (DOCS / "start.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     clone, change, install = map(shlex.split, cell.splitlines())
     root = Path(__file__).parents[2]
     name, _, folder = change[1].partition("/")

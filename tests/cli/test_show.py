@@ -51,13 +51,13 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
     assert "Warning" not in err
     assert "oading weights" not in err
     [hint] = re.findall(r"next: captum-clip (.*)", out)
-    assert shlex.split(hint) == ["explain", "new/photo.jpg", "a horse", "-m", "demo/vit"]
-    Path("new/photo.jpg").write_text("the user's own")
+    assert shlex.split(hint) == ["explain", "new/scene.jpg", "a horse", "-m", "demo/vit"]
+    Path("new/scene.jpg").write_text("the user's own")
     monkeypatch.setattr(show_commands, "_draw_figures", lambda *_: pytest.fail("drawn again"))
     assert main(["demo", "-o", "new", "--scenes", "2"]) == 0
-    assert Path("new/photo.jpg").read_text() == "the user's own"
+    assert Path("new/scene.jpg").read_text() == "the user's own"
     out = capsys.readouterr().out
-    assert "new/photo.jpg\n" not in out
+    assert "new/scene.jpg\n" not in out
     assert "new/scenes\n" in out
     scenes = [draw_scene(seed, split="test").image for seed in range(2)]
     for name, scene in zip(("000.jpg", "001.jpg"), scenes, strict=True):
