@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -149,28 +150,27 @@ def circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+TAKING_PATHS: list[Any] = [
+    checks.expand,
+    checks.find_file,
+    checks.find_folder,
+    lambda path: checks.check_destination(f"{path}/a.png", (".png",)),
+    files.make_folder,
+    storage_of,
+    load_clip,
+    as_pil,
+    Explanation.load,
+    EmotionProbe.load,
+    readers.MaskedFolder,
+    readers.SampleList,
+    read_image,
+]
+
+
 @pytest.mark.usefixtures("circle")
-@pytest.mark.parametrize(
-    "take",
-    [
-        checks.expand,
-        checks.find_file,
-        checks.find_folder,
-        lambda path: checks.check_destination(f"{path}/a.png", (".png",)),
-        files.make_folder,
-        storage_of,
-        load_clip,
-        as_pil,
-        Explanation.load,
-        EmotionProbe.load,
-        readers.MaskedFolder,
-        readers.SampleList,
-        read_image,
-    ],
-)
-def test_paths_that_no_file_can_have_are_input_errors(take: Any) -> None:
+def test_paths_that_no_file_can_have_are_input_errors() -> None:
     """Each in one sentence that does not repeat a whole long text."""
-    for path in BAD_PATHS.values():
+    for take, path in product(TAKING_PATHS, BAD_PATHS.values()):
         with pytest.raises(InputError) as caught:
             take(path)
         assert 30 <= len(str(caught.value)) < 500

@@ -308,7 +308,7 @@ def test_an_array_in_place_of_a_choice_is_refused(vit: ClipAdapter, array: Any) 
             match=rf"^explain: expected (an? )?`?{name}`?.*, got (arr|ten|ndarray|Tensor)",
         ):
             explain(picture(), "a horse", model=vit, **{name: array})
-    with pytest.raises(InputError, match=r"^explain: expected a method, .*, got (array|tensor)"):
+    with pytest.raises(InputError, match=r"^explain: expected a method, .*, got (nd|ten|Ten|arr)"):
         explain(picture(), "a horse", model=vit, method=array, side="pairs")
     found = explain(picture(), "a horse", model=vit)
     calls: dict[str, Any] = {

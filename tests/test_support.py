@@ -18,6 +18,7 @@ from captum_clip import TextSimilarity, attr, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import tower_of
 from tests import builders, oracles
+from tests.attr import cases
 from tests.attr.test_contract import FORMULAS, OWN_ORACLES
 from tests.attr.test_contract import ROWS as CONTRACT
 from tests.support import COLUMNS, METHODS, TABLES, TOWERS, similarity_of, what_happens
@@ -102,7 +103,7 @@ def words_run(name: str) -> bool:
     except UnsupportedModelError:
         return False
     ids, mask = clip.text_inputs("a horse")
-    methods = [cls for cls in METHODS.values() if "text" in cls.towers]
+    methods = [cls for cls in cases.OWN.values() if "text" in cls.towers]
     assert methods
     for method in methods:
         values = method(forward).attribute_targets(ids, additional_forward_args=mask)

@@ -91,7 +91,8 @@ def move(kernel: KernelManager, folder: Path) -> None:
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """What a kernel is started with: this package first, and caches that are thrown away."""
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = [str(ROOT), str(ROOT / "docs" / "experiments")]  # 5 and 7 draw their paintings there
+    path = [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         "PYTHONPATH": os.pathsep.join(path),
         "CAPTUM_CLIP_CACHE": str(folder / "cache"),

@@ -128,7 +128,7 @@ def share_of_better(
     """
     if not can_compare(clip):
         return torch.zeros(scores.shape)
-    related, embeddings = _related(texts), _unrelated(clip).embeddings.cpu()
+    related, embeddings = _related(texts), _unrelated(clip).embeddings.float().cpu()
     better = ((images.float().cpu() @ embeddings.T)[:, None] > scores[:, :, None]) & ~related
     return better.sum(-1) / (~related).sum(-1).clamp(min=1)
 

@@ -64,7 +64,7 @@ def sign_colors(*signs: str) -> list[Colormap]:
         usual = HEAT if signs[0] == "positive" else NEGATIVE
         return [colormap(usual if cmap is None else cmap)]
     if cmap is None:
-        return [POSITIVE, NEGATIVE][: len(signs)]
+        return list[Colormap]((POSITIVE, NEGATIVE)[: len(signs)])
     return [ListedColormap(colormap(cmap)(np.linspace(0.5, end, 256))) for end in (1, 0)]
 
 

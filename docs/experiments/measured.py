@@ -621,6 +621,13 @@ STEPS = (
         "\n".join(f"python ../../copies.py losses demo/{model} --scenes 100" for model in BOTH),
     ),
     Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
+    Step("map_and_rest", ALL, "python ../../map_and_rest.py", page=MEASUREMENTS),
+    Step(
+        "single_deletion_vit",
+        ("vit",),
+        "python ../../single_deletion.py demo/vit --scenes 150",
+        page=MEASUREMENTS,
+    ),
     Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="appendix/heads.md"),
     Step(
         "head_ablation",

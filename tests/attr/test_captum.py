@@ -202,7 +202,7 @@ def test_an_argument_of_captums_layer_methods_is_refused_with_the_reason(argumen
 ADDITIVE = [attr.DirectContribution, attr.ConservativePropagation]
 
 
-@pytest.mark.parametrize("method", attr.METHODS.values(), ids=attr.METHODS)
+@pytest.mark.parametrize("method", cases.OWN.values(), ids=cases.OWN)
 def test_methods_have_a_delta_where_their_maps_add_up(method: Any) -> None:
     explainer = method(cases.similarity("hf_vit" if "vit" in method.towers else NAME))
     assert explainer.has_convergence_delta() == (method in ADDITIVE) == method.additive

@@ -18,7 +18,7 @@ from tests import builders
 from tests.attr import cases
 
 SOME = ["ClipGradCam", "LastGradAttention", "DirectContribution"]
-VIT_ONLY = [m.__name__ for m in attr.METHODS.values() if "resnet" not in m.towers]
+VIT_ONLY = [m.__name__ for m in cases.OWN.values() if "resnet" not in m.towers]
 FITTING = [("LastGradAttention", "hf_vit"), ("ClipGradCam", "open_clip_resnet")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from itertools import product
 from typing import Any, final
 
 import pytest
@@ -155,22 +156,21 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(text: str) -
         MethodChoice.of(text)
 
 
-@pytest.mark.parametrize("method", cases.OWN.values())
-@pytest.mark.parametrize("name", ["attribute", "attribute_targets"])
-def test_both_methods_have_a_signature_with_the_options(method: Any, name: str) -> None:
+def test_both_methods_have_a_signature_with_the_options() -> None:
     """As help and completion show it; anything else is a TypeError at the call."""
-    parameters = inspect.signature(getattr(method, name)).parameters
-    assert list(parameters)[:2] == ["self", "inputs"]
-    options = inspect.signature(method._compute).parameters
-    assert set(list(options)[2:]) <= set(parameters)
-    takes_others = method is attr.CamFamily  # what the class of pytorch-grad-cam takes
-    assert any(p.kind is p.VAR_KEYWORD for p in parameters.values()) == takes_others
-    clip = load_clip(f"demo/{method.towers[0]}")
-    attribution = method(ClipSimilarity(clip, targets.text(clip, "a horse")))
-    error = InputError if takes_others else TypeError
-    message = r"eigen_smooth, got 'nonsense'|takes no nonsense; it takes inputs"
-    with pytest.raises(error, match=message):
-        getattr(attribution, name)(clip.preprocess(picture()), nonsense=1)
+    for method, name in product(cases.OWN.values(), ("attribute", "attribute_targets")):
+        parameters = inspect.signature(getattr(method, name)).parameters
+        assert list(parameters)[:2] == ["self", "inputs"]
+        options = inspect.signature(method._compute).parameters
+        assert set(list(options)[2:]) <= set(parameters)
+        takes_others = method is attr.CamFamily  # what the class of pytorch-grad-cam takes
+        assert any(p.kind is p.VAR_KEYWORD for p in parameters.values()) == takes_others
+        clip = load_clip(f"demo/{method.towers[0]}")
+        attribution = method(ClipSimilarity(clip, targets.text(clip, "a horse")))
+        error = InputError if takes_others else TypeError
+        message = r"eigen_smooth, got 'nonsense'|takes no nonsense; it takes inputs"
+        with pytest.raises(error, match=message):
+            getattr(attribution, name)(clip.preprocess(picture()), nonsense=1)
 
 
 def test_grad_cam_is_still_captums() -> None:

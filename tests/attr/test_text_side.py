@@ -16,7 +16,7 @@ from captum_clip import TextSimilarity, attr, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptureError, InputError, TargetError, UnsupportedModelError
 from tests import builders, oracles
-from tests.attr import state
+from tests.attr import cases, state
 
 TEXTS = ["a horse and a dog", "a dog"]
 MODELS: dict[str, Callable[[], builders.Small]] = {
@@ -654,7 +654,7 @@ def test_a_hook_on_a_text_tower_is_followed_or_refused(part: str) -> None:
     own = builders.dual_encoder()
     forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
     ids, mask = own.load().text_inputs(TEXTS)
-    methods = [method(forward) for method in attr.METHODS.values() if "text" in method.towers]
+    methods = [method(forward) for method in cases.OWN.values() if "text" in method.towers]
     call = {"additional_forward_args": mask}
     plain = [method.attribute(ids, **call) for method in methods]
     module, refused = own.model.get_submodule(part), set()

@@ -39,21 +39,15 @@ def program(code: str, *, shell: bool = False) -> subprocess.CompletedProcess[st
     return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_help_of_each_command_explains_every_option(
-    words: tuple[str, ...], capsys: Capture
-) -> None:
-    assert main([*words, "--help"]) == 0
-    printed = capsys.readouterr().out
-    assert f"example:\n  captum-clip {' '.join(words)} " in printed
-    assert all(parameter.help for parameter in COMMANDS[words].params)
-    assert all(len(line) <= 80 or "captum-clip" in line for line in printed.splitlines())
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_the_example_in_each_help_can_be_typed(words: tuple[str, ...], capsys: Capture) -> None:
-    main([*words, "--help"])
-    parse(shlex.split(capsys.readouterr().out.splitlines()[-1])[1:])
+def test_help_of_each_command_explains_every_option(capsys: Capture) -> None:
+    """And the example at its end can be typed."""
+    for words, command in COMMANDS.items():
+        assert main([*words, "--help"]) == 0
+        printed = capsys.readouterr().out
+        assert f"example:\n  captum-clip {' '.join(words)} " in printed
+        assert all(parameter.help for parameter in command.params)
+        assert all(len(line) <= 80 or "captum-clip" in line for line in printed.splitlines())
+        parse(shlex.split(printed.splitlines()[-1])[1:])
 
 
 def test_usage_shows_images_then_texts(capsys: Capture) -> None:

@@ -36,7 +36,8 @@ def test_search_prints_and_writes_the_best_images_for_a_text(
         assert Path("photos", row["file"]).is_file()
     with Image.open("out/search.png") as figure:
         figure.verify()
-    assert lines[3:] == ["out/search.csv", "out/search.png"]
+    assert lines[3].startswith("“a horse” fits 2 of these 2 images no better")
+    assert lines[4:] == ["out/search.csv", "out/search.png"]
 
 
 def test_a_limit_of_pixels_holds_for_the_threads_that_read(here: Path, run: Run) -> None:

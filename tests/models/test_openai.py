@@ -12,6 +12,7 @@ from torchvision import transforms
 from captum_clip import ClipSimilarity, TextSimilarity, attr, explain, load_clip, targets
 from captum_clip.errors import TargetError, UnsupportedModelError
 from tests import explicit, oracles
+from tests.attr import cases
 from tests.builders import randomize
 from tests.vendored.clip import model as published
 
@@ -84,7 +85,7 @@ def test_maps_are_those_of_the_same_weights_in_open_clip(kind: str) -> None:
     target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     ids = tokenize(["horse", "a dog"])
-    rows: list[tuple[Any, dict[str, Any]]] = [(method, {}) for method in attr.METHODS.values()]
+    rows: list[tuple[Any, dict[str, Any]]] = [(method, {}) for method in cases.OWN.values()]
     rows += [(attr.DirectContribution, {"depth": "token"})] * (kind == "vit")
     for method, options in rows:
         sides = {"text": (TextSimilarity, ids), clips[0].kind: (ClipSimilarity, images)}
@@ -170,7 +171,7 @@ def test_attentions_with_split_maps_have_the_maps_of_the_whole_ones() -> None:
         "text": (TextSimilarity, tokenize(["horse", "a dog"])),
         "vit": (ClipSimilarity, images),
     }
-    for method in attr.METHODS.values():
+    for method in cases.OWN.values():
         for similarity, inputs in (sides[side] for side in sides if side in method.towers):
             expected, found = (
                 method(similarity(clip, target)).attribute_targets(inputs) for clip in clips
@@ -212,7 +213,7 @@ def test_a_copy_whose_code_differs_is_explained_as_it_computes_or_refused() -> N
     target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     refused = set()
-    for method in (method for method in attr.METHODS.values() if "vit" in method.towers):
+    for method in (method for method in cases.OWN.values() if "vit" in method.towers):
         made = [method(ClipSimilarity(load_clip(model), target)) for model in (own, same)]
         try:
             found = made[0].attribute_targets(images)

@@ -240,7 +240,7 @@ def test_an_adapter_that_was_not_merged_has_the_maps_of_the_merged_one(name):
     for step in (lambda: base, lambda: adapter, adapter.merge):
         setattr(module, part, step())
         similarity = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
-        methods = {n: m for n, m in attr.METHODS.items() if "vit" in m.towers and n != "cam"}
+        methods = {n: m for n, m in cases.OWN.items() if "vit" in m.towers and n != "cam"}
         found.append({n: m(similarity).attribute_targets(images) for n, m in methods.items()})
     plain, adapted, merged = found
     for method, maps in adapted.items():

@@ -17,6 +17,7 @@ from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import tower_of
 from captum_clip.recording.hooks import uncompiled
 from tests import builders
+from tests.attr import cases
 
 IMAGES = builders.hf_vit().images()
 ROWS = torch.randn(2, 24, generator=torch.Generator().manual_seed(3))
@@ -184,7 +185,7 @@ def test_adapters_are_honored(path: str, merged: bool) -> None:
         for parameter in same.model.get_submodule(path).parameters():
             parameter.data *= 1.5
     plain = ClipSimilarity(same.load(), targets.embedding(ROWS))
-    methods = [m for name, m in attr.METHODS.items() if "vit" in m.towers and name != "cam"]
+    methods = [m for name, m in cases.OWN.items() if "vit" in m.towers and name != "cam"]
     for method in methods:
         maps = [method(each).attribute(IMAGES, target=0) for each in (similarity, plain)]
         torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-6)
