@@ -41,26 +41,26 @@ def gradient():
     return Image.fromarray(values)
 
 
-@pytest.mark.parametrize(
-    ("mode", "color", "expected"),
-    [
-        ("RGB", RED, RED),
-        ("L", 90, GRAY),
-        ("1", 1, (255, 255, 255)),
-        ("LA", (90, 255), GRAY),
-        ("La", (90, 255), GRAY),
-        ("RGBA", (*RED, 255), RED),
-        ("RGBa", (*RED, 255), RED),
-        ("RGBA", (*RED, 0), (255, 255, 255)),
-        ("LA", (0, 0), (255, 255, 255)),
-        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-        ("I;16", 90 * 257, GRAY),
-        ("I", 90 * 257, GRAY),
-        ("I", 65535, (255, 255, 255)),
-    ],
-)
-def test_pil_modes_become_rgb(mode, color, expected):
-    assert pixel(solid(mode, color)) == expected
+COLORS_OF_MODES = [
+    ("RGB", RED, RED),
+    ("L", 90, GRAY),
+    ("1", 1, (255, 255, 255)),
+    ("LA", (90, 255), GRAY),
+    ("La", (90, 255), GRAY),
+    ("RGBA", (*RED, 255), RED),
+    ("RGBa", (*RED, 255), RED),
+    ("RGBA", (*RED, 0), (255, 255, 255)),
+    ("LA", (0, 0), (255, 255, 255)),
+    ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+    ("I;16", 90 * 257, GRAY),
+    ("I", 90 * 257, GRAY),
+    ("I", 65535, (255, 255, 255)),
+]
+
+
+def test_pil_modes_become_rgb():
+    for mode, color, expected in COLORS_OF_MODES:
+        assert pixel(solid(mode, color)) == expected, mode
 
 
 def test_half_transparent_pixels_are_half_white():
