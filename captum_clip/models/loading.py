@@ -302,8 +302,8 @@ def _with_architecture(source: ModelSource, file: Path) -> ModelSource:
         way = f"Write 'ARCH:{file}'; {_listed(fits) or kinds}"
         raise InputError(f"{argument('model', source.name)}: which architecture? {way}.")
     full = f"{fits[0]}:{file}"
-    said = f"its shapes fit {fits[0]} alone, so it is loaded as {full}"
-    warnings.warn(f"{argument('model', str(file))}: {said}.", stacklevel=2)
+    reason = f"its shapes fit {fits[0]} alone, so it is loaded as {full}"
+    warnings.warn(f"{argument('model', str(file))}: {reason}.", stacklevel=2)
     name = full if source.adapter is None else source.name
     return resolve(full)._replace(name=name, adapter=source.adapter)
 
@@ -390,8 +390,8 @@ def _processor(source: ModelSource, model: Any) -> Any:
     is_bare = source.local and not any(Path(source.where).glob("*processor_config.json"))
     if is_bare and getattr(config, "model_type", None) == "clip":  # other kinds have several
         side = config.vision_config.image_size
-        said = f"no preprocessor_config.json, so images become {side} x {side} as for OpenAI's CLIP"
-        warnings.warn(f"{argument('model', source.name)}: {said}.", stacklevel=2)
+        reason = f"no preprocessor_config.json, so images become {side} x {side} as for OpenAI's CLIP"
+        warnings.warn(f"{argument('model', source.name)}: {reason}.", stacklevel=2)
         return CLIPImageProcessor(size=side, crop_size=side)
     return AutoImageProcessor.from_pretrained(source.where, trust_remote_code=False)
 

@@ -244,6 +244,16 @@ def test_nothing_of_a_strangers_folder_runs(saved: Path, world: Path, kind: str)
     assert "evil" not in sys.modules
 
 
+def test_an_adapter_on_a_base_of_ones_own_follows_the_same_rules(saved: Path, world: Path) -> None:
+    """``BASE:FOLDER``, where either may be a stranger's."""
+    for number, kind in enumerate(("peft, megatron", "peft, another model")):
+        shutil.copytree(saved / "transformers", f"evil_{number}")
+        TRANSFORMERS[kind](Path(f"evil_{number}"))
+        assert "adapter_config.json says" in end_of(f"demo/vit:evil_{number}")
+    assert "load the model yourself" in end_of("evil_base:evil_0")
+    assert "evil" not in sys.modules
+
+
 def test_the_canary_sings_where_code_runs(
     saved: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
