@@ -390,8 +390,8 @@ def _processor(source: ModelSource, model: Any) -> Any:
     is_bare = source.local and not any(Path(source.where).glob("*processor_config.json"))
     if is_bare and getattr(config, "model_type", None) == "clip":  # other kinds have several
         side = config.vision_config.image_size
-        reason = f"no preprocessor_config.json, so images become {side} x {side} as for OpenAI's CLIP"
-        warnings.warn(f"{argument('model', source.name)}: {reason}.", stacklevel=2)
+        why = f"no preprocessor_config.json, so images become {side} x {side} as for OpenAI's CLIP"
+        warnings.warn(f"{argument('model', source.name)}: {why}.", stacklevel=2)
         return CLIPImageProcessor(size=side, crop_size=side)
     return AutoImageProcessor.from_pretrained(source.where, trust_remote_code=False)
 
