@@ -88,10 +88,11 @@ def figure(file: str) -> None:
         for (name, column), color in zip(COLUMNS.items(), ("#4477aa", "#cc6677"), strict=True):
             axes.scatter(points.price, points[column], 18, color, label=name, alpha=0.8)
         bests = {points[COLUMNS["removal"]][points.price <= limit].idxmax() for limit in LIMITS}
-        for name in bests:
+        for number, name in enumerate(sorted(bests, key=points.price.get)):  # above each other
             place = points.price[name], points[COLUMNS["removal"]][name]
             side = "left" if place[0] < 5 else "right"
-            axes.annotate(name, place, (0, 6), textcoords="offset points", size=6, ha=side)
+            look: Any = {"arrowprops": {"arrowstyle": "-", "lw": 0.4}, "size": 6, "ha": side}
+            axes.annotate(name, place, (0, 8 + 11 * number), textcoords="offset points", **look)
         axes.set(xscale="log", title=NAMES[model], xlabel="price in forward passes")
         for limit in LIMITS:
             below = points[points.price <= limit]
@@ -99,6 +100,7 @@ def figure(file: str) -> None:
             rows.append([NAMES[model], "any" if limit == LIMITS[-1] else f"{limit:g}", *cells])
     first = drawing.axes[0]
     first.set_ylabel("rank correlation, three copies")
+    first.set_ylim(top=1.15)
     first.legend(frameon=False, loc="lower right")
     drawing.savefig(file, dpi=130)
     markdown(("model", "price up to", *COLUMNS), rows)
