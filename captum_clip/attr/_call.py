@@ -89,7 +89,7 @@ class Call:
     def of_two(self) -> "Call":
         """The call with two images, the fewest that can show whether images mix."""
         count = len(self.images[0])
-        extra = [x[:2] if isinstance(x, Tensor) and len(x) == count else x for x in self.extra]
+        extra = [x[:2] if torch.is_tensor(x) and x.shape[:1] == (count,) else x for x in self.extra]
         images = tuple(image[:2] for image in self.images)
         if count == 1 and not extra and not isinstance(self.forward, Similarity):
             images = tuple(torch.cat([image, image.flip(-1)]) for image in images)
@@ -401,6 +401,8 @@ def embedded_scores(tower: Tower, run: Pass, below: Tensor | None = None) -> Poo
         return PooledEmbedding(run, record.scored, direction, gradient, scored is record.projected)
     embedding = _scored_point(run, record.embedding if below is None else below)
     if embedding is None:
+        if not run.scores.requires_grad:
+            next(run.gradients(record.embedding))  # which says so
         raise ReadsMoreError(
             f"The scores depend on more than the embedding that the {tower.noun} returned, such as "
             "hidden states, so they cannot be taken apart. Use a method with gradients, such as "

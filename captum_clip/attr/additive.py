@@ -392,15 +392,15 @@ class AdditiveAttribution(ClipAttribution):
             InputError: attributions or a rest of another number of images.
             TargetError: as `attribute`.
         """
-        (maps,) = attributions if isinstance(attributions, tuple) else (attributions,)
+        maps = attributions if isinstance(attributions, tuple) else (attributions,)
         images = inputs if isinstance(inputs, tuple) else (inputs,)
         scores: Tensor = self.forward_func(*images, *further_arguments(additional_forward_args))
         scores = scores.view(len(scores), -1)
-        fits = len(maps) == len(scores) and rest.shape == (len(scores), 1)
+        fits = rest.shape == (len(scores), 1) and [*map(len, maps)] == [len(scores)]
         expected = f"maps (B, 1, ...) and a rest (B, 1) of {len(scores)} images"
-        expect(fits, expected, [maps, rest], "return_rest=True gives both")
+        expect(fits, expected, [*maps, rest], "return_rest=True gives both")
         column = one_column(target, *scores.shape).to(scores.device)
-        return scores.gather(1, column.T)[:, 0] - maps.flatten(1).sum(1) - rest[:, 0]
+        return scores.gather(1, column.T)[:, 0] - maps[0].flatten(1).sum(1) - rest[:, 0]
 
 
 @final

@@ -114,6 +114,7 @@ def check_method(
         with torch.no_grad():
             laws["adds up"] = float((maps.sum((-2, -1)) + rest - forward(images)).abs().max())
     if wanted is not None:
+        expect(wanted.shape == maps.shape, f"`wanted` of shape {tuple(maps.shape)}", wanted)
         laws["oracle"] = off(wanted, maps)
     laws["model"] = float(_state_of(forward.clip.model) != before)
     broken = [f"{law} ({off:.1e})" for law, off in laws.items() if not off <= tolerance]

@@ -190,8 +190,7 @@ class ReaderRemoval(ClipAttribution):
         Raises:
             InputError: masks of another shape or type.
         """
-        is_mask = isinstance(masks, Tensor) and masks.dtype == torch.bool
-        expect(is_mask, "a boolean tensor of masks", masks)
+        expect(getattr(masks, "dtype", None) is torch.bool, "a boolean tensor of masks", masks)
 
         def compute(call: Call, *, readers: int) -> Computed:
             reader = self._reader(call, readers, 1, rows=False)
@@ -439,4 +438,4 @@ def _mean(tokens: Tensor, left: Tensor) -> Tensor:
 
 def _at(ids: Tensor, like: Tensor) -> Tensor:
     """Whether a token is at any of these positions (B, G or 1, n), as for values (B, G, s)."""
-    return torch.zeros_like(like[:, : ids.shape[1]]).scatter(2, ids, True)
+    return like.new_zeros(*ids.shape[:2], like.shape[-1]).scatter(2, ids, True)

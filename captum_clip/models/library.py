@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import show
+from ..checks import excerpt, expect, show
 from ..demo import MODELS
 from ..errors import InputError, UnsupportedModelError, argument
 
@@ -203,6 +203,7 @@ _ALLOWED_VALUES: Final = {
 _LARGEST_SIZES: Final = {
     r"(image_size|size|crop_size)\b": LARGEST_SIDE,
     "max_num_patches": (LARGEST_SIDE // 16) ** 2,
+    r"((init_|target_)?r$|rank_pattern\.)": LARGEST_SIDE,  # of adapters
     r"((num_hidden_)?layers|depths?)\b": 1000,
 }
 
@@ -359,12 +360,12 @@ def _refuse_code(*_: Any, **__: Any) -> NoReturn:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of a library's error; of a question whether to run code, what to do."""
-    line = str(error).strip().partition("\n")[0].rstrip(".:")
+    """The first sentence of a library's error; of a question whether to run code, what to do."""
+    # torch lists what does not fit below a line that ends so
+    line = re.sub(r":\s*\n\s*", ": ", str(error).strip()).partition("\n")[0].rstrip(".:")
     if "trust_remote_code" in str(error):
         return _OWN_CODE
-    more = len(line) - 300
-    return line if more <= 0 else f"{line[:300]}... ({more:,} more characters)"
+    return excerpt(line, 300)
 
 
 def count_of(keys: list[str]) -> str:
@@ -376,10 +377,13 @@ def with_adapter(model: nn.Module, folder: Path) -> Any:
     """A model in peft's wrapper, with the adapter in a folder, which is not merged.
 
     Raises:
-        InputError: the adapter is of another model.
+        InputError: the adapter is of another model, or its weights are missing or damaged.
     """
     import peft
 
+    weights = [*map(read_weights, folder.glob("adapter_model.*"))]
+    # without any, peft would ask the hub
+    expect(weights, f"adapter_model.safetensors in {folder}", os.listdir(folder))
     wrapped = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(folder)))
     result = wrapped.load_adapter(str(folder), "default")
     # peft only warns of the former, and says nothing of the latter

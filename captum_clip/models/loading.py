@@ -363,13 +363,13 @@ def _transformers_model(source: ModelSource) -> Any:
         config=config,
         dtype=torch.float32,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # else its error names none of them
         trust_remote_code=False,
     )
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(
-            f"{argument('model', source.name)}: the checkpoint lacks {len(missing)} weights of a "
-            f"{name}, such as {missing[0]}."
-        )
+    wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    message = f"weights of a {name} that the checkpoint lacks, or has in another shape"
+    if wrong:
+        raise InputError(f"{argument('model', source.name)}: {message}: {count_of(wrong)}.")
     return model
 
 

@@ -171,7 +171,7 @@ def _checkpoint(name: str, architecture: str, file: Path) -> ModelSource:
     """
     if (file / _ADAPTER).is_file():
         return _adapter(name, architecture, file)
-    expect(file.is_file(), "a file after the ':' of a model, as in ARCH:FILE", str(file))
+    expect(file.is_file(), "an existing ARCH:FILE, or BASE:FOLDER with adapter_config.json", name)
     if row := named_model(architecture):
         architecture = openai_architecture(row)
     if _is_architecture(architecture):
@@ -243,8 +243,7 @@ def _open_clip_pair(name: str) -> ModelSource | None:
     from open_clip import get_model_config
     from open_clip.pretrained import get_pretrained_cfg
 
-    weights = get_pretrained_cfg(architecture, tag)
-    if not weights:
+    if not (weights := get_pretrained_cfg(architecture, tag)):
         return None
     # OpenCLIP only warns of a mismatch, and computes other embeddings. Never switched off:
     # roberta-ViT-B-32 was published with the configuration as it is.

@@ -230,7 +230,7 @@ class _Seen:
         leaf = self.last = _leaf(projected)
         if self.closed:
             return leaf.clone()
-        as_tokens = _of_map if record.is_map(projected) else _flat
+        as_tokens = (lambda map: map.flatten(2).mT) if record.is_map(projected) else _flat
         if pixels is not None and _reads_patches(tower, pixels, projected):
             of_pixels = partial(_of_pixels, tower.patch) if pixels.ndim == 4 else _flat
             cut = _Cut("the patch projection", "the pixels", pixels, of_pixels)
@@ -410,7 +410,7 @@ class _Seen:
         below = [cut for cut in self.cuts if cut.leaf is not last]
         channels = channel_ramp(len(scores[0]), scores.dtype, scores.device)
         leaves, first = [last, *(cut.leaf for cut in below)], None
-        for weights in _weights(self.record, 1)[: 1 + (len(scores) > 1)]:  # (B, 1)
+        for weights in _weights(self.record, 1, scores.dtype)[: 1 + (len(scores) > 1)]:  # (B, 1)
             gradient, *others = self._grad(scores, leaves, weights.to(scores) * channels)
             pairs = zip(below, others, strict=True)
             read = [cut.name for cut, other in pairs if other is not None and other.any()]
@@ -452,14 +452,15 @@ def _grows(weighted: Tensor | None, plain: Tensor | None, axis: int) -> float:
     return float(grows.nan_to_num(0))  # no share grows, as where rows are columns
 
 
-def _weights(record: Recording, count: int) -> list[Tensor]:
+def _weights(record: Recording, count: int, *others: torch.dtype) -> list[Tensor]:
     """Weights (B, count) for the tokens of B images, such that no two tokens share them all.
 
     They are powers of two, which scale a gradient exactly; the second weights are the inverses of
     the first, so that what leaks from one token to another is larger in one of them.
     """
     parameters = list(record.tower.module.parameters())
-    device, dtypes = parameters[0].device, {record.autocast, *(p.dtype for p in parameters)}
+    device, dtypes = parameters[0].device, {record.autocast, *others}
+    dtypes.update(parameter.dtype for parameter in parameters)
     base = 8 if torch.float16 in dtypes else 128
     index, sets, power = torch.arange(record.batch * count, device=device), list[Tensor](), 1
     while power == 1 or power < len(index):
@@ -491,8 +492,3 @@ def _leaf(tensor: Tensor) -> Tensor:
     """A tensor at which a graph begins."""
     detached = tensor.detach()
     return (detached.clone() if detached.is_inference() else detached).requires_grad_()
-
-
-def _of_map(gradient: Tensor) -> Tensor:
-    """A gradient (B, D, h, w) by cells, (B, n, D)."""
-    return gradient.flatten(2).mT

@@ -61,12 +61,6 @@ def keeps_graph() -> bool:
     return _KEPT.get() is not None
 
 
-def is_exact() -> bool:
-    """Whether what is computed again must be what ran, as it need not with dropout."""
-    kept = _KEPT.get()
-    return kept is None or kept.exact
-
-
 @contextmanager
 def no_graph() -> Iterator[None]:
     """`torch.no_grad`, unless maps are to lie in the graph; also a decorator."""
@@ -270,7 +264,8 @@ class Recording:
             )
         # all of one shape together, and all in one look, since each waits for the device
         groups: dict[Any, list[Recomputed]] = defaultdict(list)
-        for each in self.comparisons if is_exact() else ():
+        kept = _KEPT.get()  # with dropout, what is computed again need not be what ran
+        for each in self.comparisons if kept is None or kept.exact else ():
             shapes = (x.shape[1:] for x in (each.recomputed, *each.sizes))
             groups[(each.returned.dtype, *shapes)].append(each)
         self.comparisons.clear()

@@ -101,11 +101,6 @@ def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float | None = No
     return cover(soften(image), [(heatmap, cmap)], alpha)
 
 
-def blend_signed(image: Array, signed: Array, alpha: float | None = None) -> Array:
-    """Lay a map (H, W) in [-1, 1] over an image: orange above zero, blue below it."""
-    return cover(soften(image), signed_layers(signed), alpha)
-
-
 def cover(base: Array, layers: Sequence[Layer], alpha: float | None = None) -> Array:
     """Lay maps over a softened image; those of two signs share no pixel, where colors would mix."""
     for heatmap, cmap in layers:

@@ -276,7 +276,7 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
         return
     shades = np.linspace(0, 1, _SHADES)
     bars: list[Any] = [tuple(Patch(color=c) for c in legend.cmap(shades)) for legend in legends]
-    style = small_print()
+    style, length = small_print(), min(9, 3 * width / magnified())
     below = figure.legend(
         bars,
         [legend.label for legend in legends],
@@ -284,7 +284,7 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
         loc="outside lower left",
         ncols=max(1, len(legends)),
         labelcolor=style["color"],
-        handlelength=min(9, 3 * width),
+        handlelength=length,
         handleheight=0.9,
         alignment="left",
         prop={"size": style["fontsize"]},
@@ -295,6 +295,10 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
     )
     below.get_title().set(**style)
     wrap(below.get_title(), width)
+    if below.get_window_extent().width > width * figure.dpi:  # as that of two long texts
+        bar = (length + 3) * style["fontsize"] / 72  # with the room around it
+        for text in below.get_texts():
+            wrap(text, width / len(legends) - bar)
 
 
 def page(dpi: float) -> Figure:
@@ -342,7 +346,7 @@ def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> 
     shape, plot_size = np.array([cells.ncols, cells.nrows]), np.array(size)
     # not by findobj, which would make the ticks of every image
     texts = [text for axes in figure.axes for text in axes.texts] + figure.texts
-    texts += [legend.get_title() for legend in figure.legends]
+    texts += [t for legend in figure.legends for t in (legend.get_title(), *legend.get_texts())]
     room = (
         _LINE_HEIGHT
         * magnified()

@@ -234,6 +234,8 @@ def test_a_delta_names_what_it_needs() -> None:
     maps, rest = explainer.attribute(images, target=1, return_rest=True)
     with pytest.raises(InputError, match=r"a rest \(B, 1\) of 3 images, got .* return_rest=True"):
         explainer.compute_convergence_delta(maps, rest[:2], images, target=1)
+    with pytest.raises(InputError, match=r"a rest \(B, 1\) of 3 images, got .* return_rest=True"):
+        explainer.compute_convergence_delta((maps, maps), rest, images, target=1)
     with pytest.raises(TargetError, match="returns 4 scores per image"):
         explainer.compute_convergence_delta(maps, rest, images)
     with pytest.raises(InputError, match="`return_convergence_delta` of True or False, got 1"):

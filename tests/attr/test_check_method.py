@@ -135,6 +135,8 @@ def test_an_oracle_is_compared() -> None:
     assert check_method(*call, wanted=wanted)["oracle"] < 1e-5
     with pytest.raises(CaptureError, match=r"by more than 1e-01: oracle \(5.0e-01\)"):
         check_method(*call, wanted=wanted / 2, tolerance=0.1)
+    with pytest.raises(InputError, match=r"`wanted` of shape \(3, 4, .*, got Tensor \(3, 1, "):
+        check_method(*call, wanted=wanted[:, :1])
 
 
 def test_what_cannot_be_checked_is_refused() -> None:

@@ -166,3 +166,32 @@ def test_scores_of_one_image_that_would_be_sorted_among_others_are_refused() -> 
 
     with pytest.raises(CaptureError, match="The scores of an image depend on other images"):
         attr.LastGradAttention(ranked, clip.vision).attribute(image, target=0)
+
+
+@pytest.mark.parametrize("scale", [2.0, torch.tensor(2.0), torch.tensor([[1.0], [2.0], [3.0]])])
+def test_further_arguments_are_of_all_images_or_of_each(scale: Any) -> None:
+    """A temperature may be a tensor without an axis."""
+    forward, images = cases.similarity("hf_vit"), cases.images("hf_vit")
+    method = attr.DirectContribution(lambda x, by: by * forward(x), cases.built("hf_vit").model)
+    maps = method.attribute_targets(images, additional_forward_args=scale)
+    plain = attr.DirectContribution(forward).attribute_targets(images)
+    wanted = torch.as_tensor(scale).reshape(-1, 1, 1, 1) * plain
+    torch.testing.assert_close(maps, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_may_be_in_half_precision() -> None:
+    """Whose range is smaller than that of the tower's own numbers."""
+    forward, images = cases.similarity("hf_vit"), cases.images("hf_vit")
+    model = cases.built("hf_vit").model
+    maps = attr.DirectContribution(lambda x: forward(x).half(), model).attribute_targets(images)
+    plain = attr.DirectContribution(forward).attribute_targets(images)
+    torch.testing.assert_close(maps, plain, rtol=0.02, atol=0.002 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("method", ["direct", "removal", "last-grad"])
+def test_scores_without_a_graph_are_told_so(method: str) -> None:
+    """And not that they read something else than the embedding."""
+    forward, model = cases.similarity("hf_vit"), cases.built("hf_vit").model
+    explainer = attr.METHODS[method](lambda x: forward(x).detach(), model)
+    with pytest.raises(CaptureError, match=r"must not use torch\.no_grad\(\)"):
+        explainer.attribute_targets(cases.images("hf_vit"))

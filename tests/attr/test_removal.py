@@ -339,6 +339,14 @@ def test_options_that_say_nothing_are_refused(options: dict[str, Any], message: 
         method("hf_vit").attribute_targets(cases.images("hf_vit", torch.float64), **options)
 
 
+@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
+def test_no_mask_at_all_loses_nothing(name: str) -> None:
+    """As where a segmentation has found nothing."""
+    masks = masks_of(name, CELLS)[:0]
+    losses = method(name).losses_of(cases.images(name, torch.float64), masks)
+    assert losses.shape == (3, 4, 0)
+
+
 def test_masks_of_another_shape_are_refused() -> None:
     explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
     for masks in (torch.zeros(4, 4).bool(), torch.zeros(1, 4, 4), torch.zeros(2, 1, 4, 4).bool()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -219,7 +220,7 @@ def test_a_colon_in_a_path_is_no_architecture(tmp_path):
     assert resolve("runs/12:30/base").where == "runs/12:30/base"
     assert load_clip("base:runs/12:30/a.pt").name == "base:runs/12:30/a.pt"
     with pytest.raises(
-        InputError, match=r"expected a file after the ':' .* ARCH:FILE, got '30/b\.pt'"
+        InputError, match=r"existing ARCH:FILE, or BASE:FOLDER .*, got 'runs/12:30/b\.pt'"
     ):
         load_clip("runs/12:30/b.pt")
     for drive in ("C:\\runs\\a.pt", "C:/runs/base"):
@@ -267,6 +268,7 @@ def adapter(monkeypatch):
         shutil.copytree("base", "lora", ignore=lambda *_: ["config.json", "model.safetensors"])
         with open("lora/adapter_config.json", "w") as file:
             json.dump(settings, file)
+        save_file({"lora.a": torch.zeros(1)}, "lora/adapter_model.safetensors")
         return "lora"
 
     return write
@@ -318,6 +320,21 @@ def test_an_adapter_without_peft_or_base_is_told_so(adapter, monkeypatch):
         InputError, match=rf"{name} base, .* pip install peft, or save the model merged"
     ):
         load_clip(adapter(base_model_name_or_path="base"))
+
+
+def test_an_adapter_is_read_before_peft_makes_room_for_it(adapter):
+    """Its weights, which may be missing or a pickle, and the ranks that it states."""
+    for ranks, stated in (({"r": 10**6}, "'r'"), ({"rank_pattern": {"q": 10**6}}, r"'rank_.*q'")):
+        with pytest.raises(InputError, match=rf"adapter_config\.json says 1000000 for {stated}"):
+            load_clip(adapter(base_model_name_or_path="base", **ranks))
+    folder = Path(adapter(base_model_name_or_path="base", r=8, rank_pattern={}, init_r=None))
+    load_clip(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"expected adapter_model\.safetensors in lora, got"):
+        load_clip(folder)
+    (folder / "adapter_model.bin").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"adapter_model\.bin is damaged or holds more"):
+        load_clip(folder)
 
 
 class SentenceTransformer(nn.Sequential):

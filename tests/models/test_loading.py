@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import captum_clip.demo
@@ -251,13 +251,23 @@ def test_broken_weights_are_named(tmp_path, content):
         load_clip(tmp_path)
 
 
-def test_missing_weights_are_named(tmp_path):
+@pytest.mark.parametrize("shape", [None, (3, 5)])
+def test_weights_that_are_missing_or_of_another_shape_are_named(tmp_path, shape):
+    """In OpenCLIP's folder in torch's own words, which name them below their first line."""
     built = builders.hf_vit()
-    state = built.model.state_dict()
-    del state["visual_projection.weight"]
-    built.model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(InputError, match=r"lacks 1 weights .* such as visual_projection\.weight"):
-        load_clip(tmp_path)
+    save_transformers(built, tmp_path / "hf")
+    save_open_clip(builders.open_clip_vit(), tmp_path / "open_clip", builders.VIT_CONFIG)
+    for file, name, message in (
+        ("hf/model", "visual_projection.weight", "lacks, or has in another shape: 1"),
+        ("open_clip/open_clip_model", "visual.proj", r"state_dict for CLIP: (size mis|Missing)"),
+    ):
+        path = tmp_path / f"{file}.safetensors"
+        state = load_file(path)
+        state |= {} if shape is None else {name: torch.zeros(shape)}
+        state = {key: value for key, value in state.items() if shape or key != name}
+        save_file(state, path, {"format": "pt"})
+        with pytest.raises(InputError, match=rf"{message}.*{name}"):
+            load_clip(path.parent)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from PIL import Image
 
 from captum_clip.errors import InputError
 from captum_clip.visualization import save_figure
+from captum_clip.visualization.charts import strip_legends
 from captum_clip.visualization.colors import TEXT_SIZE
 from captum_clip.visualization.grid import Panel, folded, grid, page, wrap
 
@@ -47,6 +48,18 @@ def test_wrap_keeps_every_character_and_the_width() -> None:
 def test_wrap_breaks_at_spaces_where_it_can() -> None:
     assert wrapped("one two", 10).get_text() == "one two"
     assert wrapped("one two (last-grad)", 0.8).get_text() == "one two\n(last-grad)"
+
+
+def test_legends_of_long_texts_stay_in_the_figure() -> None:
+    """As those of two captions that are contrasted."""
+    image = Panel(np.zeros((64, 64, 3), np.float32))
+    for text in ("a horse", "a photo of a black and white horse in the snow with a dog"):
+        made = grid([[image, image]], legends=strip_legends(f"for {text}", f"rather than {text}"))
+        [legend] = made.legends
+        made.draw_without_rendering()
+        assert legend.get_window_extent().x1 <= made.bbox.x1
+        assert legend.get_window_extent().y0 >= 0
+        assert ("\n" in legend.get_texts()[0].get_text()) == (len(text) > 9)
 
 
 @pytest.fixture
