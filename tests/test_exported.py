@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -147,6 +148,17 @@ def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None
         writing.export(clip, tmp_path / "other", method="rollout")
     with pytest.raises(InputError, match="not a folder of captum-clip export"):
         exported.load(tmp_path)
+
+
+def test_a_disk_that_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Any) -> str:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(writing, "to_onnx", lambda *_: None)
+    monkeypatch.setattr(writing, "tokenizer_of", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*: File too large"):
+        writing.export(load_clip("demo/vit"), tmp_path / "folder")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_model_that_onnx_cannot_hold_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:

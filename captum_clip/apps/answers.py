@@ -292,10 +292,6 @@ def _lines(texts: str | None) -> list[str]:
     return lines
 
 
-def _as_bytes(pixels: npt.NDArray[Any]) -> Pixels:
-    return (255 * pixels).round().astype(np.uint8)
-
-
 def _stacked(above: Pixels, below: Pixels) -> Pixels:
     """Two images with a white line between them."""
     return np.vstack([above, np.full_like(above[:4], 255), below])
@@ -306,4 +302,5 @@ def panels(figure: Figure) -> Iterator[tuple[Pixels, str]]:
     for axes in figure.axes:
         [drawn] = axes.images
         written = (" ".join(text.get_text().split()) for text in axes.texts)
-        yield _as_bytes(np.asarray(drawn.get_array())), ", ".join(filter(None, written))
+        pixels = (255 * np.asarray(drawn.get_array())).round().astype(np.uint8)
+        yield pixels, ", ".join(filter(None, written))

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from ..checks import Look, check_new_folder, check_outputs, expect, find_file, find_folder
+from ..checks import Look, check_new_folder, check_outputs, expect, find_folder
 from ..cli import options, shared
 from ..cli.options import DEFAULT_MODEL, Computing, Count, Loading, Texts, Workers, app, command
 from ..errors import InputError
 from ..explaining.request import Conflict, Sign, check_request, default_sign, option
+from ..files import filled_folder, replace_file, to_csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,6 @@ def heads_command(args: Heads) -> None:
     shared.check_models(args, [model])
     from .. import targets
     from ..explaining.explain import of_classes
-    from ..files import filled_folder, replace_file
     from ..visualization import save_figure
     from . import heads
 
@@ -113,7 +113,6 @@ def change_command(args: Change) -> None:
     plan = _Plan(args, models[0], "change.csv", "heads.csv", "change.png", shared.INDEX)
     shared.check_models(args, models)
     from ..explaining.explain import of_classes
-    from ..files import filled_folder, replace_file, to_csv
     from ..visualization import save_figure
     from .change import Moved, compare
 
@@ -123,7 +122,8 @@ def change_command(args: Change) -> None:
         whole = compare(clips[0], clips[1], plan.images(), texts)
         change, right = whole.confusion(*cell) if cell else (whole, None)
         rows = change.table(right)
-        spans = whole.describe(pool) if pool and whole.vectors else {}
+        varies = pool and whole.vectors and whole.vectors.heads.var(0, correction=0).any()
+        spans = whole.describe(pool) if pool and varies else {}
         words: Any = {head: ", ".join(span.texts) for head, span in spans.items()}
         photos = [file.relative_to(plan.folder).as_posix() for file in plan.files]
         columns = zip(texts, *whole.scores.mT.tolist(), strict=True)
@@ -134,8 +134,9 @@ def change_command(args: Change) -> None:
         by_place = zip((*Moved._fields, "words"), zip(*places, strict=True), strict=True)
         replace_file(plan.results[0], lambda file: file.write(to_csv(dict(by_image))))
         replace_file(plan.results[1], lambda file: file.write(to_csv(dict(by_place))))
+        figure = plan.results.pop(2)
         if "regions" not in whole.refused:
-            save_figure(change.plot(count=args.top), plan.results[2])
+            plan.results.insert(2, save_figure(change.plot(count=args.top), figure))
         about: Any = {"change": change, "right": right, "cell": cell, "rows": rows, "words": words}
         about |= {"scores": scores, "count": len(photos), "top": args.top}
         shared.write_index(
@@ -222,12 +223,8 @@ def search_command(args: Search) -> None:
     options.check_emotions([emotion] if emotion else [])
     from ..folders.storage import find_index
 
-    if args.emotions:
-        find_file(args.emotions)
     if args.output:
-        check_outputs(
-            [args.output / name for name in ("search.csv", "search.png")], [args.emotions]
-        )
+        check_outputs([args.output / n for n in ("search.csv", "search.png")], [args.emotions])
     find_index(args.index)
     shared.check_models(args, [args.model] if args.model else [])
     from .. import targets
@@ -269,7 +266,7 @@ class Export(Loading):
     method: str = "direct"
     image_size: int | None = None
     runtime: Path | None = None
-    max_pixels: Any = field(default=None, metadata={"args": None})
+    max_pixels: Any = field(default=None, metadata={"typed": None})
 
 
 @command(app, "export", "ViT-B/32 -o folder")

@@ -146,6 +146,8 @@ def export(
         differences = check_graphs(clip, graph, load(path))
         path.chmod(0o755)
         path.rename(target)  # or in the place of an empty one
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(path, ignore_errors=True)
     return differences

@@ -392,8 +392,11 @@ def _check_measured(
 def _groups(plan: EvaluationPlan, table: Table) -> dict[str, Sequence[Metric]]:
     """The tables of all tasks, without metrics that no map could be measured by."""
     measured = {*table["metric"][~table["method"].isin(WITHOUT_MAP)].unique()}
+    named = plan.config.reference and plan.reference  # goes before a metric's own
     groups = {
-        title: [metric for metric in metrics if metric.name in measured]
+        title: [
+            replace(m, rival=m.rival and (named or m.rival)) for m in metrics if m.name in measured
+        ]
         for _, tasks in plan.data
         for title, metrics in plan.tables_of(tasks).items()
     }

@@ -143,8 +143,8 @@ def _finding(summary: Summary, column: Column) -> str:
         at_no_map = "uses no map and " * (rival in summary.without_map)
         rival += f", which {at_no_map}has {column.cells[rival]}"
     if winner is None:
-        tested = f" and differs from {reference} after Holm's correction"
-        return f"by {what} no method beats {rival}{tested * bool(column.metric.rival)}"
+        tested = f" that differs from {reference} after Holm's correction"
+        return f"by {what} no method{tested * bool(column.metric.rival)} beats {rival}"
     name = f"{winner} (the reference)" if winner == reference else winner
     text = f"{name}, with {what} {column.cells[winner]}"
     figure = column.figures[winner]
@@ -156,7 +156,7 @@ def _finding(summary: Summary, column: Column) -> str:
     alike = [name for name in rivals if column.figures[name].p_holm >= SIGNIFICANT]
     if alike:
         text += f", not significantly different from {reference}: {', '.join(alike)}"
-    elif figure.images < FEWEST:
+    elif figure.images_paired < FEWEST:
         text += f", not tested on fewer than {FEWEST} images"
     equal = [name for name in summary.baselines if name in column.bold]
     text += f", but {', '.join(equal)} is no worse" if equal else ""

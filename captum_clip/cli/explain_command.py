@@ -20,7 +20,7 @@ from ..explaining.request import (
     default_sign,
     option,
 )
-from ..files import read_csv, replace_file
+from ..files import read_csv, read_field, replace_file, to_csv
 from . import options, shared
 from .options import Drawing, app, command
 
@@ -280,8 +280,6 @@ def _draw_folder(
 
 def _read_scores(folder: Path, photos: Path) -> dict[Path, _Rows]:
     """The rows of each figure that is there as its photo is; none without a file of them."""
-    from ..files import read_field
-
     scores: dict[Path, _Rows] = {}
     with suppress(InputError, ValueError):
         for values in read_csv(folder / SCORES)[1:]:
@@ -296,14 +294,11 @@ def _write_sheet(
     folder: Path, photos: Path, scores: Mapping[Path, _Rows], left_out: Mapping[Path, str]
 ) -> None:
     """Write the table and the page into a folder of figures, with what has none, and why."""
-    from ..files import to_csv
-
     named = sorted(scores.values(), key=lambda rows: (rows[0]["image"], rows[0]["figure"]))
     cards = sorted(named, key=lambda rows: -max(float(row["score"]) for row in rows))
     rows = [row for card in named for row in card]
     table = to_csv({column: [row[column] for row in rows] for column in _SCORE_COLUMNS})
     replace_file(folder / SCORES, lambda file: file.write(table))
     why = {path.relative_to(photos): reason for path, reason in left_out.items()}
-    values = {"cards": cards, "rows": rows, "left_out": why, "scores": SCORES}
-    template = Path(__file__).with_name("contact_sheet.html")
-    shared.write_index(folder, photos, template, **values)
+    page = Path(__file__).with_name("contact_sheet.html")
+    shared.write_index(folder, photos, page, cards=cards, rows=rows, left_out=why, scores=SCORES)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError, parse_json
 from ..explaining.request import ENDINGS
-from ..files import IMAGE_ENDINGS, is_own_figure, make_folder, replace_file, slug
+from ..files import IMAGE_ENDINGS, as_pil, is_own_figure, make_folder, replace_file, slug
 from .options import check_texts, read_texts
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ _SHORT: Final = ("a", "an", "the", "in", "of", "on", "and", "with")
 
 def read_image(name: str) -> Path:
     """The path of an image that can be read."""
-    from ..files import as_pil
-
     if "://" in name:
         raise InputError(f"{name} is a URL; download the image, then give the file.")
     path = find_file(name, what="image file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from captum_clip import ClipSimilarity, metrics, targets
 from captum_clip.bench.data.demo import DemoThirds
-from captum_clip.bench.evaluator import make_plan
+from captum_clip.bench.evaluator import evaluate, make_plan
 from captum_clip.bench.methods import CEILINGS, method_of
 from captum_clip.bench.table import join_tables, rows_of, table_of
 from captum_clip.bench.tasks.effects import copy_rows, fitted
@@ -148,3 +149,12 @@ def test_rivals_stand_beside_what_is_asked_for(tmp_path: Path) -> None:
         assert ("last-attention" in names) == (name == "demo/vit")
         assert {"magnitude", "random", "contrast", "edges", "place", *CEILINGS} < set(names)
         assert [len(data) for data, _ in plan.data] == [300]
+
+
+def test_a_reference_that_is_named_goes_before_magnitude(tmp_path: Path) -> None:
+    """All columns of copies are tested against it."""
+    few = {"data": ("demo-thirds",), "methods": ("direct", "rollout"), "resamples": 30}
+    config = replace(settings(**few), model="demo/vit", output=str(tmp_path), images=1)
+    for named, expected in ((None, "magnitude"), ("rollout", "rollout")):
+        found = evaluate(replace(config, reference=named)).summary.figures
+        assert {*found["reference"]} == {expected}

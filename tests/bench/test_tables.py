@@ -267,6 +267,13 @@ def test_findings_name_the_winner_its_lead_and_what_is_not_told_apart() -> None:
     assert "60 images" in found[2]
 
 
+def test_findings_say_that_few_pairs_are_not_tested() -> None:
+    """The reference is costly, and saw a part of the images."""
+    given = {"ours": {"pointing": rows(0.2, times=16)}, "far": {"pointing": rows(0.6, times=60)}}
+    [line, _] = findings(summary(given, [metric("pointing")]))
+    assert line.endswith("against ours, not tested on fewer than 30 images.")
+
+
 def test_findings_of_other_metrics_take_the_first_of_each_table() -> None:
     given = {"ours": {"gap": rows(-1, -1)}, "uniform": {"gap": rows(0, 0)}}
     [line, _] = findings(summary(given, [metric("gap")], baselines=["uniform"]))
@@ -289,15 +296,15 @@ RIVAL = Metric("which", "how it is measured", constant=0, rival="magnitude")
 """A metric whose best method is bold where it is better than a rival."""
 
 
-def rival_column(shift: float, noise: float, *, rival: float = 0, images: int = 40) -> Summary:
-    """Four methods, each better than the one before by `shift`, and their rival as the n-th."""
-    draw = np.random.default_rng(1)
-    names = {"a": 1, "b": 2, "c": 3, "ours": 4, "magnitude": rival, "painted": 9}
+def rival_column(shift: float, noise: float, *, rival: float = 0, named: float = 0) -> Summary:
+    """Four methods, each better than the one before by `shift`, and their rivals as the n-th."""
+    draw, images = np.random.default_rng(1), 40
+    names = {"a": 1, "b": 2, "c": 3, "ours": 4, "magnitude": rival, "painted": 9, "named": named}
     given = {
         name: {"which": rows(*(shift * place + noise * draw.standard_normal(images)))}
         for name, place in names.items()
     }
-    beside = {"baselines": ["magnitude", "painted"], "without_map": ["painted"]}
+    beside = {"baselines": ["magnitude", "named", "painted"], "without_map": ["named", "painted"]}
     return summary(given, [RIVAL], **beside, reference="a", resamples=1000)
 
 
@@ -316,7 +323,9 @@ def test_bold_needs_to_differ_from_the_rival_of_a_metric() -> None:
     assert means["ours"] > means["magnitude"]
     assert near.reliability["which"] > 0.9
     assert "**" not in "".join(line[-1] for line in table(markdown(near)))
-    assert "no method beats magnitude" in findings(near)[0]
+    nobody = "no method that differs from magnitude after Holm's correction beats"
+    assert f"{nobody} magnitude" in findings(near)[0]
+    assert f"{nobody} named" in findings(rival_column(0.5, 0.3, named=5))[0]
 
 
 def test_a_column_whose_halves_disagree_orders_nothing() -> None:

@@ -50,6 +50,11 @@ def test_help_of_each_command_explains_every_option(capsys: Capture) -> None:
         parse(shlex.split(printed.splitlines()[-1])[1:])
 
 
+def test_export_which_reads_no_image_has_no_limit_of_pixels() -> None:
+    [export] = [command for words, command in COMMANDS.items() if "export" in words]
+    assert "max_pixels" not in {parameter.name for parameter in export.params}
+
+
 def test_usage_shows_images_then_texts(capsys: Capture) -> None:
     for line, usage in (
         ("explain", "IMAGE... [TEXT]..."),

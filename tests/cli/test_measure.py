@@ -157,6 +157,15 @@ def test_change_of_models_that_differ_has_their_scores(
     assert set(pd.read_csv("out/heads.csv")["what"]) == {"score", "image tower", "text tower"}
 
 
+def test_change_lists_the_files_that_it_wrote(here: Path, run: Run) -> None:
+    """No figure where grids differ; and no texts describe heads that did not change."""
+    lines = run("change photos 'a horse' -m VIT -m demo/vit -o grids", err=None).splitlines()
+    assert lines[-3:] == [f"grids/{n}" for n in ("change.csv", "heads.csv", "index.html")]
+    lines = run("change photos 'a horse' -m demo/vit -m demo/vit -o same").splitlines()
+    assert lines[0].startswith("+0.000 [+0.000, +0.000]  a horse: score")
+    assert Path("same/change.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -112,6 +112,8 @@ def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> No
         "search photos.lance -m VIT": "expected a TEXT or an --emotion to look for, got none",
         "search photos.lance -m VIT a --emotion awe": "--emotion goes with --emotions",
         "search photos.lance -m VIT --emotions e.safetensors --emotion joy": "an emotion of",
+        "search photos.lance -m VIT --emotions none --emotion awe": "there is no file none",
+        "search photos.lance -m VIT --emotions demo/vit --emotion awe": "fitted on features of",
         "search none.lance a": "expected an index, got",
         "search photos a": "an index that ends in .lance",
         "search photos.lance a --model demo/vit": "embeds texts differently",

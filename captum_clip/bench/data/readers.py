@@ -262,8 +262,8 @@ class CocoInstances(FileData):
             texts = {category["id"]: str(category["name"]) for category in content["categories"]}
             images = {image["id"]: str(image["file_name"]) for image in content["images"]}
             for each in content["annotations"]:
-                category = None if each.get("iscrowd") else each["category_id"]
-                mask = each["segmentation"]
+                mask, number = each["segmentation"], each["category_id"]
+                category = None if each.get("iscrowd") else (number, texts[number])
                 parts[each["image_id"]][category] += mask if isinstance(mask, list) else [mask]
         base, split = path.absolute().parent, path.stem.partition("_")[2]
         usual = base, base.parent / split, base.parent / "images", base.parent / "images" / split
@@ -275,10 +275,11 @@ class CocoInstances(FileData):
         records: dict[str, Record] = {}
         for number, file in images.items():
             void = parts[number].pop(None, None)
-            masks = [{"text": texts[n], "mask": m} for n, m in sorted(parts[number].items())]
+            masks = [{"text": text, "mask": m} for (_, text), m in sorted(parts[number].items())]
             if not masks or not (self.folder / file).is_file():
                 self.left_out[file] = "there is no such image" if masks else "it has no mask"
                 continue
+            expect(_stem(file) not in records, f"one image of each stem in {path}", file)
             records[_stem(file)] = {"image": file, "regions": masks, "void": void}
         expect(records, f"masks of images in {path}", "none")
         self.classes = tuple(dict.fromkeys(texts.values()))

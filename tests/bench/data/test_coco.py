@@ -177,3 +177,19 @@ def test_other_files_are_reported(file: Path) -> None:
     change(file, images=[{"id": 0, "file_name": "gone.jpg"}])
     with pytest.raises(InputError, match=r"images of instances_val2017\.json in one of .*val2017"):
         CocoInstances(file)
+    unknown = {"image_id": 0, "category_id": 7, "segmentation": [rectangle(0, 0, 9, 9)]}
+    change(file, annotations=[unknown])
+    with pytest.raises(InputError, match=r"with masks, as COCO's instances have, got .*; 7"):
+        CocoInstances(file)
+
+
+def test_images_of_one_name_are_refused(file: Path) -> None:
+    """They would be one sample, and the first would be gone without a word."""
+    save(noise(seed=0), file.parent.parent / "val2017/000.png")
+    full = {"category_id": 1, "segmentation": [rectangle(0, 0, 9, 9)]}
+    images = [
+        {"id": number, "file_name": f"000.{end}"} for number, end in enumerate(["jpg", "png"])
+    ]
+    change(file, images=images, annotations=[{**full, "image_id": n} for n in range(2)])
+    with pytest.raises(InputError, match=r"one image of each stem in .*, got '000\.png'"):
+        CocoInstances(file)
