@@ -81,6 +81,7 @@ copybutton_prompt_is_regexp = True
 # Sphinx reads below its own folder only; what lies beside it is copied to where a link becomes:
 BESIDE = {
     "../CHANGELOG.md": "beside/changelog.md",
+    "experiments/README.md": "beside/experiments.md",
     **{
         f"../captum_clip/demo/{card.parent.name}/{card.name}": f"beside/{card.parent.name}.md"
         for card in sorted((ROOT / "captum_clip" / "demo").glob("*/MODEL_CARD.md"))

@@ -86,12 +86,6 @@ picture("photos/one.jpg", 7)
 picture("photos/two.jpg", 8)
 """
 TAKEN = {
-    "comparison": """
-from captum_clip import explain
-from tests.models import test_openai as clip
-
-device = "cpu"
-""",
     "README": """
 import captum_clip, torch
 from torch.nn.functional import normalize
@@ -451,10 +445,12 @@ def test_a_second_models_figures_stand_beside_the_first_ones(
             rows.append("direct:baseline=mean,pointing,0.3,0,1,500")
         text = "\n".join(["method,metric,mean,low,high,images", *rows])
         (folder / "results.csv").write_text(text)
-    further = tmp_path / "right_map_vit" / "out"
-    further.mkdir(parents=True)
     header = "method,metric,mean,low,high,images\n"
-    (further / "results.csv").write_text(f"{header}direct:baseline=mean,pointing,0.4,0,1,500\n")
+    for part in ("right_map", "removal", "rivals_effects"):
+        further = tmp_path / f"{part}_vit" / "out"
+        further.mkdir(parents=True)
+        text = f"{header}direct:baseline=mean,pointing,0.4,0,1,500\n"
+        (further / "results.csv").write_text(text)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     tables.TABLES["rankings"]()

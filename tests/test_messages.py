@@ -1,4 +1,4 @@
-"""docs/appendix/messages.md: each sentence is what the call below it says, and each is listed."""
+"""Each message is what the call below it says; docs/appendix/messages.md explains some of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -39,22 +39,11 @@ from tests.test_docs import ROOT
 HORSE = "a horse"
 
 
-class Message(NamedTuple):
-    """A row of the page."""
-
-    sentence: str
-    error: str
-
-
-def messages() -> list[Message]:
-    """The rows of the tables of sentences, in the page's order."""
+def listed() -> list[tuple[str, str]]:
+    """The sentences of the page's table, each with the name of its error."""
     text = (ROOT / "docs" / "appendix" / "messages.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    return [
-        Message(row[0], row[1].strip("`"))
-        for row in rows
-        if len(row) == 4 and row[1].strip("`") in vars(errors)
-    ]
+    rows = [[cell.strip("` ") for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return [(row[0], row[1]) for row in rows if len(row) == 4 and row[1] in vars(errors)]
 
 
 class World:
@@ -103,84 +92,134 @@ EVIL: dict[str, Any] = {
     "auto_map": {"AutoConfig": "a.B", "AutoTokenizer": ["a.B", "a.B"]},
     "tokenizer_class": "EvilTokenizer",
 }
-CALLS: list[Callable[[World], Any]] = [  # in the order of the page
-    lambda w: load_clip("captum-clip/no-such-model"),
-    lambda w: load_clip(spoiled("demo/vit", config={"_attn_implementation": "org/kernel"})),
-    lambda w: load_clip(
-        spoiled("demo/resnet", config={**EVIL, "model_type": "b"}, tokenizer_config=EVIL)
-    ).encode_text(HORSE),
-    lambda w: load_clip(spoiled("demo/vit", config={"projection_dim": 10**6})),
-    lambda w: load_clip("demo/vitt"),
-    lambda w: load_clip(MODELS["demo/vit"] / "model.safetensors"),
-    lambda w: load_clip(f"demo/vit:{MODELS['demo/siglip'] / 'model.safetensors'}"),
-    lambda w: load_clip("./nowhere"),
-    lambda w: check_stated("./model", "photos.lance"),
-    lambda w: load_clip(torch.nn.Linear(2, 2)),
-    lambda w: load_clip(w.clip.model, tokenizer=w.clip.tokenizer).preprocess("photo.jpg"),
-    lambda w: targets.text(load_clip(w.clip.model, processor=w.clip.processor), HORSE),
-    lambda w: w.explain(model=w.clip.model),
-    lambda w: load_clip(w.clip.model, processor=w.clip.tokenizer, tokenizer=w.clip.processor),
-    lambda w: load_clip(resnet18()),
-    lambda w: load_clip("demo/vit", device="cuda:99"),
-    lambda w: load_clip("demo/vit", image_size=100),
-    lambda w: w.explain("phto.jpg"),
-    lambda w: w.explain("https://example.org/photo.jpg"),
-    lambda w: w.explain("broken.jpg"),
-    lambda w: w.explain("photo.jpg", max_pixels=9),
-    lambda w: w.explain("."),
-    lambda w: w.explain(torch.rand(224, 224, 3)),
-    lambda w: w.explain(w.pixels[..., :100, :100]),
-    lambda w: w.explain(w.pixels / 0),
-    lambda w: w.explain(255 * w.pixels),
-    lambda w: w.explain(texts=""),
-    lambda w: w.explain(reference="photo.jpg"),
-    lambda w: w.explain(texts="horse " * 90),
-    lambda w: w.explain(texts=[HORSE, "a dog"], words=True),
-    lambda w: w.explain(words=["cat"]),
-    lambda w: DirectContribution(w.similarity).attribute(w.pixels),
-    lambda w: DirectContribution(w.similarity).attribute(w.pixels, target=5),
-    lambda w: targets.emotion(w.clip, EmotionProbe.load("demo/resnet")),
-    lambda w: w.explain(method="lastgrad"),
-    lambda w: w.explain(method="last-grad", layer=2),
-    lambda w: w.explain(method="grad-cam"),
-    lambda w: w.explain(method="rollout", sign="both"),
-    lambda w: DirectContribution(lambda images: w.similarity(images)),
-    lambda w: w.attribute(lambda images: images.sum((1, 2, 3))),
-    lambda w: w.attribute(lambda images: w.similarity(images) + w.similarity(images), target=0),
-    lambda w: w.attribute(lambda images: w.similarity(images).detach(), AllGradAttention, target=0),
-    lambda w: w.explain().save("horse.bmp"),
-    lambda w: w.explain().save("nowhere/horse.png"),
-    lambda w: w.explain(w.pixels).plot(original=True),
-    lambda w: visualization.overlay(w.pixels, maps.normalize(w.pixels[:, :1])),
-    lambda w: visualization.overlay(w.clip.denormalize(w.pixels), w.pixels[:, :1]),
-    lambda w: metrics.pointing_game(torch.rand(3, 7, 7), w.masks),
-    lambda w: metrics.pointing_game(torch.rand(2, 7, 7), w.masks & False),
-    lambda w: exported.load("."),
-    evaluate_twice,
-]
+CALLS: dict[type[Exception], dict[str, Callable[[World], Any]]] = {
+    errors.InputError: {
+        "… cannot be loaded": lambda w: load_clip("captum-clip/no-such-model"),
+        "… which is never followed; load the model yourself": lambda w: load_clip(
+            spoiled("demo/vit", config={"_attn_implementation": "org/kernel"})
+        ),
+        "… comes with code of its own, which is never run": lambda w: load_clip(
+            spoiled("demo/resnet", config={**EVIL, "model_type": "b"}, tokenizer_config=EVIL)
+        ).encode_text(HORSE),
+        "its configuration describes … numbers, and its weights have … bytes": lambda w: load_clip(
+            spoiled("demo/vit", config={"projection_dim": 10**6})
+        ),
+        "no such embedded model": lambda w: load_clip("demo/vitt"),
+        "which architecture? Write …": lambda w: load_clip(
+            MODELS["demo/vit"] / "model.safetensors"
+        ),
+        "… that the file lacks, or has in another shape": lambda w: load_clip(
+            f"demo/vit:{MODELS['demo/siglip'] / 'model.safetensors'}"
+        ),
+        "… is neither a known name nor a folder": lambda w: load_clip("./nowhere"),
+        "… names the model … A model that a file names is loaded from a hub only": lambda w: (
+            check_stated("./model", "photos.lance")
+        ),
+        "… has no processor": lambda w: load_clip(
+            w.clip.model, tokenizer=w.clip.tokenizer
+        ).preprocess("photo.jpg"),
+        "… has no tokenizer, which is needed for": lambda w: targets.text(
+            load_clip(w.clip.model, processor=w.clip.processor), HORSE
+        ),
+        "… has no processor and no tokenizer": lambda w: w.explain(model=w.clip.model),
+        "… the two seem swapped": lambda w: load_clip(
+            w.clip.model, processor=w.clip.tokenizer, tokenizer=w.clip.processor
+        ),
+        "… cannot compute on …": lambda w: load_clip("demo/vit", device="cuda:99"),
+        "… expected a multiple of … the side of a patch": lambda w: load_clip(
+            "demo/vit", image_size=100
+        ),
+        "there is no image file …": lambda w: w.explain("phto.jpg"),
+        "… is a URL": lambda w: w.explain("https://example.org/photo.jpg"),
+        "… is not an image that Pillow can read": lambda w: w.explain("broken.jpg"),
+        "… unpacks to more than … pixels": lambda w: w.explain("photo.jpg", max_pixels=9),
+        "… is a folder": lambda w: w.explain("."),
+        "expected images of shape (B, 3, H, W)": lambda w: w.explain(torch.rand(224, 224, 3)),
+        "the tower cannot take images of … pixels": lambda w: w.explain(w.pixels[..., :100, :100]),
+        "the images … hold NaN or infinity": lambda w: w.explain(w.pixels / 0),
+        "floating-point images count as preprocessed": lambda w: w.explain(255 * w.pixels),
+        "expected either texts or `reference`": lambda w: w.explain(reference="photo.jpg"),
+        "expected … with options as in": lambda w: w.explain(method="lastgrad"),
+        "… has no option …": lambda w: w.explain(method="last-grad", layer=2),
+        "… does not depend on the target": lambda w: w.explain(method="rollout", sign="both"),
+        "with a forward function of your own, pass the model as `layer`": lambda w: (
+            DirectContribution(lambda images: w.similarity(images))
+        ),
+        "cannot write … the name must end in": lambda w: w.explain().save("horse.bmp"),
+        "cannot write … there is no folder": lambda w: w.explain().save("nowhere/horse.png"),
+        "a map cannot be laid on the original photos": lambda w: w.explain(w.pixels).plot(
+            original=True
+        ),
+        "expected images in [0, 1]": lambda w: visualization.overlay(
+            w.pixels, maps.normalize(w.pixels[:, :1])
+        ),
+        "expected maps in [0, 1]": lambda w: visualization.overlay(
+            w.clip.denormalize(w.pixels), w.pixels[:, :1]
+        ),
+        "expected … the masks … per map": lambda w: metrics.pointing_game(
+            torch.rand(3, 7, 7), w.masks
+        ),
+        "… of the masks are empty": lambda w: metrics.pointing_game(
+            torch.rand(2, 7, 7), w.masks & False
+        ),
+        "… is not a folder of captum-clip export": lambda w: exported.load("."),
+        "… holds another evaluation": evaluate_twice,
+    },
+    errors.TargetError: {
+        "'' is empty": lambda w: w.explain(texts=""),
+        "the text has … tokens": lambda w: w.explain(texts="horse " * 90),
+        "`words` need exactly one text": lambda w: w.explain(texts=[HORSE, "a dog"], words=True),
+        "… is not in the text": lambda w: w.explain(words=["cat"]),
+        "the forward function returns … scores per image": lambda w: DirectContribution(
+            w.similarity
+        ).attribute(w.pixels),
+        "target: … is out of range": lambda w: DirectContribution(w.similarity).attribute(
+            w.pixels, target=5
+        ),
+        "the probe was fitted on features of …": lambda w: targets.emotion(
+            w.clip, EmotionProbe.load("demo/resnet")
+        ),
+    },
+    errors.UnsupportedModelError: {
+        "… is not supported; …": lambda w: load_clip(torch.nn.Linear(2, 2)),
+        "a ResNet is not supported; a classifier …": lambda w: load_clip(resnet18()),
+        "… needs a … and this is a …": lambda w: w.explain(method="grad-cam"),
+    },
+    errors.CaptureError: {
+        "The forward function did not run the vision tower": lambda w: w.attribute(
+            lambda images: images.sum((1, 2, 3))
+        ),
+        "The forward function ran the vision tower twice": lambda w: w.attribute(
+            lambda images: w.similarity(images) + w.similarity(images), target=0
+        ),
+        "No gradient leads from the scores back to the tower": lambda w: w.attribute(
+            lambda images: w.similarity(images).detach(), AllGradAttention, target=0
+        ),
+    },
+}
 
 
-def test_every_sentence_of_the_page_has_its_call() -> None:
-    """One each; where they are not in one order the next test says so."""
-    assert len(messages()) == len(CALLS) >= 30
-
-
-@pytest.mark.parametrize(
-    ("message", "call"),
-    [*zip(messages(), CALLS, strict=False)],
-    ids=[message.sentence[:40] for message in messages()][: len(CALLS)],
-)
-def test_call_says_what_the_page_says(
-    message: Message,
-    call: Callable[[World], Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("error", CALLS)
+def test_calls_raise_their_error_and_say_their_sentence(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its error, and a sentence that has these words, whatever stands before and between them."""
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(world().scene.image).save("photo.jpg")
-    Path("broken.jpg").write_text("no image")
-    words = ".*".join(re.escape(part.strip()) for part in message.sentence.split("…"))
-    with pytest.raises(getattr(errors, message.error), match=f"(?s){words}") as raised:
-        call(world())
-    assert type(raised.value).__name__ == message.error
+    """A sentence that has these words, whatever stands before and between them."""
+    for number, (sentence, call) in enumerate(CALLS[error].items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        Image.fromarray(world().scene.image).save("photo.jpg")
+        Path("broken.jpg").write_text("no image")
+        words = ".*".join(re.escape(part.strip()) for part in sentence.split("…"))
+        with pytest.raises(error) as raised:
+            call(world())
+        assert type(raised.value) is error, sentence
+        assert re.search(words, str(raised.value), re.DOTALL), sentence
+
+
+def test_every_sentence_of_the_page_is_raised_by_a_call() -> None:
+    """With the error that the page names; the page has only what a message cannot say itself."""
+    rows = listed()
+    assert len(rows) >= 10
+    for sentence, error in rows:
+        assert sentence in CALLS[getattr(errors, error)], sentence

@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -182,6 +181,11 @@ def evaluation(
     return Step(name, (model,), command)
 
 
+def recommended(model: str) -> str:
+    """What the page recommends of `removal`; a ResNet's pool has no readers."""
+    return "removal:share=None" if "resnet" in model else "removal:readers=8,stride=2"
+
+
 def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: str) -> Step:
     """``captum-clip figure``."""
     line = f"captum-clip figure {command} -o {name}.png"
@@ -237,7 +241,7 @@ SCREENSHOT = "python ../../../screenshot.py"
 TRAINING = "python ../../demo_models.py evaluate"
 ON_BOTH = "--model demo/vit --model demo/resnet"
 BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "excitement", "fear"]
-PARTS = ("effects", "evaluation", "right_map")
+PARTS = ("effects", "evaluation", "right_map", "removal", "rivals_effects")
 """Steps that measure all of a model: effects, the rest, options of methods."""
 FURTHER = {
     "vit": "last-grad direct:baseline=mean direct:depth=token legrad:layers=all "
@@ -249,11 +253,12 @@ FURTHER = {
 REMOVALS = "removal:share=None removal:stride=2 removal:readers=8,stride=2"
 """The same of removal, where three copies are told apart; a ResNet's pool has no readers."""
 OCCLUSION = "occlusion:fill={},side=3,windows={}"
-ADDED = {
-    "rings": [OCCLUSION.format("ring", windows) for windows in (9, 25, 49)],
-    "blur": [OCCLUSION.format("blur", 49)],
-}
-"""Rows that are measured after the others, on the same scenes: a step a model and a list."""
+RIVALS = [
+    *(OCCLUSION.format("ring", windows) for windows in (9, 25, 49)),
+    *(OCCLUSION.format("mean", windows) for windows in (9, 49)),
+    OCCLUSION.format("blur", 49),
+]
+"""Occlusion of windows; measured after the others, on the same scenes."""
 SLOW_TASKS = "localization signs words grid perturbation faithfulness sanity"
 RANKED = {
     "vit": "direct conservative all-grad last-grad attention-grad-cam legrad grad-eclip patches "
@@ -529,16 +534,31 @@ STEPS = (
     ),
     *(
         evaluation(
-            f"{name}_{part}_{model}",
+            f"{name}_{model}",
             model,
-            f"{data} {' '.join(f'--method {method}' for method in methods)}",
+            f"{data} --reference {recommended(model)} "
+            + " ".join(f"--method {method}" for method in [recommended(model), *methods]),
         )
-        for name, methods in ADDED.items()
-        for part, data in {
-            "copies": "--data demo-thirds --data demo-identical --images 64 --slow-images 64",
-            "effects": "--data demo --task effect --task signs --images 64 --slow-images 64",
-        }.items()
         for model in ALL
+        for name, data, methods in (
+            (
+                "rivals_copies",
+                "--data demo-thirds --data demo-identical --images 300 --slow-images "
+                f"{128 if model == 'resnet' else 300}",
+                RIVALS,
+            ),
+            (
+                "rivals_effects",
+                "--data demo --task effect --task signs --images 100 --slow-images 100",
+                RIVALS,
+            ),
+            (
+                "removal",
+                "--task localization --task effect --task signs --task words --task perturbation "
+                "--task faithfulness",
+                ["removal"],
+            ),
+        )
     ),
     *(
         evaluation(
@@ -578,7 +598,6 @@ STEPS = (
             (model,),
             "mkdir -p out\npython ../../removals.py copies "
             f"demo/{model} out/ranks.csv --data thirds --scenes {scenes}",
-            page=MEASUREMENTS,
         )
         for model, scenes in (("vit", 100), ("siglip", 70))
     ),
@@ -587,7 +606,7 @@ STEPS = (
             f"losses_{model}",
             (model,),
             f"python ../../removals.py losses demo/{model} --scenes {scenes}",
-            page="appendix/further.md",
+            page="appendix/equations.md",
         )
         for model, scenes in (("vit", 150), ("siglip", 80))
     ),
@@ -599,9 +618,8 @@ STEPS = (
                 name
                 for name in (
                     "all",
-                    "occlusion:side=3",
                     *f"{FURTHER[model]} {REMOVALS}".split(),
-                    *chain(*ADDED.values()),
+                    *RIVALS,
                 )
                 if "readers" not in name or model != "resnet"
             )
@@ -623,9 +641,15 @@ STEPS = (
     Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
     Step("map_and_rest", ALL, "python ../../map_and_rest.py", page=MEASUREMENTS),
     Step(
-        "single_deletion_vit",
-        ("vit",),
-        "python ../../single_deletion.py demo/vit --scenes 150",
+        "single_deletion",
+        ALL,
+        "python ../../single_deletion.py demo/vit demo/resnet demo/siglip",
+        page=MEASUREMENTS,
+    ),
+    Step(
+        "attack",
+        ("vit", "siglip"),
+        "python ../../attack.py demo/vit demo/siglip",
         page=MEASUREMENTS,
     ),
     Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="appendix/heads.md"),
@@ -639,7 +663,7 @@ STEPS = (
         Step(name, ("vit", "shortcut"), f"python ../../change.py {what}", page="appendix/heads.md")
         for name, what in (("change", "measure"), ("change_heads", "check"))
     ),
-    Step("repair", ("shortcut",), "python ../../repair.py", page="appendix/further.md"),
+    Step("repair", ("shortcut",), "python ../../repair.py", page="appendix/shortcut.md"),
     Step(
         "repair_differences",
         (),
@@ -669,12 +693,7 @@ STEPS = (
         )
         for model in ALL
     ),
-    Step(
-        "robustness_rivals",
-        (),
-        "python ../../robustness_rivals.py",
-        page=MEASUREMENTS,
-    ),
+    Step("robustness_rivals", (), "python ../../robustness_rivals.py"),
     python("word_norms", ("vit",), "appendix/claims.md", "norms"),
     python("layers", ("vit",), "appendix/claims.md", "Figure 2"),
     Step(
@@ -703,8 +722,9 @@ STEPS = (
         "copies_ranks",
         MEASUREMENTS,
         *(f"{step}_{model}" for step in ("copies", "prices") for model in ALL),
-        *(f"{name}_copies_{model}" for name in ADDED for model in ALL),
+        *(f"rivals_copies_{model}" for model in ALL),
     ),
+    table("rivals", MEASUREMENTS, *(f"{s}_{m}" for s in ("rivals_copies", "prices") for m in ALL)),
     table(
         "right_map",
         MEASUREMENTS,

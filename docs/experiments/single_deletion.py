@@ -1,12 +1,12 @@
 """Does a map predict the loss from a single deletion, and alike in all images (after IDSDS)?
 
-``python docs/experiments/single_deletion.py demo/vit`` deletes each cell of the model's grid (the
-mean color of the image in its place), and each object of a scene, which is drawn again without it.
-It prints the rank correlation (Spearman) of the losses of the score with what the map holds there:
-the mean over images, and that over all cells or objects at once, which also asks whether a value
-means the same in two images. The in-domain single-deletion score (Hesse et al. 2024,
-arXiv:2407.11910) trains the model on images with deleted patches. These models have not seen any,
-so only the objects, which are absent from many scenes of the training, are in-domain.
+``python docs/experiments/single_deletion.py demo/vit demo/resnet demo/siglip`` deletes each cell
+of the model's grid (the mean color of the image in its place), and each object of a scene, which is
+drawn again without it. It prints the rank correlation (Spearman) of the losses of the score with
+what the map holds there: the mean over images, and that over all cells or objects at once, which
+also asks whether a value means the same in two images. The in-domain single-deletion score (Hesse
+et al. 2024, arXiv:2407.11910) trains the model on images with deleted patches. These models have
+not seen any, so only the objects, which are absent from many scenes of the training, are in-domain.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tables import markdown, short
 
 METHODS = (
     *("direct", "conservative", "direct:depth=token", "all-grad", "last-grad", "grad-cam"),
-    *("removal", "occlusion:side=3", "occlusion"),
+    *("removal", "occlusion:side=3", "occlusion:fill=ring,side=3", "occlusion"),
 )
 OBJECTS = 3
 
@@ -58,19 +58,14 @@ def rank(pairs: list[tuple[Tensor, Tensor]]) -> list[str]:
     return [short(float(within)), short(float(over))]
 
 
-def main() -> None:
-    """Read the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("--scenes", type=int, default=150)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    clip = load_clip(options.model)
-    methods = METHODS if options.model == "demo/vit" else [n for n in METHODS if ":depth" not in n]
+def rows_of(model: str, count: int) -> list[list[str]]:
+    """The figures of each method on some scenes."""
+    clip = load_clip(model)
+    methods = METHODS if model == "demo/vit" else [n for n in METHODS if ":depth" not in n]
     names = [n for n in methods if "occlusion" in n or MethodChoice.of(n).fits(clip.kind)]
     cells: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
     objects: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-    for number in range(options.scenes):
+    for number in range(count):
         scene = draw_scene(number, split="test", count=OBJECTS)
         text = article(scene.objects[number % OBJECTS].noun)
         forward = ClipSimilarity(clip, targets.text(clip, [text]))
@@ -90,8 +85,19 @@ def main() -> None:
             share = interpolate(heatmap, grid, mode="area").flatten()
             cells[name].append((share, losses))
             objects[name].append((metrics.object_mass(heatmap[0, 0], masks), effects))
-    header = ["method", "cells, in an image", "cells, over all", "objects, in", "objects, over all"]
-    markdown(header, [[f"`{name}`", *rank(cells[name]), *rank(objects[name])] for name in names])
+    return [[model, f"`{name}`", *rank(cells[name]), *rank(objects[name])] for name in names]
+
+
+def main() -> None:
+    """Read the command line and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--scenes", type=int, default=40)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    columns = ("cells, in an image", "cells, over all", "objects, in", "objects, over all")
+    rows = [row for model in options.models for row in rows_of(model, options.scenes)]
+    markdown(("model", "method", *columns), rows)
 
 
 if __name__ == "__main__":

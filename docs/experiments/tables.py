@@ -17,12 +17,13 @@ import torch
 from artemis import GLOBAL, LOCAL
 from captum_clip.attr.registry import methods_for
 from captum_clip.bench.methods import WITHOUT_MAP
+from captum_clip.bench.report import SIGNIFICANT
 from captum_clip.bench.study import read_mean_maps
 from captum_clip.maps import pearson, upsample
-from measured import ADDED
+from measured import RIVALS, recommended
 
 OWN = {*methods_for("vit"), *methods_for("resnet")}
-PARTS = ("effects", "evaluation", "right_map")
+PARTS = ("effects", "evaluation", "right_map", "removal", "rivals_effects")
 DRAWN = ("random", "uniform", "center")
 BESIDE = (
     *("integrated-gradients", "occlusion", "summed-attention", "empty-text"),
@@ -30,22 +31,8 @@ BESIDE = (
     *WITHOUT_MAP,
 )
 NAMES = {"vit": "ViT", "resnet": "ResNet", "siglip": "SigLIP"}
-PASSES = {
-    "direct": "about 1, all texts",
-    "direct:depth=token": "about 1.1 up to eight texts",
-    "conservative": "about 2.5 a text",
-    "last-grad": "about 1, all texts",
-    "attention-grad-cam": "about 1, all texts",
-    "all-grad": "about 2 a text",
-    "rollout": "about 1, no text",
-    "legrad": "a forward, two blocks' backward",
-    "legrad:layers=all": "a forward, all blocks' backward",
-    "grad-cam": "about 1, all texts",
-}
 FEW = 5
 """Methods, below which no rank correlation is shown."""
-OF_A_PROBE = {"last-grad": "1.4 to 1.8, all texts"}
-"""What costs more with a pooling head."""
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -61,7 +48,7 @@ def results(step: str) -> pd.DataFrame:
 
 
 def all_results(model: str) -> pd.DataFrame:
-    """What was found of an embedded model: effects, the rest, options of methods."""
+    """What was found of an embedded model: effects, the rest, options of methods, rivals."""
     found = pd.concat([results(f"{step}_{model}") for step in PARTS])
     return found[~found.index.duplicated()]
 
@@ -69,7 +56,7 @@ def all_results(model: str) -> pd.DataFrame:
 def short(value: float, digits: int = 2) -> str:
     """``.83``, ``−.12``: what lies between -1 and 1."""
     text = f"{abs(value):.{digits}f}"
-    sign = "−" if round(value, digits) < 0 else ""
+    sign = "−" if value < 0 and float(text) else ""
     return sign + (text[1:] if text.startswith("0") else text)
 
 
@@ -142,14 +129,21 @@ EFFECTS = {
 }
 """Columns of rank correlations within a scene."""
 
+COPIES = {
+    f"{kind}, {truth}": f"{kind}_{truth}_rank"
+    for kind in ("thirds", "identical")
+    for truth in ("adds", "removal")
+}
+"""Columns of rank correlations of three copies."""
+
 
 def right_map() -> None:
     """Each method by the question that it answers, and its price; and what needs no map."""
     rows = []
     for model, title in NAMES.items():
-        found = all_results(model)
+        found, prices = all_results(model), prices_of(model)
         methods = [m for m in found.index.unique("method") if is_own(m)]
-        for method in [*methods, *DRAWN, *WITHOUT_MAP]:
+        for method in [*methods, *RIVALS, *DRAWN, *WITHOUT_MAP]:
             if (method, "effect_spearman_scene") not in found.index:
                 continue
             cells = [
@@ -158,19 +152,17 @@ def right_map() -> None:
                 else "–"
                 for metric in ("pointing", *EFFECTS.values(), "words_4")
             ]
-            prices = PASSES | (OF_A_PROBE if model == "siglip" else {})
-            price = prices.get(method) or prices.get(method.split(":")[0], "about 1, all texts")
-            if method in (*DRAWN, *WITHOUT_MAP):
-                price = "none"
-            rows.append([title, label(method), *cells, price])
-    markdown(("model", "method", "pointing", *EFFECTS, "words", "passes"), rows)
+            rows.append([title, label(method), *cells, price(method, prices)])
+    markdown(("model", "method", "pointing", *EFFECTS, "words", "price"), rows)
 
 
 def copies_of(model: str) -> pd.DataFrame:
-    """What was found on three copies, with the rows that were measured later."""
-    steps = [f"copies_{model}", *(f"{name}_copies_{model}" for name in ADDED)]
+    """What was found on three copies; rivals on all scenes, `occlusion:side=3` among them."""
+    steps = [f"rivals_copies_{model}", f"copies_{model}"]
     found = [results(step) for step in steps if Path(f"../{step}/out/results.csv").exists()]
-    return (whole := pd.concat(found))[~whole.index.duplicated()]
+    return (whole := pd.concat(found).drop("occlusion:side=3", level="method"))[
+        ~whole.index.duplicated()
+    ]
 
 
 def prices_of(model: str) -> pd.Series:
@@ -180,11 +172,15 @@ def prices_of(model: str) -> pd.Series:
     return pd.Series({name.strip("`"): float(price) for name, price in rows})
 
 
+def price(method: str, prices: pd.Series) -> str:
+    """What a table says of it."""
+    if method in WITHOUT_MAP:
+        return "none"
+    return f"{prices[method]:.1f}" if method in prices else "–"
+
+
 def copies() -> None:
     """Which of three copies carries the score, on all models: ranks, order and price."""
-    metrics = [
-        f"{kind}_{truth}" for kind in ("thirds", "identical") for truth in ("adds", "removal")
-    ]
     models = NAMES | {f"second-{model}": f"second {NAMES[model]}" for model in ("vit", "resnet")}
     rows = []
     for model, title in models.items():
@@ -193,19 +189,29 @@ def copies() -> None:
         found, prices = copies_of(model), prices_of(model)
         by_removal = found.xs("thirds_removal_rank", level="metric")["mean"]
         for method in by_removal.sort_values(ascending=False, kind="stable").index:
-            if (method, f"{metrics[0]}_rank") in found.index:
-                ranks = [interval(found, method, f"{metric}_rank", 2) for metric in metrics]
+            if (method, "thirds_adds_rank") in found.index:
+                ranks = [interval(found, method, metric, 2) for metric in COPIES.values()]
                 order = short(found.loc[(method, "thirds_removal_order"), "mean"])
-                price = (
-                    "none"
-                    if method in WITHOUT_MAP
-                    else f"{prices[method]:.1f}"
-                    if method in prices
-                    else "–"
-                )
-                rows.append([title, label(method), *ranks, order, price])
-    heads = [metric.replace("_", ", ") for metric in metrics]
-    markdown(("model", "method", *heads, "order (thirds, removal)", "price"), rows)
+                rows.append([title, label(method), *ranks, order, price(method, prices)])
+    markdown(("model", "method", *COPIES, "order (thirds, removal)", "price"), rows)
+
+
+def rivals() -> None:
+    """Occlusion of windows next to the recommended `removal`: ranks, and paired differences."""
+    rows = []
+    for model, title in NAMES.items():
+        found, prices = results(f"rivals_copies_{model}"), prices_of(model)
+        for method in (recommended(model), *RIVALS):
+            cells = []
+            for metric in COPIES.values():
+                row = found.loc[(method, metric)]
+                values = (row.difference, row.difference_low, row.difference_high)
+                gap, low, high = ("+" * int(v > 0) + short(v) for v in values)
+                mark = "\\*" * int(row.p_holm < SIGNIFICANT)
+                paired = "" if pd.isna(row.difference) else f" ({gap} [{low}, {high}]{mark})"
+                cells.append(short(row["mean"]) + paired)
+            rows.append([title, label(method), price(method, prices), *cells])
+    markdown(("model", "method", "price", *COPIES), rows)
 
 
 def excerpt() -> None:
@@ -224,7 +230,7 @@ def excerpt() -> None:
     for model in NAMES:
         found = all_results(model)
         for method in found.index.unique("method"):
-            if method in OWN or method in BESIDE:
+            if method in OWN or method in (*RIVALS, *BESIDE):
                 cells = [interval(found, method, metric) for metric in metrics.values()]
                 rows.append([f"demo/{model}", method, *cells])
     markdown(("tower", "method", *metrics), rows)
@@ -359,6 +365,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "broad": broad,
     "pointing": pointing,
     "copies_ranks": copies,
+    "rivals": rivals,
     "right_map": right_map,
     "excerpt": excerpt,
     "rankings": rankings,

@@ -104,10 +104,8 @@ def test_another_kind_of_model_on_the_hub_is_named_with_what_would_run_instead(c
 
 
 def test_the_page_of_models_lists_names_that_lead_to_their_library():
-    page = Path(__file__).parents[2] / "docs" / "appendix" / "formats.md"
-    rows = re.findall(
-        r"^\| [^|]+ \| `([^`]*/[^`]*)` \| (timm |OpenCLIP )?`", page.read_text("utf-8"), re.M
-    )
+    table = Path(__file__).parents[2] / "docs" / "appendix" / "tables" / "families.csv"
+    rows = re.findall(r"`([^`,]*/[^`,]*)`\"?,\"?(timm |OpenCLIP )?`", table.read_text("utf-8"))
     assert len(rows) > 20
     for name, is_open_clip in rows:
         source = resolve(name)
