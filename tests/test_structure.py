@@ -32,11 +32,11 @@ TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.ite
 
 
 MOST = {
-    "lines of code": 20_040,
+    "lines of code": 20_030,
     "lines": 31_060,
-    "lines of code of the library": 12_760,
+    "lines of code of the library": 12_750,
     "lines of code of the bench": 4_880,
-    "lines of code of the apps": 2_410,
+    "lines of code of the apps": 2_405,
     "files": 105,
     "entries at the top": 16,
     "names of modules that are defined twice": 20,
