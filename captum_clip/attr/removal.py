@@ -1,6 +1,6 @@
 """Removal at the reader: what the score loses if the token that is read may not see a region."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -55,11 +55,9 @@ class ReaderRemoval(ClipAttribution):
     - ``window``: side of a window in cells, odd; by default the largest odd share of the side up to
       that of 3 in 7. In a text one token.
     - ``stride``: from one window's center to the next; by default such that a side has about 7.
-    - ``readers``: number of patches that run anew as well, by default none at one scale, and 8 at
-      two. Each window has its own, those outside of it that the reader looks at most. With all of
-      them it is the forward without the window's keys.
-    - ``scales``: 2 adds what k readers change at windows of twice the stride to the losses of the
-      reader alone: :math:`S_1(L^0) + S_2(L^k - L^0)`, with S the mean over the windows of a cell.
+    - ``readers``: number of patches that run anew as well, by default none. Each window has its
+      own, those outside of it that the reader looks at most. With all of them it is the forward
+      without the window's keys.
     - ``share``: "direct", in proportion to what :class:`DirectContribution` gives the cells of the
       loss's sign; "cells", in equal parts; None, the whole loss for each cell; by default "direct",
       and None with readers.
@@ -92,15 +90,14 @@ class ReaderRemoval(ClipAttribution):
         *,
         window: int | None = None,
         stride: int | None = None,
-        scales: int = 1,
-        readers: int | None = None,
+        readers: int = 0,
         share: Literal["auto", "direct", "cells", None] = "auto",
     ) -> Computed:
         if share == "auto":
-            share = None if readers or scales == 2 else "direct"
-        reader = self._reader(call, readers, scales, rows=share == "direct")
+            share = None if readers else "direct"
+        reader = self._reader(call, readers, rows=share == "direct")
         with torch.no_grad(), autocast_disabled(reader.embedded.token):
-            vectors, cells, means = reader.windows(window, stride, scales)
+            vectors, cells, means = reader.windows(window, stride)
             losses = products(vectors, reader.embedded.direction.rows)  # (K', B, W)
             maps = (losses if share is None else losses / cells.sum(1)) @ means  # (K', B, N)
             if share == "direct":
@@ -115,14 +112,13 @@ class ReaderRemoval(ClipAttribution):
                     maps += sign * (added * (shares @ means) + plain @ means)
             return reader.embedded.run.computed(reader.padded(maps))
 
-    def _reader(self, call: Call, readers: int | None, scales: int, rows: bool) -> "_Reader":
+    def _reader(self, call: Call, readers: int, rows: bool) -> "_Reader":
         """Run once, with `rows` for the pooled rows as well; look at each kind of model once."""
         tower, last = self._tower, len(self._tower.attentions)
-        readers = 8 * (scales - 1) if readers is None else readers
         if readers and (tower.kind != "vit" or tower.pooling == "mean"):
             raise InputError(
                 "readers: the chosen patches run again beside a vision transformer's CLS token "
-                f"or pooling head. This {tower.noun} has neither; leave out `readers` and `scales`."
+                f"or pooling head. This {tower.noun} has neither; leave out `readers`."
             )
         # a pool alone reads the tokens, and a mean no attention
         first = {"cls": 0, "mean": last, "attention": last - 1}[tower.pooling]
@@ -154,9 +150,8 @@ class ReaderRemoval(ClipAttribution):
     @classmethod
     def check_options(cls, **options: Any) -> None:
         super().check_options(**options)
-        scales, window = options.get("scales", 1), options.get("window")
-        check_integer("scales", scales, least=1, most=2)
-        for name, least in (("window", 1), ("stride", 1), ("readers", scales - 1)):
+        window = options.get("window")
+        for name, least in (("window", 1), ("stride", 1), ("readers", 0)):
             if (value := options.get(name)) is not None:
                 check_integer(name, value, least=least)
         expect(window is None or window % 2 == 1, "an odd `window`, which has a center", window)
@@ -193,7 +188,7 @@ class ReaderRemoval(ClipAttribution):
         expect(getattr(masks, "dtype", None) is torch.bool, "a boolean tensor of masks", masks)
 
         def compute(call: Call, *, readers: int) -> Computed:
-            reader = self._reader(call, readers, 1, rows=False)
+            reader = self._reader(call, readers, rows=False)
             losses = reader.losses(reader.cells(masks))
             values = products(losses, reader.embedded.direction.rows)  # (K', B, M)
             return reader.embedded.run.computed(values.transpose(0, 1))
@@ -209,8 +204,7 @@ class ReaderRemoval(ClipAttribution):
         *,
         window: int | None = None,
         stride: int | None = None,
-        scales: int = 1,
-        readers: int | None = None,
+        readers: int = 0,
         return_rest: bool = False,
     ) -> Any:
         r"""What the unit embedding loses at each position, (B, h, w, E), of texts (B, T, E).
@@ -224,7 +218,6 @@ class ReaderRemoval(ClipAttribution):
             additional_forward_args: the attention mask of texts.
             window: as the class has it, like what follows.
             stride: from one window to the next.
-            scales: 1, or 2 to add what the readers change.
             readers: number of patches that run anew as well.
             return_rest: return the unit embedding less all of them, (B, E), as well.
 
@@ -234,13 +227,13 @@ class ReaderRemoval(ClipAttribution):
         self._check_similarity()
 
         def compute(call: Call, **_: Any) -> Computed:
-            reader = self._reader(call, readers, scales, rows=False)
-            losses, *_rest, means = reader.windows(window, stride, scales)
+            reader = self._reader(call, readers, rows=False)
+            losses, *_cells, means = reader.windows(window, stride)
             vectors = torch.einsum("bwe,wn->ebn", losses, means)
             unit = F.normalize(to_float32(reader.embedded.embedding.detach()), dim=-1)
             return reader.embedded.run.computed(reader.padded(vectors), unit - vectors.sum(-1).T)
 
-        options = {"window": window, "stride": stride, "scales": scales, "readers": readers}
+        options = {"window": window, "stride": stride, "readers": readers}
         select = partial(many_columns, None)
         result = self._run(inputs, additional_forward_args, select, options, compute)
         vectors = result.values.movedim(1, -1).contiguous()
@@ -284,20 +277,6 @@ class _Reader:
         size: Any = self.record.size
         return size[1:] if self.tower.kind == "text" else self.tower.grid(*size)
 
-    def _windows(self, window: int | None, stride: int | None, scale: int) -> Tensor:
-        """The windows (W, N) of the cells of a grid, or of the tokens of a text."""
-        is_text, windows = len(self.grid) == 1, torch.ones(1, 1, dtype=torch.bool, device="cpu")
-        for side in self.grid:
-            width = window or (1 if is_text else 2 * round(3 * side / 14 - 0.5) + 1)
-            step = scale * (stride or (1 if is_text else -(-side // 7)))
-            expect(step <= width, f"`stride` times `scales` of at most the window's {width}", step)
-            # the last one is moved inside if the one before does not reach the edge
-            end = side + max(0, step - 1 - width // 2)
-            centers = torch.arange(step // 2, end, step, device="cpu").clamp(max=side - 1)
-            near = (torch.arange(side, device="cpu") - centers[:, None]).abs() <= width // 2
-            windows = torch.kron(windows, near)
-        return windows
-
     def cells(self, masks: Tensor) -> Tensor:
         """The cells (B or 1, M, N) of masks, of a text (B, M, T)."""
         grid = self.grid
@@ -312,18 +291,21 @@ class _Reader:
             batched = (covered >= most.clamp(max=0.5)) & (most > 0)
         return batched.flatten(2)
 
-    def windows(self, window: int | None, stride: int | None, scales: int) -> Sequence[Tensor]:
-        """What is lost at windows (B, W, E), their cells, and their parts of a mean (W, N)."""
-        each = [self._windows(window, stride, 1 + scale) for scale in range(scales)]
-        cells, first = torch.cat(each), len(each[0])
-        counts = torch.cat([x.sum(0).clamp(min=1).expand(x.shape) for x in each])
-        # most of the second scale are among the first, and none runs twice
-        kinds, index = torch.unique(cells, dim=0, return_inverse=True)
-        losses = replace(self, count=self.count if scales == 1 else 0).losses(kinds[None])[:, index]
-        if scales == 2:
-            losses[:, first:] = self.losses(each[1][None]) - losses[:, first:]
-        cells = cells.to(losses)
-        return losses, cells, cells / counts.to(losses)
+    def windows(self, window: int | None, stride: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What is lost at windows (B, W, E), their cells (W, N), and their parts of a mean."""
+        is_text, windows = len(self.grid) == 1, torch.ones(1, 1, dtype=torch.bool, device="cpu")
+        for side in self.grid:
+            width = window or (1 if is_text else 2 * round(3 * side / 14 - 0.5) + 1)
+            step = stride or (1 if is_text else -(-side // 7))
+            expect(step <= width, f"a `stride` of at most the window's {width} cells", step)
+            # the last one is moved inside if the one before does not reach the edge
+            end = side + max(0, step - 1 - width // 2)
+            centers = torch.arange(step // 2, end, step, device="cpu").clamp(max=side - 1)
+            near = (torch.arange(side, device="cpu") - centers[:, None]).abs() <= width // 2
+            windows = torch.kron(windows, near)
+        losses = self.losses(windows[None])
+        cells = windows.to(losses)
+        return losses, cells, cells / cells.sum(0).clamp(min=1)
 
     @torch.no_grad()
     def losses(self, cells: Tensor) -> Tensor:

@@ -35,8 +35,6 @@ METHODS = {
     "removal": {},
     "removal:readers=8,stride=2,share=direct": {"readers": 8, "stride": 2, "share": "direct"},
     "removal:readers=8,stride=2": {"readers": 8, "stride": 2},
-    "removal:scales=2,readers=4": {"scales": 2, "readers": 4},
-    "removal:scales=2": {"scales": 2},
 }
 RIVAL = "49 rings"
 RING = 8

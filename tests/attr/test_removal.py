@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -250,45 +248,14 @@ def test_a_map_is_made_of_its_windows() -> None:
         torch.testing.assert_close(found.flatten(2), wanted, rtol=1e-9, atol=1e-12)
 
 
-def centered(name: str, stride: int) -> Tensor:
-    """Windows (W, h, w) of 3 x 3 cells, written out."""
-    grid = cases.adapter(name).tower.grid(*cases.images(name).shape[-2:])
-    rows, columns = (range(stride // 2, side, stride) for side in grid)
-    masks = torch.zeros(len(rows) * len(columns), *grid, dtype=torch.bool)
-    for mask, (row, column) in zip(masks, product(rows, columns), strict=True):
-        mask[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = True
-    return masks
-
-
-@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
-def test_two_scales_add_what_readers_change_at_the_coarse_windows(name: str) -> None:
-    """The losses of the reader alone at each cell; at every second, what eight patches add."""
-    explained, pixels = method(name), cases.images(name, torch.float64)
-    fine, coarse = centered(name, 1), centered(name, 2)
-
-    def mean(losses: Tensor, windows: Tensor) -> Tensor:
-        maps = torch.zeros(*losses.shape[:2], *windows.shape[1:], dtype=losses.dtype)
-        for row, column in product(*map(range, windows.shape[1:])):
-            inside = [n for n, window in enumerate(windows) if window[row, column]]
-            maps[..., row, column] = losses[..., inside].mean(-1)
-        return maps
-
-    of = partial(explained.losses_of, pixels)
-    added = of(coarse, readers=8) - of(coarse)
-    wanted = mean(of(fine), fine) + mean(added, coarse)
-    found = explained.attribute_targets(pixels, window=3, scales=2)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
-    assert added.abs().max() > 1e-3 * wanted.abs().max()
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("hf_vit", {}),
-        ("siglip", {"scales": 2}),
+        ("siglip", {"readers": 3, "stride": 2}),
         ("open_clip_resnet", {}),
         ("timm_gap", {}),
-        ("hf_vit", {"scales": 2, "readers": 3}),
+        ("hf_vit", {"readers": 3}),
     ],
 )
 def test_vectors_give_the_map_of_any_text(name: str, options: dict[str, Any]) -> None:
@@ -325,13 +292,10 @@ def test_masks_of_the_images_size_are_the_cells_that_they_cover() -> None:
     ("options", "message"),
     [
         ({"window": 2}, "odd `window`"),
-        ({"window": 1, "stride": 2}, "`stride` times `scales` of at most the window's 1"),
+        ({"window": 1, "stride": 2}, "a `stride` of at most the window's 1"),
         ({"readers": 99}, "`readers` of at most 16"),
         ({"readers": -1}, "readers"),
         ({"share": "words"}, "share"),
-        ({"scales": 3}, "scales"),
-        ({"scales": 2, "readers": 0}, "readers"),
-        ({"scales": 2, "window": 1}, "of at most the window's 1, got 2"),
     ],
 )
 def test_options_that_say_nothing_are_refused(options: dict[str, Any], message: str) -> None:
@@ -352,9 +316,9 @@ def test_masks_of_another_shape_are_refused() -> None:
     for masks in (torch.zeros(4, 4).bool(), torch.zeros(1, 4, 4), torch.zeros(2, 1, 4, 4).bool()):
         with pytest.raises(InputError, match="masks"):
             explained.losses_of(pixels, masks)
-    for name, option in (("timm_gap", "readers"), ("open_clip_resnet", "scales")):
+    for name in ("timm_gap", "open_clip_resnet"):
         with pytest.raises(InputError, match="has neither"):
-            method(name).attribute_targets(cases.images(name, torch.float64), **{option: 2})
+            method(name).attribute_targets(cases.images(name, torch.float64), readers=2)
 
 
 def test_a_token_whose_keys_depend_on_its_place_runs_at_its_place() -> None:
