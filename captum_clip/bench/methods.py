@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import IntegratedGradients
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -188,7 +188,7 @@ class _Reference:
         """Maps (B, K, h, w) of all targets, channels added up, with the scores if asked."""
         columns = range(len(self.forward.embeddings))
         maps = torch.stack([self.attribute(images, column).sum(1) for column in columns], 1)
-        return (maps, self.forward(images)) if return_scores else maps
+        return (maps.detach(), self.forward(images).detach()) if return_scores else maps.detach()
 
 
 @register
@@ -202,25 +202,6 @@ class _IntegratedGradients(_Reference):
         # Captum repeats a batch once per step, and takes no limit below one row per image.
         options = {"n_steps": 16, "internal_batch_size": max(32, len(images))}
         return IntegratedGradients(self.forward).attribute(images, target=target, **options)
-
-
-@register
-class _NoiseTunnel(_Reference):
-    """Captum's NoiseTunnel over Saliency, 8 draws of standard deviation 0.1, channels added."""
-
-    name = "noise-tunnel"
-    needs_target = False  # up to its sign: the negated target has the same absolute gradients
-
-    def attribute(self, images: Tensor, target: Any = None) -> Tensor:
-        method, options = NoiseTunnel(Saliency(self.forward)), {"nt_samples": 8, "stdevs": 0.1}
-        columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
-        # Captum draws from the global generator: image by image, so no map depends on the batch
-        maps, generator = [], torch.cuda if images.is_cuda else torch.default_generator
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            for image, column in zip(torch.split(images, 1), columns, strict=True):
-                generator.manual_seed(0)  # of this device alone; torch.manual_seed seeds all
-                maps.append(method.attribute(image, target=column, **options))
-        return torch.cat(maps)
 
 
 def around(masks: Tensor) -> Tensor:
@@ -346,7 +327,7 @@ _COMMON: Final = (*_DRAWINGS, "empty-text")
 BASELINES: Final = (*_COMMON, "magnitude", "last-attention", "summed-attention", "last-gradient")
 _OFFERED: Final = (
     *("attention-grad-cam:weights=pooled", "last-grad:heads=averaged", "last-grad:sign=signed"),
-    *("grad-cam:sign=signed", "integrated-gradients", "noise-tunnel", "occlusion"),
+    *("grad-cam:sign=signed", "integrated-gradients", "occlusion"),
     *("occlusion:fill=ring,side=3", "random-masks", *BASELINES),
 )
 ALL: Final = "all"  # stands for all of `methods_for`

@@ -47,12 +47,7 @@ def models_command(args: ModelList) -> None:
         tower = {"vit": "ViT", "resnet": "ResNet"}[model.kind]
         rows.append((model.name, tower, model.library, model.checkpoint, ", ".join(model.aliases)))
     print(*shared.columns(rows), sep="\n")
-    print(
-        "\nOther models: a folder, ORG/NAME of transformers on the Hugging Face hub, "
-        "hf-hub:ORG/NAME\nor ARCHITECTURE/TAG of OpenCLIP, such as "
-        "google/siglip2-base-patch16-224 or\nViT-B-32/laion2b_s34b_b79k. docs/own_model.md has "
-        "a name of each family."
-    )
+    print("\nOther models: a folder, or a name of a family, as docs/own_model.md lists them.")
 
 
 @dataclass(frozen=True, kw_only=True)

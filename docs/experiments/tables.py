@@ -156,11 +156,15 @@ def right_map() -> None:
     markdown(("model", "method", "pointing", *EFFECTS, "words", "price"), rows)
 
 
+GONE = ["occlusion:side=3", "noise-tunnel"]
+"""What is measured by another name, or no longer."""
+
+
 def copies_of(model: str) -> pd.DataFrame:
-    """What was found on three copies; rivals on all scenes, `occlusion:side=3` among them."""
+    """What was found on three copies, with the rivals on all scenes."""
     steps = [f"rivals_copies_{model}", f"copies_{model}"]
     found = [results(step) for step in steps if Path(f"../{step}/out/results.csv").exists()]
-    return (whole := pd.concat(found).drop("occlusion:side=3", level="method"))[
+    return (whole := pd.concat(found).drop(GONE, level="method", errors="ignore"))[
         ~whole.index.duplicated()
     ]
 
@@ -313,7 +317,7 @@ def tag(metric: str, digits: int, parts: Sequence[str]) -> None:
     rows = []
     for method in found["shortcut", "shortcut"].index.unique("method"):
         tables = found.values()
-        if all((method, metric) in table.index for table in tables):
+        if method not in GONE and all((method, metric) in table.index for table in tables):
             cells = [interval(table, method, metric, digits) for table in tables]
             rows.append([method, *cells])
     markdown(("method", *header), rows)
