@@ -25,13 +25,9 @@ SLOW = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").split()
 """Folders, files and tests beyond about 0.4 seconds of CPU, besides those that a mark says."""
 
 
-COLLECTED = pytest.StashKey[int]()
-"""How many tests there are, where all were collected."""
-
-
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Count the tests, and keep `-m "not slow"` short, without which every family is tried."""
+    """Keep `-m "not slow"` short: without it every family is tried."""
     tests, unknown = config.rootpath / "tests", {*SLOW}
     for item in items:
         at = item.nodeid.partition("[")[0].removeprefix("tests/")
@@ -39,10 +35,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if at == place or at.startswith(place if place.endswith("/") else f"{place}::"):
                 unknown.discard(place)
                 item.add_marker(pytest.mark.slow)
-    if tests in [Path(place).absolute() for place in config.args]:
-        config.stash[COLLECTED] = len(items)
-        if unknown:
-            raise pytest.UsageError(f"tests/slow.txt names what is gone: {', '.join(unknown)}")
+    collects_all = tests in [Path(place).absolute() for place in config.args]
+    if collects_all and unknown:
+        raise pytest.UsageError(f"tests/slow.txt names what is gone: {', '.join(unknown)}")
     for item in items:
         parameters = getattr(item, "callspec", None)
         name = None if parameters is None else parameters.params.get("name")

@@ -1,4 +1,4 @@
-"""The house rules that can be read from the source: layers, hooks, sizes, light imports.
+"""The house rules that can be read from the source: layers, hooks, light imports.
 
 The layers are contracts of import-linter, in pyproject.toml, where ruff is also told what is never
 imported at the top of a module. What neither can express is read here.
@@ -7,14 +7,10 @@ imported at the top of a module. What neither can express is read here.
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
 import subprocess
 import sys
-import tokenize
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,93 +18,12 @@ from importlinter.cli import lint_imports
 
 import captum_clip
 from tests import public_names
-from tests.conftest import COLLECTED
 
 PACKAGE = Path(captum_clip.__file__).parent
 SOURCES = {
     path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))
 }
 TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.items()}
-
-
-MOST = {
-    "lines of code": 20_000,
-    "lines": 31_010,
-    "lines of code of the library": 12_730,
-    "lines of code of the bench": 4_870,
-    "lines of code of the apps": 2_405,
-    "files": 105,
-    "entries at the top": 16,
-    "names of modules that are defined twice": 20,
-    "tests": 5_500,
-}
-"""Nothing grows unseen: bounds fall, and a higher one is a diff that somebody reads."""
-HOUSES = {"bench": "bench", "metrics": "bench", "apps": "apps"}
-"""Of the bench and the apps; all other entries are the library's."""
-NO_CODE = (
-    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER),
-    *(tokenize.INDENT, tokenize.DEDENT),
-)
-
-
-def lines_of_code(source: str) -> int:
-    """The lines with a token that is no comment, less those of docstrings."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    spans = ((t.start[0], t.end[0]) for t in tokens if t.type not in NO_CODE)
-    lines = {line for first, last in spans for line in range(first, last + 1)}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            is_text, last = isinstance(node.value.value, str), node.end_lineno or node.lineno
-            lines -= {*range(node.lineno, last + 1)} if is_text else set()
-    return len(lines)
-
-
-def test_package_and_tests_stay_within_their_bounds(pytestconfig: pytest.Config) -> None:
-    """Where pytest collected all tests, these are counted too."""
-    houses: Counter[str] = Counter()
-    for name, source in SOURCES.items():
-        houses[HOUSES.get(name.split("/")[0], "library")] += lines_of_code(source)
-    defined = Counter(name for source in SOURCES.values() for name in defined_names(source))
-    entries = {name.split("/")[0] for name in SOURCES if not name.startswith("_")}
-    counts = {
-        "lines of code": houses.total(),
-        "lines": sum(len(source.splitlines()) for source in SOURCES.values()),
-        **{f"lines of code of the {house}": count for house, count in houses.items()},
-        "files": len(SOURCES),
-        "entries at the top": len(entries),
-        "names of modules that are defined twice": sum(n > 1 for n in defined.values()),
-        "tests": pytestconfig.stash.get(COLLECTED, 0),
-    }
-    assert {what: n for what, n in counts.items() if n > MOST[what]} == {}
-
-
-def defined_names(source: str) -> Iterator[str]:
-    """The functions, classes and variables of a module, but `__all__` and its like."""
-    for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
-        for target in targets:
-            name = getattr(target, "id", getattr(target, "name", "__"))
-            if not name.startswith("__"):
-                yield name
-
-
-def test_a_line_of_code_has_a_token_that_is_no_comment_and_no_docstring() -> None:
-    source = '''"""A
-    text."""
-
-# a comment
-text = """two
-lines"""  # and a comment
-
-def f(
-):
-    """It."""
-    return (
-
-        3
-    )
-'''
-    assert lines_of_code(source) == 2 + 2 + 3
 
 
 def test_a_public_method_without_a_docstring_overrides_one_that_has_it() -> None:
@@ -149,37 +64,6 @@ def offenders(forbidden: dict[str, set[str]]) -> dict[str, set[str]]:
     return {name: names for name, names in forbidden.items() if names}
 
 
-NAMELESS = {"part", "found", "known", "one", "given", "within", "point", "pick", "passed", "of"}
-CONSTRUCTORS = {"Linear", "Direction", "PooledRow", "Target", "MethodChoice", "File", "Skipped"}
-
-
-def test_variables_are_called_after_what_they_hold() -> None:
-    """Not after how they came about. `of` is a constructor, or the option of `layer`."""
-    constructors = {
-        id(function)
-        for nodes in TREES.values()
-        for node in nodes
-        if isinstance(node, ast.ClassDef) and node.name in CONSTRUCTORS
-        for function in node.body
-    }
-
-    def bound(node: ast.AST) -> str:
-        if isinstance(node, ast.Name):
-            return node.id if isinstance(node.ctx, ast.Store) else ""
-        if isinstance(node, ast.arg):
-            return node.arg
-        if isinstance(node, ast.FunctionDef) and id(node) not in constructors:
-            return node.name
-        return ""
-
-    names = {
-        name: {bound(node) for node in nodes} & NAMELESS
-        for name, nodes in TREES.items()
-        if name != "attr/attention_methods.py"
-    }
-    assert offenders(names) == {}
-
-
 def test_imports_point_down_the_layers(capsys: pytest.CaptureFixture[str]) -> None:
     """`lint-imports` keeps the contracts of pyproject.toml."""
     status = lint_imports(config_filename=str(PACKAGE.parent / "pyproject.toml"), no_cache=True)
@@ -207,11 +91,6 @@ def test_files_that_the_documentation_names_are_there() -> None:
         f"{folder}/{n}" for folder in folders for n in re.findall(r"`(\w+\.py)`", folders[folder])
     }
     assert named - SOURCES.keys() == set()
-
-
-def test_files_are_short() -> None:
-    """None past 500 lines."""
-    assert [name for name, source in SOURCES.items() if source.count("\n") > 500] == []
 
 
 def test_hooks_are_set_in_one_place() -> None:
