@@ -91,7 +91,11 @@ def _through_one_token(tower: TransformerTower, run: Pass, read: AttentionRead) 
     Raises:
         ReadsMoreError: that token alone does not make the scores, as where a hook changes it.
     """
-    record, last, embedded = run.record, len(tower.attentions) - 1, embedded_scores(tower, run)
+    record, last, embedded = (
+        run.record,
+        len(tower.attentions) - 1,
+        embedded_scores(tower, run, directed=False),
+    )
     more = ReadsMoreError("The scores depend on more than the pooled token.")
     heads = read.select(detached(read.out)).flatten(1)
     gradients = []
@@ -226,7 +230,7 @@ def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor:
     # written-out attention shows its weights, and not the scale of its products
     if read is not None and read.weights is not None:
         raise more
-    embedded = embedded_scores(tower, run)
+    embedded = embedded_scores(tower, run, directed=False)
     features = to_float32(record.features.detach())
     with autocast_disabled(features):
         token = features.mean((-2, -1)) if read is None else heads_output(read)

@@ -35,6 +35,7 @@ from ._call import (
     Call,
     Columns,
     Computed,
+    Constants,
     Indices,
     detach_inference,
     differentiate,
@@ -90,6 +91,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     _tower: Tower  # with the parts that the model had in the last call
     _model: nn.Module | None  # of a forward function of the user's
     _looks: set[Any]  # kinds of models and inputs that were looked at
+    _constants: dict[int, Constants]  # of the forward function's scores, by their number
     _copies: bool = False  # whether the model works in place on tokens that are read later
     _laws: ClassVar[tuple[str, ...]] = ("blocks",)  # what `look` sees to beside pixels and patches
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
@@ -139,6 +141,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         module = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, module)
         self._tower, self._model, self._looks = tower, layer, set[Any]()
+        self._constants = {}
 
     def __repr__(self) -> str:
         forward = self.forward_func
@@ -303,6 +306,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             leaves = self._leaves(tensors) if create_graph else []
             tensors, extra = detach_inference(tensors), detach_inference(extra)
             call = Call(forward, tensors, extra, select, self._tower, name)
+            call = replace(call, constants=self._constants)
             with torch_failures():
                 is_new = self._look(call, options, exact=exact)
                 with graph:

@@ -5,7 +5,7 @@ Captum's `target` picks the columns (K', B) of a score (B, K): one score for eac
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -22,7 +22,14 @@ from ..models.library import checkpoints, has_no_foreign_hooks
 from ..models.steps import Direction, Step, run_steps
 from ..models.towers import ResNetTower, Tower, TransformerTower
 from ..recording.observe import Embedding, Features, Kernels, Observer, Outputs, Probes, observe
-from ..recording.records import NOTHING, Recording, detached, keeps_graph, no_graph
+from ..recording.records import (
+    NOTHING,
+    Recording,
+    detached,
+    keeps_graph,
+    no_graph,
+    without_whole_graph,
+)
 from ..targets.similarity import ClipSimilarity, Similarity, TextSimilarity
 
 Columns = Sequence[int] | Tensor | None
@@ -66,6 +73,8 @@ class Call:
     tower: Tower
     method: str  # in messages
     copies: bool = False  # whether tokens that are read later are copied at once
+    # what earlier calls showed of the scores' constants, by the number of scores
+    constants: dict[int, "Constants"] = field(default_factory=dict)
 
     @property
     def readout(self) -> nn.Module | None:
@@ -108,7 +117,7 @@ class Call:
             alike = bool((columns == columns[:, :1]).all())
             embeddings: Tensor = self.forward.embeddings  # type: ignore[attr-defined]
             rows = embeddings[(columns[:, :1] if alike else columns).to(embeddings.device)]
-        return Pass(record, scores, columns.to(scores.device), rows)
+        return Pass(record, scores, columns.to(scores.device), rows, self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +131,7 @@ class Pass:
     scores: Tensor
     columns: Tensor
     rows: Tensor | None = None
+    call: Call | None = None  # of a forward that can be run once more
 
     @property
     def chosen(self) -> Tensor:
@@ -321,10 +331,13 @@ class PooledEmbedding:
 
     Attributes:
         embedding: (B, E).
-        direction: y = d . e for K' texts, with the length of the embedding as a constant. It is
-            the direction's scale, so its rows are the texts' own where y is a cosine.
+        direction: y = d . e + remainder for K' texts, with the length of the embedding as a
+            constant. It is the direction's scale, so its rows are the texts' own where y is a
+            cosine.
         gradient: of the scores at e, (K', B, E).
         projected: whether e comes out of the tower's whole head.
+        remainder: (B, K'), what the embedding does not add to the scores, such as a bias; None
+            for cosines, which have none.
         token: what is pooled, (B, D); with a mean of patches or features these, (B, N, D).
         dtype: of the tower.
     """
@@ -334,6 +347,7 @@ class PooledEmbedding:
     direction: Direction
     gradient: Tensor
     projected: bool = True
+    remainder: Tensor | None = None
     token: Tensor = NOTHING
     dtype: torch.dtype = torch.float32
 
@@ -380,12 +394,22 @@ def with_token(tower: Tower, embedded: PooledEmbedding) -> PooledEmbedding:
     return replace(embedded, token=to_float32(token), dtype=token.dtype)
 
 
-def embedded_scores(tower: Tower, run: Pass, below: Tensor | None = None) -> PooledEmbedding:
+def embedded_scores(
+    tower: Tower, run: Pass, below: Tensor | None = None, *, directed: bool = True
+) -> PooledEmbedding:
     r"""A forward's scores in terms of the embedding e, through which alone they read the tower.
 
     The directions d of a cosine are the texts over the length of e. For any other score they are
-    :math:`g + (y - g \cdot e) e / |e|^2`, g its gradient at e, so that :math:`d \cdot e = y`; it
-    is seen that it depends through e alone on `below`, by default on what the tower returned.
+    :math:`g + (y - b - g \cdot e) e / |e|^2`, g its gradient at e and b its constant, so that
+    :math:`d \cdot e + b = y`. A score that is not odd in e but for a constant, such as that of an
+    MLP, has :math:`d = g`. It is seen that the score depends through e alone on `below`, by
+    default on what the tower returned.
+
+    Args:
+        tower: the tower.
+        run: the forward.
+        below: where the graph begins.
+        directed: whether directions are needed, and not the gradient alone.
     """
     record = run.record
     if (scored := run.scored) is not None:
@@ -410,21 +434,131 @@ def embedded_scores(tower: Tower, run: Pass, below: Tensor | None = None) -> Poo
         )
     projected = embedding is record.projected
     gradient = to_float32(run.stacked_gradients(embedding))  # (K', B, E)
-    if embedding.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
-        gradient, embedding = gradient[:, :, 0], embedding[:, 0]
-    # a cosine is flat along e, so the part of the score along it is put back by hand
-    e = to_float32(detached(embedding))
-    along = run.chosen.T.to(gradient.dtype) - (gradient * e).sum(-1)
-    length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    rows = gradient * length + along[..., None] * (e / length)
-    # one direction for all images makes the products that follow one matrix
-    mean = rows.mean(1, keepdim=True)  # of cosines the images' rows are the same
+    first, gradient = _first_token(embedding), _first_token(gradient, embedding.ndim)
+    length = to_float32(detached(first)).norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    if not directed:
+        direction = Direction.of(gradient, torch.ones_like(length[:, 0]))
+        return PooledEmbedding(run, first, direction, gradient, projected)
+    rows, remainder = _directions(run, embedding, gradient, projected)
+    # One direction for all images, as for texts, makes the products that follow one matrix.
+    mean = rows.mean(1, keepdim=True)
     rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
-    # rows that are equal here may have other derivatives
+    # Rows that are equal here may have other derivatives.
     alike = ((rows - mean).norm(dim=-1) <= rounding).all()
     rows = mean if bool(alike) and not keeps_graph() else rows
     direction = Direction.of(rows, length[:, 0].reciprocal())
-    return PooledEmbedding(run, embedding, direction, gradient, projected)
+    return PooledEmbedding(run, first, direction, gradient, projected, remainder)
+
+
+def _first_token(embedding: Tensor, ndim: int | None = None) -> Tensor:
+    """An embedding (..., B, E), the first token of one with all tokens, as FLAVA projects them."""
+    return embedding[..., 0, :] if (ndim or embedding.ndim) == 3 else embedding
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """What a forward function's K scores have beside what the embedding makes, from one call.
+
+    Attributes:
+        matter: whether directions depend on them, as those of a cosine do.
+        values: the constants (K,), the same for all images; NaN where they are not known.
+        lengths: of the directions (K,), which change if a constant does; NaN where not known.
+    """
+
+    matter: bool
+    values: Tensor
+    lengths: Tensor
+
+    def fit(self, columns: Tensor, rows: Tensor, bound: float) -> bool:
+        """Whether directions (K', B, E) of columns (K', B) have the lengths that they had."""
+        lengths: Tensor = self.lengths[columns]
+        return bool(((rows.norm(dim=-1) - lengths).abs() <= bound * lengths).all())
+
+    def with_lengths(self, columns: Tensor, rows: Tensor, bound: float) -> "Constants":
+        """The same with the lengths of directions (K', B, E), where all images have one length."""
+        lengths = rows.norm(dim=-1)  # (K', B)
+        alike = (lengths - lengths[:, :1]).abs() <= bound * lengths[:, :1]
+        lengths = torch.where(alike.all(1, keepdim=True), lengths, torch.nan)
+        known = self.lengths.to(lengths).scatter(0, columns.flatten(), lengths.flatten())
+        return replace(self, lengths=known)
+
+
+def _directions(
+    run: Pass, embedding: Tensor, gradient: Tensor, projected: bool
+) -> tuple[Tensor, Tensor]:
+    r"""Directions (K', B, E) on the unit embedding, and what is left of the scores (B, K').
+
+    The part of a score along the embedding, which a cosine's gradient lacks, is made of its value,
+    and so its constant must be known: :math:`b = (f(e) + f(-e)) / 2`, since cosines are odd in the
+    embedding but for it. That takes another forward, so what it showed is kept: with a constant of
+    another size, directions would have another length.
+    """
+    e = to_float32(detached(_first_token(embedding)))
+    length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    scores = run.chosen.T.to(gradient.dtype)  # (K', B)
+    linear = (gradient * e).sum(-1)  # (K', B)
+    bound = run.record.rounding(embedding)
+
+    def directions(constants: Tensor) -> Tensor:
+        along = scores - constants - linear
+        return gradient * length + along[..., None] * (e / length)
+
+    memory, count = {} if run.call is None else run.call.constants, run.scores.shape[1]
+    known = memory.get(count)
+    # The derivative of a map with respect to a constant is zero only if f(-e) is in the graph.
+    if known is not None and known.matter and not keeps_graph():
+        constants = known.values[run.columns]
+        rows = directions(constants)
+        if known.fit(run.columns, rows, bound):
+            return rows, constants.T
+    if known is None or known.matter:
+        known, constants = _turned_round(run, embedding, gradient, projected)
+        if known.matter:
+            known = known.with_lengths(run.columns, directions(constants).detach(), bound)
+        memory[count] = known
+    if not known.matter:
+        return gradient * length, (scores - linear).T
+    return directions(constants), constants.T
+
+
+def _turned_round(
+    run: Pass, embedding: Tensor, gradient: Tensor, projected: bool
+) -> tuple[Constants, Tensor]:
+    """The constants of all scores, and those of the columns (K', B), from a forward with -e.
+
+    They do not matter for scores that are linear in e, whose direction is the gradient, and for
+    scores that are not odd but for a constant, which have no constant.
+    """
+    scores, bound = detached(run.scores), run.record.rounding(embedding)
+    unknown = torch.full_like(scores[0].detach(), torch.nan)
+    gradient_alone = Constants(False, unknown, unknown), torch.zeros_like(gradient[..., 0])
+    if run.call is None:
+        return gradient_alone
+    turned = Embedding(run.call.readout, other=-embedding, projected=projected)
+    try:
+        with without_whole_graph():
+            other = run.call.run(observe(run.call.tower, turned))
+        point = other.record.projected if projected else other.record.embedding
+        assert point is not None
+        slope = to_float32(other.stacked_gradients(point))
+    # The user's code need not take an embedding that no image has.
+    except Exception:
+        return gradient_alone
+    slope = _first_token(slope, embedding.ndim)
+    turned_scores = detached(other.scores)
+    constants, odd = (scores + turned_scores) / 2, (scores - turned_scores) / 2  # (B, K)
+    # The gradient of an odd function is even.
+    is_odd = (slope - gradient).norm(dim=-1) <= bound * gradient.norm(dim=-1)
+    if not bool(is_odd.all() & constants.isfinite().all()):
+        return gradient_alone
+    chosen = [each.T.gather(0, run.columns).to(gradient.dtype) for each in (constants, odd)]
+    linear = (gradient * to_float32(detached(_first_token(embedding)))).sum(-1)
+    if bool(((chosen[1] - linear).abs() <= bound * chosen[1].abs()).all()):
+        return gradient_alone
+    size = scores.abs() + turned_scores.abs()
+    alike = ((constants - constants[:1]).abs() <= bound * size).all(0)
+    values = torch.where(alike, constants.mean(0), torch.nan).detach()
+    return Constants(True, values.to(gradient.dtype), unknown), chosen[0]
 
 
 def _scored_point(run: Pass, below: Tensor) -> Tensor | None:

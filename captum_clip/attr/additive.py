@@ -417,7 +417,8 @@ class ConservativePropagation(AdditiveAttribution):
 
     One forward, and a backward per target, several at once where memory allows. Evidence against
     the target is negative. With a forward function of your own the score's gradient is taken at the
-    embedding, and `layer` matters, as for :class:`DirectContribution`. For transformers only.
+    embedding, a constant of the score is in the rest, and `layer` matters, as for
+    :class:`DirectContribution`. For transformers only.
 
     Option, keyword-only: ``return_rest``, to return the rest (B, K) as well.
 

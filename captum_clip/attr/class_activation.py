@@ -196,7 +196,8 @@ class LeGrad(ViTAttribution):
     attention is differentiated in the place of the layer's. The authors' code leaves the
     final norm out there, and blanks cells where the map of an empty prompt exceeds .8; here the
     norm stays and nothing is blanked. With a forward function of your own, t is the direction of
-    the score at the embedding, and `layer` matters, as for :class:`DirectContribution`.
+    the score at the embedding, less its constant, and `layer` matters, as for
+    :class:`DirectContribution`.
 
     One forward, and for each layer a backward through its MLP and no further, for all targets
     together. The map is non-negative; the negative map is the map of ``-target``.
@@ -287,7 +288,8 @@ class PatchSimilarity(ViTAttribution):
     In a tower with a pooling head (SigLIP, PE-Core) the last attention is the head's. With the
     identity, a patch's value is the cosine of the image if the head attended to that patch alone,
     its MLP included. With a forward function of your own, t is the direction of the
-    score at the embedding, and `layer` matters, as for :class:`DirectContribution`.
+    score at the embedding, less its constant, and `layer` matters, as for
+    :class:`DirectContribution`.
 
     The map is signed and costs one forward, without a gradient, for any number of texts.
 

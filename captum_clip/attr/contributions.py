@@ -85,10 +85,15 @@ class DirectContribution(AdditiveAttribution):
     ``maps.sum((-2, -1)) + rest`` is the score: the rest is the share of the class token, the MLPs
     and the biases. Evidence against the target is negative. All targets come from one forward.
     With a forward function of your own, :math:`G` begins at the embedding e with
-    :math:`g + (y - g \cdot e) \, e / |e|^2`, g the score's gradient there: one small backward per
-    target. Pass the model as `layer`. transformers keeps the projection P outside the vision tower,
-    so P is not known if you pass the tower alone. Then e is the tower's unprojected output v, and
-    the part of the score along e follows :math:`v / |v|^2` instead of :math:`P^T P v / |P v|^2`.
+    :math:`g + (y - b - g \cdot e) \, e / |e|^2`, g the score's gradient there and b its constant:
+    one small backward per target. The rest has b, so a bias or a prior changes no map. The first
+    call asks for the score of -e to find b, at the price of a forward. A score that is not odd in e
+    but for a constant, such as that of an MLP, has no such part along e: :math:`G` begins with g
+    alone, and the rest has what that leaves of the score.
+
+    Pass the model as `layer`. transformers keeps the projection P outside the vision tower, so P is
+    not known if you pass the tower alone. Then e is the tower's unprojected output v, and the part
+    of the score along e follows :math:`v / |v|^2` instead of :math:`P^T P v / |P v|^2`.
     That is a different map with the same sum.
 
     It answers "what does this place add?", not "what if it were gone?", which is what
@@ -157,6 +162,8 @@ class DirectContribution(AdditiveAttribution):
                 maps = torch.einsum("kbd,bsd->kbs", direction.dense(), pushed_rows(pooled, mlps))
             else:
                 maps = pulled_rows(pooled, direction, per=per, mlps=mlps)
+            if embedded.remainder is not None:
+                total = total + embedded.remainder.T
             rest = total - maps[..., pooled.record.span].flatten(2).sum(-1)
             # the last law: whatever was taken apart must be the score
             scores = embedded.run.chosen

@@ -43,7 +43,8 @@ class ReaderRemoval(ClipAttribution):
     A cell's value is the mean over the windows that hold it of its share in their losses. It is
     **not additive**: windows overlap, and what two of them lose together is not the sum. It answers
     "what if it were gone?" of the reader alone, since other tokens have seen the window before.
-    With a forward function of your own the score is taken as linear in the unit embedding.
+    With a forward function of your own the score is taken as linear in the unit embedding, with
+    the direction of :class:`DirectContribution`; its constant is lost with no window.
 
     It costs a forward, and more for each token that runs anew (docs/costs.md); for pooling heads,
     ResNets and means hardly more. If a token's keys depend on its position (rotary positions of

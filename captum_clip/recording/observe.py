@@ -340,20 +340,26 @@ def plan_attention(
 class Embedding(Observer):
     """What the tower returns, what a projection makes of that, and what passes the `readout`.
 
-    With `leaf` the graph begins at what the tower returns.
+    With `leaf` the graph begins at what the tower returns. With `other` it begins at that
+    embedding, which takes the place of the projection's or, without a projection, of the tower's.
     """
 
     readout: nn.Module | None = None  # which an embedding passes before it is scored
     leaf: bool = False
+    other: Tensor | None = None
+    projected: bool = False  # whether `other` is what the projection returns
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
         tower: Tower = record.tower
 
         def begin(embedding: Tensor) -> Tensor:
-            record.embedding = record.start_graph(embedding) if self.leaf else embedding
+            other = None if self.projected else self.other
+            is_leaf = self.leaf or other is not None
+            embedding = embedding if other is None else other
+            record.embedding = record.start_graph(embedding) if is_leaf else embedding
             # what follows may work in place
-            return record.embedding.clone() if self.leaf else embedding
+            return record.embedding.clone() if is_leaf else embedding
 
         def leave(_: Arguments, result: Any) -> Any:
             record.go_on()
@@ -363,8 +369,12 @@ class Embedding(Observer):
                 result = _probed(result, record)
             return tower.with_embedding(result, following)
 
-        def project(_: Arguments, result: Tensor) -> None:
+        def project(_: Arguments, result: Tensor) -> Tensor | None:
+            if self.projected and self.other is not None:
+                record.projected = record.start_graph(self.other)
+                return record.projected.clone()  # what follows may work in place
             record.projected = result
+            return None
 
         def score(_: Arguments, result: Tensor) -> Tensor | None:
             record.scored = result

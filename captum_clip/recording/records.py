@@ -45,6 +45,8 @@ def _scope(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 
 with_whole_graph = partial(_scope, graph_from_start, True)
 """Record forwards with a graph from their beginning, at its price."""
+without_whole_graph = partial(_scope, graph_from_start, False)
+"""Record forwards with a graph from a leaf on alone."""
 
 
 @contextmanager
