@@ -500,8 +500,9 @@ def _directions(
     bound = run.record.rounding(embedding)
 
     def directions(constants: Tensor) -> Tensor:
-        along = scores - constants - linear
-        return gradient * length + along[..., None] * (e / length)
+        along = (scores - constants - linear)[..., None]
+        rows: Tensor = gradient * length + along * (e / length)
+        return rows
 
     memory, count = {} if run.call is None else run.call.constants, run.scores.shape[1]
     known = memory.get(count)

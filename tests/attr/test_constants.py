@@ -135,8 +135,8 @@ class Counted:
 
     def __call__(self, images: Tensor, *prior: Tensor) -> Tensor:
         self.calls += 1
-        cosine = F.normalize(cases.embed(self.model, images), dim=-1) @ self.texts.T
-        return cosine + self.bias + (prior[0] if prior else 0)
+        cosine: Tensor = F.normalize(cases.embed(self.model, images), dim=-1) @ self.texts.T
+        return cosine + self.bias + (prior[0] if prior else torch.zeros(()))
 
 
 IMAGES = cases.images("hf_vit", torch.float64, 2)
@@ -186,7 +186,7 @@ def test_a_probe_that_trains_costs_one_forward_a_call() -> None:
     wanted = attribution.attribute_targets(IMAGES)
     calls.clear()
     with torch.no_grad():
-        probe.bias += 2
+        probe.bias.add_(2)
     assert off(attribution.attribute_targets(IMAGES), wanted) < 1e-12
     assert len(calls) == 1
 
