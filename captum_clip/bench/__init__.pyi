@@ -21,8 +21,6 @@ from .study import StudyResult as StudyResult
 from .study import corner_bias_study as corner_bias_study
 from .study import emotions_study as emotions_study
 from .study import run_study as run_study
-from .suite import compare_suites as compare_suites
-from .suite import run_suite as run_suite
 from .table import Metric as Metric
 from .table import Summary as Summary
 from .tasks import TASKS as TASKS

@@ -82,7 +82,7 @@ def study_command(args: Study) -> None:
 class Evaluate(Computing):
     """What is measured, on which images, and how often."""
 
-    output: str | None = None
+    output: str
     model: str = DEFAULT_MODEL
     data: Texts = None
     methods: Texts = None
@@ -97,8 +97,6 @@ class Evaluate(Computing):
     chunk_size: int = 32
     resamples: int = 2000
     fills: Texts = None
-    suite: str | None = None
-    compare: tuple[str, str] | None = None
     template: str | None = None
 
 
@@ -110,19 +108,9 @@ def evaluate_command(args: Evaluate) -> None:
     from .. import bench
     from ..demo import MODELS
 
-    if args.compare:
-        print(*shared.table(bench.compare_suites(*args.compare)), sep="\n")
-        return
-    if args.output is None:
-        raise InputError("evaluate needs --output, a folder for these results alone.")
     shared.check_models(args, [args.model])
     folder = args.output.rstrip("/")
-    config = bench.EvaluationConfig(**args.settings("suite", "compare"))
-    if args.suite:
-        with shared.images_bar(f"suite {args.suite}", quiet=args.quiet) as progress:
-            content = bench.run_suite(args.suite, config, progress=progress)
-        print(*content["verdict"], f"values   {folder}/suite_{args.suite}.json", sep="\n")
-        return
+    config = bench.EvaluationConfig(**args.settings())
     if not config.data and args.model not in MODELS:
         raise InputError(
             "without --data, evaluate uses scenes drawn for the embedded models, and "

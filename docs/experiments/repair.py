@@ -42,7 +42,6 @@ from captum_clip.bench.batch import ModelContext, measure_gate
 from captum_clip.bench.data import open_data
 from captum_clip.bench.evaluator import evaluate
 from captum_clip.bench.run import EvaluationConfig
-from captum_clip.bench.suite import SUITES
 from captum_clip.demo.catalog import article
 from captum_clip.maps import outside_share
 from shortcut import MODEL
@@ -222,16 +221,16 @@ def measured(clip: Any) -> dict[str, float]:
 
 
 def suite_figures(clip: Any, folder: Path) -> dict[str, float]:
-    """On the scenes of suite v2: recall and effects as its gate has them, pointing of `direct`."""
-    part, seed = SUITES["v2"]["parts"]["maps"], SUITES["v2"]["seed"]
-    settings: dict[str, Any] = {"images": part["images"], "seed": seed, "threads": 1}
+    """On drawn scenes: recall and effects as the gate has them, pointing of `direct`."""
+    drawn: dict[str, Any] = {"images": 60, "seed": 32}
+    settings: dict[str, Any] = {**drawn, "threads": 1}
     settings |= {"data": ("demo",), "tasks": ("localization",), "methods": ("direct",)}
     config = EvaluationConfig(str(folder / "model"), str(folder / "suite"), **settings)
     rows = evaluate(config).table
     rows = rows[(rows["metric"] == "pointing") & (rows["method"] == "direct")]
     figures = {"suite, pointing": float(rows["value"].mean())}
-    for name in part["data"]:
-        data = open_data(name, number=part["images"], seed=seed)
+    for name in ("demo", "demo-objects", "demo-mosaics"):
+        data = open_data(name, number=drawn["images"], seed=drawn["seed"])
         for check, values in measure_gate(ModelContext(clip, data, config)).checks.items():
             figures[f"suite, {name}, {check}"] = values.figure
     return figures

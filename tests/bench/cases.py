@@ -16,7 +16,6 @@ from torch import Tensor
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.bench.batch import Batch, MethodOnBatch, ModelContext
 from captum_clip.bench.data.base import DataSet, NamedRegion, Sample
-from captum_clip.bench.evaluator import Evaluation
 from captum_clip.bench.methods import WITHOUT_MAP, Method, method_of, predictor
 from captum_clip.bench.run import Arrays, EvaluationConfig
 from captum_clip.bench.table import Queries, join_tables, rows_of, table_of
@@ -31,37 +30,6 @@ KINDS: dict[str, tuple[str, Any]] = {
     "demo/resnet": ("grad-cam", attr.ClipGradCam),
 }
 TEXTS = ("a horse", "a red barn", "a dog")
-
-
-SMALL_SUITE: dict[str, Any] = {
-    "seed": 5,
-    "parts": {
-        "maps": {
-            "data": ["demo", "demo-mosaics"],
-            "tasks": ["localization", "effect", "words"],
-            "methods": ["direct", "legrad", "center"],
-            "images": 6,
-        },
-        "pairs": {"data": ["demo"], "tasks": ["pairs"], "methods": ["direct"], "images": 6},
-    },
-    "columns": {
-        "pointing": "pointing",
-        "effect": "effect_spearman_scene",
-        "words": "words_[1-4]",
-        "pairs": "share_interaction_scene",
-        "nothing": "gap_.*",
-    },
-    "drawn_with": "Pillow 1",
-}
-"""A suite of six scenes."""
-
-
-class Suites(NamedTuple):
-    """The small suite of demo/vit, in the folder "vit"."""
-
-    folder: Path
-    evaluations: list[Evaluation]  # of its two parts
-    told: list[tuple[int, int, str]]  # to whom waits
 
 
 @lru_cache

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from captum_clip.bench import suite
-from captum_clip.bench.evaluator import Evaluation, evaluate
+from captum_clip.bench.evaluator import evaluate
 from captum_clip.bench.run import EvaluationConfig
 from captum_clip.bench.study import run_study
 from captum_clip.visualization import grid
 from tests import folders
 from tests.bench import cases
-from tests.bench.cases import SMALL_SUITE, Suites
 from tests.bench.data.writing import save_bytes
 from tests.bench.killed import SMALL
 
@@ -54,24 +51,6 @@ def output(tmp_path: Path, whole: dict[str, bytes]) -> Path:
     for name, data in whole.items():
         save_bytes(data, tmp_path / "out" / name)
     return tmp_path / "out"
-
-
-@pytest.fixture(scope="session")
-def suites(tmp_path_factory: pytest.TempPathFactory) -> Suites:
-    """The small suite of demo/vit, which whoever needs its evaluation reads."""
-    made = Suites(tmp_path_factory.mktemp("suites"), [], [])
-
-    def record(config: EvaluationConfig, **options: Any) -> Evaluation:
-        made.evaluations.append(evaluate(config, **options))
-        return made.evaluations[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(suite.SUITES, "small", dict(SMALL_SUITE))
-        suite.SUITES["small"]["hash"] = suite.suite_hash("small")
-        patch.setattr(suite, "evaluate", record)
-        config = EvaluationConfig("demo/vit", str(made.folder / "vit"), threads=1)
-        suite.run_suite("small", config, progress=lambda *counts: made.told.append(counts))
-    return made
 
 
 @pytest.fixture(scope="session")

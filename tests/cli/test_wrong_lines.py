@@ -135,14 +135,7 @@ LINES = {
     "evaluate --model demo/vit --task x -o o": "expected a task of thirds",
     "evaluate --model demo/vit --method centr -o o": "(did you mean center?)",
     "evaluate --data farm -o o": "there is no data set 'farm'; expected one of demo,",
-    "evaluate --model demo/vit": "evaluate needs --output, a folder for these results alone",
-    "evaluate --suite v0 --model demo/vit -o o": "expected a suite of v2, got 'v0'",
-    "evaluate --suite v2 --slow-images 3 -o o": "the suite v2 fixes --slow-images; leave it out",
-    "evaluate --suite v2 --data demo -o o": "the suite v2 fixes --data; leave it out",
-    "evaluate --compare none.json e.safetensors": "there is no file none.json",
-    "evaluate --compare e.safetensors e.safetensors": (
-        "e.safetensors is damaged, or not a suite_v2.json written by --suite"
-    ),
+    "evaluate --model demo/vit": "Missing option '--output'",
     "emotions fit none --model m -o p.safetensors": "there is no folder none",
     "emotions fit photos --model m -o p.pt": "must end in .safetensors",
     "emotions fit photos -m demo/vit --held-out 2 -o p.safetensors": "--held-out in [0, 1)",

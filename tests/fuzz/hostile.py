@@ -584,10 +584,6 @@ def calls(folder: Path) -> dict[str, Call]:
         "evaluate": (evaluation.evaluate, {"config": 0}),
         "run_study": (evaluation.run_study, {"config": 0}),
         "open_data": (evaluation.open_data, {"name": "demo", "number": 2, "seed": 0}),
-        "compare_suites": (
-            evaluation.compare_suites,
-            {"first": str(folder / "none"), "second": str(folder / "none")},
-        ),
         "methods_for": (evaluation.methods_for, {"clip": clip}),
         "permute_heads": (
             variants.permute_heads,
