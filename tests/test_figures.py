@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
 from captum_clip import Explanation, explain, maps, targets
 from captum_clip.bench import figures
 from captum_clip.bench.study import run_study
-from captum_clip.demo.catalog import CLASSES, EMOTIONS
 from captum_clip.errors import InputError
 from captum_clip.models import ClipAdapter
-from captum_clip.targets import EmotionProbe
 from captum_clip.visualization import grid
 from captum_clip.visualization.arrays import framed, letterbox
 from captum_clip.visualization.charts import strip
@@ -160,110 +156,6 @@ def test_methods_of_one_name_keep_their_columns(vit: ClipAdapter) -> None:
     assert {"last-grad", "last-grad (2)"} <= set(lines_of(figure))
 
 
-# signs
-
-
-def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapter) -> None:
-    given: dict[str, Any] = {"models": [vit, resnet], "methods": "mamooler"}
-    figure = figures.draw_signs(photo(), ["a horse", "a dog"], references=photo(3), **given)
-    explained = []
-    for clip in (vit, resnet):
-        parts = [targets.text(clip, ["a horse", "a dog"]), targets.image(clip, photo(3))]
-        target = targets.concatenate(parts)
-        explained.append(explain(photo(), target, model=clip, method="mamooler", sign="both"))
-    wanted = []
-    for k, reference in enumerate([[], [], [framed(picture_of(vit, 3), SHARED)]]):
-        for e in explained:
-            both, picture = e.heatmap("bicubic"), seen_by(e, SHARED)
-            wanted += [picture, over(picture, both["positive"][0, k], POSITIVE)]
-            wanted += [over(picture, both["negative"][0, k], NEGATIVE), *reference]
-    check_pictures(figure, wanted)
-    lines = lines_of(figure)
-    assert lines.count("small ViT (last-grad)") == 3  # one for each target
-    assert lines.count("(grad-cam)") == 3  # in a line of its own
-
-
-def test_the_signs_of_a_row_share_a_scale(vit: ClipAdapter) -> None:
-    found = explain(photo(), "a horse", model=vit, sign="both")
-    both, picture = found.heatmap("bicubic"), seen_by(found)
-    halves = [ListedColormap(colormap("viridis")(np.linspace(0.5, end, 256))) for end in (1, 0)]
-    drawn = [over(picture, both[sign][0, 0], cmap) for sign, cmap in zip(both, halves, strict=True)]
-    figure = figures.draw_signs(photo(), "a horse", models=vit, cmap="viridis")
-    check_pictures(figure, [picture, *drawn])
-
-
-# emotions
-
-
-def probe(size: int = 24) -> EmotionProbe:
-    rows = np.random.default_rng(1).normal(size=(len(CLASSES), size))
-    return EmotionProbe(rows, np.zeros(len(CLASSES)))
-
-
-def test_emotions_has_a_row_a_model_and_a_column_an_emotion(
-    vit: ClipAdapter, resnet: ClipAdapter
-) -> None:
-    """In the order of their names, each with its peak."""
-    names = ["fear", "awe"]
-    figure = figures.draw_emotions(photo(), [probe(), probe()], names=names, models=[vit, resnet])
-    wanted, lines = [], lines_of(figure)
-    for clip in (vit, resnet):
-        found = explain(photo(), targets.emotion(clip, probe(), names), model=clip)
-        picture, side = seen_by(found, SHARED), found.images.shape[-1]
-        raw = enlarged(found.maps["positive"][0], side)
-        shares = maps.normalize(raw)
-        wanted += [picture, *(over(picture, share) for share in shares)]
-        for peak in (raw.amax((-2, -1)) / raw.max()).tolist():
-            assert any(f"peak {peak:.0%}" in line for line in lines)
-    check_pictures(figure, wanted)
-    assert [line for line in lines if line in names] == 2 * names
-
-
-def test_all_eight_emotions_are_shown_by_default(vit: ClipAdapter) -> None:
-    lines = lines_of(figures.draw_emotions(photo(), probe(), models=vit))
-    assert [line for line in lines if line in CLASSES] == list(EMOTIONS)
-
-
-def test_emotions_need_a_probe_for_each_model(vit: ClipAdapter) -> None:
-    with pytest.raises(InputError, match=r"expected 2 probes, one for each .*, got 1"):
-        figures.draw_emotions(photo(), probe(), models=[vit, vit])
-
-
-def test_one_model_with_two_probes_shows_both(vit: ClipAdapter) -> None:
-    other = EmotionProbe(-probe().weights, np.zeros(len(CLASSES)))
-    shown = pixels_of(
-        figures.draw_emotions(photo(), [probe(), other], names="awe", models=[vit, vit])
-    )
-    assert not np.array_equal(shown[1], shown[3])
-
-
-# words
-
-
-def test_words_has_a_row_a_model_with_its_own_norms(vit: ClipAdapter, resnet: ClipAdapter) -> None:
-    """The whole text, then each word dimmed by its norm."""
-    figure = figures.draw_words(photo(), "a horse", models=[vit, resnet])
-    wanted, lines = [], lines_of(figure)
-    for clip in (vit, resnet):
-        found, norms = explain(photo(), "a horse", model=clip, words=True), [1.0]
-        for norm in targets.words(clip, "a horse").norms.tolist():
-            assert any(line.startswith(f"norm {norm:.2f}") for line in lines)
-            norms.append(norm)
-        picture, side = seen_by(found, SHARED), found.images.shape[-1]
-        shares = maps.normalize(enlarged(found.maps["positive"][0], side))
-        for share, norm in zip(shares, [1, *(n / max(norms[1:]) for n in norms[1:])], strict=True):
-            wanted.append(over(picture, share * norm))
-        wanted.insert(len(wanted) - 3, picture)
-    check_pictures(figure, wanted)
-    assert any("dimmed by their norms" in line for line in lines)
-
-
-def test_words_can_be_picked(vit: ClipAdapter) -> None:
-    figure = figures.draw_words(photo(), "a horse and a dog", picked=["dog", (0, 2)], models=vit)
-    names = ["image", "a horse and a dog", "dog", "a horse"]
-    assert [line for line in lines_of(figure) if line in [*names, "a", "horse", "and"]] == names
-
-
 # average
 
 
@@ -319,43 +211,24 @@ def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
 # All of them
 
 
-@pytest.mark.parametrize(
-    ("name", "draw"),
-    [
-        ("direct", partial(figures.draw_words, text="a horse")),
-        ("direct", partial(figures.draw_signs, texts="a horse")),
-        ("last-grad", partial(figures.draw_signs, texts="a horse", methods="mamooler")),
-        ("direct", partial(figures.draw_emotions, probes=probe())),
-        ("last-grad", partial(figures.compare_methods, texts="a horse", methods="mamooler")),
-    ],
-)
-def test_every_figure_names_its_model_and_the_method_that_explain_takes(
-    vit: ClipAdapter, name: str, draw: Callable[..., Any]
-) -> None:
+def test_every_figure_names_its_model_and_method(vit: ClipAdapter) -> None:
     """Mamooler's only where it is asked for."""
-    lines = lines_of(draw(photo(), models=vit))
+    lines = lines_of(figures.compare_methods(photo(), "a horse", models=vit, methods="mamooler"))
     assert any("small ViT" in line for line in lines)
-    assert any(re.search(rf"\b{name}\b", line) for line in lines)
+    assert any(re.search(r"\blast-grad\b", line) for line in lines)
     assert explain(photo(), "a horse", model=vit).method == "direct"
 
 
-def test_models_that_see_images_of_other_shapes_stand_side_by_side(vit: ClipAdapter) -> None:
-    wide = builders.open_clip_vit(image_size=(32, 64)).load(name="wide")
-    figure = figures.draw_words(photo(), "horse", models=[vit, wide])
-    assert {shape.shape[:2] for shape in pixels_of(figure)} == {(32, 64)}
-    assert (pixels_of(figure)[0][:, :16] == 1).all()  # the margin of the square image
-
-
 WRONG_FIGURES: list[tuple[Callable[[ClipAdapter], Any], str]] = [
-    (lambda clip: figures.draw_signs([], "a", models=clip), "at least one image"),
-    (lambda clip: figures.draw_signs(photo(), models=clip), "neither"),
-    (lambda clip: figures.draw_signs(photo(), "a", models=[]), "at least one model"),
+    (lambda clip: figures.compare_methods([], "a", models=clip), "at least one image"),
+    (lambda clip: figures.compare_methods(photo(), models=clip), "neither"),
+    (lambda clip: figures.compare_methods(photo(), "a", models=[]), "at least one model"),
     (
         lambda clip: figures.compare_methods(photo(), "a", models=clip, methods="kam"),
         "expected one of",
     ),
     (
-        lambda clip: figures.draw_words(photo(), "a", models=clip, methods="grad-cam"),
+        lambda clip: figures.compare_methods(photo(), "a", models=clip, methods="grad-cam"),
         "none of the methods grad-cam fits small ViT",
     ),
 ]

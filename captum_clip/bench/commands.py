@@ -16,7 +16,7 @@ from ..errors import InputError, argument, refuse
 from ..files import replace_file
 
 _LISTED: Final = {name: options.OPTIONS["listed"][name] for name in ("tasks", "data sets")}
-_KEYWORDS: Final = ("references", "methods", "probes", "center", "names")
+_KEYWORDS: Final = ("references", "methods", "names")
 """Options that are keywords of functions of :mod:`captum_clip.bench.figures`."""
 
 
@@ -223,13 +223,12 @@ def fit_command(args: Fit) -> None:
 class Figure(Loading, Drawing):
     """Which figure is drawn, of what, and how it looks."""
 
-    figure: Literal["compare", "average", "signs", "emotions", "words"]
+    figure: Literal["compare", "average"]
     words: Annotated[list[str] | None, Argument(metavar="[IMAGE]... [TEXT]...")] = None
     scene: list[str] | None = None
     references: list[str] | None = None
     model: list[str] | None = None
     methods: list[str] | None = None
-    probes: list[Path] | None = None
     names: list[str] | None = None
     output: Path | None = None
 
@@ -242,12 +241,11 @@ def figure_command(args: Figure) -> None:
     line: Any = None if figure == "average" else shared.read_line(args, words, **about)
     shared.check_models(args, args.model or ())
     from ..attr.registry import check_methods
-    from ..targets import EmotionProbe
     from ..visualization import save_figure
     from ..visualization.grid import FORMATS
     from . import figures
 
-    draw: Any = getattr(figures, "compare_methods" if figure == "compare" else f"draw_{figure}")
+    draw: Any = figures.compare_methods if figure == "compare" else figures.draw_average
     settings = {name: value for name in _KEYWORDS if (value := getattr(args, name))}
     for name in settings:
         if name not in inspect.signature(draw).parameters:
@@ -261,15 +259,12 @@ def figure_command(args: Figure) -> None:
         file = check_destination(output, FORMATS)
         print(save_figure(draw(studies, **settings), file))
         return
-    options.check_emotions(args.names or ())
-    loaded = [*map(EmotionProbe.load, settings.pop("probes", ()))]
-    models = args.model or shared.fitted_on(*args.probes or ())
-    models = models or ["demo/vit" if args.scene else DEFAULT_MODEL]
+    models = args.model or ["demo/vit" if args.scene else DEFAULT_MODEL]
     others = [shared.read_image(name) for name in args.references or ()]
     images = [*line.images, *map(_draw_scene, args.scene or ())]
-    refuse(_conflicts(figure, line, images, [*line.texts, *others], models, loaded))
-    named = [*line.texts, *(path.stem for path in others), *(args.names or ())]
-    inputs = [*others, *(args.probes or ()), args.texts_file]
+    refuse(_conflicts(figure, line, images, [*line.texts, *others]))
+    named = [*line.texts, *(path.stem for path in others)]
+    inputs = [*others, args.texts_file]
     files = line.folder.files(figure, named) if line.folder else {}
     if line.folder is None:
         scenes = [f"scene-{scene.partition(':')[0]}" for scene in args.scene or ()]
@@ -278,10 +273,9 @@ def figure_command(args: Figure) -> None:
         file = check_destination(output, FORMATS)
     check_outputs(files.values() if files else [file], [*files, *line.images, *inputs])
     clips = [shared.load_model(args, name) for name in models]
-    targets: Any = loaded or (line.texts[0] if figure == "words" else line.texts)
 
     def save(image: Any, file: Path) -> None:
-        save_figure(draw(image, targets, models=clips, **settings), file)
+        save_figure(draw(image, line.texts, models=clips, **settings), file)
 
     if line.folder is not None:
         kept = {"figure": figure, **settings, "targets": named, **vars(current_look.get())}
@@ -294,28 +288,11 @@ def figure_command(args: Figure) -> None:
 
 
 def _conflicts(
-    figure: str,
-    line: shared.Line,
-    images: Sequence[Any],
-    targets: Sequence[Any],
-    models: Sequence[str],
-    probes: Sequence[Any],
+    figure: str, line: shared.Line, images: Sequence[Any], targets: Sequence[Any]
 ) -> Iterator[tuple[object, str]]:
     """What does not go together on a line."""
     yield not (images or line.folder), "expected an IMAGE, or --scene SEED, got neither."
-    if figure == "emotions":
-        yield line.texts, f"figure emotions takes no texts, got {line.texts[:1]}."
-        yield (
-            len(probes) != len(models),
-            f"expected an --emotions FILE for each of the {len(models)} models "
-            f"({', '.join(models)}), in the same order, got {len(probes)}.",
-        )
-        return
     yield not targets, f"figure {figure} needs a target: a TEXT, or --image FILE."
-    yield (
-        len(targets) > 1 and figure == "words",
-        f"figure words takes one target, got {len(targets)}.",
-    )
 
 
 def _draw_scene(text: str) -> Any:

@@ -1,8 +1,8 @@
-"""The figures of Mamooler's *CLIP Explainability* on your own images: each one call.
+"""Methods side by side and averages, as in Mamooler's *CLIP Explainability*: each one call.
 
 Images, texts and models go in, are explained by :func:`captum_clip.explain`, and come out as one
 matplotlib figure; :func:`captum_clip.visualization.save_figure` writes it. On the command line:
-``captum-clip figure NAME``. Figures 2 and 3, of layers, are a script of the gallery to copy.
+``captum-clip figure NAME``. docs/figures.md says what draws the other figures of the report.
 Arguments of several figures:
 
 - `images`: one or several of what ``ClipAdapter.preprocess`` takes.
@@ -10,8 +10,8 @@ Arguments of several figures:
   maps are.
 - `models`: names, models or adapters; `device`: where those that are loaded by name go.
 - `methods`: classes of :mod:`captum_clip.attr` or their command-line names with options, each used
-  with the models that it fits; by default the one that :func:`captum_clip.explain` takes for a
-  tower. ``methods="mamooler"`` takes the report's. Models and methods stand in labels or caption.
+  with the models that it fits; by default all that fit. ``methods="mamooler"`` takes the report's.
+  Models and methods stand in labels or caption.
 - how it looks: each field of :class:`captum_clip.visualization.Look`.
 
 Errors are of type `CaptumClipError`.
@@ -21,9 +21,6 @@ Example:
     >>> from captum_clip.demo.scenes import draw_scene
     >>> image = draw_scene(0, objects=["horse", "dog"]).image
     >>> figure = figures.compare_methods(image, "a horse", models="demo/vit")
-    >>> figure = figures.draw_signs(image, "a horse", models=["demo/vit", "demo/resnet"])
-    >>> figure = figures.draw_words(image, "a horse", models="demo/vit")
-    >>> figure = figures.draw_emotions(image, "demo/vit", models="demo/vit")
 """
 
 from collections.abc import Sequence
@@ -35,21 +32,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .. import maps, targets, visualization
+from .. import targets, visualization
 from ..attr.registry import fitting_methods, methods_for
 from ..checks import check_choice, check_nonempty, current_look, draws
 from ..errors import InputError, public
 from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
-from ..explaining.request import SIGNS
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
-from ..targets import EmotionProbe, Target
-from ..visualization.arrays import as_values
+from ..targets import Target
 from ..visualization.overlays import numbered
 from .study import average_figure, read_mean_maps
 
-__all__ = ["compare_methods", "draw_average", "draw_emotions", "draw_signs", "draw_words"]
+__all__ = ["compare_methods", "draw_average"]
 
 Images: TypeAlias = ImageLike | Sequence[ImageLike]
 AnyModel: TypeAlias = str | Path | nn.Module | ClipAdapter
@@ -79,7 +74,7 @@ def compare_methods(
     """
     clips = _load(models, device)
     model_targets, pictures = _of_targets(clips, texts, references)
-    columns = _explain_all(images, clips, model_targets, methods, every=True)
+    columns = _explain_all(images, clips, model_targets, methods)
     first, names, several = columns[0], columns[0][0].names, len(clips) > 1
     labels = numbered([column[0].label if several else column[0].method for column in columns])
     return visualization.contact_sheet(
@@ -94,102 +89,6 @@ def compare_methods(
         models=[column[0].model for column in columns] if several else (),
         caption=_scaled() if several else f"{clips[0].name}{_DOT}{_scaled()}",
     )
-
-
-@public("figures.draw_signs")
-@draws
-def draw_signs(
-    images: Images,
-    texts: str | Sequence[str] = (),
-    *,
-    references: Images = (),
-    models: AnyModel | Sequence[AnyModel] = "ViT-B/32",
-    methods: AnyMethod | Sequence[AnyMethod] | None = None,
-    device: Device = None,
-    **_: Any,
-) -> Figure:
-    """Positive and negative evidence for each target: one row per image, model and target.
-
-    Figures 7 to 10 of the report, drawn by ``methods="mamooler"``. The two signs of a row share a
-    scale, so that a weak one looks weak. By default orange supports the target and blue contradicts
-    it. A reference stands at the end of its rows.
-    """
-    clips = _load(models, device)
-    model_targets, pictures = _of_targets(clips, texts, references)
-    rows = _by_image(_explain_all(images, clips, model_targets, methods, sign="both"))
-    heatmaps: Any = {sign: [_heatmap(e, rows, sign) for e in rows] for sign in SIGNS}
-    about = _texts_of(rows, "both signs on one scale")
-    return visualization.signs(**heatmaps, references=pictures, **about)
-
-
-@public("figures.draw_emotions")
-@draws
-def draw_emotions(
-    images: Images,
-    probes: EmotionProbe | str | Path | Sequence[EmotionProbe | str | Path],
-    *,
-    names: str | Sequence[str] | None = None,
-    models: AnyModel | Sequence[AnyModel] = "ViT-B/32",
-    methods: AnyMethod | Sequence[AnyMethod] | None = None,
-    center: bool = False,
-    device: Device = None,
-    **_: Any,
-) -> Figure:
-    """Emotions that a model reads in an image: one row per image and model, one column per emotion.
-
-    Figure 11 of the report, drawn by ``methods="mamooler"``. `probes` has a probe or its file for
-    each model, in the same order. `names` chooses emotions, by default all eight; `center`
-    subtracts the mean of all nine weights of a probe. Each map has a scale of its own, with its
-    peak under it in percent of the strongest of its row.
-
-    Raises:
-        InputError: not as many probes as models, or a probe of another model.
-    """
-    clips = _load(models, device)
-    probes = as_values("probes, one for each model in the same order", _as_list(probes), len(clips))
-    model_targets = []
-    for clip, probe in zip(clips, probes, strict=True):
-        loaded = EmotionProbe.load(probe) if isinstance(probe, (str, Path)) else probe
-        model_targets.append(targets.emotion(clip, loaded, names, center=center))
-    rows, notes = _by_image(_explain_all(images, clips, model_targets, methods)), []
-    for explanation in rows:
-        raw, (height, width) = explanation.maps["positive"][0], explanation.images.shape[-2:]
-        large = maps.upsample(raw, (height, width), mode="bicubic", clamp=True)
-        shares = large.amax((-2, -1)) / large.max().clamp(min=1e-30)
-        notes.append([f"peak {share:.0%}" for share in shares.tolist()])
-    about = _texts_of(rows, f"{_scaled()}, peaks in % of the strongest in the row")
-    return visualization.overlay(heatmap=[_heatmap(e, rows) for e in rows], notes=notes, **about)
-
-
-@public("figures.draw_words")
-@draws
-def draw_words(
-    images: Images,
-    text: str,
-    *,
-    picked: Sequence[str | tuple[int, int]] | None = None,
-    models: AnyModel | Sequence[AnyModel] = "ViT-B/32",
-    methods: AnyMethod | Sequence[AnyMethod] | None = None,
-    device: Device = None,
-    **_: Any,
-) -> Figure:
-    """The whole text, then what each of its words adds: one row per image and model.
-
-    Figure 13 of the report, drawn by ``methods="mamooler"``. One `text` is taken apart; `picked`
-    chooses words or spans, as in ``targets.words``, by default all words. Each word's map is dimmed
-    by its norm, so that "a" does not look as important as "horse".
-    """
-    clips = _load(models, device)
-    texts = [text] * len(clips)
-    rows = _by_image(_explain_all(images, clips, texts, methods, words=picked or True))
-    shown = [e.shown()[0] for e in rows]
-    heatmap = [
-        _heatmap(e, rows) * torch.tensor([s.weight for s in row])[:, None, None]
-        for e, row in zip(rows, shown, strict=True)
-    ]
-    about = _texts_of(rows, "words dimmed by their norms")
-    about |= {"scores": None, "notes": [[s.note for s in row] for row in shown]}
-    return visualization.overlay(heatmap=heatmap, **about)
 
 
 @public("figures.draw_average")
@@ -257,30 +156,22 @@ def _of_targets(
 def _explain_all(
     images: Images,
     clips: Sequence[ClipAdapter],
-    model_targets: Sequence[str | Target],
+    model_targets: Sequence[Target],
     methods: AnyMethod | Sequence[AnyMethod] | None,
-    *,
-    every: bool = False,
-    **how: Any,
 ) -> list[list[Explanation]]:
     """For each model, with its target, and each method that fits it: explanations of the images.
 
-    Where no method is given it is the tower's own, or with `every` all that fit the model.
+    Where no method is given they are all that fit the model.
     """
     listed = _as_list(images)
     check_nonempty("image", listed)
     columns = []
     for clip, target in zip(clips, model_targets, strict=True):
-        wanted = _as_list(methods) if methods else methods_for(clip.kind) if every else ()
+        wanted = _as_list(methods) if methods else methods_for(clip.kind)
         for choice in fitting_methods(wanted, clip.tower, clip.name):
-            options: Any = {"method": choice.method, "hints": False, **how, **choice.options}
+            options: Any = {"method": choice.method, "hints": False, **choice.options}
             columns.append([explain(image, target, model=clip, **options) for image in listed])
     return columns
-
-
-def _by_image(columns: Sequence[Sequence[Explanation]]) -> list[Explanation]:
-    """Image by image, of each the models and methods."""
-    return [explanation for row in zip(*columns, strict=True) for explanation in row]
 
 
 def _scaled() -> str:
@@ -289,24 +180,9 @@ def _scaled() -> str:
     return own if chosen.scale == "own" else f"maps of a method on one scale ({chosen.scale})"
 
 
-def _heatmap(
-    explanation: Explanation, rows: Sequence[Explanation], sign: str = "positive"
-) -> Tensor:
+def _heatmap(explanation: Explanation, rows: Sequence[Explanation]) -> Tensor:
     """The maps of one image as they are drawn among others, (K, H, W) in [0, 1]."""
     chosen = current_look.get()
     tops = [each.scaling(chosen)[1] for each in rows if each.label == explanation.label]
     scale = chosen.scale if None in tops else max(filter(None, tops))
-    return explanation.heatmap(chosen.interpolation, scale=scale)[sign][0]
-
-
-def _texts_of(rows: Sequence[Explanation], meaning: str) -> dict[str, Any]:
-    """Images, names, scores, labels and caption of all rows; `meaning` is that of the colors."""
-    labels = [explanation.label for explanation in rows]
-    alike = len({*labels}) == 1
-    return {
-        "images": [explanation.images[0] for explanation in rows],
-        "names": rows[0].names,
-        "scores": torch.cat([explanation.scores for explanation in rows]),
-        "labels": () if alike else labels,
-        "caption": f"{labels[0]}{_DOT}{meaning}" if alike else meaning,
-    }
+    return explanation.heatmap(chosen.interpolation, scale=scale)["positive"][0]

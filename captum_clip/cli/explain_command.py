@@ -59,6 +59,7 @@ class Explain(Request, Drawing):
         Conflict("looks for emotions, which have no words and no contrast", _FOR_TEXTS),
         one_model=True,
     )
+    center: bool = option(False, needs=("emotions",))
     original: bool | None = None
     regions: Path | None = option(
         None, Conflict("marks places in the image", {"side": ("text",)}), one_model=True

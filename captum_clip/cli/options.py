@@ -21,7 +21,7 @@ from typer.models import OptionInfo
 from .._version import __version__
 from ..checks import Look, check_choice, current_look, find_file, limit_pixels, suggestion
 from ..errors import InputError, assigned, spelled
-from ..explaining.request import Request, option
+from ..explaining.request import Request
 from ..files import read_lines
 
 _CommandFunction = TypeVar("_CommandFunction", bound=Callable[[Any], None])
@@ -182,7 +182,6 @@ class Drawing(Look, Quiet):
     """What `explain` and `figure` take besides what they draw."""
 
     texts_file: Path | None = None
-    center: bool = option(False, needs=("emotions",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -402,33 +402,12 @@ STEPS = (
         f'compare "a dog" grass --scene 0:horse,dog {ON_BOTH}',
         1400,
     ),
-    figure(
-        "signs",
-        BOTH,
-        f'signs "a horse" --scene 0:horse,dog --image ../horse/horse.png {ON_BOTH}',
-        849,
-        "horse",
-    ),
-    figure(
-        "words",
-        BOTH,
-        f'words "a horse and a dog" --scene 0:horse,dog {ON_BOTH}',
-        1300,
-    ),
     Step(
         "figure_heads",
         ("vit",),
         "python ../../../gallery/plot_11_heads.py",
         "heads.png",
         1300,
-    ),
-    figure(
-        "emotions",
-        BOTH,
-        "emotions ../art/art/held_out/images/Emoji_Scenes/noto_scene-00004.jpg "
-        + f"{with_probes('art')} {MAMOOLER}",
-        1600,
-        "art",
     ),
     figure("average", ("vit",), "average ../corners_vit/out", 700, "corners_vit"),
     figure(
@@ -445,7 +424,6 @@ STEPS = (
         "resnet",
         "--data demo-objects --task perturbation --images 150 --method grad-cam --method direct",
     ),
-    Step("horse", (), code("figures.md", "horse.png"), python=True),
     paintings("art"),
     paintings("thousand", "--paintings 1000"),
     study("art_study", BOTH, "art", f"emotions {with_probes('art')} {MAMOOLER}"),

@@ -284,10 +284,9 @@ def test_it_centers_emotions(run: Run) -> None:
     assert not np.allclose(plain.scores, centered.scores, atol=1e-2)
 
 
-def test_a_probe_names_its_model_in_every_command_that_takes_one(run: Run) -> None:
+def test_a_probe_names_its_model(run: Run) -> None:
     EmotionProbe.load("demo/resnet").save("p.safetensors")
     assert "(demo/resnet, " in run("explain photo.jpg --emotions p.safetensors -o a.npz")
-    run("figure emotions photo.jpg --emotions p.safetensors --target awe -o a.png")
 
 
 def test_a_probe_of_another_model_is_refused(run: Run) -> None:
@@ -430,7 +429,7 @@ OTHERWISE = {
     "explain photos Emotions": 'targets was ["emotions"] and is ["Emotions"]',
     "explain photos/inner/.. --emotions e.safetensors --whole": "(whole was false and is true);",
     "explain farm/images --emotions e.safetensors": "/farm/images",
-    "figure words photos emotions": 'figure was "explain" and is "words"',
+    "figure compare photos emotions": 'figure was "explain" and is "compare"',
 }
 
 

@@ -27,11 +27,10 @@ REPLACED = {
     "explain photos --texts seen/image0-explained-a.png -o seen": "seen/image0-explained-a.png",
     "explain seen/000-a-positive.png a --regions seen": "seen/000-a-positive.png",
     "explain photo.jpg --emotions seen/regions.json --regions seen": "seen/regions.json",
-    "figure words other.png a -o other.png": "other.png",
-    "figure signs photo.jpg --image other.png -o other.png": "other.png",
-    "figure emotions photo.jpg --emotions p.svg -o p.svg": "p.svg",
-    "figure signs photo.jpg --texts t.png -o t.png": "t.png",
-    "figure words photos --texts seen/image0-words-a.png -o seen": "seen/image0-words-a.png",
+    "figure compare other.png a -o other.png": "other.png",
+    "figure compare photo.jpg --image other.png -o other.png": "other.png",
+    "figure compare photo.jpg --texts t.png -o t.png": "t.png",
+    "figure compare photos --texts seen/image0-compare-a.png -o seen": "seen/image0-compare-a.png",
     "search none.lance --emotions seen/search.csv --emotion awe -o seen": "seen/search.csv",
     "emotions fit farm --csv c.safetensors --images photos -o c.safetensors": "c.safetensors",
     "emotions fit farm --csv e.safetensors --images photos -o model/a.safetensors": (
@@ -45,12 +44,12 @@ def files(here: Path) -> Path:
     """More that a user may have: probes and texts under any name, a model, and a link."""
     EmotionProbe(np.eye(9, 24), np.zeros(9), "model").save("p.safetensors")
     folders.make_images(here / "seen", 1)
-    for place in ("p.npz", "p.svg", "seen/search.csv"):
+    for place in ("p.npz", "seen/search.csv"):
         Path(place).write_bytes(Path("p.safetensors").read_bytes())
     for place in (
         "t.png",
         "seen/image0-explained-a.png",
-        "seen/image0-words-a.png",
+        "seen/image0-compare-a.png",
         "c.safetensors",
     ):
         Path(place).write_text("a\n")

@@ -98,7 +98,6 @@ def test_a_model_in_a_folder_is_named_by_the_user(
     for line, option, file in (
         ("search photos.lance a", "--model", "photos.lance"),
         ("explain photo.jpg --emotions f.safetensors", "--model", fitted.name),
-        ("figure emotions photo.jpg --emotions f.safetensors", "--model", fitted.name),
         ("study emotions photos --emotions f.safetensors -o out", "--model", fitted.name),
     ):
         said = run(line, code=2)

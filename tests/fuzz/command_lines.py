@@ -73,7 +73,7 @@ LISTED: dict[str, tuple[list[str], list[str]]] = {
     **dict.fromkeys(("references", "words"), (["photo.jpg", "other.png", "photos"], PLACES)),
     **dict.fromkeys(("csv", "test"), (["a.txt"], PLACES)),
     "device": (["cpu"], ["cuda", "gpu", "cuda:99", "", "meta", "cpu:1", "\ud800"]),
-    **dict.fromkeys(("emotions", "probes"), (["probe.safetensors"], [*PROBES, *FILES, *ODD_PATHS])),
+    "emotions": (["probe.safetensors"], [*PROBES, *FILES, *ODD_PATHS]),
     "output": (["a.npz"], OUTPUTS),
     "scene": (["0", "1:horse,dog"], ["x", "", ":", "-1", "0:unicorn", "9" * 400]),
     **dict.fromkeys(("emotion", "names"), (["awe"], ["joy", "", "\ud800"])),

@@ -474,27 +474,6 @@ def calls(folder: Path) -> dict[str, Call]:
                 "device": None,
             },
         ),
-        "figures.draw_words": (
-            figures.draw_words,
-            {
-                "images": PHOTO,
-                "text": "a horse",
-                "picked": ["horse"],
-                "models": clip,
-                "methods": "direct",
-            },
-        ),
-        "figures.draw_emotions": (
-            figures.draw_emotions,
-            {
-                "images": PHOTO,
-                "probes": w.probe,
-                "names": "awe",
-                "models": clip,
-                "methods": "direct",
-                "center": False,
-            },
-        ),
         "figures.draw_average": (figures.draw_average, {"studies": folder / "none", "names": None}),
         "head_vectors": (
             heads.head_vectors,
