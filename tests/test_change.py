@@ -74,7 +74,8 @@ def test_a_change_is_what_its_equation_says(pair: Any, change: Change) -> None:
     """Region by region and head by head, from each model's own maps and vectors."""
     images, (before, after) = builders.hf_vit().images(5), pair
     old, new = (targets.text(clip, TEXTS) for clip in pair)
-    forwards = [ClipSimilarity(clip, old) for clip in pair]
+    numbers = targets.embedding(old.embeddings, old.names)
+    forwards = [ClipSimilarity(clip, numbers) for clip in pair]
     maps = [DirectContribution(forward).attribute_targets(images) for forward in forwards]
     torch.testing.assert_close(change.regions, maps[1] - maps[0], rtol=0, atol=1e-6)
     (*first, way), (*second, other) = (stream_of(clip.model, images) for clip in pair)

@@ -318,7 +318,9 @@ def _summands(
     clip: ClipAdapter, pixels: Tensor, own: Target, along: Target, refused: Collection[str]
 ) -> dict[str, Any]:
     """The cosines with both kinds of texts, what adds up to those `along`, and parts by head."""
-    forward = ClipSimilarity(clip, targets.concatenate([own, along]))
+    # The directions of the other model are plain numbers to this one.
+    others = targets.embedding(along.embeddings, along.names)
+    forward = ClipSimilarity(clip, targets.concatenate([own, others]))
     method = DirectContribution(forward)
     with torch.no_grad():
         features = clip.image_features(pixels)

@@ -455,23 +455,29 @@ def _first_token(embedding: Tensor, ndim: int | None = None) -> Tensor:
     return embedding[..., 0, :] if (ndim or embedding.ndim) == 3 else embedding
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Constants:
     """What a forward function's K scores have beside what the embedding makes, from one call.
 
+    Numbers and no tensors, since a method keeps them between calls.
+
     Attributes:
         matter: whether directions depend on them, as those of a cosine do.
-        values: the constants (K,), the same for all images; NaN where they are not known.
-        lengths: of the directions (K,), which change if a constant does; NaN where not known.
+        values: the K constants, the same for all images; NaN where they are not known.
+        lengths: of the K directions, which change if a constant does; NaN where not known.
     """
 
     matter: bool
-    values: Tensor
-    lengths: Tensor
+    values: tuple[float, ...] = ()
+    lengths: tuple[float, ...] = ()
+
+    def of_columns(self, columns: Tensor, like: Tensor) -> Tensor:
+        """The constants of columns (K', B)."""
+        return like.new_tensor(self.values)[columns]
 
     def fit(self, columns: Tensor, rows: Tensor, bound: float) -> bool:
         """Whether directions (K', B, E) of columns (K', B) have the lengths that they had."""
-        lengths: Tensor = self.lengths[columns]
+        lengths = rows.new_tensor(self.lengths)[columns]
         return bool(((rows.norm(dim=-1) - lengths).abs() <= bound * lengths).all())
 
     def with_lengths(self, columns: Tensor, rows: Tensor, bound: float) -> "Constants":
@@ -479,8 +485,9 @@ class Constants:
         lengths = rows.norm(dim=-1)  # (K', B)
         alike = (lengths - lengths[:, :1]).abs() <= bound * lengths[:, :1]
         lengths = torch.where(alike.all(1, keepdim=True), lengths, torch.nan)
-        known = self.lengths.to(lengths).scatter(0, columns.flatten(), lengths.flatten())
-        return replace(self, lengths=known)
+        known = lengths.new_full((len(self.values),), torch.nan)
+        known = known.scatter(0, columns.flatten(), lengths.flatten())
+        return replace(self, lengths=tuple(known.tolist()))
 
 
 def _directions(
@@ -508,7 +515,7 @@ def _directions(
     known = memory.get(count)
     # The derivative of a map with respect to a constant is zero only if f(-e) is in the graph.
     if known is not None and known.matter and not keeps_graph():
-        constants = known.values[run.columns]
+        constants = known.of_columns(run.columns, gradient)
         rows = directions(constants)
         if known.fit(run.columns, rows, bound):
             return rows, constants.T
@@ -531,8 +538,7 @@ def _turned_round(
     scores that are not odd but for a constant, which have no constant.
     """
     scores, bound = detached(run.scores), run.record.rounding(embedding)
-    unknown = torch.full_like(scores[0].detach(), torch.nan)
-    gradient_alone = Constants(False, unknown, unknown), torch.zeros_like(gradient[..., 0])
+    gradient_alone = Constants(False), torch.zeros_like(gradient[..., 0])
     if run.call is None:
         return gradient_alone
     turned = Embedding(run.call.readout, other=-embedding, projected=projected)
@@ -558,8 +564,8 @@ def _turned_round(
         return gradient_alone
     size = scores.abs() + turned_scores.abs()
     alike = ((constants - constants[:1]).abs() <= bound * size).all(0)
-    values = torch.where(alike, constants.mean(0), torch.nan).detach()
-    return Constants(True, values.to(gradient.dtype), unknown), chosen[0]
+    values = torch.where(alike, constants.mean(0), torch.nan)
+    return Constants(True, tuple(values.tolist())), chosen[0]
 
 
 def _scored_point(run: Pass, below: Tensor) -> Tensor | None:

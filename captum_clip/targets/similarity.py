@@ -31,6 +31,8 @@ class Similarity(nn.Module):
             width = target.embeddings.shape[1]
             if clip.embedding_dim not in (None, width):  # a changed model may have another
                 check_dimension(target.embeddings, clip.measured_dim(), clip)
+            if target.maker is not None:
+                target.maker.check(clip, target.source)
         self.clip, self.target, self.model = clip, target, clip.model
         self.tower: Tower = clip.tower  # which makes the embeddings
         # A buffer: of additional forward arguments Captum would tile five embeddings over a batch.
@@ -72,7 +74,7 @@ class ClipSimilarity(Similarity):
 
     Raises:
         InputError: images of the wrong shape, type, size or device, or with NaN or infinity.
-        TargetError: the target does not have the model's embedding size.
+        TargetError: the target was made with another model, or has another embedding size.
 
     Example:
         >>> from captum_clip import ClipSimilarity, load_clip, targets
@@ -115,7 +117,7 @@ class TextSimilarity(Similarity):
     Raises:
         UnsupportedModelError: a text tower that cannot be explained.
         InputError: token ids of the wrong shape, type or device, too many, or unknown ones.
-        TargetError: a target of texts, or of another embedding size.
+        TargetError: a target of texts, of another model, or of another embedding size.
 
     Example:
         >>> from captum_clip import DirectContribution, TextSimilarity, load_clip, targets

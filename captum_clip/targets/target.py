@@ -2,8 +2,9 @@
 
 import re
 import string
+import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,40 @@ _ZERO = 1e-6  # a direction this short, next to unit encodings, is rounding
 _PUNCTUATION = string.punctuation + "“”‘’«»„¿¡…–—"
 
 
+class Maker:
+    """The model that made a target, which is neither kept alive nor written with the target."""
+
+    def __init__(self, clip: ClipAdapter) -> None:
+        self.name = clip.name
+        self.adapter = weakref.ref(clip)
+        self._model = weakref.ref(clip.model)
+
+    def __reduce__(self) -> Any:
+        # Another process has no such model, and its name there may be another.
+        return type(None), ()
+
+    def check(self, clip: ClipAdapter, source: Origin | None) -> None:
+        """Raise TargetError unless a model has the same embeddings as the maker.
+
+        Two objects are compared by embeddings of a few fixed texts, or of fixed images for a
+        target of images. Where the maker is gone, its name must be the same.
+        """
+        maker = self.adapter()
+        if maker is clip or self._model() is clip.model:
+            return
+        if maker is None:
+            differs = self.name != clip.name
+        else:
+            parts = {"texts": source != "image", "images": source == "image"}
+            differs = bool(differing_parts(maker.identity(**parts), clip.identity(**parts)))
+        if differs:
+            raise TargetError(
+                f"the target was made with {self.name}, whose embeddings are not those of "
+                f"{clip.name}; make it with this model, or pass "
+                "targets.embedding(target.embeddings) to use its numbers all the same."
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """K target directions.
@@ -33,6 +68,7 @@ class Target:
         norms: lengths (K,) before that; a word with a short difference hardly matters to its text.
         names: one name per embedding.
         source: "text" or "image" where all embeddings are of such; None elsewhere.
+        maker: the model that made them; None where they were given as numbers.
 
     ``-t`` negates (negative saliency), ``a - b`` subtracts unit embeddings, ``t[i]`` picks some (an
     index, a slice, a list or a name), ``len(t)`` is K. There is no ``+``: several targets are
@@ -43,6 +79,7 @@ class Target:
     norms: Tensor
     names: tuple[str, ...]
     source: Origin | None = None
+    maker: Maker | None = field(default=None, repr=False)
 
     @public("Target")
     def __post_init__(self) -> None:
@@ -55,7 +92,13 @@ class Target:
 
     @classmethod
     @public("Target")
-    def of(cls, embeddings: Tensor, names: Sequence[str], source: Origin | None = None) -> "Target":
+    def of(
+        cls,
+        embeddings: Tensor,
+        names: Sequence[str],
+        source: Origin | None = None,
+        maker: Maker | None = None,
+    ) -> "Target":
         """A target of embeddings (K, D) of any length; kept detached, in at least float32.
 
         Raises:
@@ -76,7 +119,7 @@ class Target:
                     f"{name!r} has no direction (length {norm:.1e}): it changes nothing "
                     "for the model, so there is nothing to explain."
                 )
-        return cls(embeddings / norms[:, None], norms, tuple(names), source)
+        return cls(embeddings / norms[:, None], norms, tuple(names), source, maker)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,7 +129,7 @@ class Target:
 
     def __neg__(self) -> "Target":
         names = tuple(f"not {name}" for name in self.names)
-        return Target(-self.embeddings, self.norms, names, self.source)
+        return replace(self, embeddings=-self.embeddings, names=names)
 
     def __sub__(self, other: "Target") -> "Target":
         advice, is_target = "targets.embedding makes one of numbers", isinstance(other, Target)
@@ -97,7 +140,7 @@ class Target:
         differences = self.embeddings - other.embeddings.to(self.embeddings.device)
         left, right = (np.broadcast_to(t.names, len(differences)) for t in (self, other))
         names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
-        return Target.of(differences, names, _common_source([self, other]))
+        return Target.of(differences, names, *_common_origin([self, other]))
 
     __array_ufunc__ = None  # NumPy would subtract each embedding on its own
 
@@ -110,7 +153,8 @@ class Target:
         if not chosen:
             raise TargetError(f"{show(key)} picks no embedding; the names are {list(self.names)}.")
         names = tuple(self.names[index] for index in chosen)
-        return Target(self.embeddings[chosen], self.norms[chosen], names, self.source)
+        embeddings, norms = self.embeddings[chosen], self.norms[chosen]
+        return replace(self, embeddings=embeddings, norms=norms, names=names)
 
     def _positions(self, key: Any) -> list[int]:
         if isinstance(key, str):
@@ -127,15 +171,28 @@ class Target:
 
     def to(self, device: torch.device | str) -> "Target":
         """Move the target to another device."""
-        return Target(self.embeddings.to(device), self.norms.to(device), self.names, self.source)
+        embeddings, norms = self.embeddings.to(device), self.norms.to(device)
+        return replace(self, embeddings=embeddings, norms=norms)
 
     def __repr__(self) -> str:
         return f"Target({list(self.names)})"
 
 
-def _common_source(targets: Sequence[Target]) -> Origin | None:
+def _common_origin(targets: Sequence[Target]) -> tuple[Origin | None, Maker | None]:
+    """The source that all have, and the maker of those that have one."""
     sources = {target.source for target in targets}
-    return sources.pop() if len(sources) == 1 else None
+    makers = [target.maker for target in targets if target.maker is not None]
+    for maker in makers[1:]:
+        made_by = maker.adapter()
+        if made_by is not None:
+            makers[0].check(made_by, targets[0].source)
+        elif maker.name != makers[0].name:
+            raise TargetError(
+                f"the targets were made with {makers[0].name} and {maker.name}; take those of one "
+                "model."
+            )
+    source = sources.pop() if len(sources) == 1 else None
+    return source, makers[0] if makers else None
 
 
 def _check_sizes(targets: Sequence[Target]) -> None:
@@ -159,7 +216,7 @@ def concatenate(targets: Sequence[Target]) -> Target:
         torch.cat([target.embeddings.to(device) for target in targets]),
         torch.cat([target.norms.to(device) for target in targets]),
         tuple(name for target in targets for name in target.names),
-        _common_source(targets),
+        *_common_origin(targets),
     )
 
 
@@ -212,7 +269,7 @@ def image(
             Path(source).stem if isinstance(source, (str, Path)) else f"image {index}"
             for index, source in enumerate(sources)
         ]
-    return Target.of(embeddings, as_list(names), "image")
+    return Target.of(embeddings, as_list(names), "image", Maker(clip))
 
 
 @public("targets.text")
@@ -253,13 +310,13 @@ def text(
                 "tokenizer leaves nothing of it."
             )
     if templates is None:
-        return Target.of(_encode(clip, texts), texts, "text")
+        return Target.of(_encode(clip, texts), texts, "text", Maker(clip))
     templates = as_list(templates)
     fit = templates and all(isinstance(t, str) and t.count("{}") == 1 for t in templates)
     expect(fit, "templates with one {} for the text", templates, error=TargetError)
     prompts = [template.replace("{}", text) for text in texts for template in templates]
     embeddings = F.normalize(_encode(clip, prompts), dim=-1).view(len(texts), len(templates), -1)
-    return Target.of(embeddings.mean(1), texts, "text")
+    return Target.of(embeddings.mean(1), texts, "text", Maker(clip))
 
 
 def _checked_texts(texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:
@@ -315,7 +372,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
     left = [t if start else t.lstrip() for t, (start, _) in zip(without, spans, strict=True)]
     encodings = _encode(clip, [text, *left])
     names = [_bare(" ".join(every[start:stop])) for start, stop in spans]
-    return Target.of(encodings[:1] - encodings[1:], names, "text")
+    return Target.of(encodings[:1] - encodings[1:], names, "text", Maker(clip))
 
 
 @public("targets.word_tokens")

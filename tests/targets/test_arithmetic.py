@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from captum_clip import Target, targets
+from captum_clip import Target, load_clip, targets
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import TargetError
 from captum_clip.targets.similarity import ClipSimilarity
 from tests.attr import cases
@@ -231,3 +232,31 @@ def test_what_is_no_tensor_is_refused():
     """`Target.of` checks what it is given."""
     with pytest.raises(TargetError, match=r"embeddings as a tensor \(K, D\), got \[\[1.0\]\]"):
         Target.of([[1.0]], ["a"])  # type: ignore[arg-type]
+
+
+def test_a_target_of_another_model_of_the_same_size_is_refused() -> None:
+    """Its numbers mean something else to this model; both are named."""
+    vit, resnet = load_clip("demo/vit"), load_clip("demo/resnet")
+    of_another = [targets.text(resnet, "a horse"), targets.words(resnet, "a horse", ["horse"])]
+    of_another += [-of_another[0], of_another[0][0], targets.concatenate(of_another)]
+    of_another += [targets.text(load_clip("demo/resnet"), "a horse")]  # whose model is gone
+    for target in of_another:
+        with pytest.raises(TargetError, match=r"made with demo/resnet.* demo/vit; make it with"):
+            ClipSimilarity(vit, target)
+    with pytest.raises(TargetError, match="demo/resnet"):
+        targets.text(vit, "a dog") - of_another[0]
+    with pytest.raises(TargetError, match="demo/resnet"):
+        targets.concatenate([of_another[-1], targets.text(vit, "a dog")])
+    scene = draw_scene(0).image
+    with pytest.raises(TargetError, match="made with demo/resnet"):
+        ClipSimilarity(vit, targets.image(resnet, scene))
+
+
+def test_a_target_of_another_object_of_the_same_model_is_taken() -> None:
+    """Nor are rows of numbers anybody's."""
+    first, second = load_clip("demo/vit"), load_clip("demo/vit")
+    for target in (targets.text(first, "a horse"), targets.image(first, draw_scene(0).image)):
+        ClipSimilarity(second, target)
+        ClipSimilarity(load_clip(first.model), target)
+        ClipSimilarity(second, pickle.loads(pickle.dumps(target)))
+    ClipSimilarity(second, targets.embedding(targets.text(first, "a horse").embeddings))
