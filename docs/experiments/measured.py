@@ -547,10 +547,6 @@ STEPS = (
         for model in ALL
     ),
     *(
-        evaluation(f"fixlip_{model}", model, "--task fixlip", program="python ../../fixlip.py")
-        for model in ALL
-    ),
-    *(
         evaluation(f"image_{model}", model, "--against image --task localization --task signs")
         for model in BOTH
     ),
@@ -671,7 +667,6 @@ STEPS = (
         )
         for model in ALL
     ),
-    Step("robustness_rivals", (), "python ../../robustness_rivals.py"),
     python("word_norms", ("vit",), "appendix/claims.md", "norms"),
     python("layers", ("vit",), "appendix/claims.md", "Figure 2"),
     Step(
