@@ -162,7 +162,8 @@ def draw_scene(
         background: a name of ``BACKGROUNDS``; drawn from the seed if None.
         size: side of the image in pixels.
         without: positions of objects to leave out; all the rest stays as it is, to the pixel.
-        world: :data:`STANDARD`, or another kind, such as that of docs/experiments/broad_scenes.py.
+        world: :data:`STANDARD`, or another kind, such as that of
+            docs/experiments/training/broad_scenes.py.
 
     Returns:
         The scene.
@@ -494,4 +495,4 @@ def _brick(generator: np.random.Generator, size: int) -> _Colors:
 
 _PAINTED: Final = (_grass, _sand, _sky, _snow, _water, _brick)
 PAINTERS: Final[dict[str, Painter]] = dict(zip(BACKGROUNDS, _PAINTED, strict=True))
-"""The painters by name; further ones may be added, as docs/experiments/broad_scenes.py does."""
+"""The painters by name; docs/experiments/training/broad_scenes.py adds further ones."""

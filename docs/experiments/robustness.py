@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from broad_scenes import BROAD
 from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip.attr.registry import MethodChoice, methods_for
 from captum_clip.demo.catalog import NOUNS, article
 from captum_clip.demo.scenes import Scene, draw_scene
 from captum_clip.models import ClipAdapter
+from training.broad_scenes import BROAD
 
 WORDINGS = ("{}", "a photo of {}", "there is {} in this picture", "this is a drawing of {}")
 SIZES = (0.0, 0.25, 0.5, 1.0)  # of the longer side of what is to be seen, in sides of the image

@@ -11,7 +11,7 @@ from captum_clip.errors import InputError
 from tests.demo.test_scenes import SEEDS, check_masks, check_scene_without
 from tests.experiments import experiment
 
-broad_scenes = experiment("broad_scenes")
+broad_scenes = experiment("training.broad_scenes")
 BROAD, UNNAMED = broad_scenes.BROAD, broad_scenes.UNNAMED
 
 

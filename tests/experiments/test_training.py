@@ -23,7 +23,7 @@ banks_module = experiment("training.banks")
 captions = experiment("training.captions")
 recipes = experiment("training.recipes")
 unit = experiment("training.architectures").unit
-BROAD = experiment("broad_scenes").BROAD
+BROAD = experiment("training.broad_scenes").BROAD
 
 
 @pytest.fixture(autouse=True)

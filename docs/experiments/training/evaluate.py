@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from broad_scenes import BROAD
 from captum_clip.demo.catalog import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, DemoTokenizer
 from captum_clip.demo.scenes import MAX_OBJECTS, STANDARD, Scene, Split, World, draw_scene
 
 from .architectures import Architecture, normalize_pixels, unit
+from .broad_scenes import BROAD
 from .captions import concept_prompts
 
 

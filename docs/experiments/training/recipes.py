@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from broad_scenes import BROAD
 from captum_clip.demo.scenes import STANDARD, Scene, World
 from shortcut.batches import draw_tagged_batch, tagged_validation_scenes
 
 from .architectures import ARCHITECTURES, Architecture
 from .banks import Batch, draw_batch
+from .broad_scenes import BROAD
 from .evaluate import draw_scenes
 
 TRAINED_BIAS: Final = -5.58
