@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -266,3 +267,18 @@ def test_towers_are_reproducible():
     assert torch.equal(first.weight, second.weight)
     assert first.weight.dtype == torch.float64
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# An index
+
+
+@pytest.mark.slow
+def test_sizes_of_an_index_are_measured():
+    """A row for each number of images: 25 kB of vectors each, and two of the embedding."""
+    command = [sys.executable, "-m", "tests.benchmarks.index_size", "600"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    count, _, size, found, made, _ = [cell.strip() for cell in printed.strip("|\n ").split("|")]
+    assert count == "600"
+    assert 27 < float(size.split()[0]) < 28
+    assert float(found.split()[0]) > 0
+    assert float(made.split()[0]) > 0

@@ -1,6 +1,6 @@
 """How much memory the page keeps, and how much it takes at most.
 
-``python docs/experiments/page_memory.py`` starts ``captum-clip app`` with the embedded models for
+``python -m tests.benchmarks.page_memory`` starts ``captum-clip app`` with the embedded models for
 each case anew, asks as a browser does (upload, question, events over HTTP), and prints a row: what
 the process takes after a first small question, what it keeps above that, and its peak above that.
 Then it compares the cosines and maps of large photos with those of `explain`, which reads every

@@ -1,6 +1,6 @@
 """What a search in an index of so many images costs, with made-up vectors.
 
-``python docs/experiments/index_size.py 1000 40000 100000`` writes them in a folder that goes again,
+``python -m tests.benchmarks.index_size 1000 40000 100000`` writes them in a folder that goes again,
 for the sizes of a ViT-B/32 (49 positions, 512 numbers), and prints for each count: seconds to write
 it, kB an image on the disk, milliseconds to find the best twelve and to make their maps (medians of
 eleven texts after one), and by how much the memory of the searching process grew.
@@ -8,7 +8,6 @@ eleven texts after one), and by how much the memory of the searching process gre
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -75,6 +74,8 @@ def main(task: str, place: str, count: int) -> None:
         table.make(about)
         write(table, count, draw, about)
         return
+    import resource  # Windows has none
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found, made = search(table.open(), draw)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -1,6 +1,6 @@
 """What a training step with maps in the graph costs, beside a plain one.
 
-``python docs/experiments/step_cost.py`` takes a ViT-B/32 of transformers of its true size, with
+``python -m tests.benchmarks.step_cost`` takes a ViT-B/32 of transformers of its true size, with
 random weights, and prints a row for each job: forward, backward and both together, medians over
 rounds in which all take turns after two to warm up, and the most memory that tensors take at once
 on top of the model and its gradients. A plain step has the cosines with K texts and their
