@@ -1,10 +1,8 @@
-"""The table of verified models, from the files of ``captum-clip check -o``.
+"""The table in docs/appendix/verified.md: ``python -m tests.verified`` writes it.
 
-``python docs/experiments/verified.py make``, with the root of the repository on the path, checks
-the embedded models, and small models of the libraries' own classes with random weights, into the
-folder ``verified`` next to it; those that are there stay. Without ``make``
-it writes the table of docs/appendix/verified.md from all files of that folder, those of reports
-among them.
+It checks the embedded models, and small models of the libraries' own classes with random weights.
+``python -m tests.verified FILE...`` takes files of ``captum-clip check -o`` instead, such as those
+of reports. Each gets its row, in the place of one of the same model, tower, device and weights.
 """
 
 from __future__ import annotations
@@ -12,19 +10,20 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from captum_clip import check, load_clip
-from captum_clip.files import slug
-from tests.support import TOWERS
+from tests.support import TABLES, TOWERS
 
-FOLDER = Path(__file__).with_name("verified")
-TABLE = FOLDER.parents[1] / "appendix" / "tables" / "verified.csv"
+TABLE = TABLES / "verified.csv"
 HEADER = (
     *("model", "tower", "type, device", "weights", "explained", "not explained"),
     *("adds up", "oracle", "forwards"),
 )
+KEY = slice(0, 4)
+"""The cells that tell rows apart."""
 EMBEDDED = ("demo/vit", "demo/resnet", "demo/siglip")
 RANDOM = (
     *("transformers CLIP", "transformers SigLIP", "transformers MetaClip2"),
@@ -34,19 +33,13 @@ RANDOM = (
 """Of the table of docs/appendix/support.md."""
 
 
-def make() -> None:
-    """Check what is not in the folder yet."""
-    FOLDER.mkdir(exist_ok=True)
+def checked() -> Iterator[dict[str, Any]]:
+    """What ``captum-clip check`` finds of each model that needs no network."""
     for name in (*EMBEDDED, *RANDOM):
-        file = FOLDER / f"{slug(name)}.json"
-        if file.exists():
-            continue
-        clip = load_clip(name if name in EMBEDDED else TOWERS[name]())
-        content = json.loads(check(clip).json)
+        content = json.loads(check(load_clip(name if name in EMBEDDED else TOWERS[name]())).json)
         if name not in EMBEDDED:
             content["about"]["model"] = f"{name}, random weights"
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        print(file.name, flush=True)
+        yield content
 
 
 def worst(rows: dict[str, Any], column: str) -> str:
@@ -76,14 +69,29 @@ def line(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def table() -> list[list[str]]:
-    """All files of the folder, below the header."""
-    files = sorted(FOLDER.glob("*.json"), key=lambda file: ("demo" not in file.name, file.name))
-    return [[*HEADER], *(line(json.loads(file.read_text("utf-8"))) for file in files)]
+def read() -> list[list[str]]:
+    """The rows of the table, without its header."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return [*csv.reader(file)][1:]
+
+
+def table(rows: Iterable[Sequence[str]], contents: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """The whole table with the rows of these files: embedded models first, then by name."""
+    by_key = {tuple(row[KEY]): [*row] for row in rows}
+    for content in contents:
+        row = line(content)
+        by_key[tuple(row[KEY])] = row
+    in_order = sorted(by_key.values(), key=lambda row: (row[0] not in EMBEDDED, row[0].casefold()))
+    return [[*HEADER], *in_order]
+
+
+def main(files: Sequence[str]) -> None:
+    """Write the table in its place."""
+    contents = [json.loads(Path(file).read_text("utf-8")) for file in files] or checked()
+    rows = table(read(), contents)
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["make"]:
-        make()
-    with TABLE.open("w", encoding="utf-8", newline="") as written:
-        csv.writer(written, lineterminator="\n").writerows(table())
+    main(sys.argv[1:])
