@@ -350,30 +350,39 @@ def test_tables_of_the_documentation_go_where_the_page_shows_them(measured, tmp_
     page = tmp_path / "docs/page.md"
     page.parent.mkdir()
     page.write_text("a\n<!-- measured: x -->\n| old |\n|---|\n\nb | c\n")
-    measured.Step("x", (), "echo '| new |'", page="page.md").make()
+    measured.Step("x", "echo '| new |'", page="page.md").make()
     assert page.read_text() == "a\n<!-- measured: x -->\n| new |\n\nb | c\n"
     page.write_text("```{csv-table}\n:file: tables/x.csv\n```\n")
-    step = measured.Step("x", (), "printf '| a | b, c |\n|---|---|\n| 1 |  |\n'", page="page.md")
+    step = measured.Step("x", "printf '| a | b, c |\n|---|---|\n| 1 |  |\n'", page="page.md")
     step.make()
     assert (page.parent / "tables/x.csv").read_text() == 'a,"b, c"\n1,\n'
     assert page.read_text() == "```{csv-table}\n:file: tables/x.csv\n```\n"
 
 
-def test_every_measured_table_is_shown_as_it_was_printed(measured):
-    """Under its marker, or as a file."""
+def test_every_measured_table_has_its_place(measured):
+    """Under its marker, or as a file; and what a step reads has a step."""
+    names = {step.name for step in measured.STEPS}
+    assert len(names) == len(measured.STEPS)
     for step in measured.STEPS:
+        assert names.issuperset(step.after), step.name
         if step.page is not None:
             page = ROOT / "docs" / step.page
             text = page.read_text(encoding="utf-8")
-            output = step.folder / "printed.txt"
-            printed = output.read_text(encoding="utf-8") if output.exists() else "|"
             if f":file: tables/{step.name}.csv\n" in text:
                 with (page.parent / "tables" / f"{step.name}.csv").open(newline="") as lines:
-                    assert [*csv.reader(lines)] == measured.cells_of(printed), step.name
+                    header, *rows = csv.reader(lines)
+                assert rows, step.name
+                assert {len(row) for row in rows} == {len(header)}, step.name
             else:
-                assert f"<!-- measured: {step.name} -->\n{printed}" in text, step.name
-        names = {other.name for other in measured.STEPS}
-        assert names.issuperset(step.after), step.name
+                assert f"<!-- measured: {step.name} -->\n|" in text, step.name
+
+
+def test_every_script_makes_something_that_a_page_names(measured):
+    """Or that a step makes."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pages += "".join(step.commands for step in measured.STEPS)
+    for script in sorted(FOLDER.glob("*.py")):
+        assert re.search(rf"\b{script.name}\b", pages), script.name
 
 
 def test_a_table_in_a_file_can_be_opened_on_github():
@@ -403,8 +412,7 @@ def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, ca
         folder = tmp_path / f"broad_{model}"
         folder.mkdir()
         (folder / "printed.txt").write_text(f"x\n| scenes | nouns |\n|---|---|\n| a | .{model} |\n")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(tables, "OUT", tmp_path)
     tables.TABLES["pointing"]()
     first, *_ = capsys.readouterr().out.splitlines()[2:]
     assert first == "| demo/vit | last-grad | .58 [.55, .60] | – | .33 [.32, .34] |"
@@ -419,10 +427,8 @@ def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, ca
     }
 
 
-def test_a_second_models_figures_stand_beside_the_first_ones(
-    tmp_path, monkeypatch, measured, capsys
-):
-    """With the rank correlation of both columns; a model without a second one is left out.
+def test_a_second_models_figures_stand_beside_the_first_ones(tmp_path, monkeypatch, capsys):
+    """With the rank correlation of both columns.
 
     Further options of a method are of another step, and of few methods there is no correlation.
     """
@@ -451,8 +457,8 @@ def test_a_second_models_figures_stand_beside_the_first_ones(
         further.mkdir(parents=True)
         text = f"{header}direct:baseline=mean,pointing,0.4,0,1,500\n"
         (further / "results.csv").write_text(text)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(tables, "OUT", tmp_path)
+    monkeypatch.setattr(tables, "SECOND", ("vit",))
     tables.TABLES["rankings"]()
     few = capsys.readouterr().out.splitlines()[2:]
     monkeypatch.setattr(tables, "FEW", 4)
@@ -465,43 +471,46 @@ def test_a_second_models_figures_stand_beside_the_first_ones(
     assert order == "| ViT | *order* | .80 " + "| .50 " * 6 + "| 1.00 |"
 
 
-def test_steps_of_the_documentation_follow_weights_and_commands(measured, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["pointing", "emotion_pointing", "emotions_table"])
+def test_a_table_names_the_step_that_has_to_run_first(name, measured, tmp_path, monkeypatch):
+    """What is measured is not kept in the repository."""
+    tables = experiment("tables")
+    monkeypatch.setattr(tables, "OUT", tmp_path)
+    first = next(step for step in measured.STEPS if step.name == name).after[0]
+    with pytest.raises(SystemExit, match=rf"measured\.py {first}$"):
+        tables.TABLES[name]()
+
+
+def test_steps_of_the_documentation_follow_their_commands(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "OUT", tmp_path)
-    step = measured.Step("a", ("vit",), "echo 1; touch other")
+    step = measured.Step("a", "echo 1; touch other")
     step.make()
     assert step.is_made()
     assert (tmp_path / "a/printed.txt").read_text() == "1\n"
-    assert not measured.Step("a", ("resnet",), step.commands).is_made()
-    other = measured.Step("a", ("vit",), "ls")
+    other = measured.Step("a", "ls")
     assert not other.is_made()
     other.make()
     assert "other" not in (tmp_path / "a/printed.txt").read_text()  # nothing stays of them
-    later = measured.Step("c", (), "true", after=("a",))
-    monkeypatch.setattr(measured, "STEPS", (step,))
-    before = later.fingerprint()
-    monkeypatch.setattr(measured, "STEPS", (other,))
-    assert later.fingerprint() != before  # what it reads was made otherwise
-    failing = measured.Step("b", (), "touch kept; test -e more")
+    failing = measured.Step("b", "touch kept; test -e more")
     for _ in range(2):
         with pytest.raises(subprocess.CalledProcessError):
             failing.make()
+        assert not failing.is_made()
     (tmp_path / "b/more").touch()  # of the same commands all stays
     failing.make()
     assert failing.is_made()
 
 
-def test_a_step_that_reads_what_the_repository_does_not_keep_makes_it(
-    measured, tmp_path, monkeypatch
-):
+def test_a_step_is_made_after_those_that_it_reads(measured, tmp_path, monkeypatch, capsys):
+    """Each once, and those that are made not again."""
     monkeypatch.setattr(measured, "OUT", tmp_path)
-    first = measured.Step("a", (), "touch whole")
-    second = measured.Step("b", (), "test -e ../a/whole", after=("a",))
-    monkeypatch.setattr(measured, "STEPS", (first, second))
-    first.make()
-    for file in ("whole", "begun"):
-        (tmp_path / "a" / file).unlink()
-    assert first.is_made()  # as in a new clone
-    second.make()
+    first = measured.Step("a", "touch whole; test ! -e again; touch again")
+    second = measured.Step("b", "test -e ../a/whole", after=("a",))
+    monkeypatch.setattr(measured, "STEPS", (second, first))
+    for names, listed in ((["b"], ["a", "b"]), (["b", "a"], ["a made", "b made"])):
+        monkeypatch.setattr(sys, "argv", ["measured.py", *names])
+        measured.main()
+        assert [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()] == listed
 
 
 @pytest.mark.slow

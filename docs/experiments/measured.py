@@ -1,18 +1,17 @@
-"""What the documentation shows of the embedded models: images, and the numbers behind tables.
+"""What the documentation shows of the embedded models: a list of commands, and what each makes.
 
-``python docs/experiments/measured.py`` makes all of it in the folder ``measured`` next to it, in
-hours of one core; names of steps, or ``images`` or ``tables``, make only these. What the same
-commands made with the same weights stays, and a run that was interrupted goes on. Images and
-tables are put where they are shown; numbers in prose are put there by a person, who reads the
-sentences next to them against ``measured/STEP/printed.txt``. What a step printed and its tables are
-kept in the repository.
+``python docs/experiments/measured.py`` makes all of it, in hours of one core; names of steps, or
+``images`` or ``tables``, make only these, after the steps that they read. Each runs in a folder of
+its own below ``measured``, which is not kept in the repository. A step that is made is not made
+again until its command changes or its folder is deleted; one that was interrupted goes on. Images
+and tables are put where they are shown; numbers in prose are put there by a person, who reads the
+sentences next to them against ``measured/STEP/printed.txt``.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import os
 import re
 import shutil
@@ -30,21 +29,14 @@ OUT = HERE / "measured"
 BOTH = ("vit", "resnet")
 ALL = (*BOTH, "siglip")
 MEASUREMENTS = "appendix/measurements.md"
-FOLDERS = {
-    **{model: ROOT / "captum_clip/demo" / model for model in ALL},
-    "shortcut": HERE / "shortcut" / "model",
-    # of another seed, which a step trains: the repository has no weights of them
-    **{f"second-{model}": OUT / f"trained_second-{model}" / "model" for model in BOTH},
-}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One result of the documentation.
+    """A command, and the table or figure that it makes.
 
     Args:
         name: of its folder below ``measured``.
-        models: those it stands on, by their names in `FOLDERS`.
         commands: lines of a shell, or Python if ``python``, run in that folder.
         image: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
         side: the longer side of that in pixels; None: as it is.
@@ -55,7 +47,6 @@ class Step:
     """
 
     name: str
-    models: tuple[str, ...]
     commands: str
     image: str | None = None
     side: int | None = None
@@ -68,27 +59,12 @@ class Step:
         """Where it is made."""
         return OUT / self.name
 
-    @property
-    def begun(self) -> Path:
-        """There as long as its whole folder is."""
-        return self.folder / "begun"
-
-    def fingerprint(self) -> str:
-        """Of the commands, the scripts and weights that they read, and the steps before."""
-        digest = hashlib.sha256(self.commands.encode())
-        for script in re.findall(r"\S+\.py", "" if self.python else self.commands):
-            digest.update((self.folder / script).resolve().read_bytes())
-        for model in self.models:
-            for file in sorted(FOLDERS[model].glob("*.safetensors")):
-                digest.update(file.read_bytes())
-        for step in STEPS:
-            if step.name in self.after:
-                digest.update(step.fingerprint().encode())
-        return digest.hexdigest()
-
     def is_made(self) -> bool:
-        """Whether its folder holds what these commands give with these weights."""
-        return _read(self.folder / "made") == self.fingerprint()
+        """Whether its folder holds what these commands gave."""
+        return self._is_begun() and (self.folder / "made").exists()
+
+    def _is_begun(self) -> bool:
+        return _read(self.folder / "commands") == self.commands
 
     def make(self) -> None:
         """Run the commands; an evaluation or a study that was interrupted goes on.
@@ -96,13 +72,10 @@ class Step:
         Raises:
             subprocess.CalledProcessError: a command failed.
         """
-        for step in STEPS:  # of what was made elsewhere the repository has the tables alone
-            if step.name in self.after and self.page is None and not step.begun.exists():
-                step.make()
-        if _read(self.begun) != self.fingerprint():
+        if not self._is_begun():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            self.begun.write_text(self.fingerprint())
+            (self.folder / "commands").write_text(self.commands)
         scripts = Path(sys.executable).parent  # captum-clip is there, on whatever path
         path = os.pathsep.join([str(scripts), os.environ["PATH"]])
         command = [sys.executable, "-c"] if self.python else ["bash", "-euc"]
@@ -120,7 +93,7 @@ class Step:
                 check=True,
             )
         self.show()
-        (self.folder / "made").write_text(self.fingerprint())
+        (self.folder / "made").touch()
 
     def show(self) -> None:
         """Put what the documentation shows where it looks for it."""
@@ -174,11 +147,14 @@ def evaluation(
     """``captum-clip evaluate`` of one model, all methods unless the options name some."""
     options += "" if "--method" in options else " --method all"
     options += "" if "--images" in options else " --images 500 --slow-images 64"
-    path = os.path.relpath(FOLDERS[model], OUT / name) if model not in ALL else f"demo/{model}"
-    command = f"{program} --model {path} {options} --threads 1 -o out"
-    if model.startswith("second"):
-        return Step(name, (), command, after=(f"trained_{model}",))
-    return Step(name, (model,), command)
+    after: tuple[str, ...] = ()
+    path = f"demo/{model}"
+    if model == "shortcut":
+        path = "../../shortcut/model"
+    elif model.startswith("second"):
+        # a model of another seed, which a step trains
+        path, after = f"../trained_{model}/model", (f"trained_{model}",)
+    return Step(name, f"{program} --model {path} {options} --threads 1 -o out", after=after)
 
 
 def recommended(model: str) -> str:
@@ -186,10 +162,10 @@ def recommended(model: str) -> str:
     return "removal:share=None" if "resnet" in model else "removal:readers=8,stride=2"
 
 
-def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: str) -> Step:
+def figure(name: str, command: str, side: int, *after: str) -> Step:
     """``captum-clip figure``."""
     line = f"captum-clip figure {command} -o {name}.png"
-    return Step(f"figure_{name}", models, line, f"{name}.png", side, after=after)
+    return Step(f"figure_{name}", line, f"{name}.png", side, after=after)
 
 
 ARTEMIS = "python ../../artemis.py"
@@ -206,7 +182,7 @@ def paintings(name: str, options: str = "") -> Step:
             f"captum-clip emotions fit art {probe} -o {model}.safetensors --test {held_out}",
             f"{ARTEMIS} check {held_out} {probe} --emotions {model}.safetensors {MAMOOLER}",
         ]
-    return Step(name, BOTH, "\n".join(lines))
+    return Step(name, "\n".join(lines))
 
 
 def with_probes(data: str) -> str:
@@ -214,26 +190,21 @@ def with_probes(data: str) -> str:
     return " ".join(f"--model demo/{m} --emotions ../{data}/{m}.safetensors" for m in BOTH)
 
 
-def study(name: str, models: tuple[str, ...], data: str, preset: str) -> Step:
+def study(name: str, data: str, preset: str) -> Step:
     """``captum-clip study`` of such paintings."""
     preset, _, options = preset.partition(" ")
     line = f"captum-clip study {preset} ../{data}/art/images {options} -o out"
-    return Step(name, models, line, after=(data,))
+    return Step(name, line, after=(data,))
 
 
 def taken(name: str, step: str, image: str, side: int | None = None) -> Step:
     """An image that another step made next to its own."""
-    return Step(name, (), "", f"../{step}/{image}", side, after=(step,))
+    return Step(name, "", f"../{step}/{image}", side, after=(step,))
 
 
 def table(name: str, page: str, *after: str) -> Step:
     """A table made of what other steps measured."""
-    return Step(name, (), f"python ../../tables.py {name}", page=page, after=after)
-
-
-def python(name: str, models: tuple[str, ...], page: str, *markers: str) -> Step:
-    """What the Python of a page prints."""
-    return Step(name, models, code(page, *markers), python=True)
+    return Step(name, f"python ../../tables.py {name}", page=page, after=after)
 
 
 EXAMPLES = "../../../examples"
@@ -286,26 +257,20 @@ README = {
 TAGS = ("shortcut", "shortcut-object", "shortcut-other")
 STEPS = (
     # images
-    Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
+    Step("scenes", code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
     *(
         Step(
             name,
-            of,
             code("start.md", "scenes.jpg", f"{name}.jpg"),
             f"{name}.jpg",
             side,
             python=True,
         )
-        for name, of, side in (
-            ("contrast", ("vit",), 700),
-            ("models", ALL, 1000),
-            ("classes", ("vit",), 1000),
-        )
+        for name, side in (("contrast", 700), ("models", 1000), ("classes", 1000))
     ),
     *(
         Step(
             name,
-            ("vit",),
             code("figures.md", "photo = draw_scene", f"{name}.png"),
             f"{name}.png",
             None if name == "cutout" else 900,
@@ -313,11 +278,10 @@ STEPS = (
         )
         for name in ("column", "frames", "slide", "cells", "cutout")
     ),
-    Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
-    Step("readme", ("vit",), WITH_SCENE + README["readme"], "horse.png", 1000, after=("demo",)),
+    Step("demo", "captum-clip demo", "captum-clip-demo.jpg", 1629),
+    Step("readme", WITH_SCENE + README["readme"], "horse.png", 1000, after=("demo",)),
     Step(
         "html",
-        ("vit",),
         f"{WITH_SCENE}{README['html']}\n{SCREENSHOT} horse.html horse",
         "html.png",
         1000,
@@ -325,7 +289,6 @@ STEPS = (
     ),
     Step(
         "against",
-        ("vit",),
         WITH_SCENE + README["against"],
         "against.png",
         1000,
@@ -333,7 +296,6 @@ STEPS = (
     ),
     Step(
         "methods",
-        ("vit",),
         'cp ../demo/scene.jpg .\ncaptum-clip figure compare scene.jpg "a horse" -m demo/vit '
         "--method attention-grad-cam --method last-grad --method direct --method removal "
         "-o methods.png",
@@ -341,10 +303,9 @@ STEPS = (
         1300,
         after=("demo",),
     ),
-    Step("app", ("vit",), SCREENSHOT, "app.png", 1280),
+    Step("app", SCREENSHOT, "app.png", 1280),
     Step(
         "head_texts",
-        ("vit",),
         "python ../../head_texts.py draw scenes\n"
         "captum-clip heads scenes -m demo/vit --top 5 -o out",
         "out/heads.png",
@@ -352,7 +313,6 @@ STEPS = (
     ),
     Step(
         "confusion",
-        ("vit", "shortcut"),
         "python ../../change.py draw cats\n"
         "captum-clip change cats --from 'a cat' --to 'a dog' -m demo/vit -m ../../shortcut/model "
         "--top 3 -o out",
@@ -362,7 +322,6 @@ STEPS = (
     taken("signs", "demo", "captum-clip-demo-signs.jpg", 1216),
     Step(
         "text",
-        ("vit",),
         code("figures.md", "horse.png") + "from captum_clip import explain\n"
         "texts = ['a horse and a dog', 'a dog, an apple and a car']\n"
         "explain('horse.png', texts, model='demo/vit', side='both').save('text.png')\n",
@@ -372,7 +331,6 @@ STEPS = (
     ),
     Step(
         "pairs",
-        ("vit",),
         BOTH_SCENES + "explain(both, 'a horse and a dog', model='demo/vit', side='pairs')"
         ".save('pairs.png')\n",
         "pairs.png",
@@ -381,7 +339,6 @@ STEPS = (
     ),
     Step(
         "matches",
-        ("vit",),
         BOTH_SCENES + "explain(both, reference=other, model='demo/vit', side='pairs')"
         ".save('matches.png')\n",
         "matches.png",
@@ -390,29 +347,25 @@ STEPS = (
     ),
     Step(
         "shortcut",
-        ("vit", "shortcut"),
         "python ../../tag_maps.py figure shortcut.jpg",
         "shortcut.jpg",
         1906,
     ),
-    Step("copies", ("vit",), "python ../../copies.py figure copies.png", "copies.png", 1400),
+    Step("copies", "python ../../copies.py figure copies.png", "copies.png", 1400),
     figure(
         "compare",
-        BOTH,
         f'compare "a dog" grass --scene 0:horse,dog {ON_BOTH}',
         1400,
     ),
     Step(
         "figure_heads",
-        ("vit",),
         "python ../../../gallery/plot_11_heads.py",
         "heads.png",
         1300,
     ),
-    figure("average", ("vit",), "average ../corners_vit/out", 700, "corners_vit"),
+    figure("average", "average ../corners_vit/out", 700, "corners_vit"),
     figure(
         "average_emotions",
-        BOTH,
         "average ../art_study/out " + " ".join(f"--target {name}" for name in BY_KIND),
         1300,
         "art_study",
@@ -426,29 +379,17 @@ STEPS = (
     ),
     paintings("art"),
     paintings("thousand", "--paintings 1000"),
-    study("art_study", BOTH, "art", f"emotions {with_probes('art')} {MAMOOLER}"),
-    study(
-        "study", BOTH, "thousand", f"emotions {with_probes('thousand')} {MAMOOLER} --value-entropy"
-    ),
+    study("art_study", "art", f"emotions {with_probes('art')} {MAMOOLER}"),
+    study("study", "thousand", f"emotions {with_probes('thousand')} {MAMOOLER} --value-entropy"),
     study(
         "corners_vit",
-        ("vit",),
         "art",
         'corner-bias "a sad face" sky grass --model demo/vit',
     ),
-    study(
-        "corners",
-        BOTH,
-        "thousand",
-        f'corner-bias "an amused face" "a sad face" {ON_BOTH}',
-    ),
     # tables
-    *(Step(f"recall_{model}", (model,), f"{TRAINING} {model}") for model in ALL),
-    *(
-        Step(f"broad_{model}", (model,), f"{TRAINING} {model} --broad --scenes 200")
-        for model in ALL
-    ),
-    Step("recall_shortcut", ("vit", "shortcut"), f"{TRAINING} shortcut --scenes 150"),
+    *(Step(f"recall_{model}", f"{TRAINING} {model}") for model in ALL),
+    *(Step(f"broad_{model}", f"{TRAINING} {model} --broad --scenes 200") for model in ALL),
+    Step("recall_shortcut", f"{TRAINING} shortcut --scenes 150"),
     *(
         evaluation(
             f"evaluation_{model}",
@@ -460,7 +401,6 @@ STEPS = (
     *(
         Step(
             f"trained_second-{model}",
-            (),
             f"python ../../demo_models.py train {model} --scenes broad --seed 1 "
             "--checkpoint training --export model",
         )
@@ -562,30 +502,19 @@ STEPS = (
     ),
     Step(
         "tag_pairs",
-        ("vit", "shortcut"),
         "python ../../tag_maps.py pairs",
         page="appendix/shortcut.md",
     ),
     *(
         Step(
-            f"rings_{model}",
-            (model,),
-            "mkdir -p out\npython ../../removals.py copies "
-            f"demo/{model} out/ranks.csv --data thirds --scenes {scenes}",
-        )
-        for model, scenes in (("vit", 100), ("siglip", 70))
-    ),
-    *(
-        Step(
             f"losses_{model}",
-            (model,),
             f"python ../../removals.py losses demo/{model} --scenes {scenes}",
             page="appendix/equations.md",
         )
         for model, scenes in (("vit", 150), ("siglip", 80))
     ),
     *(
-        Step(f"prices_{model}", (model,), f"python ../../prices.py count {model} {names}")
+        Step(f"prices_{model}", f"python ../../prices.py count {model} {names}")
         for model in ALL
         for names in [
             " ".join(
@@ -601,81 +530,74 @@ STEPS = (
     ),
     Step(
         "prices",
-        (),
         "python ../../prices.py figure prices.png",
         "prices.png",
         page=MEASUREMENTS,
-        after=tuple(f"prices_{model}" for model in ALL),
+        after=tuple(
+            f"{step}_{model}" for step in ("copies", "rivals_copies", "prices") for model in ALL
+        ),
     ),
-    Step(
-        "copies_losses",
-        BOTH,
-        "\n".join(f"python ../../copies.py losses demo/{model} --scenes 100" for model in BOTH),
-    ),
-    Step("copies_limits", ("vit",), "python ../../copies.py limits demo/vit"),
-    Step("map_and_rest", ALL, "python ../../map_and_rest.py", page=MEASUREMENTS),
+    Step("map_and_rest", "python ../../scores.py parts", page=MEASUREMENTS),
     Step(
         "single_deletion",
-        ALL,
         "python ../../single_deletion.py demo/vit demo/resnet demo/siglip",
         page=MEASUREMENTS,
     ),
     Step(
         "attack",
-        ("vit", "siglip"),
         "python ../../attack.py demo/vit demo/siglip",
         page=MEASUREMENTS,
     ),
-    Step("head_spans", ("vit",), "python ../../head_texts.py spans", page="appendix/heads.md"),
+    Step("head_spans", "python ../../head_texts.py spans", page="appendix/heads.md"),
     Step(
         "head_ablation",
-        ("shortcut",),
         "python ../../head_texts.py ablation",
         page="appendix/heads.md",
     ),
     *(
-        Step(name, ("vit", "shortcut"), f"python ../../change.py {what}", page="appendix/heads.md")
+        Step(name, f"python ../../change.py {what}", page="appendix/heads.md")
         for name, what in (("change", "measure"), ("change_heads", "check"))
     ),
-    Step("repair", ("shortcut",), "python ../../repair.py", page="appendix/shortcut.md"),
+    Step("repair", "python ../../repair.py", page="appendix/shortcut.md"),
     Step(
         "repair_differences",
-        (),
         "python ../../repair.py differences --folder ../repair/out",
         page="appendix/shortcut.md",
         after=("repair",),
     ),
-    Step(
-        "repair_sweep", ("shortcut",), "python ../../repair.py sweep", page="appendix/shortcut.md"
-    ),
-    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page=MEASUREMENTS),
-    Step("class_hints", ALL, f"python {EXAMPLES}/class_hints.py", page=MEASUREMENTS),
-    Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page=MEASUREMENTS),
+    Step("repair_sweep", "python ../../repair.py sweep", page="appendix/shortcut.md"),
+    Step("hints", f"python {EXAMPLES}/hints.py", page=MEASUREMENTS),
+    Step("class_hints", f"python {EXAMPLES}/class_hints.py", page=MEASUREMENTS),
+    Step("label_maps", f"python {EXAMPLES}/label_maps.py scenes", page=MEASUREMENTS),
     Step(
         "spread",
-        ALL,
         f"python {EXAMPLES}/label_maps.py scenes --spread .7 1",
         page=MEASUREMENTS,
     ),
-    Step("image_sizes", ALL, "python ../../image_sizes.py", page=MEASUREMENTS),
+    Step("image_sizes", "python ../../image_sizes.py", page=MEASUREMENTS),
     *(
         Step(
             f"robustness_{model}",
-            (model,),
             f"python ../../robustness.py demo/{model}",
             page=MEASUREMENTS,
         )
         for model in ALL
     ),
-    python("word_norms", ("vit",), "appendix/claims.md", "norms"),
-    python("layers", ("vit",), "appendix/claims.md", "Figure 2"),
+    # a person takes its figures over into layers_text.csv and layers_share.csv
+    Step("layers", code("appendix/claims.md", "Figure 2"), python=True),
+    Step(
+        "truths",
+        "python ../../truths.py demo/vit demo/resnet demo/siglip",
+        page=MEASUREMENTS,
+    ),
+    # needs `pip install exclip shapiq`
+    Step("pair_peers", "python ../../pair_peers.py --scenes 100", page=MEASUREMENTS),
     Step(
         "text_words",
-        BOTH,
         "python ../../word_weights.py demo/vit demo/resnet",
         page=MEASUREMENTS,
     ),
-    Step("cosines", BOTH, "python ../../cosines.py demo/vit demo/resnet", page=MEASUREMENTS),
+    Step("cosines", "python ../../scores.py cosines demo/vit demo/resnet", page=MEASUREMENTS),
     # tables of these
     table("recall", "appendix/embedded.md", *(f"recall_{model}" for model in ALL)),
     table("broad", "appendix/embedded.md", *(f"broad_{model}" for model in ALL)),
@@ -692,10 +614,15 @@ STEPS = (
     ),
     table("pair_estimators", MEASUREMENTS, *(f"pairs_{model}" for model in ALL)),
     table(
+        "against_images",
+        "appendix/claims.md",
+        *(f"{step}_{model}" for step in ("image", "evaluation") for model in BOTH),
+    ),
+    table(
         "copies_ranks",
         MEASUREMENTS,
-        *(f"{step}_{model}" for step in ("copies", "prices") for model in ALL),
-        *(f"rivals_copies_{model}" for model in ALL),
+        *(f"{step}_{m}" for step in ("copies", "rivals_copies", "prices") for m in ALL),
+        *(f"copies_second-{model}" for model in BOTH),
     ),
     table("rivals", MEASUREMENTS, *(f"{s}_{m}" for s in ("rivals_copies", "prices") for m in ALL)),
     table(
@@ -727,11 +654,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("steps", nargs="*", help="names of steps, 'images' or 'tables'")
     parser.add_argument("--list", action="store_true", help="print the steps and leave it at that")
-    parser.add_argument(
-        "--stamp",
-        action="store_true",
-        help="take what lies there as made: after a change that leaves the results as they are",
-    )
     options = parser.parse_args()
     by_name = {step.name: step for step in STEPS}
     kinds = {
@@ -749,8 +671,6 @@ def main() -> None:
     for name in pending:
         want(name)
     for step in wanted.values():
-        if options.stamp:
-            (step.folder / "made").write_text(step.fingerprint())
         made = step.is_made()
         print(f"{step.name:<22} {'made' if made else ''}", flush=True)
         if not made and not options.list:

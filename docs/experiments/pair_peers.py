@@ -39,7 +39,7 @@ from captum_clip import (
 )
 from captum_clip.bench.data import DATA_SETS
 from captum_clip.bench.tasks.effects import exact_interactions
-from pooled import pooled_spearman
+from tables import pooled_spearman
 
 Pair = SimpleNamespace
 """pixels (1, 3, H, W), masks (n, H, W) of the objects, ids (1, T), caption, the n words; of each

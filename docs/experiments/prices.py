@@ -2,8 +2,8 @@
 
 ``python docs/experiments/prices.py count vit METHOD...`` prints the price of each method: the
 operations of its matrix products and convolutions, in units of a forward pass of the same images.
-``python docs/experiments/prices.py figure prices.png`` draws quality over price from the tables in
-``measured``, and prints the best methods up to each price.
+``python docs/experiments/prices.py figure prices.png`` draws quality over price from what steps of
+``measured.py`` found, and prints the best methods up to each price.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from captum_clip import load_clip
 from captum_clip.bench.data import DATA_SETS
 from captum_clip.bench.methods import WITHOUT_MAP, method_of, named_methods
 from captum_clip.bench.table import Queries
-from measured import ALL, FOLDERS
+from measured import ALL
 from tables import NAMES, copies_of, markdown, prices_of, short
 
 LIMITS = (1.2, 3, 10, float("inf"))
@@ -58,7 +58,7 @@ def operations(run: Callable[[], Any]) -> int:
 
 def count(model: str, names: list[str]) -> None:
     """Print the price of each method for scenes with a text each."""
-    clip = load_clip(str(FOLDERS[model]))
+    clip = load_clip(f"demo/{model}")
     data = DATA_SETS["demo-thirds"](SCENES)
     samples = [data.read(number) for number in range(SCENES)]
     texts = [sample.regions[0].text for sample in samples]
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(required=True)
     line = commands.add_parser("count")
-    line.add_argument("model", choices=FOLDERS)
+    line.add_argument("model", choices=ALL)
     line.add_argument("names", nargs="+")
     line.set_defaults(run=lambda args: count(args.model, args.names))
     line = commands.add_parser("figure")

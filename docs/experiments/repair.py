@@ -327,6 +327,11 @@ def table(folder: Path, arms: Sequence[str], made: bool) -> None:
 def differences(folder: Path) -> None:
     """Print how much more maps and both give than the exchange, paired by seed."""
     runs = {arm: runs_of(arm, folder, True) for arm in ("exchange", "maps", "both")}
+    if not runs["exchange"]:
+        raise SystemExit(
+            f"{folder} has no figures of the exchange; first run: "
+            "python docs/experiments/measured.py repair"
+        )
     counts = {arm: min(len(runs["exchange"]), len(runs[arm])) for arm in ("maps", "both")}
     arms = [arm for arm, count in counts.items() if count]
     print(f"| | {' | '.join(f'{arm} - exchange, n = {counts[arm]}' for arm in arms)} |")
@@ -348,11 +353,12 @@ def main() -> None:
     parser.add_argument("--made", action="store_true", help="run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.what == "differences":
+        differences(options.folder)
+        return
     options.folder.mkdir(exist_ok=True)
     if options.what == "sweep":
         sweep(options.folder)
-    elif options.what == "differences":
-        differences(options.folder)
     else:
         table(options.folder, options.arm or ARMS, options.made)
 

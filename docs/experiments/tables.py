@@ -1,7 +1,7 @@
 """The tables of the documentation that stand on the embedded models, from what was measured.
 
-``measured.py`` runs this in the folder of a step, next to the folders of those it reads, and puts
-what it prints under the table's marker in its page.
+``python docs/experiments/tables.py NAME`` prints one. It reads what other steps of ``measured.py``
+left in their folders, and names the step that has to run first where there is nothing.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import spearmanr
 
 from artemis import GLOBAL, LOCAL
 from captum_clip.attr.registry import methods_for
 from captum_clip.bench.methods import WITHOUT_MAP
 from captum_clip.bench.report import SIGNIFICANT
 from captum_clip.bench.study import read_mean_maps
+from captum_clip.folders.bootstrap import interval_of
 from captum_clip.maps import pearson, upsample
-from measured import RIVALS, recommended
+from measured import BOTH, OUT, RIVALS, recommended
 
 OWN = {*methods_for("vit"), *methods_for("resnet")}
 PARTS = ("effects", "evaluation", "right_map", "removal", "rivals_effects")
@@ -31,6 +34,8 @@ BESIDE = (
     *WITHOUT_MAP,
 )
 NAMES = {"vit": "ViT", "resnet": "ResNet", "siglip": "SigLIP"}
+SECOND = BOTH
+"""Towers of which there is a second model."""
 FEW = 5
 """Methods, below which no rank correlation is shown."""
 
@@ -41,9 +46,39 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print(f"| {' | '.join(cells)} |".replace("| --- ", "|---"))
 
 
+def pooled_spearman(scenes: Sequence[np.ndarray], resamples: int) -> tuple[float, float, float]:
+    """Spearman's of both columns of all scenes (N, 2), and its 95 % bootstrap interval.
+
+    It also rewards knowing how high a pair scores, which the correlation within a scene does not.
+    """
+
+    def rank(chosen: Sequence[np.ndarray]) -> float:
+        rows = np.concatenate(chosen)
+        return float(spearmanr(rows[:, 0], rows[:, 1]).statistic)
+
+    drawn = np.random.default_rng(0).integers(len(scenes), size=(resamples, len(scenes)))
+    samples = [scenes, *([scenes[i] for i in row] for row in drawn)]
+    return tuple(interval_of(np.array([rank(sample) for sample in samples]), 0.95))
+
+
+def output(step: str, name: str) -> Path:
+    """A file that a step left.
+
+    Raises:
+        SystemExit: the step has not run.
+    """
+    path = OUT / step / name
+    if not path.exists():
+        raise SystemExit(
+            f"{path} is not there, which the step {step} makes; first run: "
+            f"python docs/experiments/measured.py {step}"
+        )
+    return path
+
+
 def results(step: str) -> pd.DataFrame:
     """What an evaluation found: (method, metric) -> mean, low, high, images, in its own order."""
-    table = pd.read_csv(f"../{step}/out/results.csv").dropna(subset="mean")
+    table = pd.read_csv(output(step, "out/results.csv")).dropna(subset="mean")
     return table.set_index(["method", "metric"])
 
 
@@ -72,7 +107,7 @@ def interval(found: pd.DataFrame, method: str, metric: str, digits: int = 3) -> 
 
 def printed(step: str) -> str:
     """What a step printed."""
-    return Path(f"../{step}/printed.txt").read_text(encoding="utf-8")
+    return output(step, "printed.txt").read_text(encoding="utf-8")
 
 
 def printed_tables(step: str) -> list[str]:
@@ -161,9 +196,9 @@ GONE = ["occlusion:side=3", "noise-tunnel"]
 
 
 def copies_of(model: str) -> pd.DataFrame:
-    """What was found on three copies, with the rivals on all scenes."""
-    steps = [f"rivals_copies_{model}", f"copies_{model}"]
-    found = [results(step) for step in steps if Path(f"../{step}/out/results.csv").exists()]
+    """What was found on three copies, with the rivals on all scenes but for second models."""
+    steps = [f"rivals_copies_{model}"] if model in NAMES else []
+    found = [results(step) for step in (*steps, f"copies_{model}")]
     return (whole := pd.concat(found).drop(GONE, level="method", errors="ignore"))[
         ~whole.index.duplicated()
     ]
@@ -172,8 +207,7 @@ def copies_of(model: str) -> pd.DataFrame:
 def prices_of(model: str) -> pd.Series:
     """The price of each method in forward passes, as `prices.py` counts it."""
     step = f"prices_{model.removeprefix('second-')}"
-    rows = printed_rows(step) if Path(f"../{step}/made").exists() else []
-    return pd.Series({name.strip("`"): float(price) for name, price in rows})
+    return pd.Series({name.strip("`"): float(price) for name, price in printed_rows(step)})
 
 
 def price(method: str, prices: pd.Series) -> str:
@@ -185,11 +219,9 @@ def price(method: str, prices: pd.Series) -> str:
 
 def copies() -> None:
     """Which of three copies carries the score, on all models: ranks, order and price."""
-    models = NAMES | {f"second-{model}": f"second {NAMES[model]}" for model in ("vit", "resnet")}
+    models = NAMES | {f"second-{model}": f"second {NAMES[model]}" for model in SECOND}
     rows = []
     for model, title in models.items():
-        if not Path(f"../copies_{model}").is_dir():
-            continue  # the second models are measured apart
         found, prices = copies_of(model), prices_of(model)
         by_removal = found.xs("thirds_removal_rank", level="metric")["mean"]
         for method in by_removal.sort_values(ascending=False, kind="stable").index:
@@ -250,9 +282,8 @@ def rankings() -> None:
         "four words": "words_4",
     }
     rows = []
-    for model, title in NAMES.items():
-        if not Path(f"../second_{model}").exists():
-            continue
+    for model in SECOND:
+        title = NAMES[model]
         other = pd.concat([results(f"{step}_{model}") for step in ("second_effects", "second")])
         other = other[~other.index.duplicated()]
         second = other.index.unique("method")
@@ -302,6 +333,22 @@ def pair_estimators() -> None:
     markdown(("tower", "estimator", *metrics), rows)
 
 
+def against_images() -> None:
+    """Where maps against an image of the noun point, and those against its text."""
+    shown = {
+        "vit": ("last-grad", "attention-grad-cam", "all-grad", "direct"),
+        "resnet": ("grad-cam", "direct"),
+    }
+    rows = []
+    for model, methods in shown.items():
+        image, text = results(f"image_{model}"), results(f"evaluation_{model}")
+        for method in methods:
+            of_text = short(text.loc[(method, "pointing"), "mean"], 3)
+            cells = [interval(image, method, "pointing"), of_text]
+            rows.append([f"{NAMES[model]}, {method}", *cells])
+    markdown(("map", "against an image", "against a text"), rows)
+
+
 def tag(metric: str, digits: int, parts: Sequence[str]) -> None:
     """Maps on the tag and on the object, of the shortcut model and of the control."""
     titles = {
@@ -325,8 +372,8 @@ def tag(metric: str, digits: int, parts: Sequence[str]) -> None:
 
 def emotions() -> None:
     """Statistics of the mean maps of eight emotions on two towers."""
-    table = pd.read_csv("../study/out/statistics.csv")
-    pair = read_mean_maps("../study/out")
+    file = output("study", "out/statistics.csv")
+    table, pair = pd.read_csv(file), read_mean_maps(file.parent)
     size = tuple(map(max, *(found.means.shape[-2:] for found in pair)))
     first, second = (upsample(torch.from_numpy(found.means), size).flatten(1) for found in pair)
     towers = dict(zip(pair[0].names, pearson(first, second).tolist(), strict=True))
@@ -374,6 +421,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "excerpt": excerpt,
     "rankings": rankings,
     "pair_estimators": pair_estimators,
+    "against_images": against_images,
     "shortcut_effects": lambda: print(printed_tables("recall_shortcut")[0], end=""),
     "shortcut_named": lambda: print(printed_tables("recall_shortcut")[1], end=""),
     "shortcut_recall": lambda: print(printed_tables("recall_shortcut")[2], end=""),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip.bench.data import DATA_SETS
-from pooled import pooled_spearman
+from tables import pooled_spearman
 
 TRUTHS = ("adds", "removal")
 RING = 8
