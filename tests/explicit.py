@@ -18,13 +18,6 @@ from torch.nn import functional as F
 from tests.oracles import Row, Seen
 
 Inputs = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, each (B, H, rows, d)
-AROUND: dict[str, Callable[[Any], Any]] = {}
-"""What a changed model puts around a function of torch that is exchanged here, by its name."""
-
-
-def around(name: str, function: Any) -> Any:
-    """A function in the place of torch's, with what the model puts around that."""
-    return AROUND[name](function) if name in AROUND else function
 
 
 @contextmanager
@@ -107,9 +100,7 @@ def explicit_attention(
 
     with (
         without_fast_path(),
-        patch.object(
-            F, "scaled_dot_product_attention", around("scaled_dot_product_attention", attend)
-        ),
+        patch.object(F, "scaled_dot_product_attention", attend),
         patch.object(F, "softmax", weigh),
     ):
         yield seen
@@ -138,3 +129,69 @@ def see(
         embedding = embed(images.detach().clone().requires_grad_())
     assert [found.shape[1] for found in attention] == list(heads)
     return Seen(embedding, embedding, embedding, tuple(attention), grid, row, prefix)
+
+
+def arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Any:
+    """Those of torch's attention, by position or by name."""
+    return query, key, value, attn_mask, is_causal
+
+
+def blinded(embed: Callable[[], Tensor], hidden: Tensor, ids: Tensor) -> Tensor:
+    """Unit embeddings (B, E) of a forward in which some tokens do not see some keys.
+
+    All others leave every attention as they did before, so their keys and values are what they
+    were. A pooling head has one row, which does not see them either.
+
+    Args:
+        embed: the forward.
+        hidden: (s,), the keys.
+        ids: (B, n), where the tokens stand.
+    """
+    clean: list[Tensor] = []
+    softmax = F.softmax
+
+    def once(*call: Any, **more: Any) -> Tensor:
+        query, key, value, mask, causal = arguments(*call, **more)
+        clean.append(weights(query, key, mask, causal, more.get("scale")) @ value)
+        return clean[-1]
+
+    with without_fast_path(), patch.object(F, "scaled_dot_product_attention", once):
+        embed()
+    outputs = iter(clean)
+
+    def without(logits: Tensor) -> Tensor:
+        return logits.masked_fill(F.pad(hidden, (0, logits.shape[-1] - len(hidden))), -torch.inf)
+
+    def again(*call: Any, **more: Any) -> Tensor:
+        query, key, value, mask, causal = arguments(*call, **more)
+        factor = query.shape[-1] ** -0.5 if more.get("scale") is None else more["scale"]
+        logits, before = without(query @ key.mT * factor), next(outputs)
+        if mask is not None:
+            logits = (
+                logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+            )
+        if causal:
+            logits = logits + torch.full(logits.shape[2:], -torch.inf).triu(1)
+        made = torch.softmax(logits, -1).nan_to_num(0) @ value
+        if made.shape[2] != key.shape[2]:
+            return made
+        at = ids[:, None, :, None].expand(-1, made.shape[1], -1, made.shape[3])
+        return before.scatter(2, at, made.gather(2, at))
+
+    def weigh(logits: Tensor, *args: Any, **more: Any) -> Tensor:  # of a pooling head
+        return softmax(without(logits), *args, **more)
+
+    with (
+        without_fast_path(),
+        patch.object(F, "scaled_dot_product_attention", again),
+        patch.object(F, "softmax", weigh),
+    ):
+        return F.normalize(embed(), dim=-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import check_integer, expect
-from ..errors import InputError, public
+from ..errors import InputError, UnsupportedModelError, public
 from ..maps import autocast_disabled, to_float32
 from ..models.steps import run_steps, split_heads
 from ..models.towers import Tower, TransformerTower
@@ -327,7 +327,13 @@ class _Reader:
                 before, steps = steps[: tower.steps_before_mean], steps[tower.steps_before_mean :]
                 left = ~hidden[:, :, tower.prefix :]
                 left = left if visible is None else left & visible[:, None]
-                token = _mean(run_steps(before, embedded.token), left)
+                tokens = run_steps(before, embedded.token)
+                if left.shape[-1] != tokens.shape[1]:
+                    raise UnsupportedModelError(
+                        f"the mean of the {tower.noun} is of {tokens.shape[1]} tokens, expected "
+                        f"{left.shape[-1]}; remove what drops tokens behind the last block."
+                    )
+                token = _mean(tokens, left)
             elif tower.pooling == "cls":
                 token = self._tokens(hidden, self._positions(hidden))[:, :, 0]
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from captum_clip import ClipSimilarity, attr, targets
 from captum_clip.errors import CaptumClipError
 from tests import builders, oracles
-from tests.attr import cases, hooked
-from tests.attr.changes import placed
+from tests.attr import cases
 
 Post = Callable[[Tensor], Tensor]
 Wanted = Callable[[str], "Tensor | list[Tensor | None] | None"]
@@ -49,11 +48,6 @@ def similarity_of(clip: Any) -> ClipSimilarity:
 def layers_of(model: Any) -> Any:
     """The layers of the vision tower of `hf_vit`."""
     return model.vision_model.encoder.layers
-
-
-def shared(name: str) -> Any:
-    """The model that `hooked.wanted` explains, to be changed within `changes.placed`."""
-    return cases.built(name, torch.float64).model
 
 
 # Attention, written plainly
@@ -285,34 +279,6 @@ def verdicts(
         with torch.no_grad():
             scores = given[0](pixels.clone())
     return {m: verdict(m, given, pixels, wanted, scores.detach(), **options) for m in methods}
-
-
-def of_shared(name: str, methods: Sequence[str], given: Any = None) -> dict[str, str]:
-    """What the methods say of a shared model as it is now, beside plain autograd."""
-    given = given or cases.similarity(name, torch.float64)
-    return verdicts(methods, given, partial(hooked.wanted, name), cases.images(name).double())
-
-
-def of_unchanged(
-    name: str,
-    methods: Sequence[str],
-    change: Callable[[Any], object],
-    given: Any = None,
-    around: Callable[[], Any] = nullcontext,
-    stops: Sequence[str] = (),
-) -> dict[str, str]:
-    """The same after a change, or within a context, that changes no value.
-
-    It may stop gradients, so that of some methods what autograd then says is right as well.
-    """
-    wanted: dict[str, Any] = {method: [hooked.wanted(name, method)] for method in methods}
-    pixels, given = cases.images(name).double(), given or cases.similarity(name, torch.float64)
-    with placed(shared(name), "") as place:
-        change(place.model)
-        for method in stops:
-            wanted[method].append(hooked.wanted(name, method))
-        with around():
-            return verdicts(methods, given, wanted.get, pixels)
 
 
 def assert_answers(answers: dict[str, str], *allowed: str) -> None:

@@ -14,7 +14,7 @@ from captum_clip import ClipSimilarity, DirectContribution, targets
 from captum_clip.attr import METHODS
 from captum_clip.errors import InputError, UnsupportedModelError
 from tests import builders, oracles
-from tests.attr import cases, hooked
+from tests.attr import cases, plain
 from tests.attr.cases import CLS_TOWERS, CONVOLUTIONAL, FORWARDS, POOLINGS, TOWERS
 
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -189,7 +189,7 @@ def test_depth_token_equals_autograd_through_the_librarys_own_modules(name: str)
     """With gated MLPs, norms inside MLPs, norms after the sums' branches, and registers."""
     method = DirectContribution(cases.similarity(name, torch.float64))
     found = method.attribute_targets(cases.images(name, torch.float64), depth="token")
-    wanted = hooked.OTHERS["direct token"](name).view_as(found)
+    wanted = plain.direct(name, mlps=True).view_as(found)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,72 +18,6 @@ from tests.attr.cases import POOLINGS
 from tests.attr.test_changed_attention import by_patch
 
 Forward = Callable[[], Tensor]
-
-
-def arguments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Any:
-    """Those of torch's attention, by position or by name."""
-    return query, key, value, attn_mask, is_causal
-
-
-def blinded(embed: Forward, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Unit embeddings (B, E) of a forward in which some tokens do not see some keys.
-
-    All others leave every attention as they did before, so their keys and values are what they
-    were. A pooling head has one row, which does not see them either.
-
-    Args:
-        embed: the forward.
-        hidden: (s,), the keys.
-        ids: (B, n), where the tokens stand.
-    """
-    clean: list[Tensor] = []
-    softmax = F.softmax
-
-    def once(*call: Any, **more: Any) -> Tensor:
-        query, key, value, mask, causal = arguments(*call, **more)
-        clean.append(explicit.weights(query, key, mask, causal, more.get("scale")) @ value)
-        return clean[-1]
-
-    with explicit.without_fast_path(), patch.object(F, "scaled_dot_product_attention", once):
-        embed()
-    outputs = iter(clean)
-
-    def without(logits: Tensor) -> Tensor:
-        return logits.masked_fill(F.pad(hidden, (0, logits.shape[-1] - len(hidden))), -torch.inf)
-
-    def again(*call: Any, **more: Any) -> Tensor:
-        query, key, value, mask, causal = arguments(*call, **more)
-        factor = query.shape[-1] ** -0.5 if more.get("scale") is None else more["scale"]
-        logits, before = without(query @ key.mT * factor), next(outputs)
-        if mask is not None:
-            logits = (
-                logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-            )
-        if causal:
-            logits = logits + torch.full(logits.shape[2:], -torch.inf).triu(1)
-        made = torch.softmax(logits, -1).nan_to_num(0) @ value
-        if made.shape[2] != key.shape[2]:
-            return made
-        at = ids[:, None, :, None].expand(-1, made.shape[1], -1, made.shape[3])
-        return before.scatter(2, at, made.gather(2, at))
-
-    def weigh(logits: Tensor, *args: Any, **more: Any) -> Tensor:  # of a pooling head
-        return softmax(without(logits), *args, **more)
-
-    with (
-        explicit.without_fast_path(),
-        patch.object(F, "scaled_dot_product_attention", again),
-        patch.object(F, "softmax", weigh),
-    ):
-        return F.normalize(embed(), dim=-1)
 
 
 def method(name: str, dtype: torch.dtype = torch.float64) -> ReaderRemoval:
@@ -125,7 +58,7 @@ def test_losses_equal_a_forward_whose_reader_does_not_see_the_region(name: str) 
         ids = torch.cat(
             [torch.zeros(3, row == "cls").long(), seen.topk(readers).indices + prefix], 1
         )
-        wanted = clean - blinded(embed, hidden, ids)
+        wanted = clean - explicit.blinded(embed, hidden, ids)
         wanted = wanted @ explained.forward_func.embeddings.T
         found = explained.losses_of(pixels, masks, readers=readers)
         torch.testing.assert_close(found[..., 0], wanted.detach(), rtol=rtol, atol=atol)
@@ -206,7 +139,7 @@ def test_words_are_removed_from_the_token_that_a_text_is_read_at(name: str) -> N
 
     with torch.no_grad():
         clean = F.normalize(embed(), dim=-1)
-        changed = blinded(embed, masks[0], places)
+        changed = explicit.blinded(embed, masks[0], places)
     wanted = (clean - changed) @ forward.embeddings.T
     found = explained.losses_of(ids, masks, None, mask)
     torch.testing.assert_close(found[..., 0], wanted, rtol=1e-9, atol=1e-12)
