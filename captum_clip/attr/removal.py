@@ -1,8 +1,7 @@
 """Removal at the reader: what the score loses if the token that is read may not see a region."""
 
-from collections.abc import Hashable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, cast, final
 
@@ -15,9 +14,8 @@ from ..errors import InputError, UnsupportedModelError, public
 from ..maps import autocast_disabled, to_float32
 from ..models.steps import run_steps, split_heads
 from ..models.towers import Tower, TransformerTower
-from ..recording.look import kind_of
 from ..recording.observe import Kernels
-from ..recording.passes import Arrivals, arrivals, knows_positions, read_pool, run_blocks
+from ..recording.passes import Arrivals, arrivals, read_pool, run_blocks
 from ..recording.reads import AttentionRead
 from ..recording.records import Recording
 from . import _attention as mha
@@ -47,9 +45,9 @@ class ReaderRemoval(ClipAttribution):
     the direction of :class:`DirectContribution`; its constant is lost with no window.
 
     It costs a forward, and more for each token that runs anew (docs/costs.md); for pooling heads,
-    ResNets and means hardly more. If a token's keys depend on its position (rotary positions of
-    EVA02 and PE-Core, masks of most text towers), each window costs a forward. The first call runs
-    a few tokens once more to see which it is.
+    ResNets and means hardly more. Each window costs a forward where a token's keys may
+    depend on its position: with rotary positions (EVA02, PE-Core), in texts, and where somebody's
+    hook or patch is in the tower.
 
     Options, keyword-only:
 
@@ -137,16 +135,14 @@ class ReaderRemoval(ClipAttribution):
             pooled = pooled_rows(tower, call, pooling, False, kernels) if rows else None
             embedded = pooled.embedded if pooled else pooled_embedding(tower, call, kernels)
         reader = _Reader(tower, embedded, reads, arrived, readers, pooled)
-        inputs = call.images[0].dtype, call.images[0].shape[1:]
-        kind = readers > 0, inputs, tower.kind, kind_of(tower.module)
-        if kind not in self._kinds:
-            self._kinds[kind] = knows_positions(reader.record, reads, arrived, reader.position())
-        return replace(reader, in_place=self._kinds[kind])
-
-    @cached_property
-    def _kinds(self) -> dict[Hashable, bool]:
-        """Whether blocks know the positions of their tokens, by kinds of models and inputs."""
-        return {}
+        for read in reads.values():
+            if read.sees_by_head():
+                raise UnsupportedModelError(
+                    f"{read.name} does not weigh its keys by a softmax over all of them: without "
+                    "some keys it gives something else, as with top-k attention; use another "
+                    "method, such as direct."
+                )
+        return reader
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -250,8 +246,6 @@ class _Reader:
         arrived: the arguments of the blocks, where tokens run once more.
         count: number of patches that run anew beside the reader.
         pooled: the `PooledRows`, for the shares of `DirectContribution`.
-        in_place: whether a token's keys depend on its position among all, as with rotary
-            positions, so that groups run one after the other.
     """
 
     tower: Tower
@@ -260,12 +254,24 @@ class _Reader:
     arrived: Arrivals
     count: int
     pooled: Any = None
-    in_place: bool = False
 
     @property
     def record(self) -> Recording:
         """The recording of the forward."""
         return self.embedded.run.record
+
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether a token's keys may depend on its position, so that groups run one by one.
+
+        They do where blocks get more than their tokens, such as masks or rotary positions.
+        """
+        if self.tower.kind == "text" or self.record.is_hooked:
+            return True
+        count = 0
+        for args, kwargs in self.arrived.values():
+            count += sum(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+        return count > len(self.arrived)
 
     def padded(self, values: Tensor) -> Tensor:
         """Values (..., s) of all tokens, zero where those of cells (..., N) are none."""
@@ -407,7 +413,13 @@ class _Reader:
             out = out.flatten(2, 3).to(read.out.dtype)
             return read.out.scatter(2, at[:, None].expand_as(out), out) if self.in_place else out
 
-        tokens = run_blocks(self.record, self.arrived, tokens, attend)
+        try:
+            tokens = run_blocks(self.record, self.arrived, tokens, attend)
+        except Exception:  # of code that counts its tokens
+            if self.in_place:
+                raise
+            self.__dict__["in_place"] = True  # as what a cached property keeps
+            return self._tokens(hidden, ids)
         tokens = tokens.take_along_dim(at, 1) if self.in_place else tokens
         return tokens.view(len(ids), *size, -1)
 

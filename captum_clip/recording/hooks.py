@@ -5,7 +5,6 @@ import threading
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
@@ -144,12 +143,10 @@ class Hooks:
 
 # Attention watched where it runs
 
-_METHODS: Final = (types.MethodDescriptorType, types.MethodWrapperType, types.WrapperDescriptorType)
 _FUNCTIONS: Final = {value: name for name, value in vars(F).items() if callable(value)}
 _FUSED: Final = F.scaled_dot_product_attention
 _MULTIHEAD: Final = F.multi_head_attention_forward
 _SOFTMAXES: Final = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
-_WIDE: Final = {torch.float32, torch.float64}
 _LIKE: Final = {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as}  # a second tensor
 # products of two tensors, and where the first of them stands among the arguments
 _MATRIX_PRODUCTS: Final = {
@@ -191,20 +188,16 @@ class _Running:
     reads: int = 0
     refusal: UnsupportedModelError | None = None  # raised when it is left, since torch takes a
     # TypeError inside of an operator for its own
-    unlike: str = (
-        "shows no attention: neither scaled_dot_product_attention, nor a softmax and its product "
-        "with values, nor an operator that computes the same"
-    )
 
     def made_of(self, args: Any) -> list[Product]:
         """What the tensors among some arguments were made of."""
         return [self.products[each] for each in map(id, _tensors(args)) if each in self.products]
 
-    def follow(self, func: Any, args: Any, out: Any) -> bool:
+    def follow(self, func: Any, args: Any, out: Any) -> None:
         """Follow weights or logits through casts, masks, views, dropout, mixes of heads."""
         sources = self.made_of(args[:1] if func in _LIKE else args)
         if not sources:
-            return False
+            return
         tensor, is_weights, *sides = sources[0]
         sides = sides if len(sources) == 1 else [None, None]
         for each in out if isinstance(out, (tuple, list)) else (out,):
@@ -213,15 +206,13 @@ class _Running:
                 turned = each.stride()[-2:] == tensor.stride()[:-3:-1] and each._is_view()
                 own = sides[::-1] if turned else sides
                 self.products[id(each)] = Product(each, is_weights, *own)
-        return True
 
 
 class Watch(TorchFunctionMode):
     """Sees the functions of torch in this thread, and reads the attention among them.
 
     That is `scaled_dot_product_attention`, or a softmax and the product of its result with the
-    values, or any operator of three such tensors that obeys the law of attention. It is read where
-    it runs inside an attention module, between `enter` and `leave`.
+    values. It is read where it runs inside an attention module, between `enter` and `leave`.
     """
 
     def __init__(self, noun: str) -> None:
@@ -255,7 +246,11 @@ class Watch(TorchFunctionMode):
         if running.refusal is not None:
             raise running.refusal
         if not running.reads:
-            raise self._refused(running.name, running.unlike)
+            raise self._refused(
+                running.name,
+                "shows no attention: neither scaled_dot_product_attention, nor a softmax and its "
+                "product with values",
+            )
 
     def _refused(self, name: str, what: str) -> UnsupportedModelError:
         return UnsupportedModelError(
@@ -273,19 +268,13 @@ class Watch(TorchFunctionMode):
             return self._multihead(running, args, kwargs)
         if func is _FUSED:
             return self._fused(running, args, kwargs)
-        if func is torch.einsum and (axes := _axes_of_product(*args)) is not None:
-            (first, second), (a, b, o) = axes
-            with self:  # as the matrix product that it is, with axes in the order of one
-                return (first.permute(a) @ second.permute(b)).permute(o)
         if func in _MATRIX_PRODUCTS or func in _SOFTMAXES:
             return self._explicit(running, func, args, kwargs)
         out = self.run(func, args, kwargs) if self.sees_all else func(*args, **kwargs)
         # nothing is followed in an attention that is one fused function
-        if running.products and running.follow(func, args, out):
-            return out
-        if isinstance(func, _METHODS) or len(args) + len(kwargs) < 3:
-            return out
-        return self._operator(running, func, args, kwargs, out)
+        if running.products:
+            running.follow(func, args, out)
+        return out
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a function that is none of an attention's own."""
@@ -338,32 +327,6 @@ class Watch(TorchFunctionMode):
             running.products[id(out)] = Product(out, False, first, second.mT)
         return out
 
-    def _operator(self, running: _Running, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-        """An operator of queries, keys and values whose output is what attention would give.
-
-        Its schema says which argument is what; the law of attention is the proof.
-        """
-        call = _by_name(func, args, kwargs)
-        tensors = [call.get(name) for name in ("query", "key", "value")]
-        first: Any = out if isinstance(out, Tensor) else next(iter(out), None) if out else None
-        if any(not isinstance(each, Tensor) or each.ndim != 4 for each in (*tensors, first)):
-            return out
-        options = {name: call.get(name) for name in ("mask", "scale")}
-        options["causal"] = bool(call.get("causal"))
-        # flash-attn has tokens before heads
-        for dims in ((0, 1, 2, 3), (0, 2, 1, 3)):
-            query, key, value, heads = (each.permute(dims) for each in (*tensors, first))
-            parts = {"query": query, "key": key, "value": value, **options}
-            is_known = heads.shape[1] == running.attention.heads
-            if not is_known or not _may_attend(query, key, value, heads):
-                continue
-            read = _as_read(running, heads, **parts)
-            if read is not None and read.obeys(1e-4 if heads.dtype in _WIDE else 3e-2):
-                new = self._seen(running, heads, **parts).permute(dims)
-                return new if first is out else type(out)((new, *out[1:]))
-        running.unlike = f"runs {func}, whose output is not softmax(q k^T) v of what it takes"
-        return out
-
     def _seen(self, running: _Running, out: Tensor, **parts: Any) -> Tensor:
         """Hand over what ran; what stands in the place of the heads' outputs, in their layout."""
         running.reads += 1
@@ -412,59 +375,9 @@ def _as_read(running: _Running, out: Tensor, **parts: Any) -> AttentionRead | No
     return AttentionRead(out=out, attention=running.attention, name=running.name, **parts)
 
 
-def _may_attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> bool:
-    """Whether queries, keys, values and outputs have shapes and types that fit."""
-    alike = value.is_floating_point() and query.dtype == key.dtype == value.dtype == out.dtype
-    fits = query.shape[-1] == key.shape[-1] and key.shape[:3] == value.shape[:3]
-    return alike and fits and out.shape[:3] == query.shape[:3]
-
-
-_ALIASES: Final = {
-    **{"q": "query", "k": "key", "v": "value", "softmax_scale": "scale", "is_causal": "causal"},
-    **{"attn_mask": "mask", "attn_bias": "mask"},
-}
-
-
-@cache
-def _argument_names(func: Any) -> tuple[str, ...]:
-    """The names of an operator's arguments, of an operator of torch's own in its library."""
-    name = getattr(func, "__name__", "")
-    if isinstance(func, types.BuiltinFunctionType) and "attention" in name:
-        func = getattr(torch.ops.aten, name, None)
-    schema = getattr(getattr(func, "default", func), "_schema", None)
-    names = () if schema is None else (argument.name for argument in schema.arguments)
-    return tuple(_ALIASES.get(name, name) for name in names)
-
-
-def _by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of an operator by name; empty where it does not say them."""
-    named = zip(_argument_names(func), args, strict=False)
-    return {**dict(named), **{_ALIASES.get(name, name): value for name, value in kwargs.items()}}
-
-
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (tuple, list)):
             yield from _tensors(value)
-
-
-def _axes_of_product(equation: Any, *operands: Any) -> Any:
-    """The operands of an einsum that is a product of matrices, and the orders of axes to make it.
-
-    These are those of both operands as matrices, and that of the result; None for other ones.
-    """
-    operands = tuple(operands[0]) if isinstance(operands[0], (tuple, list)) else operands
-    if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
-        return None
-    inputs, _, o = equation.replace(" ", "").partition("->")
-    a, _, b = inputs.partition(",")
-    summed = [x for x in a if x in b and x not in o]
-    rows, columns = [x for x in a if x not in b], [x for x in b if x not in a]
-    is_product = len(summed) == len(rows) == len(columns) == 1 and len({*a, *b}) == len(o) + 1
-    if not is_product or "." in equation or len({*o}) != len(o) or len(a) < 3:
-        return None
-    lead = [x for x in o if x in a and x in b]
-    orders = map(a.index, lead + rows + summed), map(b.index, lead + summed + columns)
-    return operands, (*map(list, orders), [(lead + rows + columns).index(x) for x in o])

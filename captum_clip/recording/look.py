@@ -7,13 +7,9 @@ weight of its own for each token must come back with that weight at that token a
 """
 
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -32,17 +28,14 @@ from .reads import AttentionRead
 from .records import Recording, channel_ramp
 
 _PLAIN_TYPES = {bool, int, float, str, type(None)}
-_OTHER_TYPES = {dict, OrderedDict, set, list, tuple, Tensor, FunctionType, MethodType, torch.dtype}
 
 
 def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
     """What tells whether a tower is as it was at the last look: its modules and their hooks.
 
-    Their classes, forwards and plain attributes as well, also those of objects that they hold; two
-    towers of one kind pass one look.
+    Their classes, forwards and plain attributes as well; two towers of one kind pass one look.
     """
     parts: list[Any] = [F.scaled_dot_product_attention]
-    held: dict[int, Any] = {}  # whose plain attributes are settings
     # of which a model has the name alone
     kernels = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
     parts += kernels.values()
@@ -51,30 +44,9 @@ def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
         forward = own.get("forward")
         parts += (id(each), getattr(type(each), "forward", None), forward, *before, None, *after)
         parts.append(own.get("_compiled_call_impl"))
-        for function in (forward, *before.values(), *after.values()):
-            parts += () if function is None else _flags(function)
-        for value in own.values():
-            kind = type(value)
-            if kind in _PLAIN_TYPES:
-                parts.append(value)
-            elif kind not in _OTHER_TYPES and hasattr(value, "__dict__"):
-                held[id(value)] = value
-    for each in held.values():
-        parts += [value for value in vars(each).values() if type(value) in _PLAIN_TYPES]
+        parts.append(getattr(own.get("config"), "_attn_implementation", None))
+        parts += [value for value in own.values() if type(value) in _PLAIN_TYPES]
     return tuple(parts)
-
-
-def _flags(value: Any, depth: int = 3) -> Iterator[Any]:
-    """The flags that a function, a list or a dictionary encloses."""
-    if isinstance(value, (bool, str)):
-        yield value
-    elif depth and isinstance(value, (dict, list, tuple)):
-        for each in islice(value.values() if isinstance(value, dict) else value, 64):
-            yield from _flags(each, depth - 1)
-    elif depth and isinstance(value, FunctionType):
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # of one that is empty
-                yield from _flags(cell.cell_contents, depth - 1)
 
 
 def look(

@@ -15,7 +15,7 @@ from ..models.towers import TransformerTower
 from .hooks import Arguments, Hooks, Watch, uncompiled
 from .observe import Embedding, HandedOn, begin, plan_attention, recording, refuse_cut_graph
 from .reads import AttentionRead
-from .records import Recording, agree, channel_ramp, held, keeps_graph
+from .records import Recording, channel_ramp, held, keeps_graph
 
 # functions by the names that torch, its tensors and aten have for them
 _NORMS: Final = {  # their arguments; one without a bias does not center
@@ -27,11 +27,6 @@ _PRODUCTS: Final = {"mul", "__mul__", "__rmul__"}
 # what leaves a gate one: numbers added or multiplied, casts and views
 _SUMS: Final = {"add", "__add__", "__radd__"}
 _VIEWS: Final = {"to", "float", "type_as", "view", "reshape", "dropout"}
-_CHOOSES: Final = (
-    "does not weigh its keys by a softmax over all of them: without some keys it gives something "
-    "else, as with top-k attention; use another method, such as direct."
-)
-_FEW: Final = 8  # tokens beside the reader that a look at the blocks runs on
 
 Map = Callable[[Tensor], Tensor]
 
@@ -279,49 +274,3 @@ def run_blocks(
     finally:
         hooks.remove()
     return tokens
-
-
-@torch.no_grad()
-def knows_positions(
-    record: Recording, reads: dict[int, AttentionRead], arrived: Arrivals, reader: Tensor
-) -> bool:
-    """Whether a few tokens, and the reader at (B, 1, 1), have other keys than among all.
-
-    Raises:
-        UnsupportedModelError: an attention is no softmax over all keys.
-    """
-    for read in reads.values():
-        if read.sees_by_head():
-            raise UnsupportedModelError(f"{read.name} {_CHOOSES}")
-    if not arrived:
-        return False
-    # a few of the tokens that the reader looks at least, and the reader
-    looked = torch.stack([read.row().mean(1) for read in reads.values()]).sum(0)
-    hidden = torch.zeros_like(looked, dtype=torch.bool).scatter(1, reader[:, 0], True)
-    if record.pooled.visible is not None:
-        hidden = hidden | ~record.pooled.visible
-    few = min(_FEW, int((~hidden).sum(1).min()))
-    order = looked.masked_fill(hidden, torch.inf).topk(few, largest=False).indices
-    order = torch.cat([order.sort().values, reader[:, 0]], 1)
-    seen = torch.full_like(looked, -torch.inf).scatter(1, order, 0)[:, None, None, None]
-    at = order[:, None, :, None]
-    keys, outs = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
-
-    def attend(index: int, read: AttentionRead) -> Tensor:
-        before = reads[index]
-        query, key = (x.take_along_dim(at, 2) for x in before.shown)
-        keys.append((read.shown[1], key))
-        outs.append((before.attend(query[:, :, None, -1:], seen)[:, :, 0, 0], read.out[:, :, -1]))
-        return before.out.take_along_dim(at, 2)
-
-    try:
-        tokens = record.transformer.layers[0].residual(*arrived[0])
-        run_blocks(record, arrived, tokens.take_along_dim(order[..., None], 1), attend)
-    except Exception:  # of code that counts its tokens
-        return True
-    if not agree(record, *keys):
-        return True
-    for read, pair in zip(reads.values(), outs, strict=False):
-        if not agree(record, pair):
-            raise UnsupportedModelError(f"{read.name} {_CHOOSES}")
-    return False

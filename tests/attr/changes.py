@@ -212,7 +212,7 @@ def with_peft(site: Site, *, merged: bool = False, kind: str = "LoraConfig") -> 
     import peft
 
     paths = site.maps[-1:] if kind == "IA3Config" else site.maps
-    options = {"r": 2, "init_lora_weights": False} if kind == "LoraConfig" else {}
+    options: dict[str, Any] = {"r": 2, "init_lora_weights": False}
     if kind == "IA3Config":
         options = {"feedforward_modules": [], "init_ia3_weights": False}
     config = getattr(peft, kind)(target_modules=paths, **options)
@@ -572,7 +572,7 @@ def padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     more = -k.shape[2] % 8
     mask = torch.arange(k.shape[2] + more) < k.shape[2]
     wide = [F.pad(x, (0, 0, 0, more)) for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*wide, mask.expand(len(mask), -1))
+    out = F.scaled_dot_product_attention(wide[0], wide[1], wide[2], mask.expand(len(mask), -1))
     return out[:, :, : q.shape[2]]
 
 
@@ -609,6 +609,19 @@ def top_k(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def eager(site: Site) -> None:
     """`attn_implementation="eager"`, as people who want attention weights set it."""
     site.model.set_attn_implementation("eager")
+    site.stack.callback(site.model.set_attn_implementation, "sdpa")
+
+
+def registered(site: Site) -> None:
+    """A kernel of one's own by the name that transformers knows it by."""
+    from transformers import AttentionInterface
+
+    def function(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> Any:
+        return with_local(q, k, v).transpose(1, 2).contiguous(), None
+
+    site.stack.enter_context(patch.dict(AttentionInterface._global_mapping))
+    AttentionInterface.register("local", function)
+    site.model.set_attn_implementation("local")
     site.stack.callback(site.model.set_attn_implementation, "sdpa")
 
 
@@ -830,6 +843,7 @@ CHANGES: dict[str, Change] = {
     "prefix tuning": Change(partial(attend_by, kernel=with_prefix), VITS, "none", "computed"),
     "top-k attention": Change(partial(attend_by, kernel=top_k), VITS, refused=("removal",)),
     "LePE": Change(partial(attend_by, kernel=with_local), VITS, "none", "computed"),
+    "LePE between calls": Change(registered, TRANSFORMERS, "none", "computed", between=True),
     # training, wrappers, code
     "gradient checkpointing": Change(checkpointed, right="plain", refused=OF_PATCHES),
     "a block in FSDP's wrapper": Change(fairscale, right="plain", refused=OF_PATCHES),

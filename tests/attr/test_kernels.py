@@ -44,23 +44,12 @@ def keys_first(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return ((k @ q.mT).mT * scale).softmax(-1) @ v
 
 
-def keys_first_einsum(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return (torch.einsum("bhjd,bhid->bhij", k, q) * scale).softmax(-1) @ v
-
-
 def masked_alike(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     products = q @ k.mT * scale
     return (products + torch.zeros(17, 17).type_as(products)).softmax(-1) @ v
 
 
-def of_three_tensors(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Operators of three 4-D tensors that are no attention."""
-    bound = torch.full((1, HEADS, 1, 1), 1e3, dtype=q.dtype)
-    q = torch.where(q > 0, torch.clamp(q, -bound, bound), torch.addcmul(q, bound, 0 * bound))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
-
-
-@pytest.mark.parametrize("kernel", [keys_first, keys_first_einsum, masked_alike, of_three_tensors])
+@pytest.mark.parametrize("kernel", [keys_first, masked_alike])
 @pytest.mark.parametrize("method", [attr.GradEclip, attr.LastGradAttention, attr.AllGradAttention])
 def test_a_kernel_in_other_words_has_the_same_maps(kernel: Kernel, method: Any) -> None:
     wanted = maps(running.double(), method)
