@@ -46,8 +46,8 @@ class ReaderRemoval(ClipAttribution):
 
     It costs a forward, and more for each token that runs anew (docs/costs.md); for pooling heads,
     ResNets and means hardly more. Each window costs a forward where a token's keys may
-    depend on its position: with rotary positions (EVA02, PE-Core), in texts, and where somebody's
-    hook or patch is in the tower.
+    depend on its position: with rotary positions (EVA02, PE-Core), masks of most text towers, or
+    somebody's hook or patch in the tower.
 
     Options, keyword-only:
 
@@ -264,9 +264,9 @@ class _Reader:
     def in_place(self) -> bool:
         """Whether a token's keys may depend on its position, so that groups run one by one.
 
-        They do where blocks get more than their tokens, such as masks or rotary positions.
+        They may where blocks get more than their tokens, such as masks or rotary positions.
         """
-        if self.tower.kind == "text" or self.record.is_hooked:
+        if self.record.is_hooked:
             return True
         count = 0
         for args, kwargs in self.arrived.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from operator import attrgetter
 from typing import Any
 
@@ -345,3 +346,57 @@ def test_direct_refuses_a_layer_that_adds_something_else(name: str, where: str) 
     with pytest.raises(UnsupportedModelError, match=r"layer [01] of the vision tower does"):
         method.attribute(small.images(), target=0)
     assert method.attribute(small.images(), target=0, start_layer=1).shape[1] == 1
+
+
+# What stands around a model, or in the place of its parts
+
+
+def test_a_model_that_accelerate_offloads_is_refused_in_a_sentence() -> None:
+    """As `accelerate.cpu_offload` leaves a module: its weights on no device, and a hook of its."""
+    small = double("hf_vit")
+    part: Any = small.model.vision_model.encoder.layers[0].mlp.fc1
+    part.to("meta")._hf_hook = object()
+    with pytest.raises(UnsupportedModelError, match="accelerate's cpu_offload"):
+        small.load()
+
+
+@pytest.mark.parametrize("way", ["model", "tower"])
+def test_a_sequential_is_a_layer_by_what_it_begins_with(way: str) -> None:
+    """A model within it, or a tower with a head of one's own behind it."""
+    small, rows = double("open_clip_vit"), cases.embeddings()
+    pixels, model = small.images(dtype=torch.float64), small.model
+    head = nn.Linear(24, len(rows), bias=False).double()
+    head.weight.data.copy_(rows)
+
+    def plain(images: Tensor) -> Tensor:
+        return head(model.visual(images))
+
+    own = nn.Sequential(model) if way == "model" else nn.Sequential(model.visual, head).eval()
+    given = (plain, own) if way == "model" else (own, own)
+    for method in METHODS:
+        wanted = method(plain, model).attribute_targets(pixels)
+        torch.testing.assert_close(method(*given).attribute_targets(pixels), wanted)
+
+
+@pytest.mark.parametrize("made", ["scripted", "traced"])
+def test_an_mlp_that_torch_jit_made_is_explained_or_refused(made: str) -> None:
+    small = double("hf_vit")
+    layer: Any = small.model.vision_model.encoder.layers[2]
+    methods = [*METHODS, attr.DirectContribution]
+    pixels = small.images(dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example = torch.zeros(1, 17, 32, dtype=torch.float64)
+        plain = nn.Sequential(layer.mlp.fc1, nn.GELU(), layer.mlp.fc2)
+        layer.mlp.activation_fn = plain[1]
+        wanted = [method(similarity_of(small)).attribute_targets(pixels) for method in methods]
+        layer.mlp = (
+            torch.jit.script(plain) if made == "scripted" else torch.jit.trace(plain, example)
+        )
+    similarity = similarity_of(small)
+    for method, maps in zip(methods, wanted, strict=True):
+        if made == "scripted" and method is attr.DirectContribution:
+            with pytest.raises(UnsupportedModelError, match="put the original module in its place"):
+                method(similarity).attribute_targets(pixels)
+        else:
+            torch.testing.assert_close(method(similarity).attribute_targets(pixels), maps)
