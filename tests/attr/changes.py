@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
 
 from captum_clip import ClipSimilarity
 from tests.attr import cases, plain
@@ -612,16 +613,17 @@ def eager(site: Site) -> None:
     site.stack.callback(site.model.set_attn_implementation, "sdpa")
 
 
-def registered(site: Site) -> None:
-    """A kernel of one's own by the name that transformers knows it by."""
-    from transformers import AttentionInterface
+def by_its_name(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> Any:
+    """LePE as an attention function of transformers."""
+    return with_local(q, k, v).transpose(1, 2).contiguous(), None
 
-    def function(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> Any:
-        return with_local(q, k, v).transpose(1, 2).contiguous(), None
 
-    site.stack.enter_context(patch.dict(AttentionInterface._global_mapping))
-    AttentionInterface.register("local", function)
-    site.model.set_attn_implementation("local")
+AttentionInterface.register("lepe_of_tests", by_its_name)
+
+
+def implemented(site: Site) -> None:
+    """A kernel that was registered before is chosen by its name."""
+    site.model.set_attn_implementation("lepe_of_tests")
     site.stack.callback(site.model.set_attn_implementation, "sdpa")
 
 
@@ -843,7 +845,7 @@ CHANGES: dict[str, Change] = {
     "prefix tuning": Change(partial(attend_by, kernel=with_prefix), VITS, "none", "computed"),
     "top-k attention": Change(partial(attend_by, kernel=top_k), VITS, refused=("removal",)),
     "LePE": Change(partial(attend_by, kernel=with_local), VITS, "none", "computed"),
-    "LePE between calls": Change(registered, TRANSFORMERS, "none", "computed", between=True),
+    "LePE between calls": Change(implemented, TRANSFORMERS, "none", "computed", between=True),
     # training, wrappers, code
     "gradient checkpointing": Change(checkpointed, right="plain", refused=OF_PATCHES),
     "a block in FSDP's wrapper": Change(fairscale, right="plain", refused=OF_PATCHES),
