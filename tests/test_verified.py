@@ -12,7 +12,10 @@ import pytest
 from tests import verified
 
 COMMON: dict[str, Any] = {"adds up": None, "oracle": None, "forwards": 1.0}
-ABOUT = {"model": "m", "tower": "t", "dtype": "float32", "device": "cpu", "weights": "0" * 64}
+ABOUT = {
+    **{"model": "m", "tower": "t", "dtype": "float32", "device": "cpu", "weights": "0" * 64},
+    "versions": {"torch": "2.13.0", "transformers": "5.24.0", "open_clip_torch": "3.3.0"},
+}
 
 
 def test_the_table_is_in_order_and_has_every_model_that_needs_no_network() -> None:
@@ -30,7 +33,8 @@ def test_a_row_has_the_largest_errors_and_what_is_not_explained() -> None:
     }
     cells = verified.line({"about": ABOUT, "methods": rows})
     expected = ["m", "t", "float32, cpu", "`00000000`", "2 of 3", "`legrad` refused", "1e-07 (1)"]
-    assert cells == [*expected, "3e-06 (1)", "1.0 to 2.0"]
+    versions = "torch 2.13.0, transformers 5.24.0, OpenCLIP 3.3.0"
+    assert cells == [*expected, "3e-06 (1)", "1.0 to 2.0", versions]
     assert verified.worst({"direct": COMMON}, "oracle") == "–"
 
 

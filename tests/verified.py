@@ -20,8 +20,9 @@ from tests.support import TABLES, TOWERS
 TABLE = TABLES / "verified.csv"
 HEADER = (
     *("model", "tower", "type, device", "weights", "explained", "not explained"),
-    *("adds up", "oracle", "forwards"),
+    *("adds up", "oracle", "forwards", "versions"),
 )
+LIBRARIES = {"torch": "torch", "transformers": "transformers", "open_clip_torch": "OpenCLIP"}
 KEY = slice(0, 4)
 """The cells that tell rows apart."""
 EMBEDDED = ("demo/vit", "demo/resnet", "demo/siglip")
@@ -66,6 +67,7 @@ def line(content: dict[str, Any]) -> list[str]:
         worst(rows, "adds up"),
         worst(rows, "oracle"),
         f"{min(prices):.1f} to {max(prices):.1f}" if prices else "–",
+        ", ".join(f"{LIBRARIES[name]} {about['versions'][name]}" for name in LIBRARIES),
     ]
 
 

@@ -59,7 +59,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     """Base of the methods: a final class adds its formula, `_compute`, and its properties.
 
     The keyword-only arguments of `_compute` are the method's options, which `attribute` and
-    `attribute_targets` take.
+    `attribute_targets` take. A map lies on the tower's grid of tokens or features, whichever module
+    is the `layer`, while Captum's layer methods give the shape of the layer's output.
 
     Attributes:
         name: on the command line.

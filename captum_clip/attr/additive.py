@@ -374,9 +374,9 @@ class AdditiveAttribution(ClipAttribution):
         target: Indices = None,
         additional_forward_args: Any = None,
     ) -> Tensor:
-        r"""What the map and the rest leave of each image's score, (B,).
+        r"""The sum of map and rest less each image's score, (B,), with Captum's sign.
 
-        .. math:: \delta = y - \Bigl(\sum_j r_j + \text{rest}\Bigr)
+        .. math:: \delta = \Bigl(\sum_j r_j + \text{rest}\Bigr) - y
 
         y comes from another call of the forward function, without hooks. For the maps that
         `attribute` returns, delta is rounding. It shows what a resized or changed map lost.
@@ -400,7 +400,7 @@ class AdditiveAttribution(ClipAttribution):
         expected = f"maps (B, 1, ...) and a rest (B, 1) of {len(scores)} images"
         expect(fits, expected, [*maps, rest], "return_rest=True gives both")
         column = one_column(target, *scores.shape).to(scores.device)
-        return scores.gather(1, column.T)[:, 0] - maps[0].flatten(1).sum(1) - rest[:, 0]
+        return maps[0].flatten(1).sum(1) + rest[:, 0] - scores.gather(1, column.T)[:, 0]
 
 
 @final

@@ -221,7 +221,8 @@ def test_the_delta_is_what_map_and_rest_leave_of_the_score(method: Any) -> None:
     assert delta.abs().max() < 1e-6
     half = explainer.compute_convergence_delta(maps[0] / 2, 0 * rest, images, **call)
     scores = forward(images).detach()[torch.arange(3), torch.tensor([2, 0, 3])]
-    torch.testing.assert_close(half, scores - (scores - rest[:, 0]) / 2, rtol=0, atol=1e-6)
+    # As Captum has it: the sum of the attributions less what they should add up to.
+    torch.testing.assert_close(half, (scores - rest[:, 0]) / 2 - scores, rtol=0, atol=1e-6)
     noisy = captum_attr.NoiseTunnel(explainer).attribute(
         images, nt_samples=2, return_convergence_delta=True, **call
     )
