@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import explain, maps
+from captum_clip import explain, load_clip, maps
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.explaining.regions import (
@@ -126,3 +127,19 @@ def test_a_large_photo_has_its_own_size(vit: ClipAdapter) -> None:
     outside = torch.as_tensor(one.mask).clone()
     outside[rows, columns] = False
     assert not outside.any()
+
+
+def test_regions_of_an_unknown_crop_are_refused_as_maps_on_the_photo_are() -> None:
+    """Their size would be that of the crop, and not of the photo."""
+    clip = load_clip("demo/vit")
+    own = clip.processor
+    crop = load_clip(
+        clip.model,
+        processor=lambda image: own(image, return_tensors="pt")["pixel_values"][0],
+        tokenizer=clip.tokenizer,
+    )
+    explanation = explain(draw_scene(0).image, "a horse", model=crop, hints=False)
+    with pytest.raises(InputError, match="not known how the processor"):
+        explanation.regions()
+    tensors = explain(clip.preprocess(draw_scene(0).image), "a horse", model=clip, hints=False)
+    assert tensors.regions()[0].mask.shape == (224, 224)

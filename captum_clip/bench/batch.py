@@ -105,7 +105,8 @@ class View:
     pixels: Tensor  # (3, H, W), preprocessed
     regions: tuple[NamedRegion, ...]  # of which the crop shows something, and something else
     masks: Tensor  # (n, H, W) bool, one a region
-    void: Tensor | None = None  # (H, W) bool, pixels that count for nothing; None where all count
+    # (n, H, W) bool, pixels that count for nothing where a region is asked for; None where all do
+    voids: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -114,9 +115,8 @@ class View:
 
     @property
     def valid(self) -> Tensor:
-        """(H, W) bool, pixels that count."""
-        whole = torch.ones(self.size, dtype=torch.bool, device=self.pixels.device)
-        return whole if self.void is None else ~self.void
+        """(n, H, W) bool, pixels that count, one a region."""
+        return torch.ones_like(self.masks) if self.voids is None else ~self.voids
 
 
 def queries_of(views: Sequence[View], embeddings: Tensor, texts: Sequence[str]) -> Queries:
@@ -186,12 +186,17 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     if not regions:
         return View(number, sample, pixels, (), torch.zeros(0, *size, dtype=torch.bool)), []
     # Void pixels go through the same crop as the masks, or they would lie on other pixels.
-    planes = [*(region.mask for region in regions), *([] if sample.void is None else [sample.void])]
+    planes = [region.mask for region in regions]
+    voids = [sample.void if region.void is None else region.void for region in regions]
+    has_void = any(void is not None for void in voids)
+    if has_void:
+        planes += [np.zeros_like(planes[0]) if void is None else void for void in voids]
     resized = torch.from_numpy(resize_masks(clip.processor, np.stack(planes), size))
     resized = resized.to(pixels.device)
-    void = None if sample.void is None else resized[-1]
-    view = View(number, sample, pixels, regions, resized[: len(regions)], void)
-    shares = view.masks[:, view.valid].float().mean(1).tolist()
+    masks, empty = resized[: len(regions)], resized[len(regions) :]
+    view = View(number, sample, pixels, regions, masks, empty if has_void else None)
+    pairs = zip(view.masks, view.valid, strict=True)
+    shares = [float(mask[valid].float().mean()) for mask, valid in pairs]
     left_out = [
         f"the crop shows {'all' if share else 'nothing'} of {region.text!r}"
         for region, share in zip(regions, shares, strict=True)
@@ -202,7 +207,8 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     if not kept and not retrieved:
         raise InputError(f"{sample.name}: {'; '.join(left_out)}")
     regions = tuple(regions[index] for index in kept)
-    return replace(view, regions=regions, masks=view.masks[kept]), left_out
+    of_kept = None if view.voids is None else view.voids[kept]
+    return replace(view, regions=regions, masks=view.masks[kept], voids=of_kept), left_out
 
 
 @dataclass(frozen=True)
@@ -250,16 +256,17 @@ class MethodOnBatch:
         self.skipped: Final[list[Skipped]] = []  # what has no finite map
 
     @cached_property
-    def _regions(self) -> tuple[Queries, Tensor, Tensor]:
-        """Queries, masks and maps of every region with a finite map."""
+    def _regions(self) -> tuple[Queries, Tensor, Tensor, Tensor]:
+        """Queries, masks, maps, and pixels that count, of every region with a finite map."""
         views = [view for view in self.samples.views for _ in view.regions]
         texts = [region.text for view in self.samples.views for region in view.regions]
         masks = torch.cat([view.masks for view in self.samples.views])
+        valid = torch.cat([view.valid for view in self.samples.views])
         queries = self._none
         if views:
             queries = queries_of(views, _region_targets(self.samples, texts), texts)
         kept, raw = self.compute_finite(queries)
-        return queries.select(kept), masks[kept], raw
+        return queries.select(kept), masks[kept], raw, valid[kept]
 
     @property
     def _none(self) -> Queries:
@@ -279,6 +286,11 @@ class MethodOnBatch:
     def raw(self) -> Tensor:
         """Maps (N, h, w) of `regions`, as the method gives them."""
         return self._regions[2]
+
+    @property
+    def valid(self) -> Tensor:
+        """(N, H, W) bool, the pixels that count for each of `regions`."""
+        return self._regions[3]
 
     @cached_property
     def positive(self) -> Tensor:

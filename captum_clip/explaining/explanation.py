@@ -270,8 +270,8 @@ class Explanation(drawing.Drawable):
         """The regions that the maps mark, as masks and boxes at the photos' size, for other tools.
 
         Each map is resized (bicubic, within its range), min-max normalized as by
-        :meth:`heatmap`, and marks what is above the threshold. Where the crop of a photo
-        is unknown, the size is that of :attr:`images`.
+        :meth:`heatmap`, and marks what is above the threshold. Preprocessed tensors have no photo,
+        so the size is that of :attr:`images`.
 
         Args:
             threshold: "otsu" or "mean", of each map over what the model saw, or a number in [0, 1):
@@ -281,8 +281,11 @@ class Explanation(drawing.Drawable):
             One for each image, target and sign, in this order.
 
         Raises:
-            InputError: an unknown threshold, or an explanation of the text side alone.
+            InputError: an unknown threshold, an explanation of the text side alone, or a processor
+                of which it is not known how it crops a photo.
         """
+        if self.photos:
+            regions.check_crops(self)
         marked = []
         views = enumerate(self._crops_or_images())
         for (index, crop), (column, name) in product(views, enumerate(self.names)):

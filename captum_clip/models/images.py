@@ -29,6 +29,7 @@ _NAFLEX = "Siglip2ImageProcessor(Fast|Pil)?"
 _RESIZING = "Resize|ResizeKeepRatio"
 _CROPPING = "CenterCrop|CenterCropOrPad"
 _STILL = "ToTensor|PILToTensor|ToImage|ToDtype|Normalize|MaybeConvertMode"
+_RANDOM = "Random.*|RandAugment|AutoAugment|TrivialAugment.*|AugMix|ColorJitter"
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
 
 Size = tuple[int, int]
@@ -127,12 +128,24 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
     OpenCLIP's transforms.
     """
     inner = image_processor(processor)
+    _refuse_random(inner)
     tensors = _run(inner, as_it_takes(processor, images))
     for tensor in tensors:
         fits = isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape == tensors[0].shape
         expected = f"a tensor (3, H, W) of each image from {type(inner).__name__}, all of one size"
         expect(fits, expected, tensor)
     return torch.stack(tensors).float()
+
+
+def _refuse_random(inner: Any) -> None:
+    """Raise InputError for a transform that makes something else of an image each time."""
+    for step in getattr(inner, "transforms", ()):
+        if _is_a(step, _RANDOM):
+            raise InputError(
+                f"the processor has a {type(step).__name__}, which is for training: it makes "
+                "another image at each call. Pass the transform for evaluation, the third value of "
+                "open_clip.create_model_and_transforms."
+            )
 
 
 def _run(inner: Any, images: list[Image.Image]) -> list[Any]:

@@ -7,6 +7,8 @@ import torch
 import transformers
 from PIL import Image
 
+from captum_clip import load_clip
+from captum_clip.errors import InputError
 from tests import builders
 
 SQUARE = {"size": {"height": 32, "width": 32}}
@@ -38,3 +40,17 @@ def test_colors_come_back_from_what_a_processor_made_of_them(name, options):
     torch.testing.assert_close(restored, expected.expand_as(restored), atol=2e-3, rtol=0)
     made = clip.color([value / 255 for value in color])
     torch.testing.assert_close(made.expand_as(images), images, atol=2e-2, rtol=0)
+
+
+def test_a_transform_for_training_is_refused_by_name() -> None:
+    """The middle value of `create_model_and_transforms`, or a step of one's own."""
+    from open_clip.transform import image_transform
+    from torchvision import transforms
+
+    training = image_transform(64, is_train=True)
+    flipping = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()])
+    model = builders.open_clip_vit().model
+    for processor, step in ((training, "RandomResizedCrop"), (flipping, "RandomHorizontalFlip")):
+        clip = load_clip(model, processor=processor)
+        with pytest.raises(InputError, match=f"has a {step}.*for training.*the third value"):
+            clip.preprocess(Image.new("RGB", (80, 60)))

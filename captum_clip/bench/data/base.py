@@ -23,12 +23,15 @@ class NamedRegion:
         mask: (H, W) bool at the image's size, neither empty nor full.
         reference: another image of what the text names, for maps of an image against an image.
         label: number of its class among the data set's classes; None where it has none.
+        void: (H, W) bool, pixels that count for nothing where this region is asked for, such as a
+            crowd of what it names; None where all count.
     """
 
     text: str
     mask: Mask
     reference: Image.Image | None = None
     label: int | None = None
+    void: Mask | None = None
 
 
 @dataclass(frozen=True, eq=False)

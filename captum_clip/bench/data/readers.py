@@ -1,12 +1,13 @@
 """Data sets that are read from files: a folder of masks, COCO's instances, a list of samples."""
 
 import math
+import os
 import re
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final, final
 
 import numpy as np
@@ -20,7 +21,9 @@ from ...checks import (
     expect,
     expecting,
     find_file,
+    find_folder,
     find_repeated,
+    show,
 )
 from ...errors import InputError, is_kind, naming, parse_json, type_name
 from ...files import IMAGE_ENDINGS, as_pil, draw_names, image_names, open_image
@@ -76,7 +79,7 @@ class FileData(DataSet):
         with naming(type(self).__name__):
             check_integer("seed", seed, least=0)
             check_integer("limit", 1 if limit is None else limit)
-        self.path = self.folder = expand(path)
+        self.path = self.folder = self.root = expand(path)
         self.limit, self.seed = limit, seed
         self.template = self.template if template is None else template
         self.left_out: dict[str, str] = {}
@@ -96,6 +99,9 @@ class FileData(DataSet):
             self.prompts = {text: [template.replace("{}", text)] for text in self.classes}
         self.names = tuple(draw_names(records, self.limit, self.seed))
         self._records = {name: records[name] for name in self.names}
+        for name, record in self._records.items():
+            for file in _files_of(record):
+                self._check_inside(file, name)
         self.groups = {n: r["group"] for n, r in self._records.items() if "group" in r}
         files = {self.folder / file: file for r in self._records.values() for file in _files_of(r)}
         sizes = {file: path.is_file() and path.stat().st_size for path, file in files.items()}
@@ -107,6 +113,16 @@ class FileData(DataSet):
             "samples": entries_digest({**self._records, "": about}),
             "files": entries_digest(sizes),
         }
+
+    def _check_inside(self, file: str, name: str) -> None:
+        """Refuse a file outside of the folder that the user named: a stranger wrote the list."""
+        whole, root = (os.path.abspath(path) for path in (self.folder / file, self.root))
+        is_inside = os.path.commonpath([whole, root]) == root
+        if PureWindowsPath(file).drive or "\\" in file or not is_inside:
+            raise InputError(
+                f"{name} of {self.path.name}: {show(file)} lies outside of {self.root}; move it "
+                f"inside, or name a folder that holds it, as in {self.name}:FILE,FOLDER."
+            )
 
     def identity(self) -> dict[str, Any]:
         return dict(self._identity)
@@ -128,7 +144,11 @@ class FileData(DataSet):
                     raise InputError(f"the mask is {'full' if mask.any() else 'empty'}")
                 if "thirds" not in self.truth and any(region.text == text for region in regions):
                     raise InputError("the image has another region of the same text")
-                regions.append(NamedRegion(text, mask, label=class_of.get(entry.get("label"))))
+                crowd = (
+                    self._read_region({"mask": entry["void"]}, image) if "void" in entry else None
+                )
+                label = class_of.get(entry.get("label"))
+                regions.append(NamedRegion(text, mask, label=label, void=crowd))
                 if "point" in entry:  # nothing but the points is known
                     void = ~(mask | _fill_points(entry["point"], 0, mask.shape))
             except InputError as error:
@@ -236,9 +256,10 @@ class CocoInstances(FileData):
 
     A region is all of a category in the image, however many objects that is: what their polygons
     and run lengths mark, also compressed ones. Crowds (``iscrowd``), which nobody outlined one by
-    one, are void. Images lie in the folder after a comma, as in "instances.json,photos". Without it
-    they lie next to the file, or next to its folder in ``images/``, ``val2017/`` (what the file's
-    name ends with) or ``images/val2017/``. Those without a mask are left out.
+    one, are void for their own category, and outside of all others. Images lie in the folder after
+    a comma, as in "instances.json,photos". Without it they lie next to the file, or next to its
+    folder in ``images/``, ``val2017/`` (what the file's name ends with) or ``images/val2017/``.
+    Those without a mask are left out.
 
     Raises:
         InputError: there is no such file, it holds something else, or none of its images is there.
@@ -256,6 +277,7 @@ class CocoInstances(FileData):
         pair = re.fullmatch(r"(.*\.json),(.+)", str(self.path))
         path = find_file(pair[1] if pair else self.path, what="file of COCO's instances")
         parts: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
+        crowds: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
         form = "JSON with images, categories and annotations with masks, as COCO's instances have"
         with expecting(form, str(path)):
             content = parse_json(path.read_bytes())
@@ -263,24 +285,29 @@ class CocoInstances(FileData):
             images = {image["id"]: str(image["file_name"]) for image in content["images"]}
             for each in content["annotations"]:
                 mask, number = each["segmentation"], each["category_id"]
-                category = None if each.get("iscrowd") else (number, texts[number])
-                parts[each["image_id"]][category] += mask if isinstance(mask, list) else [mask]
+                # COCO's own evaluation ignores a crowd for its category alone.
+                of_image = (crowds if each.get("iscrowd") else parts)[each["image_id"]]
+                of_image[number, texts[number]] += mask if isinstance(mask, list) else [mask]
         base, split = path.absolute().parent, path.stem.partition("_")[2]
         usual = base, base.parent / split, base.parent / "images", base.parent / "images" / split
         places = [expand(pair[2])] if pair else usual
         files = [*images.values()]
         folders = [folder for folder in places if any((folder / file).is_file() for file in files)]
         expect(folders, f"images of {path.name} in one of {', '.join(map(str, places))}", "none")
-        self.folder = folders[0]
+        self.folder = self.root = folders[0]
         records: dict[str, Record] = {}
         for number, file in images.items():
-            void = parts[number].pop(None, None)
-            masks = [{"text": text, "mask": m} for (_, text), m in sorted(parts[number].items())]
+            masks = []
+            for category, mask in sorted(parts[number].items()):
+                region = {"text": category[1], "mask": mask}
+                if category in crowds[number]:
+                    region["void"] = crowds[number][category]
+                masks.append(region)
             if not masks or not (self.folder / file).is_file():
                 self.left_out[file] = "there is no such image" if masks else "it has no mask"
                 continue
             expect(_stem(file) not in records, f"one image of each stem in {path}", file)
-            records[_stem(file)] = {"image": file, "regions": masks, "void": void}
+            records[_stem(file)] = {"image": file, "regions": masks}
         expect(records, f"masks of images in {path}", "none")
         self.classes = tuple(dict.fromkeys(texts.values()))
         self.take(records)
@@ -312,10 +339,12 @@ class SampleList(FileData):
     The first line may describe the set by attributes of :class:`DataSet`. They are `truth`, by
     default what the fields tell, `classes` in their order, `prompts` and `background`.
 
-    Results call the set as the file, without its ending.
+    Results call the set as the file, without its ending. Its files lie in the folder of the list,
+    or in the one after a comma, as in "samples.jsonl,photos": paths stay relative to the list.
 
     Raises:
-        InputError: there is no such file, or a line that describes no sample, by its number.
+        InputError: there is no such file, a line that describes no sample, by its number, or a file
+            outside of that folder.
     """
 
     name = "samples"
@@ -324,8 +353,10 @@ class SampleList(FileData):
     takes_template = True
 
     def find(self) -> None:
-        path = find_file(self.path, what="list of samples")
+        pair = re.fullmatch(r"(.*\.jsonl?),(.+)", str(self.path))
+        path = find_file(pair[1] if pair else self.path, what="list of samples")
         self.folder, self.name = path.parent, path.stem
+        self.root = find_folder(pair[2]) if pair else self.folder
         about: Record = {}
         records: dict[str, Record] = {}
         # not splitlines, since a text may hold other separators of lines
@@ -381,7 +412,8 @@ def _stem(image: str) -> str:
 
 
 def _files_of(record: Record) -> list[str]:
-    masks = [region.get("mask") for region in record.get("regions", ())]
+    regions = record.get("regions", ())
+    masks = [region.get(field) for region in regions for field in ("mask", "void")]
     masks += [record["image"], record.get("labels"), record.get("void"), *record.get("subsets", ())]
     return [file for file in masks if isinstance(file, str)]
 

@@ -29,13 +29,13 @@ _LEAST_MASS = 1e-150  # maps may be as small as gradients
 
 
 def _measure_localization(batch: MethodOnBatch) -> Iterator[Arrays]:
-    void = {view.number: view.void for view in batch.samples.views if view.void is not None}
-    numbers = batch.regions.numbers
-    # Each of these leaves out pixels of its own, which no batch of one shape can.
-    alone = [[index] for index, number in enumerate(numbers) if number in void]
-    others = [index for index, number in enumerate(numbers) if number not in void]
-    for indices in [*([others] if others else []), *alone]:
-        yield from _localize(batch, indices, void.get(numbers[indices[0]]))
+    is_whole = batch.valid.flatten(1).all(1).tolist() if len(batch.regions) else []
+    whole = [index for index, is_one in enumerate(is_whole) if is_one]
+    if whole:
+        yield from _localize(batch, whole, None)
+    # Each of the others leaves out pixels of its own, which no batch of one shape can.
+    for index in sorted({*range(len(is_whole))} - {*whole}):
+        yield from _localize(batch, [index], ~batch.valid[index])
 
 
 LOCALIZATION: Final = Task(
@@ -88,7 +88,7 @@ def _measure_signs(batch: MethodOnBatch) -> Iterator[Arrays]:
     views = {view.number: view for view in batch.samples.views}
     owners = [views[number] for number in queries.numbers]
     whole = torch.stack([view.masks.any(0) for view in owners])  # (N, H, W)
-    valid = torch.stack([view.valid for view in owners])
+    valid = batch.valid
     parts = torch.stack([batch.masks, whole & ~batch.masks, ~whole], 1) & valid[:, None]
     kept = parts.flatten(2).any(2).all(1).nonzero()[:, 0].tolist()
     if not kept:

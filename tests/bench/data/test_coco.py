@@ -77,7 +77,8 @@ def test_a_region_is_all_of_a_category(file: Path) -> None:
     assert same(first.regions[1].mask, LEFT | INSIDE)
     assert first.void is None
     assert same(second.regions[0].mask, LEFT)
-    assert same(second.void, RIGHT)
+    assert second.void is None
+    assert same(second.regions[0].void, RIGHT)
     assert data.left_out == {"002.jpg": "it has no mask", "003.jpg": "there is no such image"}
     assert data.classes == ("dog", "person", "toaster")
     assert data.prompts["dog"] == ["a photo of a dog"]
@@ -193,3 +194,39 @@ def test_images_of_one_name_are_refused(file: Path) -> None:
     change(file, images=images, annotations=[{**full, "image_id": n} for n in range(2)])
     with pytest.raises(InputError, match=r"one image of each stem in .*, got '000\.png'"):
         CocoInstances(file)
+
+
+def test_a_crowd_is_void_for_its_own_category_alone(file: Path) -> None:
+    """As in COCO's own evaluation: for others its pixels are no part of them."""
+    people = {"image_id": 0, "category_id": 1, "segmentation": counted(RIGHT), "iscrowd": 1}
+    person = {"image_id": 0, "category_id": 1, "segmentation": [rectangle(1, 2, 4, 4)]}
+    dog = {"image_id": 0, "category_id": 18, "segmentation": [rectangle(1, 6, 12, 11)]}
+    change(file, annotations=[people, person, dog])
+    sample = CocoInstances(file).read(0)
+    voids = {region.text: region.void for region in sample.regions}
+    assert same(voids["person"], RIGHT)
+    assert voids["dog"] is None
+
+
+@pytest.mark.parametrize("name", ["../../picture.png", "../picture.png", "absolute"])
+def test_no_file_outside_of_the_folder_is_read(file: Path, name: str, tmp_path: Path) -> None:
+    """A stranger's file could show any image of the reader's disk."""
+    outside = tmp_path / "picture.png" if name == "absolute" else tmp_path / "val2017" / name
+    save(noise(seed=0), outside.resolve())
+    first = {"id": 0, "file_name": str(outside) if name == "absolute" else name}
+    change(file, images=[first, {"id": 1, "file_name": "001.jpg"}])
+    with pytest.raises(InputError, match=r"picture\.png' lies outside of .*; move it inside"):
+        CocoInstances(file)
+
+
+def test_a_list_of_samples_names_what_lies_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    save(noise(seed=0), tmp_path / "picture.png")
+    save(noise(seed=0), folder / "own.png")
+    for fields in ({"image": "../picture.png"}, {"image": "own.png", "void": "../picture.png"}):
+        (folder / "samples.jsonl").write_text(json.dumps({**fields, "label": "a"}))
+        path = folder / "samples.jsonl"
+        with pytest.raises(InputError, match=r"'\.\./picture\.png' lies outside .* move it inside"):
+            open_data(f"samples:{path}")
+        assert open_data(f"samples:{path},{tmp_path}").names

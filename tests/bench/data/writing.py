@@ -57,11 +57,11 @@ def save_bytes(content: bytes, path: Path) -> Path:
 
 
 def converted(form: str, source: Path, *options: str) -> str:
-    """What docs/examples/convert.py makes of a benchmark's files, as "samples:FILE"."""
+    """What docs/examples/convert.py makes of a benchmark's files, as "samples:FILE,FOLDER"."""
     script = Path(__file__).parents[3] / "docs/examples/convert.py"
     output = source.with_name(f"{source.stem}-{form}") / "samples.jsonl"
     printed(script, form, str(source), str(output), *options)
-    return f"samples:{output}"
+    return f"samples:{output},{source.parent}"
 
 
 def save_numbers(numbers: Any, path: Path) -> Path:
