@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
-from ..recording.observe import Kernels, keep
+from ..recording.observe import Kernels, Outputs, keep
 from ..recording.reads import AttentionRead
 from ..recording.records import no_graph
+from ..targets.similarity import Similarity
 from . import _attention as mha
 from ._attention import LastGradient, all_gradients, kept_attention, last_gradient
 from ._base import ViTAttribution
-from ._call import Call, Computed, without_gradient
+from ._call import Call, Computed, observed, without_gradient
 
 Weights = Literal["elementwise", "pooled"]
 
@@ -81,9 +82,11 @@ class AttentionRollout(ViTAttribution):
 
     and the map is v without the CLS column. Towers with mean pooling start from the mean of the
     patches' rows, those with a pooling head from its attention, around which no residual runs.
+    So do towers with CLS pooling start from that mean where a score of a forward function of your
+    own reads patches and not CLS, as its gradient at the last block shows.
 
-    It does not depend on the target: `target` may be left out, and ``attribute_targets`` repeats
-    the map K times, so that tables of methods stay rectangular.
+    It does not depend on the target otherwise: `target` may be left out, and ``attribute_targets``
+    repeats the map K times, so that tables of methods stay rectangular.
 
     Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
     a pooling head counts as one more layer.
@@ -98,16 +101,25 @@ class AttentionRollout(ViTAttribution):
 
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers, tower = self._layers(start_layer), self._tower
+        # a forward function of the user's may read patches in a tower that pools CLS
+        is_open = tower.pooling == "cls" and not isinstance(call.forward, Similarity)
 
         def take(index: int, read: AttentionRead) -> Tensor:
-            if index == layers[-1] and tower.pooling != "mean":
+            if index == layers[-1] and tower.pooling != "mean" and not is_open:
                 return read.row().mean(1, keepdim=True)  # (B, 1, s)
             return read.matrix().mean(1)  # (B, s, s)
 
-        run = without_gradient(tower, call, Kernels(layers, take))
+        kernels = Kernels(layers, take)
+        if is_open:
+            run = observed(tower, call, kernels, Outputs([len(tower.layers) - 1], starts=True))
+        else:
+            run = without_gradient(tower, call, kernels)
         means = run.record.reads
         if tower.pooling == "attention":  # no residual runs around the pool
             row, layers = means[layers[-1]][:, 0], layers[:-1]
+        elif is_open and run.scores.requires_grad:
+            tokens = run.stacked_gradients(run.record.outputs[len(tower.layers) - 1])
+            row = mha.start_row(tokens[:, :, None], tower, run.record.pooled)  # (K', B, s)
         else:
             like = means[layers[-1]][:, 0]
             row = mha.initial_row(tower.pooling, like, tower.prefix, run.record.pooled)

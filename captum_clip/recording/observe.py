@@ -142,9 +142,14 @@ def begin(record: Recording, args: Arguments, entered: Any) -> Tensor:
 
 @dataclass(eq=False)
 class Outputs(Observer):
-    """Keeps what some blocks return, in the graph where there is one."""
+    """Keeps what some blocks return, in the graph where there is one.
+
+    With `starts` the graph begins at the first of them. A forward that turns the graph off for the
+    tower is not refused for it, so its scores may come without one.
+    """
 
     layers: Collection[int]
+    starts: bool = False
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
@@ -152,7 +157,7 @@ class Outputs(Observer):
         def keep(index: int, _: Arguments, result: Any) -> Any:
             layer = record.tower.layers[index]
             output = layer.output(result)
-            if not record.grad_started:
+            if not (record.grad_started or self.starts):
                 record.outputs[index] = record.watched(output)
                 return None
             goes_on = any(output is each for each in record.handed_on)

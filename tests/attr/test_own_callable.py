@@ -195,3 +195,44 @@ def test_scores_without_a_graph_are_told_so(method: str) -> None:
     explainer = attr.METHODS[method](lambda x: forward(x).detach(), model)
     with pytest.raises(CaptureError, match=r"must not use torch\.no_grad\(\)"):
         explainer.attribute_targets(cases.images("hf_vit"))
+
+
+@pytest.mark.parametrize("reads", ["cls", "patches"])
+def test_rollout_of_a_score_that_reads_the_mean_of_the_patches_starts_from_their_rows(
+    reads: str,
+) -> None:
+    """Nobody reads CLS there, so its map would be that of a token that does not matter."""
+    model, images = (
+        cases.built("hf_vit", torch.float64).model,
+        cases.images("hf_vit", torch.float64),
+    )
+
+    def forward(images: Tensor) -> Tensor:
+        hidden = model.vision_model(images).last_hidden_state
+        return hidden[:, 0, :3] if reads == "cls" else hidden[:, 1:, :3].mean(1)
+
+    weights = model.vision_model.config._attn_implementation
+    model.vision_model.set_attn_implementation("eager")
+    try:
+        layers = model.vision_model(images, output_attentions=True).attentions
+    finally:
+        model.vision_model.set_attn_implementation(weights)
+    row = torch.zeros(len(images), 1, layers[0].shape[-1], dtype=torch.float64)
+    if reads == "cls":
+        row[..., 0] = 1
+    else:
+        row[..., 1:] = 1 / (row.shape[-1] - 1)
+    for attention in reversed(layers):
+        mean = attention.mean(1) + torch.eye(row.shape[-1])
+        row = row @ (mean / mean.sum(-1, keepdim=True))
+    maps = explain("hf_vit", "rollout", forward)
+    assert maps.shape[1] == 3
+    torch.testing.assert_close(maps.flatten(2), row[..., 1:].expand(-1, 3, -1))
+
+
+def test_rollout_needs_no_graph_of_a_forward_function() -> None:
+    """Where none leads to the tower, the token that the tower pools is taken."""
+    forward = cases.own_callable("hf_vit", torch.float64)
+    plain = explain("hf_vit", "rollout", forward)
+    for own in (torch.no_grad()(forward), lambda x: forward(x).detach()):
+        torch.testing.assert_close(explain("hf_vit", "rollout", own), plain)
