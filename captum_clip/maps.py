@@ -30,6 +30,11 @@ def unsupported_reason(tensor: Tensor) -> str:
     return ""
 
 
+def is_vmapped(value: Any) -> bool:
+    """Whether a value is a tensor whose batch torch.vmap hides."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
+
+
 def to_float32(tensor: Tensor) -> Tensor:
     """The tensor in at least float32: half precision is too coarse to compute maps in."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
@@ -292,6 +297,11 @@ def check_tensor(what: str, value: Any, dims: str, advice: str = "") -> None:
     """
     check_shape(what, value, dims, advice)
     expect(value.is_floating_point(), f"{what} as a floating-point tensor", value, advice)
+    if is_vmapped(value):
+        raise InputError(
+            f"the {what} {tuple(value.shape)} were given inside torch.vmap, which hides the batch; "
+            "expected all of them at once. Call this on the whole batch, without vmap."
+        )
     # A sum takes a fiftieth of the time, but may overflow where every value is finite.
     total = value.detach().sum(dtype=torch.promote_types(value.dtype, torch.float32))
     if not math.isfinite(total.item()) and not torch.isfinite(value.detach()).all():

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, check_integer, expect, torch_failures
 from ..errors import CaptureError, InputError, UnsupportedModelError, naming, public
+from ..maps import is_vmapped
 from ..models import tower_of
-from ..models.library import nondeterminism
+from ..models.library import nondeterminism, refuse_meta
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
-from ..recording.hooks import is_compiled, uncompiled
+from ..recording.hooks import is_compiled, modules_are_tracked, uncompiled
 from ..recording.look import kind_of, look
 from ..recording.records import (
     ChangedInPlaceError,
@@ -94,6 +95,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     _looks: set[Any]  # kinds of models and inputs that were looked at
     _constants: dict[int, Constants]  # of the forward function's scores, by their number
     _copies: bool = False  # whether the model works in place on tokens that are read later
+    _cuts_graph: ClassVar[bool] = False  # whether its graph must not begin with the forward
     _laws: ClassVar[tuple[str, ...]] = ("blocks",)  # what `look` sees to beside pixels and patches
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
 
@@ -295,6 +297,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             expected, maker = "a tensor of token ids", "ids, mask = clip.text_inputs(texts)"
         for each in tensors or (inputs,):
             expect(isinstance(each, Tensor) and each.ndim > 0, expected, each, f"{maker} makes one")
+        if any(map(is_vmapped, tensors)):
+            raise InputError(
+                f"{name} was called inside torch.vmap, which hides the batch; expected images "
+                "(B, 3, H, W). Call it on the whole batch, without vmap."
+            )
         extra = further_arguments(extra)
         if isinstance(forward, Similarity):  # a target that cannot be selected is refused at once
             select = partial(select, names=forward.target.names)
@@ -376,7 +383,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """Run the formula; again with copies if the model changes tokens in place."""
 
         def run() -> Computed:
-            result = compute(replace(call, copies=self._copies))
+            # a view made without a graph has no place in one, for which a tracker asks
+            is_whole = modules_are_tracked() and not self._cuts_graph
+            with with_whole_graph() if is_whole else nullcontext():
+                result = compute(replace(call, copies=self._copies))
             result.record.verify(call.method)
             return result
 
@@ -400,6 +410,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         If they do not, it is refused, or a warning if maps may be `random`.
         """
         self._tower = tower = _tower_in(self.forward_func, self._model)
+        refuse_meta(tower.module)
         if (reason := nondeterminism(tower.module)) is not None:
             mode = f"{type(self).__name__}: the {tower.noun} is in training mode with {reason}"
             if not random:

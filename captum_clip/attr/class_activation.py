@@ -211,6 +211,7 @@ class LeGrad(ViTAttribution):
     name = "legrad"
     reads_projection = True
     _laws = ("blocks", "embedding")
+    _cuts_graph = True  # the residual stream below its layers is a constant
 
     def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
         tower, count = self._tower, len(self._tower.layers)

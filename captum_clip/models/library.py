@@ -135,6 +135,18 @@ def refuse_quantized(module: nn.Module) -> None:
             )
 
 
+def refuse_meta(module: nn.Module) -> None:
+    """Raise UnsupportedModelError where a weight of a tower has no value."""
+    for layer in modules_of(module):
+        for name, weight in layer._parameters.items():
+            if weight is not None and weight.is_meta:
+                raise UnsupportedModelError(
+                    f"the {name} of the {type(layer).__name__} of a tower is on the meta device, "
+                    "so it has no values; expected weights on the CPU or an accelerator. Load them "
+                    "first, such as with model.load_state_dict(weights, assign=True)."
+                )
+
+
 @contextmanager
 def expect_library_parts(owner: object) -> Iterator[None]:
     """Raise UnsupportedModelError for a module that is not what its library puts there."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 
-from ..errors import UnsupportedModelError
+from ..errors import CaptureError, UnsupportedModelError
 from ..models.attentions import Attention, with_tensor
 from ..models.library import mark_own_hook, modules_of
 from .reads import AttentionRead
@@ -34,11 +34,20 @@ class _Uncompiled:
 
     def __enter__(self) -> None:
         with self._lock:
-            self._running += 1
             # without its compiler nothing was compiled, and before PyTorch 2.6 there was no stance
             is_new = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
             if is_new and self._stance is None:
-                self._stance = torch.compiler.set_stance("force_eager")
+                try:
+                    self._stance = torch.compiler.set_stance("force_eager")
+                except RuntimeError as error:  # PyTorch's one reason is that compiled code runs
+                    raise CaptureError(
+                        "a map was asked for inside a function that torch.compile compiled, where "
+                        "no hook can be relied on; expected a call from code that is not compiled. "
+                        "Call the method outside of that function, or decorate what calls it with "
+                        "torch.compiler.disable."
+                    ) from error
+            # counted only once nothing can fail, since a failed enter has no exit
+            self._running += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -60,6 +69,16 @@ def is_compiled(forward: Any, model: nn.Module) -> bool:
     return hasattr(forward, "_torchdynamo_orig_callable") or any(
         layer._compiled_call_impl is not None or hasattr(layer, "_orig_mod") for layer in modules
     )
+
+
+def modules_are_tracked() -> bool:
+    """Whether somebody hooks all modules at once, as torch's FlopCounterMode does.
+
+    Its tracker asks each tensor that requires a gradient for its place in the graph, and a view
+    that was made without a graph has none.
+    """
+    tracked = nn.modules.module
+    return bool(tracked._global_forward_pre_hooks or tracked._global_forward_hooks)
 
 
 class Hooks:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CaptureError, UnsupportedModelError
+from ..maps import is_vmapped
 from ..models.attentions import Attention
 from ..models.towers import ResNetTower, TextTower, Tower, TransformerTower, ViTTower
 from .hooks import Arguments, Hooks, Watch, uncompiled
@@ -35,6 +36,12 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
             raise CaptureError(
                 f"The forward function ran the {tower.noun} under torch.no_grad() or "
                 "torch.inference_mode(), so no gradient reaches it; remove that."
+            )
+        if any(map(is_vmapped, (*args, *kwargs.values()))):
+            raise CaptureError(
+                f"The forward function ran the {tower.noun} under torch.vmap, which hides the "
+                "batch from every hook; it must run it on all images at once. Call it on the whole "
+                "batch, without vmap."
             )
         record.size, record.batch, record.pooled = tower.read_inputs(args, kwargs)
         # the caller may be under autocast, in which what ran is rounded as its type is

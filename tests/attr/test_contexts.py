@@ -1,0 +1,95 @@
+"""What somebody runs a method inside of: FLOP counters, vmap, compiled functions, meta weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from captum_clip import attr, load_clip
+from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
+from tests.attr import cases
+
+METHODS = sorted(name for name, method in cases.OWN.items() if "vit" in method.towers)
+
+
+@pytest.fixture
+def clean_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("tower", ["hf_vit", "open_clip_vit"])
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_the_same_while_somebody_counts_flops(method: str, tower: str) -> None:
+    """Whose counter asks each tensor that needs a gradient for its place in the graph."""
+    forward, model = cases.own_callable(tower), cases.built(tower).model
+    explainer = attr.METHODS[method](forward, model)
+    plain = explainer.attribute_targets(cases.images(tower))
+    with FlopCounterMode(display=False) as counter:
+        counted = explainer.attribute_targets(cases.images(tower))
+    assert counter.get_total_flops() > 0
+    torch.testing.assert_close(counted, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("method", ["direct", "last-grad", "rollout"])
+def test_a_forward_function_under_vmap_is_refused_by_name(method: str) -> None:
+    """The batch that it hides is the one that hooks would see."""
+    model = cases.built("hf_vit").model
+
+    def one(image: Tensor) -> Tensor:
+        result: Tensor = model.get_image_features(image[None]).pooler_output[0, :3]
+        return result
+
+    explainer = attr.METHODS[method](torch.vmap(one), model)
+    with pytest.raises(CaptureError, match=r"ran the vision tower under torch\.vmap.*whole batch"):
+        explainer.attribute_targets(cases.images("hf_vit"))
+
+
+def test_what_is_called_inside_vmap_is_refused_by_name() -> None:
+    """A method, and what the adapter offers to a forward function."""
+    explainer, clip = attr.DirectContribution(cases.similarity("hf_vit")), cases.adapter("hf_vit")
+    calls: list[Callable[..., Any]] = [
+        lambda image: explainer.attribute(image[None], target=0)[0],
+        lambda image: clip.encode_image(image[None])[0],
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=r"inside torch\.vmap, which hides the batch.*without"):
+            torch.vmap(call)(cases.images("hf_vit"))
+
+
+@pytest.mark.usefixtures("clean_compiler")
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="without stances")
+def test_attribute_inside_a_compiled_function_is_refused_by_name() -> None:
+    """And the next call outside of it works, with what is compiled elsewhere run as written."""
+    explainer, images = attr.DirectContribution(cases.similarity("hf_vit")), cases.images("hf_vit")
+    compiled = torch.compile(lambda x: explainer.attribute(x, target=0), backend="eager")
+    with pytest.raises(CaptureError, match=r"torch\.compile compiled.*torch\.compiler\.disable"):
+        compiled(images)
+    assert explainer.attribute(images, target=0).shape[:2] == (len(images), 1)
+    ran = []
+
+    def backend(module: Any, _: Any) -> Any:
+        ran.append(module)
+        return module
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert ran  # no stance is left behind
+
+
+@pytest.mark.parametrize("method", ["direct", "last-grad", "rollout", "conservative"])
+def test_weights_on_the_meta_device_are_said_to_have_no_values(method: str) -> None:
+    """As after from_pretrained on that device, before the weights are there."""
+    model = copy.deepcopy(cases.built("hf_vit").model).to("meta")
+    explainer = attr.METHODS[method](lambda x: model.get_image_features(x).pooler_output, model)
+    with pytest.raises(UnsupportedModelError, match=r"on the meta device, so.*assign=True"):
+        explainer.attribute_targets(cases.images("hf_vit"))
+    similarity = cases.ClipSimilarity(load_clip(model), cases.similarity("hf_vit").target)
+    with pytest.raises(UnsupportedModelError, match="on the meta device"):
+        attr.METHODS[method](similarity).attribute_targets(cases.images("hf_vit"))
