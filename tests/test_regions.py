@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from captum_clip import explain, load_clip, maps
 from captum_clip.demo.scenes import draw_scene
@@ -132,12 +133,10 @@ def test_a_large_photo_has_its_own_size(vit: ClipAdapter) -> None:
 def test_regions_of_an_unknown_crop_are_refused_as_maps_on_the_photo_are() -> None:
     """Their size would be that of the crop, and not of the photo."""
     clip = load_clip("demo/vit")
-    own = clip.processor
-    crop = load_clip(
-        clip.model,
-        processor=lambda image: own(image, return_tensors="pt")["pixel_values"][0],
-        tokenizer=clip.tokenizer,
-    )
+    steps = [transforms.Resize((224, 224)), transforms.Lambda(lambda image: image)]
+    steps += [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    processor = transforms.Compose(steps)
+    crop = load_clip(clip.model, processor=processor, tokenizer=clip.tokenizer)
     explanation = explain(draw_scene(0).image, "a horse", model=crop, hints=False)
     with pytest.raises(InputError, match="not known how the processor"):
         explanation.regions()
