@@ -152,6 +152,10 @@ class AllGradAttention(ViTAttribution):
     memory allows; the forward is shared.
     The map is non-negative; the negative map is the map of ``-target``.
 
+    Over several layers the map depends on the scale of the score, since gradients are multiplied.
+    The authors' notebook explains logits, a hundred times the cosine: for its maps pass
+    ``lambda images: 100 * forward(images)`` with ``layer=model``.
+
     Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
     a pooling head counts as one more layer.
 
@@ -309,7 +313,9 @@ class GradEclip(ViTAttribution):
     for a map.
 
     The authors' code runs the last block again with one head of full width, so that it explains
-    another score than the model's; here the model's own heads and its own score stand.
+    another score than the model's; here the model's own heads and its own score stand. For texts,
+    their notebook adds up eight layers and takes its range over all 77 tokens; here it is the last
+    layer, and the tokens of the text.
 
     In a tower with a pooling head (SigLIP, PE-Core) its query replaces that of CLS. Where CLS has
     no gradient, as with mean pooling, the mean of the patches' rows and of their queries stands for

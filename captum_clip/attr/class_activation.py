@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn import functional as F
 
-from ..checks import check_choice, expect, is_integer
+from ..checks import check_choice, check_flag, expect, is_integer
 from ..errors import InputError, UnsupportedModelError, naming, public
 from ..maps import autocast_disabled, to_float32
 from ..models import find_tower
@@ -81,7 +81,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         InputError: a callable without a layer.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391); CLIP Explainability (Mamooler, EPFL);
-    detached: ours, its map that of Zhou et al. 2022 (arXiv:2112.01071) up to lengths.
+    detached: ours. On a raw dot product its map is that of Zhou et al. 2022 (arXiv:2112.01071) but
+    for lengths; a cosine's gradient lacks the part along the embedding.
 
     Example:
         >>> from captum_clip import ClipGradCam, ClipSimilarity, load_clip, targets
@@ -275,16 +276,31 @@ Mixing = Literal["identity", "qq", "kk"]
 
 @final
 class PatchSimilarity(ViTAttribution):
-    r"""Similarity of each patch to the text, not the model's score (MaskCLIP, ClearCLIP).
+    r"""Similarity of each patch to the text, not the model's score (ClearCLIP, MaskCLIP, NACLIP).
 
     .. math:: L_p = \cos\bigl(t, \; P \, \mathrm{LN}(W_O S V + b)_p\bigr)
 
-    V are the values of the last attention. S is the identity (MaskCLIP), or, head by head,
-    :math:`\mathrm{softmax}(q q^T / \sqrt{d})` or :math:`\mathrm{softmax}(k k^T / \sqrt{d})`
-    (ClearCLIP). The residual and the MLP of the block are left out; the tower's norm and
-    projection P follow. This is a dense similarity for segmentation and **not the model's score**.
-    The model does not read the patches like this: a position may be similar to a text and still
-    have no effect on the score.
+    V are the values of the last attention. S is the identity, or, head by head,
+    :math:`\mathrm{softmax}(q q^T / \sqrt{d})` or :math:`\mathrm{softmax}(k k^T / \sqrt{d})`. The
+    residual and the MLP of the block are left out; the tower's norm and projection P follow. This
+    is a dense similarity for segmentation and **not the model's score**. The model does not read
+    the patches like this: a position may be similar to a text and still have no effect on the
+    score.
+
+    With ``residual=True`` the block keeps both. With x for what enters it,
+
+    .. math:: z = x + W_O S V + b, \quad
+              L_p = \cos\bigl(t, \; P \, \mathrm{LN}(z + \mathrm{MLP}(z))_p\bigr)
+
+    ==========  =========================  ==================================================
+    attention   without the residual       with it
+    ==========  =========================  ==================================================
+    "identity"  values alone               MaskCLIP on a ViT, and ClearCLIP's form of MaskCLIP
+    "qq"        ClearCLIP                  -
+    "kk"        NACLIP without its window  -
+    ==========  =========================  ==================================================
+
+    NACLIP adds a Gaussian window around each patch to the logits, which is not done here.
 
     In a tower with a pooling head (SigLIP, PE-Core) the last attention is the head's. With the
     identity, a patch's value is the cosine of the image if the head attended to that patch alone,
@@ -294,22 +310,34 @@ class PatchSimilarity(ViTAttribution):
 
     The map is signed and costs one forward, without a gradient, for any number of texts.
 
-    Option, keyword-only: ``attention``, "identity", "qq" or "kk" for S.
+    Options, keyword-only:
+
+    - ``attention``: "identity", "qq" or "kk" for S.
+    - ``residual``: keep the residual and the MLP of the last block.
 
     Raises:
-        UnsupportedModelError: "qq" in a tower with a pooling head, whose patches have no queries.
+        UnsupportedModelError: "qq" or a residual in a tower with a pooling head, whose patches have
+            no queries and around which no residual runs.
 
-    Source: Zhou et al. 2022 (arXiv:2112.01071), MaskCLIP; Lan et al. 2024 (arXiv:2407.12442),
-    ClearCLIP.
+    Source: Lan et al. 2024 (arXiv:2407.12442), ClearCLIP; Zhou et al. 2022 (arXiv:2112.01071),
+    MaskCLIP; Hajimiri et al. 2025 (arXiv:2404.08181), NACLIP.
     """
 
     name = "patches"
     signed = differentiable = reads_projection = True
     _laws = ("blocks", "merge", "embedding")  # every token passes the output map
 
-    def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
+    def _compute(
+        self, call: Call, *, attention: Mixing = "identity", residual: bool = False
+    ) -> Computed:
         tower, last = self._tower, len(self._tower.attentions) - 1
         module = tower.attentions[last]
+        check_flag("residual", residual)
+        if residual and (isinstance(module, PoolingHead) or last == 0):
+            raise UnsupportedModelError(
+                "residual=True adds what enters the last block, but no residual runs around a "
+                "pooling head, and a tower of a single block has none below it; leave it out."
+            )
         if isinstance(module, PoolingHead) and attention == "qq":
             raise UnsupportedModelError(
                 "attention='qq' needs a query for every patch, but this tower's "
@@ -317,7 +345,8 @@ class PatchSimilarity(ViTAttribution):
                 "or 'identity'."
             )
         blocks = Sums(range(last, len(tower.layers)), copies=call.copies)
-        embedded = pooled_embedding(tower, call, Kernels([last]), blocks)
+        below = [Outputs([last - 1])] if residual else []
+        embedded = pooled_embedding(tower, call, Kernels([last]), blocks, *below)
         record = embedded.run.record
         read = record.reads[last]
         with no_graph(), autocast_disabled(embedded.token):
@@ -340,6 +369,13 @@ class PatchSimilarity(ViTAttribution):
             batch, _, count, _ = mixed.shape
             flat = mixed.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
             flat = run_steps((*module.merge_steps(), *module.branch()), flat)
+            if residual:
+                rest_of_block = tower.layers[last].after_attention()
+                entered, attended, _, left = record.rows[last]
+                stream = entered + run_steps(module.branch(), attended)
+                record.compare(f"layer {last}", run_steps(rest_of_block, stream), left)
+                entered = to_float32(detached(record.outputs[last - 1]))  # (B, s, D)
+                flat = run_steps(rest_of_block, entered.flatten(0, 1) + flat)
             # the pooled token goes along, since a hook may tell tokens from each other
             tokens = torch.cat([flat, embedded.token.flatten(0, -2)[:batch]])
             flat = run_steps(embedded.head(tower), tokens)
@@ -370,9 +406,10 @@ class CamFamily(ClipAttribution):
     Its own formula runs on the features (B, C, h, w) of a convolutional tower's last stage. For a
     vision transformer it runs on the patches that enter the last block, laid out on their grid;
     with a pooling head or a mean of patches, on those that leave it. The map is what that formula
-    gives, negative values set to zero as there, but neither resized nor scaled. The model is never
-    handed to the library, which would set it to eval mode, hook it and fill its parameters'
-    gradients.
+    gives, negative values set to zero as there, but neither resized nor scaled. The library's own
+    examples for vision transformers read the last block's first norm instead, whose maps differ.
+    The model is never handed to the library, which would set it to eval mode, hook it and fill its
+    parameters' gradients.
 
     The map is non-negative; the negative map is the map of ``-target``. Score-CAM and Ablation-CAM
     take a forward for each channel, the others one forward, and a backward per target.

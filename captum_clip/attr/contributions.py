@@ -119,8 +119,9 @@ class DirectContribution(AdditiveAttribution):
       backward per target.
     - ``return_rest``: return the rest (B, K) as well.
 
-    Source: after Gandelsman et al. 2024 (arXiv:2310.05916), who split the CLS token of a ViT; other
-    pools and the text side are ours. Zhou et al. 2016 (arXiv:1512.04150), CAM.
+    Source: after Gandelsman et al. 2024 (arXiv:2310.05916), who split the CLS token of a ViT. Their
+    code spreads the output bias of each attention over tokens and heads; here it is in the rest.
+    Other pools and the text side are ours. Zhou et al. 2016 (arXiv:1512.04150), CAM.
 
     Example:
         >>> from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets

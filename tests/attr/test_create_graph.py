@@ -42,6 +42,7 @@ OF_ATTENTION = (
     cases.Case("AttentionRollout", {}),
     cases.Case("PatchSimilarity", {}),
     cases.Case("PatchSimilarity", {"attention": "kk"}),
+    cases.Case("PatchSimilarity", {"residual": True}),
 )
 
 

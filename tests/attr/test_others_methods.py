@@ -169,8 +169,8 @@ def mixed(query: Tensor, key: Tensor, value: Tensor, how: str) -> Tensor:
     return torch.softmax(x @ x.mT / x.shape[-1] ** 0.5, -1) @ value
 
 
-def patch_similarity(name: str, how: str) -> Tensor:
-    """Maps (B, K, N)."""
+def patch_similarity(name: str, how: str, *, residual: bool = False) -> Tensor:
+    """Maps (B, K, N). With a residual the patches are what the library's own block returns."""
     model, pixels = cases.built(name, torch.float64).model, cases.images(name).double()
     row, prefix = READ[name]
     _, outputs, _, _ = see(name)
@@ -187,6 +187,7 @@ def patch_similarity(name: str, how: str) -> Tensor:
         return torch.stack(columns, -1).detach()
     block, added = blocks_of(model)[-1], []
     own = next(getattr(block, n) for n in ("self_attn", "attn", "attention") if hasattr(block, n))
+    own = block if residual else own
 
     def note(result: Any) -> None:
         added.append(result[0] if isinstance(result, tuple) else result)
@@ -194,7 +195,7 @@ def patch_similarity(name: str, how: str) -> Tensor:
     every = partial(mixed, how=how)
     with explicit.explicit_attention(len(pixels), None, every, LAYERS - 1), hooked(own, note):
         cases.embed(model, pixels)
-    tokens = branch(block, added[0])
+    tokens = added[0] if residual else branch(block, added[0])
     for j in range(prefix, count):
         same = tokens[:, j : j + 1].expand_as(tokens)
         columns.append(cosine(name, embedding_of(name, same)))
@@ -257,6 +258,30 @@ def test_patch_similarity_equals_its_equation(name: str, how: str, forward: str)
             )
         return
     check(PatchSimilarity, name, forward, patch_similarity(name, how), attention=how)
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "how"),
+    [
+        *((name, "similarity", "identity") for name in FUSED if name not in POOLING_HEADS),
+        ("hf_vit", "callable, layer=model", "qq"),
+        ("open_clip_vit_mean", "similarity", "kk"),
+    ],
+)
+def test_patch_similarity_with_the_residual_is_that_of_what_the_block_returns(
+    name: str, how: str, forward: str
+) -> None:
+    wanted = patch_similarity(name, how, residual=True)
+    check(PatchSimilarity, name, forward, wanted, attention=how, residual=True)
+
+
+def test_patch_similarity_refuses_a_residual_that_is_none() -> None:
+    method = PatchSimilarity(cases.similarity("siglip"))
+    with pytest.raises(UnsupportedModelError, match="no residual runs around a pooling head"):
+        method.attribute_targets(cases.images("siglip"), residual=True)
+    method = PatchSimilarity(cases.similarity("hf_vit"))
+    with pytest.raises(InputError, match="expected residual of True or False, got 1"):
+        method.attribute_targets(cases.images("hf_vit"), residual=1)
 
 
 @pytest.mark.filterwarnings("ignore:.* is not known, so maps are those before it")
