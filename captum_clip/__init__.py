@@ -34,7 +34,7 @@
     metrics                  what measures whether a map is right
     visualization            pictures of maps
     bench                    methods compared on data; studies of folders; the report's figures
-    apps                     the page, search, heads, change, export, late interaction
+    apps                     the page, search, heads, change, late interaction
     errors                   what this package raises
 """
 

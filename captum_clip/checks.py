@@ -121,7 +121,7 @@ def expecting(
         yield
     except (CaptumClipError, OSError):  # a disk that fails is no wrong argument
         raise
-    except Exception as reason:  # tokenizers, onnxruntime and others have none of their own
+    except Exception as reason:  # tokenizers and others have none of their own
         line = excerpt(str(reason).strip().partition("\n")[0].partition(". ")[0].rstrip("."), 200)
         sentence = f"expected {expected}, got {describe(value)}; {line}{advice and f'; {advice}'}."
         raise error(sentence) from reason
@@ -287,14 +287,6 @@ def find_folder(path: str | Path, *, what: str = "folder") -> Path:
     folder = expand(path)
     if not folder.is_dir():
         raise InputError(f"there is no {what} {path}.")
-    return folder
-
-
-def check_new_folder(path: str | Path) -> Path:
-    """A folder that is not there yet, or empty, ``~`` expanded; InputError for another."""
-    folder = expand(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{path} exists and is not empty; give a new folder.")
     return folder
 
 

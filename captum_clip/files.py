@@ -438,15 +438,13 @@ def opaque(image: Image.Image, *, drop: bool = False) -> Image.Image:
     return image.convert("RGB")  # a new image, or with mode RGB a copy
 
 
-def as_numbers(
-    what: str, values: Any, shape: Sequence[int | str], kinds: str = "biufO"
-) -> npt.NDArray[np.float32]:
-    """Finite numbers of a shape, whose letters are sides of one and up, and of kinds of NumPy."""
+def as_numbers(what: str, values: Any, shape: Sequence[int | str]) -> npt.NDArray[np.float32]:
+    """Finite numbers of a shape, whose letters are sides of one and up."""
     import numpy as np
 
     with expecting(f"{what} as a tensor or an array", values), np.errstate(over="ignore"):
         raw = np.asarray(values)
-        if raw.dtype.kind not in kinds:
+        if raw.dtype.kind not in "biufO":
             raise TypeError(f"its numbers are of {raw.dtype}")
         array = raw.astype(np.float32, copy=False)
     pairs, sides = zip_longest(shape, array.shape), ", ".join(map(str, shape))
@@ -483,7 +481,7 @@ def _eight_bit_arrays(array: np.ndarray) -> list[np.ndarray]:
             f"got an array or tensor of {array.dtype} and shape {tuple(array.shape)}; "
             "accepted are arrays and tensors of uint8 or uint16 as images, and floating-point "
             "tensors as preprocessed images. For values in [0, 1] pass (255 * x).round() as uint8; "
-            "for preprocessed ones torch.from_numpy(x), or `vectors` of an exported model."
+            "for preprocessed ones torch.from_numpy(x)."
         )
     if values.ndim in (2, 3):
         values = values[None]

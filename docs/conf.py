@@ -21,7 +21,6 @@ ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import captum_clip  # noqa: E402
-from captum_clip.apps.export import export  # noqa: E402
 
 project = "captum_clip"
 author = copyright = "The captum_clip authors"
@@ -124,11 +123,7 @@ def list_groups(app: Any, page: str, source: list[str]) -> None:
 
 
 def index_words(app: Any, page: str, source: list[str]) -> None:
-    """What GitHub hides: `<!-- index: words; others -->`, which people search and find here first.
-
-    `<!-- built: text -->` is a text of the built pages alone.
-    """
-    source[0] = re.sub(r"^<!-- built: (.*) -->$", r"\1", source[0], flags=re.MULTILINE)
+    """What GitHub hides: `<!-- index: words; others -->`, which people search and find here first."""
     source[0] = re.sub(
         r"^<!-- index: (.*) -->$",
         lambda found: f"```{{index}} ! {', ! '.join(found[1].split('; '))}\n```",
@@ -196,13 +191,6 @@ def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) 
     return True if str(obj.__doc__).startswith("Alias for field number") else None
 
 
-def write_try(app: Any, error: Exception | None) -> None:
-    """`try/`: demo/vit as a page that runs in the browser."""
-    if error is None and app.builder.name == "html":
-        shutil.rmtree(app.outdir / "try", ignore_errors=True)
-        export(captum_clip.load_clip("demo/vit"), app.outdir / "try")
-
-
 def setup(app: Any) -> None:
     """What Sphinx calls."""
     copy_beside()
@@ -213,4 +201,3 @@ def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (math_inline, None), (math_block, None))
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)
-    app.connect("build-finished", write_try)

@@ -124,11 +124,6 @@ QUESTIONS = {
         "remove spurious correlation shortcut",
         "loss on the explanation",
     ],
-    "anywhere": [
-        "export onnx",
-        "onnxruntime javascript",
-        "mobile phone deployment",
-    ],
     "captum": [
         "use with captum NoiseTunnel",
         "captum infidelity",

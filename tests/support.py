@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from captum_clip import ClipSimilarity, load_clip, targets
-from captum_clip.apps.export import OUTPUTS, ImageGraph, to_onnx
 from captum_clip.errors import UnsupportedModelError
 from tests import builders, timm_builders
 from tests.attr import cases
@@ -23,7 +22,7 @@ from tests.samples import normal
 
 TABLES = Path(__file__).parents[1] / "docs" / "appendix" / "tables"
 METHODS: dict[str, Any] = cases.OWN
-COLUMNS = [*METHODS, "export"]  # a method that the page lacks fails tests/test_support.py
+COLUMNS = [*METHODS]  # a method that the page lacks fails tests/test_support.py
 
 
 def open_clip_vit(**vision: Any) -> Any:
@@ -94,31 +93,10 @@ def similarity_of(model: Any) -> tuple[ClipSimilarity, Tensor]:
     return ClipSimilarity(clip, targets.embedding(rows)), images
 
 
-def exported(forward: ClipSimilarity, images: Tensor) -> str:
-    """Whether the graph of the image tower gives its vectors, in a batch of another size too."""
-    import onnxruntime
-
-    graph = ImageGraph(forward.clip, {})
-    images = torch.cat([images, 0.7 * images.flip(-1), images.roll(3, 2)])
-    vectors = graph.direct.vectors(images)
-    model = to_onnx(graph, {"pixels": images[:2]}, OUTPUTS)
-    onnxruntime.set_default_logger_severity(4)
-    try:
-        made = onnxruntime.InferenceSession(model.SerializeToString()).run(
-            ["vectors"], {"pixels": images.numpy()}
-        )
-    except Exception:  # onnxruntime's have no class in common
-        return "raises"
-    assert (torch.from_numpy(made[0]) - vectors).norm() <= 1e-5 * vectors.norm()
-    return "yes"
-
-
 def what_happens(model: Any, method: str) -> str:
     """The cell of a model and a method, by running it."""
     try:
         forward, images = similarity_of(model)
-        if method == "export":
-            return exported(forward, images)
         found = METHODS[method](forward).attribute_targets(images)
     except UnsupportedModelError:
         return "raises"

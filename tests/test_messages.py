@@ -27,7 +27,6 @@ from captum_clip import (
     targets,
     visualization,
 )
-from captum_clip.apps import exported
 from captum_clip.bench.evaluator import evaluate
 from captum_clip.bench.run import EvaluationConfig
 from captum_clip.demo import MODELS
@@ -162,7 +161,6 @@ CALLS: dict[type[Exception], dict[str, Callable[[World], Any]]] = {
         "… of the masks are empty": lambda w: metrics.pointing_game(
             torch.rand(2, 7, 7), w.masks & False
         ),
-        "… is not a folder of captum-clip export": lambda w: exported.load("."),
         "… holds another evaluation": evaluate_twice,
     },
     errors.TargetError: {

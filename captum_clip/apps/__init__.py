@@ -1,1 +1,1 @@
-"""What is served with the library: page, search, heads, change, export, late interaction."""
+"""What is served with the library: page, search, heads, change, late interaction."""

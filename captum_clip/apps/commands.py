@@ -1,4 +1,4 @@
-"""Commands of the apps: ``heads``, ``change``, ``index``, ``search``, ``export``, ``app``."""
+"""Commands of the apps: ``heads``, ``change``, ``index``, ``search``, ``app``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from ..checks import Look, check_new_folder, check_outputs, expect, find_folder
+from ..checks import Look, check_outputs, expect, find_folder
 from ..cli import options, shared
 from ..cli.options import DEFAULT_MODEL, Computing, Count, Loading, Texts, Workers, app, command
 from ..errors import InputError
@@ -255,38 +255,6 @@ def search_command(args: Search) -> None:
         each = "".join(f"  {cosine:6.3f}" for cosine in explanation.scores[number - 1].tolist())
         print(f"{number:4d}  {score:6.3f}{each * (len(explanation.names) > 1)}  {file}")
     print(*best.doubts, *written, sep="\n", end="\n" * bool(best.doubts or written))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export(Loading):
-    """What is written, and how."""
-
-    name: Annotated[str, Option(metavar="MODEL")]
-    output: Path
-    method: str = "direct"
-    image_size: int | None = None
-    runtime: Path | None = None
-    max_pixels: Any = field(default=None, metadata={"typed": None})
-
-
-@command(app, "export", "ViT-B/32 -o folder")
-def export_command(args: Export) -> None:
-    """Write a MODEL as graphs of ONNX, which explain images without PyTorch."""
-    if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
-        raise InputError(f"export needs {missing[0]}: pip install 'captum-clip[export]'")
-    options.check_method_name(args.method)
-    check_new_folder(args.output)
-    if args.runtime:
-        find_folder(args.runtime)
-    shared.check_models(args, [args.name])
-    from ..attr.registry import check_methods
-    from .export import export
-
-    check_methods([args.method])
-    clip = shared.load_model(args, args.name)
-    with shared.step("writing and comparing", quiet=args.quiet):
-        made = export(clip, args.output, method=args.method, runtime=args.runtime)
-    print(args.output, *(f"{name} agree to {value:.1g}" for name, value in made.items()), sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)

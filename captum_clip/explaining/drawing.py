@@ -194,8 +194,7 @@ def html_page(explanation: Any, original: Any = None) -> str:
     files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in explanation.photos]
     rows = explanation.shown()
     data = json.dumps(_data(explanation, rows, original), separators=(",", ":"))
-    return render(
-        Path(__file__).with_name("interactive.html"),
+    return _render(
         looks,
         explanation=explanation,
         titles=[shown.title for shown in rows[0]],
@@ -204,8 +203,8 @@ def html_page(explanation: Any, original: Any = None) -> str:
     )
 
 
-def render(path: Path, looks: Mapping[str, tuple[str, Colormap]], **values: Any) -> str:
-    """Fill interactive.html, or a template that extends it; a sign has a title and colors."""
+def _render(looks: Mapping[str, tuple[str, Colormap]], **values: Any) -> str:
+    """Fill interactive.html; a sign has a title and colors."""
     steps = np.linspace(0, 1, 64)
     tables = {
         sign: (title, cmap(steps)[:, :3].T.round(3), map(to_hex, ramp(cmap)(steps)))
@@ -215,10 +214,10 @@ def render(path: Path, looks: Mapping[str, tuple[str, Colormap]], **values: Any)
     basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
     soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T.flatten().round(4)
     # names of texts and files come from anyone, and are escaped
-    folders = FileSystemLoader([path.parent, Path(__file__).parent])
-    templates = Environment(loader=folders, autoescape=True, undefined=StrictUndefined)
+    folder = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
     values |= {"looks": tables, "soft": soft, "alpha": current_look.get().alpha, "rise": RISE}
-    return templates.get_template(path.name).render(values)
+    return templates.get_template("interactive.html").render(values)
 
 
 def _data(explanation: Any, rows: Sequence[Sequence[Any]], original: Any) -> dict[str, Any]:

@@ -19,6 +19,6 @@ map, and return a figure; ``figure.savefig(path)`` writes it, :func:`save_figure
 
 from .. import attach
 
-# what `export` wrote is scored without torch, which overlays and charts load
+# colors are checked without torch, which overlays and charts load
 __getattr__, __dir__ = attach(__name__, __file__)
 __all__ = __dir__()

@@ -50,11 +50,6 @@ def test_help_of_each_command_explains_every_option(capsys: Capture) -> None:
         parse(shlex.split(printed.splitlines()[-1])[1:])
 
 
-def test_export_which_reads_no_image_has_no_limit_of_pixels() -> None:
-    [export] = [command for words, command in COMMANDS.items() if "export" in words]
-    assert "max_pixels" not in {parameter.name for parameter in export.params}
-
-
 def test_usage_shows_images_then_texts(capsys: Capture) -> None:
     for line, usage in (
         ("explain", "IMAGE... [TEXT]..."),
@@ -132,10 +127,6 @@ def test_a_wrong_path_name_or_text_is_refused_before_torch_is_loaded(tmp_path: P
         f"index {tmp_path} -m nosuch -o o.lance",
         "heads none -m demo/vit -o o",
         f"change {tmp_path} horse -m demo/vit -m nosuch -o o",
-        "export nosuch -o o",
-        f"export demo/vit -o {tmp_path}",
-        "export demo/vit -o o --runtime none",
-        "export demo/vit -o o --method lastgrad",
         "app -m nosuch",
     ]
     code = (
