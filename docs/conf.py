@@ -123,7 +123,7 @@ def list_groups(app: Any, page: str, source: list[str]) -> None:
 
 
 def index_words(app: Any, page: str, source: list[str]) -> None:
-    """What GitHub hides: `<!-- index: words; others -->`, which people search and find here first."""
+    """Words that GitHub hides, `<!-- index: words; others -->`, which people search for."""
     source[0] = re.sub(
         r"^<!-- index: (.*) -->$",
         lambda found: f"```{{index}} ! {', ! '.join(found[1].split('; '))}\n```",

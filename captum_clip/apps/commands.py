@@ -1,7 +1,7 @@
 """Commands of the apps: ``heads``, ``change``, ``index``, ``search``, ``app``."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path

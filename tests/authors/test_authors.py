@@ -1,8 +1,8 @@
 """Maps equal the figures of the authors' own code, on drawn weights, an image and texts.
 
-`figures.npz` holds what the code named in docs/comparison.md returned, by the names of the rows below. CAMs are
-those after the ReLU with which their libraries end. The models, which the code had as well, are
-drawn here again: nothing else is needed, and nothing of that code runs.
+`figures.npz` holds what the code named in docs/comparison.md returned, by the names of the rows
+below. CAMs are those after the ReLU with which their libraries end. The models, which the code had
+as well, are drawn here again: nothing else is needed, and nothing of that code runs.
 
 That code ran in single precision. Ours runs in double precision here, so a bound is the rounding
 of theirs, and does not depend on the processor.
