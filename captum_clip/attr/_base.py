@@ -20,7 +20,7 @@ from ..checks import check_choice, check_flag, check_integer, expect, torch_fail
 from ..errors import CaptureError, InputError, UnsupportedModelError, naming, public
 from ..maps import is_vmapped
 from ..models import tower_of
-from ..models.library import nondeterminism, refuse_meta
+from ..models.library import nondeterminism, refuse_meta, refuse_not_finite
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
 from ..recording.hooks import is_compiled, modules_are_tracked, uncompiled
 from ..recording.look import kind_of, look
@@ -331,6 +331,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             result.record.let_go()
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if not isinstance(forward, Similarity) and not maps.isfinite().all():
+                refuse_not_finite(self._tower.module)
                 raise CaptureError(
                     "the forward function or its gradient holds NaN or infinity; look for "
                     "a division by zero or an overflow in it."

@@ -135,6 +135,7 @@ class ReaderRemoval(ClipAttribution):
             pooled = pooled_rows(tower, call, pooling, False, kernels) if rows else None
             embedded = pooled.embedded if pooled else pooled_embedding(tower, call, kernels)
         reader = _Reader(tower, embedded, reads, arrived, readers, pooled)
+        reader.record.refuse_switched()  # the reader runs once more, with the weights of now
         for read in reads.values():
             if read.sees_by_head():
                 raise UnsupportedModelError(

@@ -112,11 +112,29 @@ def modules_of(module: nn.Module) -> list[nn.Module]:
     return list(modules.values())
 
 
+# modules of torch.ao that compute with floating-point weights, and fake or observe quantization
+_PREPARED = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization.")
+
+
+def _path_of(layer: nn.Module, module: nn.Module) -> str:
+    """The name of a module below another one."""
+    names = (name for name, each in module.named_modules() if each is layer)
+    return str(next(names))
+
+
 def refuse_quantized(module: nn.Module) -> None:
     """Raise UnsupportedModelError where a weight of a tower is no plain floating-point number."""
     for layer in modules_of(module):
+        library = type(layer).__module__
+        if library.startswith(_PREPARED):
+            raise UnsupportedModelError(
+                f"the {type(layer).__name__} {_path_of(layer, module)} of a tower is prepared for "
+                "quantization: its forward rounds weights or activations and observes their "
+                "range, so what runs is not what the weights say. Explain the model before "
+                "torch.ao.quantization prepares it, with the trained weights loaded."
+            )
         # torch.ao packs the weights of its modules away from their parameters
-        plain = not type(layer).__module__.startswith("torch.ao.")
+        plain = not library.startswith("torch.ao.")
         for weight in layer._parameters.values():
             if weight is None:
                 continue
@@ -125,14 +143,43 @@ def refuse_quantized(module: nn.Module) -> None:
                     "the weights of a tower exist only while its modules run (accelerate's "
                     "cpu_offload), so they cannot be read; load the whole model into memory."
                 )
+            if type(weight).__module__.startswith("torch.distributed."):
+                raise UnsupportedModelError(
+                    f"the {type(layer).__name__} {_path_of(layer, module)} of a tower has its "
+                    f"weights in a {type(weight).__name__}, spread over processes as FSDP2 or "
+                    "tensor parallelism do, so no map can be made of one process's part. Gather "
+                    "them with torch.distributed.checkpoint.state_dict.get_model_state_dict and "
+                    "StateDictOptions(full_state_dict=True), and load them into a plain model."
+                )
             plain &= type(weight) is nn.Parameter and weight.is_floating_point()
         if not plain:
-            path = next(name for name, each in module.named_modules() if each is layer)
             raise UnsupportedModelError(
-                f"the {type(layer).__name__} {path} of a tower is quantized, so gradients do not "
-                "pass it, and its result may depend on the batch; load the model in float32, "
-                "float16 or bfloat16."
+                f"the {type(layer).__name__} {_path_of(layer, module)} of a tower is quantized, so "
+                "gradients do not pass it, and its result may depend on the batch; load the model "
+                "in float32, float16 or bfloat16."
             )
+
+
+def refuse_not_finite(module: nn.Module) -> None:
+    """Raise InputError where a weight of a tower is NaN or infinite."""
+    for name, weight in module.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"the weight {name} of a tower holds NaN or infinity, so its scores do, too; "
+                "expected finite weights. Load a checkpoint from before its training diverged."
+            )
+
+
+def running_state(module: nn.Module) -> list[Any]:
+    """What a forward function may exchange for its own forward alone, in order.
+
+    That is the parameters, by torch.func.functional_call, and the switch of peft's adapters.
+    """
+    state: list[Any] = []
+    for layer in modules_of(module):
+        state += layer._parameters.values()
+        state.append(vars(layer).get("_disable_adapters"))
+    return state
 
 
 def refuse_meta(module: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention
-from ..models.library import modules_of
+from ..models.library import modules_of, refuse_not_finite
 from ..models.steps import run_steps
 from ..models.towers import ResNetTower, Tower, TransformerTower
 from .hooks import Arguments, Hooks, Watch
@@ -231,6 +231,13 @@ class _Seen:
         if self.closed:
             return leaf.clone()
         if self.exact and not read.obeys(record.rounding(read.out)):
+            refuse_not_finite(record.tower.module)
+            if not read.out.isfinite().all():
+                raise CaptureError(
+                    f"{read.name} of the {record.tower.noun} returns NaN or infinity, and its "
+                    "weights are finite; look for NaN in the images, or for an overflow in half "
+                    "precision."
+                )
             raise UnsupportedModelError(
                 f"{read.name} of the {record.tower.noun} does not return the sum of its values by "
                 "its weights; use a method of Captum that does not look inside, such as Occlusion."
@@ -382,7 +389,10 @@ class _Seen:
         below = [cut for cut in self.cuts if cut.leaf is not last]
         channels = channel_ramp(len(scores[0]), scores.dtype, scores.device)
         leaves, first = [last, *(cut.leaf for cut in below)], None
-        for weights in _weights(self.record, 1, scores.dtype)[: 1 + (len(scores) > 1)]:  # (B, 1)
+        # a forward function may score in half precision and cast afterwards, unseen, and smaller
+        # weights would underflow there
+        weight_sets = _weights(self.record, 1, torch.float16)
+        for weights in weight_sets if len(scores) > 1 else weight_sets[:1]:  # (B, 1)
             gradient, *others = self._grad(scores, leaves, weights.to(scores) * channels)
             pairs = zip(below, others, strict=True)
             read = [cut.name for cut, other in pairs if other is not None and other.any()]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import is_vmapped
 from ..models.attentions import Attention
+from ..models.library import running_state
 from ..models.towers import ResNetTower, TextTower, Tower, TransformerTower, ViTTower
 from .hooks import Arguments, Hooks, Watch, uncompiled
 from .reads import AttentionRead
@@ -25,6 +26,7 @@ Take = Callable[[int, AttentionRead], Any]
 def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recording]]:
     """Hooks to set and what they record; however the forward ends, everything is undone."""
     record, hooks, mode = Recording(tower), Hooks(), torch.is_grad_enabled()
+    ran_with: list[Any] = []
 
     def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
         if record.size is not None:
@@ -43,6 +45,7 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
                 "batch from every hook; it must run it on all images at once. Call it on the whole "
                 "batch, without vmap."
             )
+        ran_with.extend(running_state(tower.module))
         record.size, record.batch, record.pooled = tower.read_inputs(args, kwargs)
         # the caller may be under autocast, in which what ran is rounded as its type is
         kind = next(tower.module.parameters()).device.type
@@ -64,6 +67,9 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
     finally:
         hooks.remove()
         torch.set_grad_enabled(mode)
+    state = running_state(tower.module)
+    same = len(state) == len(ran_with)
+    record.switched = not same or any(a is not b for a, b in zip(state, ran_with, strict=True))
     for name in hooks.unseen.values():  # which would be left out of the map
         raise CaptureError(
             f"{name} of the {tower.noun} ran without its hooks, because it was compiled, or "

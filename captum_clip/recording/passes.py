@@ -260,6 +260,7 @@ def run_blocks(
 
     It gives the heads' outputs (B, H, n, d) of a layer for what was read of its attention.
     """
+    record.refuse_switched()
     tower = record.transformer
     again = Recording(tower, record.size, len(tokens), tokens.shape[1])
     hooks, watch = Hooks(), Watch(tower.noun)

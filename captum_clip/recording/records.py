@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedModelError
+from ..errors import CaptureError, UnsupportedModelError
 from ..maps import to_float32
 from ..models.attentions import PooledToken, PostNormLayer
 from ..models.library import has_no_foreign_hooks
@@ -163,6 +163,7 @@ class Recording:
     features: Tensor = NOTHING  # (B, C, h, w), the last stage of a ResNet, in the graph
     scored: Tensor = NOTHING  # (B, E), of which a `Similarity` takes the cosines
     comparisons: list[Recomputed] = field(default_factory=list)
+    switched: bool = False  # the tower ran with other weights or adapters than it has afterwards
     changed_in_place: bool = False  # a token whose row was to be read later
     _versions: list[tuple[Tensor, int]] = field(default_factory=list)
 
@@ -292,11 +293,24 @@ class Recording:
             index = int(wrong.int().argmax())
             name, bound = names[index]
             ratio = bound * float(excess[index])
+            self.refuse_switched()
             raise UnsupportedModelError(
                 f"{method}: {name} of the {noun} does not return what its weights "
                 f"make of its input (off by {ratio:.1g} of its size, where rounding is at most "
                 f"{bound:g}); a hook, a patch or an adapter changes it. Remove that, or use a "
                 "method of Captum that does not look inside, such as Occlusion."
+            )
+
+    def refuse_switched(self) -> None:
+        """Raise CaptureError where a part cannot be computed again with what ran."""
+        if self.switched:
+            noun = "model" if self.tower is None else self.tower.noun
+            raise CaptureError(
+                f"The forward function ran the {noun} with other weights or adapters "
+                "than it has outside of it, as torch.func.functional_call and peft's "
+                "disable_adapter() do, so its parts cannot be computed again. Make that change "
+                "around the whole call of the method, such as with load_state_dict on a copy or "
+                "`with model.disable_adapter():`."
             )
 
     @cached_property
