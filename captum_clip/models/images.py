@@ -29,7 +29,9 @@ _NAFLEX = "Siglip2ImageProcessor(Fast|Pil)?"
 _RESIZING = "Resize|ResizeKeepRatio"
 _CROPPING = "CenterCrop|CenterCropOrPad"
 _STILL = "ToTensor|PILToTensor|ToImage|ToDtype|Normalize|MaybeConvertMode"
-_RANDOM = "Random.*|RandAugment|AutoAugment|TrivialAugment.*|AugMix|ColorJitter"
+_RANDOM = "Random.*|RandAugment|AutoAugment|TrivialAugment.*|AugMix.*|(Color|Scale)Jitter|"
+_RANDOM += "ElasticTransform|GaussianNoise"
+_RANGED = {"GaussianBlur": "sigma", "JPEG": "quality"}  # random where their two ends differ
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
 
 Size = tuple[int, int]
@@ -137,15 +139,24 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
     return torch.stack(tensors).float()
 
 
-def _refuse_random(inner: Any) -> None:
-    """Raise InputError for a transform that makes something else of an image each time."""
-    for step in getattr(inner, "transforms", ()):
-        if _is_a(step, _RANDOM):
-            raise InputError(
-                f"the processor has a {type(step).__name__}, which is for training: it makes "
-                "another image at each call. Pass the transform for evaluation, the third value of "
-                "open_clip.create_model_and_transforms."
-            )
+def _refuse_random(step: Any) -> None:
+    """Raise InputError for a transform that makes something else of an image each time.
+
+    It may be the processor itself, or lie in a `Compose` or a `Sequential` at any depth.
+    """
+    kind = type(step).__name__
+    ends = getattr(step, _RANGED.get(kind, ""), ())
+    is_ranged = isinstance(ends, (list, tuple)) and len({*ends}) > 1
+    if is_ranged or _is_a(step, _RANDOM):
+        raise InputError(
+            f"the processor has a {kind}, which is for training: it makes another image at each "
+            "call. Pass the transform for evaluation, the third value of "
+            "open_clip.create_model_and_transforms."
+        )
+    inner = step if isinstance(step, torch.nn.Sequential) else getattr(step, "transforms", ())
+    if isinstance(inner, Iterable):
+        for each in inner:
+            _refuse_random(each)
 
 
 def _run(inner: Any, images: list[Image.Image]) -> list[Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
 from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import v2
 
 from captum_clip import load_clip
 from captum_clip.errors import InputError
@@ -45,7 +49,6 @@ def test_colors_come_back_from_what_a_processor_made_of_them(name, options):
 def test_a_transform_for_training_is_refused_by_name() -> None:
     """The middle value of `create_model_and_transforms`, or a step of one's own."""
     from open_clip.transform import image_transform
-    from torchvision import transforms
 
     training = image_transform(64, is_train=True)
     flipping = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()])
@@ -54,3 +57,28 @@ def test_a_transform_for_training_is_refused_by_name() -> None:
         clip = load_clip(model, processor=processor)
         with pytest.raises(InputError, match=f"has a {step}.*for training.*the third value"):
             clip.preprocess(Image.new("RGB", (80, 60)))
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("RandomHorizontalFlip", transforms.Compose([transforms.RandomHorizontalFlip()])),
+        ("RandomVerticalFlip", torch.nn.Sequential(transforms.RandomVerticalFlip())),
+        ("GaussianBlur", transforms.GaussianBlur(5)),
+        ("ElasticTransform", transforms.ElasticTransform()),
+        ("JPEG", v2.JPEG((10, 90))),
+        ("ScaleJitter", v2.ScaleJitter((64, 64))),
+    ],
+)
+def test_a_random_step_is_refused_at_any_depth(name: str, step: Any) -> None:
+    """It need not be called random, nor stand at the top."""
+    steps = [step, transforms.Resize((32, 32)), transforms.ToTensor()]
+    clip = load_clip(builders.open_clip_vit().model, processor=transforms.Compose(steps))
+    with pytest.raises(InputError, match=f"has a {name}, which is for training"):
+        clip.preprocess(Image.new("RGB", (80, 60)))
+
+
+def test_a_blur_of_one_strength_is_taken() -> None:
+    steps = [transforms.GaussianBlur(5, 2.0), transforms.Resize((32, 32)), transforms.ToTensor()]
+    clip = load_clip(builders.open_clip_vit().model, processor=transforms.Compose(steps))
+    assert clip.preprocess(Image.new("RGB", (80, 60))).shape == (1, 3, 32, 32)
