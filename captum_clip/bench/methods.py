@@ -418,13 +418,15 @@ class PrecomputedMaps(Method):
                     self.signed = True
             sha = hashlib.sha256(path.read_bytes()).hexdigest()
             digests[path.relative_to(self.folder).as_posix()] = sha
+        self._files = frozenset(digests)
         self._digest = entries_digest(digests)
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         maps = torch.full((len(queries), *queries.size), torch.nan)
         for index, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
-            path = self.folder / f"{sample}.npz"
-            heatmap = _read_maps(path).get(text) if path.is_file() else None
+            # Names of samples come from a data set, and may lead out of the folder of the maps.
+            file = f"{sample}.npz"
+            heatmap = _read_maps(self.folder / file).get(text) if file in self._files else None
             if heatmap is not None and np.isfinite(heatmap).all():
                 maps[index] = upsample(torch.from_numpy(heatmap), queries.size)
         return maps.to(queries.pixels.device)
@@ -433,10 +435,9 @@ class PrecomputedMaps(Method):
         return {**super().identity(), "files": self._digest}
 
     def failure_reason(self, sample: str, text: str) -> str:
-        path = self.folder / f"{sample}.npz"
-        if not path.is_file():
+        if f"{sample}.npz" not in self._files:
             return f"there is no file {sample}.npz"
-        if text not in _read_maps(path):
+        if text not in _read_maps(self.folder / f"{sample}.npz"):
             return f"{sample}.npz has no map of {text!r}"
         return super().failure_reason(sample, text)
 

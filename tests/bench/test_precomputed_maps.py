@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def test_maps_of_any_grid_are_resized_to_the_image(
     for number in (0, 1):
         expected = torch.tensor((heatmap[number] + number).astype(np.float32))
         torch.testing.assert_close(got[number], maps.upsample(expected, (32, 32)))
+
+
+def test_no_map_is_read_from_outside_of_the_folder(tmp_path: Path) -> None:
+    """A stranger's list of samples may name one "../image0"."""
+    random_maps(tmp_path, ["image0"], TEXTS)
+    method = PrecomputedMaps(random_maps(tmp_path / "mine", ["image1"], TEXTS))
+    clip = model(VIT)
+    asked = queries(clip).select([0, 1])
+    for outside in ("../image0", str(tmp_path / "image0")):
+        renamed = replace(asked, names=(outside, "image1"))
+        missing = method.maps(clip, renamed).isnan().flatten(1).all(1)
+        assert missing.tolist() == [True, False]
+        assert method.failure_reason(outside, TEXTS[0]) == f"there is no file {outside}.npz"
 
 
 def test_a_folder_is_a_method_of_its_name(tmp_path: Path) -> None:
