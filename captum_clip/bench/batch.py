@@ -187,10 +187,11 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
         return View(number, sample, pixels, (), torch.zeros(0, *size, dtype=torch.bool)), []
     # Void pixels go through the same crop as the masks, or they would lie on other pixels.
     planes = [region.mask for region in regions]
-    voids = [sample.void if region.void is None else region.void for region in regions]
-    has_void = any(void is not None for void in voids)
+    of_regions = [region.void for region in regions]
+    has_void = any(void is not None for void in (sample.void, *of_regions))
     if has_void:
-        planes += [np.zeros_like(planes[0]) if void is None else void for void in voids]
+        of_all = np.zeros_like(planes[0]) if sample.void is None else sample.void
+        planes += [of_all if void is None else of_all | void for void in of_regions]
     resized = torch.from_numpy(resize_masks(clip.processor, np.stack(planes), size))
     resized = resized.to(pixels.device)
     masks, empty = resized[: len(regions)], resized[len(regions) :]

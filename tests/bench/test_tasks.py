@@ -430,6 +430,16 @@ def test_void_pixels_count_for_nothing() -> None:
     assert counted["energy"].values[0, 0] == pytest.approx(0.1)
 
 
+def test_void_pixels_of_a_sample_and_of_a_region_add_up() -> None:
+    clip = model("hf_vit")
+    whole, void, crowd = two_regions("a"), half("top right"), half("bottom right")
+    first, second = whole.regions
+    sample = Sample("a", whole.image, (replace(first, void=crowd), second), void=void)
+    [view] = on_batch(context(clip, Listed(sample)), "random").samples.views
+    counting = [~torch.from_numpy(void | crowd), ~torch.from_numpy(void)]
+    assert torch.equal(view.valid, torch.stack(counting))
+
+
 def test_against_an_image_the_target_is_the_reference() -> None:
     """The same rows as with the picture's own encoding for a target."""
     clip = model("demo/vit")

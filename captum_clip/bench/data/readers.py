@@ -144,9 +144,10 @@ class FileData(DataSet):
                     raise InputError(f"the mask is {'full' if mask.any() else 'empty'}")
                 if "thirds" not in self.truth and any(region.text == text for region in regions):
                     raise InputError("the image has another region of the same text")
-                crowd = (
-                    self._read_region({"mask": entry["void"]}, image) if "void" in entry else None
-                )
+                crowd = None
+                if "void" in entry:
+                    # What was outlined within a crowd counts all the same.
+                    crowd = self._read_region({"mask": entry["void"]}, image) & ~mask
                 label = class_of.get(entry.get("label"))
                 regions.append(NamedRegion(text, mask, label=label, void=crowd))
                 if "point" in entry:  # nothing but the points is known

@@ -208,6 +208,17 @@ def test_a_crowd_is_void_for_its_own_category_alone(file: Path) -> None:
     assert voids["dog"] is None
 
 
+def test_an_object_within_a_crowd_counts(file: Path) -> None:
+    """As in COCO's own evaluation, which compares with objects before it looks at crowds."""
+    outlined = box(rows=slice(8, 12), columns=slice(18, 24))  # part of it in the crowd
+    people = {"image_id": 0, "category_id": 1, "segmentation": counted(RIGHT), "iscrowd": 1}
+    person = {"image_id": 0, "category_id": 1, "segmentation": counted(outlined)}
+    change(file, annotations=[people, person])
+    [region] = CocoInstances(file).read(0).regions
+    assert same(region.mask, outlined)
+    assert same(region.void, RIGHT & ~outlined)
+
+
 @pytest.mark.parametrize("name", ["../../picture.png", "../picture.png", "absolute"])
 def test_no_file_outside_of_the_folder_is_read(file: Path, name: str, tmp_path: Path) -> None:
     """A stranger's file could show any image of the reader's disk."""
