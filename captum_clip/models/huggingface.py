@@ -280,6 +280,15 @@ class SiglipTower(HuggingFaceTower):
         pool = MultiheadPoolingHead(head, attention, attention.num_heads, norm=norm)
         return {"pooling": "attention", "pooling_head": pool, **fields}
 
+    def embedding(self, result: Any) -> Tensor:
+        # Without a head the tower returns its patches, and None in the place of a pooled output.
+        return tensor_in(result) if self.pooling_head is None else super().embedding(result)
+
+    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
+        if self.pooling_head is None:
+            return with_tensor(result, embedding)
+        return super().with_embedding(result, embedding)
+
     @property
     def head(self) -> tuple[Step, ...]:
         if self.pooling_head is None:

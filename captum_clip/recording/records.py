@@ -327,7 +327,12 @@ class Recording:
 
     def is_map(self, patches: Tensor) -> bool:
         """Whether projected patches are (B, D, h, w), and not with their channels last."""
-        assert self.size is not None
+        if self.size is None:
+            raise CaptureError(
+                f"The forward function runs parts of the {self.tower.noun}, such as its "
+                "forward_features, and not the module itself, which is what hooks see; call the "
+                "module."
+            )
         # padded strides of a convolutional tower may round its grid up
         is_resnet = self.tower.kind == "resnet"
         return is_resnet or (patches.ndim == 4 and patches.shape[2:] == self.tower.grid(*self.size))
