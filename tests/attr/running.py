@@ -188,11 +188,16 @@ def held(post: Post, e: Tensor) -> Tensor:
 
 
 def sloped(post: Post, e: Tensor) -> Tensor:
-    """Those of any function of the embedding: its slope, and along e what is left of the score."""
+    """Those of any function of the embedding: its slope, and along e what is left of the score.
+
+    What is not odd in the embedding has its slope alone.
+    """
     e = e.requires_grad_()
     scores = oracles.cosines(post(e), rows())
     slopes = [torch.autograd.grad(y.sum(), e, retain_graph=True)[0] for y in scores.T]
     slope = torch.stack(slopes, 1)
+    if not torch.allclose(oracles.cosines(post(-e), rows()), -scores):
+        return slope.detach()
     left = scores - torch.einsum("be,bke->bk", e, slope)
     return (slope + left[..., None] * e[:, None] / e.square().sum(-1)[:, None, None]).detach()
 

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from captum_clip import attr, load_clip
+from captum_clip import ClipSimilarity, attr, load_clip
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from tests.attr import cases
 
@@ -91,7 +91,7 @@ def test_weights_on_the_meta_device_are_said_to_have_no_values(method: str) -> N
     explainer = attr.METHODS[method](lambda x: model.get_image_features(x).pooler_output, model)
     with pytest.raises(UnsupportedModelError, match=r"on the meta device, so.*assign=True"):
         explainer.attribute_targets(cases.images("hf_vit"))
-    similarity = cases.ClipSimilarity(load_clip(model), cases.similarity("hf_vit").target)
+    similarity = ClipSimilarity(load_clip(model), cases.similarity("hf_vit").target)
     with pytest.raises(UnsupportedModelError, match="on the meta device"):
         attr.METHODS[method](similarity).attribute_targets(cases.images("hf_vit"))
 
