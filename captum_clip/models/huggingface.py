@@ -225,9 +225,17 @@ def vision_of(module: Any) -> Any:
 def embedding_of(features: Any) -> Tensor:
     """The embeddings in what `get_image_features` or `get_text_features` returned."""
     # a tensor in transformers 4, an output object in 5
-    embeddings: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    embeddings = features if isinstance(features, Tensor) else features.pooler_output
+    if embeddings is None:
+        raise UnsupportedModelError(
+            "the model returns tokens and no embedding, as a SigLIP without its pooling head "
+            "(vision_use_head=False) does; expected the whole model. Load it with its head, or "
+            "give its vision tower as `layer` to a method, with a forward function of your own "
+            "that pools the tokens."
+        )
     # FLAVA projects every token, and its score reads the first
-    return embeddings[:, 0] if embeddings.ndim == 3 else embeddings
+    pooled: Tensor = embeddings[:, 0] if embeddings.ndim == 3 else embeddings
+    return pooled
 
 
 def transformers_family(
