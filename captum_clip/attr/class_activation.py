@@ -292,13 +292,8 @@ class PatchSimilarity(ViTAttribution):
     .. math:: z = x + W_O S V + b, \quad
               L_p = \cos\bigl(t, \; P \, \mathrm{LN}(z + \mathrm{MLP}(z))_p\bigr)
 
-    ==========  =========================  ==================================================
-    attention   without the residual       with it
-    ==========  =========================  ==================================================
-    "identity"  values alone               MaskCLIP on a ViT, and ClearCLIP's form of MaskCLIP
-    "qq"        ClearCLIP                  -
-    "kk"        NACLIP without its window  -
-    ==========  =========================  ==================================================
+    Without the residual, "identity" is ClearCLIP's form of MaskCLIP, "qq" is ClearCLIP, and "kk" is
+    NACLIP without its window. With it, "identity" is MaskCLIP on a ViT.
 
     NACLIP adds a Gaussian window around each patch to the logits, which is not done here.
 

@@ -87,9 +87,9 @@ class DirectContribution(AdditiveAttribution):
     With a forward function of your own, :math:`G` begins at the embedding e with
     :math:`g + (y - b - g \cdot e) \, e / |e|^2`, g the score's gradient there and b its constant:
     one small backward per target. The rest has b, so a bias or a prior changes no map. The first
-    call asks for the score of -e to find b, at the price of a forward. A score that is not odd in e
-    but for a constant, such as that of an MLP, has no such part along e: :math:`G` begins with g
-    alone, and the rest has what that leaves of the score.
+    call asks for the score of -e to find b, at the price of a forward. The score of an
+    MLP is not odd in e but for a constant. Then :math:`G` begins with g alone, and the rest has
+    what that leaves of the score.
 
     Pass the model as `layer`. transformers keeps the projection P outside the vision tower, so P is
     not known if you pass the tower alone. Then e is the tower's unprojected output v, and the part
