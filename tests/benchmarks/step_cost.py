@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -59,7 +60,7 @@ def steps(names: Sequence[str], batch: int, texts: int, device: str) -> dict[str
             maps = maps[torch.arange(batch), labels][:, None]
         return F.cross_entropy(50 * scores, labels) + outside_share(maps, masks).mean()
 
-    return {n: plain if n == "plain" else lambda depth=n: with_map(depth) for n in names}
+    return {n: plain if n == "plain" else partial(with_map, n) for n in names}
 
 
 def seconds(step: Step, device: str) -> tuple[float, float]:
