@@ -16,7 +16,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -303,9 +302,6 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _opened_image(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
-    if name.lower().endswith(_HEIC):
-        with suppress(ImportError):
-            import_module("pillow_heif").register_heif_opener()
     with pillow_errors(excerpt(name, 300)), Image.open(file) as image:
         check_size(*image.size, excerpt(name, 300))
         yield image
@@ -370,7 +366,7 @@ def pillow_errors(source: str) -> Iterator[None]:
     except (Image.DecompressionBombError, *_PILLOW_DAMAGE) as error:
         sentence = _SENTENCES.get(type(error), _OF_DAMAGE)
         reason = getattr(error, "strerror", None) or error  # without the path once more
-        heic = "; pip install pillow-heif adds HEIC" * source.lower().endswith(_HEIC)
+        heic = "; save HEIC as JPEG or PNG first" * source.lower().endswith(_HEIC)
         # Pillow's own limit, which holds besides
         limit = {"most": 2 * (Image.MAX_IMAGE_PIXELS or 0), "option": "PIL.Image.MAX_IMAGE_PIXELS"}
         raise InputError(sentence.format(source, **limit, reason=reason, heic=heic)) from error

@@ -18,7 +18,6 @@ from .methods import methods_for as methods_for
 from .run import EvaluationConfig as EvaluationConfig
 from .run import StudyConfig as StudyConfig
 from .study import StudyResult as StudyResult
-from .study import corner_bias_study as corner_bias_study
 from .study import emotions_study as emotions_study
 from .study import run_study as run_study
 from .table import Metric as Metric

@@ -28,7 +28,7 @@ app.add_typer(_emotions, name="emotions")
 class Study(Computing):
     """What is studied, and on which images."""
 
-    study: Literal["statistics", "corner-bias", "emotions"]
+    study: Literal["statistics", "emotions"]
     images: str
     output: str
     texts: Texts = None
@@ -56,11 +56,8 @@ def study_command(args: Study) -> None:
 
     presets: dict[str, Any] = {
         "statistics": bench.StudyConfig,
-        "corner-bias": bench.corner_bias_study,
         "emotions": bench.emotions_study,
     }
-    if args.study == "corner-bias" and args.emotions:
-        raise InputError("study corner-bias takes texts; leave --emotions out.")
     if args.study == "emotions" and (texts or not args.emotions):
         raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
     settings = args.settings("study", "texts", "texts_file") | ({"texts": texts} if texts else {})

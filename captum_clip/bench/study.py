@@ -132,19 +132,6 @@ def _statistics(job: Job, result: StudyStatistics) -> dict[str, Any]:
     return rows | dict(zip(("height", "width", "grid_height", "grid_width"), sides, strict=True))
 
 
-def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
-    """Do methods favor the corners (Figure 6 of the report)? Settings are those of `StudyConfig`.
-
-    By default a happy and a sad text, the report's three methods for vision transformers and
-    Grad-CAM for ResNets.
-    """
-    usual: Any = {
-        "texts": ("this person is happy", "this person is sad"),
-        "methods": ("all-grad", "attention-grad-cam", "last-grad", "grad-cam"),
-    }
-    return StudyConfig(images, output, **usual | settings)
-
-
 def emotions_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
     """Eight emotions, plain and centered, ViT next to ResNet (Figures 11 and 12 of the report).
 

@@ -210,6 +210,7 @@ def table(name: str, page: str, *after: str) -> Step:
 EXAMPLES = "../../../examples"
 SCREENSHOT = "python ../../../screenshot.py"
 TRAINING = "python ../../demo_models.py evaluate"
+REPORTS = "--method all-grad --method attention-grad-cam --method last-grad"
 ON_BOTH = "--model demo/vit --model demo/resnet"
 BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "excitement", "fear"]
 PARTS = ("effects", "evaluation", "right_map", "removal", "rivals_effects")
@@ -384,7 +385,7 @@ STEPS = (
     study(
         "corners_vit",
         "art",
-        'corner-bias "a sad face" sky grass --model demo/vit',
+        f'statistics "a sad face" sky grass --model demo/vit {REPORTS}',
     ),
     # tables
     *(Step(f"recall_{model}", f"{TRAINING} {model}") for model in ALL),

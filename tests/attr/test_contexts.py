@@ -98,7 +98,8 @@ def test_weights_on_the_meta_device_are_said_to_have_no_values(method: str) -> N
 
 def test_a_forward_that_runs_parts_of_the_tower_is_told_to_call_it() -> None:
     """timm's `forward_features` passes the hooks of the module by."""
-    timm = pytest.importorskip("timm")
+    import timm
+
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, depth=2).eval()
     attribution = attr.DirectContribution(lambda x: model.forward_features(x)[:, 0, :3], model)
     with pytest.raises(CaptureError, match=r"runs parts of .*forward_features.*call the module"):

@@ -49,7 +49,8 @@ def test_texts_encoded_in_half_precision_score_a_float32_tower(method: str) -> N
 @pytest.fixture
 def mesh() -> Iterator[Any]:
     """A mesh of this one process."""
-    distributed = pytest.importorskip("torch.distributed")
+    from torch import distributed
+
     distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
     try:
         yield distributed.device_mesh.init_device_mesh("cpu", (1,))
@@ -62,10 +63,12 @@ def test_weights_spread_over_processes_are_not_called_quantized(how: str, mesh: 
     """As FSDP2 and tensor parallelism keep them."""
     model = own_model()
     if how == "fully_shard":
-        fsdp = pytest.importorskip("torch.distributed.fsdp")
+        from torch.distributed import fsdp
+
         fsdp.fully_shard(model.vision_model, mesh=mesh)
     else:
-        tensors = pytest.importorskip("torch.distributed.tensor")
+        from torch.distributed import tensor as tensors
+
         tensors.distribute_module(model.vision_model, mesh)
     with pytest.raises(UnsupportedModelError, match=r"in a DTensor, spread over.*full_state_dict"):
         attr.DirectContribution(lambda x: cosines(model, x), model)
@@ -93,7 +96,8 @@ def test_a_tower_prepared_for_quantization_is_not_called_quantized(training: boo
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["k_proj", "fc1"]])
 def test_an_adapter_switched_off_in_the_forward_is_no_top_k_attention(targets: list[str]) -> None:
     """Removal runs the blocks again, where it is on."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
     torch.manual_seed(0)
     model = peft.get_peft_model(own_model(), config).eval()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from captum_clip.bench.run import StudyConfig
-from captum_clip.bench.study import corner_bias_study, emotions_study
+from captum_clip.bench.study import emotions_study
 from captum_clip.errors import InputError
 
 GOOD = StudyConfig("images", "out", ("a horse",))
@@ -99,14 +99,6 @@ def test_each_engine_has_its_own_number_of_workers() -> None:
     assert replace(GOOD, engine="ray").processes == 1
     assert replace(GOOD, engine="ray", gpus=4).processes == 4
     assert replace(GOOD, workers=0).processes == 0
-
-
-def test_corner_bias_has_the_reports_texts_and_methods() -> None:
-    """Three methods for a ViT, Grad-CAM for a ResNet; both texts can be set."""
-    config = corner_bias_study("images", "out", models=["demo/vit"])
-    assert config.texts == ("this person is happy", "this person is sad")
-    assert config.methods == ("all-grad", "attention-grad-cam", "last-grad", "grad-cam")
-    assert corner_bias_study("images", "out", texts=["a"]).texts == ("a",)
 
 
 def test_emotions_are_studied_with_a_vit_next_to_a_resnet() -> None:

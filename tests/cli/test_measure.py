@@ -14,7 +14,7 @@ from PIL import Image
 import captum_clip.bench
 from captum_clip.bench.evaluator import Evaluation
 from captum_clip.bench.run import EvaluationConfig, StudyConfig
-from captum_clip.bench.study import StudyResult, corner_bias_study, emotions_study
+from captum_clip.bench.study import StudyResult, emotions_study
 from captum_clip.bench.table import Summary
 from captum_clip.cli import main
 from captum_clip.demo.catalog import EMOTIONS
@@ -244,12 +244,10 @@ def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) ->
     ]
 
 
-def test_each_study_has_the_librarys_own_defaults(asked: list[Any], run: Run, vit: str) -> None:
+def test_the_study_of_emotions_has_the_librarys_own_defaults(asked: list[Any], run: Run) -> None:
     """For a probe that names no model, Mamooler's."""
-    run("study corner-bias photos --model VIT -o out")
     run("study emotions photos --emotions e.safetensors --emotions e.safetensors -o out")
     assert asked == [
-        corner_bias_study("photos", "out", models=[vit]),
         emotions_study("photos", "out", emotions=[Path("e.safetensors"), Path("e.safetensors")]),
     ]
 
