@@ -3,9 +3,9 @@
 Throughout, `forward` takes images (B, C, H, W) to scores (B,) or (B, K), and `images` are
 preprocessed. `target` is a column of the scores, the same for all or one per image (None with one
 column). `batch_size` images go into a forward pass. Image i of a call draws from `seed` + i, so
-that a set may come in batches of any size; a list has a seed for each image. `changes` are those of
-the images, from :func:`masked_changes`; `masks` are bool, none empty or full. What does not belong
-together, and NaN or infinity, raises an InputError.
+that a set may come in batches of any size; a list has a seed for each image. `changes` are made
+from the same images by :func:`masked_changes`; `masks` are bool, none empty or full. Arguments that
+do not belong together, and NaN or infinity, raise an InputError.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ _MOST_OBJECTS = 16
 
 @dataclass(frozen=True, eq=False)
 class MaskedChanges:
-    """Random masks of images and what they change; made once, it serves the maps of any method.
+    """Random masks of images and how they change a score; they serve the maps of any method.
 
     Args:
         masks: (B, S, H, W) bool, the pixels that each draw removes from an image.
-        changes: (B, S) float64, the score of the image less that of the image without them.
+        changes: (B, S) float64, the score of the image minus its score without those pixels.
     """
 
     masks: Tensor
@@ -43,17 +43,18 @@ class MaskedChanges:
 
     @public("MaskedChanges.predicted")
     def predicted(self, maps: Tensor) -> Tensor:
-        """Changes that maps predict: the sum of each over the pixels of each mask, (B, S) float64.
+        """Predict the changes: the sum of each map over the pixels of each mask, (B, S) float64.
 
-        Maps are (B, 1, h, w) or (B, h, w), and their cells are spread over their pixels.
+        Maps are (B, 1, h, w) or (B, h, w); the value of a cell is spread evenly over its pixels.
         """
         images = self.masks[:, :1]
         planes = perturbation.as_planes(maps, images).double()
         spread = expand_to_input(planes[:, None], images)[:, 0]  # (B, H, W)
-        pairs = zip(self.masks, spread, strict=True)
-        return torch.stack(
-            [mask.flatten(1).double() @ heatmap.flatten() for mask, heatmap in pairs]
-        )
+        sums = []
+        # One image at a time, since the masks of all images in float64 could fill the memory.
+        for masks, heatmap in zip(self.masks, spread, strict=True):
+            sums.append(masks.flatten(1).double() @ heatmap.flatten())
+        return torch.stack(sums)
 
 
 @torch.no_grad()
@@ -70,30 +71,30 @@ def masked_changes(
     batch_size: int = 32,
     seed: Seed = 0,
 ) -> MaskedChanges:
-    """Remove random cells from images, and see what that does to a score.
+    """Remove random cells from images and measure how a score changes.
 
     The grid is moved by half a cell, with cells of half the size at the edges, so that no cell
-    coincides with a patch of a ViT. Where they coincide, a method that itself removes patches
-    (occlusion) is tested on what it measured.
+    coincides with a patch of a ViT. If they coincided, a method that itself removes patches
+    (occlusion) would be tested on its own measurements.
 
     Args:
         forward: images -> scores.
         images: (B, C, H, W).
         target: column of the scores.
         grid: rows and columns of the cells, as ``clip.grid(height, width)`` gives them.
-        share: the chance of each cell to be removed, in (0, 1).
+        share: the probability that a cell is removed, in (0, 1).
         samples: S, draws per image.
-        fill: what takes their place; zero is the mean color of normalized images.
+        fill: the value of removed pixels; zero is the mean color of normalized images.
         batch_size: images per forward pass.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
-        InputError: no such images, targets, grid or share.
+        InputError: images, targets, a grid or a share other than described above.
 
     Example:
         >>> images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> found = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
-        >>> torch.allclose(found.predicted(images.mean(1) / 64), found.changes)
+        >>> changes = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
+        >>> torch.allclose(changes.predicted(images.mean(1) / 64), changes.changes)
         True
     """
     perturbation.check_pixels(images)
@@ -101,38 +102,41 @@ def masked_changes(
     for name, count in counts.items():
         check_integer(name, count)
     check_interval("share", share, "(0, 1)")
-    chosen = perturbation.checked_targets(target, images, name="target")
-    largest = None if target is None else int(chosen.max())
-    row, column = perturbation.shifted_cells(grid, images)
-    size = (samples, grid[0] + 1, grid[1] + 1)
-    masks, changes = [], []
+    target_columns = perturbation.checked_targets(target, images, name="target")
+    largest = None if target is None else int(target_columns.max())
+    cell_row, cell_column = perturbation.shifted_cells(grid, images)
     expected = f"fill as a number or a tensor that can be broadcast to {tuple(images[:1].shape)}"
     with expecting(expected, fill):
         filled = torch.as_tensor(fill).to(images).expand_as(images[:1])
     seeds = perturbation.seeds_of(seed, len(images))
-    for image, column_of_target, start in zip(images, chosen, seeds, strict=True):
-        # On the CPU, whose draws are the same for every device.
-        generator = torch.Generator().manual_seed(start)
-        drawn = torch.rand(size, generator=generator).to(images.device) < share
-        taken = drawn[:, row, column]  # (S, H, W)
-        states = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
-        parts = (torch.where(p[:, None], filled, image) for p in torch.split(states, batch_size))
-        scores = [perturbation.checked_scores(forward, changed, largest) for changed in parts]
-        score = torch.cat(scores)[:, column_of_target].double()
-        masks.append(taken)
-        changes.append(score[0] - score[1:])
+    masks = []
+    changes = []
+    for image, target_column, image_seed in zip(images, target_columns, seeds, strict=True):
+        # The draws are made on the CPU, so that they are the same for every device.
+        generator = torch.Generator().manual_seed(image_seed)
+        draws = torch.rand((samples, grid[0] + 1, grid[1] + 1), generator=generator)
+        removed_cells = draws.to(images.device) < share
+        removed_pixels = removed_cells[:, cell_row, cell_column]  # (S, H, W)
+        nothing_removed = removed_pixels.new_zeros(1, *removed_pixels.shape[1:])
+        scores = []
+        for batch in torch.split(torch.cat([nothing_removed, removed_pixels]), batch_size):
+            masked_images = torch.where(batch[:, None], filled, image)
+            scores.append(perturbation.checked_scores(forward, masked_images, largest))
+        target_scores = torch.cat(scores)[:, target_column].double()
+        masks.append(removed_pixels)
+        changes.append(target_scores[0] - target_scores[1:])
     return MaskedChanges(torch.stack(masks), torch.stack(changes))
 
 
 @public("faithfulness_correlation")
 def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
-    r"""The correlation of what maps predict of random masks with what these change.
+    r"""Correlate the changes that maps predict for random masks with the measured ones.
 
     .. math:: \rho = \mathrm{corr}_S \Bigl(\sum_{p \in S} m_p, \; y(x) - y(x \setminus S)\Bigr)
 
-    Pearson's, so scale and offset of a map make no difference. A map that has one value everywhere
-    predicts that larger masks change more, which is true: report what it reaches next to any
-    figure. A map of random values gets 0 on average, one upside down the negative.
+    It is Pearson's correlation, so the scale and the offset of a map make no difference. A map with
+    one value everywhere predicts that larger masks change more, which is true: report its figure
+    next to any other. A map of random values gets 0 on average; a negated map gets the negative.
 
     Returns:
         (B,) float64 from -1 to 1; NaN for a map of zeros, and where no mask changes anything.
@@ -142,8 +146,8 @@ def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
 
     Example:
         >>> images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> found = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
-        >>> faithfulness_correlation(images.mean(1), found)
+        >>> changes = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
+        >>> faithfulness_correlation(images.mean(1), changes)
         tensor([1.0000], dtype=torch.float64)
     """
     return pearson(changes.predicted(maps), changes.changes)
@@ -151,18 +155,19 @@ def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
 
 @public("infidelity")
 def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:
-    r"""Infidelity of maps: how far they are from predicting what random masks change.
+    r"""Infidelity of maps: the squared error of the changes that they predict for random masks.
 
     .. math:: \mathrm{INFD} = E_S\bigl[(\beta \, I_S \cdot m - (y(x) - y(x \setminus S)))^2\bigr],
               \quad \beta = \frac{E[I_S \cdot m \, (y(x) - y(x \setminus S))]}{E[(I_S \cdot m)^2]}
 
-    with :math:`I_S` 1 on the pixels of the mask: the figure of `captum.metrics.infidelity`, which
-    takes perturbations of other kinds (with :func:`captum_clip.maps.expand_to_input`), with
-    ``normalize=True``. The scale of the map makes no difference, nor does its sign as a whole,
-    since beta may be negative. Zero is perfect, and a map of zeros gets the mean square of the
-    score's change, the unit that a figure is to be read in. There is no intercept. A map with one
-    value everywhere says how much an average cell counts, which explains most of the square. So it
-    may beat maps that tell cells apart. :func:`faithfulness_correlation` has an offset.
+    where :math:`I_S` is 1 on the pixels of the mask. This is the figure of
+    `captum.metrics.infidelity` with ``normalize=True``; use that function for perturbations of
+    other kinds (with :func:`captum_clip.maps.expand_to_input`). The scale of the map makes no
+    difference, nor does its sign as a whole, since beta may be negative. Zero is perfect. A map of
+    zeros gets the mean square of the score's change, the unit in which to read a figure. There is
+    no intercept: a map with one value everywhere predicts the effect of an average cell, which
+    explains most of the square, so it may beat maps that tell cells apart.
+    :func:`faithfulness_correlation` has an offset.
 
     Returns:
         (B,) float64.
@@ -171,14 +176,15 @@ def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:
 
     Example:
         >>> images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> found = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
-        >>> infidelity(images.mean(1), found) < 1e-12
+        >>> changes = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
+        >>> infidelity(images.mean(1), changes) < 1e-12
         tensor([True, True])
     """
-    predicted, true = changes.predicted(maps), changes.changes
-    square = predicted.square().mean(1)
-    factor = (predicted * true).mean(1) / torch.where(square > 0, square, 1)
-    return (factor[:, None] * predicted - true).square().mean(1)
+    predicted = changes.predicted(maps)
+    measured = changes.changes
+    mean_square = predicted.square().mean(1)
+    beta = (predicted * measured).mean(1) / torch.where(mean_square > 0, mean_square, 1)
+    return (beta[:, None] * predicted - measured).square().mean(1)
 
 
 @torch.inference_mode(False)
@@ -198,7 +204,7 @@ def sensitivity(
 
     .. math:: \mathrm{SENS} = \max_{|\delta|_\infty \le r} \frac{|m(x + \delta) - m(x)|}{|m(x)|}
 
-    over uniform draws. A map of zeros is divided by 1.
+    over uniform draws. The change of a map of zeros is divided by 1.
 
     Args:
         attribute: images, ``target=`` and the options -> maps (B, ...): the `attribute` of any
@@ -208,7 +214,7 @@ def sensitivity(
         radius: r, in units of the normalized images.
         samples: draws per image.
         batch_size: images per call of `attribute`.
-        seed: of the draws.
+        seed: seed of the draws.
         **options: passed on to `attribute` as they are.
 
     Returns:
@@ -226,32 +232,41 @@ def sensitivity(
     check_integer("samples", samples)
     check_integer("a batch size", batch_size)
     seeds = perturbation.seeds_of(seed, len(images))
-    chosen = None if target is None else perturbation.checked_targets(target, images, name="target")
+    target_columns = None
+    if target is not None:
+        target_columns = perturbation.checked_targets(target, images, name="target")
 
     def explain(pixels: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
-        # Captum gives a tuple first and a tensor afterwards, and turns gradients off.
-        leaf = (pixels[0] if isinstance(pixels, tuple) else pixels).detach().clone()
+        # Captum passes a tuple in its first call and a tensor in all others, and expects the same
+        # type back. It turns gradients off, which most methods need.
+        is_tuple = isinstance(pixels, tuple)
+        leaf = pixels[0] if isinstance(pixels, tuple) else pixels
+        leaf = leaf.detach().clone().requires_grad_()
         with torch.enable_grad():
-            result = attribute(leaf.requires_grad_(), target=target, **options)
+            result = attribute(leaf, target=target, **options)
         maps = to_float32(result.detach()).contiguous()
-        return (maps,) if isinstance(pixels, tuple) else maps
+        return (maps,) if is_tuple else maps
 
-    def noisy(generators: Sequence[torch.Generator], pixels: Tensor) -> Tensor:
-        repeated = len(pixels) // len(generators)  # Captum repeats each image
-        draws = [generators[index // repeated] for index in range(len(pixels))]
-        noise = torch.stack([torch.rand(pixels.shape[1:], generator=draw) for draw in draws])
-        return pixels + radius * (2 * noise - 1).to(pixels)
+    def add_noise(generators: Sequence[torch.Generator], pixels: Tensor) -> Tensor:
+        # Captum repeats each image in place, so its draws come from one generator in a row.
+        repeats = len(pixels) // len(generators)
+        noise = []
+        for generator in generators:
+            for _ in range(repeats):
+                noise.append(torch.rand(pixels.shape[1:], generator=generator))
+        return pixels + radius * (2 * torch.stack(noise) - 1).to(pixels)
 
-    values, together = [], max(1, batch_size // samples)
-    for indices in torch.split(torch.arange(len(images), device="cpu"), together):
-        generators = [torch.Generator().manual_seed(seeds[number]) for number in indices.tolist()]
+    values = []
+    images_per_call = max(1, batch_size // samples)
+    for indices in torch.split(torch.arange(len(images), device="cpu"), images_per_call):
+        generators = [torch.Generator().manual_seed(seeds[index]) for index in indices.tolist()]
         largest = captum_metrics.sensitivity_max(
             explain,
             images[indices],
-            perturb_func=partial(noisy, generators),
+            perturb_func=partial(add_noise, generators),
             n_perturb_samples=samples,
             max_examples_per_batch=min(batch_size, len(indices) * samples),
-            target=None if chosen is None else chosen[indices],
+            target=None if target_columns is None else target_columns[indices],
         )
         values.append(largest)
     return torch.cat(values)
@@ -276,7 +291,7 @@ def shapley_effects(scores: Tensor) -> Tensor:
         (..., n), at least in single precision.
 
     Raises:
-        InputError: scores that are no finite floating-point tensor of 2, 4, 8, ... subsets.
+        InputError: scores other than a finite floating-point tensor of 2, 4, 8, ... subsets.
 
     Source: Shapley 1953.
 
@@ -286,23 +301,32 @@ def shapley_effects(scores: Tensor) -> Tensor:
         tensor([ 0.3000, -0.1000])
     """
     check_tensor("scores", scores, "(..., 2^n)")
-    objects = scores.shape[-1].bit_length() - 1
-    fits = scores.shape[-1] == 2**objects and 1 <= objects <= _MOST_OBJECTS
+    subset_count = scores.shape[-1]
+    object_count = subset_count.bit_length() - 1
+    fits = subset_count == 2**object_count and 1 <= object_count <= _MOST_OBJECTS
     expect(fits, f"the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} objects", scores)
-    sides = [2] * objects  # the highest bit comes first
-    cube = scores.double().reshape(*scores.shape[:-1], *sides)
-    gains = [cube.diff(dim=-1 - thing).flatten(-objects) for thing in range(objects)]
-    return mean_over_orders(torch.stack(gains, -2)).to(to_float32(scores).dtype)
+    # The cube has a dimension of size 2 for each bit. The highest bit comes first, so object i is
+    # dimension -1 - i.
+    cube = scores.double().reshape(*scores.shape[:-1], *[2] * object_count)
+    gains = []
+    for index in range(object_count):
+        gains.append(cube.diff(dim=-1 - index).flatten(-object_count))
+    effects = mean_over_orders(torch.stack(gains, -2))
+    return effects.to(to_float32(scores).dtype)
 
 
 def mean_over_orders(gains: Tensor) -> Tensor:
-    """The mean over all orders of players of what a player adds to those before it.
+    """Average a player's gain over those before it, over all orders of the players.
 
-    Gains (..., 2^k) are those to every subset of the k others.
+    Gains (..., 2^k) are what the player adds to every subset of the k others.
     """
     others = gains.shape[-1].bit_length() - 1
-    orders = [(others + 1) * comb(others, subset.bit_count()) for subset in range(2**others)]
-    return (gains / torch.tensor(orders).to(gains)).sum(-1)
+    # The weight |S|! (k - |S|)! / (k + 1)! of a subset S is 1 / ((k + 1) binom(k, |S|)).
+    divisors = []
+    for subset in range(2**others):
+        size = subset.bit_count()
+        divisors.append((others + 1) * comb(others, size))
+    return (gains / torch.tensor(divisors).to(gains)).sum(-1)
 
 
 @public("object_mass")
@@ -311,8 +335,8 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
     .. math:: \mu_i = \frac{hw}{HW} \sum_{p \in M_i} m_p
 
-    Maps are resized to their masks (bilinear); the factor makes it the mass of the map's own cells,
-    whatever the size of the image.
+    Maps are resized to their masks (bilinear). The factor turns a sum over pixels into a sum over
+    the map's own cells, so that the size of the image makes no difference.
 
     Args:
         maps: (..., h, w), signed or not.
@@ -333,22 +357,23 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
     expect(fits, expected, masks)
     check_filled(masks)
     heatmap = resize_to_masks(maps, masks)
-    share = maps.shape[-2] * maps.shape[-1] / (masks.shape[-2] * masks.shape[-1])
-    planes = masks.flatten(-2).to(heatmap.dtype)
-    return torch.einsum("...p,...np->...n", heatmap.flatten(-2), planes) * share
+    cells = maps.shape[-2] * maps.shape[-1]
+    pixels = masks.shape[-2] * masks.shape[-1]
+    inside = masks.flatten(-2).to(heatmap.dtype)
+    return torch.einsum("...p,...np->...n", heatmap.flatten(-2), inside) * (cells / pixels)
 
 
 class Agreement(NamedTuple):
     """How far the mass of maps agrees with the effects of objects, over pairs of map and object.
 
     Args:
-        spearman: rank correlation of mass and effect; NaN where either is constant, or for less
+        spearman: rank correlation of mass and effect; NaN where either is constant, or for fewer
             than two pairs.
         balanced_accuracy: mean of the shares of right signs among the positive and among the
             negative effects, where a mass of zero has no sign and counts one half. A constant
-            answer gets .5, whatever the base rate is; NaN where either kind is missing.
-        auc: the chance that the mass of a positive effect is above that of a negative one, equal
-            ones counting one half; .5 where mass and sign have nothing to do with each other.
+            answer gets .5, whatever the base rate is; NaN without positive or negative effects.
+        auc: the probability that the mass of a positive effect is above the mass of a negative
+            one, where equal masses count one half; .5 where mass and sign are unrelated.
     """
 
     spearman: float
@@ -358,11 +383,11 @@ class Agreement(NamedTuple):
 
 @public("effect_agreement")
 def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
-    """How far masses agree with effects, pooled over all pairs of map and object.
+    """Measure how far masses agree with effects, pooled over all pairs of map and object.
 
-    Masks measure whether a map looks right; this measures whether it is. Maps enter on their own
-    raw scale. Over the pairs where the text names another object the figures tell whether negative
-    evidence is right.
+    Masks alone measure whether a map looks right; this measures whether it is right. Maps enter on
+    their own raw scale. Over the pairs where the text names another object, the figures tell
+    whether negative evidence is right.
 
     Args:
         mass: any shape, as :func:`object_mass` gives it.
@@ -377,13 +402,21 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
     check_tensor("mass", mass, "(...)")
     check_tensor("effects", effects, "(...)")
     expect(mass.shape == effects.shape, f"one effect per mass of {describe(mass)}", effects)
-    pairs = mass.double().flatten(), effects.to(mass.device).double().flatten()
-    right, rises, falls = right_signs(*pairs)
-    balanced = (right[rises].mean() + right[falls].mean()) / 2
-    above = area_of_ranks(pairs[0][rises | falls], rises[rises | falls])
-    return Agreement(*(float(figure) for figure in (spearman(*pairs), balanced, above)))
+    masses = mass.double().flatten()
+    true_effects = effects.to(mass.device).double().flatten()
+    right, rises, falls = right_signs(masses, true_effects)
+    balanced_accuracy = (right[rises].mean() + right[falls].mean()) / 2
+    has_effect = rises | falls
+    auc = area_of_ranks(masses[has_effect], rises[has_effect])
+    correlation = spearman(masses, true_effects)
+    return Agreement(float(correlation), float(balanced_accuracy), float(auc))
 
 
 def right_signs(mass: Tensor, effects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether masses have the signs of their effects, half where one has none; effects > 0, < 0."""
-    return (1 + mass.sign() * effects.sign()) / 2, effects > 0, effects < 0
+    """Compare the signs of masses and effects.
+
+    Returns 1 where they are the same, 0 where they differ and 1/2 where either is zero; then where
+    effects are positive, and where they are negative.
+    """
+    right = (1 + mass.sign() * effects.sign()) / 2
+    return right, effects > 0, effects < 0
