@@ -1,6 +1,6 @@
-"""The perturbation test: does the score fall when what the map marks is removed?
+"""The perturbation test: does the score fall when the pixels that a map marks are removed?
 
-Also what takes the place of removed pixels: one color, or a blurred copy.
+The fills that take the place of removed pixels, one color or a blurred copy, are here as well.
 """
 
 from collections import defaultdict
@@ -30,24 +30,27 @@ def check_pixels(images: Any) -> None:
 
 
 def as_planes(maps: Tensor, images: Tensor) -> Tensor:
-    """Maps of images (B, C, H, W) as planes (B, h, w), at least in single precision.
+    """Return maps of images (B, C, H, W) as planes (B, h, w), at least in single precision.
 
     Maps are (B, h, w) or (B, 1, h, w) on a grid that is no finer than the image. Or they have the
     images' shape, as Captum's input methods give them; then their channels are added up.
     """
     check_maps(maps)
-    flat = maps[:, None] if maps.ndim == 3 else maps
-    one_each = flat.ndim == 4 and len(flat) == len(images) and maps.device == images.device
-    finer = maps.shape[-2] > images.shape[-2] or maps.shape[-1] > images.shape[-1]
-    fits = one_each and not finer and (flat.shape[1] == 1 or flat.shape == images.shape)
+    with_channels = maps[:, None] if maps.ndim == 3 else maps
+    is_one_per_image = with_channels.ndim == 4 and len(with_channels) == len(images)
+    is_same_device = maps.device == images.device
+    is_finer = maps.shape[-2] > images.shape[-2] or maps.shape[-1] > images.shape[-1]
+    fits = is_one_per_image and is_same_device and not is_finer
+    if fits:
+        fits = with_channels.shape[1] == 1 or with_channels.shape == images.shape
     expected = "one map per image, (B, 1, h, w) or (B, h, w) and no finer than it, or of its shape"
     advice = f"the images are {describe(images)}, and of several targets pass one, maps[:, k]"
     expect(fits, expected, maps, advice)
-    return to_float32(flat).sum(1)
+    return to_float32(with_channels).sum(1)
 
 
 def shifted_cells(grid: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor]:
-    """The row (H, 1) and the column (W,) of the cell that each pixel of images (..., H, W) lies in.
+    """Find the row (H, 1) and the column (W,) of the cell of each pixel of images (..., H, W).
 
     The grid is shifted by half a cell, so it has one row and one column more.
 
@@ -56,47 +59,59 @@ def shifted_cells(grid: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor
         (tensor([[0]]), tensor([0, 1, 1, 2]))
     """
 
-    def owners(pixels: int, cells: int) -> Tensor:
-        starts = 2 * cells * torch.arange(pixels, device=images.device)
-        return (starts + pixels) // (2 * pixels)
+    def cells_of_pixels(pixels: int, cells: int) -> Tensor:
+        # This is floor(cells * pixel / pixels + 1/2) in whole numbers, which do not round.
+        numerators = 2 * cells * torch.arange(pixels, device=images.device)
+        return (numerators + pixels) // (2 * pixels)
 
-    (rows, columns), (height, width) = grid, images.shape[-2:]
-    return owners(height, rows)[:, None], owners(width, columns)
+    rows, columns = grid
+    height, width = images.shape[-2:]
+    return cells_of_pixels(height, rows)[:, None], cells_of_pixels(width, columns)
 
 
 def seeds_of(seed: Any, count: int) -> list[int]:
-    """The seed of each of `count` images: seed + i, or as they are listed."""
+    """Return the seed of each of `count` images: seed + i, or the seeds of a list."""
     if not isinstance(seed, list | tuple):
         check_integer("a seed", seed, least=0)
         return [seed + index for index in range(count)]
-    fits = len(seed) == count and all(is_integer(value, least=0) for value in seed)
+    are_seeds = all(is_integer(value, least=0) for value in seed)
+    fits = are_seeds and len(seed) == count
     expect(fits, f"a seed from 0 on, or one for each of {count} images", seed)
     return list(seed)
 
 
 def checked_targets(targets: Targets, images: Tensor, *, name: str) -> Tensor:
-    """The index (B,) of each image's target, on the images' device; None stands for 0."""
+    """Return the index (B,) of each image's target, on the images' device; None stands for 0."""
+    if targets is None:
+        targets = 0
     expected = f"{name} as an index from 0 on, or one for each of {len(images)} images"
-    with expecting(expected, targets):  # what is no tensor; or complex, without order
-        index = torch.as_tensor(0 if targets is None else targets, device=images.device)
-        whole = not index.is_floating_point() and index.dtype != torch.bool
-        fits = whole and index.shape in ((), (len(images),)) and bool((index >= 0).all())
-        expect(fits, expected, targets)
+    # Torch itself refuses values that make no tensor, and to compare complex numbers.
+    with expecting(expected, targets):
+        index = torch.as_tensor(targets, device=images.device)
+        is_whole = not index.is_floating_point() and index.dtype != torch.bool
+        has_shape = index.shape in ((), (len(images),))
+        expect(is_whole and has_shape and bool((index >= 0).all()), expected, targets)
     return index.long().expand(len(images))
 
 
 def checked_scores(forward: Forward, images: Tensor, largest: int | None) -> Tensor:
-    """The scores (B, K) of a forward function that has a column for the largest target.
+    """Return the scores (B, K) of a forward function that has a column for the largest target.
 
     Without a target it must have one column only.
     """
-    scores = forward(images.clone())  # which may change them
+    # A forward function may change its images in place, so it gets a copy.
+    scores = forward(images.clone())
     fits = isinstance(scores, Tensor) and scores.ndim in (1, 2) and len(scores) == len(images)
     expect(fits, f"a forward function that returns (B,) or (B, K) for {len(images)} images", scores)
     scores = scores.reshape(len(images), -1)
     count = scores.shape[1]
-    if count != 1 if largest is None else largest >= count:
-        advice = "say which by a target" if largest is None else f"there is none of index {largest}"
+    if largest is None:
+        has_columns = count == 1
+        advice = "say which by a target"
+    else:
+        has_columns = largest < count
+        advice = f"there is none of index {largest}"
+    if not has_columns:
         raise InputError(f"the forward function returns {count} scores per image; {advice}.")
     return scores
 
@@ -106,7 +121,7 @@ class Curves:
     """One measure while more and more of each image is changed, in both orders.
 
     Args:
-        fractions: (F,) float64, what is really removed after rounding to whole pixels.
+        fractions: (F,) float64, the shares that are removed after rounding to whole pixels.
         most_first: (B, F), the most relevant first.
         least_first: (B, F), the least relevant first.
     """
@@ -127,7 +142,7 @@ class Curves:
 
     @property
     def gap(self) -> Tensor:
-        """(B,) the area of least first minus that of most first; for deletion high is good."""
+        """(B,) `least_area` minus `most_area`; in a deletion test high is good."""
         return self.least_area - self.most_area
 
 
@@ -138,8 +153,8 @@ class PerturbationTest:
     Args:
         score: the score of the target, such as its cosine.
         top1: 1 where the label has the highest score of all, else 0; None without labels.
-        margin: the score of the target less the highest of all others; None with one score. What
-            any object adds to the score of any text drops out.
+        margin: the score of the target minus the highest of all others; None with one score. A
+            contribution that is the same for all texts cancels.
     """
 
     score: Curves
@@ -161,28 +176,28 @@ def perturbation_test(
     batch_size: int = 32,
     seed: Seed = 0,
 ) -> PerturbationTest:
-    r"""Score images of which a growing share of the pixels is removed (deletion).
+    r"""Score images while a growing share of their pixels is removed (deletion).
 
     .. math:: x_f = x \odot (1 - R_f) + \text{fill} \odot R_f
 
-    Pixels are ranked by the map, resized to the image (bilinear), and removed in that order. Most
-    relevant first (the positive test) the score of a good map falls early; least relevant first
-    (the negative test) it falls late. Pixels of equal value come in random order, drawn anew for
-    each image, so a constant map is a random one. Insertion into the same fill is deletion in the
-    other order, read backwards. All steps are scored `batch_size` at a time:
+    Pixels are ranked by the map, resized to the image (bilinear), and removed in that order. With
+    the most relevant first (the positive test) the score of a good map falls early; with the least
+    relevant first (the negative test) it falls late. Pixels of equal value come in random order,
+    drawn anew for each image, so a constant map is a random one. Insertion into the same fill is
+    deletion in the other order, read backwards. All steps are scored `batch_size` at a time:
     twenty forward passes per image for eleven fractions, since both orders begin and end alike.
 
     Args:
         forward: images (B, C, H, W) -> scores (B,) or (B, K).
         images: (B, C, H, W), preprocessed.
         maps: (B, 1, h, w) or (B, h, w), or of the images' shape, whose channels are added up.
-        targets: column of the score curves, one for all or one per image; the map's target as a
-            rule. None for the labels, or for the only column.
-        fill: what takes the place of removed pixels, a tensor that can be broadcast to the images:
+        targets: column of the score curves, one for all or one per image; usually the target of
+            the map. None takes the labels, or the only column.
+        fill: the values of removed pixels, a tensor that can be broadcast to the images:
             :func:`mean_fill`, :func:`blur_fill`, ``clip.color((0, 0, 0))`` for black.
-        labels: the classes of the top-1 curves, one for all or one per image: the true ones,
-            whatever target the map is of. A tie for the highest score counts as wrong.
-        fractions: of the pixels, rising, from 0 to 1.
+        labels: the classes of the top-1 curves, one for all or one per image: the true classes,
+            whatever the target of the map. A tie for the highest score counts as wrong.
+        fractions: shares of the pixels to remove, rising, from 0 to 1.
         batch_size: images per forward pass.
         seed: image i draws its ties from seed + i, so that a set may come in batches of any size;
             or the seed of each image.
@@ -192,8 +207,8 @@ def perturbation_test(
         is more than one score; their areas.
 
     Raises:
-        InputError: images and maps that do not belong together, NaN or infinity, more targets than
-            scores, or an option that does not exist.
+        InputError: images and maps that do not belong together, NaN or infinity, a target without
+            a score, or an option out of range.
 
     Source: Samek et al. 2017 (arXiv:1509.06321); Petsiuk et al. 2018 (arXiv:1806.07421); Chefer et
     al. 2021 (arXiv:2103.15679).
@@ -211,64 +226,81 @@ def perturbation_test(
         (tensor([[10.,  3.,  0.]]), tensor([[10.,  7.,  0.]]))
     """
     check_pixels(images)
-    rising = all(low < high for low, high in pairwise(fractions))
-    fits = rising and len(fractions) >= 2 and 0 <= fractions[0] <= fractions[-1] <= 1
+    is_rising = all(low < high for low, high in pairwise(fractions))
+    fits = is_rising and len(fractions) >= 2 and 0 <= fractions[0] <= fractions[-1] <= 1
     expect(fits, "two or more rising fractions from 0 to 1", fractions)
     check_integer("a batch size", batch_size)
     planes = upsample(as_planes(maps, images), (images.shape[-2], images.shape[-1]))
-    classes = None if labels is None else checked_targets(labels, images, name="labels")
-    followed = labels if targets is None else targets
-    chosen = checked_targets(followed, images, name="targets")
-    columns = [chosen] if classes is None else [chosen, classes]
-    largest = None if followed is None else max(int(index.max()) for index in columns)
+    if targets is None:
+        targets = labels
+    class_columns = None
+    if labels is not None:
+        class_columns = checked_targets(labels, images, name="labels")
+    target_columns = checked_targets(targets, images, name="targets")
+    largest = None
+    if targets is not None:
+        largest = int(target_columns.max())
+    if largest is not None and class_columns is not None:
+        largest = max(largest, int(class_columns.max()))
     expected = f"fill as a tensor that can be broadcast to images {tuple(images.shape)}"
     with expecting(expected, fill, "metrics.mean_fill(images) is one"):
         filled = fill.to(images).expand_as(images)
     ranks = _pixel_ranks(planes, seeds_of(seed, len(images)))
 
-    total = planes[0].numel()
-    counts = [round(fraction * total) for fraction in fractions]
-    most = [(False, count) for count in counts]
-    least = [(0 < count < total, count) for count in counts]  # both orders begin and end alike
-    states = list(dict.fromkeys(most + least))
-    all_states = torch.tensor(states, device=images.device)
-    shape = (len(states), len(images))
-    pairs = torch.cartesian_prod(*map(torch.arange, shape)).to(images.device)
-    measured: dict[str, list[Tensor]] = defaultdict(list)
-    for step, index in (some.T for some in torch.split(pairs, batch_size)):
-        backwards, changed = (column[:, None, None] for column in all_states[step].T)
-        order = torch.where(backwards.bool(), total - 1 - ranks[index], ranks[index])
-        perturbed = torch.where((order < changed)[:, None], filled[index], images[index])
-        scores = to_float32(checked_scores(forward, perturbed, largest))
-        measured["score"].append(scores.gather(1, chosen[index, None])[:, 0])
-        if scores.shape[1] > 1:
-            measured["margin"].append(_margin(scores, chosen[index]))
-        if classes is not None:
-            measured["top1"].append((_margin(scores, classes[index]) > 0).to(scores.dtype))
+    # A step is an order (whether the least relevant pixels come first) and a count of pixels to
+    # remove. Both orders begin and end alike, so they share their first and their last step.
+    pixel_count = planes[0].numel()
+    counts = [round(fraction * pixel_count) for fraction in fractions]
+    most_steps = [(False, count) for count in counts]
+    least_steps = [(0 < count < pixel_count, count) for count in counts]
+    steps = list(dict.fromkeys(most_steps + least_steps))
+    step_table = torch.tensor(steps, device=images.device)  # (S, 2)
 
-    real = torch.tensor(counts, dtype=torch.float64, device=images.device) / total
-    columns_of = [[states.index(state) for state in order] for order in (most, least)]
+    step_indices = torch.arange(len(steps))
+    image_indices = torch.arange(len(images))
+    pairs = torch.cartesian_prod(step_indices, image_indices).to(images.device)  # (S * B, 2)
+    measured: dict[str, list[Tensor]] = defaultdict(list)
+    for batch in torch.split(pairs, batch_size):
+        step, index = batch.T
+        least_first, removed = step_table[step][:, :, None, None].unbind(1)  # each (N, 1, 1)
+        most_order = ranks[index]
+        order = torch.where(least_first.bool(), pixel_count - 1 - most_order, most_order)
+        perturbed = torch.where((order < removed)[:, None], filled[index], images[index])
+        scores = to_float32(checked_scores(forward, perturbed, largest))
+        targets_of_batch = target_columns[index]
+        measured["score"].append(scores.gather(1, targets_of_batch[:, None])[:, 0])
+        if scores.shape[1] > 1:
+            measured["margin"].append(_margin(scores, targets_of_batch))
+        if class_columns is not None:
+            is_top = _margin(scores, class_columns[index]) > 0
+            measured["top1"].append(is_top.to(scores.dtype))
+
+    removed_shares = torch.tensor(counts, dtype=torch.float64, device=images.device) / pixel_count
+    most_columns = [steps.index(step) for step in most_steps]
+    least_columns = [steps.index(step) for step in least_steps]
     curves = {}
-    for name, parts in measured.items():
-        table = torch.cat(parts).reshape(shape).T  # (B, S)
-        curves[name] = Curves(real, *(table[:, column] for column in columns_of))
+    for name, batches in measured.items():
+        table = torch.cat(batches).reshape(len(steps), len(images)).T  # (B, S)
+        curves[name] = Curves(removed_shares, table[:, most_columns], table[:, least_columns])
     return PerturbationTest(curves["score"], curves.get("top1"), curves.get("margin"))
 
 
 def _margin(scores: Tensor, columns: Tensor) -> Tensor:
-    """How far one score of each image is above all others, (N, K) and (N,) -> (N,)."""
+    """Return how far one score of each image is above all others, (N, K) and (N,) -> (N,)."""
     others = scores.scatter(1, columns[:, None], -torch.inf).amax(1)
     return scores.gather(1, columns[:, None])[:, 0] - others
 
 
 def _pixel_ranks(planes: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Ranks of pixels (B, H, W), 0 the most relevant; ties are in random order."""
+    """Rank pixels, (B, H, W), where 0 is the most relevant; ties are in random order."""
+    # A map that differs from a constant by rounding alone is made constant: all its pixels tie.
     flat = torch.where(varies(planes)[:, None, None], planes, 0).flatten(1).cpu()
     ranks = torch.empty(flat.shape, dtype=torch.long, device="cpu")
     for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
-        # A stable sort of shuffled values: the seed decides which of equal pixels comes first, not
-        # their place in the image or the device.
-        shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+        # The shuffled values are sorted stably on the CPU, so that the seed decides which of equal
+        # pixels comes first, and neither their place in the image nor the device does.
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = torch.randperm(len(values), generator=generator)
         order = values[shuffled].argsort(descending=True, stable=True)
         ranks[index, shuffled[order]] = torch.arange(len(values), device="cpu")
     return ranks.reshape(planes.shape).to(planes.device)
@@ -276,7 +308,7 @@ def _pixel_ranks(planes: Tensor, seeds: Sequence[int]) -> Tensor:
 
 @public("mean_fill")
 def mean_fill(images: Tensor) -> Tensor:
-    """The mean color of the model's training images: zero, since images are normalized.
+    """Return the mean color of the model's training images: zero, since images are normalized.
 
     Returns:
         Zeros (1, C, 1, 1) for `fill`; black is ``clip.color((0, 0, 0))``.
@@ -291,11 +323,12 @@ def mean_fill(images: Tensor) -> Tensor:
 
 @public("blur_fill")
 def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
-    """The images blurred by a Gaussian, edges repeated: the usual start of insertion.
+    """Blur images by a Gaussian, with repeated edges: the usual start of insertion.
 
     Args:
         images: (B, C, H, W), preprocessed.
-        deviation: standard deviation of the Gaussian in pixels, above 0; it is cut off at three.
+        deviation: standard deviation of the Gaussian in pixels, above 0. The Gaussian is cut off
+            at three of them.
 
     Returns:
         (B, C, H, W), same type and device.
@@ -309,5 +342,6 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
     check_pixels(images)
     check_interval("a standard deviation in pixels", deviation, "(0, inf)")
     planes = to_float32(images.detach()).cpu().numpy()
-    options = {"sigma": deviation, "radius": max(1, round(3 * deviation)), "axes": (-2, -1)}
-    return torch.from_numpy(gaussian_filter(planes, mode="nearest", **options)).to(images)
+    radius = max(1, round(3 * deviation))
+    blurred = gaussian_filter(planes, deviation, mode="nearest", radius=radius, axes=(-2, -1))
+    return torch.from_numpy(blurred).to(images)
