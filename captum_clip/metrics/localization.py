@@ -1,7 +1,7 @@
-"""Does a map lie where it should? Maps against masks and cells of a mosaic.
+"""Does a map lie where it should? Measures against masks and against the cells of a mosaic.
 
 Throughout, `maps` are (..., h, w), resized (bilinear) to `masks` or `cells` (..., H, W), bool, one
-per map, none empty or full. For others, and for NaN, an InputError is raised.
+per map, none empty or full. Other maps or masks, and NaN, raise an InputError.
 """
 
 from typing import Any, NamedTuple
@@ -24,60 +24,65 @@ def check_bool(name: str, value: Any) -> None:
 def check_filled(masks: Tensor, *, what: str = "masks") -> None:
     """Raise InputError unless each mask (..., H, W) has an inside and an outside."""
     flat = masks.flatten(-2)
-    for state, wrong in (("empty", ~flat.any(-1)), ("full", flat.all(-1))):
-        if wrong.any():
+    is_empty = ~flat.any(-1)
+    is_full = flat.all(-1)
+    for state, is_wrong in (("empty", is_empty), ("full", is_full)):
+        if is_wrong.any():
             raise InputError(
-                f"{int(wrong.sum())} of the {what} are {state}, where every map scores "
+                f"{int(is_wrong.sum())} of the {what} are {state}, where every map scores "
                 "the same; leave those images out."
             )
 
 
 def maps_at_masks(maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor:
-    """Maps (..., h, w) at the size of their bool masks (..., H, W), at least in single precision.
+    """Resize maps (..., h, w) to their bool masks (..., H, W), at least in single precision.
 
     There is one mask per map, none empty or full.
     """
     check_bool(what, masks)
     check_maps(maps)
-    fits = masks.ndim >= 2 and masks.shape[:-2] == maps.shape[:-2]
+    is_one_per_map = masks.ndim >= 2 and masks.shape[:-2] == maps.shape[:-2]
+    is_same_device = masks.device == maps.device
     expected = f"one of the {what} (..., H, W) per map of {describe(maps)}"
-    expect(fits and masks.device == maps.device, expected, masks)
+    expect(is_one_per_map and is_same_device, expected, masks)
     check_filled(masks, what=what)
     return resize_to_masks(maps, masks)
 
 
 def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
-    """Maps (..., h, w) at the size of masks (..., H, W), at least in single precision."""
+    """Resize maps (..., h, w) to masks (..., H, W), at least in single precision."""
     return upsample(to_float32(maps), (masks.shape[-2], masks.shape[-1]))
 
 
 def rounding(maps: Tensor) -> Tensor:
-    """Differences (..., 1, 1) that may come from resizing a map (..., h, w)."""
+    """Bound the differences (..., 1, 1) that may come from resizing a map (..., h, w)."""
     return 8 * torch.finfo(maps.dtype).eps * maps.abs().amax((-2, -1), keepdim=True)
 
 
 def varies(maps: Tensor) -> Tensor:
-    """Whether each map (..., h, w) differs from a constant by more than rounding: (...)."""
+    """Tell whether each map (..., h, w) differs from a constant by more than rounding: (...)."""
     span = maps.amax((-2, -1)) - maps.amin((-2, -1))
     return span > rounding(maps)[..., 0, 0]
 
 
 @public("pointing_game")
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
-    r"""Whether the maximum of each map lies inside its mask (Zhang et al. 2016, arXiv:1608.00507).
+    r"""Tell whether the maximum of each map lies inside its mask (Zhang et al. 2016).
 
     .. math:: h = \frac{|\{p : m_p = \max m\} \cap M|}{|\{p : m_p = \max m\}|}
 
     Where several pixels share the maximum, up to the rounding of resizing, the share of them that
     lies inside counts. So a constant map gets the share of the image that the mask covers, which is
-    chance. With a tolerance in pixels, a maximum this far from the mask (Euclidean distance) still
-    counts; the paper takes 15.
+    chance. With a tolerance in pixels, a maximum at most this far from the mask (Euclidean
+    distance) still counts; the paper takes 15.
 
     Returns:
         (...) from 0 to 1; its mean over images is the accuracy of the pointing game.
 
     Raises:
         InputError: other maps or masks, or a tolerance below 0.
+
+    Source: Zhang et al. 2016 (arXiv:1608.00507).
 
     Example:
         >>> heatmap = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
@@ -87,27 +92,28 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     """
     check_integer("a tolerance", tolerance, least=0)
     heatmap = maps_at_masks(maps, masks)
-    highest = heatmap >= heatmap.amax((-2, -1), keepdim=True) - rounding(heatmap)  # (..., H, W)
-    inside = highest & _dilate(masks, tolerance)
-    return inside.sum((-2, -1)).to(heatmap.dtype) / highest.sum((-2, -1))
+    maximum = heatmap.amax((-2, -1), keepdim=True)
+    is_highest = heatmap >= maximum - rounding(heatmap)  # (..., H, W)
+    is_hit = is_highest & _dilate(masks, tolerance)
+    return is_hit.sum((-2, -1)).to(heatmap.dtype) / is_highest.sum((-2, -1))
 
 
 @public("energy_inside")
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    r"""The share of each map's positive mass that lies inside its mask (Wang et al. 2020).
+    r"""Measure the share of each map's positive mass inside its mask (Wang et al. 2020).
 
     .. math:: e = \frac{\sum_{p \in M} m_p^+}{\sum_p m_p^+}
 
     A constant positive map gets the share of the image that the mask covers.
 
-    Where the mask is the cell of a class in a grid of images, this is *GridPG*; the authors take
-    images that the model puts into their classes with confidence, each of another class. FIxLIP
-    plays it with captions of one to four objects in 2 x 2 cells, and a map for each object. A
-    method with a single map of the whole caption uses it for each object, which bounds the mean
-    over n objects by 1/n.
+    If the mask is the cell of a class in a grid of images, this is *GridPG*; its authors take
+    images of different classes that the model classifies with confidence. FIxLIP uses it with
+    captions of one to four objects in 2 x 2 cells, and a map for each object. A method with a
+    single map of the whole caption uses that map for each object, which bounds the mean over n
+    objects by 1/n.
 
     Returns:
-        (...) from 0 to 1; NaN for a map without positive mass, which GridPG's own code gives 0.
+        (...) from 0 to 1; NaN for a map without positive mass, where GridPG's own code returns 0.
 
     Source: Wang et al. 2020, *Score-CAM* (arXiv:1910.01279); GridPG: Böhle et al. 2021
     (arXiv:2104.00032), Rao et al. 2022 (arXiv:2205.10435); FIxLIP: Baniecki et al. 2025
@@ -125,13 +131,13 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 @public("coverage")
 def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
-    r"""The share of each object that the top `area` of its map covers.
+    r"""Measure the share of each object that the highest pixels of its map cover.
 
     .. math:: c = \frac{|T \cap M|}{|M|}, \quad T = \text{the } a H W \text{ highest pixels}
 
-    Pixels that tie for the last places share them, which is what drawing among them would give on
-    average; so a constant map gets `area`, which is chance. The mask itself as a map gets 1, or
-    what fits into the area.
+    Pixels that tie for the last places share them, which is the average over random draws among
+    them; so a constant map gets `area`, which is chance. The mask itself as a map gets 1, or
+    :math:`a H W / |M|` if the object is larger than the area.
 
     Returns:
         (...) from 0 to 1.
@@ -148,33 +154,38 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     check_interval("area", area, "(0, 1)")
     heatmap = maps_at_masks(maps, masks)
     count = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
-    last = heatmap.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)
-    above, tied = heatmap > last + rounding(heatmap), (heatmap - last).abs() <= rounding(heatmap)
-    left = (count - above.sum((-2, -1))) / tied.sum((-2, -1))
-    covered = (above & masks).sum((-2, -1)) + left * (tied & masks).sum((-2, -1))
+    highest = heatmap.flatten(-2).topk(count).values
+    last = highest[..., -1, None, None]  # (..., 1, 1), the lowest value that has a place
+    is_above = heatmap > last + rounding(heatmap)
+    is_tied = (heatmap - last).abs() <= rounding(heatmap)
+    places_left = count - is_above.sum((-2, -1))
+    tied_weight = places_left / is_tied.sum((-2, -1))
+    covered_above = (is_above & masks).sum((-2, -1))
+    covered_tied = tied_weight * (is_tied & masks).sum((-2, -1))
+    covered = covered_above + covered_tied
     return covered.to(heatmap.dtype) / masks.sum((-2, -1))
 
 
 def _dilate(masks: Tensor, distance: int) -> Tensor:
-    """Masks (..., H, W) with all that is at most `distance` pixels away."""
+    """Add to masks (..., H, W) all pixels that are at most `distance` pixels away."""
     if distance == 0:
         return masks
     from scipy.ndimage import distance_transform_edt
 
     planes = masks.reshape(-1, *masks.shape[-2:]).cpu().numpy()
-    near = np.stack([distance_transform_edt(~plane) <= distance for plane in planes])
-    return torch.from_numpy(near).reshape(masks.shape).to(masks.device)
+    is_near = np.stack([distance_transform_edt(~plane) <= distance for plane in planes])
+    return torch.from_numpy(is_near).reshape(masks.shape).to(masks.device)
 
 
 @public("word_mosaic_game")
 def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
-    r"""The share of a word's map that is where it should be, in a mosaic of images.
+    r"""Measure the share of a word's map that lies where it should in a mosaic of images.
 
     .. math:: g = \frac{\sum_{p \in C} m_p^+ + \sum_{p \notin C} m_p^-}{\sum_p |m_p|}
 
     where C is the cell of the image that the word names, :math:`m^+` positive and :math:`m^-`
-    negative evidence. A map that is constant gets the share of the image in C if it is positive,
-    and the rest if it is negative. One non-negative map of a whole caption that names n cells
+    negative evidence. A constant map gets the share of the image inside C if it is positive, and
+    the share outside if it is negative. A single non-negative map of a caption that names n cells
     divides its mass among them, so the mean over its n words is at most 1/n. A signed map per word
     (:func:`captum_clip.targets.words`) has no such bound.
 
@@ -187,12 +198,14 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
         tensor(0.8750)
     """
     heatmap = maps_at_masks(maps, cells, what="cells")
-    right = torch.where(cells, heatmap.clamp(min=0), (-heatmap).clamp(min=0))
+    positive = heatmap.clamp(min=0)
+    negative = (-heatmap).clamp(min=0)
+    right = torch.where(cells, positive, negative)
     return right.sum((-2, -1)) / heatmap.abs().sum((-2, -1))
 
 
 class SegmentationScores(NamedTuple):
-    r"""Pixels of each image by decision and truth, and what follows for the set.
+    r"""Counts of each image's pixels by decision and truth, and the scores of the set.
 
     .. math:: \text{accuracy} = \frac{TP + TN}{TP + FP + FN + TN}, \quad
               \text{mIoU} = \frac{1}{2} \Bigl(\frac{TP}{TP + FP + FN} +
@@ -202,9 +215,9 @@ class SegmentationScores(NamedTuple):
 
     Args:
         true_positive: (N,) pixels of the object that the map marks.
-        false_positive: (N,) pixels outside of the object that it marks.
-        false_negative: (N,) pixels of the object that it leaves out.
-        true_negative: (N,) the rest.
+        false_positive: (N,) pixels outside the object that the map marks.
+        false_negative: (N,) pixels of the object that the map does not mark.
+        true_negative: (N,) pixels outside the object that the map does not mark.
     """
 
     true_positive: Tensor
@@ -214,7 +227,7 @@ class SegmentationScores(NamedTuple):
 
     @property
     def pixel_accuracy(self) -> float:
-        """The share of all pixels of the set that are classified rightly."""
+        """The share of all pixels of the set that are classified correctly."""
         return float(self._summed.image_accuracy)
 
     @property
@@ -224,20 +237,21 @@ class SegmentationScores(NamedTuple):
 
     @property
     def image_accuracy(self) -> Tensor:
-        """(N,) the share of each image's pixels that are classified rightly."""
-        right = self.true_positive + self.true_negative
-        return right / (right + self.false_positive + self.false_negative)
+        """(N,) the share of each image's pixels that are classified correctly."""
+        correct = self.true_positive + self.true_negative
+        return correct / (correct + self.false_positive + self.false_negative)
 
     @property
     def image_iou(self) -> Tensor:
         """(N,) the mean of the IoU of object and background in each image."""
         wrong = self.false_positive + self.false_negative
-        of_object = self.true_positive / (self.true_positive + wrong)
-        return (of_object + self.true_negative / (self.true_negative + wrong)) / 2
+        object_iou = self.true_positive / (self.true_positive + wrong)
+        background_iou = self.true_negative / (self.true_negative + wrong)
+        return (object_iou + background_iou) / 2
 
     @property
     def _summed(self) -> "SegmentationScores":
-        """All images as one."""
+        """The counts summed over all images, which makes the set one image."""
         return SegmentationScores(*(counts.sum() for counts in self))
 
 
@@ -245,19 +259,20 @@ class SegmentationScores(NamedTuple):
 def segmentation_scores(
     maps: Tensor, masks: Tensor, *, threshold: Threshold = "mean"
 ) -> SegmentationScores:
-    r"""How well thresholded maps segment their objects (the ImageNet-Segmentation protocol).
+    r"""Measure how well thresholded maps segment objects (the ImageNet-Segmentation protocol).
 
-    Maps are min-max normalized one by one, and mark what is above the threshold; a constant map
-    marks nothing.
+    Each map is min-max normalized by itself, and marks the pixels above the threshold; a constant
+    map marks nothing.
 
     Args:
         maps: (..., h, w).
         masks: (..., H, W) bool.
-        threshold: "mean" (each map's own mean), "otsu" (each map's own, which parts its values
-            into two groups of largest variance between, 256 bins), or a number in [0, 1).
+        threshold: "mean" (the mean of each map), "otsu" (for each map the threshold that splits
+            its values into two groups with the largest variance between them, from 256 bins), or
+            a number in [0, 1).
 
     Returns:
-        Counts of each image; their properties are the figures of the set.
+        Counts of each image; their properties are the scores of the set.
 
     Raises:
         InputError: other maps or masks, or an unknown threshold.
@@ -273,21 +288,25 @@ def segmentation_scores(
     """
     heatmap, inside = _normalized(maps, masks)
     marked = heatmap > threshold_level(heatmap, threshold)[:, None, None]
-    pairs = ((marked, inside), (marked, ~inside), (~marked, inside), (~marked, ~inside))
-    return SegmentationScores(*((decided & truth).sum((-2, -1)) for decided, truth in pairs))
+    return SegmentationScores(
+        true_positive=(marked & inside).sum((-2, -1)),
+        false_positive=(marked & ~inside).sum((-2, -1)),
+        false_negative=(~marked & inside).sum((-2, -1)),
+        true_negative=(~marked & ~inside).sum((-2, -1)),
+    )
 
 
 @public("average_precision")
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
-    r"""The average precision of each map's values, which needs no threshold.
+    r"""Compute the average precision of each map's values, which needs no threshold.
 
     .. math:: AP = \sum_j (R_j - R_{j-1}) P_j
 
-    over the distinct values of the map from the highest, with recall R and precision P of the
+    over the distinct values of the map in falling order, with recall R and precision P of the
     pixels that have at least that value. A constant map gets the mask's share of the image.
 
     Returns:
-        (N,) of each image; mAP is their mean.
+        (N,), one for each image; mAP is their mean.
 
     Example:
         >>> mask = torch.tensor([[True, True], [False, False]])
@@ -300,20 +319,20 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
 @public("two_class_average_precision")
 def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
-    r"""The average precision that published tests on ImageNet-Segmentation report.
+    r"""Compute the average precision that published tests on ImageNet-Segmentation report.
 
     Object and background are two classes whose pixels are ranked together, those of the object by
     the min-max normalized map m, those of the background by 1 - m:
 
     .. math:: AP\bigl([m, 1 - m], [M, \lnot M]\bigr)
 
-    with AP as in :func:`average_precision`, which is that of the object alone. As there is as
-    much right as wrong among twice the pixels, a constant map gets 1/2. A map that is low nearly
-    everywhere puts the background first, and gets far more than that whatever it shows, so compare
+    with AP as in :func:`average_precision`, which ranks the pixels of the object class alone. Half
+    of the ranked values are positives, so a constant map gets 1/2. A map that is low nearly
+    everywhere puts the background first, and gets far more than 1/2 whatever it shows, so compare
     with random maps.
 
     Returns:
-        (N,) of each image; mAP is their mean.
+        (N,), one for each image; mAP is their mean.
 
     Source: the code of Chefer et al. 2021 (arXiv:2012.09838), which LeGrad (arXiv:2404.03214) and
     others follow.
@@ -325,28 +344,35 @@ def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
         tensor([0.9500])
     """
     heatmap, inside = _normalized(maps, masks)
-    # a constant map is 0 everywhere, and gets 0, 0
-    rest = torch.where(heatmap.amax((-2, -1), keepdim=True) > 0, 1 - heatmap, 0)
-    both, truth = torch.cat([heatmap, rest], 1), torch.cat([inside, ~inside], 1)
-    return _average_precision(both.flatten(1), truth.flatten(1))
+    # A constant map is normalized to 0. Its background must be 0 as well, or it would rank first.
+    varies = heatmap.amax((-2, -1), keepdim=True) > 0
+    background = torch.where(varies, 1 - heatmap, 0)
+    values = torch.cat([heatmap, background], 1)
+    truth = torch.cat([inside, ~inside], 1)
+    return _average_precision(values.flatten(1), truth.flatten(1))
 
 
 def _normalized(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Min-max normalized maps at the size of their masks, and the masks, each (N, H, W)."""
-    heatmap, size = normalize(maps_at_masks(maps, masks)), masks.shape[-2:]
+    """Return min-max normalized maps at the size of their masks, and the masks: (N, H, W) each."""
+    heatmap = normalize(maps_at_masks(maps, masks))
+    size = masks.shape[-2:]
     return heatmap.reshape(-1, *size), masks.reshape(-1, *size)
 
 
 def _average_precision(values: Tensor, inside: Tensor) -> Tensor:
-    """Average precision (N,) of values (N, P) against truth (N, P) bool.
+    """Compute the average precision (N,) of values (N, P) against truth (N, P) bool.
 
-    Summed over the pixels that are right: each one's precision is that of all with at least its
-    value. Sorting values alone takes a fraction of the argsort of scikit-learn's function.
+    It is the mean over the positive pixels of the precision among all pixels with at least that
+    value.
     """
+    heatmaps = values.detach().cpu().numpy()
+    truths = inside.cpu().numpy()
     scores = []
-    for heatmap, hit in zip(values.detach().cpu().numpy(), inside.cpu().numpy(), strict=True):
-        every, right = np.sort(heatmap), np.sort(heatmap[hit])
-        ranks = len(every) - np.searchsorted(every, right)
-        hits = len(right) - np.searchsorted(right, right)
-        scores.append(np.mean(hits / ranks))
+    for heatmap, truth in zip(heatmaps, truths, strict=True):
+        # Sorting the values takes a fraction of the time of scikit-learn's argsort.
+        ascending = np.sort(heatmap)
+        positives = np.sort(heatmap[truth])
+        marked = len(ascending) - np.searchsorted(ascending, positives)
+        true_positives = len(positives) - np.searchsorted(positives, positives)
+        scores.append(np.mean(true_positives / marked))
     return values.new_tensor(scores)
