@@ -1,6 +1,6 @@
 """Statistics of maps: spread, entropies, corners and center, and the rank correlation of two maps.
 
-Throughout, `maps` are (..., h, w), floating-point and finite; for others an InputError is raised.
+Throughout, `maps` are (..., h, w), floating-point and finite; other maps raise an InputError.
 """
 
 import math
@@ -17,18 +17,19 @@ from ..maps import check_maps, normalize, pearson, to_float32, upsample
 Axes = tuple[Tensor, Tensor]
 """R_h (H, h) and R_w (W, w), float64: upsampled to H x W a map m is R_h m R_w^T."""
 
-_AT_ONCE: Final = 2**20  # pixels
-_TINY: Final = torch.finfo(torch.float32).tiny  # x log x of it is nothing; not flushed to zero
+_PIXELS_PER_BLOCK: Final = 2**20
+_TINY: Final = torch.finfo(torch.float32).tiny
+"""Stands for 0 in x log x, which it makes negligible; a smaller number could be flushed to zero."""
 
 
 @public("spatial_variance")
 def spatial_variance(maps: Tensor) -> Tensor:
-    r"""Variance (...) of the values of each map, over all of its cells, float64.
+    r"""Compute the variance (...) of the values of each map over all of its cells, float64.
 
     .. math:: \sigma^2 = \frac{1}{hw} \sum_{ij} (m_{ij} - \bar m)^2
 
-    A constant map has variance 0. Where maps were min-max normalized first, a constant one
-    was made of nothing: count it separately.
+    A constant map has variance 0. If maps were min-max normalized first, the variance of a
+    constant map means nothing: count such maps separately.
 
     Example:
         >>> spatial_variance(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
@@ -40,15 +41,15 @@ def spatial_variance(maps: Tensor) -> Tensor:
 
 @public("spatial_entropy")
 def spatial_entropy(maps: Tensor) -> Tensor:
-    r"""Entropy (...) in bits of each map as a distribution over its cells, float64.
+    r"""Compute the entropy (...) in bits of each map as a distribution over its cells, float64.
 
     .. math:: H = -\sum_{ij} p_{ij} \log_2 p_{ij}, \quad p = m / \sum m, \quad 0 \log 0 = 0
 
-    Low is concentrated. It is at most :math:`\log_2(hw)`, which a constant map reaches. A map of
-    zeros is no distribution and gives NaN.
+    A concentrated map has a low entropy. It is at most :math:`\log_2(hw)`, which a constant map
+    reaches. A map of zeros is no distribution and gives NaN.
 
     Raises:
-        InputError: no such maps, or values below zero.
+        InputError: other maps, or values below zero.
 
     Example:
         >>> spatial_entropy(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
@@ -62,76 +63,92 @@ def spatial_entropy(maps: Tensor) -> Tensor:
 
 @public("value_entropy")
 def value_entropy(maps: Tensor) -> Tensor:
-    r"""Entropy (...) in bits of the distribution of each map's values, float64.
+    r"""Compute the entropy (...) in bits of the distribution of each map's values, float64.
 
     .. math:: H = -\sum_v p_v \log_2 p_v, \quad p_v = \frac{n_v}{hw}
 
     with :math:`n_v` the number of cells of exactly the value v: scikit-image's `shannon_entropy`.
-    High is many different values. It is at most :math:`\log_2(hw)`, and 0 for a constant map. It
-    depends on the size and on the type of the map, since in half precision more values coincide:
-    report both with it.
+    A map of many different values has a high entropy. It is at most :math:`\log_2(hw)`, and 0 for a
+    constant map. It depends on the size and on the type of the map, since more values coincide in
+    half precision: report both with it.
 
     Example:
         >>> value_entropy(torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
         tensor(1.5000, dtype=torch.float64)
     """
     check_maps(maps)
-    cells = maps.detach().reshape(-1, maps.shape[-2] * maps.shape[-1])
-    counts = [torch.unique(values, return_counts=True)[1].double() for values in cells]
-    nats = [torch.special.entr(n / n.sum()).sum() for n in counts]
+    flat = maps.detach().reshape(-1, maps.shape[-2] * maps.shape[-1])
+    nats = []
+    for values in flat:
+        _, counts = torch.unique(values, return_counts=True)
+        shares = counts.double() / counts.sum()
+        nats.append(torch.special.entr(shares).sum())
     return torch.stack(nats).reshape(maps.shape[:-2]) / math.log(2)
 
 
 def interpolations(grid: Sequence[int], size: Sequence[int], device: Any) -> Axes:
     """Write `maps.upsample` from a grid (h, w) to a size (H, W) as two matrices."""
-    height, width = (
-        upsample(torch.eye(cells).double()[:, :, None], (pixels, 1))[:, :, 0].T.to(device)
-        for cells, pixels in zip(grid, size, strict=True)
-    )
-    return height, width
+
+    def interpolation(cells: int, pixels: int) -> Tensor:
+        # Upsampling is linear, so its matrix is made of the upsampled unit vectors.
+        unit_vectors = torch.eye(cells).double()[:, :, None]
+        return upsample(unit_vectors, (pixels, 1))[:, :, 0].T.to(device)
+
+    return interpolation(grid[0], size[0]), interpolation(grid[1], size[1])
 
 
 def variance(maps: Tensor, axes: Axes | None = None) -> Tensor:
-    """Variance (...) of maps (..., h, w) in float64, as upsampled where axes are given.
+    """Compute the variance (...) of maps (..., h, w) in float64, upsampled if axes are given.
 
-    Upsampling is linear, so the sum and the sum of squares are forms of the small map.
+    Upsampling is linear, so the sum is a linear and the sum of squares a quadratic form of the
+    small map.
     """
     if axes is None:
         return maps.flatten(-2).var(-1, correction=0)
     rows, columns = axes
     pixels = len(rows) * len(columns)
-    centered = maps - maps.mean((-2, -1), keepdim=True)  # so that the squared mean is small
+    # Around its mean, the square of a map's mean is small, so the difference below loses no digits.
+    centered = maps - maps.mean((-2, -1), keepdim=True)
     squares = (centered * (rows.T @ rows @ centered @ columns.T @ columns)).sum((-2, -1))
-    return squares / pixels - (centered @ columns.sum(0) @ rows.sum(0) / pixels).square()
+    mean = centered @ columns.sum(0) @ rows.sum(0) / pixels
+    return squares / pixels - mean.square()
 
 
 def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
     r"""Entropy :math:`\log_2 S - \frac{1}{S} \sum x \log_2 x` (...), with S the sum of x.
 
     Maps are (..., h, w), computed in float64. With `axes` they count as upsampled: every pixel is
-    looked at, in single precision and a block at a time, which stays in the cache.
+    computed, in single precision and a block at a time, which stays in the cache.
     """
     small = maps.reshape(-1, *maps.shape[-2:])
     if axes is None:
-        total, parts = small.sum((-2, -1)), iter([small])
+        total = small.sum((-2, -1))
+        sums = _sum_x_log_x(small)
     else:
         rows, columns = axes
         total = small @ columns.sum(0) @ rows.sum(0)
-        at_once = max(1, _AT_ONCE // (len(rows) * len(columns)))
-        halves = torch.split(rows.float() @ small.float(), at_once)  # (n, H, w)
-        parts = (half @ columns.float().T for half in halves)
-    values = (chunk.clamp(min=_TINY) for chunk in parts)
-    sums = torch.cat([torch.log2(x).mul_(x).sum((-2, -1)) for x in values])
+        maps_per_block = max(1, _PIXELS_PER_BLOCK // (len(rows) * len(columns)))
+        upsampled_rows = rows.float() @ small.float()  # (n, H, w)
+        block_sums = []
+        for block in torch.split(upsampled_rows, maps_per_block):
+            block_sums.append(_sum_x_log_x(block @ columns.float().T))
+        sums = torch.cat(block_sums)
     return (torch.log2(total) - sums.double() / total).reshape(maps.shape[:-2])
 
 
-def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dict[str, Tensor]:
-    r"""Extremes of ``maps.upsample(m, size)``, and statistics of it stretched to [0, 1].
+def _sum_x_log_x(values: Tensor) -> Tensor:
+    """Sum x log2 x over the pixels of maps, (N, H, W) -> (N,), with 0 log 0 = 0."""
+    x = values.clamp(min=_TINY)
+    return torch.log2(x).mul_(x).sum((-2, -1))
 
-    They are taken on the map's own grid where they can. Upsampling is linear in the map,
+
+def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dict[str, Tensor]:
+    r"""Measure the extremes of ``maps.upsample(m, size)``, and its statistics stretched to [0, 1].
+
+    They are computed on the map's own grid where possible. Upsampling is linear in the map,
     :math:`U m = R_h m R_w^T`, and a min-max map is :math:`x = a \, U m + b`. So its sum and its sum
     of squares are forms of the small map. Between neighboring cells x is bilinear: its extremes lie
-    on the outermost pixels there. Only the entropy has to look at every pixel.
+    on the outermost pixels there. Only the entropy needs every pixel.
 
     Args:
         maps: (..., h, w), finite, float32.
@@ -140,45 +157,54 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
 
     Returns:
         name -> (...), float64: "low" and "high", then "spatial_variance", "spatial_entropy"
-        and perhaps "value_entropy" as in :mod:`captum_clip.metrics`. These are NaN for a map
-        that is constant as :func:`captum_clip.maps.normalize` sees it.
+        and, if asked for, "value_entropy" as in :mod:`captum_clip.metrics`. These are NaN for a map
+        that :func:`captum_clip.maps.normalize` treats as constant.
     """
     axes = interpolations(maps.shape[-2:], size, maps.device)
-    rows, columns = map(_outermost, axes)
-    wide = maps.double()
-    outermost = (rows @ wide @ columns.T).flatten(-2)
-    low, high = outermost.amin(-1), outermost.amax(-1)
+    rows, columns = axes
+    cells = maps.double()
+    outermost = _outermost(rows) @ cells @ _outermost(columns).T
+    low = outermost.amin((-2, -1))
+    high = outermost.amax((-2, -1))
     largest = torch.maximum(low.abs(), high.abs())
-    # The tolerance of maps.normalize: what it takes for constant has no statistics here.
+    # This is the tolerance of maps.normalize: a map that it treats as constant has no statistics.
     varies = high - low > 8 * torch.finfo(maps.dtype).eps * largest
-    stretched = (wide - low[..., None, None]) / torch.where(varies, high - low, 1)[..., None, None]
-    measured = {
+    span = torch.where(varies, high - low, 1)
+    stretched = (cells - low[..., None, None]) / span[..., None, None]
+    statistics = {
         "spatial_variance": variance(stretched, axes),
         "spatial_entropy": entropy(stretched, axes),
     }
-    if values:  # by its definition to the bit, since it asks which values are the same
-        large = (upsample(heatmap, size) for heatmap in maps.reshape(-1, 1, *maps.shape[-2:]))
-        entropies = [value_entropy(normalize(heatmap)) for heatmap in large]
-        measured["value_entropy"] = torch.cat(entropies).reshape(varies.shape)
-    measured = {name: torch.where(varies, value, torch.nan) for name, value in measured.items()}
-    return {"low": low, "high": high, **measured}
+    if values:
+        # This entropy depends on which values are equal to the bit, so maps must be upsampled by
+        # the same function as elsewhere.
+        entropies = []
+        for heatmap in maps.reshape(-1, 1, *maps.shape[-2:]):
+            entropies.append(value_entropy(normalize(upsample(heatmap, size))))
+        statistics["value_entropy"] = torch.cat(entropies).reshape(varies.shape)
+    measured = {"low": low, "high": high}
+    for name, statistic in statistics.items():
+        measured[name] = torch.where(varies, statistic, torch.nan)
+    return measured
 
 
 def _outermost(axis: Tensor) -> Tensor:
-    """The first and the last pixel between two neighboring cells."""
-    cell = (axis != 0).int().argmax(1)
-    changes = cell[1:] != cell[:-1]
+    """Keep the rows of an axis that are the first or the last pixel between neighboring cells."""
+    first_cell = (axis != 0).int().argmax(1)
+    changes = first_cell[1:] != first_cell[:-1]
     edge = torch.ones(1, dtype=torch.bool, device=axis.device)
-    return axis[torch.cat([edge, changes]) | torch.cat([changes, edge])]
+    is_first = torch.cat([edge, changes])
+    is_last = torch.cat([changes, edge])
+    return axis[is_first | is_last]
 
 
 @public("corner_bias")
 def corner_bias(maps: Tensor) -> Tensor:
-    """Mean of the four corner cells of each map over the mean of the whole map, (...), float64.
+    """Divide the mean of each map's four corner cells by the mean of the map, (...), float64.
 
-    1 is no bias, more is a map that favors the corners. It is meant for maps on the model's own
-    grid: of an upsampled map a corner is one pixel. NaN where the mean of the map is not above
-    zero, since a share of nothing means nothing.
+    The figure is 1 without a bias, and above 1 for a map that favors the corners. It is meant for
+    maps on the model's own grid: a corner of an upsampled map is a single pixel. It is NaN where
+    the mean of the map is not above zero, since the ratio then means nothing.
 
     Example:
         >>> maps = torch.tensor([[2.0, 0.0, 2.0], [0.0, 1.0, 0.0], [2.0, 0.0, 2.0]])
@@ -186,21 +212,26 @@ def corner_bias(maps: Tensor) -> Tensor:
         (tensor(2., dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
     check_maps(maps)
-    return _bias(maps, *([0, side - 1] for side in maps.shape[-2:]))
+    height, width = maps.shape[-2:]
+    return _bias(maps, rows=[0, height - 1], columns=[0, width - 1])
 
 
 @public("center_bias")
 def center_bias(maps: Tensor) -> Tensor:
-    """Mean of the cells in the middle of each map over the mean of the whole map, (...), float64.
+    """Divide the mean of each map's middle cells by the mean of the map, (...), float64.
 
-    In the middle is one cell, on an even side two. As :func:`corner_bias` in all the rest.
+    The middle of a side is one cell, or two if the side is even. In all other respects it is like
+    :func:`corner_bias`.
     """
     check_maps(maps)
-    return _bias(maps, *([(side - 1) // 2, side // 2] for side in maps.shape[-2:]))
+    height, width = maps.shape[-2:]
+    middle_rows = [(height - 1) // 2, height // 2]
+    middle_columns = [(width - 1) // 2, width // 2]
+    return _bias(maps, middle_rows, middle_columns)
 
 
 def _bias(maps: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-    """The mean of some rows and columns, which may name a cell twice, over that of all."""
+    """Divide the mean over some rows and columns, which may be named twice, by the map's mean."""
     cells = maps.double()
     mean = cells.mean((-2, -1))
     chosen = cells[..., rows, :][..., columns].mean((-2, -1))
@@ -209,14 +240,14 @@ def _bias(maps: Tensor, rows: list[int], columns: list[int]) -> Tensor:
 
 @public("rank_correlation")
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
-    r"""Spearman's rank correlation of each map with its counterpart (Adebayo et al. 2018).
+    r"""Compute the rank correlation of each map with its counterpart (Adebayo et al. 2018).
 
     .. math:: \rho = \mathrm{corr}(\mathrm{rank}(m), \mathrm{rank}(m'))
 
-    over the cells of a map; equal values share the mean of their ranks. Maps of a model with
-    random parameters or of another prompt should correlate little with the true ones, maps of the
-    same function in another form (permuted heads) perfectly. The modified copies come from
-    :mod:`captum_clip.models.variants`.
+    over the cells of a map (Spearman's); equal values share the mean of their ranks. Maps of a
+    model with random parameters or of another prompt should correlate little with the true maps.
+    Maps of the same function in another form (permuted heads) should correlate perfectly.
+    :mod:`captum_clip.models.variants` makes the modified copies.
 
     Returns:
         (...) from -1 to 1; NaN where either map is constant and has no ranks.
@@ -233,31 +264,35 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """
     check_maps(maps)
     check_maps(others)
-    alike = maps.shape == others.shape and maps.device == others.device
+    are_alike = maps.shape == others.shape and maps.device == others.device
     advice = "resize one with captum_clip.maps.upsample"
-    expect(alike, f"maps as the others, {describe(others)}", maps, advice)
-    return spearman(maps.flatten(-2), others.flatten(-2)).to(to_float32(maps).dtype)
+    expect(are_alike, f"maps as the others, {describe(others)}", maps, advice)
+    correlation = spearman(maps.flatten(-2), others.flatten(-2))
+    return correlation.to(to_float32(maps).dtype)
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 along the last dimension, (..., N) float64; equal values share their mean."""
+    """Rank along the last dimension from 1, (..., N) float64; equal values share a mean rank."""
     from scipy.stats import rankdata
 
-    # Equal values share their rank: ranks by argsort would correlate where maps are flat.
+    # An argsort would order equal values by position, so flat parts of two maps would correlate.
     ranks = rankdata(values.detach().double().cpu().numpy(), axis=-1)
     return torch.from_numpy(ranks).to(values.device)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rank correlation along the last dimension, (..., N) -> (...)."""
+    """Compute Spearman's rank correlation along the last dimension, (..., N) -> (...)."""
     return pearson(average_ranks(first), average_ranks(second))
 
 
 def area_of_ranks(values: Tensor, positive: Tensor) -> Tensor:
-    """The chance that a positive value (of (..., N)) is above another; equal values count half.
+    """Compute the probability (...) that a positive value of (..., N) is above a negative one.
 
-    That is the area under their ROC curve; NaN where either kind is missing.
+    Equal values count half. This is the area under the ROC curve, from the Mann-Whitney U; it is
+    NaN without positives or without negatives.
     """
-    count, others = positive.sum(-1).double(), (~positive).sum(-1)
-    ranks = torch.where(positive, average_ranks(values), 0).sum(-1)
-    return (ranks - count * (count + 1) / 2) / (count * others)
+    positives = positive.sum(-1).double()
+    negatives = (~positive).sum(-1)
+    rank_sum = torch.where(positive, average_ranks(values), 0).sum(-1)
+    u_statistic = rank_sum - positives * (positives + 1) / 2
+    return u_statistic / (positives * negatives)
