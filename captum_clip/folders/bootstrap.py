@@ -16,11 +16,12 @@ StatisticName = Literal[
 ]
 
 LEVEL: Final = 0.95
-"""Of intervals, where none is chosen."""
+"""The default level of intervals."""
 FEWEST: Final = 30
-"""Images of a paired test. With 10 the bootstrap finds a difference where there is none in .083 of
-the cases that should be .05, with 64 in .053."""
-_BLOCK: Final = 2**21  # weights in memory at a time
+"""The fewest images of a paired test. At the level .05 the bootstrap finds a difference where there
+is none in .083 of cases with 10 images, and in .053 with 64."""
+_WEIGHTS_PER_BLOCK: Final = 2**21
+"""How many weights of images are in memory at a time."""
 
 
 class Interval(NamedTuple):
@@ -62,10 +63,10 @@ def bootstrap_mean(
 
     Args:
         values: (N,) finite numbers.
-        groups: (N,) the image that each value comes from; each its own where none is given.
-        level: of the interval.
+        groups: (N,) the image that each value comes from; without it each value is an image.
+        level: level of the interval.
         resamples: number of resamples.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         Mean, lower and upper end.
@@ -98,16 +99,16 @@ def paired_difference(
 
     .. math:: p = \min\Bigl(1, \; 2 \, \frac{1 + \min(|d^* \le 0|, |d^* \ge 0|)}{R + 1}\Bigr)
 
-    so p falls below 1 - `level` where the interval leaves out 0 (up to the one that is added), and
-    is never below 2 / (R + 1).
+    so p falls below 1 - `level` where the interval excludes 0 (but for the 1 that is added), and is
+    never below 2 / (R + 1).
 
     Args:
         first: (N,) finite numbers.
         second: (N,) of the same images in the same order.
-        groups: as of :func:`bootstrap_mean`, and so are the others.
-        level: of the interval.
+        groups: as in :func:`bootstrap_mean`.
+        level: level of the interval.
         resamples: number of resamples.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         Mean of first - second, lower and upper end, two-sided p value.
@@ -121,19 +122,23 @@ def paired_difference(
         >>> paired_difference([3.0, 2.0, 4.0], [1.0, 0.0, 2.0], resamples=999)
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
-    ours, theirs = (_finite_numbers(values) for values in (first, second))
-    expect(ours.shape == theirs.shape, f"{ours.size} values, one per method and image", theirs)
-    return difference_of(_means(ours - theirs, groups, level, resamples, seed), level)
+    minuends = _finite_numbers(first)
+    subtrahends = _finite_numbers(second)
+    is_paired = minuends.shape == subtrahends.shape
+    expect(is_paired, f"{minuends.size} values, one per method and image", subtrahends)
+    differences = _means(minuends - subtrahends, groups, level, resamples, seed)
+    return difference_of(differences, level)
 
 
 @public("holm")
 def holm(p_values: npt.ArrayLike) -> Array:
-    r"""P values of a family of tests, adjusted by Holm's step-down procedure (Holm 1979).
+    r"""Adjust the p values of a family of tests by Holm's step-down procedure (Holm 1979).
 
     .. math:: \tilde p_{(j)} = \max_{i \le j} \min\bigl(1, (m - i + 1) \, p_{(i)}\bigr)
 
-    with :math:`p_{(1)} \le ... \le p_{(m)}`. Rejecting what is at most :math:`\alpha` keeps the
-    chance of any false rejection below :math:`\alpha`, whatever the tests have in common.
+    with :math:`p_{(1)} \le ... \le p_{(m)}`. If all tests with an adjusted value of at most
+    :math:`\alpha` are rejected, the probability of any false rejection is at most :math:`\alpha`,
+    however the tests depend on each other.
 
     Args:
         p_values: (m,) from 0 to 1.
@@ -142,19 +147,19 @@ def holm(p_values: npt.ArrayLike) -> Array:
         (m,) in the given order.
 
     Raises:
-        InputError: no such numbers.
+        InputError: anything but numbers (m,) from 0 to 1.
 
     Example:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
     values = _finite_numbers(p_values)
-    inside = values.ndim == 1 and ((values >= 0) & (values <= 1)).all()
-    expect(inside, "p values (m,) from 0 to 1", p_values)
+    is_inside = ((values >= 0) & (values <= 1)).all()
+    expect(values.ndim == 1 and is_inside, "p values (m,) from 0 to 1", p_values)
     order = np.argsort(values, kind="stable")
-    steps = np.arange(len(values), 0, -1)
+    factors = np.arange(len(values), 0, -1)
     adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps * values[order]))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * values[order]))
     return adjusted
 
 
@@ -164,24 +169,27 @@ PARTS: Final[dict[StatisticName, tuple[str, ...]]] = {
     "ratio": ("numerator", "denominator"),
     "balanced": ("risen", "rises", "fallen", "falls"),
     "mean_iou": ("object", "object_union", "background", "background_union"),
-    **dict.fromkeys(("class_iou", "lowest_class", "highest_class"), _CLASS),
+    "class_iou": _CLASS,
+    "lowest_class": _CLASS,
+    "highest_class": _CLASS,
 }
 """The columns of a statistic's rows, by their names in the long table.
 
-All but a class are numerators, each followed by its denominator, which is 1 in a mean. Both are
-summed over all rows of the images drawn, and rows with a class within their class. The figure is
-the mean of the quotients, or the lowest or the highest of the classes.
+All columns but "class" come in pairs of a numerator and its denominator; a mean has the numerator
+alone, and its denominator is 1. Both are summed over all rows of the images drawn; rows with a
+class are summed within their class. The figure is the mean of the quotients, or the lowest or the
+highest quotient of the classes.
 """
 
 
 def image_sums(statistic: StatisticName, index: ImageIndices, rows: Array, images: int) -> Array:
-    """Sums of each image's rows.
+    """Sum the rows of each image.
 
     Args:
-        statistic: which has a column of rows for each of its `PARTS`.
+        statistic: the statistic; rows have a column for each of its `PARTS`.
         index: (N,), the image of each row.
         rows: (N, C).
-        images: how many there are.
+        images: number of images.
 
     Returns:
         (images, K, 2), numerators and denominators of K classes or pairs of columns.
@@ -200,73 +208,100 @@ def image_sums(statistic: StatisticName, index: ImageIndices, rows: Array, image
 
 
 def resample(sums: Array, *, resamples: int, seed: int) -> Array:
-    """Sums over all images, then over each bootstrap resample of as many: (1 + R, ...).
+    """Sum over all images, then over each bootstrap resample of as many images: (1 + R, ...).
 
     Sums are (images, ...). The draws depend on nothing but the number of images, `resamples` and
     `seed`; so the differences of methods with the same images are paired.
     """
-    # Whole images are drawn, never rows: a resample is how often each image comes, and its sums
-    # are these weights times the sums of the images. Blocks of resamples bound the memory.
-    generator, images = np.random.default_rng(seed), len(sums)
-    flat, height = sums.reshape(images, -1), max(1, _BLOCK // images)
+    # Whole images are drawn, never rows: a resample is described by how often it contains each
+    # image, and its sums are these weights times the sums of the images.
+    generator = np.random.default_rng(seed)
+    images = len(sums)
+    flat = sums.reshape(images, -1)
     blocks = [np.ones((1, images)) @ flat]
-    for start in range(0, resamples, height):
-        drawn = generator.integers(images, size=(min(height, resamples - start), images))
-        drawn += images * np.arange(len(drawn))[:, None]
-        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        blocks.append(times.astype(np.float64) @ flat)
+    # Resamples are computed in blocks, which bounds the memory.
+    largest_block = max(1, _WEIGHTS_PER_BLOCK // images)
+    for start in range(0, resamples, largest_block):
+        block_size = min(largest_block, resamples - start)
+        drawn = generator.integers(images, size=(block_size, images))
+        # A number for each pair of resample and image lets one call count the images of all.
+        drawn += images * np.arange(block_size)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        blocks.append(weights.astype(np.float64) @ flat)
     return np.concatenate(blocks).reshape(-1, *sums.shape[1:])
 
 
 def figures_of(statistic: StatisticName, sums: Array) -> Array:
-    """The statistic (1 + R,) of sums (1 + R, K, 2), over all images first; NaN without any."""
-    numerators, denominators = sums[..., 0], sums[..., 1]
-    empty = np.full_like(numerators, np.nan)
-    shares = np.divide(numerators, denominators, out=empty, where=denominators != 0)
-    # Rare classes are missing in many resamples, whose mean would be one over easier classes.
-    shares = np.where(np.isnan(shares), shares[:1], shares)
-    chosen = {"lowest_class": np.min, "highest_class": np.max}.get(statistic, np.mean)
-    figures: Array = chosen(shares, axis=1)
-    return figures
+    """Compute the statistic (1 + R,) of sums (1 + R, K, 2), over all images first.
+
+    It is NaN without any row.
+    """
+    numerators = sums[..., 0]
+    denominators = sums[..., 1]
+    missing = np.full_like(numerators, np.nan)
+    quotients = np.divide(numerators, denominators, out=missing, where=denominators != 0)
+    # Rare classes are missing in many resamples. Their quotient over all images takes its place, or
+    # the mean of such a resample would be a mean over easier classes.
+    quotients = np.where(np.isnan(quotients), quotients[:1], quotients)
+    if statistic == "lowest_class":
+        return np.asarray(quotients.min(axis=1))
+    if statistic == "highest_class":
+        return np.asarray(quotients.max(axis=1))
+    return np.asarray(quotients.mean(axis=1))
 
 
 def interval_of(figures: Array, level: float = LEVEL) -> Interval:
-    """A statistic with its percentile interval, from (1 + R,) of :func:`figures_of`.
+    """Return a statistic with its percentile interval, from (1 + R,) of :func:`figures_of`.
 
-    Resamples in which the statistic means nothing, NaN, are left out.
+    Resamples in which the statistic is undefined, NaN, are left out.
     """
-    # A resample may lack all that a ratio is of; as zero it would widen the interval.
-    finite = figures[1:][np.isfinite(figures[1:])]
-    ends = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(finite, ends) if len(finite) else (np.nan, np.nan)
+    resampled = _finite_resamples(figures)
+    if len(resampled) == 0:
+        return Interval(float(figures[0]), np.nan, np.nan)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(figures[0]), float(low), float(high))
 
 
 def difference_of(figures: Array, level: float = LEVEL) -> Difference:
-    """A difference with interval and two-sided p value, from (1 + R,) differences."""
-    resampled = figures[1:][np.isfinite(figures[1:])]
-    rarer = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
-    tested = len(resampled) > 0 and np.isfinite(figures[0])
-    p_value = min(1.0, 2 * (1 + rarer) / (len(resampled) + 1)) if tested else np.nan
-    return Difference(*interval_of(figures, level), p_value)
+    """Return a difference with interval and two-sided p value, from (1 + R,) differences."""
+    mean, low, high = interval_of(figures, level)
+    resampled = _finite_resamples(figures)
+    p_value = np.nan
+    if len(resampled) > 0 and np.isfinite(mean):
+        not_positive = int((resampled <= 0).sum())
+        not_negative = int((resampled >= 0).sum())
+        rarer = min(not_positive, not_negative)
+        p_value = min(1.0, 2 * (1 + rarer) / (len(resampled) + 1))
+    return Difference(mean, low, high, p_value)
+
+
+def _finite_resamples(figures: Array) -> Array:
+    # A resample may lack all rows that a ratio divides by; as zero it would widen the interval.
+    resampled = figures[1:]
+    return resampled[np.isfinite(resampled)]
 
 
 def _finite_numbers(values: Any) -> Array:
-    with expecting("finite numbers (N,)", values):  # a graph, 10**400
+    # NumPy refuses tensors that carry a graph, and numbers too large for float64 such as 10**400.
+    with expecting("finite numbers (N,)", values):
         return np.asarray(values, dtype=np.float64)
 
 
 def _means(values: npt.ArrayLike, groups: Any, level: float, resamples: int, seed: int) -> Array:
-    """The mean of all values, then of the values of groups drawn with replacement: (1 + R,)."""
+    """Return the mean of all values, then of groups drawn with replacement: (1 + R,)."""
     check_interval("a level", level, "(0, 1)")
     check_integer("resamples", resamples)
-    check_integer("a seed", seed, least=0)  # NumPy takes lists, and crashes over some
-    flat = _finite_numbers(values)
-    finite = flat.ndim == 1 and len(flat) and np.isfinite(flat).all()
-    expect(finite, "one or more finite numbers (N,)", values)
-    with expecting("groups (N,)", groups):  # None among numbers, lists of different lengths
-        owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
-        names, index = np.unique(owners, return_inverse=True)
-    expect(owners.shape == flat.shape, f"groups of {len(flat)} values", owners)
-    sums = image_sums("mean", index, flat[:, None], len(names))
+    # NumPy takes lists as seeds too, and crashes over some of them.
+    check_integer("a seed", seed, least=0)
+    numbers = _finite_numbers(values)
+    are_finite = numbers.ndim == 1 and len(numbers) > 0 and np.isfinite(numbers).all()
+    expect(are_finite, "one or more finite numbers (N,)", values)
+    # NumPy refuses lists of different lengths, and to sort None among numbers.
+    with expecting("groups (N,)", groups):
+        group_of_value = np.arange(len(numbers)) if groups is None else np.asarray(groups)
+        names, index = np.unique(group_of_value, return_inverse=True)
+    expect(
+        group_of_value.shape == numbers.shape, f"groups of {len(numbers)} values", group_of_value
+    )
+    sums = image_sums("mean", index, numbers[:, None], len(names))
     return figures_of("mean", resample(sums, resamples=resamples, seed=seed))
