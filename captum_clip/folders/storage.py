@@ -1,6 +1,6 @@
-"""Folders of images and results, here or anywhere that fsspec reaches; images read ahead.
+"""Folders of images and results, on this machine or anywhere that fsspec reaches.
 
-A folder that is wrong is refused without torch.
+Images are read ahead. A wrong folder is refused before torch is imported.
 """
 
 import errno
@@ -36,13 +36,17 @@ from ..files import (
 )
 
 Content = dict[str, Any]
-"""What a manifest holds."""
+"""The content of a manifest."""
 _RESUME: Final = "; what is done is kept; start the same command again to go on"
 _LOCK: Final = ".lock"
 
 
 def storage_of(location: str | Path) -> "Storage":
-    """A path, or a URL such as ``s3://bucket/folder``; InputError where fsspec knows no such."""
+    """Return the folder at a path or a URL such as ``s3://bucket/folder``.
+
+    Raises:
+        InputError: fsspec cannot reach it.
+    """
     import fsspec
 
     text = str(location)
@@ -50,7 +54,7 @@ def storage_of(location: str | Path) -> "Storage":
     if not separator and re.match("[a-z][a-z0-9+.-]+:/", text):
         raise InputError(f"{text} has one slash where a URL has two; give it as a str, not a Path.")
     if not separator or scheme in ("file", "local"):
-        # not by its URL, in which some characters that a path may have mean something
+        # Some characters that a path may contain have a meaning in a URL, so the path is used.
         path = expand(rest or text).resolve().as_posix()
         return Storage(fsspec.filesystem("file"), path, path, is_local=True)
     try:
@@ -65,17 +69,24 @@ def storage_of(location: str | Path) -> "Storage":
 class Storage:
     """A folder; names in it are relative, with "/" between their parts. It can be pickled.
 
-    A file is there whole or not at all. What a disk or a store refuses is an InputError.
+    A file is written whole or not at all. If a disk or a store refuses an operation, an InputError
+    is raised.
+
+    Attributes:
+        system: the file system of fsspec.
+        path: path of the folder in it.
+        root: the folder as the user knows it.
+        is_local: whether the folder is on this machine.
     """
 
-    system: Any  # a file system of fsspec
-    path: str  # of the folder in it
-    root: str  # as the user knows it
+    system: Any
+    path: str
+    root: str
     is_local: bool
 
     def files(self) -> dict[str, int]:
-        """The size in bytes of every file by name, hidden ones too."""
-        # fsspec keeps listings, and would not see what other processes have written since.
+        """Return the size in bytes of every file by name, of hidden files too."""
+        # fsspec caches listings, and would not see files that other processes have written since.
         self.system.invalidate_cache()
         with _storage_errors(f"{self.root} cannot be listed"):
             if not self.system.isdir(self.path):
@@ -87,11 +98,13 @@ class Storage:
         return {name[start:]: int(info.get("size") or 0) for name, info in infos.items()}
 
     def holds_files(self) -> bool:
-        """Whether the folder is there, with a file that is not hidden."""
-        return self.system.isdir(self.path) and any(name[0] != "." for name in self.files())
+        """Tell whether the folder exists and has a file that is not hidden."""
+        if not self.system.isdir(self.path):
+            return False
+        return any(not name.startswith(".") for name in self.files())
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where there is none."""
+        """Return the content of a file, or None if there is no such file."""
         with _storage_errors(f"{self.root}/{name} cannot be read"), suppress(FileNotFoundError):
             return bytes(self.system.cat_file(f"{self.path}/{name}"))
         return None
@@ -115,7 +128,7 @@ class Storage:
             self.system.rm_file(f"{self.path}/{name}")
 
     def _make(self, folder: str) -> None:
-        # a path that has no root begins with a bucket, which a typing error would make
+        # A path without a root begins with a bucket; a mistyped bucket must not be created.
         if self.is_local or folder.startswith("/"):
             self.system.makedirs(folder, exist_ok=True)
 
@@ -123,16 +136,17 @@ class Storage:
     def lock(self) -> Iterator[None]:
         """Make the folder, and keep other runs out of it while the context lasts.
 
-        Object stores have no locks: there two runs write the same files.
+        Object stores have no locks: two runs in one of them write the same files.
         """
         folder = Path(self.path)
-        path, is_new = folder / _LOCK, not folder.exists()
+        lock_path = folder / _LOCK
+        is_new = not folder.exists()
         with _storage_errors(f"the folder {self.root} cannot be made", "; name another"):
             self._make(self.path)
         if not self.is_local:
             yield
             return
-        lock = FileLock(path, timeout=0)
+        lock = FileLock(lock_path, timeout=0)
         try:
             with _storage_errors(f"cannot write to {self.root}"):
                 lock.acquire()
@@ -144,27 +158,35 @@ class Storage:
         try:
             yield
         finally:
-            with suppress(OSError):  # it must not hide the error of the run
-                path.unlink(missing_ok=True)  # while it is held: afterwards it may be another's
+            # An error here must not hide the error of the run.
+            with suppress(OSError):
+                # This comes before the release, after which the file may belong to another run.
+                lock_path.unlink(missing_ok=True)
                 if is_new and not any(folder.iterdir()):
                     folder.rmdir()
             lock.release()
 
 
 def _walk(root: str) -> Iterator[tuple[str, int]]:
-    """Names and sizes; links to folders are followed, which fsspec does not, circles are not."""
+    """Yield names and sizes of files.
+
+    Unlike in fsspec, links to folders are followed; a folder is entered once, so circles end.
+    """
     visited = set()
-    for folder, inner, names in os.walk(root, onerror=_raise_unreadable, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=_raise_unreadable, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:
-            inner.clear()
+        identity = (status.st_dev, status.st_ino)
+        if identity in visited:
+            subfolders.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
-        inner.sort()  # of two ways to a folder the same one counts on every disk
+        visited.add(identity)
+        # If two ways lead to a folder, sorting makes the same one count on every disk.
+        subfolders.sort()
         for name in names:
             path = Path(folder, name)
-            # of a link that leads nowhere the reader will say so
-            yield path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1
+            # A broken link is listed; whoever reads it gets the error.
+            size = path.stat().st_size if path.exists() else -1
+            yield path.relative_to(root).as_posix(), size
 
 
 def _raise_unreadable(error: OSError) -> None:
@@ -173,7 +195,7 @@ def _raise_unreadable(error: OSError) -> None:
 
 @contextmanager
 def _storage_errors(what: str, cure: str = "") -> Iterator[None]:
-    """Turn what the disk or the store refuses into an InputError.
+    """Turn an error of the disk or the store into an InputError.
 
     A time-out of the lock is an OSError too, and passes as it is.
     """
@@ -181,45 +203,60 @@ def _storage_errors(what: str, cure: str = "") -> Iterator[None]:
         yield
     except (Timeout, InputError):
         raise
-    except (OSError, ValueError) as error:  # ValueError: a name that the store cannot have
+    # A store raises a ValueError for a name that it does not allow.
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise InputError(f"{what}: {reason}{cure}.") from error
 
 
 def find_index(path: str | Path, *, exists: bool = True) -> Storage:
-    """The folder of an index of images; InputError where it cannot be one, or has to exist."""
-    storage, advice = storage_of(path), "such as photos.lance"
+    """Return the folder of an index of images.
+
+    Raises:
+        InputError: the path cannot be an index, or there is none although it has to exist.
+    """
+    storage = storage_of(path)
     folder, _, name = storage.root.rpartition("/")
-    expect(name.endswith(".lance"), "an index that ends in .lance", str(path), advice)
-    is_lasting = storage.is_local or folder.startswith(("s3://", "gs://", "az://"))
-    expect(is_lasting, "a table on this machine or at s3://, gs:// or az://", str(path))
-    plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
-    expect(plain, "an index named by letters, digits, '-', '_' and '.'", name)
+    is_index = name.endswith(".lance")
+    expect(is_index, "an index that ends in .lance", str(path), "such as photos.lance")
+    is_supported = storage.is_local or folder.startswith(("s3://", "gs://", "az://"))
+    expect(is_supported, "a table on this machine or at s3://, gs:// or az://", str(path))
+    is_plain = re.fullmatch(r"[\w.-]+", name.removesuffix(".lance"), re.ASCII)
+    expect(is_plain, "an index named by letters, digits, '-', '_' and '.'", name)
     advice = f"'captum-clip index FOLDER -o {storage.root}' makes one"
     expect(not exists or storage.holds_files(), "an index", storage.root, advice)
     return storage
 
 
 def differences(before: Content, after: Content) -> list[str]:
-    """Say which settings, as JSON, are not those of before."""
+    """Describe the settings, as JSON, that have changed."""
     from ..models.adapter import part_agrees
 
-    then, now = dict(_leaf_values(before)), dict(_leaf_values(after))
-    return [
-        f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
-        for name in {**then, **now}
-        if then.get(name) != now.get(name)  # embeddings of another machine differ by rounding
-        and not (".identity." in name and part_agrees(str(then.get(name)), str(now.get(name))))
-    ]
+    values_before = dict(_leaf_values(before))
+    values_after = dict(_leaf_values(after))
+    changes = []
+    for name in {**values_before, **values_after}:
+        old = values_before.get(name)
+        new = values_after.get(name)
+        if old == new:
+            continue
+        # The embeddings in a model's identity differ by rounding between machines.
+        if ".identity." in name and part_agrees(str(old), str(new)):
+            continue
+        changes.append(f"{name} was {_shown(old)} and is {_shown(new)}")
+    return changes
 
 
 def _leaf_values(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a JSON value by path, as "config.texts"; lists of plain values are whole."""
-    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
-        value = {str(number): each for number, each in enumerate(value)}
+    """Yield the leaves of a JSON value with their paths, such as "config.texts".
+
+    A list of plain values is one leaf.
+    """
+    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        value = {str(index): entry for index, entry in enumerate(value)}
     if isinstance(value, dict):
-        for name, each in value.items():
-            yield from _leaf_values(each, f"{path}.{name}".lstrip("."))
+        for name, child in value.items():
+            yield from _leaf_values(child, f"{path}.{name}".lstrip("."))
     else:
         yield path, value
 
@@ -233,32 +270,40 @@ Read = TypeVar("Read")
 
 
 class Skipped(NamedTuple):
-    """A sample that was left out, or a region or map of it."""
+    """A sample that was left out, or a region or map of it.
 
-    number: int  # of the sample
+    Args:
+        number: number of the sample.
+        reason: why it was left out.
+        again: whether its unit is computed again, since an error of a disk may pass.
+    """
+
+    number: int
     reason: str
-    again: bool = False  # its disk refused, which may pass: the unit is computed again
+    again: bool = False
 
     @classmethod
     def of(cls, number: int, error: Exception) -> "Skipped":
-        """A sample that could not be read."""
-        return cls(number, getattr(error, "reason", str(error)), is_io_error(error))
+        """Make the entry of a sample that could not be read."""
+        reason = getattr(error, "reason", str(error))
+        return cls(number, reason, is_io_error(error))
 
     @property
     def message(self) -> str:
-        """The reason, and what becomes of the sample, for people."""
-        again = " It is tried again when the same command runs again."
-        return self.reason + again * self.again
+        """The reason for people, and whether the sample is tried again."""
+        if self.again:
+            return f"{self.reason} It is tried again when the same command runs again."
+        return self.reason
 
 
 def list_images(
     images: Storage, output: Storage | None = None, *, limit: int | None = None, seed: int = 0
 ) -> dict[str, int]:
-    """Image files of a folder and the folders in it with their sizes, sorted by name.
+    """List the image files of a folder and the folders in it with their sizes, sorted by name.
 
-    Hidden files and results are left out; the output may lie inside. A sample of `limit` is that of
-    :func:`captum_clip.files.draw_names`. On this machine figures of this package are known by their
-    metadata, and left out too.
+    Hidden files and results are left out; the output may lie inside the folder. With a `limit`,
+    :func:`captum_clip.files.draw_names` draws a sample. On this machine, figures of this package
+    are recognized by their metadata and left out too.
 
     Raises:
         InputError: there is no folder or no image file in it, or the output is the same folder.
@@ -268,13 +313,15 @@ def list_images(
             f"the results cannot go into the folder of the images, {images.root}; name another "
             "folder, such as one inside it."
         )
-    sizes, root = images.files(), f"{images.root.rstrip('/')}/"
+    sizes = images.files()
     names = image_names(sizes)
+    root = f"{images.root.rstrip('/')}/"
     if output is not None and output.root.startswith(root):
         inside = f"{output.root.removeprefix(root)}/"
         names = [name for name in names if not name.startswith(inside)]
     names = draw_names(names, limit, seed)
-    if images.is_local:  # a store would be asked once an image
+    # In a store this would take a request for each image.
+    if images.is_local:
         names = [name for name in names if not is_own_figure(Path(images.path, name))]
     if not names:
         raise InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {images.root}.")
@@ -283,20 +330,27 @@ def list_images(
 
 @dataclass(frozen=True)
 class ImageReader(Generic[Read]):
-    """Reads images one at a time, so that none depends on another; safe in several threads."""
+    """Reads images one at a time, so that none depends on another; safe in several threads.
+
+    Attributes:
+        images: the folder.
+        names: names of files in it, or whole paths on this machine.
+        prepare: the last step, such as `preprocess_alone`.
+    """
 
     images: Storage
-    names: Sequence[str]  # of files in it, or whole paths of this machine
-    prepare: Callable[[Image.Image], Read]  # as by `preprocess_alone`
+    names: Sequence[str]
+    prepare: Callable[[Image.Image], Read]
 
     def __call__(self, number: int) -> Read | Skipped:
-        """The image of a number, prepared; or why there is none."""
+        """Read and prepare the image of a number, or return why it is skipped."""
         try:
             return self._read(self.names[number])
         except InputError as error:
             skipped = Skipped.of(number, error)
-            # Without the whole folder every image that is left would count as unreadable.
-            if skipped.again and self.images.is_local and not os.path.isdir(self.images.root):
+            is_folder_lost = self.images.is_local and not os.path.isdir(self.images.root)
+            # If the whole folder is gone, every remaining image would count as unreadable.
+            if skipped.again and is_folder_lost:
                 raise InputError(
                     f"the folder {self.images.root} cannot be reached; what is done is kept; run "
                     "the same command again when it is back."
@@ -304,23 +358,31 @@ class ImageReader(Generic[Read]):
             return skipped
 
     def _read(self, name: str) -> Read:
-        path, is_local = Path(self.images.path, name), self.images.is_local
-        content = read_file(path, name) if is_local else self.images.read(name)
+        content: bytes | None
+        if self.images.is_local:
+            content = read_file(Path(self.images.path, name), name)
+        else:
+            content = self.images.read(name)
         if content is None:
             missing = FileNotFoundError(errno.ENOENT, name)
             raise InputError(f"there is no image file {name}.") from missing
         image = decode_file(content, name, keep_mode=True)
         try:
             return self.prepare(image)
-        except (ValueError, RuntimeError) as error:  # what processors raise on odd images
+        # These are the errors that processors raise on unusual images.
+        except (ValueError, RuntimeError) as error:
             raise InputError(f"{name} cannot be preprocessed ({error}).") from error
 
 
 def readable_images(
     paths: Sequence[Path], skipped: dict[Path, str], *, workers: int = 0, progress: str = ""
 ) -> Iterator[Image.Image]:
-    """Read images of this machine one after the other; why some cannot be goes into `skipped`."""
-    reader = ImageReader(storage_of("."), [*map(str, paths)], Image.Image.copy)
+    """Read images of this machine one by one.
+
+    The reason why an image cannot be read goes into `skipped`.
+    """
+    names = [str(path) for path in paths]
+    reader = ImageReader(storage_of("."), names, Image.Image.copy)
     bar: Any = {"desc": progress, "unit": "image", "leave": False, "disable": not progress}
     with read_ahead(reader, range(len(paths)), workers) as read:
         for image in tqdm(read, total=len(paths), **bar):
@@ -337,18 +399,19 @@ def readable_images(
 def read_ahead(
     read: Callable[[Item], Read], items: Iterable[Item], workers: int, *, batch: int = 1
 ) -> Iterator[Iterator[Read]]:
-    """Read items in their order, in so many threads; with 0 of them each when it is due.
+    """Read items in their order in `workers` threads, or each item when it is due without any.
 
-    At most two batches a thread are ahead of the item that is due. An error of `read` is raised in
-    place of its result; after the context nothing runs on.
+    Each thread reads at most two batches ahead. An error of `read` is raised in place of its
+    result. No thread outlives the context.
     """
     with quiet(), ThreadPoolExecutor(max(workers, 1)) as pool:
 
         def results() -> Iterator[Read]:
             waiting: deque[Future[Read]] = deque()
             for item in items:
-                # a limit of pixels is of this thread's context
-                waiting.append(pool.submit(copy_context().run, read, item))
+                # The limit of pixels is a context variable, so the other thread needs a copy.
+                future = pool.submit(copy_context().run, read, item)
+                waiting.append(future)
                 if len(waiting) > 2 * workers * batch:
                     yield waiting.popleft().result()
             while waiting:
@@ -367,7 +430,11 @@ def check_template(text: str) -> str:
 
 
 def read_templates(folder: Path) -> list[str]:
-    """The lines of ``templates.txt`` in a folder, each with one "{}"; none without the file."""
+    """Return the lines of ``templates.txt`` in a folder, each with one "{}"; none without it."""
     path = folder / "templates.txt"
     with error_context(str(path)):
-        return [check_template(line) for line in read_lines(path) or [""]] if path.exists() else []
+        if not path.exists():
+            return []
+        # An empty file is refused, as a template without a place for a name.
+        lines = read_lines(path) or [""]
+        return [check_template(line) for line in lines]
