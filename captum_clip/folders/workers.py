@@ -1,4 +1,4 @@
-"""How work over many images is set up: settings, a loader of models, threads, processes of Ray."""
+"""The setup of work over many images: settings, a loader of models, threads, processes of Ray."""
 
 import logging
 import math
@@ -29,25 +29,30 @@ from .storage import Content, readable_images
 
 RESUME: Final = "what is done is kept, start the same command again."
 Progress = Callable[[int, int, str], None]
-"""Called with how many images were done, how many there are, and the label of the unit done last.
+"""Called with the number of images done, the number of all, and the label of the last unit done.
 
-An image counts once a method; the label is empty at the first call."""
+An image counts once for each method; the label is empty at the first call."""
 EngineName = Literal["local", "ray"]
 
 
 def label_of(model: str) -> str:
-    """How results call a model: its name; of a folder or a file the last part, without the path."""
-    if checkpoint := split_checkpoint(model):
-        return f"{label_of(checkpoint[0])}:{checkpoint[1].name}"
+    """Return the label of a model in results: its name, or the last part of a folder or file."""
+    checkpoint = split_checkpoint(model)
+    if checkpoint:
+        architecture, file = checkpoint
+        return f"{label_of(architecture)}:{file.name}"
     folder = _folder_of(model)
     return model if folder is None else folder.name
 
 
 def full_name(model: str) -> str:
-    """A model's name as any process on any machine understands it."""
-    if checkpoint := split_checkpoint(model):
-        return f"{full_name(checkpoint[0])}:{checkpoint[1].resolve()}"
-    return str(_folder_of(model) or model)
+    """Return a model's name with whole paths, which do not depend on the working directory."""
+    checkpoint = split_checkpoint(model)
+    if checkpoint:
+        architecture, file = checkpoint
+        return f"{full_name(architecture)}:{file.resolve()}"
+    folder = _folder_of(model)
+    return model if folder is None else str(folder)
 
 
 def _folder_of(model: str) -> Path | None:
@@ -58,32 +63,34 @@ def _folder_of(model: str) -> Path | None:
 
 
 def setting(default: Any, **rules: Any) -> Any:
-    """A field of settings with the rules of :class:`RunConfig`."""
+    """Make a field of settings with the rules of :class:`RunConfig`."""
     return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How work over many images is computed: an evaluation, a study, an index.
+    """Settings of work over many images: an evaluation, a study, an index.
 
-    The annotation of a field says what is checked and how it is kept: one value where several may
-    be given becomes a tuple. The metadata say whether it `decides` the results, the `least` (1) and
-    the `most` of a whole number, how a `text` is expected, and whether several may `repeat`.
+    The annotation of a field decides how its value is checked and stored; a field for several
+    values turns a single one into a tuple. The metadata say whether a field `decides` the results,
+    the `least` (1) and the `most` of a whole number, which `text` a message expects, and whether
+    values may `repeat`.
 
     Attributes:
         batch_size: images per forward pass.
         chunk_size: images per unit of work; a stop loses one unit per worker.
-        seed: of every draw.
+        seed: seed of every draw.
         engine: "local", or "ray" for several processes or machines.
         workers: processes that compute (ray; None is one for each GPU, or one), or batches of a
             study's images that are read ahead at a time (local; 0 is none, None is two).
         gpus: 0 computes on the CPU; 1 on a GPU; with Ray the number that the workers share.
-        threads: of each process that computes; None is PyTorch's own number. The same results to
-            the bit need the same number.
-        processor: whose image processor all models get, by name or folder, for checkpoints that
-            were saved without one.
+        threads: threads of each process that computes; None is PyTorch's own number. Results are
+            the same to the bit only with the same number.
+        processor: name or folder of the model whose image processor all models get, for
+            checkpoints that were saved without one.
         tokenizer: the same for the tokenizer.
-        image_size: of the models, as of :func:`captum_clip.load_clip`: larger images, finer maps.
+        image_size: image size of the models, as in :func:`captum_clip.load_clip`: larger images
+            give finer maps.
     """
 
     batch_size: int = setting(32, most=2**16, decides=True)
@@ -98,12 +105,15 @@ class RunConfig:
     image_size: int | None = setting(None, decides=True)
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
+        annotations = get_type_hints(type(self))
         for entry in fields(self):
-            name, value = entry.name, getattr(self, entry.name)
-            if value is not None or entry.default is not None:
-                value = _coerced(name, value, kinds[name], entry.metadata)
-                object.__setattr__(self, name, value)
+            name = entry.name
+            value = getattr(self, name)
+            is_unset = value is None and entry.default is None
+            if not is_unset:
+                checked = _checked_value(name, value, annotations[name], entry.metadata)
+                # The class is frozen, so its own assignment would raise.
+                object.__setattr__(self, name, checked)
         if self.engine == "local" and self.gpus > 1:
             raise InputError(
                 f"the local engine computes on one GPU; {argument('engine', 'ray')} uses more."
@@ -117,8 +127,9 @@ class RunConfig:
     @property
     def processes(self) -> int:
         """Workers, with the engine's default in place of None."""
-        default = 2 if self.engine == "local" else max(1, self.gpus)
-        return default if self.workers is None else self.workers
+        if self.workers is not None:
+            return self.workers
+        return 2 if self.engine == "local" else max(1, self.gpus)
 
     @property
     def thread_count(self) -> int:
@@ -127,34 +138,47 @@ class RunConfig:
 
     @property
     def device(self) -> str:
-        """Where models compute."""
+        """The device of the models."""
         return "cuda" if self.gpus else "cpu"
 
     def identity(self) -> dict[str, Any]:
-        """All settings that decide the results, as JSON; neither folders nor the engine do."""
-        deciding = [setting.name for setting in fields(self) if setting.metadata.get("decides")]
-        values = {name: getattr(self, name) for name in deciding}
-        parts = {name: values[name] for name in ("processor", "tokenizer")}
-        values |= {name: label_of(value) for name, value in parts.items() if value is not None}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        """Return all settings that decide the results, as JSON; folders and the engine do not."""
+        values = {}
+        for entry in fields(self):
+            if not entry.metadata.get("decides"):
+                continue
+            value = getattr(self, entry.name)
+            if entry.name in ("processor", "tokenizer") and value is not None:
+                value = label_of(value)
+            elif isinstance(value, tuple):
+                value = list(value)
+            values[entry.name] = value
+        return values
 
 
-def _coerced(name: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
-    """The value of a setting as it is kept; InputError where annotation or rules forbid it."""
-    if isinstance(kind, UnionType):  # with None, which is a default, or of a text with a path
-        kind = get_args(kind)[0]
-    if get_origin(kind) in (tuple, Sequence):
-        values = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
-        listed = [_coerced(name, each, get_args(kind)[0], rules) for each in values]
-        repeated = None if rules.get("repeat") else checks.find_repeated(listed)
+def _checked_value(name: str, value: Any, annotation: Any, rules: Mapping[str, Any]) -> Any:
+    """Return the value of a setting as it is stored.
+
+    Raises:
+        InputError: the annotation or the rules forbid it.
+    """
+    # The first type of a union decides: the others are None, a default, or a path beside a text.
+    if isinstance(annotation, UnionType):
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (tuple, Sequence):
+        is_single = isinstance(value, str) or not isinstance(value, Sequence)
+        values = [value] if is_single else value
+        item_annotation = get_args(annotation)[0]
+        checked = [_checked_value(name, item, item_annotation, rules) for item in values]
+        repeated = None if rules.get("repeat") else checks.find_repeated(checked)
         if repeated is not None:
             raise InputError(f"{str(repeated)!r} is given twice in {name}; once will do.")
-        return tuple(listed)
-    if get_origin(kind) is Literal:
-        checks.check_choice(value, get_args(kind), name=name)
-    elif kind is bool:
+        return tuple(checked)
+    if get_origin(annotation) is Literal:
+        checks.check_choice(value, get_args(annotation), name=name)
+    elif annotation is bool:
         checks.check_flag(name, value)
-    elif kind is int:
+    elif annotation is int:
         checks.check_integer(name, value, least=rules.get("least", 1), most=rules.get("most"))
     else:
         is_text = isinstance(value, (str, Path)) and str(value).strip()
@@ -165,10 +189,10 @@ def _coerced(name: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
 
 @dataclass
 class ModelLoader:
-    """Loads models by name, and keeps the last one for as long as it is asked for again.
+    """Loads models by name, and keeps the last one until another is asked for.
 
-    Sent to another process it loads there for itself. Where `processor` names another model, the
-    models get its image processor in place of their own, and so for the tokenizer.
+    A loader that is sent to another process loads its models there. If `processor` names another
+    model, all models get its image processor in place of their own; so it is with `tokenizer`.
     """
 
     processor: str | None = None
@@ -180,29 +204,37 @@ class ModelLoader:
         return {**vars(self), "_loaded": None}
 
     def load(self, model: str, device: str = "cpu", identity: Content | None = None) -> ClipAdapter:
-        """Load a model, which must have the identity of the run's beginning where one is given."""
-        if self._loaded is None or self._loaded[0] != (model, device):
-            self._loaded = None  # lets go of the old one first
-            parts = load_parts(self.processor, self.tokenizer)
-            clip = load_clip(model, **parts, device=device, image_size=self.image_size)
-            if identity and (changed := differing_parts(identity, clip.identity())):
-                raise InputError(
-                    f"{model} has other {' and '.join(changed)} than when the run began; give all "
-                    "machines the same files, and do not change them during the run."
-                )
-            self._loaded = ((model, device), clip)
-        return self._loaded[1]
+        """Load a model, and check it against its identity at the beginning of the run, if given."""
+        if self._loaded is not None and self._loaded[0] == (model, device):
+            return self._loaded[1]
+        # The old model is released first, so that memory never has to hold two.
+        self._loaded = None
+        parts = load_parts(self.processor, self.tokenizer)
+        clip = load_clip(model, **parts, device=device, image_size=self.image_size)
+        changed = differing_parts(identity, clip.identity()) if identity else []
+        if changed:
+            raise InputError(
+                f"{model} has other {' and '.join(changed)} than when the run began; give all "
+                "machines the same files, and do not change them during the run."
+            )
+        self._loaded = ((model, device), clip)
+        return clip
 
 
 def loader_of(config: RunConfig) -> ModelLoader:
-    """What loads the models of a run, with the parts of others under their full names."""
-    processor, tokenizer = (n and full_name(n) for n in (config.processor, config.tokenizer))
+    """Make the loader of a run's models, with full names of the processor and the tokenizer."""
+    processor = config.processor and full_name(config.processor)
+    tokenizer = config.tokenizer and full_name(config.tokenizer)
     return ModelLoader(processor, tokenizer, config.image_size)
 
 
 def preprocess_alone(processor: Any, size: tuple[int, int], image: Image.Image) -> Tensor:
-    """An image as the model takes it, (3, H, W), float32; InputError where its size is another."""
-    # Some processors pad to the largest image of a batch.
+    """Preprocess one image for a model, (3, H, W), float32.
+
+    Raises:
+        InputError: the result has another size.
+    """
+    # Some processors pad to the largest image of a batch, so each image is a batch of its own.
     pixels = process(processor, [image])[0]
     if pixels.shape[-2:] != size:
         raise InputError(
@@ -219,7 +251,7 @@ class ImageFeatures:
     Attributes:
         embeddings: (N, D), L2-normalized, float32.
         paths: of the N images, in the order they were given.
-        indices: (N,), of these in what was given.
+        indices: (N,), their positions among the given files.
         skipped: file -> why it could not be read.
     """
 
@@ -240,7 +272,7 @@ def image_features(
 ) -> ImageFeatures:
     """L2-normalized image features of files; a file that cannot be read is left out, with a reason.
 
-    In which batch an image is computed changes its features by rounding.
+    The features of an image differ by rounding with the batch in which it is computed.
 
     Args:
         clip: the adapter.
@@ -255,23 +287,25 @@ def image_features(
     """
     checks.check_integer("batch_size", batch_size)
     checks.check_integer("workers", workers, least=0)
-    listed, skipped = [Path(os.path.expanduser(path)) for path in paths], dict[Path, str]()
-    bar = "image features" * progress
-    images = readable_images(listed, skipped, workers=workers, progress=bar)
-    embeddings = list[npt.NDArray[np.float32]]()
+    files = [Path(os.path.expanduser(path)) for path in paths]
+    skipped: dict[Path, str] = {}
+    bar = "image features" if progress else ""
+    images = readable_images(files, skipped, workers=workers, progress=bar)
+    embeddings: list[npt.NDArray[np.float32]] = []
     with torch.no_grad():
         while batch := list(islice(images, batch_size)):
             encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
             embeddings.append(encoded.float().cpu().numpy())
-    indices = np.flatnonzero([path not in skipped for path in listed])
-    kept = tuple(listed[index] for index in indices)
-    return ImageFeatures(np.concatenate(embeddings), kept, indices, skipped)
+    # Only now, after all images were read, is `skipped` complete.
+    indices = np.flatnonzero([path not in skipped for path in files])
+    read_files = tuple(files[index] for index in indices)
+    return ImageFeatures(np.concatenate(embeddings), read_files, indices, skipped)
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with so many threads, then with as many as before."""
-    # Sums are split among threads, so their number decides the last digits.
+    """Compute with `count` threads, and restore their number afterwards."""
+    # Sums are split among threads, so the number of threads decides the last digits of results.
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -281,20 +315,23 @@ def threads(count: int) -> Iterator[None]:
 
 
 def map_on_ray(config: RunConfig, work: Callable[[int], Any], count: int) -> Iterator[Any]:
-    """Results of `work` for each number below a count, in any order, from Ray's processes."""
-    share = math.ceil(config.processes / config.gpus) if config.gpus else 0  # workers a GPU
+    """Yield the results of `work` for each number below a count, in any order, from Ray."""
+    gpu_share = 0.0
+    if config.gpus:
+        workers_per_gpu = math.ceil(config.processes / config.gpus)
+        gpu_share = 1 / workers_per_gpu
+    units = [{"unit": number} for number in range(count)]
     with _connected(config) as ray:
         try:
-            # A block for each unit: a worker that dies loses the whole block.
-            rows = ray.data.from_items(
-                [{"unit": number} for number in range(count)], override_num_blocks=count
-            ).map_batches(
+            # Each unit is a block, since a worker that dies loses its whole block.
+            unit_rows = ray.data.from_items(units, override_num_blocks=count)
+            rows = unit_rows.map_batches(
                 UnitWorker,
                 fn_constructor_args=(work, config.thread_count, checks.max_pixels.get()),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(config.processes, count)),
                 num_cpus=config.thread_count,
-                num_gpus=1 / share if share else 0,
+                num_gpus=gpu_share,
             )
             for row in rows.iter_rows():
                 if row["error"]:
@@ -306,38 +343,50 @@ def map_on_ray(config: RunConfig, work: Callable[[int], Any], count: int) -> Ite
 
 
 class UnitWorker:
-    """An actor of Ray Data: works at one number at a time."""
+    """An actor of Ray Data that works on one number at a time."""
 
     def __init__(
-        self, work: Callable[[int], Any], thread_count: int, most: int | None = None
+        self, work: Callable[[int], Any], thread_count: int, max_pixels: int | None = None
     ) -> None:
-        self._work, self._threads, self._most = work, thread_count, most
+        self._work = work
+        self._thread_count = thread_count
+        self._max_pixels = max_pixels
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
-        """The result for the number of a row, or the reason why there is none."""
-        result, reason = None, ""
+        """Return the result for the number of a row, or the reason why there is none."""
+        number = int(rows["unit"][0])
+        result = None
+        reason = ""
         try:
-            with threads(self._threads), checks.limit_pixels(self._most):
-                result = self._work(int(rows["unit"][0]))
-        # An error travels as text: raised here, Ray would start the worker anew.
+            with threads(self._thread_count), checks.limit_pixels(self._max_pixels):
+                result = self._work(number)
+        # An error is passed on as text. If it were raised here, Ray would restart the worker.
         except CaptumClipError as error:
             reason = error.reason
-        # As bytes, every block has one schema, whatever the result is.
+        # Results are bytes, so that all blocks have one schema, whatever the results are.
         return {"error": [reason], "result": [pickle.dumps(result)]}
 
 
 @contextmanager
 def _connected(config: RunConfig) -> Iterator[Any]:
-    """Ray, quiet: the caller's, a cluster that there is, or one that is started for a while."""
-    quiet = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
-    quiet |= {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    """Connect to Ray without its output.
+
+    This is the caller's connection, an existing cluster, or one that is started and shut down.
+    """
+    quiet_variables = {
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    }
     with ExitStack() as undo:
-        for name in quiet.keys() - os.environ.keys():  # what the user has set stays
-            os.environ[name] = quiet[name]
+        # A variable that the user has set keeps its value.
+        for name in quiet_variables.keys() - os.environ.keys():
+            os.environ[name] = quiet_variables[name]
             undo.callback(os.environ.pop, name)
         undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"ray\.")
-        warnings.filterwarnings("ignore", "lancedb fork")  # what Ray starts does not use it
+        # LanceDB warns that it is not safe to fork, but the processes of Ray do not use it.
+        warnings.filterwarnings("ignore", "lancedb fork")
         try:
             import ray
             import ray.data
@@ -359,15 +408,15 @@ def _connected(config: RunConfig) -> Iterator[Any]:
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Nothing on stderr, where Ray's C++ announces the log level that it was given."""
-    kept = os.dup(2)
+    """Mute stderr, where Ray's C++ code announces the log level that it was given."""
+    original = os.dup(2)
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(original)
 
 
 def _join_or_start(ray: Any, config: RunConfig) -> None:
@@ -376,19 +425,22 @@ def _join_or_start(ray: Any, config: RunConfig) -> None:
     try:
         try:
             ray.init(num_cpus=cpus, include_dashboard=False, **options)
-        except ValueError:  # Ray: a cluster that is there already has its CPUs
+        # Ray refuses a number of CPUs when it joins an existing cluster.
+        except ValueError:
             ray.init(**options)
-    except Exception as error:  # a start that takes too long is no other class of Ray's
+    # Ray has no narrower class for a start that takes too long.
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise InputError(f"Ray cannot be started or reached ({reason}); {RESUME}") from error
 
 
 def _check_room(ray: Any, config: RunConfig) -> None:
-    """A worker that no machine has room for would be waited for without end."""
+    """Raise InputError if no machine has room for a worker, for which Ray would wait forever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(machine.get("GPU", 0) for machine in machines)
-    fitting = [machine for machine in machines if machine.get("GPU", 0) >= min(config.gpus, 1)]
-    cpus = max((machine.get("CPU", 0) for machine in fitting), default=0)
+    gpus_per_machine = min(config.gpus, 1)
+    suitable = [machine for machine in machines if machine.get("GPU", 0) >= gpus_per_machine]
+    cpus = max((machine.get("CPU", 0) for machine in suitable), default=0)
     if gpus < config.gpus or cpus < config.thread_count:
         raise InputError(
             f"no machine of the Ray cluster can run a worker with "
