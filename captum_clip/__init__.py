@@ -7,6 +7,7 @@
     Explanation              maps and scores; draws, saves and loads itself
     Comparison               the explanations of several models, in one figure
     check                    which methods hold on your model, and what a map costs there
+    ModelCheck               what a check found: a table, and a file to attach to an issue
     load_clip                a name, a folder or a model -> an adapter for all that follows
     ClipSimilarity           a forward function: images -> cosine similarities to targets
     TextSimilarity           a forward function: token ids -> cosine similarities to images

@@ -22,7 +22,8 @@ from .attr import LayerAttention as LayerAttention
 from .attr import LeGrad as LeGrad
 from .attr import PatchSimilarity as PatchSimilarity
 from .attr import ReaderRemoval as ReaderRemoval
-from .bench.check import check as check
+from .explaining.check import ModelCheck as ModelCheck
+from .explaining.check import check as check
 from .explaining.explain import classify as classify
 from .explaining.explain import explain as explain
 from .explaining.explanation import Comparison as Comparison

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import captum_clip
 from captum_clip import attr
-from captum_clip.bench.check import Price
+from captum_clip.explaining.check import Price
 from tests.benchmarks import towers
 
 PACKAGE = Path(captum_clip.__file__).parent

@@ -12,17 +12,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_clip import attr, check, load_clip
-from captum_clip.bench import ModelCheck
-from captum_clip.bench.check import (
+from captum_clip import ModelCheck, attr, check, load_clip
+from captum_clip.cli import main
+from captum_clip.errors import InputError
+from captum_clip.explaining.check import (
     CHECKED,
     REFERENCE_TEXTS,
     Price,
     autograd_maps,
     explicit_attention,
 )
-from captum_clip.cli import main
-from captum_clip.errors import InputError
 from tests.attr import cases
 from tests.attr.test_check_method import Mixing
 from tests.models import checkpoints
@@ -32,7 +31,7 @@ from tests.models import checkpoints
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only two of the methods, since all take seconds."""
     methods = {name: attr.METHODS[name] for name in ("grad-cam", "last-grad")}
-    monkeypatch.setattr("captum_clip.bench.check.registered", lambda: methods)
+    monkeypatch.setattr("captum_clip.explaining.check.registered", lambda: methods)
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit_mean", "siglip", "timm_registers"])
@@ -97,7 +96,7 @@ def test_a_model_without_its_tools_is_checked_on_numbers(few: None) -> None:
 
 
 def test_a_broken_method_is_told_with_its_laws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captum_clip.bench.check.registered", lambda: {"mixing": Mixing})
+    monkeypatch.setattr("captum_clip.explaining.check.registered", lambda: {"mixing": Mixing})
     found = check(cases.adapter("open_clip_resnet"))
     assert found.methods["mixing"]["result"] == "broken"
     assert "Mixing breaks laws" in found.methods["mixing"]["why"]

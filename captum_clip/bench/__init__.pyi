@@ -2,8 +2,6 @@
 from ..folders.workers import ImageFeatures as ImageFeatures
 from ..folders.workers import image_features as image_features
 from .batch import MethodOnBatch as MethodOnBatch
-from .check import ModelCheck as ModelCheck
-from .check import check as check
 from .data import DATA_SETS as DATA_SETS
 from .data import DataSet as DataSet
 from .data import FileData as FileData

@@ -142,7 +142,7 @@ def check_command(args: Checked) -> None:
     """
     file = args.output and check_destination(args.output, (".json",))
     image = args.image and shared.read_image(str(args.image))
-    from .check import check
+    from ..explaining.check import check
 
     clip = shared.load_model(args, args.name)
     with shared.step("checking", quiet=args.quiet):

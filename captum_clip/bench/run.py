@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Final, Literal, TypeVar, get_args
 
@@ -21,7 +20,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 
-from .._version import __version__
+from .._version import environment
 from ..attr.registry import check_methods
 from ..checks import check_choice, expect
 from ..errors import InputError, argument, parse_json, public
@@ -199,11 +198,6 @@ def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, list[Skipped]]:
         ) from error
 
 
-def environment() -> Content:
-    """The versions of what computes."""
-    return {"captum_clip": __version__, **{name: version(name) for name in _PACKAGES}}
-
-
 def to_json(content: Mapping[str, Any]) -> bytes:
     """JSON for people and programs."""
     return f"{json.dumps(content, indent=1)}\n".encode()
@@ -234,8 +228,6 @@ def from_npz(content: bytes) -> Arrays:
 MANIFEST: Final = "manifest.json"
 _TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.part$")
 """Names of files that a run which was killed leaves behind."""
-_PACKAGES: Final = ("torch", "numpy", "transformers", "open_clip_torch", "captum", "pillow")
-
 _MOST_TRIES: Final = 5  # of a unit whose worker dies, since Ray starts workers anew without end
 
 Config = TypeVar("Config", EvaluationConfig, StudyConfig)

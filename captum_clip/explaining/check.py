@@ -1,5 +1,6 @@
 """Whether the methods hold on a model: their laws, their equations by autograd, and their price."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import targets
+from .._version import environment
 from ..attr import check_method
 from ..attr.registry import registered
 from ..checks import expect
@@ -28,7 +30,6 @@ from ..models import ClipAdapter, load_clip
 from ..models.adapter import fixed_images, weights_digest
 from ..models.towers import ResNetTower, TransformerTower
 from ..targets.similarity import ClipSimilarity
-from .run import environment, to_json
 
 REFERENCE_TEXTS: Final = ("a horse", "a dog", "a red heart", "a blue circle")
 """Their scores on the drawn scene, which has a horse and a dog, tell weights apart."""
@@ -99,7 +100,8 @@ class ModelCheck:
     @property
     def json(self) -> bytes:
         """All of it, to attach to an issue."""
-        return to_json({"format": "captum_clip check 1", **asdict(self)})
+        content = {"format": "captum_clip check 1", **asdict(self)}
+        return f"{json.dumps(content, indent=1)}\n".encode()
 
 
 @public("check")
@@ -145,8 +147,7 @@ def check(model: Any, image: Any = None) -> ModelCheck:
     methods = {
         name: _row(method, forward, pixels, wanted.get(name), plain)
         for name, method in registered().items()
-        # reference methods are among them once an evaluation was imported
-        if clip.kind in method.towers and method.__module__ != "captum_clip.bench.methods"
+        if clip.kind in method.towers and not _is_reference(method)
     }
     names = (os.path.expanduser(name) for name in clip.name.split(":"))
     about = {
@@ -161,6 +162,17 @@ def check(model: Any, image: Any = None) -> ModelCheck:
         "versions": environment(),
     }
     return ModelCheck(about, dict(zip(texts, scores[0].tolist(), strict=False)), methods)
+
+
+def _is_reference(method: type[Any]) -> bool:
+    """Whether a method is only a reference to compare with.
+
+    Importing an evaluation registers such methods, and a check does not depend on what was imported
+    before. All methods of this package that are not references are in `attr`; a user's method is
+    outside of the package.
+    """
+    package, _, folder = method.__module__.partition(".")
+    return package == "captum_clip" and not folder.startswith("attr.")
 
 
 def _row(
