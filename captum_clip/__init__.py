@@ -50,28 +50,38 @@ __all__: list[str]
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package, whose names its stub imports from their homes.
+    """Make `__getattr__` and `__dir__` of a package from the imports in its stub.
 
-    A module is imported when a name of it is first used.
+    A module is imported when a name of it is first used. The library `lazy_loader` would do the
+    same, but it refuses stubs that import from a parent package, as those of `bench` and
+    `visualization` do.
+
+    Args:
+        package: the package's `__name__`.
+        file: its `__file__`, beside which the stub has one name a line: ``from .x import y as y``.
     """
     stub = Path(file).with_suffix(".pyi").read_text("utf-8")
-    homes = {name: home for home, name in re.findall(r"^from (\.\S*) import (\w+)", stub, re.M)}
+    imports = re.findall(r"^from (\.\S*) import (\w+)", stub, re.MULTILINE)
+    module_of_name = {name: module for module, name in imports}
 
     def find(name: str) -> Any:
-        # also asked for modules that are not public, of which `captum_clip.explaining` is one
-        home = homes.get(name, ".")
-        path = f"{home}{name}" if home == "." else home
+        # Python also asks here for submodules that are not public, such as `explaining`.
+        module = module_of_name.get(name, ".")
+        is_submodule = module == "."
+        path = f".{name}" if is_submodule else module
         try:
-            module = import_module(path, package)
+            imported = import_module(path, package)
         except ModuleNotFoundError as error:
-            if error.name != f"{package}{path}":  # something that the module needs
+            # Another name is a package that the module needs and that is not installed.
+            if error.name != f"{package}{path}":
                 raise
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
-        value = module if home == "." else getattr(module, name)
-        setattr(sys.modules[package], name, value)  # which is not asked for it again
+        value = imported if is_submodule else getattr(imported, name)
+        # Python does not call `__getattr__` for a name that the package has.
+        setattr(sys.modules[package], name, value)
         return value
 
-    return find, lambda: sorted(homes)
+    return find, lambda: sorted(module_of_name)
 
 
 __getattr__, __dir__ = attach(__name__, __file__)

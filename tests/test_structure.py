@@ -147,6 +147,28 @@ def test_the_package_loads_nothing_until_a_name_is_used():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.parametrize("stub", sorted(PACKAGE.rglob("*.pyi")), ids=lambda path: path.parent.name)
+def test_a_stub_has_one_name_a_line_and_is_shipped(stub: Path) -> None:
+    """`attach` reads the lines, and an installed package has the stub only if it is listed."""
+    lines = stub.read_text(encoding="utf-8").splitlines()
+    form = re.compile(r"from \.\S* import (\w+) as \1")
+    assert [line for line in lines if line[0] != "#" and not form.fullmatch(line)] == []
+    folder = ".".join(stub.parent.relative_to(PACKAGE.parent).parts)
+    pyproject = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    shipped = next(line for line in pyproject.splitlines() if re.match(f'"?{folder}"? = ', line))
+    assert '"__init__.pyi"' in shipped
+
+
+def test_lazy_names_of_the_library_are_not_in_the_other_houses() -> None:
+    """import-linter reads no stubs; the houses themselves are public modules."""
+    houses = {"bench", "apps", "metrics"}
+    for folder in ("", "models/", "visualization/"):
+        stub = (PACKAGE / f"{folder}__init__.pyi").read_text(encoding="utf-8")
+        modules = re.findall(r"^from \.+(\w+)\S* import", stub, re.MULTILINE)
+        assert modules
+        assert houses.isdisjoint(modules)
+
+
 def test_public_names_exist() -> None:
     """`__all__` is what there is, sorted, without private names."""
     for name in dir(captum_clip):
