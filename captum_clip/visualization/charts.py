@@ -1,4 +1,4 @@
-"""Figures that are no table of maps: curves, colored words, matching regions, strips of parts."""
+"""Curves, colored words, matching regions, and strips of maps of a model's parts."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, cycle
@@ -49,13 +49,13 @@ Curve = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 """Fractions, mean, lower and upper end, each (F,)."""
 Series = Mapping[str, Curve]
 
-_PANEL = (3.1, 2.7)  # of curves, in inches; taller where the legend is
-_LABEL = 2.1  # widest label of a legend, in inches
+_PANEL = (3.1, 2.7)  # width and least height of a panel of curves, in inches
+_LABEL = 2.1  # width of the widest label of a legend, in inches
 _DPI = 200
-_BAND = (0.03, 0.14)  # opacity, of many bands and of few
-# 6 colors and 5 dashes share no factor, so that 30 lines pass before a pair comes again
+_BAND = (0.03, 0.14)  # opacity of the bands where they are many, and where they are few
+# 6 colors and 5 dashes share no factor, so 30 lines pass before a pair of them comes again.
 _LINES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Okabe and Ito's, told apart with any kind of color vision; without their yellow, too pale."""
+"""The palette of Okabe and Ito, for any kind of color vision, without its yellow, which is pale."""
 _GRAYS: Final = ("#7a7a7a", "#a8a8a8")
 _DASHES: Final[tuple[Any, ...]] = (
     "solid",
@@ -64,16 +64,16 @@ _DASHES: Final[tuple[Any, ...]] = (
     (0, (5, 1.5, 1, 1.5)),
     (0, (3, 1.2, 1, 1.2, 1, 1.2)),
 )
-_MATCHES: Final = ("blue", "orange", "green", "red")  # of as many matches
-_HALF: Final = 0.5  # of a match's largest share, to belong to it
-_QUARTER: Final = 0.25  # of the strongest match, to be shown
+_MATCHES: Final = ("blue", "orange", "green", "red")  # one color for each match
+_HALF: Final = 0.5  # A cell belongs to a match from this part of the match's largest share on.
+_QUARTER: Final = 0.25  # A match is shown from this part of the strongest one on.
 _WORDS_DPI: Final = 150.0
 _PICTURE: Final = 1.6  # side of the image next to a text, in inches
 _SENTENCE: Final = 4.4  # width of a text, in inches
-_LINE: Final = 0.42  # between lines of words, in inches
+_LINE: Final = 0.42  # distance of two lines of words, in inches
 _MARGIN: Final = 0.1
-_LEAST: Final = 0.005  # of the largest value, to be written
-_WORD: Final = 10.0  # points
+_LEAST: Final = 0.005  # A value is written as 0 below this part of the largest one.
+_WORD: Final = 10.0  # type sizes in points
 _VALUE: Final = 6.0
 
 
@@ -90,22 +90,22 @@ def curves(
     baselines: Collection[str] = (),
     caption: str = "",
 ) -> Figure:
-    """Curves with light bands and a legend next to them; two panels share their vertical axis.
+    """Draw curves with light bands and a legend; two panels share their vertical axis.
 
     Each label has one color and one kind of dash, the same in both panels; thirty methods and ten
     baselines are drawn before a pair of them comes again.
 
     Args:
-        series: label -> (fractions, mean, low, high), each (F,); NaN in `low` and `high` leaves out
+        series: label -> (fractions, mean, low, high), each (F,). NaN in `low` and `high` leaves out
             the band.
-        other: the same for a second panel, on the right.
+        other: the curves of a second panel, on the right.
         headers: one over each panel.
-        title: over all.
+        title: over the figure.
         xlabel: below each panel; fractions are written in per cent.
         ylabel: left of the first panel.
         reference: label of the line that is black and thick.
         baselines: labels of the lines that are gray and thin, last in the legend.
-        caption: below, in gray.
+        caption: below the figure, in gray.
 
     Raises:
         InputError: no curve in a panel.
@@ -121,20 +121,23 @@ def curves(
     panels = [series] if other is None else [series, other]
     for panel in panels:
         check_nonempty("curve in every panel", panel)
-    pens = _pens(list(dict.fromkeys(chain(*panels))), reference, baselines)
+    labels = list(dict.fromkeys(chain(*panels)))
+    pens = _pens(labels, reference, baselines)
     width = len(panels) * (_PANEL[0] + 0.4) + _LABEL
 
     figure = page(_DPI)
     wrap(figure.suptitle(title, x=0.01, ha="left", **lettering()), width)
     wrap(figure.supxlabel(caption, x=0.01, ha="left", **small_print()), width)
     plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, panel, head in zip(plots, panels, headers or [""] * len(panels), strict=True):
+    headers = headers or [""] * len(panels)
+    for axes, panel, header in zip(plots, panels, headers, strict=True):
         _draw_curves(axes, panel, pens)
-        wrap(axes.set_title(head, loc="left", **lettering()), _PANEL[0])
+        wrap(axes.set_title(header, loc="left", **lettering()), _PANEL[0])
         axes.set_xlabel(xlabel, **lettering())
     plots[0].set_ylabel(ylabel, **lettering())
+    lines = [Line2D([], [], label=label, **pen) for label, pen in pens.items()]
     legend = plots[-1].legend(
-        handles=[Line2D([], [], label=label, **pen) for label, pen in pens.items()],
+        handles=lines,
         loc="upper left",
         bbox_to_anchor=(1.05, 1),
         borderaxespad=0,
@@ -145,7 +148,7 @@ def curves(
         labelspacing=0.8,
     )
     for text in legend.get_texts():
-        # a legend takes no such keyword, and names may hold dollar signs
+        # A label may hold dollar signs that are no formula, and a legend has no option for that.
         text.set_parse_math(False)
         wrap(text, _LABEL)
     height = max(_PANEL[1], legend.get_window_extent().height / _DPI)
@@ -156,16 +159,19 @@ def curves(
 def _pens(
     labels: Sequence[str], reference: str | None, baselines: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    """The pen of each label's line, in the legend's order."""
-    first = [] if reference is None else [reference]
-    gray = [label for label in labels if label in baselines and label not in first]
-    usual = [label for label in labels if label not in (*first, *gray)]
-    groups = ((first, (TEXT_COLOR,), 2.0, 4), (usual, _LINES, 1.3, 3), (gray, _GRAYS, 1.0, 2))
-    return {
-        label: {"color": color, "linestyle": dash, "linewidth": width, "zorder": layer}
-        for group, colors, width, layer in groups
-        for label, color, dash in zip(group, cycle(colors), cycle(_DASHES), strict=False)
-    }
+    """How the line of each label is drawn, in the order of the legend."""
+    pens: dict[str, dict[str, Any]] = {}
+
+    def add(group: Sequence[str], colors: Sequence[str], width: float, layer: int) -> None:
+        for label, color, dash in zip(group, cycle(colors), cycle(_DASHES), strict=False):
+            pens[label] = {"color": color, "linestyle": dash, "linewidth": width, "zorder": layer}
+
+    if reference is not None:
+        add([reference], [TEXT_COLOR], 2.0, 4)
+    others = [label for label in labels if label != reference]
+    add([label for label in others if label not in baselines], _LINES, 1.3, 3)
+    add([label for label in others if label in baselines], _GRAYS, 1.0, 2)
+    return pens
 
 
 def _draw_curves(axes: Axes, panel: Series, pens: Mapping[str, Mapping[str, Any]]) -> None:
@@ -175,13 +181,16 @@ def _draw_curves(axes: Axes, panel: Series, pens: Mapping[str, Mapping[str, Any]
     axes.set_axisbelow(True)
     axes.margins(x=0)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    look: Any = {"labelcolor": TEXT_COLOR, "color": NOTE_COLOR}
-    axes.tick_params(labelsize=small_print()["fontsize"], **look)
+    label_size = small_print()["fontsize"]
+    axes.tick_params(labelsize=label_size, labelcolor=TEXT_COLOR, color=NOTE_COLOR)
     opacity = float(np.clip(1 / len(pens), *_BAND))
     for label, (fractions, mean, low, high) in panel.items():
         pen = pens[label]
-        band = {"color": pen["color"], "alpha": opacity, "zorder": pen["zorder"] - 2}
-        axes.fill_between(fractions, low, high, linewidth=0, **band)
+        # Every band lies below all lines, so no line is hidden.
+        band_layer = pen["zorder"] - 2
+        axes.fill_between(
+            fractions, low, high, linewidth=0, color=pen["color"], alpha=opacity, zorder=band_layer
+        )
         axes.plot(fractions, mean, label=label, **pen)
 
 
@@ -196,21 +205,22 @@ def matches(
     caption: str = "",
     **_: Any,
 ) -> Figure:
-    """The four strongest matches of two images: one row a pair, each in one color on both.
+    """Draw the four strongest matches of two images, in one row per pair of images.
 
-    A match is around the pair of cells with the largest share: on either image the connected cells
-    whose share with the other's cell is half as large or more. The next one is sought among the
-    cells that belong to none yet, down to a quarter of the strongest. All colors are on one scale,
-    so a weaker match is paler, and the largest share of each is written below. These are the
-    strongest pairs, whether or not both images show the same there.
+    A match has one color on both images. It surrounds the pair of cells with the largest share: on
+    either image it has the connected cells whose share with the other image's cell is half as large
+    or more. The next match is found among the cells that belong to none yet, down to a quarter of
+    the strongest. All colors are on one scale, so a weaker match is paler. The largest share of
+    each match is written below. These are the strongest pairs, whether or not both images show the
+    same there.
 
     Args:
         images: (B, 3, H, W), colors in [0, 1].
-        references: what each is compared with, (B, 3, H, W).
-        shares: (B, h', w', h, w), of each cell of the reference with each of the image; those
-            below zero match nothing.
-        scores: cosines (B,), under each image.
-        caption: below all.
+        references: the image that each is compared with, (B, 3, H, W).
+        shares: (B, h', w', h, w), of each cell of the reference with each cell of the image; a
+            share below zero is no match.
+        scores: cosines (B,), written under each image.
+        caption: below the figure.
 
     Example:
         >>> import torch
@@ -220,36 +230,42 @@ def matches(
     """
     pictures, others = as_images(images), as_images(references)
     others = as_values("references", others, len(pictures))
-    each = as_array("shares", shares, (len(pictures), "h'", "w'", "h", "w"))
-    cosines = None if scores is None else as_array("scores", scores, (len(each),))[..., None]
+    count = len(pictures)
+    share_arrays = as_array("shares", shares, (count, "h'", "w'", "h", "w"))
+    if scores is not None:
+        scores = as_array("scores", scores, (count,))[:, None]
+    cosines = as_cosines(scores, (count, 1))
     rows = []
-    for image, other, values, [note] in zip(
-        pictures, others, each, as_cosines(cosines, (len(each), 1)), strict=True
-    ):
-        pairs = list(_strongest_matches(values, len(_MATCHES)))
-        peaks = [f"{color} {on.max():.3f}" for color, (_, on) in zip(_MATCHES, pairs, strict=False)]
-        listed = f"shares: {', '.join(peaks)}" if peaks else "no cells match each other"
-        left = Panel(_painted(image, [on for _, on in pairs]), "image", note)
-        rows.append([left, Panel(_painted(other, [on for on, _ in pairs]), "reference", listed)])
+    for image, other, array, [cosine] in zip(pictures, others, share_arrays, cosines, strict=True):
+        on_other, on_image, peaks = list[Array](), list[Array](), list[str]()
+        for color, match in zip(_MATCHES, _strongest_matches(array), strict=False):
+            on_other.append(match[0])
+            on_image.append(match[1])
+            peaks.append(f"{color} {match[1].max():.3f}")
+        note = "shares: " + ", ".join(peaks)
+        if not peaks:
+            note = "no cells match each other"
+        left = Panel(_painted(image, on_image), "image", cosine)
+        right = Panel(_painted(other, on_other), "reference", note)
+        rows.append([left, right])
     return grid(rows, caption=caption)
 
 
-def _strongest_matches(shares: Array, count: int) -> Iterator[tuple[Array, Array]]:
+def _strongest_matches(shares: Array) -> Iterator[tuple[Array, Array]]:
     """Yield the shares of each match: of the reference's cells (h', w'), of the image's (h, w)."""
-    left, least = shares.clip(0), max(_QUARTER * shares.max(), 0)
-    for _ in range(count):
-        row, column, y, x = np.unravel_index(left.argmax(), left.shape)
-        if left[row, column, y, x] <= 0 or left[row, column, y, x] < least:
-            return
-        on_other = _connected(left[:, :, y, x], row, column)
-        on_image = _connected(left[row, column], y, x)
+    free = shares.clip(0)
+    least = _QUARTER * free.max()
+    while free.max() > 0 and free.max() >= least:
+        row, column, y, x = np.unravel_index(free.argmax(), free.shape)
+        on_other = _connected(free[:, :, y, x], row, column)
+        on_image = _connected(free[row, column], y, x)
         yield on_other, on_image
-        # without its cells on both sides, so that two matches never share one
-        left = left * (on_other == 0)[..., None, None] * (on_image == 0)
+        # The cells of a match are taken on both images, so no two matches have one in common.
+        free = free * (on_other == 0)[..., None, None] * (on_image == 0)
 
 
 def _connected(values: Array, row: np.intp, column: np.intp) -> Array:
-    """The values (h, w) of the connected cells around a place that are half as large or more."""
+    """Keep the values (h, w) of the connected cells around one that are half as large or more."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(values >= _HALF * values[row, column])
@@ -257,12 +273,14 @@ def _connected(values: Array, row: np.intp, column: np.intp) -> Array:
 
 
 def _painted(image: Array, regions: list[Array]) -> Array:
-    """A softened image with each region in a color of its own, the first one the strongest."""
-    drawn, (height, width) = soften(image), image.shape[:2]
+    """Paint each region in its color over a softened image, the first region the strongest."""
+    drawn = soften(image)
+    height, width = image.shape[:2]
     for region, color in zip(regions, _MATCHES, strict=False):
-        # of the first and strongest, whose largest share is above zero
-        share = torch.from_numpy(region / regions[0].max())
-        opacity = ALPHA * maps.upsample(share, (height, width)).clamp(max=1).numpy()[..., None]
+        # The first region has the largest share of all, and that is above zero.
+        relative = torch.from_numpy(region / regions[0].max())
+        large = maps.upsample(relative, (height, width)).clamp(max=1)
+        opacity = ALPHA * large.numpy()[..., None]
         mixed = (1 - opacity) * drawn + opacity * np.array(to_rgb(f"tab:{color}"))
         drawn = np.asarray(mixed, dtype=np.float32)
     return drawn.clip(0, 1)
@@ -279,13 +297,14 @@ def sentences(
     caption: str = "",
     **_: Any,
 ) -> Figure:
-    """One row per text: the image, or its map, and next to it the words in their colors.
+    """Draw one row per text: the image or its map, and next to it the words in their colors.
 
-    Orange words support the image and blue ones contradict it, on a scale of its own for each
-    text; the value stands under its word.
+    Orange words support the image and blue ones contradict it. Each text has its own scale, and the
+    value stands under its word.
 
-    Arguments are as in :mod:`captum_clip.visualization`, of one image and K `texts`, each a list of
-    (word, value), such as ``Explanation.text_maps``; the map of a text is drawn over its image.
+    Arguments are as in :mod:`captum_clip.visualization`, of one image and K `texts`. Each text is a
+    list of (word, value), such as ``Explanation.text_maps`` has them; its map is drawn over the
+    image.
 
     Example:
         >>> import torch
@@ -298,67 +317,79 @@ def sentences(
     pictures = as_images(images)
     fits = len(pictures) == 1 and texts and all(texts)
     expect(fits, "one image and texts with words", (len(pictures), texts))
-    if not np.isfinite([value for words in texts for _, value in words]).all():
+    values = [value for words in texts for _, value in words]
+    if not np.isfinite(values).all():
         raise InputError("the values of words hold NaN or infinity.")
+    [image] = pictures
     [cosines] = as_cosines(scores, (1, len(texts)))
-    rows, [colors] = [Panel(pictures[0])] * len(texts), sign_colors("positive")
+    [colors] = sign_colors("positive")
+    panels = [Panel(image)] * len(texts)
     if heatmap is not None:
-        [maps] = as_heatmaps(heatmap, pictures, len(texts))
-        rows = [Panel(pictures[0], layers=[(values, colors)]) for values in maps]
-    figure, chosen, scale = page(_WORDS_DPI), current_look.get(), magnified()
-    width = chosen.inches or _PICTURE + _SENTENCE + 3 * _MARGIN
-    sentence = width - _PICTURE - 3 * _MARGIN
-    expect(sentence > _PICTURE, f"a width above {2 * _PICTURE + 3 * _MARGIN:.1f} inches", width)
-    if not chosen.titles:
+        [text_maps] = as_heatmaps(heatmap, pictures, len(texts))
+        panels = [Panel(image, layers=[(text_map, colors)]) for text_map in text_maps]
+
+    figure, look, scale = page(_WORDS_DPI), current_look.get(), magnified()
+    width = look.inches or _PICTURE + _SENTENCE + 3 * _MARGIN
+    text_width = width - _PICTURE - 3 * _MARGIN
+    expect(text_width > _PICTURE, f"a width above {2 * _PICTURE + 3 * _MARGIN:.1f} inches", width)
+    if not look.titles:
         caption, cosines = "", [""] * len(texts)
     below = figure.text(0, 0, caption, va="bottom", ha="left", **small_print())
     wrap(below, width - 2 * _MARGIN)
-    row = _PICTURE + 0.45 * scale
-    height = len(texts) * row + 0.3 + 0.12 * scale * below.get_text().count("\n")
+    row_height = _PICTURE + 0.45 * scale
+    caption_height = 0.3 + 0.12 * scale * below.get_text().count("\n")
+    height = len(texts) * row_height + caption_height
     figure.set_size_inches(width, height)
     below.set_position((_MARGIN / width, 0.08 / height))
-    for index, (picture, cosine, words) in enumerate(zip(rows, cosines, texts, strict=True)):
-        bottom = height - index * row - _MARGIN - _PICTURE
-        left, right = (
-            figure.add_axes((x / width, bottom / height, wide / width, _PICTURE / height))
-            for x, wide in ((_MARGIN, _PICTURE), (_PICTURE + 2 * _MARGIN, sentence))
-        )
-        paint(left, picture)
+
+    def add_axes(x: float, y: float, axes_width: float) -> Axes:
+        # matplotlib takes positions and sizes in shares of the figure.
+        position = (x / width, y / height, axes_width / width, _PICTURE / height)
+        return figure.add_axes(position)
+
+    for index, (panel, cosine, words) in enumerate(zip(panels, cosines, texts, strict=True)):
+        bottom = height - index * row_height - _MARGIN - _PICTURE
+        left = add_axes(_MARGIN, bottom, _PICTURE)
+        right = add_axes(_PICTURE + 2 * _MARGIN, bottom, text_width)
+        paint(left, panel)
         left.text(
             0.5, -0.03, cosine, va="top", ha="center", transform=left.transAxes, **small_print()
         )
-        _draw_words(right, words, sentence, scale)
+        _draw_words(right, words, text_width, scale)
     return at_resolution(figure)
 
 
 def colored_words(words: Sequence[tuple[str, float]]) -> list[tuple[tuple[float, ...], str]]:
-    """The color (r, g, b) behind each word of a text, and its value as it is written."""
+    """Return the color (r, g, b) behind each word of a text, and its value as it is written."""
     largest = max(abs(value) for _, value in words) or 1.0
-    looks = []
+    colored = []
     for _, value in words:
         share = abs(value) / largest
-        tint = (POSITIVE if value >= 0 else NEGATIVE)(0.45)[:3]
-        # a value that rounding leaves nothing of would be longer than its word
+        cmap = POSITIVE if value >= 0 else NEGATIVE
+        color = tuple(1 - share * (1 - channel) for channel in cmap(0.45)[:3])
+        # The digits of a value close to zero would be wider than its word.
         number = short_number(value) if share >= _LEAST else "0"
-        looks.append((tuple(1 - share * (1 - channel) for channel in tint), number))
-    return looks
+        colored.append((color, number))
+    return colored
 
 
 def _draw_words(
-    axes: Axes, words: Sequence[tuple[str, float]], sentence: float, scale: float
+    axes: Axes, words: Sequence[tuple[str, float]], text_width: float, scale: float
 ) -> None:
-    """The words from left to right, in as many lines as they need, in inches from the top left."""
-    axes.set(xlim=(0, sentence), ylim=(_PICTURE, 0))
+    """Write words from left to right in as many lines as they need, in inches from the top left."""
+    axes.set(xlim=(0, text_width), ylim=(_PICTURE, 0))
     axes.set_axis_off()
     x, y = 0.0, 0.25 * scale
     for (word, _), (color, number) in zip(words, colored_words(words), strict=True):
         box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": color}
         drawn = axes.text(0, 0, word, va="center", ha="center", bbox=box, **lettering(_WORD))
         note = axes.text(0, 0, number, va="top", ha="center", **small_print(_VALUE))
-        # extents are in pixels of the page, whose resolution is therefore settled before
-        width = max(text.get_window_extent().width for text in (drawn, note)) / _WORDS_DPI + 0.13
-        if x > 0 and x + width > sentence:
-            x, y = 0.0, y + _LINE * scale
+        # Extents are in pixels of the page, which keeps this resolution until all words are set.
+        pixels = max(drawn.get_window_extent().width, note.get_window_extent().width)
+        width = pixels / _WORDS_DPI + 0.13
+        if x > 0 and x + width > text_width:
+            x = 0.0
+            y += _LINE * scale
         drawn.set_position((x + width / 2, y))
         note.set_position((x + width / 2, y + 0.14 * scale))
         x += width
@@ -374,24 +405,25 @@ def strip(
     shared: bool = False,
     top: float | None = None,
 ) -> list[Row]:
-    """Draw raw maps (L, h, w) over one image (H, W, 3), such as those of heads, behind a lead.
+    """Draw raw maps (L, h, w) over one image (H, W, 3), such as those of heads, after a lead.
 
-    They are orange above zero and blue below, on a scale that ends at the largest absolute value,
-    of each map or shared by all; or at a `top` or that of the look.
+    A map is orange above zero and blue below. Its scale ends at its largest absolute value, or with
+    `shared` at the largest one of all maps; a `top`, given here or by the figure's style, sets it.
     """
     large = enlarged(raw.float().cpu().numpy(), image.shape[:2])
     largest = np.abs(large).max(axis=None if shared else (-2, -1), keepdims=True)
-    if top := top or current_look.get().top:
+    top = top or current_look.get().top
+    if top:
         largest[:] = top
-    # a map of zeros stays one
+    # A map of zeros is not divided by its largest value, and stays zero.
     signed = (large / np.where(largest > 0, largest, 1)).clip(-1, 1)  # (L, H, W)
-    cells = zip(titles, notes, map(signed_layers, signed), strict=True)
-    return folded([Panel(image, title, note, "", layers) for title, note, layers in cells], lead)
+    panels = []
+    for title, note, signed_map in zip(titles, notes, signed, strict=True):
+        panels.append(Panel(image, title, note, layers=signed_layers(signed_map)))
+    return folded(panels, lead)
 
 
 def strip_legends(above: str, below: str) -> list[Legend]:
-    """The legends of signed maps."""
-    return [
-        Legend(ramp(c), m)
-        for c, m in zip(sign_colors("positive", "negative"), (above, below), strict=True)
-    ]
+    """Return the legends of signed maps: the meaning `above` zero, and the one `below`."""
+    positive, negative = sign_colors("positive", "negative")
+    return [Legend(ramp(positive), above), Legend(ramp(negative), below)]
