@@ -33,7 +33,7 @@ def as_images(images: Batch) -> list[Array]:
         arrays = list(as_array("images", images, ("B", 3, "H", "W")))
     for array in arrays:
         _check_range("images", array, "clip.denormalize(images) gives such colors")
-    # rounding in half precision leaves values a little outside, which passed the check
+    # The check lets pass what rounding in half precision leaves a little outside of [0, 1].
     return [np.moveaxis(array, 0, -1).clip(0, 1) for array in arrays]
 
 
@@ -46,19 +46,21 @@ def as_heatmaps(heatmaps: Batch, images: Sequence[Array], count: int | None = No
             count = len(arrays[0])
     else:
         arrays = [*as_array("maps", heatmaps, (len(images), count or "K", "h", "w"))]
+    large: list[Array] = []
     for array, image in zip(arrays, images, strict=True):
         _check_range("maps", array, "maps.normalize(maps) stretches each to it")
         _check_aspect(array.shape[1:], image.shape)
-    return [enlarged(a, image.shape).clip(0, 1) for a, image in zip(arrays, images, strict=True)]
+        large.append(enlarged(array, image.shape).clip(0, 1))
+    return large
 
 
 def enlarged(array: Array, size: Sequence[int]) -> Array:
-    """Maps (..., h, w) -> (..., H, W), within the range of each; by default smoothly."""
+    """Upsample maps (..., h, w) to (..., H, W), each within its own range; smoothly by default."""
     height, width = size[:2]
     if array.shape[-2:] == (height, width):
         return array
     raw = torch.from_numpy(array)
-    # bicubic overshoots at edges; each map keeps the range that its legend names
+    # Bicubic interpolation overshoots at edges, but a map keeps the range that its legend names.
     mode = current_look.get().interpolation
     return np.asarray(maps.upsample(raw, (height, width), mode=mode, clamp=True))
 
@@ -68,12 +70,11 @@ def _check_aspect(grid: Sequence[int], size: Sequence[int]) -> None:
 
     A tower's cells are square, and there are as many of them as go into the image, or one more.
     """
-    (height, width), (rows, columns) = size[:2], grid
-    fitting = (
-        height / (rows + 1) < width / columns and width / (columns + 1) < height / rows,
-        height * (columns - 1) < width * rows and width * (rows - 1) < height * columns,
-    )
-    if not any(fitting):
+    height, width = size[:2]
+    rows, columns = grid
+    rounded_down = height / (rows + 1) < width / columns and width / (columns + 1) < height / rows
+    rounded_up = height * (columns - 1) < width * rows and width * (rows - 1) < height * columns
+    if not (rounded_down or rounded_up):
         raise InputError(
             f"maps of {rows} x {columns} and images of {height} x {width} differ in "
             "shape. To draw the map of a crop on its whole photo, use "
@@ -82,7 +83,7 @@ def _check_aspect(grid: Sequence[int], size: Sequence[int]) -> None:
 
 
 def as_values(what: str, values: Any, count: int, absent: Any = "") -> list[Any]:
-    """A list of so many values, such as names; where none are given, of `absent` ones."""
+    """Return a list of `count` values, such as names; where none are given, of `absent` ones."""
     if values is None:
         return [absent] * count
     expect(isinstance(values, Iterable), f"{count} {what}", values)
@@ -95,7 +96,8 @@ def as_cosines(scores: ArrayLike | None, shape: tuple[int, int]) -> list[list[st
     """Scores (B, K) as they are written under images; empty where none are given."""
     if scores is None:
         return [[""] * shape[1]] * shape[0]
-    return [[score_note(score) for score in row] for row in as_array("scores", scores, shape)]
+    array = as_array("scores", scores, shape)
+    return [list(map(score_note, row)) for row in array]
 
 
 def as_references(references: Sequence[ArrayLike | None] | None, count: int) -> list[Array | None]:
@@ -118,26 +120,30 @@ def letterbox(planes: Array, size: Sequence[int], fill: float) -> Array:
     frame = np.array(size)
     scale = (frame / planes.shape[-2:]).min()
     inner = np.round(scale * np.array(planes.shape[-2:])).astype(int).clip(1, frame)
-    (top, left), (bottom, right) = (frame - inner) // 2, frame - inner - (frame - inner) // 2
+    margins = frame - inner
+    top, left = margins // 2
+    bottom, right = margins - margins // 2
     raw = torch.from_numpy(planes)[None]
-    # without antialiasing a large image that is made small shows patterns of its own
+    # Without antialiasing, a large image that is made small shows patterns that it does not have.
     resized = F.interpolate(raw, inner.tolist(), mode="bilinear", antialias=True)[0]
     return F.pad(resized, (left, right, top, bottom), value=fill).numpy()
 
 
 def framed(image: Array, size: Sequence[int]) -> Array:
     """An image (h, w, 3) with white margins, (H, W, 3)."""
-    return np.moveaxis(letterbox(np.moveaxis(image, -1, 0), size[:2], 1.0), 0, -1).clip(0, 1)
+    planes = letterbox(np.moveaxis(image, -1, 0), size[:2], 1.0)
+    return np.moveaxis(planes, 0, -1).clip(0, 1)
 
 
 def as_array(what: str, values: Any, shape: Sequence[int | str]) -> Array:
-    """Finite numbers of a shape, whose letters are sides of one and up; a copy where it must be."""
+    """Return finite numbers of a shape; a letter in it is a side of any length from one on."""
     if isinstance(values, Tensor):
-        if reason := maps.unsupported_reason(values):
+        reason = maps.unsupported_reason(values)
+        if reason:
             raise InputError(f"expected {what} of plain numbers, got {reason}.")
-        # NumPy has no bfloat16, and takes no tensor that requires a gradient
+        # NumPy has no bfloat16, and it refuses a tensor that requires a gradient.
         values = values.detach().cpu().float().numpy()
-    # NaN would be drawn as black, which looks like an answer
+    # NaN is refused, since it would be drawn as black, which looks like an answer.
     return as_numbers(what, values, shape)
 
 

@@ -15,12 +15,12 @@ Array = npt.NDArray[np.float32]
 Layer = tuple[Array, Colormap]
 """A map (H, W) in [0, 1] and its colors."""
 
-TEXT_SIZE: Final = 8.0  # points, with matplotlib's own size of 10
+TEXT_SIZE: Final = 8.0  # points, where matplotlib's own size is its default, 10
 NOTE_SIZE: Final = 7.0
 TEXT_COLOR: Final = "#222222"
 NOTE_COLOR: Final = "#6b6b6b"
 
-# lightness rises evenly with the value, also in gray print and for the color-blind
+# Lightness rises evenly with the value, also in gray print and for the color-blind.
 HEAT: Final = "inferno"
 POSITIVE: Final = LinearSegmentedColormap.from_list(
     "captum_clip.positive", ["#fbd3a4", "#e8812a", "#b03a00"]
@@ -31,25 +31,26 @@ NEGATIVE: Final = LinearSegmentedColormap.from_list(
 )
 """Light to dark blue."""
 ALPHA: Final = Look.alpha
-RISE: Final = 0.8  # opacity is the map's value to this power, so that low values can be seen
+RISE: Final = 0.8  # Opacity is the map's value to this power, so that low values can be seen.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_COLOR, _LIGHT = 0.4, 0.2  # what stays of the colors, what is added of white
+_COLOR = 0.4  # the part of the colors that a softened image keeps
+_LIGHT = 0.2  # the part of white that it gets
 
 
 def magnified() -> float:
-    """How much larger than usual texts are."""
-    return (current_look.get().font_size or 0.8 * rcParams["font.size"]) / TEXT_SIZE
+    """Return the size of texts as a multiple of the usual one."""
+    font_size = current_look.get().font_size or 0.8 * rcParams["font.size"]
+    return float(font_size / TEXT_SIZE)
 
 
 def lettering(size: float = TEXT_SIZE, color: str = TEXT_COLOR) -> dict[str, Any]:
     """How a text of usually so many points is written, in matplotlib's font."""
-    usual = rcParams["text.color"]  # white in a style for dark slides
-    # names of targets may hold dollar signs, which are no formulas
-    return {
-        "fontsize": size * magnified(),
-        "color": color if usual == "black" else usual,
-        "parse_math": False,
-    }
+    # A style for dark slides sets another color than black, and then all texts have it.
+    style_color = rcParams["text.color"]
+    if style_color != "black":
+        color = style_color
+    # Names of targets may hold dollar signs that are no formula.
+    return {"fontsize": size * magnified(), "color": color, "parse_math": False}
 
 
 def small_print(size: float = NOTE_SIZE) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def signed_layers(signed: Array) -> list[Layer]:
 def colormap(cmap: str | Colormap) -> Colormap:
     """A color map, by name or as it is; InputError for an unknown name."""
     try:
-        # of the registry: pyplot would bring a backend and global state along
+        # The registry is asked, since pyplot would bring a backend and global state along.
         return colormaps.get_cmap(cmap)
     except (ValueError, TypeError) as error:
         raise InputError(
@@ -111,8 +112,10 @@ def cover(base: Array, layers: Sequence[Layer], alpha: float | None = None) -> A
 
 def tinted(heatmap: Array, cmap: Colormap, alpha: float | None = None) -> npt.NDArray[Any]:
     """The colors and opacities (..., 4) of the values of a map."""
-    # the image shows where a map is low, so that inferno's black does not hide it
-    opacity = (current_look.get().alpha if alpha is None else alpha) * heatmap[..., None] ** RISE
+    if alpha is None:
+        alpha = current_look.get().alpha
+    # The image shows where a map is low, so inferno's black does not hide it.
+    opacity = alpha * heatmap[..., None] ** RISE
     # A color map takes floats for shares and integers for indices. Its own alpha is left out.
     return np.concatenate([cmap(heatmap)[..., :3], opacity], -1)
 
@@ -123,7 +126,7 @@ def ramp(cmap: Colormap, alpha: float | None = None) -> Colormap:
     Legends show them, since the darkest colors of a map are never seen in a figure.
     """
     heatmap = np.linspace(0, 1, 256, dtype=np.float32)[None]
-    # over the middle gray, since a legend has no photo to lie on
+    # A legend has no photo to lie on, so its colors lie over the middle gray.
     gray = np.full((*heatmap.shape, 3), 0.5, dtype=np.float32)
     return ListedColormap(blend(gray, heatmap, cmap, alpha)[0])
 
