@@ -79,7 +79,8 @@ def overlay(
                 for values, title, *notes in written
             ]
             rows += folded(cells, lead)
-            lead = Panel(image, name)  # with its label once
+            # The label stands at the first row of an image alone.
+            lead = Panel(image, name)
     legends = [Legend(ramp(c), meaning) for c, meaning in zip(cmaps, meanings, strict=True)]
     return grid(rows, legends=legends, caption=caption, together=len(rows) // len(pictures))
 
@@ -171,17 +172,17 @@ def signs(
     targets = as_references(references, shape[1])
     models = as_values("labels", labels or None, shape[0])
     cells = list(np.ndindex(shape))
-    if labels:  # models side by side, target by target
+    if labels:
+        # The rows of one target stand together, so that its models can be compared.
         cells.sort(key=lambda cell: cell[1])
     rows = []
     for index, column in cells:
-        image, pair = pictures[index], (supporting[index][column], contradicting[index][column])
-        panels = [
-            _panel(image, values, cmap, "", _peak(values, other))
-            for values, other, cmap in zip(pair, reversed(pair), colors, strict=True)
-        ]
+        image = pictures[index]
+        support, contradiction = supporting[index][column], contradicting[index][column]
         lead = Panel(image, titles[column], cosines[index][column], models[index])
-        rows.append([lead, *panels])
+        left = _panel(image, support, colors[0], "", _peak(support, contradiction))
+        right = _panel(image, contradiction, colors[1], "", _peak(contradiction, support))
+        rows.append([lead, left, right])
     meanings = ("supports", "contradicts")
     return _table(
         rows,
@@ -277,9 +278,11 @@ def _table(
 
 def _panel(image: Array, heatmap: Array, cmap: Colormap, title: str, *notes: str) -> Panel:
     """A map over its image, with the title and the notes under it."""
-    # an empty map is an answer and no failure, so it is named
-    note = ", ".join(filter(None, (*notes, "" if heatmap.any() else "empty map")))
-    return Panel(image, title, note, layers=[(heatmap, cmap)])
+    written = [note for note in notes if note]
+    # An empty map is an answer and no failure, so the figure says that it is empty.
+    if not heatmap.any():
+        written.append("empty map")
+    return Panel(image, title, ", ".join(written), layers=[(heatmap, cmap)])
 
 
 def _peak(heatmap: Array, other: Array) -> str:
