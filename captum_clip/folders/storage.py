@@ -136,7 +136,7 @@ class Storage:
     def lock(self) -> Iterator[None]:
         """Make the folder, and keep other runs out of it while the context lasts.
 
-        Object stores have no locks: two runs in one of them write the same files.
+        Object stores have no locks: two runs in the same folder write the same files.
         """
         folder = Path(self.path)
         lock_path = folder / _LOCK

@@ -46,6 +46,10 @@ class Maker:
         maker = self.adapter()
         if maker is clip or self._model() is clip.model:
             return
+        if source != "image" and clip.tokenizer is None:
+            # A copy of a vision tower, made to be compared, often comes without a tokenizer. It
+            # embeds no text of its own that could be compared.
+            return
         if maker is None:
             differs = self.name != clip.name
         else:
