@@ -4,13 +4,13 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_integer, error_context, expand, expect, find_folder
 from ..demo import MODELS
@@ -19,21 +19,18 @@ from ..errors import CaptumClipError, InputError, UnsupportedModelError, argumen
 from .adapter import ClipAdapter, is_tokenizer
 from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor, is_processor
-from .library import (
-    LARGEST_SIDE,
-    check_files,
-    check_weights,
+from .library import name_of, unwrapped
+from .names import ACCEPTED, NO_NETWORK, ModelSource, resolve
+from .open_clip import resample_pool
+from .safety import LARGEST_SIDE, check_files, check_weights, no_code, reason_of
+from .weights import (
+    architectures_of,
     count_of,
-    fit_weights,
-    name_of,
-    no_code,
+    list_architectures,
+    load_weights,
     read_weights,
-    reason_of,
-    unwrapped,
     with_adapter,
 )
-from .names import ACCEPTED, NO_NETWORK, ModelSource, available, openai_architecture, resolve
-from .open_clip import resample_pool
 
 # loading changes settings of the whole process, and two threads would restore each other's
 _ONE_AT_A_TIME = threading.RLock()
@@ -270,74 +267,18 @@ def _open_clip_model(source: ModelSource, image_size: int | None) -> Any:
     return model
 
 
-def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -> Any:
-    """A model with the weights in a file; a warning of those that belong to none of its towers.
-
-    `resample` fits the positions of an OpenCLIP ViT to the size that the model is made for.
-
-    Raises:
-        InputError: it lacks weights of the model, or holds others of its towers.
-    """
-    weights = read_weights(file)
-    fitting, missing, left = fit_weights(model, weights, resample=resample)
-    message = (
-        f"{argument('model', name)}: weights of a {type(model).__name__} that the file lacks, or "
-        f"has in another shape: {count_of(missing)}; left over in it: {count_of(left)}"
-    )
-    # what is left over in a tower changed it in the training; elsewhere it is a head or a loss
-    if missing or {key.split(".")[0] for key in left} & dict(model.named_children()).keys():
-        fits = _listed(architectures_of(weights)) if missing else ""
-        raise InputError(f"{message}; {fits or 'build the model that was trained, and pass it'}.")
-    if left:
-        warnings.warn(f"{message}, which no tower reads.", stacklevel=2)
-    model.load_state_dict(fitting, strict=False)
-    return model
-
-
 def _with_architecture(source: ModelSource, file: Path) -> ModelSource:
     """The one architecture that weights in a file fit, after a warning; InputError for several."""
     fits = architectures_of(read_weights(file))
     if len(fits) != 1:
         kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
-        way = f"Write 'ARCH:{file}'; {_listed(fits) or kinds}"
+        way = f"Write 'ARCH:{file}'; {list_architectures(fits) or kinds}"
         raise InputError(f"{argument('model', source.name)}: which architecture? {way}.")
     full = f"{fits[0]}:{file}"
     reason = f"its shapes fit {fits[0]} alone, so it is loaded as {full}"
     warnings.warn(f"{argument('model', str(file))}: {reason}.", stacklevel=2)
     name = full if source.adapter is None else source.name
     return resolve(full)._replace(name=name, adapter=source.adapter)
-
-
-def _listed(architectures: list[str]) -> str:
-    """Up to three architectures whose shapes weights have, for messages; "" for none."""
-    names = ", ".join(architectures[:3])
-    quick = ", quickgelu if the training began with OpenAI's weights" * ("quickgelu" in names)
-    return f"its shapes fit {names}{quick}" * bool(names)
-
-
-def architectures_of(weights: dict[str, Tensor]) -> list[str]:
-    """Names of OpenCLIP's architectures that weights fit, and of OpenAI's in transformers."""
-    import open_clip
-
-    shapes = {tuple(value.shape) for value in weights.values()}
-    names, is_timm = list[str](), any(".trunk." in key for key in weights)
-    for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
-        text, vision = config["text_cfg"], config["vision_cfg"]
-        words = (text.get("vocab_size", 49408), text.get("width", 512))
-        kinds = ("timm_model_name" in vision, "hf_model_name" in text)
-        if words not in shapes or kinds != (is_timm, False):
-            continue  # to make them all takes half a minute, and needs the hub
-        with suppress(Exception), torch.device("meta"):
-            model = open_clip.create_model(name, load_weights=False, device="meta")
-            names += [] if fit_weights(model, weights)[1] else [name]
-    for row in available():
-        if row.checkpoint.startswith("openai/") and any("vision_model." in key for key in weights):
-            vision = open_clip.get_model_config(openai_architecture(row))["vision_cfg"]
-            size, width, patch = map(vision.get, ("image_size", "width", "patch_size"))
-            if {(width, 3, patch, patch), (1 + (size // patch) ** 2, width)} <= shapes:
-                names.append(row.checkpoint.removeprefix("openai/"))
-    return names
 
 
 def _positions(vision: Mapping[str, Any]) -> float:
