@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import expect
 from ..errors import InputError, argument
-from .names import available, openai_architecture
+from .published import available, openai_architecture
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
