@@ -41,6 +41,12 @@ class ModelSource(NamedTuple):
     file: Path | None = None  # the weights, in the place of the published ones
     adapter: Path | None = None  # a folder of peft
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether its files are those of this package, in which nothing needs to be checked."""
+        folder = Path(self.where.removeprefix("local-dir:"))
+        return folder in MODELS.values()
+
 
 def resolve(name: str, *, is_base: bool = False) -> ModelSource:
     """Find the model that a name stands for, without a network.
