@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from .steps import Gated, Linear, Residual, Step, linear_maps, plain_step, run_steps
+from .steps import Gated, Linear, Residual, Step, is_plain_linear, linear_maps, run_steps
 
 
 def tensor_in(result: Any, index: int = 0) -> Tensor:
@@ -109,7 +109,8 @@ class Attention:
 
     def output_map(self) -> Step:
         """The map of the heads' outputs side by side as it is now."""
-        return plain_step(attrgetter(self.maps[-1])(self.attention))
+        module = attrgetter(self.maps[-1])(self.attention)
+        return Linear.of(module) if is_plain_linear(module) else module
 
     @property
     def inner_norm(self) -> nn.Module | None:
