@@ -21,12 +21,17 @@ FIXED_TEXTS: Final = ("a photo of a dog", "The CAT, 3 birds", "")
 
 def fixed_images(size: tuple[int, int] | None = None) -> list[Any]:
     """Three images of colored squares (H, W, 3); with a size preprocessed noise (1, 3, H, W)."""
-    draw = np.random.RandomState(0)  # whose numbers no release of NumPy changes
+    # No release of NumPy changes the numbers of RandomState, as those of its newer generators may.
+    generator = np.random.RandomState(0)
     if size is not None:
-        return [*torch.from_numpy(draw.standard_normal((3, 1, 3, *size))).float()]
-    kind: Any = np.uint8  # which the types of newer releases do not let through
-    drawn = (draw.randint(0, 256, (*s, 3), kind) for s in ((6, 6), (15, 20), (25, 18)))
-    return [image.repeat(16, 0).repeat(16, 1) for image in drawn]
+        return [*torch.from_numpy(generator.standard_normal((3, 1, 3, *size))).float()]
+    # The annotations of newer releases do not accept the type here.
+    dtype: Any = np.uint8
+    images = []
+    for height, width in ((6, 6), (15, 20), (25, 18)):
+        squares = generator.randint(0, 256, (height, width, 3), dtype)
+        images.append(squares.repeat(16, 0).repeat(16, 1))
+    return images
 
 
 def summary(embeddings: Iterable[Tensor]) -> str:
@@ -34,7 +39,8 @@ def summary(embeddings: Iterable[Tensor]) -> str:
     numbers: list[float] = []
     for embedding in embeddings:
         [row] = embedding.float().cpu().numpy()
-        numbers += (np.random.RandomState(0).standard_normal((4, len(row))) @ row / 2).tolist()
+        projection = np.random.RandomState(0).standard_normal((4, len(row)))
+        numbers += (projection @ row / 2).tolist()
     return " ".join(f"{number:.5f}" for number in numbers)
 
 
@@ -42,12 +48,13 @@ def weights_digest(values: Iterable[Any]) -> str:
     """SHA-256 over the floating-point tensors among the values of a state dict, in any order."""
     lines = []
     for value in values:
-        # releases of transformers add and drop buffers of whole numbers, such as position ids
+        # Releases of transformers add and drop buffers of whole numbers, such as position ids.
         if isinstance(value, Tensor) and value.is_floating_point():
-            # as bytes, since NumPy has no bfloat16
-            flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            lines.append(f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(flat).hexdigest()}\n")
-    # sorted, since releases also rename parameters and change their order
+            # NumPy has no bfloat16, so the bytes are read.
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+            lines.append(f"{tuple(value.shape)} {value.dtype} {digest}\n")
+    # Releases also rename parameters and change their order, so lines are sorted.
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -73,15 +80,19 @@ def reproducible(model: nn.Module) -> Iterator[None]:
 
 def part_agrees(first: str, second: str) -> bool:
     """Whether an entry of two identities is the same, or its numbers lie within the bound."""
+    if first == second:
+        return True
     try:
-        numbers = [[float(number) for number in text.split()] for text in (first, second)]
-        return first == second or math.dist(*numbers) <= BOUND * len(numbers[0]) ** 0.5
-    except ValueError:  # digests, or not as many numbers
-        return first == second
+        numbers = list(map(float, first.split()))
+        others = list(map(float, second.split()))
+        return math.dist(numbers, others) <= BOUND * math.sqrt(len(numbers))
+    except ValueError:
+        # They are digests, or have different numbers of entries.
+        return False
 
 
 def differing_parts(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
     """Name the entries that differ, of those that both identities have."""
-    return [
-        p.replace("_", " ") for p in first if p in second and not part_agrees(first[p], second[p])
-    ]
+    shared = [part for part in first if part in second]
+    differing = [part for part in shared if not part_agrees(first[part], second[part])]
+    return [part.replace("_", " ") for part in differing]

@@ -58,24 +58,35 @@ def check_files(name: str, where: str) -> None:
 
     A text tower and a tokenizer that OpenCLIP's configuration takes from elsewhere are checked too.
     """
-    # in a folder OpenCLIP takes the tokenizer that is there, whatever its name
+    # In a folder, OpenCLIP takes the tokenizer that is there, whatever name the configuration has.
     names = "hf_model_name$" if Path(where).is_dir() else "hf_(model|tokenizer)_name$"
     for file in _files(where):
         for key, value in _plain_values(json.loads(file.read_text("utf-8"))):
             is_name = _matches(names, key) and bool(value)
-            is_hub = re.fullmatch(_HUB, str(value)) and not Path(str(value)).exists()
-            fits: list[object] = [is_hub or not is_name]
-            fits += [
-                re.fullmatch(v, str(value)) for k, v in _ALLOWED_VALUES.items() if _matches(k, key)
-            ]
-            fits += [value in range(n + 1) for k, n in _LARGEST_SIZES.items() if _matches(k, key)]
-            if not all(fits):
+            is_refused = is_name and not _is_on_hub(str(value))
+            if is_refused or not _is_allowed(key, value):
                 fact = f"{file.name} says {show(value)} for {show(key[1:])}"
                 raise InputError(
                     f"{argument('model', name)}: {fact}, which is never followed; {ADVICE}."
                 )
             if is_name and value != where:
                 check_files(name, value)
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether a name is that of a repository, and not of a folder here, which would be read."""
+    return re.fullmatch(_HUB, name) is not None and not Path(name).exists()
+
+
+def _is_allowed(key: str, value: Any) -> bool:
+    """Whether a value is one that a configuration may have at its key."""
+    for pattern, allowed in _ALLOWED_VALUES.items():
+        if _matches(pattern, key) and not re.fullmatch(allowed, str(value)):
+            return False
+    for pattern, largest in _LARGEST_SIZES.items():
+        if _matches(pattern, key) and value not in range(largest + 1):
+            return False
+    return True
 
 
 def _files(where: str) -> list[Path]:

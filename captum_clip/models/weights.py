@@ -30,28 +30,37 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         content = content.get(key, content) if isinstance(content, Mapping) else {}
-    # whole numbers are sizes that OpenAI's files note, and buffers that come and go with releases
-    weights = ((key, v) for key, v in content.items() if isinstance(v, Tensor))
-    return {str(key): value for key, value in weights if value.is_floating_point()}
+    # Whole numbers are sizes that OpenAI's files note, and buffers that come and go with releases.
+    return {
+        str(key): value
+        for key, value in content.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
 
 
 def fit_weights(
     model: nn.Module, weights: dict[str, Tensor], *, resample: bool = False
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """The weights that a model takes, those that it lacks, and those that it does not have."""
-    own = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
-    # trainings put `module.`, `model.` or an attribute's name in front of every key
-    anchor = max(own, key=len)
+    expected = model.state_dict()
+    expected = {key: value for key, value in expected.items() if value.is_floating_point()}
+    # Trainings put `module.`, `model.` or an attribute's name in front of every key. The longest
+    # key of the model shows which, where it is the end of one key alone.
+    anchor = max(expected, key=len)
     prefixes = [key.removesuffix(anchor) for key in weights if f".{key}".endswith(f".{anchor}")]
-    prefix = prefixes[0] if len(prefixes) == 1 else ""
-    weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    if len(prefixes) == 1:
+        weights = {key.removeprefix(prefixes[0]): value for key, value in weights.items()}
     if resample:
         from open_clip.model import resize_pos_embed
 
         resize_pos_embed(weights, model)
-    fitting = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
-    missing = [key for key in own if key not in fitting]
-    return fitting, missing, [key for key in weights if key not in own]
+    fitting = {}
+    for key, value in weights.items():
+        if key in expected and value.shape == expected[key].shape:
+            fitting[key] = value
+    missing = [key for key in expected if key not in fitting]
+    left_over = [key for key in weights if key not in expected]
+    return fitting, missing, left_over
 
 
 def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -> Any:
@@ -68,7 +77,8 @@ def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -
         f"{argument('model', name)}: weights of a {type(model).__name__} that the file lacks, or "
         f"has in another shape: {count_of(missing)}; left over in it: {count_of(left)}"
     )
-    # what is left over in a tower changed it in the training; elsewhere it is a head or a loss
+    # Weights that are left over in a tower changed it in the training. Elsewhere they belong to a
+    # head or a loss.
     if missing or {key.split(".")[0] for key in left} & dict(model.named_children()).keys():
         fits = list_architectures(architectures_of(weights)) if missing else ""
         raise InputError(f"{message}; {fits or 'build the model that was trained, and pass it'}.")
@@ -124,12 +134,13 @@ def with_adapter(model: nn.Module, folder: Path) -> Any:
     import peft
 
     weights = [*map(read_weights, folder.glob("adapter_model.*"))]
-    # without any, peft would ask the hub
+    # Without any weights, peft would ask the hub.
     expect(weights, f"adapter_model.safetensors in {folder}", os.listdir(folder))
     wrapped = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(folder)))
     result = wrapped.load_adapter(str(folder), "default")
-    # peft only warns of the former, and says nothing of the latter
-    if keys := [*result.missing_keys, *result.unexpected_keys]:
+    # peft only warns of missing keys, and does not mention unexpected ones.
+    keys = [*result.missing_keys, *result.unexpected_keys]
+    if keys:
         raise InputError(
             f"the adapter in {folder} belongs to another base; weights missing or left over: "
             f"{count_of(keys)}."
