@@ -26,24 +26,25 @@ def mark_own_hook(hook: AnyHook) -> AnyHook:
 
 def has_no_foreign_hooks(module: nn.Module) -> bool:
     """Whether a module has neither a hook nor an attribute in place of a method."""
-    # a copy, since another thread's recording may add hooks of ours meanwhile
-    hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
-    if any(not hasattr(hook, _OWN_HOOK) for hook in hooks):
-        return False
-    kind, own = type(module), vars(module)
-    return not any(
-        callable(value) and hasattr(kind, name)
-        for name, value in own.items()
-        if name != "_compiled_call_impl"  # of torch.compile, which computes the same
-    )
+    for name in _HOOKS:
+        # A copy is read, since another thread's recording may add hooks of ours meanwhile.
+        for hook in tuple(getattr(module, name).values()):
+            if not hasattr(hook, _OWN_HOOK):
+                return False
+    for name, value in vars(module).items():
+        # What torch.compile puts there computes the same.
+        if name != "_compiled_call_impl" and callable(value) and hasattr(type(module), name):
+            return False
+    return True
 
 
 _LIBRARIES = ("torch.", "peft.", "sentence_transformers.", "transformers.")
 _INNER = {
-    "OptimizedModule": "_orig_mod",  # of torch.compile
+    "OptimizedModule": "_orig_mod",  # torch.compile makes it.
     "DataParallel": "module",
     "DistributedDataParallel": "module",
-    "PeftModel": "base_model.model",  # but of prompts, which `base_model` is without a tuner for
+    # With adapters `base_model` is a tuner around the model. With prompts it is the model itself.
+    "PeftModel": "base_model.model",
     "SentenceTransformer": "0.model",
     "Owlv2ForObjectDetection": "owlv2",
     "OwlViTForObjectDetection": "owlvit",
@@ -58,7 +59,7 @@ def unwrapped(module: Any) -> Any:
     """
     if type(module) is nn.Sequential and len(module):
         return unwrapped(module[0])
-    # by name, since none of them should be imported for this
+    # Classes are compared by name, since none of the libraries should be imported for this.
     for kind in type(module).__mro__:
         path = _INNER.get(kind.__name__)
         if path and kind.__module__.startswith(_LIBRARIES):
@@ -81,12 +82,12 @@ def name_of(model: nn.Module) -> str:
     return f"{name} {source}".strip()
 
 
-# attributes that hold the rate of something random -> its name; "" for that of the class
+# Attributes that hold the rate of something random -> its name, "" for the name of the class.
 _RATES = {
     "p": "dropout",
     "prob": "patch dropout",
-    "drop_prob": "",  # DropPath is no Dropout
-    "attention_dropout": "attention dropout",  # often no module
+    "drop_prob": "",  # DropPath is no Dropout.
+    "attention_dropout": "attention dropout",  # This one is often no module.
     "dropout": "attention dropout",
 }
 
@@ -94,22 +95,25 @@ _RATES = {
 def modules_of(module: nn.Module) -> list[nn.Module]:
     """A module and all below it, each once, several times as fast as `nn.Module.modules`."""
     modules = {id(module): module}
-    new = [module]
-    while new:
-        children = [child for each in new for child in each._modules.values() if child is not None]
-        new = [child for child in children if id(child) not in modules]
-        modules.update((id(child), child) for child in new)
+    level = [module]
+    while level:
+        below = []
+        for parent in level:
+            for child in parent._modules.values():
+                if child is not None and id(child) not in modules:
+                    modules[id(child)] = child
+                    below.append(child)
+        level = below
     return list(modules.values())
 
 
-# modules of torch.ao that compute with floating-point weights, and fake or observe quantization
+# Modules of torch.ao that compute with floating-point weights, and fake or observe quantization.
 _PREPARED = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization.")
 
 
 def _path_of(layer: nn.Module, module: nn.Module) -> str:
     """The name of a module below another one."""
-    names = (name for name, each in module.named_modules() if each is layer)
-    return str(next(names))
+    return str(next(name for name, inner in module.named_modules() if inner is layer))
 
 
 def refuse_quantized(module: nn.Module) -> None:
@@ -123,7 +127,7 @@ def refuse_quantized(module: nn.Module) -> None:
                 "range, so what runs is not what the weights say. Explain the model before "
                 "torch.ao.quantization prepares it, with the trained weights loaded."
             )
-        # torch.ao packs the weights of its modules away from their parameters
+        # torch.ao packs the weights of its modules away from their parameters.
         plain = not library.startswith("torch.ao.")
         for weight in layer._parameters.values():
             if weight is None:
@@ -201,13 +205,13 @@ def nondeterminism(module: nn.Module) -> str | None:
     for layer in filter(attrgetter("training"), modules_of(module)):
         if isinstance(layer, _BatchNorm):
             return "BatchNorm"
-        for name, what in _RATES.items():
+        for name, noun in _RATES.items():
             rate = getattr(layer, name, None)
-            # elsewhere `p` is another number, such as the power of a pool
+            # Elsewhere `p` is another number, such as the power of a pool.
             if name == "p" and not isinstance(layer, _DropoutNd):
                 continue
             if isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0:
-                return f"{what or type(layer).__name__} {rate:g}"
+                return f"{noun or type(layer).__name__} {rate:g}"
     return None
 
 
