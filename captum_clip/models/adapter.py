@@ -54,7 +54,7 @@ class ClipAdapter(ABC):
     ) -> None:
         self.model, self.tower, self.name = model, tower, name
         self.processor, self.tokenizer = processor, tokenizer
-        self.looks = set[Any]()  # what of the model a method has looked at
+        self.looks = set[Any]()  # the checks of the model that methods have made
         self.failures: Mapping[str, str] = {}
         """Why its own "processor" or "tokenizer" could not be loaded; told once one is needed."""
 
@@ -79,12 +79,13 @@ class ClipAdapter(ABC):
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
         tokenizer = self._require("tokenizer")
         if is_transformers_tokenizer(tokenizer):
-            # transformers warns of a length where none is padded to
-            length = None if self.pads_to_longest else self.context_length
-            padding = True if length is None else "max_length"
-            options = {"padding": padding, "max_length": length, "return_tensors": "pt"}
-            return self._read(tokenizer, texts, **options)
-        if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
+            options: dict[str, Any] = {"padding": True, "max_length": None}
+            # transformers warns of a length where texts are not padded to it.
+            if not self.pads_to_longest and self.context_length is not None:
+                options = {"padding": "max_length", "max_length": self.context_length}
+            return self._read(tokenizer, texts, return_tensors="pt", **options)
+        if hasattr(tokenizer, "clean_fn"):
+            # It is OpenCLIP's own, which may be made for another context.
             return self._read(tokenizer, texts, context_length=self.context_length)
         return tokenizer(texts)
 
@@ -208,8 +209,10 @@ class ClipAdapter(ABC):
         a second a gigabyte, and six forwards in eval mode and float32, which hooks of the user see.
         Without `images` it is of the texts alone, and neither weights nor image tower are read.
         """
-        parts = {"weights": weights_digest(self.model.state_dict().values())} if images else {}
-        # the weights alone do not say it: a hook, a patch or another processor changes what runs
+        parts = {}
+        if images:
+            parts["weights"] = weights_digest(self.model.state_dict().values())
+        # Weights alone do not suffice: a hook, a patch or another processor changes what runs.
         with reproducible(self.model):
             return parts | self.fixed_embeddings(texts=texts, images=images)
 
@@ -221,10 +224,11 @@ class ClipAdapter(ABC):
             fixed = fixed_images(self.tower.native if self.processor is None else None)
             embeddings = (self.encode_image(self.preprocess(image)) for image in fixed)
             numbers["image_embeddings"] = summary(embeddings)
-        if texts:  # what reads images alone does not depend on them
+        if texts:
             read = []
             for text in FIXED_TEXTS:
-                with suppress(Exception):  # no tokenizer, or a word that it does not know
+                # There may be no tokenizer, or it may not know a word.
+                with suppress(Exception):
                     read.append(self.text_inputs(text))
             features = (self.text_features(*inputs) for inputs in read)
             numbers["text_embeddings"] = summary(F.normalize(row, dim=-1) for row in features)
@@ -326,7 +330,7 @@ class ClipAdapter(ABC):
             InputError: there is no tokenizer.
         """
         texts = checks.check_texts(texts)
-        # OpenCLIP's tokenizers cut a text without a word, so its tokens are counted first
+        # OpenCLIP's tokenizers cut a text without a warning, so its tokens are counted first.
         for text in texts:
             count, longest = self.count_tokens(text), self.context_length
             if count is not None and longest is not None and count > longest:
@@ -335,7 +339,7 @@ class ClipAdapter(ABC):
                     f"{longest}; shorten it: {text[:60]!r}..."
                 )
         tokens = self._tokenize(texts)
-        # another model's tokenizer would look up a wrong token, or read beyond the table
+        # Tokens of another model's tokenizer would be other words, or lie beyond the table.
         form = "a tensor (N, T), or what a tokenizer of transformers returns, from the tokenizer"
         checks.expect(hasattr(tokens, "to"), form, tokens)
         largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
@@ -380,7 +384,7 @@ class ClipAdapter(ABC):
         return tokens["input_ids"], tokens.get("attention_mask")
 
     def _require(self, tool: Literal["processor", "tokenizer"]) -> Any:
-        # transformers' CLIPProcessor holds a tokenizer as well
+        # A CLIPProcessor of transformers holds a tokenizer as well.
         tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
         tools = {"processor": self.processor, "tokenizer": tokenizer}
         if tools[tool] is not None:
