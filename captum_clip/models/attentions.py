@@ -23,7 +23,7 @@ def tensor_in(result: Any, index: int = 0) -> Tensor:
     if isinstance(result, Tensor):
         return result
     try:
-        # an output of transformers is a dataclass that is read by index; other ones are not
+        # An output of transformers is a dataclass that is read by index; other ones are not.
         if is_dataclass(result) and not isinstance(result, Mapping):
             result = [*vars(result).values()]
         return result[index]  # type: ignore[no-any-return]
@@ -155,7 +155,7 @@ class AttentionLayer(Attention):
     """Paths in the block, of modules or LayerScales, that follow the attention."""
     mlp_paths: tuple[str, ...]
     """Paths of its second branch: norm, MLP."""
-    # without a default: a family that forgets them would have blocks without an MLP
+    # There is no default, since a family that forgets them would have blocks without an MLP.
 
     def __init__(self, block: Any, attention: Any, heads: int) -> None:
         super().__init__(attention, heads)
@@ -163,7 +163,7 @@ class AttentionLayer(Attention):
 
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D), the first of its arguments, whatever it is called."""
-        # MaPLe's blocks take a list of the tokens and their prompts
+        # MaPLe's blocks take a list of the tokens and their prompts.
         return self.batch_first(tensor_in(next(iter((*args, *kwargs.values())))))
 
     def with_residual(
@@ -186,7 +186,7 @@ class AttentionLayer(Attention):
 
     def added(self) -> tuple[nn.Module, tuple[Step, ...]]:
         """The last module of the second branch, and the LayerScale that may follow it."""
-        # timm's EVA keeps its LayerScale as a parameter, on which no hook can be set
+        # timm's EVA keeps its LayerScale as a parameter, on which no hook can be set.
         steps = self.mlp_branch()
         last = max(i for i, step in enumerate(steps) if isinstance(step, nn.Module))
         module: Any = steps[last]
@@ -269,7 +269,7 @@ class Multihead(Attention):
     def input_maps(self) -> list[Linear]:
         if len(self.maps) > 1:
             return super().input_maps()
-        # one stacked weight, or three where keys have a width of their own
+        # There is one stacked weight, or three where keys have a width of their own.
         attention = self.attention
         if attention.in_proj_weight is None:
             weights = [getattr(attention, f"{name}_proj_weight") for name in "qkv"]
@@ -280,7 +280,7 @@ class Multihead(Attention):
     def output_map(self) -> Step:
         if self.inner_norm is not None:
             return super().output_map()
-        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module
+        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module.
         return Linear.of(getattr(self.attention, self.maps[-1]))
 
     def batch_first(self, tokens: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class AvailableModel:
 
 
 def _resnet(suffix: str) -> AvailableModel:
-    architecture = f"RN{suffix}-quickgelu"  # without it OpenCLIP runs these weights with GELU
+    # Without QuickGELU in the name, OpenCLIP runs these weights with GELU.
+    architecture = f"RN{suffix}-quickgelu"
     aliases = (f"ResNet{suffix}", f"{architecture}/openai")
     return AvailableModel(f"RN{suffix}", aliases, "resnet", "open_clip", architecture)
 
@@ -41,7 +42,7 @@ _EMBEDDED = (
     AvailableModel("demo/resnet", (), "resnet", "open_clip", "embedded"),
     AvailableModel("demo/siglip", (), "vit", "transformers", "embedded"),
 )
-# the nine CLIPs of Mamooler's report, by OpenAI's names
+# These are the nine CLIPs of Mamooler's report, by OpenAI's names.
 _PUBLISHED = (
     *map(_resnet, ("50", "101", "50x4", "50x16", "50x64")),
     _vit("ViT-B/32", "base-patch32"),
