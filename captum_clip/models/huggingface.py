@@ -196,8 +196,10 @@ class HuggingFaceAdapter(ClipAdapter):
         # Not every class, in every version, casts pixels inside or knows of interpolation.
         tower, size = self.tower, tuple(images.shape[-2:])
         resized = tower.asks_to_interpolate and size != tower.native
-        options = {"interpolate_pos_encoding": True} if resized else {}
-        return {"pixel_values": images.to(self.dtype), **options}
+        inputs: dict[str, Any] = {"pixel_values": images.to(self.dtype)}
+        if resized:
+            inputs["interpolate_pos_encoding"] = True
+        return inputs
 
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
@@ -207,8 +209,10 @@ class HuggingFaceAdapter(ClipAdapter):
         config = self.model.config.text_config
         # Positions of RoBERTa's relatives begin after that of the padding token.
         robertas = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
-        taken = config.pad_token_id + 1 if config.model_type in robertas else 0
-        return int(config.max_position_embeddings) - taken
+        length = int(config.max_position_embeddings)
+        if config.model_type in robertas:
+            length -= config.pad_token_id + 1
+        return length
 
     @property
     def vocabulary_size(self) -> int:

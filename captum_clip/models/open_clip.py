@@ -34,10 +34,8 @@ class OpenClipLayer(Multihead, AttentionLayer):
         super().__init__(block, block.attn, block.attn.num_heads)
         # A `CustomResidualAttentionBlock` has a norm after its attention. OpenAI's block has no
         # LayerScale.
-        paths = ("ln_attn", "ls_1"), ("ln_2", "mlp", "ls_2")
-        self.branch_paths, self.mlp_paths = (
-            tuple(name for name in names if hasattr(block, name)) for names in paths
-        )
+        self.branch_paths = tuple(name for name in ("ln_attn", "ls_1") if hasattr(block, name))
+        self.mlp_paths = tuple(name for name in ("ln_2", "mlp", "ls_2") if hasattr(block, name))
 
 
 class OpenClipViT(ViTTower):
@@ -49,7 +47,9 @@ class OpenClipViT(ViTTower):
     @property
     def head(self) -> tuple[Step, ...]:
         norm, projection = self.module.ln_post, self.module.proj
-        return (norm,) if projection is None else (norm, Linear(projection.transpose(0, 1), None))
+        if projection is None:
+            return (norm,)
+        return norm, Linear(projection.transpose(0, 1), None)
 
 
 def _open_clip_vit(visual: Any) -> OpenClipViT:
@@ -251,8 +251,9 @@ class OpenClipAdapter(ClipAdapter):
         owner = getattr(self.model, "text", self.model)
         if isinstance(owner, HFTextEncoder):
             return _hf_text_tower(self.model)
-        is_plain = owner is self.model or isinstance(owner, TextTransformer)
-        return text_tower_in(self.model, owner, _open_clip_layers) if is_plain else None
+        if owner is self.model or isinstance(owner, TextTransformer):
+            return text_tower_in(self.model, owner, _open_clip_layers)
+        return None
 
     def image_features(self, images: Tensor) -> Tensor:
         return tensor_in(self.model.encode_image(images.to(self.dtype), **self.options))
@@ -268,7 +269,7 @@ class OpenClipAdapter(ClipAdapter):
     def context_length(self) -> int | None:
         # The tokenizer may cut before the model does. The length is 0 where a text model of
         # transformers has no table of positions (mt5), or the tokenizer has no length.
-        lengths = (getattr(owner, "context_length", 0) for owner in (self.model, self.tokenizer))
+        lengths = [getattr(owner, "context_length", 0) for owner in (self.model, self.tokenizer)]
         return min((int(length) for length in lengths if length), default=None)
 
     @property

@@ -55,14 +55,16 @@ class TimmTower(ViTTower):
 
     @property
     def head(self) -> tuple[Step, ...]:
-        trunk, pool, first = self.trunk, self.trunk.attn_pool, []
+        trunk, pool = self.trunk, self.trunk.attn_pool
+        steps: list[Step] = []
         if self.pooling_head is None:
-            first = [trunk.norm]
+            steps.append(trunk.norm)
         elif pool.mlp is not None:
-            first = [Residual(flattened([pool.norm, pool.mlp]))]
-        after = [trunk.fc_norm, trunk.head_drop, trunk.head]
-        after += [] if trunk is self.module else [self.module.head]
-        return (*first, *flattened(after))
+            steps.append(Residual(flattened([pool.norm, pool.mlp])))
+        steps += flattened([trunk.fc_norm, trunk.head_drop, trunk.head])
+        if trunk is not self.module:  # OpenCLIP's TimmModel has a projection around the trunk.
+            steps += flattened([self.module.head])
+        return tuple(steps)
 
 
 class TimmCNN(ResNetTower):
