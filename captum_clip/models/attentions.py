@@ -69,8 +69,10 @@ class PooledToken:
     def row_of(self, like: Tensor) -> Tensor:
         """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
         row = torch.zeros_like(to_float32(like))
-        first = torch.zeros(len(row), device=row.device, dtype=torch.long)
-        return row.scatter_(1, (first if self.rows is None else self.rows)[:, None], 1)
+        index = self.rows
+        if index is None:
+            index = torch.zeros(len(row), device=row.device, dtype=torch.long)
+        return row.scatter_(1, index[:, None], 1)
 
     def hidden(self) -> Tensor | None:
         """The tokens that the pooled one does not see, (B, s); None if it sees all."""
@@ -104,8 +106,11 @@ class Attention:
 
     def input_maps(self) -> list[Linear]:
         """The maps of queries, keys and values as they are now, which one module may hold."""
-        linear = [Linear.of(attrgetter(path)(self.attention)) for path in self.maps[:-1]]
-        return linear if len(linear) > 1 else linear_maps(linear[0].weight.chunk(3), linear[0].bias)
+        maps = [Linear.of(attrgetter(path)(self.attention)) for path in self.maps[:-1]]
+        if len(maps) > 1:
+            return maps
+        [stacked] = maps
+        return linear_maps(stacked.weight.chunk(3), stacked.bias)
 
     def output_map(self) -> Step:
         """The map of the heads' outputs side by side as it is now."""
@@ -284,8 +289,8 @@ class Multihead(Attention):
         return Linear.of(getattr(self.attention, self.maps[-1]))
 
     def batch_first(self, tokens: Tensor) -> Tensor:
-        first = getattr(self.attention, "batch_first", self.batch_first_unless_told)
-        return tokens if first else tokens.transpose(0, 1)
+        is_first = getattr(self.attention, "batch_first", self.batch_first_unless_told)
+        return tokens if is_first else tokens.transpose(0, 1)
 
 
 class MultiheadPoolingHead(Multihead, PoolingHead):
