@@ -45,7 +45,7 @@ from ..folders.storage import (
 )
 from ..folders.workers import ModelLoader, RunConfig, full_name, map_on_ray, preprocess_alone
 from ..models import ClipAdapter, differing_parts
-from ..models.adapter import fixed_images, summary
+from ..models.identity import fixed_images, summary
 from ..targets.similarity import ClipSimilarity
 
 _KEY, _FORMAT = "captum_clip", "captum_clip index 3"

@@ -27,7 +27,7 @@ from ..checks import expect
 from ..demo.scenes import draw_scene
 from ..errors import CaptumClipError, CaptureError, InputError, public
 from ..models import ClipAdapter, load_clip
-from ..models.adapter import fixed_images, weights_digest
+from ..models.identity import fixed_images, weights_digest
 from ..models.towers import ResNetTower, TransformerTower
 from ..targets.similarity import ClipSimilarity
 

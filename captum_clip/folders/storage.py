@@ -230,7 +230,7 @@ def find_index(path: str | Path, *, exists: bool = True) -> Storage:
 
 def differences(before: Content, after: Content) -> list[str]:
     """Describe the settings, as JSON, that have changed."""
-    from ..models.adapter import part_agrees
+    from ..models.identity import part_agrees
 
     values_before = dict(_leaf_values(before))
     values_after = dict(_leaf_values(after))

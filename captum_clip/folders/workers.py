@@ -24,7 +24,8 @@ from ..errors import CaptumClipError, InputError, argument, public
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..models.images import process
 from ..models.loading import load_parts
-from ..models.names import named_model, split_checkpoint
+from ..models.names import split_checkpoint
+from ..models.published import named_model
 from .storage import Content, readable_images
 
 RESUME: Final = "what is done is kept, start the same command again."

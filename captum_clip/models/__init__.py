@@ -2,6 +2,6 @@
 
 from .. import attach
 
-# a wrong name is refused without torch, which all but `names` loads
+# A wrong name is refused without torch, which most of the files below load.
 __getattr__, __dir__ = attach(__name__, __file__)
 __all__ = __dir__()

@@ -1,12 +1,10 @@
 """The adapter: one face for every CLIP model, whichever library it comes from."""
 
-import hashlib
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch.nn import functional as F
 from .. import checks
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
 from ..files import as_pil, quiet
+from .identity import FIXED_TEXTS, fixed_images, reproducible, summary, weights_digest
 from .images import check_images, image_processor, is_preprocessed, pixels_of, process
 from .library import expect_library_parts, refuse_quantized
 from .towers import Kind, TextTower, Tower
@@ -55,7 +54,7 @@ class ClipAdapter(ABC):
     ) -> None:
         self.model, self.tower, self.name = model, tower, name
         self.processor, self.tokenizer = processor, tokenizer
-        self.looks = set[Any]()  # what of the model a method has looked at
+        self.looks = set[Any]()  # the checks of the model that methods have made
         self.failures: Mapping[str, str] = {}
         """Why its own "processor" or "tokenizer" could not be loaded; told once one is needed."""
 
@@ -80,12 +79,13 @@ class ClipAdapter(ABC):
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
         tokenizer = self._require("tokenizer")
         if is_transformers_tokenizer(tokenizer):
-            # transformers warns of a length where none is padded to
-            length = None if self.pads_to_longest else self.context_length
-            padding = True if length is None else "max_length"
-            options = {"padding": padding, "max_length": length, "return_tensors": "pt"}
-            return self._read(tokenizer, texts, **options)
-        if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
+            options: dict[str, Any] = {"padding": True, "max_length": None}
+            # transformers warns of a length where texts are not padded to it.
+            if not self.pads_to_longest and self.context_length is not None:
+                options = {"padding": "max_length", "max_length": self.context_length}
+            return self._read(tokenizer, texts, return_tensors="pt", **options)
+        if hasattr(tokenizer, "clean_fn"):
+            # It is OpenCLIP's own, which may be made for another context.
             return self._read(tokenizer, texts, context_length=self.context_length)
         return tokenizer(texts)
 
@@ -209,8 +209,10 @@ class ClipAdapter(ABC):
         a second a gigabyte, and six forwards in eval mode and float32, which hooks of the user see.
         Without `images` it is of the texts alone, and neither weights nor image tower are read.
         """
-        parts = {"weights": weights_digest(self.model.state_dict().values())} if images else {}
-        # the weights alone do not say it: a hook, a patch or another processor changes what runs
+        parts = {}
+        if images:
+            parts["weights"] = weights_digest(self.model.state_dict().values())
+        # Weights alone do not suffice: a hook, a patch or another processor changes what runs.
         with reproducible(self.model):
             return parts | self.fixed_embeddings(texts=texts, images=images)
 
@@ -222,10 +224,11 @@ class ClipAdapter(ABC):
             fixed = fixed_images(self.tower.native if self.processor is None else None)
             embeddings = (self.encode_image(self.preprocess(image)) for image in fixed)
             numbers["image_embeddings"] = summary(embeddings)
-        if texts:  # what reads images alone does not depend on them
+        if texts:
             read = []
             for text in FIXED_TEXTS:
-                with suppress(Exception):  # no tokenizer, or a word that it does not know
+                # There may be no tokenizer, or it may not know a word.
+                with suppress(Exception):
                     read.append(self.text_inputs(text))
             features = (self.text_features(*inputs) for inputs in read)
             numbers["text_embeddings"] = summary(F.normalize(row, dim=-1) for row in features)
@@ -327,7 +330,7 @@ class ClipAdapter(ABC):
             InputError: there is no tokenizer.
         """
         texts = checks.check_texts(texts)
-        # OpenCLIP's tokenizers cut a text without a word, so its tokens are counted first
+        # OpenCLIP's tokenizers cut a text without a warning, so its tokens are counted first.
         for text in texts:
             count, longest = self.count_tokens(text), self.context_length
             if count is not None and longest is not None and count > longest:
@@ -336,7 +339,7 @@ class ClipAdapter(ABC):
                     f"{longest}; shorten it: {text[:60]!r}..."
                 )
         tokens = self._tokenize(texts)
-        # another model's tokenizer would look up a wrong token, or read beyond the table
+        # Tokens of another model's tokenizer would be other words, or lie beyond the table.
         form = "a tensor (N, T), or what a tokenizer of transformers returns, from the tokenizer"
         checks.expect(hasattr(tokens, "to"), form, tokens)
         largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
@@ -381,7 +384,7 @@ class ClipAdapter(ABC):
         return tokens["input_ids"], tokens.get("attention_mask")
 
     def _require(self, tool: Literal["processor", "tokenizer"]) -> Any:
-        # transformers' CLIPProcessor holds a tokenizer as well
+        # A CLIPProcessor of transformers holds a tokenizer as well.
         tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
         tools = {"processor": self.processor, "tokenizer": tokenizer}
         if tools[tool] is not None:
@@ -411,80 +414,3 @@ def is_tokenizer(candidate: Any) -> bool:
     is_clip_tokenize = getattr(candidate, "__name__", "") == "tokenize"
     has_clean = hasattr(candidate, "clean_fn")
     return is_clip_tokenize or has_clean or is_transformers_tokenizer(candidate)
-
-
-BOUND: Final = 1e-3
-"""How far numbers of one model may lie apart (root mean square), 2e-3 between unit embeddings.
-
-Rounding moves embeddings by 1e-6, other code for the same resizing by up to 5e-4; bilinear in the
-place of bicubic resizing by 3e-3 or more.
-"""
-FIXED_TEXTS: Final = ("a photo of a dog", "The CAT, 3 birds", "")
-
-
-def fixed_images(size: tuple[int, int] | None = None) -> list[Any]:
-    """Three images of colored squares (H, W, 3); with a size preprocessed noise (1, 3, H, W)."""
-    draw = np.random.RandomState(0)  # whose numbers no release of NumPy changes
-    if size is not None:
-        return [*torch.from_numpy(draw.standard_normal((3, 1, 3, *size))).float()]
-    kind: Any = np.uint8  # which the types of newer releases do not let through
-    drawn = (draw.randint(0, 256, (*s, 3), kind) for s in ((6, 6), (15, 20), (25, 18)))
-    return [image.repeat(16, 0).repeat(16, 1) for image in drawn]
-
-
-def summary(embeddings: Iterable[Tensor]) -> str:
-    """Map unit embeddings (1, E) to four numbers, as far apart (Johnson and Lindenstrauss)."""
-    numbers: list[float] = []
-    for embedding in embeddings:
-        [row] = embedding.float().cpu().numpy()
-        numbers += (np.random.RandomState(0).standard_normal((4, len(row))) @ row / 2).tolist()
-    return " ".join(f"{number:.5f}" for number in numbers)
-
-
-def weights_digest(values: Iterable[Any]) -> str:
-    """SHA-256 over the floating-point tensors among the values of a state dict, in any order."""
-    lines = []
-    for value in values:
-        # releases of transformers add and drop buffers of whole numbers, such as position ids
-        if isinstance(value, Tensor) and value.is_floating_point():
-            # as bytes, since NumPy has no bfloat16
-            flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            lines.append(f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(flat).hexdigest()}\n")
-    # sorted, since releases also rename parameters and change their order
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-
-
-@contextmanager
-def reproducible(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode, without gradients and in float32 at least, then put all back.
-
-    In half precision, embeddings of two devices lie up to 1e-2 apart, in TF32 up to 9e-4.
-    """
-    changes: list[Any] = [(module, "training", False) for module in model.modules()]
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dtype in (torch.float16, torch.bfloat16) and not tensor.is_inference():
-            changes.append((tensor, "data", tensor.data.float()))
-    cudnn: Any = torch.backends.cudnn
-    conv = getattr(cudnn, "conv", None)  # since PyTorch 2.9
-    changes.append((conv, "fp32_precision", "ieee") if conv else (cudnn, "allow_tf32", False))
-    with torch.no_grad(), ExitStack() as undo:
-        for owner, name, value in changes:
-            undo.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, value)
-        yield
-
-
-def part_agrees(first: str, second: str) -> bool:
-    """Whether an entry of two identities is the same, or its numbers lie within the bound."""
-    try:
-        numbers = [[float(number) for number in text.split()] for text in (first, second)]
-        return first == second or math.dist(*numbers) <= BOUND * len(numbers[0]) ** 0.5
-    except ValueError:  # digests, or not as many numbers
-        return first == second
-
-
-def differing_parts(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
-    """Name the entries that differ, of those that both identities have."""
-    return [
-        p.replace("_", " ") for p in first if p in second and not part_agrees(first[p], second[p])
-    ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from .steps import Gated, Linear, Residual, Step, linear_maps, plain_step, run_steps
+from .steps import Gated, Linear, Residual, Step, is_plain_linear, linear_maps, run_steps
 
 
 def tensor_in(result: Any, index: int = 0) -> Tensor:
@@ -23,7 +23,7 @@ def tensor_in(result: Any, index: int = 0) -> Tensor:
     if isinstance(result, Tensor):
         return result
     try:
-        # an output of transformers is a dataclass that is read by index; other ones are not
+        # An output of transformers is a dataclass that is read by index; other ones are not.
         if is_dataclass(result) and not isinstance(result, Mapping):
             result = [*vars(result).values()]
         return result[index]  # type: ignore[no-any-return]
@@ -69,8 +69,10 @@ class PooledToken:
     def row_of(self, like: Tensor) -> Tensor:
         """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
         row = torch.zeros_like(to_float32(like))
-        first = torch.zeros(len(row), device=row.device, dtype=torch.long)
-        return row.scatter_(1, (first if self.rows is None else self.rows)[:, None], 1)
+        index = self.rows
+        if index is None:
+            index = torch.zeros(len(row), device=row.device, dtype=torch.long)
+        return row.scatter_(1, index[:, None], 1)
 
     def hidden(self) -> Tensor | None:
         """The tokens that the pooled one does not see, (B, s); None if it sees all."""
@@ -104,12 +106,16 @@ class Attention:
 
     def input_maps(self) -> list[Linear]:
         """The maps of queries, keys and values as they are now, which one module may hold."""
-        linear = [Linear.of(attrgetter(path)(self.attention)) for path in self.maps[:-1]]
-        return linear if len(linear) > 1 else linear_maps(linear[0].weight.chunk(3), linear[0].bias)
+        maps = [Linear.of(attrgetter(path)(self.attention)) for path in self.maps[:-1]]
+        if len(maps) > 1:
+            return maps
+        [stacked] = maps
+        return linear_maps(stacked.weight.chunk(3), stacked.bias)
 
     def output_map(self) -> Step:
         """The map of the heads' outputs side by side as it is now."""
-        return plain_step(attrgetter(self.maps[-1])(self.attention))
+        module = attrgetter(self.maps[-1])(self.attention)
+        return Linear.of(module) if is_plain_linear(module) else module
 
     @property
     def inner_norm(self) -> nn.Module | None:
@@ -154,7 +160,7 @@ class AttentionLayer(Attention):
     """Paths in the block, of modules or LayerScales, that follow the attention."""
     mlp_paths: tuple[str, ...]
     """Paths of its second branch: norm, MLP."""
-    # without a default: a family that forgets them would have blocks without an MLP
+    # There is no default, since a family that forgets them would have blocks without an MLP.
 
     def __init__(self, block: Any, attention: Any, heads: int) -> None:
         super().__init__(attention, heads)
@@ -162,7 +168,7 @@ class AttentionLayer(Attention):
 
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D), the first of its arguments, whatever it is called."""
-        # MaPLe's blocks take a list of the tokens and their prompts
+        # MaPLe's blocks take a list of the tokens and their prompts.
         return self.batch_first(tensor_in(next(iter((*args, *kwargs.values())))))
 
     def with_residual(
@@ -185,7 +191,7 @@ class AttentionLayer(Attention):
 
     def added(self) -> tuple[nn.Module, tuple[Step, ...]]:
         """The last module of the second branch, and the LayerScale that may follow it."""
-        # timm's EVA keeps its LayerScale as a parameter, on which no hook can be set
+        # timm's EVA keeps its LayerScale as a parameter, on which no hook can be set.
         steps = self.mlp_branch()
         last = max(i for i, step in enumerate(steps) if isinstance(step, nn.Module))
         module: Any = steps[last]
@@ -268,7 +274,7 @@ class Multihead(Attention):
     def input_maps(self) -> list[Linear]:
         if len(self.maps) > 1:
             return super().input_maps()
-        # one stacked weight, or three where keys have a width of their own
+        # There is one stacked weight, or three where keys have a width of their own.
         attention = self.attention
         if attention.in_proj_weight is None:
             weights = [getattr(attention, f"{name}_proj_weight") for name in "qkv"]
@@ -279,12 +285,12 @@ class Multihead(Attention):
     def output_map(self) -> Step:
         if self.inner_norm is not None:
             return super().output_map()
-        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module
+        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module.
         return Linear.of(getattr(self.attention, self.maps[-1]))
 
     def batch_first(self, tokens: Tensor) -> Tensor:
-        first = getattr(self.attention, "batch_first", self.batch_first_unless_told)
-        return tokens if first else tokens.transpose(0, 1)
+        is_first = getattr(self.attention, "batch_first", self.batch_first_unless_told)
+        return tokens if is_first else tokens.transpose(0, 1)
 
 
 class MultiheadPoolingHead(Multihead, PoolingHead):

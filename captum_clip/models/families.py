@@ -17,7 +17,7 @@ from .towers import Tower
 
 FAMILIES: list[Family] = [OPENAI, *HUGGING_FACE, OPEN_CLIP, TIMM]
 
-# patterns of classes -> what to take in their place
+# Patterns of the names of classes -> why they are refused, and what to use instead.
 _REFUSED = {
     "BlipModel": "its image embedding is normed twice; use BlipForImageTextRetrieval, as in "
     "Salesforce/blip-itm-base-coco",
@@ -58,7 +58,7 @@ def transformers_class(name: str, config: Mapping[str, Any]) -> str:
     candidates: list[str] = [*saved_from, *((base,) if isinstance(base, str) else base)]
     families = [family for family in FAMILIES if family.library.startswith("transformers.")]
     supported = {model for family in families for model in family.models}
-    # what is known to be refused is so though its base may be supported
+    # A class that is known to be refused stays refused, even where its base is supported.
     chosen = next((each for each in candidates if each in supported or _reason(each)), "")
     if chosen in supported:
         return chosen

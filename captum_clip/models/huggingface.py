@@ -52,7 +52,7 @@ class BertLayer(PostNormLayer, HuggingFaceLayer):
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
-        # `BertAttention` around both adds its input and norms the sum
+        # The `BertAttention` around both adds its input and norms the sum.
         self.input_module, self.output_module = self.attention.self, self.attention.output.dense
 
     @property
@@ -114,7 +114,7 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
         module = module.text_model
     name, end = type(model).__name__, getattr(module.config, "eos_token_id", None)
     end = getattr(module, "eos_token_id", end)  # as it was when the model was made
-    # configurations made before the end token was written down say 2
+    # Configurations made before the end token was written down say 2. Then the largest token is it.
     largest = name.startswith("Owl") or (name.startswith("CLIP") and end == 2)
     steps = [attrgetter(name)(module) for name in layout.own_head]
     steps += [attrgetter(name)(model) for name in layout.head]
@@ -142,7 +142,7 @@ class HuggingFaceTower(ViTTower):
     final_norm: ClassVar[str | None] = "post_layernorm"
     patch_map: ClassVar[str] = "embeddings.patch_embedding"
     projection_path = "visual_projection"
-    # whether positions only change with the size where that is asked for
+    # Whether positions only change with the size where the caller asks for it.
     asks_to_interpolate: ClassVar[bool] = True
 
     @classmethod
@@ -169,7 +169,7 @@ class HuggingFaceTower(ViTTower):
 
     @property
     def head(self) -> tuple[Step, ...]:
-        # without a projection it ends after the norm
+        # Without a projection, the head ends after the norm.
         norm = None if self.final_norm is None else getattr(self.module, self.final_norm)
         return tuple(step for step in (norm, self.projection_module) if step is not None)
 
@@ -193,11 +193,13 @@ class HuggingFaceAdapter(ClipAdapter):
         return embedding_of(self.model.get_image_features(**self._vision_inputs(images)))
 
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
-        # not every class, in every version, casts pixels inside or knows of interpolation
+        # Not every class, in every version, casts pixels inside or knows of interpolation.
         tower, size = self.tower, tuple(images.shape[-2:])
         resized = tower.asks_to_interpolate and size != tower.native
-        options = {"interpolate_pos_encoding": True} if resized else {}
-        return {"pixel_values": images.to(self.dtype), **options}
+        inputs: dict[str, Any] = {"pixel_values": images.to(self.dtype)}
+        if resized:
+            inputs["interpolate_pos_encoding"] = True
+        return inputs
 
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
@@ -205,10 +207,12 @@ class HuggingFaceAdapter(ClipAdapter):
     @property
     def context_length(self) -> int:
         config = self.model.config.text_config
-        # positions of RoBERTa's relatives begin after that of the padding token
+        # Positions of RoBERTa's relatives begin after that of the padding token.
         robertas = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
-        taken = config.pad_token_id + 1 if config.model_type in robertas else 0
-        return int(config.max_position_embeddings) - taken
+        length = int(config.max_position_embeddings)
+        if config.model_type in robertas:
+            length -= config.pad_token_id + 1
+        return length
 
     @property
     def vocabulary_size(self) -> int:
@@ -224,7 +228,7 @@ def vision_of(module: Any) -> Any:
 
 def embedding_of(features: Any) -> Tensor:
     """The embeddings in what `get_image_features` or `get_text_features` returned."""
-    # a tensor in transformers 4, an output object in 5
+    # transformers 4 returns a tensor, transformers 5 an output object.
     embeddings = features if isinstance(features, Tensor) else features.pooler_output
     if embeddings is None:
         raise UnsupportedModelError(
@@ -233,7 +237,7 @@ def embedding_of(features: Any) -> Tensor:
             "give its vision tower as `layer` to a method, with a forward function of your own "
             "that pools the tokens."
         )
-    # FLAVA projects every token, and its score reads the first
+    # FLAVA projects every token, and its score reads the first.
     pooled: Tensor = embeddings[:, 0] if embeddings.ndim == 3 else embeddings
     return pooled
 
@@ -309,7 +313,7 @@ class SiglipAdapter(HuggingFaceAdapter):
     """A `SiglipModel` of transformers."""
 
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, None]:
-        # it was trained without a mask, which the tokenizers of SigLIP 2 give
+        # SigLIP was trained without a mask, but the tokenizers of SigLIP 2 return one.
         return super().text_inputs(texts)[0], None
 
 
@@ -375,7 +379,7 @@ class Aimv2Tower(HuggingFaceTower):
     @staticmethod
     def fields(vision: Any) -> dict[str, Any]:
         pool = LatentPoolingHead(vision.head, vision.rms_norm, "output_proj")
-        # else its positions are learned, and those of the native size
+        # Other models have learned positions, which are those of the native size.
         fields = {"prefix": 0, "resizable": bool(vision.config.is_native)}
         return {"pooling": "attention", "pooling_head": pool, **fields}
 
@@ -384,9 +388,9 @@ class Aimv2Adapter(HuggingFaceAdapter):
     """An `Aimv2Model`."""
 
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        # Of a mask without padding, or none, the library makes no causal mask under SDPA, and a
-        # text would be encoded otherwise alone than next to a longer one. Under a causal mask the
-        # padding, which follows the end token, does not matter.
+        # Without padding in the mask, the library makes no causal mask under SDPA, so a text would
+        # be encoded differently alone than next to a longer one. Under a causal mask the padding
+        # does not matter, since it follows the end token.
         length, dtype = ids.shape[1], self.model.text_projection.weight.dtype
         lowest = torch.finfo(dtype).min
         causal = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
@@ -470,7 +474,7 @@ class DualEncoderTower(HuggingFaceTower):
         return super().from_module(module)
 
 
-# the last position is the pooled one, so with other padding it is another embedding
+# The last position is the pooled one, so other padding would give another embedding.
 _SIGLIP_TEXT = CLIP_TEXT._replace(
     row="last", causal=False, pads_to_longest=False, own_head=("final_layer_norm", "head"), head=()
 )

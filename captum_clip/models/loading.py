@@ -1,41 +1,38 @@
-"""`load_clip`: a name, a folder or a model -> an adapter."""
+"""`load_clip`: an object, a folder or a name -> an adapter, tried in this order."""
 
 import logging
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_integer, error_context, expand, expect, find_folder
-from ..demo import MODELS
 from ..demo.catalog import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
 from .adapter import ClipAdapter, is_tokenizer
 from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor, is_processor
-from .library import (
-    LARGEST_SIDE,
-    check_files,
-    check_weights,
+from .library import name_of, unwrapped
+from .names import ACCEPTED, NO_NETWORK, ModelSource, resolve
+from .open_clip import resample_pool
+from .safety import LARGEST_SIDE, check_files, check_weights, no_code, reason_of
+from .towers import Tower
+from .weights import (
+    architectures_of,
     count_of,
-    fit_weights,
-    name_of,
-    no_code,
+    list_architectures,
+    load_weights,
     read_weights,
-    reason_of,
-    unwrapped,
     with_adapter,
 )
-from .names import ACCEPTED, NO_NETWORK, ModelSource, available, openai_architecture, resolve
-from .open_clip import resample_pool
 
-# loading changes settings of the whole process, and two threads would restore each other's
+# Loading changes settings of the whole process, and two threads would restore each other's.
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -98,49 +95,29 @@ def load_clip(
         >>> clip.kind, clip.grid(224, 224)
         ('vit', (7, 7))
     """
-    name_or_model, processor, tokenizer = _unpack(name_or_model, processor, tokenizer)
+    model, processor, tokenizer = _unpack(name_or_model, processor, tokenizer)
     tools: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
     changes = {"device": device, "dtype": dtype, "image_size": image_size}
-    if isinstance(name_or_model, ClipAdapter):
-        return _as_it_is("an adapter", name_or_model, {**tools, **changes})
+    if isinstance(model, ClipAdapter):
+        _refuse_options("an adapter", model, {**tools, **changes})
+        return model
     for option, tool in tools.items():
         _check_tool(option, tool)
-    if isinstance(name_or_model, nn.Module):
-        clip = adapter_of(name_or_model, name=name_of(unwrapped(name_or_model)), **tools)
-        return _as_it_is("a model object", clip, changes)
-    is_name, expected = isinstance(name_or_model, (str, Path)), "a name, a folder or a CLIP model"
-    expect(is_name, expected, name_or_model, error=UnsupportedModelError)
-    if isinstance(name_or_model, Path) and not expand(name_or_model).is_file():
-        find_folder(name_or_model)
-    source, device = resolve(str(name_or_model)), choose_device(device)
-    expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
-    if image_size is not None:
-        check_integer("image_size", image_size, most=LARGEST_SIDE)
-    if source.file is not None and not source.where:
-        with _loading(source):
-            source = _with_architecture(source, source.file)
-    failures = {}
-    # Parameters made under inference_mode could never take part in a gradient.
-    # Weights are drawn at random before they are loaded: the caller's random numbers stay.
-    with _loading(source), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        model = _model(source, image_size)
-        model.to(device=device, dtype=dtype or torch.float32).eval()
-        for option in [option for option in tools if tools[option] is None]:
-            try:
-                tools[option] = _LOADERS[option](source, model)
-            except Exception as error:  # told once it is needed: tensors need no processor
-                failures[option] = reason_of(error)
-        clip = adapter_of(model, name=source.name, **tools)
-    clip.failures = failures
-    if image_size is not None:
-        option = argument("image_size", image_size)
-        with error_context(f"{argument('model', source.name)}, {option}"):
-            _resize(clip, image_size)
-    return clip
+    if isinstance(model, nn.Module):
+        return _load_object(model, tools, changes)
+    is_name = isinstance(model, (str, Path))
+    expect(is_name, "a name, a folder or a CLIP model", model, error=UnsupportedModelError)
+    if isinstance(model, Path) and not expand(model).is_file():
+        find_folder(model)
+    source = resolve(str(model))
+    settings = _checked_settings(device, dtype, image_size)
+    if source.local:
+        return _load_folder(source, tools, settings)
+    return _load_name(source, tools, settings)
 
 
 def _unpack(model: Any, processor: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
-    """A model with the tools that its wrapper has for it, where others were not given."""
+    """Take a model out of its wrapper, with the wrapper's tools where no others were given."""
     if isinstance(model, Pipeline) and not isinstance(model, nn.Module):
         return model.model, processor or model.image_processor, tokenizer or model.tokenizer
     if type(model).__name__ == "SentenceTransformer":
@@ -148,54 +125,75 @@ def _unpack(model: Any, processor: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     return model, processor, tokenizer
 
 
-def _resize(clip: ClipAdapter, size: int) -> None:
-    """Set the size that an image processor of transformers makes; OpenCLIP's has the model's."""
-    patch, processor = clip.tower.patch[0], image_processor(clip.processor)
-    low = max(1, size // patch) * patch
-    near = f"such as {low} or {low + patch}"
-    expect(size % patch == 0, f"a multiple of {patch}, the side of a patch, {near}", size)
-    clip.grid(size, size)  # which names the sizes that it takes
-    if hasattr(processor, "max_num_patches"):  # NaFlex
-        processor.max_num_patches = (size // patch) ** 2
-    for name in ("size", "crop_size"):
-        if now := getattr(processor, name, None):
-            sides = {side: size for side in ("shortest_edge", "height", "width") if side in now}
-            setattr(processor, name, sides)
-
-
 _TOOLS = {
     "processor": ("an image processor, or a function of one image, as processor", is_processor),
     "tokenizer": ("a tokenizer, or a function of a list of texts, as tokenizer", is_tokenizer),
 }
+"""What is expected of each tool, and the function that recognizes it."""
 
 
 def _check_tool(option: str, tool: Any) -> None:
-    # an object that only holds an image processor, as a processor of both does, serves too
-    serves = callable(tool) or (option == "processor" and hasattr(tool, "image_processor"))
-    expected, is_own = _TOOLS[option]
-    expect(tool is None or (serves and not isinstance(tool, type)), expected, tool)
-    for other, (_, is_other) in _TOOLS.items():
+    """Raise InputError unless a tool is None or can serve as `option`."""
+    expected, recognizes = _TOOLS[option]
+    # A processor for images and texts is not always callable, but it holds an image processor.
+    holds_processor = option == "processor" and hasattr(tool, "image_processor")
+    serves = (callable(tool) or holds_processor) and not isinstance(tool, type)
+    expect(tool is None or serves, expected, tool)
+    if recognizes(tool):
+        return
+    for other, (_, recognizes_other) in _TOOLS.items():
         advice = f"the two seem swapped, pass it as {argument(other)}"
-        expect(is_own(tool) or not is_other(tool), expected, tool, advice)
+        expect(not recognizes_other(tool), expected, tool, advice)
 
 
-def _as_it_is(model: str, clip: ClipAdapter, options: Mapping[str, Any]) -> ClipAdapter:
-    """The adapter of an object; InputError where an option would change it, and what to do."""
+def _load_object(
+    model: nn.Module, tools: Mapping[str, Any], changes: Mapping[str, Any]
+) -> ClipAdapter:
+    """Put an adapter around a model object, which is used as it is."""
+    clip = adapter_of(model, name=name_of(unwrapped(model)), **tools)
+    _refuse_options("a model object", clip, changes)
+    return clip
+
+
+def _refuse_options(given: str, clip: ClipAdapter, options: Mapping[str, Any]) -> None:
+    """Raise InputError where an option would change a model that is used as it is."""
     for name, value in options.items():
         if value is None:
             continue
         shown = name
         advice = "set it yourself beforehand, for example model.to(device), or load by name"
         if name == "image_size":
-            shown, tower = argument("image_size", value), clip.tower
-            advice = f"it takes images of {' x '.join(map(str, tower.native))} pixels only"
-            if tower.resizable:
-                by_name = f"take one by name, with {shown}"
-                advice = f"pass a processor that makes such images, or {by_name}"
-            elif tower.remade_by:
-                advice = f"make another one {tower.remade(value)}"
-        raise InputError(f"{shown} was given with {model}, which is used as it is; {advice}.")
-    return clip
+            shown = argument("image_size", value)
+            advice = _advice_on_size(clip.tower, value)
+        raise InputError(f"{shown} was given with {given}, which is used as it is; {advice}.")
+
+
+def _advice_on_size(tower: Tower, size: int) -> str:
+    """How a model object can be had for images of another size."""
+    if tower.resizable:
+        by_name = f"take one by name, with {argument('image_size', size)}"
+        return f"pass a processor that makes such images, or {by_name}"
+    if tower.remade_by:
+        return f"make another one {tower.remade(size)}"
+    height, width = tower.native
+    return f"it takes images of {height} x {width} pixels only"
+
+
+class _Settings(NamedTuple):
+    """What a model is loaded for."""
+
+    device: torch.device
+    dtype: torch.dtype
+    image_size: int | None
+
+
+def _checked_settings(device: Any, dtype: torch.dtype | None, image_size: Any) -> _Settings:
+    """The settings of a loaded model with their defaults; InputError where one cannot be."""
+    device = choose_device(device)
+    expect(dtype is None or dtype.is_floating_point, "a floating-point dtype", dtype)
+    if image_size is not None:
+        check_integer("image_size", image_size, most=LARGEST_SIDE)
+    return _Settings(device, dtype or torch.float32, image_size)
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
@@ -212,139 +210,108 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device)
 
 
-def load_parts(processor: str | None, tokenizer: str | None) -> dict[str, Any]:
-    """The processor and the tokenizer of other models, as options of :func:`load_clip`.
-
-    Each is named by a folder or a repository of transformers, or a name of the report that leads to
-    one; None for none. InputError where it holds none, or cannot be reached.
-    """
-    named = {"processor": processor, "tokenizer": tokenizer}
-    return {o: None if name is None else _load_tool(o, name) for o, name in named.items()}
-
-
-def _load_tool(option: str, name: str) -> Any:
-    folder = expand(name)
-    if folder.is_dir():  # which may hold a processor alone
-        source = ModelSource(name, "transformers", str(folder), local=True)
-    else:
-        source = resolve(name)
-    if source.library != "transformers":
-        raise InputError(
-            f"{name!r} is a model of OpenCLIP; expected a folder or a repository of transformers "
-            "with an image processor or a tokenizer."
-        )
-    with _loading(source):
-        return _LOADERS[option](source, None)
+def _load_folder(source: ModelSource, tools: Mapping[str, Any], settings: _Settings) -> ClipAdapter:
+    """Load files on this machine: those of a folder, or weights for an architecture."""
+    if not source.where:
+        with _loading(source, online=False):
+            source = _with_architecture(source)
+    if not source.local:  # The architecture that fits may be one of the hub.
+        return _load_name(source, tools, settings)
+    return _read_model(source, tools, settings, online=False)
 
 
-def _model(source: ModelSource, image_size: int | None) -> Any:
-    is_open_clip = source.library == "open_clip"
-    model = _open_clip_model(source, image_size) if is_open_clip else _transformers_model(source)
-    return model if source.adapter is None else with_adapter(model, source.adapter)
+def _with_architecture(source: ModelSource) -> ModelSource:
+    """The one architecture that weights in a file fit, after a warning; InputError for several."""
+    assert source.file is not None
+    fits = architectures_of(read_weights(source.file))
+    if len(fits) != 1:
+        kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
+        way = f"Write 'ARCH:{source.file}'; {list_architectures(fits) or kinds}"
+        raise InputError(f"{argument('model', source.name)}: which architecture? {way}.")
+    full = f"{fits[0]}:{source.file}"
+    reason = f"its shapes fit {fits[0]} alone, so it is loaded as {full}"
+    warnings.warn(f"{argument('model', str(source.file))}: {reason}.", stacklevel=2)
+    name = full if source.adapter is None else source.name
+    return resolve(full)._replace(name=name, adapter=source.adapter)
+
+
+def _load_name(source: ModelSource, tools: Mapping[str, Any], settings: _Settings) -> ClipAdapter:
+    """Load a model from the hub, or from its cache where the hub does not answer."""
+    return _read_model(source, tools, settings, online=_hub_answers())
+
+
+def _read_model(
+    source: ModelSource, tools: Mapping[str, Any], settings: _Settings, *, online: bool
+) -> ClipAdapter:
+    """Read a model, and the tools that were not given, from its files."""
+    tools, failures = dict(tools), {}
+    # Parameters made under inference_mode could never take part in a gradient. Weights are drawn
+    # at random before they are loaded, which must not change the caller's random numbers.
+    no_inference, same_random = torch.inference_mode(False), torch.random.fork_rng(devices=[])
+    with _loading(source, online=online), no_inference, same_random:
+        if source.library == "open_clip":
+            model = _open_clip_model(source, settings.image_size)
+        else:
+            model = _transformers_model(source)
+        if source.adapter is not None:
+            model = with_adapter(model, source.adapter)
+        model.to(device=settings.device, dtype=settings.dtype).eval()
+        for option, load in _LOADERS.items():
+            if tools[option] is not None:
+                continue
+            try:
+                tools[option] = load(source, model)
+            except Exception as error:
+                # Tensors need no processor, so the reason is only told once the tool is needed.
+                failures[option] = reason_of(error)
+        clip = adapter_of(model, name=source.name, **tools)
+    clip.failures = failures
+    if settings.image_size is not None:
+        option = argument("image_size", settings.image_size)
+        with error_context(f"{argument('model', source.name)}, {option}"):
+            _resize(clip, settings.image_size)
+    return clip
 
 
 def _open_clip_model(source: ModelSource, image_size: int | None) -> Any:
     import open_clip
 
-    vision = (open_clip.get_model_config(source.where) or {}).get("vision_cfg", {})
-    is_resnet, is_timm = isinstance(vision.get("layers"), list), "timm_model_name" in vision
+    config = open_clip.get_model_config(source.where) or {}
+    vision = config.get("vision_cfg", {})
+    is_resnet = isinstance(vision.get("layers"), list)
+    is_timm = "timm_model_name" in vision
+    build = partial(open_clip.create_model, source.where, precision="fp32")
+    build_empty = partial(build, load_weights=False, pretrained_text=False, device="meta")
+    place = source.where.removeprefix("local-dir:")
+    check_weights(source.name, build_empty, place, _count_positions(vision))
     options: dict[str, Any] = {"pretrained": source.tag, "require_pretrained": True}
     if source.file is not None:
         options = {"load_weights": False, "pretrained_text": False}
-    build = partial(open_clip.create_model, source.where, precision="fp32")
-    empty = partial(build, load_weights=False, pretrained_text=False, device="meta")
-    check_weights(source.name, empty, source.where.removeprefix("local-dir:"), _positions(vision))
-    model = build(
-        **options,
-        device="cpu",
-        # which resamples no positions of a ResNet's pool, and timm's too early for those of a file
-        force_image_size=None if is_resnet or is_timm else image_size,
-        force_quick_gelu=source.quick_gelu,
-    )
+    if not (is_resnet or is_timm):
+        # OpenCLIP resamples no positions of a ResNet's pool. Those of timm it resamples before it
+        # loads weights, too early for those of a file.
+        options["force_image_size"] = image_size
+    model = build(**options, device="cpu", force_quick_gelu=source.quick_gelu)
     if source.file is not None:
         load_weights(model, source.name, source.file, resample=image_size is not None)
-    if is_resnet and image_size is not None:
-        resample_pool(model.visual, image_size)
-    elif is_timm and image_size is not None:
-        model.visual.set_input_size(image_size)
+    if image_size is not None:
+        if is_resnet:
+            resample_pool(model.visual, image_size)
+        elif is_timm:
+            model.visual.set_input_size(image_size)
     return model
 
 
-def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -> Any:
-    """A model with the weights in a file; a warning of those that belong to none of its towers.
+def _count_positions(vision: Mapping[str, Any]) -> float:
+    """How many numbers the positions of an OpenCLIP ViT are, by its configuration.
 
-    `resample` fits the positions of an OpenCLIP ViT to the size that the model is made for.
-
-    Raises:
-        InputError: it lacks weights of the model, or holds others of its towers.
+    OpenCLIP may compute them in NumPy, which allocates them even where torch would not.
     """
-    weights = read_weights(file)
-    fitting, missing, left = fit_weights(model, weights, resample=resample)
-    message = (
-        f"{argument('model', name)}: weights of a {type(model).__name__} that the file lacks, or "
-        f"has in another shape: {count_of(missing)}; left over in it: {count_of(left)}"
-    )
-    # what is left over in a tower changed it in the training; elsewhere it is a head or a loss
-    if missing or {key.split(".")[0] for key in left} & dict(model.named_children()).keys():
-        fits = _listed(architectures_of(weights)) if missing else ""
-        raise InputError(f"{message}; {fits or 'build the model that was trained, and pass it'}.")
-    if left:
-        warnings.warn(f"{message}, which no tower reads.", stacklevel=2)
-    model.load_state_dict(fitting, strict=False)
-    return model
-
-
-def _with_architecture(source: ModelSource, file: Path) -> ModelSource:
-    """The one architecture that weights in a file fit, after a warning; InputError for several."""
-    fits = architectures_of(read_weights(file))
-    if len(fits) != 1:
-        kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
-        way = f"Write 'ARCH:{file}'; {_listed(fits) or kinds}"
-        raise InputError(f"{argument('model', source.name)}: which architecture? {way}.")
-    full = f"{fits[0]}:{file}"
-    reason = f"its shapes fit {fits[0]} alone, so it is loaded as {full}"
-    warnings.warn(f"{argument('model', str(file))}: {reason}.", stacklevel=2)
-    name = full if source.adapter is None else source.name
-    return resolve(full)._replace(name=name, adapter=source.adapter)
-
-
-def _listed(architectures: list[str]) -> str:
-    """Up to three architectures whose shapes weights have, for messages; "" for none."""
-    names = ", ".join(architectures[:3])
-    quick = ", quickgelu if the training began with OpenAI's weights" * ("quickgelu" in names)
-    return f"its shapes fit {names}{quick}" * bool(names)
-
-
-def architectures_of(weights: dict[str, Tensor]) -> list[str]:
-    """Names of OpenCLIP's architectures that weights fit, and of OpenAI's in transformers."""
-    import open_clip
-
-    shapes = {tuple(value.shape) for value in weights.values()}
-    names, is_timm = list[str](), any(".trunk." in key for key in weights)
-    for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
-        text, vision = config["text_cfg"], config["vision_cfg"]
-        words = (text.get("vocab_size", 49408), text.get("width", 512))
-        kinds = ("timm_model_name" in vision, "hf_model_name" in text)
-        if words not in shapes or kinds != (is_timm, False):
-            continue  # to make them all takes half a minute, and needs the hub
-        with suppress(Exception), torch.device("meta"):
-            model = open_clip.create_model(name, load_weights=False, device="meta")
-            names += [] if fit_weights(model, weights)[1] else [name]
-    for row in available():
-        if row.checkpoint.startswith("openai/") and any("vision_model." in key for key in weights):
-            vision = open_clip.get_model_config(openai_architecture(row))["vision_cfg"]
-            size, width, patch = map(vision.get, ("image_size", "width", "patch_size"))
-            if {(width, 3, patch, patch), (1 + (size // patch) ** 2, width)} <= shapes:
-                names.append(row.checkpoint.removeprefix("openai/"))
-    return names
-
-
-def _positions(vision: Mapping[str, Any]) -> float:
-    """How many numbers an OpenCLIP ViT's positions are, which NumPy may compute in the memory."""
-    sides = vision.get("image_size", 0)
-    side = max(sides) if isinstance(sides, list) else sides
-    patch, width = vision.get("patch_size") or side or 1, vision.get("width") or 768
+    side = vision.get("image_size", 0)
+    if isinstance(side, list):
+        side = max(side)
+    patch = vision.get("patch_size") or side or 1
+    width = vision.get("width") or 768
     return float((side / patch) ** 2 * width)
 
 
@@ -352,43 +319,38 @@ def _transformers_model(source: ModelSource) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source.where, trust_remote_code=False)
-    name = transformers_class(source.name, config.to_dict())
-    kind = getattr(transformers, name)
-    check_weights(source.name, partial(kind, config), source.file or source.where)
+    class_name = transformers_class(source.name, config.to_dict())
+    model_class = getattr(transformers, class_name)
+    check_weights(source.name, partial(model_class, config), source.file or source.where)
     if source.file is not None:
-        return load_weights(kind(config), source.name, source.file)
-    # with its configuration, since that of an adapter's base would be read where there is one
-    model, info = kind.from_pretrained(
+        return load_weights(model_class(config), source.name, source.file)
+    model, info = model_class.from_pretrained(
         source.where,
+        # Without its configuration, transformers would read that of an adapter's base.
         config=config,
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # else its error names none of them
+        # Otherwise its error names none of them.
+        ignore_mismatched_sizes=True,
         trust_remote_code=False,
     )
-    wrong = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-    message = f"weights of a {name} that the checkpoint lacks, or has in another shape"
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    wrong = sorted(mismatched.union(info["missing_keys"]))
     if wrong:
+        message = f"weights of a {class_name} that the checkpoint lacks, or has in another shape"
         raise InputError(f"{argument('model', source.name)}: {message}: {count_of(wrong)}.")
     return model
 
 
-def _processor(source: ModelSource, model: Any) -> Any:
+def _load_processor(source: ModelSource, model: Any) -> Any:
     if source.library == "open_clip":
-        from open_clip.pretrained import get_pretrained_cfg
-        from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-
-        # with weights of a file OpenCLIP takes CLIP's, also for the architecture of a SigLIP
-        published = get_pretrained_cfg(source.where, source.tag or "")
-        settings = merge_preprocess_dict(model.visual.preprocess_cfg, published)
-        # OpenCLIP notes 256 for ViTamin-XL-384, whose trunk takes 384
-        settings["size"] = tower_of(model).native
-        return image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        return _open_clip_transform(source, model)
     from transformers import AutoImageProcessor, CLIPImageProcessor
 
     config: Any = getattr(unwrapped(model), "config", None)
+    is_clip = getattr(config, "model_type", None) == "clip"
     is_bare = source.local and not any(Path(source.where).glob("*processor_config.json"))
-    if is_bare and getattr(config, "model_type", None) == "clip":  # other kinds have several
+    if is_bare and is_clip:  # Other kinds of models have several preprocessings.
         side = config.vision_config.image_size
         why = f"no preprocessor_config.json, so images become {side} x {side} as for OpenAI's CLIP"
         warnings.warn(f"{argument('model', source.name)}: {why}.", stacklevel=2)
@@ -396,8 +358,20 @@ def _processor(source: ModelSource, model: Any) -> Any:
     return AutoImageProcessor.from_pretrained(source.where, trust_remote_code=False)
 
 
-def _tokenizer(source: ModelSource, model: Any) -> Any:
-    if source.where.removeprefix("local-dir:") in map(str, MODELS.values()):
+def _open_clip_transform(source: ModelSource, model: Any) -> Any:
+    from open_clip.pretrained import get_pretrained_cfg
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+
+    # With weights of a file, OpenCLIP takes CLIP's settings, even for a SigLIP.
+    published = get_pretrained_cfg(source.where, source.tag or "")
+    settings = merge_preprocess_dict(model.visual.preprocess_cfg, published)
+    # OpenCLIP notes 256 for ViTamin-XL-384, whose trunk takes 384.
+    settings["size"] = tower_of(model).native
+    return image_transform_v2(PreprocessCfg(**settings), is_train=False)
+
+
+def _load_tokenizer(source: ModelSource, model: Any) -> Any:
+    if source.is_embedded:
         return DemoTokenizer()
     if source.library == "open_clip":
         from open_clip import get_tokenizer
@@ -407,28 +381,75 @@ def _tokenizer(source: ModelSource, model: Any) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(source.where, trust_remote_code=False)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        # transformers 5 makes one of nothing where the files are missing
+        # Where the files are missing, transformers 5 makes a tokenizer without words.
         raise FileNotFoundError(f"{source.where} holds no vocabulary")
     return tokenizer
 
 
-_LOADERS = {"processor": _processor, "tokenizer": _tokenizer}
+_LOADERS = {"processor": _load_processor, "tokenizer": _load_tokenizer}
+
+
+def _resize(clip: ClipAdapter, size: int) -> None:
+    """Set the size that an image processor of transformers makes; OpenCLIP's has the model's."""
+    patch = clip.tower.patch[0]
+    smaller = max(1, size // patch) * patch
+    advice = f"such as {smaller} or {smaller + patch}"
+    expect(size % patch == 0, f"a multiple of {patch}, the side of a patch, {advice}", size)
+    # A tower that cannot take the size raises an error that names those it takes.
+    clip.grid(size, size)
+    processor = image_processor(clip.processor)
+    if hasattr(processor, "max_num_patches"):  # NaFlex
+        processor.max_num_patches = (size // patch) ** 2
+    for name in ("size", "crop_size"):
+        sides = getattr(processor, name, None)
+        if sides:
+            kept = [side for side in ("shortest_edge", "height", "width") if side in sides]
+            setattr(processor, name, dict.fromkeys(kept, size))
+
+
+def load_parts(processor: str | None, tokenizer: str | None) -> dict[str, Any]:
+    """The processor and the tokenizer of other models, as options of :func:`load_clip`.
+
+    Each is named by a folder or a repository of transformers, or a name of the report that leads to
+    one; None for none. InputError where it holds none, or cannot be reached.
+    """
+    parts: dict[str, Any] = {"processor": None, "tokenizer": None}
+    if processor is not None:
+        parts["processor"] = _load_tool("processor", processor)
+    if tokenizer is not None:
+        parts["tokenizer"] = _load_tool("tokenizer", tokenizer)
+    return parts
+
+
+def _load_tool(option: str, name: str) -> Any:
+    folder = expand(name)
+    if folder.is_dir():
+        # The folder may hold a processor alone, so it need not be one of a model.
+        source = ModelSource(name, "transformers", str(folder), local=True)
+    else:
+        source = resolve(name)
+    if source.library != "transformers":
+        raise InputError(
+            f"{name!r} is a model of OpenCLIP; expected a folder or a repository of transformers "
+            "with an image processor or a tokenizer."
+        )
+    with _loading(source, online=not source.local and _hub_answers()):
+        return _LOADERS[option](source, None)
 
 
 @contextmanager
-def _loading(source: ModelSource) -> Iterator[None]:
-    """Load the files of a model, from its folder or the hub; failures become an InputError."""
+def _loading(source: ModelSource, *, online: bool) -> Iterator[None]:
+    """Let the libraries read the files of a model; what they raise becomes an InputError."""
     from huggingface_hub import constants
 
-    online = not source.local and _hub_answers()
     try:
         with _ONE_AT_A_TIME, _quiet_libraries(online), no_code():
-            for where in _unchecked_places(source):
-                check_files(source.name, where)
+            for place in _unchecked_places(source):
+                check_files(source.name, place)
             yield
     except CaptumClipError:
         raise
-    except Exception as error:  # whatever libraries make of files that somebody else wrote
+    except Exception as error:  # Libraries raise anything for files that somebody else wrote.
         checkpoint = f"{source.where}/{source.tag}" if source.tag else source.where
         advice = "" if source.local else f" {ACCEPTED}"
         if not source.local and not online:
@@ -444,9 +465,11 @@ def _loading(source: ModelSource) -> Iterator[None]:
 
 
 def _unchecked_places(source: ModelSource) -> Iterator[str]:
-    """The folders and repositories whose configurations are a stranger's."""
+    """The folders and repositories whose configurations a stranger may have written."""
     schema, _, place = source.where.rpartition(":")
-    if schema or source.library == "transformers":  # else an architecture of OpenCLIP
+    # Without a schema, OpenCLIP's name is that of an architecture of its own.
+    has_files = bool(schema) or source.library == "transformers"
+    if has_files and not source.is_embedded:
         yield place
     if source.adapter is not None:
         yield str(source.adapter)
@@ -458,7 +481,7 @@ def _hub_answers() -> bool:
 
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of one of several clients, by version, or since HF_HUB_OFFLINE is set
+    except Exception:  # The client's errors differ by version, and HF_HUB_OFFLINE has its own.
         return False
     return True
 

@@ -1,69 +1,22 @@
-"""The models that load by name, and the origin of each; importing it loads no torch."""
+"""The origin of a model that is named: a folder, a file, a library's own name. Loads no torch."""
 
 import json
 import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ..checks import error_context, excerpt, expand, expect, suggestion
 from ..demo import MODELS
 from ..errors import InputError, UnsupportedModelError, argument
+from .published import Library, available, named_model, openai_architecture
 
-Library = Literal["transformers", "open_clip"]
-_ADAPTER = "adapter_config.json"  # of peft
-
-
-@dataclass(frozen=True)
-class AvailableModel:
-    """A model that can be loaded by a short name.
-
-    Attributes:
-        name: for `load_clip`.
-        aliases: other spellings of it.
-        kind: "vit" or "resnet".
-        library: what loads it.
-        checkpoint: where its weights come from: a repository on the Hugging Face hub, or OpenCLIP's
-            architecture (tag `openai`); "embedded" in the package, so that no network is needed.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    kind: Literal["vit", "resnet"]
-    library: Library
-    checkpoint: str
-
-
-def _resnet(suffix: str) -> AvailableModel:
-    architecture = f"RN{suffix}-quickgelu"  # without it OpenCLIP runs these weights with GELU
-    aliases = (f"ResNet{suffix}", f"{architecture}/openai")
-    return AvailableModel(f"RN{suffix}", aliases, "resnet", "open_clip", architecture)
-
-
-def _vit(name: str, checkpoint: str, *aliases: str) -> AvailableModel:
-    return AvailableModel(name, aliases, "vit", "transformers", f"openai/clip-vit-{checkpoint}")
-
-
-_EMBEDDED = (
-    AvailableModel("demo/vit", (), "vit", "transformers", "embedded"),
-    AvailableModel("demo/resnet", (), "resnet", "open_clip", "embedded"),
-    AvailableModel("demo/siglip", (), "vit", "transformers", "embedded"),
-)
-# the nine CLIPs of Mamooler's report, by OpenAI's names
-_PUBLISHED = (
-    *map(_resnet, ("50", "101", "50x4", "50x16", "50x64")),
-    _vit("ViT-B/32", "base-patch32"),
-    _vit("ViT-B/16", "base-patch16"),
-    _vit("ViT-L/14", "large-patch14"),
-    _vit("ViT-L/14@336px", "large-patch14-336", "ViT-L/14-336px"),
-)
-_BY_SPELLING = {name.casefold(): row for row in _PUBLISHED for name in (row.name, *row.aliases)}
+_ADAPTER = "adapter_config.json"  # peft writes it beside an adapter's weights.
 
 
 NO_NETWORK = "the model demo/vit is embedded and needs no network"
@@ -80,13 +33,20 @@ class ModelSource(NamedTuple):
 
     name: str
     library: Library
-    where: str  # as its library has it: a folder, a repository, a name of OpenCLIP
-    tag: str | None = None  # OpenCLIP's, for an architecture; of a file, for its preprocessing
-    # to be switched on, as the weights were trained with it and the architecture lacks it
+    where: str  # what its library calls it: a folder, a repository, an architecture of OpenCLIP
+    tag: str | None = None  # OpenCLIP's published weights; with a file, their preprocessing
+    # Whether it is switched on, since the weights were trained with it and the architecture lacks
+    # it.
     quick_gelu: bool = False
     local: bool = False
-    file: Path | None = None  # the weights, in the place of the published ones
+    file: Path | None = None  # weights that take the place of the published ones
     adapter: Path | None = None  # a folder of peft
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether its files are those of this package, in which nothing needs to be checked."""
+        folder = Path(self.where.removeprefix("local-dir:"))
+        return folder in MODELS.values()
 
 
 def resolve(name: str, *, is_base: bool = False) -> ModelSource:
@@ -100,17 +60,19 @@ def resolve(name: str, *, is_base: bool = False) -> ModelSource:
         InputError: there is none of this name.
         UnsupportedModelError: its kind is not supported.
     """
-    row = named_model(name)
-    if row is not None:
-        tag = "openai" if row.library == "open_clip" else None
-        return ModelSource(row.name, row.library, row.checkpoint, tag)
-    folder = MODELS.get(name) or expand(name)
-    if folder.is_dir():
-        return _folder(name, folder, is_base)
-    if folder.is_file():  # its architecture is asked for when it is loaded
-        return ModelSource(name, "open_clip", "", local=True, file=folder)
-    if checkpoint := split_checkpoint(name):
-        return _checkpoint(name, *checkpoint)
+    published = named_model(name)
+    if published is not None:
+        tag = "openai" if published.library == "open_clip" else None
+        return ModelSource(published.name, published.library, published.checkpoint, tag)
+    path = MODELS.get(name) or expand(name)
+    if path.is_dir():
+        return _find_folder(name, path, is_base)
+    if path.is_file():
+        # Which architecture its weights fit is only known once they are read.
+        return ModelSource(name, "open_clip", "", local=True, file=path)
+    checkpoint = split_checkpoint(name)
+    if checkpoint is not None:
+        return _find_checkpoint(name, *checkpoint)
     if name.startswith("demo/"):
         raise InputError(
             f"{argument('model', name)}: no such embedded model; there are {', '.join(MODELS)}."
@@ -118,10 +80,12 @@ def resolve(name: str, *, is_base: bool = False) -> ModelSource:
     if name.startswith("hf-hub:"):
         return ModelSource(name, "open_clip", name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
-        pair = _open_clip_pair(name)
-        # no organization on the hub is called as the models are
-        if pair or not name.casefold().startswith(("vit-b/", "vit-l/")):
-            return pair or ModelSource(name, "transformers", name)
+        pair = _find_open_clip_pair(name)
+        if pair is not None:
+            return pair
+        # A misspelled name of the report is not looked up: no organization is called ViT-B.
+        if not name.casefold().startswith(("vit-b/", "vit-l/")):
+            return ModelSource(name, "transformers", name)
     raise _no_such_name(name)
 
 
@@ -133,10 +97,13 @@ def check_stated(name: str, file: object) -> str:
     Raises:
         InputError: it does, or is no name; `model` is where the user may name it.
     """
-    row = named_model(name)
-    place = row.checkpoint if row else name  # of which transformers reads a folder first
-    is_on_hub = row or re.fullmatch(r"(hf-hub:)?\w[\w.-]*/\w[\w.-]*", place)
-    if name in MODELS or (is_on_hub and not os.path.lexists(place)):
+    if name in MODELS:
+        return name
+    published = named_model(name)
+    place = name if published is None else published.checkpoint
+    is_on_hub = published or re.fullmatch(r"(hf-hub:)?\w[\w.-]*/\w[\w.-]*", place)
+    # Where there is a folder of a repository's name, transformers reads the folder.
+    if is_on_hub and not os.path.lexists(place):
         return name
     raise InputError(
         f"{file} names the model {excerpt(name)!r}. A model that a file names is loaded from a hub "
@@ -146,143 +113,134 @@ def check_stated(name: str, file: object) -> str:
 
 def _is_architecture(name: str) -> bool:
     """Whether OpenCLIP has an architecture, without torch, which it loads."""
-    if library := sys.modules.get("open_clip"):  # which a program may have told of others
+    library = sys.modules.get("open_clip")
+    if library is not None:
+        # A program may have added architectures of its own.
         return name in library.list_models()
     spec = find_spec("open_clip")
-    [folder] = (spec and spec.submodule_search_locations) or [""]
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    [folder] = spec.submodule_search_locations
     return name in {file.stem for file in Path(folder, "model_configs").glob("*.json")}
 
 
 def _no_such_name(name: str) -> InputError:
-    names = [name for row in available() for name in (row.name, *row.aliases)]
-    reason = f"is neither a known name nor a folder{suggestion(name, names)}. {ACCEPTED}"
     if _is_architecture(name):
         from open_clip import list_pretrained_tags_by_model
 
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        reason = f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
-    return InputError(f"{name!r} {reason}")
+        return InputError(
+            f"{name!r} is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': "
+            f"{tags}."
+        )
+    names = [name for model in available() for name in (model.name, *model.aliases)]
+    hint = suggestion(name, names)
+    return InputError(f"{name!r} is neither a known name nor a folder{hint}. {ACCEPTED}")
 
 
-def _checkpoint(name: str, architecture: str, file: Path) -> ModelSource:
-    """Weights in a file, for an architecture of OpenCLIP, of OpenAI or of transformers.
-
-    Or a folder of peft, for another base than that which it names.
-    """
-    if (file / _ADAPTER).is_file():
-        return _adapter(name, architecture, file)
-    expect(file.is_file(), "an existing ARCH:FILE, or BASE:FOLDER with adapter_config.json", name)
-    if row := named_model(architecture):
-        architecture = openai_architecture(row)
-    if _is_architecture(architecture):
-        from open_clip import get_model_config, list_pretrained_tags_by_model
-
-        settings = get_model_config(architecture)["text_cfg"]
-        on_hub = any(key.startswith("hf_") for key in settings)  # its tokenizer or text model
-        tags = [*list_pretrained_tags_by_model(architecture), None]
-        return ModelSource(name, "open_clip", architecture, tags[0], local=not on_hub, file=file)
-    owner = "openai/" * architecture.startswith("clip-vit-")
-    return resolve(owner + architecture)._replace(name=name, file=file)
-
-
-def _folder(name: str, folder: Path, is_base: bool) -> ModelSource:
-    """A folder of transformers or OpenCLIP, or of what wraps a model of theirs."""
-    if (path := folder / "modules.json").is_file():  # sentence-transformers
-        inner = _read_settings(path, lambda modules: folder / modules[0]["path"])
-        inside = inner.resolve().is_relative_to(folder.resolve())
-        expect(inside, f"a path inside of its folder in {path}", str(inner))
+def _find_folder(name: str, folder: Path, is_base: bool) -> ModelSource:
+    """A folder of transformers or OpenCLIP, also one inside a folder of another library."""
+    modules_file = folder / "modules.json"
+    if modules_file.is_file():  # sentence-transformers keeps its models in folders below.
+        inner = _read_settings(modules_file, lambda modules: folder / modules[0]["path"])
+        is_inside = inner.resolve().is_relative_to(folder.resolve())
+        expect(is_inside, f"a path inside of its folder in {modules_file}", str(inner))
         folder = inner
-    if (path := folder / _ADAPTER).is_file():
-        base = str(_read_settings(path, itemgetter("base_model_name_or_path")))
-        where = f"{excerpt(base)}, the base_model_name_or_path in {_ADAPTER}"
+    adapter_file = folder / _ADAPTER
+    if adapter_file.is_file():
+        base = str(_read_settings(adapter_file, itemgetter("base_model_name_or_path")))
         expect(not is_base, "a base that is not an adapter", name)
+        where = f"{excerpt(base)}, the base_model_name_or_path in {_ADAPTER}"
         about = f"an adapter of peft for {where}; for a base elsewhere write 'BASE:{name}'"
         with error_context(f"{argument('model', name)} is {about}"):
-            return _adapter(name, base, folder)
-    # OpenCLIP's folder may hold a `config.json` as well
-    path, is_open_clip = folder / "config.json", (folder / "open_clip_config.json").is_file()
-    if not path.is_file() and not is_open_clip:
+            return _find_adapter(name, base, folder)
+    config_file = folder / "config.json"
+    is_open_clip = (folder / "open_clip_config.json").is_file()
+    if config_file.is_file():
+        try:
+            if name not in MODELS:
+                from .families import transformers_class
+
+                _read_settings(config_file, partial(transformers_class, name))
+            return ModelSource(name, "transformers", str(folder), local=True)
+        except UnsupportedModelError:
+            # A folder of OpenCLIP may hold a `config.json` as well.
+            if not is_open_clip:
+                raise
+    if not is_open_clip:
         raise InputError(
             f"{argument('model', name)}: the folder holds neither config.json (transformers) nor "
             "open_clip_config.json (OpenCLIP), nor adapter_config.json (peft)."
         )
-    try:
-        if path.is_file():
-            if name not in MODELS:
-                from .families import transformers_class
-
-                _read_settings(path, partial(transformers_class, name))
-            return ModelSource(name, "transformers", str(folder), local=True)
-    except UnsupportedModelError:
-        if not is_open_clip:
-            raise
     return ModelSource(name, "open_clip", f"local-dir:{folder}", local=True)
 
 
-def _adapter(name: str, base: str, folder: Path) -> ModelSource:
+def _find_checkpoint(name: str, architecture: str, file: Path) -> ModelSource:
+    """Weights in a file, for an architecture of OpenCLIP, of OpenAI or of transformers.
+
+    Or a folder of peft, for another base than its configuration names.
+    """
+    if (file / _ADAPTER).is_file():
+        return _find_adapter(name, architecture, file)
+    expect(file.is_file(), "an existing ARCH:FILE, or BASE:FOLDER with adapter_config.json", name)
+    published = named_model(architecture)
+    if published is not None:
+        architecture = openai_architecture(published)
+    if _is_architecture(architecture):
+        from open_clip import get_model_config, list_pretrained_tags_by_model
+
+        settings = get_model_config(architecture)["text_cfg"]
+        # Such an architecture takes its tokenizer or its text model from the hub.
+        is_on_hub = any(key.startswith("hf_") for key in settings)
+        tags = list_pretrained_tags_by_model(architecture)
+        tag = tags[0] if tags else None
+        return ModelSource(name, "open_clip", architecture, tag, local=not is_on_hub, file=file)
+    if architecture.startswith("clip-vit-"):
+        architecture = f"openai/{architecture}"
+    return resolve(architecture)._replace(name=name, file=file)
+
+
+def _find_adapter(name: str, base: str, folder: Path) -> ModelSource:
     merge = "pip install peft, or save the model merged, after merge_and_unload()"
     expect(find_spec("peft"), "the package peft", None, merge)
     return resolve(base, is_base=True)._replace(name=name, adapter=folder)
 
 
 def _read_settings(path: Path, read: Callable[[Any], Any]) -> Any:
-    """What a file of settings says; InputError where it is not as its library writes it."""
+    """What is read of a file of settings; InputError where its library wrote no such file."""
     try:
         return read(json.loads(path.read_text(encoding="utf-8")))
     except UnsupportedModelError:
         raise
-    except Exception as error:  # whatever the settings are that somebody else wrote
+    except Exception as error:  # Settings that somebody else wrote may raise anything.
         reason = excerpt(str(error).partition("\n")[0].rstrip(".:"), 300)
         raise InputError(f"{path} cannot be read ({type(error).__name__}, {reason}).") from error
 
 
-def _open_clip_pair(name: str) -> ModelSource | None:
+def _find_open_clip_pair(name: str) -> ModelSource | None:
+    """The published weights of an ARCHITECTURE/TAG; None where OpenCLIP has none of that name."""
     architecture, _, tag = name.rpartition("/")
     if not _is_architecture(architecture):
         return None
     from open_clip import get_model_config
     from open_clip.pretrained import get_pretrained_cfg
 
-    if not (weights := get_pretrained_cfg(architecture, tag)):
+    weights = get_pretrained_cfg(architecture, tag)
+    if not weights:
         return None
-    # OpenCLIP only warns of a mismatch, and computes other embeddings. Never switched off:
-    # roberta-ViT-B-32 was published with the configuration as it is.
-    runs_with = (get_model_config(architecture) or {}).get("quick_gelu", False)
-    quick_gelu = bool(weights.get("quick_gelu", False)) and not runs_with
-    return ModelSource(name, "open_clip", architecture, tag, quick_gelu=quick_gelu)
-
-
-def named_model(name: str) -> AvailableModel | None:
-    """The model of a name of the report in any of its spellings; None for other names.
-
-    Example:
-        >>> named_model("ResNet50x4").checkpoint
-        'RN50x4-quickgelu'
-    """
-    return _BY_SPELLING.get(name.casefold())
-
-
-def openai_architecture(row: AvailableModel) -> str:
-    """OpenCLIP's architecture for the weights of a published model in OpenAI's own layout."""
-    if row.library == "open_clip":
-        return row.checkpoint
-    return row.name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
+    # OpenCLIP only warns of a mismatch, and computes other embeddings. QuickGELU is never switched
+    # off, since roberta-ViT-B-32 was published with the configuration as it is.
+    config = get_model_config(architecture) or {}
+    trained_with_it = bool(weights.get("quick_gelu", False))
+    runs_without_it = not config.get("quick_gelu", False)
+    switch_on = trained_with_it and runs_without_it
+    return ModelSource(name, "open_clip", architecture, tag, quick_gelu=switch_on)
 
 
 def split_checkpoint(name: str) -> tuple[str, Path] | None:
     """The architecture and the file of an ``ARCH:FILE``; None for other names, and for paths."""
     architecture, _, path = name.partition(":")
-    is_drive = len(architecture) < 2  # of Windows
-    if is_drive or not path or architecture == "hf-hub" or expand(name).exists():
+    is_windows_drive = len(architecture) < 2
+    if is_windows_drive or not path or architecture == "hf-hub" or expand(name).exists():
         return None
     return architecture, expand(path)
-
-
-def available() -> list[AvailableModel]:
-    """The models with short names: the embedded ones, then the report's.
-
-    Example:
-        >>> [model.name for model in available()][:3]
-        ['demo/vit', 'demo/resnet', 'demo/siglip']
-    """
-    return [*_EMBEDDED, *_PUBLISHED]

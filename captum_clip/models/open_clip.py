@@ -17,7 +17,7 @@ from .steps import Linear, Step
 from .timm import FORCED_SIZE, timm_tower
 from .towers import POOLINGS, ResNetTower, TextRow, TextTower, Tower, ViTTower
 
-# of texts, by OpenCLIP's pool types and classes
+# The pooled tokens of texts, by OpenCLIP's pool types and the classes of its poolers.
 _ROWS: dict[str, TextRow] = {
     **{"argmax": "end", "eos": "end", "first": "first", "last": "last"},
     **{"MeanPooler": "mean", "ClsPooler": "first"},
@@ -32,11 +32,10 @@ class OpenClipLayer(Multihead, AttentionLayer):
 
     def __init__(self, block: Any) -> None:
         super().__init__(block, block.attn, block.attn.num_heads)
-        # a `CustomResidualAttentionBlock` has a norm after its attention; OpenAI's no LayerScale
-        paths = ("ln_attn", "ls_1"), ("ln_2", "mlp", "ls_2")
-        self.branch_paths, self.mlp_paths = (
-            tuple(name for name in names if hasattr(block, name)) for names in paths
-        )
+        # A `CustomResidualAttentionBlock` has a norm after its attention. OpenAI's block has no
+        # LayerScale.
+        self.branch_paths = tuple(name for name in ("ln_attn", "ls_1") if hasattr(block, name))
+        self.mlp_paths = tuple(name for name in ("ln_2", "mlp", "ls_2") if hasattr(block, name))
 
 
 class OpenClipViT(ViTTower):
@@ -48,13 +47,16 @@ class OpenClipViT(ViTTower):
     @property
     def head(self) -> tuple[Step, ...]:
         norm, projection = self.module.ln_post, self.module.proj
-        return (norm,) if projection is None else (norm, Linear(projection.transpose(0, 1), None))
+        if projection is None:
+            return (norm,)
+        return norm, Linear(projection.transpose(0, 1), None)
 
 
 def _open_clip_vit(visual: Any) -> OpenClipViT:
     pool: Any = getattr(visual, "attn_pool", None)
     pooling = POOLINGS.get(visual.pool_type)
-    if pool is not None:  # with a mean all its queries would be read
+    if pool is not None:
+        # With a mean, all queries of the pool would be read.
         pooling = "attention" if pooling == "cls" else None
     if pooling is None:
         what = "no single pooled token" if pool is None else "an attentional pool"
@@ -155,7 +157,7 @@ def _hf_text_tower(model: Any) -> TextTower | None:
     row = _ROWS.get(kind, "first" if "Cls" in kind else None)
     if row is None or not is_bert(encoder.transformer):
         return None
-    # a `ClsPooler` reads the pooler's output only where the text model was made with a pooler
+    # A `ClsPooler` reads the pooler's output only where the text model was made with a pooler.
     pools = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
     pooler_paths = ("transformer.pooler.dense", "transformer.pooler.activation") * pools
     layout = TextLayout(
@@ -181,7 +183,7 @@ def text_tower_in(
 ) -> TextTower | None:
     """The text transformer whose parts an owner has, as OpenAI's `CLIP`; None if unsupported."""
     pool: str = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "argmax"))
-    # a CLS of its own stands at the end
+    # A CLS token of the tower's own stands at the end.
     suffix = int(getattr(owner, "cls_emb", None) is not None)
     row = "last" if suffix else _ROWS.get(pool)
     if row is None:
@@ -233,24 +235,25 @@ def _open_clip_tower(module: Any) -> Tower:
 class OpenClipAdapter(ClipAdapter):
     """A `CLIP`, `CustomTextCLIP` or `CoCa` of OpenCLIP."""
 
-    # CoCa would give unit embeddings by default
+    # CoCa would return unit embeddings by default.
     options: ClassVar[Mapping[str, bool]] = {"normalize": False}
 
     @property
     def dtype(self) -> torch.dtype:
-        # in OpenCLIP's mixed precision the first convolution tells
+        # In OpenCLIP's mixed precision, the first convolution has the type that images need.
         return next(m for m in self.tower.module.modules() if isinstance(m, nn.Conv2d)).weight.dtype
 
     def _text_tower(self) -> TextTower | None:
         from open_clip.hf_model import HFTextEncoder
         from open_clip.transformer import TextTransformer
 
-        # a `CLIP` keeps the text tower's modules as its own
+        # A `CLIP` keeps the text tower's modules as its own.
         owner = getattr(self.model, "text", self.model)
         if isinstance(owner, HFTextEncoder):
             return _hf_text_tower(self.model)
-        is_plain = owner is self.model or isinstance(owner, TextTransformer)
-        return text_tower_in(self.model, owner, _open_clip_layers) if is_plain else None
+        if owner is self.model or isinstance(owner, TextTransformer):
+            return text_tower_in(self.model, owner, _open_clip_layers)
+        return None
 
     def image_features(self, images: Tensor) -> Tensor:
         return tensor_in(self.model.encode_image(images.to(self.dtype), **self.options))
@@ -264,14 +267,14 @@ class OpenClipAdapter(ClipAdapter):
 
     @property
     def context_length(self) -> int | None:
-        # the tokenizer may cut before the model does
-        # 0 where a text model of transformers has no table of positions (mt5), or no tokenizer's
-        lengths = (getattr(owner, "context_length", 0) for owner in (self.model, self.tokenizer))
+        # The tokenizer may cut before the model does. The length is 0 where a text model of
+        # transformers has no table of positions (mt5), or the tokenizer has no length.
+        lengths = [getattr(owner, "context_length", 0) for owner in (self.model, self.tokenizer)]
         return min((int(length) for length in lengths if length), default=None)
 
     @property
     def vocabulary_size(self) -> int | None:
-        # a text model of transformers keeps its own in its configuration
+        # A text model of transformers keeps the number in its configuration.
         text = getattr(self.model, "text", self.model)
         return getattr(getattr(text, "config", None) or text, "vocab_size", None)
 
@@ -285,7 +288,8 @@ class OpenAILayer(OpenClipLayer):
 class SplitLayer(OpenAILayer):
     """A block whose attention has a map each for queries, keys and values, as CLIP-LoRA's has."""
 
-    # all by their weights, into which eval() merges LoRA's; what is not merged is refused
+    # All maps are read by their weights, into which eval() merges those of LoRA. Weights that are
+    # not merged are refused.
     maps = ("q_proj", "k_proj", "v_proj", "proj")
 
 
@@ -309,7 +313,7 @@ def _openai_tower(module: Any) -> Tower:
         module=visual,
         native=(int(visual.input_resolution),) * 2,
         patch=tuple(visual.conv1.kernel_size),
-        # the package makes one for the size of its weights alone
+        # The package makes a model for the size of its weights alone.
         remade_by="by name, with {image_size}",
         stem=visual.conv1,
         layers=_openai_layers(visual.transformer),
@@ -331,7 +335,7 @@ class OpenAIAdapter(OpenClipAdapter):
     def count_tokens(self, text: str) -> int | None:
         if "clip" not in str(getattr(self.tokenizer, "__module__", "")).lower():
             return super().count_tokens(text)
-        # the end token is the largest, and nothing but padding follows it
+        # The end token is the largest, and nothing but padding follows it.
         return int(torch.as_tensor(self._tokenize([text]))[0].argmax()) + 1
 
     def _text_tower(self) -> TextTower | None:
@@ -344,7 +348,7 @@ class _OpenAIFamily(Family):
     __slots__ = ()
 
     def holds(self, module: nn.Module) -> bool:
-        # these libraries have classes of such names
+        # These libraries have classes of the same names.
         others = ("open_clip", "timm", "transformers", "torchvision")
         visual: Any = getattr(module, "visual", module)
         return (

@@ -16,7 +16,7 @@ from .towers import POOLINGS, ResNetTower, ViTTower
 
 FORCED_SIZE = "by name, with {image_size}, or with open_clip's force_image_size"
 _IMAGE_SIZE = "with timm.create_model(..., img_size={side})"
-# class -> what follows the attention, and the MLP's branch
+# The class of a block -> the paths of what follows its attention, and of the MLP's branch.
 _BLOCKS = {
     "Block": (("ls1",), ("norm2", "mlp", "ls2")),
     "EvaBlock": (("gamma_1",), ("norm2", "mlp", "gamma_2")),
@@ -40,7 +40,7 @@ class TimmLayer(AttentionLayer):
         attention, maps = self.attention, super().input_maps()
         if attention.qkv is None or getattr(attention.qkv, "bias", None) is not None:
             return maps
-        # EVA keeps its biases next to its map, that of the keys as zeros, and never calls `qkv`
+        # EVA keeps its biases next to its map, that of the keys as zeros, and never calls `qkv`.
         biases = [getattr(attention, f"{name}_bias", None) for name in "qkv"]
         return [Linear(m.weight, bias) for m, bias in zip(maps, biases, strict=True)]
 
@@ -55,14 +55,16 @@ class TimmTower(ViTTower):
 
     @property
     def head(self) -> tuple[Step, ...]:
-        trunk, pool, first = self.trunk, self.trunk.attn_pool, []
+        trunk, pool = self.trunk, self.trunk.attn_pool
+        steps: list[Step] = []
         if self.pooling_head is None:
-            first = [trunk.norm]
+            steps.append(trunk.norm)
         elif pool.mlp is not None:
-            first = [Residual(flattened([pool.norm, pool.mlp]))]
-        after = [trunk.fc_norm, trunk.head_drop, trunk.head]
-        after += [] if trunk is self.module else [self.module.head]
-        return (*first, *flattened(after))
+            steps.append(Residual(flattened([pool.norm, pool.mlp])))
+        steps += flattened([trunk.fc_norm, trunk.head_drop, trunk.head])
+        if trunk is not self.module:  # OpenCLIP's TimmModel has a projection around the trunk.
+            steps += flattened([self.module.head])
+        return tuple(steps)
 
 
 class TimmCNN(ResNetTower):
@@ -90,7 +92,7 @@ def timm_tower(module: Any) -> TimmTower | TimmCNN | None:
         stages["final_conv"] = trunk.final_conv
     elif type(trunk) is not ConvNeXt or not isinstance(trunk.norm_pre, nn.Identity):
         return None
-    # the head of the trunk or of OpenCLIP may pool in another way
+    # The head of the trunk, or the one of OpenCLIP, may pool in another way.
     averages = getattr(trunk.head.global_pool, "pool_type", None) == "avg"
     if not averages or hasattr(module.head, "pool"):
         return None
@@ -99,7 +101,7 @@ def timm_tower(module: Any) -> TimmTower | TimmCNN | None:
         module=module,
         native=tuple(module.image_size),
         patch=(stride, stride),
-        resizable=True,  # there are no positions
+        resizable=True,  # There are no positions.
         stages=dict(reversed(stages.items())),
     )
 

@@ -56,16 +56,19 @@ class Tower(ABC):
     @property
     def unknown_projection(self) -> str:
         """A sentence where its model has a projection that is not known, else ""."""
-        is_known = self.projection_module is not None or not self.projection_path
-        what = f"the {self.projection_path} after the {self.noun} is not known, so maps are"
-        return "" if is_known else f"{what} those before it; pass the whole model, layer=model."
+        if self.projection_module is not None or not self.projection_path:
+            return ""
+        return (
+            f"the {self.projection_path} after the {self.noun} is not known, so maps are those "
+            "before it; pass the whole model, layer=model."
+        )
 
     def grid(self, height: int, width: int) -> Size:
         """Rows and columns of its map for an input size; InputError where it cannot take it."""
         tall, wide = self.patch
         rows, columns = height // tall, width // wide
         whole = (rows * tall, columns * wide) == (height, width)
-        # a patch projection drops the pixels that fill no patch; padded strides may round up
+        # A patch projection drops the pixels that fill no patch. Padded strides may round up.
         native_fits = (height, width) == self.native and (whole or self.kind != "resnet")
         if rows and columns and (native_fits or (self.resizable and whole)):
             return rows, columns
@@ -97,7 +100,8 @@ class Tower(ABC):
         """A map's values, (..., h, w) or of texts (..., T), from those of all tokens (..., s)."""
         rows, columns = self.grid(*size)
         span, count = self.span(size), values.shape[-1]
-        if count < span.stop:  # what follows the patches is no patch
+        # Tokens that follow the patches are allowed: they are in no map.
+        if count < span.stop:
             raise UnsupportedModelError(
                 f"the {self.noun} ran on {count} tokens, expected {span.stop}: {self.prefix} "
                 f"before the patches and a grid of {rows} x {columns}; remove what adds or drops "
@@ -108,18 +112,22 @@ class Tower(ABC):
     @property
     def attentions(self) -> tuple[Attention, ...]:
         """The self-attention of every layer, then the pooling head if there is one."""
-        return (*self.layers, *(() if self.pooling_head is None else (self.pooling_head,)))
+        if self.pooling_head is None:
+            return tuple(self.layers)
+        return (*self.layers, self.pooling_head)
 
     @property
     def embedding_dim(self) -> int | None:
         """Length of an embedding, of a token of zeros; None where only a forward shows it."""
-        # computed, since a projection may be fused, transposed or an adapter's
-        steps = (*(each.output_map() for each in self.attentions[-1:]), *self.head)
-        first = next((p for step in steps for p in step_parameters(step)), None)
-        if first is None:
+        # It is computed, since a projection may be fused, transposed or an adapter's.
+        output_maps = [attention.output_map() for attention in self.attentions[-1:]]
+        steps = (*output_maps, *self.head)
+        parameters = [parameter for step in steps for parameter in step_parameters(step)]
+        if not parameters:
             return None
         with torch.no_grad():
-            return run_steps(steps, first.new_zeros(1, first.shape[-1])).shape[-1]
+            zeros = parameters[0].new_zeros(1, parameters[0].shape[-1])
+            return run_steps(steps, zeros).shape[-1]
 
     @property
     def input_module(self) -> Any:
@@ -152,11 +160,12 @@ class TransformerTower(Tower):
     stem: nn.Module  # makes the tokens, before positions are added
 
     def __post_init__(self) -> None:
-        # a hook belongs to a module: it cannot tell two layers of one module apart
-        for what in ("block", "attention"):
-            if len({id(getattr(layer, what)) for layer in self.layers}) < len(self.layers):
+        # A hook belongs to a module, so it cannot tell two layers apart that share one.
+        for part in ("block", "attention"):
+            modules = {id(getattr(layer, part)) for layer in self.layers}
+            if len(modules) < len(self.layers):
                 raise UnsupportedModelError(
-                    f"the {self.noun} uses one {what} in several layers; give each layer a copy, "
+                    f"the {self.noun} uses one {part} in several layers; give each layer a copy, "
                     "such as copy.deepcopy makes."
                 )
 
@@ -220,14 +229,16 @@ class TextTower(TransformerTower):
     def pooled(self, ids: Tensor, mask: Tensor | None) -> PooledToken:
         """The pooled tokens of texts (B, T), and which tokens see which; `mask` is 0 at padding."""
         attended = self.seen(ids, mask)  # (B, s)
-        row, length = self.row, ids.shape[1] + self.suffix
-        rows: Tensor | None = None  # of a mean
-        if row == "end":
-            # the first of them, since CLIP's tokenizer pads with its end token
+        length = ids.shape[1] + self.suffix
+        rows: Tensor | None = None
+        if self.row == "end":
+            # argmax takes the first end token, since CLIP's tokenizer pads with them.
             ends = ids if self.end is None else ids == self.end
             rows = ends.int().argmax(-1)
-        elif row != "mean":
-            rows = ids.new_full((len(ids),), length - 1 if row == "last" else 0).long()
+        elif self.row == "last":
+            rows = ids.new_full((len(ids),), length - 1).long()
+        elif self.row == "first":
+            rows = ids.new_zeros(len(ids)).long()
         if not self.causal and attended is None:
             return PooledToken(rows)
         visible = torch.ones_like(ids[:, :1], dtype=torch.bool).expand(-1, length)

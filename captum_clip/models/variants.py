@@ -11,7 +11,7 @@ from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError, public
 from .adapter import ClipAdapter
 from .families import adapter_of, tower_of
-from .steps import step_parameters
+from .steps import Step, step_parameters
 from .towers import ResNetTower, ViTTower
 
 _Copied = TypeVar("_Copied", bound=nn.Module)
@@ -49,19 +49,20 @@ def permute_heads(model: _Copied, layer: int, permutation: Sequence[int]) -> _Co
     exists = is_integer(layer, least=-count) and layer < count
     expect(exists, f"a layer of 0 ... {count - 1}, or -{count} ... -1 from the end", layer)
     attention, order = tower.layers[layer], list(permutation)
-    complete = sorted(order) == list(range(attention.heads))
-    expect(complete, f"a permutation of 0 ... {attention.heads - 1}", order)
-    for parameter in (attention.inner_norm or nn.Identity()).parameters():
-        parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
-    # the maps are views of the parameters, so copies into them change the model
-    for rows in attention.input_maps():
-        for values in (rows.weight, rows.bias):
-            if values is not None:
-                heads = values.reshape(attention.heads, -1, *values.shape[1:])
-                values.copy_(heads[order].flatten(0, 1))
-    output: Any = attention.output_map()
-    output = output.weight
-    output.copy_(output.reshape(len(output), attention.heads, -1)[:, order].flatten(1))
+    is_complete = sorted(order) == list(range(attention.heads))
+    expect(is_complete, f"a permutation of 0 ... {attention.heads - 1}", order)
+    if attention.inner_norm is not None:
+        for parameter in attention.inner_norm.parameters():
+            parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
+    # The maps are views of the parameters, so copies into them change the model.
+    for linear in attention.input_maps():
+        for rows in linear.parameters():
+            heads = rows.reshape(attention.heads, -1, *rows.shape[1:])
+            rows.copy_(heads[order].flatten(0, 1))
+    output_map: Any = attention.output_map()
+    weight = output_map.weight
+    columns = weight.reshape(len(weight), attention.heads, -1)
+    weight.copy_(columns[:, order].flatten(1))
     return changed
 
 
@@ -119,7 +120,7 @@ def randomize_parameters(
     exist = is_integer(count, least=1) and count <= len(by_stage)
     names = f"from the top they are {', '.join(by_stage)}"
     expect(exist, f"stages from 1 to {len(by_stage)}, or None for all", stages, names)
-    # on the CPU, and from the top down: the numbers depend on neither device nor `stages`
+    # Drawn on the CPU and from the top down, the numbers depend on neither device nor `stages`.
     generator = torch.Generator().manual_seed(seed)
     for parameters in list(by_stage.values())[:count]:
         for parameter in parameters:
@@ -138,16 +139,22 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each stage of the vision tower, from the top."""
     tower = tower_of(model)
     if isinstance(tower, ViTTower):
-        layers = [(f"layer {i}", layer.block) for i, layer in enumerate(tower.layers)]
+        layers = [(f"layer {index}", layer.block) for index, layer in enumerate(tower.layers)]
         modules, bottom = dict(reversed(layers)), "embedding"
     else:
         assert isinstance(tower, ResNetTower)
         modules, bottom = dict(tower.stages), "stem"
-    pool = tower.pooling_head
-    steps = tower.head if pool is None else (*filter(None, [pool.norm]), pool.head, *tower.head)
-    head = {parameter for step in steps for parameter in step_parameters(step)}
-    stages = {"head": [parameter for parameter in model.parameters() if parameter in head]}
-    stages |= {name: list(module.parameters()) for name, module in modules.items()}
+    steps: list[Step] = list(tower.head)
+    if tower.pooling_head is not None:
+        steps.append(tower.pooling_head.head)
+        if tower.pooling_head.norm is not None:
+            steps.append(tower.pooling_head.norm)
+    in_head = {parameter for step in steps for parameter in step_parameters(step)}
+    stages = {"head": [parameter for parameter in model.parameters() if parameter in in_head]}
+    for name, module in modules.items():
+        stages[name] = list(module.parameters())
     above = {parameter for parameters in stages.values() for parameter in parameters}
     below = [parameter for parameter in tower.module.parameters() if parameter not in above]
-    return {name: parameters for name, parameters in stages.items() if parameters} | {bottom: below}
+    # A head without parameters is no stage.
+    stages = {name: parameters for name, parameters in stages.items() if parameters}
+    return {**stages, bottom: below}

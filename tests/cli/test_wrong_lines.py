@@ -145,7 +145,9 @@ def test_a_wrong_line_is_answered_by_one_sentence(
     line: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr("captum_clip.models.loading._model", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr(
+        "captum_clip.models.loading._read_model", lambda *_, **__: pytest.fail("was loaded")
+    )
     Path("c.txt").write_text("horse\nsky\n")
     Path("empty.txt").write_text("\n")
     before = sorted(here.rglob("*"))

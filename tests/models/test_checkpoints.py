@@ -21,9 +21,10 @@ from torch import nn
 from captum_clip.cli import main
 from captum_clip.demo import MODELS
 from captum_clip.errors import InputError
-from captum_clip.models import library, load_clip, loading, names
-from captum_clip.models.loading import architectures_of
+from captum_clip.models import load_clip, loading, names
+from captum_clip.models import weights as files
 from captum_clip.models.names import resolve
+from captum_clip.models.weights import architectures_of
 from tests import builders, samples
 from tests.models.checkpoints import assert_same, save_transformers
 from tests.models.test_loading import TIMM
@@ -254,7 +255,7 @@ def adapter(monkeypatch):
     Tuner.__name__ = Tuner.__qualname__ = "PeftModel"
     peft = SimpleNamespace(PeftModel=Tuner, PeftConfig=SimpleNamespace(from_pretrained=str))
     monkeypatch.setattr(names, "find_spec", lambda name: peft)
-    own = library.with_adapter
+    own = files.with_adapter
 
     def with_adapter(model, folder):
         with monkeypatch.context() as patch:  # alone, since transformers asks for peft, too

@@ -18,7 +18,7 @@ from PIL import Image
 from captum_clip import cli, load_clip
 from captum_clip.cli import show_commands
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.models import library, loading, names
+from captum_clip.models import loading, names, safety
 from tests import builders
 from tests.cli.parsing import leaves
 from tests.models.checkpoints import save_open_clip, save_transformers
@@ -330,10 +330,10 @@ def test_every_architecture_of_open_clip_is_one_that_a_folder_may_name(
     assert len(configs) > 100
     Path("all").mkdir()
     wrap(Path("all"), CLIP, configs)
-    library.check_files("all", "all")
+    safety.check_files("all", "all")
     change(Path("all"), CLIP, last__text_cfg__hf_model_name="./base")
     with pytest.raises(InputError, match=r"says '\./base' for 'last\.text_cfg\.hf_model_name'"):
-        library.check_files("all", "all")
+        safety.check_files("all", "all")
 
 
 def deep(folder: Path) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from captum_clip import load_clip
 from captum_clip.models import differing_parts
-from captum_clip.models.adapter import BOUND, fixed_images, part_agrees, summary
+from captum_clip.models.identity import BOUND, fixed_images, part_agrees, summary
 from tests import builders
 from tests.attr import cases
 from tests.models.checkpoints import save_transformers

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captum_clip.models import available
-from captum_clip.models.names import named_model
+from captum_clip.models.published import named_model
 
 # embedding dimension, resolution, vision layers, vision width: Tables I and II of the report, with
 # the resolution of ViT-L/14@336px put right (the report writes 224)
