@@ -1,4 +1,4 @@
-"""The table of an index in LanceDB, and its rows: vectors of images, made here or on Ray Data."""
+"""The table of an index in LanceDB, and the rows of images in it, made here or on Ray Data."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -48,23 +48,29 @@ from ..models import ClipAdapter, differing_parts
 from ..models.identity import fixed_images, summary
 from ..targets.similarity import ClipSimilarity
 
-_KEY, _FORMAT = "captum_clip", "captum_clip index 3"
-_FIXED: Final = ("method", "precision", "grid")  # settings that say what a row holds
+_KEY: Final = "captum_clip"
+_FORMAT: Final = "captum_clip index 3"
+_FIXED: Final = ("method", "precision", "grid")
+"""Settings that say what a row holds; they never change in a table."""
 _IDENTITY: Final = ("weights", "image_embeddings", "text_embeddings", "preprocessing")
-_FAILURES: Final = (OSError, ValueError, RuntimeError, LookupError, TypeError)  # of Lance, of Arrow
+_FAILURES: Final = (OSError, ValueError, RuntimeError, LookupError, TypeError)
+"""What Lance and Arrow raise."""
 _FULL: Final = ("No space left", "quota exceeded", "File too large")
-_NAMES_AT_ONCE: Final = 500  # files in one condition of a query
-_LONGEST: Final = 1.0001  # squared length of a vector; a longer one has cosines above 1
+_NAMES_AT_ONCE: Final = 500
+"""Files in one condition of a query."""
+_LONGEST: Final = 1.0001
+"""Squared length that no unit embedding reaches; a longer one has cosines above 1."""
 Precision = Literal["int8", "float16"]
 LARGEST_STORED: Final[dict[Precision, int]] = {"int8": 127, "float16": 1}
-"""What the largest number of an image's vectors becomes."""
-_LEAST_SCALE: Final = 1e-30  # the scale of an image whose vectors are all zero
+"""The stored value of the largest number in an image's vectors."""
+_LEAST_SCALE: Final = 1e-30
+"""The scale of an image whose vectors are all zero."""
 _Result = TypeVar("_Result")
 Numbers: TypeAlias = npt.NDArray[np.float32]
 
 
 class File(NamedTuple):
-    """A file with what tells that it was replaced: its size, and its date in nanoseconds."""
+    """A file with its size in bytes and its date in nanoseconds, which tell if it was replaced."""
 
     file: str
     bytes: int = 0
@@ -72,13 +78,18 @@ class File(NamedTuple):
 
     @classmethod
     def of(cls, storage: Storage, name: str, size: int | None = None) -> "File":
-        """A file as it is now; on another machine without its date, and with the size if known."""
+        """Describe a file as it is now; on another machine it has no date.
+
+        There the size is looked up unless it is given.
+        """
+        # A file that cannot be looked up is no error here: the reader of the image reports it.
         try:
             if storage.is_local:
                 status = Path(storage.path, name).stat()
                 return cls(name, status.st_size, status.st_mtime_ns)
-            size = storage.system.size(f"{storage.path}/{name}") if size is None else size
-        except (OSError, ValueError):  # the reader says why, with the name of the image
+            if size is None:
+                size = storage.system.size(f"{storage.path}/{name}")
+        except (OSError, ValueError):
             size = 0
         return cls(name, size or 0)
 
@@ -86,29 +97,44 @@ class File(NamedTuple):
 def list_files(
     images: str | Path | Sequence[str | Path],
 ) -> tuple[Storage, str, list[File], dict[str, str]]:
-    """Where images lie, their folder, the files, and why some of them cannot be in a table.
+    """List images: their storage, their folder, the files, and reasons to leave some out, by name.
 
     For a list of files, the folder is "" and the names are whole paths.
     """
+    sizes: dict[str, int] = {}
     if isinstance(images, (str, Path)):
         storage = storage_of(images)
-        folder, sizes = storage.root, list_images(storage)
+        folder = storage.root
+        sizes = list_images(storage)
     else:
         storage = storage_of(".")
-        paths = map(expand, as_list(images))
-        # ".." may follow a link; the names of an index hold none
-        names = [(p.resolve() if ".." in p.parts else p.absolute()).as_posix() for p in paths]
-        folder, sizes = "", dict.fromkeys(names, 0)
-    files = [File.of(storage, name, size) for name, size in sizes.items() if is_encodable(name)]
-    unnamed = [name for name in sizes if not is_encodable(name)]
-    return storage, folder, files, dict.fromkeys(unnamed, "its name is not text in UTF-8")
+        folder = ""
+        for image in as_list(images):
+            path = expand(image)
+            # No name in an index holds "..", which after a link leads elsewhere than it reads.
+            path = path.resolve() if ".." in path.parts else path.absolute()
+            sizes[path.as_posix()] = 0
+    files: list[File] = []
+    left_out: dict[str, str] = {}
+    for name, size in sizes.items():
+        if is_encodable(name):
+            files.append(File.of(storage, name, size))
+        else:
+            left_out[name] = "its name is not text in UTF-8"
+    return storage, folder, files, left_out
 
 
 ROW_FIELDS: Final = (*File._fields, "vector", "contributions", "scale", "checksum")
 
 
 class IndexTable:
-    """A table with its settings, `about`; a failure of LanceDB is raised as an InputError."""
+    """A table of LanceDB; its failures are raised as InputErrors.
+
+    Attributes:
+        storage: the folder of the table.
+        about: the settings of the table; empty until it is opened or made.
+        lance: the table itself; None until then.
+    """
 
     def __init__(self, path: str | Path) -> None:
         try:
@@ -116,21 +142,27 @@ class IndexTable:
         except ImportError as error:
             advice = "pip install 'captum-clip[search]'"
             raise InputError(f"an index of images needs LanceDB: {advice}.") from error
-        self.storage, self.about = find_index(path, exists=False), dict[str, Any]()
+        self.storage = find_index(path, exists=False)
+        self.about: dict[str, Any] = {}
         folder, _, name = self.storage.root.rpartition("/")
-        # connecting makes the folder, so it waits until a table is opened or made
+        # Connecting creates the folder, so it waits until a table is opened or made.
         self._connect = partial(lancedb.connect, folder or "/")
         self._name = name.removesuffix(".lance")
         self.lance: Any = None
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """Turn an error of Lance or Arrow into an InputError that says what to do."""
         try:
             yield
         except _FAILURES as error:
-            reason = str(error).strip().partition("\n")[0].partition(", /")[0].rstrip(".")
-            state, advice = "is not an index that can be read or written", "name another"
-            if self.about:  # else it may be a folder of the user's
+            first_line = str(error).strip().partition("\n")[0]
+            # Rust adds the path of its source after ", ".
+            reason = first_line.partition(", /")[0].rstrip(".")
+            # Without settings it may be any folder of the user, who must not be told to delete it.
+            state = "is not an index that can be read or written"
+            advice = "name another"
+            if self.about:
                 state = "cannot be read or written"
                 advice = "if it is damaged, delete it and build it again"
             if any(words in str(error) for words in _FULL):
@@ -139,7 +171,7 @@ class IndexTable:
             raise InputError(sentence) from error
 
     def _query(self, query: Callable[[], _Result]) -> _Result:
-        """A query of the newest version, anew where another process removed files of it."""
+        """Run a query on the newest version; again if another process has replaced that version."""
         with self._errors():
             while True:
                 version = None
@@ -148,19 +180,21 @@ class IndexTable:
                     version = self.lance.version
                     return query()
                 except _FAILURES:
+                    # The files of a version may be removed while it is read.
                     self.lance.checkout_latest()
                     if self.lance.version == version:
                         raise
 
     def open(self, images: str = "") -> "IndexTable":
-        """Open what is there, which may come from a stranger.
+        """Open an existing table, which may come from a stranger.
 
         Args:
-            images: the folder, where it lies on other machines than the table; those are asked for
-                nothing by the word of the table alone.
+            images: URL of the images' folder if it is on another machine than the table. No machine
+                is contacted just because the table names it.
 
         Raises:
-            InputError: no index, settings that none has, or names that lead out of its folder.
+            InputError: there is no index, its settings are none that an index has, or names of
+                files lead out of its folder.
         """
         root = find_index(self.storage.root).root
         with self._errors():
@@ -169,48 +203,56 @@ class IndexTable:
         with expecting(f"a table of the kind {_FORMAT!r}", root, "name another"):
             written, _, content = metadata.get(_KEY.encode(), b"0 {}").partition(b" ")
             about = parse_json(content)
-            if not (
-                zlib.crc32(content) == int(written)
-                and about.get("format") == _FORMAT
-                and all(isinstance(about[name], str) for name in ("model", "method", "folder"))
-                and all(isinstance(about["identity"][name], str) for name in _IDENTITY)
-                and isinstance(about["image_size"], int | None)
-                and about["precision"] in ("int8", "float16")
-                and [is_integer(number, least=1) for number in about["grid"]] == [True] * 3
-                and self.lance.schema == schema(about["grid"][-1])
-            ):
+            if zlib.crc32(content) != int(written) or not self._can_be_settings(about):
                 raise ValueError("its settings are others, or damaged")
-        self.about, folder = about, about["folder"]
+        self.about = about
+        folder = about["folder"]
         is_here = "://" not in folder or folder.split("/")[:3] == root.split("/")[:3]
         if not is_here and folder != images.rstrip("/"):
             advice = f"to read them there, pass {argument('images', folder)}"
             raise InputError(f"{root} indexes images at {folder}; {advice}.")
         outside = "file IS NULL OR concat('/', file, '/') LIKE '%/../%'"
-        outside += " OR file LIKE '/%'" * bool(folder)
+        if folder:
+            outside += " OR file LIKE '/%'"
         count = self._query(partial(self.lance.count_rows, outside))
         advice = f"{count} of the names lead out of it"
         expect(not count, "an index of images in its folder", root, advice)
         self._query(lambda: _check_distinct(self._columns("file")))
         return self
 
+    def _can_be_settings(self, about: Any) -> bool:
+        """Tell whether settings are of this format and describe the columns of the table."""
+        if about.get("format") != _FORMAT:
+            return False
+        texts = [about["model"], about["method"], about["folder"]]
+        texts += [about["identity"][name] for name in _IDENTITY]
+        if not all(isinstance(text, str) for text in texts):
+            return False
+        if not isinstance(about["image_size"], int | None):
+            return False
+        # The value may be a list, which no set or dictionary can be asked for.
+        if about["precision"] not in get_args(Precision):
+            return False
+        grid = about["grid"]
+        if len(grid) != 3 or not all(is_integer(number, least=1) for number in grid):
+            return False
+        return bool(self.lance.schema == schema(grid[-1]))
+
     def make(self, about: Mapping[str, Any], names: Collection[str] = ()) -> None:
-        """Make a table, or open that of the same settings; one without images is made anew.
+        """Make a table, or open one of the same settings; one without images is made anew.
+
+        Args:
+            about: the settings.
+            names: files of the images, by which a folder is recognized after it was moved.
 
         Raises:
-            InputError: it has others, or another folder that was not moved: it still exists, or
-                none of the `names` is in the table.
+            InputError: the existing table has other settings, or is of another folder which was not
+                moved here: it still exists, or none of the `names` is in the table.
         """
+        # The settings of an existing table were read from JSON, where a tuple is a list.
         about = {"format": _FORMAT, **json.loads(json.dumps(about))}
         if self.storage.holds_files() and len(self.open(about["folder"])):
-            before, old = self.about, storage_of(self.about["folder"] or ".")
-            differing = differing_parts(before["identity"], about["identity"])
-            changes = [f"the model has other {name}" for name in differing]
-            fixed = [(name, before[name], about[name]) for name in _FIXED]
-            changes += [f"{name} was {a} and is {b}" for name, a, b in fixed if a != b]
-            # a folder that was moved keeps its index
-            is_moved = not old.system.isdir(old.path) and any(f.file in names for f in self.files())
-            if before["folder"] != about["folder"] and not is_moved:
-                changes.append(f"it is of {before['folder'] or 'files'}")
+            changes = self._changes(about, names)
             if changes:
                 what = f"{self.storage.root} is another index ({'; '.join(changes)})"
                 raise InputError(f"{what}; name a new one.")
@@ -218,18 +260,36 @@ class IndexTable:
         settings = {_KEY: f"{zlib.crc32(content.encode())} {content}"}
         with self._errors():
             if self.lance is None or not len(self):
-                columns, mode = schema(about["grid"][-1]), "overwrite" if self.about else "create"
+                columns = schema(about["grid"][-1])
                 columns = columns.set(0, columns.field(0).with_metadata(settings))
+                mode = "overwrite" if self.about else "create"
                 self.lance = self._connect().create_table(self._name, schema=columns, mode=mode)
             elif self.about != about:
                 self.lance.update_field_metadata({"path": "file", "metadata": settings})
         self.about = about
 
+    def _changes(self, about: Mapping[str, Any], names: Collection[str]) -> list[str]:
+        """Say how settings differ from those of the table, if it cannot be continued with them."""
+        before = self.about
+        differing = differing_parts(before["identity"], about["identity"])
+        changes = [f"the model has other {part}" for part in differing]
+        for name in _FIXED:
+            if before[name] != about[name]:
+                changes.append(f"{name} was {before[name]} and is {about[name]}")
+        if before["folder"] != about["folder"]:
+            old_folder = storage_of(before["folder"] or ".")
+            exists = old_folder.system.isdir(old_folder.path)
+            # A folder that was moved keeps its index.
+            is_moved = not exists and any(file.file in names for file in self.files())
+            if not is_moved:
+                changes.append(f"it is of {before['folder'] or 'files'}")
+        return changes
+
     def __len__(self) -> int:
         return int(self._query(self.lance.count_rows))
 
     def files(self) -> list[File]:
-        """All files."""
+        """List the files of all rows."""
         return files_of(self._query(partial(self._columns, *File._fields)))
 
     def _columns(self, *names: str, start: int = 0) -> Any:
@@ -247,17 +307,21 @@ class IndexTable:
             self.lance.add(rows)
 
     def compact(self) -> None:
-        """Keep few large files, and none of what was removed."""
+        """Merge the table into a few large files without the rows that were removed."""
         with self._undone_unless_whole(0):
-            self.lance.optimize()  # which leaves the versions of the last week
+            # This leaves the versions of the last week, which the second call removes.
+            self.lance.optimize()
         with self._errors():
             self.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))
 
     @contextmanager
     def _undone_unless_whole(self, start: int) -> Iterator[None]:
-        """Go back to the version before where rows from so many on cannot be read afterwards.
+        """Go back to the version before the block if rows cannot be read after it.
 
         LanceDB 0.40 commits a file whose last bytes found no room, without an error.
+
+        Args:
+            start: number of the first row to read.
         """
         with self._errors():
             before = self.lance.version
@@ -269,13 +333,15 @@ class IndexTable:
                 raise OSError("No space left for what was written") from error
 
     def rows(self, names: Sequence[str]) -> Any:
-        """An Arrow table of those of some files that are there, in their order."""
+        """Read the rows of some files as an Arrow table, in their order, without absent ones."""
         import pyarrow
 
         def read() -> Any:
-            queries = (self.lance.search().where(condition) for condition in _among(names))
-            tables = (query.limit(None).to_arrow() for query in queries)
-            return self._checked(pyarrow.concat_tables([self.lance.schema.empty_table(), *tables]))
+            tables = [self.lance.schema.empty_table()]
+            for condition in _among(names):
+                query = self.lance.search().where(condition)
+                tables.append(query.limit(None).to_arrow())
+            return self._checked(pyarrow.concat_tables(tables))
 
         rows = self._query(read)
         numbers = {name: number for number, name in enumerate(rows["file"].to_pylist())}
@@ -283,83 +349,115 @@ class IndexTable:
         return rows.take(np.array(order, dtype=np.int64))
 
     def nearest(self, direction: Numbers, top: int) -> Any:
-        """An Arrow table of the rows whose vectors have the largest products with a direction."""
+        """Read the rows whose vectors have the largest products with a direction, as Arrow."""
 
         def read() -> Any:
             most = min(top, self.lance.count_rows())
             query = self.lance.search(direction, vector_column_name="vector").distance_type("dot")
-            # LanceDB refuses 0, and numbers past 64 bits
-            rows = query.limit(max(1, most)).select([*ROW_FIELDS, "_distance"]).to_arrow()
-            # no query finds a vector of NaN; an index of vectors may miss others, too
-            is_short = len(rows) < most and not self.lance.list_indices()
-            return self._checked(rows, most if is_short else 0)
+            # LanceDB refuses a limit of 0, and one past 64 bits.
+            query = query.limit(max(1, most))
+            rows = query.select([*ROW_FIELDS, "_distance"]).to_arrow()
+            # No query finds a vector of NaN. An index of vectors may miss other rows as well, so
+            # with one a missing row is no sign of damage.
+            is_exhaustive = not self.lance.list_indices()
+            return self._checked(rows, most if is_exhaustive else 0)
 
         return self._query(read)
 
     def _checked(self, rows: Any, least: int = 0) -> Any:
-        """Rows that are so many, of finite numbers, as they were written; ValueError otherwise."""
+        """Return rows as they are, if there are enough of them and none is damaged.
+
+        Raises:
+            ValueError: there are fewer than `least`, two are of one file, or one has other contents
+                than were written or numbers that are not finite.
+        """
         _check_distinct(rows)
-        precision, whole = self.about["precision"], rows.drop_null()
-        size = math.prod(self.about["grid"]) * np.dtype(precision).itemsize
-        columns = (whole[name].to_pylist() for name in ("file", *ROW_FIELDS[-3:]))
-        damaged = list[str]()
-        for vector, name, numbers, scale, written in zip(vectors_of(whole), *columns, strict=True):
-            is_whole = checksum(vector, numbers, scale, self.about) == written
-            is_whole &= len(numbers) == size and np.square(vector, dtype=float).sum() < _LONGEST
-            values = np.append(scale, np.frombuffer(numbers if is_whole else b"", precision))
-            if not is_whole or not np.isfinite(values).all():
-                damaged.append(name)
-        if count := max(least, len(rows)) - len(whole) + len(damaged):
+        complete = rows.drop_null()
+        contents = complete.select(["file", *ROW_FIELDS[-3:]]).to_pylist()
+        damaged: list[str] = []
+        for vector, row in zip(vectors_of(complete), contents, strict=True):
+            if not self._is_intact(vector, row):
+                damaged.append(row["file"])
+        count = max(least, len(rows)) - len(complete) + len(damaged)
+        if count:
             raise ValueError(f"{count} rows are damaged: {', '.join(damaged[:3])}".rstrip(": "))
         return rows
 
+    def _is_intact(self, vector: Numbers, row: Mapping[str, Any]) -> bool:
+        """Tell whether a row is as it was written, with finite numbers of the right count."""
+        contributions = row["contributions"]
+        scale = row["scale"]
+        if checksum(vector, contributions, scale, self.about) != row["checksum"]:
+            return False
+        precision = self.about["precision"]
+        size = math.prod(self.about["grid"]) * np.dtype(precision).itemsize
+        if len(contributions) != size or not math.isfinite(scale):
+            return False
+        # A stranger can write a table with valid checksums. Its vectors may hold NaN, for which
+        # this comparison is false.
+        fits = np.square(vector, dtype=float).sum() < _LONGEST
+        return bool(fits and np.isfinite(np.frombuffer(contributions, precision)).all())
+
 
 def _among(names: Sequence[str]) -> Iterator[str]:
-    """Conditions that a row is of one of some files."""
+    """Yield SQL conditions that together select the rows of some files."""
     quoted = ["'{}'".format(name.replace("'", "''")) for name in names]
     for start in range(0, len(quoted), _NAMES_AT_ONCE):
-        yield f"file IN ({', '.join(quoted[start : start + _NAMES_AT_ONCE])})"
+        part = quoted[start : start + _NAMES_AT_ONCE]
+        yield f"file IN ({', '.join(part)})"
 
 
 def _check_distinct(rows: Any) -> None:
-    """ValueError where two rows are of one file."""
+    """Raise a ValueError if two rows are of one file."""
     if len(rows["file"].unique()) < len(rows):
         [(name, _)] = Counter(rows["file"].to_pylist()).most_common(1)
         raise ValueError(f"several rows are of {name}")
 
 
 def files_of(rows: Any) -> list[File]:
-    """The files of an Arrow table, in its order."""
-    return [*map(File, *rows.select(File._fields).to_pydict().values())]
+    """Return the files of an Arrow table, in its order."""
+    columns = rows.select(File._fields).to_pydict()
+    return [File(*values) for values in zip(*columns.values(), strict=True)]
 
 
 def vectors_of(rows: Any) -> Numbers:
-    """The unit embeddings (N, E) of an Arrow table."""
-    flat: Numbers = rows["vector"].combine_chunks().flatten().to_numpy(False, True)
-    return flat.reshape(len(rows), rows["vector"].type.list_size)
+    """Return the unit embeddings (N, E) of an Arrow table."""
+    column = rows["vector"]
+    flat: Numbers = column.combine_chunks().flatten().to_numpy(zero_copy_only=False, writable=True)
+    return flat.reshape(len(rows), column.type.list_size)
 
 
 def checksum(vector: Numbers, contributions: bytes, scale: float, about: Mapping[str, Any]) -> int:
-    """CRC-32 of what a row keeps of its image, with the settings that say what that is."""
-    settings = json.dumps([about["identity"]["weights"], *map(about.__getitem__, _FIXED)])
+    """Return the CRC-32 of a row's numbers and of the settings that they were computed with."""
+    settings = json.dumps([about["identity"]["weights"], *(about[name] for name in _FIXED)])
     numbers = np.append(vector, np.float32(scale)).tobytes()
-    return zlib.crc32(contributions, zlib.crc32(numbers, zlib.crc32(settings.encode())))
+    return zlib.crc32(settings.encode() + numbers + contributions)
 
 
 def schema(dimension: int) -> Any:
-    """The columns of a table of embeddings of so many numbers."""
+    """Return the Arrow schema of a table of embeddings with so many numbers."""
     import pyarrow as pa
 
-    vector = pa.list_(pa.float32(), dimension)
-    numbers = (vector, pa.binary(), pa.float32(), pa.uint32())
-    kinds = (pa.string(), pa.int64(), pa.int64(), *numbers)
-    return pa.schema([*zip(ROW_FIELDS, kinds, strict=True)])
+    types = {
+        "file": pa.string(),
+        "bytes": pa.int64(),
+        "modified": pa.int64(),
+        "vector": pa.list_(pa.float32(), dimension),
+        "contributions": pa.binary(),
+        "scale": pa.float32(),
+        "checksum": pa.uint32(),
+    }
+    return pa.schema(types)
 
 
 class RowMaker:
-    """Makes the rows of images; a process of Ray loads the model by its name.
+    """Computes the rows of images; a process of Ray loads the model by its name.
 
-    InputError for a method or settings whose vectors cannot be kept.
+    Attributes:
+        about: the settings of a table of these rows.
+
+    Raises:
+        InputError: a method or settings whose vectors cannot be kept.
     """
 
     def __init__(
@@ -368,39 +466,47 @@ class RowMaker:
         check_choice(precision, LARGEST_STORED, name="precision")
         choice = MethodChoice.of(method, tower=clip.tower)
         options = {**choice.options}
-        direct = choice.method is DirectContribution and "per" not in options
-        # of removal the vectors are those of maps whose cells share nothing
-        fits = direct or (choice.method is ReaderRemoval and options.pop("share", "") is None)
-        expect(fits, "direct without `per`, or removal:share=None, which have vectors", choice.name)
-        self.images, self.options, self.precision = images, options, precision
+        is_direct = choice.method is DirectContribution and "per" not in options
+        # Removal is a sum of vectors only if the cells of its maps share nothing. Its `vectors`
+        # computes just that, without the option.
+        is_removal = choice.method is ReaderRemoval and options.pop("share", "") is None
+        expected = "direct without `per`, or removal:share=None, which have vectors"
+        expect(is_direct or is_removal, expected, choice.name)
+        self.images = images
+        self.options = options
+        self.precision = precision
         self.method: Any = choice.method
-        self.config = config = RunConfig(**{"chunk_size": 512, **settings})
+        self.config = RunConfig(**{"chunk_size": 512, **settings})
         self.clip: ClipAdapter | None = clip
-        self.models = ModelLoader(config.processor, config.tokenizer, config.image_size)
+        self.models = ModelLoader(
+            self.config.processor, self.config.tokenizer, self.config.image_size
+        )
         blank = clip.preprocess(Image.new("RGB", (64, 64)))
         self.size = (blank.shape[-2], blank.shape[-1])
+        _, shares = self.split(clip, blank)
         self.about: dict[str, Any] = {
             "model": full_name(clip.name),
             "identity": {**clip.identity(), "preprocessing": preprocessing_of(clip)},
             "image_size": None if self.size == clip.tower.native else self.size[0],
             "method": choice.name,
             "precision": precision,
-            "grid": tuple(self.split(clip, blank)[1].shape[1:]),  # (h, w, E)
+            "grid": tuple(shares.shape[1:]),  # (h, w, E)
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # a model is large, and may not be picklable: a worker loads it by its name
+        # A model is large and may not be picklable, so a worker loads it by its name.
         return {**vars(self), "clip": None}
 
     def split(self, clip: ClipAdapter, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (B, E) of images, and the positions' shares in them (B, h, w, E)."""
+        """Compute embeddings (B, E) and the positions' shares in them, (B, h, w, E)."""
         method = self.method(ClipSimilarity(clip, any_target(clip)))
         images = images.to(clip.device, clip.dtype)
         shares, rest = method.vectors(images, return_rest=True, **self.options)
-        return (shares.sum((1, 2)) + rest).cpu(), shares.cpu()
+        embeddings = shares.sum((1, 2)) + rest
+        return embeddings.cpu(), shares.cpu()
 
     def tables(self, files: Sequence[File]) -> Iterator[Any]:
-        """The rows of a chunk of files at a time, as :meth:`table` makes them."""
+        """Yield the rows of files, a chunk at a time, as :meth:`table` computes them."""
         size = self.config.chunk_size
         chunks = [files[start : start + size] for start in range(0, len(files), size)]
         if self.config.engine == "local":
@@ -410,64 +516,94 @@ class RowMaker:
             yield from map_on_ray(self.config, lambda n: self.table(chunks[n]), len(chunks))
 
     def table(self, files: Sequence[File], readers: int = 0) -> Any:
-        """An Arrow table of the rows of files, each with a reason if it cannot be read."""
+        """Compute the rows of files as an Arrow table.
+
+        It has one more column, "reason": why an image has no vectors, else "".
+        """
         import pyarrow
 
         if self.clip is None:
-            model, identity = self.about["model"], {**self.about["identity"]}
-            self.clip = self.models.load(model, self.config.device, identity)
-        clip, size, rows = self.clip, self.config.batch_size, list[dict[str, Any]]()
-        prepare = partial(preprocess_alone, clip.processor, self.size)
+            identity = {**self.about["identity"]}
+            self.clip = self.models.load(self.about["model"], self.config.device, identity)
+        prepare = partial(preprocess_alone, self.clip.processor, self.size)
         reader = ImageReader(self.images, [file.file for file in files], prepare)
+        size = self.config.batch_size
+        rows: list[dict[str, Any]] = []
         with read_ahead(reader, range(len(files)), readers, batch=size) as images:
-            while batch := list(islice(images, size)):
-                whole = [image for image in batch if isinstance(image, Tensor)]
-                kept = self._kept(*self.split(clip, torch.stack(whole))) if whole else iter(())
-                for image in batch:
-                    row = {"reason": image.reason} if isinstance(image, Skipped) else next(kept)
-                    rows.append(files[len(rows)]._asdict() | row)
+            for start in range(0, len(files), size):
+                contents = self._contents(self.clip, list(islice(images, size)))
+                for file, content in zip(files[start : start + size], contents, strict=True):
+                    rows.append({**file._asdict(), **content})
         columns = schema(self.about["grid"][-1]).append(pyarrow.field("reason", pyarrow.string()))
         return pyarrow.Table.from_pylist(rows, schema=columns)
 
-    def _kept(self, embeddings: Tensor, shares: Tensor) -> Iterator[dict[str, Any]]:
-        embeddings = F.normalize(embeddings.float(), dim=-1)  # which in half precision they are not
-        for embedding, vectors in zip(embeddings, shares.numpy(), strict=True):
-            largest = float(np.abs(vectors).max())
-            if not np.isfinite(largest) or not embedding.isfinite().all():
-                yield {"reason": "its embedding holds NaN or infinity"}
-                continue
-            scale = max(largest / LARGEST_STORED[self.precision], _LEAST_SCALE)
-            numbers = np.rint(vectors / scale) if self.precision == "int8" else vectors / scale
-            row: dict[str, Any] = {"vector": embedding.numpy(), "scale": scale}
-            row["contributions"] = numbers.astype(self.precision).tobytes()
-            yield {**row, "checksum": checksum(**row, about=self.about), "reason": ""}
+    def _contents(self, clip: ClipAdapter, images: Sequence[Any]) -> list[dict[str, Any]]:
+        """Compute what rows hold besides the file, from preprocessed or unreadable images."""
+        readable = [image for image in images if isinstance(image, Tensor)]
+        computed: Iterator[dict[str, Any]] = iter(())
+        if readable:
+            embeddings, shares = self.split(clip, torch.stack(readable))
+            # In half precision embeddings are not of unit length.
+            embeddings = F.normalize(embeddings.float(), dim=-1)
+            computed = map(self._content, embeddings, shares.numpy())
+        contents: list[dict[str, Any]] = []
+        for image in images:
+            if isinstance(image, Skipped):
+                contents.append({"reason": image.reason})
+            else:
+                contents.append(next(computed))
+        return contents
+
+    def _content(self, embedding: Tensor, shares: Numbers) -> dict[str, Any]:
+        """Compute what the row of an image holds: shares at the precision, with their scale."""
+        largest = float(np.abs(shares).max())
+        if not np.isfinite(largest) or not embedding.isfinite().all():
+            return {"reason": "its embedding holds NaN or infinity"}
+        scale = max(largest / LARGEST_STORED[self.precision], _LEAST_SCALE)
+        numbers = shares / scale
+        if self.precision == "int8":
+            numbers = np.rint(numbers)
+        contributions = numbers.astype(self.precision).tobytes()
+        vector = embedding.numpy()
+        return {
+            "vector": vector,
+            "contributions": contributions,
+            "scale": scale,
+            "checksum": checksum(vector, contributions, scale, self.about),
+            "reason": "",
+        }
 
 
 def contributions_of(rows: Any, about: Mapping[str, Any]) -> Tensor:
-    """The positions' vectors (N, h, w, E) of the rows of a table."""
-    numbers = np.frombuffer(b"".join(rows["contributions"].to_pylist()), about["precision"])
+    """Return the positions' vectors (N, h, w, E) of the rows of a table."""
+    stored = b"".join(rows["contributions"].to_pylist())
+    numbers = np.frombuffer(stored, about["precision"]).reshape(len(rows), *about["grid"])
     scales = rows["scale"].to_numpy()[:, None, None, None]
-    return torch.from_numpy(numbers.reshape(len(rows), *about["grid"]) * scales)
+    return torch.from_numpy(numbers * scales)
 
 
 def preprocessing_of(clip: ClipAdapter) -> str:
-    """Numbers of preprocessed fixed images, which agree where maps lie on the same pixels.
+    """Return numbers of preprocessed fixed images, which agree if maps lie on the same pixels.
 
-    The means of 7 x 7 tiles differ by .04 of their length for a crop that is off by a pixel, as
-    that of another library may be, and by .3 for another scale. The bound of numbers that agree is
-    .001, so that it is .1 of a hundredth.
+    The means of 7 x 7 tiles differ by .04 of their length if the crop is off by a pixel, as in
+    another library, and by .3 at another scale. Numbers agree up to .001, so they are divided by
+    100, which makes that bound .1 of the length.
     """
-    pixels = (clip.preprocess(image) for image in fixed_images())
-    tiles = (F.adaptive_avg_pool2d(each.float().cpu(), 7).flatten(1) for each in pixels)
-    return summary(F.normalize(each) / 100 for each in tiles)
+    tiles = []
+    for image in fixed_images():
+        pixels = clip.preprocess(image).float().cpu()
+        means = F.adaptive_avg_pool2d(pixels, 7).flatten(1)
+        tiles.append(F.normalize(means) / 100)
+    return summary(tiles)
 
 
 def read_unchanged(
     clip: ClipAdapter, images: Storage, files: Sequence[File]
 ) -> tuple[list[regions.PreprocessedImages], dict[str, str]]:
-    """Images as a model takes them, and why the others were skipped: gone, damaged or changed."""
+    """Preprocess images, and say why the others were skipped: gone, damaged or changed."""
     reader = ImageReader(images, [file.file for file in files], partial(regions.preprocess, clip))
-    read, skipped = list[regions.PreprocessedImages](), dict[str, str]()
+    preprocessed: list[regions.PreprocessedImages] = []
+    skipped: dict[str, str] = {}
     for number, file in enumerate(files):
         image = reader(number)
         if isinstance(image, Skipped):
@@ -475,5 +611,6 @@ def read_unchanged(
         elif File.of(images, file.file) != file:
             skipped[file.file] = "it has changed; build the index again"
         else:
-            read.append(image._replace(photos=()))  # as they were, of which nobody draws one
-    return read, skipped
+            # Nothing draws the original photos, and they would fill the memory.
+            preprocessed.append(image._replace(photos=()))
+    return preprocessed, skipped
