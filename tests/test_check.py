@@ -146,7 +146,7 @@ def test_the_command_prints_the_table_and_writes_the_file(
         (["demo/resnet", "-o", "check.txt"], "the name must end in .json"),
         (["demo/resnet", "none.png"], "there is no image file none.png"),
         (["demo/none"], "demo/none"),
-        ([], "Missing argument 'name'"),
+        ([], "Missing argument 'NAME'"),
     ],
 )
 def test_the_command_names_what_is_wrong(line: list[str], message: str, capsys: Any) -> None:

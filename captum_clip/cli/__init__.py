@@ -1,7 +1,7 @@
 """The command line: ``captum-clip COMMAND``.
 
-A function of one dataclass is a command: the fields are its options. It hands them to the library,
-and prints what comes back. It imports what it needs when it runs, so that ``--help`` is quick.
+A command hands its options to the library, and prints what comes back. `application.py` says what
+a command is, `options.py` has the options that several share.
 
 The commands of the bench, the apps and other packages are modules that entry points of the group
 ``captum_clip.commands`` name, each after a command that the module registers.
@@ -18,23 +18,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from functools import partial
-from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Final
 
-import typer
+import click
 
 from .. import errors
 from ..checks import excerpt
-from . import explain_command, show_commands  # noqa: F401
-from .options import app
+from . import completion, explain_command, show_commands  # noqa: F401
+from .application import COMMANDS, app, load_commands
 
 __all__ = ["COMMANDS", "app", "load_commands", "main"]
 
-COMMANDS = "captum_clip.commands"
-"""Group of entry points; a module of it registers its commands when it is imported."""
-
-# typer brings its own click or imports it, by version; of both it names this error alone
-_UsageError: type[Any] = typer.BadParameter.__bases__[0]
+_SHOWN_WARNINGS: Final = (
+    "which no tower reads|drops transparency|16-bit image|so it is loaded as|no preprocessor_"
+)
+"""Warnings of the package that a user sees."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,50 +42,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, 2 after an error that is reported on one line, typer's 130 after Ctrl-C.
+        Exit code: 0, 2 after an error that is reported on one line, 130 after Ctrl-C.
     """
     _open_streams()
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        # names of files may hold letters that steer a terminal
+        # Names of files may hold letters that steer a terminal.
         with _silenced(), redirect_stdout(_Plain(sys.stdout)), redirect_stderr(_Plain(sys.stderr)):
-            words = sys.argv[1:] if argv is None else argv
-            load_commands(next((word for word in words if not word.startswith("-")), None))
-            code = typer.main.get_command(app).main(
-                argv, prog_name="captum-clip", standalone_mode=False
-            )
+            code = _run(words)
             sys.stdout.flush()
-            return int(code or 0)
+            return code
     except errors.CaptumClipError as error:
         return _fail(error.reason)
-    except _UsageError as error:
+    except click.UsageError as error:
         return _fail(_describe_usage(error))
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed, and this command needs it.")
     except OSError as error:
         return _end_output(error)
-    except SystemExit as stop:  # of SIGTERM, and of typer's completion
-        if isinstance(stop.__context__, BrokenPipeError):  # which typer makes a failure
-            return _end_output(stop.__context__)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:  # of SIGTERM
         return int(stop.code or 0)
 
 
-def load_commands(name: str | None = None) -> None:
-    """Import the module of a command, or for help and for any other name those of all commands."""
-    if name in {command.name for command in app.registered_commands}:
-        return
-    entries = entry_points(group=COMMANDS)
-    for entry in entries.select(name=name or "") or entries:
-        try:
-            entry.load()
-        except ImportError as error:
-            sentence = f"the command {entry.name} of {entry.value} cannot be imported ({error})."
-            if entry.name == name:
-                raise errors.InputError(sentence) from error
-            warnings.warn(sentence, stacklevel=1)  # the help lists the others
+def _run(words: list[str]) -> int:
+    """Run a command, or answer the shell that completes one."""
+    code = completion.complete(app)
+    if code is not None:
+        return code
+    try:
+        with app.make_context(completion.PROGRAM, words) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as stop:  # after --help and --version
+        return stop.exit_code
+    return 0
 
 
 class _Plain:
-    """A stream to which nothing is written that steers a terminal, but the return of a bar."""
+    """A stream that escapes what would steer a terminal, except for the return of a bar."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -101,52 +94,60 @@ class _Plain:
 
 def _open_streams() -> None:
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by the shell; the next file would get its number
+        if getattr(sys, stream) is None:
+            # The shell closed it, and the next file that is opened would get its number.
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-    if isinstance(sys.stdout, io.TextIOWrapper):  # letters that it cannot encode get escapes
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Letters that the encoding of the terminal lacks are written as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _end_output(error: OSError) -> int:
     if error.errno not in (errno.EPIPE, errno.ENOSPC):
         raise error
-    # what is still to be written goes nowhere, so that nothing fails at the exit
+    # What is still buffered goes nowhere, so that nothing fails when Python exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno == errno.EPIPE:  # the reader, such as `head`, has enough
         return 0
     return _fail("the output cannot be written: no space is left on its device.")
 
 
-def _describe_usage(error: Any) -> str:
-    """A usage error as one sentence, with what was probably meant."""
-    sentence = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
-    if possible := getattr(error, "possibilities", None):
-        sentence = f"{error.message}; did you mean {possible[0]}?"
-    elif choice := re.search(r"'([^']*)' is not one of (.*)", sentence):
-        close = get_close_matches(choice[1], re.findall(r"[^\s',]+", choice[2]), n=1)
-        sentence += f"; did you mean {close[0]}?" if close else ""
-    sentence = sentence.replace(". Did you mean", "; did you mean")
-    sentence = excerpt(re.sub(r"(\S{80})\S+", r"\1...", sentence), 500)  # it may be endless
-    command = error.ctx.command_path if error.ctx else "captum-clip"
+def _describe_usage(error: click.UsageError) -> str:
+    """Describe a usage error in one sentence, with what was probably meant."""
+    if isinstance(error, click.NoSuchOption):
+        sentence = f"No such option: {error.option_name}"
+        if error.possibilities:
+            sentence += f"; did you mean {error.possibilities[0]}?"
+    elif isinstance(error, click.exceptions.NoSuchCommand):
+        sentence = f"No such command '{error.command_name}'"
+        if error.possibilities:
+            sentence += f"; did you mean '{error.possibilities[0]}'?"
+    else:
+        sentence = " ".join(error.format_message().split()).rstrip(".")
+        choice = re.search(r"'([^']*)' is not one of (.*)", sentence)
+        if choice:
+            close = get_close_matches(choice[1], re.findall(r"[^\s',]+", choice[2]), n=1)
+            if close:
+                sentence += f"; did you mean {close[0]}?"
+    # A word may have thousands of letters, and a line thousands of words.
+    sentence = excerpt(re.sub(r"(\S{80})\S+", r"\1...", sentence), 500)
+    command = error.ctx.command_path if error.ctx else completion.PROGRAM
     return f"{sentence} (see {command} --help)"
-
-
-_TOLD = "which no tower reads|drops transparency|16-bit image|so it is loaded as|no preprocessor_"
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Hide warnings and log lines of the libraries, and restore their settings afterwards.
 
-    Of the package's own a user sees that weights were left over, what an image loses, and what it
-    tells a command.
+    Of the package's own, a user sees that weights were left over, what an image loses, and the
+    warnings of a command.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("always", f".*({_TOLD})")
+            warnings.filterwarnings("always", f".*({_SHOWN_WARNINGS})")
             warnings.filterwarnings("always", module=r"captum_clip\.(cli|\w+\.commands)(\.|$)")
             warnings.showwarning = partial(_print_warning, set())
             yield
@@ -155,9 +156,10 @@ def _silenced() -> Iterator[None]:
 
 
 def _print_warning(printed: set[str], message: Warning | str, *_: Any, **__: Any) -> None:
-    if str(message) not in printed:  # a folder has many images that lose the same
-        printed.add(str(message))
-        print(f"captum-clip: warning: {message}", file=sys.stderr)
+    sentence = str(message)
+    if sentence not in printed:  # many images of a folder may lose the same
+        printed.add(sentence)
+        print(f"captum-clip: warning: {sentence}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

@@ -2,285 +2,607 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final, get_args
 
-from typer import Argument, BadParameter, Option
+import click
 
-from ..checks import check_outputs, find_file
+from ..checks import check_outputs, current_look, find_file
 from ..demo.catalog import FEELINGS
 from ..errors import InputError, refuse
 from ..explaining.request import (
-    ENDINGS,
     LOADING,
     Conflict,
     Request,
+    Side,
+    Sign,
     check_explain,
     default_sign,
-    option,
+    rule,
 )
 from ..files import read_csv, read_field, replace_file, to_csv
 from . import options, shared
-from .options import Drawing, app, command
+from .application import PATH, Range, app, argument, option
+from .options import Loading
 
-SCORES = "scores.csv"
+SCORES: Final = "scores.csv"
 _SCORE_COLUMNS: Final = ("image", "figure", "text", "score", "probability", "model", "method")
+_NO_FIGURES: Final = (".npz", ".npy", ".html")
+_TEXTS: Final = "Texts"
+_CLASSES: Final = "Classes and emotions"
+_PICTURE: Final = "Picture"
+_REGIONS: Final = "Regions"
+_FOR_TEXTS: Final[dict[str, tuple[Any, ...]]] = {
+    "against": (),
+    "reference": (),
+    "words": (),
+    "side": (),
+}
+"""Arguments that only texts have."""
 _Rows = list[dict[str, str]]
-
-_FOR_TEXTS: Final[dict[str, Any]] = dict.fromkeys(("against", "reference", "words", "side"), ())
-"""What goes with texts alone."""
-
-
-def _threshold(text: str) -> str | float:
-    with suppress(ValueError):
-        if text in ("otsu", "mean") or 0 <= float(text) < 1:
-            return text if text in ("otsu", "mean") else float(text)
-    raise BadParameter(f"expected otsu, mean or a number in [0, 1), got {text}.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Explain(Request, Drawing):
-    """The arguments of `explain`, and the options that the command line adds."""
+class _LineRequest(Request):
+    """A request with the arguments that the command line adds, and what each of them excludes."""
 
     rerun = ", with another -o"
 
-    images: Annotated[list[str], Argument(metavar="IMAGE... [TEXT]...")]
-    model: Any = field(default=None, metadata={"typed": list[str] | None})
-    classes: Path | None = option(
+    classes: Path | None = rule(
         None,
-        Conflict("names what to look for in the image", _FOR_TEXTS | {"emotions": ()}),
+        Conflict("names what to look for in the image", {**_FOR_TEXTS, "emotions": ()}),
         one_model=True,
     )
-    template: list[str] | None = option(needs=("classes",))
-    top: Annotated[int | None, Option(min=1)] = option(needs=("classes",))
-    emotions: Path | None = option(
+    template: tuple[str, ...] = rule((), needs=("classes",))
+    top: int | None = rule(needs=("classes",))
+    emotions: Path | None = rule(
         None,
         Conflict("looks for emotions, which have no words and no contrast", _FOR_TEXTS),
         one_model=True,
     )
-    center: bool = option(False, needs=("emotions",))
-    original: bool | None = None
-    regions: Path | None = option(
+    center: bool = rule(False, needs=("emotions",))
+    regions: Path | None = rule(
         None, Conflict("marks places in the image", {"side": ("text",)}), one_model=True
     )
-    threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = option(
-        needs=("regions",)
-    )
-    output: Path | None = None
+    threshold: str | float | None = rule(needs=("regions",))
 
 
-@command(
-    app,
+def _threshold(text: str) -> str | float:
+    """Parse the value of --threshold."""
+    if text in ("otsu", "mean"):
+        return text
+    with suppress(ValueError):
+        share = float(text)
+        if 0 <= share < 1:
+            return share
+    raise click.BadParameter(f"expected otsu, mean or a number in [0, 1), got {text}.")
+
+
+@app.command(
     "explain",
-    'photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png',
-    lists=options.methods,
+    panel="Maps",
+    example='photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png',
+    lists=options.list_methods,
 )
-def explain_command(args: Explain) -> None:
+@argument(
+    "images",
+    nargs=-1,
+    required=True,
+    metavar="IMAGE... [TEXT]...",
+    help="image files, or a folder whose images each get a figure; then what to look for",
+)
+@option(
+    "--model",
+    "-m",
+    multiple=True,
+    metavar="NAME",
+    help="a name that 'captum-clip models' lists, a folder, or a model on the Hugging Face hub "
+    "(default: ViT-B/32, or the one that --emotions was fitted on); may be repeated",
+)
+@option(
+    "--method",
+    metavar="METHOD",
+    help="a method listed below, with options as in last-grad:heads=averaged, or mamooler: "
+    "last-grad for ViTs, conservative for pooling heads, grad-cam for ResNets (default: direct; "
+    "conservative for pooling heads such as SigLIP's)",
+)
+@option(
+    "--output",
+    "-o",
+    type=PATH,
+    metavar="FILE",
+    help="a .png, .jpg, .pdf or .svg figure, an .html page to point at words and regions, .npz "
+    "for the maps and all else, or .npy for the maps alone; for several images or a folder, a "
+    "folder of figures (default: IMAGE-explained-TEXT.png, or FOLDER-explained, in the current "
+    "folder); for a folder of images, figures that the same settings drew are kept",
+)
+@options.texts_file_option(section=_TEXTS)
+@option(
+    "--sign",
+    type=click.Choice(get_args(Sign)),
+    section=_TEXTS,
+    help="show what supports the text, what contradicts it, or both (default: positive; with "
+    "--against, both)",
+)
+@option(
+    "--side",
+    type=click.Choice(get_args(Side)),
+    default="image",
+    section=_TEXTS,
+    help="explain where in the image, which words of the TEXTs, or both; words need a method "
+    "without a grid (default: conservative); pairs: which word of one TEXT, or which region of "
+    "--image, matches which region",
+)
+@option(
+    "--words",
+    is_flag=True,
+    section=_TEXTS,
+    help="split one TEXT into words, and draw a map for each",
+)
+@option(
+    "--against",
+    metavar="TEXT",
+    section=_TEXTS,
+    help="a text to contrast one TEXT with; the maps show what speaks for TEXT rather than for it",
+)
+@option(
+    "--image",
+    "reference",
+    multiple=True,
+    metavar="FILE",
+    section=_TEXTS,
+    help="an image to compare with, instead of TEXTs; only one with --side pairs; may be repeated",
+)
+@option(
+    "--hints/--no-hints",
+    default=None,
+    section=_TEXTS,
+    help="say which maps to doubt: those of a TEXT that fits no better than unrelated texts, and "
+    "those that any text would get (default: for TEXTs, unless --sign negative or --side text)",
+)
+@option(
+    "--classes",
+    type=PATH,
+    metavar="FILE",
+    section=_CLASSES,
+    help="a file of class names, one per line, instead of TEXTs; the most probable are drawn, "
+    "with their probabilities among these classes at the model's own temperature (SigLIP: each "
+    "by itself)",
+)
+@option(
+    "--template",
+    multiple=True,
+    metavar="TEXT",
+    section=_CLASSES,
+    help='a prompt for the --classes, such as "a photo of a {}"; the embeddings of several '
+    "prompts are averaged (default: the lines of templates.txt next to the file, else the "
+    "names); may be repeated",
+)
+@option(
+    "--top",
+    type=Range(int, 1),
+    metavar="N",
+    section=_CLASSES,
+    help="how many of the --classes to draw (default: 3)",
+)
+@option("--emotions", type=PATH, metavar="FILE", section=_CLASSES, help=options.PROBE)
+@option(
+    "--center",
+    is_flag=True,
+    section=_CLASSES,
+    help="subtract the mean of all nine embeddings of --emotions from each of them",
+)
+@option(
+    "--regions",
+    type=PATH,
+    metavar="FOLDER",
+    section=_REGIONS,
+    help="a folder for the regions that the maps mark: a PNG mask for each map, and its boxes "
+    "and peak as JSON, in pixels of the image",
+)
+@option(
+    "--threshold",
+    type=_threshold,
+    metavar="LEVEL",
+    section=_REGIONS,
+    help="--regions keep the values of a map above this level: otsu, mean, or a share of its "
+    "maximum in [0, 1) (default: otsu)",
+)
+@option(
+    "--whole",
+    is_flag=True,
+    section=_PICTURE,
+    help="pad the image to a square, so that the model sees all of it, if its processor would "
+    "otherwise crop it to the middle",
+)
+@option(
+    "--original/--no-original",
+    default=None,
+    section=_PICTURE,
+    help="draw the whole image, gray where the model did not see it, or only what the model saw "
+    "(default: the whole image if it was cropped or padded)",
+)
+@options.drawing_options
+@options.image_size_option
+@options.loading_options
+def explain_command(
+    images: tuple[str, ...],
+    model: tuple[str, ...],
+    method: str | None,
+    output: Path | None,
+    texts_file: Path | None,
+    sign: Sign | None,
+    side: Side,
+    words: bool,
+    against: str | None,
+    reference: tuple[str, ...],
+    hints: bool | None,
+    classes: Path | None,
+    template: tuple[str, ...],
+    top: int | None,
+    emotions: Path | None,
+    center: bool,
+    regions: Path | None,
+    threshold: str | float | None,
+    whole: bool,
+    original: bool | None,
+    image_size: int | None,
+    loading: Loading,
+) -> None:
     """Draw where a model looks for each text; several models get a row each."""
-    # All of the first part loads no torch: what is wrong with a line is said within a second.
-    emotions, classes = args.emotions, args.classes
+    # Nothing loads torch until the whole line is checked, so a wrong one is refused at once.
+    loading = replace(loading, image_size=image_size)
     line = shared.read_line(
-        args, args.images, command="explain", kind="explained", needs_image=True
+        images,
+        texts_file,
+        output,
+        command="explain",
+        kind="explained",
+        needs_image=True,
     )
-    references = [find_file(other) for other in args.reference or []]
-    refuse(_line_conflicts(args, line, references))
-    others = options.check_texts([args.against] if args.against is not None else [])
-    class_names, templates = shared.read_classes(classes, args.template, args.top)
-    request: Any = replace(
-        args,
-        texts=line.texts or class_names or (list(FEELINGS) if emotions else None),
+    references = [find_file(file) for file in reference]
+    current_look.get().check_file(output or Path())
+    refuse(
+        _line_conflicts(
+            line,
+            references,
+            model=model,
+            output=output,
+            classes=classes,
+            emotions=emotions,
+            side=side,
+            original=original,
+        )
+    )
+    contrasted = options.check_texts([against] if against is not None else [])
+    class_names, templates = shared.read_classes(classes, template, top)
+    texts: Any = line.texts or class_names
+    if emotions and not texts:
+        texts = list(FEELINGS)
+    request = _LineRequest(
+        texts=texts or None,
+        against=against,
         reference=references[0] if len(references) == 1 else references or None,
-        sign=default_sign(args.sign, args.against),
+        model=model,
+        method=method,
+        sign=default_sign(sign, against),
+        words=words,
+        side=side,
+        whole=whole,
+        hints=hints,
+        processor=loading.processor,
+        tokenizer=loading.tokenizer,
+        device=loading.device,
+        image_size=image_size,
+        classes=classes,
+        template=template,
+        top=top,
+        emotions=emotions,
+        center=center,
+        regions=regions,
+        threshold=threshold,
     )
     check_explain(request)
-    options.check_method_name(request.method)
-    named = [
-        *line.texts,
-        *(f"against {other}" for other in others),
-        *["emotions"] * bool(emotions),
-        *([classes.stem] if classes else []),
-        *(path.stem for path in references),
-    ]
-    if line.folder is not None:
-        figures = line.folder.files("explained", named)
+    options.check_method_name(method)
+    targets = _name_targets(line.texts, contrasted, emotions, classes, references)
+    if line.folder is None:
+        figures = shared.check_figures(line.images, output, "explained", targets)
     else:
-        figures = shared.check_figures(line.images, args.output, "explained", named)
-    inputs = [*references, emotions, args.texts_file, classes]
+        figures = line.folder.files("explained", targets)
+    inputs = [*references, emotions, texts_file, classes]
     check_outputs(figures.values(), [*figures, *inputs])
-    shared.check_models(args, args.model or ())
+    shared.check_models(model, loading)
 
-    from ..explaining.explain import answer, check_choice_of, classify
+    from ..explaining.explain import check_choice_of
 
     check_choice_of(request)
-    models = args.model or shared.fitted_on(emotions) or [options.DEFAULT_MODEL]
-    clips = [shared.load_model(args, name) for name in models]
-    target = _make_target(clips[0], args, line.texts, class_names, templates)
-    model: Any = clips if len(clips) > 1 else clips[0]
-    request = replace(request, model=model, texts=target, **dict.fromkeys(LOADING))
+    names = model or shared.fitted_on(emotions) or [options.DEFAULT_MODEL]
+    clips = [shared.load_model(name, loading) for name in names]
+    target = _make_target(clips[0], request, line.texts, class_names, templates)
+    # The models are loaded by now, so nothing is left that says how to load them.
+    nothing: dict[str, Any] = dict.fromkeys(LOADING)
+    model_or_models = clips if len(clips) > 1 else clips[0]
+    loaded = replace(request, model=model_or_models, texts=target, **nothing)
 
-    def draw(path: Path, file: Path) -> Any:
-        if classes:
-            how: Any = {n: getattr(request, n) for n in ("method", "sign", "whole", "hints", "top")}
-            explanation = classify(path, target, model=model, templates=templates, **how)
-        else:
-            explanation = answer(replace(request, image=path))
-        _write_results(args, line, path, file, explanation, inputs)
+    def draw(image: Path, file: Path) -> Any:
+        explanation = _explain_image(loaded, image, templates)
+        if regions is not None:
+            _write_regions(explanation, regions, threshold, line, image, file, inputs)
+        explanation.save(file, original=original)
         return explanation
 
     if line.folder is not None:
-        settings = {"figure": "explain", **{e.name: getattr(args, e.name) for e in fields(args)}}
-        # a model counts by its identity, and what a limit left out can be added
-        for free in ("model", "device", "output", "max_pixels", "quiet"):
-            del settings[free]
-        settings |= {"sign": request.sign, "template": templates}
-        settings |= {"images": line.folder.images.resolve(), "targets": named}
-        _draw_folder(line.folder, figures, draw, clips, inputs, settings, quiet=args.quiet)
+        settings = {
+            "figure": "explain",
+            **vars(current_look.get()),
+            "texts_file": texts_file,
+            "against": against,
+            "reference": reference or None,
+            "method": method,
+            "sign": request.sign,
+            "words": words,
+            "side": side,
+            "whole": whole,
+            "hints": hints,
+            # A limit of pixels is no setting, so that images which it left out can be added.
+            "processor": loading.processor,
+            "tokenizer": loading.tokenizer,
+            "image_size": image_size,
+            "images": line.folder.images.resolve(),
+            "classes": classes,
+            "template": templates,
+            "top": top,
+            "emotions": emotions,
+            "center": center,
+            "original": original,
+            "regions": regions,
+            "threshold": threshold,
+            "targets": targets,
+        }
+        _draw_folder(line.folder, figures, draw, clips, inputs, settings, quiet=loading.quiet)
         return
-    kinds = "each --image" if references else "each "
-    kinds += " and ".join(["text"] * bool(line.texts) + ["emotion"] * bool(emotions))
-    for path, file in figures.items():
-        with shared.step("explaining", quiet=args.quiet):
-            drawn = draw(path, file)
+    compared = _name_compared(line.texts, emotions, references)
+    for image, file in figures.items():
+        with shared.step("explaining", quiet=loading.quiet):
+            drawn = draw(image, file)
         for explanation in drawn if len(clips) > 1 else [drawn]:
-            _print_scores(explanation, kinds)
-            for sentences in explanation.hints:
-                print(*sentences, sep="\n", end="\n" * bool(sentences))
+            _print_scores(explanation, compared)
         print(file)
 
 
 def _line_conflicts(
-    args: Explain, line: shared.Line, references: Sequence[Path]
+    line: shared.Line,
+    references: Sequence[Path],
+    *,
+    model: Sequence[str],
+    output: Path | None,
+    classes: Path | None,
+    emotions: Path | None,
+    side: Side,
+    original: bool | None,
 ) -> Iterator[tuple[object, str]]:
-    """What does not go together besides what the fields say."""
-    args.check_file(args.output or Path())
-    no_figure = args.output is not None and args.output.suffix.lower() in ENDINGS[-3:]
-    several = len(args.model or []) > 1
-    single = f"-o {args.output}" if no_figure else "a folder"
-    yield (
-        several and (no_figure or line.folder),
-        f"{single} works with one --model; run each by itself, with another -o.",
-    )
-    nothing = not (line.texts or args.emotions or references or args.classes)
-    yield args.classes and line.texts, "--classes FILE replaces TEXTs; leave one of the two out."
-    yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
-    is_pair = args.side == "pairs" and references
-    yield is_pair and len(references) > 1, f"--side pairs takes one --image, got {len(references)}."
-    yield (
-        is_pair and args.original,
-        "--side pairs draws two images as the model saw them; leave --original out.",
-    )
+    """Yield what does not go together besides what the rules of the request say."""
+    if len(model) > 1:
+        advice = "works with one --model; run each by itself, with another -o."
+        is_figure = output is None or output.suffix.lower() not in _NO_FIGURES
+        yield not is_figure, f"-o {output} {advice}"
+        yield line.folder, f"a folder {advice}"
+    yield classes and line.texts, "--classes FILE replaces TEXTs; leave one of the two out."
+    has_target = line.texts or emotions or references or classes
+    yield not has_target, "expected a TEXT, --emotions FILE or --image FILE, got none."
+    if side == "pairs" and references:
+        count = len(references)
+        yield count > 1, f"--side pairs takes one --image, got {count}."
+        yield (
+            original,
+            "--side pairs draws two images as the model saw them; leave --original out.",
+        )
+
+
+def _name_targets(
+    texts: Sequence[str],
+    contrasted: Sequence[str],
+    emotions: Path | None,
+    classes: Path | None,
+    references: Sequence[Path],
+) -> list[str]:
+    """Name what is looked for, as the names of the figures have it."""
+    names = [*texts, *(f"against {text}" for text in contrasted)]
+    if emotions is not None:
+        names.append("emotions")
+    if classes is not None:
+        names.append(classes.stem)
+    return names + [path.stem for path in references]
+
+
+def _name_compared(texts: Sequence[str], emotions: Path | None, references: Sequence[Path]) -> str:
+    """Name what an image is compared with, as its scores are headed."""
+    if references:
+        return "each --image"
+    if texts and emotions is not None:
+        return "each text and emotion"
+    return "each text" if texts else "each emotion"
 
 
 def _make_target(
-    clip: Any, args: Explain, texts: list[str], classes: list[str], templates: list[str]
+    clip: Any, request: _LineRequest, texts: list[str], classes: list[str], templates: list[str]
 ) -> Any:
-    """What is looked for: classes, or texts, with emotions after them."""
+    """Make what is looked for: classes, or texts, with emotions after them."""
     from .. import targets
     from ..explaining.explain import of_classes
-
-    if args.emotions is None:
-        return of_classes(clip, classes, templates) if args.classes else texts or None
     from ..targets import EmotionProbe
 
-    emotions = targets.emotion(clip, EmotionProbe.load(args.emotions), center=args.center)
-    return targets.concatenate([*([targets.text(clip, texts)] if texts else []), emotions])
+    if request.classes is not None:
+        return of_classes(clip, classes, templates)
+    if request.emotions is None:
+        return texts or None
+    probe = EmotionProbe.load(request.emotions)
+    emotions = targets.emotion(clip, probe, center=request.center)
+    if not texts:
+        return emotions
+    return targets.concatenate([targets.text(clip, texts), emotions])
 
 
-def _write_results(
-    args: Explain,
+def _explain_image(request: _LineRequest, image: Path, templates: Sequence[str]) -> Any:
+    """Explain an image: where the request has classes, its best classes."""
+    from ..explaining.explain import answer, classify
+
+    if request.classes is None:
+        return answer(replace(request, image=image))
+    return classify(
+        image,
+        request.texts,
+        model=request.model,
+        templates=templates,
+        top=request.top,
+        method=request.method,
+        sign=request.sign,
+        whole=request.whole,
+        hints=request.hints,
+    )
+
+
+def _write_regions(
+    explanation: Any,
+    folder: Path,
+    threshold: str | float | None,
     line: shared.Line,
     image: Path,
     file: Path,
-    explanation: Any,
     inputs: Sequence[Path | None],
 ) -> None:
-    """Write what is asked for of an image: regions, and the figure."""
+    """Write the regions that the maps of an image mark, with a folder for each of several."""
     from ..explaining.regions import region_files, save_regions
 
-    if args.regions is not None:
-        folder = line.folder
-        name = image.name * (len(line.images) > 1)
-        name = image.relative_to(folder.images).as_posix() if folder else name
-        level = "otsu" if args.threshold is None else args.threshold
-        about = {"photo": name or str(image), "threshold": level}
-        about |= {"model": explanation.model, "method": explanation.method}
-        marked = explanation.regions(level)
-        masks = [Path(args.regions, name, mask) for mask in region_files(marked)]
-        check_outputs([*masks, file], [image, *inputs])
-        save_regions(marked, Path(args.regions, name), about)
-    explanation.save(file, original=args.original)
-
-
-def _print_scores(explanation: Any, targets: str) -> None:
-    is_pair = explanation.leave_one_out is not None
-    kinds = {
-        "the text, each word's share of it, and what is lost without it": is_pair,
-        "the best classes, with their probabilities": explanation.calibration,
-        "the difference of two texts": explanation.contrast,
-        "the text, and to what each word adds": explanation.words,
-        targets: True,
+    name = ""
+    if line.folder is not None:
+        name = image.relative_to(line.folder.images).as_posix()
+    elif len(line.images) > 1:
+        name = image.name
+    level = "otsu" if threshold is None else threshold
+    about = {
+        "photo": name or str(image),
+        "threshold": level,
+        "model": explanation.model,
+        "method": explanation.method,
     }
-    what = next(kind for kind, holds in kinds.items() if holds)
+    marked = explanation.regions(level)
+    masks = [folder / name / mask for mask in region_files(marked)]
+    check_outputs([*masks, file], [image, *inputs])
+    save_regions(marked, folder / name, about)
+
+
+def _print_scores(explanation: Any, compared: str) -> None:
+    """Print the cosine similarities of an image, what each is a similarity to, and the hints."""
+    is_pair = explanation.leave_one_out is not None
+    compared = _describe_scores(explanation) or compared
     source = [explanation.model, explanation.method, " and ".join(explanation.maps)]
-    source += [explanation.calibration]
-    print(f"cosine similarity to {what} ({', '.join(filter(None, source))}):")
+    source.append(explanation.calibration)
+    print(f"cosine similarity to {compared} ({', '.join(filter(None, source))}):")
     [rows] = explanation.shown()
-    for index, shown in enumerate(rows if explanation.reference is None else rows[:1]):
-        title = shown.title + " (whole text)" * (is_pair and index == 0)
-        detail = shown.detail.replace("\N{MINUS SIGN}", "-")
-        print(f"  {explanation.scores[0, index]:6.3f}  {title}{'   ' * bool(detail)}{detail}")
+    if explanation.reference is not None:
+        rows = rows[:1]
+    for index, shown in enumerate(rows):
+        title = shown.title
+        if is_pair and index == 0:
+            title += " (whole text)"
+        if shown.detail:
+            title += "   " + shown.detail.replace("\N{MINUS SIGN}", "-")
+        print(f"  {explanation.scores[0, index]:6.3f}  {title}")
         if explanation.text_maps:
-            values = (f"{word} {value:+.3f}" for word, value in explanation.text_maps[index])
+            values = [f"{word} {value:+.3f}" for word, value in explanation.text_maps[index]]
             print(f"          {'  '.join(values)}")
+    for sentences in explanation.hints:
+        for sentence in sentences:
+            print(sentence)
+
+
+def _describe_scores(explanation: Any) -> str:
+    """Describe what the scores of an explanation compare, if that depends on its kind."""
+    if explanation.leave_one_out is not None:
+        return "the text, each word's share of it, and what is lost without it"
+    if explanation.calibration:
+        return "the best classes, with their probabilities"
+    if explanation.contrast:
+        return "the difference of two texts"
+    if explanation.words:
+        return "the text, and to what each word adds"
+    return ""
 
 
 def _draw_folder(
     folder: shared.Folder,
     figures: Mapping[Path, Path],
     draw: Callable[[Path, Path], Any],
-    *others: Any,
+    clips: Sequence[Any],
+    inputs: Sequence[Path | None],
+    settings: Mapping[str, Any],
+    *,
     quiet: bool,
 ) -> None:
     """Draw the images of a folder, with a line for each, a table of scores and a page of all."""
-    from ..visualization.overlays import numbered
-
     photos, output = folder.images, folder.output
-    scores, left_out = _read_scores(output, photos), dict[Path, str]()
-    before = len(scores)
+    scores = _read_scores(output, photos)
+    count_before = len(scores)
+    left_out: dict[Path, str] = {}
 
-    def keep(image: Path, file: Path) -> None:
+    def draw_and_keep(image: Path, file: Path) -> None:
         explanation = draw(image, file)
-        about = image.relative_to(photos).as_posix(), file.relative_to(output).as_posix()
-        source = explanation.model, explanation.method
-        values, shares = explanation.scores[0].tolist(), explanation.probabilities
-        written = [""] * len(values) if shares is None else map("{:.6f}".format, shares[0].tolist())
         names = explanation.names if explanation.reference is None else explanation.names[:1]
-        cells = zip(names, map("{:.6f}".format, values), written, strict=False)
-        rows = [(*about, *of_text, *source) for of_text in cells]
-        scores[file] = [dict(zip(_SCORE_COLUMNS, row, strict=True)) for row in rows]
+        cosines = explanation.scores[0].tolist()
+        probabilities = [None] * len(cosines)
+        if explanation.probabilities is not None:
+            probabilities = explanation.probabilities[0].tolist()
+        rows = []
+        for name, cosine, probability in zip(names, cosines, probabilities, strict=False):
+            rows.append(
+                {
+                    "image": image.relative_to(photos).as_posix(),
+                    "figure": file.relative_to(output).as_posix(),
+                    "text": name,
+                    "score": f"{cosine:.6f}",
+                    "probability": "" if probability is None else f"{probability:.6f}",
+                    "model": explanation.model,
+                    "method": explanation.method,
+                }
+            )
+        scores[file] = rows
 
     try:
-        left_out = shared.draw_folder(folder, figures, keep, *others, scored=scores, quiet=quiet)
-    finally:  # a run that is stopped goes on with what it has
-        if len(scores) > before:
+        left_out = shared.draw_folder(
+            folder, figures, draw_and_keep, clips, inputs, settings, scored=scores, quiet=quiet
+        )
+    finally:
+        # A run that was stopped goes on with the scores that it has.
+        if len(scores) > count_before:
             _write_sheet(output, photos, scores, left_out)
-    lines, ranked = {}, [["", "class", "cosine", "probability"]]
-    for rows in (scores[file] for file in figures.values() if file in scores):
-        names = numbered([row["text"] for row in rows])
-        lines[rows[0]["image"]] = {
-            name: float(row["score"]) for name, row in zip(names, rows, strict=True)
-        }
-        for name, row in zip(names, rows, strict=True):
-            cells = (f"{float(row[column]):.3f}" for column in ("score", "probability"))
-            ranked += [[row["image"], name, *cells]] if row["probability"] else []
-    # each image has classes of its own
-    print(*(shared.columns(ranked, str.rjust) if ranked[1:] else shared.table(lines)), sep="\n")
+    _print_folder([scores[file] for file in figures.values() if file in scores])
     print(output / SCORES, output / shared.INDEX, sep="\n")
 
 
+def _print_folder(figures: Sequence[_Rows]) -> None:
+    """Print the scores of each figure: a line for each image, or for each of its best classes."""
+    from ..visualization.overlays import numbered
+
+    cosines: dict[str, dict[str, float]] = {}
+    ranked = [["", "class", "cosine", "probability"]]
+    for rows in figures:
+        image = rows[0]["image"]
+        cosines[image] = {}
+        for name, row in zip(numbered([row["text"] for row in rows]), rows, strict=True):
+            cosine = float(row["score"])
+            cosines[image][name] = cosine
+            if row["probability"]:
+                ranked.append([image, name, f"{cosine:.3f}", f"{float(row['probability']):.3f}"])
+    # Each image has its own best classes, so they have no columns in common.
+    has_classes = len(ranked) > 1
+    lines = shared.columns(ranked, str.rjust) if has_classes else shared.table(cosines)
+    print(*lines, sep="\n")
+
+
 def _read_scores(folder: Path, photos: Path) -> dict[Path, _Rows]:
-    """The rows of each figure that is there as its photo is; none without a file of them."""
+    """Read the rows of each figure that still exists with its photo; none without the table."""
     scores: dict[Path, _Rows] = {}
     with suppress(InputError, ValueError):
         for values in read_csv(folder / SCORES)[1:]:
@@ -294,12 +616,18 @@ def _read_scores(folder: Path, photos: Path) -> dict[Path, _Rows]:
 def _write_sheet(
     folder: Path, photos: Path, scores: Mapping[Path, _Rows], left_out: Mapping[Path, str]
 ) -> None:
-    """Write the table and the page into a folder of figures, with what has none, and why."""
-    named = sorted(scores.values(), key=lambda rows: (rows[0]["image"], rows[0]["figure"]))
-    cards = sorted(named, key=lambda rows: -max(float(row["score"]) for row in rows))
-    rows = [row for card in named for row in card]
+    """Write the table and the page into a folder of figures, with what was left out, and why."""
+    by_name = sorted(scores.values(), key=lambda rows: (rows[0]["image"], rows[0]["figure"]))
+    by_score = sorted(by_name, key=lambda rows: -max(float(row["score"]) for row in rows))
+    rows = [row for figure_rows in by_name for row in figure_rows]
     table = to_csv({column: [row[column] for row in rows] for column in _SCORE_COLUMNS})
     replace_file(folder / SCORES, lambda file: file.write(table))
-    why = {path.relative_to(photos): reason for path, reason in left_out.items()}
-    page = Path(__file__).with_name("contact_sheet.html")
-    shared.write_index(folder, photos, page, cards=cards, rows=rows, left_out=why, scores=SCORES)
+    shared.write_index(
+        folder,
+        photos,
+        Path(__file__).with_name("contact_sheet.html"),
+        cards=by_score,
+        rows=rows,
+        left_out={path.relative_to(photos): reason for path, reason in left_out.items()},
+        scores=SCORES,
+    )

@@ -1,265 +1,455 @@
-"""The application, what makes a dataclass the options of a command, and options that several share.
+"""Options that several commands share, each once, and checks of what they are given.
 
-The help of all options stands in options.json.
+Options that always go together are one decorator. The function below it takes them as one object:
+`loading` for how models are loaded, `computing` for work over many images. Those of
+:func:`drawing_options` set how figures look while the function runs.
 """
 
-import json
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from copy import copy
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
 from importlib.metadata import entry_points
-from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args
 
-from typer import Argument, Context, Exit, Option, Typer
-from typer.core import TyperCommand
-from typer.models import OptionInfo
+import click
 
-from .._version import __version__
-from ..checks import Look, check_choice, current_look, find_file, limit_pixels, suggestion
-from ..errors import InputError, assigned, spelled
+from ..checks import Look, Mode, check_choice, current_look, find_file, limit_pixels, suggestion
+from ..errors import InputError, assigned
 from ..explaining.request import Request
 from ..files import read_lines
+from .application import PATH, Range, option
 
-_CommandFunction = TypeVar("_CommandFunction", bound=Callable[[Any], None])
-_Lists = Callable[[], Mapping[str, Iterable[str]]]
-app: Final = Typer(
-    help="See where a CLIP model looks: saliency maps for images and texts.",
-    epilog='\b\nexamples:\n  captum-clip demo\n  captum-clip explain photo.jpg "a horse" "a dog"',
-    rich_markup_mode=None,  # rich puts help and errors into boxes, and takes .1 s to import
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-OPTIONS: Final = json.loads(Path(__file__).with_name("options.json").read_text("utf-8"))
-"""How options are typed where it is not by their name, which stand last, what --help lists (the
-registries would load torch), and the help of each command, or of `several`."""
-_HELP: Final[dict[str, dict[str, str]]] = OPTIONS["help"]
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    context: Context,
-    version: Annotated[bool, Option("--version", help="show the version and exit")] = False,
-) -> None:
-    if version:
-        print(f"captum-clip {__version__}")
-        raise Exit
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-
-
-class _Command(TyperCommand):
-    """A command whose help ends with an example, and whose messages name its options."""
-
-    example: str
-    lists: _Lists
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, order = self.make_parser(ctx).parse_args(args=[*args])
-        models = [each for each in order if each.name == "model" and not each.multiple]
-        if len(models) > 1:  # of which the last would win in silence
-            raise InputError(
-                f"{self.name} takes one --model, got {len(models)}; run each by itself."
-            )
-        return super().parse_args(ctx, args)
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        pieces = [self.options_metavar or ""]
-        for parameter in self.params:  # a metavar of several words has its own brackets
-            usual = parameter.get_usage_pieces(ctx)
-            pieces += [parameter.metavar] if usual and parameter.metavar else usual
-        return pieces
-
-    def invoke(self, ctx: Any) -> Any:
-        options = {parameter.name: parameter.opts[0] for parameter in self.params}
-
-        def spell(name: str, value: Any) -> str:
-            flag = options.get(name, options.get(f"{name}s"))
-            if flag is None:  # of a method, or of Python alone
-                return name if value is None else f"{name}={value!r}"
-            return flag if value is None or value is True else f"{flag} {value}"
-
-        with spelled(spell):
-            return super().invoke(ctx)
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        for title, names in self.lists().items():
-            with formatter.section(title):
-                lines = textwrap.wrap(", ".join(names), 76, break_on_hyphens=False)
-                formatter.write("".join(f"  {line}\n" for line in lines))
-        with formatter.section("example"):
-            formatter.write(f"  {ctx.command_path} {self.example}\n")
-
-
-def command(
-    group: Typer, name: str, example: str, lists: _Lists = dict
-) -> Callable[[_CommandFunction], _CommandFunction]:
-    """Decorate a function of one dataclass as a command, with an option for each of its fields.
-
-    Args:
-        group: the application, or a group of it.
-        name: as it is written.
-        example: what may follow the name; a line with it ends the help.
-        lists: names by title for the help.
-    """
-
-    def decorate(function: _CommandFunction) -> _CommandFunction:
-        [kind] = [hint for key, hint in get_type_hints(function).items() if key != "return"]
-
-        class Command(_Command):
-            pass
-
-        Command.example, Command.lists = example, staticmethod(lists)
-
-        def run(**args: Any) -> None:
-            with limit_pixels(args.get("max_pixels")):
-                line, looks = kind(**args), {e.name for e in fields(Look)} & args.keys()
-                if args.get("cmap"):
-                    from ..visualization.colors import colormap  # loads matplotlib
-
-                    colormap(args["cmap"])
-                with assigned(current_look, Look(**{name: args[name] for name in looks})):
-                    function(line)
-
-        run.__signature__ = Signature(_parameters(kind, name))  # type: ignore[attr-defined]
-        group.command(name, cls=Command, help=cleandoc(function.__doc__ or ""))(run)
-        return function
-
-    return decorate
-
-
-def _parameters(kind: type[Any], name: str) -> list[Parameter]:
-    """What typer makes the options of a command from: the fields of its dataclass."""
-    types = get_type_hints(kind, include_extras=True)
-    # what several commands share refers to explain, where that says more
-    helps = {
-        key: text for n in ("explain", "several", name) for key, text in _HELP.get(n, {}).items()
-    }
-    parameters = []
-    for entry in fields(kind):
-        hint = entry.metadata.get("typed", types[entry.name])
-        if hint is None:  # no command line has it
-            continue
-        hint, info = get_args(hint) if get_origin(hint) is Annotated else (hint, Option())
-        hint = str | None if hint is Any and info.parser is None else hint
-        names, required = OPTIONS["typed"].get(entry.name), entry.default is MISSING
-        if entry.name == "texts" or (required and names is None):
-            info = Argument(metavar=info.metavar)
-        info = copy(info)  # commands share types
-        info.help = helps.get(entry.name, info.help)
-        if isinstance(info, OptionInfo):
-            flag = (
-                (f"--{entry.name.replace('_', '-')}",) if hint is bool and not entry.default else ()
-            )
-            info.param_decls = entry.metadata.get("names", names or flag)
-            info.help += "; may be repeated" * ("list[" in str(hint))
-        default = Parameter.empty if required else entry.default
-        annotation: Any = Annotated[hint, info]
-        parameters.append(
-            Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
-    last = {name: place for place, name in enumerate(OPTIONS["last"])}
-    return sorted(parameters, key=lambda parameter: last.get(parameter.name, -1))
-
-
+_Function = Callable[..., None]
+_Decorator = Callable[[_Function], _Function]
 DEFAULT_MODEL: Final[str] = Request.model
-Count = Annotated[int, Option(min=1)]
-Workers = Annotated[int, Option(min=0)]
-Texts = list[str] | None
+VIT_METHODS: Final = (
+    "attention-grad-cam",
+    "rollout",
+    "all-grad",
+    "last-grad",
+    "direct",
+    "conservative",
+    "removal",
+    "legrad",
+    "grad-eclip",
+    "patches",
+)
+"""What --help lists, and what is refused before the registry is asked, which loads torch."""
+RESNET_METHODS: Final = ("grad-cam", "direct", "removal")
+PROBE: Final = (
+    "a probe made by 'captum-clip emotions fit', or that of an embedded model, such as demo/vit"
+)
+_MODEL: Final = "Model and images"
+_COMPUTING: Final = "Computing"
+_PICTURE: Final = "Picture"
+
+processor_option: Final = option(
+    "--processor",
+    metavar="NAME",
+    section=_MODEL,
+    help="a model whose image processor to use, for a checkpoint without one",
+)
+tokenizer_option: Final = option(
+    "--tokenizer",
+    metavar="NAME",
+    section=_MODEL,
+    help="a model whose tokenizer to use, for a checkpoint without one",
+)
+image_size_option: Final = option(
+    "--image-size",
+    type=int,
+    metavar="N",
+    section=_MODEL,
+    help="the side of the model's images in pixels, larger for finer maps (default: its own)",
+)
+max_pixels_option: Final = option(
+    "--max-pixels",
+    type=Range(int, 1),
+    metavar="N",
+    section=_MODEL,
+    help="pixels that an image file may have, since a small file may unpack to gigabytes "
+    "(default: 89 million)",
+)
+device_option: Final = option(
+    "--device",
+    metavar="NAME",
+    section=_MODEL,
+    help="the device, such as cpu or cuda (default: CUDA if available)",
+)
+quiet_option: Final = option(
+    "--quiet",
+    is_flag=True,
+    help="hide progress: the bars in a terminal, the lines in a file",
+)
+read_ahead_option: Final = option(
+    "--workers",
+    type=Range(int, 0),
+    default=0,
+    metavar="N",
+    help="images read ahead at a time",
+)
+
+
+def model_option(
+    help: str = "as in 'explain'", *, default: str | None = DEFAULT_MODEL, required: bool = False
+) -> _Decorator:
+    """``--model`` of a command that takes one."""
+    declared: _Decorator = option(
+        "--model",
+        "-m",
+        multiple=True,
+        callback=_only_model,
+        default=None if default is None else [default],
+        required=required,
+        metavar="NAME",
+        help=help,
+    )
+    return declared
+
+
+def _only_model(context: click.Context, _: click.Parameter, names: Sequence[str]) -> str | None:
+    """Refuse a second model, of which click would silently take the last."""
+    if len(names) > 1:
+        raise InputError(
+            f"{context.command.name} takes one --model, got {len(names)}; run each by itself."
+        )
+    return names[0] if names else None
+
+
+def texts_file_option(
+    help: str = "a file with more texts to look for, one per line", *, section: str = "Options"
+) -> _Decorator:
+    """``--texts`` with a file, where the texts themselves are arguments."""
+    declared: _Decorator = option(
+        "--texts", "texts_file", type=PATH, metavar="FILE", section=section, help=help
+    )
+    return declared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quiet:
-    """What every command takes."""
-
-    quiet: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing(Look, Quiet):
-    """What `explain` and `figure` take besides what they draw."""
-
-    texts_file: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loading(Quiet):
-    """What every command takes that loads a model."""
+class Loading:
+    """How models are loaded."""
 
     processor: str | None = None
     tokenizer: str | None = None
     device: str | None = None
-    max_pixels: Annotated[int | None, Option(min=1)] = None
-    image_size: Any = field(default=None, metadata={"typed": None})
+    image_size: int | None = None
+    quiet: bool = False
+
+
+def loading_options(function: _Function) -> _Function:
+    """Declare how models are loaded; the function takes it as `loading`.
+
+    No image is read beyond --max-pixels while the function runs.
+    """
+
+    @processor_option
+    @tokenizer_option
+    @device_option
+    @max_pixels_option
+    @quiet_option
+    @wraps(function)
+    def run(
+        *,
+        processor: str | None,
+        tokenizer: str | None,
+        device: str | None,
+        max_pixels: int | None,
+        quiet: bool,
+        **others: Any,
+    ) -> None:
+        loading = Loading(processor=processor, tokenizer=tokenizer, device=device, quiet=quiet)
+        with limit_pixels(max_pixels):
+            function(loading=loading, **others)
+
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing(Loading):
-    """What a command over many images takes besides."""
+class Computing:
+    """How work over many images is done."""
 
-    batch_size: int = 32
-    workers: int | None = None
-    image_size: int | None = None
-    engine: Literal["local", "ray"] = "local"
-    gpus: int | None = None
-    threads: int | None = None
+    loading: Loading
+    batch_size: int
+    workers: int | None
+    engine: str
+    gpus: int | None
+    threads: int | None
 
-    def settings(self, *others: str) -> dict[str, Any]:
-        """What is set, as the library takes it, without the `others`, which it does not take."""
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of :class:`captum_clip.folders.workers.RunConfig` that were given."""
+        return given(
+            batch_size=self.batch_size,
+            workers=self.workers,
+            engine=self.engine,
+            gpus=self._count_gpus(),
+            threads=self.threads,
+            processor=self.loading.processor,
+            tokenizer=self.loading.tokenizer,
+            image_size=self.loading.image_size,
+        )
+
+    def _count_gpus(self) -> int:
         from ..models.loading import choose_device
 
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        if self.gpus is None:
-            if ":" in (self.device or ""):
-                raise InputError(f"--device {self.device}: expected cpu or cuda, without a number.")
-            values["gpus"] = int(choose_device(self.device).type == "cuda")
-        left_out = {"device", "quiet", "max_pixels", *others}
-        return {
-            name: value
-            for name, value in values.items()
-            if name not in left_out and value is not None and value is not False
-        }
+        if self.gpus is not None:
+            return self.gpus
+        device = self.loading.device
+        if ":" in (device or ""):
+            raise InputError(f"--device {device}: expected cpu or cuda, without a number.")
+        return int(choose_device(device).type == "cuda")
 
 
-def methods() -> dict[str, Iterable[str]]:
-    """What --help lists under --method, without the registry, which loads torch."""
+def given(**settings: Any) -> dict[str, Any]:
+    """Leave out the settings that a line does not name; a dataclass has the defaults of these."""
+    return {
+        name: value
+        for name, value in settings.items()
+        # Zero is a value: `workers=0` reads nothing ahead.
+        if value is not None and value is not False and value != ()
+    }
+
+
+def computing_options(
+    *,
+    batch_size: int = 32,
+    workers: str = "batches read ahead (local, default 2), or Ray processes (default 1)",
+) -> _Decorator:
+    """Declare how work over many images is done; the function takes it as `computing`.
+
+    Args:
+        batch_size: the default.
+        workers: the help of --workers.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @option(
+            "--batch-size",
+            type=int,
+            default=batch_size,
+            metavar="N",
+            section=_COMPUTING,
+            help="images per forward pass",
+        )
+        @option("--workers", type=int, metavar="N", section=_COMPUTING, help=workers)
+        @option(
+            "--engine",
+            type=click.Choice(("local", "ray")),
+            default="local",
+            section=_COMPUTING,
+            help="this machine, or Ray: several processes or a cluster",
+        )
+        @option(
+            "--gpus",
+            type=int,
+            metavar="N",
+            section=_COMPUTING,
+            help="GPUs that the workers share; 0 is the CPU (default: by --device)",
+        )
+        @option(
+            "--threads",
+            type=int,
+            metavar="N",
+            section=_COMPUTING,
+            help="the number of threads of each computing process",
+        )
+        @image_size_option
+        @loading_options
+        @wraps(function)
+        def run(
+            *,
+            loading: Loading,
+            image_size: int | None,
+            batch_size: int,
+            workers: int | None,
+            engine: str,
+            gpus: int | None,
+            threads: int | None,
+            **others: Any,
+        ) -> None:
+            computing = Computing(
+                loading=replace(loading, image_size=image_size),
+                batch_size=batch_size,
+                workers=workers,
+                engine=engine,
+                gpus=gpus,
+                threads=threads,
+            )
+            function(computing=computing, **others)
+
+        return run
+
+    return decorate
+
+
+def drawing_options(function: _Function) -> _Function:
+    """Declare how figures look, which holds while the function runs."""
+
+    @option(
+        "--colormap",
+        "cmap",
+        metavar="NAME",
+        section=_PICTURE,
+        help="a matplotlib color map, such as viridis (default: inferno; orange and blue for both "
+        "signs, of which another color map gives its two halves)",
+    )
+    @option(
+        "--alpha",
+        type=float,
+        default=Look.alpha,
+        metavar="SHARE",
+        section=_PICTURE,
+        help="opacity of the maps where they are 1, in [0, 1]",
+    )
+    @option(
+        "--interpolation",
+        type=click.Choice(get_args(Mode)),
+        default=Look.interpolation,
+        section=_PICTURE,
+        help="between the cells of a map; nearest shows the cells",
+    )
+    @option(
+        "--scale",
+        default=Look.scale,
+        metavar="SCALE",
+        section=_PICTURE,
+        help="own: each map from its lowest to its highest value; shared: the highest value of "
+        "all maps in the figure is 1; or the value that is 1, to compare figures",
+    )
+    @option(
+        "--vector",
+        is_flag=True,
+        section=_PICTURE,
+        help="draw the maps as filled contours, which stay sharp in PDF and SVG",
+    )
+    @option(
+        "--width",
+        metavar="WIDTH",
+        section=_PICTURE,
+        help="the width of the figure in inches, or with a unit, as in 246pt or 8.6cm "
+        "(default: two inches per image)",
+    )
+    @option(
+        "--font-size",
+        type=float,
+        metavar="POINTS",
+        section=_PICTURE,
+        help="the size of the names in points (default: 8, or by matplotlib's settings)",
+    )
+    @option(
+        "--titles/--no-titles",
+        default=Look.titles,
+        section=_PICTURE,
+        help="write names, scores and the caption",
+    )
+    @option(
+        "--colorbar/--no-colorbar",
+        default=Look.colorbar,
+        section=_PICTURE,
+        help="draw the bars of colors",
+    )
+    @option(
+        "--transparent",
+        is_flag=True,
+        section=_PICTURE,
+        help="leave the background of a PNG, PDF or SVG transparent",
+    )
+    @option(
+        "--dpi",
+        type=float,
+        metavar="N",
+        section=_PICTURE,
+        help="pixels per inch of the figures, such as 300 for print (default: sized for a screen)",
+    )
+    @wraps(function)
+    def run(
+        *,
+        cmap: str | None,
+        alpha: float,
+        interpolation: Mode,
+        scale: str,
+        vector: bool,
+        width: str | None,
+        font_size: float | None,
+        titles: bool,
+        colorbar: bool,
+        transparent: bool,
+        dpi: float | None,
+        **others: Any,
+    ) -> None:
+        if cmap:
+            from ..visualization.colors import colormap  # loads matplotlib
+
+            colormap(cmap)
+        look = Look(
+            cmap=cmap,
+            alpha=alpha,
+            interpolation=interpolation,
+            scale=scale,
+            vector=vector,
+            width=width,
+            font_size=font_size,
+            titles=titles,
+            colorbar=colorbar,
+            dpi=dpi,
+            transparent=transparent,
+        )
+        with assigned(current_look, look):
+            function(**others)
+
+    return run
+
+
+def list_methods() -> dict[str, Iterable[str]]:
+    """List the methods for --help without the registry, which loads torch."""
+    lists: dict[str, Iterable[str]] = {
+        "methods for ViTs": VIT_METHODS,
+        "methods for ResNets": (
+            *RESNET_METHODS,
+            "classes of pytorch-grad-cam as cam:variant=LayerCAM",
+        ),
+    }
     others = entry_points(group="captum_clip.methods").names
-    listed: dict[str, Iterable[str]] = {**OPTIONS["methods"]}
-    return listed | ({"methods of other packages": sorted(others)} if others else {})
+    if others:
+        lists["methods of other packages"] = sorted(others)
+    return lists
 
 
 def check_method_name(name: str | None) -> None:
-    """Refuse a method that nobody has registered, before the registry, which loads torch."""
-    vit, resnet = OPTIONS["methods"].values()
-    names = [resnet[0], *vit, "layer", "cam"]  # in the registry's order
-    others = [*entry_points(group="captum_clip.methods").names, "mamooler"]
-    others += dir(sys.modules["captum_clip"])  # its classes are named, and none is loaded
-    stem = (name or "mamooler").partition(":")[0]
-    # what a program registered itself is known to the registry alone, which is loaded then
-    if stem not in (*names, *others) and "captum_clip.attr.registry" not in sys.modules:
+    """Refuse a method that nobody has registered, before the registry loads torch."""
+    if name is None or "captum_clip.attr.registry" in sys.modules:
+        return  # a program may have registered its own, which the registry alone knows
+    registered = ("grad-cam", *VIT_METHODS, "layer", "cam")  # in the registry's order
+    others = entry_points(group="captum_clip.methods").names
+    # A class may be named too; dir() lists the lazy names and loads none.
+    classes = dir(sys.modules["captum_clip"])
+    known = (*registered, *others, "mamooler", *classes)
+    stem = name.partition(":")[0]
+    if stem not in known:
         raise InputError(
-            f"method: expected one of {', '.join(names)}, with options as in "
+            f"method: expected one of {', '.join(registered)}, with options as in "
             "last-grad:heads=averaged, or a class of captum_clip.attr; got "
-            f"{name!r}{suggestion(stem, (*names, *others))}."
+            f"{name!r}{suggestion(stem, known)}."
         )
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """The texts; InputError where one is empty."""
-    texts = [*texts]
-    for text in texts:
+    """Return the texts as a list; InputError if one is empty."""
+    listed = list(texts)
+    for text in listed:
         if not text.strip():
             raise InputError(f"the text {text!r} is empty; name what to look for.")
-    return texts
+    return listed
 
 
 def read_texts(file: Path | None) -> list[str]:
-    """The texts of a file, one a line; none where no file is given."""
+    """Return the texts of a file, one per line; none without a file."""
     if file is None:
         return []
-    if not (texts := read_lines(find_file(file))):
+    texts = read_lines(find_file(file))
+    if not texts:
         raise InputError(f"{file} holds no text; write one per line.")
     return texts
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -16,22 +17,23 @@ from ..checks import check_destination, check_outputs, expand, find_file, find_f
 from ..errors import InputError, parse_json
 from ..explaining.request import ENDINGS
 from ..files import IMAGE_ENDINGS, as_pil, is_own_figure, make_folder, replace_file, slug
-from .options import check_texts, read_texts
+from .options import Loading, check_texts, read_texts
 
 if TYPE_CHECKING:
     from ..models import ClipAdapter
 
 
-INDEX = "index.html"
-_OWN: Final = "it is a figure that captum-clip drew"
+INDEX: Final = "index.html"
+_OWN_FIGURE: Final = "it is a figure that captum-clip drew"
 _NO_IMAGE: Final = "its ending is not that of an image"
-_LISTED: Final = 20  # files that are left out, in a terminal
-_SHORT: Final = ("a", "an", "the", "in", "of", "on", "and", "with")
-"""What no one looks for alone: words of a text without its quotes."""
+_MOST_LISTED: Final = 20
+"""Files that are left out, of which a terminal shows so many."""
+_SHORT_WORDS: Final = ("a", "an", "the", "in", "of", "on", "and", "with")
+"""Nobody looks for these alone: they are words of a text without its quotes."""
 
 
 def read_image(name: str) -> Path:
-    """The path of an image that can be read."""
+    """Return the path of an image that can be read."""
     if "://" in name:
         raise InputError(f"{name} is a URL; download the image, then give the file.")
     path = find_file(name, what="image file")
@@ -47,18 +49,19 @@ class Folder(NamedTuple):
     names: list[str]
 
     def files(self, kind: str, texts: Sequence[str]) -> dict[Path, Path]:
-        """Where the figure of each image goes; with its ending where there are a.jpg and a.png."""
+        """Return where the figure of each image goes."""
         stems = {name: str(PurePosixPath(name).with_suffix("")) for name in self.names}
         counts = Counter(stems.values())
-        return {
-            self.images / name: self.output
-            / figure_name(stem if counts[stem] == 1 else name, kind, texts)
-            for name, stem in stems.items()
-        }
+        files = {}
+        for name, stem in stems.items():
+            # The figures of a.jpg and a.png differ by the ending of the image.
+            unique = stem if counts[stem] == 1 else name
+            files[self.images / name] = self.output / figure_name(unique, kind, texts)
+        return files
 
 
 class Line(NamedTuple):
-    """What a line names: images, or a folder of them; then texts, those of a file included."""
+    """The inputs of a line: images, or a folder of them; then texts, with those of a file."""
 
     images: list[Path]
     texts: list[str]
@@ -66,46 +69,72 @@ class Line(NamedTuple):
 
 
 def read_line(
-    args: Any,
     words: Sequence[str],
+    texts_file: Path | None,
+    output: Path | None,
     *,
     command: str,
     kind: str,
     needs_image: bool = False,
     takes_folder: bool = True,
 ) -> Line:
-    """Tell images, or a folder whose figures are of some kind, from the texts that follow them."""
-    folder = find_images(words[0], args.output, kind) if words and takes_folder else None
-    words = words[1:] if folder else words
+    """Tell images, or a folder of them, from the texts that follow them.
+
+    Args:
+        words: the arguments of the command.
+        texts_file: a file of more texts.
+        output: the folder of the figures, if the first word is a folder of images.
+        command: the name for messages.
+        kind: stands in the names of the figures.
+        needs_image: whether the first word must be an image or a folder.
+        takes_folder: whether it may be a folder.
+    """
+    folder = find_images(words[0], output, kind) if words and takes_folder else None
+    if folder is not None:
+        words = words[1:]
+    are_images = [_is_image(word) for word in words]
+    if needs_image and not folder and not are_images[0]:
+        raise InputError(f"{show(words[0])} is not an image; {command} takes images, then texts.")
+    image_count = 0
+    if folder is None:
+        image_count = [*are_images, False].index(False)
+    texts = words[image_count:]
+    for word, is_image in zip(texts, are_images[image_count:], strict=True):
+        if is_image:
+            taken = "images or one folder" if folder else "images"
+            raise InputError(f"{word} is an image; {command} takes {taken}, then texts.")
+    images = [read_image(word) for word in words[:image_count]]
+    if needs_image:
+        images = _without_own_figures(images)
+    hint_at_quotes(texts)
+    return Line(images, check_texts(texts) + read_texts(texts_file), folder)
+
+
+def _is_image(word: str) -> bool:
+    """Whether a word means an image, also one that does not exist."""
     from PIL import Image
 
-    endings = Image.registered_extensions()
-    # a file that does not exist is meant as an image too
-    looks = [
-        "://" in word
-        or os.path.isfile(os.path.expanduser(word))  # which takes what is too long for a name
-        or Path(word).suffix.lower() in endings
-        for word in words
-    ]
-    if needs_image and not folder and not looks[0]:
-        raise InputError(f"{show(words[0])} is not an image; {command} takes images, then texts.")
-    count = 0 if folder else [*looks, False].index(False)
-    if True in looks[count:]:
-        image, takes = words[looks.index(True, count)], "images or one folder"
-        takes = takes if folder else "images"
-        raise InputError(f"{image} is an image; {command} takes {takes}, then texts.")
-    images = [read_image(word) for word in words[:count]]
-    if needs_image:  # figures of earlier calls are left out, as where the line has ``*.png``
-        own = {image: _OWN for image in images if is_own_figure(image)}
-        report_skipped(own if len(own) < len(images) else {})
-        images = [image for image in images if image not in own] or images
-    hint_at_quotes(words[count:])
-    return Line(images, check_texts(words[count:]) + read_texts(args.texts_file), folder)
+    # `Path.is_file` raises for a name that is too long.
+    is_file = os.path.isfile(os.path.expanduser(word))
+    has_ending = Path(word).suffix.lower() in Image.registered_extensions()
+    return "://" in word or is_file or has_ending
+
+
+def _without_own_figures(images: list[Path]) -> list[Path]:
+    """Leave out figures of earlier calls, which ``*.png`` matches too, unless there are no others.
+
+    They are reported as left out.
+    """
+    figures = [image for image in images if is_own_figure(image)]
+    if len(figures) == len(images):
+        return images
+    report_skipped(dict.fromkeys(figures, _OWN_FIGURE))
+    return [image for image in images if image not in figures]
 
 
 def hint_at_quotes(texts: Sequence[str]) -> None:
-    """Say that each of several texts stands alone, where one is a word of a text without quotes."""
-    if any(text in _SHORT for text in texts) and len(texts) > 1:
+    """Say that each of several texts stands alone, if one is a word of a text without quotes."""
+    if len(texts) > 1 and any(text in _SHORT_WORDS for text in texts):
         meant = f'"{" ".join(texts)}"'
         print(
             f"each TEXT is looked for by itself; to look for one text, quote it: {meant}",
@@ -114,14 +143,14 @@ def hint_at_quotes(texts: Sequence[str]) -> None:
 
 
 def figure_name(image: str, kind: str, texts: Sequence[str]) -> str:
-    """The name of a figure; one for other texts has another name."""
+    """Return the name of a figure, which depends on the texts."""
     return "-".join(filter(None, (image, kind, slug(*texts)))) + ".png"
 
 
 def check_figures(
     images: Sequence[Path], output: Path | None, kind: str, texts: Sequence[str]
 ) -> dict[Path, Path]:
-    """Where the figure of each of some images goes: one file, or a folder."""
+    """Return where the figure of each image goes: one file, or a folder."""
     names = [figure_name(image.stem, kind, texts) for image in images]
     if len(images) == 1 and output is not None and output.suffix and not output.is_dir():
         return {images[0]: check_destination(output, ENDINGS)}
@@ -130,14 +159,15 @@ def check_figures(
             f"each of {len(images)} images gets its own file; {output} must name a folder."
         )
     folder = output or Path()
-    check_outputs([folder / name for name in names], images)  # before a folder is made
+    # No folder is made for a line that is refused.
+    check_outputs([folder / name for name in names], images)
     folder = make_folder(folder)
     files = [check_destination(folder / name, ENDINGS) for name in names]
     return dict(zip(images, files, strict=True))
 
 
 def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
-    """A folder by its name, with figures in FOLDER-KIND by default; None if it is no folder."""
+    """Find a folder of images, with figures in FOLDER-KIND by default; None if it is no folder."""
     if not os.path.isdir(os.path.expanduser(name)):
         return None
     from ..folders.storage import list_images, storage_of
@@ -153,62 +183,83 @@ def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
 
 
 def find_left_out(folder: Path, images: Iterable[Path], output: Path | None) -> dict[Path, str]:
-    """Files of a folder besides the images, hidden files and results: path -> why."""
+    """Return the files of a folder that are not among the images, each with the reason.
+
+    Hidden files and results are not counted.
+    """
     from ..folders.storage import storage_of
 
-    kept, base = set(images), folder.resolve()
+    kept = set(images)
+    base = folder.resolve()
     results = base if output is None else output.resolve()
     left_out = {}
     for name in sorted(storage_of(folder).files()):
-        path, hidden = folder / name, name.startswith(".") or "/." in name
+        path = folder / name
+        is_hidden = name.startswith(".") or "/." in name
         is_result = results != base and (base / name).is_relative_to(results)
-        if path not in kept and not hidden and not is_result:
-            left_out[path] = _OWN if path.suffix.lower() in IMAGE_ENDINGS else _NO_IMAGE
+        if path in kept or is_hidden or is_result:
+            continue
+        # An image that is not used can only be a figure, which the search for images leaves out.
+        is_image = path.suffix.lower() in IMAGE_ENDINGS
+        left_out[path] = _OWN_FIGURE if is_image else _NO_IMAGE
     return left_out
 
 
 def fitted_on(*files: Path | None) -> list[str]:
-    """The models that emotion probes were fitted on; none where not all name one."""
+    """Return the models that emotion probes were fitted on; none unless each probe names one."""
     from ..models.names import check_stated
     from ..targets import EmotionProbe
 
-    fitted = {file: EmotionProbe.load(file).model for file in files if file}
-    return [check_stated(fitted[file], file) for file in fitted] if all(fitted.values()) else []
+    names = {file: EmotionProbe.load(file).model for file in files if file}
+    if not all(names.values()):
+        return []
+    return [check_stated(name, file) for file, name in names.items()]
 
 
 def read_classes(
-    file: Path | None, templates: Sequence[str] | None, top: int | None
+    file: Path | None, templates: Sequence[str], top: int | None
 ) -> tuple[list[str], list[str]]:
-    """Names of classes and templates of their texts, from a file and the file beside it."""
+    """Read the names of classes and the templates of their texts.
+
+    Args:
+        file: the names, one per line; without it there are neither.
+        templates: as given; else those of templates.txt beside the file, or the names alone.
+        top: how many of the classes will be shown.
+    """
     if file is None:
         return [], []
     from ..folders.storage import check_template, read_templates
 
-    names = [*dict.fromkeys(line.replace("_", " ") for line in read_texts(file))]
+    names = list(dict.fromkeys(line.replace("_", " ") for line in read_texts(file)))
     prompts = templates or read_templates(find_file(file).parent) or ["{}"]
-    prompts = [*map(check_template, prompts)]
+    checked = [check_template(prompt) for prompt in prompts]
     if top is not None and top > len(names):
         raise InputError(f"expected --top up to {len(names)}, the classes of {file}, got {top}.")
-    return names, prompts
+    return names, checked
 
 
-def load_model(args: Any, name: str) -> "ClipAdapter":
-    """Load a model, with the processor and the tokenizer of others where they are named."""
+def load_model(name: str, loading: Loading) -> "ClipAdapter":
+    """Load a model, with the processor and the tokenizer of others if they are named."""
     from ..models import load_clip
     from ..models.loading import load_parts
 
-    with step(f"loading {name}", quiet=args.quiet):
-        processors = load_parts(args.processor, args.tokenizer)
-        return load_clip(name, **processors, device=args.device, image_size=args.image_size)
+    with step(f"loading {name}", quiet=loading.quiet):
+        processors = load_parts(loading.processor, loading.tokenizer)
+        return load_clip(name, **processors, device=loading.device, image_size=loading.image_size)
 
 
-def check_models(args: Any, names: Iterable[str]) -> None:
-    """Raise InputError unless models, and those of the tools, are known, before torch is loaded."""
+def check_models(names: Iterable[str], loading: Loading) -> None:
+    """Raise InputError unless all models are known, before torch is loaded.
+
+    Those whose processor or tokenizer is used may be folders with nothing else in them.
+    """
     from ..models.names import resolve
 
-    tools = [name for name in (args.processor, args.tokenizer) if name]
-    for name in (*names, *(tool for tool in tools if not expand(tool).is_dir())):
+    for name in names:
         resolve(name)
+    for other in (loading.processor, loading.tokenizer):
+        if other and not expand(other).is_dir():
+            resolve(other)
 
 
 def shows_bars(quiet: bool) -> bool:
@@ -225,34 +276,53 @@ def step(task: str, *, quiet: bool) -> Iterator[None]:
         yield
 
 
+@dataclass
+class _ImageProgress:
+    """A bar of images; without a terminal, a line for each new label, and one a minute."""
+
+    task: str
+    bar: Any
+    prints_lines: bool
+
+    def __post_init__(self) -> None:
+        self.labels = {""}
+        self.started = 0.0
+        self.last_line = 0.0
+
+    def __call__(self, done: int, total: int, label: str = "") -> None:
+        now = time.monotonic()
+        if self.bar.total != total:
+            # What an earlier run had done takes no part in the rate.
+            self.bar.total = total
+            self.bar.initial = done
+            self.bar.n = done
+            self.started = now
+            self.last_line = now
+        self.bar.update(done - self.bar.n)
+        is_due = label not in self.labels or now - self.last_line > 60
+        if self.prints_lines and is_due:
+            done_now = max(1, done - self.bar.initial)
+            seconds_left = (now - self.started) / done_now * (total - done)
+            task = f"{self.task}, {label}" if label else self.task
+            print(
+                f"{task}: {done:,} of {total:,} images, "
+                f"about {math.ceil(seconds_left / 60)} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+            self.labels.add(label)
+            self.last_line = now
+
+
 @contextmanager
 def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
-    """Show a bar on stderr with the rate and the time left.
-
-    A file or a pipe gets a line instead for each label that is new, and one a minute.
-    """
+    """Show a bar on stderr with the rate and the time left, or lines in a file or a pipe."""
     from tqdm import tqdm
 
-    labels, started, shown = {""}, 0.0, 0.0
-    with tqdm(disable=not shows_bars(quiet), desc=task, unit="image", leave=False) as bar:
-
-        def progress(done: int, total: int, label: str = "") -> None:
-            nonlocal started, shown
-            now = time.monotonic()
-            if bar.total != total:  # what an earlier run had done takes no part in the rate
-                bar.total, bar.initial, bar.n = total, done, done
-                started = shown = now
-            bar.update(done - bar.n)
-            if bar.disable and not quiet and (label not in labels or now - shown > 60):
-                left = (now - started) / max(1, done - bar.initial) * (total - done)
-                what, minutes = f"{task}, {label}" if label else task, math.ceil(left / 60)
-                line = f"{what}: {done:,} of {total:,} images, about {minutes} min left"
-                print(line, file=sys.stderr, flush=True)
-                labels.add(label)
-                shown = now
-
+    shows_bar = shows_bars(quiet)
+    with tqdm(disable=not shows_bar, desc=task, unit="image", leave=False) as bar:
         try:
-            yield progress
+            yield _ImageProgress(task, bar, prints_lines=not shows_bar and not quiet)
         except KeyboardInterrupt:
             print("stopped; run the same command again to go on from here", file=sys.stderr)
             raise
@@ -261,32 +331,38 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
 def columns(
     rows: Iterable[Sequence[str]], justify: Callable[[str, int], str] = str.ljust
 ) -> Iterator[str]:
-    """The lines of a table: its first column stands left, the others as they are justified."""
-    rows = [*rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        yield "  ".join([first.ljust(widths[0]), *map(justify, others, widths[1:])]).rstrip()
+    """Yield the lines of a table: the first column stands left, the others as justified."""
+    listed = list(rows)
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    for first, *others in listed:
+        cells = [first.ljust(widths[0]), *map(justify, others, widths[1:])]
+        yield "  ".join(cells).rstrip()
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """The lines of a table of numbers, with the names of its rows and columns."""
-    cells = [["", *next(iter(rows.values()))]]
+    """Yield the lines of a table of numbers, with the names of its rows and columns."""
+    first_row = next(iter(rows.values()))
+    cells = [["", *first_row]]
     for name, values in rows.items():
-        texts = (f"{v:.3f}" if isinstance(v, float) else f"{v}" for v in values.values())
+        texts = [f"{v:.3f}" if isinstance(v, float) else f"{v}" for v in values.values()]
         cells.append([name, *texts])
     return columns(cells, str.rjust)
 
 
 def report_skipped(skipped: Mapping[Path, str]) -> None:
     """Print which files could not be read, and why; nothing if all could."""
-    lines = [f"{path}: {reason.removeprefix(str(path))}" for path, reason in skipped.items()]
-    lines = [" ".join(line.split()) for line in lines]
+    lines = []
+    for path, reason in skipped.items():
+        line = f"{path}: {reason.removeprefix(str(path))}"
+        lines.append(" ".join(line.split()))
     if len(lines) == 1:
-        print("1 file left out,", *lines, file=sys.stderr)
+        print("1 file left out,", lines[0], file=sys.stderr)
     elif lines:
-        more = [f"and {len(lines) - _LISTED:,} more"] * (len(lines) > _LISTED)
-        heading = f"{len(lines):,} files left out:"
-        print(heading, *lines[:_LISTED], *more, sep="\n  ", file=sys.stderr)
+        print(f"{len(lines):,} files left out:", file=sys.stderr)
+        for line in lines[:_MOST_LISTED]:
+            print(f"  {line}", file=sys.stderr)
+        if len(lines) > _MOST_LISTED:
+            print(f"  and {len(lines) - _MOST_LISTED:,} more", file=sys.stderr)
 
 
 def draw_folder(
@@ -300,47 +376,36 @@ def draw_folder(
     scored: Collection[Path] | None = None,
     quiet: bool,
 ) -> dict[Path, str]:
-    """Draw images that have no figure yet, or whose figure is not `scored`.
+    """Draw the images that have no figure yet, or whose figure is not `scored`.
 
-    It prints how many there are, and returns the files that were left out. A manifest
+    It prints how many figures there are, and returns the files that were left out. A manifest
     keeps the models, digests of other `inputs`, and the settings, with their "targets".
 
     Raises:
-        InputError: other models, inputs or settings made the figures that there are.
+        InputError: other models, inputs or settings made the figures that exist.
     """
-    skipped, others = dict[Path, str](), find_left_out(folder.images, figures, folder.output)
-    # `Path.exists` raises over a name that is too long, which drawing reports
-    missing = [
-        image
-        for image, figure in figures.items()
-        if not os.path.exists(figure) or (scored is not None and figure not in scored)
-    ]
-    existed = len(figures) - len(missing)
-    models = [{"name": clip.name, "identity": clip.identity()} for clip in clips]
-    read = [file.read_bytes() for file in inputs if file is not None and os.path.isfile(file)]
-    digests = [hashlib.sha256(content).hexdigest()[:12] for content in read]
-    made_by = json.dumps({**settings, "models": models, "digests": digests}, indent=1, default=str)
+    others = find_left_out(folder.images, figures, folder.output)
+    missing = []
+    for image, figure in figures.items():
+        # `Path.exists` raises for a name that is too long, which drawing reports.
+        if not os.path.exists(figure) or (scored is not None and figure not in scored):
+            missing.append(image)
+    count_existing = len(figures) - len(missing)
+    made_by = _describe_run(clips, inputs, settings)
     name = figure_name("manifest", "", settings["targets"])
     manifest = make_folder(folder.output) / Path(name).with_suffix(".json")
     check_outputs([manifest], inputs)
-    if existed or manifest.exists():
-        from ..folders.storage import differences
-
-        changes = ["the settings are not known"]
-        with suppress(OSError, ValueError):
-            changes = differences(parse_json(manifest.read_bytes()), json.loads(made_by))
-        if changes:
-            raise InputError(
-                f"{manifest.parent} holds figures made with other settings "
-                f"({'; '.join(changes[:3])}); give another -o, or delete the folder."
-            )
+    if count_existing or manifest.exists():
+        _check_manifest(manifest, made_by)
+    skipped: dict[Path, str] = {}
     with images_bar("figures", quiet=quiet) as progress:
-        progress(existed, len(figures))
-        for done, image in enumerate(missing, existed + 1):
+        progress(count_existing, len(figures))
+        for done, image in enumerate(missing, count_existing + 1):
             make_folder(figures[image].parent)
             try:
                 draw(image, figures[image])
-                if not manifest.exists():  # not before there is a figure, and settings that work
+                # The manifest is written after a figure, since settings may turn out not to work.
+                if not manifest.exists():
                     replace_file(manifest, lambda file: file.write(made_by.encode()))
             except InputError as error:
                 skipped[image] = error.reason
@@ -350,10 +415,37 @@ def draw_folder(
         raise InputError(f"none of the {len(figures)} images could be drawn; {image}: {reason}")
     left_out = {**skipped, **others}
     report_skipped(left_out)
-    there = f" ({existed:,} existed)" if existed else ""
     count = len(figures) - len(skipped)
-    print(f"{count:,} figure{'s' * (count != 1)} in {folder.output}{there}")
+    existed = f" ({count_existing:,} existed)" if count_existing else ""
+    print(f"{count:,} figure{'' if count == 1 else 's'} in {folder.output}{existed}")
     return left_out
+
+
+def _describe_run(
+    clips: Sequence["ClipAdapter"], inputs: Sequence[Path | None], settings: Mapping[str, Any]
+) -> str:
+    """Describe by what figures are made, as JSON."""
+    digests = []
+    for file in inputs:
+        if file is not None and os.path.isfile(file):
+            digests.append(hashlib.sha256(file.read_bytes()).hexdigest()[:12])
+    models = [{"name": clip.name, "identity": clip.identity()} for clip in clips]
+    described = {**settings, "models": models, "digests": digests}
+    return json.dumps(described, indent=1, default=str)
+
+
+def _check_manifest(manifest: Path, made_by: str) -> None:
+    """Raise InputError if the figures of a folder were made otherwise."""
+    from ..folders.storage import differences
+
+    changes = ["the settings are not known"]
+    with suppress(OSError, ValueError):
+        changes = differences(parse_json(manifest.read_bytes()), json.loads(made_by))
+    if changes:
+        raise InputError(
+            f"{manifest.parent} holds figures made with other settings "
+            f"({'; '.join(changes[:3])}); give another -o, or delete the folder."
+        )
 
 
 def write_index(folder: Path, photos: Path, template: Path, **values: Any) -> None:
@@ -362,7 +454,8 @@ def write_index(folder: Path, photos: Path, template: Path, **values: Any) -> No
 
     loader = FileSystemLoader([template.parent, Path(__file__).parent])
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    relative = os.path.relpath(photos.resolve(), folder.resolve())
     values["title"] = photos.resolve().name
-    values["photos"] = Path(os.path.relpath(photos.resolve(), folder.resolve())).as_posix()
+    values["photos"] = Path(relative).as_posix()
     content = pages.get_template(template.name).render(values).encode(errors="replace")
     replace_file(folder / INDEX, lambda file: file.write(content))

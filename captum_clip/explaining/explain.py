@@ -115,7 +115,26 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'direct')
         >>> figure = explanation.plot()
     """
-    request = Request(**locals())
+    request = Request(
+        image=image,
+        texts=texts,
+        against=against,
+        reference=reference,
+        model=model,
+        method=method,
+        sign=sign,
+        words=words,
+        side=side,
+        whole=whole,
+        hints=hints,
+        batch_size=batch_size,
+        processor=processor,
+        tokenizer=tokenizer,
+        device=device,
+        image_size=image_size,
+        max_pixels=max_pixels,
+        options=options,
+    )
     with checks.limit_pixels(max_pixels):
         return answer(request)
 

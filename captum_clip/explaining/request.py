@@ -1,11 +1,11 @@
 """The arguments of `explain`: each once, with what it does not go with.
 
-The command line makes its options from these fields, and the page its labels. Nothing here loads
-torch, since ``--help`` needs the fields too, and so do the checks before a model is loaded.
+The page takes its labels from these fields, and the command line has more conflicts in a class of
+its own. Nothing here loads torch, so that a wrong line is refused before a model is loaded.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, Final, Literal, NamedTuple, get_args, get_type_hints
 
@@ -23,28 +23,29 @@ TARGET: Final = "Target"
 
 
 class Conflict(NamedTuple):
-    """Why an argument excludes others: their names, each with the values that it excludes, or any.
+    """Why an argument excludes others.
 
-    `when` says of which of its own values that holds, by default of every one that is set.
+    Attributes:
+        reason: the verb and what follows it in the message.
+        others: the names of the others, each with the values that it must not have; none of them
+            stands for any value.
+        when: the argument's own values that exclude the others; none of them stands for any value.
     """
 
     reason: str
     others: Mapping[str, tuple[Any, ...]]
-    when: Callable[[Any], bool] = lambda value: True
+    when: tuple[Any, ...] = ()
 
 
-def option(default: Any = None, *conflicts: Conflict, **about: Any) -> Any:
-    """A field of what is asked for, whose help stands in cli/options.json.
+def rule(default: Any = None, *conflicts: Conflict, **about: Any) -> Any:
+    """Make a field of a request with the rules that :func:`check_request` reads.
 
     Args:
-        default: where it is left out; an ellipsis where it must not be.
+        default: the value where the argument is left out.
         *conflicts: what it excludes.
         **about: `choices`, the values that it has; `needs`, arguments of which it takes one;
-            `one_model`, whether it is of one model at a time; `label`, what the page calls it; and
-            how it is typed: `typed`, the type where it differs, None for what cannot be typed;
-            `names`; `positional`; and options of ``typer.Option``.
+            `one_model`, whether it is for one model at a time; `label`, what the page calls it.
     """
-    default = MISSING if default is ... else default
     return field(default=default, metadata={"conflicts": conflicts, **about})
 
 
@@ -55,89 +56,97 @@ class Request:
     rerun: ClassVar[str] = ""
     """What else differs between the calls for each of several models."""
 
-    image: Any = option(typed=None)
-    texts: Any = option(typed=None)
-    against: str | None = option(
+    image: Any = None
+    texts: Any = None
+    against: str | None = rule(
         None,
         Conflict(
             "contrasts two texts, where in the image",
             {TARGET: (), "reference": (), "words": (), "side": ()},
         ),
     )
-    reference: Any = option(
-        None,
-        Conflict("has no words", {"words": (), "side": ("text", "both")}),
-        names=("--image",),
-        typed=list[str] | None,
-    )
-    model: Any = option("ViT-B/32", label="Model")
-    method: Any = option(label="Method")
-    sign: Sign | None = option(choices=get_args(Sign), label="Show what")
-    words: Any = option(False, typed=bool)
-    side: Side = option(
+    reference: Any = rule(None, Conflict("has no words", {"words": (), "side": ("text", "both")}))
+    model: Any = rule("ViT-B/32", label="Model")
+    method: Any = rule(label="Method")
+    sign: Sign | None = rule(choices=get_args(Sign), label="Show what")
+    words: Any = False
+    side: Side = rule(
         "image",
         Conflict(
             "explains whole texts word by word",
             {TARGET: (), "words": ()},
-            ("text", "both", "pairs").__contains__,
+            when=("text", "both", "pairs"),
         ),
         choices=get_args(Side),
         one_model=True,
     )
-    whole: bool = option(False)
-    hints: bool | None = option(
+    whole: bool = False
+    hints: bool | None = rule(
         None,
         Conflict(
             "compares positive maps of texts with those of unrelated texts",
-            dict.fromkeys((TARGET, "reference", "against"), ())
-            | {"side": ("text", "pairs"), "sign": ("negative",)},
+            {
+                TARGET: (),
+                "reference": (),
+                "against": (),
+                "side": ("text", "pairs"),
+                "sign": ("negative",),
+            },
         ),
     )
-    batch_size: int | None = option(typed=None)
+    batch_size: int | None = None
     processor: Any = None
     tokenizer: Any = None
     device: Any = None
-    image_size: int | None = option(label="Image size")
+    image_size: int | None = rule(label="Image size")
     max_pixels: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict, metadata={"typed": None})
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def signs(self) -> tuple[str, ...]:
-        """The signs of the maps that are asked for."""
+        """The signs of the requested maps."""
         sign = default_sign(self.sign, self.against)
         return SIGNS if sign == "both" else (sign,)
 
 
 def default_sign(sign: Sign | None, against: str | None) -> Sign:
-    """The sign that is asked for: by default both for a contrast, else the positive one."""
-    return ("positive" if against is None else "both") if sign is None else sign
+    """Return the sign, by default both for a contrast, else the positive one."""
+    if sign is not None:
+        return sign
+    return "positive" if against is None else "both"
 
 
 def check_explain(request: Request, *, is_target: bool = False) -> None:
     """Refuse what no model could answer, whatever the method; nothing here loads torch."""
     texts, method, words, against = request.texts, request.method, request.words, request.against
-    # before any truth, since an array is neither true nor false
-    named = isinstance(method, (str, type, NoneType))
-    expect(named, "a method, by name or as a class", method)
+    # The types come first, since an array has no truth value.
+    is_method = isinstance(method, (str, type, NoneType))
+    expect(is_method, "a method, by name or as a class", method)
     expect(isinstance(words, (bool, Sequence)), "words of True, False or a list", words)
     is_text = isinstance(against, (str, NoneType))
     expect(is_text, f"one text as {argument('against')}", against, error=TargetError)
-    # `is None` throughout, since a reference may be an array
+    # A reference may be an array too, so it is compared with None.
+    has_texts = texts is not None
     has_reference = request.reference is not None
-    if (texts is None) is not has_reference:
+    if has_texts == has_reference:
         both = "both" if has_reference else "neither"
         raise InputError(f"expected either texts or {argument('reference')}, got {both}.")
     check_request(request, is_target=is_target)
-    single = "words need" if words else "against needs" if against is not None else None
-    if single and (is_target or len(as_list(texts)) != 1):
-        name, need = single.split()
-        raise TargetError(f"{argument(name)} {need} exactly one text, got {texts!r}.")
+    if words:
+        _check_single_text("words", "need", texts, is_target)
+    elif against is not None:
+        _check_single_text("against", "needs", texts, is_target)
     if request.side == "pairs":
         text_of_pairs(texts)
 
 
+def _check_single_text(name: str, needs: str, texts: Any, is_target: bool) -> None:
+    if is_target or len(as_list(texts)) != 1:
+        raise TargetError(f"{argument(name)} {needs} exactly one text, got {texts!r}.")
+
+
 def text_of_pairs(texts: Any) -> str | None:
-    """The one text of a pair; None where a reference takes its place."""
+    """Return the one text of a pair; None if a reference takes its place."""
     if texts is None:
         return None
     listed = as_list(texts) if isinstance(texts, Iterable) else [texts]
@@ -153,53 +162,80 @@ def check_request(request: Any, *, is_target: bool = False) -> None:
     """Refuse a value that is no choice, and arguments that do not go together.
 
     Args:
-        request: a dataclass with fields of :func:`option`.
+        request: a dataclass, some of whose fields have a :func:`rule`.
         is_target: whether its texts are a Target.
 
     Raises:
-        InputError: the first that is wrong.
+        InputError: the first argument that is wrong.
     """
-    values: dict[str, Any] = {TARGET: True} if is_target else {}
-    about: dict[str, Any] = {entry.name: entry.metadata for entry in fields(request)}
-    about[TARGET] = {"one_model": True}
-    kinds = get_type_hints(type(request))
+    types = get_type_hints(type(request))
+    rules: dict[str, Mapping[str, Any]] = {}
+    values: dict[str, Any] = {}
+    if is_target:
+        rules[TARGET] = {"one_model": True}
+        values[TARGET] = True
     for entry in fields(request):
-        value = getattr(request, entry.name)
+        name, value = entry.name, getattr(request, entry.name)
+        rules[name] = entry.metadata
         if value is not None or entry.default is not None:
-            _check_value(entry.name, value, kinds[entry.name], entry.metadata.get("choices"))
+            _check_value(name, value, types[name], entry.metadata.get("choices"))
         if _is_set(value, entry.default):
-            values[entry.name] = value
-    several = isinstance(values.get("model"), (list, tuple)) and len(values["model"]) > 1
-    tells = {name for name, v in values.items() if about[name].get("choices") or v is True}
-    spelled = {name: argument(name, v if name in tells else None) for name, v in values.items()}
-    for name, value in values.items():
-        if several and about[name].get("one_model"):
-            named, model = "a Target" if name == TARGET else spelled[name], argument("model")
-            raise InputError(f"{named} works with one {model}; run each by itself{request.rerun}.")
-        needs = about[name].get("needs", ())
+            values[name] = value
+    models = values.get("model")
+    has_several_models = isinstance(models, (list, tuple)) and len(models) > 1
+    for name in values:
+        if has_several_models and rules[name].get("one_model"):
+            subject = "a Target" if name == TARGET else _spell(name, values, rules)
+            raise InputError(
+                f"{subject} works with one {argument('model')}; run each by itself{request.rerun}."
+            )
+        needs = rules[name].get("needs", ())
         if needs and not values.keys() & needs:
-            raise InputError(f"{spelled[name]} goes with {' or '.join(map(argument, needs))}.")
-        for reason, others, when in about[name].get("conflicts", ()):
-            excluded = [n for n, v in others.items() if n in values and (not v or values[n] in v)]
-            if excluded and when(value):
-                listed = " and ".join(spelled[other] for other in excluded if other != TARGET)
-                way = f"leave {listed} out"
-                way = "pass texts instead of a Target" if TARGET in excluded else way
-                raise InputError(f"{spelled[name]} {reason}; {way}.")
+            needed = " or ".join(map(argument, needs))
+            raise InputError(f"{_spell(name, values, rules)} goes with {needed}.")
+        for conflict in rules[name].get("conflicts", ()):
+            _check_conflict(name, conflict, values, rules)
 
 
-def _check_value(name: str, value: Any, kind: Any, choices: Any) -> None:
-    """Refuse what is no choice, no truth value, or no count, where a field has these."""
+def _check_conflict(
+    name: str, conflict: Conflict, values: Mapping[str, Any], rules: Mapping[str, Any]
+) -> None:
+    """Refuse the arguments that another one excludes."""
+    if conflict.when and values[name] not in conflict.when:
+        return
+    excluded = []
+    for other, excluded_values in conflict.others.items():
+        if other in values and (not excluded_values or values[other] in excluded_values):
+            excluded.append(other)
+    if not excluded:
+        return
+    if TARGET in excluded:
+        advice = "pass texts instead of a Target"
+    else:
+        advice = f"leave {' and '.join(_spell(other, values, rules) for other in excluded)} out"
+    raise InputError(f"{_spell(name, values, rules)} {conflict.reason}; {advice}.")
+
+
+def _spell(name: str, values: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
+    """Write an argument as a message does, with its value where that is a choice or True."""
+    value = values[name]
+    if rules[name].get("choices") or value is True:
+        return argument(name, value)
+    return argument(name)
+
+
+def _check_value(name: str, value: Any, annotation: Any, choices: Any) -> None:
+    """Refuse a value that is none of the choices, or no truth value or count of its annotation."""
     if choices:
         check_choice(value, choices, name=f"a {name}")
-    elif kind in (bool, bool | None):
+    elif annotation in (bool, bool | None):
         check_flag(name, value)
-    elif kind == int | None:
+    elif annotation == int | None:
         check_integer(name, value)
 
 
 def _is_set(value: Any, default: Any) -> bool:
-    """Whether an argument is more than its default; an array is neither true nor false."""
+    """Whether an argument differs from its default; an array is neither true nor false."""
     if isinstance(value, (bool, str, int, NoneType)):
         return value is not None and value is not False and value != default
     return not isinstance(value, (list, tuple)) or len(value) > 0

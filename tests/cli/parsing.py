@@ -1,34 +1,42 @@
-"""The commands as typer makes them, and lines that are parsed but not run."""
+"""The commands as click has them, and lines that are parsed but not run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
-from typer.main import get_command
+import click
 
 from captum_clip.cli import app, load_commands
 
 
 def leaves(
-    command: Any = None, words: tuple[str, ...] = ()
+    command: click.Command = app, words: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command that has none below it, with the words that call it."""
-    if command is None:
-        load_commands()
-        command = get_command(app)
-    if not hasattr(command, "commands"):
+    load_commands()
+    if not isinstance(command, click.Group):
         yield words, command
-    for name, below in getattr(command, "commands", {}).items():
+        return
+    for name, below in command.commands.items():
         yield from leaves(below, (*words, name))
 
 
 def parse(arguments: Sequence[str]) -> None:
-    """Parse a line; an error of typer where a command, an option or a choice does not exist."""
-    load_commands()
-    root: Any = get_command(app)
-    for _, command in leaves(root):
-        command.callback = lambda **_: None
-        for parameter in command.params:  # they look for devices and load the registries
-            parameter.callback = None
-    root.main(list(arguments), prog_name="captum-clip", standalone_mode=False)
+    """Parse a line; an error of click where a command, an option or a choice does not exist."""
+    command: click.Command = app
+    context = None
+    name = "captum-clip"
+    rest = list(arguments)
+    with suppress(click.exceptions.Exit):  # after the help
+        while isinstance(command, click.Group):
+            context = click.Context(command, context, info_name=name)
+            if rest and rest[0].startswith("-"):
+                command.parse_args(context, rest)
+                return
+            found, below, rest = command.resolve_command(context, rest)
+            assert found is not None
+            assert below is not None
+            name, command = found, below
+        command.make_context(name, rest, parent=context)

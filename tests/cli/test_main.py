@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from PIL import Image
 
 from captum_clip import __version__, cli
 from captum_clip.attr.registry import methods_for
+from captum_clip.bench import EvaluationConfig, StudyConfig
+from captum_clip.bench import commands as bench_commands
 from captum_clip.bench.data import forms
 from captum_clip.bench.tasks import TASKS
-from captum_clip.cli import main, options
+from captum_clip.cli import application, main, options
 from captum_clip.errors import InputError
 from tests.attr import cases
 from tests.cli.parsing import leaves, parse
@@ -50,32 +54,102 @@ def test_help_of_each_command_explains_every_option(capsys: Capture) -> None:
         parse(shlex.split(printed.splitlines()[-1])[1:])
 
 
+def test_the_list_of_commands_is_whole(capsys: Capture) -> None:
+    """Each stands in a panel of its own package, with the whole of its first sentence."""
+    assert main(["--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "..." not in printed.partition("Options:")[2]
+    for words, command in COMMANDS.items():
+        if len(words) == 1:
+            first_sentence = command.help.partition(".\n")[0]
+            assert f"{words[0]} {' '.join(first_sentence.split())}" in printed
+    places = [printed.index(f"{panel}:") for panel in application.PANELS]
+    assert places == sorted(places)
+    assert "Commands of other packages" not in printed
+
+
+def test_help_speaks_of_no_python_and_begins_with_the_model_and_the_output(
+    capsys: Capture,
+) -> None:
+    for words in COMMANDS:
+        assert main([*words, "--help"]) == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"<\w|RANGE|x>=|<=x", printed) is None
+        flags = re.findall(
+            r"^  (?:-\w, )?(--[\w-]+)", printed.partition("Options:")[2], re.MULTILINE
+        )
+        if "--model" in flags:
+            assert flags[0] == "--model", words
+        if "--output" in flags:
+            assert flags.index("--output") <= 2, words
+
+
+def test_the_help_of_explain_has_sections(capsys: Capture) -> None:
+    assert main(["explain", "--help"]) == 0
+    headings = re.findall(r"^(\S.*):$", capsys.readouterr().out, re.MULTILINE)
+    sections = ["Texts", "Classes and emotions", "Regions", "Picture", "Model and images"]
+    assert headings[:7] == ["Positional arguments", "Options", *sections]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("search a.lance b --top 0", "'--top': expected a whole number, 1 or more, got 0 ("),
+        ("search a.lance b --top many", "'--top': expected a whole number, 1 or more, got many ("),
+        ("search a.lance b --weight 2", "'--weight': expected a number, from 0 to 1, got 2 ("),
+        ("search a.lance b --weight nan", "'--weight': expected a number, from 0 to 1, got nan ("),
+        ("demo --scenes 1001", "'--scenes': expected a whole number, from 0 to 1000, got 1001 ("),
+    ],
+)
+def test_a_number_out_of_its_range_is_told_in_words(line: str, said: str, capsys: Capture) -> None:
+    assert main(line.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("evaluate", EvaluationConfig), ("study", StudyConfig)]
+)
+def test_the_settings_of_the_bench_are_those_of_their_dataclass(name: str, config: Any) -> None:
+    """Each option that is no input is a field, and --help shows the default of the field."""
+    defaults = {entry.name: entry.default for entry in fields(config)}
+    inputs = {"study", "texts_file", "device", "max_pixels", "quiet"}
+    # The commands choose these two by other options.
+    chosen = {"model", "gpus"}
+    for option in COMMANDS[(name,)].params:
+        if option.name in inputs:
+            continue
+        assert option.name in defaults
+        default = option.to_info_dict()["default"]
+        if default is not None and option.name not in chosen:
+            assert default == defaults[option.name], option.name
+
+
 def test_usage_shows_images_then_texts(capsys: Capture) -> None:
     for line, usage in (
         ("explain", "IMAGE... [TEXT]..."),
-        ("figure", "{figure} [IMAGE]... [TEXT]..."),
+        ("figure", "{compare|average} [IMAGE]... [TEXT]..."),
     ):
         assert main([line, "--help"]) == 0
         assert f"captum-clip {line} [OPTIONS] {usage}\n" in capsys.readouterr().out
 
 
 def test_help_lists_what_the_registries_know(capsys: Capture) -> None:
-    vit, resnet = (tuple(listed) for listed in options.OPTIONS["methods"].values())
+    vit, resnet = options.VIT_METHODS, options.RESNET_METHODS
     assert vit == methods_for("vit")
-    assert resnet[:-1] == methods_for("resnet")
+    assert resnet == methods_for("resnet")
     assert (resnet[0], *vit, "layer", "cam") == tuple(cases.OWN)
-    names = {"tasks": tuple(TASKS), "data sets": tuple(forms())}
-    assert {title: tuple(listed) for title, listed in options.OPTIONS["listed"].items()} == names
+    assert tuple(TASKS) == bench_commands.TASKS
+    assert tuple(forms()) == bench_commands.DATA_SETS
     main(["evaluate", "--help"])
     printed = capsys.readouterr().out.replace(",", " ").split()
-    listed = (vit, resnet[:-1], *names.values())
+    listed = (vit, resnet, bench_commands.TASKS, bench_commands.DATA_SETS)
     assert {name for names in listed for name in names} <= set(printed)
 
 
 def test_methods_of_other_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     others = EntryPoints([EntryPoint("their-map", "theirs:Map", "captum_clip.methods")])
     monkeypatch.setattr(options, "entry_points", lambda group: others.select(group=group))
-    assert options.methods()["methods of other packages"] == ["their-map"]
+    assert options.list_methods()["methods of other packages"] == ["their-map"]
 
 
 def test_help_and_what_is_no_command_line_need_no_heavy_import() -> None:
@@ -145,7 +219,7 @@ def test_commands_of_entry_points_are_imported_when_they_are_called(
 ) -> None:
     """One that cannot be imported is an error of its own line, and a warning of the help."""
     points = EntryPoints([EntryPoint("theirs", "no_such_module", cli.COMMANDS)])
-    monkeypatch.setattr(cli, "entry_points", lambda group: points.select(group=group))
+    monkeypatch.setattr(application, "entry_points", lambda group: points.select(group=group))
     said = "the command theirs of no_such_module cannot be imported (No module named"
     assert main(["theirs", "a.png"]) == 2
     assert capsys.readouterr().err.startswith(f"captum-clip: error: {said}")
@@ -157,10 +231,46 @@ def test_commands_of_entry_points_are_imported_when_they_are_called(
 
 def test_the_shell_completes_commands_and_options() -> None:
     words = {"COMP_WORDS": "captum-clip explain --mo", "COMP_CWORD": "2"}
-    asked = {**os.environ, **words, "_CAPTUM_CLIP_COMPLETE": "complete_bash"}
+    asked = {**os.environ, **words, "_CAPTUM_CLIP_COMPLETE": "bash_complete"}
     line = [sys.executable, "-c", "import sys; from captum_clip.__main__ import main; main()"]
     done = subprocess.run(line, env=asked, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "--model\n"
+    assert done.stdout == "plain,--model\n"
+
+
+@pytest.mark.parametrize(
+    ("shell", "startup"),
+    [("bash", ".bashrc"), ("zsh", ".zshrc"), ("fish", None)],
+)
+def test_completion_is_shown_and_installed(
+    shell: str,
+    startup: str | None,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, also where it is asked for twice; what the user wrote stays."""
+    monkeypatch.setenv("SHELL", f"/bin/{shell}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("click.shell_completion.BashComplete._check_version", lambda *_: None)
+    assert main(["--show-completion"]) == 0
+    script = capsys.readouterr().out
+    assert f"_CAPTUM_CLIP_COMPLETE={shell}_complete" in script
+    if startup is not None:
+        (tmp_path / startup).write_text("alias a=b\n")
+    assert main(["--install-completion"]) == main(["--install-completion"]) == 0
+    assert capsys.readouterr().out.startswith(f"{shell} completes captum-clip in new terminals")
+    [file] = [path for path in tmp_path.rglob("*captum-clip*") if path.is_file()]
+    assert file.read_text() == script.removesuffix("\n")
+    if startup is None:
+        assert file == tmp_path / ".config/fish/completions/captum-clip.fish"
+    else:
+        assert (tmp_path / startup).read_text() == f'alias a=b\n\nsource "{file}"\n'
+
+
+def test_an_unknown_shell_is_told(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/bin/csh")
+    assert main(["--show-completion"]) == 2
+    assert "works in bash, zsh and fish, got the shell 'csh'" in capsys.readouterr().err
 
 
 def test_without_a_command_the_help_is_printed(capsys: Capture) -> None:

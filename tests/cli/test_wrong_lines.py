@@ -11,7 +11,7 @@ import pytest
 from captum_clip.cli import main
 
 LINES = {
-    # typer
+    # click
     "explian": "'explian'; did you mean 'explain'? (see captum-clip --help)",
     "models --vocabluary": "did you mean --vocabulary? (see captum-clip models --help)",
     "explain photo.jpg a --modle=x b": "did you mean --model? (see captum-clip explain --help)",

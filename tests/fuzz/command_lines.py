@@ -130,13 +130,13 @@ class Lines:
     def _value(self, option: Any) -> str:
         right = self._random.random() < 0.93
         values = LISTED.get(option.name, (TEXTS, ODD_TEXTS))
-        if choices := option.type_descriptor.choices:
+        if choices := getattr(option.type, "choices", None):
             values = (list(choices), ODD_TEXTS)
         elif option.name == "output" and right:
             folder = f"out/{self._random.randrange(10**6)}"
             probe = ".safetensors" in option.help
             return "a.safetensors" if probe else "a.png" if self._figures else folder
-        elif option.type_descriptor.annotation in (int, float) and option.name != "port":
+        elif option.type.name.startswith(("integer", "float")) and option.name != "port":
             values = (["1", "2"], NUMBERS)
         return self._random.choice(values[not right])
 
