@@ -201,10 +201,6 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     ) -> Any:
         """Maps (B, 1, h, w) of one target per image, raw, on the tower's grid.
 
-        With ``return_rest`` of an additive method (maps, rest (B, 1)), the rest being the part of
-        the score that no position adds: maps.sum((-2, -1)) + rest = scores. With
-        ``return_convergence_delta`` the delta (B,) of `compute_convergence_delta` comes last.
-
         With ``create_graph`` of a differentiable method, maps, scores and rest lie in the graph of
         the model's parameters and, where they require a gradient, of the images, as a loss on maps
         needs (:func:`captum_clip.maps.outside_share`). Values are the same. The first call for each
@@ -251,8 +247,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     ) -> Any:
         """Maps (B, K, h, w) of all or the listed targets from one forward pass.
 
-        With `return_scores`, and ``return_rest`` of an additive method, (maps, scores (B, K), rest
-        (B, K)); with either alone (maps, scores) or (maps, rest).
+        With `return_scores` (maps, scores (B, K)).
 
         Args:
             inputs: as in `attribute`.

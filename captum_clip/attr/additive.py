@@ -1,6 +1,7 @@
 """Scores and embeddings as sums over positions or heads: vectors, their products, relevance."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -67,66 +68,87 @@ class PooledRow(NamedTuple):
     @property
     def heads(self) -> Tensor:
         """The heads' outputs, (B, H d)."""
-        whole = self.parts.sum(2).flatten(1)
-        return whole if self.extra is None else whole + self.extra
+        added_by_tokens = self.parts.sum(2).flatten(1)
+        if self.extra is None:
+            return added_by_tokens
+        return added_by_tokens + self.extra
 
     @classmethod
     def of(cls, _: int, read: AttentionRead, *, centered: bool) -> "PooledRow":
-        """That of an attention that runs; `centered` takes values less their mean."""
+        """Read the row of an attention as it runs; `centered` takes values less their mean."""
         with no_graph(), autocast_disabled(read.value):
-            row, value, extra = read.row(), to_float32(read.value), read.extra
+            row = read.row()
+            value = to_float32(read.value)
             if read.attention.positions is not None:
-                return _spread(read, row, value, centered)
-            if centered:  # the value of a mean token is the mean of the values
+                return _resnet_pool_row(read, row, value, centered)
+            extra = read.extra
+            if centered:
+                # The value of a mean token is the mean of the values, since the map is linear.
                 mean = read.pooled.mean(value.transpose(1, 2).flatten(2), read.span)
                 mean = split_heads(mean, value.shape[1]).transpose(1, 2)  # (B, H, 1, d)
                 value = value - mean
-                added = (row.sum(-1, keepdim=True) * mean[:, :, 0]).flatten(1)
-                extra = added if extra is None else extra + added
+                mean_share = (row.sum(-1, keepdim=True) * mean[:, :, 0]).flatten(1)
+                extra = mean_share if extra is None else extra + mean_share
             return cls(read.name, value * row[..., None], extra, read.attention)
 
 
-def _spread(read: AttentionRead, row: Tensor, value: Tensor, centered: bool) -> PooledRow:
+def _resnet_pool_row(read: AttentionRead, row: Tensor, value: Tensor, centered: bool) -> PooledRow:
     r"""The row of a ResNet's pool, whose mean token is spread over the positions.
 
     .. math:: a_j \, v_j + \frac{a_0}{N} (v_j - c_j), \qquad c_j = W_V p_j + b_V
 
-    with p the positions, which no image changes; :math:`a_0 c_0` is of no position.
+    with p the position embeddings, which no image changes; :math:`a_0 c_0` belongs to no position.
     """
-    positions: Any = read.attention.positions
-    count = len(positions) - 1
-    # a mixture of the tokens goes along, to see that the values are those of the features
-    mixed, returned, _ = mha.features_mixture(read)
-    mapped = read.attention.input_maps()[2](torch.cat([positions.to(value.dtype), mixed]))
-    placed = split_heads(mapped[: 1 + count], value.shape[1]).transpose(0, 1)  # (H, 1 + N, d)
-    plain = value - placed
-    plain, others = plain[:, :, 1:], value[:, :, 1:]
-    first = row[..., :1]
-    extra = first * placed[:, 0]
+    embeddings: Any = read.attention.positions
+    count = len(embeddings) - 1
+    # One mixture of the tokens passes the map as well. Its value shows whether the values that ran
+    # were made of the features.
+    mixed, mixed_value, _ = mha.features_mixture(read)
+    value_map = read.attention.input_maps()[2]
+    mapped = value_map(torch.cat([embeddings.to(value.dtype), mixed]))
+    of_positions = split_heads(mapped[: 1 + count], value.shape[1]).transpose(0, 1)  # (H, 1 + N, d)
+    own = value[:, :, 1:]  # what a position gives where it is attended to
+    in_mean = (value - of_positions)[:, :, 1:]  # what it gives through the mean token
+    first = row[..., :1]  # the attention to the mean token
+    others = row[..., 1:]
+    extra = first * of_positions[:, 0]
     if centered:
-        shifts = [each.mean(2, keepdim=True) for each in (plain, others)]
-        plain, others = plain - shifts[0], others - shifts[1]
-        extra = extra + first * shifts[0][:, :, 0]
-        extra = extra + row[..., 1:].sum(-1, keepdim=True) * shifts[1][:, :, 0]
-    parts = others * row[..., 1:, None] + plain * (first[..., None] / count)
-    parts, mixture = F.pad(parts, (0, 0, 1, 0)), (mapped[1 + count :], returned)
-    return PooledRow(read.name, parts, extra.flatten(1), read.attention, mixture)
+        mean_in_mean = in_mean.mean(2, keepdim=True)
+        mean_own = own.mean(2, keepdim=True)
+        in_mean = in_mean - mean_in_mean
+        own = own - mean_own
+        extra = extra + first * mean_in_mean[:, :, 0]
+        extra = extra + others.sum(-1, keepdim=True) * mean_own[:, :, 0]
+    parts = own * others[..., None] + in_mean * (first[..., None] / count)
+    return PooledRow(
+        name=read.name,
+        parts=F.pad(parts, (0, 0, 1, 0)),  # the mean token itself has no place in a map
+        extra=extra.flatten(1),
+        attention=read.attention,
+        mixture=(mapped[1 + count :], mixed_value),
+    )
 
 
 def _mean_row(tower: Tower, embedded: PooledEmbedding, centered: bool) -> PooledRow:
-    """That of a mean of tokens, for each of which the first steps of the head run."""
-    pooled, tokens = embedded.run.record.pooled, embedded.token
+    """The row of a mean of tokens, each of which passes the first steps of the head."""
+    pooled = embedded.run.record.pooled
+    tokens = embedded.token  # (B, N, D)
     steps = embedded.head(tower)[: tower.steps_before_mean]
     share = mha.initial_row("mean", tokens[..., 0], 0, pooled)[..., None]  # (B, N, 1)
     mean = pooled.mean(tokens, slice(None)).expand_as(tokens)
-    # the norm of each token is its own, so the mean passes it once for every token
-    flat = torch.stack([tokens, mean], 2).flatten(0, 1)  # (B N, 2, D)
-    flat = push_forward(steps, flat[:, 0], flat if centered else flat[:, :1])[1]
-    parts, *means = (flat.view(*tokens.shape[:2], *flat.shape[1:]) * share[..., None]).unbind(2)
-    # a norm of zeros is its bias
+    # Each token has a norm of its own, so the mean passes the norm once for every token.
+    vectors = torch.stack([tokens, mean], 2).flatten(0, 1)  # (B N, 2, D)
+    if not centered:
+        vectors = vectors[:, :1]
+    _, vectors = push_forward(steps, tokens.flatten(0, 1), vectors)
+    vectors = vectors.view(*tokens.shape[:2], *vectors.shape[1:]) * share[..., None]
+    parts = vectors[:, :, 0]
+    # The norm of a zero vector is the norm's bias.
     extra = run_steps(steps, torch.zeros_like(tokens[:, 0]))
     if centered:
-        parts, extra = parts - means[0], extra + means[0].sum(1)
+        of_mean = vectors[:, :, 1]
+        parts = parts - of_mean
+        extra = extra + of_mean.sum(1)
     parts = F.pad(parts, (0, 0, tower.prefix, 0))
     return PooledRow("the mean of the tokens", parts[:, None], extra)
 
@@ -150,12 +172,12 @@ class PooledRows(NamedTuple):
         return pull_back(self.head, self.token, self.embedded.direction)
 
     def embed(self, parts: Tensor) -> Tensor:
-        """What parts (B, m, D) of the pooled token are of the unit embedding, (B, m, E).
+        """Map parts (B, m, D) of the pooled token to parts (B, m, E) of the unit embedding.
 
         The norm's deviation, the gates and the embedding's length are those of this image.
         """
         with no_graph(), autocast_disabled(self.token):
-            vectors = push_forward(self.head, self.token, parts.to(self.token))[1]
+            _, vectors = push_forward(self.head, self.token, parts.to(self.token))
             return torch.einsum("b...,b->b...", vectors, self.embedded.direction.scale)
 
 
@@ -166,107 +188,147 @@ def pooled_rows(
 
     Other `kernels` keep something else of other layers.
     """
-    # a mean of features has no attention
+    # A network that averages its features has no attention, so no layer is read there.
     layers = layers[: len(tower.attentions)]
     kernels = kernels or Kernels(layers, partial(PooledRow.of, centered=centered))
     blocks = Sums(range(layers.start, min(layers.stop, len(tower.layers))), copies=call.copies)
-    return rows_of(tower, pooled_embedding(tower, call, kernels, blocks), centered)
-
-
-def rows_of(tower: Tower, embedded: PooledEmbedding, centered: bool) -> PooledRows:
-    """The rows that a forward has shown, or that of a mean."""
+    embedded = pooled_embedding(tower, call, kernels, blocks)
     record = embedded.run.record
     if record.rows:
         record.compare_sums()
+    if tower.pooling == "mean":
+        token = embedded.token
+        with no_graph(), autocast_disabled(token):
+            row = _mean_row(tower, embedded, centered)
+            head = embedded.head(tower)[tower.steps_before_mean :]
+            after_all_layers = len(tower.layers)
+            return PooledRows(embedded, {after_all_layers: row}, row.heads, head)
     rows = {index: row for index, row in sorted(record.reads.items()) if isinstance(row, PooledRow)}
     for row in rows.values():
         if row.mixture is not None:
             record.compare(row.name, *row.mixture)
-    head, token = embedded.head(tower), embedded.token
-    if tower.pooling == "mean":
-        with no_graph(), autocast_disabled(token):
-            row = _mean_row(tower, embedded, centered)
-            head, token = head[tower.steps_before_mean :], row.heads
-            rows = {len(tower.layers): row}  # after all of them
-    return PooledRows(embedded, rows, token, head)
+    return PooledRows(embedded, rows, embedded.token, embedded.head(tower))
 
 
-_Onwards = list[tuple[tuple[Step, ...], Tensor, Tensor]]
-"""The steps of the pooled token after a layer's attention, what enters them and comes out."""
+class _TokenSteps(NamedTuple):
+    """Steps that the pooled token passes after an attention, what enters them, and what leaves."""
+
+    steps: tuple[Step, ...]
+    token: Tensor
+    returned: Tensor
 
 
-def _steps_onwards(pooled: PooledRows, mlps: bool) -> dict[int, _Onwards]:
-    """Those of each layer; without the `mlps` the norms on the stream, if there are any."""
-    layers, onwards = dict(enumerate(pooled.record.tower.layers)), dict[int, _Onwards]()
-    if not (mlps or any(isinstance(layer, PostNormLayer) for layer in layers.values())):
-        return onwards
+def _steps_after_attention(pooled: PooledRows, mlps: bool) -> dict[int, list[_TokenSteps]]:
+    """The steps of each layer that shares follow.
+
+    Without the `mlps` these are the norms on the stream, which only a few text towers have.
+    """
+    layers = dict(enumerate(pooled.record.tower.layers))
+    norms_on_stream = any(isinstance(layer, PostNormLayer) for layer in layers.values())
+    if not (mlps or norms_on_stream):
+        return {}
+    followed: dict[int, list[_TokenSteps]] = {}
     for index, (stream, returned) in pooled.record.streams().items():
-        steps, token = flattened(layers[index].after_attention()), to_float32(stream)
-        onwards[index] = [(steps, token, returned)]
-        if not mlps:
-            normed = run_steps(steps[:1], token)
-            second = steps[2:], run_steps(steps[1:2], normed), returned
-            onwards[index] = [(steps[:1], token, normed), second]
-    return onwards
+        steps = flattened(layers[index].after_attention())
+        token = to_float32(stream)
+        if mlps:
+            followed[index] = [_TokenSteps(steps, token, returned)]
+        else:
+            first_norm, mlp, second_norm = steps[:1], steps[1:2], steps[2:]
+            normed = run_steps(first_norm, token)
+            followed[index] = [
+                _TokenSteps(first_norm, token, normed),
+                _TokenSteps(second_norm, run_steps(mlp, normed), returned),
+            ]
+    return followed
 
 
-def _steps_and_output(
-    pooled: PooledRows, index: int
-) -> tuple[tuple[Step, ...], tuple[Step, ...], Tensor]:
-    """The output map of a row and the branch that follows it, and what ran between them (B, D)."""
-    row, record = pooled.rows[index], pooled.record
+class _RowSteps(NamedTuple):
+    """What follows the heads of a pooled row, and what ran there."""
+
+    merge: tuple[Step, ...] = ()  # the output map
+    branch: tuple[Step, ...] = ()  # from the output map to the stream
+    returned: Tensor = NOTHING  # (B, D), between the two
+
+
+def _steps_of_row(pooled: PooledRows, index: int) -> _RowSteps:
+    """The steps of a layer's row; a mean of tokens has none."""
+    row = pooled.rows[index]
     if row.attention is None:
-        return (), (), row.heads
+        return _RowSteps(returned=row.heads)
+    record = pooled.record
     returned = record.pool if row.attention.is_pool else record.rows[index][1]
-    return row.attention.merge_steps(), row.attention.branch(), returned
+    return _RowSteps(row.attention.merge_steps(), row.attention.branch(), returned)
 
 
 def parts_of_heads(pooled: PooledRows) -> Tensor:
     """The pooled token as a sum of parts, (B, n (H + 1) + 1, D).
 
-    They are those of the heads, and then the MLP of each layer, and at last what is in neither.
+    For each layer these are the parts of its heads and of its MLP. The last part is the remainder.
     """
-    parts, record = [], pooled.record
+    parts = []
+    record = pooled.record
     streams = record.streams()
+    layers = dict(enumerate(record.tower.layers))
     for index, row in pooled.rows.items():
-        layer = dict(enumerate(record.tower.layers)).get(index)
+        layer = layers.get(index)
         if isinstance(layer, PostNormLayer):
-            what = "this text tower has norms between its layers, so heads do not add up"
-            raise UnsupportedModelError(f"{what}; leave out `per`.")
-        # each head with zeros in place of the others
-        # one matrix product for all heads: their columns of the output map are disjoint
-        diagonal = torch.diag_embed(row.parts.sum(2).mT, dim1=1, dim2=2).flatten(2)
-        parts.append(_pushed_row(pooled, index, diagonal))
-        if layer is not None:  # the MLP of a pool follows all of its heads
-            stream, returned = map(to_float32, streams[index])
-            parts.append((returned - stream)[:, None])
+            raise UnsupportedModelError(
+                "this text tower has norms between its layers, so heads do not add up; "
+                "leave out `per`."
+            )
+        # Each head stands alone in a row, with zeros for the others. The heads have disjoint
+        # columns of the output map, so one matrix product maps them all.
+        head_outputs = row.parts.sum(2)  # (B, H, d)
+        one_head_each = torch.diag_embed(head_outputs.mT, dim1=1, dim2=2).flatten(2)
+        parts.append(_push_row(pooled, index, one_head_each))
+        # The MLP of a pooling head follows all of its heads, so it has no part of its own.
+        if layer is not None:
+            stream, returned = streams[index]
+            parts.append((to_float32(returned) - to_float32(stream))[:, None])
     added = torch.cat(parts, 1)
-    return torch.cat([added, pooled.token[:, None] - added.sum(1, keepdim=True)], 1)
+    remainder = pooled.token[:, None] - added.sum(1, keepdim=True)
+    return torch.cat([added, remainder], 1)
 
 
-def _pushed_row(pooled: PooledRows, index: int, vectors: Tensor) -> Tensor:
-    """Parts (B, n, H d) of the heads' outputs of a row in the stream (B, n, D)."""
-    row, record = pooled.rows[index], pooled.record
-    merge, branch, returned = _steps_and_output(pooled, index)
-    output, vectors = push_forward(merge, row.heads, vectors)
-    record.compare(row.name, output, returned)
-    return push_forward(branch, output, vectors)[1]
+def _push_row(pooled: PooledRows, index: int, vectors: Tensor) -> Tensor:
+    """Map parts (B, n, H d) of a row's head outputs to parts (B, n, D) of the stream."""
+    row = pooled.rows[index]
+    steps = _steps_of_row(pooled, index)
+    output, vectors = push_forward(steps.merge, row.heads, vectors)
+    pooled.record.compare(row.name, output, steps.returned)
+    _, vectors = push_forward(steps.branch, output, vectors)
+    return vectors
 
 
 def pushed_rows(pooled: PooledRows, mlps: bool) -> Tensor:
     """The share of each patch or word in the pooled token, (B, s, D), through all layers' rows.
 
-    Zero for other tokens, such as CLS, which are in no map.
+    The share of other tokens, such as CLS, is zero: no map shows them.
     """
     share: Any = 0
-    record, onwards = pooled.record, _steps_onwards(pooled, mlps)
+    record = pooled.record
+    followed = _steps_after_attention(pooled, mlps)
     span: slice = record.span
     for index, row in pooled.rows.items():
-        share = share + _pushed_row(pooled, index, row.parts[:, :, span].transpose(1, 2).flatten(2))
-        for steps, token, returned in onwards.get(index, ()):
+        vectors = row.parts[:, :, span].transpose(1, 2).flatten(2)  # (B, n, H d)
+        share = share + _push_row(pooled, index, vectors)
+        for steps, token, returned in followed.get(index, ()):
             output, share = push_forward(steps, token, share)
             record.compare(f"what follows the attention of layer {index}", output, returned)
     return F.pad(share, (0, 0, span.start, row.parts.shape[2] - span.stop))
+
+
+@dataclass(frozen=True, eq=False)
+class _PulledRow:
+    """A layer's map, and what it takes to compare it with what ran."""
+
+    name: str
+    at_stream: Direction  # where the row is added
+    at_heads: Direction
+    maps: Tensor  # (K', B, ..., s), not yet scaled
+    extra: Tensor | None  # (K', B), what no token adds
+    added: Tensor  # (B, D), what ran: the row as it was added to the stream
 
 
 def pulled_rows(
@@ -276,44 +338,59 @@ def pulled_rows(
 
     They are kept `per` "layer" or "head", (K, B, n, s) or (K, B, n, H, s), or added up.
     """
-    values, record, onwards = list[Tensor](), pooled.record, _steps_onwards(pooled, mlps)
-    laws, others, extras = list[_Along](), list[_Along](), list[Tensor | None]()
-    ways = list[Direction]()
+    followed = _steps_after_attention(pooled, mlps)
+    comparisons: list[_Along] = []
+    pulled: list[_PulledRow] = []
     for index, row in reversed(pooled.rows.items()):
-        for steps, token, returned in reversed(onwards.get(index, [])):
+        for steps, token, returned in reversed(followed.get(index, [])):
             above = direction
             direction = pull_back(steps, token, above.without_constant())
-            what = f"what follows the attention of layer {index}"
-            others.append(_Along(what, above, direction.dot(token) + direction.constant, returned))
-        merge, branch, returned = _steps_and_output(pooled, index)
-        # linear steps are the same for every token
-        token = row.heads if needs_token((*merge, *branch)) else direction.rows[0]
-        at_heads = pull_back((*merge, *branch), token, direction.without_constant())
-        parts = row.parts.to(at_heads.rows.dtype)  # a kernel may run in another
-        if per == "head":
-            rows = split_heads(at_heads.rows, row.parts.shape[1])  # (K, B or 1, H, d)
-            rows = rows.expand(-1, len(row.parts), -1, -1)
-            maps = torch.einsum("kbhd,bhsd->kbhs", rows, parts)
-        else:
-            maps = at_heads.products(parts.transpose(1, 2).flatten(2))  # (K, B, s)
-        added = run_steps(branch, to_float32(returned)).to(returned.dtype)
-        extras.append(None if row.extra is None else at_heads.dot(row.extra))
-        laws.append(_Along(row.name, direction, NOTHING, added))
-        ways.append(at_heads)
-        values.append(maps)
-    scales = torch.stack([each.scale for each in ways])  # (L, B)
-    maps = torch.stack(values)  # (L, K, B, ..., s)
-    maps = maps * scales.view(len(ways), 1, -1, *[1] * (maps.ndim - 3))
-    wholes = maps.flatten(3).sum(-1) + constants(ways)
-    if any(extra is not None for extra in extras):
-        wholes = wholes + torch.stack(
-            [0 * w if e is None else e for w, e in zip(wholes, extras, strict=True)]
-        )
-    # the direction changes from layer to layer, so they are read from the top
-    maps = maps if per is None else maps.flip(0)
-    laws = [law._replace(whole=whole) for law, whole in zip(laws, wholes, strict=True)]
-    _compare_along(record, [*others, *laws])
-    return maps.sum(0) if per is None else maps.movedim(0, 2)
+            whole = direction.dot(token) + direction.constant
+            name = f"what follows the attention of layer {index}"
+            comparisons.append(_Along(name, above, whole, returned))
+        pulled.append(_pull_row(pooled, index, row, direction, per))
+    directions = [layer.at_heads for layer in pulled]
+    scales = torch.stack([each.scale for each in directions])  # (L, B)
+    maps = torch.stack([layer.maps for layer in pulled])  # (L, K', B, ..., s)
+    maps = maps * scales.view(len(pulled), 1, -1, *[1] * (maps.ndim - 3))
+    wholes = maps.flatten(3).sum(-1) + constants(directions)  # (L, K', B)
+    if any(layer.extra is not None for layer in pulled):
+        zero = torch.zeros_like(wholes[0])
+        extras = [zero if layer.extra is None else layer.extra for layer in pulled]
+        wholes = wholes + torch.stack(extras)
+    for layer, whole in zip(pulled, wholes, strict=True):
+        comparisons.append(_Along(layer.name, layer.at_stream, whole, layer.added))
+    _compare_along(pooled.record, comparisons)
+    if per is None:
+        return maps.sum(0)
+    # The layers were read from the last one down.
+    return maps.flip(0).movedim(0, 2)
+
+
+def _pull_row(
+    pooled: PooledRows, index: int, row: PooledRow, direction: Direction, per: str | None
+) -> _PulledRow:
+    """Pull directions on the stream back to the heads of a layer's row."""
+    merge, branch, returned = _steps_of_row(pooled, index)
+    # Linear steps are the same for every token, so the heads' outputs need not be added up.
+    token = row.heads if needs_token((*merge, *branch)) else direction.rows[0]
+    at_heads = pull_back((*merge, *branch), token, direction.without_constant())
+    # The attention kernel may have run in half precision, while the direction is float32.
+    parts = row.parts.to(at_heads.rows.dtype)  # (B, H, s, d)
+    if per == "head":
+        rows = split_heads(at_heads.rows, parts.shape[1])  # (K', B or 1, H, d)
+        rows = rows.expand(-1, len(parts), -1, -1)
+        maps = torch.einsum("kbhd,bhsd->kbhs", rows, parts)
+    else:
+        maps = at_heads.products(parts.transpose(1, 2).flatten(2))  # (K', B, s)
+    return _PulledRow(
+        name=row.name,
+        at_stream=direction,
+        at_heads=at_heads,
+        maps=maps,
+        extra=None if row.extra is None else at_heads.dot(row.extra),
+        added=run_steps(branch, to_float32(returned)).to(returned.dtype),
+    )
 
 
 class _Along(NamedTuple):
@@ -325,41 +402,55 @@ class _Along(NamedTuple):
     token: Tensor
 
 
-def _compare_along(record: Recording, laws: Sequence[_Along]) -> None:
+def _compare_along(record: Recording, comparisons: Sequence[_Along]) -> None:
     """Compare the products of all parts with those of the library's tokens.
 
-    Along the directions alone, so no further weights are read than the parts are made of.
+    Only along the directions, which needs no further weights than the parts themselves.
     """
-    for direction in {id(law.direction): law.direction for law in laws}.values():
-        alike = [law for law in laws if law.direction is direction]
-        tokens = torch.stack([law.token for law in alike], 1)  # (B, n, D)
+    directions = {id(each.direction): each.direction for each in comparisons}
+    for direction in directions.values():
+        alike = [each for each in comparisons if each.direction is direction]
+        tokens = torch.stack([each.token for each in alike], 1)  # (B, n, D)
         wide = to_float32(tokens)
-        # numbers that differ at random differ by this along a vector
+        # Numbers that differ at random differ by this much along a vector.
         size = torch.linalg.vector_norm(wide, dim=-1) * 4 * tokens.shape[-1] ** -0.5
         size = direction.length * size.T  # (n, B)
-        wholes = torch.stack([law.whole for law in alike]).transpose(1, 2)  # (n, B, K')
+        wholes = torch.stack([each.whole for each in alike]).transpose(1, 2)  # (n, B, K')
         returned = direction.dots(wide).permute(2, 1, 0).to(tokens.dtype)
-        record.compare_all([law.name for law in alike], wholes, returned, size[..., None])
+        names = [each.name for each in alike]
+        record.compare_all(names, wholes, returned, size[..., None])
 
 
 @no_graph()
 def decompose(embedded: PooledEmbedding, values: Tensor, directions: Tensor | None) -> Computed:
-    """Products (n, B, s) or (n, B, L, H) of the unit embedding's parts, and of what is in none."""
+    """Add the rest to products (n, B, s) or (n, B, L, H) of the unit embedding's parts."""
     record = embedded.run.record
     unit = to_float32(detached(embedded.embedding)) * embedded.direction.scale[:, None]
-    scored = record.scored.detach()  # which may be more than the tower's
+    scored = record.scored.detach()
+    # A forward function may score more than the tower's embedding, so shapes can differ. NaN then
+    # fails the comparison.
     again = unit if scored.shape == unit.shape else torch.full_like(scored, torch.nan)
     record.compare("the embedding", again, F.normalize(scored, dim=-1))
-    total = products(unit, directions)
-    # some tokens have no place in a map
-    span = record.span if values.ndim == 3 else slice(None)
-    return embedded.run.computed(values, (total - values.flatten(2)[..., span].sum(-1)).T)
+    # Tokens outside the span have no place in a map, so what they add is in the rest.
+    in_map = values[..., record.span] if values.ndim == 3 else values.flatten(2)
+    rest = products(unit, directions) - in_map.sum(-1)
+    return embedded.run.computed(values, rest.T)
 
 
 class AdditiveAttribution(ClipAttribution):
-    """Base of the methods whose maps and rest add up to the score, with Captum's delta."""
+    """Base of the methods whose maps and rest add up to the score, with Captum's delta.
 
-    additive = multiplies_by_inputs = True
+    The rest is the part of the score that no position adds, so that
+    ``maps.sum((-2, -1)) + rest`` is the score. Both methods take ``return_rest``:
+
+    - `attribute` then returns (maps, rest (B, 1)). With ``return_convergence_delta``, the delta
+      (B,) of `compute_convergence_delta` comes last.
+    - `attribute_targets` then returns (maps, rest (B, K)), and with ``return_scores``
+      (maps, scores (B, K), rest (B, K)).
+    """
+
+    additive = True
+    multiplies_by_inputs = True
 
     def has_convergence_delta(self) -> bool:
         return True
@@ -382,25 +473,26 @@ class AdditiveAttribution(ClipAttribution):
         `attribute` returns, delta is rounding. It shows what a resized or changed map lost.
 
         Args:
-            attributions: of one target, (B, 1, ...), or a tuple that holds them.
+            attributions: the map of one target, (B, 1, ...), or a tuple that holds it.
             rest: (B, 1), from ``return_rest=True``.
-            inputs: as in `attribute`, and so are the others.
+            inputs: the images or token ids, as in `attribute`.
             target: index of a score, or one index per image.
             additional_forward_args: further arguments of the forward function.
 
         Raises:
-            InputError: attributions or a rest of another number of images.
+            InputError: the attributions or the rest have another number of images.
             TargetError: as `attribute`.
         """
         maps = attributions if isinstance(attributions, tuple) else (attributions,)
         images = inputs if isinstance(inputs, tuple) else (inputs,)
         scores: Tensor = self.forward_func(*images, *further_arguments(additional_forward_args))
         scores = scores.view(len(scores), -1)
-        fits = rest.shape == (len(scores), 1) and [*map(len, maps)] == [len(scores)]
+        fits = rest.shape == (len(scores), 1) and [len(each) for each in maps] == [len(scores)]
         expected = f"maps (B, 1, ...) and a rest (B, 1) of {len(scores)} images"
         expect(fits, expected, [*maps, rest], "return_rest=True gives both")
         column = one_column(target, *scores.shape).to(scores.device)
-        return maps[0].flatten(1).sum(1) + rest[:, 0] - scores.gather(1, column.T)[:, 0]
+        chosen = scores.gather(1, column.T)[:, 0]
+        return maps[0].flatten(1).sum(1) + rest[:, 0] - chosen
 
 
 @final
@@ -420,14 +512,40 @@ class ConservativePropagation(AdditiveAttribution):
     embedding, a constant of the score is in the rest, and `layer` matters, as for
     :class:`DirectContribution`. For transformers only.
 
-    Option, keyword-only: ``return_rest``, to return the rest (B, K) as well.
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
+        layer: the model, with a forward function of your own.
+
+    Keyword Args:
+        return_rest (bool): return the rest, (B, 1) or (B, K), as well.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w). The maps
+        of a text are (B, 1, T) and (B, K, T).
+
+    Raises:
+        UnsupportedModelError: the tower is convolutional, checkpoints its activations, or has a
+            part that is not linear once its gates are constants.
+        CaptureError: no gradient leads from the embedding back to the patches.
 
     Source: Ali et al. 2022 (arXiv:2202.07304).
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, ConservativePropagation, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> maps, rest = ConservativePropagation(forward).attribute(images, return_rest=True)
+        >>> bool((maps.sum((-2, -1)) + rest - forward(images)).abs().max() < 1e-5)
+        True
     """
 
     name = "conservative"
     towers = ("vit", "text")
-    signed = differentiable = reads_projection = True
+    signed = True
+    differentiable = True
+    reads_projection = True
     _laws = ()  # its gradient goes through whatever is linear
     _tower: TransformerTower
 
@@ -444,7 +562,8 @@ def propagated_to_patches(
     """
     refuse_checkpointing(tower)
     run = call.run(record_held(tower, readout=call.readout))
-    record, patches = run.record, run.record.input
+    record = run.record
+    patches = record.input
     embedded = embedded_scores(tower, run, patches)
     if not embedded.embedding.requires_grad:
         raise CaptureError(
@@ -455,29 +574,40 @@ def propagated_to_patches(
     def as_tokens(tensor: Tensor) -> Tensor:  # (..., B, N, D)
         if record.is_map(patches):
             tensor = tensor.movedim(-3, -1)
-        return to_float32(tensor).flatten(1 + tensor.ndim - patches.ndim, -2)
+        batch_axis = tensor.ndim - patches.ndim
+        return to_float32(tensor).flatten(batch_axis + 1, -2)
 
-    entered = as_tokens(detached(patches))
+    inputs = as_tokens(detached(patches))  # (B, N, D)
     if centered:
-        span = slice(tower.prefix, tower.prefix + entered.shape[1])
-        padded = F.pad(entered, (0, 0, tower.prefix, 0))
-        entered = entered - record.pooled.mean(padded, span)
+        span = slice(tower.prefix, tower.prefix + inputs.shape[1])
+        padded = F.pad(inputs, (0, 0, tower.prefix, 0))
+        inputs = inputs - record.pooled.mean(padded, span)
     direction = embedded.direction
     if directions is not None:
         direction = Direction.of(directions.expand(-1, record.batch, -1), direction.scale)
     rows = held(direction.dense()).to(embedded.embedding.dtype)  # (K', B, E)
 
     def shares(rows: Tensor, *, check: bool = False, **options: bool) -> tuple[Tensor]:
-        options |= {"retain_graph": True, "create_graph": check or keeps_graph()}
-        (gradient,) = torch.autograd.grad(embedded.embedding, patches, rows, **options)
-        if check:  # what is linear has a gradient that does not depend on the patches
+        (gradient,) = torch.autograd.grad(
+            embedded.embedding,
+            patches,
+            rows,
+            retain_graph=True,
+            create_graph=check or keeps_graph(),
+            **options,
+        )
+        if check:
+            # The gradient of what is linear does not depend on the patches.
             refuse_nonlinear(gradient, patches, tower.noun)
-        return ((as_tokens(detached(gradient)) * entered).sum(-1),)
+        return ((as_tokens(detached(gradient)) * inputs).sum(-1),)
 
-    stacked = shares(rows[0], check=True)[0][None]  # (K', B, N)
-    if len(rows) > 1:  # an MLP may be as wide as four tokens
-        stacked = torch.cat([stacked, batched(shares, rows[1:], patches.expand(4, *patches.shape))])
-    padded = F.pad(stacked, (tower.prefix, 0))
+    (first,) = shares(rows[0], check=True)
+    relevance = first[None]  # (K', B, N)
+    if len(rows) > 1:
+        # An MLP may be four times as wide as its tokens, which bounds how many targets fit at once.
+        widest = patches.expand(4, *patches.shape)
+        relevance = torch.cat([relevance, batched(shares, rows[1:], widest)])
+    padded = F.pad(relevance, (tower.prefix, 0))
     if directions is not None:
         return decompose(embedded, padded, directions)
-    return embedded.run.computed(padded, embedded.run.chosen - stacked.sum(-1).T)
+    return run.computed(padded, run.chosen - relevance.sum(-1).T)

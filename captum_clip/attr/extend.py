@@ -39,14 +39,9 @@ from ._call import PooledEmbedding as PooledEmbedding
 from ._call import embedded_scores as embedded_scores
 from ._call import observed as observed
 from ._call import pooled_embedding as pooled_embedding
-from ._call import pooled_tokens as pooled_tokens
 from ._call import without_gradient as without_gradient
 from .additive import AdditiveAttribution as AdditiveAttribution
-from .additive import PooledRow as PooledRow
-from .additive import pushed_rows as pushed_rows
-from .additive import rows_of as rows_of
 from .contributions import DirectContribution as DirectContribution
-from .contributions import any_target as any_target
 from .registry import register as register
 
 
@@ -63,8 +58,8 @@ def check_method(
 
     Args:
         method: a class as :func:`captum_clip.attr.register` takes it.
-        forward: of the model, with two targets or more.
-        images: preprocessed, (B, 3, H, W), two or more.
+        forward: the scores of the model, with two targets or more.
+        images: preprocessed images (B, 3, H, W), two or more.
         wanted: maps (B, K, h, w) that the method's equation gives on plain tensors, its oracle.
         tolerance: how far a law may be off; 1e-3, or 5e-2 for a model in half precision.
 
@@ -73,51 +68,73 @@ def check_method(
         largest value of the maps.
 
     Raises:
-        CaptureError: laws that are broken, each with how far it is off.
-        InputError: fewer than two images or targets.
+        CaptureError: laws are broken; the message has each with how far it is off.
+        InputError: there are fewer than two images or targets.
         UnsupportedModelError: the method does not explain this model.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import ClipSimilarity, LastGradAttention, load_clip, targets
+        >>> from captum_clip.attr import check_method
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = torch.cat([clip.preprocess(draw_scene(seed).image) for seed in (0, 1)])
+        >>> laws = check_method(LastGradAttention, forward, images)
+        >>> list(laws), max(laws.values()) < 1e-4
+        (['same twice', 'image alone', 'target alone', 'target of each image', 'model'], True)
     """
-    targets, half = forward.target, forward.clip.dtype in (torch.float16, torch.bfloat16)
+    targets = forward.target
     enough = len(images) > 1 and len(targets) > 1
     expect(enough, "two images and two targets, or more", [images, targets.embeddings])
-    tolerance = (0.05 if half else 1e-3) if tolerance is None else tolerance
-    before, explainer = _state_of(forward.clip.model), method(forward)
+    if tolerance is None:
+        is_half = forward.clip.dtype in (torch.float16, torch.bfloat16)
+        tolerance = 5e-2 if is_half else 1e-3
+    before = _state_of(forward.clip.model)
+    explainer = method(forward)
     maps: Tensor = explainer.attribute_targets(images)
-    shape = f"{method.__name__} to give maps ({len(images)}, {len(targets)}, h, w)"
-    fits = maps.ndim == 4 and maps.shape[:2] == (len(images), len(targets))
-    expect(fits and not maps.requires_grad, f"{shape}, detached", maps, error=CaptureError)
-    # positive parts may be zero everywhere
+    expected = f"{method.__name__} to give maps ({len(images)}, {len(targets)}, h, w), detached"
+    has_shape = maps.ndim == 4 and maps.shape[:2] == (len(images), len(targets))
+    expect(has_shape and not maps.requires_grad, expected, maps, error=CaptureError)
+    # A map of positive parts may be zero everywhere.
     largest = maps.abs().max().clamp(min=torch.finfo(maps.dtype).tiny)
 
     def off(values: Tensor, expected: Tensor) -> float:
         return float((values - expected).abs().max() / largest)
 
-    def of_one(target: Any) -> Tensor:  # channels of an image are added up
+    def of_target(target: Any) -> Tensor:
+        # Captum's methods on pixels keep the channels of an image.
         return explainer.attribute(images, target=target).detach().sum(1)  # type: ignore[no-any-return]
 
-    columns, rows = range(len(targets)), torch.arange(len(images))
-    picked = rows % len(targets)
-    alone = [explainer.attribute_targets(image) for image in torch.split(images, 1)]
+    one_by_one = [explainer.attribute_targets(image) for image in torch.split(images, 1)]
+    columns = [of_target(column) for column in range(len(targets))]
+    rows = torch.arange(len(images))
+    column_of_image = rows % len(targets)
     laws = {
         "same twice": off(explainer.attribute_targets(images), maps),
-        "image alone": off(torch.cat(alone), maps),
-        "target alone": off(torch.stack([of_one(column) for column in columns], 1), maps),
-        "target of each image": off(of_one(picked.tolist()), maps[rows, picked]),
+        "image alone": off(torch.cat(one_by_one), maps),
+        "target alone": off(torch.stack(columns, 1), maps),
+        "target of each image": off(
+            of_target(column_of_image.tolist()), maps[rows, column_of_image]
+        ),
     }
     declared = method.properties() if issubclass(method, ClipAttribution) else {}
     signed = declared.get("signed", getattr(method, "signed", False))
-    if signed or not declared.get("needs_target", getattr(method, "needs_target", True)):
+    needs_target = declared.get("needs_target", getattr(method, "needs_target", True))
+    if signed or not needs_target:
         negated = method(ClipSimilarity(forward.clip, -targets)).attribute_targets(images)
         laws["negated target"] = off(-negated if signed else negated, maps)
     if getattr(method, "additive", False):
         _, rest = explainer.attribute_targets(images, return_rest=True)
         with torch.no_grad():
-            laws["adds up"] = float((maps.sum((-2, -1)) + rest - forward(images)).abs().max())
+            error = maps.sum((-2, -1)) + rest - forward(images)
+        laws["adds up"] = float(error.abs().max())
     if wanted is not None:
         expect(wanted.shape == maps.shape, f"`wanted` of shape {tuple(maps.shape)}", wanted)
         laws["oracle"] = off(wanted, maps)
     laws["model"] = float(_state_of(forward.clip.model) != before)
-    broken = [f"{law} ({off:.1e})" for law, off in laws.items() if not off <= tolerance]
+    # A law whose error is NaN is broken as well.
+    broken = [f"{law} ({error:.1e})" for law, error in laws.items() if not error <= tolerance]
     if broken:
         raise CaptureError(
             f"{method.__name__} breaks laws of all methods by more than {tolerance:.0e}: "
@@ -128,7 +145,11 @@ def check_method(
 
 def _state_of(model: nn.Module) -> list[Any]:
     """What no method may leave changed: hooks, modes, parameters and their gradients."""
-    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"
-    modules = [(m.training, *(len(getattr(m, h)) for h in hooks)) for m in model.modules()]
-    parameters = ((p.requires_grad, p.grad is None, p._version) for p in model.parameters())
-    return [*modules, *parameters]
+    state: list[Any] = []
+    for module in model.modules():
+        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
+        state.append((module.training, *map(len, hooks)))
+    for parameter in model.parameters():
+        has_gradient = parameter.grad is not None
+        state.append((parameter.requires_grad, has_gradient, parameter._version))
+    return state
