@@ -1,10 +1,11 @@
 """Samples as a model sees them, and the maps of a method for them, which tasks measure."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ Remembered = TypeVar("Remembered")
 
 
 class ModelContext:
-    """A model with a data set and the settings; encodings and copies are made once and kept."""
+    """A model with a data set and the settings; embeddings and copies are made once and kept."""
 
     def __init__(self, clip: ClipAdapter, data: DataSet, config: EvaluationConfig) -> None:
         self.clip: Final = clip
@@ -43,31 +44,36 @@ class ModelContext:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (N, D) of texts, or of the prompts that stand for them."""
         for text in texts:
-            # Alone: a tower rounds otherwise in another batch, and which texts are new depends on
-            # the units that this process has done before.
             if text not in self._texts:
-                prompts = list(self.data.prompts.get(text, [text]))
-                target = targets.text(self.clip, prompts, allow_empty=True)
-                if len(target) > 1:
-                    target = targets.embedding(target.embeddings.mean(0))
-                self._texts[text] = target.embeddings[0]
+                self._texts[text] = self._encode_alone(text)
         return torch.stack([self._texts[text] for text in texts])
 
+    def _encode_alone(self, text: str) -> Tensor:
+        # A tower rounds differently in batches of different sizes, and which texts are new depends
+        # on the units that this process has done before. So each text is a batch of its own.
+        prompts = list(self.data.prompts.get(text, [text]))
+        target = targets.text(self.clip, prompts, allow_empty=True)
+        if len(target) > 1:
+            target = targets.embedding(target.embeddings.mean(0))
+        return target.embeddings[0]
+
     def forward(self, embeddings: Tensor) -> Callable[[Tensor], Tensor]:
-        """Images -> their cosines with embeddings."""
+        """Return the function from images (N, 3, H, W) to their cosines (N, K) with embeddings."""
         return ClipSimilarity(self.clip, targets.embedding(embeddings))
 
     @torch.no_grad()
     def scores(self, pixels: Tensor, embeddings: Tensor) -> Tensor:
-        """Cosines (N, K) of images, a batch at a time."""
+        """Compute the cosines (N, K) of images with embeddings, a batch at a time."""
         forward = self.forward(embeddings)
-        return torch.cat([*map(forward, torch.split(pixels, self.config.batch_size))])
+        chunks = torch.split(pixels, self.config.batch_size)
+        return torch.cat([forward(chunk) for chunk in chunks])
 
     @cached_property
     def slow_numbers(self) -> frozenset[int]:
-        """The samples that see what takes long, drawn from all."""
-        # From all samples, so that the draw does not depend on where a chunk ends.
-        return frozenset(draw_order(self.data.names, self.config.seed)[: self.config.slow_images])
+        """The numbers of the samples on which slow metrics are measured."""
+        # They are drawn from all samples, so that the draw does not depend on where a chunk ends.
+        order = draw_order(self.data.names, self.config.seed)
+        return frozenset(order[: self.config.slow_images])
 
     @cached_property
     def classes(self) -> Tensor:
@@ -84,12 +90,15 @@ class ModelContext:
 
     @cached_property
     def renumbered_copy(self) -> ClipAdapter | None:
-        """A ViT of the same function, with permuted heads in all layers but the last; or None."""
+        """A ViT of the same function, with permuted heads in all layers but the last.
+
+        None for another tower, which has no heads to permute.
+        """
         tower = self.clip.tower
         if not isinstance(tower, ViTTower):
             return None
         generator = torch.Generator().manual_seed(self.config.seed)
-        model = self.clip.model
+        model = self.clip.model  # `permute_heads` returns a copy
         for layer, attention in enumerate(tower.layers[:-1]):
             order = torch.randperm(attention.heads, generator=generator).tolist()
             model = permute_heads(model, layer, order)
@@ -103,30 +112,24 @@ class View:
     number: int  # in its data set
     sample: Sample  # as it was read
     pixels: Tensor  # (3, H, W), preprocessed
-    regions: tuple[NamedRegion, ...]  # of which the crop shows something, and something else
+    regions: tuple[NamedRegion, ...]  # those that are partly, but not wholly, in the crop
     masks: Tensor  # (n, H, W) bool, one a region
-    # (n, H, W) bool, pixels that count for nothing where a region is asked for; None where all do
-    voids: Tensor | None = None
+    valid: Tensor  # (n, H, W) bool, the pixels that count where a region is asked for
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the pixels."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
-    @property
-    def valid(self) -> Tensor:
-        """(n, H, W) bool, pixels that count, one a region."""
-        return torch.ones_like(self.masks) if self.voids is None else ~self.voids
-
 
 def queries_of(views: Sequence[View], embeddings: Tensor, texts: Sequence[str]) -> Queries:
-    """Each sample with a target: embeddings (N, D) and their texts."""
+    """Pair each of N views with a target, given by its embedding (N, D) and its text."""
     return Queries(
-        torch.stack([view.pixels for view in views]),
-        embeddings,
-        tuple(view.sample.name for view in views),
-        tuple(texts),
-        tuple(view.number for view in views),
+        pixels=torch.stack([view.pixels for view in views]),
+        embeddings=embeddings,
+        names=tuple(view.sample.name for view in views),
+        texts=tuple(texts),
+        numbers=tuple(view.number for view in views),
     )
 
 
@@ -146,7 +149,8 @@ class Batch:
                 self.skipped.append(Skipped.of(number, error))
                 continue
             self.views.append(view)
-            self.skipped.extend(Skipped(number, reason) for reason in (*sample.dropped, *left_out))
+            for reason in (*sample.dropped, *left_out):
+                self.skipped.append(Skipped(number, reason))
 
     @property
     def pixels(self) -> Tensor:
@@ -161,55 +165,65 @@ class Batch:
 
     @cached_property
     def predicted(self) -> Tensor:
-        """The class (S,) that the model finds in each image."""
+        """The class (S,) that the model predicts for each image."""
         return self.context.scores(self.pixels, self.context.classes).argmax(1)
 
     @cached_property
     def subset_scores(self) -> dict[int, Tensor]:
-        """Cosines (n, 2^n) of regions' texts with every subset, NaN without an image, by sample."""
+        """Number of a sample -> cosines (n, 2^n) of its regions' texts with every subset of them.
+
+        NaN for a subset without an image. Samples that lack a region in the crop are left out.
+        """
         scores = {}
         for view in self.views:
-            if view.sample.subsets and len(view.regions) == len(view.sample.regions):
-                texts = self.context.encode([region.text for region in view.regions])
-                present = {i: image for i, image in enumerate(view.sample.subsets) if image}
-                pixels = self.context.clip.preprocess([*present.values()])
-                every = texts.new_full((len(texts), len(view.sample.subsets)), torch.nan)
-                every[:, [*present]] = self.context.scores(pixels, texts).T
-                scores[view.number] = every
+            sample = view.sample
+            if not sample.subsets or len(view.regions) < len(sample.regions):
+                continue
+            images = {index: image for index, image in enumerate(sample.subsets) if image}
+            pixels = self.context.clip.preprocess(list(images.values()))
+            embeddings = self.context.encode([region.text for region in view.regions])
+            cosines = embeddings.new_full((len(embeddings), len(sample.subsets)), torch.nan)
+            cosines[:, list(images)] = self.context.scores(pixels, embeddings).T
+            scores[view.number] = cosines
         return scores
 
 
 def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[str]]:
-    """A sample in the model's eyes, and the regions that its crop leaves nothing of."""
+    """Preprocess a sample, and tell which regions cannot be used because of the crop."""
     [pixels] = clip.preprocess([sample.image])
-    size, regions = (pixels.shape[-2], pixels.shape[-1]), sample.regions
-    if not regions:
-        return View(number, sample, pixels, (), torch.zeros(0, *size, dtype=torch.bool)), []
+    size = (pixels.shape[-2], pixels.shape[-1])
+    if not sample.regions:
+        empty = torch.zeros(0, *size, dtype=torch.bool)
+        return View(number, sample, pixels, (), empty, empty), []
+
+    masks = np.stack([region.mask for region in sample.regions])
+    voids = np.zeros_like(masks)
+    for index, region in enumerate(sample.regions):
+        if sample.void is not None:
+            voids[index] |= sample.void
+        if region.void is not None:
+            voids[index] |= region.void
     # Void pixels go through the same crop as the masks, or they would lie on other pixels.
-    planes = [region.mask for region in regions]
-    of_regions = [region.void for region in regions]
-    has_void = any(void is not None for void in (sample.void, *of_regions))
-    if has_void:
-        of_all = np.zeros_like(planes[0]) if sample.void is None else sample.void
-        planes += [of_all if void is None else of_all | void for void in of_regions]
-    resized = torch.from_numpy(resize_masks(clip.processor, np.stack(planes), size))
-    resized = resized.to(pixels.device)
-    masks, empty = resized[: len(regions)], resized[len(regions) :]
-    view = View(number, sample, pixels, regions, masks, empty if has_void else None)
-    pairs = zip(view.masks, view.valid, strict=True)
-    shares = [float(mask[valid].float().mean()) for mask, valid in pairs]
-    left_out = [
-        f"the crop shows {'all' if share else 'nothing'} of {region.text!r}"
-        for region, share in zip(regions, shares, strict=True)
-        if not 0 < share < 1
-    ]
-    kept = [index for index, share in enumerate(shares) if 0 < share < 1]
-    retrieved = sample.label is not None and sample.caption is not None  # whatever it shows
-    if not kept and not retrieved:
+    resized_masks = torch.from_numpy(resize_masks(clip.processor, masks, size))
+    resized_voids = torch.from_numpy(resize_masks(clip.processor, voids, size))
+    resized_masks = resized_masks.to(pixels.device)
+    valid = ~resized_voids.to(pixels.device)
+
+    kept: list[int] = []
+    left_out: list[str] = []
+    for index, region in enumerate(sample.regions):
+        share = float(resized_masks[index][valid[index]].float().mean())
+        if 0 < share < 1:
+            kept.append(index)
+        else:
+            shown = "all" if share else "nothing"
+            left_out.append(f"the crop shows {shown} of {region.text!r}")
+    # Retrieval asks for the caption of an image, for which no region has to be visible.
+    is_retrieved = sample.label is not None and sample.caption is not None
+    if not kept and not is_retrieved:
         raise InputError(f"{sample.name}: {'; '.join(left_out)}")
-    regions = tuple(regions[index] for index in kept)
-    of_kept = None if view.voids is None else view.voids[kept]
-    return replace(view, regions=regions, masks=view.masks[kept], voids=of_kept), left_out
+    regions = tuple(sample.regions[index] for index in kept)
+    return View(number, sample, pixels, regions, resized_masks[kept], valid[kept]), left_out
 
 
 @dataclass(frozen=True)
@@ -218,12 +232,13 @@ class Task:
 
     Attributes:
         metrics: title of a table -> its metrics, for the settings of an evaluation.
-        measure: measures one method on one batch: :func:`captum_clip.bench.table.rows_of` it.
+        measure: measures one method on one batch, and yields blocks of rows as
+            :func:`captum_clip.bench.table.rows_of` makes them.
         truth: the kinds of truth that it can take; it fits each data set that has any of them.
         by_default: whether it is measured where no task is named.
         without_map: name of :data:`captum_clip.bench.methods.WITHOUT_MAP` -> what measures
             this predictor, which looks at no map, as `measure` does a method.
-        rivals: methods that are measured beside those that are named, where the tower has them.
+        rivals: methods that are measured in addition to the named ones, if the tower has them.
     """
 
     metrics: Callable[[EvaluationConfig], dict[str, list[Metric]]]
@@ -235,14 +250,25 @@ class Task:
 
     def rows(self, samples: "Batch", method: "MethodOnBatch") -> Iterator[Arrays]:
         """Measure a method, or a predictor without a map, on a batch."""
-        if method.method.name not in WITHOUT_MAP:
-            return self.measure(method)
-        measure = self.without_map.get(method.method.name)
-        return iter(()) if measure is None else measure(samples)
+        name = method.method.name
+        if name not in WITHOUT_MAP:
+            yield from self.measure(method)
+        elif name in self.without_map:
+            yield from self.without_map[name](samples)
 
 
 Measure = Callable[[Batch], Iterator[Arrays]]
-"""Rows of what needs no map of a method."""
+"""Measures a predictor that needs no map, and yields blocks of rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class _RegionMaps:
+    """The N regions of a batch that have a finite map."""
+
+    queries: Queries
+    masks: Tensor  # (N, H, W) bool
+    raw: Tensor  # (N, h, w), as the method returns them
+    valid: Tensor  # (N, H, W) bool, the pixels that count
 
 
 class MethodOnBatch:
@@ -254,44 +280,61 @@ class MethodOnBatch:
         self.context: Final = samples.context
         self.clip: Final = samples.context.clip
         self.config: Final = samples.context.config
-        self.skipped: Final[list[Skipped]] = []  # what has no finite map
+        self.skipped: Final[list[Skipped]] = []  # why a map is not finite
 
     @cached_property
-    def _regions(self) -> tuple[Queries, Tensor, Tensor, Tensor]:
-        """Queries, masks, maps, and pixels that count, of every region with a finite map."""
-        views = [view for view in self.samples.views for _ in view.regions]
-        texts = [region.text for view in self.samples.views for region in view.regions]
+    def _region_maps(self) -> _RegionMaps:
+        views: list[View] = []
+        regions: list[NamedRegion] = []
+        for view in self.samples.views:
+            for region in view.regions:
+                views.append(view)
+                regions.append(region)
+        queries = self._no_queries
+        if regions:
+            embeddings = self._region_targets(regions)
+            queries = queries_of(views, embeddings, [region.text for region in regions])
+        kept, raw = self.compute_finite(queries)
         masks = torch.cat([view.masks for view in self.samples.views])
         valid = torch.cat([view.valid for view in self.samples.views])
-        queries = self._none
-        if views:
-            queries = queries_of(views, _region_targets(self.samples, texts), texts)
-        kept, raw = self.compute_finite(queries)
-        return queries.select(kept), masks[kept], raw, valid[kept]
+        return _RegionMaps(queries.select(kept), masks[kept], raw, valid[kept])
+
+    def _region_targets(self, regions: Sequence[NamedRegion]) -> Tensor:
+        """Return the unit embeddings (N, D) of the regions' texts, or of their reference images."""
+        if self.config.against == "text":
+            return self.context.encode([region.text for region in regions])
+        references = [region.reference for region in regions if region.reference is not None]
+        expected = f"data with another image of each region for {argument('against', 'image')}"
+        expect(len(references) == len(regions), expected, self.context.data.name)
+        embeddings = []
+        for start in range(0, len(references), self.config.batch_size):
+            pixels = self.clip.preprocess(references[start : start + self.config.batch_size])
+            embeddings.append(self.clip.encode_image(pixels).detach())
+        return torch.cat(embeddings)
 
     @property
-    def _none(self) -> Queries:
+    def _no_queries(self) -> Queries:
         return Queries(self.samples.pixels[:0], self.context.encode([""])[:0], (), (), ())
 
     @property
     def regions(self) -> Queries:
         """Every region with a finite map (N); why the others have none goes to `skipped`."""
-        return self._regions[0]
+        return self._region_maps.queries
 
     @property
     def masks(self) -> Tensor:
         """Masks (N, H, W) of `regions`, bool."""
-        return self._regions[1]
+        return self._region_maps.masks
 
     @property
     def raw(self) -> Tensor:
-        """Maps (N, h, w) of `regions`, as the method gives them."""
-        return self._regions[2]
+        """Maps (N, h, w) of `regions`, as the method returns them."""
+        return self._region_maps.raw
 
     @property
     def valid(self) -> Tensor:
         """(N, H, W) bool, the pixels that count for each of `regions`."""
-        return self._regions[3]
+        return self._region_maps.valid
 
     @cached_property
     def positive(self) -> Tensor:
@@ -300,150 +343,217 @@ class MethodOnBatch:
 
     @cached_property
     def negative(self) -> Tensor | None:
-        """Negative evidence, (N, h, w), not below zero; None where the method has none."""
+        """Negative evidence, (N, h, w), not below zero; None if the method has none."""
         return self.compute_negative(self.regions, self.raw)
 
     @cached_property
     def signed(self) -> Tensor:
-        """Positive less negative evidence."""
-        return self.positive if self.negative is None else self.positive - self.negative
+        """Positive minus negative evidence, (N, h, w)."""
+        if self.negative is None:
+            return self.positive
+        return self.positive - self.negative
 
     def compute_finite(
         self, queries: Queries, clip: ClipAdapter | None = None
     ) -> tuple[list[int], Tensor]:
-        """Indices of the queries with a finite map, and these maps (n, h, w).
+        """Compute the maps of queries, of another model if one is given.
 
-        Computed a batch at a time, of another model where one is given; why the others have none
-        goes to `skipped`.
+        Returns:
+            The indices of the n queries with a finite map, and these maps (n, h, w). Why the others
+            have none goes to `skipped`.
         """
-        if not len(queries):
+        if len(queries) == 0:
             return [], queries.embeddings[:, None]
         # A method may keep the activations of all its rows, so the batch bounds the memory.
-        parts = queries.split(self.config.batch_size)
-        raw = torch.cat([self.method.maps(clip or self.clip, chunk) for chunk in parts])
-        kept = self._finite(raw, queries, queries.texts)
+        chunks = queries.split(self.config.batch_size)
+        raw = torch.cat([self.method.maps(clip or self.clip, chunk) for chunk in chunks])
+        kept = self._report_finite(raw, queries, queries.texts)
         return kept, raw[kept]
 
     def compute_negative(self, queries: Queries, raw: Tensor) -> Tensor | None:
-        """The negative maps (N, h, w) that go with finite maps; None where the method has none.
+        """Compute the negative maps (N, h, w) that go with finite maps; None if there are none.
 
-        NaN where there is none; why goes to `skipped`.
+        A single map that is missing is NaN, and the reason goes to `skipped`.
         """
         size = self.config.batch_size
-        pairs = zip(queries.split(size), torch.split(raw, size), strict=True)
-        parts = [self.method.negative_maps(self.clip, *pair) for pair in pairs]
-        if any(heatmap is None for heatmap in parts):  # of a method all have one, or none has
-            return None
-        negative = torch.cat([heatmap for heatmap in parts if heatmap is not None])
-        self._finite(negative, queries, [f"not {text}" for text in queries.texts])
+        chunks = []
+        for queries_chunk, raw_chunk in zip(
+            queries.split(size), torch.split(raw, size), strict=True
+        ):
+            negative_chunk = self.method.negative_maps(self.clip, queries_chunk, raw_chunk)
+            if negative_chunk is None:
+                return None
+            chunks.append(negative_chunk)
+        negative = torch.cat(chunks)
+        self._report_finite(negative, queries, [f"not {text}" for text in queries.texts])
         return negative
 
-    def _finite(self, raw: Tensor, queries: Queries, texts: Sequence[str]) -> list[int]:
-        """Indices of the finite maps; why the others are not goes to `skipped`."""
+    def _report_finite(self, raw: Tensor, queries: Queries, texts: Sequence[str]) -> list[int]:
+        """Return the indices of the finite maps; why the others are not goes to `skipped`."""
         kept = finite_indices(raw)
-        for index in sorted({*range(len(raw))} - {*kept}):
-            reason = self.method.failure_reason(queries.names[index], texts[index])
-            self.skipped.append(Skipped(queries.numbers[index], f"{self.method.name}: {reason}"))
+        for index in range(len(raw)):
+            if index not in kept:
+                reason = self.method.failure_reason(queries.names[index], texts[index])
+                message = f"{self.method.name}: {reason}"
+                self.skipped.append(Skipped(queries.numbers[index], message))
         return kept
 
     @cached_property
     def first_queries(self) -> Queries:
-        """Each sample with its first region, or with its class where it has no regions.
+        """One query for each sample, for metrics that are measured once an image.
 
-        With its caption where captions are retrieved. For what is measured once an image; samples
-        with neither are left out.
+        Its target is the caption where captions are retrieved, else the first region, else the
+        class. Samples without regions and class are left out.
         """
-        classes, retrieval = self.context.data.classes, "retrieval" in self.context.data.truth
-        views = [v for v in self.samples.views if v.regions or v.sample.label is not None]
-        texts = [v.regions[0].text if v.regions else classes[v.sample.label or 0] for v in views]
-        if retrieval:
-            texts = [view.sample.caption or "" for view in views]
-        return queries_of(views, self.context.encode(texts), texts) if views else self._none
+        data = self.context.data
+        views: list[View] = []
+        texts: list[str] = []
+        for view in self.samples.views:
+            if view.regions:
+                text = view.regions[0].text
+            elif view.sample.label is not None:
+                text = data.classes[view.sample.label]
+            else:
+                continue
+            if "retrieval" in data.truth:
+                text = view.sample.caption or ""
+            views.append(view)
+            texts.append(text)
+        if not views:
+            return self._no_queries
+        return queries_of(views, self.context.encode(texts), texts)
 
     def options_of(self, queries: Queries) -> dict[str, Any]:
-        """Options of metrics that draw: an image's draws are those of its own number."""
-        # By the sample's own number: neither batches nor chunks may move a draw.
-        seed = [self.config.seed + number for number in queries.numbers]
-        return {"batch_size": self.config.batch_size, "seed": seed}
+        """Return the options of metrics that draw."""
+        # The seed is the sample's own, so that neither batches nor chunks move a draw.
+        seeds = [self.config.seed + number for number in queries.numbers]
+        return {"batch_size": self.config.batch_size, "seed": seeds}
 
     def slow(self, queries: Queries) -> Queries:
-        """Keep the images that are drawn for what takes long."""
+        """Keep the queries of the images on which slow metrics are measured."""
         drawn = self.context.slow_numbers
         return queries.select([i for i, number in enumerate(queries.numbers) if number in drawn])
 
 
 def finite_indices(raw: Tensor) -> list[int]:
-    """Which of the maps (N, h, w) are finite."""
-    indices: list[int] = torch.isfinite(raw).flatten(1).all(1).nonzero()[:, 0].tolist()
+    """Return the indices of the maps (N, h, w) that are finite."""
+    is_finite = torch.isfinite(raw).flatten(1).all(1)
+    indices: list[int] = is_finite.nonzero()[:, 0].tolist()
     return indices
 
 
-def _region_targets(samples: Batch, texts: Sequence[str]) -> Tensor:
-    """Unit rows (N, D) of all regions: of their texts, or of their reference images."""
-    context = samples.context
-    if context.config.against == "text":
-        return context.encode(texts)
-    references = [region.reference for view in samples.views for region in view.regions]
-    images = [image for image in references if image is not None]
-    expected = f"data with another image of each region for {argument('against', 'image')}"
-    expect(len(images) == len(references), expected, context.data.name)
-    size = context.config.batch_size
-    parts = [images[start : start + size] for start in range(0, len(images), size)]
-    clip = context.clip
-    return torch.cat([clip.encode_image(clip.preprocess(chunk)).detach() for chunk in parts])
+_MOST_IMAGES: Final = 200  # that the gate looks at, drawn from all
 
 
-MOST: Final = 200  # images of a data set that the gate looks at, drawn from all
+class _GateRow(NamedTuple):
+    """A figure of one text of one image, next to the same figure by chance."""
+
+    image: int
+    text: str
+    figure: float
+    chance: float
+
+
+@dataclass(frozen=True, eq=False)
+class _GateImages:
+    """What the gate reads of N images."""
+
+    texts: list[list[str]]  # those that name what each image holds
+    embeddings: list[Tensor]  # (n, D), a batch each
+    subsets: dict[int, Tensor]  # index of an image -> embeddings (2^n, D) of its subsets
+
+    @classmethod
+    def read(cls, context: ModelContext) -> "_GateImages":
+        """Encode the images of a data set, and their subsets where all of them are drawn."""
+        clip, size = context.clip, context.config.batch_size
+        numbers = draw_order(context.data.names, context.config.seed)[:_MOST_IMAGES]
+        texts: list[list[str]] = []
+        embeddings: list[Tensor] = []
+        subsets: dict[int, Tensor] = {}
+        for start in range(0, len(numbers), size):
+            batch = Batch(context, numbers[start : start + size])
+            for view in batch.views:
+                images = [image for image in view.sample.subsets if image]
+                if images and len(images) == len(view.sample.subsets):
+                    subsets[len(texts)] = clip.encode_image(clip.preprocess(images)).float()
+                texts.append(_texts_of(view, context.data.classes))
+            if batch.views:
+                embeddings.append(clip.encode_image(batch.pixels).float())
+        return cls(texts, embeddings, subsets)
 
 
 @torch.no_grad()
 def measure_gate(context: ModelContext) -> Gate:
     """Ask a model what the images of a data set hold, and whose texts their objects move."""
-    data, size, clip = context.data, context.config.batch_size, context.clip
-    numbers = draw_order(data.names, context.config.seed)[:MOST]
-    own, images, scenes = list[list[str]](), list[Tensor](), dict[int, Tensor]()
-    for start in range(0, len(numbers), size):
-        for view in (batch := Batch(context, numbers[start : start + size])).views:
-            subsets = [image for image in view.sample.subsets if image]
-            if subsets and len(subsets) == len(view.sample.subsets):
-                scenes[len(own)] = clip.encode_image(clip.preprocess(subsets)).float()
-            own.append(_texts_of(view, data.classes))
-        images += [clip.encode_image(batch.pixels).float()] if batch.views else []
-    texts = [*dict.fromkeys([*data.classes, *(text for of_image in own for text in of_image)])]
-    if not any(own):
-        return Gate(data.name, {})
+    images = _GateImages.read(context)
+    if not any(images.texts):
+        return Gate(context.data.name, {})
+    all_texts = itertools.chain(context.data.classes, *images.texts)
+    texts = list(dict.fromkeys(all_texts))
     embeddings = context.encode(texts).float()
-    holds = torch.tensor([[text in of_image for text in texts] for of_image in own])
-    place = (torch.cat(images) @ embeddings.T).argsort(1, descending=True).argsort(1).cpu()
-    moved = {n: shapley_effects(embeddings @ s.T).abs().mean(1).cpu() for n, s in scenes.items()}
-    rows = defaultdict[str, list[tuple[int, str, Tensor, Tensor]]](list)
-    for image, text in holds.nonzero().tolist():
-        among, others = (place[:, text] < holds[image].sum()).double(), ~holds[:, text]
-        here = image, texts[text]
-        if others.any() and not holds[image].all():
-            name = f"recall among {len(texts)} texts"
-            rows[name].append((*here, among[image], among[others].mean()))
-        if image in moved and not holds[image].all():
-            effect = moved[image]
-            rows["|effect| on them"].append((*here, effect[text], effect[~holds[image]].mean()))
-    checks = {name: _check(pairs, context) for name, pairs in rows.items()}
-    return Gate(data.name, {name: check for name, check in checks.items() if check.images > 1})
+    # The rank of each text among all texts for an image, 0 for the highest cosine.
+    cosines = torch.cat(images.embeddings) @ embeddings.T
+    ranks = cosines.argsort(1, descending=True).argsort(1).cpu()
+    effects = {}
+    for index, subsets in images.subsets.items():
+        effects[index] = shapley_effects(embeddings @ subsets.T).abs().mean(1).cpu()
+
+    names = torch.tensor([[text in of_image for text in texts] for of_image in images.texts])
+    rows = defaultdict[str, list[_GateRow]](list)
+    for image, text in names.nonzero().tolist():
+        named = names[image]
+        if named.all():
+            continue
+        # Recall is compared with that in images which the text does not name.
+        others = ~names[:, text]
+        if others.any():
+            recalled = (ranks[:, text] < named.sum()).double()
+            row = _GateRow(
+                image, texts[text], float(recalled[image]), float(recalled[others].mean())
+            )
+            rows[f"recall among {len(texts)} texts"].append(row)
+        # An effect is compared with that on texts which do not name the image.
+        if image in effects:
+            effect = effects[image]
+            row = _GateRow(image, texts[text], float(effect[text]), float(effect[~named].mean()))
+            rows["|effect| on them"].append(row)
+
+    checks = {name: _check_of(of_name, context.config) for name, of_name in rows.items()}
+    several = {name: check for name, check in checks.items() if check.images > 1}
+    return Gate(context.data.name, several)
 
 
 def _texts_of(view: View, classes: Sequence[str]) -> list[str]:
-    """The texts that name what an image holds, classes by their texts; a caption that is one."""
-    sample, regions = view.sample, view.regions
+    """Return the texts that name what an image holds."""
+    sample = view.sample
     if sample.labels is not None:
-        return [classes[n] for n in np.unique(sample.labels) if 0 <= n < len(classes)]
-    if sample.label is not None and (sample.caption is not None or not regions):
+        numbers = np.unique(sample.labels)
+        # The other numbers stand for the background, and for pixels that count for nothing.
+        return [classes[number] for number in numbers if 0 <= number < len(classes)]
+    is_retrieved = sample.caption is not None
+    if sample.label is not None and (is_retrieved or not view.regions):
         return [classes[sample.label]]
-    return [region.text if region.label is None else classes[region.label] for region in regions]
+    texts = []
+    for region in view.regions:
+        text = region.text if region.label is None else classes[region.label]
+        texts.append(text)
+    return texts
 
 
-def _check(rows: Iterable[tuple[int, str, Tensor, Tensor]], context: ModelContext) -> Check:
-    images, texts, figures, chances = (np.array(column) for column in zip(*rows, strict=True))
-    options = {"resamples": context.config.resamples, "seed": context.config.seed}
+def _check_of(rows: Sequence[_GateRow], config: EvaluationConfig) -> Check:
+    figures = np.array([row.figure for row in rows])
+    chances = np.array([row.chance for row in rows])
+    differences = figures - chances
+    images = [row.image for row in rows]
+    texts = [row.text for row in rows]
+    options = {"resamples": config.resamples, "seed": config.seed}
     # Rows that share a text are no more independent than rows of one image.
-    ends = [bootstrap_mean(figures - chances, groups, **options) for groups in (images, texts)]
-    low, high = min(end.low for end in ends), max(end.high for end in ends)
-    return Check(float(figures.mean()), float(chances.mean()), low, high, len({*images.tolist()}))
+    over_images = bootstrap_mean(differences, images, **options)
+    over_texts = bootstrap_mean(differences, texts, **options)
+    return Check(
+        figure=float(figures.mean()),
+        chance=float(chances.mean()),
+        low=min(over_images.low, over_texts.low),
+        high=max(over_images.high, over_texts.high),
+        images=len(set(images)),
+    )
