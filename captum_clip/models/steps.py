@@ -17,14 +17,7 @@ from torch.nn.functional import linear as map_linearly
 
 from ..errors import UnsupportedModelError
 from .library import has_no_foreign_hooks
-
-ROUNDING: Final = {
-    torch.float64: 1e-6,  # a softmax or a norm may be computed in single precision
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 3e-2,
-}
-"""The relative difference that computing something once more may make, by type of numbers."""
+from .rounding import agree, bound_of
 
 ACTIVATIONS: Final = {
     *("gelu", "relu", "relu6", "silu", "tanh", "sigmoid", "erf", "elu", "selu", "celu", "mish"),
@@ -457,6 +450,5 @@ def _constant(step: nn.Module, token: Tensor) -> Tensor:
 
 def _agree(step: nn.Module, computed: Tensor, expected: Tensor, *others: Tensor) -> bool:
     """Whether two tensors differ by the rounding of a module."""
-    size = sum((each.norm() for each in others), expected.norm())
-    bound = ROUNDING[next(step.parameters(), expected).dtype]
-    return bool((computed - expected).norm() <= bound * size)
+    bound = bound_of(next(step.parameters(), expected).dtype)
+    return bool(agree(computed, expected, *others, bound=bound))

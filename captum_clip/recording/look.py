@@ -20,6 +20,7 @@ from ..errors import CaptureError, UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention
 from ..models.library import modules_of, refuse_not_finite
+from ..models.rounding import difference, is_rounding
 from ..models.steps import run_steps
 from ..models.towers import ResNetTower, Tower, TransformerTower
 from .hooks import Arguments, Hooks, Watch
@@ -330,9 +331,9 @@ class _Seen:
             ) from error
 
     def _compare(self, cut: _Cut, tokens: Tensor, first: Tensor) -> None:
-        off, size = (tokens - first).norm(dim=-1), first.norm(dim=-1)  # (B, n)
+        off, size = difference(tokens, first, dim=-1), first.norm(dim=-1)  # (B, n)
         bound = max(map(self.record.rounding, (cut.leaf, *cut.outputs)))
-        wrong = ~(off <= bound * size) & size.isfinite()
+        wrong = ~is_rounding(off, size, bound) & size.isfinite()
         # what drops a patch, and not a weight of zero, which drops them all
         span = self.record.span if tokens.shape[1] == cut.outputs[0].shape[1] else slice(None)
         wrong[:, span] |= (size[:, span] == 0) & bool(size.any())
@@ -413,8 +414,9 @@ class _Seen:
                 )
             rows = to_float32(gradient).flatten(1) / weights.to(gradient.device)
             first = rows if first is None else first
-            off, size = (rows - first).norm(dim=1), first.norm(dim=1)
-            if not ((off <= self.record.rounding(last) * size) | ~size.isfinite()).all():
+            off, size = difference(rows, first, dim=1), first.norm(dim=1)
+            alike = is_rounding(off, size, self.record.rounding(last))
+            if not (alike | ~size.isfinite()).all():
                 raise CaptureError(
                     "The scores of an image depend on other images of the batch, as a softmax over "
                     "images, a batch's mean or sorted images do; score each image by itself."

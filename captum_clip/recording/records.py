@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CaptureError, UnsupportedModelError
-from ..maps import to_float32
 from ..models.attentions import PooledToken, PostNormLayer
 from ..models.library import has_no_foreign_hooks
-from ..models.steps import ROUNDING, run_steps
+from ..models.rounding import agree, bound_of, difference, is_rounding, size_of
+from ..models.steps import run_steps
 from ..models.towers import Tower, TransformerTower
 
 # The graph of the model as maps may lie in it, with `create_graph=True`
@@ -244,7 +244,7 @@ class Recording:
 
     def rounding(self, tensor: Tensor) -> float:
         """The relative difference that computing a tensor of the tower once more may make."""
-        return max(ROUNDING[self.autocast or tensor.dtype], ROUNDING[tensor.dtype])
+        return bound_of(self.autocast, tensor.dtype)
 
     def let_go(self) -> None:
         """Let all tensors go."""
@@ -276,9 +276,8 @@ class Recording:
         for group in groups.values():
             parts = zip(*((x.recomputed, x.returned, *x.sizes) for x in group), strict=True)
             recomputed, returned, *sizes = map(_concatenated, parts)
-            off = to_float32(recomputed - returned).norm(dim=-1)  # (n, B)
-            lengths = [to_float32(each).norm(dim=-1) for each in sizes or [returned]]
-            whole = lengths[0] if len(lengths) == 1 else torch.stack(lengths).sum(0)
+            off = difference(recomputed, returned, dim=-1)  # (n, B)
+            whole = size_of(*(sizes or [returned]), dim=-1)
             bound = self.rounding(returned)
             offs.append(off.flatten())
             most.append((whole * bound).expand_as(off).flatten())
@@ -286,13 +285,12 @@ class Recording:
             names += [(name, bound) for each in group for name in each.names for _ in range(of_one)]
         if not names:
             return
-        size = _concatenated(most)
-        excess = _concatenated(offs) / size.clamp(min=1e-30)
-        wrong = ~(excess <= 1) & (size < torch.inf)  # an overflow shows in the map
+        off, size = _concatenated(offs), _concatenated(most)
+        wrong = ~is_rounding(off, size, 1) & (size < torch.inf)  # an overflow shows in the map
         if wrong.any():
             index = int(wrong.int().argmax())
             name, bound = names[index]
-            ratio = bound * float(excess[index])
+            ratio = bound * float(off[index]) / max(float(size[index]), 1e-30)
             self.refuse_switched()
             raise UnsupportedModelError(
                 f"{method}: {name} of the {noun} does not return what its weights "
@@ -356,14 +354,13 @@ def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def agree(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
+def ran_alike(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
     """Whether parts (..., D) were computed again as they ran, pairs of recomputed and returned."""
     if any(recomputed.shape != returned.shape for recomputed, returned in pairs):
         return False
-    excess = [
-        to_float32(recomputed - returned).norm(dim=-1)
-        / (record.rounding(returned) * to_float32(returned).norm(dim=-1)).clamp(min=1e-30)
-        for recomputed, returned in pairs
-    ]
-    # all in one look, since each waits for the device
-    return bool((torch.cat([each.flatten() for each in excess]) <= 1).all())
+    alike = list[Tensor]()
+    for recomputed, returned in pairs:
+        bound = record.rounding(returned)
+        alike.append(agree(recomputed, returned, bound=bound, dim=-1).flatten())
+    # All pairs are read together, since each read waits for the device.
+    return bool(_concatenated(alike).all())

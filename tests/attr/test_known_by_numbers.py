@@ -14,7 +14,7 @@ from captum_clip import ClipSimilarity, attr, targets
 from captum_clip.attr._call import Pass, _leads_through
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import Attention
-from captum_clip.models.steps import ROUNDING
+from captum_clip.models.rounding import ROUNDING
 from captum_clip.recording.reads import AttentionRead
 from captum_clip.recording.records import Recording
 from tests import builders
