@@ -10,7 +10,7 @@ import torch
 
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models.steps import run_steps
-from captum_clip.recording.look import look
+from captum_clip.recording.cuts import look
 from captum_clip.recording.observe import (
     Embedding,
     Features,

@@ -22,8 +22,8 @@ from ..maps import is_vmapped
 from ..models import tower_of
 from ..models.library import nondeterminism, refuse_meta, refuse_not_finite
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
+from ..recording.cuts import kind_of, look
 from ..recording.hooks import is_compiled, modules_are_tracked, uncompiled
-from ..recording.look import kind_of, look
 from ..recording.records import (
     ChangedInPlaceError,
     Recording,
