@@ -16,6 +16,7 @@ from captum_clip.recording.observe import (
     Features,
     Kernels,
     LeafAtInput,
+    Observer,
     Outputs,
     Probes,
     Sums,
@@ -138,6 +139,27 @@ def test_the_input_of_a_text_tower_is_its_token_embeddings():
     (wanted,) = torch.autograd.grad(clip.text_features(ids, mask)[:, 0].sum(), tokens)
     handle.remove()
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
+
+
+class ReadLayers(Observer):
+    """An observer of a user's own: the layers whose attention was read when a block returns."""
+
+    def __init__(self):
+        self.seen = []
+
+    def plan(self, hooks, record):
+        for layer in record.tower.layers:
+            hooks.after(layer.block, lambda args, result: self.seen.append(record.reads.copy()))
+
+
+def test_an_observer_of_ones_own_works_beside_those_of_the_package(setting):
+    """Its hooks run after theirs, so it sees what they kept."""
+    tower, run, seen = setting
+    own = ReadLayers()
+    with torch.no_grad(), observe(tower, own, Kernels(range(3)), Embedding()):
+        result = run()
+    assert [list(reads) for reads in own.seen] == [[0], [0, 1], [0, 1, 2]]
+    torch.testing.assert_close(result, seen.embedding, rtol=1e-10, atol=1e-10)
 
 
 def graph(tower):

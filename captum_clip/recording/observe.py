@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +79,17 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
 
 
 class Observer:
-    """Something to see in a forward of a tower: the hooks that it needs."""
+    """Something to see in a forward of a tower: the hooks that it needs.
 
+    Attributes:
+        order: hooks of one module run in the order in which they are set, which is that of this
+            number: from 10, where the input becomes a leaf, to 80, where the embedding is read. An
+            observer of your own comes after all of them unless it has another.
+        leaf: whether the graph begins where it looks.
+    """
+
+    order: ClassVar[int] = 100
     leaf: bool = False
-    """Whether the graph begins where it looks."""
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """Set the hooks."""
@@ -95,14 +103,15 @@ def observe(tower: Tower, *observers: Observer) -> Iterator[Recording]:
     There is no graph up to the leaf, where an observer makes one.
     """
     with recording(tower, gradient=any(each.leaf for each in observers)) as (hooks, record):
-        # hooks of one module run in the order in which they are set
-        for each in sorted((HandedOn(), *observers), key=lambda each: _ORDER.index(type(each))):
-            each.plan(hooks, record)
+        for observer in sorted((HandedOn(), *observers), key=attrgetter("order")):
+            observer.plan(hooks, record)
         yield record
 
 
 class HandedOn(Observer):
     """Whether each block gets what the one below it returned: that tensor, or one equal to it."""
+
+    order = 20
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
@@ -135,6 +144,7 @@ def _version(tensor: Tensor) -> int:
 class LeafAtInput(Observer):
     """The graph begins at the images that enter the tower, or at the embeddings of a text."""
 
+    order = 10
     leaf = True
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
@@ -161,6 +171,7 @@ class Outputs(Observer):
     tower is not refused for it, so its scores may come without one.
     """
 
+    order: ClassVar[int] = 50
     layers: Collection[int]
     starts: bool = False
 
@@ -189,6 +200,7 @@ class Outputs(Observer):
 class Probes(Observer):
     """Tells whether scores read what is below the graph: the stem, some blocks, their branches."""
 
+    order: ClassVar[int] = 40
     layers: Collection[int]
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
@@ -214,6 +226,7 @@ class Sums(Observer):
     model that works in place.
     """
 
+    order: ClassVar[int] = 30
     layers: Collection[int]
     copies: bool = False
 
@@ -266,6 +279,7 @@ class Kernels(Observer):
     heads' outputs, of a single one.
     """
 
+    order: ClassVar[int] = 70
     layers: Collection[int]
     take: Take = keep
     leaf: bool = False
@@ -362,6 +376,7 @@ class Embedding(Observer):
     embedding, which takes the place of the projection's or, without a projection, of the tower's.
     """
 
+    order: ClassVar[int] = 80
     readout: nn.Module | None = None  # which an embedding passes before it is scored
     leaf: bool = False
     other: Tensor | None = None
@@ -424,6 +439,7 @@ def _probed(output: Any, record: Recording) -> Any:
 class Features(Observer):
     """The last stage of a convolutional tower; with `leaf` the graph begins there."""
 
+    order: ClassVar[int] = 60
     leaf: bool = False
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
@@ -445,10 +461,6 @@ class Features(Observer):
         # a hook of the user's may keep what is then the beginning of the graph, or change it
         hooks.after(tower.stage, start, "The last stage", first=True)
         hooks.after(tower.stage, leave)
-
-
-_ORDER: Final = [LeafAtInput, HandedOn, Sums, Probes, Outputs, Features, Kernels, Embedding]
-"""The order in which the hooks of observers are set."""
 
 
 @contextmanager
