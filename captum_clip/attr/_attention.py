@@ -22,9 +22,10 @@ from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
 from ..models.steps import Direction, call_steps, run_steps, split_heads
 from ..models.towers import Pooling, ResNetTower, TextTower, TransformerTower
+from ..recording.graph import detached, keeps_graph, no_graph
 from ..recording.observe import Features, Kernels, Sums
 from ..recording.reads import AttentionRead
-from ..recording.records import Recording, detached, keeps_graph, no_graph, ran_alike
+from ..recording.records import Recording, ran_alike
 from ._call import (
     Call,
     Pass,

@@ -23,14 +23,9 @@ from ..models import tower_of
 from ..models.library import nondeterminism, refuse_meta, refuse_not_finite
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
 from ..recording.cuts import kind_of, look
+from ..recording.graph import detached, kept_graph, with_whole_graph
 from ..recording.hooks import is_compiled, modules_are_tracked, uncompiled
-from ..recording.records import (
-    ChangedInPlaceError,
-    Recording,
-    detached,
-    kept_graph,
-    with_whole_graph,
-)
+from ..recording.records import ChangedInPlaceError, Recording
 from ..targets.similarity import Similarity, TextSimilarity
 from ._call import (
     Call,

@@ -22,15 +22,9 @@ from ..models.library import checkpoints, has_no_foreign_hooks
 from ..models.rounding import agree, difference, is_rounding
 from ..models.steps import Direction, Step, run_steps
 from ..models.towers import ResNetTower, Tower, TransformerTower
+from ..recording.graph import detached, keeps_graph, no_graph, without_whole_graph
 from ..recording.observe import Embedding, Features, Kernels, Observer, Outputs, Probes, observe
-from ..recording.records import (
-    NOTHING,
-    Recording,
-    detached,
-    keeps_graph,
-    no_graph,
-    without_whole_graph,
-)
+from ..recording.records import NOTHING, Recording
 from ..targets.similarity import ClipSimilarity, Similarity, TextSimilarity
 
 Columns = Sequence[int] | Tensor | None
@@ -576,7 +570,7 @@ def _scored_point(run: Pass, below: Tensor) -> Tensor | None:
     """The embedding through which alone the scores depend on what is below; None without one."""
     candidates = run.record.projected, run.record.embedding
     points = [each for each in candidates if each is not None and each.requires_grad]
-    probes = [] if run.record.probe is None else [run.record.probe]
+    probes = [] if run.record.graph.probe is None else [run.record.graph.probe]
     # one mixture of all targets, in which nothing cancels, so that the law costs one backward
     whole, *inner = run.mixed(below, *points, *probes)
     if whole is None or any(each is not None and bool(each.any()) for each in inner[len(points) :]):

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
+from ..recording.graph import no_graph
 from ..recording.observe import Kernels, Outputs, keep
 from ..recording.reads import AttentionRead
-from ..recording.records import no_graph
 from ..targets.similarity import Similarity
 from . import _attention as mha
 from ._attention import LastGradient, all_gradients, kept_attention, last_gradient

@@ -12,7 +12,7 @@ from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
 from ..models.rounding import agree
-from .records import detached, no_graph
+from .graph import detached, no_graph
 
 _SOURCES: Final = ("value", "query", "key", "weights", "mask")
 

@@ -56,7 +56,7 @@ def test_what_is_no_number_in_the_librarys_own_output_is_left_to_the_map() -> No
 
 def test_tokens_that_are_changed_in_place_later_are_refused() -> None:
     record = Recording()
-    tokens = record.watched(torch.zeros(1, 4))
+    tokens = record.graph.watched(torch.zeros(1, 4))
     record.verify("Method")
     tokens += 1
     with pytest.raises(UnsupportedModelError, match="of an attention in place"):
