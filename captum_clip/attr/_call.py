@@ -23,6 +23,7 @@ from ..models.rounding import agree, difference, is_rounding
 from ..models.steps import Direction, Step, run_steps
 from ..models.towers import ResNetTower, Tower, TransformerTower
 from ..recording.graph import detached, keeps_graph, no_graph, without_whole_graph
+from ..recording.laws import verify
 from ..recording.observe import Embedding, Features, Kernels, Observer, Outputs, Probes, observe
 from ..recording.records import NOTHING, Recording
 from ..targets.similarity import ClipSimilarity, Similarity, TextSimilarity
@@ -103,7 +104,7 @@ class Call:
         """Run the forward to its end under a recording."""
         with recording as record:
             scores = self.scores()
-        record.verify(self.method)
+        verify(record, self.method)
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)
         # a score on another device than the images is legal, as with a sharded model

@@ -55,7 +55,7 @@ class ClipAdapter(ABC):
     ) -> None:
         self.model, self.tower, self.name = model, tower, name
         self.processor, self.tokenizer = processor, tokenizer
-        self.looks = set[Any]()  # what of the model a method has looked at
+        self.inspected = set[Any]()  # kinds of the model and its inputs that passed an inspection
         self.failures: Mapping[str, str] = {}
         """Why its own "processor" or "tokenizer" could not be loaded; told once one is needed."""
 

@@ -1,4 +1,4 @@
-"""A look at a model: whether, beside its attentions, it treats each token and image by itself.
+"""The cuts of an inspection: where the graph of a forward is cut, and what gradients show there.
 
 A map says which position matters, so each token must stay at its own, from the pixels to the end.
 No number of a forward tells, since a model may permute tokens, merge them, or put others among
@@ -6,103 +6,24 @@ them. So one forward runs with its graph cut at every attention and block, and a
 weight of its own for each token must come back with that weight at that token alone.
 """
 
-import sys
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention
-from ..models.library import modules_of, refuse_not_finite
 from ..models.rounding import difference, is_rounding
 from ..models.steps import run_steps
 from ..models.towers import ResNetTower, Tower, TransformerTower
 from .hooks import Arguments, Hooks, Watch
-from .observe import plan_attention, recording
+from .observe import Observer, plan_attention
 from .reads import AttentionRead
-from .records import Recording, channel_ramp
-
-_PLAIN_TYPES = {bool, int, float, str, type(None)}
-
-
-def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
-    """What tells whether a tower is as it was at the last look: its modules and their hooks.
-
-    Their classes, forwards and plain attributes as well; two towers of one kind pass one look.
-    """
-    parts: list[Any] = [F.scaled_dot_product_attention]
-    # of which a model has the name alone
-    kernels = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
-    parts += kernels.values()
-    for each in [*([] if model is None else [model]), *modules_of(tower)]:
-        own, before, after = vars(each), each._forward_pre_hooks, each._forward_hooks
-        forward = own.get("forward")
-        parts += (id(each), getattr(type(each), "forward", None), forward, *before, None, *after)
-        parts.append(own.get("_compiled_call_impl"))
-        parts.append(getattr(own.get("config"), "_attn_implementation", None))
-        parts += [value for value in own.values() if type(value) in _PLAIN_TYPES]
-    return tuple(parts)
-
-
-def look(
-    tower: Tower,
-    runs: Sequence[Callable[[], Tensor]],
-    laws: Collection[str],
-    *,
-    exact: bool = True,
-    images: Sequence[Tensor | None] = (),
-) -> None:
-    """Run a forward function of a tower once, and raise where tokens or images do not stay apart.
-
-    Args:
-        tower: the tower.
-        runs: give scores (B, K), of two images; the next one where one cannot be run.
-        laws: "blocks" where tokens must stay at their positions in all blocks, and not only from
-            pixels to patches. "merge" where each token's heads pass the output map alone.
-            "embedding" where scores read nothing but the last layer.
-        exact: whether a forward computes the same each time, which with dropout it does not.
-        images: what each of the runs takes, a leaf, where its own code may move pixels.
-
-    Raises:
-        UnsupportedModelError: something merges, drops, adds, mixes or permutes tokens.
-        CaptureError: a score depends on other images, or not on what the tower returns.
-    """
-    failure: BaseException | None = None
-    for run, leaf in zip(runs, images or [None] * len(runs), strict=True):
-        try:
-            return _look_once(tower, run, laws, exact, leaf)
-        except _NotRunError as error:  # of a function that takes its own number of images alone
-            failure = error.__cause__
-    assert failure is not None
-    raise failure
-
-
-class _NotRunError(Exception):
-    """A forward function failed, before anything was compared."""
-
-
-def _look_once(
-    tower: Tower, run: Callable[[], Tensor], laws: Collection[str], exact: bool, images: Any
-) -> None:
-    # a caller's context may have turned the graph off, and the tower turns it on inside
-    with recording(tower, gradient=False) as (hooks, record):
-        seen = _Seen(record, laws, exact, images=images)
-        seen.plan(hooks)
-        try:
-            result = run()
-        except Exception as error:
-            raise _NotRunError from error
-        # inside, since a checkpointed block runs again in the backward, and is cut again
-        if record.size is not None and not hooks.unseen:
-            seen.compare()
-            if result.requires_grad and len(result) == record.batch:
-                seen.compare_scores(result)
+from .records import Claim, Recording, channel_ramp
 
 
 def _flat(gradient: Tensor) -> Tensor:
@@ -111,212 +32,359 @@ def _flat(gradient: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class _Cut:
-    """Where the graph is cut: a leaf that stands for what enters, and what is made of it."""
+class Cut:
+    """Where the graph is cut: a leaf that stands for what enters, and what is made of it.
 
-    name: str  # of what reads the leaf
-    entered: str  # what the leaf is
+    Attributes:
+        name: of what reads the leaf.
+        entered: what the leaf is.
+        leaf: where the graph begins again.
+        as_tokens: makes (B, n, ...) of a gradient at the leaf.
+        outputs: what is made of the leaf, (B, s, ...) each.
+        span: the tokens of the outputs that the leaf has.
+        in_blocks: whether it lies in the tower's blocks, and not between pixels and patches.
+    """
+
+    name: str
+    entered: str
     leaf: Tensor
-    as_tokens: Callable[[Tensor], Tensor] = _flat  # of a gradient: (B, n, ...)
-    outputs: list[Tensor] = field(default_factory=list)  # (B, s, ...) each
-    span: slice = field(default_factory=lambda: slice(None))  # of the tokens of `outputs`
+    as_tokens: Callable[[Tensor], Tensor] = _flat
+    outputs: list[Tensor] = field(default_factory=list)
+    span: slice = field(default_factory=lambda: slice(None))
+    in_blocks: bool = True
+
+
+class ScoreGradients(NamedTuple):
+    """The gradients of one mixture of scores, in which each image has a weight of its own."""
+
+    weights: Tensor  # (B, 1)
+    embedding: Tensor | None  # at what the last layer returns
+    others: list[str]  # names of the cuts below it that the scores read as well
 
 
 @dataclass(eq=False)
-class _Seen:
-    """The cuts of a forward, from the pixels up."""
+class Cuts(Observer):
+    """Cuts the graph of a forward from the pixels up.
 
-    record: Recording
-    laws: Collection[str]
-    exact: bool
-    cuts: list[_Cut] = field(default_factory=list)
-    heads: list[_Cut] = field(default_factory=list)  # of the block that runs
-    images: Tensor | None = None  # what the forward function takes, as a leaf
-    entered: Tensor | None = None  # (B, 3, H, W), what the tower takes, made of the images
-    features: Tensor | None = None  # (B, C, h, w), whose cells see overlapping pixels
-    pixels: Tensor | None = None
-    last: Tensor | None = None  # the leaf that scores are made of
-    out: Tensor | None = None  # the last attention's heads' outputs
-    closed: bool = False
+    Attributes:
+        blocks: whether it cuts in the blocks, too.
+        merges: whether it claims that each token's heads pass the last output map alone.
+        exact: whether a forward computes the same each time, which with dropout it does not.
+        images: what the forward function takes, as a leaf, where its own code may move pixels.
+        scores: (B, K), set by who runs the forward; None where they cannot be differentiated.
+        broken_reads: attentions that are not the sum of their values by their weights.
+        claims: what the last output map makes of the heads, beside what was returned.
+    """
 
-    def plan(self, hooks: Hooks) -> None:
-        """Set the hooks."""
-        record, tower = self.record, self.record.tower
+    order: ClassVar[int] = 90
+    blocks: bool = True
+    merges: bool = False
+    exact: bool = True
+    images: Tensor | None = None
+    scores: Tensor | None = None
+    broken_reads: list[AttentionRead] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    _cuts: list[Cut] = field(default_factory=list)
+    _attention_cut: Cut | None = None  # of the block that runs
+    _entered: Tensor | None = None  # (B, 3, H, W), what the tower takes, made of the images
+    _features: Tensor | None = None  # (B, C, h, w), whose cells see overlapping pixels
+    _pixels: Tensor | None = None
+    _last: Tensor | None = None  # the leaf that scores are made of
+    _head_outputs: Tensor | None = None  # of the last attention
+    _is_closed: bool = False  # whether the forward is over
+    record: Recording = field(init=False)
+    _hooks: Hooks = field(init=False)
+
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        self.record, self._hooks = record, hooks
+        tower = record.tower
         watch = Watch(tower.noun)
         hooks.handles.append(watch)
         if tower.kind != "text":
-            hooks.before(tower.input_module, self.begin)
-        is_resnet = isinstance(tower, ResNetTower)
-        source = tower.stage if is_resnet else tower.stem
-        hooks.after(source, self.project, "The last stage" if is_resnet else "The patch projection")
-        if "blocks" not in self.laws:
+            hooks.before(tower.input_module, self._begin)
+        if isinstance(tower, ResNetTower):
+            hooks.after(tower.stage, self._project, "The last stage")
+        else:
+            hooks.after(tower.stem, self._project, "The patch projection")
+        if not self.blocks:
             return
         for index, layer in enumerate(tower.layers):
-            hooks.before(layer.block, partial(self.enter, layer))
-            hooks.after(layer.block, partial(self.leave, index), first=True)
-        # set before the hook that refuses an attention, so that it runs after it
-        if "merge" in self.laws:
+            hooks.before(layer.block, partial(self._enter, layer))
+            hooks.after(layer.block, partial(self._leave, index), first=True)
+        # This hook is set before the one that refuses an attention, so that it runs after that.
+        if self.merges:
             last = tower.attentions[-1]
-            hooks.after(last.output_module, partial(self.merge, last), first=True)
+            hooks.after(last.output_module, partial(self._merge, last), first=True)
         for index in range(len(tower.attentions)):
-            plan_attention(hooks, record, watch, index, self.see)
+            plan_attention(hooks, record, watch, index, self._see)
 
-    @torch.no_grad()
-    def merge(self, attention: Attention, _: Arguments, result: Any) -> None:
-        """Compare what the output map makes of each token's heads with what is returned."""
-        if self.out is None or self.closed:
-            return
-        heads = self.out.transpose(1, 2).flatten(2)
-        with autocast_disabled(heads):
-            heads = heads.to(next(attention.output_module.parameters(), heads).dtype)
-            merged = to_float32(run_steps(attention.merge_steps(), heads)).flatten(1)
-        self.record.compare("the last attention", merged, attention.output(result).flatten(1))
+    # What happens while the forward runs
 
-    def begin(self, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+    def _begin(self, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         if torch.is_inference_mode_enabled():
             raise CaptureError(
-                f"The forward function ran the {self.record.tower.noun} under "
+                f"The forward function ran the {self.record.noun} under "
                 "torch.inference_mode(), so no gradient reaches it; remove that."
             )
         torch.set_grad_enabled(True)
         pixels = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         if not pixels.is_leaf and pixels.ndim == 4:
-            self.entered = pixels
+            self._entered = pixels
             if self.images is not None and len(self.images) == len(pixels) > 1:
-                whole = partial(torch.unsqueeze, dim=1)  # an image as a token
-                cut = _Cut(
-                    "the forward function", "the images", self.images, whole, [whole(pixels)]
-                )
-                self.cuts.append(cut)
+                self._cut_images(self.images, pixels)
         if isinstance(self.record.tower, ResNetTower):
-            # norms have no deviation on an even image, and gradients no order
+            # On an even image a norm has no deviation, and a gradient no order.
             draw = torch.Generator().manual_seed(0)
             noise = torch.randn(pixels.shape, generator=draw, device="cpu")
             pixels = pixels.detach() + noise.to(pixels)
-        self.pixels = _leaf(pixels)
-        return self.pixels.clone()
+        self._pixels = _leaf(pixels)
+        return self._pixels.clone()
 
-    def project(self, _: Arguments, projected: Tensor) -> Tensor:
-        """Compare patches with their pixels, and cut."""
-        record, tower, pixels = self.record, self.record.tower, self.pixels
+    def _cut_images(self, images: Tensor, pixels: Tensor) -> None:
+        """Cut between the forward function and the tower, where an image counts as a token."""
+        as_token = partial(torch.unsqueeze, dim=1)
+        cut = Cut("the forward function", "the images", images, as_token, in_blocks=False)
+        cut.outputs.append(as_token(pixels))
+        self._cuts.append(cut)
+
+    def _project(self, _: Arguments, projected: Tensor) -> Tensor:
+        """Cut between patches and their pixels, and behind the patches."""
+        record, tower, pixels = self.record, self.record.tower, self._pixels
         torch.set_grad_enabled(True)
-        leaf = self.last = _leaf(projected)
-        if self.closed:
+        leaf = self._last = _leaf(projected)
+        if self._is_closed:
             return leaf.clone()
-        as_tokens = (lambda map: map.flatten(2).mT) if record.is_map(projected) else _flat
+        as_tokens = _map_as_tokens if record.is_map(projected) else _flat
         if pixels is not None and _reads_patches(tower, pixels, projected):
             of_pixels = partial(_of_pixels, tower.patch) if pixels.ndim == 4 else _flat
-            cut = _Cut("the patch projection", "the pixels", pixels, of_pixels)
+            cut = Cut("the patch projection", "the pixels", pixels, of_pixels, in_blocks=False)
             cut.outputs.append(as_tokens(projected))
-            self.cuts.append(cut)
+            self._cuts.append(cut)
         elif pixels is not None and record.is_map(projected):
-            self.features = projected
+            self._features = projected
         if isinstance(tower, ResNetTower):
-            self.cuts.append(_Cut("the pooling head", "the patches", leaf, as_tokens))
+            self._cuts.append(Cut("the pooling head", "the patches", leaf, as_tokens))
             record.features = leaf
             record.count = tower.prefix + leaf.shape[-2] * leaf.shape[-1]
         else:
             entered = "the words" if tower.kind == "text" else "the patches"
-            self.cuts.append(_Cut("the first block", entered, leaf, as_tokens, span=record.span))
+            self._cuts.append(Cut("the first block", entered, leaf, as_tokens, span=record.span))
         return leaf.clone()
 
-    def enter(self, layer: Any, args: Arguments, kwargs: dict[str, Any]) -> None:
+    def _enter(self, layer: Any, args: Arguments, kwargs: dict[str, Any]) -> None:
         self.record.count = layer.residual(args, kwargs).shape[1]
 
-    def see(self, index: int, read: AttentionRead) -> Tensor:
-        """Compare what attention reads with what entered the block, and cut its outputs."""
-        record = self.record
+    def _see(self, index: int, read: AttentionRead) -> Tensor:
+        """Cut between what entered the block and what attention reads, and behind its outputs."""
+        record, tower = self.record, self.record.tower
         torch.set_grad_enabled(True)
-        self.out = read.out.detach()
-        leaf = _leaf(self.out)
-        if self.closed:
+        self._head_outputs = read.out.detach()
+        leaf = _leaf(self._head_outputs)
+        if self._is_closed:
             return leaf.clone()
         if self.exact and not read.obeys(record.rounding(read.out)):
-            refuse_not_finite(record.tower.module)
-            if not read.out.isfinite().all():
-                raise CaptureError(
-                    f"{read.name} of the {record.tower.noun} returns NaN or infinity, and its "
-                    "weights are finite; look for NaN in the images, or for an overflow in half "
-                    "precision."
-                )
-            raise UnsupportedModelError(
-                f"{read.name} of the {record.tower.noun} does not return the sum of its values by "
-                "its weights; use a method of Captum that does not look inside, such as Occlusion."
-            )
-        sources = [read.value, read.key] + [read.query] * (not read.attention.is_pool)
-        # keys beyond the tokens, such as a sink, are of none; nor is the mean in a ResNet's pool
-        first = record.tower.prefix if isinstance(record.tower, ResNetTower) else 0
-        tokens = [x.transpose(1, 2)[:, first : record.count] for x in sources if x is not None]
-        self.cuts[-1].outputs += tokens
+            self.broken_reads.append(read)
+        sources = [read.value, read.key]
+        if not read.attention.is_pool:
+            sources.append(read.query)
+        # Keys beyond the tokens, such as a sink, are of none; nor is the mean in a ResNet's pool.
+        first = tower.prefix if isinstance(tower, ResNetTower) else 0
+        for source in sources:
+            if source is not None:
+                self._cuts[-1].outputs.append(source.transpose(1, 2)[:, first : record.count])
         if read.attention.is_pool:
-            self.last = leaf
+            self._last = leaf
         else:
+            by_token = partial(torch.transpose, dim0=1, dim1=2)
             name = f"what follows {read.name}"
-            cut = _Cut(name, "its heads' outputs", leaf, partial(torch.transpose, dim0=1, dim1=2))
-            self.heads = [cut]
+            self._attention_cut = Cut(name, "its heads' outputs", leaf, by_token)
         return leaf.clone()
 
-    def leave(self, index: int, _: Arguments, result: Any) -> Any:
-        """Compare what a block returns with what entered it, and cut."""
+    @torch.no_grad()
+    def _merge(self, attention: Attention, _: Arguments, result: Any) -> None:
+        """Claim that the output map makes of each token's heads what is returned."""
+        if self._head_outputs is None or self._is_closed:
+            return
+        heads = self._head_outputs.transpose(1, 2).flatten(2)
+        with autocast_disabled(heads):
+            heads = heads.to(next(attention.output_module.parameters(), heads).dtype)
+            merged = to_float32(run_steps(attention.merge_steps(), heads)).flatten(1)
+        returned = attention.output(result).flatten(1)
+        self.claims.append(Claim.of("the last attention", merged, returned))
+
+    def _leave(self, index: int, _: Arguments, result: Any) -> Any:
+        """Cut between what entered a block and what it returns, and behind it."""
         layer = self.record.transformer.layers[index]
         output = layer.output(result)
         torch.set_grad_enabled(True)
-        leaf = self.last = _leaf(output)
-        if not self.closed:
-            for cut in (*self.heads, self.cuts[-1]):
-                cut.outputs.append(output)
-            self.cuts += self.heads
-            self.heads = []
+        leaf = self._last = _leaf(output)
+        if not self._is_closed:
+            block_cut, attention_cut = self._cuts[-1], self._attention_cut
+            block_cut.outputs.append(output)
+            if attention_cut is not None:
+                attention_cut.outputs.append(output)
+                self._cuts.append(attention_cut)
+                self._attention_cut = None
             is_last = index + 1 == len(self.record.tower.layers)
             name = "the pooling head" if is_last else f"layer {index + 1}"
-            self.cuts.append(_Cut(name, "the tokens that the block below returned", leaf))
+            self._cuts.append(Cut(name, "the tokens that the block below returned", leaf))
         return layer.replaced(result, leaf.clone())
 
-    def compare(self) -> None:
-        """Raise UnsupportedModelError unless each token's weight came back at that token."""
-        self.closed = True
-        self.record.verify("a look at the model")
-        self.compare_order("cells", self.features, self.pixels)
-        self.compare_order("pixels", self.entered, self.images)
-        cuts = [cut for cut in self.cuts if cut.outputs]
-        for cut, output in [(each, output) for each in cuts for output in each.outputs]:
-            if output.is_leaf:
-                raise UnsupportedModelError(
-                    f"no gradient leads from {cut.name} of the {self.record.tower.noun} to "
-                    f"{cut.entered}, so the tokens cannot be told apart; remove what turns the "
-                    "graph off, such as no_grad, inference_mode or detach."
-                )
-            if output.shape[:2] != cut.outputs[0].shape[:2]:
-                raise self._refused(cut)
-        first = list[Tensor]()
-        count = max((cut.outputs[0].shape[1] for cut in cuts), default=0)
-        for weights in _weights(self.record, count) if cuts else ():  # (B, count)
-            scaled = self._scaled(cuts, weights)
-            first = first or scaled
-            for cut, *pair in zip(cuts, scaled, first, strict=True):
-                self._compare(cut, *pair)
+    # What the gradients show once it has run
 
-    def _scaled(self, cuts: Sequence[_Cut], weights: Tensor) -> list[Tensor]:
-        """The gradients by tokens (B, n, x), each over its token's weight."""
+    def close(self, scores: Tensor) -> bool:
+        """End the forward; False where a part ran without its hooks, so that little was seen.
+
+        A checkpointed block runs again in the backward, and what it then passes is not looked at.
+        """
+        self._is_closed = True
+        can_differentiate = scores.requires_grad and len(scores) == self.record.batch
+        self.scores = scores if can_differentiate else None
+        return self.record.size is not None and not self._hooks.unseen
+
+    def disordered(self) -> Iterator[str]:
+        """What does not lie in the order of the pixels that it sees: cells or the pixels."""
+        if not self._lies_in_order(self._features, self._pixels):
+            yield "cells"
+        if not self._lies_in_order(self._entered, self.images):
+            yield "pixels"
+
+    def _lies_in_order(self, features: Tensor | None, pixels: Tensor | None) -> bool:
+        """Whether features lie in the order of the pixels that they see.
+
+        The pixels of cells overlap, so of a mixture of all cells, weighted by their row, the share
+        of each row of pixels must grow with it, as must that of columns.
+        """
+        if features is None or pixels is None:
+            return True
+        draw = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, features.shape, generator=draw, device="cpu").to(features)
+        steps = (torch.arange(1.0, side + 1).to(features) for side in features.shape[2:])
+        by_row, by_column = torch.meshgrid(*steps, indexing="ij")
+        energies = list[Tensor | None]()
+        for weights in (torch.ones_like(by_row), by_row, by_column):
+            [gradient] = self._gradients(features, [pixels], (2 * signs - 1) * weights)
+            energies.append(None if gradient is None else to_float32(gradient).square())
+        plain, *weighted = energies
+        is_map = min(features.shape[2:]) > 1
+        for axis, energy in zip((2, 3), weighted, strict=True):
+            side = features.shape[axis]
+            if side == 1:
+                continue
+            along, across = _growth(energy, plain, axis), _growth(energy, plain, 5 - axis)
+            # Grids of real models have .96 and more along the axis, rolled ones .76 at most. Random
+            # ones of four cells may have less, but turned ones have .96 across.
+            is_turned = along < -0.3 or (across > 0.9 and is_map)
+            if along < 0.9 and (side > 4 or is_turned):
+                return False
+        return True
+
+    @cached_property
+    def displaced(self) -> list[Cut]:
+        """The cuts behind which not every token is at its own place."""
+        cuts = [cut for cut in self._cuts if cut.outputs]
+        uneven = [cut for cut in cuts if len({output.shape[:2] for output in cut.outputs}) > 1]
+        if uneven or not cuts:
+            return uneven
+        first = list[Tensor]()
+        count = max(cut.outputs[0].shape[1] for cut in cuts)
+        for weights in _weights(self.record, count):  # (B, count)
+            scaled = self._scaled(cuts, weights)
+            lost = [cut for cut, tokens in zip(cuts, scaled, strict=True) if tokens is None]
+            if lost:
+                return lost
+            tokens = [each for each in scaled if each is not None]
+            first = first or tokens
+            compared = zip(cuts, tokens, first, strict=True)
+            moved = [cut for cut, *pair in compared if self._is_displaced(cut, *pair)]
+            if moved:
+                return moved
+        return []
+
+    def _scaled(self, cuts: Sequence[Cut], weights: Tensor) -> list[Tensor | None]:
+        """The gradients by tokens (B, n, x), each over its token's weight; None where one is lost.
+
+        They are those of all outputs together.
+        """
         outputs = {id(output): output for cut in cuts for output in cut.outputs}
-        # not a sum over channels, which a norm would set to zero
         cotangents = list[Tensor]()
         for output in outputs.values():
-            channels = channel_ramp(output[0, 0].numel(), output.dtype, output.device)
-            own = weights[:, : output.shape[1], None].to(output) * channels
-            cotangents.append(own.view_as(output))
-        # all that is made of them, together
-        gradients = self._grad([*outputs.values()], [cut.leaf for cut in cuts], cotangents)
-        scaled = list[Tensor]()
+            # A ramp and no sum over channels, which a norm would set to zero.
+            ramp = channel_ramp(output[0, 0].numel(), output.dtype, output.device)
+            by_token = weights[:, : output.shape[1], None].to(output) * ramp
+            cotangents.append(by_token.view_as(output))
+        leaves = [cut.leaf for cut in cuts]
+        gradients = self._gradients([*outputs.values()], leaves, cotangents)
+        scaled = list[Tensor | None]()
         for cut, gradient in zip(cuts, gradients, strict=True):
-            own = weights[:, range(cut.outputs[0].shape[1])[cut.span]]
+            by_token = weights[:, range(cut.outputs[0].shape[1])[cut.span]]
             tokens = None if gradient is None else cut.as_tokens(gradient).flatten(2)
-            if tokens is None or tokens.shape[1] != own.shape[1]:
-                raise self._refused(cut)
-            scaled.append(to_float32(tokens) / own[..., None])
+            if tokens is None or tokens.shape[1] != by_token.shape[1]:
+                scaled.append(None)
+            else:
+                scaled.append(to_float32(tokens) / by_token[..., None])
         return scaled
 
-    def _grad(
+    def _is_displaced(self, cut: Cut, tokens: Tensor, first: Tensor) -> bool:
+        """Whether a token's gradient changes with the weights of others, or a patch has none."""
+        size = first.norm(dim=-1)  # (B, n)
+        bound = max(map(self.record.rounding, (cut.leaf, *cut.outputs)))
+        is_same = is_rounding(difference(tokens, first, dim=-1), size, bound)
+        wrong = ~is_same & size.isfinite()
+        # A patch may have been dropped; a weight of zero drops them all, which is none's fault.
+        has_all = tokens.shape[1] == cut.outputs[0].shape[1]
+        span = self.record.span if has_all else slice(None)
+        wrong[:, span] |= (size[:, span] == 0) & bool(size.any())
+        visible = self.record.pooled.visible
+        if visible is not None and visible.shape == wrong.shape:  # padding may be wiped
+            wrong &= visible
+        return bool(wrong.any())
+
+    @cached_property
+    def score_gradients(self) -> list[ScoreGradients]:
+        """The gradients of the scores at what the last layer returns and at all cuts below it."""
+        if self.scores is None:
+            return []
+        assert self._last is not None
+        below = [cut for cut in self._cuts if cut.leaf is not self._last]
+        leaves = [self._last, *(cut.leaf for cut in below)]
+        ramp = channel_ramp(len(self.scores[0]), self.scores.dtype, self.scores.device)
+        # A forward function may score in half precision and cast afterwards, unseen, and smaller
+        # weights would underflow there.
+        weight_sets = _weights(self.record, 1, torch.float16)
+        if len(self.scores) == 1:
+            weight_sets = weight_sets[:1]
+        found = list[ScoreGradients]()
+        for weights in weight_sets:  # (B, 1)
+            cotangent = weights.to(self.scores) * ramp
+            embedding, *others = self._gradients(self.scores, leaves, cotangent)
+            if embedding is not None and not embedding.any():
+                embedding = None
+            read = list[str]()
+            for cut, gradient in zip(below, others, strict=True):
+                if gradient is not None and gradient.any():
+                    read.append(cut.name)
+            found.append(ScoreGradients(weights, embedding, read))
+        return found
+
+    def mixes_images(self) -> bool:
+        """Whether the scores of an image depend on what the tower returned of another."""
+        first: Tensor | None = None
+        for scored in self.score_gradients:
+            if scored.embedding is None:
+                continue
+            rows = to_float32(scored.embedding).flatten(1)
+            rows = rows / scored.weights.to(rows.device)
+            first = rows if first is None else first
+            size = first.norm(dim=1)
+            bound = self.record.rounding(scored.embedding)
+            is_same = is_rounding(difference(rows, first, dim=1), size, bound)
+            if not (is_same | ~size.isfinite()).all():
+                return True
+        return False
+
+    def _gradients(
         self, outputs: Any, leaves: Sequence[Tensor], cotangents: Any
     ) -> Sequence[Tensor | None]:
         options = {"retain_graph": True, "allow_unused": True}
@@ -325,115 +393,25 @@ class _Seen:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0].partition(": [")[0]
             raise UnsupportedModelError(
-                f"no gradient passes the {self.record.tower.noun} ({reason}); remove what works in "
+                f"no gradient passes the {self.record.noun} ({reason}); remove what works in "
                 "place or turns the graph off, or use a method of Captum that does not look "
                 "inside, such as Occlusion."
             ) from error
 
-    def _compare(self, cut: _Cut, tokens: Tensor, first: Tensor) -> None:
-        off, size = difference(tokens, first, dim=-1), first.norm(dim=-1)  # (B, n)
-        bound = max(map(self.record.rounding, (cut.leaf, *cut.outputs)))
-        wrong = ~is_rounding(off, size, bound) & size.isfinite()
-        # what drops a patch, and not a weight of zero, which drops them all
-        span = self.record.span if tokens.shape[1] == cut.outputs[0].shape[1] else slice(None)
-        wrong[:, span] |= (size[:, span] == 0) & bool(size.any())
-        visible = self.record.pooled.visible
-        if visible is not None and visible.shape == wrong.shape:  # padding may be wiped
-            wrong &= visible
-        if wrong.any():
-            raise self._refused(cut)
 
-    def _refused(self, cut: _Cut) -> UnsupportedModelError:
-        return UnsupportedModelError(
-            f"{cut.name} of the {self.record.tower.noun} does not read {cut.entered} each at its "
-            "own place: something beside the attention merges, drops, adds, mixes or permutes "
-            "tokens, such as prompts. Remove that, or use a method of Captum that does not look "
-            "inside, such as Occlusion."
-        )
-
-    def compare_order(self, what: str, features: Tensor | None, pixels: Tensor | None) -> None:
-        """Raise UnsupportedModelError unless features lie in the order of the pixels that they see.
-
-        The pixels of cells overlap, so of a mixture of all cells, weighted by their row, the share
-        of each row of pixels must grow with it, as must that of columns.
-        """
-        if features is None or pixels is None:
-            return
-        draw = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, features.shape, generator=draw, device="cpu").to(features)
-        steps = (torch.arange(1.0, side + 1).to(features) for side in features.shape[2:])
-        by_row, by_column = torch.meshgrid(*steps, indexing="ij")
-        energies = list[Tensor | None]()
-        for weights in (torch.ones_like(by_row), by_row, by_column):
-            [gradient] = self._grad(features, [pixels], (2 * signs - 1) * weights)
-            energies.append(None if gradient is None else to_float32(gradient).square())
-        plain, *weighted = energies
-        for axis, energy in zip((2, 3), weighted, strict=True):
-            side, is_map = features.shape[axis], min(features.shape[2:]) > 1
-            if side == 1:
-                continue
-            own, cross = (_grows(energy, plain, along) for along in (axis, 5 - axis))
-            # grids of real models have .96 and more, rolled ones .76 at most; random ones of four
-            # cells may have less, but turned ones have .96 across
-            if own < 0.9 and (side > 4 or own < -0.3 or (cross > 0.9 and is_map)):
-                raise UnsupportedModelError(
-                    f"the {what} of the {self.record.tower.noun} do not lie in the order of the "
-                    "pixels that they see: something permutes them, or takes their gradient. "
-                    "Remove that, or use a method of Captum that does not look inside, such as "
-                    "Occlusion."
-                )
-
-    def compare_scores(self, scores: Tensor) -> None:
-        """Raise CaptureError unless each image's scores depend on that image's tokens alone."""
-        last, noun = self.last, self.record.tower.noun
-        assert last is not None
-        below = [cut for cut in self.cuts if cut.leaf is not last]
-        channels = channel_ramp(len(scores[0]), scores.dtype, scores.device)
-        leaves, first = [last, *(cut.leaf for cut in below)], None
-        # a forward function may score in half precision and cast afterwards, unseen, and smaller
-        # weights would underflow there
-        weight_sets = _weights(self.record, 1, torch.float16)
-        for weights in weight_sets if len(scores) > 1 else weight_sets[:1]:  # (B, 1)
-            gradient, *others = self._grad(scores, leaves, weights.to(scores) * channels)
-            pairs = zip(below, others, strict=True)
-            read = [cut.name for cut, other in pairs if other is not None and other.any()]
-            if gradient is None or not gradient.any():
-                if not read:
-                    raise CaptureError("The scores do not depend on what the tower computed.")
-                raise CaptureError(
-                    f"The scores read what enters {read[-1]}, and not what the last layer of the "
-                    f"{noun} returns, so a map of its attention would be zero everywhere. Score "
-                    "what the tower returns; for a vision-language model use Captum's "
-                    "LLMAttribution with ImageMaskInput (docs/captum.md)."
-                )
-            if read and "embedding" in self.laws:
-                raise CaptureError(
-                    f"The scores read what enters {read[-1]} of the {noun} beside the "
-                    "embedding, so they cannot be taken apart. Use a method with gradients, "
-                    "such as all-grad."
-                )
-            rows = to_float32(gradient).flatten(1) / weights.to(gradient.device)
-            first = rows if first is None else first
-            off, size = difference(rows, first, dim=1), first.norm(dim=1)
-            alike = is_rounding(off, size, self.record.rounding(last))
-            if not (alike | ~size.isfinite()).all():
-                raise CaptureError(
-                    "The scores of an image depend on other images of the batch, as a softmax over "
-                    "images, a batch's mean or sorted images do; score each image by itself."
-                )
-
-
-def _grows(weighted: Tensor | None, plain: Tensor | None, axis: int) -> float:
+def _growth(weighted: Tensor | None, plain: Tensor | None, axis: int) -> float:
     """How the share of the weighted in all energy (B, 3, H, W) grows along an axis, -1 to 1."""
     if weighted is None or plain is None:
         return -1.0
     others = tuple(dim for dim in range(4) if dim != axis)
     share, whole = weighted.sum(others), plain.sum(others)
     share = share[whole > 0] / whole[whole > 0]
-    if len(share) < 2:  # of pixels that hardly any cell sees nothing can be told
+    if len(share) < 2:  # Nothing can be told of pixels that hardly any cell sees.
         return torch.nan
-    grows = torch.corrcoef(torch.stack([share, torch.arange(len(share)).to(share)]))[0, 1]
-    return float(grows.nan_to_num(0))  # no share grows, as where rows are columns
+    places = torch.arange(len(share)).to(share)
+    correlation = torch.corrcoef(torch.stack([share, places]))[0, 1]
+    # Where rows are columns no share grows, and there is no correlation.
+    return float(correlation.nan_to_num(0))
 
 
 def _weights(record: Recording, count: int, *others: torch.dtype) -> list[Tensor]:
@@ -461,6 +439,11 @@ def _reads_patches(tower: Tower, pixels: Tensor, projected: Tensor) -> bool:
         return stem is not None and (pixels.ndim == 3 or projected.ndim == 4)
     plain = stem.padding in ((0, 0), 0, "valid") and stem.dilation == (1, 1)
     return plain and stem.kernel_size == stem.stride == tuple(tower.patch)
+
+
+def _map_as_tokens(gradient: Tensor) -> Tensor:
+    """A gradient (B, D, h, w) by tokens, (B, h w, D)."""
+    return gradient.flatten(2).mT
 
 
 def _of_pixels(patch: tuple[int, int], gradient: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ..models.steps import ACTIVATIONS, gate_of, norm_at
 from ..models.towers import TransformerTower
 from .graph import held, keeps_graph
 from .hooks import Arguments, Hooks, Watch, uncompiled
+from .laws import refuse_other_weights
 from .observe import Embedding, HandedOn, begin, plan_attention, recording, refuse_cut_graph
 from .reads import AttentionRead
 from .records import Recording, channel_ramp
@@ -261,7 +262,7 @@ def run_blocks(
 
     It gives the heads' outputs (B, H, n, d) of a layer for what was read of its attention.
     """
-    record.refuse_switched()
+    refuse_other_weights(record)
     tower = record.transformer
     again = Recording(tower, record.size, len(tokens), tokens.shape[1])
     hooks, watch = Hooks(), Watch(tower.noun)

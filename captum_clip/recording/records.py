@@ -1,6 +1,5 @@
 """What a forward showed, and what of it is computed again and compared."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,19 +8,15 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CaptureError, UnsupportedModelError
+from ..errors import CaptureError
 from ..models.attentions import PooledToken, PostNormLayer
 from ..models.library import has_no_foreign_hooks
-from ..models.rounding import agree, bound_of, difference, is_rounding, size_of
+from ..models.rounding import agree, bound_of
 from ..models.steps import run_steps
 from ..models.towers import Tower, TransformerTower
-from .graph import Graph, is_exact, no_graph
+from .graph import Graph, no_graph
 
 NOTHING: Final = torch.empty(0)  # until the forward has shown it
-
-
-class ChangedInPlaceError(UnsupportedModelError):
-    """The forward works in place on tokens whose rows were to be read after it."""
 
 
 def channel_ramp(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -29,13 +24,19 @@ def channel_ramp(count: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return torch.linspace(-1, 2, count, dtype=dtype, device=device)
 
 
-class Recomputed(NamedTuple):
-    """Parts as a method computed them again, beside what the library returned."""
+class Claim(NamedTuple):
+    """That parts which a method computed again are what the library returned, within rounding."""
 
     names: Sequence[str]  # of n parts
     recomputed: Tensor  # (n, B, ...)
     returned: Tensor
     sizes: tuple[Tensor, ...]  # (n, B, m) each, whose lengths together bound their difference
+
+    @classmethod
+    def of(cls, name: str, recomputed: Tensor, returned: Tensor, *sizes: Tensor) -> "Claim":
+        """The claim of a single part, without a graph."""
+        wide = [tensor.detach()[None] for tensor in (recomputed, returned, *sizes)]
+        return cls([name], wide[0], wide[1], tuple(wide[2:]))
 
 
 @dataclass(eq=False)
@@ -61,7 +62,7 @@ class Recording:
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor = NOTHING  # (B, C, h, w), the last stage of a ResNet, in the graph
     scored: Tensor = NOTHING  # (B, E), of which a `Similarity` takes the cosines
-    comparisons: list[Recomputed] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     switched: bool = False  # the tower ran with other weights or adapters than it has afterwards
 
     @no_graph()
@@ -104,14 +105,14 @@ class Recording:
 
         They may differ by a share of the lengths of others together, by default of its own.
         """
-        self.compare_all([name], *(each[None] for each in (recomputed, returned, *sizes)))
+        self.claims.append(Claim.of(name, recomputed, returned, *sizes))
 
     def compare_all(
         self, names: Sequence[str], recomputed: Tensor, returned: Tensor, *sizes: Tensor
     ) -> None:
         """As `compare`, of n parts of one shape, each with one more axis in front."""
         lengths = tuple(size.detach() for size in sizes)
-        self.comparisons.append(Recomputed(names, recomputed.detach(), returned.detach(), lengths))
+        self.claims.append(Claim(names, recomputed.detach(), returned.detach(), lengths))
 
     def rounding(self, tensor: Tensor) -> float:
         """The relative difference that computing a tensor of the tower once more may make."""
@@ -121,70 +122,22 @@ class Recording:
         """Let all tensors go."""
         for kept in (self.reads, self.outputs, self.rows):
             kept.clear()
-        for each in (self.comparisons, self.handed_on):
+        for each in (self.claims, self.handed_on):
             each.clear()
         self.embedding = self.scored = self.input = self.pool = NOTHING
         self.projected = None
         self.graph.let_go()
-
-    def verify(self, method: str) -> None:
-        """Raise UnsupportedModelError unless all parts are what the library returned."""
-        noun = "model" if self.tower is None else self.tower.noun
-        if self.graph.is_changed:
-            raise ChangedInPlaceError(
-                f"{method}: the forward of the {noun} changes the input tokens of an attention in "
-                "place afterwards; change a clone of them instead."
-            )
-        # all of one shape together, and all in one look, since each waits for the device
-        groups: dict[Any, list[Recomputed]] = defaultdict(list)
-        for each in self.comparisons if is_exact() else ():
-            shapes = (x.shape[1:] for x in (each.recomputed, *each.sizes))
-            groups[(each.returned.dtype, *shapes)].append(each)
-        self.comparisons.clear()
-        names, offs, most = list[tuple[str, float]](), list[Tensor](), list[Tensor]()
-        for group in groups.values():
-            parts = zip(*((x.recomputed, x.returned, *x.sizes) for x in group), strict=True)
-            recomputed, returned, *sizes = map(_concatenated, parts)
-            off = difference(recomputed, returned, dim=-1)  # (n, B)
-            whole = size_of(*(sizes or [returned]), dim=-1)
-            bound = self.rounding(returned)
-            offs.append(off.flatten())
-            most.append((whole * bound).expand_as(off).flatten())
-            of_one = off[0].numel()
-            names += [(name, bound) for each in group for name in each.names for _ in range(of_one)]
-        if not names:
-            return
-        off, size = _concatenated(offs), _concatenated(most)
-        wrong = ~is_rounding(off, size, 1) & (size < torch.inf)  # an overflow shows in the map
-        if wrong.any():
-            index = int(wrong.int().argmax())
-            name, bound = names[index]
-            ratio = bound * float(off[index]) / max(float(size[index]), 1e-30)
-            self.refuse_switched()
-            raise UnsupportedModelError(
-                f"{method}: {name} of the {noun} does not return what its weights "
-                f"make of its input (off by {ratio:.1g} of its size, where rounding is at most "
-                f"{bound:g}); a hook, a patch or an adapter changes it. Remove that, or use a "
-                "method of Captum that does not look inside, such as Occlusion."
-            )
-
-    def refuse_switched(self) -> None:
-        """Raise CaptureError where a part cannot be computed again with what ran."""
-        if self.switched:
-            noun = "model" if self.tower is None else self.tower.noun
-            raise CaptureError(
-                f"The forward function ran the {noun} with other weights or adapters "
-                "than it has outside of it, as torch.func.functional_call and peft's "
-                "disable_adapter() do, so its parts cannot be computed again. Make that change "
-                "around the whole call of the method, such as with load_state_dict on a copy or "
-                "`with model.disable_adapter():`."
-            )
 
     @cached_property
     def is_hooked(self) -> bool:
         """Whether somebody's hook or patch in the tower may have taken a gradient away."""
         modules = () if self.tower is None else self.tower.module.modules()
         return not all(map(has_no_foreign_hooks, modules))
+
+    @property
+    def noun(self) -> str:
+        """What the tower is called in messages."""
+        return "model" if self.tower is None else str(self.tower.noun)
 
     @property
     def transformer(self) -> TransformerTower:
@@ -218,10 +171,6 @@ class Recording:
         return tower.on_grid(values, self.size)
 
 
-def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
-
-
 @torch.no_grad()
 def ran_alike(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
     """Whether parts (..., D) were computed again as they ran, pairs of recomputed and returned."""
@@ -232,4 +181,4 @@ def ran_alike(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
         bound = record.rounding(returned)
         alike.append(agree(recomputed, returned, bound=bound, dim=-1).flatten())
     # All pairs are read together, since each read waits for the device.
-    return bool(_concatenated(alike).all())
+    return bool(torch.cat(alike).all())
