@@ -131,7 +131,7 @@ def test_a_cell_is_counted_along_the_rows_of_the_references_grid() -> None:
 
 def test_the_strongest_match_of_two_images_is_what_both_show(matched: Explanation) -> None:
     shares = matched.maps["positive"][0, 1:].unflatten(0, matched.cells).numpy()
-    on_other, on_image = next(_strongest_matches(shares, 1))
+    on_other, on_image = next(_strongest_matches(shares))
     for region, scene, thing in ((on_other, OTHER, 0), (on_image, SCENE, 1)):
         row, column = divmod(int(region.argmax()), 7)
         cell = scene.objects[thing].mask[32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
@@ -144,10 +144,10 @@ def test_matches_are_connected_cells_half_as_large_or_more_and_never_meet() -> N
     shares[0, 1, 1, 1], shares[2, 2, 0, 0] = 3, 4
     shares[2, 0, 1, 2] = 6  # the image's cell belongs to the first match
     shares[1, 2, 3, 0] = 1.9  # less than a quarter of the strongest
-    found = list(_strongest_matches(shares.numpy(), 4))
+    found = list(_strongest_matches(shares.numpy()))
     cells = [[np.argwhere(part).tolist() for part in match] for match in found]
     assert cells == [[[[0, 0]], [[1, 1], [1, 2]]], [[[2, 2]], [[0, 0]]]]
-    assert list(_strongest_matches(-shares.numpy(), 4)) == []
+    assert list(_strongest_matches(-shares.numpy())) == []
 
 
 def test_a_weaker_match_is_paler() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
 import pytest
 import torch
 
+from captum_clip import attr, load_clip
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models.steps import run_steps
-from captum_clip.recording.look import look
+from captum_clip.recording.inspection import inspect_model
+from captum_clip.recording.laws import LAWS, verify
 from captum_clip.recording.observe import (
     Embedding,
     Features,
     Kernels,
     LeafAtInput,
+    Observer,
     Outputs,
     Probes,
     Sums,
@@ -49,7 +53,7 @@ def test_a_kept_attention_shows_what_ran(setting):
         heads = run_steps(read.attention.merge_steps(), read.select(read.out).flatten(1))
         torch.testing.assert_close(heads, record.rows[index][1])
     torch.testing.assert_close(result, seen.embedding, rtol=1e-10, atol=1e-10)
-    record.verify("a method")
+    verify(record, "a method")
 
 
 def test_attentions_are_taken_in_order(setting):
@@ -75,8 +79,8 @@ def test_the_stream_is_compared_with_what_its_branches_return(setting):
         with torch.no_grad(), observe(tower, blocks, Outputs([1])) as record:
             run()
         record.compare_sums()
-        assert sum(len(each.names) for each in record.comparisons) == 5
-        record.verify("a method")
+        assert sum(len(each.names) for each in record.claims) == 5
+        verify(record, "a method")
     stream, returned = record.streams()[1]
     torch.testing.assert_close(run_steps(tower.layers[1].after_attention(), stream), returned)
     torch.testing.assert_close(record.outputs[1][:, 0], returned)
@@ -140,6 +144,27 @@ def test_the_input_of_a_text_tower_is_its_token_embeddings():
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
 
 
+class ReadLayers(Observer):
+    """An observer of a user's own: the layers whose attention was read when a block returns."""
+
+    def __init__(self):
+        self.seen = []
+
+    def plan(self, hooks, record):
+        for layer in record.tower.layers:
+            hooks.after(layer.block, lambda args, result: self.seen.append(record.reads.copy()))
+
+
+def test_an_observer_of_ones_own_works_beside_those_of_the_package(setting):
+    """Its hooks run after theirs, so it sees what they kept."""
+    tower, run, seen = setting
+    own = ReadLayers()
+    with torch.no_grad(), observe(tower, own, Kernels(range(3)), Embedding()):
+        result = run()
+    assert [list(reads) for reads in own.seen] == [[0], [0, 1], [0, 1, 2]]
+    torch.testing.assert_close(result, seen.embedding, rtol=1e-10, atol=1e-10)
+
+
 def graph(tower):
     """All that a recording may see, with a graph from a layer on."""
     kernels = Kernels([1], leaf=True), Kernels([0])
@@ -201,7 +226,7 @@ def test_a_recording_does_not_change_the_result(name):
         seen.append(run(*inputs))
         return seen[0]
 
-    look(tower, [looked], ["blocks", "merge", "embedding"])
+    inspect_model(tower, [looked], ["blocks", "merge", "embedding"])
     torch.testing.assert_close(seen[0].detach(), run(*inputs).detach())
 
 
@@ -225,9 +250,32 @@ def test_tokens_that_are_elsewhere_are_refused(move, part):
     )
     try:
         with pytest.raises(UnsupportedModelError, match=message):
-            look(clip.tower, [lambda: clip.image_features(images)], ["blocks"])
+            inspect_model(clip.tower, [lambda: clip.image_features(images)], ["blocks"])
     finally:
         handle.remove()
+
+
+def test_tokens_below_which_the_graph_is_off_are_refused():
+    """With frozen weights nothing else has a gradient, so nothing tells the tokens apart."""
+    clip, images = cases.adapter("hf_vit", torch.float64), cases.images("hf_vit", torch.float64)
+    frozen = copy.deepcopy(clip.model).requires_grad_(False)
+    clip = load_clip(frozen)
+    for layer in clip.tower.layers:
+        layer.block.layer_norm1.register_forward_hook(lambda m, a, out: out.detach())
+        layer.block.layer_norm2.register_forward_hook(lambda m, a, out: out.detach())
+    message = r"no gradient passes the vision tower .*turns the graph off"
+    with pytest.raises(UnsupportedModelError, match=message):
+        inspect_model(clip.tower, [lambda: clip.image_features(images)], ["blocks"])
+
+
+def test_each_law_has_a_name_and_those_of_some_methods_are_known():
+    """A method names the laws that it needs, and no other one would be seen to."""
+    names = [law.name for law in LAWS]
+    assert len({*names}) == len(names)
+    named = {law.name for law in LAWS if not law.is_general}
+    # Other tests register methods of their own, which may be no `ClipAttribution`.
+    needed = {name for kind in attr.METHODS.values() for name in getattr(kind, "_laws", ())}
+    assert needed == named == {"blocks", "merge", "embedding"}
 
 
 def test_forward_without_the_tower_is_refused(setting):

@@ -36,7 +36,8 @@ from ..errors import InputError, UnsupportedModelError, public
 from ..explaining.hints import count_doubts, share_of_better
 from ..folders.bootstrap import FEWEST, difference_of, holm, resample
 from ..models import ClipAdapter, load_clip
-from ..models.steps import ROUNDING, step_parameters
+from ..models.rounding import ROUNDING
+from ..models.steps import step_parameters
 from ..targets import Target
 from ..targets.similarity import ClipSimilarity
 from ..visualization.arrays import as_images

@@ -22,9 +22,10 @@ from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
 from ..models.steps import Direction, call_steps, run_steps, split_heads
 from ..models.towers import Pooling, ResNetTower, TextTower, TransformerTower
+from ..recording.graph import detached, keeps_graph, no_graph
 from ..recording.observe import Features, Kernels, Sums
 from ..recording.reads import AttentionRead
-from ..recording.records import Recording, agree, detached, keeps_graph, no_graph
+from ..recording.records import Recording, ran_alike
 from ._call import (
     Call,
     Pass,
@@ -115,7 +116,7 @@ def _through_one_token(tower: TransformerTower, run: Pass, read: AttentionRead) 
             raise more from error
         returned = embedded.embedding.repeat(count, 1)
         # a hook may wipe what leads from the attention
-        if not embedding.requires_grad or not agree(record, (embedding, returned)):
+        if not embedding.requires_grad or not ran_alike(record, (embedding, returned)):
             raise more
         cotangent = rows.flatten(0, 1).to(embedding.dtype)
         [gradient] = grad(embedding, leaf, cotangent, create_graph=keeps_graph())
@@ -242,7 +243,7 @@ def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor:
             tokens, values, first = features_mixture(read)
             query = read.select(read.query).flatten(1)
             pairs += [(value_map(tokens), values), (query_map(first), query)]
-        if not agree(record, *pairs):
+        if not ran_alike(record, *pairs):
             raise more
         gradients = partial(grad, embedding, token, retain_graph=True)
         at_token = batched(gradients, embedded.gradient.to(embedding.dtype), token)

@@ -22,15 +22,11 @@ from ..maps import is_vmapped
 from ..models import tower_of
 from ..models.library import nondeterminism, refuse_meta, refuse_not_finite
 from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
+from ..recording.graph import detached, kept_graph, with_whole_graph
 from ..recording.hooks import is_compiled, modules_are_tracked, uncompiled
-from ..recording.look import kind_of, look
-from ..recording.records import (
-    ChangedInPlaceError,
-    Recording,
-    detached,
-    kept_graph,
-    with_whole_graph,
-)
+from ..recording.inspection import inspect_model, kind_of
+from ..recording.laws import ChangedInPlaceError, verify
+from ..recording.records import Recording
 from ..targets.similarity import Similarity, TextSimilarity
 from ._call import (
     Call,
@@ -92,11 +88,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     _tower: Tower  # with the parts that the model had in the last call
     _model: nn.Module | None  # of a forward function of the user's
-    _looks: set[Any]  # kinds of models and inputs that were looked at
+    _inspected: set[Any]  # kinds of models and inputs
     _constants: dict[int, Constants]  # of the forward function's scores, by their number
     _copies: bool = False  # whether the model works in place on tokens that are read later
     _cuts_graph: ClassVar[bool] = False  # whether its graph must not begin with the forward
-    _laws: ClassVar[tuple[str, ...]] = ("blocks",)  # what `look` sees to beside pixels and patches
+    _laws: ClassVar[tuple[str, ...]] = ("blocks",)  # laws beside those of all methods, by name
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -143,7 +139,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # Captum's hooks and its users expect a module as the layer
         module = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, module)
-        self._tower, self._model, self._looks = tower, layer, set[Any]()
+        self._tower, self._model, self._inspected = tower, layer, set[Any]()
         self._constants = {}
 
     def __repr__(self) -> str:
@@ -311,17 +307,17 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             call = Call(forward, tensors, extra, select, self._tower, name)
             call = replace(call, constants=self._constants)
             with torch_failures():
-                is_new = self._look(call, options, exact=exact)
+                is_new = self._inspect(call, options, exact=exact)
                 with graph:
                     call = replace(call, images=tuple(map(detached, tensors)))
                     result = self._computed(partial(compute or self._compute, **options), call)
                     maps = detached(result.values)
                 if result.record.moved and (not is_new or len(tensors[0]) > 2):
-                    self._look(call, options, exact=exact, again=True)
+                    self._inspect(call, options, exact=exact, again=True)
             kind = "graph", tensors[0].dtype, tensors[0].shape[1:]
-            if leaves and (is_new or kind not in self._looks):
+            if leaves and (is_new or kind not in self._inspected):
                 differentiate(maps, leaves)
-                self._looks.add(kind)
+                self._inspected.add(kind)
             maps = self._on_grid(result.record, maps) if on_grid else maps
             result.record.let_go()
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
@@ -334,25 +330,25 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             # Captum's metrics call .view on an attribution
             return result._replace(values=maps.contiguous())
 
-    def _look(
+    def _inspect(
         self, call: Call, options: dict[str, Any], *, exact: bool, again: bool = False
     ) -> bool:
         """Check the laws once for each kind of model and inputs; True if they were checked now."""
         forward, images, tower = self.forward_func, call.images[0], self._tower
-        # an adapter is ours, so that all methods of a model look once together
-        looks = forward.clip.looks if isinstance(forward, Similarity) else self._looks
+        # an adapter is ours, so that all methods of a model are inspected once together
+        inspected = forward.clip.inspected if isinstance(forward, Similarity) else self._inspected
         model, laws = self._whole_model, {*self._laws_of(**options)}
         # of one image batch and heads may stand in any order
         inputs = images.dtype, images.shape[1:], len(images) > 1
         kind = frozenset(laws), inputs, tower.kind, kind_of(tower.module, model)
-        if kind in looks and not again:
+        if kind in inspected and not again:
             return False
         calls, leaves = [call] if again else [call.of_two(), call], list[Tensor]()
         if not isinstance(forward, Similarity) and images.is_floating_point():
             leaves = [each.images[0].detach().clone().requires_grad_() for each in calls]
             pairs = zip(calls, leaves, strict=True)
             calls = [replace(each, images=(leaf, *each.images[1:])) for each, leaf in pairs]
-        look(tower, [each.scores for each in calls], laws, exact=exact, images=leaves)
+        inspect_model(tower, [each.scores for each in calls], laws, exact=exact, images=leaves)
         if is_compiled(forward, model):  # whose backend may change numbers
             check = Recording(tower)
             # what its compiler cannot compile has no other score
@@ -361,8 +357,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                     seen = call.scores()
                 dtype = next(tower.module.parameters()).dtype
                 check.compare("the score of compiled code", seen, call.scores().to(dtype))
-            check.verify(call.method)
-        looks.add(kind)
+            verify(check, call.method)
+        inspected.add(kind)
         return True
 
     @property
@@ -383,7 +379,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             is_whole = modules_are_tracked() and not self._cuts_graph
             with with_whole_graph() if is_whole else nullcontext():
                 result = compute(replace(call, copies=self._copies))
-            result.record.verify(call.method)
+            verify(result.record, call.method)
             return result
 
         while True:

@@ -19,17 +19,13 @@ from ..checks import expect, show
 from ..errors import CaptureError, TargetError, UnsupportedModelError
 from ..maps import to_float32
 from ..models.library import checkpoints, has_no_foreign_hooks
+from ..models.rounding import agree, difference, is_rounding
 from ..models.steps import Direction, Step, run_steps
 from ..models.towers import ResNetTower, Tower, TransformerTower
+from ..recording.graph import detached, keeps_graph, no_graph, without_whole_graph
+from ..recording.laws import verify
 from ..recording.observe import Embedding, Features, Kernels, Observer, Outputs, Probes, observe
-from ..recording.records import (
-    NOTHING,
-    Recording,
-    detached,
-    keeps_graph,
-    no_graph,
-    without_whole_graph,
-)
+from ..recording.records import NOTHING, Recording
 from ..targets.similarity import ClipSimilarity, Similarity, TextSimilarity
 
 Columns = Sequence[int] | Tensor | None
@@ -108,7 +104,7 @@ class Call:
         """Run the forward to its end under a recording."""
         with recording as record:
             scores = self.scores()
-        record.verify(self.method)
+        verify(record, self.method)
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)
         # a score on another device than the images is legal, as with a sharded model
@@ -442,10 +438,11 @@ def embedded_scores(
     rows, remainder = _directions(run, embedding, gradient, projected)
     # One direction for all images, as for texts, makes the products that follow one matrix.
     mean = rows.mean(1, keepdim=True)
-    rounding = 32 * torch.finfo(rows.dtype).eps * mean.norm(dim=-1)
     # Rows that are equal here may have other derivatives.
-    alike = ((rows - mean).norm(dim=-1) <= rounding).all()
-    rows = mean if bool(alike) and not keeps_graph() else rows
+    if not keeps_graph():
+        bound = 32 * torch.finfo(rows.dtype).eps
+        if bool(is_rounding(difference(rows, mean, dim=-1), mean.norm(dim=-1), bound).all()):
+            rows = mean
     direction = Direction.of(rows, length[:, 0].reciprocal())
     return PooledEmbedding(run, first, direction, gradient, projected, remainder)
 
@@ -478,12 +475,13 @@ class Constants:
     def fit(self, columns: Tensor, rows: Tensor, bound: float) -> bool:
         """Whether directions (K', B, E) of columns (K', B) have the lengths that they had."""
         lengths = rows.new_tensor(self.lengths)[columns]
-        return bool(((rows.norm(dim=-1) - lengths).abs() <= bound * lengths).all())
+        off = (rows.norm(dim=-1) - lengths).abs()
+        return bool(is_rounding(off, lengths, bound).all())
 
     def with_lengths(self, columns: Tensor, rows: Tensor, bound: float) -> "Constants":
         """The same with the lengths of directions (K', B, E), where all images have one length."""
         lengths = rows.norm(dim=-1)  # (K', B)
-        alike = (lengths - lengths[:, :1]).abs() <= bound * lengths[:, :1]
+        alike = is_rounding((lengths - lengths[:, :1]).abs(), lengths[:, :1], bound)
         lengths = torch.where(alike.all(1, keepdim=True), lengths, torch.nan)
         known = lengths.new_full((len(self.values),), torch.nan)
         known = known.scatter(0, columns.flatten(), lengths.flatten())
@@ -555,15 +553,16 @@ def _turned_round(
     turned_scores = detached(other.scores)
     constants, odd = (scores + turned_scores) / 2, (scores - turned_scores) / 2  # (B, K)
     # The gradient of an odd function is even.
-    is_odd = (slope - gradient).norm(dim=-1) <= bound * gradient.norm(dim=-1)
+    is_odd = agree(slope, gradient, bound=bound, dim=-1)
     if not bool(is_odd.all() & constants.isfinite().all()):
         return gradient_alone
     chosen = [each.T.gather(0, run.columns).to(gradient.dtype) for each in (constants, odd)]
     linear = (gradient * to_float32(detached(_first_token(embedding)))).sum(-1)
-    if bool(((chosen[1] - linear).abs() <= bound * chosen[1].abs()).all()):
+    off = (chosen[1] - linear).abs()
+    if bool(is_rounding(off, chosen[1].abs(), bound).all()):
         return gradient_alone
     size = scores.abs() + turned_scores.abs()
-    alike = ((constants - constants[:1]).abs() <= bound * size).all(0)
+    alike = is_rounding((constants - constants[:1]).abs(), size, bound).all(0)
     values = torch.where(alike, constants.mean(0), torch.nan)
     return Constants(True, tuple(values.tolist())), chosen[0]
 
@@ -572,7 +571,7 @@ def _scored_point(run: Pass, below: Tensor) -> Tensor | None:
     """The embedding through which alone the scores depend on what is below; None without one."""
     candidates = run.record.projected, run.record.embedding
     points = [each for each in candidates if each is not None and each.requires_grad]
-    probes = [] if run.record.probe is None else [run.record.probe]
+    probes = [] if run.record.graph.probe is None else [run.record.graph.probe]
     # one mixture of all targets, in which nothing cancels, so that the law costs one backward
     whole, *inner = run.mixed(below, *points, *probes)
     if whole is None or any(each is not None and bool(each.any()) for each in inner[len(points) :]):
@@ -596,5 +595,6 @@ def _leads_through(
         return True
     (through,) = grad(embedding, below, inner, retain_graph=True, allow_unused=True)
     through = torch.zeros_like(whole) if through is None else through
-    off, size = (to_float32(each).norm() for each in (through - whole, whole))
-    return bool(off <= run.record.rounding(embedding) * size) or not whole.isfinite().all()
+    is_all = agree(through, whole, bound=run.record.rounding(embedding))
+    # Where the gradient overflows nothing can be told, and the map shows it.
+    return bool(is_all) or not whole.isfinite().all()

@@ -25,10 +25,11 @@ from ..models.steps import (
     split_heads,
 )
 from ..models.towers import Tower, TransformerTower
+from ..recording.graph import detached, held, keeps_graph, no_graph
 from ..recording.observe import Kernels, Sums
 from ..recording.passes import record_held, refuse_nonlinear
 from ..recording.reads import AttentionRead
-from ..recording.records import NOTHING, Recording, detached, held, keeps_graph, no_graph
+from ..recording.records import NOTHING, Recording
 from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import (

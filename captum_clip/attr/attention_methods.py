@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
+from ..recording.graph import no_graph
+from ..recording.laws import verify
 from ..recording.observe import Kernels, Outputs, keep
 from ..recording.reads import AttentionRead
-from ..recording.records import no_graph
 from ..targets.similarity import Similarity
 from . import _attention as mha
 from ._attention import LastGradient, all_gradients, kept_attention, last_gradient
@@ -267,7 +268,7 @@ class LastGradAttention(ViTAttribution):
             # the score turned out to read more tokens, and the rows that were kept will not do
             again = without_gradient(self._tower, call, Kernels(layers))
             again.record.compare("a second forward", again.scores, run.scores)
-            again.record.verify(call.method)
+            verify(again.record, call.method)
             record = again.record
         attention = kept_attention(record, len(run.columns) > 1, averaged=heads == "averaged")
         maps = []

@@ -20,9 +20,9 @@ from ..models import find_tower
 from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
 from ..models.towers import ResNetTower, ViTTower
+from ..recording.graph import detached, no_graph
 from ..recording.observe import Kernels, Outputs, Probes, Sums, record_features
 from ..recording.passes import read_pool
-from ..recording.records import detached, no_graph
 from ..targets.similarity import ClipSimilarity
 from . import _attention as mha
 from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, ViTAttribution

@@ -15,7 +15,7 @@ from ..maps import autocast_disabled
 from ..models import ClipAdapter
 from ..models.library import has_no_foreign_hooks
 from ..models.towers import ResNetTower, TransformerTower
-from ..recording.records import no_graph
+from ..recording.graph import no_graph
 from ..targets import Target
 from ..targets.similarity import ClipPairSimilarity, ClipSimilarity, Similarity, TextSimilarity
 from ._call import Call, Computed, many_columns

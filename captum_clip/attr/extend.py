@@ -15,6 +15,7 @@ from ..recording.observe import Embedding as Embedding
 from ..recording.observe import Features as Features
 from ..recording.observe import Kernels as Kernels
 from ..recording.observe import LeafAtInput as LeafAtInput
+from ..recording.observe import Observer as Observer
 from ..recording.observe import Outputs as Outputs
 from ..recording.observe import Sums as Sums
 from ..recording.observe import observe as observe

@@ -14,6 +14,7 @@ from ..errors import InputError, UnsupportedModelError, public
 from ..maps import autocast_disabled, to_float32
 from ..models.steps import run_steps, split_heads
 from ..models.towers import Tower, TransformerTower
+from ..recording.laws import refuse_other_weights
 from ..recording.observe import Kernels
 from ..recording.passes import Arrivals, arrivals, read_pool, run_blocks
 from ..recording.reads import AttentionRead
@@ -135,7 +136,7 @@ class ReaderRemoval(ClipAttribution):
             pooled = pooled_rows(tower, call, pooling, False, kernels) if rows else None
             embedded = pooled.embedded if pooled else pooled_embedding(tower, call, kernels)
         reader = _Reader(tower, embedded, reads, arrived, readers, pooled)
-        reader.record.refuse_switched()  # the reader runs once more, with the weights of now
+        refuse_other_weights(reader.record)  # the reader runs once more, with the weights of now
         for read in reads.values():
             if read.sees_by_head():
                 raise UnsupportedModelError(

@@ -54,7 +54,7 @@ class ClipAdapter(ABC):
     ) -> None:
         self.model, self.tower, self.name = model, tower, name
         self.processor, self.tokenizer = processor, tokenizer
-        self.looks = set[Any]()  # the checks of the model that methods have made
+        self.inspected = set[Any]()  # kinds of the model and its inputs that passed an inspection
         self.failures: Mapping[str, str] = {}
         """Why its own "processor" or "tokenizer" could not be loaded; told once one is needed."""
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from ..maps import is_vmapped
 from ..models.attentions import Attention
 from ..models.library import running_state
 from ..models.towers import ResNetTower, TextTower, Tower, TransformerTower, ViTTower
+from .graph import detached, graph_from_start, keeps_graph, no_graph
 from .hooks import Arguments, Hooks, Watch, uncompiled
 from .reads import AttentionRead
-from .records import NOTHING, Recording, detached, graph_from_start, keeps_graph, no_graph
+from .records import NOTHING, Recording
 
 Take = Callable[[int, AttentionRead], Any]
 """What to keep of the attention of a layer, called where it ran."""
@@ -78,10 +80,17 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
 
 
 class Observer:
-    """Something to see in a forward of a tower: the hooks that it needs."""
+    """Something to see in a forward of a tower: the hooks that it needs.
 
+    Attributes:
+        order: hooks of one module run in the order in which they are set, which is that of this
+            number: from 10, where the input becomes a leaf, to 80, where the embedding is read. An
+            observer of your own comes after all of them unless it has another.
+        leaf: whether the graph begins where it looks.
+    """
+
+    order: ClassVar[int] = 100
     leaf: bool = False
-    """Whether the graph begins where it looks."""
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """Set the hooks."""
@@ -95,14 +104,15 @@ def observe(tower: Tower, *observers: Observer) -> Iterator[Recording]:
     There is no graph up to the leaf, where an observer makes one.
     """
     with recording(tower, gradient=any(each.leaf for each in observers)) as (hooks, record):
-        # hooks of one module run in the order in which they are set
-        for each in sorted((HandedOn(), *observers), key=lambda each: _ORDER.index(type(each))):
-            each.plan(hooks, record)
+        for observer in sorted((HandedOn(), *observers), key=attrgetter("order")):
+            observer.plan(hooks, record)
         yield record
 
 
 class HandedOn(Observer):
     """Whether each block gets what the one below it returned: that tensor, or one equal to it."""
+
+    order = 20
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
@@ -119,7 +129,7 @@ class HandedOn(Observer):
 
         def leave(layer: Any, _: Arguments, result: Any) -> None:
             nonlocal raw, version
-            record.go_on()
+            record.graph.go_on()
             raw = layer.output(result)
             record.handed_on, version = [raw], _version(raw)
 
@@ -135,6 +145,7 @@ def _version(tensor: Tensor) -> int:
 class LeafAtInput(Observer):
     """The graph begins at the images that enter the tower, or at the embeddings of a text."""
 
+    order = 10
     leaf = True
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
@@ -149,7 +160,7 @@ def begin(record: Recording, args: Arguments, entered: Any) -> Tensor:
     """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
     if not isinstance(entered, Tensor):  # keyword arguments
         entered = next(v for v in (*args, *entered.values()) if isinstance(v, Tensor))
-    record.input = record.start_graph(entered)
+    record.input = record.graph.start(entered)
     return record.input
 
 
@@ -161,6 +172,7 @@ class Outputs(Observer):
     tower is not refused for it, so its scores may come without one.
     """
 
+    order: ClassVar[int] = 50
     layers: Collection[int]
     starts: bool = False
 
@@ -170,12 +182,12 @@ class Outputs(Observer):
         def keep(index: int, _: Arguments, result: Any) -> Any:
             layer = record.tower.layers[index]
             output = layer.output(result)
-            if not (record.grad_started or self.starts):
-                record.outputs[index] = record.watched(output)
+            if not (record.graph.started or self.starts):
+                record.outputs[index] = record.graph.watched(output)
                 return None
             goes_on = any(output is each for each in record.handed_on)
             # where the block itself ran without a graph, as checkpointed blocks do
-            output = output if output.requires_grad else record.start_graph(output)
+            output = output if output.requires_grad else record.graph.start(output)
             record.outputs[index] = output
             following = output.clone()  # what follows may work in place
             record.handed_on += [following] * goes_on
@@ -189,17 +201,20 @@ class Outputs(Observer):
 class Probes(Observer):
     """Tells whether scores read what is below the graph: the stem, some blocks, their branches."""
 
+    order: ClassVar[int] = 40
     layers: Collection[int]
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
 
         def leave(layer: Any, _: Arguments, result: Any) -> Any:
-            return layer.replaced(result, record.probed(layer.output(result)))
+            return layer.replaced(result, record.graph.probed(layer.output(result)))
 
         # a hook of the user's may keep what a score reads
         if isinstance(record.tower, TransformerTower):
-            hooks.after(record.tower.stem, lambda _, tokens: record.probed(tokens), first=True)
+            hooks.after(
+                record.tower.stem, lambda _, tokens: record.graph.probed(tokens), first=True
+            )
         for index in self.layers:
             layer = record.tower.layers[index]
             for module in (layer.output_module, layer.added()[0], layer.block):
@@ -214,6 +229,7 @@ class Sums(Observer):
     model that works in place.
     """
 
+    order: ClassVar[int] = 30
     layers: Collection[int]
     copies: bool = False
 
@@ -232,7 +248,8 @@ class Sums(Observer):
 
         def leave(_: Arguments, result: Any) -> None:
             left = record.pooled.read(detached(layer.output(result)))
-            record.changed_in_place |= any(_version(row) != v for row, v in rows.values())
+            if any(_version(row) != version for row, version in rows.values()):
+                record.graph.note_change()
             if missing := [name for name in ("entered", "attention", "mlp") if name not in rows]:
                 raise UnsupportedModelError(
                     f"layer {index} of the {record.tower.noun} ran without its {missing[0]}, so "
@@ -266,6 +283,7 @@ class Kernels(Observer):
     heads' outputs, of a single one.
     """
 
+    order: ClassVar[int] = 70
     layers: Collection[int]
     take: Take = keep
     leaf: bool = False
@@ -277,13 +295,13 @@ class Kernels(Observer):
 
         def see(index: int, read: AttentionRead) -> Tensor | None:
             if self.leaf:
-                read = replace(read, out=record.start_graph(read.out))
+                read = replace(read, out=record.graph.start(read.out))
             elif not (keeps_graph() or read.out.requires_grad):
                 refuse_cut_graph(record, read)
             record.reads[index] = taken = self.take(index, read)
             if isinstance(taken, AttentionRead):
                 for tensor in taken.sources:
-                    record.watched(tensor)
+                    record.graph.watched(tensor)
             # a clone, since what follows may work in place
             return read.out.clone() if taken is read and read.out.requires_grad else None
 
@@ -293,7 +311,7 @@ class Kernels(Observer):
 
 def refuse_cut_graph(record: Recording, read: AttentionRead) -> None:
     """Raise UnsupportedModelError where the graph has started before an attention without one."""
-    if record.grad_started:
+    if record.graph.started:
         raise UnsupportedModelError(
             f"no gradient reaches {read.name} of the {record.tower.noun}: something before it "
             "turns the graph off. Remove that, or use a method without gradients, such as direct."
@@ -348,7 +366,7 @@ def plan_attention(
         if attention.is_pool:
             # a clone, since what follows may work in place
             record.pool = detached(attention.output(result)[:, 0]).clone()
-        record.go_on()
+        record.graph.go_on()
 
     hooks.before(attention.input_module, enter, f"Layer {index}")
     hooks.after(attention.output_module, leave, f"Layer {index}", first=True)
@@ -362,6 +380,7 @@ class Embedding(Observer):
     embedding, which takes the place of the projection's or, without a projection, of the tower's.
     """
 
+    order: ClassVar[int] = 80
     readout: nn.Module | None = None  # which an embedding passes before it is scored
     leaf: bool = False
     other: Tensor | None = None
@@ -375,12 +394,12 @@ class Embedding(Observer):
             other = None if self.projected else self.other
             is_leaf = self.leaf or other is not None
             embedding = embedding if other is None else other
-            record.embedding = record.start_graph(embedding) if is_leaf else embedding
+            record.embedding = record.graph.start(embedding) if is_leaf else embedding
             # what follows may work in place
             return record.embedding.clone() if is_leaf else embedding
 
         def leave(_: Arguments, result: Any) -> Any:
-            record.go_on()
+            record.graph.go_on()
             following = begin(tower.embedding(result))
             # a score may read hidden states, which have no gradient below the leaf
             if not isinstance(result, Tensor):
@@ -389,7 +408,7 @@ class Embedding(Observer):
 
         def project(_: Arguments, result: Tensor) -> Tensor | None:
             if self.projected and self.other is not None:
-                record.projected = record.start_graph(self.other)
+                record.projected = record.graph.start(self.other)
                 return record.projected.clone()  # what follows may work in place
             record.projected = result
             return None
@@ -411,7 +430,9 @@ def _probed(output: Any, record: Recording) -> Any:
     """What a tower returned, with a probe in its tensors."""
     if isinstance(output, Tensor):
         return (
-            record.probed(output) if record.grad_started and output.is_floating_point() else output
+            record.graph.probed(output)
+            if record.graph.started and output.is_floating_point()
+            else output
         )
     if isinstance(output, dict):  # an output of transformers
         return type(output)(**{name: _probed(value, record) for name, value in output.items()})
@@ -424,6 +445,7 @@ def _probed(output: Any, record: Recording) -> Any:
 class Features(Observer):
     """The last stage of a convolutional tower; with `leaf` the graph begins there."""
 
+    order: ClassVar[int] = 60
     leaf: bool = False
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
@@ -432,23 +454,19 @@ class Features(Observer):
 
         def start(_: Arguments, features: Tensor) -> Tensor:
             if not self.leaf:  # a score may read the features beside the pool
-                return record.probed(features)
-            return record.start_graph(features).clone()
+                return record.graph.probed(features)
+            return record.graph.start(features).clone()
 
         def leave(_: Arguments, features: Tensor) -> Tensor:
-            record.go_on()
-            record.features = features if self.leaf else record.watched(features)
+            record.graph.go_on()
+            record.features = features if self.leaf else record.graph.watched(features)
             record.count = tower.prefix + features.shape[-2] * features.shape[-1]
             # what follows may work in place
-            return features.clone() if self.leaf else record.probed(features)
+            return features.clone() if self.leaf else record.graph.probed(features)
 
         # a hook of the user's may keep what is then the beginning of the graph, or change it
         hooks.after(tower.stage, start, "The last stage", first=True)
         hooks.after(tower.stage, leave)
-
-
-_ORDER: Final = [LeafAtInput, HandedOn, Sums, Probes, Outputs, Features, Kernels, Embedding]
-"""The order in which the hooks of observers are set."""
 
 
 @contextmanager
@@ -463,7 +481,7 @@ def record_features(
     """
 
     def replaced(_: Arguments, features: Tensor) -> Tensor:
-        record.features = (through or record.start_graph)(features)
+        record.features = (through or record.graph.start)(features)
         return record.features.clone()  # what follows may work in place
 
     def leave(_: Arguments, result: Any) -> Any:

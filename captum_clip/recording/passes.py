@@ -12,10 +12,12 @@ from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.steps import ACTIVATIONS, gate_of, norm_at
 from ..models.towers import TransformerTower
+from .graph import held, keeps_graph
 from .hooks import Arguments, Hooks, Watch, uncompiled
+from .laws import refuse_other_weights
 from .observe import Embedding, HandedOn, begin, plan_attention, recording, refuse_cut_graph
 from .reads import AttentionRead
-from .records import Recording, channel_ramp, held, keeps_graph
+from .records import Recording, channel_ramp
 
 # functions by the names that torch, its tensors and aten have for them
 _NORMS: Final = {  # their arguments; one without a bias does not center
@@ -79,7 +81,7 @@ class _HeldGates(Watch):
     def attend(self, _: int, read: AttentionRead) -> Tensor:
         """Put the outputs of an attention that ran in a graph without its weights."""
         for tensor in read.sources:
-            self._record.watched(tensor)
+            self._record.graph.watched(tensor)
         # in the forward of an autograd.Function, too, the graph is off
         is_off = not (read.value.requires_grad and torch.is_grad_enabled())
         if is_off:
@@ -125,7 +127,7 @@ class _HeldGates(Watch):
 
         Of slots of a place in which it is zero the gate is the slope there.
         """
-        entered = held(self._record.watched(x))
+        entered = held(self._record.graph.watched(x))
         gate = cache(lambda: gate_of(function, entered, function(entered)))
         return _linear(x, out, *[lambda x: x * gate()] * 2)
 
@@ -260,7 +262,7 @@ def run_blocks(
 
     It gives the heads' outputs (B, H, n, d) of a layer for what was read of its attention.
     """
-    record.refuse_switched()
+    refuse_other_weights(record)
     tower = record.transformer
     again = Recording(tower, record.size, len(tokens), tokens.shape[1])
     hooks, watch = Hooks(), Watch(tower.noun)

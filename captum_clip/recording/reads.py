@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.attentions import Attention, PooledToken
-from .records import detached, no_graph
+from ..models.rounding import agree
+from .graph import detached, no_graph
 
 _SOURCES: Final = ("value", "query", "key", "weights", "mask")
 
@@ -101,12 +102,12 @@ class AttentionRead:
             return _softmax_over_keys(logits, None if bias is None else selected(bias))
 
     @torch.no_grad()
-    def obeys(self, rounding: float) -> bool:
+    def obeys(self, bound: float) -> bool:
         """Whether the heads' outputs are what A v gives, in every row."""
         out = to_float32(self.out)
         with autocast_disabled(out):
             recomputed = self.matrix() @ to_float32(self.value)
-        return bool((recomputed - out).norm() <= rounding * out.norm())
+        return bool(agree(recomputed, out, bound=bound))
 
     @torch.no_grad()
     def attend(

@@ -1,114 +1,22 @@
-"""What a forward showed, what of it is computed again and compared, and the graph of both."""
+"""What a forward showed, and what of it is computed again and compared."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import CaptureError, UnsupportedModelError
-from ..maps import to_float32
+from ..errors import CaptureError
 from ..models.attentions import PooledToken, PostNormLayer
 from ..models.library import has_no_foreign_hooks
-from ..models.steps import ROUNDING, run_steps
+from ..models.rounding import agree, bound_of
+from ..models.steps import run_steps
 from ..models.towers import Tower, TransformerTower
-
-# The graph of the model as maps may lie in it, with `create_graph=True`
-
-graph_from_start: ContextVar[bool] = ContextVar("graph", default=False)
-
-
-@dataclass(eq=False)
-class _Kept:
-    """A graph that is kept: whether what is computed again is compared, and the map is made."""
-
-    exact: bool
-    complete: bool = False
-
-
-_KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)
-
-
-@contextmanager
-def _scope(variable: ContextVar[Any], value: Any) -> Iterator[None]:
-    before = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(before)
-
-
-with_whole_graph = partial(_scope, graph_from_start, True)
-"""Record forwards with a graph from their beginning, at its price."""
-without_whole_graph = partial(_scope, graph_from_start, False)
-"""Record forwards with a graph from a leaf on alone."""
-
-
-@contextmanager
-def kept_graph(*, exact: bool) -> Iterator[None]:
-    """Make maps in the graph of the model, of which nothing is compared unless it is `exact`."""
-    kept = _Kept(exact)
-    with _scope(_KEPT, kept), with_whole_graph():
-        yield
-    kept.complete = True
-
-
-def keeps_graph() -> bool:
-    """Whether maps are to lie in the graph."""
-    return _KEPT.get() is not None
-
-
-@contextmanager
-def no_graph() -> Iterator[None]:
-    """`torch.no_grad`, unless maps are to lie in the graph; also a decorator."""
-    with torch.set_grad_enabled(keeps_graph()):
-        yield
-
-
-def detached(tensor: Tensor) -> Tensor:
-    """A tensor out of its graph, unless maps are to lie in it."""
-    return tensor if keeps_graph() else tensor.detach()
-
-
-class _HeldBack(torch.autograd.Function):
-    """Passes a tensor on as a constant until the map is made, and as itself from then on."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, kept: _Kept) -> Tensor:
-        # no zeros in place of a gradient that was held back, which would go all the way down
-        ctx.set_materialize_grads(False)
-        ctx.kept = kept
-        return tensor.detach()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override, unused-ignore]
-        return (gradient if ctx.kept.complete else None), None
-
-
-def held(tensor: Tensor) -> Tensor:
-    """A tensor as a constant of the gradients that a map is made of.
-
-    With a graph that is kept, derivatives of the map itself do pass.
-    """
-    kept = _KEPT.get()
-    if kept is None or not tensor.requires_grad:
-        return tensor.detach()
-    passed_on: Any = _HeldBack.apply
-    return passed_on(tensor, kept)  # type: ignore[no-any-return]
-
-
-# Recordings
+from .graph import Graph, no_graph
 
 NOTHING: Final = torch.empty(0)  # until the forward has shown it
-
-
-class ChangedInPlaceError(UnsupportedModelError):
-    """The forward works in place on tokens whose rows were to be read after it."""
 
 
 def channel_ramp(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -116,26 +24,19 @@ def channel_ramp(count: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return torch.linspace(-1, 2, count, dtype=dtype, device=device)
 
 
-class Recomputed(NamedTuple):
-    """Parts as a method computed them again, beside what the library returned."""
+class Claim(NamedTuple):
+    """That parts which a method computed again are what the library returned, within rounding."""
 
     names: Sequence[str]  # of n parts
     recomputed: Tensor  # (n, B, ...)
     returned: Tensor
     sizes: tuple[Tensor, ...]  # (n, B, m) each, whose lengths together bound their difference
 
-
-class _Probe(torch.autograd.Function):
-    """Passes a tensor on, and gives a number the size of the gradient that arrives there."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, probe: Tensor) -> Tensor:
-        ctx.set_materialize_grads(False)
-        return tensor.detach()  # no view, which nothing may change in place
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override, unused-ignore]
-        return gradient, None if gradient is None else gradient.abs().sum().float()
+    @classmethod
+    def of(cls, name: str, recomputed: Tensor, returned: Tensor, *sizes: Tensor) -> "Claim":
+        """The claim of a single part, without a graph."""
+        wide = [tensor.detach()[None] for tensor in (recomputed, returned, *sizes)]
+        return cls([name], wide[0], wide[1], tuple(wide[2:]))
 
 
 @dataclass(eq=False)
@@ -148,7 +49,7 @@ class Recording:
     count: int = 0  # tokens that entered the last block
     pooled: PooledToken = field(default_factory=PooledToken)
     autocast: torch.dtype | None = None  # what a forward ran under
-    grad_started: bool = field(default_factory=keeps_graph)  # whether there is a graph
+    graph: Graph = field(default_factory=Graph)
     moved: bool = False  # a block got something else than what the one below it returned
     handed_on: list[Tensor] = field(default_factory=list)  # what the last block returned
     input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
@@ -157,41 +58,12 @@ class Recording:
     # the pooled token of a block: as it entered, the branches of attention and MLP, as it left
     rows: dict[int, Tensor] = field(default_factory=dict)  # (4, B, D)
     outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
-    probe: Tensor | None = None  # a number that has a gradient where one arrives at a probed tensor
     embedding: Tensor = NOTHING  # (B, E), what the tower returned, in the graph
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor = NOTHING  # (B, C, h, w), the last stage of a ResNet, in the graph
     scored: Tensor = NOTHING  # (B, E), of which a `Similarity` takes the cosines
-    comparisons: list[Recomputed] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     switched: bool = False  # the tower ran with other weights or adapters than it has afterwards
-    changed_in_place: bool = False  # a token whose row was to be read later
-    _versions: list[tuple[Tensor, int]] = field(default_factory=list)
-
-    def start_graph(self, tensor: Tensor) -> Tensor:
-        """The tensor as the beginning of the graph."""
-        self.grad_started = True
-        torch.set_grad_enabled(True)
-        # the module's own tensor, since a part of it would not be upstream of what follows
-        return held(tensor).requires_grad_()
-
-    def go_on(self) -> None:
-        """Keep the graph on where it has started, whatever context the model's code has left."""
-        if self.grad_started:
-            torch.set_grad_enabled(True)
-
-    def probed(self, tensor: Tensor) -> Tensor:
-        """A tensor below the graph, such as hidden states, where a score's gradient shows."""
-        if self.probe is None:
-            self.probe = torch.zeros((), device=tensor.device).requires_grad_()
-        probed: Any = _Probe.apply
-        with torch.enable_grad():
-            return probed(tensor, self.probe)  # type: ignore[no-any-return]
-
-    def watched(self, tensor: Tensor) -> Tensor:
-        """A tensor that is read later, and that nothing may change in place until then."""
-        if not tensor.is_inference():
-            self._versions.append((tensor, tensor._version))
-        return tensor
 
     @no_graph()
     def streams(self) -> dict[int, tuple[Tensor, Tensor]]:
@@ -233,91 +105,39 @@ class Recording:
 
         They may differ by a share of the lengths of others together, by default of its own.
         """
-        self.compare_all([name], *(each[None] for each in (recomputed, returned, *sizes)))
+        self.claims.append(Claim.of(name, recomputed, returned, *sizes))
 
     def compare_all(
         self, names: Sequence[str], recomputed: Tensor, returned: Tensor, *sizes: Tensor
     ) -> None:
         """As `compare`, of n parts of one shape, each with one more axis in front."""
         lengths = tuple(size.detach() for size in sizes)
-        self.comparisons.append(Recomputed(names, recomputed.detach(), returned.detach(), lengths))
+        self.claims.append(Claim(names, recomputed.detach(), returned.detach(), lengths))
 
     def rounding(self, tensor: Tensor) -> float:
         """The relative difference that computing a tensor of the tower once more may make."""
-        return max(ROUNDING[self.autocast or tensor.dtype], ROUNDING[tensor.dtype])
+        return bound_of(self.autocast, tensor.dtype)
 
     def let_go(self) -> None:
         """Let all tensors go."""
         for kept in (self.reads, self.outputs, self.rows):
             kept.clear()
-        for each in (self.comparisons, self._versions, self.handed_on):
+        for each in (self.claims, self.handed_on):
             each.clear()
         self.embedding = self.scored = self.input = self.pool = NOTHING
-        self.projected = self.probe = None
-
-    def verify(self, method: str) -> None:
-        """Raise UnsupportedModelError unless all parts are what the library returned."""
-        noun = "model" if self.tower is None else self.tower.noun
-        # torch counts changes in place, also those of a view
-        changed = any(tensor._version != version for tensor, version in self._versions)
-        if changed or self.changed_in_place:
-            raise ChangedInPlaceError(
-                f"{method}: the forward of the {noun} changes the input tokens of an attention in "
-                "place afterwards; change a clone of them instead."
-            )
-        # all of one shape together, and all in one look, since each waits for the device
-        groups: dict[Any, list[Recomputed]] = defaultdict(list)
-        kept = _KEPT.get()  # with dropout, what is computed again need not be what ran
-        for each in self.comparisons if kept is None or kept.exact else ():
-            shapes = (x.shape[1:] for x in (each.recomputed, *each.sizes))
-            groups[(each.returned.dtype, *shapes)].append(each)
-        self.comparisons.clear()
-        names, offs, most = list[tuple[str, float]](), list[Tensor](), list[Tensor]()
-        for group in groups.values():
-            parts = zip(*((x.recomputed, x.returned, *x.sizes) for x in group), strict=True)
-            recomputed, returned, *sizes = map(_concatenated, parts)
-            off = to_float32(recomputed - returned).norm(dim=-1)  # (n, B)
-            lengths = [to_float32(each).norm(dim=-1) for each in sizes or [returned]]
-            whole = lengths[0] if len(lengths) == 1 else torch.stack(lengths).sum(0)
-            bound = self.rounding(returned)
-            offs.append(off.flatten())
-            most.append((whole * bound).expand_as(off).flatten())
-            of_one = off[0].numel()
-            names += [(name, bound) for each in group for name in each.names for _ in range(of_one)]
-        if not names:
-            return
-        size = _concatenated(most)
-        excess = _concatenated(offs) / size.clamp(min=1e-30)
-        wrong = ~(excess <= 1) & (size < torch.inf)  # an overflow shows in the map
-        if wrong.any():
-            index = int(wrong.int().argmax())
-            name, bound = names[index]
-            ratio = bound * float(excess[index])
-            self.refuse_switched()
-            raise UnsupportedModelError(
-                f"{method}: {name} of the {noun} does not return what its weights "
-                f"make of its input (off by {ratio:.1g} of its size, where rounding is at most "
-                f"{bound:g}); a hook, a patch or an adapter changes it. Remove that, or use a "
-                "method of Captum that does not look inside, such as Occlusion."
-            )
-
-    def refuse_switched(self) -> None:
-        """Raise CaptureError where a part cannot be computed again with what ran."""
-        if self.switched:
-            noun = "model" if self.tower is None else self.tower.noun
-            raise CaptureError(
-                f"The forward function ran the {noun} with other weights or adapters "
-                "than it has outside of it, as torch.func.functional_call and peft's "
-                "disable_adapter() do, so its parts cannot be computed again. Make that change "
-                "around the whole call of the method, such as with load_state_dict on a copy or "
-                "`with model.disable_adapter():`."
-            )
+        self.projected = None
+        self.graph.let_go()
 
     @cached_property
     def is_hooked(self) -> bool:
         """Whether somebody's hook or patch in the tower may have taken a gradient away."""
         modules = () if self.tower is None else self.tower.module.modules()
         return not all(map(has_no_foreign_hooks, modules))
+
+    @property
+    def noun(self) -> str:
+        """What the tower is called in messages."""
+        return "model" if self.tower is None else str(self.tower.noun)
 
     @property
     def transformer(self) -> TransformerTower:
@@ -351,19 +171,14 @@ class Recording:
         return tower.on_grid(values, self.size)
 
 
-def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
-
-
 @torch.no_grad()
-def agree(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
+def ran_alike(record: Recording, *pairs: tuple[Tensor, Tensor]) -> bool:
     """Whether parts (..., D) were computed again as they ran, pairs of recomputed and returned."""
     if any(recomputed.shape != returned.shape for recomputed, returned in pairs):
         return False
-    excess = [
-        to_float32(recomputed - returned).norm(dim=-1)
-        / (record.rounding(returned) * to_float32(returned).norm(dim=-1)).clamp(min=1e-30)
-        for recomputed, returned in pairs
-    ]
-    # all in one look, since each waits for the device
-    return bool((torch.cat([each.flatten() for each in excess]) <= 1).all())
+    alike = list[Tensor]()
+    for recomputed, returned in pairs:
+        bound = record.rounding(returned)
+        alike.append(agree(recomputed, returned, bound=bound, dim=-1).flatten())
+    # All pairs are read together, since each read waits for the device.
+    return bool(torch.cat(alike).all())

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, attr, targets
 from captum_clip.attr._call import Pass, _leads_through
+from captum_clip.attr.additive import PooledRows
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import Attention
-from captum_clip.models.steps import ROUNDING
+from captum_clip.models.rounding import ROUNDING
+from captum_clip.models.steps import Direction
+from captum_clip.recording.laws import verify
 from captum_clip.recording.reads import AttentionRead
 from captum_clip.recording.records import Recording
 from tests import builders
@@ -38,29 +42,29 @@ def test_each_image_may_differ_by_the_bound_of_its_type_and_no_more(
         record = Recording()
         record.compare("a part", made, returned)
         if known:
-            record.verify("Method")
+            verify(record, "Method")
         else:
             with pytest.raises(UnsupportedModelError, match=r"^Method: a part of the model does"):
-                record.verify("Method")
+                verify(record, "Method")
 
 
 def test_what_is_no_number_in_the_librarys_own_output_is_left_to_the_map() -> None:
     """So is no number, but nothing of ours may be none where the library's is one."""
     record = Recording()
     record.compare("a part", torch.full((1, 4), torch.nan), torch.full((1, 4), torch.inf))
-    record.verify("Method")
+    verify(record, "Method")
     record.compare("a part", torch.full((1, 4), torch.nan), torch.zeros(1, 4))
     with pytest.raises(UnsupportedModelError):
-        record.verify("Method")
+        verify(record, "Method")
 
 
 def test_tokens_that_are_changed_in_place_later_are_refused() -> None:
     record = Recording()
-    tokens = record.watched(torch.zeros(1, 4))
-    record.verify("Method")
+    tokens = record.graph.watched(torch.zeros(1, 4))
+    verify(record, "Method")
     tokens += 1
     with pytest.raises(UnsupportedModelError, match="of an attention in place"):
-        record.verify("Method")
+        verify(record, "Method")
 
 
 def scaled(forward: Any, factor: float, *args: Any, **kwargs: Any) -> Any:
@@ -108,6 +112,39 @@ def test_a_part_that_differs_by_more_than_rounding_is_refused(
         else:
             with pytest.raises(UnsupportedModelError, match=r"layer \d of the vision tower"):
                 made.attribute_targets(images)
+
+
+def explained(method: Any) -> Tensor:
+    """Maps of a small model of its own."""
+    small = builders.hf_vit()
+    similarity = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
+    maps: Tensor = method(similarity).attribute_targets(small.images(2))
+    return maps
+
+
+def test_a_score_that_is_not_the_cosine_of_the_embedding_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where somebody patches the class with a temperature, which no hook shows."""
+    cosines = ClipSimilarity.score
+    monkeypatch.setattr(ClipSimilarity, "score", lambda self, e: 1.01 * cosines(self, e))
+    message = "LastGradAttention: the score of the vision tower does not return"
+    with pytest.raises(UnsupportedModelError, match=message):
+        explained(attr.LastGradAttention)
+
+
+def test_a_sum_that_is_not_the_score_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever our own arithmetic takes apart must be what the forward function returned."""
+    direction: Any = PooledRows.direction
+
+    def too_long(rows: PooledRows) -> Direction:
+        found: Direction = direction.fget(rows)
+        return replace(found, scale=1.01 * found.scale)
+
+    monkeypatch.setattr(PooledRows, "direction", property(too_long))
+    message = "DirectContribution: the score of the vision tower does not return"
+    with pytest.raises(UnsupportedModelError, match=message):
+        explained(attr.DirectContribution)
 
 
 @pytest.mark.parametrize(("share", "known"), [(5e-7, True), (5e-6, False)])
