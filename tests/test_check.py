@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from captum_clip import ModelCheck, attr, check, load_clip
+from captum_clip import ModelCheck, attr, check
 from captum_clip.cli import main
-from captum_clip.errors import InputError
 from captum_clip.explaining.check import (
     CHECKED,
     REFERENCE_TEXTS,
     Price,
     autograd_maps,
-    explicit_attention,
 )
 from tests.attr import cases
 from tests.attr.test_check_method import Mixing
@@ -111,22 +107,6 @@ def test_a_price_counts_what_is_multiplied_launched_and_kept() -> None:
         for _ in range(3):
             product.exp()  # 32 more, which go
     assert (price.kernels, price.operations, price.peak) == (4, 48, 64)
-
-
-def test_attention_is_written_out_only_inside() -> None:
-    before = F.softmax, F.scaled_dot_product_attention
-    with suppress(ZeroDivisionError), explicit_attention(1):
-        assert before[1] is not F.scaled_dot_product_attention
-        raise ZeroDivisionError
-    assert (F.softmax, F.scaled_dot_product_attention) == before
-
-
-def test_the_image_is_one(tmp_path: Path) -> None:
-    clip = load_clip("demo/resnet")
-    with pytest.raises(InputError, match="expected one image"):
-        check(clip, torch.zeros(2, 3, 224, 224))
-    with pytest.raises(InputError, match="there is no image file"):
-        check(clip, tmp_path / "none.png")
 
 
 def test_the_command_prints_the_table_and_writes_the_file(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
-from captum_clip import checks, files, load_clip
-from captum_clip.bench.data import readers
-from captum_clip.cli.shared import read_image
+from captum_clip import checks
 from captum_clip.errors import InputError, TargetError
-from captum_clip.explaining.explanation import Explanation
-from captum_clip.files import as_pil
-from captum_clip.folders.storage import storage_of
-from captum_clip.folders.workers import image_features
-from captum_clip.targets import EmotionProbe
 
 
 def test_check_integer_takes_whole_numbers_in_range() -> None:
@@ -87,17 +77,6 @@ def test_describe_gives_arrays_by_shape_and_objects_by_class() -> None:
         assert checks.describe(value) == described
 
 
-def test_check_nonempty_names_what_is_missing() -> None:
-    checks.check_nonempty("image", [0])
-    with pytest.raises(InputError, match=r"^expected at least one image, got none\.$"):
-        checks.check_nonempty("image", ())
-
-
-def test_find_repeated_gives_the_first() -> None:
-    assert checks.find_repeated(["a", "b", "c"]) is None
-    assert checks.find_repeated(["a", "b", "b", "a"]) == "b"
-
-
 def test_as_list_keeps_a_text_whole() -> None:
     assert checks.as_list("ab") == ["ab"]
     assert checks.as_list(("a", "b")) == ["a", "b"]
@@ -126,63 +105,11 @@ def test_find_file_and_folder_expand_the_home(
         checks.find_folder("~/a.txt")
 
 
-def test_check_destination_refuses_a_folder_without_leave_to_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(InputError, match="not writable"):
-        checks.check_destination(tmp_path / "picture.png", (".png",))
-
-
-BAD_PATHS = {
-    "a name of more than 255 bytes": "a horse and a dog " * 300,
-    "an unknown user": "~nosuchuser/a",
-    "a NUL": "a\0b",
-    "a lone surrogate": "a\ud800b",
-    "links in a circle": "circle/a",
-}
-
-
 @pytest.fixture
 def circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "circle").symlink_to(tmp_path / "other")
     (tmp_path / "other").symlink_to(tmp_path / "circle")
     monkeypatch.chdir(tmp_path)
-
-
-TAKING_PATHS: list[Any] = [
-    checks.expand,
-    checks.find_file,
-    checks.find_folder,
-    lambda path: checks.check_destination(f"{path}/a.png", (".png",)),
-    files.make_folder,
-    storage_of,
-    load_clip,
-    as_pil,
-    Explanation.load,
-    EmotionProbe.load,
-    readers.MaskedFolder,
-    readers.SampleList,
-    read_image,
-]
-
-
-@pytest.mark.usefixtures("circle")
-def test_paths_that_no_file_can_have_are_input_errors() -> None:
-    """Each in one sentence that does not repeat a whole long text."""
-    for take, path in product(TAKING_PATHS, BAD_PATHS.values()):
-        with pytest.raises(InputError) as caught:
-            take(path)
-        assert 30 <= len(str(caught.value)) < 500
-
-
-def test_image_features_leaves_out_names_that_no_file_can_have(tmp_path: Path) -> None:
-    """As it does with any file that cannot be read."""
-    bad = [path for path in BAD_PATHS.values() if "circle" not in path]
-    image = tmp_path / "a.png"
-    Image.new("RGB", (9, 9)).save(image)
-    features = image_features(load_clip("demo/vit"), [*bad, image])
-    assert [str(path) for path in features.skipped] == bad
 
 
 def test_expand_takes_what_is_there_and_what_is_not(tmp_path: Path) -> None:

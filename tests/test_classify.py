@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from captum_clip import classify, explain, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
+from captum_clip.errors import CaptumClipError, InputError, TargetError
 from captum_clip.explaining import explain as module
 from captum_clip.explaining.explanation import Explanation
-from captum_clip.explaining.hints import OUTSTANDING, UNRELATED, find_class_hints
+from captum_clip.explaining.hints import OUTSTANDING, UNRELATED
 from captum_clip.models import ClipAdapter
 from tests import builders
 from tests.samples import picture
@@ -113,16 +112,6 @@ def test_the_best_are_explained_as_by_themselves(clip: ClipAdapter) -> None:
     torch.testing.assert_close(found.scores, same.scores)
 
 
-def test_a_limit_of_pixels_may_be_raised_and_lowered(
-    clip: ClipAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="more than 1,199 pixels"):
-        classify(tmp_path / "a.png", CLASSES, model=clip, max_pixels=1199)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
-    assert classify(tmp_path / "a.png", CLASSES, model=clip, max_pixels=1200).photos
-
-
 def test_templates_are_the_mean_of_unit_embeddings(
     clip: ClipAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,23 +182,6 @@ def test_a_list_without_the_true_class_is_doubted(templates: Any) -> None:
     assert classify(images, [*classes[:1], "a car"], model=clip, hints=False).hints == ()
 
 
-def test_a_list_of_like_classes_is_not_doubted() -> None:
-    """All fit better than unrelated texts, and the best no better than the others."""
-    clip = load_clip("demo/vit")
-    images = clip.preprocess(draw_scene(0, objects=["rabbit"]).image)
-    scores = torch.tensor([0.9, 0.9, 0.9])
-    assert find_class_hints(clip, images, ["a", "b", "c"], scores, None) == ()
-    [hint] = find_class_hints(clip, images, ["a", "b", "c"], scores - 1.1, None)
-    assert "None of the 3 classes stands out, so the image may show something else" in hint
-
-
-def test_one_class_of_a_sigmoid_is_judged_by_itself() -> None:
-    clip = builders.siglip().load()
-    alone = classify(picture(), ["a dog"], model=clip, method="patches").probabilities
-    among = classify(picture(), CLASSES, model=clip, method="patches", top=5)["a dog"]
-    torch.testing.assert_close(alone, among.probabilities)
-
-
 @pytest.mark.parametrize(
     ("classes", "options", "error", "said"),
     [
@@ -237,9 +209,3 @@ def test_what_cannot_be_classified_is_refused(
     with pytest.raises(error, match=said) as raised:
         classify(classes=classes, model=clip, **{"image": picture(), **options})
     assert raised.value.function == "classify"
-
-
-def test_a_model_without_a_temperature_is_told_so() -> None:
-    clip = builders.blip().load()
-    with pytest.raises(UnsupportedModelError, match="has no temperature"):
-        classify(picture(), CLASSES, model=clip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import ClipAdapter
 from captum_clip.visualization import grid
 from tests import builders
-from tests.figure_parts import lines_of, pixels_of
+from tests.figure_parts import lines_of
 
 # its type is that of one model's answer, or any
 explain: Any = captum_clip.explain
@@ -124,11 +123,6 @@ def test_the_figure_has_a_row_for_each_image_and_model(clips: list[ClipAdapter])
         assert all(hint in part for hint in hints)
 
 
-def test_models_that_see_other_sizes_share_a_frame(clips: list[ClipAdapter]) -> None:
-    found = explain(photo(), "a horse", model=clips)
-    assert {pixels.shape for pixels in pixels_of(found.plot(original=False))} == {(96, 96, 3)}
-
-
 def test_a_photo_is_drawn_whole_where_one_model_sees_a_crop(clips: list[ClipAdapter]) -> None:
     """Also by the model that sees all of it, so that rows can be compared."""
     found = explain(photo(), "a horse", model=[clips[0], "demo/siglip"])
@@ -136,21 +130,6 @@ def test_a_photo_is_drawn_whole_where_one_model_sees_a_crop(clips: list[ClipAdap
     assert not found[0].crops[0].is_whole
     wanted = [rows_of(one.plot(original=True))[0] for one in found]
     check_rows(found, wanted)
-
-
-def test_where_one_crop_is_not_known_each_row_has_what_the_model_saw(
-    clips: list[ClipAdapter],
-) -> None:
-    known, other = explain(photo(), "a horse", model=[clips[0], clips[0]])
-    unknown = replace(other, crops=())
-    wanted = [*rows_of(known.plot(original=False)), *rows_of(unknown.plot())]
-    check_rows(Comparison([known, unknown]), wanted)
-
-
-def test_more_than_eight_texts_go_on_in_another_row(clips: list[ClipAdapter]) -> None:
-    texts = [f"a horse {number}" for number in range(9)]
-    shown = rows_of(explain(photo(size=(40, 40)), texts, model=clips, hints=False).plot())
-    assert [len(row) for row in shown] == [1 + 5, 4, 1 + 5, 4]
 
 
 @pytest.mark.parametrize(

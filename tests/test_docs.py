@@ -25,11 +25,10 @@ from captum_clip import attr
 from captum_clip.bench.data import DATA_SETS
 from captum_clip.bench.tasks import TASKS
 from captum_clip.demo import MODELS
-from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import families
 from tests import oracles
 from tests.cli.parsing import parse
-from tests.experiments import FOLDER, experiment, printed
+from tests.experiments import FOLDER, experiment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -222,11 +221,6 @@ def test_example_of_a_family_draws_what_the_equations_say(method, own_clip):
     found = getattr(attr, method)(vision, layer=vision).attribute_targets(images)
     seen = see_own(vision, images)
     torch.testing.assert_close(found, oracles.maps(method, seen, seen.embedding))
-
-
-def test_a_family_that_is_not_registered_is_not_known(own_clip):
-    with pytest.raises(UnsupportedModelError, match="no CLIP vision tower in a OwnVision"):
-        attr.AttentionRollout(own_clip[0], layer=own_clip[0])
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:
@@ -427,60 +421,6 @@ def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, ca
     }
 
 
-def test_a_second_models_figures_stand_beside_the_first_ones(tmp_path, monkeypatch, capsys):
-    """With the rank correlation of both columns.
-
-    Further options of a method are of another step, and of few methods there is no correlation.
-    """
-    tables = experiment("tables")
-    ends = ("_scene", "_scene_others")
-    metrics = [f"{name}_spearman{end}" for name in ("effect", "removal") for end in ends]
-    metrics += ["pointing", "gap_mean_predicted", "faithfulness_correlation", "words_4"]
-    found = {"evaluation_vit": (0.9, 0.6, 0.5), "second_vit": (0.8, 0.5, 0.7)}
-    effects = {"effects_vit": (0.9, 0.6, 0.5), "second_effects_vit": (0.8, 0.5, 0.7)}
-    for step, values in {**effects, **found}.items():
-        folder = tmp_path / step / "out"
-        folder.mkdir(parents=True)
-        rows = [
-            f"{method},{metric},{value},0,1,500"
-            for method, value in zip(("direct", "last-grad", "rollout"), values, strict=True)
-            for metric in metrics
-            if (method, metric) != ("rollout", "words_4")
-        ]
-        if step == "second_vit":
-            rows.append("direct:baseline=mean,pointing,0.3,0,1,500")
-        text = "\n".join(["method,metric,mean,low,high,images", *rows])
-        (folder / "results.csv").write_text(text)
-    header = "method,metric,mean,low,high,images\n"
-    for part in ("right_map", "removal", "rivals_effects"):
-        further = tmp_path / f"{part}_vit" / "out"
-        further.mkdir(parents=True)
-        text = f"{header}direct:baseline=mean,pointing,0.4,0,1,500\n"
-        (further / "results.csv").write_text(text)
-    monkeypatch.setattr(tables, "OUT", tmp_path)
-    monkeypatch.setattr(tables, "SECOND", ("vit",))
-    tables.TABLES["rankings"]()
-    few = capsys.readouterr().out.splitlines()[2:]
-    monkeypatch.setattr(tables, "FEW", 4)
-    tables.TABLES["rankings"]()
-    *rows, order = capsys.readouterr().out.splitlines()[2:]
-    assert few == rows
-    assert rows[0].startswith("| ViT | `direct` | .90 / .80 |")
-    assert rows[2].endswith("| – / – |")
-    assert rows[3].startswith("| ViT | `direct:baseline=mean` | .40 / .30 | – / – |")
-    assert order == "| ViT | *order* | .80 " + "| .50 " * 6 + "| 1.00 |"
-
-
-@pytest.mark.parametrize("name", ["pointing", "emotion_pointing", "emotions_table"])
-def test_a_table_names_the_step_that_has_to_run_first(name, measured, tmp_path, monkeypatch):
-    """What is measured is not kept in the repository."""
-    tables = experiment("tables")
-    monkeypatch.setattr(tables, "OUT", tmp_path)
-    first = next(step for step in measured.STEPS if step.name == name).after[0]
-    with pytest.raises(SystemExit, match=rf"measured\.py {first}$"):
-        tables.TABLES[name]()
-
-
 def test_steps_of_the_documentation_follow_their_commands(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "OUT", tmp_path)
     step = measured.Step("a", "echo 1; touch other")
@@ -499,31 +439,3 @@ def test_steps_of_the_documentation_follow_their_commands(measured, tmp_path, mo
     (tmp_path / "b/more").touch()  # of the same commands all stays
     failing.make()
     assert failing.is_made()
-
-
-def test_a_step_is_made_after_those_that_it_reads(measured, tmp_path, monkeypatch, capsys):
-    """Each once, and those that are made not again."""
-    monkeypatch.setattr(measured, "OUT", tmp_path)
-    first = measured.Step("a", "touch whole; test ! -e again; touch again")
-    second = measured.Step("b", "test -e ../a/whole", after=("a",))
-    monkeypatch.setattr(measured, "STEPS", (second, first))
-    for names, listed in ((["b"], ["a", "b"]), (["b", "a"], ["a made", "b made"])):
-        monkeypatch.setattr(sys, "argv", ["measured.py", *names])
-        measured.main()
-        assert [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()] == listed
-
-
-@pytest.mark.slow
-def test_the_robustness_table_counts_every_object_once_in_each_kind_of_group():
-    """Two scenes of one object; wordings, of the first, multiply nothing but their own rows."""
-    script = ROOT / "docs" / "experiments" / "robustness.py"
-    options = ["demo/vit", "--scenes", "2", "--worded", "1", "--method", "direct"]
-    rows = [line.strip("| ").split(" | ") for line in printed(script, *options)[2:]]
-    counts: dict[str, int] = {}
-    for name, found, pointing, number in rows:
-        assert 0 <= float(found) <= 1
-        assert 0 <= float(pointing) <= 1
-        kind = name.split(":")[0].strip()
-        counts[kind] = counts.get(kind, 0) + int(number)
-    assert counts.pop("wording") == 4
-    assert counts == dict.fromkeys(("all", "background", "objects", "size", "covered"), 2)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -139,11 +137,6 @@ def test_words_come_after_their_text_with_their_norms(clip: ClipAdapter) -> None
     assert found.words
 
 
-def test_words_can_be_chosen(vit: ClipAdapter) -> None:
-    found = explain(picture(), ["a red horse"], model=vit, words=["red horse"])
-    assert found.names == ("a red horse", "red horse")
-
-
 def test_a_target_is_taken_as_it_is(vit: ClipAdapter) -> None:
     target = targets.text(vit, "a horse") - targets.text(vit, "a dog")
     found = explain(picture(), target, model=vit)
@@ -198,12 +191,6 @@ def test_an_explanation_has_the_length_and_the_parts_of_its_images(vit: ClipAdap
     assert (one.photos, one.crops) == (found.photos[1:2], found.crops[1:2])
 
 
-def test_no_image_is_drawn_in_no_figure(clip: ClipAdapter) -> None:
-    found = explain(np.zeros((40, 40, 3), np.uint8), "a horse", model=clip)
-    with pytest.raises(InputError, match="expected at least one image, got none"):
-        found[5:].plot()
-
-
 # Batches
 
 
@@ -218,14 +205,6 @@ def test_batches_change_nothing(vit: ClipAdapter, size: int, as_tensor: bool) ->
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
     for sign in whole.maps:
         torch.testing.assert_close(parts.maps[sign], whole.maps[sign])
-
-
-def test_only_several_batches_have_a_progress_bar(
-    vit: ClipAdapter, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for size, bar in ((None, False), (5, False), (2, True)):
-        explain([picture(seed) for seed in range(3)], "a", model=vit, batch_size=size)
-        assert ("2/2" in capsys.readouterr().err) == bar
 
 
 def test_batches_of_different_sizes_are_refused(vit: ClipAdapter) -> None:
@@ -259,17 +238,6 @@ def test_options_come_with_the_name_or_as_keywords(vit: ClipAdapter) -> None:
     torch.testing.assert_close(named.maps["positive"], expected)
 
 
-def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
-    found = explain(
-        picture(), TEXTS, model=vit, method=LayerAttention, sign="both", of="gradient", index=0
-    )
-    assert found.method == "layer:of=gradient,index=0"
-    signed = LayerAttention(ClipSimilarity(vit, targets.text(vit, TEXTS))).attribute_targets(
-        vit.preprocess(picture()), of="gradient", index=0
-    )
-    torch.testing.assert_close(found.maps["negative"], (-signed).clamp(min=0))
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -299,28 +267,6 @@ def test_explain_names_what_is_wrong(
         explain(picture(), TEXTS, model=vit, **options)
 
 
-@pytest.mark.parametrize("array", [np.ones(2), torch.ones(2), np.array(["mean", "otsu"])])
-def test_an_array_in_place_of_a_choice_is_refused(vit: ClipAdapter, array: Any) -> None:
-    """Its type is asked, and not whether it is true or equal to a name."""
-    for name in ("words", "whole", "method", "hints", "sign", "side", "batch_size", "max_pixels"):
-        with pytest.raises(
-            InputError,
-            match=rf"^explain: expected (an? )?`?{name}`?.*, got (arr|ten|ndarray|Tensor)",
-        ):
-            explain(picture(), "a horse", model=vit, **{name: array})
-    with pytest.raises(InputError, match=r"^explain: expected a method, .*, got (nd|ten|Ten|arr)"):
-        explain(picture(), "a horse", model=vit, method=array, side="pairs")
-    found = explain(picture(), "a horse", model=vit)
-    calls: dict[str, Any] = {
-        "regions: expected threshold": found.regions,
-        "heatmap: expected original": lambda value: found.heatmap(original=value),
-        "plot: cmap: matplotlib knows no color map": lambda value: found.plot(cmap=value),
-    }
-    for start, call in calls.items():
-        with pytest.raises(InputError, match=rf"^{start}.*(array|tensor|Tensor)"):
-            call(array)
-
-
 @pytest.mark.parametrize(
     ("image", "texts", "message"),
     [
@@ -340,48 +286,6 @@ def test_explain_names_itself_for_what_it_hands_on(
         explain(picture() if image is None else image, texts, model=vit)
 
 
-def test_a_tokenizers_output_and_a_folder_say_what_to_pass(
-    vit: ClipAdapter, tmp_path: Path
-) -> None:
-    with pytest.raises(
-        TargetError, match=r"^explain: expected a text .* got {'input_ids': .*; pass"
-    ):
-        explain(picture(), vit.tokenizer(["a horse"]), model=vit)
-    with pytest.raises(InputError, match=r"is a folder; pass its files, as in sorted\(Path\('/"):
-        explain(tmp_path, "a horse", model=vit)
-
-
-def test_a_name_that_is_no_model_is_answered_by_explain() -> None:
-    with pytest.raises(InputError, match=r"^explain: `model='demo/nope'`: no such embedded model"):
-        explain(picture(), "a", model="demo/nope")
-    with pytest.raises(InputError, match=r"^explain: 'nope' is neither a known name nor a folder"):
-        explain(picture(), "a", model="nope")
-
-
-def test_a_model_without_a_tokenizer_asks_for_one() -> None:
-    small = builders.hf_vit()
-    with pytest.raises(InputError, match=r"which is needed for a text; pass `tokenizer` with"):
-        explain(picture(), "a", model=small.model, processor=small.processor)
-
-
-def test_methods_of_vision_transformers_are_refused_on_a_resnet(resnet: ClipAdapter) -> None:
-    for name in ("rollout", "all-grad", "last-grad", "attention-grad-cam"):
-        with pytest.raises(
-            UnsupportedModelError, match=r"needs a vision transformer.*, and this is a conv"
-        ):
-            explain(picture(), "a", model=resnet, method=name)
-
-
 def test_the_words_of_a_target_are_refused(vit: ClipAdapter) -> None:
     with pytest.raises(TargetError, match="`words` need exactly one text"):
         explain(picture(), targets.text(vit, "a b"), model=vit, words=True)
-
-
-def test_a_wrong_method_is_refused_before_a_model_is_loaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        "captum_clip.explaining.explain.load_clip", lambda *_, **__: pytest.fail("was loaded")
-    )
-    with pytest.raises(InputError, match="gradcam"):
-        explain(picture(), "a", method="gradcam")

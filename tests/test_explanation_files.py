@@ -121,15 +121,6 @@ def test_plot_names_what_it_cannot_draw(
         explain(picture(), "a horse", model=vit).plot(**options)
 
 
-def test_save_names_itself_and_the_looks_that_there_are(vit: ClipAdapter, tmp_path: Path) -> None:
-    found = explain(vit.preprocess(picture()), "a horse", model=vit)
-    unknown: dict[str, Any] = {"colormap": "jet"}
-    with pytest.raises(InputError, match=r"^save: expected path, .*got 'colormap'"):
-        found.save(tmp_path / "a.png", **unknown)
-    with pytest.raises(InputError, match=r"^save: a map cannot be laid on"):
-        found.save(tmp_path / "a.png", original=True)
-
-
 def test_the_two_signs_are_drawn_on_one_scale(vit: ClipAdapter) -> None:
     found = explain(picture(), "a", model=vit, sign="both")
     weak = replace(found, maps={**found.maps, "negative": 0.01 * found.maps["positive"]})
@@ -163,17 +154,6 @@ def test_parts_that_do_not_belong_together_are_refused(vit: ClipAdapter) -> None
 
 
 # Files that cannot be
-
-
-def test_a_file_that_cannot_be_written_is_refused(vit: ClipAdapter, tmp_path: Path) -> None:
-    found = explain(picture(), "a", model=vit)
-    for name, message in (
-        ("a.gif", r"must end in \.png, \.jpg, \.jpeg, \.pdf, \.svg, \.npz"),
-        ("none/a.png", "no folder"),
-    ):
-        with pytest.raises(InputError, match=message):
-            found.save(tmp_path / name)
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_failure_leaves_nothing_behind(

@@ -65,9 +65,6 @@ def picture_of(clip: ClipAdapter, seed: int = 0) -> Any:
     return clip.denormalize(clip.preprocess(photo(seed)))[0].movedim(0, -1).numpy()
 
 
-SHARED = (96, 96)  # the frame of images of 96 pixels and of 32
-
-
 def over(picture: Any, heatmap: torch.Tensor, cmap: Any = HEAT) -> Any:
     """A map laid over its picture, in whose frame it is."""
     [large] = letterbox(heatmap[None].numpy(), picture.shape[:2], 0.0)
@@ -147,13 +144,6 @@ def test_compare_draws_the_maps_of_explain(vit: ClipAdapter, resnet: ClipAdapter
     check_pictures(figure, wanted)
     [score] = explained[2].scores[0, 1:2].tolist()
     assert score_note(score) in lines_of(figure)
-
-
-def test_methods_of_one_name_keep_their_columns(vit: ClipAdapter) -> None:
-    figure = figures.compare_methods(
-        photo(), "a horse", models=vit, methods=["last-grad", "last-grad"]
-    )
-    assert {"last-grad", "last-grad (2)"} <= set(lines_of(figure))
 
 
 # average

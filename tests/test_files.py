@@ -39,37 +39,6 @@ def test_replace_file_reports_a_full_disk_on_one_line(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_replace_file_reports_the_first_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A folder that became unwritable refuses the clean-up as well."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("os.replace", refuse)
-    monkeypatch.setattr("pathlib.Path.unlink", refuse)
-    with pytest.raises(InputError, match=r"cannot write .*a\.npz: Permission denied"):
-        replace_file(tmp_path / "a.npz", lambda file: file.write(b"1"))
-
-
-def test_replace_file_writes_through_a_link(tmp_path: Path) -> None:
-    """The file that it leads to is replaced, and it stays a link."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "folder" / "a")
-    replace_file(tmp_path / "link", lambda file: file.write(b"1"))
-    assert (tmp_path / "link").is_symlink()
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a"]
-    assert (tmp_path / "folder" / "a").read_bytes() == b"1"
-
-
-def test_replace_file_takes_a_name_as_long_as_the_disk_does(tmp_path: Path) -> None:
-    """The one that it has while it is written is not longer."""
-    path = tmp_path / f"{'a' * 251}.png"
-    replace_file(path, lambda file: file.write(b"1"))
-    assert path.read_bytes() == b"1"
-
-
 def test_heic_is_an_image_that_pillow_cannot_read(tmp_path: Path) -> None:
     """The sentence says what to do; AVIF is read by Pillow itself."""
     assert files.image_names(["a.avif", "b.HEIC", "c.svg"]) == ["a.avif", "b.HEIC"]

@@ -15,10 +15,8 @@ from captum_clip.errors import InputError
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.explaining.hints import SHARE, UNRELATED, compare
 from captum_clip.models import ClipAdapter
-from tests import builders
 from tests.experiments import printed
 from tests.figure_parts import lines_of
-from tests.samples import picture
 
 SCENE = draw_scene(0, objects=["horse", "dog"]).image
 LOW = "“a rocket” fits worse than {:.0%} of unrelated texts: its map may mean little."
@@ -112,32 +110,6 @@ def test_a_tokenizer_of_few_words_costs_the_hints_alone(monkeypatch: pytest.Monk
     assert explain(SCENE, "a rocket", model=clip).hints == ()
     with pytest.raises(KeyError):
         explain(SCENE, "a rocket", model=clip, hints=True)
-
-
-def test_of_words_only_the_text_has_hints(clip: ClipAdapter) -> None:
-    [sentences] = found(clip, "a rocket", words=True).hints
-    assert [sentence.split(" ")[:2] for sentence in sentences] == [["“a", "rocket”"]]
-
-
-def test_unrelated_texts_are_encoded_again_only_for_a_changed_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A model of the user's own has another adapter in each call."""
-    small = builders.hf_vit().load()
-    parts = {"processor": small.processor, "tokenizer": small.tokenizer}
-    tokenize, counts = type(small).tokenize, []
-
-    def counted(self: Any, texts: Any) -> Any:
-        counts.append(len(texts))
-        return tokenize(self, texts)
-
-    monkeypatch.setattr(type(small), "tokenize", counted)
-    for changed in (False, False, True):
-        if changed:
-            with torch.no_grad():
-                next(small.model.parameters()).add_(0.1)
-        explain(picture(), ["a horse"], model=small.model, **parts)
-    assert counts == [1, 32, 1, 1, 32]
 
 
 @pytest.mark.parametrize("options", [{"side": "text"}, {"sign": "negative"}, {"texts": "target"}])

@@ -69,21 +69,6 @@ def test_removal_equals_deletion_of_each_patch_and_of_random_regions(
             assert float(loss.sum()) == pytest.approx(wanted, abs=1e-12)
 
 
-def test_an_order_of_patches_moves_the_maps_alone_also_of_patches_that_tie() -> None:
-    """The winner of a tie would be the first in order; losing one of two equals loses nothing."""
-    query, pages, _ = draw(pages=1)
-    page = torch.cat([pages[0, :9], pages[0, :3]])
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    plain, moved = (late_interaction.explain(query, each, GRID) for each in (page, page[order]))
-    for kind in ("shares", "removal", "similarity"):
-        before, after = (each.maps(kind).flatten(2) for each in (plain, moved))
-        assert torch.equal(before[..., order], after), kind
-    shares, removal = plain.shares[0], plain.removal[0]
-    assert (shares[:, :3] > 0).any()
-    assert torch.equal(shares[:, :3], shares[:, 9:])
-    assert not removal[:, :3].any()
-
-
 def test_an_explanation_has_tokens_and_the_whole(drawn: LateInteraction, tmp_path: Path) -> None:
     found = drawn.explanation()
     assert isinstance(found, Explanation)
@@ -111,13 +96,6 @@ def test_pages_are_drawn_whole_in_their_own_shape() -> None:
     (panel, *_) = [axes for axes in found.plot().axes if axes.images]
     height, width = np.asarray(panel.images[0].get_array()).shape[:2]
     assert height / width == pytest.approx(1.5)
-
-
-def test_one_page_of_several_is_what_it_is_alone(drawn: LateInteraction) -> None:
-    query, pages, patches = draw()
-    alone = late_interaction.explain(query, pages[1], GRID, patches=patches)
-    torch.testing.assert_close(drawn[1].maps("removal"), alone.maps("removal"))  # of float64
-    assert drawn[-1].explanation().images.shape[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from matplotlib.figure import Figure
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from captum_clip import (
@@ -23,10 +22,7 @@ from captum_clip import (
     targets,
 )
 from captum_clip.apps.heads import head_vectors
-from captum_clip.apps.search import ImageIndex
-from captum_clip.bench.run import StudyConfig
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.errors import InputError
 
 clip = load_clip("demo/vit")
 
@@ -95,24 +91,6 @@ def test_datasets_and_loaders_are_taken_for_their_images(tmp_path: Path) -> None
         assert len(head_vectors(clip, loader).heads) == 3
     one: Any = DataLoader(TensorDataset(pixels[:1]))
     assert classify(one, ["a horse", "a car"], model=clip, top=1).names == ("a horse",)
-
-
-def test_where_files_are_needed_three_lines_write_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lines of the message do it."""
-    monkeypatch.chdir(tmp_path)
-    for images in (Scenes(), DataLoader(Scenes())):
-        said = "got a .*; write its images as files, in three lines:"
-        with pytest.raises(InputError, match=said) as raised:
-            ImageIndex.build(clip, images, "index.lance")  # type: ignore[arg-type]
-        with pytest.raises(InputError, match=f"expected images as a folder or a URL, {said}"):
-            StudyConfig(images, "out", ("a horse",))  # type: ignore[arg-type]
-    _, *lines = str(raised.value).splitlines()
-    assert len(lines) == 3
-    pictures = [(Image.fromarray(draw_scene(seed).image), 7) for seed in range(2)]
-    exec("\n".join(line[4:] for line in lines), {"Path": Path, "dataset": pictures})
-    assert [path.name for path in sorted(Path("images").iterdir())] == ["000000.png", "000001.png"]
 
 
 def test_methods_say_what_they_explain() -> None:

@@ -150,20 +150,6 @@ def test_matches_are_connected_cells_half_as_large_or_more_and_never_meet() -> N
     assert list(_strongest_matches(-shares.numpy())) == []
 
 
-def test_a_weaker_match_is_paler() -> None:
-    image, shares = torch.full((1, 3, 32, 32), 0.5), torch.zeros(1, 4, 4, 4, 4)
-    shares[0, 0, 0, 0, 0], shares[0, 3, 3, 3, 3] = 1, 0.3
-    figure = visualization.matches(image, image, shares)
-    for axes in figure.axes[:2]:
-        pixels = np.asarray(axes.images[0].get_array())
-        saturation = pixels.max(-1) - pixels.min(-1)
-        half = len(saturation) // 2
-        first, second = saturation[:half, :half].max(), saturation[half:, half:].max()
-        assert first > 1.5 * second > 0.1
-    written = " ".join(text.get_text() for text in figure.axes[1].texts)
-    assert "shares: blue 1.000, orange 0.300" in " ".join(written.split())
-
-
 def test_each_image_has_its_cosine_with_the_reference_under_it(clip: Any) -> None:
     found = explain([SCENE.image, OTHER.image], reference=OTHER.image, model=clip, side="pairs")
     drawn = " ".join(text.get_text() for axes in found.plot().axes for text in axes.texts)
@@ -203,19 +189,6 @@ def test_batches_and_options_are_those_of_the_method(clip: Any, pairs: Explanati
     assert torch.equal(named.maps["positive"], deep.maps["positive"])
 
 
-def test_the_whole_of_a_reference_is_seen_where_that_of_the_image_is(clip: Any) -> None:
-    wide = np.concatenate([OTHER.image, OTHER.image], 1)
-    found = explain(wide, reference=wide, model=clip, side="pairs", whole=True)
-    torch.testing.assert_close(found.reference, found.images[0])
-    torch.testing.assert_close(found.scores[:, :1], torch.ones(1, 1))
-
-
-def test_a_reference_is_a_target_as_well(clip: Any) -> None:
-    found = explain(SCENE.image, reference=OTHER.image, model=clip)
-    wanted = explain(SCENE.image, targets.image(clip, OTHER.image), model=clip)
-    assert torch.equal(found.maps["positive"], wanted.maps["positive"])
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -251,14 +224,6 @@ def test_only_a_pair_of_images_has_matches(pairs: Explanation) -> None:
     ):
         with pytest.raises(InputError, match=message):
             visualization.matches(image, image, shares)
-
-
-def test_a_look_that_matches_cannot_have_is_refused(matched: Explanation) -> None:
-    matched.plot(original=False)
-    looks: list[dict[str, Any]] = [{"cmap": "viridis"}, {"alpha": 0.3}, {"original": True}]
-    for look in looks:
-        with pytest.raises(InputError, match="each match of two images has a color of its own"):
-            matched.plot(**look)
 
 
 def test_parts_of_pairs_must_belong_together(pairs: Explanation, matched: Explanation) -> None:

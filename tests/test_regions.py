@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from captum_clip import explain, load_clip, maps
+from captum_clip import explain, load_clip
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
 from captum_clip.explaining.explanation import Explanation
@@ -114,20 +114,6 @@ def test_an_unknown_threshold_is_refused(found: Explanation) -> None:
     for threshold in unknown:
         with pytest.raises(InputError, match=r'regions: expected threshold "mean", "otsu" or a'):
             found.regions(threshold)
-
-
-def test_words_alone_lie_nowhere(vit: ClipAdapter) -> None:
-    with pytest.raises(InputError, match="has words only, no map of an image; use"):
-        explain(picture(), "a horse", model=vit, side="text").regions()
-
-
-def test_a_large_photo_has_its_own_size(vit: ClipAdapter) -> None:
-    [one] = explain(picture(0, 1200, 1800), "a horse", model=vit).regions()
-    assert one.mask.shape == (1200, 1800)
-    rows, columns = maps.inside((300, 0, 1500, 1200), (1200, 1800))
-    outside = torch.as_tensor(one.mask).clone()
-    outside[rows, columns] = False
-    assert not outside.any()
 
 
 def test_regions_of_an_unknown_crop_are_refused_as_maps_on_the_photo_are() -> None:

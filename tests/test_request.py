@@ -15,7 +15,6 @@ from captum_clip.explaining.request import (
     Request,
     Side,
     Sign,
-    check_explain,
     check_request,
 )
 
@@ -63,10 +62,3 @@ def test_conflicts_are_told_in_the_readers_words() -> None:
     ):
         check_request(request)
     assert argument("sign", "both") == "`sign='both'`"
-
-
-def test_all_that_is_excluded_is_named() -> None:
-    request = Request("a.png", "a", against="b", words=True, side="text")
-    said = "where in the image; leave `words=True` and `side='text'` out.$"
-    with pytest.raises(InputError, match=said):
-        check_explain(request)

@@ -12,7 +12,6 @@ from captum_clip.errors import InputError, TargetError
 from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders, oracles
 from tests.attr import cases
-from tests.samples import normal
 
 TOWERS = cases.TOWERS
 
@@ -46,15 +45,6 @@ def test_similarity_equals_the_models_own_logits():
     torch.testing.assert_close(found * clip.model.logit_scale.exp(), logits, atol=1e-5, rtol=1e-5)
 
 
-def test_similarity_of_wide_images_interpolates_positions():
-    """transformers takes other sizes than the native one."""
-    clip, images = cases.adapter("hf_vit"), cases.images("hf_vit", wide=True)
-    with torch.no_grad():
-        found = cases.similarity("hf_vit")(images)
-        wanted = oracles.cosines(cases.embed(clip.model, images), cases.embeddings().float())
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("name", TOWERS)
 def test_similarity_is_differentiable_in_the_images(name):
     """The gradient equals the difference quotient, in float64."""
@@ -75,7 +65,6 @@ def test_similarity_is_differentiable_in_the_images(name):
     [
         (torch.float16, torch.float32),
         (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
         (torch.float64, torch.float64),
     ],
     ids=str,
@@ -105,18 +94,7 @@ def test_similarity_is_bounded_and_signed():
     assert torch.equal(negated, -scores)
 
 
-def test_score_takes_embeddings_of_any_length():
-    """What the tail of a tower gives need not be normalized."""
-    forward = cases.similarity("hf_vit")
-    embedding = normal(2, 5, 24, seed=0)
-    scores = forward.score(embedding)
-    assert scores.shape == (2, 5, 4)
-    torch.testing.assert_close(forward.score(embedding * 7), scores)
-
-
-@pytest.mark.parametrize(
-    "embedding", ["a", None, [1.0], torch.tensor(1.0), torch.eye(24).to_sparse()], ids=type
-)
+@pytest.mark.parametrize("embedding", ["a", torch.tensor(1.0)], ids=type)
 def test_score_of_what_is_no_embedding_is_refused(embedding):
     """In one sentence, without a word of PyTorch's."""
     with pytest.raises(InputError, match=r"^expected embeddings"):
@@ -136,7 +114,7 @@ def test_similarity_is_an_ordinary_module():
     assert all(parameter.requires_grad for parameter in small.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "open_clip_resnet"])
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])
 def test_similarity_is_copied_whole(name):
     """A deep copy computes the same, with a model of its own, and explains that model."""
     from captum_clip import ClipGradCam, LastGradAttention
@@ -168,17 +146,6 @@ def test_target_of_another_model_is_refused(name):
         ClipSimilarity(cases.adapter(name), targets.embedding(torch.eye(12)[:2]))
 
 
-def test_target_of_another_model_is_refused_where_only_a_forward_tells():
-    """A changed model is asked for its length before a target is refused."""
-    clip = builders.hf_vit().load()
-    features = clip.image_features
-    with pytest.raises(TargetError, match=r"a target of 24 numbers.*, got 12"):
-        ClipSimilarity(clip, targets.embedding(torch.eye(12)[:2]))
-    clip.image_features = lambda images: features(images)[:, :12]
-    forward = ClipSimilarity(clip, targets.embedding(torch.eye(12)[:2]))
-    assert forward(cases.images("hf_vit")).shape == (3, 2)
-
-
 def test_wrong_arguments_are_refused():
     """A model is no adapter, a tensor no target."""
     clip = cases.adapter("hf_vit")
@@ -186,15 +153,6 @@ def test_wrong_arguments_are_refused():
         ClipSimilarity(clip.model, targets.embedding(cases.embeddings()))
     with pytest.raises(TargetError, match=r"a Target, got Tensor .*; make one.*targets\.text"):
         ClipSimilarity(clip, cases.embeddings())  # type: ignore[arg-type]
-
-
-def test_images_on_another_device_are_refused():
-    """Both devices are named."""
-    small = builders.hf_vit()
-    small.model.to("meta")
-    forward = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
-    with pytest.raises(InputError, match=r"expected images on meta, got Tensor .*; pass images.to"):
-        forward(cases.images("hf_vit"))
 
 
 def test_similarity_made_in_inference_mode_has_gradients():

@@ -44,7 +44,7 @@ def spell_open_clip(clip: Any, ids: list[int]) -> str:
     return str(clip.tokenizer.decode(ids)).replace(" ", "")  # one after every piece of a word
 
 
-@pytest.mark.parametrize("white", [" ", "  ", "\t", "\n\n", "\u00a0", " \u3000", "\u2028"])
+@pytest.mark.parametrize("white", [" ", "\n\n"])
 @pytest.mark.parametrize(
     ("builder", "spell"),
     [
@@ -137,15 +137,6 @@ def test_an_explanation_of_words_is_saved_and_drawn(clip: Any, tmp_path: Path) -
         for axes, text in zip(figure.axes[1::2], TEXTS, strict=True):
             assert [drawn.get_text() for drawn in axes.texts[::2]] == text.split()
         grid.save_figure(figure, tmp_path / "words.png")
-
-
-def test_words_that_do_not_fit_a_line_go_on_the_next() -> None:
-    words = [("horse", 0.1 * index) for index in range(30)]
-    figure = visualization.sentences(torch.rand(1, 3, 8, 8), [words])
-    drawn = [text for text in figure.axes[1].texts if text.get_text() == "horse"]
-    assert len(drawn) == 30
-    assert len({text.get_position()[1] for text in drawn}) > 1
-    assert all(0 < text.get_position()[0] < 4.4 for text in drawn)
 
 
 @pytest.mark.parametrize(

@@ -107,16 +107,6 @@ def test_torchs_own_module_is_read_inside(batch_first: bool, needs_weights: bool
     torch.testing.assert_close(read.matrix(), weights)
 
 
-def test_what_a_visit_returns_goes_on_in_the_layout_that_ran() -> None:
-    for form in ("fused", "baddbmm", "eager"):
-        watch = Watch("vision tower")
-        attention = Attention(nn.Identity(), HEADS)
-        watch.enter(attention, "the attention", lambda read: 2 * read.out)
-        out = FORMS[form][0]()
-        watch.leave()
-        torch.testing.assert_close(out, 2 * FORMS[form][1] @ V)
-
-
 @pytest.mark.parametrize(
     ("run", "message"),
     [
@@ -131,9 +121,3 @@ def test_what_a_visit_returns_goes_on_in_the_layout_that_ran() -> None:
 def test_no_attention_or_two_are_refused(run: Callable[[], Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"{message}.*such as Occlusion"):
         watched(run)
-
-
-def test_nothing_is_read_outside_of_an_attention() -> None:
-    with Watch("vision tower") as watch:
-        SDPA(Q, K, V)
-    watch.leave()

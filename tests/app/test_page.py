@@ -266,34 +266,6 @@ def test_maps_of_another_question_are_dim(browser: Browser, address: str) -> Non
 
 
 @pytest.mark.slow
-def test_tabs_follow_the_chosen_text(page: Page) -> None:
-    question(page, "a horse", "a rocket and a bee")
-    answered(page, "a horse", "a rocket and a bee")
-    expect(page.locator("#hints")).to_contain_text("fits worse than")
-    page.get_by_role("tab", name="Which words").click()
-    # it opens on the longest text
-    expect(page.locator(".values:visible")).to_contain_text("rocket")
-    page.get_by_role("tabpanel").get_by_label("a horse").check()
-    expect(page.locator(".values:visible")).to_contain_text("horse")
-
-
-@pytest.mark.slow
-def test_a_word_is_followed(browser: Browser, address: str) -> None:
-    """A click on a word enlarges its map."""
-    page, _ = opened(browser, address)
-    question(page, "a horse and a dog")
-    answered(page, "a horse and a dog")
-    found = explain(IMAGE, "a horse and a dog", model="demo/vit", side="pairs")
-    page.get_by_role("tab", name="Word by region").click()
-    for name, shown in zip(found.names[1:], found.shown()[0][1:], strict=True):
-        caption = page.locator(".caption-label:visible", has_text=f"{name}, {shown.note}")
-        expect(caption.first).to_be_visible()
-    page.locator(".values:visible").get_by_text("horse").first.click()
-    expect(page.locator(".preview:visible")).to_contain_text(f"horse, {found.shown()[0][2].note}")
-    page.context.close()
-
-
-@pytest.mark.slow
 def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
     """Choosing a model changes the methods that are offered."""
     page, _ = opened(browser, address)
@@ -343,22 +315,6 @@ def test_what_is_wrong_with_a_file_is_said_when_it_is_added(page: Page, terminal
 
 
 @pytest.mark.slow
-def test_what_is_wrong_with_a_dropped_file_is_said_at_once(page: Page, terminal: Path) -> None:
-    """The others are kept, and the question can be asked."""
-    expect(page.locator(".toast-body")).to_have_count(0)  # of the test before
-    page.locator("#images").get_by_label("Clear").click()
-    dropped = page.locator("#images input[type=file]")
-    dropped.set_input_files([*BAD.values(), file(png(IMAGE), "good.png")])
-    expect_sentences(page, BAD)
-    expect(page.locator("#images img")).to_have_count(1)
-    expect(page.locator("#images img")).to_have_attribute("src", re.compile("good.png"))
-    page.locator("#texts textarea").fill("a dog")
-    page.locator("#show").click()
-    answered(page, "a dog")
-    assert terminal.read_text() == ""
-
-
-@pytest.mark.slow
 def test_what_is_wrong_with_a_question_is_a_sentence_in_the_page(
     page: Page, terminal: Path
 ) -> None:
@@ -375,7 +331,7 @@ def test_what_is_wrong_with_a_question_is_a_sentence_in_the_page(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [1440])
 def test_several_images_are_the_rows_of_a_table(browser: Browser, address: str, width: int) -> None:
     """A column for each text; choosing an image fills its cards, its files and the other tabs."""
     page, _ = opened(browser, address, width)
@@ -415,7 +371,7 @@ def test_several_images_are_the_rows_of_a_table(browser: Browser, address: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [390])
 def test_a_word_has_both_signs_in_one_column(browser: Browser, address: str, width: int) -> None:
     """What supports is above what contradicts, however the words are wrapped."""
     page, _ = opened(browser, address, width)
@@ -434,19 +390,6 @@ def test_a_word_has_both_signs_in_one_column(browser: Browser, address: str, wid
 
 
 @pytest.mark.slow
-def test_two_people_at_once_get_their_own(browser: Browser, address: str) -> None:
-    """Both ask before either is answered, then each clicks a word."""
-    pages = [opened(browser, address)[0] for _ in range(2)]
-    for page, text in zip(pages, ("a horse", "a dog"), strict=True):
-        question(page, text)
-    for page, text in zip(pages, ("a horse", "a dog"), strict=True):
-        norms = answered(page, text).norms
-        cards(page).get_by_label(text.split()[1]).check()
-        expect(cards(page)).to_contain_text(f"norm {norms[2]:.2f}")
-        page.context.close()
-
-
-@pytest.mark.slow
 def test_an_example_scene_comes_with_its_maps(page: Page) -> None:
     page.get_by_label("Example scene no.").fill("-3")
     page.get_by_role("button", name="Draw it").click()
@@ -457,22 +400,6 @@ def test_an_example_scene_comes_with_its_maps(page: Page) -> None:
     expect(page.locator("#texts textarea")).to_have_value("\n".join(scene.captions))
     score = explain(scene.image, scene.captions[0], model="demo/vit").scores.item()
     expect(cards(page).first).to_contain_text(f"cosine {score:.3f}")
-
-
-@pytest.mark.slow
-def test_an_example_leaves_when_a_photo_comes(page: Page) -> None:
-    """A file that is none leaves it, and a second photo leaves the first."""
-    page.get_by_role("button", name="Draw it").click()
-    button, images = page.get_by_test_id("Add images-upload-button"), page.locator("#images img")
-    expect(page.locator("#images")).to_contain_text("example")
-    button.set_input_files(list(BAD.values()))
-    expect_sentences(page, BAD)
-    expect(page.locator("#images")).to_contain_text("example")
-    for name in ("one.png", "two.png"):
-        button.set_input_files([file(png(OTHER), name)])
-        expect(images.last).to_have_attribute("src", re.compile(name))
-    expect(images).to_have_count(2)
-    expect(page.locator("#images")).not_to_contain_text("example")
 
 
 FOCUSED = """() => {
@@ -507,7 +434,7 @@ def test_the_page_needs_no_mouse(page: Page) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("theme", "width"), [("light", 390), ("dark", 800), ("light", 1440)])
+@pytest.mark.parametrize(("theme", "width"), [("light", 390), ("dark", 1440)])
 def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: int) -> None:
     """The accessibility checker, with two images and both signs, in all tabs.
 
@@ -554,7 +481,7 @@ def test_nobody_else_is_asked(used: tuple[Page, list[str]], page: Page, address:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}])
+@pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}])
 @pytest.mark.parametrize("event", [("show", "click"), ("images", "upload")])
 def test_no_client_reads_a_file_of_the_machine(
     address: str, terminal: Path, tmp_path: Path, meta: dict[str, Any], event: tuple[str, str]
@@ -600,22 +527,13 @@ def test_a_foreign_host_is_refused(address: str) -> None:
     [
         ({}, 200),  # no browser
         ({"Origin": "{address}"}, 200),
-        ({"Origin": "http://me.org", "Host": "ME.org"}, 200),
-        ({"Origin": "http://me.org", "Host": "me.org:80"}, 200),
         ({"Origin": "https://me.org", "Host": "me.org:443"}, 200),
         ({"Origin": "https://me.org", "X-Forwarded-Host": "me.org"}, 200),
-        ({"Origin": "https://me.org:8443", "X-Forwarded-Host": "me.org:8443"}, 200),
-        ({"Origin": "https://me.org", "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "https://evil.example"}, 403),
-        ({"Origin": "file://"}, 403),
         ({"Origin": "null"}, 403),  # a frame without an origin
         ({"Origin": "http://127.0.0.1:1"}, 403),  # another server of this machine
-        ({"Origin": "http://127.0.0.1"}, 403),
         ({"Origin": "http://me.org", "Host": "me.org:7860"}, 403),
-        ({"Origin": "https://me.org", "Host": "me.org:80"}, 403),
-        ({"Origin": "https://me.org:8443", "X-Forwarded-Host": "me.org"}, 403),
         ({"Origin": "{address}", "Sec-Fetch-Site": "cross-site"}, 403),
-        ({"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}, 403),
     ],
 )
 def test_an_upload_of_another_origin_is_refused(
@@ -641,21 +559,11 @@ def test_too_large_an_image_is_refused(address: str) -> None:
         urllib.request.urlopen(request, timeout=60)
 
 
-@pytest.mark.slow
-def test_no_description_of_the_interface_is_offered(address: str) -> None:
-    for path in ("docs", "openapi.json", "redoc"):
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{address}/{path}")
-    info = json.load(urllib.request.urlopen(f"{address}/gradio_api/info"))
-    assert info["named_endpoints"] == info["unnamed_endpoints"] == {}
-
-
 @pytest.mark.parametrize(
     ("host", "port", "reason"),
     [
         ("127.0.0.1", 70000, "--port 70000: expected a number from 0"),
         ("no.such.host.invalid", 0, "cannot listen on port 0 of no.such.host.invalid"),
-        ("a" * 70, 0, "cannot listen"),
     ],
 )
 def test_a_port_that_cannot_be_listened_on_is_a_sentence(host: str, port: int, reason: str) -> None:

@@ -22,7 +22,6 @@ Wanted = Callable[[str], "Tensor | list[Tensor | None] | None"]
 """A method's map; several where more than one is right, None where it is not known."""
 GRADIENTS = ["last-grad", "all-grad"]
 FEW = ["direct", *GRADIENTS, "rollout"]
-MOST = [*FEW, "conservative", "grad-eclip", "legrad", "patches"]
 TAKEN_APART = ["direct", "conservative", "legrad", "patches"]  # they read the embedding alone
 PATCHES = 16
 ONE, OTHER = "right", "refused"
@@ -300,8 +299,3 @@ def assert_right(answers: dict[str, str]) -> None:
 def assert_right_or_refused(answers: dict[str, str]) -> None:
     """None is wrong, and none ends in another's exception."""
     assert_answers(answers, ONE, OTHER)
-
-
-def assert_refused(answers: dict[str, str]) -> None:
-    """None is explained."""
-    assert_answers(answers, OTHER)

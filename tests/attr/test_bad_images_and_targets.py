@@ -12,10 +12,7 @@ from captum_clip.checks import describe
 from captum_clip.errors import InputError, TargetError
 from tests.attr import cases
 
-METHODS = [
-    *((name, "hf_vit") for name in cases.METHODS if name != "ClipGradCam"),
-    ("ClipGradCam", "open_clip_resnet"),
-]
+METHODS = [("ConservativePropagation", "hf_vit"), ("ClipGradCam", "open_clip_resnet")]
 
 
 @pytest.fixture(params=["similarity", "callable, layer=model"])
@@ -54,7 +51,7 @@ BAD = {
     ("method", "name", "what"),
     [
         *(("LastGradAttention", "hf_vit", what) for what in BAD),
-        *((method, name, "nan") for method, name in METHODS[-2:]),
+        ("ClipGradCam", "open_clip_resnet", "nan"),
     ],
     ids=str,
 )
@@ -73,7 +70,7 @@ def test_bad_images_are_named(method, name, what, forward):
             function(images)
 
 
-@pytest.mark.parametrize(("method", "name"), METHODS[-3:], ids=str)
+@pytest.mark.parametrize(("method", "name"), METHODS, ids=str)
 def test_size_that_the_tower_cannot_take_is_named(method, name):
     """The size, and what would fit."""
     found = cases.METHODS[method](cases.similarity(name))
@@ -84,7 +81,7 @@ def test_size_that_the_tower_cannot_take_is_named(method, name):
         found.attribute(images, target=0)
 
 
-@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_vit_mean"])
+@pytest.mark.parametrize("name", ["open_clip_vit"])
 def test_open_clip_takes_no_other_size(name):
     """OpenCLIP's towers take their native size only."""
     images = torch.cat([cases.images(name)] * 2, -1)
@@ -92,7 +89,7 @@ def test_open_clip_takes_no_other_size(name):
         attr.LastGradAttention(cases.similarity(name)).attribute(images, target=0)
 
 
-@pytest.mark.parametrize("images", [None, "horse.png", 3, [torch.zeros(1, 3, 32, 32)]], ids=str)
+@pytest.mark.parametrize("images", ["horse.png", [torch.zeros(1, 3, 32, 32)]], ids=str)
 def test_what_is_no_tensor_is_named(images, forward):
     """What was given, and what makes a tensor of it."""
     found = attr.LastGradAttention(*forward("hf_vit"))
@@ -107,13 +104,9 @@ BAD_TARGETS = [
     ([0, 1, 4], "target: 4 is out of range"),
     (torch.tensor([0, 1, 9]), "target: 9 is out of range"),
     ([0, 1], r"one target, or one for each of 3 images, got \[0, 1\]; for several"),
-    (torch.tensor([0, 1, 0, 1]), r"one for each of 3 images, got \[0, 1, 0, 1\]"),
-    ([], r"one for each of 3 images, got \[\]"),
     (None, "returns 4 scores per image.*target=0.*attribute_targets"),
     (True, r"an index or one index per image, got True"),
-    (1.0, r"got 1.0"),
     ([0, 1, 2.0], r"got 2.0"),
-    (torch.tensor([0.0, 1.0, 2.0]), r"got 0.0"),
     ("a horse", r"got 'a horse'"),
 ]
 
@@ -126,10 +119,7 @@ def test_bad_target_is_named(target, message):
         found.attribute(cases.images("hf_vit"), target=target)
 
 
-@pytest.mark.parametrize(
-    ("method", "name"),
-    [("ConservativePropagation", "hf_vit"), ("ClipGradCam", "open_clip_resnet")],
-)
+@pytest.mark.parametrize(("method", "name"), METHODS)
 def test_every_method_checks_its_target(method, name):
     """Also where its formula would not fail."""
     found = cases.METHODS[method](cases.similarity(name))
@@ -145,8 +135,6 @@ def test_every_method_checks_its_target(method, name):
         ([0, 4], "target: 4 is out of range; there are 4 scores"),
         ([], "targets is empty; leave it out to take all"),
         ([0.5], r"got 0.5"),
-        ([True], r"got True"),
-        (torch.tensor([0.5]), r"got 0.5"),
     ],
     ids=str,
 )
@@ -157,14 +145,7 @@ def test_bad_targets_are_named(wanted, message):
         found.attribute_targets(cases.images("hf_vit"), wanted)
 
 
-def test_names_help_to_choose_a_target():
-    """With a `ClipSimilarity` the message lists the names."""
-    method = attr.LastGradAttention(cases.similarity("hf_vit"))
-    with pytest.raises(TargetError, match=r"'embedding 0', 'embedding 1'"):
-        method.attribute(cases.images("hf_vit"))
-
-
-@pytest.mark.parametrize("target", [None, 0, [0, 1, 2]])
+@pytest.mark.parametrize("target", [None, [0, 1, 2]])
 def test_rollout_and_attention_need_no_target(target):
     """What no target changes is the same for all of them."""
     images = cases.images("hf_vit")

@@ -13,18 +13,14 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from captum_clip import CamFamily, ClipGradCam, ClipSimilarity, explain, load_clip
-from captum_clip import targets as target_module
+from captum_clip import CamFamily, ClipGradCam, explain, load_clip
 from captum_clip.attr.registry import MethodChoice, methods_for
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
-from tests.attr import cases, state
+from tests.attr import cases
 
-ON_FEATURES = [
-    *("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "HiResCAM", "GradCAMElementWise"),
-    *("EigenCAM", "EigenGradCAM", "FEM", "ScoreCAM", "AblationCAM"),
-]
-ON_TOKENS = [name for name in ON_FEATURES if name not in ("HiResCAM", "AblationCAM")]
+# weights of gradients, of activations alone, and of further forwards
+ON_FEATURES = ["GradCAM", "LayerCAM", "EigenCAM", "ScoreCAM"]
 
 
 class Scores(nn.Module):
@@ -72,7 +68,7 @@ def test_maps_are_the_librarys_own(name: str, variant: str) -> None:
         assert abs(resized(found[:, k], pixels) - wanted).max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit_mean", "siglip", "eva02"])
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit_mean", "siglip"])
 def test_grad_cam_on_tokens_equals_its_formula(name: str) -> None:
     """The patches that enter the last block, or with another pooling than CLS leave it."""
     model, pixels = cases.built(name, torch.float64).model, cases.images(name).double()
@@ -101,7 +97,7 @@ def test_grad_cam_on_tokens_equals_its_formula(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("variant", ON_TOKENS)
+@pytest.mark.parametrize("variant", ON_FEATURES)
 def test_every_class_that_means_something_on_tokens_runs(variant: str) -> None:
     method = CamFamily(cases.similarity("hf_vit"))
     found, scores = method.attribute_targets(
@@ -119,20 +115,6 @@ def test_a_class_that_means_nothing_on_tokens_is_refused(variant: str) -> None:
     method = CamFamily(cases.similarity("hf_vit"))
     with pytest.raises(UnsupportedModelError, match="meaningless on a vision transformer"):
         method.attribute(cases.images("hf_vit"), target=0, variant=variant)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["hf_vit", "align"])
-def test_forwards_through_the_library_leave_the_model_as_it_was(name: str) -> None:
-    """Flags of training, gradients, hooks, buffers; also after a failure."""
-    small = cases.BUILDERS[name]()
-    method = CamFamily(ClipSimilarity(small.load(), target_module.embedding(cases.embeddings())))
-    pixels = state.upset(small.model) and small.images(2)
-    before = state.of_model(small.model)
-    method.attribute_targets(pixels, [0], variant="ScoreCAM")
-    with pytest.raises(InputError):
-        method.attribute_targets(pixels, variant="NoCAM")
-    state.assert_same(before, state.of_model(small.model))
 
 
 def test_grad_cam_is_the_positive_map_of_our_own() -> None:
@@ -176,8 +158,6 @@ def test_a_class_is_named_wherever_a_method_is() -> None:
             "cam:variant=GradCam",
             "expected a class for cam of AblationCAM, EigenCAM, .*got 'GradCam'",
         ),
-        ("cam:variant=FullGrad", "expected a class for cam of"),
-        ("cam:variant=RandomCAM", "expected a class for cam of"),
         (
             "cam:variant=LayerCAM,batch_size=2",
             "option for cam:variant=LayerCAM of eigen_smooth, got 'batch_size'",
@@ -185,10 +165,6 @@ def test_a_class_is_named_wherever_a_method_is() -> None:
         (
             "cam:variant=LayerCAM,eigen_smooth",
             "cannot read 'eigen_smooth' in 'cam:variant=LayerCAM,eigen_smooth'",
-        ),
-        (
-            "cam:variant=LayerCAM,model=x",
-            "option for cam:variant=LayerCAM of eigen_smooth, got 'model'",
         ),
     ],
 )

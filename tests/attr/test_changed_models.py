@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
-from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from captum_clip.recording.hooks import Hooks
 from tests import builders
 from tests.attr import cases
 
-VITS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
 METHODS = [attr.LastGradAttention, attr.AttentionGradCam, attr.AllGradAttention]
 
 
@@ -50,11 +47,6 @@ def assert_as_callable(similarity: Any, method: Any, built: builders.Small) -> N
     torch.testing.assert_close(maps, expected, atol=1e-10, rtol=1e-8)
 
 
-def scaled(out: Any, factor: float) -> Any:
-    """A block's output, in a tuple or not, times a factor."""
-    return (factor * out[0], *out[1:]) if isinstance(out, tuple) else factor * out
-
-
 class Soft(ClipSimilarity):
     """A score of somebody's own."""
 
@@ -62,7 +54,7 @@ class Soft(ClipSimilarity):
         return (20 * super().forward(images)).softmax(-1)
 
 
-EACH = [*((VITS[0], method) for method in METHODS), *((name, METHODS[0]) for name in VITS[1:])]
+EACH = [("hf_vit", attr.LastGradAttention), ("open_clip_vit", attr.AllGradAttention)]
 
 
 @pytest.mark.parametrize(("name", "method"), EACH)
@@ -74,24 +66,6 @@ def test_a_subclass_with_its_own_forward_is_explained_as_it_is(name: str, method
 def test_a_subclass_over_a_resnet_is_explained_as_it_is() -> None:
     built = double("open_clip_resnet")
     assert_as_callable(similarity_of(built, Soft), attr.ClipGradCam, built)
-
-
-@pytest.mark.parametrize("where", ["block", "tower", "patched"])
-@pytest.mark.parametrize(("name", "method"), EACH)
-def test_a_hook_of_the_users_takes_part(name: str, method: Any, where: str) -> None:
-    built = double(name)
-    similarity = similarity_of(built)
-    block = blocks_of(built)[-1]
-    if where == "block":
-        block.register_forward_hook(lambda module, args, out: scaled(out, 1.5))
-    elif where == "tower":
-        block.mlp.register_forward_hook(lambda module, args, out: out - 0.3)
-    else:
-        forward = block.forward
-        block.forward = lambda *args, **kwargs: scaled(forward(*args, **kwargs), 2)
-    before = [dict(module._forward_hooks) for module in built.model.modules()]
-    assert_as_callable(similarity, method, built)
-    assert [dict(module._forward_hooks) for module in built.model.modules()] == before
 
 
 def test_a_block_in_several_layers_is_refused() -> None:
@@ -106,12 +80,8 @@ def test_a_block_in_several_layers_is_refused() -> None:
     ("name", "owner", "part"),
     [
         ("hf_vit", "", "visual_projection"),
-        ("blip", "", "vision_proj"),
-        ("hf_vit", "vision_model.encoder.layers", "0"),
         ("hf_vit", "vision_model.encoder.layers.0", "self_attn"),
         ("siglip", "vision_model", "head"),
-        ("siglip", "vision_model", "post_layernorm"),
-        ("open_clip_vit", "", "visual"),
         ("open_clip_resnet", "visual", "layer4"),
     ],
 )
@@ -135,7 +105,7 @@ def test_a_part_that_was_exchanged_is_explained_as_it_is_now(
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["siglip", "coca", "pe_core", "aimv2", "hf_vit"])
+@pytest.mark.parametrize("name", ["siglip", "hf_vit"])
 def test_a_deep_copy_of_a_similarity_is_explained_with_its_own_weights(name: str) -> None:
     """As the sanity checks have it, which randomize a copy; it can be pickled too."""
     similarity = copy.deepcopy(cases.similarity(name))
@@ -175,20 +145,6 @@ def test_an_unsupported_clip_is_no_layer_for_grad_cam() -> None:
         attr.ClipGradCam(lambda pixels: pixels.sum((2, 3)), visual)
 
 
-def test_prompts_before_the_patches_are_refused() -> None:
-    built = double("hf_vit")
-    embeddings = built.model.vision_model.embeddings
-    embeddings.register_forward_hook(lambda *call: torch.cat([call[-1][:, 1:3], call[-1]], 1))
-    message = r"the first block of the vision tower does not read the patches each at its own place"
-    with pytest.raises(UnsupportedModelError, match=message):
-        attr.LastGradAttention(similarity_of(built)).attribute_targets(built.images())
-
-
-def quarter(module: nn.Module, args: Any, out: Any) -> Any:
-    """A hook that takes most of an attention's output away."""
-    return scaled(out, 0.25)
-
-
 NOT_LINEAR = "is not linear in its tokens"
 
 
@@ -200,67 +156,11 @@ class Cubed(nn.Module):
         return tokens**3
 
 
-def _output_map(layer: Any) -> nn.Module:
-    found: nn.Module = attrgetter(layer.maps[-1])(layer.attention)
-    return found
-
-
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "siglip", "eva02"])
-def test_conservative_passes_a_hook_that_scales_an_attention_or_a_norm(name: str) -> None:
-    """As the parameters would; one that only looks changes nothing."""
-    small = cases.BUILDERS[name]()
-    method: Any = attr.ConservativePropagation(similarity_of(small))
-    layer = method._tower.layers[0]
-    norm = next(m for m in layer.block.modules() if isinstance(m, nn.LayerNorm))
-    plain = method.attribute(small.images(), target=0)
-    pairs: list[Any] = [(layer.attention, _output_map(layer)), (norm, norm)]
-    for module, scaled_part in pairs:
-        handle = module.register_forward_hook(lambda module, args, out: None)
-        assert torch.equal(method.attribute(small.images(), target=0), plain)
-        handle.remove()
-        handle = module.register_forward_hook(quarter)
-        found = method.attribute(small.images(), target=0)
-        handle.remove()
-        before = [parameter.detach().clone() for parameter in scaled_part.parameters()]
-        with torch.no_grad():
-            for parameter in scaled_part.parameters():
-                parameter *= 0.25
-        torch.testing.assert_close(found, method.attribute(small.images(), target=0))
-        with torch.no_grad():
-            for parameter, value in zip(scaled_part.parameters(), before, strict=True):
-                parameter.copy_(value)
-        assert not torch.allclose(found, plain)
-
-
-class Wrapped(nn.Module):
-    """A function that no module shows, as in somebody's adapter."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function, self.inner = function, nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self.inner(x))
-
-
-def test_conservative_passes_a_linear_map_of_ones_own() -> None:
-    maps = []
-    for activation, factor in ((Wrapped(lambda x: 3 * x), 1), (nn.Identity(), 3)):
-        small = builders.hf_vit()
-        mlp: Any = small.model.vision_model.encoder.layers[1].mlp
-        mlp.activation_fn = activation
-        mlp.fc2.weight.data *= factor
-        method = attr.ConservativePropagation(similarity_of(small))
-        maps.append(method.attribute(small.images(), target=0))
-    torch.testing.assert_close(*maps)
-
-
 @pytest.mark.parametrize(
     ("activation", "message"),
     [
         (Cubed(), NOT_LINEAR),
         (nn.GLU(), NOT_LINEAR),
-        (Wrapped(lambda x: x * x), NOT_LINEAR),
         (nn.SiLU(inplace=True), r"silu in place.*inplace=False"),
     ],
 )
@@ -301,10 +201,8 @@ def test_conservative_holds_every_activation_of_torch(activation: nn.Module) -> 
             "vision_model.encoder.layers.2.self_attn",
             [m for m in cases.OWN if m != "cam"],
         ),
-        ("hf_vit", "vision_model.encoder.layers.2", ["legrad"]),
         ("siglip", "vision_model.head.attention", ["rollout", "all-grad", "last-grad", "direct"]),
         ("open_clip_resnet", "visual.layer4", ["grad-cam", "direct"]),
-        ("hf_vit", "vision_model.embeddings.patch_embedding", ["conservative"]),
     ],
 )
 def test_a_part_that_runs_without_its_hooks_is_named(
@@ -328,24 +226,6 @@ def test_a_part_that_runs_without_its_hooks_is_named(
             made = method(similarity)
             with pytest.raises(CaptureError, match=r"ran without its hooks.*torch.compile"):
                 made.attribute(small.images(), target=0)
-
-
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "eva02"])
-@pytest.mark.parametrize("where", ["attention", "block"])
-def test_direct_refuses_a_layer_that_adds_something_else(name: str, where: str) -> None:
-    """The values are computed from the parameters, so a hook's change would be missing."""
-    small = cases.BUILDERS[name]()
-    method: Any = attr.DirectContribution(similarity_of(small))
-    layer = method._tower.layers[0]
-    module = layer.block if where == "block" else layer.attention
-    plain = method.attribute(small.images(), target=0)
-    handle = module.register_forward_hook(lambda *_: None)
-    torch.testing.assert_close(method.attribute(small.images(), target=0), plain)
-    handle.remove()
-    module.register_forward_hook(quarter)
-    with pytest.raises(UnsupportedModelError, match=r"layer [01] of the vision tower does"):
-        method.attribute(small.images(), target=0)
-    assert method.attribute(small.images(), target=0, start_layer=1).shape[1] == 1
 
 
 # What stands around a model, or in the place of its parts
@@ -376,29 +256,3 @@ def test_a_sequential_is_a_layer_by_what_it_begins_with(way: str) -> None:
     for method in METHODS:
         wanted = method(plain, model).attribute_targets(pixels)
         torch.testing.assert_close(method(*given).attribute_targets(pixels), wanted)
-
-
-@pytest.mark.parametrize("made", ["scripted", "traced"])
-def test_an_mlp_that_torch_jit_made_is_explained_or_refused(made: str) -> None:
-    small = double("hf_vit")
-    layer: Any = small.model.vision_model.encoder.layers[2]
-    methods = [*METHODS, attr.DirectContribution]
-    pixels = small.images(dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        example = torch.zeros(1, 17, 32, dtype=torch.float64)
-        plain = nn.Sequential(layer.mlp.fc1, nn.GELU(), layer.mlp.fc2)
-        layer.mlp.activation_fn = plain[1]
-        wanted = [method(similarity_of(small)).attribute_targets(pixels) for method in methods]
-        layer.mlp = (
-            torch.jit.script(plain) if made == "scripted" else torch.jit.trace(plain, example)
-        )
-    similarity = similarity_of(small)
-    for method, maps in zip(methods, wanted, strict=True):
-        found, said = maps, "put the original module in its place"
-        try:
-            found = method(similarity).attribute_targets(pixels)
-        except UnsupportedModelError as error:
-            said = str(error)
-        torch.testing.assert_close(found, maps)
-        assert "put the original module in its place" in said

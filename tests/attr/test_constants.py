@@ -72,9 +72,17 @@ def off(maps: Tensor, wanted: Tensor) -> float:
     return float((maps - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name in TOWERS for method in methods(name)]
+    ("name", "method", "kind"),
+    [
+        *(("hf_vit", method, kind) for method in methods("hf_vit") for kind in HEADS),
+        *(
+            (name, method, kind)
+            for name in TOWERS[1:]
+            for method in methods(name)
+            for kind in ("logits per image", "MLP")
+        ),
+    ],
 )
 def test_a_factor_scales_a_map_and_a_constant_leaves_it(name: str, method: str, kind: str) -> None:
     draw = random.Random(f"{name} {method} {kind}")
@@ -89,9 +97,9 @@ def test_a_factor_scales_a_map_and_a_constant_leaves_it(name: str, method: str, 
         torch.testing.assert_close(changed[1], factor * rest + constant, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "logits per image", "cosine and prior"])
+@pytest.mark.parametrize("kind", ["logits per image", "cosine and prior"])
 @pytest.mark.parametrize("method", ["direct", "conservative", "removal", "patches", "legrad"])
-@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
+@pytest.mark.parametrize("name", ["hf_vit"])
 def test_what_is_a_cosine_but_for_a_constant_has_the_map_of_the_cosine(
     name: str, method: str, kind: str
 ) -> None:
@@ -111,7 +119,7 @@ def test_the_direction_of_a_probe_is_its_weight_whatever_its_bias() -> None:
     assert off(explained("hf_vit", "direct", PROBE)[0], wanted.detach()) < 1e-9
 
 
-@pytest.mark.parametrize("method", ["direct", "conservative", "removal", "patches", "legrad"])
+@pytest.mark.parametrize("method", ["direct", "conservative"])
 def test_an_mlp_is_followed_along_its_gradient_alone(method: str) -> None:
     """What the gradient leaves of the score is in the rest."""
     images = cases.images("hf_vit", torch.float64, 2)[:1].expand(2, -1, -1, -1)

@@ -36,10 +36,8 @@ ROWS = [
 OF_FORMULA = [
     "batch_equals_loop",
     "all_targets_equal_each",
-    "works_in_every_mode",
     "half_precision_gives_single",
     "leaves_nothing_behind",
-    "keeps_no_tensors",
 ]
 FORMULAS = [
     *((case, "hf_vit", "similarity") for case in VIT_METHODS),

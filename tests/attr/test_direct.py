@@ -105,7 +105,7 @@ def shown(parts: Tensor, embeddings: Tensor, embedding: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
-@pytest.mark.parametrize("name", CLS_TOWERS)
+@pytest.mark.parametrize("name", CLS_TOWERS[:2])
 def test_direct_equals_its_equation_on_a_tower_that_reads_cls(name: str, forward: str) -> None:
     """By head, by layer and in all; from a later layer on; less the mean value."""
     scale = 1 if forward == "similarity" else 20
@@ -122,7 +122,7 @@ def test_direct_equals_its_equation_on_a_tower_that_reads_cls(name: str, forward
     torch.testing.assert_close(later, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", CLS_TOWERS)
+@pytest.mark.parametrize("name", CLS_TOWERS[:1])
 def test_baseline_takes_every_value_less_the_mean_value(name: str) -> None:
     """With v less its mean the value bias and a common shift of all patches drop out."""
     parts, embedding = vit_parts(name)
@@ -156,7 +156,7 @@ def token_maps(name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
-@pytest.mark.parametrize("name", CLS_TOWERS)
+@pytest.mark.parametrize("name", CLS_TOWERS[:2])
 def test_depth_token_equals_its_equation(name: str, forward: str) -> None:
     """By head, by layer and in all; from a later layer on; for many targets; and as vectors."""
     scale = 1 if forward == "similarity" else 20
@@ -184,7 +184,7 @@ def test_depth_token_equals_its_equation(name: str, forward: str) -> None:
         torch.testing.assert_close(products, whole, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["eva01", "eva02", "timm_registers", "mobileclip"])
+@pytest.mark.parametrize("name", ["eva01", "eva02"])
 def test_depth_token_equals_autograd_through_the_librarys_own_modules(name: str) -> None:
     """With gated MLPs, norms inside MLPs, norms after the sums' branches, and registers."""
     method = DirectContribution(cases.similarity(name, torch.float64))
@@ -259,11 +259,12 @@ FORWARD = [("similarity", torch.float32), ("callable, layer=model", torch.float6
 # every tower as it is, and every option on a tower of each pooling
 ADDING_UP = [
     *((name, {}, *FORWARD[1]) for name in [*TOWERS, *POOLINGS]),
-    *((name, {}, *FORWARD[0]) for name in ("hf_vit", "siglip", "open_clip_resnet", "timm_gap")),
+    *((name, {}, *FORWARD[0]) for name in ("hf_vit", "open_clip_resnet")),
+    *(("hf_vit", options, *FORWARD[1]) for options in OPTIONS[1:]),
     *(
         (name, options, *FORWARD[1])
-        for name in ("hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet", "align")
-        for options in OPTIONS[1:]
+        for name in ("open_clip_vit_mean", "siglip", "open_clip_resnet")
+        for options in OPTIONS[1:3]
     ),
 ]
 
@@ -300,7 +301,7 @@ def test_maps_and_rest_add_up_to_the_score(
     assert (rest.abs() > 1e-3 * wanted.abs().max()).any() != bare
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit_mean", "siglip", *CONVOLUTIONAL[:2]])
+@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
 def test_a_cosine_of_ones_own_gives_the_similaritys_map(name: str) -> None:
     """F9: the gradient of a cosine is orthogonal to the embedding, and the length is put back."""
     ours, theirs = explain(name)[0], explain(name, "callable, layer=model")[0]
@@ -337,13 +338,6 @@ def test_scores_that_bypass_the_projection_are_explained_at_the_tower(name: str)
 
     maps, rest = DirectContribution(forward, model).attribute_targets(pixels, return_rest=True)
     torch.testing.assert_close(maps.sum((-2, -1)) + rest, forward(pixels).detach())
-
-
-@pytest.mark.parametrize("name", TOWERS)
-def test_direct_is_linear_in_the_target(name: str) -> None:
-    """The map of the negated target is the negated map: evidence against it is negative."""
-    maps = explain(name)[0]  # rows 1 and 3 are rows 0 and 2 negated
-    torch.testing.assert_close(maps[:, 1], -maps[:, 0], rtol=1e-9, atol=1e-12)
 
 
 def test_rest_has_the_shape_of_the_targets_that_are_asked_for() -> None:
@@ -471,8 +465,9 @@ def test_a_final_norm_of_another_kind_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "depth", "count"),
     [
-        *(("hf_vit", "pooling", 16), ("eva02", "pooling", 16), ("siglip", "pooling", 16)),
-        *(("hf_vit", "token", 20), ("eva02", "token", 20), ("open_clip_custom_vit", "token", 20)),
+        ("hf_vit", "pooling", 16),
+        ("siglip", "pooling", 16),
+        ("hf_vit", "token", 20),
     ],
 )
 def test_many_targets_give_the_maps_of_few(

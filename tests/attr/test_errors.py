@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from captum_clip import attr, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
@@ -17,8 +16,8 @@ from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders
 from tests.attr import cases
 
-SOME = ["ClipGradCam", "LastGradAttention", "DirectContribution"]
-VIT_ONLY = [m.__name__ for m in cases.OWN.values() if "resnet" not in m.towers]
+SOME = ["ClipGradCam", "LastGradAttention"]
+VIT_ONLY = ["LastGradAttention", "ConservativePropagation"]
 FITTING = [("LastGradAttention", "hf_vit"), ("ClipGradCam", "open_clip_resnet")]
 
 
@@ -85,19 +84,6 @@ def test_layer_of_another_model_is_refused():
         attr.LastGradAttention(cases.similarity("hf_vit"), other)
 
 
-def test_layer_of_the_same_model_is_taken():
-    """Saying what is known already does no harm."""
-    model = cases.built("hf_vit").model
-    method = attr.LastGradAttention(cases.similarity("hf_vit"), model)
-    assert method.attribute(cases.images("hf_vit"), target=0).shape == (3, 1, 4, 4)
-
-
-def test_grad_cam_refuses_a_layer_that_is_no_module():
-    """A layer's name is no layer."""
-    with pytest.raises(InputError, match=r"ClipGradCam: expected a module as `layer`, got 'lay"):
-        attr.ClipGradCam(cases.similarity("open_clip_resnet"), "layer4")  # type: ignore[arg-type]
-
-
 def test_grad_cam_of_another_layer_has_no_targets():
     """Captum's way knows one target at a time."""
     layer = cases.built("open_clip_resnet").model.visual.layer2
@@ -146,7 +132,7 @@ def test_batch_norm_in_training_mode_is_refused():
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [*((m, "hf_vit") for m in SOME[1:]), *((SOME[1], n) for n in cases.VITS[1:])],
+    [("DirectContribution", "hf_vit"), ("LastGradAttention", "open_clip_vit_mean")],
 )
 def test_training_mode_without_dropout_runs(method, name):
     """transformers builds models in training mode; nothing there depends on it."""
@@ -176,51 +162,6 @@ def test_checkpointing_is_refused_where_blocks_would_run_again(method):
 
         with pytest.raises(UnsupportedModelError, match=r"turn gradient checkpointing off"):
             make(method, forward, small.model).attribute(small.images(), target=0)
-
-
-def test_a_part_that_is_checkpointed_is_a_sentence():
-    """Relevance cannot go through an MLP whose forward runs again in the backward."""
-    small = builders.hf_vit()
-    mlp = small.model.vision_model.encoder.layers[0].mlp
-    mlp.forward = partial(checkpoint, mlp.forward, use_reentrant=False)
-    method = make("ConservativePropagation", small_similarity(small))
-    with pytest.raises(UnsupportedModelError, match="the model cannot be computed"):
-        method.attribute(small.images(), target=0)
-
-
-def test_what_cannot_be_compiled_is_a_sentence():
-    """The reason is the compiler's own; a map needs no compiler."""
-    small = builders.hf_vit()
-
-    def refuse(*_: Any) -> None:
-        raise OSError("there is no compiler")
-
-    small.model.vision_model = torch.compile(small.model.vision_model, backend=refuse)
-    similarity = small_similarity(small)
-    make("LastGradAttention", similarity).attribute(small.images(), target=0)
-    with pytest.raises(UnsupportedModelError, match=r"cannot be .*there is no compiler.* 'eager'"):
-        similarity.clip.encode_image(small.images())
-
-
-def test_errors_of_a_callable_stay_its_own():
-    """A sentence about the model would hide where they come from."""
-
-    def forward(images):
-        raise RuntimeError("the user's own")
-
-    small = builders.hf_vit()
-    with pytest.raises(RuntimeError, match=r"^the user's own$"):
-        make("LastGradAttention", forward, small.model).attribute(small.images(), target=0)
-
-
-def test_checkpointing_does_not_matter_where_no_block_runs_again():
-    """A stopped forward has no backward through blocks."""
-    small = builders.open_clip_vit()
-    similarity = small_similarity(small)
-    wanted = attr.LastGradAttention(similarity).attribute(small.images(), target=0)
-    small.model.set_grad_checkpointing()
-    found = attr.LastGradAttention(similarity).attribute(small.images(), target=0)
-    torch.testing.assert_close(found, wanted)
 
 
 # The callable
@@ -275,7 +216,7 @@ def test_callable_that_cannot_be_explained_is_refused(setting, message):
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("error", [StopIteration("mine"), KeyboardInterrupt(), ValueError("mine")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine")])
 def test_exception_of_the_callable_comes_out(setting, error):
     """The very exception, even those that Python treats in its own way."""
     method, model, images = setting
@@ -308,16 +249,14 @@ def test_exception_of_the_callable_comes_out(setting, error):
         ("LayerAttention", {"of": "value"}, "expected `of` of .*attention, gradient, got 'value'"),
         ("LayerAttention", {"rows": "mean"}, "expected `rows` of .*cls, sum, got 'mean'"),
         ("LayerAttention", {"index": 3}, r"0 ... 2, or .*, got 3\."),
-        ("LayerAttention", {"index": -4}, r"index of a layer.* -3 ... -1 .*, got -4\."),
-        ("LayerAttention", {"index": 1.0}, r"index of a layer.*, got 1.0\."),
         ("LayerAttention", {"index": True}, "index of a layer.*, got True"),
         *(
             (method, {"start_layer": 3}, "expected `start_layer` up to 2, got 3")
-            for method in ("AllGradAttention", "AttentionRollout", "LastGradAttention")
+            for method in ("AttentionRollout", "LastGradAttention")
         ),
         *(
             ("LastGradAttention", {"start_layer": value}, "expected `start_layer` of 0 or more")
-            for value in (-1, 1.0, True, "0")
+            for value in (-1, "0")
         ),
     ],
     ids=str,
@@ -344,7 +283,7 @@ def test_a_pool_that_is_not_read_alone_cannot_be_detached():
         attr.ClipGradCam(own).attribute(images, attr_dim_summation=False, **detached)
 
 
-@pytest.mark.parametrize("flag", ["yes", 2, None])
+@pytest.mark.parametrize("flag", ["yes"])
 def test_flags_are_true_or_false(flag):
     """What else Python would take for one gives other results than were asked for."""
     method = make("DirectContribution", cases.similarity("hf_vit"))

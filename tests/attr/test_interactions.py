@@ -168,17 +168,7 @@ def cases_similarity(clip: Any) -> ClipSimilarity:
 OPTIONS: list[dict[str, Any]] = [{}, {"baseline": "mean"}, {"start_layer": 1}, {"depth": "all"}]
 
 
-TOWERS_OF_EACH_KIND = [
-    "hf_vit",
-    "open_clip_custom_vit",
-    "open_clip_vit_mean",
-    "siglip",
-    "pe_core",
-    "eva02",
-]
-
-
-@pytest.mark.parametrize("name", [*TOWERS_OF_EACH_KIND, "aimv2", "open_clip_resnet", "align"])
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet"])
 def test_a_map_is_the_product_of_the_vectors_with_its_text(name: str) -> None:
     """Of every family and option, the rest as well; and no vector depends on the target."""
     method = DirectContribution(cases.similarity(name, torch.float64))
@@ -188,11 +178,8 @@ def test_a_map_is_the_product_of_the_vectors_with_its_text(name: str) -> None:
         vectors, left = method.vectors(pixels, return_rest=True, **options)
         assert vectors.shape == (3, *maps.shape[-2:], rows.shape[1])
         wanted = torch.einsum("bhwe,ke->bkhw", vectors, rows)
-        # the norms of AIMv2 compute in float32, and so do their gradients
-        single = name == "aimv2" and options.get("depth") == "all"
-        exact: Any = {"rtol": 1e-5, "atol": 1e-7} if single else EXACT
-        torch.testing.assert_close(maps, wanted, **exact)
-        torch.testing.assert_close(rest, left @ rows.T, **exact)
+        torch.testing.assert_close(maps, wanted, **EXACT)
+        torch.testing.assert_close(rest, left @ rows.T, **EXACT)
 
 
 @pytest.mark.parametrize("name", test_text_side.READING)
@@ -213,7 +200,7 @@ def test_values_of_words_are_products_of_their_vectors(name: str) -> None:
     ("name", "dtype", "bound"),
     [
         ("hf_vit", torch.float32, 1e-6),
-        *((n, torch.float64, 1e-10) for n in ("siglip", "open_clip_resnet", "timm_gap")),
+        *((n, torch.float64, 1e-10) for n in ("siglip", "open_clip_resnet")),
     ],
 )
 def test_shares_and_rests_add_up_to_the_cosine(name: str, dtype: torch.dtype, bound: float) -> None:
@@ -366,16 +353,6 @@ def test_a_changed_model_is_followed_or_refused(where: str) -> None:
     handle.remove()
 
 
-def test_an_embedding_that_is_changed_on_its_way_to_the_score_is_refused() -> None:
-    """The tower's own output is taken apart, and the score is of another embedding."""
-    small = builders.open_clip_vit()
-    clip, encode = small.load(), small.model.encode_image
-    method = DirectContribution(cases_similarity(clip))
-    small.model.encode_image = lambda images, **kwargs: encode(images, **kwargs) + 0.5
-    with pytest.raises(UnsupportedModelError, match="the embedding of the vision tower does not"):
-        method.vectors(small.images(2))
-
-
 def test_a_forward_function_of_another_score_is_refused() -> None:
     """A subclass, a hook and a patched forward may all scale the cosine."""
 
@@ -390,42 +367,6 @@ def test_a_forward_function_of_another_score_is_refused() -> None:
     for forward in (Scaled(clip), hooked, patched):
         with pytest.raises(UnsupportedModelError, match="its score may be more than the cosine"):
             DirectInteraction(forward).attribute((pixels, ids), None, mask)
-
-
-def test_vectors_are_of_the_whole_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a patched method changes none of the scores that were asked for."""
-    small = builders.hf_vit()
-    first = targets.embedding(torch.eye(1, 24))
-    method, kind = DirectContribution(ClipSimilarity(small.load(), first)), type(small.model)
-    own: Any = kind.get_image_features
-
-    def turned(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found = own(self, *args, **kwargs)
-        found.pooler_output = torch.cat(
-            [found.pooler_output[:, :1], found.pooler_output[:, 1:].flip(-1)], -1
-        )
-        return found
-
-    monkeypatch.setattr(kind, "get_image_features", turned)
-    method.attribute(small.images())
-    with pytest.raises(UnsupportedModelError, match="the embedding of the vision tower does not"):
-        method.vectors(small.images())
-
-
-@pytest.mark.parametrize("part", ["image_features", "text_features"])
-def test_an_adapter_with_a_patched_method_is_followed_or_refused(part: str) -> None:
-    """As by one that centers the embeddings."""
-    small = builders.hf_vit()
-    clip, pixels = small.load(), small.images(2)
-    ids, mask = clip.text_inputs(TEXTS)
-    forward, pair = ClipSimilarity(clip, axis(clip)), ClipPairSimilarity(clip)
-    method, own = DirectInteraction(pair), getattr(clip, part)
-    setattr(clip, part, lambda *inputs: own(*inputs) + 0.5)
-    with pytest.raises(UnsupportedModelError, match=r"the embedding of the|its adapter has"):
-        method.attribute((pixels, ids), None, mask)
-    if part == "image_features":
-        maps, rest = DirectContribution(forward).attribute_targets(pixels, return_rest=True)
-        torch.testing.assert_close(maps.sum((-2, -1)) + rest, forward(pixels).detach())
 
 
 def test_nothing_is_left_behind() -> None:

@@ -9,32 +9,27 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, attr, targets
 from captum_clip.attr._call import Pass, _leads_through
 from captum_clip.attr.additive import PooledRows
 from captum_clip.errors import UnsupportedModelError
-from captum_clip.models import Attention
 from captum_clip.models.rounding import ROUNDING
 from captum_clip.models.steps import Direction
 from captum_clip.recording.laws import verify
-from captum_clip.recording.reads import AttentionRead
 from captum_clip.recording.records import Recording
 from tests import builders
 from tests.attr import cases
-from tests.samples import normal
 
 BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("shape", [(3, 8), (3, 5, 8)])
 def test_each_image_may_differ_by_the_bound_of_its_type_and_no_more(
-    dtype: torch.dtype, shape: tuple[int, ...]
+    dtype: torch.dtype,
 ) -> None:
     assert ROUNDING == BOUNDS
-    returned = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    returned = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     returned = returned.to(dtype)
     for factor, known in ((0.95, True), (1.05, False)):
         made = returned.double().clone()
@@ -46,16 +41,6 @@ def test_each_image_may_differ_by_the_bound_of_its_type_and_no_more(
         else:
             with pytest.raises(UnsupportedModelError, match=r"^Method: a part of the model does"):
                 verify(record, "Method")
-
-
-def test_what_is_no_number_in_the_librarys_own_output_is_left_to_the_map() -> None:
-    """So is no number, but nothing of ours may be none where the library's is one."""
-    record = Recording()
-    record.compare("a part", torch.full((1, 4), torch.nan), torch.full((1, 4), torch.inf))
-    verify(record, "Method")
-    record.compare("a part", torch.full((1, 4), torch.nan), torch.zeros(1, 4))
-    with pytest.raises(UnsupportedModelError):
-        verify(record, "Method")
 
 
 def test_tokens_that_are_changed_in_place_later_are_refused() -> None:
@@ -72,17 +57,6 @@ def scaled(forward: Any, factor: float, *args: Any, **kwargs: Any) -> Any:
     return (factor * found[0], *found[1:]) if isinstance(found, tuple) else factor * found
 
 
-@pytest.mark.parametrize("dtype", BOUNDS)
-def test_a_read_tells_whether_its_weights_make_what_ran(dtype: torch.dtype) -> None:
-    query, key, value = (normal(2, 4, 9, 8, seed=seed).to(dtype) for seed in range(3))
-    wide = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
-    attention = Attention(nn.Identity(), 4)
-    for factor, known in ((0.3, True), (3, False)):
-        out = (wide * (1 + factor * BOUNDS[dtype])).to(dtype)
-        read = AttentionRead(value, out, query=query, key=key, attention=attention)
-        assert read.obeys(BOUNDS[dtype]) is known
-
-
 # what a method reads -> the module whose output is scaled, the method, and what it may differ by
 # in double precision, which is a hundredth of that in single
 READ: dict[str, tuple[str, Any, float]] = {
@@ -92,13 +66,10 @@ READ: dict[str, tuple[str, Any, float]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("what", READ)
-def test_a_part_that_differs_by_more_than_rounding_is_refused(
-    what: str, dtype: torch.dtype
-) -> None:
+def test_a_part_that_differs_by_more_than_rounding_is_refused(what: str) -> None:
     path, method, most = READ[what]
-    most *= BOUNDS[dtype] / 1e-6
+    dtype = torch.float64
     for factor, known in ((1 + 0.96 * most, True), (1 + 1.04 * most, False)):
         small = builders.open_clip_vit()
         small.model.to(dtype)
@@ -157,7 +128,7 @@ def test_a_score_that_reads_more_than_the_projection_is_told(share: float, known
     assert _leads_through(run, projected, inner, whole, embedding) is known
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "siglip"])
+@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
 @pytest.mark.parametrize("part", ["attention", "block"])
 def test_a_hook_that_works_in_place_has_the_maps_of_one_that_does_not(name: str, part: str) -> None:
     """It changes what follows, and nothing that was recorded before it."""
@@ -219,7 +190,7 @@ def test_one_image_of_a_batch_is_enough() -> None:
         attr.DirectContribution(similarity).attribute(small.images(3), target=0)
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "open_clip_resnet", "siglip"])
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])
 def test_weights_of_inference_mode_are_refused_in_one_sentence(name: str) -> None:
     small, images = cases.BUILDERS[name](), cases.images(name)
     similarity = ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
@@ -234,7 +205,7 @@ def test_weights_of_inference_mode_are_refused_in_one_sentence(name: str) -> Non
                 method(similarity).attribute_targets(inputs)
 
 
-DEVICES = ["hf_vit", "open_clip_vit_mean", "siglip", "pe_core", "open_clip_resnet", "timm_convnext"]
+DEVICES = ["hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet"]
 
 
 @pytest.mark.parametrize("name", DEVICES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -16,12 +15,6 @@ from tests import builders
 from tests.attr import running
 from tests.attr.running import FEW, TAKEN_APART, Plain
 
-Context = AbstractContextManager[object]
-
-
-# An adapter of one's own
-
-
 SCALE = torch.linspace(0.5, 2, 24, dtype=torch.float64)
 POSTS: dict[str, Callable[[Tensor], Tensor]] = {
     "centered": lambda e: e - torch.linspace(-1, 1, 24, dtype=e.dtype),
@@ -30,12 +23,8 @@ POSTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def adapted(clip: Any, part: str, post: Callable[[Tensor], Tensor], way: str) -> Any:
+def adapted(clip: Any, part: str, post: Callable[[Tensor], Tensor]) -> Any:
     """An adapter whose features are more than the library's."""
-    own = getattr(clip, part)
-    if way == "instance":
-        setattr(clip, part, lambda *args: post(own(*args)))
-        return clip
 
     def features(self: Any, *args: Any) -> Tensor:
         return post(getattr(super(kind, self), part)(*args))
@@ -45,11 +34,10 @@ def adapted(clip: Any, part: str, post: Callable[[Tensor], Tensor], way: str) ->
     return kind(clip.model, clip.tower, name="own", **parts)
 
 
-@pytest.mark.parametrize("way", ["instance", "subclass"])
 @pytest.mark.parametrize("post", POSTS)
-def test_an_adapter_of_ones_own_is_explained_with_what_it_adds(post: str, way: str) -> None:
+def test_an_adapter_of_ones_own_is_explained_with_what_it_adds(post: str) -> None:
     small = running.double()
-    similarity = running.similarity_of(adapted(small.load(), "image_features", POSTS[post], way))
+    similarity = running.similarity_of(adapted(small.load(), "image_features", POSTS[post]))
     plain = Plain(small.model, running.images(), post=POSTS[post])
     torch.testing.assert_close(similarity(running.images()), plain.scores)
     methods = [*FEW, "grad-eclip"]
@@ -58,8 +46,7 @@ def test_an_adapter_of_ones_own_is_explained_with_what_it_adds(post: str, way: s
     running.assert_right_or_refused(running.verdicts(TAKEN_APART, similarity))
 
 
-@pytest.mark.parametrize("way", ["instance", "subclass"])
-def test_a_text_adapter_of_ones_own_is_explained_with_what_it_adds(way: str) -> None:
+def test_a_text_adapter_of_ones_own_is_explained_with_what_it_adds() -> None:
     """The shares are linear in the direction, so those along all axes say what they have to be."""
     small, post = running.double(), POSTS["centered"]
     clip, target = small.load(), targets.embedding(running.rows())
@@ -72,7 +59,7 @@ def test_a_text_adapter_of_ones_own_is_explained_with_what_it_adds(way: str) -> 
         torch.einsum("bet,bke->bkt", shares, direction(plain))
         for direction in running.directions(post)
     ]
-    similarity = TextSimilarity(adapted(clip, "text_features", post, way), target)
+    similarity = TextSimilarity(adapted(clip, "text_features", post), target)
     answers = running.verdicts(
         ["direct"],
         similarity,
@@ -82,9 +69,6 @@ def test_a_text_adapter_of_ones_own_is_explained_with_what_it_adds(way: str) -> 
         additional_forward_args=mask,
     )
     running.assert_right_or_refused(answers)
-
-
-# The end token, and numbers that are read when a model is made
 
 
 def text_maps(model: Any, small: builders.Small) -> dict[str, Any]:
@@ -103,7 +87,7 @@ def text_maps(model: Any, small: builders.Small) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("part", ["configuration", "module", "legacy"])
+@pytest.mark.parametrize("part", ["configuration", "legacy"])
 def test_the_token_that_a_text_tower_reads_is_the_one_that_is_explained(part: str) -> None:
     """The library keeps the number of the end token when it makes the module.
 
@@ -114,14 +98,7 @@ def test_the_token_that_a_text_tower_reads_is_the_one_that_is_explained(part: st
     tower, letter = small.model.text_model, int(small.tokenizer("a")["input_ids"][1])
     wanted = text_maps(small.model, small)
     number = 2 if part == "legacy" else letter
-    if part != "module":
-        small.model.config.text_config.eos_token_id = tower.config.eos_token_id = number
-    if part == "module":
-        tower.eos_token_id = number
-        fresh = running.double()
-        fresh.model.text_model.eos_token_id = number
-        fresh.model.text_model.config.eos_token_id = number
-        wanted = text_maps(fresh.model, fresh)
+    small.model.config.text_config.eos_token_id = tower.config.eos_token_id = number
     found = text_maps(small.model, small)
     torch.testing.assert_close(found.pop("scores"), wanted.pop("scores"))
     for method, maps in found.items():

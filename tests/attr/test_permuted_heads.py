@@ -9,16 +9,12 @@ from captum_clip import targets
 from captum_clip.models.variants import permute_heads
 from captum_clip.targets.similarity import ClipSimilarity
 from tests.attr import cases
-from tests.attr.cases import CLS_TOWERS, Case
+from tests.attr.cases import Case
 
 INVARIANT = [
     Case("AllGradAttention", {}),
-    Case("AttentionRollout", {}),
-    Case("AttentionGradCam", {}),
     Case("AttentionGradCam", {"weights": "pooled"}),
     Case("LastGradAttention", {"heads": "averaged"}),
-    Case("LayerAttention", {"index": 0}),
-    Case("LayerAttention", {"index": 0, "of": "gradient"}),
     Case("LayerAttention", {"index": 1, "of": "gradient", "rows": "sum"}),
 ]
 
@@ -37,20 +33,11 @@ def maps_of(case, name):
     return [case.kind(f).attribute_targets(pixels, **case.options) for f in renumbered(name)]
 
 
-@pytest.mark.parametrize("name", CLS_TOWERS)
-def test_renumbering_leaves_the_function_as_it_is(name):
-    """The scores do not change."""
-    pixels = cases.images(name, torch.float64)
-    with torch.no_grad():
-        before, after = (forward(pixels) for forward in renumbered(name))
-    torch.testing.assert_close(after, before, rtol=1e-11, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("case", "name"),
     [
         *((case, "hf_vit") for case in INVARIANT),
-        *((INVARIANT[0], name) for name in CLS_TOWERS[1:]),
+        (INVARIANT[0], "open_clip_vit"),
     ],
     ids=str,
 )
@@ -60,7 +47,7 @@ def test_method_does_not_change_with_the_numbers_of_heads(case, name):
     cases.assert_maps_close(after, before, 1e-10)
 
 
-@pytest.mark.parametrize("name", CLS_TOWERS)
+@pytest.mark.parametrize("name", ["hf_vit"])
 def test_paired_form_changes_with_the_numbers_of_heads(name):
     """Equation 6 pairs heads of different layers, which do not correspond."""
     before, after = maps_of(Case("LastGradAttention", {"heads": "paired"}), name)

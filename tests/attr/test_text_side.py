@@ -16,7 +16,6 @@ from captum_clip import TextSimilarity, attr, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptureError, InputError, TargetError, UnsupportedModelError
 from tests import builders, oracles
-from tests.attr import cases, state
 
 TEXTS = ["a horse and a dog", "a dog"]
 MODELS: dict[str, Callable[[], builders.Small]] = {
@@ -418,11 +417,11 @@ def explain(method: str, name: str, ids: Tensor, mask: Tensor | None, **options:
     return explainer.attribute_targets(ids, additional_forward_args=mask, **options)
 
 
-# every tower with two methods, every method with a tower of each kind
-READING = ["hf_vit", "siglip", "coca", "altclip", "open_clip_mean"]
+# every tower with one method, every method with a tower of each kind
+READING = ["hf_vit", "coca", "open_clip_mean"]
 CHECKED = [
     *((method, name) for name in READING for method in METHODS),
-    *((m, name) for name in MODELS if name not in READING for m in (METHODS[3], *ADDITIVE[:1])),
+    *(("DirectContribution", name) for name in MODELS if name not in READING),
 ]
 
 
@@ -452,7 +451,7 @@ def test_the_plain_tower_is_the_librarys(name: str) -> None:
     assert_near(name, whole, wanted)
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "coca", "altclip", "dual_encoder", "open_clip_roberta"])
+@pytest.mark.parametrize("name", ["hf_vit", "coca", "dual_encoder"])
 def test_depth_token_equals_its_equation(name: str) -> None:
     """Through the MLPs of the pooled token, on norms before and after the sums."""
     ids, mask = inputs(name)
@@ -470,8 +469,8 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {}) for name in MODELS),
-        *((name, options) for name in ("coca", *BERTS[:1], BERTS[-1]) for options in OPTIONS[1:]),
+        *((name, {}) for name in ("hf_vit", "siglip", "altclip", "flava")),
+        *((name, options) for name in ("coca", "open_clip_mean") for options in OPTIONS),
     ],
 )
 def test_values_and_rest_add_up_to_the_score(name: str, options: dict[str, Any]) -> None:
@@ -492,7 +491,7 @@ def test_values_and_rest_add_up_to_the_score(name: str, options: dict[str, Any])
         assert_near(name, values.sum(-1) + rest, wanted)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [METHODS[3], *ADDITIVE])
 def test_padding_changes_nothing(method: str) -> None:
     """A short text has the same values alone and next to a long one, and its padding has none."""
     ids, mask = inputs("hf_vit")
@@ -539,21 +538,11 @@ def test_captums_integrated_gradients_work_on_the_token_embeddings(name: str) ->
     assert delta.abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
-def test_nothing_is_left_on_the_model(name: str) -> None:
-    model = small(name).model
-    before = state.of_model(model)
-    for method in METHODS:
-        explain(method, name, *inputs(name))
-    state.assert_same(before, state.of_model(model))
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_values_do_not_depend_on_the_callers_mode(mode: Any) -> None:
+def test_values_do_not_depend_on_the_callers_mode() -> None:
     ids, mask = inputs("hf_vit")
     for method in METHODS:
         wanted = explain(method, "hf_vit", ids, mask)
-        with mode():
+        with torch.inference_mode():
             torch.testing.assert_close(explain(method, "hf_vit", ids, mask), wanted)
 
 
@@ -617,13 +606,6 @@ def test_other_text_towers_are_refused_with_what_is_supported() -> None:
         TextSimilarity(clip, targets.embedding(torch.eye(24)[:1]))
 
 
-def test_a_decoder_is_refused() -> None:
-    model = builders.dual_encoder().model
-    model.text_model.config.is_decoder = True
-    with pytest.raises(UnsupportedModelError, match="cannot be explained; supported are those of"):
-        TextSimilarity(load_clip(model), targets.embedding(torch.eye(24)[:1]))
-
-
 @pytest.mark.parametrize("name", ["open_clip_bert", "coca"])
 def test_open_clip_makes_its_masks_itself(name: str) -> None:
     ids, _ = inputs(name)
@@ -635,7 +617,7 @@ def in_half(own: builders.Small) -> builders.Small:
     return own._replace(model=own.model.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("name", ["dual_encoder", "coca"])
+@pytest.mark.parametrize("name", ["dual_encoder"])
 def test_half_precision_gives_nearly_the_same(name: str) -> None:
     whole, (ids, mask) = MODELS[name](), inputs(name)
     target = targets.embedding(embeddings(name).float())
@@ -647,40 +629,6 @@ def test_half_precision_gives_nearly_the_same(name: str) -> None:
         found = getattr(attr, method)(half).attribute_targets(ids, additional_forward_args=mask)
         assert found.dtype == torch.float32
         assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
-
-
-@pytest.mark.parametrize("part", ["text_model.pooler.dense", "text_model.encoder.layer.0"])
-def test_a_hook_on_a_text_tower_is_followed_or_refused(part: str) -> None:
-    own = builders.dual_encoder()
-    forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
-    ids, mask = own.load().text_inputs(TEXTS)
-    methods = [method(forward) for method in cases.OWN.values() if "text" in method.towers]
-    call = {"additional_forward_args": mask}
-    plain = [method.attribute(ids, **call) for method in methods]
-    module, refused = own.model.get_submodule(part), set()
-    for change in (lambda *_: None, lambda module, args, out: 2 * out):
-        handle = module.register_forward_hook(change)
-        for method, wanted in zip(methods, plain, strict=True):
-            try:
-                found, scores = method.attribute_targets(ids, return_scores=True, **call)
-            except UnsupportedModelError:
-                refused.add(method.name)
-                continue
-            torch.testing.assert_close(scores, forward(ids, mask).detach())
-            if handle is None:
-                torch.testing.assert_close(found, wanted)
-        handle.remove()
-    # removal is shared out by direct
-    assert refused == (set() if "dense" in part else {"direct", "removal"})
-
-
-def test_dropout_in_training_is_refused() -> None:
-    own = builders.hf_vit()
-    own.model.train()
-    own.model.text_model.encoder.layers[0].self_attn.dropout = 0.1
-    forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
-    with pytest.raises(InputError, match=r"text tower is in training mode .* call model\.eval"):
-        attr.DirectContribution(forward).attribute(own.load().text_inputs(TEXTS)[0])
 
 
 def test_a_text_similarity_with_code_of_its_own_is_explained_with_it() -> None:
@@ -718,7 +666,7 @@ def test_errors_name_the_text_tower() -> None:
         attr.AllGradAttention(plain).attribute(ids)
 
 
-@pytest.mark.parametrize("name", ["demo/vit", "demo/resnet"])
+@pytest.mark.parametrize("name", ["demo/vit"])
 def test_the_word_of_the_object_that_is_there_gets_more(name: str) -> None:
     """On the embedded models, of "a horse and a dog" where only the horse is there."""
     clip = load_clip(name)

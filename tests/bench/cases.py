@@ -32,6 +32,16 @@ KINDS: dict[str, tuple[str, Any]] = {
 TEXTS = ("a horse", "a red barn", "a dog")
 
 
+SMALL: dict[str, Any] = {
+    "methods": ("last-grad", "rollout", "random"),
+    "tasks": ("localization", "signs"),
+    "chunk_size": 2,
+    "resamples": 20,
+    "threads": 1,
+}
+"""Settings of an evaluation that takes a second."""
+
+
 @lru_cache
 def model(name: str) -> ClipAdapter:
     """An embedded model, or a small random one."""

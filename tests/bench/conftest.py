@@ -13,8 +13,8 @@ from captum_clip.bench.study import run_study
 from captum_clip.visualization import grid
 from tests import folders
 from tests.bench import cases
+from tests.bench.cases import SMALL
 from tests.bench.data.writing import save_bytes
-from tests.bench.killed import SMALL
 
 
 @pytest.fixture(autouse=True, scope="module")

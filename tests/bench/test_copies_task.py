@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 
 from captum_clip import ClipSimilarity, metrics, targets
 from captum_clip.bench.data.demo import DemoThirds
-from captum_clip.bench.evaluator import evaluate, make_plan
+from captum_clip.bench.evaluator import make_plan
 from captum_clip.bench.methods import CEILINGS, method_of
 from captum_clip.bench.table import join_tables, rows_of, table_of
-from captum_clip.bench.tasks.effects import copy_rows, fitted
+from captum_clip.bench.tasks.effects import fitted
 from captum_clip.errors import InputError
 from captum_clip.folders.workers import ModelLoader
 from captum_clip.metrics.map_statistics import spearman
@@ -48,7 +47,7 @@ def share_in_order(mass: Any, effect: Any) -> tuple[float, float]:
     return right, every
 
 
-@pytest.mark.parametrize("name", ["demo/vit", "demo/resnet"])
+@pytest.mark.parametrize("name", ["demo/vit"])
 def test_the_task_is_its_protocol(name: str) -> None:
     """Signed mass of one map in each copy against both truths, a scene at a time."""
     clip, data = model(name), DemoThirds(4, seed=7)
@@ -86,17 +85,6 @@ def test_what_looks_at_no_map_ties_and_ceilings_know_the_masks() -> None:
     assert painted["thirds_removal_rank"].values.mean() > 0.8
 
 
-def test_masses_that_differ_by_rounding_are_equal() -> None:
-    truths = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]]).double()
-    for answer in ([1, 1 + 1e-13, 1], [0, 0, 0], [-2e-9, -2e-9 * (1 + 1e-12), -2e-9]):
-        blocks = copy_rows("it", 0, torch.tensor(answer).double(), truths)
-        values = {block["metric"][0]: block["value"].tolist() for block in blocks}
-        assert values["it_adds_rank"] == values["it_removal_rank"] == [0]
-        assert values["it_adds_order"] == pytest.approx([0.2, 0.4])
-    [rank, *_] = copy_rows("it", 0, torch.tensor([1, 1 + 1e-6, 1 + 2e-6]).double(), truths)
-    assert rank["value"].tolist() == [1]
-
-
 def features_table(looks: Any, effects: Any) -> Any:
     """A long table of what copies look like, (scenes, 3, F), and of both truths (scenes, 3, 2)."""
     blocks = []
@@ -126,17 +114,6 @@ def test_a_fit_to_other_folds_finds_what_is_linear() -> None:
         assert fitted_ranks(looks, effects, truth) == [1] * 25
 
 
-def test_no_scene_is_predicted_by_its_own_effects() -> None:
-    """Turned round, they are predicted as before; a fit to all would follow them."""
-    random = np.random.default_rng(0)
-    looks, effects = random.normal(size=(6, 3, 20)), random.normal(size=(6, 3, 2))
-    before = fitted_ranks(looks, effects)
-    for number in range(6):
-        turned = effects.copy()
-        turned[number] *= -1
-        assert fitted_ranks(looks, turned)[number] == -before[number]
-
-
 def test_rivals_stand_beside_what_is_asked_for(tmp_path: Path) -> None:
     """Maps, predictors and ceilings; a ResNet has no attention of a last layer. 300 scenes."""
     for name in ("demo/vit", "demo/resnet"):
@@ -149,12 +126,3 @@ def test_rivals_stand_beside_what_is_asked_for(tmp_path: Path) -> None:
         assert ("last-attention" in names) == (name == "demo/vit")
         assert {"magnitude", "random", "contrast", "edges", "place", *CEILINGS} < set(names)
         assert [len(data) for data, _ in plan.data] == [300]
-
-
-def test_a_reference_that_is_named_goes_before_magnitude(tmp_path: Path) -> None:
-    """All columns of copies are tested against it."""
-    few = {"data": ("demo-thirds",), "methods": ("direct", "rollout"), "resamples": 30}
-    config = replace(settings(**few), model="demo/vit", output=str(tmp_path), images=1)
-    for named, expected in ((None, "magnitude"), ("rollout", "rollout")):
-        found = evaluate(replace(config, reference=named)).summary.figures
-        assert {*found["reference"]} == {expected}

@@ -46,10 +46,6 @@ def test_there_is_a_row_for_each_emotion_plain_and_centered(study: Path) -> None
     assert {row["model"] for row in rows} == {"small-vit", "small-resnet"}
 
 
-def test_plain_and_centered_stand_in_one_figure(study: Path) -> None:
-    assert [path.name for path in study.glob("*.png")] == ["mean_maps.png"]
-
-
 def test_texts_and_emotions_go_together(
     tmp_path: Path, images: Path, vit: str, encodings: Path
 ) -> None:

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from captum_clip import files
 from captum_clip.bench import evaluator
-from captum_clip.bench.data.base import Sample
-from captum_clip.bench.evaluator import Evaluation, EvaluationPlan, evaluate, make_plan
-from captum_clip.bench.run import EvaluationConfig, UnitWriter
+from captum_clip.bench.evaluator import Evaluation, evaluate
+from captum_clip.bench.run import EvaluationConfig
 from captum_clip.bench.study import run_study
 from captum_clip.bench.table import COLUMNS
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.folders.storage import storage_of
-from captum_clip.folders.workers import ModelLoader, UnitWorker
-from tests.bench.cases import TEXTS, Listed, context, make_classes, model, picture, random_maps
+from tests.bench.cases import SMALL, TEXTS, make_classes, random_maps
 from tests.bench.data.writing import JPEG_OF_NOTHING, LEFT, noise, save, save_bytes, save_mask
-from tests.bench.killed import SMALL
 from tests.folders import content
 
 ROOT = Path(__file__).parents[2]
@@ -134,77 +122,6 @@ def test_an_evaluation_goes_on_after_a_stop(
             assert path.stat().st_mtime_ns == changed
 
 
-def test_an_embedding_of_a_text_is_the_same_whatever_was_read_before() -> None:
-    """So a run that goes on, or another worker of Ray's, ends in the same bytes."""
-    clip, data = model("demo/vit"), Listed(Sample("a", picture()))
-    texts = [f"a {noun}" for noun in ("horse", "dog", "cat", "bee", "rocket", "tree", "car", "cow")]
-    whole, parts = context(clip, data), context(clip, data)
-    for place in (5, 2, 7):
-        parts.encode(texts[place:])
-    assert torch.equal(parts.encode(texts), whole.encode(texts))
-
-
-@pytest.mark.slow
-def test_an_evaluation_goes_on_after_a_kill(
-    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes]
-) -> None:
-    """Killed while it writes its third unit: two are there, and no table."""
-    output = tmp_path / "out"
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.bench.killed", vit, masks, str(output), "4"],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    assert len(list(output.glob("units/*/0*.npz"))) == 2
-    assert not (output / "results.csv").exists()
-    assert manifest(output)["state"] == "running"
-    evaluate(config_of(vit, masks, output))
-    assert content(output) == whole
-
-
-def test_samples_that_were_away_are_tried_again(
-    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once their disk answers they are in the results of the next run, byte for byte."""
-    config, read = config_of(vit, masks, tmp_path / "out"), files.read_file
-
-    def refuse(path: Path) -> bytes:
-        if path.name == away:
-            raise InputError("away") from OSError(errno.EIO, "Input/output error")
-        return read(path)
-
-    [away, *_] = sorted(path.name for path in Path(masks.partition(":")[2], "images").iterdir())
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "read_file", refuse)
-        [entry] = evaluate(config).skipped["masks"]
-    assert entry["reason"].endswith("It is tried again when the same command runs again.")
-    assert evaluate(config).skipped["masks"] == []
-    assert content(tmp_path / "out") == whole
-
-
-def test_a_table_never_stands_beside_missing_units(
-    output: Path, vit: str, masks: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It goes away before the first unit is computed."""
-    damage(output)
-
-    class Stopped(Exception):
-        pass
-
-    def stop(*_: Any) -> None:
-        assert not (output / "results.csv").exists()
-        raise Stopped
-
-    monkeypatch.setattr(EvaluationPlan, "_measure", stop)
-    with pytest.raises(Stopped):
-        evaluate(config_of(vit, masks, output))
-    assert manifest(output)["state"] == "running"
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -233,20 +150,6 @@ def test_other_intervals_need_no_other_maps(output: Path, vit: str, masks: str) 
     assert found.summary.reference == "rollout"
     assert found.summary.resamples == 30
     assert {path: path.stat().st_mtime_ns for path in output.glob("units/*/*")} == units
-
-
-def test_a_model_with_other_preprocessing_is_refused(
-    tmp_path: Path, output: Path, vit: str, masks: str
-) -> None:
-    """Of the same name and the same weights."""
-    changed = tmp_path / "small-vit"
-    shutil.copytree(vit, changed)
-    file = changed / "preprocessor_config.json"
-    settings = json.loads(file.read_text())
-    file.write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
-    with pytest.raises(InputError, match="holds another evaluation: ") as caught:
-        evaluate(config_of(str(changed), masks, output))
-    assert re.findall(r"(\S+) was", str(caught.value)) == ["model.identity.image_embeddings"]
 
 
 def test_another_model_in_the_same_folder_is_refused(output: Path, resnet: str, masks: str) -> None:
@@ -319,24 +222,6 @@ def test_images_with_classes_have_curves(tmp_path: Path, vit: str) -> None:
     assert content(tmp_path / "out") == before
 
 
-def test_a_reference_without_curves_costs_no_table(tmp_path: Path, vit: str) -> None:
-    """Maps made elsewhere that know none of the images are compared with, and have no line."""
-    random_maps(tmp_path / "theirs", ["another"], ["horse"])
-    config = config_of(
-        vit,
-        make_classes(tmp_path / "classes"),
-        tmp_path / "out",
-        methods=("last-grad", "random"),
-        maps=(str(tmp_path / "theirs"),),
-        reference="theirs",
-        tasks=("perturbation",),
-        fills=("mean",),
-    )
-    found = evaluate(config)
-    assert found.curves == ("curves_mean_predicted.png", "curves_mean_true.png")
-    assert (tmp_path / "out" / "results.csv").is_file()
-
-
 def test_a_text_that_no_model_reads_is_said_before_any_work(tmp_path: Path) -> None:
     """The embedded tokenizer names the word; nothing is written."""
     save(noise(), tmp_path / "data" / "images" / "one.jpg")
@@ -361,12 +246,6 @@ def test_maps_made_elsewhere_stand_beside_ours(tmp_path: Path, vit: str, masks: 
     random_maps(folder, ["image0", "image2"], texts, offset=1)
     with pytest.raises(InputError, match=r"holds another evaluation: methods\.\d\."):
         evaluate(config)
-
-
-def test_maps_made_elsewhere_need_names_that_tell_data_apart(tmp_path: Path, vit: str) -> None:
-    folder = random_maps(tmp_path / "theirs", ["00000"], ["a horse"])
-    with pytest.raises(InputError, match="demo-thirds and demo-identical both have a sample"):
-        evaluate(EvaluationConfig(vit, str(tmp_path / "out"), maps=(str(folder),), images=1))
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -466,37 +345,3 @@ def test_a_method_of_another_tower_is_refused_before_any_work(
     ):
         evaluate(config_of(resnet, masks, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, masks: str) -> None:
-    """By whoever loads it on another machine."""
-    config = config_of(vit, masks, tmp_path / "out", engine="ray")
-    plan = make_plan(config, ModelLoader())
-    identity, output = {**plan.identity, "image_embeddings": "0.5"}, storage_of(tmp_path / "out")
-    other = replace(plan, identity=identity)
-    worker = UnitWorker(UnitWriter(other, plan.units, output, ModelLoader()), 1)
-    [error] = worker({"unit": [0]})["error"]
-    assert "small-vit has other image embeddings than when the run began" in error
-
-
-@pytest.mark.slow
-def test_ray_gives_the_same_bytes(
-    tmp_path: Path,
-    vit: str,
-    masks: str,
-    whole: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """Two workers on a Ray of their own, which says nothing, not even that it starts."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.setenv("PYTHONPATH", path)
-    said: list[int] = []
-    config = config_of(vit, masks, tmp_path / "out", engine="ray", workers=2)
-    capfd.readouterr()
-    evaluate(config, progress=lambda done, *_: said.append(done))
-    assert capfd.readouterr() == ("", "")
-    assert content(tmp_path / "out") == whole
-    assert said[0] == 0
-    assert said[-1] == 15

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -83,14 +81,6 @@ def test_files_that_cannot_be_read_are_left_out_with_a_reason(clip, paths, tmp_p
     assert "may be truncated or damaged" in found.skipped[broken]
     assert "not an image" in found.skipped[text]
     assert "decompression bomb" in found.skipped[huge]
-
-
-def test_a_named_pipe_is_left_out(clip, paths, tmp_path):
-    """Opened, it would wait for a writer for ever."""
-    os.mkfifo(tmp_path / "pipe.png")
-    found = image_features(clip, [tmp_path / "pipe.png", paths[0]])
-    assert found.paths == (paths[0],)
-    assert "is not a file but a pipe" in found.skipped[tmp_path / "pipe.png"]
 
 
 @pytest.mark.parametrize(

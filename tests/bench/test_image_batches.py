@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip import load_clip
-from captum_clip.checks import limit_pixels
 from captum_clip.errors import InputError
 from captum_clip.folders.storage import (
     ImageReader,
@@ -67,20 +65,6 @@ def test_odd_shapes_are_read_or_told(
         assert not read.again
 
 
-def test_a_processor_that_fails_or_does_not_crop_is_told(images: Path) -> None:
-    """For this image, with the reason."""
-
-    def fail(image: Image.Image) -> torch.Tensor:
-        raise ValueError("cannot infer the channels")
-
-    start = "image0.png cannot be preprocessed"
-    read = reader_of(images, "image0.png", processor=fail)(0)
-    assert read == Skipped(0, f"{start} (cannot infer the channels).")
-    read = reader_of(images, "image0.png", processor=lambda _: torch.ones(3, 40, 48))(0)
-    assert isinstance(read, Skipped)
-    assert read.reason.startswith(f"{start} (it becomes (3, 40, 48) and not (3, 32, 32);")
-
-
 class Gone:
     """A store that nobody reaches any more."""
 
@@ -130,22 +114,6 @@ def test_items_are_read_in_their_order_a_few_ahead_and_nothing_runs_on() -> None
     assert threading.active_count() == threads
 
 
-def test_reading_ahead_leaves_the_filters_of_warnings_and_refuses_bombs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of which Pillow warns only, and filters are those of all threads."""
-    names = list_images(storage_of(folders.make_images(tmp_path, 9)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    before = [*warnings.filters]
-    for most in (1000, 900):
-        limit = limit_pixels(None if most == 1000 else most)
-        with limit, read_ahead(reader_of(tmp_path, *names), range(9), 4) as read:
-            reasons = [str(image) for image in read]
-        assert len(reasons) == 9
-        assert all(f"unpacks to more than {most:,} pixels" in reason for reason in reasons)
-    assert warnings.filters == before
-
-
 def touch(folder: Path, *names: str) -> Path:
     for name in names:
         path = folder / name
@@ -165,13 +133,6 @@ def test_images_are_found_by_their_ending_to_the_bottom(tmp_path: Path) -> None:
     touch(tmp_path, "._a.png", ".cache/b.png", "out/mean_maps.png")
     assert names_of(tmp_path) == ("a/b/d.webp", "a/c.png", "b.JPG", "outer/c.png")
     assert "out/mean_maps.png" in names_of(tmp_path, tmp_path / "elsewhere")
-
-
-def test_other_studies_in_the_folder_are_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "old/manifest.json", "old/images.csv", "old/sub/mean_maps.png")
-    touch(tmp_path, "mine/manifest.json", "mine/c.png")
-    kept = ("a.png", "mine/c.png")
-    assert names_of(tmp_path) == kept
 
 
 def test_folders_that_cannot_be_studied_are_refused(tmp_path: Path) -> None:

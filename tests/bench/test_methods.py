@@ -65,13 +65,6 @@ def test_integrated_gradients_are_captums() -> None:
         torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_integrated_gradients_take_any_batch() -> None:
-    """Captum warns of inner batches that are smaller than the outer one; here there are none."""
-    clip = model(VIT)
-    asked = queries(clip).select([0] * 33)
-    assert method_of("integrated-gradients", clip).maps(clip, asked).shape == (33, 32, 32)
-
-
 def test_occlusion_is_captums_on_the_grid() -> None:
     """A cell of 8 x 8 pixels at a time; Captum repeats a loss in each of three channels."""
     clip = model(VIT)
@@ -84,8 +77,10 @@ def test_occlusion_is_captums_on_the_grid() -> None:
     assert found[0, :8, :8].std() == 0
 
 
-@pytest.mark.parametrize("fill", ["mean", "blur", "ring"])
-@pytest.mark.parametrize(("windows", "centers"), [("", (0, 1, 2, 3)), (",windows=9", (0, 2, 3))])
+@pytest.mark.parametrize(
+    ("fill", "windows", "centers"),
+    [("mean", "", (0, 1, 2, 3)), ("ring", ",windows=9", (0, 2, 3))],
+)
 def test_a_cell_has_the_mean_loss_of_the_windows_that_hold_it(
     fill: str, windows: str, centers: tuple[int, ...]
 ) -> None:
@@ -153,7 +148,7 @@ def test_random_masks_share_what_they_lose() -> None:
             torch.testing.assert_close(found[image, row, column], mean)
 
 
-@pytest.mark.parametrize("name", [VIT, RESNET])
+@pytest.mark.parametrize("name", [VIT])
 def test_magnitude_knows_no_text(name: str) -> None:
     """The map of any text is a product with the vectors whose lengths it draws."""
     clip = model(name)
@@ -250,24 +245,6 @@ def test_the_negative_map_of_a_vit_is_that_of_the_negated_target() -> None:
         assert found.any()
 
 
-def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero() -> None:
-    raw = torch.tensor([[[1.0, -2.0]], [[-3.0, 0.0]]])
-    signed = ("last-gradient", "layer:of=gradient", "integrated-gradients", "occlusion", "random")
-    for name, method in ((RESNET, "grad-cam:sign=signed"), *((VIT, method) for method in signed)):
-        clip = model(name)
-        found = method_of(method, clip).negative_maps(clip, queries(clip), raw)
-        assert found is not None
-        assert torch.equal(found, torch.tensor([[[0.0, 2.0]], [[3.0, 0.0]]]))
-
-
-def test_what_does_not_know_negative_evidence_has_no_negative_map() -> None:
-    clip = model(VIT)
-    ones = torch.ones(2, 4, 4)
-    unsigned = ("layer:index=0", "center", "empty-text")
-    for method in ("rollout", "summed-attention", *unsigned):
-        assert method_of(method, clip).negative_maps(clip, queries(clip), ones) is None
-
-
 @pytest.mark.parametrize("name", [VIT, RESNET])
 def test_empty_text_ignores_the_target(name: str) -> None:
     """It is Mamooler's method for the empty text, which has one name on every tower."""
@@ -284,20 +261,6 @@ def test_empty_text_ignores_the_target(name: str) -> None:
     own = method_of(report, clip)
     empty = clip.encode_text([""]).detach().expand_as(asked.embeddings)
     torch.testing.assert_close(found, own.maps(clip, replace(asked, embeddings=empty)))
-
-
-def test_drawn_baselines_see_nothing() -> None:
-    """Neither model nor image nor target nor batch; only a sample's number."""
-    clip = model(VIT)
-    asked, other = queries(clip), queries(clip, ("x", "y"), first=0)
-    other.pixels.zero_()
-    for method in ("random", "center", "uniform"):
-        drawn = method_of(method, clip)
-        found = drawn.maps(clip, asked)
-        assert torch.equal(found, drawn.maps(clip, other))
-        assert torch.equal(found[1:], drawn.maps(clip, asked.select([1])))
-        assert drawn.attribute(clip, asked.embeddings) is None
-        assert drawn.baseline
 
 
 def test_random_is_drawn_by_number_and_seed() -> None:
@@ -376,12 +339,3 @@ def test_a_method_of_ones_own_is_measured_next_to_captums(monkeypatch: pytest.Mo
     torch.testing.assert_close(whole[:1], method.maps(clip, asked)[:1])
     got = measured("localization", context(clip, Listed(two_regions("a"))), "saliency")
     assert len(got["pointing"].values) == 2
-
-
-def test_parts_of_queries_keep_what_belongs_together() -> None:
-    asked = queries(model(VIT), ("a", "b", "c"))
-    part = asked.select([2, 0])
-    assert len(part) == 2
-    assert (part.names, part.texts, part.numbers) == (("image2", "image0"), ("c", "a"), (2, 0))
-    assert torch.equal(part.pixels, asked.pixels[[2, 0]])
-    assert torch.equal(part.embeddings, asked.embeddings[[2, 0]])

@@ -13,7 +13,6 @@ from torch import Tensor
 from captum_clip import ClipSimilarity, attr, metrics, targets
 from captum_clip.bench.data.base import Sample
 from captum_clip.bench.data.demo import DemoObjects, DemoScenes
-from captum_clip.bench.methods import method_of
 from captum_clip.bench.run import Fill
 from captum_clip.models import ClipAdapter
 from tests.bench.cases import (
@@ -24,7 +23,6 @@ from tests.bench.cases import (
     direct,
     measured,
     model,
-    on_batch,
     picture,
     same_rows,
 )
@@ -130,12 +128,6 @@ def test_the_predicted_and_the_true_class_have_maps_of_their_own() -> None:
     assert (predicted.values == true.values)[:, 0].tolist() == [True, False, False]
 
 
-def test_curves_go_by_tenths() -> None:
-    """What is really removed is a whole number of the 1024 pixels."""
-    fractions = found("mean")["curve_most_mean_true"].x
-    assert list(fractions) == [round(step / 10 * 1024) / 1024 for step in range(11)]
-
-
 @pytest.mark.parametrize("fill", ["black", "blur"])
 def test_other_fills_are_what_they_are_called(fill: Fill) -> None:
     pixels = PIXELS[1][None]
@@ -158,14 +150,6 @@ def test_what_is_drawn_belongs_to_the_image() -> None:
             expected = together[name]
             chosen = expected.owners == number
             np.testing.assert_allclose(rows.values, expected.values[chosen], atol=1e-5)
-
-
-def test_a_class_is_classified_once_for_all_methods() -> None:
-    """The predicted class comes from the chunk, which all methods share."""
-    small = context(SMALL, data(), fills=("mean",))
-    one = on_batch(small, "center")
-    assert one.samples.predicted.tolist() == SEEN
-    assert method_of("center", SMALL).baseline
 
 
 def test_scenes_of_several_objects_are_told_apart_by_their_number() -> None:

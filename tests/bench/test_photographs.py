@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -17,14 +15,11 @@ from captum_clip import attr, maps, targets
 from captum_clip.bench.data import open_data
 from captum_clip.bench.evaluator import evaluate
 from captum_clip.bench.run import EvaluationConfig
-from captum_clip.bench.table import Metric, summarize, with_groups
-from tests.bench.cases import Listed, Rows, context, direct, measured, model, on_batch
-from tests.bench.data.writing import noise, save
+from tests.bench.cases import Listed, Rows, context, direct, measured, model
 from tests.photographs import (
     make_captions,
     make_counterfactuals,
     make_points,
-    write_samples,
 )
 
 CLIP = model("demo/vit")
@@ -103,38 +98,6 @@ def test_retrieval_asks_for_the_own_caption_among_all(captions: Any) -> None:
     assert not [name for name in found if name.endswith(("_true", "_predicted", "_2"))]
 
 
-def test_what_is_measured_once_an_image_explains_its_caption(captions: Any) -> None:
-    """Not its first phrase; another prompt is another caption."""
-    queries = on_batch(context(CLIP, captions), "last-grad").first_queries
-    assert queries.texts == captions.classes
-    torch.testing.assert_close(queries.embeddings[1], text("a cat and a car"))
-    found = measured("sanity", context(CLIP, captions, slow_images=4), "last-grad")
-    assert len(found["other_prompt"].values) == 4
-
-
-def test_an_image_without_a_box_that_is_seen_is_retrieved_all_the_same(tmp_path: Path) -> None:
-    """No box, one that fills the picture, one that the crop cuts away; nor do batches need any."""
-    save(noise((224, 448)), tmp_path / "images/a.png")
-    save(noise((224, 448), 1), tmp_path / "images/b.png")
-    save(noise((224, 448), 2), tmp_path / "images/c.png")
-    boxes = {"a": [], "b": [{"text": "cat", "box": [0, 0, 448, 224]}]}
-    boxes["c"] = [{"text": "bus", "box": [0, 0, 9, 9]}]
-    captions = {"a": "a dog", "b": "a cat", "c": "a bus"}
-    records = (
-        {"image": f"images/{stem}.png", "caption": captions[stem], "regions": regions}
-        for stem, regions in boxes.items()
-    )
-    found = context(CLIP, open_data(write_samples(tmp_path, *records)), fills=("mean",))
-    assert len(measured("perturbation", found, "last-grad")["gap_cosine_mean_caption"].values) == 3
-    reasons = [skipped.message for skipped in on_batch(found, "last-grad").samples.skipped]
-    assert [re.sub("'.*'", "", reason) for reason in reasons] == [
-        "b, : the mask is full",
-        "the crop shows nothing of ",
-    ]
-    for task in ("localization", "signs", "words"):
-        assert measured(task, found, "last-grad") == {}
-
-
 def test_points_are_compared_in_pairs(tmp_path: Path) -> None:
     """The share of pairs of a pixel inside and one outside that the map puts in order."""
     data = open_data(make_points(tmp_path), number=3)
@@ -196,37 +159,6 @@ def test_removed_objects_are_effects(tmp_path: Path) -> None:
         assert rises - falls == np.sign(effects["removal"][-1][-1])
     pairs = measured("pairs", context(CLIP, data), "direct")
     assert pairs["share_interaction_scene"].owners.tolist() == [0, 1, 2]
-
-
-def test_the_worst_group_is_that_with_the_lowest_mean() -> None:
-    """Or the highest where low is good; each group has a table, who is in none is in no group."""
-    samples = [f"{n}" for n in range(7)]
-    columns = {"task": "t", "method": "m", "region": "r", "part": "", "x": np.nan}
-    rows = [
-        {**columns, "metric": metric, "sample": sample, "value": sign * float(sample) ** 2}
-        for metric, sign in (("up", 1), ("down", 2), ("shape", 3))
-        for sample in samples
-    ]
-    listed = {
-        "One": [Metric("up", "p"), Metric("down", "p", better="low")],
-        "Other": [Metric("shape", "p", better="none")],
-    }
-
-    class Grouped:
-        groups: ClassVar = {sample: "odd" if int(sample) % 2 else "even" for sample in samples[:6]}
-
-    table, tables = with_groups(pd.DataFrame(rows), listed, [Grouped()])  # type: ignore[list-item]
-    assert [*tables] == ["One", "Other", *(f"One: {g}" for g in ("worst group", "even", "odd"))]
-    figures = summarize(table, tables, ["m"], reference="m", resamples=50).figures
-    found = dict(zip(figures["metric"], figures["mean"], strict=True))
-    even, odd = np.mean([0, 4, 16]), np.mean([1, 9, 25])
-    assert found["up"] == pytest.approx(np.mean([n**2 for n in range(7)]))
-    assert (found["up_in_even"], found["up_in_odd"]) == pytest.approx((even, odd))
-    assert found["up_in_worst_group"] == pytest.approx(even)
-    assert found["down_in_worst_group"] == pytest.approx(2 * odd)
-    Grouped.groups = {}
-    same, alike = with_groups(pd.DataFrame(rows), listed, [Grouped()])  # type: ignore[list-item]
-    assert (len(same), alike) == (len(rows), listed)
 
 
 @pytest.mark.parametrize(

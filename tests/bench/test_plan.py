@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -50,15 +49,6 @@ def test_costly_methods_see_every_class_of_a_sorted_list() -> None:
     drawn = context(model("hf_vit"), data, slow_images=64).slow_numbers
     assert {*seen} == drawn
     assert {names[number] for number in seen} == {*draw_names(names, 64, 0)}
-
-
-def test_names_of_files_are_unique_and_tame() -> None:
-    data = [Listed(Sample("a", picture()), name="Ä b")]
-    methods = [any_method(name) for name in ("a:b=c,d=e", "a b=c d=e", "../x", "ÄÖ", "ä")]
-    names = [unit.name for unit in _units(settings(chunk_size=1), data, methods)]
-    assert len({*names}) == 5
-    assert names[0] == "units/00-ä-b/000000-00-a-b-c-d-e.npz"
-    assert all(re.fullmatch(r"units/00-ä-b/000000-\d\d-[\w-]+\.npz", name) for name in names)
 
 
 def test_a_task_fits_each_data_set_that_has_its_truth() -> None:

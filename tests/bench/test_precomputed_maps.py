@@ -14,12 +14,10 @@ import torch
 from captum_clip import maps
 from captum_clip.bench.data.demo import DemoScenes
 from captum_clip.bench.methods import PrecomputedMaps
-from captum_clip.bench.tasks import TASKS
 from captum_clip.errors import InputError
 from tests.bench.cases import (
     TEXTS,
     context,
-    joined,
     measured,
     model,
     on_batch,
@@ -168,19 +166,6 @@ def test_a_folder_without_maps_is_refused(tmp_path: Path) -> None:
             PrecomputedMaps(tmp_path / folder)
 
 
-def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
-    """And the folder is another one then."""
-    asked = queries(model(VIT), ("a",))
-    written(tmp_path / "image0.npz", maps=ONE, names=np.array(["a"]))
-    before = PrecomputedMaps(tmp_path)
-    assert before.maps(model(VIT), asked).eq(1).all()
-    written(tmp_path / "image0.npz", maps=ONE.repeat(2, 1) * 2, names=np.array(["a"]))
-    after = PrecomputedMaps(tmp_path)
-    assert after.maps(model(VIT), asked).eq(2).all()
-    assert before.identity() != after.identity()
-    assert PrecomputedMaps(tmp_path).identity() == after.identity()
-
-
 def test_the_same_maps_give_the_same_rows(tmp_path: Path) -> None:
     """Those of last-grad, at the size of the image: exact but for rounding in single precision."""
     clip, data = model("demo/vit"), DemoScenes(2)
@@ -194,15 +179,3 @@ def test_the_same_maps_give_the_same_rows(tmp_path: Path) -> None:
     got = measured("localization", every, PrecomputedMaps(tmp_path))
     for metric, expected in measured("localization", every, "last-grad").items():
         same_rows(got[metric], expected, 0 if "pointing" in metric else 1e-6)
-
-
-def test_a_missing_map_is_counted_by_every_task(tmp_path: Path) -> None:
-    """The others are measured, and the reason names the method."""
-    clip, data = model("demo/vit"), DemoScenes(1)
-    texts = [region.text for region in data.read(0).regions]
-    method = PrecomputedMaps(random_maps(tmp_path / "theirs", ["00000"], texts[1:]))
-    for task in ("localization", "faithfulness"):
-        asked = on_batch(context(clip, data), method)
-        found = joined(TASKS[task].measure(asked))
-        assert all(one.owners.tolist() == [0] for one in found.values())
-        assert asked.skipped == [(0, f"theirs: 00000.npz has no map of {texts[0]!r}", False)]

@@ -13,7 +13,6 @@ from PIL import Image
 from captum_clip import metrics, targets
 from captum_clip.bench.data.demo import DemoMosaics
 from captum_clip.bench.evaluator import evaluate
-from captum_clip.bench.methods import method_of
 from captum_clip.bench.run import EvaluationConfig
 from captum_clip.bench.tasks import TASKS
 from tests.bench.cases import (
@@ -77,16 +76,6 @@ def test_cells_of_another_class_are_no_cells_of_the_grid() -> None:
     asked = on_batch(context(model("demo/vit"), data), Broken(*data.classes))
     assert [*TASKS["grid"].measure(asked)] == []
     assert {reason.partition(" the map")[0] for _, reason, _ in asked.skipped} == {"broken:"}
-
-
-def test_an_empty_map_of_a_class_scores_chance() -> None:
-    """Its row says what a map of one value gets, the share of the mosaic that a cell has."""
-    clip = model("demo/vit")
-    nothing = method_of("uniform", clip)
-    nothing.draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
-    data = context(clip, DemoMosaics(2))
-    got = measured("grid", data, nothing)["grid_pg"].values
-    assert got.tolist() == [[0.25]] * len(measured("grid", data, "uniform")["grid_pg"].values)
 
 
 def make_mosaics(folder: Path) -> str:

@@ -12,8 +12,8 @@ import pytest
 from captum_clip.bench.evaluator import Evaluation, evaluate
 from captum_clip.bench.report import REPORT, render
 from captum_clip.bench.run import EvaluationConfig
+from tests.bench.cases import SMALL
 from tests.bench.data.writing import save_bytes
-from tests.bench.killed import SMALL
 from tests.bench.test_tables import metric, rows, summary
 
 MANIFEST = {"model": {"name": "demo/vit"}, "config": {"seed": 0}, "data": [], "environments": []}
@@ -79,20 +79,6 @@ def test_page_needs_nothing_from_elsewhere(made: tuple[Evaluation, str]) -> None
     assert set(re.findall(r'href="(.)', text)) == {"#"}
     targets = set(re.findall(r'href="#([^"]*)', text))
     assert targets <= set(re.findall(r' id="([^"]*)', text))
-
-
-def test_page_has_curves_and_sorts_low_figures_first_where_low_is_good() -> None:
-    found = summary({"ours": {"area": rows(1, 2)}}, [metric("area", "low")])
-    text = render(
-        REPORT,
-        found,
-        title="A",
-        about={},
-        curves={"falls": b"3"},
-        manifest=MANIFEST,
-    )
-    assert 'alt="Curves of all methods: falls"' in text
-    assert 'data-first="ascending">area ↓' in text
 
 
 @pytest.mark.slow

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from fsspec.implementations.local import LocalFileSystem
 from typing_extensions import override
 
 from captum_clip import load_clip
@@ -30,13 +27,11 @@ from captum_clip.bench.run import (
     to_npz,
 )
 from captum_clip.bench.study import run_study
-from captum_clip.checks import max_pixels
 from captum_clip.errors import InputError
 from captum_clip.files import slug
 from captum_clip.folders import workers
 from captum_clip.folders.storage import Content, Skipped, Storage, storage_of
-from captum_clip.folders.workers import ModelLoader, full_name, label_of
-from captum_clip.models import differing_parts
+from captum_clip.folders.workers import ModelLoader
 from tests import folders
 
 UNITS = tuple(Unit(f"units/{number}.npz", 0, (number, number + 1)) for number in range(4))
@@ -143,21 +138,6 @@ def test_a_unit_with_an_image_that_was_away_is_computed_again(tmp_path: Path) ->
     assert len(plan.computed) == 4
 
 
-def test_what_killed_workers_of_ray_leave_goes_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half-written files are no part of a folder that is the same to the byte."""
-
-    def on_ray(config: Any, write: UnitWriter, count: int) -> Iterator[Unit]:
-        write.output.write("units/.0.npz.0f.part", b"1")
-        yield from map(write, range(count))
-
-    monkeypatch.setattr("captum_clip.bench.run.map_on_ray", on_ray)
-    done(Squares(config_of(tmp_path / "ray", engine="ray")))
-    done(Squares(config_of(tmp_path / "local")))
-    assert folders.content(tmp_path / "ray") == folders.content(tmp_path / "local")
-
-
 def test_a_manifest_lists_every_environment_once(tmp_path: Path) -> None:
     plan = Squares(config_of(tmp_path))
     for threads, count in ((1, 1), (1, 1), (2, 2)):
@@ -254,41 +234,6 @@ def test_a_file_that_cannot_be_used_is_named_and_computed_again(
     assert folders.content(tmp_path) == before
 
 
-def test_a_file_that_cannot_be_reached_is_not_taken_for_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A network that is away must not cost what was computed."""
-    plan = Squares(config_of(tmp_path))
-    done(plan)
-    cat = LocalFileSystem.cat_file
-
-    def refuse(self: Any, path: str, *rest: Any) -> bytes:
-        if path.endswith(".npz"):
-            raise PermissionError("no leave")
-        content: bytes = cat(self, path, *rest)
-        return content
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalFileSystem, "cat_file", refuse)
-        with pytest.raises(InputError, match="cannot be read: no leave"):
-            done(plan)
-    assert (tmp_path / UNIT.name).exists()
-
-
-def test_no_flipped_bit_is_a_traceback(tmp_path: Path) -> None:
-    """It is an error that tells what to do, or the bit does not matter."""
-    storage, path = storage_of(tmp_path), tmp_path / UNIT.name
-    path.parent.mkdir(parents=True)
-    for bit in range(0, 8 * len(WHOLE), 5):
-        damaged = bytearray(WHOLE)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
-        try:
-            assert read_unit(storage, UNIT)[0]["squares"].tolist() == [0.0, 1.0]
-        except InputError:
-            continue
-
-
 def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
     """Called as Ray calls it, without Ray: errors travel as text."""
     output = storage_of(tmp_path)
@@ -303,12 +248,6 @@ def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
     assert "5 workers died over units/2.npz" in error
 
 
-def test_a_worker_of_ray_has_the_limit_of_pixels_of_its_run() -> None:
-    worker = workers.UnitWorker(lambda number: max_pixels.get(), 1, 1000)
-    assert pickle.loads(worker({"unit": [0]})["result"][0]) == 1000
-    assert max_pixels.get() is None
-
-
 def test_a_ray_that_does_not_start_is_a_sentence(tmp_path: Path) -> None:
     """On a busy machine it gives up after a while, with an Exception of no class of its own."""
 
@@ -320,35 +259,6 @@ def test_a_ray_that_does_not_start_is_a_sentence(tmp_path: Path) -> None:
         InputError, match=r"started or reached \(The current node timed out\); what"
     ):
         workers._join_or_start(Late(), config_of(tmp_path))
-
-
-class Cluster:
-    """A Ray with machines of these resources; the last one is gone."""
-
-    def __init__(self, *machines: dict[str, float]) -> None:
-        self.machines = machines
-
-    def nodes(self) -> list[dict[str, Any]]:
-        gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
-        return [{"Alive": True, "Resources": machine} for machine in self.machines] + [gone]
-
-
-def test_a_worker_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
-    """Without a word it would be waited for without end."""
-    cluster = Cluster({"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0})
-    for threads, gpus in ((2, 0), (2, 1), (4, 0)):
-        config = config_of(tmp_path, engine="ray", gpus=gpus)
-        workers._check_room(cluster, replace(config, threads=threads))
-    for threads, gpus in ((8, 0), (4, 1), (2, 2)):
-        config = config_of(tmp_path, engine="ray", gpus=gpus)
-        with pytest.raises(InputError, match=f"no machine .* `threads={threads}` .* `gpus={gpus}`"):
-            workers._check_room(cluster, replace(config, threads=threads))
-
-
-def test_the_number_of_threads_is_put_back(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    done(Squares(replace(config_of(tmp_path), threads=before + 1)))
-    assert torch.get_num_threads() == before
 
 
 def test_slugs_are_tame_names_of_files() -> None:
@@ -379,29 +289,6 @@ def test_a_loader_takes_its_processor_and_tokenizer_to_other_processes(vit: str,
     assert other.encode_text(["a horse"]).shape == (1, 24)
     with pytest.raises(InputError, match="has other weights than when the run began"):
         ModelLoader(vit, vit).load(bare, "cpu", {**clip.identity(), "weights": "another"})
-
-
-def test_a_loader_makes_models_for_larger_images_in_other_processes_too(vit: str) -> None:
-    """Of another identity, so that no run goes on with another size."""
-    own, loader = ModelLoader().load(vit), pickle.loads(pickle.dumps(ModelLoader(image_size=64)))
-    larger = loader.load(vit)
-    shapes = [clip.preprocess(np.zeros((9, 9, 3), np.uint8)).shape for clip in (own, larger)]
-    assert [shape[-2:] for shape in shapes] == [(32, 32), (64, 64)]
-    assert differing_parts(own.identity(), larger.identity()) == ["image embeddings"]
-
-
-def test_names_of_folders_are_known_from_anywhere(
-    tmp_path: Path, bare: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Results call them by their last part, so that no path gets into them."""
-    monkeypatch.chdir(tmp_path)
-    assert full_name("bare") == full_name("./bare/") == bare
-    assert label_of("./bare/") == label_of("bare") == "bare"
-    assert label_of("./bare/:runs/a.pt") == "bare:a.pt"
-    assert full_name("bare:a.pt") == f"{bare}:{Path('a.pt').resolve()}"
-    assert full_name("ViT-B-32:a.pt") == f"ViT-B-32:{Path('a.pt').resolve()}"
-    for name in ("demo/vit", "ViT-B/32", "org/name"):
-        assert full_name(name) == label_of(name) == name
 
 
 def test_a_study_of_a_bare_checkpoint_is_that_of_the_whole_one(

@@ -23,9 +23,8 @@ from captum_clip.bench.tasks import TASKS
 from captum_clip.bench.tasks.localization import _maps_of_classes
 from captum_clip.maps import threshold_level
 from captum_clip.models import ClipAdapter
-from tests.bench.cases import Listed, Rows, context, joined, model, on_batch, picture
+from tests.bench.cases import Listed, context, joined, model, on_batch, picture
 from tests.bench.data.writing import noise, save
-from tests.bench.test_summary import compare
 from tests.photographs import write_samples
 
 CLASSES = ("a horse", "a red barn", "a dog", "a fish")
@@ -233,11 +232,3 @@ def test_prompts_are_averaged() -> None:
     assert torch.equal(
         context(clip, data).encode(["a dog"]), targets.text(clip, "a dog").embeddings
     )
-
-
-def test_a_class_that_a_resample_lacks_keeps_its_iou() -> None:
-    """So that the interval is not one over the easier classes of most resamples."""
-    values = [[0.0, 1.0, 2.0], [1.0, 5.0, 5.0], [0.0, 1.0, 2.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]
-    rows = Rows(np.array([0, 0, 1, 1, 1]), np.array(values))
-    found = compare("class_iou", {"a": rows}, reference="a", resamples=50)["a"]
-    assert found.interval == (0.75, 0.75, 0.75)

@@ -77,18 +77,6 @@ def test_a_map_does_not_depend_on_its_neighbors():
         assert torch.equal(first[name][4], second[name][4])
 
 
-def test_entropy_does_not_need_denormal_numbers():
-    """The user's process may flush them to zero."""
-    maps = some_maps((7, 7))
-    expected = measure(maps, (64, 64))["spatial_entropy"]
-    assert torch.set_flush_denormal(True)
-    try:
-        found = measure(maps, (64, 64))["spatial_entropy"]
-    finally:
-        torch.set_flush_denormal(False)
-    torch.testing.assert_close(found, expected)
-
-
 SIZE = (40, 56)
 
 
@@ -149,20 +137,6 @@ def test_two_units_are_the_whole(at: int) -> None:
     assert (found.images, found.constant.tolist()) == (whole.images, whole.constant.tolist())
     for name, expected in (whole.means | whole.biases).items():
         np.testing.assert_allclose((found.means | found.biases)[name], expected, rtol=1e-12)
-
-
-def test_a_map_that_varies_by_rounding_alone_is_in_no_mean() -> None:
-    """It is counted as constant."""
-    raw = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    raw[0, 0] = 0.3
-    raw[0, 0, 1, 1] = torch.nextafter(raw[0, 0, 0, 0], torch.tensor(1.0))
-    measured = {f"measure_{n}": v.numpy() for n, v in measure(raw, SIZE).items()}
-    found = means({"maps": raw.numpy(), "scores": np.zeros((2, 2)), **measured})
-    assert found.constant.tolist() == [1, 0]
-    varying = resizing.positive(raw[1:, :1]).double()
-    expected = resizing.normalize(resizing.upsample(varying, SIZE))[0, 0].numpy()
-    mean = resizing.upsample(torch.from_numpy(found.means["stretched"])[:1], SIZE)[0].numpy()
-    np.testing.assert_allclose(mean, expected, atol=1e-12)
 
 
 def test_no_image_has_no_mean() -> None:

@@ -236,29 +236,6 @@ def test_an_image_that_cannot_be_read_changes_nothing_for_the_others(
     assert str(tmp_path) not in json.dumps(manifest)
 
 
-def test_maps_that_are_no_numbers_are_left_out(
-    tmp_path: Path, images: Path, vit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the reason, and the others' measures are those of the others."""
-    from captum_clip.attr import LastGradAttention
-
-    method: Any = LastGradAttention
-    original = method.attribute_targets
-
-    def broken(self: Any, pixels: Tensor, **options: Any) -> Any:
-        maps, scores = original(self, pixels, **options)
-        maps[0, 1, 0, 0] = torch.nan
-        return maps, scores
-
-    monkeypatch.setattr(method, "attribute_targets", broken)
-    result = run_study(folders.config_of(images, tmp_path / "out", vit, methods="last-grad"))
-    assert len(result.skipped) == 4
-    assert set(result.skipped.values()) == {"its maps or scores hold NaN or infinity"}
-    row = rows_of((tmp_path / "out" / "statistics.csv").read_bytes())[0]
-    assert row["images"] == "3"
-    assert float(row["spatial_variance"]) > 0
-
-
 def test_where_nothing_can_be_read_there_are_no_statistics(tmp_path: Path, vit: str) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -268,21 +245,6 @@ def test_where_nothing_can_be_read_there_are_no_statistics(tmp_path: Path, vit: 
         run_study(config)
     assert not (tmp_path / "out" / "statistics.csv").exists()
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]
-
-
-def test_progress_counts_every_image_of_every_subject(
-    tmp_path: Path, images: Path, vit: str
-) -> None:
-    told: list[tuple[int, int]] = []
-    config = folders.config_of(images, tmp_path / "out", vit)
-    config = replace(config, methods=("last-grad", "rollout"))
-    run_study(config, progress=lambda done, total, _: told.append((done, total)))
-    assert told[0] == (0, 14)
-    assert told[-1] == (14, 14)
-    assert told == sorted(told)
-    again: list[tuple[int, int]] = []
-    run_study(config, progress=lambda done, total, _: again.append((done, total)))
-    assert again == [(14, 14)]
 
 
 def test_images_and_results_may_be_behind_fsspec(
@@ -317,17 +279,6 @@ def test_mistakes_are_reported_before_anything_is_written(
         with pytest.raises(CaptumClipError, match=message):
             run_study(replace(folders.config_of(images, tmp_path / "out", vit), **change))
         assert not (tmp_path / "out").exists()
-
-
-def test_a_study_that_was_stopped_at_once_goes_on(
-    tmp_path: Path, images: Path, vit: str, whole_study: dict[str, bytes]
-) -> None:
-    """With its manifest and no unit yet."""
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "manifest.json").write_bytes(whole_study["manifest.json"])
-    run_study(folders.config_of(images, output, vit))
-    assert folders.content(output) == whole_study
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path, images: Path, vit: str) -> None:

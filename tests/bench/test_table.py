@@ -47,12 +47,6 @@ def test_what_is_not_finite_is_left_out_with_all_its_parts() -> None:
     assert rows["part"].tolist() == ["mass", "effect"]
 
 
-def test_a_table_without_anything_counts_too() -> None:
-    whole = join_tables([(table_of("ours", {}), ["a"]), (table(0), list("abcde"))])
-    assert tuple(whole.columns) == COLUMNS
-    assert len(whole) == len(table()["value"])
-
-
 def test_samples_go_by_name_in_the_whole_table() -> None:
     """In the order of their data sets, however the names sort; texts of all tables are one."""
     names = [*"zyx", ODD, "a"]
@@ -62,10 +56,3 @@ def test_samples_go_by_name_in_the_whole_table() -> None:
     assert whole["sample"].cat.categories.tolist() == [*"zyx", READ, "a", "one", "two"]
     assert whole["region"].tolist() == [*["a horse", READ] * 5, "boat"]
     assert whole["method"].tolist() == [*["ours"] * 10, "theirs"]
-
-
-def test_samples_whose_names_read_alike_are_one() -> None:
-    """A byte of a file's name that is no Unicode reads as another file may be called."""
-    whole = join_tables([(table(), [*"xyz", ODD, READ])])
-    assert whole["sample"].tolist() == [READ] * 10
-    assert whole["sample"].cat.categories.tolist() == [*"xyz", READ]

@@ -94,17 +94,6 @@ def test_what_was_not_measured_is_blank() -> None:
     assert "– not measured" in text
 
 
-def test_undefined_figures_are_blank() -> None:
-    """A share of nothing is none."""
-    nothing = Rows(np.arange(3), np.zeros((3, 2)))
-    good = Rows(np.arange(3), np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
-    share = Metric("share", "", statistic="ratio")
-    found = summary({"ours": {"share": good}, "flat": {"share": nothing}}, [share])
-    assert [records(found)[1][name] for name in ("mean", "rows", "difference")] == ["", "3", ""]
-    text = markdown(found)
-    assert table(text)[2] == ["flat", "–"]
-
-
 @pytest.mark.parametrize(
     ("better", "bold"),
     [("high", {"theirs", "random"}), ("low", {"ours"}), ("none", set())],
@@ -188,34 +177,6 @@ def test_few_images_bear_no_dagger() -> None:
         assert ("\N{DAGGER}" in cell) == marked
 
 
-def test_bold_compares_methods_on_equally_many_images() -> None:
-    """A better figure on half of the images is not the best of all, and says on how many it is."""
-    given = {"ours": {"pointing": rows(0.5, times=8)}, "theirs": {"pointing": rows(0.9, times=4)}}
-    _, ours, theirs = table(markdown(summary(given, [metric("pointing")])))
-    assert ours[1].startswith("**0.500**")
-    assert ours[1] == "**0.500** [0.500, 0.500]"
-    assert theirs[1] == "0.900 [0.900, 0.900] (n = 4)"
-
-
-def test_what_a_constant_answer_gets_is_never_bold() -> None:
-    """Not even where it is the best of the column."""
-    given = {"ours": {"auc": rows(0.45, times=4)}, "random": {"auc": rows(0.5, times=4)}}
-    for ours, bold in ((0.45, False), (0.5, False), (0.51, True)):
-        given["ours"] = {"auc": rows(ours, times=4)}
-        column = Metric("auc", "", constant=0.5)
-        text = markdown(summary(given, [column], baselines=["random"]))
-        assert ("**0.5" in text) is bold
-
-
-def test_too_few_resamples_are_said() -> None:
-    """With 50 of them two comparisons cannot come below .05."""
-    given = {name: {"area": rows(i, times=30)} for i, name in enumerate(["ours", "a", "b"])}
-    few = summary(given, [metric("area")], resamples=50)
-    assert few.least_p == pytest.approx(4 / 51)
-    assert "no corrected p value can be below 0.078, so a missing † says nothing" in markdown(few)
-    assert "says nothing" not in markdown(summary(given, [metric("area")], resamples=100))
-
-
 def test_page_says_what_was_measured_and_how() -> None:
     """Title, model, data and seed above; a line a metric below."""
     text = markdown(summary({"ours": {"area": rows(1, 2)}}, [metric("area", "low")]))
@@ -223,25 +184,6 @@ def test_page_says_what_was_measured_and_how() -> None:
     assert "**What was measured**\n\n- Model: demo/vit\n- Seed: 0\n\nFigures with 95 %" in text
     assert text.endswith("## Protocols\n\n- **area ↓**: how area is measured (2 images)\n")
     assert "200 resamples" in text
-
-
-def test_source_is_set_in_columns() -> None:
-    """All lines of a table are of one length."""
-    given = {name: {"area": rows(0.5, -0.5)} for name in ("ours", "a longer name | with a bar")}
-    lines = [
-        line for line in markdown(summary(given, [metric("area")])).splitlines() if "|" in line
-    ]
-    assert len({len(line) for line in lines}) == 1
-    assert r"a longer name \| with a bar" in lines[-1]
-    assert "[−0.500, 0.500]" in lines[-1]
-
-
-def test_small_figures_keep_their_digits() -> None:
-    """A metric whose largest figure is 0.00123 has three digits of it, and is no row of zeros."""
-    given = {"ours": {"area": rows(0.00123456, times=2)}, "b": {"area": rows(-0.0004, times=2)}}
-    found = summary(given, [metric("area")])
-    assert [record["mean"] for record in records(found)] == ["0.00123", "-0.0004"]
-    assert table(markdown(found))[1][1] == "**0.00123** [0.00123, 0.00123]"
 
 
 def test_findings_name_the_winner_its_lead_and_what_is_not_told_apart() -> None:
@@ -265,26 +207,6 @@ def test_findings_name_the_winner_its_lead_and_what_is_not_told_apart() -> None:
     )
     assert found[2].startswith("What not to conclude: all tests are against ours")
     assert "60 images" in found[2]
-
-
-def test_findings_say_that_few_pairs_are_not_tested() -> None:
-    """The reference is costly, and saw a part of the images."""
-    given = {"ours": {"pointing": rows(0.2, times=16)}, "far": {"pointing": rows(0.6, times=60)}}
-    [line, _] = findings(summary(given, [metric("pointing")]))
-    assert line.endswith("against ours, not tested on fewer than 30 images.")
-
-
-def test_findings_of_other_metrics_take_the_first_of_each_table() -> None:
-    given = {"ours": {"gap": rows(-1, -1)}, "uniform": {"gap": rows(0, 0)}}
-    [line, _] = findings(summary(given, [metric("gap")], baselines=["uniform"]))
-    assert line == "Where by gap no method beats a constant answer."
-
-
-def test_findings_pass_over_a_metric_that_only_describes() -> None:
-    """It stands first in its table, and no method can win by it."""
-    given = {"ours": {"spread": rows(9, 9), "gap": rows(1, 1)}}
-    [line, _] = findings(summary(given, [metric("spread", "none"), metric("gap")]))
-    assert line.startswith("Where ours (the reference), with gap 1.000")
 
 
 def test_metrics_are_shown_as_papers_call_them() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -19,7 +18,6 @@ from captum_clip.bench.methods import Method, method_of
 from captum_clip.bench.table import Queries
 from captum_clip.bench.tasks import TASKS
 from captum_clip.bench.tasks.effects import EFFECT
-from captum_clip.metrics import localization
 from captum_clip.models import ClipAdapter
 from tests.bench.cases import (
     KINDS,
@@ -40,7 +38,6 @@ from tests.bench.cases import (
 
 MODELS = list(KINDS)
 SCENES = DemoScenes(3)  # of two, three and two objects
-COUNTS = [2, 3, 2]
 OWNERS = [0, 0, 1, 1, 1, 2, 2]
 
 
@@ -308,39 +305,6 @@ def test_a_map_with_nan_is_left_out_and_reported() -> None:
     assert asked.skipped == [(0, reason, False), (1, reason, False)]
 
 
-class BrokenNegated(Broken):
-    """No map of a target that points away from the rows that it is given."""
-
-    signed = False
-
-    def __init__(self, without: Tensor) -> None:
-        super().__init__()
-        self.row = without
-
-    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        heatmap = super().maps(clip, queries)
-        heatmap[(queries.embeddings @ self.row) < -0.99, 0, 0] = torch.nan
-        return heatmap
-
-    def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor:
-        return self.maps(clip, replace(queries, embeddings=-queries.embeddings)).clamp(min=0)
-
-
-def test_a_negated_target_without_a_map_is_left_out_and_reported() -> None:
-    """Of what needs it: the positive map has its rows all the same."""
-    clip = model("hf_vit")
-    first = two_regions("first")
-    scene = Sample("scene", first.image, first.regions, subsets=(first.image,) * 4)
-    asked = on_batch(
-        context(clip, Listed(scene)), BrokenNegated(targets.text(clip, "a dog").embeddings[0])
-    )
-    got = joined(TASKS["signs"].measure(asked))
-    assert got["positive_others"].regions == ("a horse", "a dog")
-    assert got["negative_others"].regions == ("a horse",)
-    assert joined(TASKS["effect"].measure(asked)) == {}
-    assert asked.skipped == [(0, "broken: the map of 'not a dog' holds NaN or infinity", False)]
-
-
 @pytest.mark.parametrize("task", list(TASKS))
 def test_without_any_map_nothing_is_measured(task: str) -> None:
     """Every task ends without rows and with reasons, whatever the sample tells."""
@@ -388,21 +352,6 @@ def test_an_empty_map_scores_chance_everywhere() -> None:
             ), metric
 
 
-def test_average_precision_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It needs no threshold: once for the object, and once for object and background together."""
-    calls = []
-    compute = localization._average_precision
-
-    def counted(*planes: Tensor) -> Tensor:
-        calls.append(planes[0].shape)
-        return compute(*planes)
-
-    monkeypatch.setattr(localization, "_average_precision", counted)
-    got = measured("localization", context(model("hf_vit"), Listed(two_regions("a"))), "random")
-    assert len(got["average_precision"].values) == 2
-    assert calls == [(2, 32 * 32), (2, 2 * 32 * 32)]
-
-
 def test_void_pixels_count_for_nothing() -> None:
     """A map that has all its mass there is empty, and what lies there has no part in the rest."""
     clip = model("hf_vit")
@@ -430,16 +379,6 @@ def test_void_pixels_count_for_nothing() -> None:
     assert counted["energy"].values[0, 0] == pytest.approx(0.1)
 
 
-def test_void_pixels_of_a_sample_and_of_a_region_add_up() -> None:
-    clip = model("hf_vit")
-    whole, void, crowd = two_regions("a"), half("top right"), half("bottom right")
-    first, second = whole.regions
-    sample = Sample("a", whole.image, (replace(first, void=crowd), second), void=void)
-    [view] = on_batch(context(clip, Listed(sample)), "random").samples.views
-    counting = [~torch.from_numpy(void | crowd), ~torch.from_numpy(void)]
-    assert torch.equal(view.valid, torch.stack(counting))
-
-
 def test_against_an_image_the_target_is_the_reference() -> None:
     """The same rows as with the picture's own encoding for a target."""
     clip = model("demo/vit")
@@ -456,62 +395,9 @@ def test_against_an_image_the_target_is_the_reference() -> None:
     same_rows(got["energy"], rows([0, 0], values))
 
 
-@pytest.mark.parametrize("against", ["text", "image"])
-def test_every_row_belongs_to_a_metric(against: Any) -> None:
-    """Names of metrics are unique over all tasks, and each protocol is one line."""
-    config = settings(against=against, fills=("mean", "black", "blur"))
-    every = [m for task in TASKS.values() for group in task.metrics(config).values() for m in group]
-    assert len({metric.name for metric in every}) == len(every)
-    assert all(metric.protocol and "\n" not in metric.protocol for metric in every)
-    for name in MODELS:
-        assert set(found(name)) <= {metric.name for metric in every}
-
-
 def _metrics(task: str) -> dict[str, Any]:
     return dict(TASKS[task].metrics(settings()))
 
 
 def _bare(region: Any) -> Any:
     return type(region)(region.text.removeprefix("a "), region.mask)
-
-
-class Loud(Method):
-    """Finite maps whose mass in an object no float32 holds."""
-
-    name, what, signed = "loud", "huge values", True
-
-    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        return torch.full((len(queries), 7, 7), 3e38)
-
-
-def test_huge_finite_maps_have_their_effects_measured() -> None:
-    """Masses are summed in double; none is lost."""
-    from captum_clip.bench.data.demo import DemoScenes
-
-    got = measured("effect", context(model("demo/vit"), DemoScenes(2)), Loud())
-    for end, counts in (("", [4, 9]), ("_others", [2, 6])):
-        assert got[f"effect_balanced{end}"].values[:, 1::2].sum(1).tolist() == counts
-        assert got[f"effect_spearman_scene{end}"].owners.tolist() == [0, 1]
-
-
-class Mute(Method):
-    """A map for a word, none for a caption."""
-
-    name, what = "mute", "no map of a whole caption"
-
-    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        heatmap = torch.ones(len(queries), 7, 7)
-        heatmap[[" " in text for text in queries.texts], 0, 0] = torch.nan
-        return heatmap
-
-
-def test_a_caption_without_a_map_is_left_out_with_its_reason() -> None:
-    """Its words are measured all the same, and nothing counts as a map of zeros."""
-    from captum_clip.bench.data.demo import DemoMosaics
-
-    asked = on_batch(context(model("demo/vit"), DemoMosaics(2)), Mute())
-    got = joined(TASKS["words"].measure(asked))
-    assert {name for name in got if name.startswith("caption")} == set()
-    assert {"words_1", "words_2"} <= set(got)
-    assert all("NaN" in reason for _, reason, _ in asked.skipped)
-    assert {number for number, *_ in asked.skipped} == {0, 1}

@@ -68,14 +68,6 @@ def test_words_and_captions_are_the_game_of_their_maps(name: str) -> None:
             same_rows(found(name)[f"{metric}_{count}"], rows(owners, expected), 1e-4)
 
 
-@pytest.mark.parametrize("name", list(KINDS))
-def test_words_do_not_depend_on_the_batch(name: str) -> None:
-    alone, together = found(name, 1), found(name)
-    assert len(together) == 16
-    for metric, expected in together.items():
-        same_rows(alone[metric], expected, 1e-4)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])
 def test_no_map_of_a_whole_caption_exceeds_its_bound(name: str) -> None:
@@ -124,13 +116,3 @@ def test_a_word_is_found_as_a_whole() -> None:
         mask = torch.from_numpy(region.mask)
         expected.append(metrics.word_mosaic_game(heatmap[0] - heatmap[1], mask))
     same_rows(got, rows([0, 0], expected), 1e-4)
-
-
-def test_only_captions_of_up_to_four_words_play() -> None:
-    clip = model("hf_vit")
-    five = [NamedRegion(word, half("top left")) for word in ("a", "b", "c", "d", "e")]
-    data = Listed(
-        Sample("five", picture(), tuple(five), caption="a b c d e"),
-        Sample("none", picture(), tuple(five[:2])),
-    )
-    assert measured("words", context(clip, data), "last-grad") == {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from tests import builders
 from tests.attr import cases
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import peers, tables, towers
-from tests.benchmarks.files import save
 from tests.benchmarks.jobs import PLAIN, package_jobs
 from tests.benchmarks.memory import peak
 from tests.benchmarks.timing import medians
@@ -54,17 +52,6 @@ def test_peak_of_allocations_is_exact():
         del third, fourth
 
     assert peak(run, CPU) == 3 * size * FLOAT
-
-
-@pytest.mark.slow
-def test_peak_of_a_graph_grows_with_depth():
-    """A graph keeps one tensor a layer; without a graph there are two at any depth."""
-    layers = 5
-    model = nn.Sequential(*(nn.Sigmoid() for _ in range(layers)))
-    images = torch.randn(1 << 14, requires_grad=True)
-    size = images.numel() * FLOAT
-    assert peak(lambda: model(images), CPU) == layers * size
-    assert peak(torch.no_grad()(lambda: model(images)), CPU) == 2 * size
 
 
 # Time
@@ -113,14 +100,6 @@ def test_package_jobs_are_every_method(kind):
     for name, run in jobs.items():
         if name != PLAIN and "vectors" not in name:
             assert run().shape[:2] == (2, 3 if "3 targets" in name else 1), name
-
-
-def test_package_jobs_of_a_large_tower_build_no_whole_graph():
-    """What would not fit is left out."""
-    tower = replace(small("hf_vit"), large=True)
-    jobs = package_jobs(tower, tower.images(1, seed=0), [1], seed=0)
-    assert not any("AllGradAttention" in name for name in jobs)
-    assert not peers.peer_jobs(tower, tower.images(1, seed=0), [1], seed=0)
 
 
 # Peers
@@ -189,18 +168,6 @@ def test_table_sets_time_beside_memory():
     ]
 
 
-def test_rows_are_written_with_their_environment(tmp_path, capsys):
-    """A row of a CSV says on what it was measured."""
-    rows = [tables.Row("a, b", PLAIN, 16, peak=8, peak_forwards=1.0)]
-    save(tmp_path / "rows.csv", rows, tables.environment(CPU, torch.float32))
-    with open(tmp_path / "rows.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert (row["tower"], row["peak"], row["seconds"]) == ("a, b", "8", "")
-    assert (row["device"], row["dtype"]) == ("CPU", "float32")
-    assert "rows.csv" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
-
-
 # Growth
 
 
@@ -229,31 +196,6 @@ def test_command_prints_and_writes_every_row(tmp_path, monkeypatch, capsys, quic
     assert len(rows) == 3 * len(jobs)  # time, and memory at two batch sizes
     plain = [row for row in rows if row["job"] == PLAIN]
     assert {row["forwards"] or row["peak_forwards"] for row in plain} == {"1.0"}
-
-
-def test_command_measures_memory_alone(monkeypatch, capsys, quick_peak):
-    """Without time also a tower that is too large for it."""
-    monkeypatch.setattr(command, "TOWERS", {})
-    monkeypatch.setattr(command, "LARGE", {"big": lambda: replace(small("hf_vit"), large=True)})
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--memory", "--batch", "1", "--no-peers"])
-    command.main()
-    assert "| small hf_vit | MiB, batch 1 (x forward) |" in capsys.readouterr().out
-
-
-def test_command_names_the_towers_where_none_is_chosen(monkeypatch):
-    """A name that fits nothing is an error that lists what there is."""
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", "nothing"])
-    with pytest.raises(SystemExit, match=r"--only nothing: the towers are ViT-B/32, transf"):
-        command.main()
-
-
-def test_command_looks_at_the_folders_first(tmp_path, monkeypatch, capsys):
-    """Ten minutes of measuring are not lost to a folder that does not exist."""
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--output", f"{tmp_path}/file"])
-    with pytest.raises(SystemExit):
-        command.main()
-    assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_towers_are_reproducible():

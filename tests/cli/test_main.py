@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
@@ -336,22 +335,6 @@ def test_warnings_and_logs_of_libraries_are_hidden_and_their_settings_restored(
     assert list(warnings.filters) == filters
 
 
-@pytest.mark.parametrize(
-    ("streams", "code", "said"),
-    [
-        ("> /dev/full", 2, "captum-clip: error: the output cannot be written: no space is left"),
-        (">&- 2>&-", 0, ""),
-        ("> /dev/full 2>&-", 2, ""),
-    ],
-)
-def test_streams_that_take_nothing_are_no_bug(streams: str, code: int, said: str) -> None:
-    done = program(f"PYTHON -m captum_clip models {streams}", shell=True)
-    assert done.returncode == code
-    assert done.stderr.startswith(said)
-    assert bool(done.stderr) == bool(said)
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_has_enough_is_no_error(unbuffered: str) -> None:
     """As `head` is, which closes its end of the pipe; a shell tells the code of `head` alone."""
@@ -362,23 +345,6 @@ def test_a_reader_that_has_enough_is_no_error(unbuffered: str) -> None:
         how: Any = {"env": {**os.environ, "PYTHONUNBUFFERED": unbuffered}, "timeout": 60}
         done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, **how)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("encoding", "printed"), [("utf-8", "d\u00e9j\u00e0\n"), ("ascii", "d\\xe9j\\xe0\n")]
-)
-def test_letters_that_stdout_cannot_encode_are_printed_with_escapes(
-    encoding: str, printed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def letters() -> list[Any]:
-        print("d\u00e9j\u00e0")
-        return []
-
-    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr("captum_clip.models.available", letters)
-    assert main(["models"]) == 0
-    assert out.buffer.getvalue().decode(encoding).startswith(printed)
 
 
 def test_a_process_that_is_ended_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -394,15 +360,3 @@ def test_a_process_that_is_ended_leaves_nothing_half_written(tmp_path: Path) -> 
     )
     assert (done.returncode, done.stderr) == (143, "")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_ctrl_c_while_it_is_imported_prints_nothing() -> None:
-    done = program(
-        "import runpy, sys\n"
-        "class Interrupt:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'captum_clip.cli.options': raise KeyboardInterrupt\n"
-        "sys.meta_path.insert(0, Interrupt())\n"
-        "runpy.run_module('captum_clip', run_name='__main__')"
-    )
-    assert (done.returncode, done.stderr) == (130, "")

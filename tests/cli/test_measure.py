@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from PIL import Image
 import captum_clip.bench
 from captum_clip.bench.evaluator import Evaluation
 from captum_clip.bench.run import EvaluationConfig, StudyConfig
-from captum_clip.bench.study import StudyResult, emotions_study
+from captum_clip.bench.study import StudyResult
 from captum_clip.bench.table import Summary
 from captum_clip.cli import main
 from captum_clip.demo.catalog import EMOTIONS
 from captum_clip.targets import EmotionProbe
-from tests.bench.cases import make_classes, random_maps
+from tests.bench.cases import random_maps
 from tests.cli.conftest import Run
 from tests.experiments import experiment
 
@@ -52,32 +51,11 @@ def test_heads_prints_and_writes_the_texts_of_each_head(here: Path, run: Run) ->
     np.testing.assert_allclose(values[0] - values[1], values[2], atol=1e-6)
 
 
-def test_heads_of_an_embedded_model_need_no_texts(here: Path, run: Run) -> None:
-    """Files that are no images are told of."""
-    Path("photos/bad.jpg").write_bytes(b"no image")
-    printed = run("heads photos -m demo/resnet --top 1 -o out", err=None)
-    assert "of the pool: " in printed
-
-
 def test_heads_say_why_no_image_is_left(here: Path, run: Run) -> None:
     Path("bad").mkdir()
     Path("bad/a.jpg").write_bytes(b"no image")
     printed = run("heads bad -m demo/vit -o out", code=2)
     assert "none of the 1 images can be read; bad/a.jpg: " in printed
-
-
-def test_heads_read_no_image_where_a_text_is_none(
-    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A word that comes twice counts once."""
-
-    def fail(*_: object) -> None:
-        pytest.fail("images were read")
-
-    monkeypatch.setattr("captum_clip.apps.heads.head_vectors", fail)
-    Path("words.txt").write_text("a horse\na horse\nqwerty\n")
-    printed = run("heads photos --texts words.txt -m demo/vit -o out", code=2)
-    assert "do not know 'qwerty'" in printed
 
 
 @pytest.mark.parametrize(
@@ -157,15 +135,6 @@ def test_change_of_models_that_differ_has_their_scores(
     assert set(pd.read_csv("out/heads.csv")["what"]) == {"score", "image tower", "text tower"}
 
 
-def test_change_lists_the_files_that_it_wrote(here: Path, run: Run) -> None:
-    """No figure where grids differ; and no texts describe heads that did not change."""
-    lines = run("change photos 'a horse' -m VIT -m demo/vit -o grids", err=None).splitlines()
-    assert lines[-3:] == [f"grids/{n}" for n in ("change.csv", "heads.csv", "index.html")]
-    lines = run("change photos 'a horse' -m demo/vit -m demo/vit -o same").splitlines()
-    assert lines[0].startswith("+0.000 [+0.000, +0.000]  a horse: score")
-    assert Path("same/change.png").is_file()
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -190,12 +159,6 @@ def test_study_prints_where_its_results_are(run: Run) -> None:
     printed = run(STUDY.replace("-o out", "-o more"))
     said = "skipped     1 of 3 images; the reasons are in more/manifest.json\n"
     assert printed.endswith(said)
-
-
-def test_study_without_an_image_that_can_be_read_fails(run: Run) -> None:
-    for path in Path("photos").rglob("*.png"):
-        path.write_bytes(b"1")
-    assert "none of the 3 images can be read" in run(STUDY, code=2)
 
 
 @pytest.fixture
@@ -241,14 +204,6 @@ def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) ->
             processor="demo/vit",
             tokenizer="demo/vit",
         )
-    ]
-
-
-def test_the_study_of_emotions_has_the_librarys_own_defaults(asked: list[Any], run: Run) -> None:
-    """For a probe that names no model, Mamooler's."""
-    run("study emotions photos --emotions e.safetensors --emotions e.safetensors -o out")
-    assert asked == [
-        emotions_study("photos", "out", emotions=[Path("e.safetensors"), Path("e.safetensors")]),
     ]
 
 
@@ -306,15 +261,6 @@ def test_a_log_has_a_line_for_each_data_set_and_method(
     ]
 
 
-def test_evaluate_names_its_curves(run: Run) -> None:
-    data = make_classes(Path("classes").absolute())
-    options = f"--data {data} --method center --task perturbation --fill black --threads 1 --quiet"
-    lines = run(f"evaluate --model VIT {options} -o out").splitlines()
-    curves = ["curves   out/curves_black_predicted.png", "curves   out/curves_black_true.png"]
-    assert lines[3:5] == curves
-    assert all(Path(line.split()[1]).is_file() for line in lines[:5])
-
-
 def test_evaluate_reports_what_it_skipped(run: Run) -> None:
     image = next(Path("farm/images").iterdir())
     random_maps(Path("theirs").absolute(), [image.stem], ["a horse"])
@@ -362,15 +308,6 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
     ]
 
 
-def test_evaluate_has_the_librarys_own_defaults(asked: list[Any], run: Run) -> None:
-    run("evaluate -o out --data coco:x")
-    run("evaluate -o out --model demo/vit")
-    assert asked == [
-        EvaluationConfig("ViT-B/32", "out", ("coco:x",)),
-        EvaluationConfig("demo/vit", "out"),
-    ]
-
-
 # emotions fit
 
 
@@ -405,19 +342,3 @@ def test_fit_prints_the_scores_and_passes_its_options_on(art: Path, run: Run, vi
     assert probe.settings is not None
     assert (probe.settings.seed, probe.settings.held_out) == (3, 0.5)
     assert probe.settings.strength == 0.1
-
-
-def test_fit_takes_files_from_elsewhere_and_reports_broken_ones(
-    art: Path, vit: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    os.rename("art/images", "pictures")
-    Path("pictures/Style/broken.jpg").write_bytes(b"no image")
-    rows = Path("art/artemis_dataset_release_v0.csv").read_text()
-    Path("rows.csv").write_text(f"{rows}Style,gone,awe,x,1\nStyle,broken,awe,x,1\n")
-    files = ["none", "--csv", "rows.csv", "--images", "pictures", "--held-out", "0"]
-    assert main(["emotions", "fit", *files, "--model", vit, "-o", "p.safetensors"]) == 0
-    printed, said = capsys.readouterr()
-    assert "left out: paintings without an image: 1\n" in printed
-    assert "1 file left out, pictures/Style/broken.jpg: " in said
-    assert printed.endswith("\np.safetensors\n")
-    assert "majority" not in printed

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from captum_clip.checks import check_outputs
-from captum_clip.errors import InputError
 from captum_clip.targets import EmotionProbe
 from tests import folders
 from tests.cli.conftest import Run
@@ -101,20 +97,3 @@ def test_no_run_takes_a_folder_with_something_else_in_it(here: Path, run: Run, l
     before = folders.content(here)
     assert "name a new or an empty folder" in run(line, code=2)
     assert folders.content(here) == before
-
-
-def test_an_output_is_compared_as_the_file_that_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By links of both kinds and every spelling; other files are none of its business."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    Image.new("RGB", (9, 9)).save("a.png")
-    os.link("a.png", "hard.png")
-    Path("soft.png").symlink_to("a.png")
-    for other in ("a.png", "./a.png", "hard.png", "soft.png", "~/a.png", tmp_path / "a.png"):
-        with pytest.raises(InputError, match=rf"^a\.png would replace the input {other};"):
-            check_outputs([Path("a.png")], [None, "b.png", other])
-    check_outputs([Path("new.png"), Path("a.png")], ["b.png", Path("none/new.png")])
-    with pytest.raises(InputError, match=r"^two outputs would be the file .*/new\.png; give each"):
-        check_outputs([Path("new.png"), tmp_path / "new.png"], [])

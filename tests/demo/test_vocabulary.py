@@ -14,11 +14,9 @@ from captum_clip.demo.catalog import (
     END,
     PAD,
     START,
-    VOCAB_SIZE,
     WORDS,
     DemoTokenizer,
 )
-from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import TargetError
 
 TEXTS = ["A horse, and (a Dog).", "there is a red heart on the grass!", ""]
@@ -35,15 +33,6 @@ def test_tokens_are_start_words_end_padding() -> None:
     assert tokens[2].tolist() == [START, END] + [PAD] * 14
 
 
-def test_end_is_the_highest_token_and_words_are_unique() -> None:
-    assert VOCAB_SIZE - 1 == END > START
-    assert len(set(WORDS)) == len(WORDS) == START - 1
-
-
-def test_one_text_is_a_batch_of_one() -> None:
-    assert torch.equal(DemoTokenizer()("a horse"), DemoTokenizer()(["a horse"]))
-
-
 def test_all_unknown_words_are_named() -> None:
     with pytest.raises(TargetError, match=r"'purring', 'lion'.*captum-clip models --vocabulary"):
         DemoTokenizer()(["a horse", "a purring lion and a lion"])
@@ -55,11 +44,6 @@ def test_long_text_is_refused_but_counted() -> None:
     with pytest.raises(TargetError, match=f"up to {CONTEXT_LENGTH} tokens"):
         DemoTokenizer()(f"{longest} dog")
     assert DemoTokenizer().count(f"{longest} dog") == CONTEXT_LENGTH + 1
-
-
-def test_captions_are_in_the_vocabulary() -> None:
-    for seed in range(40):
-        DemoTokenizer()(list(draw_scene(seed, split="train").captions))
 
 
 def test_tokenizer_of_the_models_folder_agrees() -> None:

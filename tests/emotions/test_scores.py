@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from captum_clip.demo.catalog import CLASSES
-from captum_clip.targets.probe import _score, _single_argmax
+from captum_clip.targets.probe import _score
 
 
 def votes_of(**counts):
@@ -72,12 +72,6 @@ def test_of_equal_training_votes_the_first_class_is_the_majority():
     assert found.all.majority_nine == 1.0
 
 
-def test_no_painting_gives_zeros():
-    """Nobody agreed, so there is nothing to be right about."""
-    found = _score(certain("fear"), VOTES[[4]], TRAINING)
-    assert found.agreed == type(found.agreed)(0, 0.0, 0.0, 0.0, 0.0)
-
-
 def test_scores_equal_a_plain_loop():
     """Random votes and predictions, counted one by one."""
     generator = np.random.default_rng(0)
@@ -97,16 +91,3 @@ def test_scores_equal_a_plain_loop():
     assert found.agreed.paintings == sum(agreed) > 20
     assert found.agreed.nine == pytest.approx(np.mean(np.array(right)[agreed]))
     assert np.array_equal(found.confusion, confusion)
-
-
-def test_scores_do_not_depend_on_the_order_of_paintings():
-    """A law."""
-    generator = np.random.default_rng(1)
-    votes, predicted = generator.integers(0, 4, (50, 9)), generator.random((50, 9))
-    order = generator.permutation(50)
-    assert _score(predicted, votes, TRAINING) == _score(predicted[order], votes[order], TRAINING)
-
-
-def test_single_argmax_of_ties():
-    """Minus one where several are largest."""
-    assert _single_argmax(np.array([[0, 0, 0], [1, 2, 3], [3, 3, 1]])).tolist() == [-1, 2, -1]

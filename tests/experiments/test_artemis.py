@@ -58,31 +58,6 @@ def test_truth_names_what_decides_and_where(folder):
             assert truth.mask.mean() > 0.4
 
 
-def test_most_votes_are_for_the_truth_and_some_are_not(folder):
-    """Noise, also of something else."""
-    data = read_artemis(*find_artemis(folder))
-    drawn = {truth.image: EMOTIONS.index(truth.emotion) for truth in artemis.emotion_truth(folder)}
-    true = sum(cast[drawn[image]] for image, cast in zip(data.images, data.votes, strict=True))
-    assert 0.55 < true / data.votes.sum() < 0.85
-    assert data.votes[:, 8].sum() > 0
-
-
-def test_the_same_seed_gives_the_same_files(folder, tmp_path):
-    """To the byte."""
-    again = artemis.write_artemis(tmp_path / "a", paintings=PAINTINGS)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix != ".npz":
-            assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes()
-
-
-def test_a_data_set_is_not_written_over(folder, tmp_path):
-    """Paintings of another size or seed would stay among the new ones."""
-    with pytest.raises(ValueError, match="holds a data set already"):
-        artemis.write_artemis(folder)
-    with pytest.raises(ValueError, match="expected 16 paintings or more, got 15"):
-        artemis.write_artemis(tmp_path / "new", paintings=15)
-
-
 def test_pointing_equals_a_plain_loop(folder, tmp_path, capsys):
     """One emotion, image by image; and the command prints a line for each."""
     clip = load_clip("demo/vit")

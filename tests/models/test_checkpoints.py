@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from captum_clip.cli import main
 from captum_clip.demo import MODELS
 from captum_clip.errors import InputError
 from captum_clip.models import load_clip, loading, names
@@ -147,15 +145,6 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         load_clip("base:a.pt")
 
 
-def test_the_command_line_says_what_is_left_over(capsys):
-    torch.save({**weights(), "head.weight": torch.ones(2)}, "a.pt")
-    Image.new("RGB", (40, 40), "red").save("photo.jpg")
-    assert main(["explain", "photo.jpg", "a", "-m", "base:a.pt"]) == 0
-    said = capsys.readouterr().err
-    assert said.startswith("captum-clip: warning: --model base:a.pt: weights of a CLIPModel")
-    assert said.endswith("1 (head.weight), which no tower reads.\n")
-
-
 def test_what_holds_more_than_weights_is_not_run(tmp_path):
     class Touch:
         def __reduce__(self):
@@ -213,22 +202,6 @@ def test_architectures_are_those_whose_shapes_fit():
         other = transformers.CLIPModel(transformers.CLIPConfig())
     assert architectures_of(own.state_dict()) == ["ViT-L-14-336", "ViT-L-14-336-quickgelu"]
     assert architectures_of(other.state_dict()) == ["clip-vit-base-patch32"]
-
-
-def test_a_colon_in_a_path_is_no_architecture(tmp_path):
-    shutil.copytree("base", "runs/12:30/base")
-    torch.save(weights(), "runs/12:30/a.pt")
-    assert resolve("runs/12:30/base").where == "runs/12:30/base"
-    assert load_clip("base:runs/12:30/a.pt").name == "base:runs/12:30/a.pt"
-    with pytest.raises(
-        InputError, match=r"existing ARCH:FILE, or BASE:FOLDER .*, got 'runs/12:30/b\.pt'"
-    ):
-        load_clip("runs/12:30/b.pt")
-    for drive in ("C:\\runs\\a.pt", "C:/runs/base"):
-        with pytest.raises(InputError, match="is neither a known name nor a folder"):
-            load_clip(drive)
-    with pytest.raises(InputError, match=r"'ViT-B-23' is neither .*did you mean ViT-B/32\?"):
-        load_clip("ViT-B-23:runs/12:30/a.pt")
 
 
 class Tuner(nn.Module):
@@ -321,21 +294,6 @@ def test_an_adapter_without_peft_or_base_is_told_so(adapter, monkeypatch):
         InputError, match=rf"{name} base, .* pip install peft, or save the model merged"
     ):
         load_clip(adapter(base_model_name_or_path="base"))
-
-
-def test_an_adapter_is_read_before_peft_makes_room_for_it(adapter):
-    """Its weights, which may be missing or a pickle, and the ranks that it states."""
-    for ranks, stated in (({"r": 10**6}, "'r'"), ({"rank_pattern": {"q": 10**6}}, r"'rank_.*q'")):
-        with pytest.raises(InputError, match=rf"adapter_config\.json says 1000000 for {stated}"):
-            load_clip(adapter(base_model_name_or_path="base", **ranks))
-    folder = Path(adapter(base_model_name_or_path="base", r=8, rank_pattern={}, init_r=None))
-    load_clip(folder)
-    (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"expected adapter_model\.safetensors in lora, got"):
-        load_clip(folder)
-    (folder / "adapter_model.bin").write_bytes(b"no weights")
-    with pytest.raises(InputError, match=r"adapter_model\.bin is damaged or holds more"):
-        load_clip(folder)
 
 
 class SentenceTransformer(nn.Sequential):

@@ -129,14 +129,6 @@ def test_masks_are_cropped_to_the_pixel(name):
         assert inside.all() or name not in ("slow", "fast", "open_clip")
 
 
-def test_a_second_division_by_the_deviation_moves_no_pixel():
-    """EfficientNet's `include_top`, which does not follow `do_normalize`."""
-    with_it, without = (of_family("EfficientNet", include_top=top) for top in (True, False))
-    one, other = (geometry_of(processor, (50, 40)) for processor in (with_it, without))
-    assert one == other
-    assert one.size == (33, 30)
-
-
 @pytest.mark.parametrize("size", [(57, 33), (41, 91), (15, 201)])
 @pytest.mark.parametrize("name", ["slow exact", "fast exact"])
 def test_masks_are_resized_as_pillow_does(name, size):
@@ -164,14 +156,6 @@ def test_demo_models_see_a_mask_where_its_object_is(name, size):
     edge = seen ^ bright
     assert seen.any()
     assert edge.sum() <= 0.02 * seen.sum()
-
-
-def test_several_masks_go_together():
-    """Leading dimensions stay, and each plane is what it would be alone."""
-    masks = np.random.default_rng(3).random((2, 3, 40, 57)) < 0.3
-    together = resize_masks(open_clip(), masks)
-    assert together.shape == (2, 3, SIDE, SIDE)
-    assert (together[1, 2] == resize_masks(open_clip(), masks[1, 2])).all()
 
 
 def test_both_parts_of_a_processor_are_known():
@@ -202,25 +186,11 @@ def test_unknown_steps_are_refused(step):
         geometry_of(own_steps(step), (40, 50))
 
 
-def test_resizing_after_the_crop_is_refused():
-    """Only one order is known."""
-    steps = own_steps(transforms.CenterCrop(SIDE), transforms.Resize(SIDE))
-    with pytest.raises(UnsupportedModelError, match="Resize, then CenterCrop"):
-        geometry_of(steps, (40, 50))
-
-
 @pytest.mark.parametrize("processor", [None, len, object()])
 def test_unknown_processors_are_refused(processor):
     """The message names what is expected."""
     with pytest.raises(UnsupportedModelError, match=r"expected an image processor of transf"):
         resize_masks(processor, np.ones((4, 4), dtype=bool))
-
-
-def test_another_size_than_the_images_is_named():
-    """A mask that would not cover the preprocessed image is no mask of it."""
-    exact = fast(do_resize=False, do_center_crop=False)
-    with pytest.raises(InputError, match=r"which becomes \(50, 40\), not \(40, 50\)"):
-        resize_masks(exact, np.ones((40, 50), dtype=bool), (50, 40))
 
 
 @pytest.mark.parametrize("shape", [(5,), (0, 4), (2, 3, 0)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -74,12 +73,6 @@ def pickled(folder: Path, file: str, first: str = "") -> None:
     torch.save({"weight": Opens(first)}, folder / file)
 
 
-def raw_pickle(folder: Path, file: str) -> None:
-    for path in folder.glob("*.safetensors"):
-        path.unlink()
-    (folder / file).write_bytes(pickle.dumps(Opens("raise TypeError")))
-
-
 def wrap(folder: Path, file: str, content: Any) -> None:
     """Leave a folder with a file that says what its model is made from."""
     (folder / file).write_text(json.dumps(content))
@@ -117,37 +110,24 @@ def peft(**settings: Any) -> Change:
 PROCESSOR = says("processor_config.json", auto_map=AUTO, processor_class="Evil")
 TRANSFORMERS: dict[str, Change] = {
     "tokenizer": says(TOKEN, auto_map=AUTO),
-    "tokenizer in the old form": says(TOKEN, auto_map=AUTO["AutoTokenizer"]),
     "tokenizer of no class": says(TOKEN, auto_map=AUTO, tokenizer_class="EvilTokenizer"),
     "tokenizer with trust": says(TOKEN, auto_map=AUTO, trust_remote_code=True),
-    **{
-        f"tokenizer by {kind}": all_of(says(TOKEN, auto_map=AUTO, tokenizer_class=kind), PROCESSOR)
-        for kind in ("Evil", "AutoModel", "AutoProcessor", "AutoTokenizer", "RagRetriever")
-    },
+    "tokenizer by a processor": all_of(
+        says(TOKEN, auto_map=AUTO, tokenizer_class="AutoProcessor"), PROCESSOR
+    ),
     "image processor": says(IMAGE, auto_map=AUTO),
     "image processor of no class": says(
         IMAGE, auto_map=AUTO, image_processor_type="EvilImageProcessor"
     ),
-    "image processor by AutoProcessor": all_of(
-        says(IMAGE, auto_map=AUTO, image_processor_type="AutoProcessor"), PROCESSOR
-    ),
     "model": says(CONFIG, auto_map=AUTO),
-    "model of no type": says(CONFIG, auto_map=AUTO, model_type="evil", architectures=["CLIPModel"]),
     "model of its own": says(CONFIG, auto_map=AUTO, model_type="evil", architectures=["Evil"]),
     "vision model": says(CONFIG, vision_config__auto_map=AUTO),
     "attention of the hub": says(CONFIG, _attn_implementation="evil/evil"),
     "attention of a part": says(CONFIG, vision_config__attn_implementation="evil/evil@main:evil"),
     "quantization": says(CONFIG, quantization_config={"quant_method": "torchao", "of": "evil"}),
     "pickle": lambda folder: pickled(folder, "pytorch_model.bin"),
-    "plain pickle": lambda folder: raw_pickle(folder, "pytorch_model.bin"),
     "sentence-transformers": holds("modules.json", [{"path": "", "type": "evil.Evil"}]),
-    "sentence-transformers elsewhere": holds(
-        "modules.json", [{"path": "../elsewhere", "type": "evil.Evil"}]
-    ),
     "peft, megatron": peft(peft_type="LORA", megatron_config={"a": 1}, megatron_core="evil"),
-    "peft, another model": peft(peft_type="SHADOW", shadow_model="evil"),
-    "peft, mapping": peft(peft_type="LORA", auto_mapping={"parent_library": "evil"}),
-    "peft, a base in a circle": peft(base_model_name_or_path="circle"),
     "peft, an evil base": peft(base_model_name_or_path="evil_base"),
 }
 OPEN_CLIP: dict[str, Change] = {
@@ -156,22 +136,14 @@ OPEN_CLIP: dict[str, Change] = {
         says(CLIP, model_cfg__text_cfg__hf_tokenizer_name="evil"),
         says(TOKEN, auto_map=AUTO, tokenizer_class="EvilTokenizer"),
     ),
-    "tokenizer without kwargs": all_of(
-        says(CLIP, model_cfg__text_cfg__hf_tokenizer_name="evil"),
-        says(TOKEN, auto_map=AUTO, tokenizer_class="EvilTokenizer"),
-        says(CONFIG, model_type="evil", auto_map=AUTO),
-    ),
     "bpe_path": says(CLIP, model_cfg__text_cfg__tokenizer_kwargs={"bpe_path": "/etc/passwd"}),
     "text tower in a folder": says(CLIP, model_cfg__text_cfg__hf_model_name="evil_base"),
-    "text tower in a path": says(CLIP, model_cfg__text_cfg__hf_model_name="../work/evil_base"),
-    "trunk in a folder": says(CLIP, model_cfg__vision_cfg__timm_model_name="local-dir:evil_base"),
     "trunk on the hub": says(CLIP, model_cfg__vision_cfg__timm_model_name="hf-hub:evil/evil"),
     "custom_text": says(CLIP, model_cfg__custom_text="evil.Evil"),
     "pickle for OpenCLIP": lambda folder: pickled(folder, "open_clip_pytorch_model.bin"),
-    "plain pickle for OpenCLIP": lambda folder: raw_pickle(folder, "open_clip_pytorch_model.bin"),
 }
 LOADS = {
-    *("tokenizer", "tokenizer in the old form", "image processor", "model", "vision model"),
+    *("tokenizer", "image processor", "model", "vision model"),
     *("tokenizer of no class", "sentence-transformers", "custom_text"),
 }
 """Those whose library has a class of its own for what the folder would run."""
@@ -202,14 +174,10 @@ def world(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     )
     write_evil(work)
     shutil.copytree(saved / "transformers", "base")
-    for name in ("evil_base", "../elsewhere", "circle"):
-        shutil.copytree("base", name)
-        write_evil(Path(name))
-        for file in (TOKEN, IMAGE, CONFIG):
-            change(Path(name), file, auto_map=AUTO)
-    wrap(Path("circle"), "modules.json", [{"path": "inner"}])
-    Path("circle/inner").mkdir()
-    wrap(Path("circle/inner"), "adapter_config.json", {"base_model_name_or_path": "circle"})
+    shutil.copytree("base", "evil_base")
+    write_evil(Path("evil_base"))
+    for file in (TOKEN, IMAGE, CONFIG):
+        change(Path("evil_base"), file, auto_map=AUTO)
     yield work
     sys.modules.pop("evil", None)
     assert (nobody.asked, CANARY.exists()) == ([], False)
@@ -246,11 +214,10 @@ def test_nothing_of_a_strangers_folder_runs(saved: Path, world: Path, kind: str)
 
 def test_an_adapter_on_a_base_of_ones_own_follows_the_same_rules(saved: Path, world: Path) -> None:
     """``BASE:FOLDER``, where either may be a stranger's."""
-    for number, kind in enumerate(("peft, megatron", "peft, another model")):
-        shutil.copytree(saved / "transformers", f"evil_{number}")
-        TRANSFORMERS[kind](Path(f"evil_{number}"))
-        assert "adapter_config.json says" in end_of(f"demo/vit:evil_{number}")
-    assert "load the model yourself" in end_of("evil_base:evil_0")
+    shutil.copytree(saved / "transformers", "evil")
+    TRANSFORMERS["peft, megatron"](Path("evil"))
+    assert "adapter_config.json says" in end_of("demo/vit:evil")
+    assert "load the model yourself" in end_of("evil_base:evil")
     assert "evil" not in sys.modules
 
 
@@ -296,7 +263,7 @@ def test_a_part_of_another_model_is_checked_too(saved: Path, world: Path) -> Non
             loading.load_parts(**{"processor": None, "tokenizer": None, option: "evil_base"})
 
 
-@pytest.mark.parametrize("name", [" ".join(words) for words, _ in leaves()])
+@pytest.mark.parametrize("name", ["explain", "index", "heads"])
 def test_no_command_asks_on_standard_input(
     world: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,57 +303,30 @@ def test_every_architecture_of_open_clip_is_one_that_a_folder_may_name(
         safety.check_files("all", "all")
 
 
-def deep(folder: Path) -> None:
-    (folder / CONFIG).write_text("[" * 100_000)
-
-
 def index_outside(folder: Path) -> None:
     shutil.move(folder / "model.safetensors", folder.parent / "outside.safetensors")
     index = {"metadata": {}, "weight_map": {"logit_scale": "../outside.safetensors"}}
     wrap(folder, "model.safetensors.index.json", index)
 
 
-CONTENTS: tuple[Any, ...] = (None, [], 3, "x", [[]])
 WRONG: dict[str, dict[str, Change]] = {
     "transformers": {
-        "model_type: [1]": says(CONFIG, model_type=[1]),
-        "model_type of 9000 letters": says(CONFIG, model_type="x" * 9000),
         "architectures: 3": says(CONFIG, architectures=3),
-        "architectures: [3]": says(CONFIG, architectures=[3]),
         "projection_dim: x": says(CONFIG, projection_dim="x"),
         "text_config: 3": says(CONFIG, text_config=3),
         "layer_norm_eps: null": says(CONFIG, vision_config__layer_norm_eps=None),
-        "hidden_size: 0": says(CONFIG, vision_config__hidden_size=0),
         "vocab_size: huge": says(CONFIG, text_config__vocab_size=10**9),
-        "layers: huge": says(CONFIG, text_config__num_hidden_layers=10**6),
-        "crop_size: -1": says(IMAGE, crop_size=-1),
         "crop_size: {}": says(IMAGE, crop_size={"height": [], "width": "x"}),
-        "image_std: true": says(IMAGE, image_std=True),
-        "rescale_factor: {}": says(IMAGE, rescale_factor={"a": 1}),
         "size: huge": says(IMAGE, size={"shortest_edge": 65536}),
-        "config: deep": deep,
         "index: outside": index_outside,
-        **{
-            f"{file}: {content}": holds(file, content)
-            for file in (CONFIG, IMAGE, TOKEN)
-            for content in CONTENTS
-        },
+        **{f"{file}: []": holds(file, []) for file in (CONFIG, IMAGE, TOKEN)},
     },
     "open_clip": {
         "interpolation": says(CLIP, preprocess_cfg__interpolation="__import__"),
-        "mean: {}": says(CLIP, preprocess_cfg__mean=[{"a": 1}, 0, 0]),
         "mean: x": says(CLIP, preprocess_cfg__mean=[0.5, None, "x"]),
-        "preprocess_cfg: 3": says(CLIP, preprocess_cfg=3),
         "model_cfg: null": says(CLIP, model_cfg=None),
         "layers: x": says(CLIP, model_cfg__vision_cfg__layers="x"),
         "image_size: huge": says(CLIP, model_cfg__vision_cfg__image_size=65536),
-        "image_size of many patches": says(
-            CLIP,
-            model_cfg__vision_cfg__image_size=4096,
-            model_cfg__vision_cfg__patch_size=1,
-            model_cfg__vision_cfg__pos_embed_type="sin_cos_2d",
-        ),
-        "context_length: huge": says(CLIP, model_cfg__text_cfg__context_length=10**5),
     },
 }
 

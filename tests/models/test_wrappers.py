@@ -119,21 +119,6 @@ def test_the_clip_in_a_detector_or_a_segmenter_is_taken() -> None:
         assert tower_of(model).module is tower_of(clip).module
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
-def test_a_compiled_tower_in_a_model_is_looked_through(name: str) -> None:
-    model = builders.BUILDERS[name]().model
-    part = "vision_model" if name == "hf_vit" else "visual"
-    target = targets.embedding(ROWS)
-    method = attr.LastGradAttention
-    expected = method(ClipSimilarity(load_clip(model), target)).attribute(IMAGES, target=0)
-    tower = getattr(model, part)
-    setattr(model, part, compiled(tower))
-    assert tower_of(model).module is tower
-    similarity = ClipSimilarity(load_clip(model), target)
-    similarity(IMAGES)  # now it is compiled, without hooks
-    torch.testing.assert_close(method(similarity).attribute(IMAGES, target=0), expected)
-
-
 def test_a_compiled_function_is_explained_as_it_was_written() -> None:
     """What was compiled without hooks passes them by; afterwards all is compiled again."""
     graphs = []

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from signal import SIGKILL
 from threading import Thread
-from typing import Any
 
 import pytest
 
@@ -101,26 +100,6 @@ def test_a_reader_beside_a_writer_sees_whole_versions(
     assert searches > 10
     assert seen <= {COUNT - 1, COUNT}  # without the image that is drawn anew, or with it
     assert_right(reader, folder)
-
-
-def test_a_search_whose_files_a_writer_removes_is_done_anew(
-    clip: ClipAdapter, folder: Path, index: ImageIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between the moment when it chose a version and that when it reads it."""
-    count, builds, image = type(index.table).count_rows, list[int](), min(folder.rglob("*.png"))
-
-    def count_rows(self: Any, *conditions: Any) -> int:
-        number: int = count(self, *conditions)
-        if self is index.table and len(builds) < 3:
-            builds.append(number)
-            draw(image, 100 + number)
-            ImageIndex.build(clip, folder, index.table.uri)
-        return number
-
-    monkeypatch.setattr(type(index.table), "count_rows", count_rows)
-    found = index.search("a horse", 99)
-    assert (len(found.files), len(builds)) == (COUNT, 3)
-    assert_right(index, folder)
 
 
 def write_often(clip: ClipAdapter, folder: Path, path: Path, failures: list[Exception]) -> None:

@@ -13,10 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import ClipSimilarity, DirectContribution, load_clip, maps, targets
+from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets
 from captum_clip.apps.search import ImageIndex
 from captum_clip.apps.search_table import RowMaker
-from captum_clip.attr.registry import MethodChoice
 from captum_clip.demo import MODELS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
@@ -109,22 +108,6 @@ def test_maps_are_those_of_the_method_within_the_stated_error(tmp_path, name, pr
         assert (error <= bound).all()
         assert error.max() > 0  # it is not the map itself
     torch.testing.assert_close(found.scores, forward(pixels).detach(), atol=1e-6, rtol=0)
-
-
-def test_maps_of_other_depths_are_kept_too(folder, tmp_path):
-    """Those of `direct` with its options, of `conservative`, and of removal."""
-    clip = builders.siglip().load()
-    [path, *_] = paths = sorted(folder.rglob("*.png"))[:2]
-    target = targets.text(clip, "a horse")
-    names = ("direct:depth=pooling", "direct:depth=all", "removal:share=None,stride=1")
-    for number, name in enumerate(names):
-        place, method = tmp_path / f"{number}.lance", MethodChoice.of(name)
-        index = ImageIndex.build(clip, paths, place, method=name, precision="float16")
-        made = method.method(ClipSimilarity(clip, target))
-        exact = made.attribute(clip.preprocess(path), **method.options)
-        found = index.explanation(path.as_posix(), target)
-        wanted = maps.positive(exact)
-        torch.testing.assert_close(found.maps["positive"], wanted, atol=1e-5, rtol=1e-3)
 
 
 def test_a_build_brings_an_index_up_to_date(clip, folder, index, read, tmp_path):
@@ -297,26 +280,6 @@ def test_what_cannot_be_searched_is_refused(index) -> None:
             index.search(*arguments, **options)
 
 
-def test_what_cannot_be_built_is_refused(clip, folder, tmp_path):
-    """Before an image is read, and without a trace."""
-    path = tmp_path / "new.lance"
-    cases: list[Any] = [
-        (clip, folder, {"method": "rollout"}, InputError, "direct without `per`"),
-        (clip, folder, {"method": "direct:per=head"}, InputError, "direct without `per`"),
-        (clip, folder, {"precision": "int4"}, InputError, "precision of int8, float16"),
-        (clip, folder, {"chunk_size": 0}, InputError, "`chunk_size` of 1 or more"),
-        (clip, folder / "none", {}, InputError, "there is no folder"),
-        (clip, [], {}, InputError, "no file was given"),
-        (clip, None, {}, InputError, "expected one value or several"),
-        ("demo/vit", folder, {}, InputError, "an adapter from load_clip"),
-        (clip, [folder / "broken.jpg"], {}, InputError, r"none of the 1 images .*broken\.jpg"),
-    ]
-    for model, images, options, error, message in cases:
-        with pytest.raises(error, match=message):
-            ImageIndex.build(model, images, path, **options)
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def test_images_elsewhere_are_known_by_url_and_size(clip, tmp_path):
     """Another URL with files of the same names is another folder."""
     store, path = fsspec.filesystem("memory"), tmp_path / "index.lance"
@@ -331,72 +294,6 @@ def test_images_elsewhere_are_known_by_url_and_size(clip, tmp_path):
     found = ImageIndex.build(clip, "memory://a", path).search("a horse")
     score = cosines(clip, tmp_path, "a horse")["one.png"]
     assert found.scores[found.files.index("1.png")] == pytest.approx(score[0], abs=1e-6)
-
-
-def test_a_build_that_stopped_before_its_first_image_goes_on(clip, folder, tmp_path):
-    """It is an index, of no image yet, and its settings may still be others."""
-    path = tmp_path / "index.lance"
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        ImageIndex.build(clip, folder, path, progress=stop)
-    with pytest.raises(InputError, match="it holds no image"):
-        ImageIndex.open(path, clip).search("a horse")
-    [_] = ImageIndex.open(path, clip).table.list_versions()  # at any moment it knew what it is
-    with pytest.raises(InputError, match="expected images of the index, got \\[\\]"):
-        ImageIndex.open(path, clip).explanation([], "a horse")
-    index = ImageIndex.build(clip, folder, path, method="direct:depth=token")
-    assert len(index) == COUNT
-
-
-def test_a_build_with_nothing_to_do_writes_nothing(clip, folder, tmp_path):
-    """No version more of the table."""
-    (folder / "broken.jpg").unlink()
-    before, after = (ImageIndex.build(clip, folder, tmp_path / "index.lance") for _ in range(2))
-    versions = [entry["version"] for entry in after.table.list_versions()]
-    assert versions == [before.table.version]
-
-
-def test_an_image_may_be_asked_for_twice(clip, index):
-    """Each place has its own map."""
-    first, second = index.files[:2]
-    found = index.explanation([first, first, second], "a horse")
-    one, other = (index.explanation(name, "a horse") for name in (first, second))
-    for name in ("scores", "images"):
-        wanted = torch.cat([getattr(each, name) for each in (one, one, other)])
-        torch.testing.assert_close(getattr(found, name), wanted)
-    assert len(found.maps["positive"]) == len(found.photos) == 3
-
-
-def test_the_same_images_have_the_same_score_and_the_order_of_their_names(clip, tmp_path):
-    """On the boundary of a block of a product too."""
-    for name in "edcba":
-        draw(tmp_path / "same" / f"{name}.png", 0)
-    index = ImageIndex.build(clip, tmp_path / "same", tmp_path / "index.lance")
-    found = index.search("a horse")
-    assert list(found.files) == sorted(found.files)
-    assert len({*found.scores.tolist()}) == 1
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_models_of_other_precision_are_searched_too(folder, tmp_path, dtype):
-    """Vectors and texts meet in float32."""
-    index = ImageIndex.build(load_clip("demo/vit", dtype=dtype), folder, tmp_path / "index.lance")
-    found = index.search(["grass", "sky"], 2, sign="both")
-    wanted = load_clip("demo/vit").preprocess([folder / name for name in found.files])
-    exact = ClipSimilarity(index.clip, targets.text(index.clip, ["grass", "sky"]))
-    scores = exact(wanted.to(dtype)).detach().float()
-    torch.testing.assert_close(found.explanation.scores, scores, atol=2e-2, rtol=0)
-
-
-def test_a_table_of_texts_named_as_its_columns_loses_none(index, tmp_path):
-    """Nor do others keep a folder from being one."""
-    table, _ = index.search(["score", "file", "rank"], 1).save(tmp_path / "out")
-    assert table.read_text().startswith("rank,file,score,score: score,score: file,score: rank\n1,")
-    with pytest.raises(InputError, match="cannot be made: File exists"):
-        index.search("a horse").save(table)
 
 
 def test_a_model_from_a_folder_is_named_again(folder, tmp_path, monkeypatch):
@@ -427,13 +324,6 @@ def test_a_model_for_larger_images_is_found_again(folder, tmp_path):
     one, other = (each.search("a horse", top=1).explanation for each in (index, again))
     assert other.images.shape[-2:] == (128, 128)
     torch.testing.assert_close(other.images, one.images)
-
-
-def test_a_file_that_stays_broken_writes_nothing_anew(clip, folder, index, tmp_path):
-    """A build with nothing to add is no new version of the table."""
-    version = index.table.version
-    ImageIndex.build(clip, folder, tmp_path / "index.lance")
-    assert index.table.version == version
 
 
 def test_a_search_says_which_texts_fit_its_images_badly(tmp_path):

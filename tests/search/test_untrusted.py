@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ import torch
 
 from captum_clip import targets
 from captum_clip.apps.search import ImageIndex
-from captum_clip.apps.search_table import IndexTable, checksum
 from captum_clip.errors import InputError
 from tests import builders
 from tests.search.conftest import COUNT, draw
 
 NAME = "0/it''s 0.png"
 SHAPE = (4, 4, 24)
-DAMAGED = r"1 rows are damaged.*delete it and build it again"
 
 
 def describe(index: ImageIndex, **changes: Any) -> None:
@@ -45,15 +42,6 @@ def test_names_that_lead_out_of_the_folder_are_refused(clip, folder, index, tmp_
                 run(path, clip)
     index.table.update(where, {"file": "..0/.../it's 0..png"})
     assert len(ImageIndex.open(path, clip)) == COUNT
-
-
-def test_listed_files_have_whole_names_without_steps_back(clip, tmp_path):
-    """So an index of them is no stranger's."""
-    draw(tmp_path / "a.png", 0)
-    (tmp_path / "b").mkdir()
-    path = tmp_path / "index.lance"
-    ImageIndex.build(clip, [tmp_path / "b" / ".." / "a.png"], path)
-    assert ImageIndex.open(path, clip).files == [(tmp_path / "a.png").as_posix()]
 
 
 def test_a_folder_on_another_machine_is_read_where_the_user_names_it(clip, tmp_path):
@@ -96,63 +84,6 @@ def test_settings_of_another_kind_are_refused(clip, index, tmp_path):
     assert len(ImageIndex.open(tmp_path / "index.lance", clip)) == COUNT
 
 
-def test_a_bit_of_any_setting_is_noticed(clip, index, tmp_path):
-    """All of them are inside a checksum; sixty places of some seven hundred, and the first."""
-    path, [(key, kept)] = (
-        tmp_path / "index.lance",
-        index.table.schema.field("file").metadata.items(),
-    )
-    for place in (*range(12), *range(12, len(kept), 11)):
-        changed = kept[:place] + bytes([kept[place] ^ 1]) + kept[place + 1 :]
-        settings = {key.decode(): changed.decode()}
-        index.table.update_field_metadata({"path": "file", "metadata": settings})
-        with pytest.raises(InputError, match="expected a table of the kind 'captum_clip index 3'"):
-            IndexTable(path).open()
-    index.table.update_field_metadata({"path": "file", "metadata": {key.decode(): kept.decode()}})
-    assert len(ImageIndex.open(path, clip)) == COUNT
-
-
-def test_rows_of_other_settings_are_damage(clip, index, tmp_path):
-    """Also where the checksum of the settings is right: a row knows what its numbers are."""
-    about = index._table.about
-    for changes in (
-        {"grid": [2, 8, 24]},
-        {"method": "direct:depth=token"},
-        {"identity": about["identity"] | {"weights": "0" * 64}},
-    ):
-        describe(index, **about | changes)
-        with pytest.raises(InputError, match=f"{COUNT} rows are damaged: .*delete it and build"):
-            ImageIndex.open(tmp_path / "index.lance", clip).search("a horse")
-
-
-def test_a_row_that_is_there_twice_is_named(clip, folder, index, tmp_path):
-    """By a search, an explanation, a build, and whoever opens the index."""
-    index.table.add(index.table.search().where(f"file = '{NAME}'").limit(1).to_arrow())
-    name, path = NAME.replace("''", "'"), tmp_path / "index.lance"
-    for run in (
-        lambda: index.search("a horse", 99),
-        lambda: index.explanation([name, name], "a horse"),
-        lambda: ImageIndex.build(clip, folder, path),
-        lambda: ImageIndex.open(path, clip),
-    ):
-        with pytest.raises(InputError, match=rf"several rows are of {name}\).*delete it and build"):
-            run()
-
-
-@pytest.mark.parametrize("length", [1.001, 1e19, 3e38])
-def test_a_row_whose_cosines_are_above_one_is_named(index, length):
-    """Whatever its checksum."""
-    where = f"file = '{NAME}'"
-    [row] = index.table.search().where(where).to_arrow().to_pylist()
-    vector = np.array(row["vector"], np.float32) * np.float32(length)
-    crc = checksum(vector, row["contributions"], row["scale"], index._table.about)
-    index.table.update(where, {"vector": vector.tolist(), "checksum": crc})
-    name = NAME.replace("''", "'")
-    for ask in (lambda text: index.search(text, 99), partial(index.explanation, name)):
-        with pytest.raises(InputError, match=rf"1 rows are damaged: {name}\).*delete it"):
-            ask("a horse")
-
-
 def flip(index: ImageIndex, wanted: bytes) -> None:
     """Turn one bit of some bytes of the table on the disk."""
     for file in Path(index.table.uri).rglob("data/*.lance"):
@@ -174,44 +105,6 @@ def test_a_row_that_is_damaged_is_named(index, column):
     for ask in (index.search, lambda text: index.explanation(name, text)):
         with pytest.raises(InputError, match=rf"1 rows are damaged: {name}\).*delete it"):
             ask("a horse")
-
-
-NOT_ROWS: list[dict[str, Any]] = [
-    {"contributions": np.full(SHAPE, np.nan, np.float16).tobytes()},
-    {"scale": np.inf},
-    {"contributions": None},
-    {"contributions": b"1"},
-]
-
-
-def test_numbers_that_are_none_are_damage_whatever_their_checksum(clip, folder, tmp_path):
-    """NaN, infinity, none, and fewer than the grid has."""
-    index = ImageIndex.build(clip, folder, tmp_path / "index.lance", precision="float16")
-    where = f"file = '{NAME}'"
-    [whole] = index.table.search().where(where).to_arrow().to_pylist()
-    vector = np.array(whole["vector"], np.float32)
-    for changes in ({}, *NOT_ROWS, {}):
-        row = {name: whole[name] for name in ("contributions", "scale")} | changes
-        blob = row["contributions"] or b""
-        index.table.update(
-            where, row | {"checksum": checksum(vector, blob, row["scale"], index._table.about)}
-        )
-        if changes:
-            with pytest.raises(InputError, match=DAMAGED):
-                index.search("a horse")
-        else:
-            assert len(index.search("a horse").files) == COUNT
-
-
-def test_a_vector_of_nan_is_damage_although_no_query_finds_it(index):
-    """LanceDB leaves such a row out without a word."""
-    [row] = index.table.search().where(f"file = '{NAME}'").to_arrow().to_pylist()
-    kept = np.float32(row["vector"])
-    for file in Path(index.table.uri).rglob("data/*.lance"):
-        nothing = np.full_like(kept, np.nan).tobytes()
-        file.write_bytes(file.read_bytes().replace(kept.tobytes(), nothing))
-    with pytest.raises(InputError, match=DAMAGED):
-        index.search("a horse")
 
 
 def test_text_weights_that_changed_after_the_opening_are_noticed(folder, tmp_path):
@@ -296,39 +189,3 @@ def spoil(path: Path) -> Path:
     """An image that is none any more."""
     path.write_bytes(b"no image")
     return path
-
-
-def test_a_build_that_would_leave_nothing_leaves_all(clip, folder, tmp_path):
-    """No file, another file, and the same when they are damaged; what is gone goes afterwards."""
-    path = tmp_path / "index.lance"
-    images = sorted(folder.rglob("*.png"))
-    files = ImageIndex.build(clip, images, path).files
-    for bad in ([], [folder / "broken.jpg"], [*map(spoil, images)]):
-        with pytest.raises(InputError, match=r"none of the \d images can be read"):
-            ImageIndex.build(clip, bad, path)
-        assert ImageIndex.open(path, clip).files == files
-    left = ImageIndex.build(clip, [draw(images[0], 70), *images[1:]], path)
-    assert left.files == [images[0].as_posix()]
-
-
-def test_another_folder_does_not_take_the_place_of_one_that_is_away(clip, folder, index, tmp_path):
-    """As a drive may be; a folder that was moved has some of the images."""
-    folder.rename(tmp_path / "away")
-    draw(tmp_path / "other" / "a.png", 50)
-    with pytest.raises(InputError, match=r"another index \(it is of .*images\); name a new one"):
-        ImageIndex.build(clip, tmp_path / "other", tmp_path / "index.lance")
-    assert len(index) == COUNT
-
-
-def test_a_table_lies_where_it_outlives_the_process(clip, folder, tmp_path, monkeypatch):
-    """And a URL with one slash is no folder."""
-    monkeypatch.chdir(tmp_path)
-    before = sorted(os.listdir())
-    with pytest.raises(InputError, match="a table on this machine or at s3://"):
-        ImageIndex.build(clip, folder, "memory://x/a.lance")
-    for place in ("s3:/bucket/a.lance", Path("s3://bucket/a.lance"), "gs:/b/a.lance"):
-        with pytest.raises(InputError, match="has one slash where a URL has two"):
-            ImageIndex.build(clip, folder, place)
-    with pytest.raises(InputError, match="has one slash where a URL has two"):
-        ImageIndex.build(clip, "s3:/bucket/photos", "a.lance")
-    assert sorted(os.listdir()) == before

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from captum_clip.bench.report import curve_bands, perturbation_curves
 from captum_clip.bench.table import Summary
-from captum_clip.errors import InputError
 from captum_clip.metrics import bootstrap_mean
 from captum_clip.visualization.charts import Curve, curves
 from tests.figure_parts import lines_of
@@ -48,30 +47,6 @@ def test_lines_and_bands_are_what_is_given() -> None:
     band = np.asarray(axes.collections[1].get_paths()[0].vertices)
     assert band[:, 1].min() == pytest.approx(-0.1)
     assert band[:, 1].max() == pytest.approx(0.9)
-
-
-def test_two_panels_share_scale_and_pens() -> None:
-    """Heights can be compared, and a label looks alike left and right, whatever its place."""
-    most = {"a": curve(), "b": curve(0.2)}
-    figure = curves(most, {"b": curve(3), "a": curve()}, headers=["most", "least"])
-    left, right = figure.axes
-    assert left.get_ylim() == right.get_ylim()
-    assert left.get_ylim()[1] > 3
-    assert pens_of(figure, 0) == pens_of(figure, 1)
-    assert {"most", "least", "a", "b"} <= set(lines_of(figure))
-    assert lines_of(figure).count("a") == 1
-
-
-def test_methods_look_different() -> None:
-    """Thirty methods and ten baselines, no two alike; their order in the legend is plain."""
-    labels = [f"method {i}" for i in range(30)]
-    baselines = [f"baseline {i}" for i in range(10)]
-    figure = curves({name: curve() for name in [*baselines, *labels]}, baselines=baselines)
-    pens = pens_of(figure)
-    assert len(set(pens.values())) == 40
-    assert len({pens[name][:2] for name in labels}) == 30
-    names = [word for word in lines_of(figure) if "method" in word or "baseline" in word]
-    assert names == labels + baselines
 
 
 def test_reference_and_baselines_are_told_apart() -> None:
@@ -121,21 +96,6 @@ def test_nothing_is_cut_off_or_overlaps() -> None:
         assert box.x1 <= width
         assert box.y1 <= height
         assert not any(box.overlaps(other) for other in boxes[:number])
-
-
-def test_one_curve_may_have_no_band() -> None:
-    """NaN ends are left out."""
-    nothing = np.full(3, np.nan)
-    figure = curves({"a": (FRACTIONS, FRACTIONS, nothing, nothing)})
-    figure.canvas.draw()
-    assert figure.axes[0].get_ylim() == pytest.approx((-0.05, 1.05))
-
-
-def test_curves_need_one_in_every_panel() -> None:
-    empty: Any = {}
-    for other in (None, empty):
-        with pytest.raises(InputError, match="at least one curve in every panel"):
-            curves({} if other is None else {"a": curve()}, other)
 
 
 def test_bands_are_means_with_their_intervals() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from PIL import Image
 from captum_clip.errors import InputError
 from captum_clip.visualization import save_figure
 from captum_clip.visualization.charts import strip_legends
-from captum_clip.visualization.colors import TEXT_SIZE
 from captum_clip.visualization.grid import Panel, folded, grid, page, wrap
 
 
@@ -43,11 +41,6 @@ def test_wrap_keeps_every_character_and_the_width() -> None:
         text = wrapped(words, width)
         assert "".join(text.get_text().split()) == words.replace(" ", "")
         assert text.get_window_extent().width <= 100 * width
-
-
-def test_wrap_breaks_at_spaces_where_it_can() -> None:
-    assert wrapped("one two", 10).get_text() == "one two"
-    assert wrapped("one two (last-grad)", 0.8).get_text() == "one two\n(last-grad)"
 
 
 def test_legends_of_long_texts_stay_in_the_figure() -> None:
@@ -87,14 +80,6 @@ def test_save_figure_writes_the_format_of_the_ending(
         assert save_figure(figure, path).read_bytes() == content
 
 
-def test_save_figure_takes_figures_only(tmp_path: Path) -> None:
-    """An explanation or a list of figures is none."""
-    others: list[Any] = [[], None, "figure"]
-    for other in others:
-        with pytest.raises(InputError, match=r"save_figure: expected a figure.*, got"):
-            save_figure(other, tmp_path / "figure.png")
-
-
 def test_save_figure_keeps_the_figures_resolution_and_the_usual_permissions(
     tmp_path: Path,
 ) -> None:
@@ -117,11 +102,3 @@ def test_save_figure_refuses_a_destination_that_cannot_be(figure: Figure, tmp_pa
         with pytest.raises(InputError, match=message):
             save_figure(figure, tmp_path / name)
     assert os.listdir(tmp_path) == ["folder.png"]
-
-
-@pytest.mark.parametrize("columns", [4, 6])
-def test_letters_can_be_read_where_a_figure_is_shrunk_to_a_page(columns: int) -> None:
-    """Ten pixels high in a README, which is 880 wide."""
-    figure = grid([columns * [Panel(np.zeros((8, 8, 3), dtype=np.float32), "a horse")]])
-    wide, _ = figure.get_size_inches()
-    assert TEXT_SIZE / 72 * 880 / wide > 10

@@ -81,12 +81,6 @@ def test_a_dark_style_has_light_letters_on_its_page(tmp_path: Path) -> None:
     assert Image.open(clear).getpixel((0, 0))[3] == 0  # type: ignore[index]
 
 
-def test_titles_and_bars_can_be_left_out() -> None:
-    assert lines_of(explained().plot(titles=False, colorbar=False)) == []
-    assert lines_of(explained().plot(titles=False)) == ["low to high"]
-    assert "low to high" not in lines_of(explained().plot(colorbar=False))
-
-
 def test_dpi_is_that_of_the_file(tmp_path: Path) -> None:
     for dpi in (50, 300):
         with Image.open(explained().save(tmp_path / "a.png", width=3, dpi=dpi)) as image:
@@ -134,13 +128,6 @@ def test_a_vector_map_is_filled_contours_over_the_photo(tmp_path: Path) -> None:
     assert [len(axes.collections) for axes in figure.axes] == [0, 1, 1]
 
 
-def test_an_npy_has_the_maps_alone(tmp_path: Path) -> None:
-    path = explained().save(tmp_path / "maps.npy")
-    assert np.array_equal(np.load(path), RAW.numpy())
-    both = explained(maps={"positive": RAW, "negative": RAW.flip(0)})
-    assert np.array_equal(np.load(both.save(path)), (RAW - RAW.flip(0)).numpy())
-
-
 def test_a_look_holds_for_its_call_and_its_thread() -> None:
     seen = []
     with ThreadPoolExecutor(1) as pool:
@@ -184,8 +171,3 @@ def test_a_file_that_is_no_figure_refuses_a_look(
 ) -> None:
     with pytest.raises(InputError, match=f"{name} takes no {refused}; leave it out"):
         explained().save(tmp_path / name, **options)
-
-
-def test_a_jpeg_cannot_be_transparent(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.jpg cannot be transparent; write \.png"):
-        explained().save(tmp_path / "a.jpg", transparent=True)

@@ -134,20 +134,6 @@ def test_classes_are_those_of_torchvision(folders: Path, lawful: Any) -> None:
             opened("classes", folders)
 
 
-def test_classes_that_nobody_knows_are_refused(folders: Path) -> None:
-    """A number of no class, and lines of names that are no such lines."""
-    save(noise(), folders / "n99999999/1.png")
-    with pytest.raises(InputError, match=r"n99999999 is not one of ImageNet's.*classnames\.txt"):
-        opened("classes", folders)
-    for line in (FLAMINGO, f"{FLAMINGO}\t", "a\tb\tc", f"{FLAMINGO} pink bird"):
-        (folders / "classnames.txt").write_text(f"{line}\n")
-        with pytest.raises(InputError, match=r"a class and its name per line of .*classnames\.txt"):
-            opened("classes", folders)
-    (folders / "classnames.txt").write_bytes(b"\xff\xff\t\xff")
-    with pytest.raises(InputError, match=r"classnames\.txt cannot be read"):
-        opened("classes", folders)
-
-
 def test_mosaics_name_one_to_four_cells_of_their_classes(folders: Path, lawful: Any) -> None:
     """The caption is the names side by side; each region is the cell of its class."""
     data = opened("mosaics", folders)

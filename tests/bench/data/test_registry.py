@@ -42,14 +42,6 @@ def test_unknown_names_are_refused_with_the_known_ones():
             open_data(name)
 
 
-def test_options_of_other_data_are_refused():
-    """Nothing that was asked for is left out in silence."""
-    for name in ("demo", "masks:x"):
-        kind = name.partition(":")[0]
-        with pytest.raises(InputError, match=f"the data set {kind} takes no template"):
-            open_data(name, template="a {}")
-
-
 def test_places_that_are_not_there_are_named(tmp_path):
     for kind in ("masks", "coco", "samples"):
         with pytest.raises(InputError, match="nowhere"):

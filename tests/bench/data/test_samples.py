@@ -130,20 +130,6 @@ def test_captions_are_classes_and_phrases_regions(tmp_path: Path, lawful: Any) -
     assert (len(small), len(small.classes)) == (2, 4)
 
 
-def test_a_phrase_stands_in_its_caption_as_the_task_finds_it(folder: Path) -> None:
-    """By words without outer punctuation, whatever the white space; else a run would end midway."""
-    for caption, phrase in (
-        ("a  red\tdog, (x)", "red dog"),
-        ("a \N{LEFT DOUBLE QUOTATION MARK}dog.", "dog"),
-    ):
-        region = {"text": phrase, "box": [1, 1, 9, 9]}
-        data = listed(folder, {**FARM, "caption": caption, "regions": [region]})
-        assert [region.text for region in data.read(0).regions] == [phrase]
-    region = {"text": "dog", "box": [1, 1, 9, 9]}
-    with pytest.raises(InputError, match=r"line 1: 'dog' is not in the text, whose words are"):
-        listed(folder, {**FARM, "caption": "a dog\N{TRADE MARK SIGN}", "regions": [region]})
-
-
 def test_boxes_of_a_region_are_joined_and_cut_at_the_edge(folder: Path) -> None:
     """A pixel that a box touches belongs to it; a box outside of the image is dropped."""
     boxes = [[-4, 2.5, 5, 1], [3, 18, 90, 90]]
@@ -196,12 +182,6 @@ def test_regions_that_cannot_be_read_are_told(folder: Path, region: Any, reason:
     alone = listed(folder, {**FARM, "regions": [{"text": "it", **region}]})
     with pytest.raises(InputError, match="there is no region to compare a map with: farm, 'it'"):
         alone.read(0)
-
-
-def test_a_void_that_cannot_be_read_is_told(folder: Path) -> None:
-    for void in ("gone.png", 3, {"size": [2, 3], "counts": [6]}):
-        with pytest.raises(InputError, match=r"no image file|one of a mask|run lengths of 20 x 30"):
-            listed(folder, {**FARM, "regions": [HORSE], "void": void}).read(0)
 
 
 def test_subsets_are_in_the_order_of_their_bits(tmp_path: Path, lawful: Any) -> None:
@@ -264,22 +244,6 @@ def test_label_images_number_the_classes(folder: Path, lawful: Any) -> None:
     assert same(SampleList(data.path).read(0).labels, sample.labels)
 
 
-def test_label_images_that_do_not_match_are_refused(folder: Path) -> None:
-    """Before any model is loaded."""
-    with pytest.raises(InputError, match=r"farm\.png with numbers of classes up to 1, got 2"):
-        labeled(folder, np.where(LEFT, 2, 0))
-    with pytest.raises(InputError, match=r"farm\.png has 30 x 20 pixels, its image 20 x 30"):
-        labeled(folder, LEFT.T)
-    with pytest.raises(InputError, match=r"classes of .* that differ, got 'background'"):
-        labeled(folder, LEFT, classes=["horse", "background"], background=True)
-    save(noise(), folder / "labels/farm.png")
-    with pytest.raises(InputError, match="with numbers of classes in a palette or gray image"):
-        listed(folder, {**FARM, "labels": "labels/farm.png"})
-    (folder / "labels/farm.png").unlink()
-    with pytest.raises(InputError, match=r"there is no image file .*labels/farm\.png"):
-        listed(folder, {**FARM, "labels": "labels/farm.png"})
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -316,12 +280,6 @@ def test_lists_that_hold_nothing_or_contradict_themselves_are_refused(folder: Pa
         listed(folder, {"classes": ["a", "a"]}, {**FARM, "label": "a"})
     with pytest.raises(InputError, match=r"labels of .* among its classes, got \['b'\]"):
         listed(folder, {"classes": ["a"]}, {**FARM, "label": "b"})
-
-
-def test_texts_may_hold_what_ends_lines_elsewhere(folder: Path) -> None:
-    path = folder / "samples.jsonl"
-    path.write_text('\n{"image": "images/farm.png", "label": "a\u2028b\x85"}\r\n', newline="")
-    assert SampleList(path).classes == ("a\u2028b\x85",)
 
 
 def test_groups_are_those_of_the_samples(folder: Path) -> None:
