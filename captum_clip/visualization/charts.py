@@ -408,7 +408,7 @@ def strip(
     """Draw raw maps (L, h, w) over one image (H, W, 3), such as those of heads, after a lead.
 
     A map is orange above zero and blue below. Its scale ends at its largest absolute value, or with
-    `shared` at the largest value of all maps; a `top`, given here or by the figure's style, sets it.
+    `shared` at the largest value of all maps. A `top`, given here or by the style, sets it.
     """
     large = enlarged(raw.float().cpu().numpy(), image.shape[:2])
     largest = np.abs(large).max(axis=None if shared else (-2, -1), keepdims=True)

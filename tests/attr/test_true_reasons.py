@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,11 +48,12 @@ def test_texts_encoded_in_half_precision_score_a_float32_tower(method: str) -> N
 
 
 @pytest.fixture
-def mesh() -> Iterator[Any]:
+def mesh(tmp_path: Path) -> Iterator[Any]:
     """A mesh of this one process."""
     from torch import distributed
 
-    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    store = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("gloo", store, rank=0, world_size=1)
     try:
         yield distributed.device_mesh.init_device_mesh("cpu", (1,))
     finally:
