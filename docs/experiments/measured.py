@@ -298,8 +298,8 @@ STEPS = (
     Step(
         "methods",
         'cp ../demo/scene.jpg .\ncaptum-clip figure compare scene.jpg "a horse" -m demo/vit '
-        "--method attention-grad-cam --method last-grad --method direct --method removal "
-        "-o methods.png",
+        "--method all-grad --method legrad:layers=all --method conservative --method direct "
+        "--method removal -o methods.png",
         "methods.png",
         1300,
         after=("demo",),

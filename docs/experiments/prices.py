@@ -26,7 +26,7 @@ from tables import NAMES, copies_of, markdown, prices_of, short
 
 LIMITS = (1.2, 3, 10, float("inf"))
 SCENES = 1
-COLUMNS = {"adds": "thirds_adds_rank", "removal": "thirds_removal_rank"}
+COLUMNS = {"adds": "thirds_adds_rank", "drop": "thirds_removal_rank"}
 
 
 class Operations(TorchDispatchMode):
@@ -87,9 +87,9 @@ def figure(file: str) -> None:
         points = found[[*COLUMNS.values()]].assign(price=prices).dropna()
         for (name, column), color in zip(COLUMNS.items(), ("#4477aa", "#cc6677"), strict=True):
             axes.scatter(points.price, points[column], 18, color, label=name, alpha=0.8)
-        bests = {points[COLUMNS["removal"]][points.price <= limit].idxmax() for limit in LIMITS}
+        bests = {points[COLUMNS["drop"]][points.price <= limit].idxmax() for limit in LIMITS}
         for number, name in enumerate(sorted(bests, key=points.price.get)):  # above each other
-            place = points.price[name], points[COLUMNS["removal"]][name]
+            place = points.price[name], points[COLUMNS["drop"]][name]
             side = "left" if place[0] < 5 else "right"
             look: Any = {"arrowprops": {"arrowstyle": "-", "lw": 0.4}, "size": 6, "ha": side}
             axes.annotate(name, place, (0, 8 + 11 * number), textcoords="offset points", **look)

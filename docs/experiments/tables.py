@@ -159,15 +159,15 @@ def label(method: str) -> str:
 
 EFFECTS = {
     f"{title}, {pairs}": f"{name}_spearman_scene{end}"
-    for title, name in (("adds", "effect"), ("removal", "removal"))
+    for title, name in (("adds", "effect"), ("drop", "removal"))
     for pairs, end in (("all", ""), ("others", "_others"))
 }
 """Columns of rank correlations within a scene."""
 
 COPIES = {
-    f"{kind}, {truth}": f"{kind}_{truth}_rank"
+    f"{kind}, {title}": f"{kind}_{truth}_rank"
     for kind in ("thirds", "identical")
-    for truth in ("adds", "removal")
+    for title, truth in (("adds", "adds"), ("drop", "removal"))
 }
 """Columns of rank correlations of three copies."""
 
@@ -229,7 +229,7 @@ def copies() -> None:
                 ranks = [interval(found, method, metric, 2) for metric in COPIES.values()]
                 order = short(found.loc[(method, "thirds_removal_order"), "mean"])
                 rows.append([title, label(method), *ranks, order, price(method, prices)])
-    markdown(("model", "method", *COPIES, "order (thirds, removal)", "price"), rows)
+    markdown(("model", "method", *COPIES, "order (thirds, drop)", "price"), rows)
 
 
 def rivals() -> None:
@@ -257,7 +257,7 @@ def excerpt() -> None:
         "coverage": "coverage",
         "mean IoU": "mean_iou",
         "adds, all": "effect_spearman_scene",
-        "removal, others: balanced accuracy": "removal_balanced_others",
+        "drop, others: balanced accuracy": "removal_balanced_others",
         "deletion gap, mean color": "gap_mean_predicted",
         "faithfulness": "faithfulness_correlation",
         "four words": "words_4",
