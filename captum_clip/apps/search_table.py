@@ -239,7 +239,7 @@ class IndexTable:
         return bool(self.lance.schema == schema(grid[-1]))
 
     def make(self, about: Mapping[str, Any], names: Collection[str] = ()) -> None:
-        """Make a table, or open one of the same settings; one without images is made anew.
+        """Make a table, or open the table with these settings. A table without images is made anew.
 
         Args:
             about: the settings.

@@ -158,6 +158,7 @@ class Graph:
 
     @property
     def is_changed(self) -> bool:
+        """Whether a tensor was changed in place after it was recorded."""
         # PyTorch counts changes in place, also those of a view.
         changed = any(tensor._version != version for tensor, version in self._versions)
         return changed or self._is_changed

@@ -57,8 +57,8 @@ def inspect_model(
         runs: give scores (B, K), of two images; the next one where one cannot be run, as with a
             function that takes its own number of images alone.
         names: of laws that only some methods need (`laws.LAWS`). With "blocks" tokens must stay at
-            their positions in all blocks, and not only from pixels to patches; with "merge" each
-            token's heads pass the output map alone; with "embedding" scores read nothing but what
+            their positions in all blocks, and not only from pixels to patches. With "merge" each
+            token's heads pass the output map alone. With "embedding" scores read nothing but what
             the last layer returns.
         exact: whether a forward computes the same each time, which with dropout it does not.
         images: what each of the runs takes, a leaf, where its own code may move pixels.

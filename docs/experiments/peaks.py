@@ -26,9 +26,7 @@ SCENES = 100
 Draw = Callable[[ClipAdapter, Tensor, list[str]], Tensor]
 
 
-def ours(
-    clip: ClipAdapter, pixels: Tensor, texts: list[str], method: str | None = None
-) -> Tensor:
+def ours(clip: ClipAdapter, pixels: Tensor, texts: list[str], method: str | None = None) -> Tensor:
     """This package, by default `direct`."""
     return explain(pixels, texts, model=clip, method=method, hints=False).maps["positive"][0]
 
