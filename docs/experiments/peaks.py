@@ -7,6 +7,7 @@ as its README or its examples show; `captum_clip` itself takes one line. Needs t
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 
@@ -131,4 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     main()
