@@ -379,3 +379,34 @@ WRONG: list[tuple[Any, str]] = [
 def test_a_change_names_what_is_wrong(pair: Any, change: Change, call: Any, message: str) -> None:
     with pytest.raises(CaptumClipError, match=message):
         call(pair, change)
+
+
+def test_a_change_back_is_its_negative() -> None:
+    """Where the texts stay, all of it; else the score's, since each goes its own way there."""
+    small = builders.hf_vit()
+    before, after = small.load(), tuned(small, "vision_model").load()
+    there = compare(before, after, small.images(2), TEXTS)
+    back = compare(after, before, small.images(2), TEXTS)
+    torch.testing.assert_close(there.scores, back.scores.flip(0), rtol=0, atol=1e-6)
+    for name in NAMES:
+        values = getattr(there, name)
+        torch.testing.assert_close(values, -getattr(back, name), rtol=0, atol=1e-6)
+        assert float(values.abs().max()) > 1e-3
+    assert float(there.text.abs().max()) < 1e-6
+
+
+def test_a_model_against_itself_changes_nothing(pair: Any) -> None:
+    same = compare(pair[0], pair[0], builders.hf_vit().images(2), TEXTS)
+    for name in (*NAMES, "text"):
+        assert float(getattr(same, name).abs().max()) < 1e-6, name
+    assert {(row.mean, row.low) for row in same.table()} == {(0, 0)}
+
+
+def test_heads_of_streams_of_other_widths_are_refused(pair: Any) -> None:
+    other = builders.hf_vit(hidden_size=48)
+    message = "the widths of .* are .32,. and .48,., so heads, mlps, rest, scale cannot"
+    with pytest.warns(UserWarning, match=message):
+        found = compare(pair[0], other.load(), other.images(2), TEXTS)
+    with pytest.raises(InputError, match=message):
+        _ = found.scale
+    assert found.regions.shape[:2] == (2, 3)

@@ -289,3 +289,35 @@ def test_explain_names_itself_for_what_it_hands_on(
 def test_the_words_of_a_target_are_refused(vit: ClipAdapter) -> None:
     with pytest.raises(TargetError, match="`words` need exactly one text"):
         explain(picture(), targets.text(vit, "a b"), model=vit, words=True)
+
+
+def test_only_several_batches_have_a_progress_bar(
+    vit: ClipAdapter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for size, bar in ((None, False), (5, False), (2, True)):
+        explain([picture(seed) for seed in range(3)], "a", model=vit, batch_size=size)
+        assert ("2/2" in capsys.readouterr().err) == bar
+
+
+def test_a_model_without_a_tokenizer_asks_for_one() -> None:
+    small = builders.hf_vit()
+    with pytest.raises(InputError, match=r"which is needed for a text; pass `tokenizer` with"):
+        explain(picture(), "a", model=small.model, processor=small.processor)
+
+
+def test_methods_of_vision_transformers_are_refused_on_a_resnet(resnet: ClipAdapter) -> None:
+    for name in ("rollout", "all-grad", "last-grad", "attention-grad-cam"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"needs a vision transformer.*, and this is a conv"
+        ):
+            explain(picture(), "a", model=resnet, method=name)
+
+
+def test_a_wrong_method_is_refused_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "captum_clip.explaining.explain.load_clip", lambda *_, **__: pytest.fail("was loaded")
+    )
+    with pytest.raises(InputError, match="gradcam"):
+        explain(picture(), "a", method="gradcam")

@@ -203,3 +203,23 @@ def test_load_refuses_what_is_no_explanation(vit: ClipAdapter, tmp_path: Path) -
             Explanation.load(path)
     with pytest.raises(InputError, match="there is no file"):
         Explanation.load(tmp_path / "none.npz")
+
+
+def test_save_names_itself_and_the_looks_that_there_are(vit: ClipAdapter, tmp_path: Path) -> None:
+    found = explain(vit.preprocess(picture()), "a horse", model=vit)
+    unknown: dict[str, Any] = {"colormap": "jet"}
+    with pytest.raises(InputError, match=r"^save: expected path, .*got 'colormap'"):
+        found.save(tmp_path / "a.png", **unknown)
+    with pytest.raises(InputError, match=r"^save: a map cannot be laid on"):
+        found.save(tmp_path / "a.png", original=True)
+
+
+def test_a_file_that_cannot_be_written_is_refused(vit: ClipAdapter, tmp_path: Path) -> None:
+    found = explain(picture(), "a", model=vit)
+    for name, message in (
+        ("a.gif", r"must end in \.png, \.jpg, \.jpeg, \.pdf, \.svg, \.npz"),
+        ("none/a.png", "no folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            found.save(tmp_path / name)
+    assert os.listdir(tmp_path) == []

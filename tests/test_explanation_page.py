@@ -310,3 +310,28 @@ def test_colors_are_those_of_a_figure(chromium: Any, tmp_path: Path, interpolati
     assert off.mean() < 0.015
     assert np.quantile(off, 0.99) < 0.08
     page.close()
+
+
+def test_a_name_cannot_end_the_script(found: dict[str, Explanation], tmp_path: Path) -> None:
+    names = ("</script><script>alert(1)</script>", "<!-- & \udc80", "a")
+    page = replace(found["texts"], names=names).save(tmp_path / "a.html").read_text("utf-8")
+    assert page.count("</script>") == 2
+    assert data_of(page)["names"] == list(names)
+
+
+def test_a_page_of_maps_that_are_no_numbers_is_refused(
+    found: dict[str, Explanation], tmp_path: Path
+) -> None:
+    broken = {sign: values.log() for sign, values in found["texts"].maps.items()}
+    with pytest.raises(InputError, match=r"^save: the maps .* hold NaN or infinity"):
+        replace(found["texts"], maps=broken).save(tmp_path / "a.html")
+
+
+@pytest.mark.slow
+def test_a_map_of_zeros_has_no_strongest_place(
+    chromium: Any, found: dict[str, Explanation], tmp_path: Path
+) -> None:
+    empty = {sign: torch.zeros_like(values) for sign, values in found["texts"].maps.items()}
+    page = opened(chromium, replace(found["texts"], maps=empty).save(tmp_path / "a.html"))
+    assert said(page) == f"“{TEXTS[0]}”: {data_of(page.content())['images'][0]['notes'][0]}"
+    page.close()

@@ -46,3 +46,13 @@ def test_heic_is_an_image_that_pillow_cannot_read(tmp_path: Path) -> None:
     path.write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(InputError, match="that Pillow can read; save HEIC as JPEG or PNG first"):
         as_pil(path)
+
+
+def test_replace_file_writes_through_a_link(tmp_path: Path) -> None:
+    """The file that it leads to is replaced, and it stays a link."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "a")
+    replace_file(tmp_path / "link", lambda file: file.write(b"1"))
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a"]
+    assert (tmp_path / "folder" / "a").read_bytes() == b"1"

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import quantus
 import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torchmetrics.functional import classification, regression
 
@@ -219,3 +221,29 @@ def test_grad_cam_is_worked_by_hand(layer, inputs, options, wanted):
     net = Convolutions()
     found = attr.ClipGradCam(net, getattr(net, layer)).attribute(inputs, **options)
     torch.testing.assert_close(found, wanted)
+
+
+def test_pytorch_grad_cam_draws_our_positive_map(resnet):
+    """Its picture is the positive part of ours, resized and stretched to [0, 1]."""
+    forward, stage, images = resnet
+    ours = attr.ClipGradCam(forward).attribute(images, target=TARGETS)
+    with GradCAM(model=forward, target_layers=[stage]) as theirs:
+        wanted = theirs(input_tensor=images, targets=[ClassifierOutputTarget(t) for t in TARGETS])
+    size = (images.shape[-2], images.shape[-1])
+    found = maps.normalize(maps.upsample(maps.positive(ours), size))[:, 0]
+    assert found.amax((1, 2)).tolist() == [1, 1, 1]
+    np.testing.assert_allclose(found.numpy(), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_grad_cam_leaves_network_and_inputs_as_they_are(batch):
+    """No gradient, no hook, no flag; each image alone is what it is in a batch."""
+    net, inputs = Convolutions(), torch.cat([SQUARE * i for i in range(1, batch + 1)])
+    method = attr.ClipGradCam(net, net.convolution)
+    found = method.attribute(inputs, target=[0, 1, 0, 1][:batch])
+    for i in range(batch):
+        alone = method.attribute(inputs[i : i + 1], target=i % 2)
+        torch.testing.assert_close(alone[0], found[i])
+    assert all(p.grad is None for p in net.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert not inputs.requires_grad

@@ -131,3 +131,25 @@ def test_load_clip_sends_a_late_interaction_model_here() -> None:
     kind = type("ColPaliForRetrieval", (torch.nn.Module,), {})
     with pytest.raises(UnsupportedModelError, match=r"captum_clip\.apps\.late_interaction"):
         load_clip(kind())
+
+
+def test_an_order_of_patches_moves_the_maps_alone_also_of_patches_that_tie() -> None:
+    """The winner of a tie would be the first in order; losing one of two equals loses nothing."""
+    query, pages, _ = draw(pages=1)
+    page = torch.cat([pages[0, :9], pages[0, :3]])
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    plain, moved = (late_interaction.explain(query, each, GRID) for each in (page, page[order]))
+    for kind in ("shares", "removal", "similarity"):
+        before, after = (each.maps(kind).flatten(2) for each in (plain, moved))
+        assert torch.equal(before[..., order], after), kind
+    shares, removal = plain.shares[0], plain.removal[0]
+    assert (shares[:, :3] > 0).any()
+    assert torch.equal(shares[:, :3], shares[:, 9:])
+    assert not removal[:, :3].any()
+
+
+def test_one_page_of_several_is_what_it_is_alone(drawn: LateInteraction) -> None:
+    query, pages, patches = draw()
+    alone = late_interaction.explain(query, pages[1], GRID, patches=patches)
+    torch.testing.assert_close(drawn[1].maps("removal"), alone.maps("removal"))  # of float64
+    assert drawn[-1].explanation().images.shape[0] == 1

@@ -162,3 +162,54 @@ def test_expand_to_input_refuses_shapes_that_do_not_belong_together() -> None:
     ):
         with pytest.raises(InputError, match="expand_to_input"):
             maps.expand_to_input(torch.zeros(shape), torch.zeros(image))
+
+
+def test_large_finite_values_are_no_infinity() -> None:
+    """A sum that overflows is not a map that does."""
+    assert maps.positive(torch.full((1, 1, 32, 32), 1e37)).isfinite().all()
+
+
+def test_upsample_takes_any_leading_dimensions() -> None:
+    for lead in ((), (2, 3)):
+        given = normal(*lead, 3, 4)
+        expected = F.interpolate(
+            given.reshape(1, -1, 3, 4), (7, 9), mode="bilinear", align_corners=False
+        )
+        torch.testing.assert_close(maps.upsample(given, (7, 9)), expected.reshape(*lead, 7, 9))
+
+
+def test_upsample_is_linear() -> None:
+    a, b = normal(2, 3, 3, seed=1), normal(2, 3, 3, seed=2)
+    left = maps.upsample(2 * a - b, (10, 8), mode="bicubic")
+    right = 2 * maps.upsample(a, (10, 8), mode="bicubic") - maps.upsample(
+        b, (10, 8), mode="bicubic"
+    )
+    torch.testing.assert_close(left, right)
+
+
+def test_upsample_to_its_own_size_changes_nothing() -> None:
+    given = normal(2, 3, 4)
+    for mode in ("bilinear", "nearest"):
+        torch.testing.assert_close(maps.upsample(given, (3, 4), mode=mode), given)
+
+
+def test_normalize_ignores_scale_and_shift() -> None:
+    given = normal(2, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(maps.normalize(1e-9 * given + 3e-9), maps.normalize(given))
+
+
+def test_normalize_leaves_one_map_alone_where_another_is_constant() -> None:
+    given = torch.stack([torch.zeros(3, 3), normal(3, 3)])
+    torch.testing.assert_close(maps.normalize(given)[1], maps.normalize(given[1]))
+
+
+def test_normalize_of_a_constant_map_has_finite_gradients() -> None:
+    flat = torch.ones(1, 3, 3, requires_grad=True)
+    maps.normalize(flat).sum().backward()
+    assert flat.grad is not None
+    assert torch.isfinite(flat.grad).all()
+
+
+def test_normalize_neither_overflows_nor_divides_by_zero() -> None:
+    for scale in (1e-42, 3e38):
+        assert maps.normalize(torch.tensor([[-scale, scale]])).tolist() == [[0, 1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,3 +277,34 @@ def test_both_signs_of_a_map_share_one_scale() -> None:
     found = normalized(raw, (1, 2), ("nearest", None), (0, 0, 2, 1))
     assert found["positive"].tolist() == [[[0, 1]]]
     assert found["negative"].tolist() == [[[0.25, 0]]]
+
+
+def test_a_cell_is_drawn_where_its_pixels_are(vit: ClipAdapter) -> None:
+    found = explain(ramps(40, 80), "a horse", model=vit)
+    one = torch.zeros(1, 1, 4, 4)
+    one[..., 0, 3] = 1
+    _, heatmap = lay_on_photos(found.photos, found.crops, {"positive": one}, ("nearest", None))
+    expected = torch.zeros(40, 80)
+    expected[:10, 50:60] = 1  # the crop begins at column 20, a cell has 10 pixels
+    assert torch.equal(heatmap["positive"][0][0], expected)
+
+
+def test_photos_of_different_sizes_share_a_picture(vit: ClipAdapter) -> None:
+    found = explain([ramps(40, 80), ramps(60, 40)], "a horse", model=vit, sign="both", batch_size=1)
+    assert [crop.size for crop in found.crops] == [(40, 80), (60, 40)]
+    drawn = pixels_of(found.plot(original=True))
+    assert {image.shape for image in drawn} == {(60, 80, 3)}
+    assert (drawn[0][:9] == 1).all()  # white beside a photo of another shape
+
+
+def test_a_file_with_an_impossible_crop_is_refused(vit: ClipAdapter, tmp_path: Path) -> None:
+    path = explain(ramps(40, 80), "a horse", model=vit).save(tmp_path / "a.npz")
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    about = json.loads(str(arrays["about"]))
+    boxes = [(20, 0, 20, 40), (90, 0, 99, 40), (0, 0, np.inf, 40)]
+    for crop in (*(((40, 80), box) for box in boxes), ((0, 0), (0, 0, 0, 0)), (0,)):
+        arrays["about"] = np.array(json.dumps({**about, "crops": [crop]}))
+        np.savez(path, **arrays)
+        with pytest.raises(InputError, match=r"a\.npz: not a file of Explanation\.save"):
+            Explanation.load(path)

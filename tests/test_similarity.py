@@ -12,6 +12,7 @@ from captum_clip.errors import InputError, TargetError
 from captum_clip.targets.similarity import ClipSimilarity
 from tests import builders, oracles
 from tests.attr import cases
+from tests.samples import normal
 
 TOWERS = cases.TOWERS
 
@@ -163,3 +164,41 @@ def test_similarity_made_in_inference_mode_has_gradients():
     images = cases.images("hf_vit").requires_grad_()
     (gradient,) = torch.autograd.grad(forward(images).sum(), images)
     assert gradient.abs().max() > 0
+
+
+def test_similarity_of_wide_images_interpolates_positions():
+    """transformers takes other sizes than the native one."""
+    clip, images = cases.adapter("hf_vit"), cases.images("hf_vit", wide=True)
+    with torch.no_grad():
+        found = cases.similarity("hf_vit")(images)
+        wanted = oracles.cosines(cases.embed(clip.model, images), cases.embeddings().float())
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+
+def test_score_takes_embeddings_of_any_length():
+    """What the tail of a tower gives need not be normalized."""
+    forward = cases.similarity("hf_vit")
+    embedding = normal(2, 5, 24, seed=0)
+    scores = forward.score(embedding)
+    assert scores.shape == (2, 5, 4)
+    torch.testing.assert_close(forward.score(embedding * 7), scores)
+
+
+def test_target_of_another_model_is_refused_where_only_a_forward_tells():
+    """A changed model is asked for its length before a target is refused."""
+    clip = builders.hf_vit().load()
+    features = clip.image_features
+    with pytest.raises(TargetError, match=r"a target of 24 numbers.*, got 12"):
+        ClipSimilarity(clip, targets.embedding(torch.eye(12)[:2]))
+    clip.image_features = lambda images: features(images)[:, :12]
+    forward = ClipSimilarity(clip, targets.embedding(torch.eye(12)[:2]))
+    assert forward(cases.images("hf_vit")).shape == (3, 2)
+
+
+def test_images_on_another_device_are_refused():
+    """Both devices are named."""
+    small = builders.hf_vit()
+    small.model.to("meta")
+    forward = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
+    with pytest.raises(InputError, match=r"expected images on meta, got Tensor .*; pass images.to"):
+        forward(cases.images("hf_vit"))

@@ -13,11 +13,12 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from captum_clip import CamFamily, ClipGradCam, explain, load_clip
+from captum_clip import CamFamily, ClipGradCam, ClipSimilarity, explain, load_clip
+from captum_clip import targets as target_module
 from captum_clip.attr.registry import MethodChoice, methods_for
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
-from tests.attr import cases
+from tests.attr import cases, state
 
 # weights of gradients, of activations alone, and of further forwards
 ON_FEATURES = ["GradCAM", "LayerCAM", "EigenCAM", "ScoreCAM"]
@@ -177,3 +178,17 @@ def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(InputError, match=r"pip install grad-cam"):
         MethodChoice.of("cam:variant=LayerCAM")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["hf_vit", "align"])
+def test_forwards_through_the_library_leave_the_model_as_it_was(name: str) -> None:
+    """Flags of training, gradients, hooks, buffers; also after a failure."""
+    small = cases.BUILDERS[name]()
+    method = CamFamily(ClipSimilarity(small.load(), target_module.embedding(cases.embeddings())))
+    pixels = state.upset(small.model) and small.images(2)
+    before = state.of_model(small.model)
+    method.attribute_targets(pixels, [0], variant="ScoreCAM")
+    with pytest.raises(InputError):
+        method.attribute_targets(pixels, variant="NoCAM")
+    state.assert_same(before, state.of_model(small.model))

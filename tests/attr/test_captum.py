@@ -314,3 +314,10 @@ def test_a_vision_language_model_is_explained_by_captums_own_way(index: int) -> 
     result = attribution.attribute(regions, target="dog", use_cached_outputs=False)
     assert result.seq_attr.shape == (16,)
     assert (result.seq_attr != 0).all()
+
+
+def test_grad_cam_is_a_layer_grad_cam():
+    """Code that asks for Captum's class finds it."""
+    method = attr.ClipGradCam(cases.similarity(NAME))
+    assert isinstance(method, captum_attr.LayerGradCam)
+    assert method.layer is cases.built(NAME).model.visual.layer4

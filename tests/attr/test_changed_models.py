@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -256,3 +257,113 @@ def test_a_sequential_is_a_layer_by_what_it_begins_with(way: str) -> None:
     for method in METHODS:
         wanted = method(plain, model).attribute_targets(pixels)
         torch.testing.assert_close(method(*given).attribute_targets(pixels), wanted)
+
+
+def scaled(out: Any, factor: float) -> Any:
+    """A block's output, in a tuple or not, times a factor."""
+    return (factor * out[0], *out[1:]) if isinstance(out, tuple) else factor * out
+
+
+@pytest.mark.parametrize("where", ["block", "tower", "patched"])
+@pytest.mark.parametrize(("name", "method"), EACH)
+def test_a_hook_of_the_users_takes_part(name: str, method: Any, where: str) -> None:
+    built = double(name)
+    similarity = similarity_of(built)
+    block = blocks_of(built)[-1]
+    if where == "block":
+        block.register_forward_hook(lambda module, args, out: scaled(out, 1.5))
+    elif where == "tower":
+        block.mlp.register_forward_hook(lambda module, args, out: out - 0.3)
+    else:
+        forward = block.forward
+        block.forward = lambda *args, **kwargs: scaled(forward(*args, **kwargs), 2)
+    before = [dict(module._forward_hooks) for module in built.model.modules()]
+    assert_as_callable(similarity, method, built)
+    assert [dict(module._forward_hooks) for module in built.model.modules()] == before
+
+
+def test_prompts_before_the_patches_are_refused() -> None:
+    built = double("hf_vit")
+    embeddings = built.model.vision_model.embeddings
+    embeddings.register_forward_hook(lambda *call: torch.cat([call[-1][:, 1:3], call[-1]], 1))
+    message = r"the first block of the vision tower does not read the patches each at its own place"
+    with pytest.raises(UnsupportedModelError, match=message):
+        attr.LastGradAttention(similarity_of(built)).attribute_targets(built.images())
+
+
+def quarter(module: nn.Module, args: Any, out: Any) -> Any:
+    """A hook that takes most of an attention's output away."""
+    return scaled(out, 0.25)
+
+
+def _output_map(layer: Any) -> nn.Module:
+    found: nn.Module = attrgetter(layer.maps[-1])(layer.attention)
+    return found
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "siglip", "eva02"])
+def test_conservative_passes_a_hook_that_scales_an_attention_or_a_norm(name: str) -> None:
+    """As the parameters would; one that only looks changes nothing."""
+    small = cases.BUILDERS[name]()
+    method: Any = attr.ConservativePropagation(similarity_of(small))
+    layer = method._tower.layers[0]
+    norm = next(m for m in layer.block.modules() if isinstance(m, nn.LayerNorm))
+    plain = method.attribute(small.images(), target=0)
+    pairs: list[Any] = [(layer.attention, _output_map(layer)), (norm, norm)]
+    for module, scaled_part in pairs:
+        handle = module.register_forward_hook(lambda module, args, out: None)
+        assert torch.equal(method.attribute(small.images(), target=0), plain)
+        handle.remove()
+        handle = module.register_forward_hook(quarter)
+        found = method.attribute(small.images(), target=0)
+        handle.remove()
+        before = [parameter.detach().clone() for parameter in scaled_part.parameters()]
+        with torch.no_grad():
+            for parameter in scaled_part.parameters():
+                parameter *= 0.25
+        torch.testing.assert_close(found, method.attribute(small.images(), target=0))
+        with torch.no_grad():
+            for parameter, value in zip(scaled_part.parameters(), before, strict=True):
+                parameter.copy_(value)
+        assert not torch.allclose(found, plain)
+
+
+class Wrapped(nn.Module):
+    """A function that no module shows, as in somebody's adapter."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.inner = function, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.inner(x))
+
+
+def test_conservative_passes_a_linear_map_of_ones_own() -> None:
+    maps = []
+    for activation, factor in ((Wrapped(lambda x: 3 * x), 1), (nn.Identity(), 3)):
+        small = builders.hf_vit()
+        mlp: Any = small.model.vision_model.encoder.layers[1].mlp
+        mlp.activation_fn = activation
+        mlp.fc2.weight.data *= factor
+        method = attr.ConservativePropagation(similarity_of(small))
+        maps.append(method.attribute(small.images(), target=0))
+    torch.testing.assert_close(*maps)
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "eva02"])
+@pytest.mark.parametrize("where", ["attention", "block"])
+def test_direct_refuses_a_layer_that_adds_something_else(name: str, where: str) -> None:
+    """The values are computed from the parameters, so a hook's change would be missing."""
+    small = cases.BUILDERS[name]()
+    method: Any = attr.DirectContribution(similarity_of(small))
+    layer = method._tower.layers[0]
+    module = layer.block if where == "block" else layer.attention
+    plain = method.attribute(small.images(), target=0)
+    handle = module.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(method.attribute(small.images(), target=0), plain)
+    handle.remove()
+    module.register_forward_hook(quarter)
+    with pytest.raises(UnsupportedModelError, match=r"layer [01] of the vision tower does"):
+        method.attribute(small.images(), target=0)
+    assert method.attribute(small.images(), target=0, start_layer=1).shape[1] == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -103,3 +104,17 @@ def test_a_forward_that_runs_parts_of_the_tower_is_told_to_call_it() -> None:
     attribution = attr.DirectContribution(lambda x: model.forward_features(x)[:, 0, :3], model)
     with pytest.raises(CaptureError, match=r"runs parts of .*forward_features.*call the module"):
         attribution.attribute(torch.randn(1, 3, 64, 64), target=0)
+
+
+def test_a_siglip_without_its_head_is_explained_by_its_patches() -> None:
+    """Its score reads the mean of the patches, since there is no pooled output."""
+    config = transformers.SiglipVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=8, vision_use_head=False,
+    )  # fmt: skip
+    model = transformers.SiglipVisionModel(config).eval()
+    maps = attr.LastGradAttention(
+        lambda images: model(images).last_hidden_state.mean(1)[:, :3], model
+    ).attribute_targets(torch.randn(2, 3, 32, 32))
+    assert maps.shape == (2, 3, 4, 4)
+    assert (maps > 0).any()

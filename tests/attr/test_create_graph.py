@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
-from captum_clip import ClipSimilarity, DirectContribution, TextSimilarity, attr, targets
+from captum_clip import ClipSimilarity, DirectContribution, TextSimilarity, attr, load_clip, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from tests import builders
 from tests.attr import cases, changes
@@ -228,3 +230,20 @@ def test_a_score_that_reads_hidden_states_is_refused() -> None:
         method = DirectContribution(partial(forward, layer=layer), model)
         with pytest.raises(CaptureError, match="the embedding"):
             method.attribute_targets(cases.images("hf_vit"), create_graph=create_graph)
+
+
+def test_a_model_in_data_parallelism_is_its_module() -> None:
+    """Its gradients reach the module's parameters."""
+    small = builders.hf_vit()
+    with tempfile.NamedTemporaryFile() as file:
+        store: Any = distributed.FileStore(file.name, 1)  # type: ignore[attr-defined]
+        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            clip = load_clip(DistributedDataParallel(small.model), processor=small.processor)
+            target = targets.embedding(cases.embeddings(2))
+            method = DirectContribution(ClipSimilarity(clip, target))
+            maps = method.attribute_targets(small.images(), create_graph=True)
+            maps.square().sum().backward()
+        finally:
+            distributed.destroy_process_group()
+    assert small.model.visual_projection.weight.grad.abs().amax() > 0

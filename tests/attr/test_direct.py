@@ -484,3 +484,10 @@ def test_many_targets_give_the_maps_of_few(
     explained = partial(method.attribute_targets, pixels, baseline=baseline, depth=depth)
     many, few = explained(), [explained(targets=[k, k + 1]) for k in range(0, count, 2)]
     torch.testing.assert_close(many, torch.cat(few, 1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_direct_is_linear_in_the_target(name: str) -> None:
+    """The map of the negated target is the negated map: evidence against it is negative."""
+    maps = explain(name)[0]  # rows 1 and 3 are rows 0 and 2 negated
+    torch.testing.assert_close(maps[:, 1], -maps[:, 0], rtol=1e-9, atol=1e-12)

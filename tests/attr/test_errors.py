@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_clip import attr, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
@@ -300,3 +301,48 @@ def test_options_are_keyword_only():
     method = attr.LastGradAttention(cases.similarity("hf_vit"))
     with pytest.raises(TypeError, match=r"positional arguments"):
         method.attribute(cases.images("hf_vit"), 0, None, "paired")
+
+
+def test_a_part_that_is_checkpointed_is_a_sentence():
+    """Relevance cannot go through an MLP whose forward runs again in the backward."""
+    small = builders.hf_vit()
+    mlp = small.model.vision_model.encoder.layers[0].mlp
+    mlp.forward = partial(checkpoint, mlp.forward, use_reentrant=False)
+    method = make("ConservativePropagation", small_similarity(small))
+    with pytest.raises(UnsupportedModelError, match="the model cannot be computed"):
+        method.attribute(small.images(), target=0)
+
+
+def test_what_cannot_be_compiled_is_a_sentence():
+    """The reason is the compiler's own; a map needs no compiler."""
+    small = builders.hf_vit()
+
+    def refuse(*_: Any) -> None:
+        raise OSError("there is no compiler")
+
+    small.model.vision_model = torch.compile(small.model.vision_model, backend=refuse)
+    similarity = small_similarity(small)
+    make("LastGradAttention", similarity).attribute(small.images(), target=0)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be .*there is no compiler.* 'eager'"):
+        similarity.clip.encode_image(small.images())
+
+
+def test_errors_of_a_callable_stay_its_own():
+    """A sentence about the model would hide where they come from."""
+
+    def forward(images):
+        raise RuntimeError("the user's own")
+
+    small = builders.hf_vit()
+    with pytest.raises(RuntimeError, match=r"^the user's own$"):
+        make("LastGradAttention", forward, small.model).attribute(small.images(), target=0)
+
+
+def test_checkpointing_does_not_matter_where_no_block_runs_again():
+    """A stopped forward has no backward through blocks."""
+    small = builders.open_clip_vit()
+    similarity = small_similarity(small)
+    wanted = attr.LastGradAttention(similarity).attribute(small.images(), target=0)
+    small.model.set_grad_checkpointing()
+    found = attr.LastGradAttention(similarity).attribute(small.images(), target=0)
+    torch.testing.assert_close(found, wanted)

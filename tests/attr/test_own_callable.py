@@ -9,9 +9,10 @@ import torch
 from captum.attr import LayerGradCam
 from torch import Tensor
 
-from captum_clip import attr
+from captum_clip import attr, load_clip
 from captum_clip.attr import _attention
 from captum_clip.attr._call import ReadsMoreError
+from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptureError
 from tests.attr import cases
 
@@ -191,3 +192,23 @@ def test_rollout_needs_no_graph_of_a_forward_function() -> None:
     plain = explain("hf_vit", "rollout", forward)
     for own in (torch.no_grad()(forward), lambda x: forward(x).detach()):
         torch.testing.assert_close(explain("hf_vit", "rollout", own), plain)
+
+
+def test_scores_of_one_image_that_would_be_sorted_among_others_are_refused() -> None:
+    """One image alone is looked at beside its mirror image, which has another score."""
+    clip = load_clip("demo/vit")
+    direction = clip.encode_text("a horse")
+    image = clip.preprocess(draw_scene(0, objects=["horse"]).image)
+
+    def cosines(images: Tensor) -> Tensor:
+        return clip.encode_image(images) @ direction.mT
+
+    with torch.no_grad():
+        own, mirrored = cosines(torch.cat([image, image.flip(-1)]))
+    swaps = bool(own < mirrored)
+
+    def ranked(images: Tensor) -> Tensor:
+        return cosines(images).sort(dim=0, descending=swaps, stable=True).values
+
+    with pytest.raises(CaptureError, match="The scores of an image depend on other images"):
+        attr.LastGradAttention(ranked, clip.vision).attribute(image, target=0)

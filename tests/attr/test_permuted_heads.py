@@ -9,7 +9,7 @@ from captum_clip import targets
 from captum_clip.models.variants import permute_heads
 from captum_clip.targets.similarity import ClipSimilarity
 from tests.attr import cases
-from tests.attr.cases import Case
+from tests.attr.cases import CLS_TOWERS, Case
 
 INVARIANT = [
     Case("AllGradAttention", {}),
@@ -52,3 +52,12 @@ def test_paired_form_changes_with_the_numbers_of_heads(name):
     """Equation 6 pairs heads of different layers, which do not correspond."""
     before, after = maps_of(Case("LastGradAttention", {"heads": "paired"}), name)
     assert (after - before).abs().max() > 0.05 * before.max()
+
+
+@pytest.mark.parametrize("name", CLS_TOWERS)
+def test_renumbering_leaves_the_function_as_it_is(name):
+    """The scores do not change."""
+    pixels = cases.images(name, torch.float64)
+    with torch.no_grad():
+        before, after = (forward(pixels) for forward in renumbered(name))
+    torch.testing.assert_close(after, before, rtol=1e-11, atol=1e-12)

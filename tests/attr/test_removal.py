@@ -285,3 +285,33 @@ def test_windows_run_one_by_one_where_keys_depend_on_places(
     monkeypatch.setattr(removal, "run_blocks", counted)
     explained.losses_of(cases.images(name), masks_of(name, *([i] for i in range(8))))
     assert len(ran) == runs
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_windows_of_any_stride_cover_every_cell(stride: int) -> None:
+    explained, pixels = method("hf_vit"), cases.images("hf_vit", torch.float64)
+    vectors = explained.vectors(pixels, window=3, stride=stride)
+    assert vectors.abs().sum(-1).all()
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
+def test_no_mask_at_all_loses_nothing(name: str) -> None:
+    """As where a segmentation has found nothing."""
+    masks = masks_of(name, CELLS)[:0]
+    losses = method(name).losses_of(cases.images(name, torch.float64), masks)
+    assert losses.shape == (3, 4, 0)
+
+
+def test_a_hook_on_one_token_runs_at_its_place() -> None:
+    """A patch that somebody's hook halves is no other token of the reader's."""
+    small = running.double()
+    explained = ReaderRemoval(running.similarity_of(small.load()))
+    block, pixels = running.layers_of(small.model)[1], running.images()
+    mask = F.pad(torch.ones(16, 1, dtype=torch.float64), (0, 0, 1, 0), value=1)
+    mask[5] = 0.5
+    handle = block.register_forward_pre_hook(lambda m, args: (mask * args[0], *args[1:]))
+    masks = torch.eye(16, dtype=torch.bool).view(16, 4, 4)
+    together = explained.losses_of(pixels, masks)
+    apart = [explained.losses_of(pixels, each[None]) for each in masks]
+    handle.remove()
+    torch.testing.assert_close(together, torch.cat(apart, -1), rtol=1e-9, atol=1e-12)

@@ -16,6 +16,7 @@ from captum_clip import TextSimilarity, attr, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import CaptureError, InputError, TargetError, UnsupportedModelError
 from tests import builders, oracles
+from tests.attr import cases, state
 
 TEXTS = ["a horse and a dog", "a dog"]
 MODELS: dict[str, Callable[[], builders.Small]] = {
@@ -676,3 +677,46 @@ def test_the_word_of_the_object_that_is_there_gets_more(name: str) -> None:
     for method in (attr.DirectContribution, attr.ConservativePropagation):
         values = method(forward).attribute_targets(ids, additional_forward_args=mask)[0]
         assert (values[:, 2] > values[:, 5]).all()
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_nothing_is_left_on_the_model(name: str) -> None:
+    model = small(name).model
+    before = state.of_model(model)
+    for method in METHODS:
+        explain(method, name, *inputs(name))
+    state.assert_same(before, state.of_model(model))
+
+
+@pytest.mark.parametrize("part", ["text_model.pooler.dense", "text_model.encoder.layer.0"])
+def test_a_hook_on_a_text_tower_is_followed_or_refused(part: str) -> None:
+    own = builders.dual_encoder()
+    forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
+    ids, mask = own.load().text_inputs(TEXTS)
+    methods = [method(forward) for method in cases.OWN.values() if "text" in method.towers]
+    call = {"additional_forward_args": mask}
+    plain = [method.attribute(ids, **call) for method in methods]
+    module, refused = own.model.get_submodule(part), set()
+    for change in (lambda *_: None, lambda module, args, out: 2 * out):
+        handle = module.register_forward_hook(change)
+        for method, wanted in zip(methods, plain, strict=True):
+            try:
+                found, scores = method.attribute_targets(ids, return_scores=True, **call)
+            except UnsupportedModelError:
+                refused.add(method.name)
+                continue
+            torch.testing.assert_close(scores, forward(ids, mask).detach())
+            if handle is None:
+                torch.testing.assert_close(found, wanted)
+        handle.remove()
+    # removal is shared out by direct
+    assert refused == (set() if "dense" in part else {"direct", "removal"})
+
+
+def test_dropout_in_training_is_refused() -> None:
+    own = builders.hf_vit()
+    own.model.train()
+    own.model.text_model.encoder.layers[0].self_attn.dropout = 0.1
+    forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
+    with pytest.raises(InputError, match=r"text tower is in training mode .* call model\.eval"):
+        attr.DirectContribution(forward).attribute(own.load().text_inputs(TEXTS)[0])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from captum_clip import files
 from captum_clip.bench import evaluator
-from captum_clip.bench.evaluator import Evaluation, evaluate
+from captum_clip.bench.evaluator import Evaluation, EvaluationPlan, evaluate
 from captum_clip.bench.run import EvaluationConfig
 from captum_clip.bench.study import run_study
 from captum_clip.bench.table import COLUMNS
@@ -345,3 +351,101 @@ def test_a_method_of_another_tower_is_refused_before_any_work(
     ):
         evaluate(config_of(resnet, masks, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_goes_on_after_a_kill(
+    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes]
+) -> None:
+    """Killed while it writes its third unit: two are there, and no table."""
+    output = tmp_path / "out"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.bench.killed", vit, masks, str(output), "4"],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert len(list(output.glob("units/*/0*.npz"))) == 2
+    assert not (output / "results.csv").exists()
+    assert manifest(output)["state"] == "running"
+    evaluate(config_of(vit, masks, output))
+    assert content(output) == whole
+
+
+def test_samples_that_were_away_are_tried_again(
+    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once their disk answers they are in the results of the next run, byte for byte."""
+    config, read = config_of(vit, masks, tmp_path / "out"), files.read_file
+
+    def refuse(path: Path) -> bytes:
+        if path.name == away:
+            raise InputError("away") from OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    [away, *_] = sorted(path.name for path in Path(masks.partition(":")[2], "images").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read_file", refuse)
+        [entry] = evaluate(config).skipped["masks"]
+    assert entry["reason"].endswith("It is tried again when the same command runs again.")
+    assert evaluate(config).skipped["masks"] == []
+    assert content(tmp_path / "out") == whole
+
+
+def test_a_table_never_stands_beside_missing_units(
+    output: Path, vit: str, masks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes away before the first unit is computed."""
+    damage(output)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        assert not (output / "results.csv").exists()
+        raise Stopped
+
+    monkeypatch.setattr(EvaluationPlan, "_measure", stop)
+    with pytest.raises(Stopped):
+        evaluate(config_of(vit, masks, output))
+    assert manifest(output)["state"] == "running"
+
+
+def test_a_model_with_other_preprocessing_is_refused(
+    tmp_path: Path, output: Path, vit: str, masks: str
+) -> None:
+    """Of the same name and the same weights."""
+    changed = tmp_path / "small-vit"
+    shutil.copytree(vit, changed)
+    file = changed / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(InputError, match="holds another evaluation: ") as caught:
+        evaluate(config_of(str(changed), masks, output))
+    assert re.findall(r"(\S+) was", str(caught.value)) == ["model.identity.image_embeddings"]
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(
+    tmp_path: Path,
+    vit: str,
+    masks: str,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Two workers on a Ray of their own, which says nothing, not even that it starts."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("PYTHONPATH", path)
+    said: list[int] = []
+    config = config_of(vit, masks, tmp_path / "out", engine="ray", workers=2)
+    capfd.readouterr()
+    evaluate(config, progress=lambda done, *_: said.append(done))
+    assert capfd.readouterr() == ("", "")
+    assert content(tmp_path / "out") == whole
+    assert said[0] == 0
+    assert said[-1] == 15

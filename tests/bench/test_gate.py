@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,3 +249,27 @@ def test_maps_against_images_have_no_gate(tmp_path: Path, vit: str) -> None:
     evaluation, table, page = ran(vit, tmp_path, against="image")
     assert evaluation.findings[0].startswith("Where is it?")
     assert "what is asked" not in table + page
+
+
+def test_a_report_on_random_weights_names_no_winner(tmp_path: Path, vit: str) -> None:
+    """And one on trained weights does; both say what the model knows before any table."""
+    evaluation, table, page = ran(vit, tmp_path / "random")
+    warning = "demo: this model is at chance on what is asked; do not interpret (recall among"
+    assert [line[: len(warning)] for line in evaluation.findings] == [warning]
+    assert not re.search(r"\*\*[−\d.]+\*\*", table)
+    assert not re.search(r"<td[^>]*><strong>", page)
+    for text, begin in ((table, "| Method"), (page, "<table>")):
+        assert text.index(warning.replace("|", r"\|")) < text.index(begin)
+    config = EvaluationConfig(
+        *("demo/vit", str(tmp_path / "trained"), ("demo",), ("direct", "legrad", "center")),
+        tasks=("localization",),
+        images=6,
+        seed=5,
+        threads=1,
+    )
+    trained = evaluate(config)
+    table, page = written(tmp_path / "trained")
+    assert trained.findings[0].startswith("Where is it? direct")
+    assert re.search(r"\*\*[−\d.]+\*\*", table)
+    for text, begin in ((table, "| Method"), (page, "<table>")):
+        assert text.index("demo: above chance on what is asked (recall") < text.index(begin)

@@ -9,6 +9,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +135,78 @@ def elsewhere(place: Path) -> str:
     os.waitpid(child, 0)
     with open(reader) as said:
         return said.read()
+
+
+def test_a_folder_that_cannot_be_made_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the system makes none at all, as under /proc."""
+    (tmp_path / "file").touch()
+
+    def refused(place: Path, reason: str) -> None:
+        message = f"cannot be made: {reason}; name another"
+        with pytest.raises(InputError, match=message), storage_of(place).lock():
+            pass
+
+    refused(tmp_path / "file" / "out", "Not a directory")
+    refused(tmp_path / "new" / ("a" * 300), "File name too long")
+
+    def nowhere(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "makedirs", nowhere)
+    refused(tmp_path / "out", "No such file or directory")
+
+
+def test_a_bucket_is_not_made_by_a_typing_error() -> None:
+    """Stores make one for the first part of a path that has no root."""
+    from unittest.mock import Mock
+
+    system = Mock()
+    system.pipe_file.side_effect = FileNotFoundError("The specified bucket does not exist")
+    storage = Storage(system, "buckte/out", "s3://buckte/out", is_local=False)
+    with storage.lock(), pytest.raises(InputError, match="bucket does not exist"):
+        storage.write("a/b", b"1")
+    system.makedirs.assert_not_called()
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "images").symlink_to(tmp_path / "images")
+    (tmp_path / "linked" / "circle").symlink_to(tmp_path / "linked")
+    (tmp_path / "linked" / "nowhere.png").symlink_to(tmp_path / "none")
+    found = storage_of(tmp_path / "linked").files()
+    assert found == {"images/a.png": 0, "nowhere.png": -1}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_two_ways_to_a_folder_the_same_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    """In whichever order the disk lists them."""
+    walk = os.walk
+
+    def ordered(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for place, inner, names in walk(*arguments, **options):
+            inner.sort(reverse=backwards)
+            yield place, inner, names
+
+    monkeypatch.setattr(os, "walk", ordered)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").touch()
+    (tmp_path / "b").symlink_to("a")
+    assert storage_of(tmp_path).files() == {"a/x.png": 0}
+
+
+def test_another_thread_is_kept_out(tmp_path: Path) -> None:
+    """Although the system's lock is of a process; and no try takes the lock away."""
+    storage = storage_of(tmp_path)
+    with storage.lock():
+        for _ in range(2):
+            with pytest.raises(InputError, match="another run is at work"), storage.lock():
+                pass
+        assert "another run is at work" in elsewhere(tmp_path)
+    with storage.lock():
+        pass

@@ -287,3 +287,52 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path, images: Path, vit: s
     named = replace(config, models=(vit, twin))
     with pytest.raises(InputError, match="direct of small-vit comes twice"):
         run_study(named)
+
+
+def test_maps_that_are_no_numbers_are_left_out(
+    tmp_path: Path, images: Path, vit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the reason, and the others' measures are those of the others."""
+    from captum_clip.attr import LastGradAttention
+
+    method: Any = LastGradAttention
+    original = method.attribute_targets
+
+    def broken(self: Any, pixels: Tensor, **options: Any) -> Any:
+        maps, scores = original(self, pixels, **options)
+        maps[0, 1, 0, 0] = torch.nan
+        return maps, scores
+
+    monkeypatch.setattr(method, "attribute_targets", broken)
+    result = run_study(folders.config_of(images, tmp_path / "out", vit, methods="last-grad"))
+    assert len(result.skipped) == 4
+    assert set(result.skipped.values()) == {"its maps or scores hold NaN or infinity"}
+    row = rows_of((tmp_path / "out" / "statistics.csv").read_bytes())[0]
+    assert row["images"] == "3"
+    assert float(row["spatial_variance"]) > 0
+
+
+def test_progress_counts_every_image_of_every_subject(
+    tmp_path: Path, images: Path, vit: str
+) -> None:
+    told: list[tuple[int, int]] = []
+    config = folders.config_of(images, tmp_path / "out", vit)
+    config = replace(config, methods=("last-grad", "rollout"))
+    run_study(config, progress=lambda done, total, _: told.append((done, total)))
+    assert told[0] == (0, 14)
+    assert told[-1] == (14, 14)
+    assert told == sorted(told)
+    again: list[tuple[int, int]] = []
+    run_study(config, progress=lambda done, total, _: again.append((done, total)))
+    assert again == [(14, 14)]
+
+
+def test_a_study_that_was_stopped_at_once_goes_on(
+    tmp_path: Path, images: Path, vit: str, whole_study: dict[str, bytes]
+) -> None:
+    """With its manifest and no unit yet."""
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "manifest.json").write_bytes(whole_study["manifest.json"])
+    run_study(folders.config_of(images, output, vit))
+    assert folders.content(output) == whole_study

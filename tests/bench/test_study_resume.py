@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from captum_clip.bench.study import run_study
 from captum_clip.errors import InputError
+from captum_clip.folders.storage import ImageReader
 from tests import folders
 
 ROOT = Path(__file__).parents[2]
@@ -268,3 +270,58 @@ def workers_of(parent: int) -> list[int]:
         return process == parent
 
     return [pid for pid, name in names.items() if b"UnitWorker" in name and below(pid)]
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_from_outside_goes_on(
+    tmp_path: Path, images: Path, vit: str, whole_study: dict[str, bytes]
+) -> None:
+    """Kill -9 as soon as the first unit is seen, decoding processes and all."""
+    output = tmp_path / "out"
+    texts = ["a horse", "a dog"]
+    arguments = ["study", "statistics", images, *texts, "--model", vit, "--batch-size", 2]
+    process = start("captum_clip", *arguments, "--workers", 1, "-o", output)
+    until = time.monotonic() + 300
+    while not units_of(output) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = units_of(output)
+    assert len(kept) == 1
+    run_study(folders.config_of(images, output, vit, chunk_size=128))
+    assert units_of(output) == kept
+    found = folders.content(output)
+    assert found["statistics.csv"] == whole_study["statistics.csv"]
+
+
+def test_a_deleted_list_of_images_is_written_again(
+    tmp_path: Path, images: Path, vit: str, whole_study: dict[str, bytes]
+) -> None:
+    """By the command of a study that is done: no unit is missing."""
+    output = copy_of(whole_study, tmp_path / "out")
+    (output / "images.csv").unlink()
+    run_study(folders.config_of(images, output, vit))
+    assert folders.content(output) == whole_study
+
+
+def test_a_folder_that_goes_away_ends_a_study_that_then_goes_on(
+    tmp_path: Path, vit: str, whole_study: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are not remembered as files that cannot be read."""
+    images, output = folders.make_images(tmp_path / "images"), tmp_path / "out"
+    config, load = folders.config_of(images, output, vit), ImageReader.__call__
+
+    def vanish(self: ImageReader[Any], number: int) -> Any:
+        if number == 4:
+            images.rename(tmp_path / "away")
+        return load(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageReader, "__call__", vanish)
+        with pytest.raises(
+            InputError, match=r"images cannot be reached; .* run the same command again"
+        ):
+            run_study(config)
+    (tmp_path / "away").rename(images)
+    assert run_study(config).skipped == {}
+    assert folders.content(output) == whole_study

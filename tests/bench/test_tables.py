@@ -280,3 +280,33 @@ def test_halves_agree_as_plain_loops_find() -> None:
             ranks.append((order - order.mean()) / (order - order.mean()).std())
         expected.append(float((ranks[0] * ranks[1]).mean()))
     assert found == pytest.approx(np.mean(expected))
+
+
+def test_undefined_figures_are_blank() -> None:
+    """A share of nothing is none."""
+    nothing = Rows(np.arange(3), np.zeros((3, 2)))
+    good = Rows(np.arange(3), np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
+    share = Metric("share", "", statistic="ratio")
+    found = summary({"ours": {"share": good}, "flat": {"share": nothing}}, [share])
+    assert [records(found)[1][name] for name in ("mean", "rows", "difference")] == ["", "3", ""]
+    text = markdown(found)
+    assert table(text)[2] == ["flat", "–"]
+
+
+def test_bold_compares_methods_on_equally_many_images() -> None:
+    """A better figure on half of the images is not the best of all, and says on how many it is."""
+    given = {"ours": {"pointing": rows(0.5, times=8)}, "theirs": {"pointing": rows(0.9, times=4)}}
+    _, ours, theirs = table(markdown(summary(given, [metric("pointing")])))
+    assert ours[1].startswith("**0.500**")
+    assert ours[1] == "**0.500** [0.500, 0.500]"
+    assert theirs[1] == "0.900 [0.900, 0.900] (n = 4)"
+
+
+def test_what_a_constant_answer_gets_is_never_bold() -> None:
+    """Not even where it is the best of the column."""
+    given = {"ours": {"auc": rows(0.45, times=4)}, "random": {"auc": rows(0.5, times=4)}}
+    for ours, bold in ((0.45, False), (0.5, False), (0.51, True)):
+        given["ours"] = {"auc": rows(ours, times=4)}
+        column = Metric("auc", "", constant=0.5)
+        text = markdown(summary(given, [column], baselines=["random"]))
+        assert ("**0.5" in text) is bold

@@ -18,6 +18,7 @@ from PIL import Image
 from captum_clip import classify, explain
 from captum_clip.cli import main
 from captum_clip.demo.catalog import EMOTIONS
+from captum_clip.errors import InputError
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.targets import EmotionProbe
 from tests import folders
@@ -483,3 +484,75 @@ def test_each_image_of_a_folder_has_its_own_classes(run: Run, vit: str) -> None:
     assert "manifest-classes.json" in os.listdir("photos-explained")
     Path("classes.txt").write_text("horse\ndog\n")
     assert "made with other settings" in run(line, code=2)
+
+
+def test_texts_may_stand_among_options(run: Run) -> None:
+    run("explain photo.jpg --model VIT 'a horse' -o a.npz b")
+    assert Explanation.load("a.npz").names == ("a horse", "b")
+
+
+def test_a_table_of_scores_runs_nothing_in_a_spreadsheet(here: Path, run: Run) -> None:
+    """An apostrophe before what looks like a formula; what goes on with the table takes it off."""
+    Path("photos/image0.png").rename("photos/=1+1.png")
+    line = "explain photos '@sum(1)' '+1+2' --model VIT -o out"
+    run(line)
+    table = Path("out/scores.csv").read_bytes()
+    for [image, figure, text, score, *_] in [*csv.reader(table.decode().splitlines())][1:]:
+        assert text in ("'@sum(1)", "'+1+2")
+        assert all(name[0] != "=" for name in (image, figure))
+        float(score)  # which may have a sign
+    assert b"'=1+1" in table
+    Path("out/index.html").unlink()
+    next(Path("out").glob("image2-*")).unlink()
+    assert "(2 existed)" in run(line)
+    assert Path("out/scores.csv").read_bytes() == table
+
+
+def test_names_of_files_do_not_steer_the_terminal(here: Path, run: Run) -> None:
+    """Neither in what is printed nor in an error, on the command line and in Python."""
+    name = "a\x1b[31m\x9b\u202eb.png"
+    Path("photo.jpg").rename(name)
+    Path(name).with_suffix(".txt").write_text("no image")
+    escaped = r"a\x1b[31m\x9b\u202eb"
+    assert f"{escaped}-explained-horse.png" in run(f"explain '{name}' horse --model VIT -o out")
+    assert escaped in run(f"explain '{Path(name).with_suffix('.txt')}' horse --model VIT", code=2)
+    with pytest.raises(InputError) as caught:
+        Explanation.load(Path(name).with_suffix(".npz"))
+    assert escaped in str(caught.value)
+
+
+def test_settings_that_draw_nothing_are_not_remembered(run: Run) -> None:
+    run("explain photos horse --model VIT --method grad-cam -o out", code=2)
+    run("explain photos horse --model VIT -o out")
+
+
+def test_a_manifest_replaces_no_input(here: Path, run: Run) -> None:
+    Path("out").mkdir()
+    Path("e.safetensors").rename("out/manifest-emotions.json")
+    line = "explain photos --emotions out/manifest-emotions.json --model VIT -o out"
+    assert "would replace the input out/manifest-emotions.json" in run(line, code=2)
+
+
+def test_a_limit_of_pixels_is_an_option_and_no_setting(run: Run) -> None:
+    """So figures that a lower one left out can be added."""
+    Image.new("RGB", (64, 64), "red").save("photos/image0.png")
+    line = "explain photos horse --model VIT -o out"
+    printed = run(f"{line} --max-pixels 4095", err=None)
+    assert printed.startswith("2 figures in out\n")
+    said = run("explain photos/image0.png horse --model VIT --max-pixels 4095", code=2)
+    assert "image0.png unpacks to more than 4,095 pixels, " in said
+    assert "or raise --max-pixels if you trust it." in said
+    assert run(f"{line} --max-pixels 4096").startswith("3 figures in out (2 existed)\n")
+    for other in ("--classes classes.txt", "--image photos/image0.png"):
+        Path("classes.txt").write_text("horse\ndog")
+        said = run(f"explain photos/image2.png {other} --model VIT --max-pixels 1000", code=2)
+        assert "or raise --max-pixels if you trust it." in said
+
+
+def test_a_folder_of_figures_that_cannot_be_made_is_a_sentence(run: Run) -> None:
+    """A path below a file, and a name that is too long, of the folder or of one figure."""
+    line = "explain photos horse --model VIT -o"
+    assert "the folder photo.jpg/out cannot be made" in run(f"{line} photo.jpg/out", code=2)
+    assert "cannot be a path: File name too long" in run(f"{line} {'a' * 300}", code=2)
+    Path("photos/image0.png").rename(f"photos/{'a' * 250}.png")
+    assert run(f"{line} out", err=None).startswith("2 figures in out\n")

@@ -13,7 +13,7 @@ from PIL import Image
 import captum_clip.bench
 from captum_clip.bench.evaluator import Evaluation
 from captum_clip.bench.run import EvaluationConfig, StudyConfig
-from captum_clip.bench.study import StudyResult
+from captum_clip.bench.study import StudyResult, emotions_study
 from captum_clip.bench.table import Summary
 from captum_clip.cli import main
 from captum_clip.demo.catalog import EMOTIONS
@@ -342,3 +342,26 @@ def test_fit_prints_the_scores_and_passes_its_options_on(art: Path, run: Run, vi
     assert probe.settings is not None
     assert (probe.settings.seed, probe.settings.held_out) == (3, 0.5)
     assert probe.settings.strength == 0.1
+
+
+def test_study_without_an_image_that_can_be_read_fails(run: Run) -> None:
+    for path in Path("photos").rglob("*.png"):
+        path.write_bytes(b"1")
+    assert "none of the 3 images can be read" in run(STUDY, code=2)
+
+
+def test_the_study_of_emotions_has_the_librarys_own_defaults(asked: list[Any], run: Run) -> None:
+    """For a probe that names no model, Mamooler's."""
+    run("study emotions photos --emotions e.safetensors --emotions e.safetensors -o out")
+    assert asked == [
+        emotions_study("photos", "out", emotions=[Path("e.safetensors"), Path("e.safetensors")]),
+    ]
+
+
+def test_evaluate_has_the_librarys_own_defaults(asked: list[Any], run: Run) -> None:
+    run("evaluate -o out --data coco:x")
+    run("evaluate -o out --model demo/vit")
+    assert asked == [
+        EvaluationConfig("ViT-B/32", "out", ("coco:x",)),
+        EvaluationConfig("demo/vit", "out"),
+    ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from captum_clip.apps.search import ImageIndex
 from captum_clip.cli import main
 from captum_clip.targets import EmotionProbe
 from tests.cli.conftest import Run
@@ -116,3 +117,16 @@ def test_what_cannot_be_searched_or_indexed_is_said(index: Path, run: Run) -> No
     }.items():
         assert said in run(line, code=2)
     assert not Path("new.lance").exists()
+
+
+def test_a_limit_of_pixels_holds_for_the_threads_that_read(here: Path, run: Run) -> None:
+    line = f"{INDEX} --max-pixels 1919".replace("--workers 0", "--workers 2")  # of 48 x 40
+    said = run(line, code=2)
+    assert "unpacks to more than 1,919 pixels, " in said
+    assert "or raise --max-pixels if you trust it." in said
+    assert run(line.replace("1919", "1920")) == "3 images in photos.lance\n"
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(index: Path, run: Run, vit: str) -> None:
+    ImageIndex.open(index, vit).table.update("true", {"file": "../../away/x.png"})
+    assert "of the names lead out of it" in run("search photos.lance -m VIT a", code=2)

@@ -6,11 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from captum_clip.bench.emotions import _minimum, fit_probe
 from captum_clip.demo.catalog import CLASSES
 from captum_clip.errors import InputError
 from captum_clip.targets import EmotionProbe
+from captum_clip.targets.probe import FitSettings
 
 
 def problem(count=60, size=5, seed=0):
@@ -159,3 +161,78 @@ def test_parts_that_do_not_fit_are_refused(weights, bias, message):
     """A probe that exists is whole."""
     with pytest.raises(InputError, match=message):
         EmotionProbe(weights, bias)
+
+
+def test_strength_means_the_same_for_few_and_many_votes():
+    """Every vote three times changes nothing."""
+    features, votes = problem(count=20)
+    one, three = (fit_probe(features, k * votes, held_out=0) for k in (1, 3))
+    np.testing.assert_allclose(one.weights, three.weights, atol=1e-5)
+
+
+def test_rows_of_weights_sum_to_zero():
+    """By the penalty; so centering a fitted probe changes nothing."""
+    probe = fit_probe(*problem())
+    np.testing.assert_allclose(probe.weights.sum(0), 0, atol=1e-9)
+
+
+def test_known_answer():
+    """Nine directions, one per class: the weights point along them, alike for all by symmetry."""
+    features, votes = np.eye(9).repeat(3, 0), 4 * np.eye(9, dtype=int).repeat(3, 0)
+    probe = fit_probe(features, votes, held_out=0)
+    size = probe.weights[0, 0]
+    np.testing.assert_allclose(probe.weights, size * (9 * np.eye(9) - 1) / 8, atol=1e-4)
+    np.testing.assert_allclose(probe.bias, probe.bias.mean(), atol=1e-4)
+    assert (probe.predict(features).argmax(1) == votes.argmax(1)).all()
+
+
+def test_tensors_are_taken():
+    """Features from a model, in single precision."""
+    features, votes = problem()
+    rows = features.astype(np.float32)
+    probe = fit_probe(torch.from_numpy(rows), torch.from_numpy(votes))
+    np.testing.assert_array_equal(probe.weights, fit_probe(rows, votes).weights)
+
+
+def test_nothing_need_be_held_out():
+    """Then there are no scores."""
+    probe = fit_probe(*problem(), held_out=0)
+    assert probe.scores is None
+    assert probe.settings == FitSettings(0, 0, 1e-3, 60, problem()[1].sum(0).tolist())
+
+
+def test_predictions_are_probabilities():
+    """The softmax of the logits, also where these are huge."""
+    probe = EmotionProbe(1e4 * np.random.default_rng(0).normal(size=(9, 4)), np.zeros(9))
+    found = probe.predict(np.random.default_rng(1).normal(size=(7, 4)))
+    np.testing.assert_allclose(found.sum(1), 1)
+    assert (found >= 0).all()
+
+
+def test_model_and_identity_are_kept():
+    """And its name is in what is printed."""
+    probe = fit_probe(*problem(), model="ViT", identity={"weights": "abc"})
+    assert (probe.model, probe.identity) == ("ViT", {"weights": "abc"})
+    assert repr(probe) == "EmotionProbe(D=5, model='ViT')"
+
+
+def test_users_arrays_stay_as_they_are():
+    """Neither normalized nor reordered in place."""
+    features, votes = problem()
+    before = features.copy(), votes.copy()
+    fit_probe(features, votes)
+    np.testing.assert_array_equal(features, before[0])
+    np.testing.assert_array_equal(votes, before[1])
+
+
+def test_a_fit_that_does_not_converge_is_refused(monkeypatch):
+    """No half-fitted probe."""
+    monkeypatch.setattr("captum_clip.bench.emotions._STEPS", 1)
+    with pytest.raises(InputError, match="no minimum found in 1 steps; give a larger strength"):
+        fit_probe(FEATURES, VOTES)
+
+
+def test_encodings_from_elsewhere_cannot_be_scored():
+    """They have neither a bias nor a baseline."""
+    with pytest.raises(InputError, match="only a fitted probe can be scored"):
+        EmotionProbe(np.eye(9), np.zeros(9)).score(np.eye(9), VOTES)

@@ -123,3 +123,35 @@ def test_holm_takes_p_values_only():
     for wrong in ([1.1], [-0.1], [np.nan], [[0.5]]):
         with pytest.raises(InputError, match="p values"):
             holm(wrong)
+
+
+def test_groups_may_have_names_and_different_sizes():
+    """The mean is over values, not over images."""
+    found = bootstrap_mean([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"])
+    assert found == (0.75, 0.0, 1.0)
+
+
+def test_difference_swaps_its_sign_with_the_methods():
+    """And the same values do not differ at all."""
+    first, second = np.random.default_rng(7).random((2, 30))
+    one, other = paired_difference(first, second), paired_difference(second, first)
+    assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low))
+    assert one.p_value == other.p_value
+    assert paired_difference(first, first) == (0, 0, 0, 1)
+
+
+def test_difference_draws_whole_images():
+    """Four copies of each pair in its image's group change nothing."""
+    first, second = np.random.default_rng(8).random((2, 40))
+    groups = np.repeat(np.arange(40), 4)
+    copied = paired_difference(np.repeat(first, 4), np.repeat(second, 4), groups)
+    assert copied == pytest.approx(paired_difference(first, second))
+
+
+def test_holm_keeps_the_order_and_never_lowers():
+    """Between the raw values and Bonferroni's."""
+    raw = np.random.default_rng(9).random(20) ** 3
+    adjusted = holm(raw)
+    assert (adjusted >= raw).all()
+    assert (adjusted <= np.minimum(1, 20 * raw) + 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(raw)]) >= 0).all()

@@ -357,3 +357,50 @@ def test_what_does_not_belong_together_is_refused():
     ):
         with pytest.raises(InputError, match=message):
             effect_agreement(EFFECTS, effects)  # type: ignore[arg-type]
+
+
+def test_no_cell_of_the_shifted_grid_is_a_patch():
+    """A mask that takes one whole patch away takes a part of another one too."""
+    found = masked_changes(lambda x: x.mean((1, 2, 3)), normal(8, 3, 16, 16), grid=(4, 4))
+    inner = found.masks[..., 4:12, 4:12].reshape(-1, 2, 4, 2, 4).transpose(2, 3).flatten(3)
+    partly = inner.any(-1) & ~inner.all(-1)
+    assert partly.any((1, 2)).float().mean() > 0.8
+
+
+def members(objects: int) -> torch.Tensor:
+    """Which objects each subset holds, (2^n, n)."""
+    return torch.tensor([[s >> i & 1 for i in range(objects)] for s in range(2**objects)]).double()
+
+
+def test_effects_of_an_additive_scorer_are_its_terms():
+    """Whatever the score of the empty scene."""
+    terms = torch.tensor([0.3, -0.2, 0.05]).double()
+    torch.testing.assert_close(shapley_effects(7 + members(3) @ terms), terms)
+
+
+def test_an_interaction_is_shared():
+    """Two objects that count only together get one half each, a third one nothing."""
+    inside = members(3)
+    torch.testing.assert_close(
+        shapley_effects(inside[:, 0] * inside[:, 2]), torch.tensor([0.5, 0, 0.5]).double()
+    )
+
+
+def test_masks_may_be_shared_by_all_maps():
+    """(n, H, W) for the targets of one scene, (..., n, H, W) for several scenes."""
+    maps = random(5, 3, 4, seed=3)
+    shared = object_mass(maps, HALVES)
+    assert shared.shape == (5, 2)
+    torch.testing.assert_close(shared, object_mass(maps, HALVES.expand(5, 2, 6, 8)))
+    torch.testing.assert_close(shared[3], object_mass(maps[3], HALVES))
+    torch.testing.assert_close(shared.sum(1), maps.sum((1, 2)))
+
+
+def test_true_map_agrees_and_its_opposite_disagrees():
+    """A map that holds each object's effect in the object is right in everything."""
+    effects = random(30, 2, seed=6)
+    heatmap = (effects[:, :, None, None] * HALVES).sum(1)
+    mass = object_mass(heatmap, HALVES.expand(30, 2, 6, 8))
+    torch.testing.assert_close(mass, 24 * effects)
+    assert effect_agreement(mass, effects) == pytest.approx((1, 1, 1))
+    assert effect_agreement(-mass, effects) == pytest.approx((-1, 0, 0))

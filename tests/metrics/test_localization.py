@@ -306,3 +306,76 @@ def test_energy_in_a_cell_is_the_authors_grid_pointing_game():
     torch.testing.assert_close(
         energy_inside(heatmap.abs(), CELLS), word_mosaic_game(heatmap.abs(), CELLS)
     )
+
+
+def test_pointing_game_ignores_a_monotone_change_of_the_values():
+    """Only the place of the maximum matters."""
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.rand(20, 14, 14, generator=generator)
+    masks = torch.rand(20, 14, 14, generator=generator) > 0.5
+    torch.testing.assert_close(pointing_game(maps.exp() * 3 - 7, masks), pointing_game(maps, masks))
+    assert 0 < pointing_game(maps, masks).mean() < 1
+
+
+def test_energy_counts_what_is_above_zero():
+    """Negative mass is not subtracted; a map without positive mass has no answer."""
+    mask = torch.tensor([[True, False], [False, False]])
+    heatmap = torch.tensor([[1.0, 3.0], [-8.0, 0.0]])
+    assert energy_inside(heatmap, mask) == 0.25
+    assert energy_inside(heatmap * 10, mask) == 0.25
+    assert torch.isnan(energy_inside(-heatmap.abs(), mask))
+
+
+def test_coverage_of_a_perfect_map_is_all_that_fits():
+    """One, unless the object is larger than the area."""
+    mask = disc(40, 20, 20, 9)
+    share = mask.float().mean().item()
+    assert coverage(mask.float(), mask, area=0.3) == 1
+    found = coverage(mask.float(), mask, area=share / 2)
+    assert found.item() == pytest.approx(0.5, abs=0.01)
+    assert coverage((~mask).float(), mask, area=0.3) == 0
+
+
+def test_coverage_of_a_constant_map_is_the_area():
+    """Pixels that tie share the places, also with the rounding of a resize."""
+    mask = disc(40, 12, 20, 9)
+    for area in (0.1, 0.25, 0.6):
+        found = coverage(torch.full((7, 7), 0.1), mask, area=area)
+        assert found.item() == pytest.approx(area)
+
+
+@pytest.mark.parametrize("threshold", ["mean", "otsu", 0.3])
+def test_scale_and_offset_make_no_difference(threshold):
+    """Maps are stretched to [0, 1] before they are cut."""
+    maps, masks = case(seed=1)
+    maps = maps.double()
+    one, other = (segmentation_scores(m, masks, threshold=threshold) for m in (maps, 4 * maps + 8))
+    assert torch.equal(one.true_positive, other.true_positive)
+    assert torch.equal(one.false_positive, other.false_positive)
+    monotone = average_precision(maps.exp(), masks)
+    torch.testing.assert_close(monotone, average_precision(maps, masks))
+
+
+def test_images_are_scored_one_by_one_as_legrad_does():
+    """Worked by hand: each image's own accuracy and IoU, of which LeGrad takes the mean."""
+    maps = torch.tensor([[[9.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]])
+    masks = torch.tensor([[[1, 1], [0, 0]], [[1, 0], [0, 0]]]).bool()
+    found = segmentation_scores(maps, masks, threshold=0.5)
+    assert found.image_accuracy.tolist() == [3 / 4, 2 / 4]
+    assert found.image_iou.tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, (1 / 3 + 1 / 3) / 2])
+    assert found.image_iou.mean().item() != pytest.approx(found.mean_iou)
+
+
+def test_signed_map_that_knows_its_cell_scores_one():
+    """What speaks for it inside, what speaks against it outside; the opposite gets nothing."""
+    for own in CELLS:
+        heatmap = torch.where(own, 2.0, -0.5)
+        assert word_mosaic_game(heatmap, own) == 1
+        assert word_mosaic_game(-heatmap, own) == 0
+
+
+def test_mosaic_game_of_a_constant_map_is_at_chance():
+    """A quarter of a 2 x 2 mosaic, three quarters for a negative one."""
+    for sign, chance in ((1, 0.25), (-1, 0.75)):
+        flat = torch.full((4, 7, 7), 0.3 * sign)
+        torch.testing.assert_close(word_mosaic_game(flat, CELLS), torch.full((4,), chance))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ from captum_clip.errors import InputError
 from captum_clip.maps import pearson
 from captum_clip.metrics import rank_correlation
 from tests.metrics import oracles
-from tests.samples import uniform
+from tests.samples import normal, uniform
 
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     name: getattr(metrics, name)
@@ -167,3 +168,64 @@ def test_maps_must_have_one_shape():
     ):
         with pytest.raises(InputError, match="NaN or infinity"):
             rank_correlation(*pair)
+
+
+def test_variance_of_two_equal_halves_is_a_quarter_of_the_squared_step():
+    maps = torch.cat([torch.full((4, 3), 1.0), torch.full((4, 3), 4.0)], dim=1)
+    assert metrics.spatial_variance(maps).item() == pytest.approx(9 / 4)
+
+
+def test_variance_survives_a_large_offset():
+    """Sums of squares in single precision would not."""
+    maps = uniform(8, 8)
+    moved = metrics.spatial_variance(maps.double() + 1e6)
+    torch.testing.assert_close(moved, metrics.spatial_variance(maps), rtol=1e-6, atol=0)
+
+
+def test_spatial_entropy_of_n_equal_cells_is_log_n():
+    for cells in (1, 2, 8, 32):
+        maps = torch.zeros(32)
+        maps[:cells] = 3.0
+        found = metrics.spatial_entropy(maps.reshape(4, 8))
+        assert found.item() == pytest.approx(math.log2(cells), abs=1e-12)
+
+
+def test_spatial_entropy_does_not_depend_on_the_scale():
+    maps = uniform(5, 5)
+    torch.testing.assert_close(metrics.spatial_entropy(4 * maps), metrics.spatial_entropy(maps))
+
+
+def test_value_entropy_counts_values_wherever_they_are():
+    """Shuffling the cells changes nothing; n values equally often give log2 n."""
+    maps = torch.arange(4.0).repeat(9).reshape(6, 6)
+    shuffled = maps.flatten()[torch.randperm(36, generator=torch.Generator().manual_seed(0))]
+    assert metrics.value_entropy(maps).item() == pytest.approx(2)
+    assert metrics.value_entropy(shuffled.reshape(6, 6)).item() == pytest.approx(2)
+
+
+def test_biases_of_a_single_cell_are_one():
+    assert metrics.corner_bias(torch.full((1, 1), 0.3)).item() == 1
+    assert metrics.center_bias(torch.full((1, 1), 0.3)).item() == 1
+
+
+def test_only_the_order_counts():
+    """The same map, a monotone change of it, and its negative."""
+    heatmap = normal(5, 6, 6, seed=1)
+    torch.testing.assert_close(rank_correlation(heatmap, heatmap.exp() * 3), torch.ones(5))
+    torch.testing.assert_close(rank_correlation(heatmap, -(heatmap**3)), -torch.ones(5))
+
+
+def test_unrelated_maps_are_at_chance():
+    """Zero on average."""
+    generator = torch.Generator().manual_seed(2)
+    maps, others = (torch.rand(500, 7, 7, generator=generator) for _ in "ab")
+    assert abs(rank_correlation(maps, others).mean()) < 0.03
+
+
+def test_constant_map_has_no_ranks():
+    """On either side; the other maps of the batch keep their answer."""
+    heatmap = uniform(2, 4, 4, seed=3)
+    flat = torch.stack([torch.full((4, 4), 0.1), heatmap[1]])
+    for found in (rank_correlation(heatmap, flat), rank_correlation(flat, heatmap)):
+        assert found.isnan().tolist() == [True, False]
+        assert found[1].item() == pytest.approx(1)

@@ -242,3 +242,46 @@ def test_fills_refuse_what_they_cannot_fill():
         mean_fill(images[0])
     with pytest.raises(InputError, match=r"deviation in pixels in \(0, inf\), got 0"):
         blur_fill(images, deviation=0)
+
+
+def test_monotone_change_of_the_map_changes_nothing():
+    """Only the order of the cells counts."""
+    maps = uniform(3, 8, 12, seed=5)  # of smaller maps resizing would change the order
+    one, other = (
+        perturbation_test(brightness, IMAGES, m, fill=mean_fill(IMAGES)).score
+        for m in (maps, maps.exp() * 7 - 3)
+    )
+    assert torch.equal(one.most_first, other.most_first)
+
+
+def test_maps_of_the_images_shape_are_added_up():
+    """What Captum's input methods give."""
+    attributions = uniform(3, 3, 8, 12, seed=6) - 0.5
+    one, other = (
+        perturbation_test(brightness, IMAGES, m, fill=mean_fill(IMAGES)).score.most_first
+        for m in (attributions, attributions.sum(1))
+    )
+    assert torch.equal(one, other)
+
+
+def test_half_precision_is_scored_in_its_own_type():
+    """Images reach the forward function in their type, and scores come back in single."""
+    images = IMAGES.to(torch.bfloat16)
+    kinds = set()
+
+    def forward(inputs):
+        kinds.add(inputs.dtype)
+        return inputs.mean((1, 2, 3))
+
+    fill = mean_fill(IMAGES)
+    found = perturbation_test(forward, images, images, fill=fill, fractions=[0, 0.5])
+    assert found.score.most_first.dtype == torch.float32
+    assert kinds == {torch.bfloat16}
+
+
+def test_mean_is_zero_after_normalization():
+    """In the type of the images, ready to be broadcast."""
+    found = mean_fill(torch.ones(2, 3, 4, 4, dtype=torch.float64))
+    assert found.shape == (1, 3, 1, 1)
+    assert found.dtype == torch.float64
+    assert not found.any()

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from transformers import CLIPVisionModel
 
-from captum_clip.errors import InputError
+from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import load_clip
 from tests import builders
 from tests.attr.cases import CONVOLUTIONAL
@@ -247,3 +248,66 @@ def test_load_clip_does_not_move_a_model_object(option):
     name = next(iter(option))
     with pytest.raises(InputError, match=rf"{name} was given with a model object.*model\.to"):
         load_clip(builders.hf_vit().model, **option)
+
+
+def test_preprocess_names_tensors_of_several_sizes():
+    clip = builders.hf_vit().load()
+    with pytest.raises(InputError, match=r"tensors .* of one size"):
+        clip.preprocess([torch.zeros(3, 32, 32), torch.zeros(3, 32, 40)])
+
+
+def test_preprocess_checks_floating_tensors():
+    clip = builders.hf_vit().load()
+    with pytest.raises(InputError, match=r"preprocess: expected images of shape"):
+        clip.preprocess(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(InputError, match=r"preprocess: .* NaN"):
+        clip.preprocess(torch.full((3, 32, 32), float("nan")))
+
+
+def test_denormalize_stays_between_0_and_1():
+    clip = builders.hf_vit().load()
+    colors = clip.denormalize(torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2))
+    assert torch.equal(colors, torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2))
+
+
+def test_statistics_without_normalization_are_neutral():
+    from transformers import CLIPImageProcessor
+
+    clip = builders.hf_vit().load(processor=CLIPImageProcessor(do_normalize=False))
+    assert clip.color((1, 0.5, 0)).flatten().tolist() == [1, 0.5, 0]
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_a_missing_processor_is_asked_for_when_an_image_needs_it(name):
+    built = builders.BUILDERS[name]()
+    clip = built.load(processor=None)
+    assert clip.processor is None
+    clip.encode_image(clip.preprocess(built.images()))
+    with pytest.raises(InputError, match=r"has no processor, .* pass `processor` with"):
+        clip.preprocess(picture())
+
+
+def test_load_clip_names_modules_that_it_does_not_support():
+    with pytest.raises(
+        UnsupportedModelError, match=r"a Linear is not supported; .*CLIPModel, .*CustomTextCLIP"
+    ):
+        load_clip(nn.Linear(2, 2))
+    with pytest.raises(UnsupportedModelError, match="a CLIPVisionModel has no text tower"):
+        load_clip(CLIPVisionModel(builders.hf_vit().model.config.vision_config))
+
+
+def test_load_clip_names_other_things():
+    with pytest.raises(UnsupportedModelError, match="a name, a folder or a CLIP model, got 3"):
+        load_clip(3)  # type: ignore[arg-type]
+
+
+def test_an_embedding_that_torch_cannot_compute_is_a_sentence():
+    """Of either tower, such as with an attention that has no kernel here."""
+    built = builders.hf_vit()
+    clip = built.load()
+    built.model.vision_model.encoder.forward = Mock(side_effect=NotImplementedError("no kernel"))
+    built.model.text_model.encoder.forward = Mock(side_effect=NotImplementedError("no kernel"))
+    with pytest.raises(UnsupportedModelError, match=r"encode_image: .* set up \(no kernel\); turn"):
+        clip.encode_image(built.images())
+    with pytest.raises(UnsupportedModelError, match=r"encode_text: .* set up \(no kernel\); turn"):
+        clip.encode_text("a horse")

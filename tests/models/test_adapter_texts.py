@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_clip.errors import TargetError
+from captum_clip.errors import InputError, TargetError
 from tests import builders
 from tests.samples import picture
 
@@ -155,3 +155,37 @@ def test_text_pooling_is_what_the_text_tower_does(name):
     assert read == [{"first": 0, "end": end, "last": ids.shape[1] - 1}[row]]
     before = (seen[0] - seen[1])[0, : end - 1].abs().max()
     assert (before == 0) == causal
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_a_missing_tokenizer_is_asked_for_when_a_text_needs_it(name):
+    built = builders.BUILDERS[name]()
+    clip = built.load(tokenizer=None)
+    assert clip.tokenizer is None
+    with pytest.raises(InputError, match=r"has no tokenizer, .* pass `tokenizer` with"):
+        clip.encode_text("a horse")
+
+
+def test_texts_must_be_texts():
+    clip = builders.hf_vit().load()
+    with pytest.raises(TargetError, match="expected texts, got 3"):
+        clip.tokenize(["a horse", 3])
+    with pytest.raises(TargetError, match=r"a text or several, got \[\]"):
+        clip.tokenize([])
+
+
+def test_a_tokenizer_that_returns_something_else_is_named():
+    clip = builders.hf_vit().load(tokenizer=lambda texts: [[1, 2]])
+    with pytest.raises(InputError, match=r"from the tokenizer, got \[\[1, 2\]\]"):
+        clip.tokenize("a horse")
+
+
+def test_a_processor_with_a_tokenizer_serves_for_both():
+    built = builders.hf_vit()
+
+    class Both:
+        image_processor, tokenizer = built.processor, built.tokenizer
+
+    clip = built.load(processor=Both(), tokenizer=None)
+    torch.testing.assert_close(clip.encode_text(TEXTS), built.load().encode_text(TEXTS))
+    assert clip.preprocess(picture()).shape == (1, 3, 32, 32)

@@ -198,3 +198,33 @@ def test_arrays_without_pixels_are_named(shape):
     """Two dimensions with something in them are needed."""
     with pytest.raises(InputError, match="expected an array"):
         resize_masks(slow(), np.ones(shape))
+
+
+def test_a_second_division_by_the_deviation_moves_no_pixel():
+    """EfficientNet's `include_top`, which does not follow `do_normalize`."""
+    with_it, without = (of_family("EfficientNet", include_top=top) for top in (True, False))
+    one, other = (geometry_of(processor, (50, 40)) for processor in (with_it, without))
+    assert one == other
+    assert one.size == (33, 30)
+
+
+def test_several_masks_go_together():
+    """Leading dimensions stay, and each plane is what it would be alone."""
+    masks = np.random.default_rng(3).random((2, 3, 40, 57)) < 0.3
+    together = resize_masks(open_clip(), masks)
+    assert together.shape == (2, 3, SIDE, SIDE)
+    assert (together[1, 2] == resize_masks(open_clip(), masks[1, 2])).all()
+
+
+def test_resizing_after_the_crop_is_refused():
+    """Only one order is known."""
+    steps = own_steps(transforms.CenterCrop(SIDE), transforms.Resize(SIDE))
+    with pytest.raises(UnsupportedModelError, match="Resize, then CenterCrop"):
+        geometry_of(steps, (40, 50))
+
+
+def test_another_size_than_the_images_is_named():
+    """A mask that would not cover the preprocessed image is no mask of it."""
+    exact = fast(do_resize=False, do_center_crop=False)
+    with pytest.raises(InputError, match=r"which becomes \(50, 40\), not \(40, 50\)"):
+        resize_masks(exact, np.ones((40, 50), dtype=bool), (50, 40))

@@ -348,3 +348,15 @@ def test_fixed_inputs_are_always_the_same() -> None:
     [first, _, _] = fixed_images((2, 2))
     assert first.flatten()[:2].tolist() == pytest.approx([1.764052, 0.400157])
     assert summary([torch.eye(1, 8)]) == "0.88203 -0.05161 0.74704 1.13488"
+
+
+def test_a_failure_half_way_leaves_the_model_as_it_was() -> None:
+    model = builders.hf_vit().model.half().train()
+    before = [(id(weight), weight.dtype, weight.data_ptr()) for weight in model.parameters()]
+    model.visual_projection.register_forward_hook(lambda *call: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        builders.hf_vit()._replace(model=model).load().identity()
+    after = [(id(weight), weight.dtype, weight.data_ptr()) for weight in model.parameters()]
+    assert after == before
+    assert all(module.training for module in model.modules())
+    assert torch.is_grad_enabled()

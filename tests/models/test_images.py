@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import random
 from typing import Any
 
 import numpy as np
@@ -382,4 +385,104 @@ def test_check_images_finds_what_is_not_finite(dtype, value):
 )
 def test_check_images_names_what_is_wrong(images, message):
     with pytest.raises(InputError, match=message):
+        check_images(images)
+
+
+def test_half_transparent_pixels_are_half_white():
+    assert pixel(solid("RGBA", (0, 0, 0, 128))) == (127, 127, 127)
+
+
+def test_sixteen_bits_of_which_two_are_empty_get_a_warning():
+    assert pixel(np.full((4, 6), 2**14, np.uint16)) == (64, 64, 64)
+    for dark in (np.full((4, 6), 2**14 - 1, np.uint16), solid("I;16", 4095)):
+        with pytest.warns(UserWarning, match="less than a quarter of its range, as 12-bit"):
+            as_pil(dark)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"there is no image file .*nothing\.png"):
+        as_pil(tmp_path / "nothing.png")
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path.name} is a folder"):
+        as_pil(tmp_path)
+
+
+def test_a_name_too_long_for_a_file_is_an_input_error():
+    with pytest.raises(InputError, match="cannot be read"):
+        as_pil("a horse and a dog " * 300)
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("no picture")
+    with pytest.raises(InputError, match=r"notes\.png is not an image that Pillow can read"):
+        as_pil(path)
+
+
+def test_an_empty_file_is_named(tmp_path):
+    path = tmp_path / "empty.png"
+    path.touch()
+    with pytest.raises(InputError, match=r"empty\.png is not an image"):
+        as_pil(path)
+
+
+def test_broken_files_raise_nothing_else(tmp_path):
+    generator = random.Random(0)
+    buffers = {}
+    for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp"):
+        buffer = io.BytesIO()
+        gradient().save(buffer, format=kind)
+        buffers[kind] = buffer.getvalue()
+    path = tmp_path / "broken"
+    for kind, data in buffers.items():
+        for _ in range(60):
+            broken = bytearray(data)
+            for _ in range(generator.randint(1, 8)):
+                broken[generator.randrange(len(broken))] = generator.randrange(256)
+            path.write_bytes(bytes(broken[: generator.randint(len(broken) // 2, len(broken))]))
+            with contextlib.suppress(InputError):
+                assert as_pil(path), kind
+
+
+def test_narrow_images_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+    """Resized so that its shorter side is 224 pixels long, this one would take 36 GB."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (60000, 1)).save(path)
+    assert path.stat().st_size < 1000
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was unpacked"))
+    with pytest.raises(InputError, match=r"bomb\.png is too long and narrow, 60000 x 1; crop it"):
+        as_pil(path)
+
+
+@pytest.mark.parametrize("image", [solid("L", 9, (1, 201)), np.zeros((201, 1), np.uint8)])
+def test_narrow_images_in_memory_are_refused(image):
+    with pytest.raises(InputError, match="is too long and narrow, 1 x 201"):
+        as_pil([image])
+    assert as_pil(solid("L", 9, (1, 200)))
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    """Opened, it would wait for a writer for ever."""
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=r"pipe\.png is not a file but a pipe or a device"):
+        as_pil(path)
+
+
+def test_floating_images_are_refused():
+    with pytest.raises(InputError, match=r"floating-point values, .* of unknown range"):
+        as_pil(solid("F", 0.5))
+
+
+def test_integers_beyond_sixteen_bits_are_refused():
+    with pytest.raises(InputError, match=r"outside 0 \.\.\. 65535"):
+        as_pil(solid("I", 70000))
+
+
+def test_check_images_finds_infinities_that_cancel():
+    images = torch.zeros(1, 3, 4, 6)
+    images[0, 0, 0, :2] = torch.tensor([float("inf"), -float("inf")])
+    with pytest.raises(InputError, match="NaN or infinity"):
         check_images(images)

@@ -21,6 +21,7 @@ from captum_clip import explain
 from captum_clip.errors import InputError, TargetError
 from captum_clip.models import load_clip, loading
 from tests import builders
+from tests.models import test_openai as openai
 from tests.models.checkpoints import assert_same, save_open_clip, save_transformers
 
 TRANSFORMERS = [
@@ -453,3 +454,59 @@ def test_a_resnet_is_made_for_multiples_of_its_strides_and_an_object_stays_as_it
             load_clip(given, image_size=448)
     with pytest.raises(InputError, match=r"or make a model for them by name, with `image_size="):
         clip.grid(224, 224)
+
+
+def test_weights_that_a_model_does_not_have_are_passed_over(tmp_path, capfd):
+    built = builders.hf_vit()
+    state = dict(built.model.state_dict())
+    state["text_model.embeddings.position_ids"] = torch.arange(77)[None]  # as OpenAI's have
+    built.model.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    built.processor.save_pretrained(tmp_path)
+    built.tokenizer.save_pretrained(tmp_path)
+    capfd.readouterr()
+    assert_same(load_clip(tmp_path), built)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_given_parts_are_kept(tmp_path, offline):
+    save_transformers(builders.hf_vit(), tmp_path)
+    processor, tokenizer = Mock(), Mock()
+    clip = load_clip(tmp_path, processor=processor, tokenizer=tokenizer)
+    assert clip.processor is processor
+    assert clip.tokenizer is tokenizer
+
+
+def test_a_folder_without_weights_is_named(tmp_path, capfd):
+    save_open_clip(builders.open_clip_vit(), tmp_path, builders.VIT_CONFIG)
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"cannot be loaded: RuntimeError, Required pretrained"):
+        load_clip(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_swapped_parts_are_told_so():
+    """By what each makes; a tokenizer in the processor's place may come alone."""
+    built, open_clips = builders.hf_vit(), builders.open_clip_vit()
+    both = transformers.CLIPProcessor(built.processor, built.tokenizer)
+    for tokenizer in (built.tokenizer, open_clips.tokenizer, openai.tokenize):
+        with pytest.raises(InputError, match=r"as processor, got .* swapped, pass it as `tokeniz"):
+            load_clip(built.model, processor=tokenizer)
+    for processor in (built.processor, open_clips.processor, both):
+        with pytest.raises(InputError, match=r"as tokenizer, got .* swapped, pass it as `processo"):
+            load_clip(built.model, tokenizer=processor)
+    assert load_clip(built.model, processor=both).encode_text("a horse").shape == (1, 24)
+
+
+def test_both_missing_parts_are_named_with_the_call():
+    model = builders.hf_vit().model
+    options = "processor=processor, tokenizer=tokenizer"
+    needed = "has no processor and no tokenizer, which images and texts need; pass `processor` and"
+    with pytest.raises(InputError) as raised:
+        explain(Image.new("RGB", (40, 40)), "a horse", model=model)
+    assert str(raised.value).startswith("explain: CLIPModel " + needed)
+    assert f"explain(..., model=model, {options})" in str(raised.value)
+    with pytest.raises(
+        InputError, match=r"as in load_clip\(model, processor=processor, tokenizer="
+    ):
+        load_clip(model).encode_text("a horse")

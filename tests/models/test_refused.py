@@ -19,6 +19,7 @@ from captum_clip import (
 )
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import load_clip, tower_of
+from captum_clip.models.library import nondeterminism
 from tests import timm_builders
 from tests.models.small import small
 
@@ -168,3 +169,10 @@ def test_values_that_are_not_linear_in_the_tokens_are_refused_where_they_must_be
     LastGradAttention(forward).attribute(images)
     with pytest.raises(UnsupportedModelError, match=r"is not linear in its tokens"):
         ConservativePropagation(forward).attribute(images)
+
+
+def test_drop_path_in_training_is_named():
+    tower = tower_of(timm_builders.eva(drop_path_rate=0.2).model)
+    assert nondeterminism(tower.module) is None
+    tower.module.train()
+    assert nondeterminism(tower.module) == "DropPath 0.1"

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.models import available, load_clip
+from captum_clip.models import available, load_clip, loading
 from captum_clip.models.names import check_stated, resolve
 from tests import builders
 from tests.models.checkpoints import save_open_clip
@@ -105,3 +105,32 @@ def test_available_lists_the_embedded_models_and_the_reports():
     assert {row.kind for row in rows if row.name.startswith(("ViT", "demo/vit"))} == {"vit"}
     assert {row.kind for row in rows if row.name.startswith(("RN", "demo/res"))} == {"resnet"}
     assert "ResNet50x4" in next(row for row in rows if row.name == "RN50x4").aliases
+
+
+def test_a_path_is_a_folder_or_nothing(tmp_path):
+    with pytest.raises(InputError, match="there is no folder some/one"):
+        load_clip(Path("some/one"))
+
+
+@pytest.mark.parametrize("name", ["nothing", "./nothing", "a/b/c"])
+def test_a_name_that_leads_nowhere_is_refused_without_asking_the_hub(name, monkeypatch):
+    monkeypatch.setattr(loading, "_hub_answers", lambda: pytest.fail("asked the hub"))
+    with pytest.raises(InputError, match=rf"'{name}' is neither a known name nor a folder\. A nam"):
+        load_clip(name)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"neither config\.json .* nor open_clip_config\.json"):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        load_clip(tmp_path)
+
+
+def test_an_embedded_model_that_is_none_is_named():
+    with pytest.raises(InputError, match=r"demo/foo.*there are demo/vit, demo/resnet"):
+        resolve("demo/foo")

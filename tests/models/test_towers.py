@@ -185,3 +185,35 @@ def test_transformers_tells_of_gradient_checkpointing():
         model.gradient_checkpointing_enable()
     assert not checkpoints(vit_of(model).module)  # transformers does it in training mode only
     assert checkpoints(vit_of(model.train()).module)
+
+
+@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_custom_vit", "open_clip_vit_mean"])
+def test_open_clip_takes_its_native_size_only(name):
+    clip = small(name).load()
+    with pytest.raises(InputError, match=r"64 x 32 pixels.*native size only, here 32 x 32"):
+        clip.encode_image(torch.randn(1, 3, 64, 32))
+
+
+def test_open_clip_resnet_takes_its_native_size_only():
+    clip = small("open_clip_resnet").load()
+    assert clip.grid(96, 96) == (3, 3)
+    with pytest.raises(InputError, match="native size only, here 96 x 96"):
+        clip.grid(64, 64)
+
+
+@pytest.mark.parametrize("name", [*VITS, "open_clip_resnet"])
+def test_tower_runs_once_in_a_forward(name):
+    built = small(name)
+    calls = []
+    clip = built.load()
+    handle = clip.vision.register_forward_hook(lambda *_: calls.append(1))
+    clip.encode_image(built.images())
+    handle.remove()
+    assert calls == [1]
+
+
+def test_open_clip_tells_of_gradient_checkpointing():
+    model = small("open_clip_vit").model
+    assert not checkpoints(vit_of(model).module)
+    model.set_grad_checkpointing()
+    assert checkpoints(vit_of(model).module)

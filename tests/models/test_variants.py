@@ -197,3 +197,25 @@ def test_randomizing_names_the_stages_that_there_are(stages):
     """The message lists them from the top."""
     with pytest.raises(InputError, match=r"stages from 1 to 5, .* they are head, layer 2, .*, emb"):
         randomize_parameters(builders.hf_vit().model, seed=0, stages=stages)
+
+
+def test_renumbering_twice_back_gives_the_original():
+    model = builders.hf_vit().model
+    back = [ORDER.index(head) for head in range(4)]
+    again = permute_heads(permute_heads(model, 1, ORDER), 1, back)
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key])
+
+
+def test_randomizing_a_bare_tower_works():
+    """A vision tower without its model, with and without a projection."""
+    model = builders.hf_vit().model
+    changed = randomize_parameters(model.vision_model, seed=0, stages=1)
+    found = changes(model.vision_model, changed)
+    assert found == {"post_layernorm.weight", "post_layernorm.bias"}
+
+
+def test_randomizing_wants_a_clip():
+    """Any other module is refused by name."""
+    with pytest.raises(UnsupportedModelError, match="no CLIP vision tower in a Linear"):
+        randomize_parameters(torch.nn.Linear(2, 2), seed=0)

@@ -211,3 +211,18 @@ def test_a_quantized_tower_is_refused(way: str) -> None:
     ]
     with pytest.raises(UnsupportedModelError, match=r"resblocks\.1\..* quantized|as out_proj"):
         assert load_clip(plain).text_tower
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_a_compiled_tower_in_a_model_is_looked_through(name: str) -> None:
+    model = builders.BUILDERS[name]().model
+    part = "vision_model" if name == "hf_vit" else "visual"
+    target = targets.embedding(ROWS)
+    method = attr.LastGradAttention
+    expected = method(ClipSimilarity(load_clip(model), target)).attribute(IMAGES, target=0)
+    tower = getattr(model, part)
+    setattr(model, part, compiled(tower))
+    assert tower_of(model).module is tower
+    similarity = ClipSimilarity(load_clip(model), target)
+    similarity(IMAGES)  # now it is compiled, without hooks
+    torch.testing.assert_close(method(similarity).attribute(IMAGES, target=0), expected)

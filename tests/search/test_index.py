@@ -337,3 +337,52 @@ def test_a_search_says_which_texts_fit_its_images_badly(tmp_path):
     assert doubt.startswith("“a zebra” fits 3 of these 3 images no better than unrelated texts")
     assert doubt in " ".join(" ".join(lines_of(found.plot())).split())
     assert index.search(targets.text(clip, "a zebra")).doubts == ()
+
+
+def test_what_cannot_be_built_is_refused(clip, folder, tmp_path):
+    """Before an image is read, and without a trace."""
+    path = tmp_path / "new.lance"
+    cases: list[Any] = [
+        (clip, folder, {"method": "rollout"}, InputError, "direct without `per`"),
+        (clip, folder, {"method": "direct:per=head"}, InputError, "direct without `per`"),
+        (clip, folder, {"precision": "int4"}, InputError, "precision of int8, float16"),
+        (clip, folder, {"chunk_size": 0}, InputError, "`chunk_size` of 1 or more"),
+        (clip, folder / "none", {}, InputError, "there is no folder"),
+        (clip, [], {}, InputError, "no file was given"),
+        (clip, None, {}, InputError, "expected one value or several"),
+        ("demo/vit", folder, {}, InputError, "an adapter from load_clip"),
+        (clip, [folder / "broken.jpg"], {}, InputError, r"none of the 1 images .*broken\.jpg"),
+    ]
+    for model, images, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            ImageIndex.build(model, images, path, **options)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def test_a_build_that_stopped_before_its_first_image_goes_on(clip, folder, tmp_path):
+    """It is an index, of no image yet, and its settings may still be others."""
+    path = tmp_path / "index.lance"
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ImageIndex.build(clip, folder, path, progress=stop)
+    with pytest.raises(InputError, match="it holds no image"):
+        ImageIndex.open(path, clip).search("a horse")
+    [_] = ImageIndex.open(path, clip).table.list_versions()  # at any moment it knew what it is
+    with pytest.raises(InputError, match="expected images of the index, got \\[\\]"):
+        ImageIndex.open(path, clip).explanation([], "a horse")
+    index = ImageIndex.build(clip, folder, path, method="direct:depth=token")
+    assert len(index) == COUNT
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_precision_are_searched_too(folder, tmp_path, dtype):
+    """Vectors and texts meet in float32."""
+    index = ImageIndex.build(load_clip("demo/vit", dtype=dtype), folder, tmp_path / "index.lance")
+    found = index.search(["grass", "sky"], 2, sign="both")
+    wanted = load_clip("demo/vit").preprocess([folder / name for name in found.files])
+    exact = ClipSimilarity(index.clip, targets.text(index.clip, ["grass", "sky"]))
+    scores = exact(wanted.to(dtype)).detach().float()
+    torch.testing.assert_close(found.explanation.scores, scores, atol=2e-2, rtol=0)

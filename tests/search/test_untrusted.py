@@ -14,6 +14,7 @@ import torch
 
 from captum_clip import targets
 from captum_clip.apps.search import ImageIndex
+from captum_clip.apps.search_table import checksum
 from captum_clip.errors import InputError
 from tests import builders
 from tests.search.conftest import COUNT, draw
@@ -189,3 +190,66 @@ def spoil(path: Path) -> Path:
     """An image that is none any more."""
     path.write_bytes(b"no image")
     return path
+
+
+DAMAGED = r"1 rows are damaged.*delete it and build it again"
+
+
+def test_listed_files_have_whole_names_without_steps_back(clip, tmp_path):
+    """So an index of them is no stranger's."""
+    draw(tmp_path / "a.png", 0)
+    (tmp_path / "b").mkdir()
+    path = tmp_path / "index.lance"
+    ImageIndex.build(clip, [tmp_path / "b" / ".." / "a.png"], path)
+    assert ImageIndex.open(path, clip).files == [(tmp_path / "a.png").as_posix()]
+
+
+def test_rows_of_other_settings_are_damage(clip, index, tmp_path):
+    """Also where the checksum of the settings is right: a row knows what its numbers are."""
+    about = index._table.about
+    for changes in (
+        {"grid": [2, 8, 24]},
+        {"method": "direct:depth=token"},
+        {"identity": about["identity"] | {"weights": "0" * 64}},
+    ):
+        describe(index, **about | changes)
+        with pytest.raises(InputError, match=f"{COUNT} rows are damaged: .*delete it and build"):
+            ImageIndex.open(tmp_path / "index.lance", clip).search("a horse")
+
+
+NOT_ROWS: list[dict[str, Any]] = [
+    {"contributions": np.full(SHAPE, np.nan, np.float16).tobytes()},
+    {"scale": np.inf},
+    {"contributions": None},
+    {"contributions": b"1"},
+]
+
+
+def test_numbers_that_are_none_are_damage_whatever_their_checksum(clip, folder, tmp_path):
+    """NaN, infinity, none, and fewer than the grid has."""
+    index = ImageIndex.build(clip, folder, tmp_path / "index.lance", precision="float16")
+    where = f"file = '{NAME}'"
+    [whole] = index.table.search().where(where).to_arrow().to_pylist()
+    vector = np.array(whole["vector"], np.float32)
+    for changes in ({}, *NOT_ROWS, {}):
+        row = {name: whole[name] for name in ("contributions", "scale")} | changes
+        blob = row["contributions"] or b""
+        index.table.update(
+            where, row | {"checksum": checksum(vector, blob, row["scale"], index._table.about)}
+        )
+        if changes:
+            with pytest.raises(InputError, match=DAMAGED):
+                index.search("a horse")
+        else:
+            assert len(index.search("a horse").files) == COUNT
+
+
+def test_a_vector_of_nan_is_damage_although_no_query_finds_it(index):
+    """LanceDB leaves such a row out without a word."""
+    [row] = index.table.search().where(f"file = '{NAME}'").to_arrow().to_pylist()
+    kept = np.float32(row["vector"])
+    for file in Path(index.table.uri).rglob("data/*.lance"):
+        nothing = np.full_like(kept, np.nan).tobytes()
+        file.write_bytes(file.read_bytes().replace(kept.tobytes(), nothing))
+    with pytest.raises(InputError, match=DAMAGED):
+        index.search("a horse")

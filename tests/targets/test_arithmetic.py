@@ -13,6 +13,7 @@ from captum_clip import Target, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import TargetError
 from captum_clip.targets.similarity import ClipSimilarity
+from tests.attr import cases
 from tests.samples import normal
 
 
@@ -191,3 +192,71 @@ def test_a_target_of_another_object_of_the_same_model_is_taken() -> None:
         ClipSimilarity(load_clip(first.model), target)
         ClipSimilarity(second, pickle.loads(pickle.dumps(target)))
     ClipSimilarity(second, targets.embedding(targets.text(first, "a horse").embeddings))
+
+
+def test_difference_repeats_a_single_embedding(target):
+    """One embedding against several, on either side."""
+    one = targets.embedding(torch.eye(24)[:1], ["x"])
+    assert (target - one).names == ("a - x", "b - x", "c - x")
+    assert (one - target).names == ("x - a", "x - b", "x - c")
+    torch.testing.assert_close((one - target).embeddings, -(target - one).embeddings)
+
+
+def test_difference_of_other_counts_is_refused(target):
+    """Two embeddings do not go with three."""
+    with pytest.raises(TargetError, match=r"1 or 3 embeddings to subtract, got 2"):
+        target - target[:2]
+
+
+def test_difference_of_a_target_with_itself_has_no_direction(target):
+    """Nothing is left to explain."""
+    with pytest.raises(TargetError, match=r"'a - a' has no direction.*nothing to explain"):
+        target - target
+
+
+def test_concatenation_of_precisions_keeps_the_finer(target):
+    """float32 with float64 gives float64."""
+    fine = targets.embedding(torch.eye(24, dtype=torch.float64)[:1])
+    assert targets.concatenate([target, fine]).embeddings.dtype == torch.float64
+
+
+def test_index_by_tensor_picks_embeddings(target):
+    """A tensor of indices is a list of indices, and a tensor of one an index."""
+    assert target[torch.tensor([2, 0])].names == ("c", "a")
+
+
+def test_name_that_stands_twice_picks_both(target):
+    """A repeated word has several embeddings of one name."""
+    doubled = targets.concatenate([target, target])
+    assert doubled["b"].names == ("b", "b")
+
+
+def test_target_made_in_inference_mode_is_usable():
+    """It is an ordinary tensor: gradients flow past it."""
+    name = "hf_vit"
+    clip = cases.adapter(name)
+    with torch.inference_mode():
+        made = [
+            targets.text(clip, ["a horse", "a dog"]),
+            targets.image(clip, cases.images(name)),
+            targets.words(clip, "a horse"),
+            targets.embedding(torch.eye(24)[:2]),
+        ]
+        made += [-made[0], made[0] - made[3], made[0][1:], targets.concatenate(made)]
+    for target in made:
+        assert not target.embeddings.is_inference()
+        assert not target.norms.is_inference()
+        images = cases.images(name).requires_grad_()
+        (gradient,) = torch.autograd.grad(ClipSimilarity(clip, target)(images).sum(), images)
+        assert gradient.abs().max() > 0
+
+
+def test_target_shows_its_names(target):
+    """For the interactive prompt."""
+    assert repr(target) == "Target(['a', 'b', 'c'])"
+
+
+def test_what_is_no_tensor_is_refused():
+    """`Target.of` checks what it is given."""
+    with pytest.raises(TargetError, match=r"embeddings as a tensor \(K, D\), got \[\[1.0\]\]"):
+        Target.of([[1.0]], ["a"])  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,3 +108,36 @@ def test_emotions_can_be_explained(clip):
     assert found.names == ("a horse", *EMOTIONS)
     wanted = explain(image, targets.emotion(clip, probe, "awe"), model=clip)
     torch.testing.assert_close(found.maps["positive"][:, 2:3], wanted.maps["positive"])
+
+
+def test_centered_rows_do_not_see_a_shift(clip):
+    """As the softmax; the plain rows do."""
+    shift = np.random.default_rng(1).normal(size=SIZE)
+    one, other = EmotionProbe(ROWS, np.zeros(9)), EmotionProbe(ROWS + shift, np.zeros(9))
+    np.testing.assert_allclose(one.predict(ROWS), other.predict(ROWS))
+    plain = [targets.emotion(clip, probe).embeddings for probe in (one, other)]
+    centered = [targets.emotion(clip, probe, center=True).embeddings for probe in (one, other)]
+    assert not torch.allclose(plain[0], plain[1], atol=0.1)
+    torch.testing.assert_close(*centered)
+
+
+def test_any_probe_with_the_parts_of_one_is_taken(clip):
+    """Whoever made it."""
+    given = {"weights": ROWS[:2], "classes": ("calm", "other"), "emotions": ("calm",)}
+    target = targets.emotion(clip, SimpleNamespace(**given, model="", identity={}))
+    torch.testing.assert_close(target.embeddings, unit(ROWS[:1]))
+    assert target.names == ("calm",)
+
+
+def test_probe_of_another_size_is_refused(clip):
+    """Where no identity says of which model it is."""
+    with pytest.raises(TargetError, match=r"a probe of 24 dimensions, as .* has, got 512"):
+        targets.emotion(clip, EmotionProbe(np.ones((9, 512)), np.zeros(9)))
+
+
+def test_a_row_of_zeros_has_no_direction(clip):
+    """A class without votes cannot be explained."""
+    rows = ROWS.copy()
+    rows[6] = 0
+    with pytest.raises(TargetError, match="'fear' has no direction"):
+        targets.emotion(clip, EmotionProbe(rows, np.zeros(9)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from captum_clip import targets
-from captum_clip.errors import TargetError
+from captum_clip.errors import InputError, TargetError
 from captum_clip.targets.similarity import ClipSimilarity
 from tests.attr import cases
 
@@ -202,3 +204,50 @@ def test_bad_embedding_is_refused(given, message):
     """Each with its reason."""
     with pytest.raises(TargetError, match=message):
         targets.embedding(given)
+
+
+def test_single_template_is_a_prompt(clip):
+    """A template that is no list is one template."""
+    target = targets.text(clip, "horse", templates="a photo of a {}.")
+    wanted = targets.text(clip, "a photo of a horse.")
+    torch.testing.assert_close(target.embeddings, wanted.embeddings, atol=1e-6, rtol=1e-5)
+
+
+def test_text_with_braces_is_no_template(clip):
+    """Braces in the text are text."""
+    target = targets.text(clip, "{} {0} {name}", templates=["a {}"])
+    torch.testing.assert_close(
+        target.embeddings, targets.text(clip, "a {} {0} {name}").embeddings, atol=1e-6, rtol=1e-5
+    )
+
+
+def test_texts_may_be_the_keys_of_a_dict(clip):
+    """They have an order, which a set has not."""
+    keys: Any = {"a horse": 1, "a dog": 2}.keys()
+    assert targets.text(clip, keys).names == ("a horse", "a dog")
+
+
+def test_image_wants_as_many_names(clip):
+    """One name per image."""
+    with pytest.raises(TargetError, match=r"3 names of as many embeddings, got \['one'\]"):
+        targets.image(clip, cases.images("hf_vit"), names=["one"])
+
+
+def test_image_that_is_not_there_is_refused(clip):
+    """The adapter's error comes through."""
+    with pytest.raises(InputError, match=r"no image file nowhere.png"):
+        targets.image(clip, "nowhere.png")
+
+
+def test_embedding_takes_a_vector():
+    """(D,) is one embedding."""
+    target = targets.embedding(torch.tensor([0, 3]), "up")
+    assert torch.equal(target.embeddings, torch.tensor([[0.0, 1.0]]))
+    assert target.names == ("up",)
+    assert targets.embedding(torch.eye(2)).names == ("embedding 0", "embedding 1")
+
+
+def test_embedding_wants_as_many_names():
+    """One name per embedding."""
+    with pytest.raises(TargetError, match=r"2 names of as many embeddings, got \['a', 'b', 'c'\]"):
+        targets.embedding(torch.eye(2), ["a", "b", "c"])

@@ -159,3 +159,39 @@ def test_word_whose_removal_changes_nothing_is_refused():
     assert torch.equal(clip.tokenizer("a dog &nbsp;"), clip.tokenizer("a dog"))
     with pytest.raises(TargetError, match=r"'nbsp' has no direction.*nothing to explain"):
         targets.words(clip, "a dog &nbsp;", ["&nbsp;"])
+
+
+def test_repeated_word_gives_a_direction_each(clip):
+    """Each occurrence alone is left out."""
+    target = targets.words(clip, "a dog and a dog", ["dog"])
+    assert target.names == ("dog", "dog")
+    assert_differences(clip, target, "a dog and a dog", ["a and a dog", "a dog and a"])
+
+
+def test_part_of_a_word_is_not_in_the_text(clip):
+    """Neither "well" nor "do" is a word of "a well-known dog"."""
+    for word in ("well", "do", "dogs", "DOG", "."):
+        with pytest.raises(TargetError, match=r"is not in the text, whose words are.*'dog'"):
+            targets.words(clip, "a well-known dog", [word])
+
+
+def test_punctuation_alone_is_a_word(clip):
+    """A dash between spaces keeps its name."""
+    target = targets.words(clip, "a dog - a cat", ["-"])
+    assert target.names == ("-",)
+    assert_differences(clip, target, "a dog - a cat", ["a dog a cat"])
+
+
+def test_unicode_words_are_found(clip):
+    """Letters of any script, typographic quotes, and an emoji."""
+    text = "ein „großer“ Hund 🐶 и собака"
+    target = targets.words(clip, text, ["großer", "собака", "🐶"])
+    assert target.names == ("großer", "собака", "🐶")
+    without = ["ein Hund 🐶 и собака", "ein „großer“ Hund 🐶 и", "ein „großer“ Hund и собака"]
+    assert_differences(clip, target, text, without)
+
+
+def test_span_across_a_comma_is_found(clip):
+    """Inner punctuation of a span does not count either."""
+    target = targets.words(clip, "a dog, a cat", ["dog a"])
+    assert_differences(clip, target, "a dog, a cat", ["a cat"])

@@ -205,3 +205,39 @@ def test_no_file_outside_of_the_folder_is_read(file: Path, name: str, tmp_path: 
     change(file, images=[first, {"id": 1, "file_name": "001.jpg"}])
     with pytest.raises(InputError, match=r"picture\.png' lies outside of .*; move it inside"):
         CocoInstances(file)
+
+
+def test_images_of_one_name_are_refused(file: Path) -> None:
+    """They would be one sample, and the first would be gone without a word."""
+    save(noise(seed=0), file.parent.parent / "val2017/000.png")
+    full = {"category_id": 1, "segmentation": [rectangle(0, 0, 9, 9)]}
+    images = [
+        {"id": number, "file_name": f"000.{end}"} for number, end in enumerate(["jpg", "png"])
+    ]
+    change(file, images=images, annotations=[{**full, "image_id": n} for n in range(2)])
+    with pytest.raises(InputError, match=r"one image of each stem in .*, got '000\.png'"):
+        CocoInstances(file)
+
+
+def test_an_object_within_a_crowd_counts(file: Path) -> None:
+    """As in COCO's own evaluation, which compares with objects before it looks at crowds."""
+    outlined = box(rows=slice(8, 12), columns=slice(18, 24))  # part of it in the crowd
+    people = {"image_id": 0, "category_id": 1, "segmentation": counted(RIGHT), "iscrowd": 1}
+    person = {"image_id": 0, "category_id": 1, "segmentation": counted(outlined)}
+    change(file, annotations=[people, person])
+    [region] = CocoInstances(file).read(0).regions
+    assert same(region.mask, outlined)
+    assert same(region.void, RIGHT & ~outlined)
+
+
+def test_a_list_of_samples_names_what_lies_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    save(noise(seed=0), tmp_path / "picture.png")
+    save(noise(seed=0), folder / "own.png")
+    for fields in ({"image": "../picture.png"}, {"image": "own.png", "void": "../picture.png"}):
+        (folder / "samples.jsonl").write_text(json.dumps({**fields, "label": "a"}))
+        path = folder / "samples.jsonl"
+        with pytest.raises(InputError, match=r"'\.\./picture\.png' lies outside .* move it inside"):
+            open_data(f"samples:{path}")
+        assert open_data(f"samples:{path},{tmp_path}").names

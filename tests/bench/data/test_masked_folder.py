@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -156,3 +158,38 @@ def test_limits_out_of_range_are_refused(folder):
     for limit, seed in ((0, 0), (True, 0), (1, -1)):
         with pytest.raises(InputError, match=r"MaskedFolder: expected (limit|seed) of"):
             MaskedFolder(folder, limit=limit, seed=seed)
+
+
+def test_the_same_text_twice_is_dropped(folder):
+    """Two masks of one text leave the first."""
+    save_mask(RIGHT, folder / "masks/farm/a_horse.png")
+    sample = MaskedFolder(folder).read(0)
+    assert np.array_equal(sample.regions[0].mask, LEFT)
+    assert "another region of the same text" in sample.dropped[0]
+
+
+def test_identity_follows_names_and_sizes_but_no_place(folder, tmp_path_factory):
+    """The same files elsewhere are the same data; another mask is not."""
+    before = MaskedFolder(folder).identity()
+    elsewhere = tmp_path_factory.mktemp("moved") / "data"
+    os.rename(folder, elsewhere)
+    assert MaskedFolder(elsewhere).identity() == before
+    (elsewhere / "notes.txt").write_text("not of the data")
+    assert MaskedFolder(elsewhere).identity() == before
+    assert MaskedFolder(elsewhere, limit=2).identity() != before
+    save_mask(RIGHT, elsewhere / "masks/farm/a cow.png")
+    assert MaskedFolder(elsewhere).identity() != before
+
+
+def test_two_images_of_one_stem_are_reported(folder):
+    """Masks would belong to both."""
+    save(noise(), folder / "images/farm.jpg")
+    with pytest.raises(InputError, match=r"farm\.jpg and images/farm\.png would be one sample"):
+        MaskedFolder(folder)
+
+
+def test_groups_in_a_table_are_refused(folder):
+    """They would count for nothing; the script that reads them is named."""
+    (folder / "groups.csv").write_text("image,group\nfarm,land\n")
+    with pytest.raises(InputError, match=r"not in groups\.csv; docs/examples/convert\.py writes"):
+        MaskedFolder(folder)
