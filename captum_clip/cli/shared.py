@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError, parse_json
 from ..explaining.request import ENDINGS
-from ..files import IMAGE_ENDINGS, as_pil, is_own_figure, make_folder, replace_file, slug
+from ..files import (
+    IMAGE_ENDINGS,
+    as_pil,
+    is_image_name,
+    is_own_figure,
+    make_folder,
+    replace_file,
+    slug,
+)
 from .options import Loading, check_texts, read_texts
 
 if TYPE_CHECKING:
@@ -92,7 +100,7 @@ def read_line(
     folder = find_images(words[0], output, kind) if words and takes_folder else None
     if folder is not None:
         words = words[1:]
-    are_images = [_is_image(word) for word in words]
+    are_images = [is_image_name(word) for word in words]
     if needs_image and not folder and not are_images[0]:
         raise InputError(f"{show(words[0])} is not an image; {command} takes images, then texts.")
     image_count = 0
@@ -108,16 +116,6 @@ def read_line(
         images = _without_own_figures(images)
     hint_at_quotes(texts)
     return Line(images, check_texts(texts) + read_texts(texts_file), folder)
-
-
-def _is_image(word: str) -> bool:
-    """Whether a word means an image, also one that does not exist."""
-    from PIL import Image
-
-    # `Path.is_file` raises for a name that is too long.
-    is_file = os.path.isfile(os.path.expanduser(word))
-    has_ending = Path(word).suffix.lower() in Image.registered_extensions()
-    return "://" in word or is_file or has_ending
 
 
 def _without_own_figures(images: list[Path]) -> list[Path]:
