@@ -489,3 +489,13 @@ def _eight_bit_arrays(array: np.ndarray) -> list[np.ndarray]:
     shapes = "(H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two"
     expect(sensible, shapes, array)
     return [image[..., 0] if image.shape[-1] == 1 else image for image in values]
+
+
+def is_image_name(word: str) -> bool:
+    """Whether a word means an image, also one that does not exist."""
+    from PIL import Image
+
+    # `Path.is_file` raises for a name that is too long.
+    is_file = os.path.isfile(os.path.expanduser(word))
+    has_ending = os.path.splitext(word)[1].lower() in Image.registered_extensions()
+    return "://" in word or is_file or has_ending

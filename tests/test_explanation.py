@@ -321,3 +321,17 @@ def test_a_wrong_method_is_refused_before_a_model_is_loaded(
     )
     with pytest.raises(InputError, match="gradcam"):
         explain(picture(), "a", method="gradcam")
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"), [("modle", "model"), ("depht", "depth"), ("refrence", "reference")]
+)
+def test_a_misspelled_argument_is_told_before_a_model_is_loaded(option: str, meant: str) -> None:
+    with pytest.raises(InputError, match=rf"no argument '{option}' \(did you mean {meant}\?\)"):
+        explain(torch.rand(3, 8, 8), "a horse", model="no such model", **{option: "demo/vit"})
+
+
+@pytest.mark.parametrize("text", ["photo.jpg", "photos/dog.PNG", "https://example.org/a"])
+def test_a_text_that_names_an_image_is_refused(text: str) -> None:
+    with pytest.raises(TargetError, match="names an image; pass images first"):
+        explain(torch.rand(3, 8, 8), ["a horse", text], model="no such model")

@@ -19,7 +19,7 @@ from tests.experiments import printed
 from tests.figure_parts import lines_of
 
 SCENE = draw_scene(0, objects=["horse", "dog"]).image
-LOW = "“a rocket” fits worse than {:.0%} of unrelated texts: its map may mean little."
+LOW = "{:.0%} of unrelated texts fit better than “a rocket”: its map may mean little."
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def test_a_text_that_does_not_fit_is_said_with_its_rank(clip: ClipAdapter) -> No
     assert explanation.hints == ((LOW.format(share),),)
     assert LOW.format(share) in " ".join(lines_of(explanation.plot()))
     several = found(clip, ["a rocket", "a taco"])  # each with a number of its own
-    assert [hint.split(" fits")[0] for hint in several.hints[0]] == ["“a rocket”", "“a taco”"]
+    texts = [hint.partition("better than ")[2].partition(":")[0] for hint in several.hints[0]]
+    assert texts == ["“a rocket”", "“a taco”"]
     assert several["a taco"].hints == ((several.hints[0][1],),)
 
 
@@ -79,7 +80,7 @@ def test_each_image_has_its_own_hints(clip: ClipAdapter, tmp_path: Path) -> None
     other = draw_scene(1, objects=["rocket"]).image
     explanation = explain([SCENE, other], "a rocket", model=clip, hints=True, batch_size=1)
     assert [len(sentences) for sentences in explanation.hints] == [1, 0]
-    assert "image 1: “a rocket” fits worse" in " ".join(lines_of(explanation.plot()))
+    assert "unrelated texts fit better than “a rocket”" in " ".join(lines_of(explanation.plot()))
     assert Explanation.load(explanation.save(tmp_path / "a.npz")).hints == explanation.hints
 
 

@@ -22,6 +22,8 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
+from captum_clip.demo.scenes import draw_scene
+
 ROOT: Final = Path(__file__).parents[1]
 NOTEBOOKS: Final = sorted((ROOT / "tutorials").glob("*.ipynb"))
 MARK: Final = "executed_sources"
@@ -99,8 +101,18 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",  # small tensors: more threads only wait for each other
         "IPYTHONDIR": str(folder / "ipython"),
+        # 11 is about a checkpoint and a photo that need a network
+        "TUTORIAL_MODEL": "demo/vit",
+        "TUTORIAL_PHOTO": str(_scene(folder)),
         **more,
     }
+
+
+def _scene(folder: Path) -> Path:
+    """Draw a scene into a file."""
+    file = folder / "scene.jpg"
+    Image.fromarray(draw_scene(0, objects=["horse", "dog"]).image).save(file)
+    return file
 
 
 def rewrite(path: Path) -> None:

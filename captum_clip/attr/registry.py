@@ -150,6 +150,14 @@ def fitting_methods(
     return fitting
 
 
+def option_names(kind: type[Any]) -> tuple[list[str], bool]:
+    """The options of a method's class, and whether it takes any others."""
+    parameters = inspect.signature(kind.attribute_targets).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
+    takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return names, takes_others
+
+
 @dataclass(frozen=True)
 class MethodChoice:
     """A method with its options.
@@ -196,9 +204,7 @@ class MethodChoice:
         both_signs = published and options.get("sign") == "signed"
         if both_signs:
             del options["sign"]
-        parameters = inspect.signature(kind.attribute_targets).parameters.values()
-        names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
-        takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        names, takes_others = option_names(kind)
         for option in options:
             if option in _RESERVED or not (takes_others or option in names):
                 listed = ", ".join(names) or "none"

@@ -223,6 +223,12 @@ def _threshold(text: str) -> str | float:
     help="draw the whole image, gray where the model did not see it, or only what the model saw "
     "(default: the whole image if it was cropped or padded)",
 )
+@option(
+    "--maps",
+    is_flag=True,
+    section=_PICTURE,
+    help="write the raw maps beside each figure, as .npy (images, TEXTs, height, width)",
+)
 @options.drawing_options
 @options.image_size_option
 @options.loading_options
@@ -243,6 +249,7 @@ def explain_command(
     top: int | None,
     emotions: Path | None,
     center: bool,
+    maps: bool,
     regions: Path | None,
     threshold: str | float | None,
     whole: bool,
@@ -260,6 +267,7 @@ def explain_command(
         command="explain",
         kind="explained",
         needs_image=True,
+        skips_broken=True,
     )
     references = [find_file(file) for file in reference]
     current_look.get().check_file(output or Path())
@@ -273,6 +281,7 @@ def explain_command(
             emotions=emotions,
             side=side,
             original=original,
+            maps=maps,
         )
     )
     contrasted = options.check_texts([against] if against is not None else [])
@@ -311,7 +320,8 @@ def explain_command(
     else:
         figures = line.folder.files("explained", targets)
     inputs = [*references, emotions, texts_file, classes]
-    check_outputs(figures.values(), [*figures, *inputs])
+    arrays = [_maps_beside(figure) for figure in figures.values() if maps]
+    check_outputs([*figures.values(), *arrays], [*figures, *inputs])
     shared.check_models(model, loading)
 
     from ..explaining.explain import check_choice_of
@@ -329,6 +339,8 @@ def explain_command(
         explanation = _explain_image(loaded, image, templates)
         if regions is not None:
             _write_regions(explanation, regions, threshold, line, image, file, inputs)
+        if maps:
+            explanation.save(_maps_beside(file))
         explanation.save(file, original=original)
         return explanation
 
@@ -356,6 +368,7 @@ def explain_command(
             "emotions": emotions,
             "center": center,
             "original": original,
+            "maps": maps,
             "regions": regions,
             "threshold": threshold,
             "targets": targets,
@@ -363,12 +376,39 @@ def explain_command(
         _draw_folder(line.folder, figures, draw, clips, inputs, settings, quiet=loading.quiet)
         return
     compared = _name_compared(line.texts, emotions, references)
+    several = len(clips) > 1
+    _draw_listed(figures, draw, compared, line.left_out, several=several, quiet=loading.quiet)
+
+
+def _draw_listed(
+    figures: Mapping[Path, Path],
+    draw: Callable[[Path, Path], Any],
+    compared: str,
+    unread: Mapping[Path, str],
+    *,
+    several: bool,
+    quiet: bool,
+) -> None:
+    """Draw images that are listed, and print the scores of each by one or several models."""
+    failed: dict[Path, str] = {}
     for image, file in figures.items():
-        with shared.step("explaining", quiet=loading.quiet):
-            drawn = draw(image, file)
-        for explanation in drawn if len(clips) > 1 else [drawn]:
+        try:
+            with shared.step("explaining", quiet=quiet):
+                drawn = draw(image, file)
+        except InputError as error:
+            failed[image] = error.reason
+            if len(failed) == len(figures):
+                raise
+            continue
+        for explanation in drawn if several else [drawn]:
             _print_scores(explanation, compared)
         print(file)
+    shared.report_skipped({**unread, **failed})
+
+
+def _maps_beside(figure: Path) -> Path:
+    """Name the file of raw maps of a figure."""
+    return figure.with_suffix(".npy")
 
 
 def _line_conflicts(
@@ -381,12 +421,16 @@ def _line_conflicts(
     emotions: Path | None,
     side: Side,
     original: bool | None,
+    maps: bool,
 ) -> Iterator[tuple[object, str]]:
     """Yield what does not go together besides what the rules of the request say."""
+    if maps and output is not None and output.suffix.lower() in _NO_FIGURES:
+        yield True, f"--maps writes maps beside a figure; -o {output} is none, so leave it out."
     if len(model) > 1:
         advice = "works with one --model; run each by itself, with another -o."
         is_figure = output is None or output.suffix.lower() not in _NO_FIGURES
         yield not is_figure, f"-o {output} {advice}"
+        yield maps, f"--maps {advice}"
         yield line.folder, f"a folder {advice}"
     yield classes and line.texts, "--classes FILE replaces TEXTs; leave one of the two out."
     has_target = line.texts or emotions or references or classes

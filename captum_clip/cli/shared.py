@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError, parse_json
 from ..explaining.request import ENDINGS
-from ..files import IMAGE_ENDINGS, as_pil, is_own_figure, make_folder, replace_file, slug
+from ..files import (
+    IMAGE_ENDINGS,
+    as_pil,
+    is_image_name,
+    is_own_figure,
+    make_folder,
+    replace_file,
+    slug,
+)
 from .options import Loading, check_texts, read_texts
 
 if TYPE_CHECKING:
@@ -66,6 +74,7 @@ class Line(NamedTuple):
     images: list[Path]
     texts: list[str]
     folder: Folder | None
+    left_out: dict[Path, str]  # why other images of the line cannot be read
 
 
 def read_line(
@@ -77,6 +86,7 @@ def read_line(
     kind: str,
     needs_image: bool = False,
     takes_folder: bool = True,
+    skips_broken: bool = False,
 ) -> Line:
     """Tell images, or a folder of them, from the texts that follow them.
 
@@ -88,11 +98,12 @@ def read_line(
         kind: stands in the names of the figures.
         needs_image: whether the first word must be an image or a folder.
         takes_folder: whether it may be a folder.
+        skips_broken: whether broken files among several images are left out.
     """
     folder = find_images(words[0], output, kind) if words and takes_folder else None
     if folder is not None:
         words = words[1:]
-    are_images = [_is_image(word) for word in words]
+    are_images = [is_image_name(word) for word in words]
     if needs_image and not folder and not are_images[0]:
         raise InputError(f"{show(words[0])} is not an image; {command} takes images, then texts.")
     image_count = 0
@@ -103,21 +114,29 @@ def read_line(
         if is_image:
             taken = "images or one folder" if folder else "images"
             raise InputError(f"{word} is an image; {command} takes {taken}, then texts.")
-    images = [read_image(word) for word in words[:image_count]]
+    images, left_out = _read_images(words[:image_count], skips_broken=skips_broken)
     if needs_image:
         images = _without_own_figures(images)
     hint_at_quotes(texts)
-    return Line(images, check_texts(texts) + read_texts(texts_file), folder)
+    return Line(images, check_texts(texts) + read_texts(texts_file), folder, left_out)
 
 
-def _is_image(word: str) -> bool:
-    """Whether a word means an image, also one that does not exist."""
-    from PIL import Image
-
-    # `Path.is_file` raises for a name that is too long.
-    is_file = os.path.isfile(os.path.expanduser(word))
-    has_ending = Path(word).suffix.lower() in Image.registered_extensions()
-    return "://" in word or is_file or has_ending
+def _read_images(words: Sequence[str], *, skips_broken: bool) -> tuple[list[Path], dict[Path, str]]:
+    """Return the images that can be read, and why others cannot."""
+    images: list[Path] = []
+    left_out: dict[Path, str] = {}
+    for word in words:
+        try:
+            images.append(read_image(word))
+        except InputError as error:
+            # Among several, a broken one is left out, as in a folder. A misspelled name is told.
+            if not skips_broken or len(words) == 1 or not os.path.isfile(expand(word)):
+                raise
+            left_out[Path(word)] = error.reason
+    if left_out and not images:
+        path, reason = next(iter(left_out.items()))
+        raise InputError(f"none of the {len(words)} images can be read; {path}: {reason}")
+    return images, left_out
 
 
 def _without_own_figures(images: list[Path]) -> list[Path]:

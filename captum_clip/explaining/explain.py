@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import checks, maps, targets
+from ..attr.additive import ConservativePropagation
 from ..attr.contributions import DirectContribution, DirectInteraction
-from ..attr.registry import MAMOOLER, MethodChoice, TextMap, pair_maps
+from ..attr.registry import MAMOOLER, MethodChoice, TextMap, option_names, pair_maps
+from ..checks import suggestion
 from ..errors import InputError, UnsupportedModelError, argument, public
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
@@ -167,6 +169,23 @@ def check_choice_of(request: Request) -> None:
         choice = MethodChoice.of(request.method, dict(request.options))
         if request.sign != "positive":
             choice.check_negative()
+    elif request.method is None:
+        _check_default_options(request.options)
+
+
+def _check_default_options(options: Mapping[str, Any]) -> None:
+    """Refuse an argument that neither `explain` nor one of the default methods has."""
+    known: list[str] = []
+    for method in (DirectContribution, ConservativePropagation):
+        names, _ = option_names(method)
+        known += names
+    for option in options:
+        if option not in known:
+            arguments = [parameter.name for parameter in fields(Request)]
+            raise InputError(
+                f"there is no argument {option!r}{suggestion(option, arguments + known)}, "
+                "and the default methods have no such option; with an option, name its method."
+            )
 
 
 def _options_of_pairs(request: Request) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def find_hints(
         low = [index for index, share in enumerate(better) if share > SHARE]
         same = [index for index, value in enumerate(alike) if value > CORRELATION]
         sentences = [
-            f"{_quoted([texts[i]])} fits worse than {better[i]:.0%} of unrelated texts: its map "
+            f"{better[i]:.0%} of unrelated texts fit better than {_quoted([texts[i]])}: its map "
             "may mean little."
             for i in low
         ]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, get_args, get_type
 
 from ..checks import as_list, check_choice, check_flag, check_integer, expect, show
 from ..errors import InputError, TargetError, argument
+from ..files import is_image_name
 
 Side = Literal["image", "text", "both", "pairs"]
 Sign = Literal["positive", "negative", "both"]
@@ -132,6 +133,13 @@ def check_explain(request: Request, *, is_target: bool = False) -> None:
         both = "both" if has_reference else "neither"
         raise InputError(f"expected either texts or {argument('reference')}, got {both}.")
     check_request(request, is_target=is_target)
+    if isinstance(texts, (str, Sequence)) and not is_target:
+        for text in as_list(texts):
+            if isinstance(text, str) and is_image_name(text):
+                raise TargetError(
+                    f"the text {show(text)} names an image; pass images first, or as "
+                    f"{argument('reference')}."
+                )
     if words:
         _check_single_text("words", "need", texts, is_target)
     elif against is not None:

@@ -146,6 +146,12 @@ class Target:
         names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
         return Target.of(differences, names, *_common_origin([self, other]))
 
+    def __add__(self, other: object) -> "Target":
+        raise TargetError(
+            "targets are not added up; targets.concatenate([a, b]) joins them, and "
+            "targets.embedding(a.embeddings + b.embeddings) is their sum."
+        )
+
     __array_ufunc__ = None  # NumPy would subtract each embedding on its own
 
     def __rsub__(self, other: Any) -> "Target":

@@ -203,7 +203,7 @@ def test_an_empty_map_is_named(both: Answer) -> None:
 
 def test_hints_name_doubtful_maps_and_cut_images(clip: ClipAdapter) -> None:
     found = ask(clip, IMAGE, "a horse\na rocket", "direct").hints()
-    assert "\u201ca rocket\u201d fits worse than" in found
+    assert "fit better than \u201ca rocket\u201d" in found
     assert found.endswith("demo/vit \N{MIDDLE DOT} direct")
     part = "The model sees only part of the image."
     assert part not in found

@@ -556,3 +556,26 @@ def test_a_folder_of_figures_that_cannot_be_made_is_a_sentence(run: Run) -> None
     assert "cannot be a path: File name too long" in run(f"{line} {'a' * 300}", code=2)
     Path("photos/image0.png").rename(f"photos/{'a' * 250}.png")
     assert run(f"{line} out", err=None).startswith("2 figures in out\n")
+
+
+def test_a_broken_file_among_several_is_left_out_as_in_a_folder(run: Run) -> None:
+    """Alone it is an error, and so are a misspelled name and several that are all broken."""
+    for name in ("broken.png", "worse.png"):
+        Path(name).write_bytes(b"1")
+    printed = run("explain photo.jpg broken.png other.png horse -m VIT -o out", err=None)
+    assert printed.count("cosine similarity to each text") == 2
+    assert sorted(os.listdir("out")) == ["other-explained-horse.png", "photo-explained-horse.png"]
+    for images in ("broken.png", "photo.jpg missing.png", "broken.png worse.png"):
+        said = run(f"explain {images} horse -m VIT -o others", code=2)
+        assert ("missing.png" if "missing" in images else "broken.png") in said
+    assert not Path("others").exists()
+
+
+def test_raw_maps_lie_beside_the_figures(run: Run, vit: str) -> None:
+    run("explain photo.jpg other.png horse sky -m VIT --maps -o out")
+    for name, photo in (("photo", "photo.jpg"), ("other", "other.png")):
+        maps = explain(photo, ["horse", "sky"], model=vit).maps["positive"].numpy()
+        written = np.load(f"out/{name}-explained-horse_sky.npy")
+        np.testing.assert_allclose(written, maps, atol=1e-6)
+    said = run("explain photo.jpg horse -m VIT --maps -o one.npz", code=2)
+    assert "--maps writes maps beside a figure" in said

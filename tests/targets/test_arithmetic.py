@@ -53,8 +53,6 @@ def test_difference_with_something_else_is_refused(target, other):
     for subtract in (lambda: target - other, lambda: other - target):
         with pytest.raises(TargetError, match=r"another Target to subtract, got"):
             subtract()
-    with pytest.raises(TypeError, match=r"unsupported operand"):
-        target + target
 
 
 def test_difference_of_other_models_is_refused(target):
@@ -260,3 +258,8 @@ def test_what_is_no_tensor_is_refused():
     """`Target.of` checks what it is given."""
     with pytest.raises(TargetError, match=r"embeddings as a tensor \(K, D\), got \[\[1.0\]\]"):
         Target.of([[1.0]], ["a"])  # type: ignore[arg-type]
+
+
+def test_a_sum_of_targets_is_told_what_joins_them(target):
+    with pytest.raises(TargetError, match=r"targets\.concatenate\(\[a, b\]\) joins them"):
+        target + target

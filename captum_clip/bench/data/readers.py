@@ -258,8 +258,9 @@ class CocoInstances(FileData):
     A region is all of a category in the image, however many objects that is: what their polygons
     and run lengths mark, also compressed ones. Crowds (``iscrowd``), which nobody outlined one by
     one, are void for their own category, and outside of all others. Images lie in the folder after
-    a comma, as in "instances.json,photos". Without it they lie next to the file, or next to its
-    folder in ``images/``, ``val2017/`` (what the file's name ends with) or ``images/val2017/``.
+    a comma, as in "instances.json,photos", from here or from the file. Without it they lie next to
+    the file, or next to the file or its folder in ``images/``, ``val2017/`` (the end of the file's
+    name) or ``images/val2017/``.
     Those without a mask are left out.
 
     Raises:
@@ -290,11 +291,18 @@ class CocoInstances(FileData):
                 of_image = (crowds if each.get("iscrowd") else parts)[each["image_id"]]
                 of_image[number, texts[number]] += mask if isinstance(mask, list) else [mask]
         base, split = path.absolute().parent, path.stem.partition("_")[2]
-        usual = base, base.parent / split, base.parent / "images", base.parent / "images" / split
-        places = [expand(pair[2])] if pair else usual
+        if pair:
+            places = [expand(pair[2]), base / pair[2]]
+        else:
+            places = [base]
+            for folder in (base, base.parent):
+                places += [folder / split, folder / "images", folder / "images" / split]
+        # A name without a split gives a folder twice, and so does a FOLDER beside the file.
+        places = list({place.absolute(): place for place in places})
         files = [*images.values()]
         folders = [folder for folder in places if any((folder / file).is_file() for file in files)]
-        expect(folders, f"images of {path.name} in one of {', '.join(map(str, places))}", "none")
+        expected = f"images of {path.name} in one of {', '.join(map(str, places))}"
+        expect(folders, expected, "none", f"name their folder: coco:{path.name},FOLDER")
         self.folder = self.root = folders[0]
         records: dict[str, Record] = {}
         for number, file in images.items():

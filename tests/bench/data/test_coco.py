@@ -114,7 +114,9 @@ def test_polygons_are_nearly_those_of_pycocotools(file: Path) -> None:
         assert (mask & theirs).sum() > 0.95 * (mask | theirs).sum()
 
 
-@pytest.mark.parametrize("place", ["annotations", "images", "images/val2017", "val2017"])
+@pytest.mark.parametrize(
+    "place", ["annotations", "annotations/images", "images", "images/val2017", "val2017"]
+)
 def test_images_are_found_where_others_have_them(file: Path, place: str) -> None:
     folder = file.parent.parent
     before = CocoInstances(file)
@@ -134,8 +136,13 @@ def test_images_are_found_in_the_folder_that_is_named(file: Path) -> None:
     found = open_data(f"coco:{file},{photos}/")
     assert found.identity() == before.identity()
     assert same(found.read(0).regions[1].mask, LEFT | INSIDE)
+    photos.rename(file.with_name("beside"))
+    assert open_data(f"coco:{file},beside").identity() == before.identity()
+    file.with_name("beside").rename(photos)
     save(noise(seed=0), file.with_name("000.jpg"))
-    with pytest.raises(InputError, match=r"images of instances_val2017\.json in one of \S*/none,"):
+    with pytest.raises(
+        InputError, match=r"in one of \S*/none, .*name their folder: coco:.*,FOLDER"
+    ):
         open_data(f"coco:{file},{photos.with_name('none')}")
 
 
