@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from ..checks import expect, show
-from ..errors import CaptumClipError, CaptureError, TargetError, UnsupportedModelError
+from ..errors import CaptureError, TargetError, UnsupportedModelError
 from ..maps import to_float32
 from ..models.library import checkpoints, has_no_foreign_hooks
 from ..models.rounding import agree, difference, is_rounding
@@ -109,9 +109,10 @@ class Call:
         with recording as record:
             try:
                 scores = self.scores()
-            except CaptumClipError:
-                raise
             except RuntimeError as error:
+                # Subclasses have their own meaning, as ours and an exhausted memory have.
+                if type(error) is not RuntimeError:
+                    raise
                 raise ForwardFailedError from error
         verify(record, self.method)
         expected = f"scores of the {record.batch} images that went through the tower"

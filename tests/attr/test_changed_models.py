@@ -149,7 +149,7 @@ def test_a_fork_that_keeps_gradients_by_a_hook_on_a_tensor_is_explained(method: 
         calls.append(args[0].register_hook(lambda gradient: None))
 
     for layer in blocks_of(built):
-        layer.self_attn.out_proj.register_forward_pre_hook(keep_gradient)
+        layer.self_attn.v_proj.register_forward_pre_hook(keep_gradient)
     found = method(similarity_of(built)).attribute_targets(built.images(2))
     assert calls
     torch.testing.assert_close(found, wanted)
