@@ -266,20 +266,25 @@ class Watch(TorchFunctionMode):
     def enter(self, attention: Attention, name: str, see: See) -> None:
         """Read the attention of a module that begins to run."""
         self._running = _Running(attention, name, see)
-        # a mode costs a call for every function, so it is on inside of attentions alone
-        if not self.sees_all and not self._entered:
+        # A mode costs a call for every function, so it is on inside of attentions alone.
+        self.start()
+
+    def start(self) -> None:
+        """Begin to see functions; harmless where it does already."""
+        if not self._entered:
             self.__enter__()  # type: ignore[no-untyped-call]
             self._entered = True
 
     def remove(self) -> None:
-        """Stop to look at functions; harmless where it does not."""
+        """See functions no more; harmless where it does not."""
         if self._entered:
             self._entered = False
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
         """Raise UnsupportedModelError unless one attention was read."""
-        self.remove()
+        if not self.sees_all:
+            self.remove()
         running, self._running = self._running, None
         if running is None:
             return
