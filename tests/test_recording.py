@@ -25,7 +25,7 @@ from captum_clip.recording.observe import (
     Sums,
     observe,
 )
-from captum_clip.recording.passes import record_held
+from captum_clip.recording.passes import HeldGates
 from tests.attr import cases, state
 
 
@@ -175,7 +175,7 @@ RECORDINGS: dict[str, Any] = {
     "plain": observe,
     "leaf": graph,
     "embedding": lambda tower: observe(tower, Sums(range(2)), Embedding(leaf=True)),
-    "held": record_held,
+    "held": lambda tower: observe(tower, HeldGates(), Embedding()),
 }
 
 

@@ -33,6 +33,7 @@ from ._call import (
     Columns,
     Computed,
     Constants,
+    ForwardFailedError,
     Indices,
     detach_inference,
     differentiate,
@@ -372,29 +373,34 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         return self._laws
 
     def _computed(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
-        """Run the formula; again with copies if the model changes tokens in place."""
-
-        def run() -> Computed:
-            # a view made without a graph has no place in one, for which a tracker asks
-            is_whole = modules_are_tracked() and not self._cuts_graph
-            with with_whole_graph() if is_whole else nullcontext():
-                result = compute(replace(call, copies=self._copies))
-            verify(result.record, call.method)
-            return result
-
-        while True:
+        """Run the formula; again with a graph from the beginning if the forward needs one."""
+        # A view that was made without a graph has no place in one, for which a tracker asks.
+        is_whole = modules_are_tracked() and not self._cuts_graph
+        with with_whole_graph() if is_whole else nullcontext():
             try:
-                return run()
+                return self._verified(compute, call)
+            except ForwardFailedError as failed:
+                failure = failed.__cause__
+        # An inspection ran this forward in a graph, so that may be what it lacks: a fork may keep
+        # the gradient of its attention by a hook on the tensor, which without a graph is an error.
+        with suppress(ForwardFailedError), with_whole_graph():
+            return self._verified(compute, call)
+        assert failure is not None
+        raise failure
+
+    def _verified(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
+        """Run the formula and see to the laws; with copies if the model changes tokens in place."""
+        if not self._copies:
+            try:
+                result = compute(call)
+                verify(result.record, call.method)
             except ChangedInPlaceError:
-                if self._copies:
-                    raise
                 self._copies = True
-            except RuntimeError as error:
-                # a fork that keeps its attention's gradient with a hook on the tensor
-                if "cannot register a hook on a tensor" not in str(error):
-                    raise
-                with with_whole_graph():
-                    return run()
+            else:
+                return result
+        result = compute(replace(call, copies=True))
+        verify(result.record, call.method)
+        return result
 
     def _check_tower(self, *, random: bool = False) -> bool:
         """Find the tower's parts as they are now, and whether they answer the same each time.

@@ -40,6 +40,10 @@ class ReadsMoreError(CaptureError):
     """The scores depend on more than the embedding, or the pooled token."""
 
 
+class ForwardFailedError(Exception):
+    """A forward function raised torch's own error, its cause, while it was recorded."""
+
+
 class Computed(NamedTuple):
     """The result of a method's formula.
 
@@ -103,7 +107,13 @@ class Call:
     def run(self, recording: AbstractContextManager[Recording]) -> "Pass":
         """Run the forward to its end under a recording."""
         with recording as record:
-            scores = self.scores()
+            try:
+                scores = self.scores()
+            except RuntimeError as error:
+                # Subclasses have their own meaning, as ours and an exhausted memory have.
+                if type(error) is not RuntimeError:
+                    raise
+                raise ForwardFailedError from error
         verify(record, self.method)
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)
@@ -153,19 +163,23 @@ class Pass:
         """
         options: Any = {"retain_graph": True, "create_graph": keeps_graph(), **more}
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
+        self.refuse_no_graph()
         if self.scores.requires_grad:
             gradients = grad(self.scores, leaves, rows, allow_unused=True, **options)
-        elif not self.record.is_hooked:
-            raise CaptureError(
-                "No gradient leads from the scores back to the tower; the forward function must "
-                "not use torch.no_grad(), .detach() or .item() on the way."
-            )
         if any(gradient is None for gradient in gradients) and not self.record.is_hooked:
             raise CaptureError("The scores do not depend on what the tower computed.")
         # a batched backward has one more axis in front
         shape = rows.shape[: rows.ndim - self.scores.ndim]
         pairs = zip(gradients, leaves, strict=True)
         return tuple(leaf.new_zeros(*shape, *leaf.shape) if g is None else g for g, leaf in pairs)
+
+    def refuse_no_graph(self) -> None:
+        """Raise CaptureError where the scores have no graph, unless a foreign hook cut it off."""
+        if not (self.scores.requires_grad or self.record.is_hooked):
+            raise CaptureError(
+                "No gradient leads from the scores back to the tower; the forward function must "
+                "not use torch.no_grad(), .detach() or .item() on the way."
+            )
 
     def mixed(self, *points: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of one weighted sum of the columns' scores, so that all cost one backward."""
@@ -421,8 +435,7 @@ def embedded_scores(
         return PooledEmbedding(run, record.scored, direction, gradient, scored is record.projected)
     embedding = _scored_point(run, record.embedding if below is None else below)
     if embedding is None:
-        if not run.scores.requires_grad:
-            next(run.gradients(record.embedding))  # which says so
+        run.refuse_no_graph()
         raise ReadsMoreError(
             f"The scores depend on more than the embedding that the {tower.noun} returned, such as "
             "hidden states, so they cannot be taken apart. Use a method with gradients, such as "

@@ -26,8 +26,8 @@ from ..models.steps import (
 )
 from ..models.towers import Tower, TransformerTower
 from ..recording.graph import detached, held, keeps_graph, no_graph
-from ..recording.observe import Kernels, Sums
-from ..recording.passes import record_held, refuse_nonlinear
+from ..recording.observe import Embedding, Kernels, Sums, observe
+from ..recording.passes import HeldGates, refuse_nonlinear
 from ..recording.reads import AttentionRead
 from ..recording.records import NOTHING, Recording
 from . import _attention as mha
@@ -562,7 +562,8 @@ def propagated_to_patches(
     The scores are explained, or the unit embedding's products with `directions` (n, B or 1, E).
     """
     refuse_checkpointing(tower)
-    run = call.run(record_held(tower, readout=call.readout))
+    observers = HeldGates(call.readout), Embedding(call.readout)
+    run = call.run(observe(tower, *observers))
     record = run.record
     patches = record.input
     embedded = embedded_scores(tower, run, patches)

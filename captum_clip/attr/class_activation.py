@@ -21,7 +21,7 @@ from ..models.attentions import PoolingHead
 from ..models.steps import run_steps
 from ..models.towers import ResNetTower, ViTTower
 from ..recording.graph import detached, no_graph
-from ..recording.observe import Kernels, Outputs, Probes, Sums, record_features
+from ..recording.observe import Kernels, LastFeatures, Outputs, Probes, Sums, observe
 from ..recording.passes import read_pool
 from ..targets.similarity import ClipSimilarity
 from . import _attention as mha
@@ -448,7 +448,7 @@ class CamFamily(ClipAttribution):
                 f"{_NOT_ON_TOKENS[variant]}; use LayerCAM or GradCAM."
             )
         smooth = {"eigen_smooth": bool(options.pop("eigen_smooth", False))}
-        run = call.run(record_features(tower))
+        run = call.run(observe(tower, LastFeatures()))
         leaf = run.record.features
         network = _Network(call, tower, leaf.device)
         cam = _class_of(variant)(model=network, target_layers=[network.features], **options)
@@ -479,7 +479,7 @@ class _Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Scores, with the features sent through the layer."""
         call = self._call[0]
-        with record_features(self._tower, through=lambda features: self.features(features)):
+        with observe(self._tower, LastFeatures(through=lambda x: self.features(x))):
             scores: Tensor = call.forward(images, *call.extra)
         return scores[:, None] if scores.ndim == 1 else scores
 

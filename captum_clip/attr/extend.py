@@ -14,13 +14,13 @@ from ..errors import CaptureError, public
 from ..recording.observe import Embedding as Embedding
 from ..recording.observe import Features as Features
 from ..recording.observe import Kernels as Kernels
+from ..recording.observe import LastFeatures as LastFeatures
 from ..recording.observe import LeafAtInput as LeafAtInput
 from ..recording.observe import Observer as Observer
 from ..recording.observe import Outputs as Outputs
 from ..recording.observe import Sums as Sums
 from ..recording.observe import observe as observe
-from ..recording.observe import record_features as record_features
-from ..recording.passes import record_held as record_held
+from ..recording.passes import HeldGates as HeldGates
 from ..recording.reads import AttentionRead as AttentionRead
 from ..targets.similarity import ClipSimilarity
 from ._attention import all_gradients as all_gradients

@@ -183,6 +183,27 @@ def _original(func: Any) -> Any:
     return next((own for own, other in _FUNCTIONS.items() if other == name), func)
 
 
+def _hands_itself_over(function: Any) -> bool:
+    """Whether a function is torch's own Python code, which asks first whether a mode is on."""
+    if not isinstance(function, types.FunctionType):
+        return False
+    return "has_torch_function" in function.__code__.co_names
+
+
+def _without_handing_over(function: Any) -> Callable[..., Any]:
+    """A copy of a function of torch that runs its own code under a mode.
+
+    The function finds `has_torch_function` among its globals, so the copy gets globals in which no
+    tensor has one. All other names are as they are now, so what stands in their place is used.
+    """
+    names = dict(function.__globals__, has_torch_function=lambda *_: False)
+    copy = types.FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
 class Product(NamedTuple):
     """What a tensor of an attention's was made of: a product of queries and keys, or weights."""
 
@@ -245,20 +266,25 @@ class Watch(TorchFunctionMode):
     def enter(self, attention: Attention, name: str, see: See) -> None:
         """Read the attention of a module that begins to run."""
         self._running = _Running(attention, name, see)
-        # a mode costs a call for every function, so it is on inside of attentions alone
-        if not self.sees_all and not self._entered:
+        # A mode costs a call for every function, so it is on inside of attentions alone.
+        self.start()
+
+    def start(self) -> None:
+        """Begin to see functions; harmless where it does already."""
+        if not self._entered:
             self.__enter__()  # type: ignore[no-untyped-call]
             self._entered = True
 
     def remove(self) -> None:
-        """Stop to look at functions; harmless where it does not."""
+        """See functions no more; harmless where it does not."""
         if self._entered:
             self._entered = False
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
         """Raise UnsupportedModelError unless one attention was read."""
-        self.remove()
+        if not self.sees_all:
+            self.remove()
         running, self._running = self._running, None
         if running is None:
             return
@@ -302,19 +328,12 @@ class Watch(TorchFunctionMode):
     def _multihead(self, running: _Running, args: Any, kwargs: Any) -> Any:
         """Run torch's own code, which hands itself over to a mode as a whole, under this one."""
         modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        check = "has_torch_function"
-        plain = isinstance(_MULTIHEAD, types.FunctionType) and check in _MULTIHEAD.__code__.co_names
-        if not plain or any(type(mode) is not DeviceContext for mode in modes):
+        is_alone = all(type(mode) is DeviceContext for mode in modes)
+        if not (is_alone and _hands_itself_over(_MULTIHEAD)):
             running.refusal = self._refused(running.name, "runs under another torch function mode")
             return _MULTIHEAD(*args, **kwargs)
-        # with the names as they are now, so that what stands in the place of one is used
-        names = {**_MULTIHEAD.__globals__, check: lambda *_: False}
-        # torch reads this name from the globals of the function, so its clone gets others
-        defaults, closure = _MULTIHEAD.__defaults__, _MULTIHEAD.__closure__
-        code = types.FunctionType(_MULTIHEAD.__code__, names, check, defaults, closure)
-        code.__kwdefaults__ = _MULTIHEAD.__kwdefaults__
         with self:
-            return code(*args, **kwargs)
+            return _without_handing_over(_MULTIHEAD)(*args, **kwargs)
 
     def _fused(self, running: _Running, args: Any, kwargs: Any) -> Any:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")

@@ -469,30 +469,42 @@ class Features(Observer):
         hooks.after(tower.stage, leave)
 
 
-@contextmanager
-def record_features(
-    tower: ViTTower | ResNetTower, *, through: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[Recording]:
-    """Record the features (B, C, h, w), and go on with what `through` makes of them.
+@dataclass(eq=False)
+class LastFeatures(Observer):
+    """The features (B, C, h, w) of a class activation map, where the graph begins.
 
     They are a ResNet's last stage; the patches that enter the last block of a tower that pools CLS,
-    since nothing reads the patches that leave it; the patches that leave it in another tower.
-    Without `through` they are the leaf of the graph.
+    since nothing reads the patches that leave it; the patches that leave it in another tower. With
+    `through` there is no graph, and the forward goes on with what it makes of them.
     """
 
-    def replaced(_: Arguments, features: Tensor) -> Tensor:
-        record.features = (through or record.graph.start)(features)
-        return record.features.clone()  # what follows may work in place
+    order: ClassVar[int] = 60
+    through: Callable[[Tensor], Tensor] | None = None
 
-    def leave(_: Arguments, result: Any) -> Any:
-        output = layer.output(result)
-        tokens = replaced((), record.on_grid(output.mT)).flatten(2).mT
-        return layer.replaced(result, torch.cat([output[:, : record.span.start], tokens], 1))
+    def __post_init__(self) -> None:
+        self.leaf = self.through is None
 
-    with recording(tower, gradient=through is None) as (hooks, record):
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        tower: ViTTower | ResNetTower = record.tower
+
+        def replaced(_: Arguments, features: Tensor) -> Tensor:
+            make_features = self.through or record.graph.start
+            record.features = make_features(features)
+            # What follows may work in place.
+            return record.features.clone()
+
         if isinstance(tower, ResNetTower):
             hooks.after(tower.stage, replaced)
-        else:
-            layer = tower.layers[-2 if tower.pooling == "cls" else -1]
-            hooks.after(layer.block, leave)
-        yield record
+            return
+        layer = tower.layers[-2 if tower.pooling == "cls" else -1]
+
+        def leave(_: Arguments, result: Any) -> Any:
+            output = layer.output(result)
+            patches = replaced((), record.on_grid(output.mT)).flatten(2).mT
+            tokens = torch.cat([output[:, : record.span.start], patches], 1)
+            # The next block gets these tokens, which is no change of the model's.
+            record.handed_on.append(tokens)
+            return layer.replaced(result, tokens)
+
+        hooks.after(layer.block, leave)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..models.towers import TransformerTower
 from .graph import held, keeps_graph
 from .hooks import Arguments, Hooks, Watch, uncompiled
 from .laws import refuse_other_weights
-from .observe import Embedding, HandedOn, begin, plan_attention, recording, refuse_cut_graph
+from .observe import Observer, begin, plan_attention, refuse_cut_graph
 from .reads import AttentionRead
 from .records import Recording, channel_ramp
 
@@ -67,7 +68,7 @@ def _linear(x: Tensor, ran: Tensor, push: Map, back: Map) -> Tensor:
     return _apply(x, ran.detach(), push, back)  # type: ignore[no-any-return]
 
 
-class _HeldGates(Watch):
+class _GateWatch(Watch):
     """Holds the gates of all functions of torch while the tower runs."""
 
     sees_all = True
@@ -154,35 +155,40 @@ class _HeldGates(Watch):
         return func(*pair)  # type: ignore[no-any-return]
 
 
-@contextmanager
-def record_held(
-    tower: TransformerTower, *, readout: nn.Module | None = None
-) -> Iterator[Recording]:
-    """Record a forward from the projected patches on, in whose graph every gate is a constant.
+@dataclass(eq=False)
+class HeldGates(Observer):
+    """The graph begins at the projected patches, and every gate in it is a constant.
 
     Norms keep their standard deviation, activations f(x) / x, a gate its whole, attentions their
-    weights; the values are those of the plain forward.
+    weights; the values are those of the plain forward. Gates are held up to what the tower returns,
+    or in a text what the `readout` does.
     """
 
-    def start(args: Any, result: Any) -> Tensor:
-        watch.holds = True
-        return begin(record, args, result)
+    # Behind the embedding, since that is read before gates are let go.
+    order: ClassVar[int] = 85
+    leaf = True
+    readout: nn.Module | None = None
 
-    def end(*_: Any) -> None:
-        watch.holds = False
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        tower = record.transformer
+        watch = _GateWatch(record)
 
-    with recording(tower, gradient=True) as (hooks, record):
-        watch = _HeldGates(record)
+        def start(args: Any, result: Any) -> Tensor:
+            watch.holds = True
+            return begin(record, args, result)
+
+        def end(*_: Any) -> None:
+            watch.holds = False
+
         hooks.after(tower.stem, start, "The patch projection")
-        HandedOn().plan(hooks, record)
         for index in range(len(tower.attentions)):
             plan_attention(hooks, record, watch, index, watch.attend, trims=False)
-        Embedding(readout).plan(hooks, record)
-        last = readout if tower.kind == "text" else tower.module
+        last = self.readout if tower.kind == "text" else tower.module
         if last is not None:
             hooks.after(last, end)
-        with watch:
-            yield record
+        watch.start()
+        hooks.handles.append(watch)
 
 
 def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:

@@ -138,6 +138,41 @@ def test_a_callable_may_change_its_images() -> None:
     assert len(runs) == 2  # the first call looks at the model
 
 
+@pytest.mark.parametrize("method", [attr.DirectContribution, attr.LastGradAttention])
+def test_a_fork_that_keeps_gradients_by_a_hook_on_a_tensor_is_explained(method: Any) -> None:
+    """Without a graph such a hook is an error of torch, so the forward runs in one."""
+    built = builders.hf_vit()
+    wanted = method(similarity_of(built)).attribute_targets(built.images(2))
+    calls = []
+
+    def keep_gradient(module: nn.Module, args: Any) -> None:
+        calls.append(args[0].register_hook(lambda gradient: None))
+
+    for layer in blocks_of(built):
+        layer.self_attn.v_proj.register_forward_pre_hook(keep_gradient)
+    found = method(similarity_of(built)).attribute_targets(built.images(2))
+    assert calls
+    torch.testing.assert_close(found, wanted)
+
+
+def test_an_error_of_the_forward_is_raised_as_it_is() -> None:
+    """Also where it is torch's own, which another run does not mend."""
+    built = builders.hf_vit()
+    method = attr.LastGradAttention(similarity_of(built))
+    images = built.images(2)
+    method.attribute_targets(images)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of something")
+
+    usual = built.model.visual_projection.forward
+    built.model.visual_projection.forward = fail
+    with pytest.raises(RuntimeError, match=r"^out of something$"):
+        method.attribute_targets(images)
+    built.model.visual_projection.forward = usual
+    method.attribute_targets(images)
+
+
 def test_an_unsupported_clip_is_no_layer_for_grad_cam() -> None:
     built = double("open_clip_vit")
     visual: Any = built.model.visual
