@@ -1,6 +1,6 @@
 """Removal at the reader: what the score loses if the token that is read may not see a region."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, cast, final
@@ -150,13 +150,14 @@ class ReaderRemoval(ClipAttribution):
             return read
 
         tokens_run = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
+        arriving: AbstractContextManager[Arrivals]
         if tokens_run:
             kernels = Kernels(range(layer_count), take)
-            keep = arrivals(cast(TransformerTower, tower))
+            arriving = arrivals(cast(TransformerTower, tower))
         else:
             kernels = Kernels(pooling, take)
-            keep = nullcontext(Arrivals())
-        with keep as arrived:
+            arriving = nullcontext(Arrivals())
+        with arriving as arrived:
             if rows:
                 pooled = pooled_rows(tower, call, pooling, False, kernels)
                 embedded = pooled.embedded
@@ -343,7 +344,9 @@ class _Reader:
     def grid(self) -> Any:
         """Rows and columns of cells, or the number of a text's tokens."""
         size: Any = self.record.size
-        return size[1:] if self.tower.kind == "text" else self.tower.grid(*size)
+        if self.tower.kind == "text":
+            return size[1:]
+        return self.tower.grid(*size)
 
     def cells(self, masks: Tensor) -> Tensor:
         """The cells (B or 1, M, N) of masks, (B, M, T) of a text's."""
@@ -366,8 +369,14 @@ class _Reader:
         is_text = len(self.grid) == 1
         in_window = torch.ones(1, 1, dtype=torch.bool, device="cpu")
         for side in self.grid:
-            width = window or (1 if is_text else 2 * round(3 * side / 14 - 0.5) + 1)
-            step = stride or (1 if is_text else -(-side // 7))
+            default_width = 1
+            default_step = 1
+            if not is_text:
+                # The largest odd side of at most 3/7 of the grid's, and seven windows along it.
+                default_width = 2 * round(3 * side / 14 - 0.5) + 1
+                default_step = -(-side // 7)
+            width = window or default_width
+            step = stride or default_step
             expect(step <= width, f"a `stride` of at most the window's {width} cells", step)
             # Where the last window inside does not reach the edge, one more is moved inside.
             end = side + max(0, step - 1 - width // 2)
@@ -381,7 +390,7 @@ class _Reader:
 
     @torch.no_grad()
     def losses(self, cells: Tensor) -> Tensor:
-        """What the unit embedding loses (B, M, E) without each of some regions (B or 1, M, N)."""
+        """Compute the unit embedding's losses (B, M, E) without each region (B or 1, M, N)."""
         record = self.record
         embedded = self.embedded
         returned = embedded.embedding.detach()
@@ -408,7 +417,7 @@ class _Reader:
         return losses
 
     def _hidden(self, cells: Tensor) -> Tensor:
-        """The tokens (B, M, s) that each region (B or 1, M, N) takes away from the reader."""
+        """Find the tokens (B, M, s) that each region (B or 1, M, N) hides from the reader."""
         hidden = self.padded(cells).expand(self.record.batch, -1, -1)
         visible = self.record.pooled.visible
         if visible is not None:
@@ -435,10 +444,10 @@ class _Reader:
         return _masked_mean(tokens, kept)
 
     def _pool(self, hidden: Tensor) -> Tensor:
-        """What the pooling head's attention returns for each group, (B, G, D)."""
+        """Run the pooling head's attention for each group, (B, G, D)."""
         read = self.reads[len(self.tower.attentions) - 1]
-        ids = None  # positions of the tokens with other keys and values than in the forward
-        beside = None
+        ids = None  # positions of the tokens with new keys and values
+        beside = None  # these keys and values, and their positions
         if read.attention.positions is not None:
             query, key, value = self._mean_token(read, hidden)
             ids = self.position()
@@ -448,7 +457,8 @@ class _Reader:
             query = query.expand(-1, -1, hidden.shape[1], -1, -1)
             if self.count:
                 ids = self._positions(hidden)
-                again = read_pool(self.record, self._tokens(hidden, ids).flatten(1, 2))
+                tokens = self._tokens(hidden, ids)
+                again = read_pool(self.record, tokens.flatten(1, 2))
                 _, keys = again.shown
                 beside = _by_group(keys, ids), _by_group(again.value, ids), ids
         head_outputs = read.attend(query, self._bias(hidden, ids), beside)
@@ -457,10 +467,11 @@ class _Reader:
         return merged.view(*head_outputs.shape[:2], -1)
 
     def _mean_token(self, read: AttentionRead, hidden: Tensor) -> list[Tensor]:
-        """Query, key and value (B, H, G, 1, d) of the mean that asks in a ResNet's pool."""
+        """Compute query, key and value (B, H, G, 1, d) of the mean token of a ResNet's pool."""
         positions: Any = read.attention.positions
         features = to_float32(read.features.detach()).flatten(2).mT
-        mean = _masked_mean(features, ~hidden[:, :, 1:]) + positions[0].to(features)
+        mean = _masked_mean(features, ~hidden[:, :, 1:])  # (B, G, C)
+        mean = mean + positions[0].to(features)
         mapped = [input_map(mean) for input_map in read.attention.input_maps()]
         heads = [split_heads(vectors, read.attention.heads) for vectors in mapped]
         return [vectors.transpose(1, 2)[:, :, :, None] for vectors in heads]
@@ -473,7 +484,10 @@ class _Reader:
         return rows[:, None, None]
 
     def _positions(self, hidden: Tensor) -> Tensor:
-        """Positions (B, G, n) of the tokens that run anew: CLS, and what it sees and reads most."""
+        """Choose the tokens that run anew, and give their positions (B, G, n).
+
+        They are the reader, if it is a token, and the patches that it attends to most.
+        """
         ids = []
         if self.tower.pooling == "attention":
             reads = [self.reads[len(self.tower.attentions) - 1]]
@@ -482,7 +496,8 @@ class _Reader:
             ids.append(self.position().expand(-1, hidden.shape[1], -1))
         if self.count:
             span = self.record.span
-            attention = torch.stack([read.row().mean(1)[:, span] for read in reads]).sum(0)
+            rows = [read.row().mean(1)[:, span] for read in reads]  # (B, N) each
+            attention = torch.stack(rows).sum(0)
             most = attention.shape[1]
             expect(self.count <= most, f"`readers` of at most {most} patches", self.count)
             # No token sees a hidden patch, so it would run in vain.
@@ -496,8 +511,10 @@ class _Reader:
         All groups run in one sequence of the chosen tokens, or one group among all tokens.
         """
         if self.in_place and hidden.shape[1] > 1:
-            groups = zip(torch.split(hidden, 1, 1), torch.split(ids, 1, 1), strict=True)
-            outputs = [self._tokens(group, group_ids) for group, group_ids in groups]
+            outputs = []
+            pairs = zip(torch.split(hidden, 1, 1), torch.split(ids, 1, 1), strict=True)
+            for hidden_of_group, ids_of_group in pairs:
+                outputs.append(self._tokens(hidden_of_group, ids_of_group))
             return torch.cat(outputs, 1)
         at = ids.flatten(1)[..., None]  # (B, G n, 1)
         bias = self._bias(hidden, ids)
@@ -515,6 +532,7 @@ class _Reader:
             outputs = outputs.flatten(2, 3).to(read.out.dtype)
             if not self.in_place:
                 return outputs
+            # All other tokens keep the outputs that they have in this run.
             return read.out.scatter(2, at[:, None].expand_as(outputs), outputs)
 
         try:
@@ -530,7 +548,7 @@ class _Reader:
         return tokens.view(*ids.shape, -1)
 
     def _bias(self, hidden: Tensor, ids: Tensor | None) -> Tensor:
-        """What is added to the products of queries and keys, (B, 1, G, 1, s or s + n).
+        """The bias of the products of queries and keys, (B, 1, G, 1, s or s + n).
 
         It is minus infinity where a group sees nothing. Tokens at positions `ids` (B, G or 1, n)
         run anew, so their new keys at the end take the place of those of the forward.
@@ -543,7 +561,7 @@ class _Reader:
 
 
 def _by_group(heads: Tensor, ids: Tensor) -> Tensor:
-    """Part the tokens (B, H, G n, d) of all groups, (B, H, G, n, d)."""
+    """Split the tokens (B, H, G n, d) of all groups into (B, H, G, n, d)."""
     return heads.reshape(*heads.shape[:2], *ids.shape[1:], -1)
 
 
