@@ -104,7 +104,7 @@ def _resnet_pool_row(read: AttentionRead, row: Tensor, value: Tensor, centered: 
     count = len(embeddings) - 1
     # One mixture of the tokens passes the map as well. Its value shows whether the values that ran
     # were made of the features.
-    mixed, mixed_value, _ = mha.features_mixture(read)
+    mixed, mixed_value = mha.mixed_values(read, mha.pool_tokens(read))
     value_map = read.attention.input_maps()[2]
     mapped = value_map(torch.cat([embeddings.to(value.dtype), mixed]))
     of_positions = split_heads(mapped[: 1 + count], value.shape[1]).transpose(0, 1)  # (H, 1 + N, d)
