@@ -130,7 +130,7 @@ class AttentionRollout(ViTAttribution):
     Returns:
         `attribute` returns maps (B, 1, h, w). `attribute_targets` repeats them K times,
         (B, K, h, w), so that tables of methods stay rectangular. The maps of a text are (B, 1, T)
-        and (B, K, T), and all are non-negative.
+        and (B, K, T).
 
     Raises:
         InputError: `start_layer` is no layer of the tower.
@@ -391,7 +391,7 @@ class LastGradAttention(ViTAttribution):
         return run.computed(torch.cat(maps))
 
     def _below_pooling_head(self, call: Call, layers: range, heads: Pairing) -> Computed:
-        """Start from the pool's row; below it, take the last self-attention's gradient."""
+        """Chain from the pool's own row down, with the last self-attention's gradient."""
         self_attentions = layers[:-1]
         last = self_attentions[-1]
         recorded = all_gradients(self._tower, call, last, first=layers[0])
@@ -445,8 +445,7 @@ class GradEclip(ViTAttribution):
     layer, and the tokens of the text.
 
     In a tower with a pooling head (SigLIP, PE-Core) its query replaces that of CLS. Where CLS has
-    no gradient, as with mean pooling, the mean of the patches' rows and of their queries stands for
-    it.
+    no gradient, as with mean pooling, its row and query are the means of those of the patches.
 
     Args:
         forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
@@ -546,8 +545,8 @@ class LayerAttention(ViTAttribution):
             or "gradient", which keeps its sign.
         rows (str): "cls", the default, shows row CLS, and "sum" the sum of all rows. With mean
             pooling and in the layers below a pooling head, "cls" is the mean of the patches' rows.
-            So it is for the last layer's gradient where a forward function leaves row CLS without
-            a gradient.
+            The same holds for the last layer's gradient where a forward function leaves row CLS
+            without one.
 
     Returns:
         `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w).

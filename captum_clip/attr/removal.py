@@ -360,6 +360,7 @@ class _Reader:
         expect(fits, f"masks {' or '.join(shapes)}, or without B", masks)
         if batched.shape[2:] != grid:
             covered = F.adaptive_avg_pool2d(batched.float(), grid)
+            # A region that covers no cell by half is where it covers most.
             most = covered.amax((-2, -1), keepdim=True)
             batched = (covered >= most.clamp(max=0.5)) & (most > 0)
         return batched.flatten(2)
