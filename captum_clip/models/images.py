@@ -67,7 +67,7 @@ def pixels_of(images: Any) -> Any:
 
 
 def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
-    """Whether images are a floating-point tensor or a sequence of such; InputError for a mixture."""
+    """Whether images are a floating-point tensor or several; InputError for a mixture."""
     if isinstance(images, Tensor):
         return images.is_floating_point()
     if not isinstance(images, Sequence) or isinstance(images, str) or not images:
@@ -175,8 +175,8 @@ def _refuse_random(step: Any) -> None:
     is_ranged = isinstance(value_range, (list, tuple)) and len(set(value_range)) > 1
     if is_ranged or _is_a(step, _RANDOM):
         raise InputError(
-            f"the processor has a {class_name}, which is for training: it makes another image at each "
-            "call. Pass the transform for evaluation, the third value of "
+            f"the processor has a {class_name}, which is for training: it makes another image at "
+            "each call. Pass the transform for evaluation, the third value of "
             "open_clip.create_model_and_transforms."
         )
     is_sequential = isinstance(step, torch.nn.Sequential)
@@ -290,7 +290,7 @@ class Crop:
         )
 
     def of_photo(self, size: Size) -> Box:
-        """The photo's box on the image of a size (H, W); it lies outside where the photo was cut."""
+        """The photo's box on the image of a size (H, W); beyond its edges where the photo was cut."""
         height, width = self.size
         left, top, right, bottom = self.box
         down = size[0] / (bottom - top)
