@@ -290,7 +290,7 @@ class Crop:
         )
 
     def of_photo(self, size: Size) -> Box:
-        """The photo's box on the image of a size (H, W); beyond its edges where the photo was cut."""
+        """Where the photo lies on its image of a size (H, W), beyond the edges that cut it."""
         height, width = self.size
         left, top, right, bottom = self.box
         down = size[0] / (bottom - top)
