@@ -104,7 +104,7 @@ def _resnet_pool_row(read: AttentionRead, row: Tensor, value: Tensor, centered: 
     count = len(embeddings) - 1
     # One mixture of the tokens passes the map as well. Its value shows whether the values that ran
     # were made of the features.
-    mixed, mixed_value, _ = mha.features_mixture(read)
+    mixed, mixed_value = mha.mixed_values(read, mha.pool_tokens(read))
     value_map = read.attention.input_maps()[2]
     mapped = value_map(torch.cat([embeddings.to(value.dtype), mixed]))
     of_positions = split_heads(mapped[: 1 + count], value.shape[1]).transpose(0, 1)  # (H, 1 + N, d)
@@ -351,7 +351,7 @@ def pulled_rows(
             comparisons.append(_Along(name, above, whole, returned))
         pulled.append(_pull_row(pooled, index, row, direction, per))
     directions = [layer.at_heads for layer in pulled]
-    scales = torch.stack([each.scale for each in directions])  # (L, B)
+    scales = torch.stack([at_heads.scale for at_heads in directions])  # (L, B)
     maps = torch.stack([layer.maps for layer in pulled])  # (L, K', B, ..., s)
     maps = maps * scales.view(len(pulled), 1, -1, *[1] * (maps.ndim - 3))
     wholes = maps.flatten(3).sum(-1) + constants(directions)  # (L, K', B)
@@ -408,17 +408,18 @@ def _compare_along(record: Recording, comparisons: Sequence[_Along]) -> None:
 
     Only along the directions, which needs no further weights than the parts themselves.
     """
-    directions = {id(each.direction): each.direction for each in comparisons}
+    # Products along one direction are compared together, which takes fewer kernels.
+    directions = {id(product.direction): product.direction for product in comparisons}
     for direction in directions.values():
-        alike = [each for each in comparisons if each.direction is direction]
-        tokens = torch.stack([each.token for each in alike], 1)  # (B, n, D)
+        alike = [product for product in comparisons if product.direction is direction]
+        tokens = torch.stack([product.token for product in alike], 1)  # (B, n, D)
         wide = to_float32(tokens)
         # Numbers that differ at random differ by this much along a vector.
         size = torch.linalg.vector_norm(wide, dim=-1) * 4 * tokens.shape[-1] ** -0.5
         size = direction.length * size.T  # (n, B)
-        wholes = torch.stack([each.whole for each in alike]).transpose(1, 2)  # (n, B, K')
+        wholes = torch.stack([product.whole for product in alike]).transpose(1, 2)  # (n, B, K')
         returned = direction.dots(wide).permute(2, 1, 0).to(tokens.dtype)
-        names = [each.name for each in alike]
+        names = [product.name for product in alike]
         record.compare_all(names, wholes, returned, size[..., None])
 
 
@@ -442,12 +443,34 @@ class AdditiveAttribution(ClipAttribution):
     """Base of the methods whose maps and rest add up to the score, with Captum's delta.
 
     The rest is the part of the score that no position adds, so that
-    ``maps.sum((-2, -1)) + rest`` is the score. Both methods take ``return_rest``:
+    ``maps.sum((-2, -1)) + rest`` is the score.
 
-    - `attribute` then returns (maps, rest (B, 1)). With ``return_convergence_delta``, the delta
-      (B,) of `compute_convergence_delta` comes last.
-    - `attribute_targets` then returns (maps, rest (B, K)), and with ``return_scores``
-      (maps, scores (B, K), rest (B, K)).
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`.
+        layer: the model, with a forward function of your own.
+
+    Keyword Args:
+        return_rest (bool): return the rest, (B, 1) or (B, K), after the maps. With
+            ``return_scores``, `attribute_targets` returns maps, scores (B, K) and rest.
+        return_convergence_delta (bool): `attribute` returns the delta (B,) of
+            `compute_convergence_delta` last.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w), or a tuple
+        of the maps and what else was asked for.
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> method = DirectContribution(forward)
+        >>> maps, rest, delta = method.attribute(
+        ...     images, return_rest=True, return_convergence_delta=True
+        ... )
+        >>> rest.shape, bool(delta.abs().max() < 1e-5)
+        (torch.Size([1, 1]), True)
     """
 
     additive = True
@@ -466,7 +489,7 @@ class AdditiveAttribution(ClipAttribution):
         target: Indices = None,
         additional_forward_args: Any = None,
     ) -> Tensor:
-        r"""The sum of map and rest less each image's score, (B,), with Captum's sign.
+        r"""Compute the sum of map and rest less each image's score, with Captum's sign.
 
         .. math:: \delta = \Bigl(\sum_j r_j + \text{rest}\Bigr) - y
 
@@ -480,6 +503,9 @@ class AdditiveAttribution(ClipAttribution):
             target: index of a score, or one index per image.
             additional_forward_args: further arguments of the forward function.
 
+        Returns:
+            The delta (B,).
+
         Raises:
             InputError: the attributions or the rest have another number of images.
             TargetError: as `attribute`.
@@ -487,9 +513,11 @@ class AdditiveAttribution(ClipAttribution):
         maps = attributions if isinstance(attributions, tuple) else (attributions,)
         images = inputs if isinstance(inputs, tuple) else (inputs,)
         scores: Tensor = self.forward_func(*images, *further_arguments(additional_forward_args))
-        scores = scores.view(len(scores), -1)
-        fits = rest.shape == (len(scores), 1) and [len(each) for each in maps] == [len(scores)]
-        expected = f"maps (B, 1, ...) and a rest (B, 1) of {len(scores)} images"
+        batch = len(scores)
+        scores = scores.view(batch, -1)
+        is_one_map = len(maps) == 1 and len(maps[0]) == batch
+        fits = is_one_map and rest.shape == (batch, 1)
+        expected = f"maps (B, 1, ...) and a rest (B, 1) of {batch} images"
         expect(fits, expected, [*maps, rest], "return_rest=True gives both")
         column = one_column(target, *scores.shape).to(scores.device)
         chosen = scores.gather(1, column.T)[:, 0]
@@ -519,6 +547,7 @@ class ConservativePropagation(AdditiveAttribution):
 
     Keyword Args:
         return_rest (bool): return the rest, (B, 1) or (B, K), as well.
+        return_convergence_delta (bool): `attribute` returns the delta (B,) as well.
 
     Returns:
         `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w). The maps

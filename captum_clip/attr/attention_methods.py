@@ -29,20 +29,47 @@ class AttentionGradCam(ViTAttribution):
 
     .. math:: L = E_h[(\nabla A_n \odot A_n)^+][CLS, patches]
 
-    with ``weights="elementwise"`` (the default, the form of Mamooler's code), and
+    with ``weights="elementwise"``, and with ``weights="pooled"``
 
     .. math:: L = \bigl(E_h[g_h \, A_{n,h}]\bigr)^+[CLS, patches], \quad
               g_h = \text{mean of } \nabla A_{n,h}[CLS, patches]
 
-    with ``weights="pooled"`` (the form of Chefer et al., to which Mamooler's text refers: the
-    gradient is one number per head, and the ReLU comes after the mean over heads).
-
     Where the gradient leaves row CLS empty, as with mean pooling, the mean of the patches' rows
     takes its place. In a tower with a pooling head (SigLIP, PE-Core) the last attention is the
-    head's, which has one row, that of its query. The map is non-negative; the negative map is the
-    map of ``-target``. It is the last term of :class:`LastGradAttention`.
+    head's, which has one row, that of its query. The map is the last term of
+    :class:`LastGradAttention`.
+
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
+        layer: the model, with a forward function of your own.
+
+    Keyword Args:
+        weights (str): "elementwise", the default, multiplies each entry of the attention with its
+            gradient, as Mamooler's code does. "pooled" is the form of Chefer et al., to which
+            Mamooler's text refers. There the gradient is one number per head, and the ReLU comes
+            after the mean over heads.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w). The maps
+        of a text are (B, 1, T) and (B, K, T). They are non-negative; the negative map is the
+        map of ``-target``.
+
+    Raises:
+        UnsupportedModelError: the tower is convolutional, or its last attention shows neither its
+            weights nor queries and keys; or the gradient has more than row CLS, and the tower
+            checkpoints its activations.
+        CaptureError: no gradient leads from the scores back to the tower.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391); Chefer et al. 2021 (arXiv:2103.15679).
+
+    Example:
+        >>> from captum_clip import AttentionGradCam, ClipSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> AttentionGradCam(forward).attribute(images, target=0).shape
+        torch.Size([1, 1, 7, 7])
     """
 
     name = "attention-grad-cam"
@@ -56,21 +83,25 @@ class AttentionGradCam(ViTAttribution):
         elif weights == "elementwise":
             maps = mha.weighted_rows(last.row, last.read.row()[None])[0]
         else:
-            pooled = last.row[..., last.run.record.span].mean(-1, keepdim=True)  # (K', B, H, 1)
-            maps = (pooled * last.read.row()).mean(2).clamp(min=0)
+            in_map = last.row[..., last.run.record.span]
+            head_weights = in_map.mean(-1, keepdim=True)  # (K', B, H, 1)
+            maps = (head_weights * last.read.row()).mean(2).clamp(min=0)
         return last.run.computed(maps)
 
     def _general(self, last: LastGradient, weights: Weights) -> Tensor:
         """Compute the maps from whole matrices, for a gradient that has more than the CLS row."""
-        attention, prefix = last.read.matrix(), self._tower.prefix  # (B, H, s, s)
+        attention = last.read.matrix()  # (B, H, s, s)
         maps = []
         for start, gradient in last.matrices(self._tower):
             if weights == "elementwise":
-                maps.append(mha.read_row(start, mha.weighted(gradient, attention, dim=-3)))
+                matrix = mha.weighted(gradient, attention, dim=-3)  # (k, B, s, s)
+                maps.append(mha.read_row(start, matrix))
             else:
-                row = (start.to(gradient)[:, :, None, :, None] * gradient).sum(3)  # (k, B, H, s)
-                pooled = row[..., prefix:].mean(-1)[..., None, None]  # (k, B, H, 1, 1)
-                maps.append(mha.read_row(start, (pooled * attention).mean(2)).clamp(min=0))
+                row_weights = start.to(gradient)[:, :, None, :, None]
+                gradient_row = (row_weights * gradient).sum(3)  # (k, B, H, s)
+                head_weights = gradient_row[..., self._tower.prefix :].mean(-1)
+                matrix = (head_weights[..., None, None] * attention).mean(2)
+                maps.append(mha.read_row(start, matrix).clamp(min=0))
         return torch.cat(maps)
 
 
@@ -82,17 +113,40 @@ class AttentionRollout(ViTAttribution):
               v_0 = e_{CLS}
 
     and the map is v without the CLS column. Towers with mean pooling start from the mean of the
-    patches' rows, those with a pooling head from its attention, around which no residual runs.
-    So do towers with CLS pooling start from that mean where a score of a forward function of your
-    own reads patches and not CLS, as its gradient at the last block shows.
+    patches' rows, and those with a pooling head from its attention, around which no residual runs.
+    A forward function of your own may read patches and not CLS, as its gradient at the last block
+    shows. Then a tower with CLS pooling starts from the mean of the patches' rows as well.
 
-    It does not depend on the target otherwise: `target` may be left out, and ``attribute_targets``
-    repeats the map K times, so that tables of methods stay rectangular.
+    The map does not depend on the target otherwise, so `target` may be left out.
 
-    Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
-    a pooling head counts as one more layer.
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
+        layer: the model, with a forward function of your own.
+
+    Keyword Args:
+        start_layer (int): first layer that takes part, 0-based, 0 by default. A pooling head counts
+            as one more layer.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w). `attribute_targets` repeats them K times,
+        (B, K, h, w), so that tables of methods stay rectangular. The maps of a text are (B, 1, T)
+        and (B, K, T).
+
+    Raises:
+        InputError: `start_layer` is no layer of the tower.
+        UnsupportedModelError: the tower is convolutional, or an attention shows neither its weights
+            nor queries and keys.
 
     Source: Abnar and Zuidema 2020 (arXiv:2005.00928).
+
+    Example:
+        >>> from captum_clip import AttentionRollout, ClipSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> AttentionRollout(forward).attribute(images).shape
+        torch.Size([1, 1, 7, 7])
     """
 
     name = "rollout"
@@ -101,36 +155,43 @@ class AttentionRollout(ViTAttribution):
     needs_target = False
 
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
-        layers, tower = self._layers(start_layer), self._tower
-        # a forward function of the user's may read patches in a tower that pools CLS
-        is_open = tower.pooling == "cls" and not isinstance(call.forward, Similarity)
+        tower = self._tower
+        layers = self._layers(start_layer)
+        last_block = len(tower.layers) - 1
+        # A forward function of the user's may read patches in a tower that pools CLS.
+        may_read_patches = tower.pooling == "cls" and not isinstance(call.forward, Similarity)
+        starts_from_row = tower.pooling != "mean" and not may_read_patches
 
         def take(index: int, read: AttentionRead) -> Tensor:
-            if index == layers[-1] and tower.pooling != "mean" and not is_open:
+            if index == layers[-1] and starts_from_row:
                 return read.row().mean(1, keepdim=True)  # (B, 1, s)
             return read.matrix().mean(1)  # (B, s, s)
 
         kernels = Kernels(layers, take)
-        if is_open:
-            run = observed(tower, call, kernels, Outputs([len(tower.layers) - 1], starts=True))
+        if may_read_patches:
+            run = observed(tower, call, kernels, Outputs([last_block], starts=True))
         else:
             run = without_gradient(tower, call, kernels)
-        means = run.record.reads
-        if tower.pooling == "attention":  # no residual runs around the pool
-            row, layers = means[layers[-1]][:, 0], layers[:-1]
-        elif is_open and run.scores.requires_grad:
-            tokens = run.stacked_gradients(run.record.outputs[len(tower.layers) - 1])
-            row = mha.start_row(tokens[:, :, None], tower, run.record.pooled)  # (K', B, s)
+        record = run.record
+        first_row = record.reads[layers[-1]][:, 0]
+        chained = layers
+        if tower.pooling == "attention":
+            # No residual runs around the pool, so its attention is the row to start from.
+            row = first_row
+            chained = layers[:-1]
+        elif may_read_patches and run.scores.requires_grad:
+            gradient = run.stacked_gradients(record.outputs[last_block])  # (K', B, s, D)
+            row = mha.start_row(gradient[:, :, None], tower, record.pooled)  # (K', B, s)
         else:
-            like = means[layers[-1]][:, 0]
-            row = mha.initial_row(tower.pooling, like, tower.prefix, run.record.pooled)
-        for index in reversed(layers):
-            mean = means[index]  # (B, s, s), or the one row that is read
+            row = mha.initial_row(tower.pooling, first_row, tower.prefix, record.pooled)
+        for index in reversed(chained):
+            mean = record.reads[index]  # (B, s, s), or (B, 1, s) where one row is read
+            row_sums = 1 + mean.sum(-1)
             if mean.shape[1] == 1:
-                row = (row + mean[:, 0]) / (1 + mean.sum(-1))
+                row = (row + mean[:, 0]) / row_sums
             else:
-                # row-normalizing the matrix would copy it; its sums do
-                row = row / (1 + mean.sum(-1))
+                # The normalized rows of the matrix would be a copy of it, so v is divided instead.
+                row = row / row_sums
                 row = row + mha.read_row(row, mean)
         return run.computed(row.expand(len(run.columns), -1, -1))
 
@@ -151,16 +212,40 @@ class AllGradAttention(ViTAttribution):
 
     It needs the gradient of every layer, so each target costs a backward, several at once where
     memory allows; the forward is shared.
-    The map is non-negative; the negative map is the map of ``-target``.
 
     Over several layers the map depends on the scale of the score, since gradients are multiplied.
     The authors' notebook explains logits, a hundred times the cosine: for its maps pass
     ``lambda images: 100 * forward(images)`` with ``layer=model``.
 
-    Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
-    a pooling head counts as one more layer.
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
+        layer: the model, with a forward function of your own.
+
+    Keyword Args:
+        start_layer (int): first layer that takes part, 0-based, 0 by default. A pooling head counts
+            as one more layer.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w). The maps
+        of a text are (B, 1, T) and (B, K, T). They are non-negative; the negative map is the
+        map of ``-target``.
+
+    Raises:
+        InputError: `start_layer` is no layer of the tower.
+        UnsupportedModelError: the tower is convolutional or checkpoints its activations, or an
+            attention shows neither its weights nor queries and keys.
+        CaptureError: no gradient leads from the scores back to the tower.
 
     Source: Chefer et al. 2021 (arXiv:2103.15679), equations 5 and 6 there.
+
+    Example:
+        >>> from captum_clip import AllGradAttention, ClipSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> AllGradAttention(forward).attribute_targets(images).shape
+        torch.Size([1, 2, 7, 7])
     """
 
     name = "all-grad"
@@ -168,21 +253,30 @@ class AllGradAttention(ViTAttribution):
     towers = ("vit", "text")
 
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
-        tower, layers = self._tower, self._layers(start_layer)
+        tower = self._tower
+        layers = self._layers(start_layer)
         recorded = all_gradients(tower, call, start_layer)
-        record, attention, maps = recorded.run.record, recorded.attention(), list[Tensor]()
-        for *below, top in recorded.gradients():
-            if is_pool := tower.pooling == "attention":  # no residual runs around it
-                start = mha.weighted(*recorded.pool_row(top), dim=-2)  # (k, B, s)
+        record = recorded.run.record
+        attention = recorded.attention()
+        has_pool = tower.pooling == "attention"
+
+        def layer_matrix(index: int, gradient: Tensor) -> Tensor:  # (k, B, s, s)
+            attention_gradient = mha.matrix_gradient(record.reads[index], gradient)
+            return mha.weighted(attention_gradient, attention(index), dim=-3)
+
+        maps = []
+        for gradients in recorded.gradients():
+            by_layer = dict(zip(layers, gradients, strict=True))
+            if has_pool:
+                pool_gradient, pool_attention = recorded.pool_row(by_layer.pop(layers[-1]))
+                start = mha.weighted(pool_gradient, pool_attention, dim=-2)  # (k, B, s)
             else:
-                start, below = mha.start_row(top, tower, record.pooled), [*below, top]
-            steps = (
-                mha.weighted(
-                    mha.matrix_gradient(record.reads[index], gradient), attention(index), dim=-3
-                )
-                for index, gradient in reversed(list(zip(layers, below, strict=False)))
+                start = mha.start_row(gradients[-1], tower, record.pooled)
+            matrices = (
+                layer_matrix(index, gradient) for index, gradient in reversed(by_layer.items())
             )
-            maps.append(mha.propagated(start, steps, residual=not is_pool))
+            # No residual runs around a pool.
+            maps.append(mha.propagated(start, matrices, residual=not has_pool))
         return recorded.run.computed(torch.cat(maps))
 
 
@@ -211,14 +305,30 @@ class LastGradAttention(ViTAttribution):
     :math:`v \leftarrow v + v \bar A_l` from the top down, with the gradient of the last
     *self*-attention as :math:`\nabla A_n`.
 
-    The map is non-negative; the negative map is the map of ``-target``.
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
+        layer: the model, with a forward function of your own.
 
-    Options, keyword-only:
+    Keyword Args:
+        heads (str): "paired", the default, multiplies head h of the last gradient with head h of
+            every layer, as the equation says. The heads of different layers do not correspond,
+            though. "averaged" takes :math:`E_h[\nabla A_n]^+ \odot E_h[A_l]`, which renumbering
+            the heads does not change.
+        start_layer (int): first layer that takes part, 0-based, 0 by default. A pooling head counts
+            as one more layer.
 
-    - ``heads``: "paired" multiplies head h of the last gradient with head h of every layer, as the
-      equation says. The heads of different layers do not correspond, though. "averaged" takes
-      :math:`E_h[\nabla A_n]^+ \odot E_h[A_l]`, which renumbering the heads does not change.
-    - ``start_layer``: first layer that takes part, 0-based; a pooling head counts as one more.
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w). The maps
+        of a text are (B, 1, T) and (B, K, T). They are non-negative; the negative map is the
+        map of ``-target``.
+
+    Raises:
+        InputError: `start_layer` is no layer of the tower.
+        UnsupportedModelError: the tower is convolutional, or an attention shows neither its weights
+            nor queries and keys; or `heads` is "paired", and the layers have different numbers of
+            heads. It is also raised if the gradient has more than row CLS, and the tower
+            checkpoints its activations.
+        CaptureError: no gradient leads from the scores back to the tower.
 
     Source: CLIP Explainability (Mamooler, EPFL), after Chefer et al. 2021 (arXiv:2103.15679).
 
@@ -237,35 +347,38 @@ class LastGradAttention(ViTAttribution):
     towers = ("vit", "text")
 
     def _compute(self, call: Call, *, heads: Pairing = "paired", start_layer: int = 0) -> Computed:
-        layers, pooling = self._layers(start_layer), self._tower.pooling
+        layers = self._layers(start_layer)
+        pooling = self._tower.pooling
         if pooling == "attention" and len(layers) > 1:
             return self._below_pooling_head(call, layers, heads)
 
         def take(_: int, read: AttentionRead) -> Tensor:
             return _combined(read.row(), heads, dim=1)
 
-        # of a mean the rows alone will not do
+        # With mean pooling the gradient has many rows, so whole matrices are needed.
         kernels = Kernels(layers[:-1], keep if pooling == "mean" else take)
         last = last_gradient(self._tower, call, kernels)
         if last.row is None:
             return self._general(call, last, layers, heads)
-        top = _combined(last.read.row(), heads, dim=1)
-        below = [last.run.record.reads[index] for index in layers[:-1]]
-        # the gradient has one row, so R changes in that row alone
-        mha.check_heads([row.shape[1] for row in (*below, top)])
-        rows = torch.stack([*below, top])  # (L, B, H, s)
+        # The gradient has one row, so R changes in that row alone.
+        record = last.run.record
+        rows = [record.reads[index] for index in layers[:-1]]
+        rows.append(take(layers[-1], last.read))
+        mha.check_heads([row.shape[1] for row in rows])
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
-        steps = mha.weighted_rows(gradient, rows)  # (L, K', B, s)
-        of_cls = 1 + last.run.record.pooled.read(steps[..., None])  # (L, K', B, 1)
-        # what a layer gives passes all those above it
-        passed = of_cls.flip(0).cumprod(0).flip(0)[1:]
-        return last.run.computed(steps[-1] + (passed * steps[:-1]).sum(0))
+        steps = mha.weighted_rows(gradient, torch.stack(rows))  # (L, K', B, s)
+        growth = 1 + record.pooled.read(steps[..., None])  # (L, K', B, 1)
+        # What a layer gives to the row grows in all layers above it.
+        growth_above = growth.flip(0).cumprod(0).flip(0)[1:]
+        from_below = (growth_above * steps[:-1]).sum(0)
+        return last.run.computed(steps[-1] + from_below)
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Pairing) -> Computed:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
-        run, record = last.run, last.run.record
+        run = last.run
+        record = run.record
         if self._tower.pooling != "mean":
-            # the score turned out to read more tokens, and the rows that were kept will not do
+            # Only the gradient showed that the rows which were kept are not enough.
             again = without_gradient(self._tower, call, Kernels(layers))
             again.record.compare("a second forward", again.scores, run.scores)
             verify(again.record, call.method)
@@ -273,32 +386,45 @@ class LastGradAttention(ViTAttribution):
         attention = kept_attention(record, len(run.columns) > 1, averaged=heads == "averaged")
         maps = []
         for start, gradient in last.matrices(self._tower):
-            steps = _steps(_combined(gradient, heads, dim=-3), attention, layers)
-            maps.append(mha.propagated(start, steps, residual=True))
+            matrices = _layer_matrices(_combined(gradient, heads, dim=-3), attention, layers)
+            maps.append(mha.propagated(start, matrices, residual=True))
         return run.computed(torch.cat(maps))
 
     def _below_pooling_head(self, call: Call, layers: range, heads: Pairing) -> Computed:
-        """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
-        recorded = all_gradients(self._tower, call, layers[-2], first=layers[0])
+        """Chain from the pool's own row down, with the last self-attention's gradient."""
+        self_attentions = layers[:-1]
+        last = self_attentions[-1]
+        recorded = all_gradients(self._tower, call, last, first=layers[0])
+        last_read = recorded.run.record.reads[last]
         attention = recorded.attention(averaged=heads == "averaged")
         maps = []
-        for below, *_, top in recorded.gradients():
-            pool = [_combined(each, heads, dim=-2) for each in recorded.pool_row(top)]
-            gradient = mha.matrix_gradient(recorded.run.record.reads[layers[-2]], below)
-            steps = _steps(_combined(gradient, heads, dim=-3), attention, layers[:-1])
-            # no residual runs around the pool
-            maps.append(mha.propagated(mha.weighted(*pool, dim=-2), steps, residual=False))
+        for gradients in recorded.gradients():
+            pool_gradient, pool_attention = recorded.pool_row(gradients[-1])
+            start = mha.weighted(
+                _combined(pool_gradient, heads, dim=-2),
+                _combined(pool_attention, heads, dim=-2),
+                dim=-2,
+            )
+            gradient = _combined(mha.matrix_gradient(last_read, gradients[0]), heads, dim=-3)
+            matrices = _layer_matrices(gradient, attention, self_attentions)
+            # No residual runs around the pool.
+            maps.append(mha.propagated(start, matrices, residual=False))
         return recorded.run.computed(torch.cat(maps))
 
 
-def _steps(gradient: Tensor, attention: Callable[[int], Tensor], layers: range) -> Iterator[Tensor]:
-    """The matrices (k, B, s, s) of layers, from the last one down, with one gradient for all."""
-    return (mha.weighted(gradient, attention(index), dim=-3) for index in reversed(layers))
+def _layer_matrices(
+    gradient: Tensor, attention: Callable[[int], Tensor], layers: range
+) -> Iterator[Tensor]:
+    """Weight the layers' attentions by one gradient, from the last down: matrices (k, B, s, s)."""
+    for index in reversed(layers):
+        yield mha.weighted(gradient, attention(index), dim=-3)
 
 
 def _combined(tensor: Tensor, heads: Pairing, *, dim: int) -> Tensor:
-    """All heads, or their mean in their place."""
-    return tensor.mean(dim, keepdim=True) if heads == "averaged" else tensor
+    """Keep the heads at `dim` if they are "paired", else take their mean."""
+    if heads == "paired":
+        return tensor
+    return tensor.mean(dim, keepdim=True)
 
 
 @final
@@ -319,10 +445,33 @@ class GradEclip(ViTAttribution):
     layer, and the tokens of the text.
 
     In a tower with a pooling head (SigLIP, PE-Core) its query replaces that of CLS. Where CLS has
-    no gradient, as with mean pooling, the mean of the patches' rows and of their queries stands for
-    it. The map is non-negative; the negative map is the map of ``-target``.
+    no gradient, as with mean pooling, its row and query are the means of those of the patches.
+
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
+        layer: the model, with a forward function of your own.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w). The maps
+        of a text are (B, 1, T) and (B, K, T). They are non-negative; the negative map is the
+        map of ``-target``.
+
+    Raises:
+        UnsupportedModelError: the tower is convolutional, or its last attention shows no queries
+            and keys; or the gradient has more than row CLS, and the tower checkpoints its
+            activations.
+        CaptureError: no gradient leads from the scores back to the tower.
 
     Source: Zhao et al., ICML 2024 (Gradient-based Visual Explanation for Transformer-based CLIP).
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, GradEclip, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> GradEclip(forward).attribute(images, target=0).shape
+        torch.Size([1, 1, 7, 7])
     """
 
     name = "grad-eclip"
@@ -330,20 +479,21 @@ class GradEclip(ViTAttribution):
     towers = ("vit", "text")
 
     def _compute(self, call: Call) -> Computed:
-        tower = self._tower
-        last = last_gradient(tower, call)
+        last = last_gradient(self._tower, call)
         read = last.read
         if last.row is not None:
-            return last.run.computed(last.row.sum(2).clamp(min=0) * self._spread(read, None))
+            positive = last.row.sum(2).clamp(min=0)  # (K', B, s)
+            return last.run.computed(positive * self._spread(read, None))
         assert last.output is not None
-        start = mha.start_row(last.output, tower, read.pooled)  # (K', B, s)
+        start = mha.start_row(last.output, self._tower, read.pooled)  # (K', B, s)
         gradient = torch.einsum("kbs,kbhsd->kbhd", start.to(last.output), last.output)
-        rows = mha.row_gradient(read, gradient).sum(2).clamp(min=0)
-        return last.run.computed(rows * torch.stack([self._spread(read, each) for each in start]))
+        positive = mha.row_gradient(read, gradient).sum(2).clamp(min=0)
+        spread = torch.stack([self._spread(read, row) for row in start])
+        return last.run.computed(positive * spread)
 
     @no_graph()
     def _spread(self, read: AttentionRead, start: Tensor | None) -> Tensor:
-        """Min-max over the patches of the cosine between keys and the pooled query, (B, s).
+        """Compute the cosine between keys and the pooled query, min-max over patches, (B, s).
 
         The query is that of CLS or the pooling head, or of a row `start` (B, s) of tokens.
         """
@@ -351,19 +501,21 @@ class GradEclip(ViTAttribution):
             raise UnsupportedModelError(
                 f"grad-eclip: {read.name} shows no queries and keys; use another method."
             )
-        query, key = to_float32(read.query), to_float32(read.key)
-        with autocast_disabled(key):
+        query = to_float32(read.query)
+        keys = to_float32(read.key).transpose(1, 2).flatten(2)  # (B, s, D)
+        with autocast_disabled(keys):
             if start is None:
-                row = read.select(query).flatten(1)  # (B, D)
+                pooled_query = read.select(query).flatten(1)  # (B, D)
             else:
-                row = mha.read_row(start, query.transpose(1, 2).flatten(2))
-            cosine = F.cosine_similarity(row[:, None], key.transpose(1, 2).flatten(2), dim=-1)
-        span = read.span
+                queries = query.transpose(1, 2).flatten(2)
+                pooled_query = mha.read_row(start, queries)
+            cosine = F.cosine_similarity(pooled_query[:, None], keys, dim=-1)
         hidden = read.pooled.hidden()
-        hidden = torch.zeros_like(cosine, dtype=torch.bool) if hidden is None else hidden
-        # padding has keys as well, whose cosines would stretch the range
-        low = cosine.masked_fill(hidden, torch.inf)[:, span].amin(1, keepdim=True)
-        high = cosine.masked_fill(hidden, -torch.inf)[:, span].amax(1, keepdim=True)
+        if hidden is None:
+            hidden = torch.zeros_like(cosine, dtype=torch.bool)
+        # Padding has keys as well, whose cosines would stretch the range.
+        low = cosine.masked_fill(hidden, torch.inf)[:, read.span].amin(1, keepdim=True)
+        high = cosine.masked_fill(hidden, -torch.inf)[:, read.span].amax(1, keepdim=True)
         extent = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
         return ((cosine - low) / extent).masked_fill(hidden, 0)
 
@@ -378,18 +530,33 @@ class LayerAttention(ViTAttribution):
 
     .. math:: E_h[A_l] \quad \text{or} \quad E_h[\nabla A_l]
 
-    of which ``rows="cls"`` shows row CLS and ``rows="sum"`` the sum of all rows, both without the
-    CLS column. The gradient keeps its sign. The layer-wise view of Mamooler's Figures 2 and 3.
-    In towers with mean pooling ``rows="cls"`` is the mean of the patches' rows; so it is for the
-    last layer's gradient wherever a forward function leaves row CLS without one.
+    The map is row CLS, or the sum of all rows, without the CLS column. This is the layer-wise view
+    of Mamooler's Figures 2 and 3.
 
-    Options, keyword-only:
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`.
+        layer: the model, with a forward function of your own.
 
-    - ``index``: the layer, 0-based; negative counts from the end, -1 is the last. A pooling head is
-      one more layer, whose attention has one row, that of its query; in the layers below it
-      ``rows="cls"`` is the mean of the patches' rows.
-    - ``of``: "attention", which no target changes (`target` may be left out), or "gradient".
-    - ``rows``: "cls" or "sum".
+    Keyword Args:
+        index (int): the layer, 0-based. A negative index counts from the end, and the default, -1,
+            is the last layer. A pooling head is one more layer, whose attention has one row, that
+            of its query.
+        of (str): "attention", the default, which no target changes, so `target` may be left out;
+            or "gradient", which keeps its sign.
+        rows (str): "cls", the default, shows row CLS, and "sum" the sum of all rows. With mean
+            pooling and in the layers below a pooling head, "cls" is the mean of the patches' rows.
+            The same holds for the last layer's gradient where a forward function leaves row CLS
+            without one.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w).
+
+    Raises:
+        InputError: `index` is no layer of the tower.
+        UnsupportedModelError: the tower is no vision transformer, or the layer's attention shows
+            neither its weights nor queries and keys. It is also raised if more than row CLS of the
+            last layer needs a gradient, and the tower checkpoints its activations.
+        CaptureError: no gradient leads from the scores back to the tower.
 
     Source: CLIP Explainability (Mamooler, EPFL).
 
@@ -404,12 +571,14 @@ class LayerAttention(ViTAttribution):
     """
 
     name = "layer"
-    signed = differentiable = True  # signed where it is of the gradient
-    listed = False  # a view of one layer, not a map to compare
+    signed = True  # if it shows a gradient
+    differentiable = True
+    listed = False  # It is a view of one layer, not a map to compare.
 
     @classmethod
     def properties(cls, *, of: Of = "attention", **options: Any) -> dict[str, bool]:
-        return dict.fromkeys(("signed", "needs_target"), of == "gradient")
+        of_gradient = of == "gradient"
+        return {"signed": of_gradient, "needs_target": of_gradient}
 
     def _compute(
         self, call: Call, *, index: int = -1, of: Of = "attention", rows: LayerRows = "cls"
@@ -417,8 +586,9 @@ class LayerAttention(ViTAttribution):
         count = len(self._tower.attentions)
         expected = f"index of a layer, 0 ... {count - 1}, or -{count} ... -1 from the end"
         expect(is_integer(index) and -count <= index < count, expected, index)
-        compute = self._of_gradient if of == "gradient" else self._of_attention
-        return compute(call, index % count, rows)
+        if of == "gradient":
+            return self._of_gradient(call, index % count, rows)
+        return self._of_attention(call, index % count, rows)
 
     def _of_attention(self, call: Call, index: int, rows: LayerRows) -> Computed:
         tower = self._tower
@@ -436,24 +606,27 @@ class LayerAttention(ViTAttribution):
         return run.computed(run.record.reads[index].expand(len(run.columns), -1, -1))
 
     def _of_gradient(self, call: Call, index: int, rows: LayerRows) -> Computed:
-        tower, is_last = self._tower, index == len(self._tower.attentions) - 1
+        tower = self._tower
+        is_last = index == len(tower.attentions) - 1
         if is_last:
             last = last_gradient(tower, call)
-            if last.output is None:  # the only row, so also the sum
+            if last.output is None:
+                # All other rows are zero, so this one is their sum as well.
                 assert last.row is not None
                 return last.run.computed(last.row.mean(2))
-            run, output = last.run, last.output  # (K', B, H, s, d)
+            run, gradient = last.run, last.output  # (K', B, H, s, d)
         else:
             recorded = all_gradients(tower, call, index)
             run = recorded.run
-            output = run.stacked_gradients(recorded.points[0])
-        read, pooled = run.record.reads[index], run.record.pooled
-        like = output[0, :, 0, :, 0]  # (B, s)
+            gradient = run.stacked_gradients(recorded.points[0])
+        pooled = run.record.pooled
+        like = gradient[0, :, 0, :, 0]  # (B, s)
         if rows == "sum":
             weights = torch.ones_like(like)
         elif is_last:
-            weights = mha.start_row(output, tower, pooled)
+            weights = mha.start_row(gradient, tower, pooled)
         else:
             weights = mha.initial_row(tower.pooling, like, tower.prefix, pooled)
-        chosen = (weights[..., None, :, None] * output).sum(3)  # (K', B, H, d)
-        return run.computed(mha.row_gradient(read, chosen).mean(2))
+        # d y / d A is linear in the gradient at the outputs, so rows are summed there, once.
+        row_sum = (weights[..., None, :, None] * gradient).sum(3)  # (K', B, H, d)
+        return run.computed(mha.row_gradient(run.record.reads[index], row_sum).mean(2))

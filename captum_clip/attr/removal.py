@@ -1,9 +1,9 @@
 """Removal at the reader: what the score loses if the token that is read may not see a region."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, NamedTuple, cast, final
 
 import torch
 from torch import Tensor
@@ -22,26 +22,26 @@ from ..recording.records import Recording
 from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Columns, Computed, PooledEmbedding, many_columns, pooled_embedding
-from .additive import PooledRow, pooled_rows, products, pulled_rows
+from .additive import PooledRow, PooledRows, pooled_rows, products, pulled_rows
 
 
 @final
 class ReaderRemoval(ClipAttribution):
-    r"""What the reader loses, the token that is read, if it may not look at a window.
+    r"""Show what the reader, the token that is read, loses if it may not see a window of cells.
 
-    The reader, CLS or a pooling head's query, runs once more for each window w of cells, with the
-    keys and values of all other tokens as they were,
+    The reader is CLS or a pooling head's query. It runs once more for each window w, with the keys
+    and values of all other tokens as they were,
 
     .. math:: z \leftarrow z + W_O \, \mathrm{softmax}(q K + \log 1[j \notin w]) V, \quad
         z \leftarrow z + \mathrm{MLP}(z)
 
     in every layer, then norm, projection and length: softmax, norms and MLPs are exact. A window's
-    loss is :math:`L_w = t \cdot (\hat e - \hat e_w)`, signed. The mean token that asks in the pool
-    of a CLIP ResNet is made without w; a mean of tokens leaves those of w out.
+    loss is :math:`L_w = t \cdot (\hat e - \hat e_w)`, signed. In the pool of a CLIP ResNet the mean
+    token that asks is made without w, and a mean of tokens leaves those of w out.
 
-    A cell's value is the mean over the windows that hold it of its share in their losses. It is
+    A cell's value is the mean, over the windows that hold it, of its share in their losses. It is
     **not additive**: windows overlap, and what two of them lose together is not the sum. It answers
-    "what if it were gone?" of the reader alone, since other tokens have seen the window before.
+    "what if it were gone?" for the reader alone, since other tokens have seen the window before.
     With a forward function of your own the score is taken as linear in the unit embedding, with
     the direction of :class:`DirectContribution`; its constant is lost with no window.
 
@@ -50,22 +50,31 @@ class ReaderRemoval(ClipAttribution):
     depend on its position: with rotary positions (EVA02, PE-Core), masks of most text towers, or
     somebody's hook or patch in the tower.
 
-    Options, keyword-only:
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
+        layer: the model, with a forward function of your own.
 
-    - ``window``: side of a window in cells, odd; by default the largest odd share of the side up to
-      that of 3 in 7. In a text one token.
-    - ``stride``: from one window's center to the next; by default such that a side has about 7.
-    - ``readers``: number of patches that run anew as well, by default none. Each window has its
-      own, those outside of it that the reader looks at most. With all of them it is the forward
-      without the window's keys.
-    - ``share``: "direct", in proportion to what :class:`DirectContribution` gives the cells of the
-      loss's sign; "cells", in equal parts; None, the whole loss for each cell; by default "direct",
-      and None with readers.
+    Keyword Args:
+        window (int): side of a window in cells, odd. The default is the largest odd side that is
+            at most 3/7 of the grid's. In a text it is one token.
+        stride (int): step from the center of a window to the next, at most `window`. The default
+            puts about 7 windows along a side, and one at each token of a text.
+        readers (int): number of patches that run anew as well, 0 by default. Each window has its
+            own: those outside of it that the reader looks at most. With all patches it is the
+            forward without the window's keys. Only for vision transformers that do not average.
+        share (str): how cells divide a window's loss. "direct" divides it in proportion to what
+            :class:`DirectContribution` gives the cells of the loss's sign, "cells" in equal parts,
+            and None gives the whole loss to each cell. The default, "auto", is "direct", and None
+            with readers.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w). The maps
+        of a text are (B, 1, T) and (B, K, T).
 
     Raises:
-        UnsupportedModelError: an attention that shows no queries and keys, or is no softmax over
-            all keys, as with top-k; or a reader that does not give what it gave when it is run
-            once more.
+        InputError: a window, stride or number of readers does not fit the grid or the tower.
+        UnsupportedModelError: an attention shows no queries and keys, or is no softmax over all
+            keys, as with top-k; or the reader does not give what it gave when it runs once more.
 
     Source: ours; attention knockout (Geva et al. 2023, arXiv:2304.14767) at the token that is read.
 
@@ -81,7 +90,8 @@ class ReaderRemoval(ClipAttribution):
 
     name = "removal"
     towers = ("vit", "resnet", "text")
-    signed = reads_projection = True
+    signed = True
+    reads_projection = True
     _laws = ("blocks", "embedding")
 
     def _compute(
@@ -97,46 +107,66 @@ class ReaderRemoval(ClipAttribution):
             share = None if readers else "direct"
         reader = self._reader(call, readers, rows=share == "direct")
         with torch.no_grad(), autocast_disabled(reader.embedded.token):
-            vectors, cells, means = reader.windows(window, stride)
-            losses = products(vectors, reader.embedded.direction.rows)  # (K', B, W)
-            maps = (losses if share is None else losses / cells.sum(1)) @ means  # (K', B, N)
+            windows = reader.windows(window, stride)
+            losses = products(windows.losses, reader.embedded.direction.rows)  # (K', B, W)
             if share == "direct":
-                pooled, maps = reader.pooled, torch.zeros_like(maps)
-                direct = pulled_rows(pooled, pooled.direction)[..., reader.record.span]
-                for sign in (1, -1):
-                    added, lost = (sign * direct).clamp(min=0), (sign * losses).clamp(min=0)
-                    whole = added @ cells.T  # (K', B, W)
-                    # a window without a cell of that sign
-                    plain = torch.where(whole > 0, 0, lost / cells.sum(1))
-                    shares = torch.where(whole > 0, lost / whole.clamp(min=1e-30), 0)
-                    maps += sign * (added * (shares @ means) + plain @ means)
+                maps = self._shared_by_contribution(reader, windows, losses)
+            elif share == "cells":
+                maps = (losses / windows.cells.sum(1)) @ windows.means
+            else:
+                maps = losses @ windows.means
             return reader.embedded.run.computed(reader.padded(maps))
 
+    def _shared_by_contribution(
+        self, reader: "_Reader", windows: "_Windows", losses: Tensor
+    ) -> Tensor:
+        """Divide losses (K', B, W) among cells in proportion to their direct contributions."""
+        assert reader.pooled is not None
+        direct = pulled_rows(reader.pooled, reader.pooled.direction)[..., reader.record.span]
+        # A loss is shared by the cells that support the target, a gain by those that oppose it.
+        gained = _in_proportion(windows, losses.clamp(min=0), direct.clamp(min=0))
+        lost = _in_proportion(windows, (-losses).clamp(min=0), (-direct).clamp(min=0))
+        return gained - lost
+
     def _reader(self, call: Call, readers: int, rows: bool) -> "_Reader":
-        """Run once, with `rows` for the pooled rows as well; look at each kind of model once."""
-        tower, last = self._tower, len(self._tower.attentions)
+        """Run once, with `rows` for the pooled rows as well."""
+        tower = self._tower
+        layer_count = len(tower.attentions)
         if readers and (tower.kind != "vit" or tower.pooling == "mean"):
             raise InputError(
                 "readers: the chosen patches run again beside a vision transformer's CLS token "
                 f"or pooling head. This {tower.noun} has neither; leave out `readers`."
             )
-        # a pool alone reads the tokens, and a mean no attention
-        first = {"cls": 0, "mean": last, "attention": last - 1}[tower.pooling]
-        pooling, reads = range(first, last), dict[int, AttentionRead]()
+        # A pooling head is the only attention that reads tokens, and a mean has no attention.
+        first = {"cls": 0, "mean": layer_count, "attention": layer_count - 1}[tower.pooling]
+        pooling = range(first, layer_count)
+        reads: dict[int, AttentionRead] = {}
 
         def take(index: int, read: AttentionRead) -> AttentionRead | PooledRow:
-            # with a row, what it is made of is watched below
+            # The pooled row needs all that was read, but the read that is kept does not.
             reads[index] = read.alone()
-            return PooledRow.of(index, read, centered=False) if rows and index in pooling else read
+            if rows and index in pooling:
+                return PooledRow.of(index, read, centered=False)
+            return read
 
-        runs = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
-        kernels = Kernels(range(last) if runs else pooling, take)
-        keep = arrivals(cast(TransformerTower, tower)) if runs else nullcontext(Arrivals())
-        with keep as arrived:
-            pooled = pooled_rows(tower, call, pooling, False, kernels) if rows else None
-            embedded = pooled.embedded if pooled else pooled_embedding(tower, call, kernels)
+        tokens_run = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
+        arriving: AbstractContextManager[Arrivals]
+        if tokens_run:
+            kernels = Kernels(range(layer_count), take)
+            arriving = arrivals(cast(TransformerTower, tower))
+        else:
+            kernels = Kernels(pooling, take)
+            arriving = nullcontext(Arrivals())
+        with arriving as arrived:
+            if rows:
+                pooled = pooled_rows(tower, call, pooling, False, kernels)
+                embedded = pooled.embedded
+            else:
+                pooled = None
+                embedded = pooled_embedding(tower, call, kernels)
         reader = _Reader(tower, embedded, reads, arrived, readers, pooled)
-        refuse_other_weights(reader.record)  # the reader runs once more, with the weights of now
+        # The reader runs once more with the weights of now, which a hook may have changed since.
+        refuse_other_weights(reader.record)
         for read in reads.values():
             if read.sees_by_head():
                 raise UnsupportedModelError(
@@ -149,10 +179,11 @@ class ReaderRemoval(ClipAttribution):
     @classmethod
     def check_options(cls, **options: Any) -> None:
         super().check_options(**options)
-        window = options.get("window")
         for name, least in (("window", 1), ("stride", 1), ("readers", 0)):
-            if (value := options.get(name)) is not None:
+            value = options.get(name)
+            if value is not None:
                 check_integer(name, value, least=least)
+        window = options.get("window")
         expect(window is None or window % 2 == 1, "an odd `window`, which has a center", window)
 
     @public("losses_of")
@@ -165,7 +196,7 @@ class ReaderRemoval(ClipAttribution):
         *,
         readers: int = 0,
     ) -> Tensor:
-        r"""What the *reader* loses if it does not see each of M regions, (B, K, M), as of SAM.
+        r"""Compute what the *reader* loses if it may not see each of M regions, such as SAM's.
 
         .. math:: L_m = t \cdot (\hat e - \hat e_m)
 
@@ -175,14 +206,18 @@ class ReaderRemoval(ClipAttribution):
         Args:
             inputs: as in `attribute`.
             masks: (M, h, w) or (B, M, h, w) bool, on the grid or of the images' size; for texts
-                (M, T) or (B, M, T). A cell counts if half of it is covered, or as much as of the
-                cell that is covered most.
+                (M, T) or (B, M, T). A cell counts if half of it is covered. If no cell is half
+                covered, those that are covered most count.
             targets: indices of scores; None for all.
             additional_forward_args: further arguments of the forward function.
-            readers: as the class has it.
+            readers: number of patches that run anew as well, as for the class.
+
+        Returns:
+            The losses (B, K, M), signed.
 
         Raises:
-            InputError: masks of another shape or type.
+            InputError: the masks have another shape or type.
+            TargetError: no target, or one out of range.
         """
         expect(getattr(masks, "dtype", None) is torch.bool, "a boolean tensor of masks", masks)
 
@@ -192,8 +227,10 @@ class ReaderRemoval(ClipAttribution):
             values = products(losses, reader.embedded.direction.rows)  # (K', B, M)
             return reader.embedded.run.computed(values.transpose(0, 1))
 
-        select, options = partial(many_columns, targets), {"readers": readers}
-        return self._run(inputs, additional_forward_args, select, options, compute, False).values
+        select = partial(many_columns, targets)
+        options = {"readers": readers}
+        result = self._run(inputs, additional_forward_args, select, options, compute, on_grid=False)
+        return result.values
 
     @public("vectors")
     def vectors(
@@ -206,19 +243,22 @@ class ReaderRemoval(ClipAttribution):
         readers: int = 0,
         return_rest: bool = False,
     ) -> Any:
-        r"""What the unit embedding loses at each position, (B, h, w, E), of texts (B, T, E).
+        r"""Compute what the unit embedding loses at each position.
 
         .. math:: c_j = \frac{1}{|\{w \ni j\}|} \sum_{w \ni j} (\hat e - \hat e_w)
 
-        so the map of any text with ``share=None`` is one product with its unit embedding.
+        so the map of any text with ``share=None`` is a product with its unit embedding.
 
         Args:
             inputs: preprocessed images (B, 3, H, W), or token ids (B, T).
             additional_forward_args: the attention mask of texts.
-            window: as the class has it, like what follows.
-            stride: from one window to the next.
-            readers: number of patches that run anew as well.
-            return_rest: return the unit embedding less all of them, (B, E), as well.
+            window: side of a window in cells, as for the class.
+            stride: step from one window to the next, as for the class.
+            readers: number of patches that run anew as well, as for the class.
+            return_rest: return the unit embedding less all vectors, (B, E), as well.
+
+        Returns:
+            The vectors (B, h, w, E), for texts (B, T, E), or the tuple (vectors, rest).
 
         Raises:
             InputError: a forward function of your own, or an invalid input or option.
@@ -227,10 +267,11 @@ class ReaderRemoval(ClipAttribution):
 
         def compute(call: Call, **_: Any) -> Computed:
             reader = self._reader(call, readers, rows=False)
-            losses, *_cells, means = reader.windows(window, stride)
-            vectors = torch.einsum("bwe,wn->ebn", losses, means)
+            windows = reader.windows(window, stride)
+            vectors = torch.einsum("bwe,wn->ebn", windows.losses, windows.means)
             unit = F.normalize(to_float32(reader.embedded.embedding.detach()), dim=-1)
-            return reader.embedded.run.computed(reader.padded(vectors), unit - vectors.sum(-1).T)
+            rest = unit - vectors.sum(-1).T
+            return reader.embedded.run.computed(reader.padded(vectors), rest)
 
         options = {"window": window, "stride": stride, "readers": readers}
         select = partial(many_columns, None)
@@ -239,15 +280,34 @@ class ReaderRemoval(ClipAttribution):
         return (vectors, result.rest) if return_rest else vectors
 
 
-@dataclass(frozen=True, eq=False)
+class _Windows(NamedTuple):
+    """The windows of a grid, and what is lost without each."""
+
+    losses: Tensor  # (B, W, E), of the unit embedding
+    cells: Tensor  # (W, N), 1 in a window and 0 elsewhere
+    means: Tensor  # (W, N), the weight of a window in the mean over those that hold a cell
+
+
+def _in_proportion(windows: _Windows, losses: Tensor, contributions: Tensor) -> Tensor:
+    """Divide losses (K', B, W) in proportion to contributions (K', B, N); both are positive."""
+    in_window = contributions @ windows.cells.T  # (K', B, W)
+    # A window whose cells contribute nothing of this sign divides its loss in equal parts.
+    equal = torch.where(in_window > 0, 0, losses / windows.cells.sum(1))
+    ratio = torch.where(in_window > 0, losses / in_window.clamp(min=1e-30), 0)
+    return contributions * (ratio @ windows.means) + equal @ windows.means
+
+
+@dataclass(eq=False)
 class _Reader:
     """One forward, and what it takes to run its reader once more.
+
+    The groups (G) of hidden tokens are the windows or regions, each of which runs on its own.
 
     Attributes:
         reads: the attentions that it runs through, by index.
         arrived: the arguments of the blocks, where tokens run once more.
         count: number of patches that run anew beside the reader.
-        pooled: the `PooledRows`, for the shares of `DirectContribution`.
+        pooled: the pooled rows, for the shares of `DirectContribution`.
     """
 
     tower: Tower
@@ -255,7 +315,7 @@ class _Reader:
     reads: dict[int, AttentionRead]
     arrived: Arrivals
     count: int
-    pooled: Any = None
+    pooled: PooledRows | None = None
 
     @property
     def record(self) -> Recording:
@@ -270,13 +330,13 @@ class _Reader:
         """
         if self.record.is_hooked:
             return True
-        count = 0
+        tensor_count = 0
         for args, kwargs in self.arrived.values():
-            count += sum(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
-        return count > len(self.arrived)
+            tensor_count += sum(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+        return tensor_count > len(self.arrived)
 
     def padded(self, values: Tensor) -> Tensor:
-        """Values (..., s) of all tokens, zero where those of cells (..., N) are none."""
+        """Pad values (..., N) of cells with zeros to values (..., s) of all tokens."""
         span = self.record.span
         return F.pad(values, (span.start, self.record.count - span.stop))
 
@@ -284,65 +344,67 @@ class _Reader:
     def grid(self) -> Any:
         """Rows and columns of cells, or the number of a text's tokens."""
         size: Any = self.record.size
-        return size[1:] if self.tower.kind == "text" else self.tower.grid(*size)
+        if self.tower.kind == "text":
+            return size[1:]
+        return self.tower.grid(*size)
 
     def cells(self, masks: Tensor) -> Tensor:
-        """The cells (B or 1, M, N) of masks, of a text (B, M, T)."""
+        """The cells (B or 1, M, N) of masks, (B, M, T) of a text's."""
         grid = self.grid
-        sizes = {grid, grid if len(grid) == 1 else self.record.size}
+        sizes = {grid}
+        if len(grid) > 1:
+            sizes.add(self.record.size)
         batched = masks if masks.ndim == 2 + len(grid) else masks[None]
         fits = len(batched) in (1, self.record.batch) and batched.shape[2:] in sizes
-        shapes = " or ".join(f"(B, M, {', '.join(map(str, size))})" for size in sizes)
-        expect(fits, f"masks {shapes}, or without B", masks)
+        shapes = [f"(B, M, {', '.join(map(str, size))})" for size in sizes]
+        expect(fits, f"masks {' or '.join(shapes)}, or without B", masks)
         if batched.shape[2:] != grid:
             covered = F.adaptive_avg_pool2d(batched.float(), grid)
+            # A region that covers no cell by half is where it covers most.
             most = covered.amax((-2, -1), keepdim=True)
             batched = (covered >= most.clamp(max=0.5)) & (most > 0)
         return batched.flatten(2)
 
-    def windows(self, window: int | None, stride: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What is lost at windows (B, W, E), their cells (W, N), and their parts of a mean."""
-        is_text, windows = len(self.grid) == 1, torch.ones(1, 1, dtype=torch.bool, device="cpu")
+    def windows(self, window: int | None, stride: int | None) -> _Windows:
+        """Lay windows over the grid, and hide each from the reader."""
+        is_text = len(self.grid) == 1
+        in_window = torch.ones(1, 1, dtype=torch.bool, device="cpu")
         for side in self.grid:
-            width = window or (1 if is_text else 2 * round(3 * side / 14 - 0.5) + 1)
-            step = stride or (1 if is_text else -(-side // 7))
+            default_width = 1
+            default_step = 1
+            if not is_text:
+                # The largest odd side of at most 3/7 of the grid's, and seven windows along it.
+                default_width = 2 * round(3 * side / 14 - 0.5) + 1
+                default_step = -(-side // 7)
+            width = window or default_width
+            step = stride or default_step
             expect(step <= width, f"a `stride` of at most the window's {width} cells", step)
-            # the last one is moved inside if the one before does not reach the edge
+            # Where the last window inside does not reach the edge, one more is moved inside.
             end = side + max(0, step - 1 - width // 2)
             centers = torch.arange(step // 2, end, step, device="cpu").clamp(max=side - 1)
-            near = (torch.arange(side, device="cpu") - centers[:, None]).abs() <= width // 2
-            windows = torch.kron(windows, near)
-        losses = self.losses(windows[None])
-        cells = windows.to(losses)
-        return losses, cells, cells / cells.sum(0).clamp(min=1)
+            distances = (torch.arange(side, device="cpu") - centers[:, None]).abs()
+            # A window is the product of an interval of rows and one of columns.
+            in_window = torch.kron(in_window, distances <= width // 2)
+        losses = self.losses(in_window[None])
+        cells = in_window.to(losses)
+        return _Windows(losses, cells, cells / cells.sum(0).clamp(min=1))
 
     @torch.no_grad()
     def losses(self, cells: Tensor) -> Tensor:
-        """What the unit embedding loses (B, M, E) without each of some regions (B or 1, M, N)."""
-        record, embedded, tower = self.record, self.embedded, self.tower
-        returned, visible = embedded.embedding.detach(), record.pooled.visible
-        hidden = self.padded(cells.to(returned.device)).expand(record.batch, -1, -1)
-        if visible is not None:
-            hidden = hidden & visible[:, None]
-        if tower.pooling == "cls":  # a reader always sees itself
-            hidden = hidden & ~_at(self.position(), hidden)
+        """Compute the unit embedding's losses (B, M, E) without each region (B or 1, M, N)."""
+        record = self.record
+        embedded = self.embedded
+        returned = embedded.embedding.detach()
+        hidden = self._hidden(cells.to(returned.device))  # (B, M, s)
         hides = hidden.any(-1).any(0)
-        # the last group sees everything, so it must give what the forward gave
+        # The last group sees everything, so it must give what the forward gave.
         hidden = F.pad(hidden[:, hides], (0, 0, 0, 1))
-        steps = embedded.head(tower)
+        steps = embedded.head(self.tower)
         with autocast_disabled(embedded.token):
-            if tower.pooling == "mean":
-                before, steps = steps[: tower.steps_before_mean], steps[tower.steps_before_mean :]
-                left = ~hidden[:, :, tower.prefix :]
-                left = left if visible is None else left & visible[:, None]
-                tokens = run_steps(before, embedded.token)
-                if left.shape[-1] != tokens.shape[1]:
-                    raise UnsupportedModelError(
-                        f"the mean of the {tower.noun} is of {tokens.shape[1]} tokens, expected "
-                        f"{left.shape[-1]}; remove what drops tokens behind the last block."
-                    )
-                token = _mean(tokens, left)
-            elif tower.pooling == "cls":
+            if self.tower.pooling == "mean":
+                token = self._mean(hidden)
+                steps = steps[self.tower.steps_before_mean :]
+            elif self.tower.pooling == "cls":
                 token = self._tokens(hidden, self._positions(hidden))[:, :, 0]
             else:
                 token = self._pool(hidden)
@@ -350,93 +412,164 @@ class _Reader:
             embeddings = embeddings.view(*token.shape[:2], -1)
             record.compare("the embedding", embeddings[:, -1], returned.to(embedded.dtype))
             unit = F.normalize(embeddings, dim=-1)
+        # A region without a visible token loses nothing, so no group ran for it.
         losses = unit.new_zeros(len(unit), len(hides), unit.shape[-1])
         losses[:, hides] = unit[:, -1:] - unit[:, :-1]
         return losses
 
-    def _pool(self, hidden: Tensor) -> Tensor:
-        """What the pooling head's attention returns for each group, (B, G, D)."""
-        read, beside = self.reads[len(self.tower.attentions) - 1], None
-        query = read.select(read.shown[0])[:, :, None, None].expand(-1, -1, hidden.shape[1], -1, -1)
-        if read.attention.positions is not None:  # the mean of features asks in a ResNet's pool
-            positions = read.attention.positions
-            features = to_float32(read.features.detach()).flatten(2).mT
-            mean = _mean(features, ~hidden[:, :, 1:]) + positions[0].to(features)
-            query, key, value = (
-                split_heads(each(mean), read.attention.heads).transpose(1, 2)[:, :, :, None]
-                for each in read.attention.input_maps()
+    def _hidden(self, cells: Tensor) -> Tensor:
+        """Find the tokens (B, M, s) that each region (B or 1, M, N) hides from the reader."""
+        hidden = self.padded(cells).expand(self.record.batch, -1, -1)
+        visible = self.record.pooled.visible
+        if visible is not None:
+            hidden = hidden & visible[:, None]
+        if self.tower.pooling == "cls":
+            # The reader always sees itself: in a text it may be a token of the region.
+            hidden = hidden & ~_at(self.position(), hidden)
+        return hidden
+
+    def _mean(self, hidden: Tensor) -> Tensor:
+        """The mean of the tokens that each group is left with, (B, G, D)."""
+        tower = self.tower
+        kept = ~hidden[:, :, tower.prefix :]
+        visible = self.record.pooled.visible
+        if visible is not None:
+            kept = kept & visible[:, None]
+        steps = self.embedded.head(tower)[: tower.steps_before_mean]
+        tokens = run_steps(steps, self.embedded.token)
+        if kept.shape[-1] != tokens.shape[1]:
+            raise UnsupportedModelError(
+                f"the mean of the {tower.noun} is of {tokens.shape[1]} tokens, expected "
+                f"{kept.shape[-1]}; remove what drops tokens behind the last block."
             )
-            beside = key, value, self.position()
-        elif self.count:
-            ids = self._positions(hidden)
-            again = read_pool(self.record, self._tokens(hidden, ids).flatten(1, 2))
-            heads = again.shown[1], again.value
-            key, value = (x.reshape(*x.shape[:2], *ids.shape[1:], -1) for x in heads)
+        return _masked_mean(tokens, kept)
+
+    def _pool(self, hidden: Tensor) -> Tensor:
+        """Run the pooling head's attention for each group, (B, G, D)."""
+        read = self.reads[len(self.tower.attentions) - 1]
+        ids = None  # positions of the tokens with new keys and values
+        beside = None  # these keys and values, and their positions
+        if read.attention.positions is not None:
+            query, key, value = self._mean_token(read, hidden)
+            ids = self.position()
             beside = key, value, ids
-        out = read.attend(query, self._seen(hidden, beside and beside[2]), beside)
-        out = out[:, :, :, 0].transpose(1, 2).flatten(2)
-        return mha.merged(read.attention, out.flatten(0, 1)).view(*out.shape[:2], -1)
+        else:
+            query = read.select(read.shown[0])[:, :, None, None]
+            query = query.expand(-1, -1, hidden.shape[1], -1, -1)
+            if self.count:
+                ids = self._positions(hidden)
+                tokens = self._tokens(hidden, ids)
+                again = read_pool(self.record, tokens.flatten(1, 2))
+                _, keys = again.shown
+                beside = _by_group(keys, ids), _by_group(again.value, ids), ids
+        head_outputs = read.attend(query, self._bias(hidden, ids), beside)
+        head_outputs = head_outputs[:, :, :, 0].transpose(1, 2).flatten(2)
+        merged = mha.merged(read.attention, head_outputs.flatten(0, 1))
+        return merged.view(*head_outputs.shape[:2], -1)
+
+    def _mean_token(self, read: AttentionRead, hidden: Tensor) -> list[Tensor]:
+        """Compute query, key and value (B, H, G, 1, d) of the mean token of a ResNet's pool."""
+        positions: Any = read.attention.positions
+        features = to_float32(read.features.detach()).flatten(2).mT
+        mean = _masked_mean(features, ~hidden[:, :, 1:])  # (B, G, C)
+        mean = mean + positions[0].to(features)
+        mapped = [input_map(mean) for input_map in read.attention.input_maps()]
+        heads = [split_heads(vectors, read.attention.heads) for vectors in mapped]
+        return [vectors.transpose(1, 2)[:, :, :, None] for vectors in heads]
 
     def position(self) -> Tensor:
-        """That of the pooled token, or of the mean of a ResNet's pool, (B, 1, 1)."""
-        rows, like = self.record.pooled.rows, self.embedded.embedding
-        rows = torch.zeros_like(like[:, 0], dtype=torch.long) if rows is None else rows
+        """Position of the pooled token, or of the mean in a ResNet's pool, (B, 1, 1)."""
+        rows = self.record.pooled.rows
+        if rows is None:
+            rows = torch.zeros_like(self.embedded.embedding[:, 0], dtype=torch.long)
         return rows[:, None, None]
 
     def _positions(self, hidden: Tensor) -> Tensor:
-        """Those of the tokens that run anew, (B, G, n): CLS, and what it sees and reads most."""
-        record, pools = self.record, self.tower.pooling == "attention"
-        rows = [self.reads[len(self.tower.attentions) - 1]] if pools else self.reads.values()
-        ids = [] if pools else [self.position().expand(-1, hidden.shape[1], -1)]
+        """Choose the tokens that run anew, and give their positions (B, G, n).
+
+        They are the reader, if it is a token, and the patches that it attends to most.
+        """
+        ids = []
+        if self.tower.pooling == "attention":
+            reads = [self.reads[len(self.tower.attentions) - 1]]
+        else:
+            reads = list(self.reads.values())
+            ids.append(self.position().expand(-1, hidden.shape[1], -1))
         if self.count:
-            looked = torch.stack([read.row().mean(1)[:, record.span] for read in rows]).sum(0)
-            most = looked.shape[1]
+            span = self.record.span
+            rows = [read.row().mean(1)[:, span] for read in reads]  # (B, N) each
+            attention = torch.stack(rows).sum(0)
+            most = attention.shape[1]
             expect(self.count <= most, f"`readers` of at most {most} patches", self.count)
-            # nobody would see what a hidden one becomes
-            seen = looked[:, None].masked_fill(hidden[..., record.span], -torch.inf)
-            ids.append(seen.topk(self.count).indices + record.span.start)
+            # No token sees a hidden patch, so it would run in vain.
+            attention = attention[:, None].masked_fill(hidden[..., span], -torch.inf)
+            ids.append(attention.topk(self.count).indices + span.start)
         return torch.cat(ids, -1)
 
     def _tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Tokens at positions (B, G, n) as they leave the blocks in each group, (B, G, n, D)."""
+        """Tokens at positions (B, G, n) as they leave the blocks in each group, (B, G, n, D).
+
+        All groups run in one sequence of the chosen tokens, or one group among all tokens.
+        """
         if self.in_place and hidden.shape[1] > 1:
-            groups = zip(torch.split(hidden, 1, 1), torch.split(ids, 1, 1), strict=True)
-            return torch.cat([self._tokens(*each) for each in groups], 1)
-        # all groups in one sequence, or one among all tokens
-        size, seen, at = ids.shape[1:], self._seen(hidden, ids), ids.flatten(1)[..., None]
-        tokens = self.record.transformer.layers[0].residual(*self.arrived[0])  # (B, s, D)
-        tokens = tokens if self.in_place else tokens.take_along_dim(at, 1)
+            outputs = []
+            pairs = zip(torch.split(hidden, 1, 1), torch.split(ids, 1, 1), strict=True)
+            for hidden_of_group, ids_of_group in pairs:
+                outputs.append(self._tokens(hidden_of_group, ids_of_group))
+            return torch.cat(outputs, 1)
+        at = ids.flatten(1)[..., None]  # (B, G n, 1)
+        bias = self._bias(hidden, ids)
+        first_layer = self.record.transformer.layers[0]
+        tokens = first_layer.residual(*self.arrived[0])  # (B, s, D)
+        if not self.in_place:
+            tokens = tokens.take_along_dim(at, 1)
 
         def attend(index: int, read: AttentionRead) -> Tensor:
             heads = [*read.shown, read.value]
-            heads = [x.take_along_dim(at[:, None], 2) for x in heads] if self.in_place else heads
-            query, key, value = (x.reshape(*x.shape[:2], *size, -1) for x in heads)
-            out = self.reads[index].attend(query, seen, (key, value, ids))
-            out = out.flatten(2, 3).to(read.out.dtype)
-            return read.out.scatter(2, at[:, None].expand_as(out), out) if self.in_place else out
+            if self.in_place:
+                heads = [vectors.take_along_dim(at[:, None], 2) for vectors in heads]
+            query, key, value = (_by_group(vectors, ids) for vectors in heads)
+            outputs = self.reads[index].attend(query, bias, (key, value, ids))
+            outputs = outputs.flatten(2, 3).to(read.out.dtype)
+            if not self.in_place:
+                return outputs
+            # All other tokens keep the outputs that they have in this run.
+            return read.out.scatter(2, at[:, None].expand_as(outputs), outputs)
 
         try:
             tokens = run_blocks(self.record, self.arrived, tokens, attend)
-        except Exception:  # of code that counts its tokens
+        except Exception:
             if self.in_place:
                 raise
-            self.__dict__["in_place"] = True  # as what a cached property keeps
+            # Code of the block may count its tokens, so they run again among all others.
+            self.in_place = True
             return self._tokens(hidden, ids)
-        tokens = tokens.take_along_dim(at, 1) if self.in_place else tokens
-        return tokens.view(len(ids), *size, -1)
+        if self.in_place:
+            tokens = tokens.take_along_dim(at, 1)
+        return tokens.view(*ids.shape, -1)
 
-    def _seen(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
-        """What is added to products (B, 1, G, 1, s), with those of tokens that run anew behind."""
+    def _bias(self, hidden: Tensor, ids: Tensor | None) -> Tensor:
+        """The bias of the products of queries and keys, (B, 1, G, 1, s or s + n).
+
+        It is minus infinity where a group sees nothing. Tokens at positions `ids` (B, G or 1, n)
+        run anew, so their new keys at the end take the place of those of the forward.
+        """
         if ids is not None:
-            hidden = torch.cat([hidden | _at(ids, hidden), hidden.take_along_dim(ids, 2)], -1)
+            of_new_keys = hidden.take_along_dim(ids, 2)
+            hidden = torch.cat([hidden | _at(ids, hidden), of_new_keys], -1)
         hidden = hidden[:, None, :, None]
         return self.embedded.token.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)
 
 
-def _mean(tokens: Tensor, left: Tensor) -> Tensor:
-    """The mean (B, G, D) of the tokens (B, N, D) that are left (B, G, N); zero of none."""
-    left = left.to(tokens)
-    return left @ tokens / left.sum(-1, keepdim=True).clamp(min=1)
+def _by_group(heads: Tensor, ids: Tensor) -> Tensor:
+    """Split the tokens (B, H, G n, d) of all groups into (B, H, G, n, d)."""
+    return heads.reshape(*heads.shape[:2], *ids.shape[1:], -1)
+
+
+def _masked_mean(tokens: Tensor, kept: Tensor) -> Tensor:
+    """The mean (B, G, D) of the tokens (B, N, D) that are kept (B, G, N); zero if none is."""
+    kept = kept.to(tokens)
+    return kept @ tokens / kept.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _at(ids: Tensor, like: Tensor) -> Tensor:

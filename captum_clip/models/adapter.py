@@ -16,7 +16,7 @@ from .. import checks
 from ..errors import InputError, TargetError, UnsupportedModelError, argument, public
 from ..files import as_pil, quiet
 from .identity import FIXED_TEXTS, fixed_images, reproducible, summary, weights_digest
-from .images import check_images, image_processor, is_preprocessed, pixels_of, process
+from .images import ChannelStats, check_images, image_processor, is_preprocessed, pixels_of, process
 from .library import expect_library_parts, refuse_quantized
 from .towers import Kind, TextTower, Tower
 
@@ -27,24 +27,25 @@ class Family(NamedTuple):
     """Classes of a library whose vision towers are built alike."""
 
     library: str  # the module or package that defines them
-    tower_of: Callable[[Any], Tower | None]  # the vision tower in one of them
-    adapter: "Callable[..., ClipAdapter] | None" = None  # of the whole models among them
-    models: Collection[str] = ()  # names of these; those of transformers also load by name
+    tower_of: Callable[[Any], Tower | None]  # finds the vision tower in an object of such a class
+    adapter: "Callable[..., ClipAdapter] | None" = None  # for the classes of whole models
+    models: Collection[str] = ()  # names of these classes; transformers also loads them by name
     towers: Collection[str] = ()  # names of the other classes, vision towers alone
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether a module is of such a class, or made from it."""
+        """Whether a module is of such a class, or of one derived from it."""
         names = (*self.models, *self.towers)
-        return any(
-            kind.__name__ in names and f"{kind.__module__}.".startswith(f"{self.library}.")
-            for kind in type(module).__mro__
-        )
+        for base in type(module).__mro__:
+            is_inside = f"{base.__module__}.".startswith(f"{self.library}.")
+            if is_inside and base.__name__ in names:
+                return True
+        return False
 
 
 class ClipAdapter(ABC):
     """A CLIP model with its preprocessing and its tokenizer.
 
-    Made by :func:`captum_clip.load_clip`. The model is used as it is: never copied, patched or
+    :func:`captum_clip.load_clip` makes it. The model is used as it is: never copied, patched or
     switched to another mode. `processor` and `tokenizer` may be missing until an image that is not
     a preprocessed tensor, or a text, needs them.
     """
@@ -52,16 +53,19 @@ class ClipAdapter(ABC):
     def __init__(
         self, model: Any, tower: Tower, *, name: str, processor: Any = None, tokenizer: Any = None
     ) -> None:
-        self.model, self.tower, self.name = model, tower, name
-        self.processor, self.tokenizer = processor, tokenizer
+        self.model = model
+        self.tower = tower
+        self.name = name
+        self.processor = processor
+        self.tokenizer = tokenizer
         self.inspected = set[Any]()  # kinds of the model and its inputs that passed an inspection
         self.failures: Mapping[str, str] = {}
-        """Why its own "processor" or "tokenizer" could not be loaded; told once one is needed."""
+        """Why the "processor" or "tokenizer" did not load, for the error once one is needed."""
 
     pads_to_longest = False
     """Whether tokenizers of transformers pad to the longest text, and not to the context."""
 
-    # A family provides these
+    # Each family has its own form of these methods.
 
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
@@ -79,47 +83,56 @@ class ClipAdapter(ABC):
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
         tokenizer = self._require("tokenizer")
         if is_transformers_tokenizer(tokenizer):
-            options: dict[str, Any] = {"padding": True, "max_length": None}
             # transformers warns of a length where texts are not padded to it.
+            options: dict[str, Any] = {"padding": True, "max_length": None}
             if not self.pads_to_longest and self.context_length is not None:
                 options = {"padding": "max_length", "max_length": self.context_length}
             return self._read(tokenizer, texts, return_tensors="pt", **options)
         if hasattr(tokenizer, "clean_fn"):
-            # It is OpenCLIP's own, which may be made for another context.
+            # A tokenizer of OpenCLIP may be made for another context.
             return self._read(tokenizer, texts, context_length=self.context_length)
         return tokenizer(texts)
 
     def _read(self, tokenizer: Any, texts: Any, **options: Any) -> Any:
-        """What a library's tokenizer makes of texts; TargetError where it cannot read them."""
-        with checks.expecting(
-            f"what the tokenizer of {self.name} can read", texts, error=TargetError
-        ):
+        """Call a library's tokenizer; TargetError where it cannot read the texts."""
+        expected = f"what the tokenizer of {self.name} can read"
+        with checks.expecting(expected, texts, error=TargetError):
             return tokenizer(texts, **options)
 
-    def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+    def _statistics(self) -> ChannelStats:
         """Mean and standard deviation of the channels; InputError where none are written down."""
-        inner = image_processor(self.processor or self.tower.module)  # OpenCLIP notes them on it
-        for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
+        # OpenCLIP keeps them on its vision tower as well.
+        inner = image_processor(self.processor or self.tower.module)
+        # torchvision's Compose has them in its last steps.
+        for step in reversed(getattr(inner, "transforms", [])):
             if hasattr(step, "mean") and hasattr(step, "std"):
                 return step.mean, step.std
-        mean, std = getattr(inner, "image_mean", None), getattr(inner, "image_std", None)
+        mean = getattr(inner, "image_mean", None)
+        std = getattr(inner, "image_std", None)
         if not getattr(inner, "do_normalize", True):
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+            mean = (0.0, 0.0, 0.0)
+            std = (1.0, 1.0, 1.0)
         if mean is None or std is None:
             raise InputError(
                 "no processor gives the mean and standard deviation of the images; pass the "
                 f"{argument('processor')} of {self.name} with the model."
             )
-        # EfficientNet's (ALIGN's) may map to [-1, 1] first and divide by the deviation twice
-        scale = 255 * getattr(inner, "rescale_factor", 1 / 255)
-        scale = scale if getattr(inner, "do_rescale", True) else 255
+        # A color in [0, 1] becomes (scale * color - offset - mean) / (std * divisor).
+        scale = 255.0
+        if getattr(inner, "do_rescale", True):
+            scale *= getattr(inner, "rescale_factor", 1 / 255)
+        # EfficientNet's processor (ALIGN's) may map to [-1, 1] first.
         offset = 1 if getattr(inner, "rescale_offset", False) else 0
-        again = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
+        # It also divides by the deviation twice with this option.
+        divisors = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
         with checks.expecting("a mean and a standard deviation of each channel", (mean, std)):
-            deviations = [s * a / scale for s, a in zip(std, again, strict=True)]
-            return [(m + offset) / scale for m in mean], deviations
+            means = [(channel + offset) / scale for channel in mean]
+            deviations = [
+                channel * divisor / scale for channel, divisor in zip(std, divisors, strict=True)
+            ]
+        return means, deviations
 
-    def _known_statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
+    def _known_statistics(self) -> ChannelStats | None:
         with suppress(InputError):
             return self._statistics()
         return None
@@ -155,7 +168,7 @@ class ClipAdapter(ABC):
         """The number of tokens that the text tower knows, if it is known."""
         return None
 
-    # Its model
+    # These describe the model.
 
     @property
     def vision(self) -> Any:
@@ -180,7 +193,7 @@ class ClipAdapter(ABC):
 
     @property
     def embedding_dim(self) -> int | None:
-        """Length of the embeddings of its tower; None where only a forward shows it."""
+        """Length of the tower's embeddings; None where only a forward shows it."""
         return self.tower.embedding_dim
 
     def measured_dim(self) -> int:
@@ -201,13 +214,15 @@ class ClipAdapter(ABC):
         return self.tower.grid(height, width)
 
     def identity(self, *, texts: bool = True, images: bool = True) -> dict[str, str]:
-        """Who the model is, to compare with :func:`captum_clip.models.differing_parts`.
+        """Identify the model, for a comparison by :func:`captum_clip.models.differing_parts`.
 
-        A SHA-256 of its weights, and numbers of its embeddings of fixed images, through its
-        preprocessing, and of those fixed texts that its tokenizer reads. Device, mode, process and
-        release of its library do not change it. Computed anew each time, since all else may: about
-        a second a gigabyte, and six forwards in eval mode and float32, which hooks of the user see.
-        Without `images` it is of the texts alone, and neither weights nor image tower are read.
+        The result has a SHA-256 of the weights, and numbers of the embeddings of fixed images,
+        through the preprocessing, and of those fixed texts that the tokenizer reads. Device, mode,
+        process and release of the library do not change it.
+
+        It is computed anew each time, since anything else may change it. That takes about a second
+        per gigabyte, and six forwards in eval mode and float32, which hooks of the user see.
+        Without `images` it has the texts alone, and reads neither weights nor image tower.
         """
         parts = {}
         if images:
@@ -218,23 +233,26 @@ class ClipAdapter(ABC):
 
     @torch.no_grad()
     def fixed_embeddings(self, *, texts: bool = True, images: bool = True) -> dict[str, str]:
-        """The numbers of its :meth:`identity`, as the model stands: in its mode and precision."""
+        """The numbers of :meth:`identity` for the model in its present mode and precision."""
         numbers = {}
         if images:
-            fixed = fixed_images(self.tower.native if self.processor is None else None)
-            embeddings = (self.encode_image(self.preprocess(image)) for image in fixed)
-            numbers["image_embeddings"] = summary(embeddings)
+            image_rows = []
+            for image in fixed_images(self.tower.native if self.processor is None else None):
+                image_rows.append(self.encode_image(self.preprocess(image)))
+            numbers["image_embeddings"] = summary(image_rows)
         if texts:
-            read = []
+            text_rows = []
             for text in FIXED_TEXTS:
-                # There may be no tokenizer, or it may not know a word.
-                with suppress(Exception):
-                    read.append(self.text_inputs(text))
-            features = (self.text_features(*inputs) for inputs in read)
-            numbers["text_embeddings"] = summary(F.normalize(row, dim=-1) for row in features)
+                try:
+                    inputs = self.text_inputs(text)
+                except Exception:
+                    # There may be no tokenizer, or it may not know a word.
+                    continue
+                text_rows.append(F.normalize(self.text_features(*inputs), dim=-1))
+            numbers["text_embeddings"] = summary(text_rows)
         return numbers
 
-    # Images
+    # These take images.
 
     @public("preprocess")
     def preprocess(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Tensor:
@@ -244,9 +262,8 @@ class ClipAdapter(ABC):
             images: one or several of: path, PIL image, array or uint8 tensor (H, W), (H, W, C) or
                 (C, H, W). The processor makes RGB of them in its own way; gray of 16 bits becomes
                 gray of eight before. A float tensor (3, H, W) or (B, 3, H, W) counts as
-                preprocessed and is only batched. So is what ``processor(images=...)`` of
-                transformers returns. Where its values all lie in [0, 1], as pixels do, there is a
-                warning.
+                preprocessed and is only batched. So is the result of ``processor(images=...)`` of
+                transformers. If all of its values lie in [0, 1], as pixels do, there is a warning.
 
         Raises:
             InputError: an image cannot be read or has no sensible shape, there is no processor, or
@@ -256,14 +273,15 @@ class ClipAdapter(ABC):
         if is_preprocessed(images):
             tensors = [images] if isinstance(images, Tensor) else list(images)
             with checks.expecting("preprocessed tensors (3, H, W) of one size", tensors):
-                batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
+                batches = [tensor if tensor.ndim == 4 else tensor[None] for tensor in tensors]
+                batch = torch.cat(batches)
             check_images(batch, self._known_statistics(), 0.01)
             return batch.to(self.device)
         with quiet():
             pixels = self._process(as_pil(images, keep_mode=True))
-        tool = argument("processor")
-        own = f"the processor is not that of {self.name}; pass its own {tool} with the model"
-        with checks.error_context(own):
+        processor = argument("processor")
+        wrong = f"the processor is not that of {self.name}; pass its own {processor} with the model"
+        with checks.error_context(wrong):
             self.tower.grid(*pixels.shape[-2:])
         return pixels.to(self.device)
 
@@ -281,26 +299,31 @@ class ClipAdapter(ABC):
     @public("color")
     def color(self, rgb: Sequence[float]) -> Tensor:
         """A constant color, rgb in [0, 1], as a normalized tensor (1, 3, 1, 1)."""
-        channels = list(rgb) if isinstance(rgb, (Sequence, np.ndarray)) else []
-        inside = len(channels) == 3 and all(checks.is_number(c) and 0 <= c <= 1 for c in channels)
-        checks.expect(inside, "three numbers in [0, 1]", rgb)
+        expected = "three numbers in [0, 1]"
+        is_triple = isinstance(rgb, (Sequence, np.ndarray)) and len(rgb) == 3
+        checks.expect(is_triple, expected, rgb)
+        for channel in rgb:
+            checks.expect(checks.is_number(channel) and 0 <= channel <= 1, expected, rgb)
         mean, std = self._channel_statistics(self.device)
         value = torch.tensor(rgb, device=self.device).view(1, 3, 1, 1)
         return ((value - mean) / std).to(self.dtype)
 
     def _channel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        numbers = (torch.tensor(list(values), device=device) for values in self._statistics())
-        mean, std = (each.view(1, 3, 1, 1) for each in numbers)
-        return mean, std
+        """Mean and standard deviation as tensors (1, 3, 1, 1)."""
+        means, deviations = self._statistics()
+        mean = torch.tensor(list(means), device=device)
+        std = torch.tensor(list(deviations), device=device)
+        return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
 
     def check_images(self, images: Any) -> None:
         """Raise InputError unless images are preprocessed, on its device, of a size it takes.
 
-        Values that cannot be preprocessed ones are refused, and pixels in [0, 1] get a warning.
+        Values that no preprocessing makes are refused, and pixels in [0, 1] get a warning.
         """
-        check_images(images, self._known_statistics(), 0.1)  # Captum's NoiseTunnel adds noise
-        same = images.device == self.device
-        checks.expect(same, f"images on {self.device}", images, "pass images.to(clip.device)")
+        # The share is larger than in `preprocess`, since Captum's NoiseTunnel adds noise.
+        check_images(images, self._known_statistics(), 0.1)
+        is_here = images.device == self.device
+        checks.expect(is_here, f"images on {self.device}", images, "pass images.to(clip.device)")
         self.tower.grid(images.shape[-2], images.shape[-1])
 
     @public("encode_image")
@@ -314,12 +337,13 @@ class ClipAdapter(ABC):
         self.check_images(images)
         return F.normalize(self.image_features(images), dim=-1)
 
-    # Texts
+    # These take texts.
 
     def is_blank(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a text, as it may of punctuation or an emoji."""
         count = self.count_tokens(text)
-        return count is not None and count <= (self.count_tokens("") or 0)
+        empty_count = self.count_tokens("")
+        return count is not None and empty_count is not None and count <= empty_count
 
     @public("tokenize")
     def tokenize(self, texts: str | Sequence[str]) -> Any:
@@ -332,21 +356,23 @@ class ClipAdapter(ABC):
         texts = checks.check_texts(texts)
         # OpenCLIP's tokenizers cut a text without a warning, so its tokens are counted first.
         for text in texts:
-            count, longest = self.count_tokens(text), self.context_length
+            count = self.count_tokens(text)
+            longest = self.context_length
             if count is not None and longest is not None and count > longest:
                 raise TargetError(
                     f"the text has {count} tokens with start and end, {self.name} takes "
                     f"{longest}; shorten it: {text[:60]!r}..."
                 )
         tokens = self._tokenize(texts)
-        # Tokens of another model's tokenizer would be other words, or lie beyond the table.
         form = "a tensor (N, T), or what a tokenizer of transformers returns, from the tokenizer"
         checks.expect(hasattr(tokens, "to"), form, tokens)
-        largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
+        ids = tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
+        largest = int(ids.max())
         size = self.vocabulary_size
         expected = f"tokens below {size}, which {self.name} knows"
-        own = f"pass its own {argument('tokenizer')} with the model"
-        checks.expect(size is None or largest < size, expected, largest, own, error=TargetError)
+        # Ids beyond the table come from another model's tokenizer.
+        advice = f"pass its own {argument('tokenizer')} with the model"
+        checks.expect(size is None or largest < size, expected, largest, advice, error=TargetError)
         return tokens.to(self.device)
 
     @public("encode_text")
@@ -356,27 +382,34 @@ class ClipAdapter(ABC):
         return F.normalize(self.text_features(*self.text_inputs(texts)), dim=-1)
 
     def count_tokens(self, text: str) -> int | None:
-        """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
+        """Count the tokens of an uncut text with start and end; None if the tokenizer cannot."""
         tokenizer = self._require("tokenizer")
+        # With `verbose`, transformers warns of long texts, for which there is an error.
         if is_transformers_tokenizer(tokenizer):
             return len(self._read(tokenizer, text, verbose=False)["input_ids"])
-        if hasattr(tokenizer, "count"):  # the embedded model's
+        # The tokenizer of the embedded models counts by itself.
+        if hasattr(tokenizer, "count"):
             return int(tokenizer.count(text))
         clean = getattr(tokenizer, "clean_fn", None)
-        if clean is not None and hasattr(tokenizer, "tokenizer"):  # OpenCLIP's HFTokenizer
-            clips = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds start, end and class
-            # verbose: transformers warns of long texts, which the error says better
-            options = {"add_special_tokens": not clips, "verbose": False}
-            ids = self._read(tokenizer.tokenizer, clean(text), **options)["input_ids"]
-            return 3 * clips + len(ids)
-        if clean is not None and hasattr(tokenizer, "encode"):  # OpenCLIP's SimpleTokenizer
+        if clean is None:
+            return None
+        is_hf_tokenizer = hasattr(tokenizer, "tokenizer")
+        if is_hf_tokenizer and getattr(tokenizer, "tokenizer_mode", "") == "clips":
+            # OpenCLIP's HFTokenizer adds start, end and class itself in this mode.
+            options = {"add_special_tokens": False, "verbose": False}
+            return 3 + len(self._read(tokenizer.tokenizer, clean(text), **options)["input_ids"])
+        if is_hf_tokenizer:
+            return len(self._read(tokenizer.tokenizer, clean(text), verbose=False)["input_ids"])
+        # OpenCLIP's SimpleTokenizer adds start and end.
+        if hasattr(tokenizer, "encode"):
             return 2 + len(tokenizer.encode(text))
         return None
 
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Token ids (N, T) and attention mask, as the model was trained to take them.
+        """Token ids (N, T) and attention mask, padded as in the model's training.
 
-        The mask, 0 at padding, is None where the text tower takes none. Errors as `tokenize`.
+        The mask, 0 at padding, is None where the text tower takes none. Errors are those of
+        :meth:`tokenize`.
         """
         tokens = self.tokenize(texts)
         if isinstance(tokens, Tensor):
@@ -384,19 +417,27 @@ class ClipAdapter(ABC):
         return tokens["input_ids"], tokens.get("attention_mask")
 
     def _require(self, tool: Literal["processor", "tokenizer"]) -> Any:
+        """The processor or the tokenizer; InputError if there is none."""
         # A CLIPProcessor of transformers holds a tokenizer as well.
         tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
         tools = {"processor": self.processor, "tokenizer": tokenizer}
         if tools[tool] is not None:
             return tools[tool]
         missing = [name for name in tools if tools[name] is None]
-        failed = {n: f" (its {n} could not be loaded: {r})" for n, r in self.failures.items()}
-        needed = {"processor": "an image that is not a preprocessed tensor", "tokenizer": "a text"}
-        use = "images and texts need" if len(missing) > 1 else f"is needed for {needed[tool]}"
+        lacks = []
+        for name in missing:
+            reason = self.failures.get(name)
+            note = "" if reason is None else f" (its {name} could not be loaded: {reason})"
+            lacks.append(f"no {name}{note}")
+        purposes = {
+            "processor": "is needed for an image that is not a preprocessed tensor",
+            "tokenizer": "is needed for a text",
+        }
+        purpose = "images and texts need" if len(missing) > 1 else purposes[tool]
         options = ", ".join(f"{name}={name}" for name in missing)
         raise InputError(
-            f"{self.name} has {' and '.join(f'no {n}{failed.get(n, str())}' for n in missing)}, "
-            f"which {use}; pass {' and '.join(map(argument, missing))} with the model, as in "
+            f"{self.name} has {' and '.join(lacks)}, which {purpose}; pass "
+            f"{' and '.join(map(argument, missing))} with the model, as in "
             f"load_clip(model, {options}) or explain(..., model=model, {options})."
         )
 
@@ -405,12 +446,12 @@ class ClipAdapter(ABC):
 
 
 def is_transformers_tokenizer(tokenizer: Any) -> bool:
-    """Whether it is called as the tokenizers of transformers are."""
+    """Whether an object has the attributes of the tokenizers of transformers."""
     return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")
 
 
 def is_tokenizer(candidate: Any) -> bool:
-    """Whether it is known to make tokens of texts: transformers', OpenCLIP's or OpenAI's."""
+    """Whether an object is known as a tokenizer of transformers, OpenCLIP or OpenAI."""
     is_clip_tokenize = getattr(candidate, "__name__", "") == "tokenize"
     has_clean = hasattr(candidate, "clean_fn")
     return is_clip_tokenize or has_clean or is_transformers_tokenizer(candidate)

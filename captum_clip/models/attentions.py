@@ -1,7 +1,8 @@
-"""Attentions as the methods see them: what runs, what follows the heads, in any library.
+"""Attentions as the methods see them, whichever library they come from.
 
-A model family implements these classes in its own file. How queries, keys and masks make weights is
-no family's matter: that is read where it runs.
+These classes say which modules run and which steps follow the heads. A model family implements them
+in its own file. It does not say how queries, keys and masks make weights, which a recording reads
+where it happens.
 """
 
 from abc import abstractmethod
@@ -19,30 +20,37 @@ from .steps import Gated, Linear, Residual, Step, is_plain_linear, linear_maps, 
 
 
 def tensor_in(result: Any, index: int = 0) -> Tensor:
-    """The tensor at an index of what a module returned, or that tensor itself."""
+    """The tensor at an index of a module's result; a result that is a tensor is returned itself."""
     if isinstance(result, Tensor):
         return result
     try:
-        # An output of transformers is a dataclass that is read by index; other ones are not.
+        # An output of transformers is a dataclass that can be indexed; other dataclasses cannot.
         if is_dataclass(result) and not isinstance(result, Mapping):
-            result = [*vars(result).values()]
+            result = list(vars(result).values())
         return result[index]  # type: ignore[no-any-return]
     except (TypeError, LookupError) as error:
         raise _without_output(result) from error
 
 
 def with_tensor(result: Any, tensor: Tensor, index: int = 0) -> Any:
-    """What a module returned, with `tensor` in place of the one at an index."""
+    """A module's result with `tensor` in place of the one at an index."""
     if isinstance(result, Tensor):
         return tensor
-    if hasattr(result, "_replace"):  # a named tuple
-        return result._replace(**{result._fields[index]: tensor})
+    is_named_tuple = hasattr(result, "_replace")
+    if is_named_tuple:
+        name = result._fields[index]
+        return result._replace(**{name: tensor})
     if isinstance(result, (tuple, list)):
-        return type(result)((*result[:index], tensor, *result[index + 1 :]))
-    if isinstance(result, Mapping):  # an output of transformers
-        return type(result)(**{**result, list(result)[index]: tensor})
+        items = list(result)
+        items[index] = tensor
+        return type(result)(items)
+    # Outputs of transformers are mappings.
+    if isinstance(result, Mapping):
+        name = list(result)[index]
+        return type(result)(**{**result, name: tensor})
     if is_dataclass(result) and not isinstance(result, type):
-        return replace(result, **{list(vars(result))[index]: tensor})
+        name = list(vars(result))[index]
+        return replace(result, **{name: tensor})
     raise _without_output(result)
 
 
@@ -57,17 +65,18 @@ def _without_output(result: Any) -> UnsupportedModelError:
 class PooledToken:
     """The pooled token of every sequence, and the tokens that it sees."""
 
-    rows: Tensor | None = None  # (B,), its index; None for the first token everywhere
-    visible: Tensor | None = None  # (B, s), whether it sees a token; None for all
+    rows: Tensor | None = None  # (B,), its index; None if it is the first token everywhere
+    visible: Tensor | None = None  # (B, s), whether it sees a token; None if it sees all
 
     def read(self, tokens: Tensor) -> Tensor:
         """Pick the pooled token, (..., B, s, D) -> (..., B, D)."""
         if self.rows is None:
             return tokens[..., 0, :]
-        return tokens[..., torch.arange(len(self.rows), device=self.rows.device), self.rows, :]
+        sequences = torch.arange(len(self.rows), device=self.rows.device)
+        return tokens[..., sequences, self.rows, :]
 
     def row_of(self, like: Tensor) -> Tensor:
-        """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
+        """1 at the pooled token and 0 elsewhere, in the shape (B, s) of `like`."""
         row = torch.zeros_like(to_float32(like))
         index = self.rows
         if index is None:
@@ -79,11 +88,13 @@ class PooledToken:
         return None if self.visible is None else ~self.visible
 
     def mean(self, tokens: Tensor, span: slice) -> Tensor:
-        """Mean (B, 1, D) of the tokens of a span that the pooled one sees."""
+        """Mean (B, 1, D) of those tokens of a span that the pooled one sees."""
+        tokens = tokens[:, span]
         if self.visible is None:
-            return tokens[:, span].mean(1, keepdim=True)
+            return tokens.mean(1, keepdim=True)
         visible = self.visible[:, span, None].to(tokens.dtype)
-        return (tokens[:, span] * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True)
+        total = (tokens * visible).sum(1, keepdim=True)
+        return total / visible.sum(1, keepdim=True)
 
 
 class Attention:
@@ -96,48 +107,56 @@ class Attention:
     is_pool: ClassVar[bool] = False
     """Whether its queries are learned, and the first of them pools the tokens."""
     maps: tuple[str, ...]
-    """Paths of its linear maps in `attention`; the last is the output's."""
+    """Paths of its linear maps in `attention`; the last one makes the output."""
     inner_norm_name: str | None = None
     """Name in `attention` of a norm that runs on the concatenated head outputs."""
 
     def __init__(self, attention: Any, heads: int) -> None:
-        self.attention, self.heads = attention, heads
-        self.input_module = self.output_module = attention
+        self.attention = attention
+        self.heads = heads
+        self.input_module = attention
+        self.output_module = attention
 
     def input_maps(self) -> list[Linear]:
-        """The maps of queries, keys and values as they are now, which one module may hold."""
-        maps = [Linear.of(attrgetter(path)(self.attention)) for path in self.maps[:-1]]
+        """The maps of queries, keys and values as they are now; one module may hold all three."""
+        maps = []
+        for path in self.maps[:-1]:
+            module = attrgetter(path)(self.attention)
+            maps.append(Linear.of(module))
         if len(maps) > 1:
             return maps
         [stacked] = maps
         return linear_maps(stacked.weight.chunk(3), stacked.bias)
 
     def output_map(self) -> Step:
-        """The map of the heads' outputs side by side as it is now."""
+        """The map of the concatenated head outputs as it is now."""
         module = attrgetter(self.maps[-1])(self.attention)
         return Linear.of(module) if is_plain_linear(module) else module
 
     @property
     def inner_norm(self) -> nn.Module | None:
-        """The norm of that name, if there is one."""
-        name = self.inner_norm_name
-        return None if name is None else getattr(self.attention, name, None)
+        """The norm on the concatenated head outputs, if there is one."""
+        if self.inner_norm_name is None:
+            return None
+        return getattr(self.attention, self.inner_norm_name, None)
 
     def merge_steps(self) -> tuple[Step, ...]:
         """The steps after the heads: the inner norm if there is one, and the output map."""
-        return (*filter(None, [self.inner_norm]), self.output_map())
+        if self.inner_norm is None:
+            return (self.output_map(),)
+        return self.inner_norm, self.output_map()
 
     def branch(self) -> tuple[Step, ...]:
-        """The steps from its output to the residual."""
+        """The steps from the attention's output to its sum with the residual stream."""
         return ()
 
     @property
     def positions(self) -> Tensor | None:
-        """Of a pool of features: what is added to their mean and to them, (1 + N, C)."""
+        """The positions (1 + N, C) that a pool of N features adds to their mean and to them."""
         return None
 
     def batch_first(self, tokens: Tensor) -> Tensor:
-        """Tokens with the batch first, or back where the library has it second."""
+        """Swap batch and sequence if the library has the batch second: (B, s, D) <-> (s, B, D)."""
         return tokens
 
     def output(self, result: Any) -> Tensor:
@@ -145,7 +164,7 @@ class Attention:
         return self.batch_first(tensor_in(result))
 
     def replaced(self, result: Any, output: Tensor) -> Any:
-        """The result with `output` (B, rows, D) in the place of its own."""
+        """The result with another output (B, rows, D)."""
         return with_tensor(result, self.batch_first(output))
 
 
@@ -157,10 +176,10 @@ class AttentionLayer(Attention):
     """
 
     branch_paths: tuple[str, ...] = ()
-    """Paths in the block, of modules or LayerScales, that follow the attention."""
-    mlp_paths: tuple[str, ...]
-    """Paths of its second branch: norm, MLP."""
+    """Paths in the block of the modules or LayerScales that follow the attention."""
     # There is no default, since a family that forgets them would have blocks without an MLP.
+    mlp_paths: tuple[str, ...]
+    """Paths in the block of its second branch: norm, MLP."""
 
     def __init__(self, block: Any, attention: Any, heads: int) -> None:
         super().__init__(attention, heads)
@@ -168,13 +187,14 @@ class AttentionLayer(Attention):
 
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D), the first of its arguments, whatever it is called."""
+        first, *_ = (*args, *kwargs.values())
         # MaPLe's blocks take a list of the tokens and their prompts.
-        return self.batch_first(tensor_in(next(iter((*args, *kwargs.values())))))
+        return self.batch_first(tensor_in(first))
 
     def with_residual(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tokens: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The block's arguments with other tokens (B, n, D) in the place of its own."""
+        """The block's arguments with other tokens (B, n, D) as its input."""
         tokens = self.batch_first(tokens)
         if args:
             return (with_tensor(args[0], tokens), *args[1:]), dict(kwargs)
@@ -182,32 +202,40 @@ class AttentionLayer(Attention):
         return (), {**kwargs, name: with_tensor(kwargs[name], tokens)}
 
     def branch(self) -> tuple[Step, ...]:
-        """See `Attention`."""
-        return self._steps(self.branch_paths)
+        return self._steps_at(self.branch_paths)
 
     def mlp_branch(self) -> tuple[Step, ...]:
         """The steps of the second branch: norm, MLP."""
-        return self._steps(self.mlp_paths)
+        return self._steps_at(self.mlp_paths)
 
     def added(self) -> tuple[nn.Module, tuple[Step, ...]]:
         """The last module of the second branch, and the LayerScale that may follow it."""
+        steps = list(self.mlp_branch())
         # timm's EVA keeps its LayerScale as a parameter, on which no hook can be set.
-        steps = self.mlp_branch()
-        last = max(i for i, step in enumerate(steps) if isinstance(step, nn.Module))
-        module: Any = steps[last]
-        return module, steps[last + 1 :]
+        after_module: list[Step] = []
+        while not isinstance(steps[-1], nn.Module):
+            after_module.insert(0, steps.pop())
+        return steps[-1], tuple(after_module)
 
     def after_attention(self) -> tuple[Step, ...]:
         """The steps from the stream z to the block's output."""
         return (Residual(self.mlp_branch()),)
 
     def summed(self, stream: Tensor, added: Tensor) -> Tensor:
-        """The block's output from the stream z and the output of `added`."""
-        return stream + run_steps(self.added()[1], added)
+        """The block's output from the stream z and the output of the module in :meth:`added`."""
+        _, after_module = self.added()
+        return stream + run_steps(after_module, added)
 
-    def _steps(self, names: tuple[str, ...]) -> tuple[Step, ...]:
-        steps = (attrgetter(name)(self.block) for name in names)
-        return tuple(Gated(s) if isinstance(s, Tensor) else s for s in steps if s is not None)
+    def _steps_at(self, paths: tuple[str, ...]) -> tuple[Step, ...]:
+        """The modules and LayerScales at some paths in the block; blocks may lack some."""
+        steps: list[Step] = []
+        for path in paths:
+            part = attrgetter(path)(self.block)
+            if isinstance(part, Tensor):
+                steps.append(Gated(part))
+            elif part is not None:
+                steps.append(part)
+        return tuple(steps)
 
 
 class PostNormLayer(AttentionLayer):
@@ -227,14 +255,15 @@ class PostNormLayer(AttentionLayer):
 
     def summed(self, stream: Tensor, added: Tensor) -> Tensor:
         first, second = self.stream_norms
-        return run_steps((second,), run_steps((first,), stream) + added)
+        normed = run_steps((first,), stream)
+        return run_steps((second,), normed + added)
 
 
 class PoolingHead(Attention):
-    """A pooling head: learned queries attend to the last block's tokens; the first is the output.
+    """A pooling head, whose learned queries attend to the last block's tokens.
 
-    SigLIP, PE-Core, CoCa and AIMv2 have one. What its attention returns is the pooled token, from
-    which `Tower.head` goes on.
+    SigLIP, PE-Core, CoCa and AIMv2 have one. The first row that its attention returns is the pooled
+    token, which `Tower.head` takes.
     """
 
     is_pool = True
@@ -248,11 +277,13 @@ class PoolingHead(Attention):
 
     def pool(self, tokens: Tensor) -> Any:
         """Run the head on tokens (B, s, D) as a block returns them."""
-        return self.head(tokens if self.norm is None else self.norm(tokens))
+        if self.norm is not None:
+            tokens = self.norm(tokens)
+        return self.head(tokens)
 
     def output(self, result: Any) -> Tensor:
-        """See `Attention`; some return the pooled token (B, D) alone."""
         pooled = super().output(result)
+        # Some heads return the pooled token (B, D) alone.
         return pooled[:, None] if pooled.ndim == 2 else pooled
 
 
@@ -261,15 +292,16 @@ class LatentPoolingHead(PoolingHead):
 
     def __init__(self, head: Any, norm: nn.Module, output_map: str) -> None:
         super().__init__(head, head, head.num_heads, norm=norm)
-        self.maps, self.output_module = (output_map,), getattr(head, output_map)
+        self.maps = (output_map,)
+        self.output_module = getattr(head, output_map)
 
 
 class Multihead(Attention):
-    """A `torch.nn.MultiheadAttention`, and what keeps its maps or calls its function likewise."""
+    """A `torch.nn.MultiheadAttention`, or a module with its parameters or its function."""
 
     maps: tuple[str, ...] = ("out_proj",)
-    inner_norm_name = "ln_inner"  # of OpenCLIP's own `Attention`
-    batch_first_unless_told = True  # of an attention that does not say where its batch is
+    inner_norm_name = "ln_inner"  # OpenCLIP's own `Attention` may have one.
+    default_batch_first = True  # for an attention that does not say where its batch is
 
     def input_maps(self) -> list[Linear]:
         if len(self.maps) > 1:
@@ -285,11 +317,11 @@ class Multihead(Attention):
     def output_map(self) -> Step:
         if self.inner_norm is not None:
             return super().output_map()
-        # PyTorch never calls `out_proj`: it takes the weight, whatever is hooked on the module.
+        # PyTorch never calls `out_proj`: it reads the weight, so hooks on the module do nothing.
         return Linear.of(getattr(self.attention, self.maps[-1]))
 
     def batch_first(self, tokens: Tensor) -> Tensor:
-        is_first = getattr(self.attention, "batch_first", self.batch_first_unless_told)
+        is_first = getattr(self.attention, "batch_first", self.default_batch_first)
         return tokens if is_first else tokens.transpose(0, 1)
 
 

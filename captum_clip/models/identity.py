@@ -11,21 +11,23 @@ import torch
 from torch import Tensor, nn
 
 BOUND: Final = 1e-3
-"""How far numbers of one model may lie apart (root mean square), 2e-3 between unit embeddings.
+"""The distance of numbers (root mean square) up to which two models count as the same.
 
-Rounding moves embeddings by 1e-6, other code for the same resizing by up to 5e-4; bilinear in the
-place of bicubic resizing by 3e-3 or more.
+It stands for 2e-3 between unit embeddings. Rounding moves embeddings by 1e-6, and another
+implementation of the same resizing by up to 5e-4. Bilinear instead of bicubic resizing moves them
+by 3e-3 or more.
 """
 FIXED_TEXTS: Final = ("a photo of a dog", "The CAT, 3 birds", "")
 
 
 def fixed_images(size: tuple[int, int] | None = None) -> list[Any]:
-    """Three images of colored squares (H, W, 3); with a size preprocessed noise (1, 3, H, W)."""
-    # No release of NumPy changes the numbers of RandomState, as those of its newer generators may.
+    """Three images of colored squares (H, W, 3); with a size, preprocessed noise (1, 3, H, W)."""
+    # RandomState gives the same numbers in every release of NumPy; newer generators may not.
     generator = np.random.RandomState(0)
     if size is not None:
-        return [*torch.from_numpy(generator.standard_normal((3, 1, 3, *size))).float()]
-    # The annotations of newer releases do not accept the type here.
+        noise = generator.standard_normal((3, 1, 3, *size))
+        return list(torch.from_numpy(noise).float())
+    # The annotations of newer releases do not accept the type in `randint`.
     dtype: Any = np.uint8
     images = []
     for height, width in ((6, 6), (15, 20), (25, 18)):
@@ -35,13 +37,17 @@ def fixed_images(size: tuple[int, int] | None = None) -> list[Any]:
 
 
 def summary(embeddings: Iterable[Tensor]) -> str:
-    """Map unit embeddings (1, E) to four numbers, as far apart (Johnson and Lindenstrauss)."""
-    numbers: list[float] = []
+    """Map unit embeddings (1, E) to four numbers each, for comparison.
+
+    A random projection keeps distances approximately (Johnson and Lindenstrauss).
+    """
+    numbers: list[str] = []
     for embedding in embeddings:
         [row] = embedding.float().cpu().numpy()
         projection = np.random.RandomState(0).standard_normal((4, len(row)))
-        numbers += (projection @ row / 2).tolist()
-    return " ".join(f"{number:.5f}" for number in numbers)
+        projected = projection @ row / 2
+        numbers += [f"{number:.5f}" for number in projected]
+    return " ".join(numbers)
 
 
 def weights_digest(values: Iterable[Any]) -> str:
@@ -50,27 +56,36 @@ def weights_digest(values: Iterable[Any]) -> str:
     for value in values:
         # Releases of transformers add and drop buffers of whole numbers, such as position ids.
         if isinstance(value, Tensor) and value.is_floating_point():
-            # NumPy has no bfloat16, so the bytes are read.
             flat = value.detach().cpu().contiguous().reshape(-1)
-            digest = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+            # NumPy has no bfloat16, so the bytes are read.
+            content = flat.view(torch.uint8).numpy().data
+            digest = hashlib.sha256(content).hexdigest()
             lines.append(f"{tuple(value.shape)} {value.dtype} {digest}\n")
-    # Releases also rename parameters and change their order, so lines are sorted.
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    # Releases also rename parameters and change their order.
+    lines.sort()
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @contextmanager
 def reproducible(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode, without gradients and in float32 at least, then put all back.
+    """Run a model in eval mode, without gradients and in float32 at least, then undo these changes.
 
     In half precision, embeddings of two devices lie up to 1e-2 apart, in TF32 up to 9e-4.
     """
-    changes: list[Any] = [(module, "training", False) for module in model.modules()]
+    # Each change is an object, the name of its attribute, and the value for the time being.
+    changes: list[tuple[Any, str, Any]] = []
+    for module in model.modules():
+        changes.append((module, "training", False))
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype in (torch.float16, torch.bfloat16) and not tensor.is_inference():
             changes.append((tensor, "data", tensor.data.float()))
     cudnn: Any = torch.backends.cudnn
-    conv = getattr(cudnn, "conv", None)  # since PyTorch 2.9
-    changes.append((conv, "fp32_precision", "ieee") if conv else (cudnn, "allow_tf32", False))
+    # PyTorch 2.9 has this setting instead of `allow_tf32`.
+    conv = getattr(cudnn, "conv", None)
+    if conv:
+        changes.append((conv, "fp32_precision", "ieee"))
+    else:
+        changes.append((cudnn, "allow_tf32", False))
     with torch.no_grad(), ExitStack() as undo:
         for owner, name, value in changes:
             undo.callback(setattr, owner, name, getattr(owner, name))
@@ -87,12 +102,14 @@ def part_agrees(first: str, second: str) -> bool:
         others = list(map(float, second.split()))
         return math.dist(numbers, others) <= BOUND * math.sqrt(len(numbers))
     except ValueError:
-        # They are digests, or have different numbers of entries.
+        # The entries are digests, or have different counts of numbers.
         return False
 
 
 def differing_parts(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
-    """Name the entries that differ, of those that both identities have."""
-    shared = [part for part in first if part in second]
-    differing = [part for part in shared if not part_agrees(first[part], second[part])]
-    return [part.replace("_", " ") for part in differing]
+    """Name the entries that both identities have and that differ."""
+    differing = []
+    for part in first:
+        if part in second and not part_agrees(first[part], second[part]):
+            differing.append(part.replace("_", " "))
+    return differing

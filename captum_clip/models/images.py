@@ -22,7 +22,7 @@ from ..maps import Box, check_tensor
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-# Patterns of names of classes. Owlv2's is missing: it pads before it resizes.
+# These are patterns of class names. Owlv2's is missing, because it pads before it resizes.
 _HUGGING_FACE_KINDS = "CLIP|Siglip|ChineseCLIP|ViT|OwlViT|EfficientNet|Blip|Flava"
 _HUGGING_FACE = f"({_HUGGING_FACE_KINDS})ImageProcessor(Fast|Pil)?"
 _NAFLEX = "Siglip2ImageProcessor(Fast|Pil)?"
@@ -31,13 +31,15 @@ _CROPPING = "CenterCrop|CenterCropOrPad"
 _STILL = "ToTensor|PILToTensor|ToImage|ToDtype|Normalize|MaybeConvertMode"
 _RANDOM = "Random.*|RandAugment|AutoAugment|TrivialAugment.*|AugMix.*|(Color|Scale)Jitter|"
 _RANDOM += "ElasticTransform|GaussianNoise"
-_RANGED = {"GaussianBlur": "sigma", "JPEG": "quality"}  # random where their two ends differ
-_TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
+# These transforms are random only where the two ends of the attribute's range differ.
+_RANGED = {"GaussianBlur": "sigma", "JPEG": "quality"}
+# OpenCLIP's transform has the first of these functions, and that of OpenAI's package the second.
+_TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")
 
 Size = tuple[int, int]
 
 _dropping: Final[WeakKeyDictionary[Any, bool]] = WeakKeyDictionary()
-"""Whether processors drop transparency, of those that were asked."""
+"""Whether a processor drops transparency, for each processor that was tried."""
 
 
 def pixels_of(images: Any) -> Any:
@@ -45,20 +47,27 @@ def pixels_of(images: Any) -> Any:
 
     Others stay as they are. If an item has several values, the first is the image.
     """
-    if isinstance(images, (DataLoader, Dataset)):
-        # a Dataset need not end an iteration
-        loader: Any = images if isinstance(images, DataLoader) else DataLoader(images, None)
-        return [pixels_of(item[0] if isinstance(item, (tuple, list)) else item) for item in loader]
+    if isinstance(images, Dataset):
+        # A Dataset may have indices without an end; a DataLoader stops at its length.
+        images = DataLoader(images, None)
+    if isinstance(images, DataLoader):
+        pixels = []
+        for item in images:
+            image = item[0] if isinstance(item, (tuple, list)) else item
+            pixels.append(pixels_of(image))
+        return pixels
     if not isinstance(images, Mapping):
         return images
-    taken = "files, PIL images, or what processor(images=...) returns"
-    expect("pixel_values" in images, taken, list(images))
+    expected = "files, PIL images, or what processor(images=...) returns"
+    expect("pixel_values" in images, expected, list(images))
     values = images["pixel_values"]
-    return values if isinstance(values, Tensor) else torch.tensor(np.array(values, np.float32))
+    if isinstance(values, Tensor):
+        return values
+    return torch.tensor(np.array(values, np.float32))
 
 
 def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
-    """Whether it is a floating tensor, or several, to be batched; InputError for a mixture."""
+    """Whether images are a floating-point tensor or several; InputError for a mixture."""
     if isinstance(images, Tensor):
         return images.is_floating_point()
     if not isinstance(images, Sequence) or isinstance(images, str) or not images:
@@ -81,36 +90,53 @@ def check_images(images: Any, made_by: ChannelStats | None = None, tolerance: fl
 
     With the statistics of their preprocessing, raise it also if more than a share `tolerance` of
     their colors leaves [-.5, 1.5], or any leaves [-10, 10]. Warn if all values lie in [0, 1], as
-    pixels do. That spares colors that are steps of 1/255, as those of a bright image of 8 bits are,
-    and baselines, which have few values.
+    pixels do. There is no warning for colors that are steps of 1/255, as a bright image of 8 bits
+    has them, nor for baselines, which have few values.
     """
     advice = "clip.preprocess(images) makes them of any, and images[None] adds the batch dimension"
     check_tensor("images", images, "(B, 3, H, W)", advice)
     if made_by is None:
         return
+    # One transfer from the device reads both ends.
     low, high = torch.stack(images.detach().aminmax()).tolist()
-    bounds = [((-0.5 - mean) / std, (1.5 - mean) / std) for mean, std in zip(*made_by, strict=True)]
     is_unit = 0 <= low < high <= 1
-    if not is_unit and all(least <= low and high <= most for least, most in bounds):
+    if not is_unit and _is_plausible(low, high, made_by):
         return
     values = images.detach().cpu().double().movedim(1, -1)
     mean, std = map(values.new_tensor, made_by)
-    how = "pass pixels as uint8, (255 * x).round().byte() of those in [0, 1], to be preprocessed"
     colors = values * std + mean
-    distance = (colors - 0.5).abs()
     fact = f"floating-point images count as preprocessed, and these hold {low:.3g} to {high:.3g}, "
-    if not is_unit and (distance.max() > 10 or (distance > 1).double().mean() > tolerance):
-        raise InputError(f"{fact}which this model's preprocessing does not make; {how}.")
-    if is_unit and max(*mean, 1 - std.min()) > 0.01:  # else the model takes pixels in [0, 1]
-        distinct = 255 * torch.cat([torch.unique(colors[..., channel]) for channel in range(3)])
-        steps = (distinct - distinct.round()).abs() < 0.1
-        # half of all pixels are steps for SigLIP, and a baseline may be three other values
-        if (~steps).sum() > 3 + steps.sum() / 4:
-            warnings.warn(
-                f"{fact}all in [0, 1] as pixels are; if they are pixels, scores and maps are "
-                f"wrong: {how}.",
-                stacklevel=2,
-            )
+    how = "pass pixels as uint8, (255 * x).round().byte() of those in [0, 1], to be preprocessed"
+    if not is_unit:
+        distance = (colors - 0.5).abs()
+        if distance.max() > 10 or (distance > 1).double().mean() > tolerance:
+            raise InputError(f"{fact}which this model's preprocessing does not make; {how}.")
+        return
+    # With a mean of 0 and a deviation of 1 the model itself takes pixels in [0, 1].
+    is_standardized = max(*mean, 1 - std.min()) > 0.01
+    if is_standardized and not _is_eight_bit(colors):
+        warnings.warn(
+            f"{fact}all in [0, 1] as pixels are; if they are pixels, scores and maps are "
+            f"wrong: {how}.",
+            stacklevel=2,
+        )
+
+
+def _is_plausible(low: float, high: float, made_by: ChannelStats) -> bool:
+    """Whether colors between [-.5, 1.5] may give values between low and high in every channel."""
+    for mean, std in zip(*made_by, strict=True):
+        if low < (-0.5 - mean) / std or high > (1.5 - mean) / std:
+            return False
+    return True
+
+
+def _is_eight_bit(colors: Tensor) -> bool:
+    """Whether the distinct colors (..., 3) of each channel are mostly multiples of 1/255."""
+    distinct = [torch.unique(colors[..., channel]) for channel in range(3)]
+    levels = 255 * torch.cat(distinct)
+    is_step = (levels - levels.round()).abs() < 0.1
+    # Half of all pixels are steps for SigLIP, and a baseline may be three other values.
+    return bool((~is_step).sum() <= 3 + is_step.sum() / 4)
 
 
 def image_processor(processor: Any) -> Any:
@@ -119,7 +145,7 @@ def image_processor(processor: Any) -> Any:
 
 
 def is_processor(candidate: Any) -> bool:
-    """Whether it is known by its parts to make tensors of images; of a function nothing is."""
+    """Whether an object has the attributes of a processor; a plain function never has them."""
     return hasattr(image_processor(candidate), "image_mean") or hasattr(candidate, "transforms")
 
 
@@ -132,10 +158,10 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
     inner = image_processor(processor)
     _refuse_random(inner)
     tensors = _run(inner, as_it_takes(processor, images))
+    expected = f"a tensor (3, H, W) of each image from {type(inner).__name__}, all of one size"
     for tensor in tensors:
-        fits = isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape == tensors[0].shape
-        expected = f"a tensor (3, H, W) of each image from {type(inner).__name__}, all of one size"
-        expect(fits, expected, tensor)
+        expect(isinstance(tensor, Tensor) and tensor.ndim == 3, expected, tensor)
+        expect(tensor.shape == tensors[0].shape, expected, tensor)
     return torch.stack(tensors).float()
 
 
@@ -144,22 +170,24 @@ def _refuse_random(step: Any) -> None:
 
     It may be the processor itself, or lie in a `Compose` or a `Sequential` at any depth.
     """
-    kind = type(step).__name__
-    ends = getattr(step, _RANGED.get(kind, ""), ())
-    is_ranged = isinstance(ends, (list, tuple)) and len({*ends}) > 1
+    class_name = type(step).__name__
+    value_range = getattr(step, _RANGED.get(class_name, ""), ())
+    is_ranged = isinstance(value_range, (list, tuple)) and len(set(value_range)) > 1
     if is_ranged or _is_a(step, _RANDOM):
         raise InputError(
-            f"the processor has a {kind}, which is for training: it makes another image at each "
-            "call. Pass the transform for evaluation, the third value of "
+            f"the processor has a {class_name}, which is for training: it makes another image at "
+            "each call. Pass the transform for evaluation, the third value of "
             "open_clip.create_model_and_transforms."
         )
-    inner = step if isinstance(step, torch.nn.Sequential) else getattr(step, "transforms", ())
-    if isinstance(inner, Iterable):
-        for each in inner:
-            _refuse_random(each)
+    is_sequential = isinstance(step, torch.nn.Sequential)
+    inner_steps = step if is_sequential else getattr(step, "transforms", ())
+    if isinstance(inner_steps, Iterable):
+        for inner_step in inner_steps:
+            _refuse_random(inner_step)
 
 
 def _run(inner: Any, images: list[Image.Image]) -> list[Any]:
+    """The tensor of each image, from a processor of transformers or from a function."""
     if not hasattr(inner, "image_mean"):
         return [inner(image) for image in images]
     sizes = [image.size for image in images]
@@ -168,14 +196,15 @@ def _run(inner: Any, images: list[Image.Image]) -> list[Any]:
 
 
 def as_it_takes(processor: Any, images: list[Image.Image]) -> list[Image.Image]:
-    """Images of any mode as a processor takes them: as they are if it makes RGB of them itself.
+    """Images of any mode as a processor takes them: unchanged if it makes RGB of them itself.
 
-    It may do so after it resizes them, which gives other colors. All others get RGB images, on
-    white where transparent.
+    It may convert them after it resizes them, which gives other colors. Every other processor gets
+    RGB images, on white where transparent.
     """
     if not _makes_rgb(image_processor(processor)):
         return [opaque(image) for image in images]
-    drops_transparency(processor, *images)  # which tells the user
+    # The call is made for its warning.
+    drops_transparency(processor, *images)
     return images
 
 
@@ -185,9 +214,10 @@ def drops_transparency(processor: Any, *images: Image.Image) -> bool:
     if not _makes_rgb(inner) or not any(map(is_transparent, images)):
         return False
     if inner not in _dropping:
-        # which releases of transformers do
-        cards = [Image.new("RGBA", (64, 64)), Image.new("RGB", (64, 64), "white")]
-        clear, white = _run(inner, cards)
+        # Releases of transformers differ in this, so the processor is tried.
+        size = (64, 64)
+        trials = [Image.new("RGBA", size), Image.new("RGB", size, "white")]
+        clear, white = _run(inner, trials)
         _dropping[inner] = not torch.allclose(clear, white, atol=1e-3)
         if _dropping[inner]:
             warnings.warn(
@@ -200,9 +230,14 @@ def drops_transparency(processor: Any, *images: Image.Image) -> bool:
 
 
 def _makes_rgb(inner: Any) -> bool:
-    steps = [getattr(s, "__name__", type(s).__name__) for s in getattr(inner, "transforms", ())]
-    converting = {*_TO_RGB, "MaybeConvertMode"}
-    return getattr(inner, "do_convert_rgb", False) or not converting.isdisjoint(steps)
+    """Whether a processor converts images of other modes to RGB itself."""
+    if getattr(inner, "do_convert_rgb", False):
+        return True
+    for step in getattr(inner, "transforms", ()):
+        name = getattr(step, "__name__", type(step).__name__)
+        if name in (*_TO_RGB, "MaybeConvertMode"):
+            return True
+    return False
 
 
 def to_patches(images: Tensor, side: int) -> Tensor:
@@ -213,7 +248,7 @@ def to_patches(images: Tensor, side: int) -> Tensor:
 
 
 def from_patches(patches: Tensor, rows: int, side: int) -> Tensor:
-    """The images of such patches."""
+    """Images of patches, the inverse of :func:`to_patches`."""
     batch, count, _ = patches.shape
     pieces = patches.reshape(batch, rows, count // rows, side, side, -1)
     return pieces.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * side, count // rows * side)
@@ -228,9 +263,11 @@ class Crop:
 
     @public("Crop")
     def __post_init__(self) -> None:
-        (height, width), (left, top, right, bottom) = self.size, self.box
-        overlap = max(left, 0) < min(right, width) and max(top, 0) < min(bottom, height)
-        fits = overlap and np.isfinite(self.box).all()
+        height, width = self.size
+        left, top, right, bottom = self.box
+        overlaps_across = max(left, 0) < min(right, width)
+        overlaps_down = max(top, 0) < min(bottom, height)
+        fits = overlaps_across and overlaps_down and np.isfinite(self.box).all()
         expect(fits, f"a box that shows something of a photo {self.size}", self.box)
 
     @property
@@ -241,21 +278,30 @@ class Crop:
 
     def scaled(self, size: Size) -> Box:
         """The box on the photo resized to a height and width."""
-        # width, height, width, height, as the edges have them
-        edges = zip(self.box, size[::-1] * 2, self.size[::-1] * 2, strict=True)
-        left, top, right, bottom = (edge * new / old for edge, new, old in edges)
-        return left, top, right, bottom
+        new_height, new_width = size
+        height, width = self.size
+        left, top, right, bottom = self.box
+        # The product comes first: whole pixels stay whole where they divide evenly.
+        return (
+            left * new_width / width,
+            top * new_height / height,
+            right * new_width / width,
+            bottom * new_height / height,
+        )
 
     def of_photo(self, size: Size) -> Box:
-        """The photo's box on the image, of a height and width; outside of it where it was cut."""
-        (height, width), (left, top, right, bottom) = self.size, self.box
-        down, across = size[0] / (bottom - top), size[1] / (right - left)
+        """Where the photo lies on its image of a size (H, W), beyond the edges that cut it."""
+        height, width = self.size
+        left, top, right, bottom = self.box
+        down = size[0] / (bottom - top)
+        across = size[1] / (right - left)
         return -left * across, -top * down, (width - left) * across, (height - top) * down
 
     def cut(self, arrays: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """Cut a box of whole pixels from arrays (..., H, W) of the photo's size; 0 in padding."""
-        (height, width), (left, top, right, bottom) = self.size, self.box
-        # negative margins are cut off
+        height, width = self.size
+        left, top, right, bottom = self.box
+        # The padding of torch takes negative margins, and cuts them off.
         margins = [int(margin) for margin in (-left, right - width, -top, bottom - height)]
         cut: npt.NDArray[Scalar] = F.pad(torch.from_numpy(arrays), margins).numpy()
         return cut
@@ -273,8 +319,8 @@ def resize_masks(
     """Resize and crop masks (..., H, W) to (..., h, w) as a processor does with their image.
 
     Nearest neighbor: each pixel shows the mask at its center. Padding is outside. A mask may come
-    out empty or full where the crop shows nothing of its object, or nothing else. `size` is that of
-    the preprocessed image, if it is known, to compare with: InputError where they differ.
+    out empty or full where the crop shows nothing of its object, or nothing else. If the `size` of
+    the preprocessed image is given, an InputError says where the masks' result differs from it.
     """
     masks = np.asarray(masks)
     expect(masks.ndim >= 2 and 0 not in masks.shape[-2:], "an array (..., H, W)", masks)
@@ -290,12 +336,12 @@ def resize_masks(
 def geometry_of(processor: Any, size: Size) -> Crop:
     """Find out what a processor resizes an image to, and which pixels of that it shows.
 
-    Nothing is assumed of how it crops, in which libraries and their versions differ by a pixel: it
-    is asked to crop an array of row and column numbers.
+    Libraries and their versions crop differently by a pixel, so nothing is assumed: the processor
+    crops an array of row and column numbers.
 
-    The processor is that of transformers for a CLIP or SigLIP, NaFlex too. Or it is torchvision's
+    The processor comes from transformers, for a CLIP or SigLIP, NaFlex too. Or it is torchvision's
     `Compose` of resizing, center crops and steps that move no pixel, as OpenCLIP's is. Any other
-    raises an UnsupportedModelError. `size` is the image's, height and width.
+    raises an UnsupportedModelError. `size` is the height and width of the image.
     """
     inner = image_processor(processor)
     if _is_a(inner, _HUGGING_FACE):
@@ -303,8 +349,10 @@ def geometry_of(processor: Any, size: Size) -> Crop:
             return _of_hugging_face(inner, size)
     if _is_a(inner, _NAFLEX):
         image = np.zeros((*size, 3), dtype=np.uint8)
-        patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]
-        height, width = (int(count) * inner.patch_size for count in patches)
+        prepared = inner(images=[image], return_tensors="np")
+        rows, columns = prepared["spatial_shapes"][0]
+        height = int(rows) * inner.patch_size
+        width = int(columns) * inner.patch_size
         return Crop((height, width), (0, 0, width, height))
     supported = (
         "an image processor of transformers for a CLIP or SigLIP, or a Compose of torchvision, as "
@@ -320,31 +368,39 @@ def _centers(whole: int, resized: int) -> npt.NDArray[np.int64]:
 
 
 def _of_hugging_face(processor: Any, size: Size) -> Crop:
-    # EfficientNet's divides once more by the standard deviation, whatever `do_normalize` is
-    values = ("do_rescale", "do_normalize", "do_convert_rgb", "include_top")
-    kept = {step: False for step in values if hasattr(processor, step)}
-    no_crop = {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
+    """See which row and column numbers a processor of transformers keeps."""
+    # Numbers must come out as they went in. EfficientNet's processor divides by the standard
+    # deviation once more with `include_top`, whatever `do_normalize` is.
+    value_steps = ("do_rescale", "do_normalize", "do_convert_rgb", "include_top")
+    fixed: dict[str, Any] = {step: False for step in value_steps if hasattr(processor, step)}
+    fixed |= {"input_data_format": "channels_first", "return_tensors": "pt"}
 
-    def ask(image: Tensor, **steps: bool) -> Tensor:
-        options = {**kept, **steps, "input_data_format": "channels_first", "return_tensors": "pt"}
-        pixels: Tensor = processor(images=[image.numpy()], **options)["pixel_values"][0]
+    def run(image: Tensor, **steps: bool) -> Tensor:
+        prepared = processor(images=[image.numpy()], **fixed, **steps)
+        pixels: Tensor = prepared["pixel_values"][0]
         return pixels
 
-    shape = ask(torch.zeros(3, *size, dtype=torch.uint8), **no_crop).shape
-    resized = (shape[-2], shape[-1])
-    rows, columns = _pixel_numbers(resized)
-    return _crop_in(resized, ask(torch.stack([rows, columns, columns]), do_resize=False))
+    no_crop = {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
+    blank = torch.zeros(3, *size, dtype=torch.uint8)
+    height, width = run(blank, **no_crop).shape[-2:]
+    rows, columns = _pixel_numbers((height, width))
+    cropped = run(torch.stack([rows, columns, columns]), do_resize=False)
+    return _crop_in((height, width), cropped)
 
 
 def _of_steps(steps: Iterable[Any], size: Size) -> Crop:
     """Follow the numbers of rows and columns through the steps of a `Compose`."""
-    resized, numbers, cropped = size, _pixel_numbers(size), False
+    resized = size
+    numbers = _pixel_numbers(size)
+    is_cropped = False
     for step in steps:
-        if _is_a(step, _RESIZING) and not cropped:
-            resized = step(Image.new("RGB", resized[::-1])).size[::-1]
+        if _is_a(step, _RESIZING) and not is_cropped:
+            blank = Image.new("RGB", resized[::-1])
+            resized = step(blank).size[::-1]
             numbers = _pixel_numbers(resized)
         elif _is_a(step, _CROPPING):
-            numbers, cropped = step(numbers), True
+            numbers = step(numbers)
+            is_cropped = True
         elif not _is_a(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
             raise UnsupportedModelError(
                 f"it is not known what the preprocessing step {step!r} does to an image; masks "
@@ -354,22 +410,31 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Crop:
 
 
 def _is_a(thing: Any, names: str) -> bool:
-    """Whether it is of a class with a name of this pattern, which not every version may have."""
-    return any(re.fullmatch(names, kind.__name__) for kind in type(thing).__mro__)
+    """Whether one of the classes of an object has a name of this pattern."""
+    # The classes themselves cannot be imported: not every version of a library has all of them.
+    return any(re.fullmatch(names, base.__name__) for base in type(thing).__mro__)
 
 
 def _pixel_numbers(size: Size) -> Tensor:
-    """(2, H, W): of each pixel -1 - row and -1 - column; what is padded later will not be < 0."""
+    """(2, H, W): -1 - row and -1 - column of each pixel."""
+    # All are negative, so that they differ from the zeros of padding.
     rows, columns = (-1.0 - torch.arange(length) for length in size)
     return torch.stack([rows[:, None].expand(size), columns.expand(size)])
 
 
 def _crop_in(resized: Size, numbers: Tensor) -> Crop:
-    """The crop in the processed :func:`_pixel_numbers`, the same along a row but for padding."""
-    edges = []
-    for axis in (1, 0):
-        index = -1 - numbers[axis].amin(1 - axis).clamp(max=0).long()
-        first = int((index >= 0).int().argmax())
-        edges.append((int(index[first]) - first, int(index[first]) - first + len(index)))
-    (left, right), (top, bottom) = edges
+    """The crop that processed :func:`_pixel_numbers` (2, h, w) show."""
+    left, right = _edges(numbers[1].amin(0))
+    top, bottom = _edges(numbers[0].amin(1))
     return Crop(resized, (left, top, right, bottom))
+
+
+def _edges(numbers: Tensor) -> tuple[int, int]:
+    """Where an axis starts and ends in the resized image, from the numbers along it.
+
+    The minimum over the other axis has left out the padding there.
+    """
+    index = -1 - numbers.clamp(max=0).long()
+    first = int((index >= 0).int().argmax())
+    start = int(index[first]) - first
+    return start, start + len(index)

@@ -282,7 +282,7 @@ class OpenClipAdapter(ClipAdapter):
 class OpenAILayer(OpenClipLayer):
     """A `ResidualAttentionBlock`, with its sequence before the batch."""
 
-    batch_first_unless_told = False
+    default_batch_first = False
 
 
 class SplitLayer(OpenAILayer):

@@ -1,4 +1,4 @@
-r"""The steps that follow a pooled token, and the way of a direction back through them.
+r"""The steps that follow a pooled token, and how a direction goes back through them.
 
 A linear map is affine; so is a norm with its standard deviation detached, and an activation with
 its gate :math:`f(x) / x` detached. So a direction :math:`d` on their output is a direction on their
@@ -18,20 +18,13 @@ from torch.nn.functional import linear as map_linearly
 
 from ..errors import UnsupportedModelError
 from .library import has_no_foreign_hooks
-
-ROUNDING: Final = {
-    torch.float64: 1e-6,  # a softmax or a norm may be computed in single precision
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 3e-2,
-}
-"""The relative difference that computing something once more may make, by type of numbers."""
+from .rounding import agree, bound_of
 
 ACTIVATIONS: Final = {
     *("gelu", "relu", "relu6", "silu", "tanh", "sigmoid", "erf", "elu", "selu", "celu", "mish"),
     *("leakyrelu", "prelu", "hardtanh", "hardswish", "hardsigmoid", "softplus"),
 }
-"""Functions of each number by itself, which are x times a gate, by their names in PyTorch."""
+"""PyTorch's names of elementwise functions, each of which is x times a gate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +33,7 @@ class Direction:
 
     rows: Tensor  # (K, 1, D) where the images differ by a factor alone, else (K, B, D)
     scale: Tensor  # (B,)
-    # The direction on the output of each map that has a bias, and this bias (1 or B, D).
+    # Each map with a bias (1 or B, D) on the way adds that bias and the direction on its output.
     biases: "tuple[tuple[Direction, Tensor], ...]" = ()
 
     @classmethod
@@ -54,6 +47,7 @@ class Direction:
         if not self.biases:
             return self.rows.new_zeros(len(self.rows), len(self.scale))
         first, *others = [direction.dot(bias) for direction, bias in self.biases]
+        # Starting from the first product saves a sum with zero.
         return sum(others, first)
 
     @cached_property
@@ -63,7 +57,7 @@ class Direction:
         return length
 
     def without_constant(self) -> "Direction":
-        """These directions alone."""
+        """The directions without their biases."""
         return Direction(self.rows, self.scale)
 
     def dense(self) -> Tensor:
@@ -71,21 +65,22 @@ class Direction:
         return self.rows * self.scale[:, None]
 
     def dot(self, tokens: Tensor) -> Tensor:
-        """The products with one token (B, D) each, (K, B)."""
+        """The products with one token per image (B, D), without the constant: (K, B)."""
         return self.dots(tokens[:, None])[..., 0]
 
     def dots(self, tokens: Tensor) -> Tensor:
-        """The products with several tokens (B, s, D) each, (K, B, s)."""
+        """The products with several tokens per image (B, s, D), without the constant: (K, B, s)."""
         return self.products(tokens) * self.scale[:, None]
 
     def products(self, tokens: Tensor) -> Tensor:
-        """The products of the rows, before the scale."""
+        """The products of the rows with tokens (B, s, D), before the scale: (K, B, s)."""
         if self.rows.shape[1] == 1:
+            # All images share their rows, so one matrix product serves them.
             return (tokens @ self.rows[:, 0].T).permute(2, 0, 1)
         return torch.einsum("kbd,bsd->kbs", self.rows, tokens)
 
     def of_images(self, dense: Tensor) -> "Direction":
-        """Directions (K, B, D), given for each image, with the same constant."""
+        """Other directions (K, B, D), one per image, with the same constant."""
         return Direction(dense, torch.ones_like(self.scale), self.biases)
 
     def through(self, rows: Tensor, bias: Tensor | None, scale: Any = None) -> "Direction":
@@ -104,10 +99,13 @@ def constants(directions: Sequence[Direction]) -> Tensor:
     """The constants of n directions, (n, K, B)."""
     if not _share_one_way(directions):
         return torch.stack([direction.constant for direction in directions])
-    # Each is the product of one and the same direction with its own bias, so one product does.
+    # The same direction meets a bias of each, so one product with all biases is enough.
     above, _ = directions[0].biases[0]
-    biases = torch.stack([direction.biases[0][1] for direction in directions], 1)
-    return above.dots(biases).permute(2, 0, 1)
+    biases = []
+    for direction in directions:
+        [(_, bias)] = direction.biases
+        biases.append(bias)
+    return above.dots(torch.stack(biases, 1)).permute(2, 0, 1)
 
 
 def _share_one_way(directions: Sequence[Direction]) -> bool:
@@ -125,10 +123,10 @@ def _share_one_way(directions: Sequence[Direction]) -> bool:
 
 
 class TokenStep(ABC):
-    """Something that a token goes through by itself, and a direction backwards."""
+    """A map of each token by itself, which also takes directions from its output to its input."""
 
     def __call__(self, token: Tensor) -> Tensor:
-        """The same as `forward`."""
+        """Do the same as `forward`."""
         return self.forward(token)
 
     @abstractmethod
@@ -137,7 +135,7 @@ class TokenStep(ABC):
 
     @abstractmethod
     def pull(self, direction: Direction, token: Tensor) -> Direction:
-        """A direction on the output at a token (B, D) -> the one on the input.
+        """Take a direction on the output to the input, with the step made affine at a token (B, D).
 
         UnsupportedModelError for a module that is no linear map, known norm or activation.
         """
@@ -152,7 +150,7 @@ class TokenStep(ABC):
 
 
 Step: TypeAlias = nn.Module | TokenStep
-"""A step as a tower has it: a module is one by its class, see :func:`step_of`."""
+"""A step as a tower lists it; :func:`step_of` makes a `TokenStep` of a module."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,12 +162,14 @@ class Linear(TokenStep):
 
     @classmethod
     def of(cls, module: Any) -> "Linear":
-        """Take those of a `torch.nn.Linear`; an empty weight where a module has none."""
-        return cls(getattr(module, "weight", torch.empty(0)), getattr(module, "bias", None))
+        """Take the parameters of a `torch.nn.Linear`; a missing weight becomes an empty one."""
+        weight = getattr(module, "weight", torch.empty(0))
+        bias = getattr(module, "bias", None)
+        return cls(weight, bias)
 
     def forward(self, token: Tensor) -> Tensor:
         cast = self.to(token.dtype)
-        # What somebody put around PyTorch's functions must not act on our own arithmetic.
+        # A user's `TorchFunctionMode` must not act on our own arithmetic.
         with torch._C.DisableTorchFunction():
             return map_linearly(token, cast.weight, cast.bias)
 
@@ -190,7 +190,7 @@ class Linear(TokenStep):
 
 
 def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
-    """Some weights of one module with their chunks of its stacked bias, which may be None."""
+    """The maps of some weights of one module, each with its chunk of the module's stacked bias."""
     if bias is None:
         return [Linear(weight, None) for weight in weights]
     return list(map(Linear, weights, bias.chunk(len(weights))))
@@ -198,19 +198,21 @@ def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
 
 @dataclass(frozen=True, eq=False)
 class Gated(TokenStep):
-    """An affine map x -> scale * factors * (x less its mean) + bias, such as a norm at a token.
+    """An affine map x -> scale * factors * (x - mean(x)) + bias, such as a norm at a token.
 
-    Without any of these it is the identity.
+    With every field left out it is the identity.
     """
 
     factors: Tensor | None = None  # (D,), as LayerScale has them, or (..., D)
     bias: Tensor | None = None
     scale: Tensor | None = None  # (..., 1)
-    mean_dims: tuple[int, ...] = ()  # none where no mean is taken off
+    mean_dims: tuple[int, ...] = ()  # the mean is over these; there is none without them
 
     def forward(self, token: Tensor) -> Tensor:
-        linear = self.push(token)
-        return linear if self.bias is None else linear + self.bias
+        output = self.push(token)
+        if self.bias is not None:
+            output = output + self.bias
+        return output
 
     def push(self, vectors: Tensor, token: Tensor | None = None) -> Tensor:
         vectors = without_mean(vectors, self.mean_dims)
@@ -221,17 +223,20 @@ class Gated(TokenStep):
         return vectors
 
     def back(self, gradient: Tensor) -> Tensor:
-        """The transpose of the linear part."""
+        """Apply the transpose of the linear part."""
         gradient = self._back_before_scale(gradient)
-        return gradient if self.scale is None else gradient * self.scale
+        if self.scale is not None:
+            gradient = gradient * self.scale
+        return gradient
 
     def _back_before_scale(self, gradient: Tensor) -> Tensor:
+        # A direction keeps its scale apart from its rows, so `pull` hands the scale over.
         if self.factors is not None:
             gradient = gradient * self.factors.to(gradient.dtype)
         return without_mean(gradient, self.mean_dims)
 
     def pull(self, direction: Direction, token: Tensor) -> Direction:
-        # With factors for each image, directions differ by more than a factor between images.
+        # If each image has factors of its own, one row cannot stand for all images.
         if self.factors is not None and self.factors.ndim > 1:
             direction = direction.of_images(direction.dense())
         rows = self._back_before_scale(direction.rows)
@@ -246,12 +251,19 @@ def without_mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     if not dims:
         return x
     count = prod(x.shape[dim] for dim in dims)
-    # A batched backward takes the derivatives of `mean` one by one, those of a sum at once.
+    # A batched backward takes the derivatives of a sum at once, but those of `mean` one by one.
     return x.sub(x.sum(dims, keepdim=True), alpha=1 / count)
 
 
 def _present(*tensors: Tensor | None) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
+
+
+def _parameters_of(steps: Iterable[Step]) -> list[Tensor]:
+    parameters: list[Tensor] = []
+    for step in steps:
+        parameters += step.parameters()
+    return parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,35 +284,38 @@ class Residual(TokenStep):
         return vectors + pushed
 
     def parameters(self) -> list[Tensor]:
-        return [parameter for step in self.steps for parameter in step.parameters()]
+        return _parameters_of(self.steps)
 
 
 @dataclass(frozen=True, eq=False)
 class GatedLinear(TokenStep):
     """A linear map weighted by steps of the same token, as in SwiGLU: gate(x) * linear(x).
 
-    The gate is the constant, so what passes it is the linear map.
+    The gate is taken as a constant, so directions and vectors pass the linear map alone.
     """
 
     gate: tuple[Step, ...]
     linear: nn.Module
 
     def forward(self, token: Tensor) -> Tensor:
-        return run_steps(self.gate, token) * step_of(self.linear).forward(token)
+        gate = run_steps(self.gate, token)
+        return gate * step_of(self.linear).forward(token)
 
     def pull(self, direction: Direction, token: Tensor) -> Direction:
         gate = Gated(run_steps(self.gate, token))
-        return step_of(self.linear).pull(gate.pull(direction, token), token)
+        before_gate = gate.pull(direction, token)
+        return step_of(self.linear).pull(before_gate, token)
 
     def push(self, vectors: Tensor, token: Tensor) -> Tensor:
-        return step_of(self.linear).push(vectors, token) * run_steps(self.gate, token)
+        pushed = step_of(self.linear).push(vectors, token)
+        return pushed * run_steps(self.gate, token)
 
     def parameters(self) -> list[Tensor]:
-        return [p for step in (*self.gate, self.linear) for p in step.parameters()]
+        return _parameters_of((*self.gate, self.linear))
 
 
 class ModuleStep(TokenStep):
-    """A module that is called as it is now."""
+    """A step that calls its module as it is now, with its hooks."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -316,23 +331,28 @@ class ModuleStep(TokenStep):
 
 
 class Called(ModuleStep):
-    """A linear map that is called, such as an adapter's, whose way back is its own gradient."""
+    """A linear map that has to be called, such as an adapter's; autograd takes directions back."""
 
     def pull(self, direction: Direction, token: Tensor) -> Direction:
-        constant, dense = self._constant(token), direction.dense()
-        # In a graph that is kept, the rows are functions of the module's parameters.
-        options = {"retain_graph": True, "create_graph": torch.is_grad_enabled()}
+        constant = self._constant(token)
+        dense = direction.dense()
+        # If the caller records a graph, the rows depend in it on the module's parameters.
+        create_graph = torch.is_grad_enabled()
+        rows: list[Tensor] = []
         with torch.enable_grad():
             leaf = token.detach().requires_grad_()
             output = self.rows(leaf)
-            rows = [torch.autograd.grad(output, leaf, row, **options)[0] for row in dense]
+            for row in dense:
+                rows += torch.autograd.grad(
+                    output, leaf, row, retain_graph=True, create_graph=create_graph
+                )
         return direction.of_images(dense).through(torch.stack(rows), constant)
 
     def push(self, vectors: Tensor, token: Tensor) -> Tensor:
         return self.rows(vectors) - self._constant(token)
 
     def rows(self, token: Tensor) -> Tensor:
-        """The output for tokens (B, D), or (B, n, D), of which B go through at a time."""
+        """The output for tokens (B, D) or (B, n, D); the module gets (B, D) at a time."""
         if token.ndim > 2:
             return torch.stack([self.rows(row) for row in token.unbind(1)], 1)
         # A hook on the module may work in place.
@@ -342,7 +362,9 @@ class Called(ModuleStep):
         """The output of zeros; UnsupportedModelError where the module is not affine at a token."""
         with torch.enable_grad():
             has_gradient = self.rows(token.detach().requires_grad_()).requires_grad
-        zero, other = self.rows(torch.zeros_like(token)), token.roll(1, -1)
+        # If f is affine, f(x + y) - f(y) = f(x) - f(0).
+        zero = self.rows(torch.zeros_like(token))
+        other = token.roll(1, -1)
         change = self.rows(token + other) - self.rows(other)
         expected = self.rows(token) - zero
         if not has_gradient or not self.agrees(change, expected, zero):
@@ -354,18 +376,20 @@ class Called(ModuleStep):
         return zero
 
     def agrees(self, computed: Tensor, expected: Tensor, *terms: Tensor) -> bool:
-        """Whether two tensors differ by the rounding of the module, as `expected` has `terms`."""
-        size = sum((term.norm() for term in terms), expected.norm())
-        bound = ROUNDING[next(self.module.parameters(), expected).dtype]
-        return bool((computed - expected).norm() <= bound * size)
+        """Whether two tensors differ by no more than the rounding of the module.
+
+        `terms` are the numbers that `expected` was computed from, whose size counts as well.
+        """
+        parameter = next(self.module.parameters(), expected)
+        return bool(agree(computed, expected, *terms, bound=bound_of(parameter.dtype)))
 
 
-class HeldStep(ModuleStep):
+class AffineAtToken(ModuleStep):
     """A norm or an activation, which is affine with its deviation or its gate as a constant."""
 
     @abstractmethod
     def at(self, token: Tensor) -> TokenStep:
-        """The affine map that stands for it at a token; the called module where none does."""
+        """The affine map that equals the module at a token, or the called module without one."""
 
     def pull(self, direction: Direction, token: Tensor) -> Direction:
         return self.at(token).pull(direction, token)
@@ -374,31 +398,35 @@ class HeldStep(ModuleStep):
         return self.at(token).push(vectors, token)
 
 
-class Activation(HeldStep):
-    """A function of each number, which is the number times a gate."""
+class Activation(AffineAtToken):
+    """An elementwise function, which multiplies each number by a gate."""
 
     def at(self, token: Tensor) -> TokenStep:
         without_hooks = partial(type(self.module).forward, self.module)
         result = self.module(token)
-        # A hook may mix the numbers of a token, and a gate is a function of each number.
+        # A hook may mix the numbers of a token, but a gate acts on each number by itself.
         if not has_no_foreign_hooks(self.module) and not result.equal(without_hooks(token)):
             return Called(self.module)
-        at_zero = torch.where(token == 0, result, torch.zeros_like(token))  # f(0), mostly zero
-        return Gated(gate_of(without_hooks, token, result), at_zero)
+        gate = gate_of(without_hooks, token, result)
+        # No gate makes f(0) of 0. Most activations have f(0) = 0, a sigmoid has not.
+        constant = torch.where(token == 0, result, torch.zeros_like(token))
+        return Gated(gate, constant)
 
 
-class LayerNorm(HeldStep):
+class LayerNorm(AffineAtToken):
     """A LayerNorm, which is not called: OpenCLIP's and OpenAI's cast to float32 and back."""
 
     def forward(self, token: Tensor) -> Tensor:
-        return _norm(self.module, token)[1]
+        _, output = _norm(self.module, token)
+        return output
 
     def at(self, token: Tensor) -> TokenStep:
-        return _norm(self.module, token)[0]
+        norm, _ = _norm(self.module, token)
+        return norm
 
 
-class RMSNorm(HeldStep):
-    """An RMSNorm of PyTorch or of a library of its own, which may be a norm in name only."""
+class RMSNorm(AffineAtToken):
+    """An RMSNorm of PyTorch or of another library, which may be one in name only."""
 
     def at(self, token: Tensor) -> TokenStep:
         called = Called(self.module)
@@ -407,8 +435,11 @@ class RMSNorm(HeldStep):
 
 
 def _norm(module: Any, token: Tensor) -> tuple[Gated, Tensor]:
+    """A norm module as :func:`norm_at` has it, and its output."""
     bias = getattr(module, "bias", None)
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))  # transformers'
+    epsilon = getattr(module, "eps", None)
+    # Norms of transformers have another name for it.
+    epsilon = getattr(module, "variance_epsilon", epsilon)
     shape = getattr(module, "normalized_shape", token.shape[-1:])
     centers = isinstance(module, nn.LayerNorm)
     return norm_at(token, shape, module.weight, bias, epsilon, centers=centers)
@@ -419,15 +450,18 @@ def norm_at(
 ) -> tuple[Gated, Tensor]:
     """A norm with its standard deviation at x as a constant, and its output for x.
 
-    An RMSNorm does not center, and has the root mean square in place of the deviation.
+    An RMSNorm does not center, and divides by the root mean square instead of the deviation.
     """
-    weight = None if weight is None else weight.to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
+    if weight is not None:
+        weight = weight.to(x.dtype)
+    if bias is not None:
+        bias = bias.to(x.dtype)
     dims = tuple(range(-len(shape), 0))
-    if eps is None:  # PyTorch's defaults
+    if eps is None:
+        # These are PyTorch's defaults.
         eps = 1e-5 if centers else torch.finfo(x.dtype).eps
     if centers and not (x.requires_grad and torch.is_grad_enabled()):
-        # One kernel gives output and deviation. No gradient passes this deviation.
+        # One kernel gives output and deviation, but no gradient passes this deviation.
         with torch._C.DisableTorchFunction():
             output, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
         return Gated(weight, bias, scale, dims), output
@@ -438,16 +472,18 @@ def norm_at(
 
 
 def gate_of(function: Callable[[Tensor], Tensor], token: Tensor, result: Tensor) -> Tensor:
-    """The gate f(x) / x of a function of each number, and where x is 0 its slope from below.
+    """The gate f(x) / x of an elementwise function f with this result, and at x = 0 a slope.
 
-    PyTorch has the same slope for ReLU. Without it a unit at zero would pass nothing on, though
-    the parts that reach it only add up to zero.
+    It is the slope from below, as PyTorch's own for ReLU. Without it a unit at zero would pass
+    nothing on, though the parts that reach it only add up to zero.
     """
     step = torch.finfo(token.dtype).eps
-    zero, below = (function(token.new_full((1,), end)) for end in (0.0, -step))
-    # A division by zero would have NaN as its gradient, even where the other side is taken.
-    at_zero = token == 0
-    return torch.where(at_zero, (zero - below) / step, result / token.masked_fill(at_zero, 1))
+    zero = function(token.new_full((1,), 0.0))
+    below = function(token.new_full((1,), -step))
+    slope = (zero - below) / step
+    # A division by zero would have NaN as its gradient, even where `where` takes the slope.
+    is_zero = token == 0
+    return torch.where(is_zero, slope, result / token.masked_fill(is_zero, 1))
 
 
 # These return one token as it is, since no dropout is active where a score is explained.
@@ -462,11 +498,11 @@ def step_of(step: Any) -> TokenStep:
         return Linear.of(step)
     if isinstance(step, nn.LayerNorm):
         return LayerNorm(step)
-    # They are not called, so that a hook on one of them shows in the output that was recorded.
+    # An identity is not called, so a hook on it makes a difference to the output that was recorded.
     if isinstance(step, _IDENTITIES):
         return Gated()
+    # Each library has a LayerScale and an RMSNorm of its own, so names tell more than classes.
     name = type(step).__name__
-    # Each library has a LayerScale and an RMSNorm of its own.
     if name.endswith("LayerScale"):
         return Gated(step.lambda1 if hasattr(step, "lambda1") else step.gamma)
     if isinstance(step, nn.RMSNorm) or name.lower().endswith("rmsnorm"):
@@ -479,7 +515,7 @@ def step_of(step: Any) -> TokenStep:
 
 def is_plain_linear(module: Any) -> bool:
     """Whether a module computes what the parameters of a `torch.nn.Linear` say."""
-    # A LoRA layer is an `nn.Linear`, too, and a hook may change what it returns.
+    # A LoRA layer may be a subclass with its own forward, and a hook may change the output.
     is_linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     return is_linear and has_no_foreign_hooks(module)
 
@@ -495,29 +531,32 @@ def call_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
     """As :func:`run_steps`, with every module called as it is, so that its hooks act."""
     for step in steps:
         if isinstance(step, Residual):
-            token = token + call_steps(step.steps, token)
-            continue
-        token = step(token)
+            branch = call_steps(step.steps, token)
+            token = token + branch
+        else:
+            token = step(token)
     return token
 
 
 def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Direction:
-    """A direction on the output of some steps -> the one on their input, at that token (B, D).
+    """Take a direction on the output of some steps to their input, which is a token (B, D).
 
     UnsupportedModelError for a step that is no linear map, known norm or activation.
     """
     if not steps:
         return direction
-    first, later_steps = step_of(steps[0]), steps[1:]
+    first = step_of(steps[0])
+    later_steps = steps[1:]
     if later_steps:
         direction = pull_back(later_steps, first.forward(token), direction)
     return first.pull(direction, token)
 
 
 def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Send vectors (B, n, D), which add up to a token (B, D), through some steps.
+    """Send vectors (B, n, D), parts of a token (B, D), through some steps.
 
-    The transpose of :func:`pull_back`: the output, and what each adds to it, less its constant.
+    It is the transpose of :func:`pull_back`: it returns the steps' output for the token, and what
+    each vector adds to this output beside the constant.
     """
     for step in map(step_of, steps):
         vectors = step.push(vectors, token[:, None])
@@ -526,17 +565,20 @@ def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> tuple
 
 
 def needs_token(steps: Sequence[Step]) -> bool:
-    """Whether a direction's way through the steps depends on the token that takes it."""
+    """Whether the direction that the steps take back depends on the token, as at a norm."""
     return not all(isinstance(step_of(step), (Linear, Gated)) for step in steps)
 
 
 def step_parameters(step: Step) -> list[Tensor]:
-    """The parameters of a step; of a view, such as a transposed projection, its parameter."""
-    return [p if p._base is None else p._base for p in step.parameters()]
+    """The parameters of a step. A view, such as a transposed projection, gives its parameter."""
+    parameters = []
+    for tensor in step.parameters():
+        parameters.append(tensor if tensor._base is None else tensor._base)
+    return parameters
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """(..., H d) -> (..., H, d)."""
+    """Split the last dimension of tokens by head, (..., H d) -> (..., H, d)."""
     return tokens.reshape(*tokens.shape[:-1], heads, -1)
 
 
@@ -546,14 +588,14 @@ _MLPS: Final[tuple[tuple[str, ...], ...]] = (
     ("fc1", "activation_fn", "fc2"),
     ("dense", "intermediate_act_fn"),
 )
-"""The names of the modules of the libraries' MLPs, in the order in which they run."""
+"""The module names of the libraries' MLPs, in the order in which they run."""
 
 
 def flattened(modules: Iterable[Step]) -> tuple[Step, ...]:
     """The steps of some modules in a row; `Sequential` and the libraries' MLPs are taken apart.
 
-    An MLP is known by the names of its modules alone, so a caller compares what the steps return
-    with what the module returned.
+    An MLP is known by the names of its modules alone, so callers compare the output of the steps
+    with the output of the module.
     """
     steps: list[Step] = []
     for module in modules:
@@ -568,18 +610,21 @@ def flattened(modules: Iterable[Step]) -> tuple[Step, ...]:
 
 def _steps_in(module: nn.Module) -> tuple[Step, ...]:
     """The steps inside a `Sequential` or an MLP; any other module is one step."""
-    parts: dict[str, Any] = {
-        name: part for name, part in module._modules.items() if part is not None
+    children: dict[str, Any] = {
+        name: child for name, child in module._modules.items() if child is not None
     }
     if type(module) is nn.Sequential:
-        return flattened(parts.values())
-    kind = type(module).__name__
-    if kind == "SwiGLU" and parts.keys() == {"fc1_g", "fc1_x", *_TIMM_MLP[1:]}:
-        gated = GatedLinear((parts["fc1_g"], parts["act"]), parts["fc1_x"])
-        return gated, *flattened(parts[name] for name in _TIMM_MLP[2:])
+        return flattened(children.values())
+    class_name = type(module).__name__
+    _, activation, *later_names = _TIMM_MLP
+    # timm's SwiGLU has two maps in place of the first one.
+    if class_name == "SwiGLU" and children.keys() == {"fc1_g", "fc1_x", activation, *later_names}:
+        gate = (children["fc1_g"], children[activation])
+        gated = GatedLinear(gate, children["fc1_x"])
+        return gated, *flattened(children[name] for name in later_names)
     # timm's GluMlp has the names of its MLP, but chunks what fc1 returns.
-    if "GluMlp" not in kind:
+    if "GluMlp" not in class_name:
         for names in _MLPS:
-            if parts.keys() == {*names}:
-                return flattened(parts[name] for name in names)
+            if children.keys() == set(names):
+                return flattened(children[name] for name in names)
     return (module,)

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import expect, is_integer
 from ..errors import UnsupportedModelError, public
 from .adapter import ClipAdapter
 from .families import adapter_of, tower_of
 from .steps import Step, step_parameters
-from .towers import ResNetTower, ViTTower
+from .towers import ResNetTower, Tower, ViTTower
 
 _Copied = TypeVar("_Copied", bound=nn.Module)
 ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)
@@ -29,14 +29,14 @@ def permute_heads(model: _Copied, layer: int, permutation: Sequence[int]) -> _Co
     Args:
         model: a CLIP model or its vision tower; it is left as it is.
         layer: layer of the vision tower, negative from the end.
-        permutation: of 0 ... heads - 1.
+        permutation: the numbers 0 ... heads - 1 in another order.
 
     Returns:
         A deep copy with that layer changed.
 
     Raises:
         UnsupportedModelError: the vision tower is no ViT.
-        InputError: there is no such layer, or it is no permutation of the heads.
+        InputError: there is no such layer, or `permutation` is none of its heads.
     """
     changed = copy.deepcopy(model)
     tower = tower_of(changed)
@@ -48,17 +48,19 @@ def permute_heads(model: _Copied, layer: int, permutation: Sequence[int]) -> _Co
     count = len(tower.layers)
     exists = is_integer(layer, least=-count) and layer < count
     expect(exists, f"a layer of 0 ... {count - 1}, or -{count} ... -1 from the end", layer)
-    attention, order = tower.layers[layer], list(permutation)
+    attention = tower.layers[layer]
+    order = list(permutation)
     is_complete = sorted(order) == list(range(attention.heads))
     expect(is_complete, f"a permutation of 0 ... {attention.heads - 1}", order)
-    if attention.inner_norm is not None:
-        for parameter in attention.inner_norm.parameters():
-            parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
     # The maps are views of the parameters, so copies into them change the model.
+    by_row: list[Tensor] = []
     for linear in attention.input_maps():
-        for rows in linear.parameters():
-            heads = rows.reshape(attention.heads, -1, *rows.shape[1:])
-            rows.copy_(heads[order].flatten(0, 1))
+        by_row += linear.parameters()
+    if attention.inner_norm is not None:
+        by_row += attention.inner_norm.parameters()
+    for parameter in by_row:
+        heads = parameter.reshape(attention.heads, -1, *parameter.shape[1:])
+        parameter.copy_(heads[order].flatten(0, 1))
     output_map: Any = attention.output_map()
     weight = output_map.weight
     columns = weight.reshape(len(weight), attention.heads, -1)
@@ -69,8 +71,8 @@ def permute_heads(model: _Copied, layer: int, permutation: Sequence[int]) -> _Co
 def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:
     """The stages of the vision tower from the top, in the order of :func:`randomize_parameters`.
 
-    A ViT has "head" (what follows its last block: norm, pool, projection), "layer 11" ... "layer 0"
-    and "embedding"; a convolutional tower "head", its stages from the last, and "stem".
+    A ViT has "head" (norm, pool and projection after its last block), "layer 11" ... "layer 0" and
+    "embedding". A convolutional tower has "head", its stages from the last, and "stem".
 
     Raises:
         UnsupportedModelError: there is no vision tower known in it.
@@ -96,17 +98,19 @@ def randomize_parameters(
     ``stages=2`` the head and the last layer, and so on. With one seed a stage gets the same
     parameters however many are randomized. Each tensor is drawn anew from a normal distribution
     with the mean and the standard deviation of its trained values, so that activations stay in
-    range; a tensor of one value stays. So do the text tower, and with it all targets, and the
-    running statistics of batch norms.
+    range. Tensors of one value stay, as do running statistics of batch norms, and the text tower
+    and with it all targets.
 
     Args:
         model: a CLIP model, its vision tower, or an adapter of :func:`captum_clip.load_clip`; it is
             left as it is.
-        seed: of the parameters.
-        stages: how many from the top, :func:`randomization_stages` names them; None for all.
+        seed: seed of the parameters.
+        stages: how many to randomize from the top, as :func:`randomization_stages` names them; None
+            for all.
 
     Returns:
-        A deep copy, or an adapter of one with the same processor and tokenizer.
+        A deep copy of the model, or an adapter of such a copy with the same processor and
+        tokenizer.
 
     Raises:
         UnsupportedModelError: there is no vision tower known in it.
@@ -124,13 +128,15 @@ def randomize_parameters(
     generator = torch.Generator().manual_seed(seed)
     for parameters in list(by_stage.values())[:count]:
         for parameter in parameters:
+            # A single value has no standard deviation.
             if parameter.numel() > 1:
                 values = parameter.float()
                 drawn = torch.randn(parameter.shape, generator=generator).to(values.device)
                 parameter.copy_(drawn * values.std() + values.mean())
     if isinstance(model, ClipAdapter):
-        parts = {"processor": model.processor, "tokenizer": model.tokenizer}
-        changed = adapter_of(changed, name=model.name, **parts)
+        changed = adapter_of(
+            changed, name=model.name, processor=model.processor, tokenizer=model.tokenizer
+        )
     result: ModelOrClip = changed
     return result
 
@@ -138,23 +144,33 @@ def randomize_parameters(
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each stage of the vision tower, from the top."""
     tower = tower_of(model)
+    # A projection after the tower is a module of the model around it.
+    in_head = _head_parameters(tower)
+    stages = {"head": [parameter for parameter in model.parameters() if parameter in in_head]}
     if isinstance(tower, ViTTower):
-        layers = [(f"layer {index}", layer.block) for index, layer in enumerate(tower.layers)]
-        modules, bottom = dict(reversed(layers)), "embedding"
+        bottom = "embedding"
+        for index in reversed(range(len(tower.layers))):
+            stages[f"layer {index}"] = list(tower.layers[index].block.parameters())
     else:
         assert isinstance(tower, ResNetTower)
-        modules, bottom = dict(tower.stages), "stem"
+        bottom = "stem"
+        for name, module in tower.stages.items():
+            stages[name] = list(module.parameters())
+    above = {parameter for parameters in stages.values() for parameter in parameters}
+    # A part without parameters, such as a head, is no stage.
+    stages = {name: parameters for name, parameters in stages.items() if parameters}
+    stages[bottom] = [p for p in tower.module.parameters() if p not in above]
+    return stages
+
+
+def _head_parameters(tower: Tower) -> set[Tensor]:
+    """The parameters of the tower's pooling head and of the steps after it."""
     steps: list[Step] = list(tower.head)
     if tower.pooling_head is not None:
         steps.append(tower.pooling_head.head)
         if tower.pooling_head.norm is not None:
             steps.append(tower.pooling_head.norm)
-    in_head = {parameter for step in steps for parameter in step_parameters(step)}
-    stages = {"head": [parameter for parameter in model.parameters() if parameter in in_head]}
-    for name, module in modules.items():
-        stages[name] = list(module.parameters())
-    above = {parameter for parameters in stages.values() for parameter in parameters}
-    below = [parameter for parameter in tower.module.parameters() if parameter not in above]
-    # A head without parameters is no stage.
-    stages = {name: parameters for name, parameters in stages.items() if parameters}
-    return {**stages, bottom: below}
+    parameters: set[Tensor] = set()
+    for step in steps:
+        parameters.update(step_parameters(step))
+    return parameters
