@@ -26,7 +26,7 @@ from ..models.steps import (
 )
 from ..models.towers import Tower, TransformerTower
 from ..recording.graph import detached, held, keeps_graph, no_graph
-from ..recording.observe import Embedding, Kernels, Sums, observe
+from ..recording.observe import Embedding, Kernels, Observer, Sums, observe
 from ..recording.passes import HeldGates, refuse_nonlinear
 from ..recording.reads import AttentionRead
 from ..recording.records import NOTHING, Recording
@@ -183,17 +183,18 @@ class PooledRows(NamedTuple):
 
 
 def pooled_rows(
-    tower: Tower, call: Call, layers: range, centered: bool, kernels: Kernels | None = None
+    tower: Tower, call: Call, layers: range, centered: bool, *observers: Observer
 ) -> PooledRows:
     """Run once, and read the pooled row of the attentions of some layers, or a mean.
 
-    Other `kernels` keep something else of other layers.
+    Other observers, if there are any, read the attentions, and keep the rows of these layers.
     """
     # A network that averages its features has no attention, so no layer is read there.
     layers = layers[: len(tower.attentions)]
-    kernels = kernels or Kernels(layers, partial(PooledRow.of, centered=centered))
+    if not observers:
+        observers = (Kernels(layers, partial(PooledRow.of, centered=centered)),)
     blocks = Sums(range(layers.start, min(layers.stop, len(tower.layers))), copies=call.copies)
-    embedded = pooled_embedding(tower, call, kernels, blocks)
+    embedded = pooled_embedding(tower, call, *observers, blocks)
     record = embedded.run.record
     if record.rows:
         record.compare_sums()

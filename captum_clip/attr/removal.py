@@ -1,9 +1,8 @@
 """Removal at the reader: what the score loses if the token that is read may not see a region."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, cast, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -15,8 +14,8 @@ from ..maps import autocast_disabled, to_float32
 from ..models.steps import run_steps, split_heads
 from ..models.towers import Tower, TransformerTower
 from ..recording.laws import refuse_other_weights
-from ..recording.observe import Kernels
-from ..recording.passes import Arrivals, arrivals, read_pool, run_blocks
+from ..recording.observe import Kernels, Observer
+from ..recording.passes import Arrivals, BlockArguments, read_pool, run_blocks
 from ..recording.reads import AttentionRead
 from ..recording.records import Recording
 from . import _attention as mha
@@ -150,21 +149,17 @@ class ReaderRemoval(ClipAttribution):
             return read
 
         tokens_run = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
-        arriving: AbstractContextManager[Arrivals]
+        arrivals = Arrivals()
+        observers: tuple[Observer, ...] = (Kernels(pooling, take),)
         if tokens_run:
-            kernels = Kernels(range(layer_count), take)
-            arriving = arrivals(cast(TransformerTower, tower))
+            observers = Kernels(range(layer_count), take), arrivals
+        if rows:
+            pooled = pooled_rows(tower, call, pooling, False, *observers)
+            embedded = pooled.embedded
         else:
-            kernels = Kernels(pooling, take)
-            arriving = nullcontext(Arrivals())
-        with arriving as arrived:
-            if rows:
-                pooled = pooled_rows(tower, call, pooling, False, kernels)
-                embedded = pooled.embedded
-            else:
-                pooled = None
-                embedded = pooled_embedding(tower, call, kernels)
-        reader = _Reader(tower, embedded, reads, arrived, readers, pooled)
+            pooled = None
+            embedded = pooled_embedding(tower, call, *observers)
+        reader = _Reader(tower, embedded, reads, arrivals.of_blocks, readers, pooled)
         # The reader runs once more with the weights of now, which a hook may have changed since.
         refuse_other_weights(reader.record)
         for read in reads.values():
@@ -313,7 +308,7 @@ class _Reader:
     tower: Tower
     embedded: PooledEmbedding
     reads: dict[int, AttentionRead]
-    arrived: Arrivals
+    arrived: BlockArguments
     count: int
     pooled: PooledRows | None = None
 

@@ -1,8 +1,7 @@
 """Passes beside the plain one: with every gate as a constant, or of parts on other tokens."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, ClassVar, Final
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..maps import autocast_disabled, to_float32
 from ..models.steps import ACTIVATIONS, gate_of, norm_at
-from ..models.towers import TransformerTower
 from .graph import held, keeps_graph
 from .hooks import Arguments, Hooks, Watch, uncompiled
 from .laws import refuse_other_weights
@@ -233,34 +231,33 @@ def _autocast(record: Recording, tokens: Tensor) -> torch.autocast:
     return torch.autocast(tokens.device.type, record.autocast, enabled=record.autocast is not None)
 
 
-Arrivals = dict[int, tuple[Arguments, dict[str, Any]]]
+BlockArguments = dict[int, tuple[Arguments, dict[str, Any]]]
 """The arguments that each block got, by layers."""
 
 
-@contextmanager
-def arrivals(tower: TransformerTower) -> Iterator[Arrivals]:
-    """Keep what the blocks get as arguments in a forward that runs inside the ``with``."""
-    hooks, kept = Hooks(), Arrivals()
+@dataclass(eq=False)
+class Arrivals(Observer):
+    """Keeps what the blocks get as arguments, with which they can run once more."""
 
-    def keep(index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
-        layer = tower.layers[index]
-        # of the later blocks the tokens are not needed
-        tokens = layer.residual(args, kwargs)
-        tokens = tokens.detach().clone() if index == 0 else tokens[:, :0].detach()
-        kept[index] = layer.with_residual(args, kwargs, tokens)
+    order: ClassVar[int] = 15
+    of_blocks: BlockArguments = field(default_factory=dict)
 
-    try:
-        for index, layer in enumerate(tower.layers):
-            hooks.before(layer.block, partial(keep, index))
-        yield kept
-    finally:
-        hooks.remove()
+    def plan(self, hooks: Hooks, record: Recording) -> None:
+        """See `Observer`."""
+        for index, layer in enumerate(record.transformer.layers):
+            hooks.before(layer.block, partial(self._keep, index, layer))
+
+    def _keep(self, index: int, layer: Any, args: Arguments, kwargs: dict[str, Any]) -> None:
+        tokens = layer.residual(args, kwargs).detach()
+        # The later blocks get other tokens when they run once more.
+        kept = tokens.clone() if index == 0 else tokens[:, :0]
+        self.of_blocks[index] = layer.with_residual(args, kwargs, kept)
 
 
 @torch.no_grad()
 def run_blocks(
     record: Recording,
-    arrived: Arrivals,
+    arrived: BlockArguments,
     tokens: Tensor,
     attend: Callable[[int, AttentionRead], Tensor],
 ) -> Tensor:
