@@ -230,7 +230,8 @@ def resnet_gradient(
     """
     # Some pools cannot be read, and some scores depend on more than the pool.
     with suppress(UnsupportedModelError, ReadsMoreError):
-        run = observed(tower, call, Features(), Kernels(range(len(tower.attentions))), leaf=True)
+        kernels = Kernels(range(len(tower.attentions)))
+        run = observed(tower, call, Features(), kernels, leaf=True)
         return run, _shift_gradient(tower, run, detached)
     if detached:
         raise UnsupportedModelError(
@@ -285,7 +286,9 @@ def _pool_inputs(read: AttentionRead) -> list[tuple[Tensor, Tensor]]:
     mixed_token, mixed_value = mixed_values(read, tokens)
     queries, _ = read.shown
     query = read.select(queries).flatten(1)
-    return [(value_map(mixed_token), mixed_value), (query_map(tokens[:, 0]), query)]
+    value_pair = value_map(mixed_token), mixed_value
+    query_pair = query_map(tokens[:, 0]), query
+    return [value_pair, query_pair]
 
 
 def merged(attention: Attention, heads: Tensor, run: Callable[..., Tensor] = run_steps) -> Tensor:
@@ -361,13 +364,13 @@ def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = Fa
     if detached:
         return shift
     # The way through the softmax nearly cancels, so it is computed in double precision.
-    double = {name: getattr(read, name).double() for name in ("query", "key", "value")}
-    exact = replace(read, **double)
+    queries, keys = (vectors.double() for vectors in read.shown)
+    exact = replace(read, query=queries, key=keys, value=read.value.double())
     row = exact.row()  # (B, H, s)
     row_slope = row_gradient(exact, gradient.double())  # (K, B, H, s)
     mean_slope = (row * row_slope).sum(-1, keepdim=True)
     logits_slope = row * (row_slope - mean_slope)
-    at_query = torch.einsum("kbhs,bhsd->kbhd", logits_slope * read.factor, double["key"])
+    at_query = torch.einsum("kbhs,bhsd->kbhd", logits_slope * read.factor, keys)
     at_query = at_query.flatten(2).to(gradient.dtype)
     return shift + at_query @ query_map.weight.to(gradient.dtype)
 

@@ -374,9 +374,10 @@ def _pull_row(
 ) -> _PulledRow:
     """Pull directions on the stream back to the heads of a layer's row."""
     merge, branch, returned = _steps_of_row(pooled, index)
+    steps = (*merge, *branch)
     # Linear steps are the same for every token, so the heads' outputs need not be added up.
-    token = row.heads if needs_token((*merge, *branch)) else direction.rows[0]
-    at_heads = pull_back((*merge, *branch), token, direction.without_constant())
+    token = row.heads if needs_token(steps) else direction.rows[0]
+    at_heads = pull_back(steps, token, direction.without_constant())
     # The attention kernel may have run in half precision, while the direction is float32.
     parts = row.parts.to(at_heads.rows.dtype)  # (B, H, s, d)
     if per == "head":
@@ -430,10 +431,11 @@ def decompose(embedded: PooledEmbedding, values: Tensor, directions: Tensor | No
     record = embedded.run.record
     unit = to_float32(detached(embedded.embedding)) * embedded.direction.scale[:, None]
     scored = record.scored.detach()
-    # A forward function may score more than the tower's embedding, so shapes can differ. NaN then
-    # fails the comparison.
-    again = unit if scored.shape == unit.shape else torch.full_like(scored, torch.nan)
-    record.compare("the embedding", again, F.normalize(scored, dim=-1))
+    recomputed = unit
+    if scored.shape != unit.shape:
+        # A forward function may score more than the tower's embedding. NaN fails the comparison.
+        recomputed = torch.full_like(scored, torch.nan)
+    record.compare("the embedding", recomputed, F.normalize(scored, dim=-1))
     # Tokens outside the span have no place in a map, so what they add is in the rest.
     in_map = values[..., record.span] if values.ndim == 3 else values.flatten(2)
     rest = products(unit, directions) - in_map.sum(-1)

@@ -383,10 +383,12 @@ class LastGradAttention(ViTAttribution):
             again.record.compare("a second forward", again.scores, run.scores)
             verify(again.record, call.method)
             record = again.record
-        attention = kept_attention(record, len(run.columns) > 1, averaged=heads == "averaged")
+        is_reused = len(run.columns) > 1
+        attention = kept_attention(record, is_reused, averaged=heads == "averaged")
         maps = []
         for start, gradient in last.matrices(self._tower):
-            matrices = _layer_matrices(_combined(gradient, heads, dim=-3), attention, layers)
+            gradient = _combined(gradient, heads, dim=-3)
+            matrices = _layer_matrices(gradient, attention, layers)
             maps.append(mha.propagated(start, matrices, residual=True))
         return run.computed(torch.cat(maps))
 
@@ -400,12 +402,11 @@ class LastGradAttention(ViTAttribution):
         maps = []
         for gradients in recorded.gradients():
             pool_gradient, pool_attention = recorded.pool_row(gradients[-1])
-            start = mha.weighted(
-                _combined(pool_gradient, heads, dim=-2),
-                _combined(pool_attention, heads, dim=-2),
-                dim=-2,
-            )
-            gradient = _combined(mha.matrix_gradient(last_read, gradients[0]), heads, dim=-3)
+            pool_gradient = _combined(pool_gradient, heads, dim=-2)
+            pool_attention = _combined(pool_attention, heads, dim=-2)
+            start = mha.weighted(pool_gradient, pool_attention, dim=-2)  # (k, B, s)
+            gradient = mha.matrix_gradient(last_read, gradients[0])  # (k, B, H, s, s)
+            gradient = _combined(gradient, heads, dim=-3)
             matrices = _layer_matrices(gradient, attention, self_attentions)
             # No residual runs around the pool.
             maps.append(mha.propagated(start, matrices, residual=False))
@@ -513,10 +514,14 @@ class GradEclip(ViTAttribution):
         hidden = read.pooled.hidden()
         if hidden is None:
             hidden = torch.zeros_like(cosine, dtype=torch.bool)
+        in_span = cosine[:, read.span]
+        hidden_in_span = hidden[:, read.span]
         # Padding has keys as well, whose cosines would stretch the range.
-        low = cosine.masked_fill(hidden, torch.inf)[:, read.span].amin(1, keepdim=True)
-        high = cosine.masked_fill(hidden, -torch.inf)[:, read.span].amax(1, keepdim=True)
-        extent = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
+        low = in_span.masked_fill(hidden_in_span, torch.inf).amin(1, keepdim=True)
+        high = in_span.masked_fill(hidden_in_span, -torch.inf).amax(1, keepdim=True)
+        # If all cosines are equal, the extent is zero, and so is the map.
+        smallest = torch.finfo(cosine.dtype).tiny
+        extent = (high - low).clamp(min=smallest)
         return ((cosine - low) / extent).masked_fill(hidden, 0)
 
 
@@ -603,7 +608,8 @@ class LayerAttention(ViTAttribution):
             return mha.read_row(mean, matrix)
 
         run = without_gradient(tower, call, Kernels([index], take))
-        return run.computed(run.record.reads[index].expand(len(run.columns), -1, -1))
+        row = run.record.reads[index]
+        return run.computed(row.expand(len(run.columns), -1, -1))
 
     def _of_gradient(self, call: Call, index: int, rows: LayerRows) -> Computed:
         tower = self._tower
@@ -629,4 +635,5 @@ class LayerAttention(ViTAttribution):
             weights = mha.initial_row(tower.pooling, like, tower.prefix, pooled)
         # d y / d A is linear in the gradient at the outputs, so rows are summed there, once.
         row_sum = (weights[..., None, :, None] * gradient).sum(3)  # (K', B, H, d)
-        return run.computed(mha.row_gradient(run.record.reads[index], row_sum).mean(2))
+        gradient_row = mha.row_gradient(run.record.reads[index], row_sum)  # (K', B, H, s)
+        return run.computed(gradient_row.mean(2))

@@ -121,11 +121,12 @@ class ReaderRemoval(ClipAttribution):
     ) -> Tensor:
         """Divide losses (K', B, W) among cells in proportion to their direct contributions."""
         assert reader.pooled is not None
-        direct = pulled_rows(reader.pooled, reader.pooled.direction)[..., reader.record.span]
+        direct = pulled_rows(reader.pooled, reader.pooled.direction)  # (K', B, s)
+        direct = direct[..., reader.record.span]
         # A loss is shared by the cells that support the target, a gain by those that oppose it.
-        gained = _in_proportion(windows, losses.clamp(min=0), direct.clamp(min=0))
-        lost = _in_proportion(windows, (-losses).clamp(min=0), (-direct).clamp(min=0))
-        return gained - lost
+        loss_shares = _in_proportion(windows, losses.clamp(min=0), direct.clamp(min=0))
+        gain_shares = _in_proportion(windows, (-losses).clamp(min=0), (-direct).clamp(min=0))
+        return loss_shares - gain_shares
 
     def _reader(self, call: Call, readers: int, rows: bool) -> "_Reader":
         """Run once, with `rows` for the pooled rows as well."""
@@ -264,7 +265,8 @@ class ReaderRemoval(ClipAttribution):
             reader = self._reader(call, readers, rows=False)
             windows = reader.windows(window, stride)
             vectors = torch.einsum("bwe,wn->ebn", windows.losses, windows.means)
-            unit = F.normalize(to_float32(reader.embedded.embedding.detach()), dim=-1)
+            embedding = to_float32(reader.embedded.embedding.detach())
+            unit = F.normalize(embedding, dim=-1)
             rest = unit - vectors.sum(-1).T
             return reader.embedded.run.computed(reader.padded(vectors), rest)
 
@@ -327,7 +329,8 @@ class _Reader:
             return True
         tensor_count = 0
         for args, kwargs in self.arrived.values():
-            tensor_count += sum(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+            arguments = (*args, *kwargs.values())
+            tensor_count += sum(isinstance(argument, Tensor) for argument in arguments)
         return tensor_count > len(self.arrived)
 
     def padded(self, values: Tensor) -> Tensor:
@@ -377,7 +380,8 @@ class _Reader:
             # Where the last window inside does not reach the edge, one more is moved inside.
             end = side + max(0, step - 1 - width // 2)
             centers = torch.arange(step // 2, end, step, device="cpu").clamp(max=side - 1)
-            distances = (torch.arange(side, device="cpu") - centers[:, None]).abs()
+            positions = torch.arange(side, device="cpu")
+            distances = (positions - centers[:, None]).abs()
             # A window is the product of an interval of rows and one of columns.
             in_window = torch.kron(in_window, distances <= width // 2)
         losses = self.losses(in_window[None])
@@ -449,8 +453,10 @@ class _Reader:
             ids = self.position()
             beside = key, value, ids
         else:
-            query = read.select(read.shown[0])[:, :, None, None]
-            query = query.expand(-1, -1, hidden.shape[1], -1, -1)
+            queries, _ = read.shown
+            group_count = hidden.shape[1]
+            query = read.select(queries)[:, :, None, None]
+            query = query.expand(-1, -1, group_count, -1, -1)
             if self.count:
                 ids = self._positions(hidden)
                 tokens = self._tokens(hidden, ids)
