@@ -29,24 +29,28 @@ class _Uncompiled:
     """
 
     def __init__(self) -> None:
-        self._lock, self._running = threading.Lock(), 0
+        self._lock = threading.Lock()
+        self._running = 0
         self._stance: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
-            # without its compiler nothing was compiled, and before PyTorch 2.6 there was no stance
-            is_new = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
-            if is_new and self._stance is None:
+            # Nothing was compiled if the compiler was never imported. PyTorch before 2.6 has no
+            # stance.
+            may_be_compiled = "torch._dynamo" in sys.modules
+            has_stance = hasattr(torch.compiler, "set_stance")
+            if may_be_compiled and has_stance and self._stance is None:
                 try:
                     self._stance = torch.compiler.set_stance("force_eager")
-                except RuntimeError as error:  # PyTorch's one reason is that compiled code runs
+                except RuntimeError as error:
+                    # PyTorch's only reason is that compiled code runs.
                     raise CaptureError(
                         "a map was asked for inside a function that torch.compile compiled, where "
                         "no hook can be relied on; expected a call from code that is not compiled. "
                         "Call the method outside of that function, or decorate what calls it with "
                         "torch.compiler.disable."
                     ) from error
-            # counted only once nothing can fail, since a failed enter has no exit
+            # An enter that failed has no exit, so this one counts only now.
             self._running += 1
 
     def __exit__(self, *error: object) -> None:
@@ -61,13 +65,17 @@ uncompiled = _Uncompiled()
 
 
 def is_compiled(forward: Any, model: nn.Module) -> bool:
-    """Whether torch.compile made something of a forward function or a model, which runs as written.
+    """Whether torch.compile compiled a forward function, a model or a part of them.
 
-    Code that only the forward function of a user's holds is not seen.
+    Compiled code inside of a function that is no module is not seen.
     """
-    modules = modules_of(model) + (modules_of(forward) if isinstance(forward, nn.Module) else [])
-    return hasattr(forward, "_torchdynamo_orig_callable") or any(
-        layer._compiled_call_impl is not None or hasattr(layer, "_orig_mod") for layer in modules
+    if hasattr(forward, "_torchdynamo_orig_callable"):
+        return True
+    modules = modules_of(model)
+    if isinstance(forward, nn.Module):
+        modules += modules_of(forward)
+    return any(
+        module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules
     )
 
 
@@ -88,7 +96,8 @@ class Hooks:
     """
 
     def __init__(self) -> None:
-        self._thread, self._acts = threading.get_ident(), False
+        self._thread = threading.get_ident()
+        self._is_in_hook = False
         self.handles: list[Any] = []
         self.unseen: dict[object, str] = {}
 
@@ -104,12 +113,13 @@ class Hooks:
             replaced = hook(args, kwargs)
             if replaced is None:
                 return None
-            if args:  # the first may be a list that begins with the tensor
+            if args:
+                # The first argument may be a list that begins with the tensor.
                 return (with_tensor(args[0], replaced), *args[1:]), kwargs
             first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
             return args, {**kwargs, first: replaced}
 
-        # transformers hands hidden_states to an attention by keyword
+        # Keywords are needed: transformers hands hidden_states to an attention by keyword.
         guarded = self._guarded(enter, name)
         handle = module.register_forward_pre_hook(guarded, with_kwargs=True, prepend=first)
         self.handles.append(handle)
@@ -125,12 +135,13 @@ class Hooks:
     ) -> None:
         """Call `hook(args, result)` after the module ran, for what it is to return.
 
-        With `nested` also where another hook runs the module, which is not the forward.
+        With `nested` it is called even if another hook runs the module, which is not the forward.
         """
         guarded = self._guarded(hook, name, nested)
         try:
             self.handles.append(module.register_forward_hook(guarded, prepend=first))
-        except RuntimeError as error:  # of what torch.jit made
+        except RuntimeError as error:
+            # A module that torch.jit made takes no such hook.
             raise UnsupportedModelError(
                 f"a {type(module).__name__} cannot be watched ({error}); put the original module "
                 "in its place, or use a method that does not look there, such as last-grad."
@@ -146,16 +157,19 @@ class Hooks:
             self.unseen[hook] = name
 
         def guarded(_: nn.Module, *call: Any) -> Any:
-            # Another thread's forward may catch the hook while it comes or goes, without kwargs.
-            # the user may serve other requests with the same model meanwhile
-            if threading.get_ident() != self._thread or (self._acts and not nested):
+            # The user may serve other requests with the same model in other threads. Their forward
+            # may meet the hook while it is being set or removed, and then without kwargs.
+            if threading.get_ident() != self._thread:
+                return None
+            was_in_hook = self._is_in_hook
+            if was_in_hook and not nested:
                 return None
             self.unseen.pop(hook, None)
-            outer, self._acts = self._acts, True
+            self._is_in_hook = True
             try:
                 return hook(*call)
             finally:
-                self._acts = outer
+                self._is_in_hook = was_in_hook
 
         return mark_own_hook(guarded)
 
@@ -166,8 +180,9 @@ _FUNCTIONS: Final = {value: name for name, value in vars(F).items() if callable(
 _FUSED: Final = F.scaled_dot_product_attention
 _MULTIHEAD: Final = F.multi_head_attention_forward
 _SOFTMAXES: Final = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
-_LIKE: Final = {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as}  # a second tensor
-# products of two tensors, and where the first of them stands among the arguments
+# Functions that take type or shape from a second tensor, and none of its numbers.
+_LIKE: Final = {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as}
+# Products of two tensors, and the place of the first of them among the arguments.
 _MATRIX_PRODUCTS: Final = {
     **dict.fromkeys((torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__), 0),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), 1),
@@ -175,12 +190,16 @@ _MATRIX_PRODUCTS: Final = {
 
 
 def _original(func: Any) -> Any:
-    """The function of torch that hands itself over by a name for which another stands now.
+    """The function of torch in whose place in `torch.nn.functional` somebody put another one.
 
-    That other one has called it, and would do its own work twice.
+    Torch hands a function over by its name, so the other one arrives here. It has called the
+    original already, and would do its own work twice.
     """
-    name = next((name for name, value in vars(F).items() if value is func), None)
-    return next((own for own, other in _FUNCTIONS.items() if other == name), func)
+    names = [name for name, value in vars(F).items() if value is func]
+    for original, original_name in _FUNCTIONS.items():
+        if original_name in names:
+            return original
+    return func
 
 
 def _hands_itself_over(function: Any) -> bool:
@@ -207,7 +226,7 @@ def _without_handing_over(function: Any) -> Callable[..., Any]:
 class Product(NamedTuple):
     """What a tensor of an attention's was made of: a product of queries and keys, or weights."""
 
-    tensor: Tensor  # held, since the id of one that is gone is used again
+    tensor: Tensor  # kept alive, since Python uses the id of a freed one again
     is_weights: bool
     query: Tensor | None = None
     key: Tensor | None = None
@@ -226,26 +245,35 @@ class _Running:
     see: See
     products: dict[int, Product] = field(default_factory=dict)
     reads: int = 0
-    refusal: UnsupportedModelError | None = None  # raised when it is left, since torch takes a
-    # TypeError inside of an operator for its own
+    # Raised when the module is left, since torch takes a TypeError inside of an operator for its
+    # own.
+    refusal: UnsupportedModelError | None = None
 
     def made_of(self, args: Any) -> list[Product]:
         """What the tensors among some arguments were made of."""
-        return [self.products[each] for each in map(id, _tensors(args)) if each in self.products]
+        keys = (id(tensor) for tensor in _tensors(args))
+        return [self.products[key] for key in keys if key in self.products]
 
     def follow(self, func: Any, args: Any, out: Any) -> None:
         """Follow weights or logits through casts, masks, views, dropout, mixes of heads."""
         sources = self.made_of(args[:1] if func in _LIKE else args)
         if not sources:
             return
-        tensor, is_weights, *sides = sources[0]
-        sides = sides if len(sources) == 1 else [None, None]
-        for each in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(each, Tensor) and each.is_floating_point() and each.ndim > 2:
-                # logits of keys times queries are transposed before their softmax
-                turned = each.stride()[-2:] == tensor.stride()[:-3:-1] and each._is_view()
-                own = sides[::-1] if turned else sides
-                self.products[id(each)] = Product(each, is_weights, *own)
+        source = sources[0]
+        query, key = source.query, source.key
+        if len(sources) > 1:
+            query = key = None
+        for result in _tensors([out]):
+            if not result.is_floating_point() or result.ndim <= 2:
+                continue
+            # The logits may be keys times queries, which are transposed before their softmax.
+            swapped_strides = source.tensor.stride()[:-3:-1]
+            is_transposed = result.stride()[-2:] == swapped_strides and result._is_view()
+            if is_transposed:
+                product = Product(result, source.is_weights, key, query)
+            else:
+                product = Product(result, source.is_weights, query, key)
+            self.products[id(result)] = product
 
 
 class Watch(TorchFunctionMode):
@@ -257,11 +285,12 @@ class Watch(TorchFunctionMode):
 
     def __init__(self, noun: str) -> None:
         super().__init__()
-        self._noun, self._entered = noun, False
+        self._noun = noun
+        self._entered = False
         self._running: _Running | None = None
 
     sees_all: ClassVar[bool] = False
-    """Whether it looks at all functions of a forward, or at those of attentions alone."""
+    """Whether it sees all functions of a forward, or those in attentions alone."""
 
     def enter(self, attention: Attention, name: str, see: See) -> None:
         """Read the attention of a module that begins to run."""
@@ -285,7 +314,8 @@ class Watch(TorchFunctionMode):
         """Raise UnsupportedModelError unless one attention was read."""
         if not self.sees_all:
             self.remove()
-        running, self._running = self._running, None
+        running = self._running
+        self._running = None
         if running is None:
             return
         if running.refusal is not None:
@@ -304,7 +334,8 @@ class Watch(TorchFunctionMode):
         )
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, running = kwargs or {}, self._running
+        kwargs = kwargs or {}
+        running = self._running
         if isinstance(func, types.FunctionType) and func not in _FUNCTIONS:
             func = _original(func)
         if running is None:
@@ -316,13 +347,13 @@ class Watch(TorchFunctionMode):
         if func in _MATRIX_PRODUCTS or func in _SOFTMAXES:
             return self._explicit(running, func, args, kwargs)
         out = self.run(func, args, kwargs) if self.sees_all else func(*args, **kwargs)
-        # nothing is followed in an attention that is one fused function
+        # There is nothing to follow in an attention that is one fused function.
         if running.products:
             running.follow(func, args, out)
         return out
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run a function that is none of an attention's own."""
+        """Run a function that is no attention's; a subclass may put another result in its place."""
         return func(*args, **kwargs)
 
     def _multihead(self, running: _Running, args: Any, kwargs: Any) -> Any:
@@ -336,74 +367,105 @@ class Watch(TorchFunctionMode):
             return _without_handing_over(_MULTIHEAD)(*args, **kwargs)
 
     def _fused(self, running: _Running, args: Any, kwargs: Any) -> Any:
+        """Run torch's fused attention, and read its arguments."""
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         out = _FUSED(*args, **kwargs)
-        parts = {name: call[name] for name in names[:3]}
-        mask, causal = call.get("attn_mask"), call.get("is_causal", False)
-        return self._seen(running, out, **parts, mask=mask, causal=causal, scale=call.get("scale"))
+        return self._seen(
+            running,
+            out,
+            query=call["query"],
+            key=call["key"],
+            value=call["value"],
+            mask=call.get("attn_mask"),
+            causal=call.get("is_causal", False),
+            scale=call.get("scale"),
+        )
 
     def _explicit(self, running: _Running, func: Any, args: Any, kwargs: Any) -> Any:
-        """A softmax over keys, or a product: of queries and keys, or of weights and values."""
+        """Run a softmax or a product, and note what its result is made of."""
         out = func(*args, **kwargs)
         if func in _SOFTMAXES:
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if out.ndim > 2 and dim in (-1, out.ndim - 1):
-                logits = running.products.get(id(args[0] if args else kwargs["input"]))
-                sides = () if logits is None else logits[2:]
-                running.products[id(out)] = Product(out, True, *sides)
+            self._note_softmax(running, args, kwargs, out)
             return out
-        first, second = (*args, *kwargs.values())[_MATRIX_PRODUCTS[func] :][:2]
+        factors = (*args, *kwargs.values())[_MATRIX_PRODUCTS[func] :]
+        first, second = factors[:2]
         is_product = first.ndim == second.ndim > 2
-        weights = next((each for each in running.made_of(args) if each.is_weights), None)
+        sources = running.made_of(args)
+        weights = next((source for source in sources if source.is_weights), None)
         if is_product and weights is not None and first is weights.tensor:
             parts = {"query": weights.query, "key": weights.key, "weights": first}
             return self._seen(running, out, value=second, **parts)
-        if weights is not None:  # heads that are mixed
-            running.products[id(out)] = Product(out, True)
+        if weights is not None:
+            # A matrix mixes the heads' weights, so no query and key belong to the result.
+            running.products[id(out)] = Product(out, is_weights=True)
         elif is_product:
-            running.products[id(out)] = Product(out, False, first, second.mT)
+            running.products[id(out)] = Product(out, False, query=first, key=second.mT)
         return out
 
+    def _note_softmax(self, running: _Running, args: Any, kwargs: Any, out: Tensor) -> None:
+        """Note a softmax over keys as weights, of the queries and keys of its logits."""
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if out.ndim <= 2 or dim not in (-1, out.ndim - 1):
+            return
+        logits = args[0] if args else kwargs["input"]
+        source = running.products.get(id(logits))
+        if source is None:
+            running.products[id(out)] = Product(out, is_weights=True)
+        else:
+            running.products[id(out)] = Product(out, True, source.query, source.key)
+
     def _seen(self, running: _Running, out: Tensor, **parts: Any) -> Tensor:
-        """Hand over what ran; what stands in the place of the heads' outputs, in their layout."""
+        """Hand the attention that ran to `see`, and return the heads' outputs that it puts there.
+
+        They keep the layout in which the attention gave them.
+        """
         running.reads += 1
-        heads, flat, whole = running.attention.heads, out.ndim == 3, out
-        if flat and not len(out) % heads:  # images and heads on one axis
+        heads = running.attention.heads
+        returned = out
+        # Images and heads may share an axis, (B H, s, d).
+        is_flat = out.ndim == 3
+        if is_flat and len(out) % heads == 0:
             out = out.view(-1, heads, *out.shape[1:])
-            for name, tensor in parts.items():
-                if isinstance(tensor, Tensor) and tensor.ndim == 3 and not len(tensor) % heads:
-                    parts[name] = tensor.reshape(-1, heads, *tensor.shape[1:])
+            for name, part in parts.items():
+                if isinstance(part, Tensor) and part.ndim == 3 and len(part) % heads == 0:
+                    parts[name] = part.reshape(-1, heads, *part.shape[1:])
         read = _as_read(running, out, **parts)
         if read is None or running.reads > 1:
-            shape = f"an attention whose output is {tuple(whole.shape)}"
-            what = shape if read is None else "more than one attention, as windows do"
-            running.refusal = running.refusal or self._refused(running.name, f"runs {what}")
-            return whole
+            if running.refusal is None:
+                problem = "runs more than one attention, as windows do"
+                if read is None:
+                    problem = f"runs an attention whose output is {tuple(returned.shape)}"
+                running.refusal = self._refused(running.name, problem)
+            return returned
         try:
             replaced = running.see(read)
         except UnsupportedModelError as error:
             running.refusal = error
-            return whole
-        # what follows is made of what is kept, so that a gradient reaches it
-        out = out if replaced is None else replaced
-        return out.flatten(0, 1) if flat else out
+            return returned
+        # What follows is made of the tensor that is kept, so that a gradient reaches it.
+        if replaced is not None:
+            out = replaced
+        return out.flatten(0, 1) if is_flat else out
 
 
 def _as_read(running: _Running, out: Tensor, **parts: Any) -> AttentionRead | None:
     """A read in whose tensors every head has its own keys and values; None for other shapes."""
-    count = out.shape[1] if out.ndim == 4 else 0
+    head_count = out.shape[1] if out.ndim == 4 else 0
     for name in ("key", "value"):
         tensor = parts.get(name)
         if tensor is None:
             continue
-        fits = tensor.ndim == 4 and count and not count % tensor.shape[1]
-        if not fits or tensor.shape[0] not in (1, out.shape[0]):
+        if tensor.ndim != 4 or head_count == 0 or head_count % tensor.shape[1] != 0:
+            return None
+        if tensor.shape[0] not in (1, out.shape[0]):
             return None
         tensor = tensor.expand(out.shape[0], -1, -1, -1)
-        # grouped queries: the heads of a group share keys and values
-        groups = count // tensor.shape[1]
-        parts[name] = tensor if groups == 1 else tensor.repeat_interleave(groups, 1)
+        # With grouped queries the heads of a group share keys and values.
+        group_size = head_count // tensor.shape[1]
+        if group_size > 1:
+            tensor = tensor.repeat_interleave(group_size, 1)
+        parts[name] = tensor
     for name in ("query", "weights"):
         tensor = parts.get(name)
         if tensor is not None and tensor.ndim == 4:
@@ -414,6 +476,7 @@ def _as_read(running: _Running, out: Tensor, **parts: Any) -> AttentionRead | No
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    """The tensors among values, and in their tuples and lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

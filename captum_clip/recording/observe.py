@@ -1,10 +1,10 @@
 """Recordings of a forward, which runs to its end: small objects that each see one thing."""
 
+import operator
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +27,10 @@ Take = Callable[[int, AttentionRead], Any]
 @contextmanager
 def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recording]]:
     """Hooks to set and what they record; however the forward ends, everything is undone."""
-    record, hooks, mode = Recording(tower), Hooks(), torch.is_grad_enabled()
-    ran_with: list[Any] = []
+    record = Recording(tower)
+    hooks = Hooks()
+    was_grad_enabled = torch.is_grad_enabled()
+    state_before: list[Any] = []
 
     def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
         if record.size is not None:
@@ -47,14 +49,14 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
                 "batch from every hook; it must run it on all images at once. Call it on the whole "
                 "batch, without vmap."
             )
-        ran_with.extend(running_state(tower.module))
+        state_before.extend(running_state(tower.module))
         record.size, record.batch, record.pooled = tower.read_inputs(args, kwargs)
-        # the caller may be under autocast, in which what ran is rounded as its type is
-        kind = next(tower.module.parameters()).device.type
-        if torch.is_autocast_enabled(kind):
-            record.autocast = torch.get_autocast_dtype(kind)
-        # the graph begins only where a recording turns it on, but for a model that needs one
-        # a graph of the whole tower would hold every activation, for no derivative that is taken
+        # Under the caller's autocast results are rounded as its type is.
+        device_type = next(tower.module.parameters()).device.type
+        if torch.is_autocast_enabled(device_type):
+            record.autocast = torch.get_autocast_dtype(device_type)
+        # A graph of the whole tower would hold every activation, for derivatives that nobody takes.
+        # So it begins only where an observer turns it on, unless the model needs one.
         torch.set_grad_enabled(graph_from_start.get())
 
     hooks.before(tower.input_module, enter)
@@ -68,11 +70,12 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
             )
     finally:
         hooks.remove()
-        torch.set_grad_enabled(mode)
+        torch.set_grad_enabled(was_grad_enabled)
     state = running_state(tower.module)
-    same = len(state) == len(ran_with)
-    record.switched = not same or any(a is not b for a, b in zip(state, ran_with, strict=True))
-    for name in hooks.unseen.values():  # which would be left out of the map
+    is_same = len(state) == len(state_before) and all(map(operator.is_, state, state_before))
+    record.switched = not is_same
+    # A part whose hooks did not run would be missing in the map.
+    for name in hooks.unseen.values():
         raise CaptureError(
             f"{name} of the {tower.noun} ran without its hooks, because it was compiled, or "
             "replaced during the forward. Explain the model without torch.compile."
@@ -104,7 +107,7 @@ def observe(tower: Tower, *observers: Observer) -> Iterator[Recording]:
     There is no graph up to the leaf, where an observer makes one.
     """
     with recording(tower, gradient=any(each.leaf for each in observers)) as (hooks, record):
-        for observer in sorted((HandedOn(), *observers), key=attrgetter("order")):
+        for observer in sorted((HandedOn(), *observers), key=operator.attrgetter("order")):
             observer.plan(hooks, record)
         yield record
 
@@ -116,22 +119,25 @@ class HandedOn(Observer):
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
-        raw, version = NOTHING, 0
+        output, version = NOTHING, 0
 
         def enter(layer: Any, args: Arguments, kwargs: dict[str, Any]) -> None:
             tokens = layer.residual(args, kwargs)
             record.count = tokens.shape[1]
-            if record.handed_on:
-                kept = _version(raw) == version and raw.shape == tokens.shape
-                # or a copy, on another device
-                same = any(tokens is each for each in record.handed_on)
-                record.moved |= not kept or not (same or bool(raw.to(tokens).eq(tokens).all()))
+            if not record.handed_on:
+                return
+            if _version(output) != version or output.shape != tokens.shape:
+                record.moved = True
+            elif not any(tokens is handed_on for handed_on in record.handed_on):
+                # The tokens may be a copy, such as one on another device.
+                record.moved |= not bool(output.to(tokens).eq(tokens).all())
 
         def leave(layer: Any, _: Arguments, result: Any) -> None:
-            nonlocal raw, version
+            nonlocal output, version
             record.graph.go_on()
-            raw = layer.output(result)
-            record.handed_on, version = [raw], _version(raw)
+            output = layer.output(result)
+            version = _version(output)
+            record.handed_on = [output]
 
         for layer in record.tower.layers:
             hooks.before(layer.block, partial(enter, layer))
@@ -139,6 +145,7 @@ class HandedOn(Observer):
 
 
 def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place, which nobody counts for an inference tensor."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -150,7 +157,8 @@ class LeafAtInput(Observer):
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
-        if isinstance(record.tower, TextTower):  # token ids have no gradient
+        if isinstance(record.tower, TextTower):
+            # Token ids have no gradient.
             hooks.after(record.tower.stem, partial(begin, record))
         else:
             hooks.before(record.tower.input_module, partial(begin, record))
@@ -158,8 +166,10 @@ class LeafAtInput(Observer):
 
 def begin(record: Recording, args: Arguments, entered: Any) -> Tensor:
     """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
-    if not isinstance(entered, Tensor):  # keyword arguments
-        entered = next(v for v in (*args, *entered.values()) if isinstance(v, Tensor))
+    if not isinstance(entered, Tensor):
+        # Before a module that is the dictionary of its keyword arguments.
+        arguments = (*args, *entered.values())
+        entered = next(value for value in arguments if isinstance(value, Tensor))
     record.input = record.graph.start(entered)
     return record.input
 
@@ -185,12 +195,15 @@ class Outputs(Observer):
             if not (record.graph.started or self.starts):
                 record.outputs[index] = record.graph.watched(output)
                 return None
-            goes_on = any(output is each for each in record.handed_on)
-            # where the block itself ran without a graph, as checkpointed blocks do
-            output = output if output.requires_grad else record.graph.start(output)
+            is_handed_on = any(output is tensor for tensor in record.handed_on)
+            if not output.requires_grad:
+                # A block may run without a graph, as checkpointed blocks do.
+                output = record.graph.start(output)
             record.outputs[index] = output
-            following = output.clone()  # what follows may work in place
-            record.handed_on += [following] * goes_on
+            # The next block may work in place.
+            following = output.clone()
+            if is_handed_on:
+                record.handed_on.append(following)
             return layer.replaced(result, following)
 
         for index in self.layers:
@@ -210,11 +223,12 @@ class Probes(Observer):
         def leave(layer: Any, _: Arguments, result: Any) -> Any:
             return layer.replaced(result, record.graph.probed(layer.output(result)))
 
-        # a hook of the user's may keep what a score reads
+        def leave_stem(_: Arguments, tokens: Tensor) -> Tensor:
+            return record.graph.probed(tokens)
+
+        # These hooks run first, since a hook of the user's may keep what a score reads.
         if isinstance(record.tower, TransformerTower):
-            hooks.after(
-                record.tower.stem, lambda _, tokens: record.graph.probed(tokens), first=True
-            )
+            hooks.after(record.tower.stem, leave_stem, first=True)
         for index in self.layers:
             layer = record.tower.layers[index]
             for module in (layer.output_module, layer.added()[0], layer.block):
@@ -239,32 +253,37 @@ class Sums(Observer):
             self._plan_block(hooks, record, index, record.transformer.layers[index])
 
     def _plan_block(self, hooks: Hooks, record: Recording, index: int, layer: Any) -> None:
-        rows: dict[str, tuple[Tensor, int]] = {}  # with their versions
+        names = ("entered", "attention", "mlp")
+        rows: dict[str, tuple[Tensor, int]] = {}  # each with its version
 
         def keep(name: str, tokens: Tensor) -> None:
             row = record.pooled.read(detached(tokens))
-            row = row.clone() if self.copies or row.is_inference() else row
+            if self.copies or row.is_inference():
+                row = row.clone()
             rows[name] = row, _version(row)
 
         def leave(_: Arguments, result: Any) -> None:
             left = record.pooled.read(detached(layer.output(result)))
             if any(_version(row) != version for row, version in rows.values()):
                 record.graph.note_change()
-            if missing := [name for name in ("entered", "attention", "mlp") if name not in rows]:
+            missing = [name for name in names if name not in rows]
+            if missing:
                 raise UnsupportedModelError(
                     f"layer {index} of the {record.tower.noun} ran without its {missing[0]}, so "
                     "its sum cannot be taken apart; use a method with gradients, such as all-grad."
                 )
-            parts = (rows[name][0] for name in ("entered", "attention", "mlp"))
+            parts = [rows[name][0] for name in names]
             with no_graph():
                 record.rows[index] = torch.stack([*parts, left])
             rows.clear()
 
-        hooks.before(layer.block, lambda *call: keep("entered", layer.residual(*call)))
+        def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
+            keep("entered", layer.residual(args, kwargs))
 
         def returned(name: str, _: Arguments, result: Any) -> None:
             keep(name, layer.output(result))
 
+        hooks.before(layer.block, enter)
         hooks.after(layer.output_module, partial(returned, "attention"), first=True)
         hooks.after(layer.added()[0], partial(returned, "mlp"))
         hooks.after(layer.block, leave)
@@ -298,12 +317,16 @@ class Kernels(Observer):
                 read = replace(read, out=record.graph.start(read.out))
             elif not (keeps_graph() or read.out.requires_grad):
                 refuse_cut_graph(record, read)
-            record.reads[index] = taken = self.take(index, read)
+            taken = self.take(index, read)
+            record.reads[index] = taken
             if isinstance(taken, AttentionRead):
                 for tensor in taken.sources:
                     record.graph.watched(tensor)
-            # a clone, since what follows may work in place
-            return read.out.clone() if taken is read and read.out.requires_grad else None
+            out: Tensor = read.out
+            if taken is read and out.requires_grad:
+                # What follows gets a copy, since it may work in place.
+                return out.clone()
+            return None
 
         for index in self.layers:
             plan_attention(hooks, record, watch, index, see)
@@ -335,14 +358,15 @@ def plan_attention(
     name = "the pooling head" if attention.is_pool else f"the attention of layer {index}"
 
     def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
-        # not where a part ran without the tower, which is told at the end
+        # If a part ran without the tower, an error says so at the end.
         if record.size is not None:
             watch.enter(attention, name, seen)
 
     def seen(read: AttentionRead) -> Tensor | None:
-        if not record.count:  # the tokens' own part ran without its hooks, which is told later
+        if not record.count:
+            # The block ran without its hooks, and an error says so at the end.
             return None
-        # a library may put heads before images, and no number would tell
+        # A library may put heads before images, and no number would tell.
         if read.out.shape[:2] != (record.batch, attention.heads):
             raise UnsupportedModelError(
                 f"{name} of the {record.tower.noun} returns {tuple(read.out.shape)}, expected "
@@ -364,7 +388,7 @@ def plan_attention(
     def leave(_: Arguments, result: Any) -> None:
         watch.leave()
         if attention.is_pool:
-            # a clone, since what follows may work in place
+            # This is a copy, since what follows may work in place.
             record.pool = detached(attention.output(result)[:, 0]).clone()
         record.graph.go_on()
 
@@ -381,61 +405,69 @@ class Embedding(Observer):
     """
 
     order: ClassVar[int] = 80
-    readout: nn.Module | None = None  # which an embedding passes before it is scored
+    readout: nn.Module | None = None  # a module that the embedding passes before it is scored
     leaf: bool = False
     other: Tensor | None = None
-    projected: bool = False  # whether `other` is what the projection returns
+    projected: bool = False  # whether `other` takes the place of the projection's embedding
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
         tower: Tower = record.tower
+        if tower.kind != "text":
+            hooks.after(tower.module, partial(self._leave, record))
+            if tower.projection_module is not None:
+                hooks.after(tower.projection_module, partial(self._project, record))
+        if self.readout is not None:
+            hooks.after(self.readout, partial(self._score, record))
 
-        def begin(embedding: Tensor) -> Tensor:
-            other = None if self.projected else self.other
-            is_leaf = self.leaf or other is not None
-            embedding = embedding if other is None else other
-            record.embedding = record.graph.start(embedding) if is_leaf else embedding
-            # what follows may work in place
-            return record.embedding.clone() if is_leaf else embedding
+    def _begin(self, record: Recording, embedding: Tensor) -> Tensor:
+        """Record the embedding, and return it, or what takes its place."""
+        is_leaf = self.leaf
+        if self.other is not None and not self.projected:
+            embedding = self.other
+            is_leaf = True
+        if not is_leaf:
+            record.embedding = embedding
+            return embedding
+        record.embedding = record.graph.start(embedding)
+        # What follows may work in place.
+        return record.embedding.clone()
 
-        def leave(_: Arguments, result: Any) -> Any:
-            record.graph.go_on()
-            following = begin(tower.embedding(result))
-            # a score may read hidden states, which have no gradient below the leaf
-            if not isinstance(result, Tensor):
-                result = _probed(result, record)
-            return tower.with_embedding(result, following)
+    def _leave(self, record: Recording, _: Arguments, result: Any) -> Any:
+        tower: Tower = record.tower
+        record.graph.go_on()
+        following = self._begin(record, tower.embedding(result))
+        # A score may read hidden states, which have no gradient below the leaf.
+        if not isinstance(result, Tensor):
+            result = _probed(result, record)
+        return tower.with_embedding(result, following)
 
-        def project(_: Arguments, result: Tensor) -> Tensor | None:
-            if self.projected and self.other is not None:
-                record.projected = record.graph.start(self.other)
-                return record.projected.clone()  # what follows may work in place
+    def _project(self, record: Recording, _: Arguments, result: Tensor) -> Tensor | None:
+        if self.other is None or not self.projected:
             record.projected = result
             return None
+        record.projected = record.graph.start(self.other)
+        # What follows may work in place.
+        return record.projected.clone()
 
-        def score(_: Arguments, result: Tensor) -> Tensor | None:
-            record.scored = result
-            # no one module makes the embedding of a text
-            return begin(result) if tower.kind == "text" else None
-
-        if tower.kind != "text":
-            hooks.after(tower.module, leave)
-            if tower.projection_module is not None:
-                hooks.after(tower.projection_module, project)
-        if self.readout is not None:
-            hooks.after(self.readout, score)
+    def _score(self, record: Recording, _: Arguments, result: Tensor) -> Tensor | None:
+        record.scored = result
+        if record.tower.kind != "text":
+            return None
+        # The embedding of a text is no module's result, so it begins here.
+        return self._begin(record, result)
 
 
 def _probed(output: Any, record: Recording) -> Any:
     """What a tower returned, with a probe in its tensors."""
     if isinstance(output, Tensor):
-        return (
-            record.graph.probed(output)
-            if record.graph.started and output.is_floating_point()
-            else output
-        )
-    if isinstance(output, dict):  # an output of transformers
-        return type(output)(**{name: _probed(value, record) for name, value in output.items()})
+        if record.graph.started and output.is_floating_point():
+            return record.graph.probed(output)
+        return output
+    if isinstance(output, dict):
+        # transformers returns dictionaries whose classes take their items as keyword arguments.
+        probed = {name: _probed(value, record) for name, value in output.items()}
+        return type(output)(**probed)
     if type(output) in (tuple, list):
         return type(output)(_probed(value, record) for value in output)
     return output
@@ -453,7 +485,8 @@ class Features(Observer):
         tower: ResNetTower = record.tower
 
         def start(_: Arguments, features: Tensor) -> Tensor:
-            if not self.leaf:  # a score may read the features beside the pool
+            if not self.leaf:
+                # A score may read the features beside the pool.
                 return record.graph.probed(features)
             return record.graph.start(features).clone()
 
@@ -461,10 +494,12 @@ class Features(Observer):
             record.graph.go_on()
             record.features = features if self.leaf else record.graph.watched(features)
             record.count = tower.prefix + features.shape[-2] * features.shape[-1]
-            # what follows may work in place
-            return features.clone() if self.leaf else record.graph.probed(features)
+            if self.leaf:
+                # What follows may work in place.
+                return features.clone()
+            return record.graph.probed(features)
 
-        # a hook of the user's may keep what is then the beginning of the graph, or change it
+        # Between the two a hook of the user's may keep the beginning of the graph, or change it.
         hooks.after(tower.stage, start, "The last stage", first=True)
         hooks.after(tower.stage, leave)
 

@@ -18,14 +18,16 @@ from .observe import Observer, begin, plan_attention, refuse_cut_graph
 from .reads import AttentionRead
 from .records import Recording, channel_ramp
 
-# functions by the names that torch, its tensors and aten have for them
-_NORMS: Final = {  # their arguments; one without a bias does not center
+# Functions, by the names that torch, its tensors and aten have for them.
+
+# Norms with their arguments; one without a bias does not center.
+_NORMS: Final = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
 }
 _DEVIATIONS: Final = {"rsqrt", "sqrt", "std"}
 _PRODUCTS: Final = {"mul", "__mul__", "__rmul__"}
-# what leaves a gate one: numbers added or multiplied, casts and views
+# A gate stays a gate in sums with numbers, and in casts and views.
 _SUMS: Final = {"add", "__add__", "__radd__"}
 _VIEWS: Final = {"to", "float", "type_as", "view", "reshape", "dropout"}
 
@@ -33,21 +35,25 @@ Map = Callable[[Tensor], Tensor]
 
 
 class _Linear(torch.autograd.Function):
-    """A value as it ran, whose gradient is that of a linear map and its transpose `back`.
+    """A value as it ran, with the gradient of a linear map `push`, whose transpose is `back`.
 
-    Both make what they hold anew, since the attentions of all layers would need much memory.
+    Both compute again what they hold, such as the weights of an attention, since those of all
+    layers would need much memory.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ran: Tensor, push: Map, back: Map) -> Tensor:
-        ctx.maps = back, push
-        return ran.detach()  # no view, which nothing may change in place
+        ctx.push, ctx.back = push, back
+        # A view would be an error where the following code works in place.
+        return ran.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override, unused-ignore]
         with torch.no_grad(), autocast_disabled(gradient):
-            below = ctx.maps[0](to_float32(gradient))
-        below = _apply(gradient, below, *ctx.maps) if torch.is_grad_enabled() else below
+            below = ctx.back(to_float32(gradient))
+        if torch.is_grad_enabled():
+            # Of a second derivative the transpose is the map itself.
+            below = _apply(gradient, below, ctx.back, ctx.push)
         return below, None, None, None
 
 
@@ -55,14 +61,15 @@ _apply: Any = _Linear.apply
 
 
 def _linear(x: Tensor, ran: Tensor, push: Map, back: Map) -> Tensor:
-    """What ran of x, in the graph as the map `push`, whose transpose is `back`.
+    """The result `ran` of x, which in the graph is the linear map `push` with transpose `back`.
 
-    With a graph that is kept, derivatives of what these hold pass, too.
+    With a graph that is kept, derivatives of what these maps hold pass as well.
     """
     if keeps_graph():
         with autocast_disabled(x):
             pushed = push(to_float32(x)).to(ran.dtype)
-        return pushed + (ran - pushed).detach()  # which may differ by rounding
+        # The value is the one that ran, from which `pushed` may differ by rounding.
+        return pushed + (ran - pushed).detach()
     return _apply(x, ran.detach(), push, back)  # type: ignore[no-any-return]
 
 
@@ -74,34 +81,39 @@ class _GateWatch(Watch):
     def __init__(self, record: Recording) -> None:
         super().__init__(record.transformer.noun)
         self._record = record
-        self.holds = False  # while the tower runs
-        self._gates: dict[int, Tensor] = {}  # held, since the id of one that is gone is used again
+        self.holds = False  # True while the tower runs
+        # The gates are kept alive, since Python uses the id of a freed tensor again.
+        self._gates: dict[int, Tensor] = {}
 
     def attend(self, _: int, read: AttentionRead) -> Tensor:
-        """Put the outputs of an attention that ran in a graph without its weights."""
+        """The heads' outputs as they ran, in a graph in which the weights are a constant."""
         for tensor in read.sources:
             self._record.graph.watched(tensor)
-        # in the forward of an autograd.Function, too, the graph is off
-        is_off = not (read.value.requires_grad and torch.is_grad_enabled())
-        if is_off:
+        # The graph is also off in the forward of an autograd.Function.
+        if not (read.value.requires_grad and torch.is_grad_enabled()):
             refuse_cut_graph(self._record, read)
         alone = read if keeps_graph() else read.alone()
 
-        def weights() -> Tensor:
-            return held(alone.matrix())
+        def push(values: Tensor) -> Tensor:
+            return held(alone.matrix()) @ values
 
-        return _linear(read.value, read.out, lambda x: weights() @ x, lambda x: weights().mT @ x)
+        def back(gradient: Tensor) -> Tensor:
+            return held(alone.matrix()).mT @ gradient
+
+        return _linear(read.value, read.out, push, back)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        first = args[0] if args else kwargs.get("input")
-        if not (self.holds and isinstance(first, Tensor) and torch.is_grad_enabled()):
+        """Run a function; hold its gate where it has one."""
+        x = args[0] if args else kwargs.get("input")
+        if not (self.holds and isinstance(x, Tensor) and torch.is_grad_enabled()):
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", "").partition(".")[0]  # of aten, "gelu.default"
-        activates = name.replace("_", "") in ACTIVATIONS
+        # The name of an operator of aten has its overload behind a point, as "gelu.default".
+        name = getattr(func, "__name__", "").partition(".")[0]
+        is_activation = name.replace("_", "") in ACTIVATIONS
         if name in _PRODUCTS and len(args) == 2 and not kwargs:
             return self._product(func, *args)
-        in_place = name.endswith("_") or kwargs.get("inplace") or any(a is True for a in args)
-        if activates and in_place:
+        is_in_place = name.endswith("_") or kwargs.get("inplace") or any(a is True for a in args)
+        if is_activation and is_in_place:
             raise UnsupportedModelError(
                 f"the {self._noun} computes a {name} in place, so its input is lost; build the "
                 "activation with inplace=False."
@@ -109,32 +121,41 @@ class _GateWatch(Watch):
         out = func(*args, **kwargs)
         if name in _DEVIATIONS:
             return held(out)
-        if activates and first.requires_grad:
-            more = {key: value for key, value in kwargs.items() if key != "input"}
-            return self._gate(self._activated(lambda x: func(x, *args[1:], **more), first, out))
-        if name in _NORMS and first.requires_grad:
-            return self._normed(
-                name, {**dict(zip(_NORMS[name], args, strict=False)), **kwargs}, out
-            )
-        number = not any(isinstance(each, Tensor) for each in (*args[1:], *kwargs.values()))
-        if id(first) in self._gates and (name in _VIEWS or (name in _SUMS and number)):
+        if is_activation and x.requires_grad:
+            options = {key: value for key, value in kwargs.items() if key != "input"}
+            activated = self._activated(lambda x: func(x, *args[1:], **options), x, out)
+            return self._gate(activated)
+        if name in _NORMS and x.requires_grad:
+            call = {**dict(zip(_NORMS[name], args, strict=False)), **kwargs}
+            return self._normed(name, call, out)
+        others = (*args[1:], *kwargs.values())
+        only_numbers = not any(isinstance(other, Tensor) for other in others)
+        stays_gate = name in _VIEWS or (name in _SUMS and only_numbers)
+        if id(x) in self._gates and stays_gate:
             return self._gate(out)
         return out
 
     def _activated(self, function: Map, x: Tensor, out: Tensor) -> Tensor:
-        """A function of each number as x times its gate; of one that becomes a gate none is made.
+        """An activation f(x) as x times its gate f(x) / x, which is a constant.
 
-        Of slots of a place in which it is zero the gate is the slope there.
+        The gate is computed only when a gradient passes. Where x is zero, it is the slope there.
         """
         entered = held(self._record.graph.watched(x))
         gate = cache(lambda: gate_of(function, entered, function(entered)))
-        return _linear(x, out, *[lambda x: x * gate()] * 2)
+
+        def scaled(tensor: Tensor) -> Tensor:
+            return tensor * gate()
+
+        return _linear(x, out, push=scaled, back=scaled)
 
     def _normed(self, name: str, call: dict[str, Any], out: Tensor) -> Tensor:
-        """A norm of torch's own with its standard deviation as a constant."""
-        x, shape, centers = call.pop("input"), call.pop("normalized_shape"), "bias" in _NORMS[name]
+        """A norm of torch with its standard deviation as a constant."""
+        x = call.pop("input")
+        shape = call.pop("normalized_shape")
+        centers = "bias" in _NORMS[name]
         norm, _ = norm_at(held(to_float32(x)), shape, **call, centers=centers)
-        push = norm.__call__ if keeps_graph() else norm.push  # of a bias, a derivative, too
+        # `push` leaves the bias out, whose derivative a kept graph needs.
+        push = norm.__call__ if keeps_graph() else norm.push
         return _linear(x, out, push, norm.back)
 
     def _gate(self, tensor: Tensor) -> Tensor:
@@ -142,15 +163,23 @@ class _GateWatch(Watch):
         return tensor
 
     def _product(self, func: Any, *pair: Any) -> Tensor:
-        """A gate times a branch, which is then the linear one; times a number it stays a gate."""
-        gates = [id(each) in self._gates for each in pair]
-        if sum(gates) == 1:
-            other = pair[gates.index(False)]
-            if not isinstance(other, Tensor):
-                return self._gate(func(*pair))
-            if other.requires_grad and not other.is_leaf:  # computed, and no parameter
-                pair = tuple(each if each is other else held(each) for each in pair)
-        return func(*pair)  # type: ignore[no-any-return]
+        """A product of two factors, of which a gate is the constant one.
+
+        A gate times a number stays a gate.
+        """
+        are_gates = [id(factor) in self._gates for factor in pair]
+        if sum(are_gates) != 1:
+            return func(*pair)  # type: ignore[no-any-return]
+        gate, branch = pair if are_gates[0] else pair[::-1]
+        if not isinstance(branch, Tensor):
+            return self._gate(func(*pair))
+        # A parameter, such as the scale of a layer, is no branch.
+        is_computed = branch.requires_grad and not branch.is_leaf
+        if not is_computed:
+            return func(*pair)  # type: ignore[no-any-return]
+        constant = held(gate)
+        factors = (constant, branch) if are_gates[0] else (branch, constant)
+        return func(*factors)  # type: ignore[no-any-return]
 
 
 @dataclass(eq=False)
@@ -195,10 +224,11 @@ def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:
         return
     weights = channel_ramp(gradient.numel(), gradient.dtype, gradient.device).view(gradient.shape)
     try:
-        # the graph is kept, which the gradients of other targets pass
+        # The graph is retained, since the gradients of other targets pass it.
         [change] = torch.autograd.grad(gradient, patches, weights, True, allow_unused=True)
         is_linear = change is None or not bool(change.any())
-    except RuntimeError:  # an operation without a second derivative, on a way that is not linear
+    except RuntimeError:
+        # An operation on the way has no second derivative, and is not linear.
         is_linear = False
     if not is_linear:
         raise UnsupportedModelError(
@@ -213,9 +243,11 @@ def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:
 @torch.no_grad()
 def read_pool(record: Recording, tokens: Tensor) -> AttentionRead:
     """Run a tower's pooling head on tokens (B, s, D) as a block returns them, and read it."""
-    tower, reads = record.transformer, list[AttentionRead]()
-    head, watch = tower.pooling_head, Watch(tower.noun)
+    tower = record.transformer
+    head = tower.pooling_head
     assert head is not None
+    reads = list[AttentionRead]()
+    watch = Watch(tower.noun)
     watch.enter(head, "the pooling head", reads.append)
     try:
         with _autocast(record, tokens):
@@ -227,7 +259,7 @@ def read_pool(record: Recording, tokens: Tensor) -> AttentionRead:
 
 
 def _autocast(record: Recording, tokens: Tensor) -> torch.autocast:
-    """What a recorded forward ran under."""
+    """The autocast under which a recorded forward ran."""
     return torch.autocast(tokens.device.type, record.autocast, enabled=record.autocast is not None)
 
 
@@ -261,9 +293,10 @@ def run_blocks(
     tokens: Tensor,
     attend: Callable[[int, AttentionRead], Tensor],
 ) -> Tensor:
-    """Run a recorded tower's blocks on other tokens (B, n, D), attended to as a function says.
+    """Run a recorded tower's blocks on other tokens (B, n, D), with other outputs of attentions.
 
-    It gives the heads' outputs (B, H, n, d) of a layer for what was read of its attention.
+    `attend` gets the layer and what was read of its attention, and gives the heads' outputs
+    (B, H, n, d) that take their place.
     """
     refuse_other_weights(record)
     tower = record.transformer
