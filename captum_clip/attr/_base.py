@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial, wraps
-from itertools import compress
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -100,9 +99,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         super().__init_subclass__(**kwargs)
         if "_compute" in vars(cls):
             hints: dict[str, Any] = {}
-            with suppress(NameError):  # a type that its module imports for type checkers alone
+            # A module may import a type for type checkers only, which is then no name.
+            with suppress(NameError):
                 hints = get_type_hints(cls._compute)
-            cls._choices = {n: get_args(h) for n, h in hints.items() if get_origin(h) is Literal}
+            literals = {name: hint for name, hint in hints.items() if get_origin(hint) is Literal}
+            cls._choices = {name: get_args(hint) for name, hint in literals.items()}
             for name in ("attribute", "attribute_targets"):
                 setattr(cls, name, _with_options(cls, name))
 
@@ -135,12 +136,14 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 f"{name} needs a {needed}, and this is a {KINDS[tower.kind]}; take a method that "
                 "fits it, such as direct (DirectContribution)."
             )
-        if self.reads_projection and (unknown := tower.unknown_projection):
-            warnings.warn(f"{name}: {unknown}", stacklevel=2)
-        # Captum's hooks and its users expect a module as the layer
+        if self.reads_projection and tower.unknown_projection:
+            warnings.warn(f"{name}: {tower.unknown_projection}", stacklevel=2)
+        # Captum's hooks and its users expect a module as the layer.
         module = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, module)
-        self._tower, self._model, self._inspected = tower, layer, set[Any]()
+        self._tower = tower
+        self._model = layer
+        self._inspected = set[Any]()
         self._constants = {}
 
     def __repr__(self) -> str:
@@ -170,8 +173,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """
         for name, choices in cls._choices.items():
             value = options.get(name, choices[0])
-            if value is not None or None not in choices:
-                check_choice(value, [c for c in choices if c is not None], name=f"`{name}`")
+            if value is None and None in choices:
+                continue
+            named = [choice for choice in choices if choice is not None]
+            check_choice(value, named, name=f"`{name}`")
 
     def _check_similarity(self) -> None:
         """Refuse vectors of a forward function whose embedding is not known."""
@@ -186,7 +191,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         check_integer("start_layer", start_layer, least=0, most=count - 1)
         return range(start_layer, count)
 
-    # `log_usage`, since NoiseTunnel calls the `__wrapped__` that it leaves
+    # NoiseTunnel calls the `__wrapped__` that `log_usage` leaves.
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @public("attribute")
     def attribute(
@@ -198,12 +203,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     ) -> Any:
         """Maps (B, 1, h, w) of one target per image, raw, on the tower's grid.
 
-        With ``create_graph`` of a differentiable method, maps, scores and rest lie in the graph of
-        the model's parameters and, where they require a gradient, of the images, as a loss on maps
-        needs (:func:`captum_clip.maps.outside_share`). Values are the same. The first call for each
-        kind of input differentiates them once to see that torch can, so make the method once.
-        Training mode with dropout or BatchNorm is a warning, and nothing is compared with what ran:
-        what dropout takes away inside a fused attention counts in the rest.
+        With ``create_graph`` of a differentiable method, all that is returned lies in the graph of
+        the model's parameters and of images that require a gradient, as a loss on maps needs
+        (:func:`captum_clip.maps.outside_share`). Values are the same. The first call for each kind
+        of input differentiates them once to see that torch can, so make the method once. Training
+        mode with dropout or BatchNorm is a warning, and nothing is compared with what ran: what
+        dropout takes away inside a fused attention counts in the rest.
 
         Args:
             inputs: preprocessed images (B, 3, H, W), or what the forward function takes first.
@@ -216,20 +221,23 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             InputError: invalid images, or an invalid option.
             CaptureError: the forward function does not run the tower exactly once.
         """
-        flags = "return_rest", "return_convergence_delta"
-        return_rest, return_delta = (options.pop(flag, False) for flag in flags)
+        return_rest = options.pop("return_rest", False)
+        return_delta = options.pop("return_convergence_delta", False)
         check_flag("return_rest", return_rest)
         check_flag("return_convergence_delta", return_delta)
-        if target is None and not self.properties(**options).get("needs_target", self.needs_target):
+        needs_target = self.properties(**options).get("needs_target", self.needs_target)
+        if target is None and not needs_target:
             target = 0
         result = self._run(inputs, additional_forward_args, partial(one_column, target), options)
-        # sensitivity_max passes a tuple first and a bare tensor afterwards: the same kind out as in
+        # A tuple comes out for a tuple: sensitivity_max passes one first, and a tensor afterwards.
         maps = (result.values,) if isinstance(inputs, tuple) else result.values
-        parts = (maps, result.rest) if return_rest else (maps,)
+        returned: list[Any] = [maps]
+        if return_rest:
+            returned.append(result.rest)
         if return_delta:
             call = inputs, target, additional_forward_args
-            parts += (self.compute_convergence_delta(maps, result.rest, *call),)
-        return parts if len(parts) > 1 else maps
+            returned.append(self.compute_convergence_delta(maps, result.rest, *call))
+        return tuple(returned) if len(returned) > 1 else maps
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @public("attribute_targets")
@@ -260,9 +268,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         check_flag("return_scores", return_scores)
         check_flag("return_rest", return_rest)
         result = self._run(inputs, additional_forward_args, partial(many_columns, targets), options)
-        chosen = (True, return_scores, return_rest)
-        parts = tuple(compress((result.values, result.scores, result.rest), chosen))
-        return parts if len(parts) > 1 else result.values
+        returned: list[Any] = [result.values]
+        if return_scores:
+            returned.append(result.scores)
+        if return_rest:
+            returned.append(result.rest)
+        return tuple(returned) if len(returned) > 1 else result.values
 
     def _run(
         self,
@@ -278,89 +289,111 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         Gradients are possible in whatever mode the caller is. Without ``create_graph`` among the
         options no gradient reaches the caller's tensors.
         """
-        forward, name = self.forward_func, type(self).__name__
+        forward = self.forward_func
         create_graph = options.pop("create_graph", False)
         check_flag("create_graph", create_graph)
         exact = self._check_tower(random=create_graph)
         self.check_options(**options)
-        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-        expected, maker = "a tensor of images", "clip.preprocess(images)"
-        if isinstance(forward, TextSimilarity):
-            expected, maker = "a tensor of token ids", "ids, mask = clip.text_inputs(texts)"
-        for each in tensors or (inputs,):
-            expect(isinstance(each, Tensor) and each.ndim > 0, expected, each, f"{maker} makes one")
-        if any(map(is_vmapped, tensors)):
-            raise InputError(
-                f"{name} was called inside torch.vmap, which hides the batch; expected images "
-                "(B, 3, H, W). Call it on the whole batch, without vmap."
-            )
+        tensors = self._checked_inputs(inputs)
         extra = further_arguments(extra)
-        if isinstance(forward, Similarity):  # a target that cannot be selected is refused at once
+        if isinstance(forward, Similarity):
+            # A target that cannot be selected is refused before any work.
             select = partial(select, names=forward.target.names)
             select(len(tensors[0]), len(forward.embeddings))
-        # Captum's NoiseTunnel and metrics call under no_grad; under inference_mode `enable_grad`
-        # alone has no effect
+        formula = partial(compute or self._compute, **options)
+        # Captum's NoiseTunnel and metrics call under no_grad. Under inference_mode `enable_grad`
+        # alone has no effect.
         with torch.inference_mode(False), torch.enable_grad():
-            # Captum's Saliency leaves requires_grad on the caller's tensor; a detached view cannot
-            graph = kept_graph(exact=exact) if create_graph else nullcontext()
             leaves = self._leaves(tensors) if create_graph else []
-            tensors, extra = detach_inference(tensors), detach_inference(extra)
-            call = Call(forward, tensors, extra, select, self._tower, name)
+            graph = kept_graph(exact=exact) if create_graph else nullcontext()
+            images, extra = detach_inference(tensors), detach_inference(extra)
+            call = Call(forward, images, extra, select, self._tower, type(self).__name__)
             call = replace(call, constants=self._constants)
             with torch_failures():
                 is_new = self._inspect(call, options, exact=exact)
                 with graph:
-                    call = replace(call, images=tuple(map(detached, tensors)))
-                    result = self._computed(partial(compute or self._compute, **options), call)
+                    # Captum's Saliency leaves requires_grad on the caller's tensor, so a detached
+                    # view goes in unless a graph is kept.
+                    call = replace(call, images=tuple(map(detached, images)))
+                    result = self._computed(formula, call)
                     maps = detached(result.values)
-                if result.record.moved and (not is_new or len(tensors[0]) > 2):
+                if result.record.moved and (not is_new or len(images[0]) > 2):
                     self._inspect(call, options, exact=exact, again=True)
-            kind = "graph", tensors[0].dtype, tensors[0].shape[1:]
+            kind = "graph", images[0].dtype, images[0].shape[1:]
             if leaves and (is_new or kind not in self._inspected):
                 differentiate(maps, leaves)
                 self._inspected.add(kind)
-            maps = self._on_grid(result.record, maps) if on_grid else maps
+            if on_grid:
+                maps = self._on_grid(result.record, maps)
             result.record.let_go()
-            # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
+            # A ClipSimilarity has checked its images. Where large ones overflow, the map shows it.
             if not isinstance(forward, Similarity) and not maps.isfinite().all():
                 refuse_not_finite(self._tower.module)
                 raise CaptureError(
                     "the forward function or its gradient holds NaN or infinity; look for "
                     "a division by zero or an overflow in it."
                 )
-            # Captum's metrics call .view on an attribution
+            # Captum's metrics call .view on an attribution.
             return result._replace(values=maps.contiguous())
+
+    def _checked_inputs(self, inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The tensors that the forward function takes; InputError for anything else."""
+        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+        expected, maker = "a tensor of images", "clip.preprocess(images)"
+        if isinstance(self.forward_func, TextSimilarity):
+            expected, maker = "a tensor of token ids", "ids, mask = clip.text_inputs(texts)"
+        for given in tensors or (inputs,):
+            is_batch = isinstance(given, Tensor) and given.ndim > 0
+            expect(is_batch, expected, given, f"{maker} makes one")
+        if any(map(is_vmapped, tensors)):
+            raise InputError(
+                f"{type(self).__name__} was called inside torch.vmap, which hides the batch; "
+                "expected images (B, 3, H, W). Call it on the whole batch, without vmap."
+            )
+        return tensors
 
     def _inspect(
         self, call: Call, options: dict[str, Any], *, exact: bool, again: bool = False
     ) -> bool:
         """Check the laws once for each kind of model and inputs; True if they were checked now."""
-        forward, images, tower = self.forward_func, call.images[0], self._tower
-        # an adapter is ours, so that all methods of a model are inspected once together
+        forward = self.forward_func
+        images = call.images[0]
+        tower = self._tower
+        model = self._whole_model
+        laws = set(self._laws_of(**options))
+        # All methods of an adapter share its inspections.
         inspected = forward.clip.inspected if isinstance(forward, Similarity) else self._inspected
-        model, laws = self._whole_model, {*self._laws_of(**options)}
-        # of one image batch and heads may stand in any order
+        # In a batch of one image nothing shows whether images and heads are in their places.
         inputs = images.dtype, images.shape[1:], len(images) > 1
         kind = frozenset(laws), inputs, tower.kind, kind_of(tower.module, model)
         if kind in inspected and not again:
             return False
-        calls, leaves = [call] if again else [call.of_two(), call], list[Tensor]()
+        calls = [call] if again else [call.of_two(), call]
+        leaves = list[Tensor]()
         if not isinstance(forward, Similarity) and images.is_floating_point():
-            leaves = [each.images[0].detach().clone().requires_grad_() for each in calls]
-            pairs = zip(calls, leaves, strict=True)
-            calls = [replace(each, images=(leaf, *each.images[1:])) for each, leaf in pairs]
-        inspect_model(tower, [each.scores for each in calls], laws, exact=exact, images=leaves)
-        if is_compiled(forward, model):  # whose backend may change numbers
-            check = Recording(tower)
-            # what its compiler cannot compile has no other score
-            with torch.no_grad(), suppress(RuntimeError):
-                with uncompiled:
-                    seen = call.scores()
-                dtype = next(tower.module.parameters()).dtype
-                check.compare("the score of compiled code", seen, call.scores().to(dtype))
-            verify(check, call.method)
+            for index, one_call in enumerate(calls):
+                first, *others = one_call.images
+                leaf = first.detach().clone().requires_grad_()
+                leaves.append(leaf)
+                calls[index] = replace(one_call, images=(leaf, *others))
+        runs = [one_call.scores for one_call in calls]
+        inspect_model(tower, runs, laws, exact=exact, images=leaves)
+        if is_compiled(forward, model):
+            self._check_compiled(call)
         inspected.add(kind)
         return True
+
+    def _check_compiled(self, call: Call) -> None:
+        """Check that compiled code gives the scores that it has as written."""
+        check = Recording(self._tower)
+        # Code that its compiler cannot compile has no other score.
+        with torch.no_grad(), suppress(RuntimeError):
+            with uncompiled:
+                as_written = call.scores()
+            dtype = next(self._tower.module.parameters()).dtype
+            compiled = call.scores().to(dtype)
+            check.compare("the score of compiled code", as_written, compiled)
+        verify(check, call.method)
 
     @property
     def _whole_model(self) -> Any:
@@ -437,19 +470,7 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
     function = defined or getattr(super(method, method), name)
     signature = inspect.signature(function)
     if defined is None:
-        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        flags = {"return_rest": method.additive, "create_graph": method.differentiable}
-        flags["return_convergence_delta"] = name == "attribute" and method.additive
-        kind = inspect.Parameter.KEYWORD_ONLY
-        for flag in compress(flags, flags.values()):
-            parameters.append(inspect.Parameter(flag, kind, default=False, annotation=bool))
-        options = inspect.signature(method._compute).parameters.values()
-        parameters += [p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
-        map_type: Any = Tensor if name == "attribute_targets" else TensorOrTuple
-        returned = map_type
-        if method.additive or name == "attribute_targets":
-            returned = map_type | tuple[map_type, ...]
-        signature = signature.replace(parameters=parameters, return_annotation=returned)
+        signature = _signature_with_options(method, name, signature)
     names = ", ".join([*signature.parameters][1:])
 
     @wraps(function)
@@ -457,17 +478,42 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
         try:
             signature.bind(self, *args, **kwargs)
         except TypeError as error:
+            problem = f"cannot be called like this ({error})"
             others = [option for option in kwargs if option not in signature.parameters]
-            reasons = "".join(f" ({_NOT_TAKEN[o]})" for o in others if o in _NOT_TAKEN)
-            problem = f"takes no {', '.join(others)}{reasons}"
-            problem = problem if others else f"cannot be called like this ({error})"
+            if others:
+                reasons = [f" ({_NOT_TAKEN[other]})" for other in others if other in _NOT_TAKEN]
+                problem = f"takes no {', '.join(others)}{''.join(reasons)}"
             raise TypeError(f"{method.__name__}.{name} {problem}; it takes {names}.") from None
         return function(self, *args, **kwargs)
 
     call.__qualname__ = f"{method.__qualname__}.{name}"
     call.__module__ = method.__module__
     call.__signature__ = signature  # type: ignore[attr-defined]
-    return log_usage(part_of_slo=True)(call)  # NoiseTunnel calls its `__wrapped__`
+    # NoiseTunnel calls the `__wrapped__` that `log_usage` leaves.
+    return log_usage(part_of_slo=True)(call)
+
+
+def _signature_with_options(
+    method: type[ClipAttribution], name: str, signature: inspect.Signature
+) -> inspect.Signature:
+    """A signature with a method's flags and the options of its `_compute` in place of `options`."""
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    flags = {
+        "return_rest": method.additive,
+        "create_graph": method.differentiable,
+        "return_convergence_delta": method.additive and name == "attribute",
+    }
+    for flag, is_taken in flags.items():
+        if is_taken:
+            keyword_only = inspect.Parameter.KEYWORD_ONLY
+            kept.append(inspect.Parameter(flag, keyword_only, default=False, annotation=bool))
+    options = inspect.signature(method._compute).parameters.values()
+    kept += [p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    map_type: Any = Tensor if name == "attribute_targets" else TensorOrTuple
+    returned = map_type
+    if method.additive or name == "attribute_targets":
+        returned = map_type | tuple[map_type, ...]
+    return signature.replace(parameters=kept, return_annotation=returned)
 
 
 class ViTAttribution(ClipAttribution):

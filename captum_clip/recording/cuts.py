@@ -53,6 +53,10 @@ class Cut:
     span: slice = field(default_factory=lambda: slice(None))
     in_blocks: bool = True
 
+    def is_even(self) -> bool:
+        """Whether all outputs have as many tokens."""
+        return len({output.shape[:2] for output in self.outputs}) == 1
+
 
 class ScoreGradients(NamedTuple):
     """The gradients of one mixture of scores, in which each image has a weight of its own."""
@@ -97,7 +101,8 @@ class Cuts(Observer):
 
     def plan(self, hooks: Hooks, record: Recording) -> None:
         """See `Observer`."""
-        self.record, self._hooks = record, hooks
+        self.record = record
+        self._hooks = hooks
         tower = record.tower
         watch = Watch(tower.noun)
         hooks.handles.append(watch)
@@ -128,7 +133,8 @@ class Cuts(Observer):
                 "torch.inference_mode(), so no gradient reaches it; remove that."
             )
         torch.set_grad_enabled(True)
-        pixels = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        arguments = (*args, *kwargs.values())
+        pixels = next(value for value in arguments if isinstance(value, Tensor))
         if not pixels.is_leaf and pixels.ndim == 4:
             self._entered = pixels
             if self.images is not None and len(self.images) == len(pixels) > 1:
@@ -150,15 +156,19 @@ class Cuts(Observer):
 
     def _project(self, _: Arguments, projected: Tensor) -> Tensor:
         """Cut between patches and their pixels, and behind the patches."""
-        record, tower, pixels = self.record, self.record.tower, self._pixels
+        record = self.record
+        tower = record.tower
+        pixels = self._pixels
         torch.set_grad_enabled(True)
         leaf = self._last = _leaf(projected)
         if self._is_closed:
             return leaf.clone()
         as_tokens = _map_as_tokens if record.is_map(projected) else _flat
         if pixels is not None and _reads_patches(tower, pixels, projected):
-            of_pixels = partial(_of_pixels, tower.patch) if pixels.ndim == 4 else _flat
-            cut = Cut("the patch projection", "the pixels", pixels, of_pixels, in_blocks=False)
+            pixels_as_tokens = partial(_of_pixels, tower.patch) if pixels.ndim == 4 else _flat
+            cut = Cut(
+                "the patch projection", "the pixels", pixels, pixels_as_tokens, in_blocks=False
+            )
             cut.outputs.append(as_tokens(projected))
             self._cuts.append(cut)
         elif pixels is not None and record.is_map(projected):
@@ -177,7 +187,8 @@ class Cuts(Observer):
 
     def _see(self, index: int, read: AttentionRead) -> Tensor:
         """Cut between what entered the block and what attention reads, and behind its outputs."""
-        record, tower = self.record, self.record.tower
+        record = self.record
+        tower = record.tower
         torch.set_grad_enabled(True)
         self._head_outputs = read.out.detach()
         leaf = _leaf(self._head_outputs)
@@ -188,7 +199,8 @@ class Cuts(Observer):
         sources = [read.value, read.key]
         if not read.attention.is_pool:
             sources.append(read.query)
-        # Keys beyond the tokens, such as a sink, are of none; nor is the mean in a ResNet's pool.
+        # Keys beyond the tokens, such as a sink, belong to no token, as does the mean that comes
+        # first in a ResNet's pool.
         first = tower.prefix if isinstance(tower, ResNetTower) else 0
         for source in sources:
             if source is not None:
@@ -196,9 +208,9 @@ class Cuts(Observer):
         if read.attention.is_pool:
             self._last = leaf
         else:
-            by_token = partial(torch.transpose, dim0=1, dim1=2)
+            heads_behind_tokens = partial(torch.transpose, dim0=1, dim1=2)
             name = f"what follows {read.name}"
-            self._attention_cut = Cut(name, "its heads' outputs", leaf, by_token)
+            self._attention_cut = Cut(name, "its heads' outputs", leaf, heads_behind_tokens)
         return leaf.clone()
 
     @torch.no_grad()
@@ -220,8 +232,9 @@ class Cuts(Observer):
         torch.set_grad_enabled(True)
         leaf = self._last = _leaf(output)
         if not self._is_closed:
-            block_cut, attention_cut = self._cuts[-1], self._attention_cut
+            block_cut = self._cuts[-1]
             block_cut.outputs.append(output)
+            attention_cut = self._attention_cut
             if attention_cut is not None:
                 attention_cut.outputs.append(output)
                 self._cuts.append(attention_cut)
@@ -244,7 +257,7 @@ class Cuts(Observer):
         return self.record.size is not None and not self._hooks.unseen
 
     def disordered(self) -> Iterator[str]:
-        """What does not lie in the order of the pixels that it sees: cells or the pixels."""
+        """Name what does not lie in the order of the pixels that it sees: cells or pixels."""
         if not self._lies_in_order(self._features, self._pixels):
             yield "cells"
         if not self._lies_in_order(self._entered, self.images):
@@ -253,8 +266,9 @@ class Cuts(Observer):
     def _lies_in_order(self, features: Tensor | None, pixels: Tensor | None) -> bool:
         """Whether features lie in the order of the pixels that they see.
 
-        The pixels of cells overlap, so of a mixture of all cells, weighted by their row, the share
-        of each row of pixels must grow with it, as must that of columns.
+        Cells see overlapping pixels. So the gradient of all cells is taken, plain and with each
+        cell weighted by its row: the share of a row of pixels in the weighted one must grow along
+        the rows. The same holds for columns.
         """
         if features is None or pixels is None:
             return True
@@ -262,17 +276,20 @@ class Cuts(Observer):
         signs = torch.randint(0, 2, features.shape, generator=draw, device="cpu").to(features)
         steps = (torch.arange(1.0, side + 1).to(features) for side in features.shape[2:])
         by_row, by_column = torch.meshgrid(*steps, indexing="ij")
-        energies = list[Tensor | None]()
+        energies = list[Tensor]()
         for weights in (torch.ones_like(by_row), by_row, by_column):
             [gradient] = self._gradients(features, [pixels], (2 * signs - 1) * weights)
-            energies.append(None if gradient is None else to_float32(gradient).square())
+            if gradient is None:
+                return False
+            energies.append(to_float32(gradient).square())
         plain, *weighted = energies
         is_map = min(features.shape[2:]) > 1
         for axis, energy in zip((2, 3), weighted, strict=True):
             side = features.shape[axis]
             if side == 1:
                 continue
-            along, across = _growth(energy, plain, axis), _growth(energy, plain, 5 - axis)
+            along = _growth(energy, plain, axis)
+            across = _growth(energy, plain, 5 - axis)
             # Grids of real models have .96 and more along the axis, rolled ones .76 at most. Random
             # ones of four cells may have less, but turned ones have .96 across.
             is_turned = along < -0.3 or (across > 0.9 and is_map)
@@ -284,20 +301,22 @@ class Cuts(Observer):
     def displaced(self) -> list[Cut]:
         """The cuts behind which not every token is at its own place."""
         cuts = [cut for cut in self._cuts if cut.outputs]
-        uneven = [cut for cut in cuts if len({output.shape[:2] for output in cut.outputs}) > 1]
+        uneven = [cut for cut in cuts if not cut.is_even()]
         if uneven or not cuts:
             return uneven
         first = list[Tensor]()
         count = max(cut.outputs[0].shape[1] for cut in cuts)
         for weights in _weights(self.record, count):  # (B, count)
             scaled = self._scaled(cuts, weights)
-            lost = [cut for cut, tokens in zip(cuts, scaled, strict=True) if tokens is None]
-            if lost:
-                return lost
-            tokens = [each for each in scaled if each is not None]
-            first = first or tokens
-            compared = zip(cuts, tokens, first, strict=True)
-            moved = [cut for cut, *pair in compared if self._is_displaced(cut, *pair)]
+            without_gradient = [c for c, tokens in zip(cuts, scaled, strict=True) if tokens is None]
+            if without_gradient:
+                return without_gradient
+            gradients = [tokens for tokens in scaled if tokens is not None]
+            first = first or gradients
+            moved = list[Cut]()
+            for cut, tokens, first_tokens in zip(cuts, gradients, first, strict=True):
+                if self._is_displaced(cut, tokens, first_tokens):
+                    moved.append(cut)
             if moved:
                 return moved
         return []
@@ -318,12 +337,12 @@ class Cuts(Observer):
         gradients = self._gradients([*outputs.values()], leaves, cotangents)
         scaled = list[Tensor | None]()
         for cut, gradient in zip(cuts, gradients, strict=True):
-            by_token = weights[:, range(cut.outputs[0].shape[1])[cut.span]]
-            tokens = None if gradient is None else cut.as_tokens(gradient).flatten(2)
-            if tokens is None or tokens.shape[1] != by_token.shape[1]:
-                scaled.append(None)
-            else:
-                scaled.append(to_float32(tokens) / by_token[..., None])
+            token_weights = weights[:, : cut.outputs[0].shape[1]][:, cut.span]
+            scaled.append(None)
+            if gradient is not None:
+                tokens = cut.as_tokens(gradient).flatten(2)
+                if tokens.shape[1] == token_weights.shape[1]:
+                    scaled[-1] = to_float32(tokens) / token_weights[..., None]
         return scaled
 
     def _is_displaced(self, cut: Cut, tokens: Tensor, first: Tensor) -> bool:
@@ -332,12 +351,13 @@ class Cuts(Observer):
         bound = max(map(self.record.rounding, (cut.leaf, *cut.outputs)))
         is_same = is_rounding(difference(tokens, first, dim=-1), size, bound)
         wrong = ~is_same & size.isfinite()
-        # A patch may have been dropped; a weight of zero drops them all, which is none's fault.
+        # A patch without a gradient was dropped. If none has one, a weight of zero is the reason.
         has_all = tokens.shape[1] == cut.outputs[0].shape[1]
         span = self.record.span if has_all else slice(None)
         wrong[:, span] |= (size[:, span] == 0) & bool(size.any())
         visible = self.record.pooled.visible
-        if visible is not None and visible.shape == wrong.shape:  # padding may be wiped
+        if visible is not None and visible.shape == wrong.shape:
+            # Padding may be wiped.
             wrong &= visible
         return bool(wrong.any())
 
@@ -355,18 +375,18 @@ class Cuts(Observer):
         weight_sets = _weights(self.record, 1, torch.float16)
         if len(self.scores) == 1:
             weight_sets = weight_sets[:1]
-        found = list[ScoreGradients]()
+        gradients = list[ScoreGradients]()
         for weights in weight_sets:  # (B, 1)
             cotangent = weights.to(self.scores) * ramp
             embedding, *others = self._gradients(self.scores, leaves, cotangent)
             if embedding is not None and not embedding.any():
                 embedding = None
-            read = list[str]()
+            read_below = list[str]()
             for cut, gradient in zip(below, others, strict=True):
                 if gradient is not None and gradient.any():
-                    read.append(cut.name)
-            found.append(ScoreGradients(weights, embedding, read))
-        return found
+                    read_below.append(cut.name)
+            gradients.append(ScoreGradients(weights, embedding, read_below))
+        return gradients
 
     def mixes_images(self) -> bool:
         """Whether the scores of an image depend on what the tower returned of another."""
@@ -376,7 +396,8 @@ class Cuts(Observer):
                 continue
             rows = to_float32(scored.embedding).flatten(1)
             rows = rows / scored.weights.to(rows.device)
-            first = rows if first is None else first
+            if first is None:
+                first = rows
             size = first.norm(dim=1)
             bound = self.record.rounding(scored.embedding)
             is_same = is_rounding(difference(rows, first, dim=1), size, bound)
@@ -399,14 +420,13 @@ class Cuts(Observer):
             ) from error
 
 
-def _growth(weighted: Tensor | None, plain: Tensor | None, axis: int) -> float:
+def _growth(weighted: Tensor, plain: Tensor, axis: int) -> float:
     """How the share of the weighted in all energy (B, 3, H, W) grows along an axis, -1 to 1."""
-    if weighted is None or plain is None:
-        return -1.0
-    others = tuple(dim for dim in range(4) if dim != axis)
-    share, whole = weighted.sum(others), plain.sum(others)
+    other_axes = tuple(dim for dim in range(4) if dim != axis)
+    share, whole = weighted.sum(other_axes), plain.sum(other_axes)
     share = share[whole > 0] / whole[whole > 0]
-    if len(share) < 2:  # Nothing can be told of pixels that hardly any cell sees.
+    if len(share) < 2:
+        # Hardly any cell sees a pixel, so nothing is known.
         return torch.nan
     places = torch.arange(len(share)).to(share)
     correlation = torch.corrcoef(torch.stack([share, places]))[0, 1]
@@ -421,15 +441,18 @@ def _weights(record: Recording, count: int, *others: torch.dtype) -> list[Tensor
     the first, so that what leaks from one token to another is larger in one of them.
     """
     parameters = list(record.tower.module.parameters())
-    device, dtypes = parameters[0].device, {record.autocast, *others}
-    dtypes.update(parameter.dtype for parameter in parameters)
+    dtypes = {parameter.dtype for parameter in parameters} | {record.autocast, *others}
     base = 8 if torch.float16 in dtypes else 128
-    index, sets, power = torch.arange(record.batch * count, device=device), list[Tensor](), 1
-    while power == 1 or power < len(index):
-        digits = (index // power) % base - base // 2
-        sets.append(torch.exp2(digits.float()).view(record.batch, count))
-        power *= base
-    return [sets[0], 1 / sets[0], *sets[1:]]
+    # A token's number is written in this base, and each of its digits becomes an exponent.
+    token_numbers = torch.arange(record.batch * count, device=parameters[0].device)
+    weight_sets = list[Tensor]()
+    place = 1
+    while place == 1 or place < len(token_numbers):
+        digits = (token_numbers // place) % base - base // 2
+        weight_sets.append(torch.exp2(digits.float()).view(record.batch, count))
+        place *= base
+    first, *further = weight_sets
+    return [first, 1 / first, *further]
 
 
 def _reads_patches(tower: Tower, pixels: Tensor, projected: Tensor) -> bool:
@@ -437,8 +460,8 @@ def _reads_patches(tower: Tower, pixels: Tensor, projected: Tensor) -> bool:
     stem = tower.stem if isinstance(tower, TransformerTower) else None
     if not isinstance(stem, nn.Conv2d):
         return stem is not None and (pixels.ndim == 3 or projected.ndim == 4)
-    plain = stem.padding in ((0, 0), 0, "valid") and stem.dilation == (1, 1)
-    return plain and stem.kernel_size == stem.stride == tuple(tower.patch)
+    is_plain = stem.padding in ((0, 0), 0, "valid") and stem.dilation == (1, 1)
+    return is_plain and stem.kernel_size == stem.stride == tuple(tower.patch)
 
 
 def _map_as_tokens(gradient: Tensor) -> Tensor:
@@ -448,14 +471,18 @@ def _map_as_tokens(gradient: Tensor) -> Tensor:
 
 def _of_pixels(patch: tuple[int, int], gradient: Tensor) -> Tensor:
     """A gradient (B, 3, H, W) by patches, (B, n, ...)."""
-    tall, wide = patch
-    rows, columns = gradient.shape[-2] // tall, gradient.shape[-1] // wide
-    whole = gradient[..., : rows * tall, : columns * wide]
-    cells = whole.reshape(*whole.shape[:2], rows, tall, columns, wide)
+    height, width = patch
+    rows = gradient.shape[-2] // height
+    columns = gradient.shape[-1] // width
+    # A convolution leaves out the pixels of an incomplete patch.
+    covered = gradient[..., : rows * height, : columns * width]
+    cells = covered.reshape(*covered.shape[:2], rows, height, columns, width)
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
     """A tensor at which a graph begins."""
     detached = tensor.detach()
-    return (detached.clone() if detached.is_inference() else detached).requires_grad_()
+    if detached.is_inference():
+        detached = detached.clone()
+    return detached.requires_grad_()

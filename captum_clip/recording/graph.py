@@ -41,7 +41,10 @@ without_whole_graph = partial(_scope, graph_from_start, False)
 
 @contextmanager
 def kept_graph(*, exact: bool) -> Iterator[None]:
-    """Make maps in the graph of the model, of which nothing is compared unless it is `exact`."""
+    """Make maps in the graph of the model.
+
+    Parts that are computed again are compared with those that ran if the model is `exact`.
+    """
     kept = _Kept(exact)
     with _scope(_KEPT, kept), with_whole_graph():
         yield
@@ -72,18 +75,19 @@ def detached(tensor: Tensor) -> Tensor:
 
 
 class _HeldBack(torch.autograd.Function):
-    """Passes a tensor on as a constant until the map is made, and as itself from then on."""
+    """Passes a tensor on, as a constant until the map is made and as a variable from then on."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, kept: _Kept) -> Tensor:
-        # no zeros in place of a gradient that was held back, which would go all the way down
+        # A gradient that is held back would otherwise be zeros, which go all the way down.
         ctx.set_materialize_grads(False)
         ctx.kept = kept
         return tensor.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override, unused-ignore]
-        return (gradient if ctx.kept.complete else None), None
+        passed = gradient if ctx.kept.complete else None
+        return passed, None
 
 
 def held(tensor: Tensor) -> Tensor:
@@ -104,11 +108,14 @@ class _Probe(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, probe: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        return tensor.detach()  # no view, which nothing may change in place
+        # A view would be an error where the following code works in place.
+        return tensor.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override, unused-ignore]
-        return gradient, None if gradient is None else gradient.abs().sum().float()
+        if gradient is None:
+            return None, None
+        return gradient, gradient.abs().sum().float()
 
 
 class Graph:

@@ -41,16 +41,16 @@ class Claim(NamedTuple):
 
 @dataclass(eq=False)
 class Recording:
-    """A recorded forward. Filled while it runs, empty of tensors once the reader lets go."""
+    """A recorded forward: filled while it runs, and emptied of tensors by :meth:`let_go`."""
 
     tower: Any = None  # the `Tower`; None where something is only compared
     size: tuple[int, int] | None = None  # height and width of the images that entered the tower
     batch: int = 0
     count: int = 0  # tokens that entered the last block
     pooled: PooledToken = field(default_factory=PooledToken)
-    autocast: torch.dtype | None = None  # what a forward ran under
+    autocast: torch.dtype | None = None  # the type of the autocast that was on
     graph: Graph = field(default_factory=Graph)
-    moved: bool = False  # a block got something else than what the one below it returned
+    moved: bool = False  # a block got other tokens than those that the block below it returned
     handed_on: list[Tensor] = field(default_factory=list)  # what the last block returned
     input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
     reads: dict[int, Any] = field(default_factory=dict)  # what is kept of attentions
@@ -68,11 +68,11 @@ class Recording:
     @no_graph()
     def streams(self) -> dict[int, tuple[Tensor, Tensor]]:
         """By layers, the pooled token after the attention and as it left the block, (B, D) each."""
-        branches = {index: layer.branch() for index, layer in enumerate(self.tower.layers)}
-        return {
-            index: (entered + run_steps(branches[index], attended), left)
-            for index, (entered, attended, _, left) in self.rows.items()
-        }
+        streams = dict[int, tuple[Tensor, Tensor]]()
+        for index, (entered, attended, _, left) in self.rows.items():
+            branch = self.transformer.layers[index].branch()
+            streams[index] = (entered + run_steps(branch, attended), left)
+        return streams
 
     @no_graph()
     def compare_sums(self) -> None:
@@ -83,34 +83,34 @@ class Recording:
         indices = list(self.rows)
         layers = [self.transformer.layers[index] for index in indices]
         entered, attended, added, left = torch.stack(list(self.rows.values()), 1).unbind()
-        plain = (not (layer.branch() or layer.added()[1]) for layer in layers)
-        if all(plain) and not isinstance(layers[0], PostNormLayer):
+        are_plain = not any(layer.branch() or layer.added()[1] for layer in layers)
+        if are_plain and not isinstance(layers[0], PostNormLayer):
             recomputed = entered + attended + added
         else:
-            streams = (
-                entered[i] + run_steps(e.branch(), attended[i]) for i, e in enumerate(layers)
-            )
-            sums = (e.summed(z, b) for e, z, b in zip(layers, streams, added, strict=True))
-            recomputed = torch.stack(list(sums))
-        # a sum is rounded as its largest part
+            sums = list[Tensor]()
+            for index, layer in enumerate(layers):
+                stream = entered[index] + run_steps(layer.branch(), attended[index])
+                sums.append(layer.summed(stream, added[index]))
+            recomputed = torch.stack(sums)
+        # A sum is rounded as its largest part is.
         slack = 8 * torch.finfo(left.dtype).eps / self.rounding(left)
         names = [f"layer {index}" for index in indices]
         self.compare_all(names, recomputed, left, attended, added, slack * left)
-        names = [f"what enters {name}" for name in names[1:]]
-        if names:
-            self.compare_all(names, entered[1:], left[:-1])
+        if len(names) > 1:
+            entering = [f"what enters {name}" for name in names[1:]]
+            self.compare_all(entering, entered[1:], left[:-1])
 
     def compare(self, name: str, recomputed: Tensor, returned: Tensor, *sizes: Tensor) -> None:
-        """Note a part that was computed again, beside what the library returned.
+        """Claim that a part which was computed again is the one that the library returned.
 
-        They may differ by a share of the lengths of others together, by default of its own.
+        They may differ by a share of the part's own length, or of the lengths of `sizes` together.
         """
         self.claims.append(Claim.of(name, recomputed, returned, *sizes))
 
     def compare_all(
         self, names: Sequence[str], recomputed: Tensor, returned: Tensor, *sizes: Tensor
     ) -> None:
-        """As `compare`, of n parts of one shape, each with one more axis in front."""
+        """Claim the same of n parts of one shape; each tensor has one more axis in front."""
         lengths = tuple(size.detach() for size in sizes)
         self.claims.append(Claim(names, recomputed.detach(), returned.detach(), lengths))
 
@@ -120,10 +120,11 @@ class Recording:
 
     def let_go(self) -> None:
         """Let all tensors go."""
-        for kept in (self.reads, self.outputs, self.rows):
-            kept.clear()
-        for each in (self.claims, self.handed_on):
-            each.clear()
+        self.reads.clear()
+        self.outputs.clear()
+        self.rows.clear()
+        self.claims.clear()
+        self.handed_on.clear()
         self.embedding = self.scored = self.input = self.pool = NOTHING
         self.projected = None
         self.graph.let_go()
@@ -131,8 +132,9 @@ class Recording:
     @cached_property
     def is_hooked(self) -> bool:
         """Whether somebody's hook or patch in the tower may have taken a gradient away."""
-        modules = () if self.tower is None else self.tower.module.modules()
-        return not all(map(has_no_foreign_hooks, modules))
+        if self.tower is None:
+            return False
+        return not all(map(has_no_foreign_hooks, self.tower.module.modules()))
 
     @property
     def noun(self) -> str:
@@ -153,9 +155,10 @@ class Recording:
                 "forward_features, and not the module itself, which is what hooks see; call the "
                 "module."
             )
-        # padded strides of a convolutional tower may round its grid up
-        is_resnet = self.tower.kind == "resnet"
-        return is_resnet or (patches.ndim == 4 and patches.shape[2:] == self.tower.grid(*self.size))
+        if self.tower.kind == "resnet":
+            # Its grid may be larger than the tower's, since padded strides round it up.
+            return True
+        return patches.ndim == 4 and patches.shape[2:] == self.tower.grid(*self.size)
 
     @cached_property
     def span(self) -> slice:
