@@ -158,6 +158,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
         """Maps (B, K', ..., h, w), of texts (B, K', ..., T), from tokens' (K', B, ..., s)."""
+        count = record.count
+        expected = f"values (K', B, {count}) for all tokens from {type(self).__name__}._compute"
+        advice = "give tokens without a position, such as [CLS], a zero"
+        expect(values.ndim > 2 and values.shape[-1] == count, expected, values, advice)
         return record.on_grid(values.transpose(0, 1))
 
     @classmethod
@@ -425,13 +429,16 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """Run the formula and see to the laws; with copies if the model changes tokens in place."""
         if not self._copies:
             try:
-                result = compute(call)
-                verify(result.record, call.method)
+                return self._verified_once(compute, call)
             except ChangedInPlaceError:
                 self._copies = True
-            else:
-                return result
-        result = compute(replace(call, copies=True))
+        return self._verified_once(compute, replace(call, copies=True))
+
+    def _verified_once(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
+        result = compute(call)
+        advice = "end it with `return run.computed(maps)`"
+        expected = f"{type(self).__name__}._compute to return a Computed"
+        expect(isinstance(result, Computed), expected, result, advice)
         verify(result.record, call.method)
         return result
 

@@ -147,3 +147,35 @@ def test_what_cannot_be_checked_is_refused() -> None:
         check_method(Plain, type(forward)(forward.clip, forward.target[:1]), images)
     with pytest.raises(UnsupportedModelError, match="ClipGradCam needs a convolutional tower"):
         check_method(attr.ClipGradCam, forward, images)
+
+
+class OwnMethod(attr.extend.ViTAttribution):
+    """A method that returns what it is told to return."""
+
+    name = "own"
+    returned: ClassVar[Any] = None
+
+    def _compute(self, call: Any) -> Any:
+        observer = attr.extend.Kernels([0])
+        run = call.run(attr.extend.observe(self._tower, observer))
+        return self.returned(run)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda run: None, r"expected OwnMethod\._compute to return a Computed, got None"),
+        (lambda run: torch.zeros(3, 2, 17), r"to return a Computed, got Tensor \(3, 2, 17\)"),
+        (
+            lambda run: run.computed(torch.zeros(3, 2, run.record.count - 1)),
+            r"expected values \(K', B, 17\) for all tokens .* got Tensor \(3, 2, 16\) .* a zero",
+        ),
+    ],
+)
+def test_a_method_of_your_own_that_returns_something_else_is_named(
+    monkeypatch: Any, returned: Any, message: str
+) -> None:
+    monkeypatch.setattr(OwnMethod, "returned", staticmethod(returned))
+    method = OwnMethod(cases.similarity(NAME))
+    with pytest.raises(InputError, match=message):
+        method.attribute_targets(cases.images(NAME))
