@@ -169,7 +169,7 @@ def check(model: Any, image: Any = None) -> ModelCheck:
         if clip.kind in method.towers and not _is_reference(method):
             expected = expected_maps.get(name)
             methods[name] = _check_row(method, forward, pixels, expected, forward_price)
-    # There are no texts without a tokenizer, and then the scores of random numbers are left out.
+    # Without a tokenizer there are no texts, so the scores of the random target are left out.
     cosines = dict(zip(texts, scores[0].tolist(), strict=False))
     return ModelCheck(_about(clip, pixels), cosines, methods)
 
@@ -186,7 +186,7 @@ def _reference_target(clip: ClipAdapter) -> tuple[targets.Target, list[str]]:
 
 
 def _about(clip: ClipAdapter, pixels: Tensor) -> dict[str, Any]:
-    """The facts about a model and the machine, without a path of the user's."""
+    """The facts about a model and the machine, without the user's paths."""
     names = []
     for part in clip.name.split(":"):
         name = os.path.expanduser(part)
@@ -221,7 +221,7 @@ def _is_reference(method: type[Any]) -> bool:
 def _check_row(
     method: Any, forward: ClipSimilarity, pixels: Tensor, expected: Tensor | None, plain: Price
 ) -> dict[str, Any]:
-    """Check one method, whose price is counted in forwards of the price `plain`."""
+    """Check one method; `plain` is the price of a forward pass."""
     row: dict[str, Any] = dict.fromkeys(CHECKED)
     try:
         laws = check_method(method, forward, pixels, wanted=expected)
@@ -310,8 +310,8 @@ def autograd_maps(forward: ClipSimilarity, images: Tensor, scores: Tensor) -> di
     rows_by_score = [_equations(attentions, score, tower) for score in recomputed.T]
     maps_by_method = {}
     for name in rows_by_score[0]:
-        rows = torch.stack([rows[name] for rows in rows_by_score], 1)  # (B, K, s)
-        cells = rows[..., tower.prefix :]
+        by_score = [rows[name][:, tower.prefix :] for rows in rows_by_score]
+        cells = torch.stack(by_score, 1)  # (B, K, h w)
         maps_by_method[name] = torch.unflatten(cells, -1, (height, width))
     return maps_by_method
 

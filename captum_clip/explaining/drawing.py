@@ -54,8 +54,9 @@ class Drawable:
         Args:
             original: whether the maps lie on the whole photos, gray where the model did not see
                 them, or on what the model saw. By default they lie on the explained photos, if any
-                was cropped or padded. Or the photos themselves, for an explanation from a file.
-                They are drawn with at most 1024 pixels a side, or down to 256 where there are many.
+                was cropped or padded. For an explanation from a file, pass the photos themselves.
+                They have at most 1024 pixels a side in the figure; the more photos, the fewer
+                pixels, down to 256.
             **_: the look: each field of :class:`captum_clip.visualization.Look`.
 
         Raises:
@@ -83,7 +84,7 @@ def _draw_explanations(explanations: Sequence[Any], original: Any) -> Figure:
     check_nonempty("image", first.images)
     if first.reference is not None:
         return _draw_matches(first, original)
-    # Compared by `is`, since photos may be an array, which has no truth value.
+    # It may be an array of photos, which has no truth value, so it is compared by `is`.
     if original is None:
         original = _are_photos_cropped(explanations)
     images, heatmap = _lay_out(explanations, original)
@@ -97,8 +98,8 @@ def _draw_explanations(explanations: Sequence[Any], original: Any) -> Figure:
         return _draw_contrast(first.contrast, images, heatmap, details, **options)
     scores = torch.stack(_by_image([explanation.scores for explanation in explanations]))
     names = [shown.title for shown in rows[0]]
-    has_words = first.words or first.text_maps or first.cells != (0, 0)
-    if has_both_signs and not has_words:
+    shows_words = first.words or first.text_maps or first.cells != (0, 0)
+    if has_both_signs and not shows_words:
         return visualization.signs(images, **heatmap, names=names, scores=scores, **options)
     if list(heatmap) == ["negative"]:
         [options["cmap"]] = sign_colors("negative")
@@ -176,8 +177,8 @@ def _by_image(members: Iterable[Iterable[Any]]) -> list[Any]:
 def _dimmed(
     explanation: Any, heatmap: Mapping[str, Sequence[Tensor]], rows: Sequence[Sequence[Any]]
 ) -> list[list[Tensor]]:
-    """The maps (K, H, W) of each sign and image, each word's as bright as the word is strong."""
-    # The words of a pair may be on one scale already.
+    """The maps (K, H, W) of each sign and image, the maps of weak words dimmed."""
+    # The maps of a pair's words show their strength themselves where they share a scale.
     is_one_scale = explanation.leave_one_out is not None and current_look.get().scale != "own"
     weights_by_image = []
     for row in rows:

@@ -299,8 +299,9 @@ def _explain_sides(clip: ClipAdapter, request: Request) -> Explanation:
             is_alone = len(batches.pieces) == 1 and len(pixels) == 1
             if _should_hint(clip, request, is_alone=is_alone):
                 names = target.names[whole_texts]
-                of_texts = cosines[:, whole_texts].cpu()
-                hints += find_hints(clip, choice, pixels, names, raw[-1][:, whole_texts], of_texts)
+                positive = raw[-1][:, whole_texts]
+                text_scores = cosines[:, whole_texts].cpu()
+                hints += find_hints(clip, choice, pixels, names, positive, text_scores)
         scores.append(cosines[:, : len(target)].cpu())
     contrast: tuple[str, ...] = ()
     if request.against is not None:
@@ -329,7 +330,8 @@ def _choose_methods(clip: ClipAdapter, request: Request) -> dict[str, MethodChoi
         choices["image"] = MethodChoice.of(method, options, clip.tower)
     if request.side != "image":
         if request.side == "both" and not method:
-            options = {}  # They belong to the default method of the image side.
+            # The options belong to the default method of the image side.
+            options = {}
         choices["text"] = MethodChoice.of(method or "conservative", options, clip.text_tower)
     if request.sign != "positive":
         for choice in choices.values():
@@ -338,7 +340,7 @@ def _choose_methods(clip: ClipAdapter, request: Request) -> dict[str, MethodChoi
 
 
 def _should_hint(clip: ClipAdapter, request: Request, *, is_alone: bool) -> bool:
-    """Whether hints are requested; by default they are, of texts, for an image that is alone."""
+    """Whether to look for hints; by default for a single image, and positive maps of texts."""
     if request.hints is not None:
         return bool(request.hints)
     if request.texts is None or isinstance(request.texts, Target):
@@ -385,7 +387,6 @@ def _explain_pairs(clip: ClipAdapter, request: Request) -> Explanation:
         method = f"{method}:{listed}"
     facts: dict[str, Any] = {"names": first.names}
     if text is None:
-        # A pair of images has its maps alone, without the losses that are those of words.
         reference = request.reference
         is_file = isinstance(reference, (str, Path))
         name = Path(reference).stem if is_file else "reference"

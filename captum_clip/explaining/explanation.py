@@ -61,18 +61,18 @@ class Explanation(drawing.Drawable):
         maps: sign ("positive", "negative") -> raw maps (B, K, h, w), none below zero, on the
             tower's own grid.
         scores: cosine similarities (B, K).
-        names: of the K targets.
+        names: those of the K targets.
         norms: lengths (K,) that the targets had before they became unit rows.
-        model: its name.
-        method: its command-line name with its options.
-        images: what the model saw, (B, 3, H, W), colors in [0, 1].
+        model: the name of the model.
+        method: the command-line name of the method, with its options.
+        images: the images as the model saw them, (B, 3, H, W), colors in [0, 1].
         words: whether the first target is a text and the others are its words.
         text_maps: on the text side, the words of each text with their values; start, end and
             padding are left out. If only the text side was requested, `maps` is empty.
         hints: for each image, sentences about maps that should be doubted; the caption of
             :meth:`plot` has them. Empty where no hints were requested.
-        crops: the part of its photo that each image is; empty for images that came as tensors, and
-            where the processor is not known to crop in a way that can be read.
+        crops: the part of its photo that each image shows; empty for images that came as tensors,
+            and for a processor that crops in an unknown way.
         photos: the images as they were given, for :meth:`plot`; a file does not keep them.
         leave_one_out: for pairs with a text (``side="pairs"``), the loss of cosine without the
             text, and without each of its words, (B, K). `maps` are then the map of the whole text
@@ -128,11 +128,11 @@ class Explanation(drawing.Drawable):
             and list(self.maps) == [sign for sign in SIGNS if sign in self.maps]
             and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
         )
-        of_images = (self.hints, self.crops, self.photos)
+        lists_of_images = (self.hints, self.crops, self.photos)
         fits = (
             do_tensors_fit
             and do_maps_fit
-            and all(len(values) in (0, count) for values in of_images)
+            and all(len(values) in (0, count) for values in lists_of_images)
             and min(self.cells) >= 0
             and (not self.contrast or (len(self.contrast) == 2 and targets == 1))
             and (self.reference is None or targets == 1 + self.cells[0] * self.cells[1])
@@ -327,7 +327,7 @@ class Explanation(drawing.Drawable):
 
         Raises:
             InputError: an unknown threshold, an explanation of the text side alone, or a processor
-                that is not known to crop in a way that can be read.
+                that crops in an unknown way.
         """
         if self.photos:
             regions.check_crops(self)

@@ -31,9 +31,9 @@ UNRELATED: Final = tuple(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for nou
 SHARE: Final = 0.1
 """A text does not fit an image if a larger share of the unrelated texts fits it better."""
 CORRELATION: Final = 0.98
-"""From this correlation on, a map is that of unrelated texts."""
+"""A map above this correlation counts as that of unrelated texts."""
 OUTSTANDING: Final = 3
-"""From so many standard deviations above other texts on, a class stands out."""
+"""A class stands out if it is at least so many standard deviations above other texts."""
 _COMPARED_MAPS: Final = 8
 """The number of unrelated texts whose maps are compared."""
 

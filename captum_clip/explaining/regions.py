@@ -28,11 +28,11 @@ __all__ = ["Region", "region", "region_files", "save_regions"]
 _SAMPLE: Final = 2**20
 """The most pixels that a threshold is computed from."""
 _DRAWN_SIDE: Final = 1024
-"""The most pixels of a drawn photo's longer side; several photos get fewer."""
+"""The longer side of a drawn photo, in pixels, at most; several photos are smaller."""
 _LEAST_SIDE: Final = 256
-"""Fewer than this they do not get."""
+"""The least that this limit becomes, however many photos there are."""
 _PADDED_SIDE: Final = 2048
-"""The same before a photo is padded to a square: a long narrow one would fill the memory."""
+"""The longer side of a photo before it is padded: a long narrow one would fill the memory."""
 _TO_GRAY: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 _UNSEEN_CONTRAST: Final = 0.3
 """The contrast of the parts of a photo that the model did not see, around middle gray."""
