@@ -115,7 +115,7 @@ def test_the_best_are_explained_as_by_themselves(clip: ClipAdapter) -> None:
 def test_templates_are_the_mean_of_unit_embeddings(
     clip: ClipAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PROMPTS", 4)  # two classes at a time
+    monkeypatch.setattr(module, "_PROMPTS_AT_ONCE", 4)  # two classes at a time
     found = classify(picture(), CLASSES, model=clip, templates=TEMPLATES, top=5)
     prompts = [[template.replace("{}", name) for template in TEMPLATES] for name in CLASSES]
     means = torch.stack([clip.encode_text(texts).detach().mean(0) for texts in prompts])

@@ -3,9 +3,8 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -34,46 +33,61 @@ from ..targets.similarity import ClipSimilarity
 REFERENCE_TEXTS: Final = ("a horse", "a dog", "a red heart", "a blue circle")
 """Their scores on the drawn scene, which has a horse and a dog, tell weights apart."""
 CHECKED: Final = ("result", "adds up", "oracle", "forwards", "kernels", "MiB")
-_WITHOUT_KERNEL: Final = {
-    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
-}
+_WITHOUT_KERNEL: Final = (
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_unsafe_view",
+)
 
 
 class Price(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What runs inside costs.
+    """Counts the cost of what runs inside.
 
     Attributes:
-        kernels: operators that launch one.
+        kernels: operators that launch a kernel.
         operations: of products and convolutions.
         peak: the most bytes of new tensors that were alive together.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kernels = self.operations = self.peak = 0
-        self._alive: Any = WeakIdKeyDictionary()  # bytes of each storage
+        self.kernels = 0
+        self.operations = 0
+        self.peak = 0
+        # Keys are weak, so the dictionary forgets a storage when its last tensor is gone.
+        self._bytes_by_storage: Any = WeakIdKeyDictionary()
 
     @staticmethod
     def launches(func: Any) -> bool:
         """Whether an operator returns new values, or writes into a tensor."""
-        name, returned = func.overloadpacket.__name__, [r.alias_info for r in func._schema.returns]
-        is_view = any(alias is not None and not alias.is_write for alias in returned)
-        return not is_view and name not in _WITHOUT_KERNEL
+        for returned in func._schema.returns:
+            alias = returned.alias_info
+            if alias is not None and not alias.is_write:
+                return False  # a view
+        return func.overloadpacket.__name__ not in _WITHOUT_KERNEL
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out, options = func(*args, **(kwargs or {})), kwargs or {}
-        self.kernels += self.launches(func)
-        if count := flop_registry.get(func.overloadpacket):
-            self.operations += count(*args, **options, out_val=out)
-        storages = (t.untyped_storage() for t in tree_leaves(out) if isinstance(t, Tensor))
-        self._alive.update((storage, storage.nbytes()) for storage in storages)
-        self.peak = max(self.peak, sum(self._alive.values()))
+        options = kwargs or {}
+        out = func(*args, **options)
+        if self.launches(func):
+            self.kernels += 1
+        count_operations = flop_registry.get(func.overloadpacket)
+        if count_operations:
+            self.operations += count_operations(*args, **options, out_val=out)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._bytes_by_storage[storage] = storage.nbytes()
+        self.peak = max(self.peak, sum(self._bytes_by_storage.values()))
         return out
 
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What :func:`check` found.
+    """The result of :func:`check`.
 
     Attributes:
         about: the model and where it ran: name, classes, tower, digest of the weights, type,
@@ -93,13 +107,21 @@ class ModelCheck:
         """The table of the methods, its header first."""
         table = [["method", *CHECKED]]
         for name, row in self.methods.items():
-            cells = ("" if row[column] is None else row[column] for column in CHECKED)
-            table.append([name, *(f"{c:.2g}" if isinstance(c, float) else f"{c}" for c in cells)])
+            cells = [name]
+            for column in CHECKED:
+                value = row[column]
+                if value is None:
+                    cells.append("")
+                elif isinstance(value, float):
+                    cells.append(f"{value:.2g}")
+                else:
+                    cells.append(str(value))
+            table.append(cells)
         return table
 
     @property
     def json(self) -> bytes:
-        """All of it, to attach to an issue."""
+        """The whole result, to attach to an issue."""
         content = {"format": "captum_clip check 1", **asdict(self)}
         return f"{json.dumps(content, indent=1)}\n".encode()
 
@@ -127,41 +149,62 @@ def check(model: Any, image: Any = None) -> ModelCheck:
         'explained'
     """
     clip = model if isinstance(model, ClipAdapter) else load_clip(model)
-    if image is None:
-        drawn = draw_scene(0, objects=["horse", "dog"]).image
-        image = drawn if clip.processor else fixed_images(clip.tower.native)[0]
+    if image is None and clip.processor:
+        image = draw_scene(0, objects=["horse", "dog"]).image
+    elif image is None:
+        image = fixed_images(clip.tower.native)[0]
     pixels = clip.preprocess(image)
     expect(len(pixels) == 1, "one image", image)
     pixels = torch.cat([pixels, pixels.flip(-1)])
-    try:
-        target, texts = targets.text(clip, REFERENCE_TEXTS), [*REFERENCE_TEXTS]
-    except InputError:  # no tokenizer
-        width = clip.embedding_dim or clip.measured_dim()
-        rows = torch.randn(len(REFERENCE_TEXTS), width, generator=torch.Generator().manual_seed(0))
-        target, texts = targets.embedding(rows.to(clip.device)), []
+    target, texts = _reference_target(clip)
     forward = ClipSimilarity(clip, target)
     with torch.no_grad():
         scores = forward(pixels)
-    wanted = autograd_maps(forward, pixels, scores)
-    plain = _price(torch.no_grad()(lambda: ClipSimilarity(clip, target[:1])(pixels[:1])))
-    methods = {
-        name: _row(method, forward, pixels, wanted.get(name), plain)
-        for name, method in registered().items()
-        if clip.kind in method.towers and not _is_reference(method)
-    }
-    names = (os.path.expanduser(name) for name in clip.name.split(":"))
-    about = {
-        "model": ":".join(Path(name).name if os.path.exists(name) else name for name in names),
+    expected_maps = autograd_maps(forward, pixels, scores)
+    forward_of_one = ClipSimilarity(clip, target[:1])
+    with torch.no_grad():
+        forward_price = _price(lambda: forward_of_one(pixels[:1]))
+    methods = {}
+    for name, method in registered().items():
+        if clip.kind in method.towers and not _is_reference(method):
+            expected = expected_maps.get(name)
+            methods[name] = _check_row(method, forward, pixels, expected, forward_price)
+    # Without a tokenizer there are no texts, so the scores of the random target are left out.
+    cosines = dict(zip(texts, scores[0].tolist(), strict=False))
+    return ModelCheck(_about(clip, pixels), cosines, methods)
+
+
+def _reference_target(clip: ClipAdapter) -> tuple[targets.Target, list[str]]:
+    """The reference texts with their target, or no texts and one of random numbers."""
+    try:
+        return targets.text(clip, REFERENCE_TEXTS), list(REFERENCE_TEXTS)
+    except InputError:  # The model has no tokenizer.
+        width = clip.embedding_dim or clip.measured_dim()
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(len(REFERENCE_TEXTS), width, generator=generator)
+        return targets.embedding(rows.to(clip.device)), []
+
+
+def _about(clip: ClipAdapter, pixels: Tensor) -> dict[str, Any]:
+    """The facts about a model and the machine, without the user's paths."""
+    names = []
+    for part in clip.name.split(":"):
+        name = os.path.expanduser(part)
+        names.append(Path(name).name if os.path.exists(name) else name)
+    device = clip.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name()
+    return {
+        "model": ":".join(names),
         "class": f"{type(clip.model).__module__}.{type(clip.model).__qualname__}",
         "tower": f"{type(clip.vision).__qualname__}, {clip.tower.pooling} pooling",
         "weights": weights_digest(clip.model.state_dict().values()),
         "parameters": sum(parameter.numel() for parameter in clip.model.parameters()),
-        "image": [*pixels.shape[-2:]],
+        "image": list(pixels.shape[-2:]),
         "dtype": str(clip.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name() if clip.device.type == "cuda" else clip.device.type,
+        "device": device,
         "versions": environment(),
     }
-    return ModelCheck(about, dict(zip(texts, scores[0].tolist(), strict=False)), methods)
 
 
 def _is_reference(method: type[Any]) -> bool:
@@ -175,24 +218,30 @@ def _is_reference(method: type[Any]) -> bool:
     return package == "captum_clip" and not folder.startswith("attr.")
 
 
-def _row(
-    method: Any, forward: ClipSimilarity, pixels: Tensor, wanted: Tensor | None, plain: Price
+def _check_row(
+    method: Any, forward: ClipSimilarity, pixels: Tensor, expected: Tensor | None, plain: Price
 ) -> dict[str, Any]:
+    """Check one method; `plain` is the price of a forward pass."""
     row: dict[str, Any] = dict.fromkeys(CHECKED)
     try:
-        laws = check_method(method, forward, pixels, wanted=wanted)
+        laws = check_method(method, forward, pixels, wanted=expected)
         explainer = method(ClipSimilarity(forward.clip, forward.target[:1]))
         price = _price(lambda: explainer.attribute_targets(pixels[:1]))
+    except CaptureError as error:
+        return row | {"result": "broken", "why": str(error)}
     except (CaptumClipError, ImportError) as error:
-        result = "broken" if isinstance(error, CaptureError) else "refused"
-        return row | {"result": result, "why": str(error)}
-    share, memory = price.operations / max(1, plain.operations), price.peak / 2**20
-    row |= {"result": "explained", "adds up": laws.get("adds up"), "oracle": laws.get("oracle")}
-    return row | {"forwards": round(share, 2), "kernels": price.kernels, "MiB": round(memory, 1)}
+        return row | {"result": "refused", "why": str(error)}
+    row["result"] = "explained"
+    row["adds up"] = laws.get("adds up")
+    row["oracle"] = laws.get("oracle")
+    row["forwards"] = round(price.operations / max(1, plain.operations), 2)
+    row["kernels"] = price.kernels
+    row["MiB"] = round(price.peak / 2**20, 1)
+    return row
 
 
 def _price(run: Callable[[], object]) -> Price:
-    """That of a second call, since the first looks at the model."""
+    """The price of a second call, since the first one also inspects the model."""
     run()
     price = Price()
     with without_fast_path(), price:
@@ -200,79 +249,114 @@ def _price(run: Callable[[], object]) -> Price:
     return price
 
 
-without_fast_path: Final = partial(
-    patch.object, torch.backends.mha, "get_fastpath_enabled", lambda: False
-)
-"""Keeps torch from fused layers, which hide attention and the products of a pass."""
+def without_fast_path() -> AbstractContextManager[object]:
+    """Keep torch from fused layers, which hide attention and the products of a pass."""
+    return patch.object(torch.backends.mha, "get_fastpath_enabled", lambda: False)
 
 
 @contextmanager
 def explicit_attention(batch: int) -> Iterator[list[Tensor]]:
-    """Write the attentions of a forward out, and collect them in their order, (B, H, rows, s)."""
-    seen, softmax = list[Tensor](), F.softmax
+    """Compute each attention of a forward by softmax and product, and collect its weights.
 
-    def weigh(logits: Tensor, dim: int | None = None, **options: Any) -> Tensor:
+    The list has a tensor (B, H, rows, s) for each attention, in the order of the forward.
+    """
+    attentions: list[Tensor] = []
+    softmax = F.softmax
+
+    def collecting_softmax(logits: Tensor, dim: int | None = None, **options: Any) -> Tensor:
         weights = softmax(logits, dim, **options)
-        # torch.nn.MultiheadAttention puts images and heads on one axis
-        seen.append(weights if weights.ndim == 4 else torch.unflatten(weights, 0, (batch, -1)))
-        return seen[-1].reshape(weights.shape)
+        attention = weights
+        if weights.ndim != 4:
+            # torch.nn.MultiheadAttention puts images and heads on one axis.
+            attention = torch.unflatten(weights, 0, (batch, -1))
+        attentions.append(attention)
+        # The forward goes on with the collected tensor, so that it has a gradient.
+        return attention.reshape(weights.shape)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> Tensor:
-        scale = options.get("scale") or query.shape[-1] ** -0.5  # a tower has no mask
-        return weigh(query @ key.mT * scale, -1) @ value
+        # A mask among the arguments is ignored, since a vision tower has none.
+        scale = options.get("scale") or query.shape[-1] ** -0.5
+        return collecting_softmax(query @ key.mT * scale, -1) @ value
 
-    with without_fast_path(), patch.multiple(F, softmax=weigh, scaled_dot_product_attention=attend):
-        yield seen
+    explicit = patch.multiple(F, softmax=collecting_softmax, scaled_dot_product_attention=attend)
+    with without_fast_path(), explicit:
+        yield attentions
 
 
 def autograd_maps(forward: ClipSimilarity, images: Tensor, scores: Tensor) -> dict[str, Tensor]:
-    """Maps (B, K, h, w) by the equations alone; none where attention cannot be written out.
+    """Compute maps (B, K, h, w) by the methods' equations and autograd alone.
 
-    That is where the scores with it are not `scores`.
+    There are none where attention cannot be written out, as where the scores with an attention that
+    is written out differ from `scores`.
     """
-    tower, columns = forward.clip.tower, range(len(forward.target))
+    tower = forward.clip.tower
     if isinstance(tower, ResNetTower):
-        captums = LayerGradCam(forward, tower.stage)
-        maps = [captums.attribute(images, target=column).detach() for column in columns]
+        captum = LayerGradCam(forward, tower.stage)
+        columns = range(len(forward.target))
+        maps = [captum.attribute(images, target=column).detach() for column in columns]
         return {"grad-cam": torch.cat(maps, 1)}
     assert isinstance(tower, TransformerTower)
-    again = torch.full_like(scores, torch.nan)
-    with explicit_attention(len(images)) as seen, suppress(RuntimeError):
-        again = forward(images.detach().requires_grad_())
-    grid, start = tower.grid(*images.shape[-2:]), tower.prefix
-    heads = [(attention.heads, start + grid[0] * grid[1]) for attention in tower.attentions]
-    same = again.requires_grad and torch.allclose(again, scores, atol=1e-2)
-    if not same or [(each.shape[1], each.shape[-1]) for each in seen] != heads:
+    recomputed = torch.full_like(scores, torch.nan)
+    # An attention of another form may not unflatten into heads, and the scores then stay NaN.
+    with explicit_attention(len(images)) as attentions, suppress(RuntimeError):
+        recomputed = forward(images.detach().requires_grad_())
+    if not recomputed.requires_grad or not torch.allclose(recomputed, scores, atol=1e-2):
         return {}
-    rows = [_equations(seen, score, tower) for score in again.T]
-    named = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
-    return {name: torch.unflatten(maps[..., start:], -1, grid) for name, maps in named.items()}
+    height, width = tower.grid(*images.shape[-2:])
+    tokens = tower.prefix + height * width
+    heads = [(attention.heads, tokens) for attention in tower.attentions]
+    if [(weights.shape[1], weights.shape[-1]) for weights in attentions] != heads:
+        return {}
+    rows_by_score = [_equations(attentions, score, tower) for score in recomputed.T]
+    maps_by_method = {}
+    for name in rows_by_score[0]:
+        by_score = [rows[name][:, tower.prefix :] for rows in rows_by_score]
+        cells = torch.stack(by_score, 1)  # (B, K, h w)
+        maps_by_method[name] = torch.unflatten(cells, -1, (height, width))
+    return maps_by_method
 
 
-def _equations(seen: list[Tensor], score: Tensor, tower: TransformerTower) -> dict[str, Tensor]:
-    """The rows (B, s) of what chains whole matrices of attention, for scores (B,)."""
-    grads = torch.autograd.grad(score.sum(), seen, retain_graph=True, materialize_grads=True)
-    layers, is_pool = len(tower.layers), tower.pooling == "attention"
-    unit = torch.eye(seen[0].shape[-1], dtype=score.dtype, device=score.device)
-    first = unit[:1] if tower.pooling == "cls" else unit[tower.prefix :].mean(0, keepdim=True)
+def _equations(
+    attentions: list[Tensor], score: Tensor, tower: TransformerTower
+) -> dict[str, Tensor]:
+    """Compute the rows (B, s) of methods that multiply attention matrices, for scores (B,)."""
+    gradients = torch.autograd.grad(
+        score.sum(), attentions, retain_graph=True, materialize_grads=True
+    )
+    layers = len(tower.layers)
+    has_pooling_head = tower.pooling == "attention"
+    identity = torch.eye(attentions[0].shape[-1], dtype=score.dtype, device=score.device)
+    if tower.pooling == "cls":
+        readout = identity[:1]
+    else:
+        readout = identity[tower.prefix :].mean(0, keepdim=True)
 
     def product(gradient: Tensor, attention: Tensor) -> Tensor:
-        return (gradient * attention).to(unit).clamp(min=0).mean(1)
+        return (gradient * attention).to(identity).clamp(min=0).mean(1)
 
     def chain(steps: list[Tensor], top: Tensor, *, rollout: bool = False) -> Tensor:
-        whole = unit
+        relevance = identity
         for step in steps[:layers]:
-            step = step + unit
-            whole = (step / step.sum(-1, keepdim=True) if rollout else step) @ whole
-        # no residual runs around a pool
-        return top[:, :1] @ whole if is_pool else first @ (whole if rollout else whole - unit)
+            step = step + identity
+            if rollout:
+                step = step / step.sum(-1, keepdim=True)
+            relevance = step @ relevance
+        if has_pooling_head:
+            # No residual connection runs around a pooling head.
+            return top[:, :1] @ relevance
+        if rollout:
+            return readout @ relevance
+        return readout @ (relevance - identity)
 
-    own = [product(*pair) for pair in zip(grads, seen, strict=True)]
-    mean = [attention.to(unit).mean(1) for attention in seen]
+    products = [product(*pair) for pair in zip(gradients, attentions, strict=True)]
+    last_gradient = gradients[layers - 1]
+    last_products = [product(last_gradient, attention) for attention in attentions[:layers]]
+    means = [attention.to(identity).mean(1) for attention in attentions]
+    top = products[-1]
     rows = {
-        "attention-grad-cam": own[-1][:, :1] if is_pool else first @ own[-1],
-        "all-grad": chain(own, own[-1]),
-        "last-grad": chain([product(grads[layers - 1], a) for a in seen[:layers]], own[-1]),
-        "rollout": chain(mean, mean[-1], rollout=True),
+        "attention-grad-cam": top[:, :1] if has_pooling_head else readout @ top,
+        "all-grad": chain(products, top),
+        "last-grad": chain(last_products, top),
+        "rollout": chain(means, means[-1], rollout=True),
     }
     return {name: row[:, 0].detach() for name, row in rows.items()}

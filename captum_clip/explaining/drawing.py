@@ -30,39 +30,41 @@ from . import regions
 from .request import SIGNS
 
 MEANINGS: Final = ("supports it", "contradicts it")
-"""What the maps of either sign show, in the words of the page."""
+"""The meaning of either sign's maps, in the words of the page."""
 
 
 class Drawable:
-    """What has a figure: an `Explanation`, or those of several models."""
+    """Base of what has a figure: an `Explanation`, or those of several models."""
 
     @public("plot")
     @draws
     def plot(
         self, *, original: bool | ImageLike | Sequence[ImageLike] | None = None, **_: Any
     ) -> Figure:
-        """Draw the maps over the images, resized, and min-max normalized one by one.
+        """Draw the maps over the images, resized and min-max normalized one by one.
 
-        One row per image, or image and model, and one column per target. With words, one column per
-        word, dimmed by its norm. With both signs, one row per image and target: positive next to
-        negative evidence, on a scale that the two share. With the text side one row per text: the
-        image, or its map, next to the words in their colors. A contrast with both signs is one map
-        in two colors. More than 24 rows of one model become a contact sheet: images stand side by
-        side. A pair of images has its matches, the positive ones where both signs are there, and
-        takes no look of maps.
+        There is one row per image, or per image and model, and one column per target. With words,
+        there is one column per word, dimmed by its norm. With both signs, there is one row per
+        image and target: positive next to negative evidence, on a scale that the two share. On the
+        text side, there is one row per text: the image, or its map, next to the words in their
+        colors. A contrast with both signs is one map in two colors. More than 24 rows of one model
+        become a contact sheet, where images stand side by side. A pair of images shows its matches,
+        the positive ones where both signs are there, in colors of their own.
 
         Args:
             original: whether the maps lie on the whole photos, gray where the model did not see
                 them, or on what the model saw. By default they lie on the explained photos, if any
-                was cropped or padded. Or the photos themselves, if the explanation comes from a
-                file. Drawn with 1024 pixels a side at most, 256 where there are many.
-            **_: how it looks: each field of :class:`captum_clip.visualization.Look`.
+                was cropped or padded. For an explanation from a file, pass the photos themselves.
+                They have at most 1024 pixels a side in the figure; the more photos, the fewer
+                pixels, down to 256.
+            **_: the look: each field of :class:`captum_clip.visualization.Look`.
 
         Raises:
-            InputError: a look that cannot be, no photos to lay the maps on, as where the images
-                came as tensors, or a look of a pair.
+            InputError: a look that cannot be, or the look of maps for a pair of images; no photos
+                to lay the maps on, as where the images came as tensors.
         """
-        return _draw_explanations(self if isinstance(self, tuple) else (self,), original)
+        explanations = self if isinstance(self, tuple) else (self,)
+        return _draw_explanations(explanations, original)
 
     @draws
     def save(self, path: str | Path, *, original: Any = None, **_: Any) -> Path:
@@ -74,78 +76,119 @@ class Drawable:
         return jpeg(self.plot())
 
 
-def _draw_explanations(several: Sequence[Any], original: Any) -> Figure:
-    """The figure of an `Explanation`, or of those of several models."""
-    alike = {(e.names, len(e), *e.maps) for e in several}
-    expect(len(alike) == 1, "explanations of the same images and texts", [*several])
-    first, chosen = several[0], current_look.get()
+def _draw_explanations(explanations: Sequence[Any], original: Any) -> Figure:
+    """Draw an `Explanation`, or those of several models."""
+    contents = {(e.names, len(e), *e.maps) for e in explanations}
+    expect(len(contents) == 1, "explanations of the same images and texts", [*explanations])
+    first = explanations[0]
     check_nonempty("image", first.images)
     if first.reference is not None:
-        has_look = {"cmap", "alpha", "interpolation", "scale", "vector"} & {*chosen.changed()}
-        if has_look or not (original is None or original is False):
-            raise InputError(
-                "each match of two images has a color of its own, on what the model "
-                "saw; leave cmap, alpha, interpolation, scale, vector and original out."
-            )
-        shares = first.maps.get("positive", first.maps.get("negative"))
-        return visualization.matches(
-            first.images,
-            [first.reference] * len(first),
-            shares[:, 1:].reshape(len(first), *first.cells, *shares.shape[-2:]),
-            scores=first.scores[:, 0],
-            caption=_caption(first),
-        )
-    # by `is`, since photos may be an array, which is neither true nor false
+        return _draw_matches(first, original)
+    # It may be an array of photos, which has no truth value, so it is compared by `is`.
     if original is None:
-        has_photos = all(e.photos and e.crops for e in several)
-        original = has_photos and not all(crop.is_whole for e in several for crop in e.crops)
-    laid = [_laid(e, original) for e in several]
-    images = _mixed(pictures for pictures, _ in laid)
-    heatmap: dict[Any, Any] = {
-        sign: _mixed(heatmaps[sign] for _, heatmaps in laid) for sign in first.maps
-    }
-    rows = _mixed(e.shown() for e in several)
-    about: dict[str, Any] = {"caption": " | ".join(map(_caption, several))}
-    if len(several) > 1:
-        about["labels"] = [e.model for e in several] * len(first)
-    if first.contrast and len(heatmap) == 2:
+        original = _are_photos_cropped(explanations)
+    images, heatmap = _lay_out(explanations, original)
+    rows = _by_image([explanation.shown() for explanation in explanations])
+    options: dict[str, Any] = {"caption": " | ".join(map(_caption, explanations))}
+    if len(explanations) > 1:
+        options["labels"] = [explanation.model for explanation in explanations] * len(first)
+    has_both_signs = len(heatmap) == 2
+    if first.contrast and has_both_signs:
         details = [row[0].detail for row in rows]
-        return _draw_contrast(first.contrast, images, heatmap, details, **about)
-    scores = torch.stack(_mixed(e.scores for e in several))
+        return _draw_contrast(first.contrast, images, heatmap, details, **options)
+    scores = torch.stack(_by_image([explanation.scores for explanation in explanations]))
     names = [shown.title for shown in rows[0]]
-    is_whole = not first.words and first.cells == (0, 0)  # no word of a text
-    if is_whole and not first.text_maps and len(heatmap) == 2:
-        return visualization.signs(images, **heatmap, names=names, scores=scores, **about)
+    shows_words = first.words or first.text_maps or first.cells != (0, 0)
+    if has_both_signs and not shows_words:
+        return visualization.signs(images, **heatmap, names=names, scores=scores, **options)
     if list(heatmap) == ["negative"]:
-        [about["cmap"]] = sign_colors("negative")
-    if first.leave_one_out is not None and chosen.scale != "own":  # they are on one scale already
-        rows = [[shown._replace(weight=1.0) for shown in row] for row in rows]
-    weights = [torch.tensor([shown.weight for shown in row])[:, None, None] for row in rows]
-    dimmed = [[w * m for w, m in zip(weights, maps, strict=True)] for maps in heatmap.values()]
-    upper, lower = (*dimmed, None, None)[:2]
+        [options["cmap"]] = sign_colors("negative")
+    layers = _dimmed(first, heatmap, rows)
     if first.text_maps:
+        upper = layers[0] if layers else None
         return visualization.sentences(
-            images, first.text_maps, scores=scores, heatmap=upper, **about
+            images, first.text_maps, scores=scores, heatmap=upper, **options
         )
+    negative = layers[1] if has_both_signs else None
     notes = [[shown.note for shown in row] for row in rows]
     return visualization.overlay(
-        images, upper or [], negative=lower, names=names, notes=notes, **about
+        images, layers[0], negative=negative, names=names, notes=notes, **options
     )
 
 
-def _laid(explanation: Any, original: Any) -> tuple[Any, Mapping[str, Any]]:
-    """The images of an `Explanation`, or its photos, and its maps as they lie on them."""
-    chosen = current_look.get()
-    if original is False:
-        return explanation.images, explanation.heatmap(chosen.interpolation, scale=chosen.scale)
-    photos = regions.originals(explanation, original)
-    how = explanation.scaling(chosen)
-    return regions.lay_on_photos(photos, explanation.crops, explanation.maps, how)
+def _draw_matches(explanation: Any, original: Any) -> Figure:
+    """Draw which regions of a pair of images match."""
+    of_maps = {"cmap", "alpha", "interpolation", "scale", "vector"}
+    is_on_photos = not (original is None or original is False)
+    if is_on_photos or of_maps.intersection(current_look.get().changed()):
+        raise InputError(
+            "each match of two images has a color of its own, on what the model "
+            "saw; leave cmap, alpha, interpolation, scale, vector and original out."
+        )
+    sign = "positive" if "positive" in explanation.maps else "negative"
+    # The first map is that of the whole reference; the others are those of its cells.
+    shares = explanation.maps[sign][:, 1:]
+    count = len(explanation)
+    return visualization.matches(
+        explanation.images,
+        [explanation.reference] * count,
+        shares.reshape(count, *explanation.cells, *shares.shape[-2:]),
+        scores=explanation.scores[:, 0],
+        caption=_caption(explanation),
+    )
 
 
-def _mixed(members: Iterable[Iterable[Any]]) -> list[Any]:
-    """What the models have for each image, image by image."""
+def _are_photos_cropped(explanations: Sequence[Any]) -> bool:
+    """Whether all photos are known, and the model did not see some of them as they are."""
+    are_whole = []
+    for explanation in explanations:
+        if not explanation.photos or not explanation.crops:
+            return False
+        are_whole += [crop.is_whole for crop in explanation.crops]
+    return not all(are_whole)
+
+
+def _lay_out(explanations: Sequence[Any], original: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The images, or the photos, and sign -> their maps, those of all models for each image."""
+    images = []
+    maps_by_sign: dict[str, list[Any]] = {sign: [] for sign in explanations[0].maps}
+    look = current_look.get()
+    for explanation in explanations:
+        pictures = explanation.images
+        if original is False:
+            heatmap = explanation.heatmap(look.interpolation, scale=look.scale)
+        else:
+            photos = regions.originals(explanation, original)
+            how = explanation.scaling(look)
+            pictures, heatmap = regions.lay_on_photos(
+                photos, explanation.crops, explanation.maps, how
+            )
+        images.append(pictures)
+        for sign, maps in heatmap.items():
+            maps_by_sign[sign].append(maps)
+    return _by_image(images), {sign: _by_image(maps) for sign, maps in maps_by_sign.items()}
+
+
+def _by_image(members: Iterable[Iterable[Any]]) -> list[Any]:
+    """The entries of all models for the first image, then those for the second, and so on."""
     return [*chain.from_iterable(zip(*members, strict=True))]
+
+
+def _dimmed(
+    explanation: Any, heatmap: Mapping[str, Sequence[Tensor]], rows: Sequence[Sequence[Any]]
+) -> list[list[Tensor]]:
+    """The maps (K, H, W) of each sign and image, the maps of weak words dimmed."""
+    # The maps of a pair's words show their strength themselves where they share a scale.
+    is_one_scale = explanation.leave_one_out is not None and current_look.get().scale != "own"
+    weights_by_image = []
+    for row in rows:
+        weights = torch.tensor([shown.weight for shown in row])[:, None, None]
+        weights_by_image.append(torch.ones_like(weights) if is_one_scale else weights)
+    layers = []
+    for maps in heatmap.values():
+        pairs = zip(weights_by_image, maps, strict=True)
+        layers.append([weights * of_image for weights, of_image in pairs])
+    return layers
 
 
 def _draw_contrast(
@@ -157,63 +200,79 @@ def _draw_contrast(
     caption: str,
     labels: Sequence[str] = (),
 ) -> Figure:
-    """Both signs of a difference of two texts in one map, with the difference of the cosines."""
-    pictures, (above, below) = framed_batches(images, list(heatmap.values()))
+    """Draw both signs of a difference of two texts in one map, above how their cosines differ."""
     text, other = texts
-    rows, title = [], f"{text} rather than {other}"
+    title = f"{text} rather than {other}"
     labels = labels or [""] * len(notes)
-    for image, up, down, note, label in zip(pictures, above, below, notes, labels, strict=True):
-        layers = signed_layers(up[0] - down[0])
-        rows.append([Panel(image, "image", label=label), Panel(image, title, note, layers=layers)])
+    pictures, (positive, negative) = framed_batches(images, list(heatmap.values()))
+    rows = []
+    for index, image in enumerate(pictures):
+        layers = signed_layers(positive[index][0] - negative[index][0])
+        picture = Panel(image, "image", label=labels[index])
+        rows.append([picture, Panel(image, title, notes[index], layers=layers)])
     return grid(rows, legends=strip_legends(f"for {text}", f"for {other}"), caption=caption)
 
 
 def _caption(explanation: Any) -> str:
-    """Model, method and scale of an `Explanation`, then its hints."""
+    """Write the model, method and scale of an `Explanation`, then its hints."""
+    look = current_look.get()
     lines = [explanation.model, explanation.method]
-    lines += ["all words on one scale"] * (explanation.leave_one_out is not None)
-    lines += ["all maps on one scale"] * (current_look.get().scale == "shared")
-    lines += [f"{top:g} is 1"] if (top := current_look.get().top) else []
-    lines += [explanation.calibration] * bool(explanation.calibration)
-    lines += ["negative evidence"] * (list(explanation.maps) == ["negative"])
+    if explanation.leave_one_out is not None:
+        lines.append("all words on one scale")
+    if look.scale == "shared":
+        lines.append("all maps on one scale")
+    if look.top:
+        lines.append(f"{look.top:g} is 1")
+    if explanation.calibration:
+        lines.append(explanation.calibration)
+    if list(explanation.maps) == ["negative"]:
+        lines.append("negative evidence")
     count = len(explanation.hints)
-    lines += [f"hints for {sum(map(bool, explanation.hints))} of {count} images"] * (count > ROWS)
-    for number, sentences in enumerate(explanation.hints if count <= ROWS else (), 1):
-        which = f"image {number}: " if count > 1 else ""
-        lines += [which + sentence for sentence in sentences]
+    if count > ROWS:
+        lines.append(f"hints for {sum(map(bool, explanation.hints))} of {count} images")
+    else:
+        for number, sentences in enumerate(explanation.hints, 1):
+            prefix = f"image {number}: " if count > 1 else ""
+            lines += [prefix + sentence for sentence in sentences]
     return " \N{MIDDLE DOT} ".join(lines)
 
 
 def html_page(explanation: Any, original: Any = None) -> str:
     """Write an `Explanation` as HTML; the arguments and errors are those of its method ``plot``."""
-    names = [f"for {name}" for name in explanation.contrast or ()] or MEANINGS
-    named = dict(zip(SIGNS, names, strict=True))
-    colors = zip(explanation.maps, sign_colors(*explanation.maps), strict=True)
-    looks = {sign: (named[sign], cmap) for sign, cmap in colors}
+    meanings = [f"for {text}" for text in explanation.contrast] or MEANINGS
+    meaning_by_sign = dict(zip(SIGNS, meanings, strict=True))
+    looks = {}
+    for sign, cmap in zip(explanation.maps, sign_colors(*explanation.maps), strict=True):
+        looks[sign] = (meaning_by_sign[sign], cmap)
     check_nonempty("image", explanation.images)
-    files = [Path(p).name if isinstance(p, (str, Path)) else "" for p in explanation.photos]
+    files = [""] * len(explanation)
+    for index, photo in enumerate(explanation.photos):
+        if isinstance(photo, (str, Path)):
+            files[index] = Path(photo).name
     rows = explanation.shown()
     data = json.dumps(_data(explanation, rows, original), separators=(",", ":"))
     return _render(
         looks,
         explanation=explanation,
         titles=[shown.title for shown in rows[0]],
-        files=files or [""] * len(explanation),
-        data=data.replace("<", "\\u003c"),  # which could end the script
+        files=files,
+        data=data.replace("<", "\\u003c"),  # A "</script>" in a name would end the script.
     )
 
 
 def _render(looks: Mapping[str, tuple[str, Colormap]], **values: Any) -> str:
     """Fill interactive.html; a sign has a title and colors."""
     steps = np.linspace(0, 1, 64)
-    tables = {
-        sign: (title, cmap(steps)[:, :3].T.round(3), map(to_hex, ramp(cmap)(steps)))
-        for sign, (title, cmap) in looks.items()
-    }
-    # `soften` is affine: four colors give the matrix and the offset of the page's own filter
-    basis = soften(np.eye(4, 3, dtype=np.float32))  # of red, green, blue and black
-    soft = np.vstack([basis[:3] - basis[3], np.zeros((1, 3)), basis[3:]]).T.flatten().round(4)
-    # names of texts and files come from anyone, and are escaped
+    tables = {}
+    for sign, (title, cmap) in looks.items():
+        channels = cmap(steps)[:, :3].T.round(3)
+        tables[sign] = (title, channels, map(to_hex, ramp(cmap)(steps)))
+    # `soften` is affine: its values at red, green, blue and black give the matrix and the offset
+    # of the page's own filter.
+    colors = soften(np.eye(4, 3, dtype=np.float32))
+    black = colors[3:]
+    soft = np.vstack([colors[:3] - black, np.zeros((1, 3)), black]).T.flatten().round(4)
+    # Names of texts and files come from anyone, so they are escaped.
     folder = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
     values |= {"looks": tables, "soft": soft, "alpha": current_look.get().alpha, "rise": RISE}
@@ -221,51 +280,59 @@ def _render(looks: Mapping[str, tuple[str, Colormap]], **values: Any) -> str:
 
 
 def _data(explanation: Any, rows: Sequence[Sequence[Any]], original: Any) -> dict[str, Any]:
-    """What the page's script reads."""
+    """The data that the page's script reads."""
     for values in explanation.maps.values():
-        check_maps(values)  # JSON has no NaN
-    images, boxes = explanation.images, [(0, 0, 1, 1)] * len(explanation)
+        check_maps(values)  # JSON has no NaN.
+    images = explanation.images
+    boxes = [(0, 0, 1, 1)] * len(explanation)
     if original is None:
         original = bool(explanation.photos and explanation.crops)
     if original is not False:
-        originals = regions.originals(explanation, original)
-        images, _ = regions.lay_on_photos(originals, explanation.crops, {}, ("nearest", None))
+        photos = regions.originals(explanation, original)
+        images, _ = regions.lay_on_photos(photos, explanation.crops, {}, ("nearest", None))
         boxes = [crop.scaled((1, 1)) for crop in explanation.crops]
-    raw, reference = explanation.maps, explanation.reference
-    if explanation.words and explanation.leave_one_out is None:  # what a word adds
-        raw = {sign: values * explanation.norms[:, None, None] for sign, values in raw.items()}
-    seen = enumerate(zip(as_images(images), boxes, rows, strict=True))
+    raw = explanation.maps
+    if explanation.words and explanation.leave_one_out is None:
+        # A word's map is that of its unit direction; times the norm it is what the word adds.
+        norms = explanation.norms[:, None, None]
+        raw = {sign: values * norms for sign, values in raw.items()}
+    grids = [values.shape[-2:] for values in raw.values()]
+    reference = explanation.reference
+    entries = []
+    for index, pixels in enumerate(as_images(images)):
+        maps = {sign: [_levels(values) for values in raw[sign][index]] for sign in raw}
+        entries.append(
+            {
+                "source": _jpeg(pixels),
+                "box": boxes[index],
+                "notes": [shown.note for shown in rows[index]],
+                "weights": [shown.weight for shown in rows[index]],
+                "hints": explanation.hints[index] if explanation.hints else (),
+                "maps": maps,
+            }
+        )
     return {
-        "grid": next((values.shape[-2:] for values in raw.values()), (0, 0)),
+        "grid": grids[0] if grids else (0, 0),
         "cells": explanation.cells,
         "names": explanation.names,
         "has_whole": int(explanation.words or reference is not None),
         "mode": current_look.get().interpolation,
         "texts": explanation.text_maps,
         "reference": "" if reference is None else _jpeg(*as_images([reference])),
-        "images": [
-            {
-                "source": _jpeg(pixels),
-                "box": box,
-                "notes": [shown.note for shown in row],
-                "weights": [shown.weight for shown in row],
-                "hints": explanation.hints[index] if explanation.hints else (),
-                "maps": {sign: list(map(_levels, values[index])) for sign, values in raw.items()},
-            }
-            for index, (pixels, box, row) in seen
-        ],
+        "images": entries,
     }
 
 
 def _jpeg(pixels: Array) -> str:
-    """An image (H, W, 3) as a file in an address."""
+    """Write an image (H, W, 3) in [0, 1] as the address of a picture that holds its data."""
     file = io.BytesIO()
     Image.fromarray((255 * pixels).round().astype(np.uint8)).save(file, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _levels(raw: Tensor) -> tuple[float, list[int]]:
-    """The maximum of a map (h, w), and its cells row by row in shares of it, of 999."""
-    # integers of three digits are a third of a float's length, and finer than 8-bit colors
+    """The maximum of a map (h, w), and its cells row by row in thousandths of it, 0 to 999."""
+    # Integers of three digits are a third of a float's length, and finer than 8-bit colors.
     peak = float(raw.max())
-    return float(f"{peak:.4g}"), (999 * raw / (peak or 1)).round().int().flatten().tolist()
+    levels = (999 * raw / (peak or 1)).round().int()
+    return float(f"{peak:.4g}"), levels.flatten().tolist()

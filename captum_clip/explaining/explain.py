@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from ..checks import suggestion
 from ..errors import InputError, UnsupportedModelError, argument, public
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
-from ..models.images import pixels_of
+from ..models.images import Crop, pixels_of
 from ..models.library import unwrapped
 from ..models.loading import Pipeline
 from ..targets import Target
@@ -30,7 +29,7 @@ from .explanation import Comparison, Explanation
 from .hints import can_compare, find_class_hints, find_hints
 from .request import LOADING, Request, Side, Sign, check_explain, default_sign, text_of_pairs
 
-_PROMPTS: Final = 256  # encoded at a time
+_PROMPTS_AT_ONCE: Final = 256
 
 
 @public("explain")
@@ -58,19 +57,19 @@ def explain(
     r"""Why does the image fit the text, and which parts contradict it?
 
     With :math:`m(t)` for the method's map of target t, the positive map is :math:`m(t)^+` and the
-    negative one :math:`m(-t)^+`; for Grad-CAM, whose map is linear in t, that is the ReLU of the
-    negated map. Both come from one forward pass. For the attention methods, whose ReLU is taken
-    before layers and heads are put together, the two maps may overlap.
+    negative one :math:`m(-t)^+`. For Grad-CAM, whose map is linear in t, that is the ReLU of the
+    negated map. Both come from one forward pass. The attention methods take their ReLU before they
+    combine layers and heads, so their two maps may overlap.
 
     Args:
-        image: one or several of what ``ClipAdapter.preprocess`` takes: path, PIL image, array,
-            uint8 tensor, or preprocessed float tensors (B, 3, H, W), also as ``processor(images=)``
-            of transformers returns them.
+        image: one or several of the images that ``ClipAdapter.preprocess`` takes: path, PIL image,
+            array, uint8 tensor, or preprocessed float tensors (B, 3, H, W), also in the dictionary
+            that ``processor(images=)`` of transformers returns.
         texts: one or several, or a :class:`captum_clip.Target`.
-        against: a text to contrast the one text with: the target is the difference of their unit
-            embeddings, ``a - b``, whose map is what speaks for the one rather than the other.
-        reference: instead of texts, an image that the images are compared with; several are
-            several targets, but a pair takes one.
+        against: a text to contrast the one text with. The target is the difference of their unit
+            embeddings, ``a - b``; its map shows what speaks for the first rather than the second.
+        reference: instead of texts, an image to compare the images with. Several reference images
+            are several targets, but a pair takes one.
         model: a name that :func:`captum_clip.load_clip` knows, a model, a pipeline or an adapter;
             a list of several for a :class:`captum_clip.Comparison`.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
@@ -78,34 +77,35 @@ def explain(
             pooling head reads the image (SigLIP). "mamooler" is the method of the report for the
             tower: "last-grad", "grad-cam", or "conservative" for a pooling head.
         sign: "positive", "negative" or "both"; by default "both" for a contrast, else "positive".
-        words: explain one text word by word; True for all words, or those to take as in
+        words: explain one text word by word: True for all words, or a selection as in
             ``targets.words``. The first target is the whole text.
-        side: "image" for where in the image, "text" for which words of the texts, "both". On the
-            text side a method without a grid, by default "conservative", for one image. "pairs"
-            for which word of one text answers which region, or which region of a `reference`
+        side: "image" for where in the image, "text" for which words of the texts, "both". The text
+            side takes one image and a method without a grid, by default "conservative". "pairs" is
+            for which word of one text matches which region, or which region of a `reference`
             (:class:`captum_clip.DirectInteraction`, whose options it takes).
         whole: pad each image to a square with the mean color, so that the model sees all of it,
-            not just the crop that its processor leaves, as a rule the square in the middle. The
+            not just the crop of its processor, which is usually the square in the middle. The
             reference of a pair is padded as well. Scores and maps differ from those of the crop.
         hints: find maps to doubt (`Explanation.hints`): those of a text that fits the image no
-            better than unrelated ones, and those that hardly change with the text; by default
-            for one image. It costs a forward pass, the maps of eight more texts, and once per model
-            32 short texts; False saves them. For texts, the image side and the positive sign.
-        batch_size: images at a time, with a progress bar; all at once by default.
-        processor: the model's image processor, where it has none yet; figures are drawn with its
-            mean and deviation, also where the images are tensors.
+            better than unrelated texts, and those that hardly change with the text. By default they
+            are found for a single image. They cost a forward pass, the maps of eight more texts,
+            and once per model 32 short texts; False avoids that. They are for texts, the image side
+            and the positive sign.
+        batch_size: images at a time, with a progress bar; by default all at once.
+        processor: the model's image processor, where it has none yet. Figures are drawn with its
+            mean and deviation, even for preprocessed tensors.
         tokenizer: the model's tokenizer, where it has none yet.
-        device: where a model loaded by name goes.
+        device: the device of a model that is loaded by name.
         image_size: for a model loaded by name, as in ``load_clip``: larger images, finer maps.
         max_pixels: pixels that an image file may have, by default ``PIL.Image.MAX_IMAGE_PIXELS``
             (89 million), since a small file may unpack to gigabytes. Pillow itself refuses twice
             its limit.
-        **options: the method's own, such as ``depth="all"``, or of last-grad ``start_layer=6``.
+        **options: those of the method, such as ``depth="all"``, or ``start_layer=6`` of last-grad.
 
     Raises:
-        InputError: not an image, an option or a method; a negative map of a method that the target
-            does not change; whatever any of several models cannot do.
-        TargetError: a text that cannot be a target, or not exactly one where words are asked for.
+        InputError: not an image, an option or a method; a negative map of a method whose map does
+            not depend on the target; a request that any of several models cannot answer.
+        TargetError: a text that cannot be a target, or not exactly one where words are requested.
         UnsupportedModelError: the method does not fit the model.
 
     Example:
@@ -142,39 +142,43 @@ def explain(
 
 
 def answer(request: Request) -> Any:
-    """What :func:`explain` returns; the request is refused before a model is loaded."""
+    """Answer a request as :func:`explain` does; a wrong one is refused before a model is loaded."""
     request = replace(request, sign=default_sign(request.sign, request.against))
     check_explain(request, is_target=isinstance(request.texts, Target))
     check_choice_of(request)
     model = request.model
-    several = isinstance(model, (list, tuple)) and len(model) > 0
+    has_several_models = isinstance(model, (list, tuple)) and len(model) > 0
+    models = model if has_several_models else [model]
     loading: dict[str, Any] = {name: getattr(request, name) for name in LOADING}
-    # all of them before the first map, so that a misspelled name costs nothing
-    clips = [load_clip(each, **loading) for each in (model if several else [model])]
-    explained = _pairs if request.side == "pairs" else _sides
-    if not several:
-        return explained(clips[0], request)
+    # All models are loaded before the first map, so that a misspelled name costs no time.
+    clips = [load_clip(model, **loading) for model in models]
+    explain_by = _explain_pairs if request.side == "pairs" else _explain_sides
+    if not has_several_models:
+        return explain_by(clips[0], request)
     explanations = []
     for clip, name in zip(clips, numbered([clip.name for clip in clips]), strict=True):
         with checks.error_context(name):
-            explanations.append(replace(explained(clip, request), model=name))
+            explanations.append(replace(explain_by(clip, request), model=name))
     return Comparison(explanations)
 
 
 def check_choice_of(request: Request) -> None:
-    """Refuse a method that is none, or that has no map of the sign."""
+    """Refuse an unknown method, and a method without a map of the sign."""
     if request.side == "pairs":
         _options_of_pairs(request)
-    elif request.method is not None and (request.method != MAMOOLER or request.options):
+        return
+    if request.method is None:
+        _check_default_options(request.options)
+        return
+    # "mamooler" names another method on each tower, and takes no options.
+    if request.method != MAMOOLER or request.options:
         choice = MethodChoice.of(request.method, dict(request.options))
         if request.sign != "positive":
             choice.check_negative()
-    elif request.method is None:
-        _check_default_options(request.options)
 
 
 def _check_default_options(options: Mapping[str, Any]) -> None:
-    """Refuse an argument that neither `explain` nor one of the default methods has."""
+    """Refuse an argument that neither `explain` nor a default method has."""
     known: list[str] = []
     for method in (DirectContribution, ConservativePropagation):
         names, _ = option_names(method)
@@ -189,8 +193,8 @@ def _check_default_options(options: Mapping[str, Any]) -> None:
 
 
 def _options_of_pairs(request: Request) -> dict[str, Any]:
-    """The options of `DirectInteraction`, which may come with the name of `direct`."""
-    options, own = dict(request.options), ("baseline", "start_layer", "depth")
+    """The options of `DirectInteraction`, which is also meant by no method and by `direct`."""
+    options = dict(request.options)
     pairs = argument("side", "pairs")
     if request.method not in (None, DirectInteraction):
         choice = MethodChoice.of(request.method, options)
@@ -200,43 +204,58 @@ def _options_of_pairs(request: Request) -> dict[str, Any]:
                 f"{choice.name}; leave the method out."
             )
         options = choice.options
+    known = ("baseline", "start_layer", "depth")
     for option in options:
-        if option not in own:
-            raise InputError(f"{pairs} has no option {option!r}; it has {', '.join(own)}.")
+        if option not in known:
+            raise InputError(f"{pairs} has no option {option!r}; it has {', '.join(known)}.")
     return options
 
 
 class _Batches:
-    """Some images at a time, as the model takes them; what it saw of each is kept."""
+    """The images of a request, some at a time as the model takes them; each is kept as seen."""
 
     def __init__(self, clip: ClipAdapter, request: Request) -> None:
-        self.clip, self.request, self.seen = clip, request, list[regions.PreprocessedImages]()
-        images, size = pixels_of(request.image), request.batch_size
-        several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+        self.clip = clip
+        self.request = request
+        self.preprocessed: list[regions.PreprocessedImages] = []
+        images = pixels_of(request.image)
+        size = request.batch_size
+        has_several_images = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
         self.pieces = [images]
-        if several and size is not None and len(images) > size:
-            # slices, since a tensor of preprocessed images has to stay one
+        if has_several_images and size is not None and len(images) > size:
+            # Slices are taken, since a tensor of preprocessed images has to stay a tensor.
             self.pieces = [images[at : at + size] for at in range(0, len(images), size)]
 
     def __iter__(self) -> Iterator[Tensor]:
-        for piece in tqdm(self.pieces, desc="explain", unit="batch", disable=len(self.pieces) == 1):
-            seen = regions.preprocess(self.clip, piece, whole=self.request.whole)
-            self.seen.append(seen._replace(pixels=self.clip.denormalize(seen.pixels).cpu()))
-            yield seen.pixels
+        is_single = len(self.pieces) == 1
+        for piece in tqdm(self.pieces, desc="explain", unit="batch", disable=is_single):
+            preprocessed = regions.preprocess(self.clip, piece, whole=self.request.whole)
+            colors = self.clip.denormalize(preprocessed.pixels).cpu()
+            self.preprocessed.append(preprocessed._replace(pixels=colors))
+            yield preprocessed.pixels
 
-    def explanation(self, raw: list[Tensor], scores: list[Tensor], **fields: Any) -> Explanation:
-        """An explanation of all, by the maps of the signs, and the scores, of each batch."""
-        signs = self.request.signs
-        chunks = _join_batches(raw).chunk(len(signs), dim=1) if raw else ()  # none of the text side
+    def explanation(self, raw: list[Tensor], scores: list[Tensor], **facts: Any) -> Explanation:
+        """Join the batches: their maps, those of all signs side by side, and their scores."""
+        maps_by_sign = {}
+        if raw:  # The text side alone has no maps of the images.
+            signs = self.request.signs
+            chunks = _join_batches(raw).chunk(len(signs), dim=1)
+            for sign, chunk in zip(signs, chunks, strict=True):
+                # A chunk is a view, which would keep the other sign in memory.
+                maps_by_sign[sign] = chunk.contiguous()
+        crops: list[Crop] = []
+        photos: list[ImageLike] = []
+        for preprocessed in self.preprocessed:
+            crops += preprocessed.crops
+            photos += preprocessed.photos
         return Explanation(
-            # a chunk is a view, which would keep the other sign in memory
-            maps={sign: c.contiguous() for sign, c in zip(signs, chunks, strict=False)},
+            maps=maps_by_sign,
             scores=_join_batches(scores),
             model=self.clip.name,
-            images=_join_batches([seen.pixels for seen in self.seen]),
-            crops=tuple(crop for seen in self.seen for crop in seen.crops),
-            photos=tuple(photo for seen in self.seen for photo in seen.photos),
-            **fields,
+            images=_join_batches([preprocessed.pixels for preprocessed in self.preprocessed]),
+            crops=tuple(crops),
+            photos=tuple(photos),
+            **facts,
         )
 
 
@@ -247,103 +266,143 @@ def _join_batches(batches: list[Tensor]) -> Tensor:
     return torch.cat(batches)
 
 
-def _sides(clip: ClipAdapter, request: Request) -> Explanation:
-    """Where in the images, and which words of the texts."""
-    side, method, options = request.side, request.method, dict(request.options)
-    choices, batches = {}, _Batches(clip, request)
-    if side != "text":
-        choices["image"] = MethodChoice.of(method, options, clip.tower)
-    if side != "image":
-        of_text = {} if side == "both" and not method else options
-        choices["text"] = MethodChoice.of(method or "conservative", of_text, clip.text_tower)
-    for choice in choices.values():
-        if request.sign != "positive":
-            choice.check_negative()
-    target = _directions(clip, request)
-    # -t for negative evidence: both signs then come from one forward pass
-    embeddings = targets.concatenate(
-        [target if sign == "positive" else -target for sign in request.signs]
-    )
-    whole = slice(1 if request.words else len(target))  # without the words of the text
-    has_texts = request.texts is not None and not isinstance(request.texts, Target)
-    can_hint = has_texts and request.against is None and request.sign != "negative"
-    raw, scores = [], []
-    text_maps: tuple[TextMap, ...] = ()
+def _explain_sides(clip: ClipAdapter, request: Request) -> Explanation:
+    """Explain where in the images, which words of the texts, or both."""
+    batches = _Batches(clip, request)
+    choices = _choose_methods(clip, request)
+    target = _make_target(clip, request)
+    # A negative map is that of -t, so both signs come from one forward pass.
+    signed = [target if sign == "positive" else -target for sign in request.signs]
+    signed_target = targets.concatenate(signed)
+    # The words of a text come after it, and there are no hints about them.
+    whole_texts = slice(1 if request.words else len(target))
+    raw: list[Tensor] = []
+    scores: list[Tensor] = []
     hints: list[tuple[str, ...]] = []
+    text_maps: tuple[TextMap, ...] = ()
     for pixels in batches:
-        if by_words := choices.get("text"):
-            text_maps, cosines = by_words.text_maps(clip, pixels, target.names, str(request.sign))
-        if by_image := choices.get("image"):
-            values, cosines = by_image.method(ClipSimilarity(clip, embeddings)).attribute_targets(
-                pixels, return_scores=True, **by_image.options
+        if "text" in choices:
+            text_maps, cosines = choices["text"].text_maps(
+                clip, pixels, target.names, str(request.sign)
             )
-            # of -t, and what is reported is the cosine of t itself
-            cosines = -cosines if request.sign == "negative" else cosines
-            # on the CPU at once, since the maps of a whole folder would fill a GPU
+        if "image" in choices:
+            choice = choices["image"]
+            attribution = choice.method(ClipSimilarity(clip, signed_target))
+            values, cosines = attribution.attribute_targets(
+                pixels, return_scores=True, **choice.options
+            )
+            if request.sign == "negative":
+                # The method explains -t alone, but the cosine of t is reported.
+                cosines = -cosines
+            # The maps move to the CPU at once, since those of a whole folder would fill a GPU.
             raw.append(maps.positive(values.cpu()))
-            is_alone = can_hint and len(batches.pieces) == 1 and len(pixels) == 1
-            if request.hints or (request.hints is None and is_alone and can_compare(clip)):
-                first, of_texts = raw[-1][:, whole], cosines[:, whole].cpu()
-                hints += find_hints(clip, by_image, pixels, target.names[whole], first, of_texts)
+            is_alone = len(batches.pieces) == 1 and len(pixels) == 1
+            if _should_hint(clip, request, is_alone=is_alone):
+                names = target.names[whole_texts]
+                positive = raw[-1][:, whole_texts]
+                text_scores = cosines[:, whole_texts].cpu()
+                hints += find_hints(clip, choice, pixels, names, positive, text_scores)
         scores.append(cosines[:, : len(target)].cpu())
+    contrast: tuple[str, ...] = ()
+    if request.against is not None:
+        contrast = (*checks.as_list(request.texts), request.against)
+    # Where both sides have the same method, it is named once.
+    method_names = dict.fromkeys(choice.name for choice in choices.values())
     return batches.explanation(
         raw,
         scores,
         names=target.names,
         norms=target.norms.cpu(),
-        method=", words ".join(dict.fromkeys(choice.name for choice in choices.values())),
+        method=", words ".join(method_names),
         words=bool(request.words),
         text_maps=text_maps,
         hints=tuple(hints),
-        contrast=()
-        if request.against is None
-        else (*checks.as_list(request.texts), request.against),
+        contrast=contrast,
     )
 
 
-def _directions(clip: ClipAdapter, request: Request) -> Target:
-    """What is looked for, and after it the words of a text where they are asked for."""
+def _choose_methods(clip: ClipAdapter, request: Request) -> dict[str, MethodChoice]:
+    """The methods of the requested sides, "image" before "text"."""
+    method = request.method
+    options = dict(request.options)
+    choices = {}
+    if request.side != "text":
+        choices["image"] = MethodChoice.of(method, options, clip.tower)
+    if request.side != "image":
+        if request.side == "both" and not method:
+            # The options belong to the default method of the image side.
+            options = {}
+        choices["text"] = MethodChoice.of(method or "conservative", options, clip.text_tower)
+    if request.sign != "positive":
+        for choice in choices.values():
+            choice.check_negative()
+    return choices
+
+
+def _should_hint(clip: ClipAdapter, request: Request, *, is_alone: bool) -> bool:
+    """Whether to look for hints; by default for a single image, and positive maps of texts."""
+    if request.hints is not None:
+        return bool(request.hints)
+    if request.texts is None or isinstance(request.texts, Target):
+        return False
+    is_positive = request.against is None and request.sign != "negative"
+    return is_alone and is_positive and can_compare(clip)
+
+
+def _make_target(clip: ClipAdapter, request: Request) -> Target:
+    """The target of a request; the words of a text follow it where they are requested."""
     if request.reference is not None:
         return targets.image(clip, request.reference)
-    texts = request.texts
-    target = texts if isinstance(texts, Target) else targets.text(clip, texts)
+    target = request.texts
+    if not isinstance(target, Target):
+        target = targets.text(clip, target)
     if request.against is not None:
         return target - targets.text(clip, request.against)
     if not request.words:
         return target
-    chosen = None if request.words is True else request.words
-    return targets.concatenate([target, targets.words(clip, target.names[0], chosen)])
+    selection = None if request.words is True else request.words
+    return targets.concatenate([target, targets.words(clip, target.names[0], selection)])
 
 
-def _pairs(clip: ClipAdapter, request: Request) -> Explanation:
-    """Which word of a text, or which region of another image, answers which region."""
-    reference, options = request.reference, _options_of_pairs(request)
-    text, batches = text_of_pairs(request.texts), _Batches(clip, request)
-    other: Any = None
+def _explain_pairs(clip: ClipAdapter, request: Request) -> Explanation:
+    """Explain which word of a text, or which region of another image, matches which region."""
+    options = _options_of_pairs(request)
+    text = text_of_pairs(request.texts)
+    batches = _Batches(clip, request)
+    other: Any = text
     if text is None:
-        other = regions.preprocess(clip, reference, whole=request.whole).pixels
-        if len(other) != 1:
-            raise InputError(f"expected one reference image, got {len(other)}.")
-    results, raw = [], []
+        other = regions.preprocess(clip, request.reference, whole=request.whole).pixels
+        checks.expect(len(other) == 1, "one reference image", len(other))
+    results = []
+    raw = []
     for pixels in batches:
-        results.append(pair_maps(clip, pixels, other if text is None else text, **options))
-        shares = results[-1].maps
-        signed = [shares if sign == "positive" else -shares for sign in request.signs]
+        result = pair_maps(clip, pixels, other, **options)
+        results.append(result)
+        signed = [result.maps if sign == "positive" else -result.maps for sign in request.signs]
         raw.append(maps.positive(torch.cat(signed, 1).cpu()))
     first = results[0]
-    lost = [pairs.leave_one_out for pairs in results if pairs.leave_one_out is not None]
-    listed = ",".join(f"{option}={value}" for option, value in options.items())
-    name = Path(reference).stem if isinstance(reference, (str, Path)) else "reference"
+    method = "direct interaction"
+    if options:
+        listed = ",".join(f"{option}={value}" for option, value in options.items())
+        method = f"{method}:{listed}"
+    facts: dict[str, Any] = {"names": first.names}
+    if text is None:
+        reference = request.reference
+        is_file = isinstance(reference, (str, Path))
+        name = Path(reference).stem if is_file else "reference"
+        facts["names"] = (name, *first.names[1:])
+        facts["reference"] = clip.denormalize(other)[0].cpu()
+    losses = [result.leave_one_out for result in results if result.leave_one_out is not None]
+    if losses:
+        facts["leave_one_out"] = _join_batches(losses).cpu()
     return batches.explanation(
         raw,
-        [pairs.scores.cpu() for pairs in results],
-        names=first.names if other is None else (name, *first.names[1:]),
+        [result.scores.cpu() for result in results],
         norms=first.norms,
-        method=":".join(filter(None, ["direct interaction", listed])),
-        words=other is None,
-        leave_one_out=_join_batches(lost).cpu() if lost else None,
-        reference=None if other is None else clip.denormalize(other)[0].cpu(),
+        method=method,
+        words=text is not None,
         cells=first.cells,
+        **facts,
     )
 
 
@@ -365,20 +424,21 @@ def classify(
     .. math:: p_c = \frac{e^{s y_c}}{\sum_j e^{s y_j}}
         \quad \text{or, with a bias (SigLIP),} \quad p_c = \frac{1}{1 + e^{-(s y_c + b)}}
 
-    The former are shares among the named classes and sum to one whatever the image shows, the
-    latter are of each class by itself.
+    The softmax gives shares among the named classes, which sum to one whatever the image shows. The
+    sigmoid judges each class by itself.
 
     Args:
         image: an image as :func:`captum_clip.explain` takes it.
         classes: their names, or a :class:`captum_clip.Target` of them, made once for many images.
         model: as in `explain`.
-        templates: one or several prompts with ``{}`` for the name, as of
-            :func:`captum_clip.targets.text`; by default the names alone. A Target has its own, in
-            which its classes are compared with unrelated ones.
-        top: the classes that are explained, by default three, or all where there are fewer.
-        hints: say in `Explanation.hints` where the best class hardly fits better than unrelated
-            texts and the other classes, as where the true one is not among them; by default
-            wherever the tokenizer reads them. It costs a forward pass, and once per model 32 texts.
+        templates: one or several prompts with ``{}`` for the name, as in
+            :func:`captum_clip.targets.text`; by default the names alone. A Target already has its
+            own; give them here too, for the unrelated texts that the hints compare with.
+        top: the number of classes to explain; by default three, or all where there are fewer.
+        hints: add a sentence to `Explanation.hints` if the best class hardly fits better than
+            unrelated texts and the other classes, as where the true class is not among them. By
+            default wherever the tokenizer reads these texts. It costs a forward pass, and once per
+            model 32 texts.
         **options: all others of `explain`, such as `processor`, `method`, `sign` or `whole`.
 
     Returns:
@@ -402,61 +462,76 @@ def classify(
     clip = load_clip(model, **loading)
     checks.check_flag("hints", hints is None or hints)
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
-    top = min(3, len(target)) if top is None else top
+    if top is None:
+        top = min(3, len(target))
     checks.check_integer("top", top, most=len(target))
+    whole = options.get("whole", False)
     with checks.limit_pixels(options.get("max_pixels")):
-        pixels = regions.preprocess(
-            clip, pixels_of(image), whole=options.get("whole", False)
-        ).pixels
+        pixels = regions.preprocess(clip, pixels_of(image), whole=whole).pixels
     checks.expect(len(pixels) == 1, "one image", len(pixels), "classify each by itself")
-    # all classes, maybe thousands, of which only the best need a gradient
+    # There may be thousands of classes, and only the best of them need a gradient.
     with torch.no_grad():
         cosines = ClipSimilarity(clip, target)(pixels)
     probabilities, calibration = _calibrated(clip, cosines)
     best = cosines[0].topk(top).indices.tolist()
     explanation = explain(image, target[best], model=clip, **options)
-    more: dict[str, Any] = {"probabilities": probabilities[:, best].cpu()}
+    hints_by_image: tuple[tuple[str, ...], ...] = ()
     if hints or (hints is None and can_compare(clip)):
-        more["hints"] = (find_class_hints(clip, pixels, target.names, cosines[0], templates),)
-    return replace(explanation, calibration=calibration, **more)
+        sentences = find_class_hints(clip, pixels, target.names, cosines[0], templates)
+        hints_by_image = (sentences,)
+    return replace(
+        explanation,
+        calibration=calibration,
+        probabilities=probabilities[:, best].cpu(),
+        hints=hints_by_image,
+    )
 
 
 def of_classes(
     clip: ClipAdapter, classes: Sequence[str], templates: str | Sequence[str] | None = None
 ) -> Target:
-    """The embeddings of classes, a few at a time: there may be thousands in dozens of templates."""
+    """Encode classes, some at a time, since there may be thousands in dozens of templates."""
     names = checks.check_texts(classes)
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    checks.expect(not twice, "each class once", twice)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    checks.expect(not repeated, "each class once", repeated)
     prompts = 1 if templates is None else max(1, len(checks.as_list(templates)))
-    count = max(1, _PROMPTS // prompts)
-    pieces = [names[start : start + count] for start in range(0, len(names), count)]
-    return targets.concatenate([targets.text(clip, p, templates=templates) for p in pieces])
+    count = max(1, _PROMPTS_AT_ONCE // prompts)
+    batches = []
+    for start in range(0, len(names), count):
+        batch = names[start : start + count]
+        batches.append(targets.text(clip, batch, templates=templates))
+    return targets.concatenate(batches)
 
 
 @torch.no_grad()
 def _calibrated(clip: ClipAdapter, cosines: Tensor) -> tuple[Tensor, str]:
-    """The probabilities (1, C) that the model gives to cosines (1, C), and how, in words."""
+    """The probabilities (1, C) that the model gives to cosines (1, C), and their formula."""
     model: Any = unwrapped(clip.model)
     if getattr(model, "logit_scale", None) is not None:
-        most = getattr(model, "max_log_logit_scale", None)  # of AIMv2, which clamps it
-        scale = model.logit_scale.float().clamp(-inf if most is None else 0, most).exp()
-    elif getattr(model, "temperature", None) is not None:  # ALIGN's, TIPSv2's
+        log_scale = model.logit_scale.float()
+        largest = getattr(model, "max_log_logit_scale", None)
+        if largest is not None:  # AIMv2 clamps its scale.
+            log_scale = log_scale.clamp(0, largest)
+        scale = log_scale.exp()
+    elif getattr(model, "temperature", None) is not None:  # ALIGN and TIPSv2 divide by it.
         scale = 1 / model.temperature.float()
     else:
         raise UnsupportedModelError(
             f"{clip.name} has no temperature (logit_scale) to turn cosines into probabilities; use "
             "explain for the cosines."
         )
-    factor, classes = f"{scale.item():.3g} times the cosine", cosines.shape[1]
-    if (bias := getattr(model, "logit_bias", None)) is not None:
-        added = f"{'-' if bias < 0 else '+'} {abs(bias.item()):.3g}".replace("-", "\N{MINUS SIGN}")
-        each = f"each class by itself: sigmoid of {factor} {added}"
-        return (scale * cosines + bias).sigmoid(), each
+    factor = f"{scale.item():.3g} times the cosine"
+    classes = cosines.shape[1]
+    bias = getattr(model, "logit_bias", None)
+    if bias is not None:
+        sign = "\N{MINUS SIGN}" if bias < 0 else "+"
+        amount = f"{abs(bias.item()):.3g}".replace("-", "\N{MINUS SIGN}")
+        probabilities = (scale * cosines + bias).sigmoid()
+        return probabilities, f"each class by itself: sigmoid of {factor} {sign} {amount}"
     if classes == 1:
         raise InputError(
             f"probabilities of {clip.name} are shares of the classes, so a single class gets all; "
             "give several, or use explain for its cosine."
         )
-    shares = f"shares among the {classes} named classes: softmax of {factor}"
-    return (scale * cosines).softmax(-1), shares
+    probabilities = (scale * cosines).softmax(-1)
+    return probabilities, f"shares among the {classes} named classes: softmax of {factor}"

@@ -4,7 +4,6 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple, SupportsIndex, get_type_hints
 
@@ -39,13 +38,13 @@ from .request import ENDINGS, SIGNS
 
 
 class Shown(NamedTuple):
-    """What is written with a map, wherever it is shown: in figures, pages, tables and lines.
+    """The text and the brightness of a map, wherever it is shown: in figures, pages and tables.
 
     Attributes:
         title: the name of the target; of a class, with its probability.
         note: under the map: the cosine of a text, the norm or the share of a word.
         detail: what the note adds to the cosine, or the share, if anything.
-        weight: the brightness of the map: of a word its norm or its peak over the largest, else 1.
+        weight: the brightness; that of a word is its norm or its peak over the largest, else 1.
     """
 
     title: str
@@ -62,30 +61,30 @@ class Explanation(drawing.Drawable):
         maps: sign ("positive", "negative") -> raw maps (B, K, h, w), none below zero, on the
             tower's own grid.
         scores: cosine similarities (B, K).
-        names: of the K targets.
+        names: those of the K targets.
         norms: lengths (K,) that the targets had before they became unit rows.
-        model: its name.
-        method: its command-line name with its options.
-        images: what the model saw, (B, 3, H, W), colors in [0, 1].
+        model: the name of the model.
+        method: the command-line name of the method, with its options.
+        images: the images as the model saw them, (B, 3, H, W), colors in [0, 1].
         words: whether the first target is a text and the others are its words.
-        text_maps: of the text side, for each text its words with their values; start, end and
-            padding are left out. Where only the text side was asked for, `maps` is empty.
-        hints: for each image sentences about the maps that should be doubted, where they were
-            looked for; they stand in the caption of :meth:`plot`.
-        crops: the part of its photo that each image is; empty for images that came as tensors, and
-            where the processor is not known to crop in a way that can be read.
-        photos: what was given for each image, for :meth:`plot`; a file does not keep them.
-        leave_one_out: for pairs with a text (``side="pairs"``), what the cosine loses without the
+        text_maps: on the text side, the words of each text with their values; start, end and
+            padding are left out. If only the text side was requested, `maps` is empty.
+        hints: for each image, sentences about maps that should be doubted; the caption of
+            :meth:`plot` has them. Empty where no hints were requested.
+        crops: the part of its photo that each image shows; empty for images that came as tensors,
+            and for a processor that crops in an unknown way.
+        photos: the images as they were given, for :meth:`plot`; a file does not keep them.
+        leave_one_out: for pairs with a text (``side="pairs"``), the loss of cosine without the
             text, and without each of its words, (B, K). `maps` are then the map of the whole text
             and each word's share of it; `scores` the cosine and the sum of each share.
-        reference: for a pair of images the other image, (3, H, W), colors in [0, 1]. `names` are
-            its own, then the cells of its grid row by row.
-        cells: rows and columns of this grid, kept by :meth:`match`; (1, N) where the explanation is
+        reference: for a pair of images, the other image, (3, H, W), colors in [0, 1]. `names` are
+            its name, then the cells of its grid row by row.
+        cells: rows and columns of this grid, kept by :meth:`match`; (1, N) if the explanation is
             for a word of a pair with N words, or for N tokens of a late interaction.
-        contrast: the two texts of ``explain(..., against=)``; the target is the first's embedding
-            less the second's, and ``scores * norms`` the difference of their cosines.
+        contrast: the two texts of ``explain(..., against=)``. The target is the embedding of the
+            first minus that of the second; ``scores * norms`` is the difference of their cosines.
         probabilities: of the classes of :func:`captum_clip.classify`, (1, K); otherwise None.
-        calibration: how they follow from the cosines.
+        calibration: how the probabilities follow from the cosines.
 
     Raises:
         InputError: the shapes do not belong together.
@@ -112,21 +111,30 @@ class Explanation(drawing.Drawable):
 
     @public("Explanation")
     def __post_init__(self) -> None:
-        count, targets = len(self.images) if self.images.ndim else 0, len(self.names)
+        count = len(self.images) if self.images.ndim else 0
+        targets = len(self.names)
         shape = (count, targets)
         lost, shares = self.leave_one_out, self.probabilities
-        fits = (
+        do_tensors_fit = (
             self.images.ndim == 4
-            and (self.scores.shape, self.norms.shape) == (shape, (targets,))
+            and self.scores.shape == shape
+            and self.norms.shape == (targets,)
             and (lost is None or lost.shape == shape)
             and (shares is None or shares.shape == (1, targets))
-            and len(self.maps) + len(self.text_maps) > 0
+        )
+        do_maps_fit = (
+            len(self.maps) + len(self.text_maps) > 0
             and len(self.text_maps) in (0, targets)
-            and all(len(x) in (0, count) for x in (self.hints, self.crops, self.photos))
             and list(self.maps) == [sign for sign in SIGNS if sign in self.maps]
             and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
+        )
+        lists_of_images = (self.hints, self.crops, self.photos)
+        fits = (
+            do_tensors_fit
+            and do_maps_fit
+            and all(len(values) in (0, count) for values in lists_of_images)
             and min(self.cells) >= 0
-            and (not self.contrast or (len(self.contrast), targets) == (2, 1))
+            and (not self.contrast or (len(self.contrast) == 2 and targets == 1))
             and (self.reference is None or targets == 1 + self.cells[0] * self.cells[1])
         )
         if not fits:
@@ -142,40 +150,59 @@ class Explanation(drawing.Drawable):
         return f"{self.model} ({self.method})"
 
     def shown(self) -> list[list[Shown]]:
-        """What is written with each map, B times K."""
-        among = " among the named" * self.calibration.startswith("shares")
-        titles = list(self.names)
-        if self.probabilities is not None:
-            # 0.0% would read as impossible, and a softmax never says so
-            shares = [
-                "below 0.1%" if p < 0.001 else f"{p:.1%}" for p in self.probabilities[0].tolist()
-            ]
-            titles = [f"{name}: {p}{among}" for name, p in zip(titles, shares, strict=True)]
-        weights = torch.ones(len(self), len(titles))
+        """The text and the brightness of each map, B times K."""
+        titles = self._titles()
+        weights = self._weights().tolist()
+        rows = []
+        for row, scores in enumerate(self.scores.tolist()):
+            shown = []
+            for column, score in enumerate(scores):
+                note, detail = self._note(row, column, score)
+                shown.append(Shown(titles[column], note, detail, weights[row][column]))
+            rows.append(shown)
+        return rows
+
+    def _titles(self) -> list[str]:
+        """The names of the targets, those of classes with their probabilities."""
+        if self.probabilities is None:
+            return list(self.names)
+        among = " among the named" if self.calibration.startswith("shares") else ""
+        titles = []
+        for name, probability in zip(self.names, self.probabilities[0].tolist(), strict=True):
+            # 0.0% would read as impossible, and a softmax never says so.
+            share = "below 0.1%" if probability < 0.001 else f"{probability:.1%}"
+            titles.append(f"{name}: {share}{among}")
+        return titles
+
+    def _weights(self) -> Tensor:
+        """The brightness (B, K) of the maps, which tells strong words from weak ones."""
+        weights = torch.ones(len(self), len(self.names))
         if self.leave_one_out is not None:
             peaks = torch.stack([m.amax((-2, -1)) for m in self.maps.values()]).amax(0)[:, 1:]
-            # where all maps are empty, 0 / 0 would be NaN, and so would each map times its weight
+            # Where all maps are empty, 0 / 0 would be NaN, and so would each map times its weight.
             largest = peaks.amax(1, keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
             weights[:, 1:] = peaks / largest
-        elif self.words and len(titles) > 1:
+        elif self.words and len(self.names) > 1:
             weights[:, 1:] = self.norms[1:] / self.norms[1:].max()
-        differences, rows = self.scores * self.norms, list[list[Shown]]()
-        is_part = self.reference is None and self.cells != (0, 0)  # a word or token of a pair
-        for row, scores in enumerate(self.scores.tolist()):
-            rows.append([])
-            for column, (title, score) in enumerate(zip(titles, scores, strict=True)):
-                note, detail = score_note(score), ""
-                if is_part:
-                    note = f"share {signed_number(score)}"
-                elif self.leave_one_out is not None:
-                    detail = f"lost {signed_number(float(self.leave_one_out[row, column]))}"
-                    note = f"share {signed_number(score)}, {detail}" if column else note
-                elif self.words and column:
-                    note = detail = f"norm {float(self.norms[column]):.2f}"
-                elif self.contrast:
-                    detail = f"cosines differ by {signed_number(float(differences[row, column]))}"
-                rows[-1].append(Shown(title, note, detail, float(weights[row, column])))
-        return rows
+        return weights
+
+    def _note(self, row: int, column: int, score: float) -> tuple[str, str]:
+        """The note under a map, and its detail."""
+        if self.reference is None and self.cells != (0, 0):
+            # The target is a word or token of a pair, whose score is its share of the cosine.
+            return f"share {signed_number(score)}", ""
+        if self.leave_one_out is not None:
+            lost = f"lost {signed_number(float(self.leave_one_out[row, column]))}"
+            if column == 0:  # the whole text
+                return score_note(score), lost
+            return f"share {signed_number(score)}, {lost}", lost
+        if self.words and column > 0:
+            norm = f"norm {float(self.norms[column]):.2f}"
+            return norm, norm
+        if self.contrast:
+            difference = float(self.scores[row, column] * self.norms[column])
+            return score_note(score), f"cosines differ by {signed_number(difference)}"
+        return score_note(score), ""
 
     @public("match")
     def match(self, row: int, column: int) -> "Explanation":
@@ -193,77 +220,95 @@ class Explanation(drawing.Drawable):
                 "this explanation has no pair of images; explain(image, reference=other, "
                 "side='pairs') makes one."
             )
-        # a negative index would count from the end, and True is the integer 1
-        for name, index, count in zip(("row", "column"), (row, column), self.cells, strict=True):
+        rows, columns = self.cells
+        for name, index, count in (("row", row, rows), ("column", column, columns)):
+            # A negative index would count from the end, and True is the integer 1.
             if not is_integer(index, least=0) or index >= count:
                 raise InputError(f"expected a {name} from 0 to {count - 1}, got {index!r}.")
-        return self._target(1 + row * self.cells[1] + column)
+        return self._target(1 + row * columns + column)
 
     def _target(self, index: int) -> "Explanation":
         """The explanation of one target; a part of the whole, such as a word, keeps its share."""
-        column, name, cells = slice(index, index + 1), self.names[index], self.cells
-        if index == 0 and self.reference is not None:  # the whole, with its cosine
+        column = slice(index, index + 1)  # which keeps the dimension of the targets
+        name = self.names[index]
+        cells = self.cells
+        if index == 0 and self.reference is not None:
+            # The whole reference has a cosine, where its cells have shares.
             cells = (0, 0)
-        elif index and self.leave_one_out is not None:
+        elif index > 0 and self.leave_one_out is not None:
             cells = (1, len(self.names) - 1)
+        hints = []
+        for sentences in self.hints:
+            # A sentence that quotes no text is about all of them.
+            kept = [text for text in sentences if f"“{name}”" in text or "“" not in text]
+            hints.append(tuple(kept))
+        probabilities = self.probabilities
+        if probabilities is not None:
+            probabilities = probabilities[:, column]
         return replace(
             self,
-            maps={sign: m[:, column] for sign, m in self.maps.items()},
+            maps={sign: values[:, column] for sign, values in self.maps.items()},
             scores=self.scores[:, column],
             names=(name,),
             norms=self.norms[column],
             words=False,
             text_maps=self.text_maps[column],
-            hints=tuple(
-                tuple(h for h in hints if f"“{name}”" in h or "“" not in h) for hints in self.hints
-            ),
+            hints=tuple(hints),
             leave_one_out=None,
             reference=None,
             cells=cells,
-            probabilities=None if self.probabilities is None else self.probabilities[:, column],
+            probabilities=probabilities,
         )
 
     @public("heatmap")
     def heatmap(
         self, interpolation: Mode = "bilinear", *, original: bool = False, scale: Any = "own"
     ) -> dict[str, Tensor]:
-        """The maps resized, then min-max normalized one by one, sign -> (B, K, H, W) in [0, 1].
+        """Resize the maps and min-max normalize them one by one, sign -> (B, K, H, W) in [0, 1].
 
-        The two signs of a map share one scale. Where an image was padded the map is zero, and left
-        out of the scale. :meth:`plot` draws them, with the interpolation that it is given. The map
-        of one text is that of ``explanation["a horse"].heatmap()``.
+        The two signs of a map share one scale. Where an image was padded, the map is zero and left
+        out of the scale. :meth:`plot` draws these maps, in the interpolation that it is given. For
+        the map of one text, call ``explanation["a horse"].heatmap()``.
 
         Args:
             interpolation: as of :meth:`plot`.
             original: at the photos' own size, zero where the model did not see them.
-            scale: "own", "shared" by all maps, or the value that becomes 1, as of a figure.
+            scale: "own", "shared" by all maps, or the value that becomes 1, as in a figure.
 
         Raises:
             InputError: an unknown look; photos that are not known, or differ in size.
         """
         how = self.scaling(Look(interpolation=interpolation, scale=scale))
         check_flag("original", original)
-        height, width = self.images.shape[-2:]
-        size, box = (height, width), (0.0, 0.0, float(width), float(height))
-        # padding has no evidence, and would be the minimum of the scale
-        views = [(size, box, crop.of_photo(size)) for crop in self.crops]
-        views = views or [(size, box, box)] * len(self)
         if original:
             regions.check_crops(self)
-            views = [(crop.size, crop.box, crop.box) for crop in self.crops]
-            if len(sizes := sorted({crop.size for crop in self.crops})) > 1:
-                differ = f"the photos differ in height and width, {sizes}"
-                raise InputError(f"{differ}; take one, as in explanation[0].heatmap(...).")
-        each = []
-        for index, (size, box, visible) in enumerate(views):
+            sizes = sorted({crop.size for crop in self.crops})
+            if len(sizes) > 1:
+                raise InputError(
+                    f"the photos differ in height and width, {sizes}; take one, as in "
+                    "explanation[0].heatmap(...)."
+                )
+        height, width = self.images.shape[-2:]
+        size = (height, width)
+        frame = (0.0, 0.0, float(width), float(height))
+        heatmaps = []
+        for index in range(len(self)):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
-            each.append(regions.normalized(raw, size, how, box, visible))
-        return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
+            if original:
+                crop = self.crops[index]
+                heatmaps.append(regions.normalized(raw, crop.size, how, crop.box))
+            else:
+                # Padding has no evidence, and would be the minimum of the scale.
+                visible = self.crops[index].of_photo(size) if self.crops else frame
+                heatmaps.append(regions.normalized(raw, size, how, frame, visible))
+        return {sign: torch.cat([heatmap[sign] for heatmap in heatmaps]) for sign in self.maps}
 
     def scaling(self, look: Look) -> regions.Scaling:
-        """How a look resizes the maps, and the value of theirs that it draws as 1, if any."""
-        largest = max((float(values.max()) for values in self.maps.values()), default=0) or 1.0
-        return look.interpolation, largest if look.scale == "shared" else look.top
+        """The interpolation of a look, and the value of the maps that it draws as 1, if any."""
+        if look.scale == "shared":
+            peaks = [float(values.max()) for values in self.maps.values()]
+            return look.interpolation, max(peaks, default=0) or 1.0
+        return look.interpolation, look.top
 
     @public("regions")
     def regions(self, threshold: Threshold = "otsu") -> list[Region]:
@@ -282,24 +327,26 @@ class Explanation(drawing.Drawable):
 
         Raises:
             InputError: an unknown threshold, an explanation of the text side alone, or a processor
-                of which it is not known how it crops a photo.
+                that crops in an unknown way.
         """
         if self.photos:
             regions.check_crops(self)
         marked = []
-        views = enumerate(self._crops_or_images())
-        for (index, crop), (column, name) in product(views, enumerate(self.names)):
-            # both signs on one scale: a weak one on its own would mark as much as a strong one
-            raw = {sign: values[index, column] for sign, values in self.maps.items()}
-            heatmap = regions.normalized(raw, crop.size, ("bicubic", None), crop.box)
-            marked += [
-                regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
-                for sign, values in heatmap.items()
-            ]
+        for index, crop in enumerate(self._crops_or_images()):
+            for column, name in enumerate(self.names):
+                # Both signs are on one scale: a weak one on a scale of its own would mark as much
+                # as a strong one.
+                raw = {sign: values[index, column] for sign, values in self.maps.items()}
+                heatmap = regions.normalized(raw, crop.size, ("bicubic", None), crop.box)
+                for sign, values in heatmap.items():
+                    region = regions.region(
+                        values, crop.box, threshold, image=index, target=name, sign=sign
+                    )
+                    marked.append(region)
         return marked
 
     def _crops_or_images(self) -> Sequence[Crop]:
-        """Where each image lies in its photo; where that is unknown, the image is its own photo."""
+        """The crops of the photos; if they are unknown, each image is a photo of its own."""
         if not self.maps:
             both = argument("side", "both")
             raise InputError(f"this explanation has words only, no map of an image; use {both}.")
@@ -312,47 +359,57 @@ class Explanation(drawing.Drawable):
         """Write the figure (.png, .jpg, .pdf, .svg), a page (.html), or everything (.npz).
 
         The file appears under its name only when it is complete; an existing one is replaced. An
-        .npz keeps of each photo its size and what the model saw of it, not the photo. A page needs
-        no network: a word that is pointed at shows its map, a region what answers it. An .npy has
-        the raw maps (B, K, h, w) alone; of both signs their difference.
+        .npz has the size of each photo and what the model saw of it, not the photo. A page needs no
+        network: pointing at a word shows its map, at a region the words that match it. An .npy has
+        the raw maps (B, K, h, w) alone; for both signs it has their difference.
 
         Args:
             path: in an existing folder.
-            original: as of :meth:`plot`.
-            **_: the look of the figure, as :meth:`plot` takes it.
+            original: as in :meth:`plot`.
+            **_: the look of the figure, as in :meth:`plot`.
 
         Returns:
             The path.
 
         Raises:
-            InputError: another ending, a folder that cannot be written to, or no look of the file.
+            InputError: another ending, a folder that cannot be written to, or a look that the file
+                cannot have.
         """
         path = check_destination(path, ENDINGS)
         current_look.get().check_file(path)
-        kind = path.suffix.lower()
-        if kind == ".npz":
-            arrays = {f"maps_{sign}": values.numpy() for sign, values in self.maps.items()}
-            tensors = {name: getattr(self, name) for name in _TENSORS}
-            arrays |= {name: v.numpy() for name, v in tensors.items() if v is not None}
-            about = {name: getattr(self, name) for name in _FACTS}
-            arrays["about"] = np.array(json.dumps(about, default=astuple))
-            replace_file(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-        elif kind == ".html":
-            # a name may hold half a surrogate pair, which UTF-8 cannot write
+        ending = path.suffix.lower()
+        if ending == ".npz":
+            arrays = self._arrays()
+            replace_file(path, lambda file: np.savez_compressed(file, **arrays))
+        elif ending == ".html":
+            # A name may hold half a surrogate pair, which UTF-8 cannot write.
             text = drawing.html_page(self, original).encode(errors="replace")
             replace_file(path, lambda file: file.write(text))
-        elif kind == ".npy":
-            self._crops_or_images()
-            first, *second = self.maps.values()
-            replace_file(path, lambda file: np.save(file, (first - sum(second)).numpy()))
+        elif ending == ".npy":
+            self._crops_or_images()  # which refuses an explanation without maps
+            signed, *negative = self.maps.values()
+            if negative:
+                signed = signed - negative[0]
+            replace_file(path, lambda file: np.save(file, signed.numpy()))
         else:
             super().save(path, original=original)
         return path
 
+    def _arrays(self) -> dict[str, Any]:
+        """The arrays of an .npz, all fields that are no tensors as JSON in one of them."""
+        arrays = {f"maps_{sign}": values.numpy() for sign, values in self.maps.items()}
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                arrays[name] = tensor.numpy()
+        about = {name: getattr(self, name) for name in _FACTS}
+        arrays["about"] = np.array(json.dumps(about, default=astuple))
+        return arrays
+
     @classmethod
     @public("Explanation.load")
     def load(cls, path: str | Path) -> "Explanation":
-        """Read what :meth:`save` wrote as .npz.
+        """Read an .npz file that :meth:`save` wrote.
 
         Raises:
             InputError: there is no such file, or it holds something else.
@@ -376,26 +433,32 @@ class Explanation(drawing.Drawable):
                 raise InputError(f"there is no text {show(index)}; the texts are {listed}.")
             return self._target(self.names.index(index))
         if not isinstance(index, slice):
-            number = range(len(self))[index]  # IndexError past the last, as iteration needs it
-            # a slice, which keeps the dimension of the images
+            # range raises IndexError past the last image, as iteration needs it. A slice keeps the
+            # dimension of the images.
+            number = range(len(self))[index]
             index = slice(number, number + 1)
-        names = ("scores", "images", "hints", "crops", "photos", "leave_one_out")
-        values = {name: getattr(self, name) for name in names}
-        chosen: Any = {name: None if v is None else v[index] for name, v in values.items()}
-        return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **chosen)
+        chosen: dict[str, Any] = {}
+        for name in ("scores", "images", "hints", "crops", "photos", "leave_one_out"):
+            values = getattr(self, name)
+            chosen[name] = None if values is None else values[index]
+        maps = {sign: values[index] for sign, values in self.maps.items()}
+        return replace(self, maps=maps, **chosen)
 
     def _repr_jpeg_(self) -> bytes | None:
-        """The figure, where no page stands for it."""
-        return None if self.words or self.reference is not None else super()._repr_jpeg_()
+        """The figure, which a notebook shows where there is no page."""
+        if self.words or self.reference is not None:
+            return None
+        return super()._repr_jpeg_()
 
     def _repr_html_(self) -> str | None:
         """The page of :meth:`save`, which a notebook shows for words and pairs."""
         if not self.words and self.reference is None:
             return None
         frame = 'title="Explanation" style="width: 100%; height: 40rem; border: 0"'
-        # Without the escape a quote in a text would end the attribute. In a frame, its styles and
-        # scripts do not meet those of the notebook.
-        return f'<iframe srcdoc="{html.escape(drawing.html_page(self))}" {frame}></iframe>'
+        # Without the escape a quote in a text would end the attribute. In a frame, the page's
+        # styles and scripts do not meet those of the notebook.
+        page = html.escape(drawing.html_page(self))
+        return f'<iframe srcdoc="{page}" {frame}></iframe>'
 
     def __repr__(self) -> str:
         return (
@@ -406,37 +469,43 @@ class Explanation(drawing.Drawable):
 
 _FIELD_KINDS: Final = get_type_hints(Explanation)
 _TENSORS: Final = [name for name, kind in _FIELD_KINDS.items() if kind in (Tensor, Tensor | None)]
+"""The fields that a file has as arrays, next to the maps."""
 _FACTS: Final = [name for name in _FIELD_KINDS if name not in ("maps", "photos", *_TENSORS)]
-"""Fields that a file has as arrays, and as JSON."""
+"""The fields that a file has as JSON."""
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    """Read what :meth:`Explanation.save` wrote; InputError where a file holds something else."""
+    """Read a file of :meth:`Explanation.save`; InputError where it holds something else."""
     try:
-        # NumPy would not close a damaged file that it opened itself
-        # allow_pickle: unpickling would run whatever code a file holds.
+        # NumPy would not close a damaged file that it opened itself. Unpickling is refused, since
+        # it would run whatever code a file holds.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
+        # NumPy does not check characters, so the text is decoded here.
         text = arrays.pop("about").astype(str).tobytes()
-        about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
+        about = json.loads(text.decode("utf-32"))
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if not all(tensor.is_floating_point() for tensor in tensors.values()):
             raise ValueError("it has arrays of another type")
-        if unknown := tensors.keys() - {*_TENSORS, *(f"maps_{sign}" for sign in SIGNS)}:
-            raise ValueError(f"it has {', '.join(sorted(unknown))}")
-        return {
-            "maps": {sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
-            **{name: tensors[name] for name in _TENSORS if name in tensors},
-            **{name: _frozen(about[name]) for name in _FACTS},
-            "crops": tuple(Crop(size, box) for size, box in _frozen(about["crops"])),
-        }
+        maps = {}
+        for sign in SIGNS:
+            if f"maps_{sign}" in tensors:
+                maps[sign] = tensors.pop(f"maps_{sign}")
+        unknown = sorted(tensors.keys() - set(_TENSORS))
+        if unknown:
+            raise ValueError(f"it has {', '.join(unknown)}")
+        facts = {name: _frozen(about[name]) for name in _FACTS}
+        facts["crops"] = tuple(Crop(size, box) for size, box in facts["crops"])
+        return {"maps": maps, **tensors, **facts}
     except DAMAGED as error:
         raise InputError(f"not a file of Explanation.save ({error}).") from error
 
 
 def _frozen(value: Any) -> Any:
     """A value of JSON with tuples for its lists, as a frozen dataclass has them."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_frozen(entry) for entry in value)
+    return value
 
 
 class Comparison(tuple[Explanation, ...], drawing.Drawable):
@@ -444,7 +513,7 @@ class Comparison(tuple[Explanation, ...], drawing.Drawable):
 
     @public("Comparison")
     def __getitem__(self, index: SupportsIndex | slice | str) -> Any:
-        """The explanation of one model, by its place or name; for a slice, those of several."""
+        """The explanation of one model, by its position or name; for a slice, those of several."""
         if isinstance(index, str):
             names = [explanation.model for explanation in self]
             expect(index in names, f"a model of {', '.join(names)}", index)

@@ -1,7 +1,7 @@
-"""When to doubt a map: its text fits no better than unrelated ones, or it is that of any text.
+"""When to doubt a map: its text fits no better than unrelated ones, or any text has such a map.
 
 A map has a maximum whatever the model knows of the image, and some class is always the best. All
-hints compare with texts that have nothing to do with it; their levels are calibrated on the scenes
+hints compare with texts that have nothing to do with it. Their levels are calibrated on the scenes
 of the embedded models, see `docs/appendix/measurements.md`.
 """
 
@@ -29,14 +29,15 @@ _NOUNS: Final = (
 UNRELATED: Final = tuple(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in _NOUNS)
 """Everyday things, which the embedded models know too."""
 SHARE: Final = 0.1
-"""Where more of the unrelated texts fit an image better, a text does not fit it."""
+"""A text does not fit an image if a larger share of the unrelated texts fits it better."""
 CORRELATION: Final = 0.98
-"""From here on a map is that of unrelated texts."""
+"""A map above this correlation counts as that of unrelated texts."""
 OUTSTANDING: Final = 3
-"""Standard deviations above other texts, from which on a class stands out."""
-_MAPS: Final = 8  # unrelated texts whose maps are compared
+"""A class stands out if it is at least so many standard deviations above other texts."""
+_COMPARED_MAPS: Final = 8
+"""The number of unrelated texts whose maps are compared."""
 
-# by model: a call with a model of the user's own makes an adapter each time
+# The key is the model, since a call with a user's own model makes an adapter each time.
 _encoded: WeakKeyDictionary[nn.Module, tuple[Any, Any, Target]] = WeakKeyDictionary()
 
 
@@ -50,26 +51,31 @@ def find_hints(
 ) -> list[tuple[str, ...]]:
     """Find out which positive maps should be doubted, in sentences for each image.
 
-    There is a sentence for each text that fits it no better than unrelated texts, and a sentence
-    about the maps of any text.
+    There is one sentence for each text that fits an image no better than unrelated texts, and one
+    about all maps that hardly differ from those of unrelated texts.
 
     It costs another forward pass for the scores and a run of the method for eight texts, and once
     per model the encoding of 32 short texts. The arguments are those of :func:`compare`.
     """
+    better, alike = compare(clip, choice, images, texts, raw, scores)
     hints = []
-    for better, alike in zip(*compare(clip, choice, images, texts, raw, scores), strict=True):
-        low = [index for index, share in enumerate(better) if share > SHARE]
-        same = [index for index, value in enumerate(alike) if value > CORRELATION]
-        sentences = [
-            f"{better[i]:.0%} of unrelated texts fit better than {_quoted([texts[i]])}: its map "
-            "may mean little."
-            for i in low
-        ]
-        if same:
-            what = "The map of {} is" if len(same) == 1 else "The maps of {} are"
-            low_end = f"{alike[same].min():.2f}{' or more' * (len(same) > 1)}"
-            what = what.format(_quoted([texts[i] for i in same]))
-            sentences.append(f"{what} almost that of unrelated texts (correlation {low_end}).")
+    for shares, correlations in zip(better, alike, strict=True):
+        sentences = []
+        for text, share in zip(texts, shares, strict=True):
+            if share > SHARE:
+                sentences.append(
+                    f"{share:.0%} of unrelated texts fit better than {_quoted([text])}: its map "
+                    "may mean little."
+                )
+        is_same = correlations > CORRELATION
+        same_texts = [text for text, same in zip(texts, is_same, strict=True) if same]
+        if same_texts:
+            maps_are = "The map of {} is" if len(same_texts) == 1 else "The maps of {} are"
+            or_more = "" if len(same_texts) == 1 else " or more"
+            sentences.append(
+                f"{maps_are.format(_quoted(same_texts))} almost that of unrelated texts "
+                f"(correlation {correlations[is_same].min():.2f}{or_more})."
+            )
         hints.append(tuple(sentences))
     return hints
 
@@ -78,7 +84,7 @@ def can_compare(clip: ClipAdapter) -> bool:
     """Whether the tokenizer takes the unrelated texts, which a small one may refuse."""
     try:
         _unrelated(clip)
-    except Exception:  # whatever somebody's tokenizer raises
+    except Exception:  # A user's tokenizer may raise anything.
         return False
     return True
 
@@ -107,15 +113,17 @@ def compare(
     """
     with torch.no_grad():
         better = share_of_better(clip, clip.encode_image(images), texts, scores)
-    related, embeddings = _related(texts), _unrelated(clip)
-    # the same eight for all texts, so that one pass of the method serves them
-    chosen = (~related.any(0)).nonzero().flatten().tolist()[:_MAPS]
+    embeddings = _unrelated(clip)
+    # All texts are compared with the same unrelated ones, so that the method runs once.
+    is_unrelated_to_all = ~_related(texts).any(0)
+    chosen = is_unrelated_to_all.nonzero().flatten().tolist()[:_COMPARED_MAPS]
     correlations = torch.zeros(scores.shape)
     if chosen and not choice.costly:
         attribution = choice.method(ClipSimilarity(clip, embeddings[chosen]))
         others = attribution.attribute_targets(images, **choice.options).cpu()
         mean = maps.positive(others).mean(1, keepdim=True)
-        correlations = pearson(raw.flatten(2), mean.flatten(2)).nan_to_num()  # 0 of a constant
+        # A constant map has no correlation, and counts as unlike.
+        correlations = pearson(raw.flatten(2), mean.flatten(2)).nan_to_num()
     return better, correlations
 
 
@@ -128,26 +136,32 @@ def share_of_better(
     """
     if not can_compare(clip):
         return torch.zeros(scores.shape)
-    related, embeddings = _related(texts), _unrelated(clip).embeddings.float().cpu()
-    better = ((images.float().cpu() @ embeddings.T)[:, None] > scores[:, :, None]) & ~related
-    return better.sum(-1) / (~related).sum(-1).clamp(min=1)
+    embeddings = _unrelated(clip).embeddings.float().cpu()
+    cosines = images.float().cpu() @ embeddings.T  # (B, N)
+    is_unrelated = ~_related(texts)  # (K, N)
+    is_better = cosines[:, None] > scores[:, :, None]  # (B, K, N)
+    return (is_better & is_unrelated).sum(-1) / is_unrelated.sum(-1).clamp(min=1)
 
 
 def count_doubts(texts: Sequence[str], shares: Tensor) -> tuple[str, ...]:
     """A sentence for each text that hardly fits some images, by their shares of better (B, K)."""
-    counts = zip(texts, (shares > SHARE).sum(0).tolist(), strict=True)
-    return tuple(
-        f"{_quoted([text])} fits {count} of these {len(shares)} images no better than unrelated "
-        "texts: maps for it may mean little."
-        for text, count in counts
-        if count
-    )
+    sentences = []
+    for text, count in zip(texts, (shares > SHARE).sum(0).tolist(), strict=True):
+        if count:
+            sentences.append(
+                f"{_quoted([text])} fits {count} of these {len(shares)} images no better than "
+                "unrelated texts: maps for it may mean little."
+            )
+    return tuple(sentences)
 
 
 def _related(texts: Sequence[str]) -> Tensor:
-    """Whether a text shares its word with an unrelated one, as which it may well fit, (K, N)."""
-    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    return torch.tensor([[noun in of_text for noun in _NOUNS] for of_text in words])
+    """Whether a text shares its word with an unrelated one, and may well fit as that, (K, N)."""
+    rows = []
+    for text in texts:
+        words = set(re.findall(r"\w+", text.lower()))
+        rows.append([noun in words for noun in _NOUNS])
+    return torch.tensor(rows)
 
 
 def find_class_hints(
@@ -155,9 +169,10 @@ def find_class_hints(
 ) -> tuple[str, ...]:
     """Find out whether the best of some classes is just the best of wrong ones, in a sentence.
 
-    Its cosine is compared with those of unrelated texts in the same templates, and with those of
-    the other classes and these texts together: the others of a fine-grained list may fit as well.
-    It costs one more forward pass, and once a model the encoding of the unrelated texts.
+    Its cosine is compared with those of unrelated texts in the same templates. Then it is compared
+    with those of the other classes and these texts together: all classes of a fine-grained list may
+    fit well. It costs one more forward pass, and once per model the encoding of the unrelated
+    texts.
 
     Args:
         clip: the model.
@@ -168,36 +183,46 @@ def find_class_hints(
     """
     words = set(re.findall(r"\w+", " ".join(names).lower()))
     kept = [index for index, noun in enumerate(_NOUNS) if noun not in words]
-    texts = UNRELATED if all(re.match("an? ", name) for name in names) else _NOUNS
+    # Unrelated texts have an article where all names of classes have one.
+    have_articles = all(re.match("an? ", name) for name in names)
+    texts = UNRELATED if have_articles else _NOUNS
     embeddings = _unrelated(clip, texts, templates).embeddings
     with torch.no_grad():
-        unrelated = (clip.encode_image(images).float() @ embeddings.T)[0, kept].cpu()
-    best, scores = int(scores.argmax()), scores.cpu()
+        cosines = clip.encode_image(images).float() @ embeddings.T
+    unrelated = cosines[0, kept].cpu()
+    scores = scores.cpu()
+    best = int(scores.argmax())
     others = torch.cat([scores[:best], scores[best + 1 :], unrelated])
-    compared = [values for values in (unrelated, others) if len(values) > 1]
-    above = max(float((scores[best] - values.mean()) / values.std()) for values in compared)
-    usual = f"{OUTSTANDING} or more are usual for what an image shows"
-    doubt = (
+    distances = []
+    for values in (unrelated, others):
+        if len(values) > 1:  # A single value has no deviation.
+            distances.append(float((scores[best] - values.mean()) / values.std()))
+    distance = max(distances)
+    if distance >= OUTSTANDING:
+        return ()
+    return (
         f"None of the {len(names)} classes stands out, so the image may show something else: the "
-        f"best is {above:.1f} standard deviations above other texts, {usual}."
+        f"best is {distance:.1f} standard deviations above other texts, {OUTSTANDING} or more are "
+        "usual for what an image shows.",
     )
-    return () if above >= OUTSTANDING else (doubt,)
 
 
 def _quoted(texts: Sequence[str]) -> str:
     if len(texts) > 3:
         return f"{len(texts)} of the texts"
     quoted = [f"\N{LEFT DOUBLE QUOTATION MARK}{t}\N{RIGHT DOUBLE QUOTATION MARK}" for t in texts]
-    return " and ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
+    if len(quoted) == 1:
+        return quoted[0]
+    return f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
 def _unrelated(
     clip: ClipAdapter, texts: Sequence[str] = UNRELATED, templates: Any = None
 ) -> Target:
-    """The target of unrelated texts, encoded again only where the model or they have changed."""
-    # a weight that was changed in place keeps its address, and counts a version
+    """The target of unrelated texts, encoded again only if the model or the texts have changed."""
+    # A weight that was changed in place keeps its address, and counts a version.
     weights = [(p.data_ptr(), p._version) for p in clip.model.parameters()]
-    state = weights, texts, templates
+    state = (weights, texts, templates)
     tokenizer, encoded_state, target = _encoded.get(clip.model, (None, None, None))
     if target is None or tokenizer is not clip.tokenizer or encoded_state != state:
         target = targets.text(clip, texts, templates=templates)

@@ -1,4 +1,4 @@
-"""Photos and what a model sees of them, and what maps mark in them: masks and boxes."""
+"""Photos, the part of them that a model sees, and the regions that maps mark in them."""
 
 import json
 import math
@@ -25,24 +25,26 @@ from ..models.images import Crop, Size, crop_of, drops_transparency, is_preproce
 
 __all__ = ["Region", "region", "region_files", "save_regions"]
 
-_SAMPLE = 2**20  # pixels that a threshold is computed from, at most
+_SAMPLE: Final = 2**20
+"""The most pixels that a threshold is computed from."""
 _DRAWN_SIDE: Final = 1024
-"""Pixels that the longer side of a photo is drawn with, at most; where it is not alone, fewer."""
+"""The longer side of a drawn photo, in pixels, at most; several photos are smaller."""
 _LEAST_SIDE: Final = 256
+"""The least that this limit becomes, however many photos there are."""
 _PADDED_SIDE: Final = 2048
-"""Pixels of that side before a photo is padded: a long narrow one would fill the memory."""
+"""The longer side of a photo before it is padded: a long narrow one would fill the memory."""
 _TO_GRAY: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-_CONTRAST, _GRAY = 0.3, 0.5  # of what the model did not see
-
+_UNSEEN_CONTRAST: Final = 0.3
+"""The contrast of the parts of a photo that the model did not see, around middle gray."""
 
 Scaling = tuple[Mode, float | None]
 """The interpolation of maps, and the value that becomes 1; None for min-max normalized ones."""
 
 
 class PreprocessedImages(NamedTuple):
-    """Preprocessed images (B, 3, H, W), where they lie in their photos, and these as given.
+    """Preprocessed images (B, 3, H, W), their places in the photos, and the photos as given.
 
-    There are no photos of tensors, and no crops by a processor that is not known.
+    Tensors have no photos, and images of an unknown processor have no crops.
     """
 
     pixels: Tensor
@@ -51,10 +53,10 @@ class PreprocessedImages(NamedTuple):
 
 
 def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> PreprocessedImages:
-    """Images as the model takes them, with what it sees of each.
+    """Preprocess images for a model, and note what it sees of each.
 
-    With `whole` each is padded to a square with the mean color first, so that nothing is cut away;
-    InputError for tensors, which are preprocessed already.
+    With `whole`, each is first padded to a square with the mean color, so that nothing is cut off.
+    Tensors are preprocessed already, so with them `whole` is an InputError.
     """
     if is_preprocessed(images):
         if whole:
@@ -63,22 +65,25 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Prepro
                 "preprocessed tensors; pass files, PIL images or uint8 arrays."
             )
         return PreprocessedImages(clip.preprocess(images))
-    # Opened images stand as their EXIF says. Sizes of the file itself would turn the crops of
-    # upright photos on their side.
+    # Opened images are turned as their EXIF says. With the sizes in the file itself, the crops of
+    # upright photos would lie on their side.
     opened = as_pil(images, keep_mode=True)
-    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-    photos = tuple(images) if several else (images,)
-    if drop := drops_transparency(clip.processor, *opened):  # which is how they are drawn
+    has_several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    photos = tuple(images) if has_several else (images,)
+    drop = drops_transparency(clip.processor, *opened)
+    if drop:
+        # Photos are drawn with the colors that the model saw.
         photos = tuple(opaque(image, drop=True) for image in opened)
     sizes = [_size(image) for image in opened]
     try:
-        # once a size, since a folder has few, and asking a processor takes time
+        # The crop is computed once per size, since a folder has few, and asking a processor takes
+        # time.
         crop_by_size = {size: _crop(clip, size, whole) for size in set(sizes)}
         crops = tuple(crop_by_size[size] for size in sizes)
     except UnsupportedModelError:
         crops = ()
     if whole:
-        # after normalization the mean color is zero, the least that padding can say to a model
+        # The mean color is zero after normalization, so it affects a model least.
         mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
         color = tuple((255 * mean).round().int().tolist())
         opened = [_padded(opaque(image, drop=drop), color) for image in opened]
@@ -90,26 +95,35 @@ def _size(image: Image.Image) -> Size:
 
 
 def _crop(clip: ClipAdapter, size: Size, whole: bool) -> Crop:
+    """The crop of a photo of a size; with `whole`, that of its padded square."""
     if not whole:
         return crop_of(clip.processor, size)
-    (height, width), side = _small(size), max(_small(size))
-    # height and width are rounded one by one, so that each has a scale of its own
-    across, down = size[1] / width, size[0] / height
-    x, y = (side - width) // 2, (side - height) // 2
+    height, width = _fitting_size(size, _PADDED_SIDE)
+    side = max(height, width)
     left, top, right, bottom = crop_of(clip.processor, (side, side)).box
-    box = ((left - x) * across, (top - y) * down, (right - x) * across, (bottom - y) * down)
+    x = (side - width) // 2
+    y = (side - height) // 2
+    # Height and width are rounded one by one, so each has a scale of its own.
+    x_scale = size[1] / width
+    y_scale = size[0] / height
+    box = (
+        (left - x) * x_scale,
+        (top - y) * y_scale,
+        (right - x) * x_scale,
+        (bottom - y) * y_scale,
+    )
     return Crop(size, box)
 
 
-def _small(size: Size, longest: int = _PADDED_SIDE) -> Size:
-    """A height and width made to fit."""
+def _fitting_size(size: Size, longest: int) -> Size:
+    """Shrink a height and width so that neither is above `longest`."""
     scale = min(1.0, longest / max(size))
     return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
 
 
 def _padded(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     """An image in the middle of a square."""
-    height, width = _small(_size(image))
+    height, width = _fitting_size(_size(image), _PADDED_SIDE)
     side = max(height, width)
     square = Image.new("RGB", (side, side), color)
     square.paste(image.resize((width, height)), ((side - width) // 2, (side - height) // 2))
@@ -126,7 +140,7 @@ def check_crops(explanation: Any) -> None:
 
 
 def originals(explanation: Any, original: Any) -> Sequence[ImageLike]:
-    """The photos of an `Explanation`, those that are given where they are not True."""
+    """The photos of an `Explanation` if `original` is True, else those that it holds."""
     check_crops(explanation)
     if original is not True:
         return list(original) if isinstance(original, (list, tuple)) else [original]
@@ -141,69 +155,79 @@ def originals(explanation: Any, original: Any) -> Sequence[ImageLike]:
 def lay_on_photos(
     photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], how: Scaling
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Photos (3, H, W), and sign -> maps (K, H, W) of raw maps (B, K, h, w) of their crops.
+    """Lay raw maps (B, K, h, w) on photos: photos (3, H, W), and sign -> maps (K, H, W).
 
-    The photos are gray where the model saw nothing of them; the maps are in [0, 1], as
+    The photos are gray where the model did not see them; the maps are in [0, 1], as
     :meth:`captum_clip.Explanation.heatmap` gives them. InputError if the photos differ from those
     explained in number or size.
     """
     longest = max(_LEAST_SIDE, _DRAWN_SIDE // math.ceil(math.sqrt(len(crops))))
-    sizes, images = [], []
-    explained = [crop.size for crop in crops]
-    # what was explained may be read again, also where that was with a limit of its own
-    most = max([Image.MAX_IMAGE_PIXELS or 0, *map(math.prod, explained)])
+    explained_sizes = [crop.size for crop in crops]
+    sizes = []
+    images = []
+    # Photos that were explained under a limit of their own may be read again.
+    most = max([Image.MAX_IMAGE_PIXELS or 0, *map(math.prod, explained_sizes)])
     with limit_pixels(most):
-        for image in (image for photo in photos for image in as_pil(photo)):  # one open at a time
-            sizes.append(_size(image))
-            images.append(image.resize(_small(sizes[-1], longest)[::-1]))
-    if sizes != explained:
+        # Only one photo is open at a time.
+        for photo in photos:
+            for image in as_pil(photo):
+                height, width = _fitting_size(_size(image), longest)
+                sizes.append(_size(image))
+                images.append(image.resize((width, height)))
+    if sizes != explained_sizes:
         raise InputError(
-            f"the explained photos have heights and widths {explained}, but the photos to draw on "
-            f"have {sizes}; pass the same photos."
+            f"the explained photos have heights and widths {explained_sizes}, but the photos to "
+            f"draw on have {sizes}; pass the same photos."
         )
-    drawn: list[Tensor] = []
+    drawn = []
     heatmap: dict[str, list[Tensor]] = {sign: [] for sign in raw}
     for index, (image, crop) in enumerate(zip(images, crops, strict=True)):
         size = _size(image)
         box = crop.scaled(size)
-        colors = torch.from_numpy(np.array(image, dtype=np.float32))
-        colors = colors.movedim(-1, 0) / 255
-        gray = _GRAY + _CONTRAST * ((_TO_GRAY * colors).sum(0, keepdim=True) - 0.5).expand(
-            3, -1, -1
-        )
-        seen = (slice(None), *maps.inside(box, size))
-        gray[seen] = colors[seen]
-        drawn.append(gray)
+        drawn.append(_gray_outside(image, box))
         of_image = {sign: values[index] for sign, values in raw.items()}
         for sign, values in normalized(of_image, size, how, box).items():
             heatmap[sign].append(values)
     return drawn, heatmap
 
 
+def _gray_outside(image: Image.Image, box: Box) -> Tensor:
+    """An image as (3, H, W) in [0, 1], pale and gray outside of a box."""
+    colors = torch.from_numpy(np.array(image, dtype=np.float32)).movedim(-1, 0) / 255
+    gray = (_TO_GRAY * colors).sum(0, keepdim=True)
+    drawn = (0.5 + _UNSEEN_CONTRAST * (gray - 0.5)).repeat(3, 1, 1)
+    rows, columns = maps.inside(box, _size(image))
+    drawn[:, rows, columns] = colors[:, rows, columns]
+    return drawn
+
+
 def normalized(
     raw: Mapping[str, Tensor], size: Size, how: Scaling, box: Box, visible: Box | None = None
 ) -> dict[str, Tensor]:
-    """Raw maps (..., h, w) of a box of an image -> (..., H, W) in [0, 1], zero elsewhere.
+    """Lay raw maps (..., h, w) of a box on its image: (..., H, W) in [0, 1], zero elsewhere.
 
-    Each map is min-max normalized over the pixels that lie in the box, and in `visible`
-    where there is one; its signs share one scale. With a `top` that value is 1, and zero is 0.
+    Each map is min-max normalized over the pixels that lie in the box, or in `visible` where that
+    is given; its signs share one scale. If `how` has a value that becomes 1, zero is 0.
     """
-    # an explanation of the text side has no maps, and torch.cat needs one
+    # An explanation of the text side has no maps, and torch.cat needs one.
     if not raw:
         return {}
-    # what the model did not see would be the minimum of every map
+    # Pixels that the model did not see would be the minimum of every map.
     rows, columns = maps.inside(box if visible is None else visible, size)
-    # bicubic overshoots: below zero there would be evidence of the other sign
     mode, top = how
+    # Bicubic values overshoot, and below zero they would be evidence of the other sign.
     clamp = mode == "bicubic"
-    large = [maps.uncrop(each, box, size, mode=mode, clamp=clamp) for each in raw.values()]
-    # side by side, so that the signs are stretched as one map
-    joined = torch.cat([values[..., rows, columns] for values in large], dim=-1)
-    joined = maps.normalize(joined) if top is None else (joined / top).clamp(max=1)
-    heatmap = [torch.zeros_like(values) for values in large]
-    for whole, inner in zip(heatmap, joined.chunk(len(heatmap), dim=-1), strict=True):
-        whole[..., rows, columns] = inner
-    return dict(zip(raw, heatmap, strict=True))
+    resized = {}
+    for sign, values in raw.items():
+        resized[sign] = maps.uncrop(values, box, size, mode=mode, clamp=clamp)
+    # The signs are stretched side by side, as one map.
+    joined = torch.cat([values[..., rows, columns] for values in resized.values()], dim=-1)
+    stretched = maps.normalize(joined) if top is None else (joined / top).clamp(max=1)
+    heatmap = {}
+    for sign, inner in zip(raw, stretched.chunk(len(raw), dim=-1), strict=True):
+        heatmap[sign] = torch.zeros_like(resized[sign])
+        heatmap[sign][..., rows, columns] = inner
+    return heatmap
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,18 +255,20 @@ class Region:
 def region(
     heatmap: Tensor, box: Box, threshold: Threshold, *, image: int, target: str, sign: str
 ) -> Region:
-    """Mark what is above a threshold of a map (H, W) in [0, 1], zero outside of a box.
+    """Mark the pixels above a threshold of a map (H, W) in [0, 1], which is zero outside of a box.
 
-    The box is what the model saw, over which the threshold is computed.
+    The model saw what lies in the box, so the threshold is computed there.
     """
     rows, columns = maps.inside(box, (heatmap.shape[0], heatmap.shape[1]))
     seen = heatmap[rows, columns]
-    # every n-th row and column: a threshold needs no more of a photo of 50 million pixels
+    # A threshold needs no more than some rows and columns of a photo of 50 million pixels.
     step = max(1, int((seen.numel() / _SAMPLE) ** 0.5))
     mask = heatmap > threshold_level(seen[None, ::step, ::step], threshold)
-    # pixel x covers x to x + 1, so that its center is at x + 0.5
-    y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
-    peak = (x + 0.5, y + 0.5) if bool(heatmap.any()) else None
+    peak = None
+    if heatmap.any():
+        y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
+        # Pixel x covers x to x + 1, so its center is at x + 0.5.
+        peak = (x + 0.5, y + 0.5)
     return Region(image, target, sign, mask, _boxes(mask), peak)
 
 
@@ -250,29 +276,32 @@ def _boxes(mask: Tensor) -> Tensor:
     """The boxes (N, 4) of the parts of a mask (H, W), the largest part first."""
     from scipy import ndimage
 
-    labels, count = ndimage.label(mask.numpy(), np.ones((3, 3)))  # corners touch as well
-    # slices are half-open, as edges are: the box of one pixel is one wide
+    # With this structure, parts that touch by a corner are one part.
+    labels, count = ndimage.label(mask.numpy(), np.ones((3, 3)))
+    # Slices are half-open, as edges are: the box of one pixel is one wide.
     boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]  # without the background
     largest_first = np.argsort(-sizes, kind="stable").tolist()
     return torch.tensor([boxes[index] for index in largest_first]).reshape(-1, 4).float()
 
 
 def region_files(regions: Sequence[Region]) -> list[str]:
-    """Names of the files of :func:`save_regions`: the mask of each region, then the JSON."""
-    masks = [f"{i:03}-{slug(r.target)}-{r.sign}.png" for i, r in enumerate(regions)]
-    return [*masks, "regions.json"]
+    """The names of the files of :func:`save_regions`: the mask of each region, then the JSON."""
+    names = []
+    for index, region in enumerate(regions):
+        names.append(f"{index:03}-{slug(region.target)}-{region.sign}.png")
+    return [*names, "regions.json"]
 
 
 @public("save_regions")
 def save_regions(
     regions: Sequence[Region], folder: str | Path, about: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write regions into a folder: the masks as PNG, white on black, all else as ``regions.json``.
+    """Write regions into a folder: the masks as PNG, white on black, the rest as ``regions.json``.
 
     Args:
         regions: of one or several images.
-        folder: made where there is none; files of the same names are replaced.
+        folder: created where there is none; files of the same names are replaced.
         about: further entries of the JSON, such as model and method.
 
     Returns:
@@ -283,12 +312,13 @@ def save_regions(
         InputError: a folder that cannot be written to.
     """
     path = make_folder(folder)
-    rows, about_file = [], PngInfo()
-    about_file.add_text("Comment", MARK)
+    mark = PngInfo()
+    mark.add_text("Comment", MARK)
     *masks, listing = region_files(regions)
+    rows = []
     for name, region in zip(masks, regions, strict=True):
         image = Image.fromarray(region.mask.numpy())
-        replace_file(path / name, partial(image.save, format="PNG", pnginfo=about_file))
+        replace_file(path / name, partial(image.save, format="PNG", pnginfo=mark))
         rows.append(
             {
                 "image": region.image,
@@ -300,7 +330,7 @@ def save_regions(
                 "mask": name,
             }
         )
-    # written last: every mask that the list names is there
+    # The list is written last, so that every mask that it names is there.
     text = json.dumps({**(about or {}), "regions": rows}, indent=1, ensure_ascii=False)
     replace_file(path / listing, lambda file: file.write(text.encode()))
     return path / listing

@@ -1,4 +1,4 @@
-"""The arguments of `explain`: each once, with what it does not go with.
+"""The arguments of `explain`, each declared once with its conflicts.
 
 The page takes its labels from these fields, and the command line has more conflicts in a class of
 its own. Nothing here loads torch, so that a wrong line is refused before a model is loaded.
@@ -20,7 +20,7 @@ ENDINGS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".npz", ".npy", ".htm
 """Endings of the files that an explanation is saved as: figures, everything, a page."""
 LOADING: Final = ("processor", "tokenizer", "device", "image_size")
 TARGET: Final = "Target"
-"""Stands among the arguments where the texts are a :class:`captum_clip.Target`."""
+"""An argument of this name is set where the texts are a :class:`captum_clip.Target`."""
 
 
 class Conflict(NamedTuple):
@@ -42,20 +42,20 @@ def rule(default: Any = None, *conflicts: Conflict, **about: Any) -> Any:
     """Make a field of a request with the rules that :func:`check_request` reads.
 
     Args:
-        default: the value where the argument is left out.
-        *conflicts: what it excludes.
-        **about: `choices`, the values that it has; `needs`, arguments of which it takes one;
-            `one_model`, whether it is for one model at a time; `label`, what the page calls it.
+        default: the value if the argument is left out.
+        *conflicts: the arguments that it excludes.
+        **about: `choices`, its values; `needs`, arguments without any of which it is refused;
+            `one_model`, whether it is for one model at a time; `label`, its name on the page.
     """
     return field(default=default, metadata={"conflicts": conflicts, **about})
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """The arguments of :func:`captum_clip.explain`, whose documentation tells more of each."""
+    """The arguments of :func:`captum_clip.explain`, which documents each of them."""
 
     rerun: ClassVar[str] = ""
-    """What else differs between the calls for each of several models."""
+    """The end of the advice to run each of several models by itself."""
 
     image: Any = None
     texts: Any = None
@@ -118,7 +118,7 @@ def default_sign(sign: Sign | None, against: str | None) -> Sign:
 
 
 def check_explain(request: Request, *, is_target: bool = False) -> None:
-    """Refuse what no model could answer, whatever the method; nothing here loads torch."""
+    """Refuse a request that no model could answer, whatever the method."""
     texts, method, words, against = request.texts, request.method, request.words, request.against
     # The types come first, since an array has no truth value.
     is_method = isinstance(method, (str, type, NoneType))
@@ -154,7 +154,7 @@ def _check_single_text(name: str, needs: str, texts: Any, is_target: bool) -> No
 
 
 def text_of_pairs(texts: Any) -> str | None:
-    """Return the one text of a pair; None if a reference takes its place."""
+    """Return the single text of a pair; None if a reference takes its place."""
     if texts is None:
         return None
     listed = as_list(texts) if isinstance(texts, Iterable) else [texts]
@@ -220,7 +220,8 @@ def _check_conflict(
     if TARGET in excluded:
         advice = "pass texts instead of a Target"
     else:
-        advice = f"leave {' and '.join(_spell(other, values, rules) for other in excluded)} out"
+        spelled = [_spell(other, values, rules) for other in excluded]
+        advice = f"leave {' and '.join(spelled)} out"
     raise InputError(f"{_spell(name, values, rules)} {conflict.reason}; {advice}.")
 
 
@@ -233,7 +234,7 @@ def _spell(name: str, values: Mapping[str, Any], rules: Mapping[str, Any]) -> st
 
 
 def _check_value(name: str, value: Any, annotation: Any, choices: Any) -> None:
-    """Refuse a value that is none of the choices, or no truth value or count of its annotation."""
+    """Refuse a value outside of the choices, or of another type than a bool or a count."""
     if choices:
         check_choice(value, choices, name=f"a {name}")
     elif annotation in (bool, bool | None):
@@ -243,7 +244,10 @@ def _check_value(name: str, value: Any, annotation: Any, choices: Any) -> None:
 
 
 def _is_set(value: Any, default: Any) -> bool:
-    """Whether an argument differs from its default; an array is neither true nor false."""
+    """Whether an argument differs from its default."""
     if isinstance(value, (bool, str, int, NoneType)):
         return value is not None and value is not False and value != default
-    return not isinstance(value, (list, tuple)) or len(value) > 0
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0
+    # An array has no truth value, and cannot be compared with a default.
+    return True

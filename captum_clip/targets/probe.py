@@ -25,15 +25,16 @@ Votes = npt.NDArray[np.int64]
 class Accuracy:
     """Shares of paintings whose single most voted class was predicted; 0 paintings give zeros.
 
-    A painting whose most votes are shared by two classes has no single one, and counts as wrong
+    A painting whose most votes are shared by two classes has no such class, and counts as wrong
     whatever is predicted; so does a tie of the prediction.
 
     Attributes:
-        paintings: how many.
-        nine: of the nine classes.
-        eight: of the eight emotions, "something else" left out of votes and predictions.
-        majority_nine: of always answering the first class with most votes in the training split.
-        majority_eight: of always answering the first emotion with most votes there.
+        paintings: their number.
+        nine: the share for the nine classes.
+        eight: the share for the eight emotions, "something else" left out of votes and predictions.
+        majority_nine: the share for always answering the class with most votes in the training
+            split, the first of them in a tie.
+        majority_eight: the same for the emotion with most votes there.
     """
 
     paintings: int
@@ -45,12 +46,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """A probe on paintings that it was not fitted on.
+    """The scores of a probe on paintings that it was not fitted on.
 
     Attributes:
         all: over all paintings.
         agreed: over those where a single emotion of the eight has more than half of all votes.
-        tied: paintings without a single most voted of the nine classes, all of them wrong.
+        tied: the number of paintings without a single most voted class, all of them wrong.
         confusion: counts (9, 9), row = most voted class, column = predicted class; paintings with a
             tie on either side are left out.
     """
@@ -63,23 +64,30 @@ class ProbeScores:
 
 def _score(predicted: Floats, votes: Votes, training_votes: Votes) -> ProbeScores:
     """Compare logits (N, 9) with votes (N, 9); training_votes (9,) decide the majority."""
-    hits, baselines = [], []
+    hits = []
+    baseline_hits = []
     for count in (len(CLASSES), len(EMOTIONS)):
-        truth, guess = _single_argmax(votes[:, :count]), _single_argmax(predicted[:, :count])
+        truth = _single_argmax(votes[:, :count])
+        guess = _single_argmax(predicted[:, :count])
         hits.append((truth >= 0) & (guess == truth))
-        baselines.append(truth == int(training_votes[:count].argmax()))
+        baseline_hits.append(truth == int(training_votes[:count].argmax()))
 
-    def over(chosen: npt.NDArray[np.bool_]) -> Accuracy:
-        shares = [float(hit[chosen].mean()) if chosen.any() else 0.0 for hit in hits + baselines]
+    def accuracy(chosen: npt.NDArray[np.bool_]) -> Accuracy:
+        shares = []
+        for is_hit in hits + baseline_hits:
+            shares.append(float(is_hit[chosen].mean()) if chosen.any() else 0.0)
         return Accuracy(int(chosen.sum()), *shares)
 
-    truth, guess = _single_argmax(votes), _single_argmax(predicted)
-    clear = (truth >= 0) & (guess >= 0)
+    all_paintings = np.ones(len(votes), dtype=bool)
+    has_majority = 2 * votes[:, : len(EMOTIONS)].max(1) > votes.sum(1)
+    truth = _single_argmax(votes)
+    guess = _single_argmax(predicted)
+    is_clear = (truth >= 0) & (guess >= 0)
     confusion = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
-    np.add.at(confusion, (truth[clear], guess[clear]), 1)
+    np.add.at(confusion, (truth[is_clear], guess[is_clear]), 1)
     return ProbeScores(
-        all=over(np.ones(len(votes), dtype=bool)),
-        agreed=over(2 * votes[:, : len(EMOTIONS)].max(1) > votes.sum(1)),
+        all=accuracy(all_paintings),
+        agreed=accuracy(has_majority),
         tied=int((truth < 0).sum()),
         confusion=confusion.tolist(),
     )
@@ -112,13 +120,13 @@ class EmotionProbe:
     Attributes:
         weights: W (9, D).
         bias: b (9,); minus infinity for a class that had no vote.
-        model: the name of the CLIP whose features it was fitted on; "" where that is not known.
-        identity: of that CLIP, ``clip.identity()``; empty where it is not known.
-        scores: on held-out paintings, None without any.
-        settings: of the fit, None for weights that were not fitted here.
+        model: the name of the CLIP whose features it was fitted on; "" if that is unknown.
+        identity: the ``clip.identity()`` of that CLIP; empty if that is unknown.
+        scores: on held-out paintings; None if there are none.
+        settings: those of the fit; None for weights that were not fitted here.
 
     Raises:
-        InputError: the shapes do not belong together, or weights that are not finite.
+        InputError: the shapes do not belong together, or the weights are not finite.
     """
 
     classes: ClassVar = CLASSES
@@ -132,8 +140,9 @@ class EmotionProbe:
 
     @public("EmotionProbe")
     def __post_init__(self) -> None:
-        shape, count = self.weights.shape, len(CLASSES)
-        fits = len(shape) == 2 and shape[0] == count and shape[1] and self.bias.shape == (count,)
+        shape = self.weights.shape
+        is_matrix = len(shape) == 2 and shape[0] == len(CLASSES) and shape[1] > 0
+        fits = is_matrix and self.bias.shape == (len(CLASSES),)
         expected = f"weights (9, D) and bias (9,) for {', '.join(CLASSES)}"
         checks.expect(fits, expected, (shape, self.bias.shape))
         if not np.isfinite(self.weights).all() or not (self.bias < np.inf).all():
@@ -155,16 +164,17 @@ class EmotionProbe:
 
     @public("EmotionProbe.score")
     def score(self, features: Any, votes: Any) -> ProbeScores:
-        """Compare with the votes (N, 9) of other paintings.
+        """Compare predictions with the votes (N, 9) of other paintings.
 
         Raises:
-            InputError: invalid features or votes, or a probe that was not fitted here, which has no
-                training votes for the majority baseline.
+            InputError: invalid features or votes, or a probe that was not fitted here, since it has
+                no training votes for the majority baseline.
         """
         if self.settings is None:
             raise InputError("only a fitted probe can be scored.")
         logits = self._logits(features)
-        return _score(logits, check_votes(votes, len(logits)), np.array(self.settings.votes))
+        counts = check_votes(votes, len(logits))
+        return _score(logits, counts, np.array(self.settings.votes))
 
     def _logits(self, features: Any) -> Floats:
         unit = unit_features(features)
@@ -175,7 +185,7 @@ class EmotionProbe:
 
     @public("EmotionProbe.save")
     def save(self, path: str | Path) -> Path:
-        """Write ``x.safetensors``: weights and bias, and in its header all the rest as JSON.
+        """Write ``x.safetensors``: weights and bias, and the rest as JSON in its header.
 
         The file appears only when it is complete; an existing one is replaced.
 
@@ -185,7 +195,8 @@ class EmotionProbe:
         path = checks.check_destination(path, (".safetensors",))
         facts = asdict(self)
         arrays = {name: np.ascontiguousarray(facts.pop(name)) for name in ("weights", "bias")}
-        # one key: safetensors writes several in any order, and the same probe is the same bytes
+        # The header has a single key, since safetensors writes several in any order, and the file
+        # of a probe is to have the same bytes each time.
         header = {_PROBE_FORMAT: json.dumps({"classes": CLASSES, **facts}, allow_nan=False)}
         contents = save(arrays, header)
         replace_file(path, lambda file: file.write(contents))
@@ -197,26 +208,30 @@ class EmotionProbe:
         """Read a probe.
 
         Args:
-            path: what :meth:`save` wrote; or the name of an embedded model, such as "demo/vit",
-                whose probe comes with the package.
+            path: a file that :meth:`save` wrote; or the name of an embedded model, such as
+                "demo/vit", whose probe comes with the package.
 
         Raises:
-            InputError: no such file, or something else.
+            InputError: there is no such file, or it holds something else.
         """
         path = PROBES.get(str(path)) or checks.find_file(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads(file.metadata()[_PROBE_FORMAT])
                 arrays = {name: file.get_tensor(name) for name in ("weights", "bias")}
-            scores, settings = facts["scores"], facts["settings"]
+            scores = facts["scores"]
             if scores is not None:
-                scores |= {split: Accuracy(**scores[split]) for split in ("all", "agreed")}
+                splits = {split: Accuracy(**scores[split]) for split in ("all", "agreed")}
+                scores = ProbeScores(**{**scores, **splits})
+            settings = facts["settings"]
+            if settings is not None:
+                settings = FitSettings(**settings)
             return cls(
                 **arrays,
                 model=facts["model"],
                 identity=dict(facts["identity"]),
-                scores=None if scores is None else ProbeScores(**scores),
-                settings=None if settings is None else FitSettings(**settings),
+                scores=scores,
+                settings=settings,
             )
         except (*DAMAGED, SafetensorError) as error:
             raise InputError(
@@ -226,7 +241,7 @@ class EmotionProbe:
 
 
 def unit_features(features: Any) -> Floats:
-    """Normalize features (N, D), in double precision."""
+    """Normalize features (N, D) in double precision; InputError for other shapes or values."""
     with checks.expecting("features of shape (N, D)", features):
         rows = np.asarray(features, dtype=np.float64)
     checks.expect(rows.ndim == 2 and 0 not in rows.shape, "features of shape (N, D)", rows)
@@ -238,14 +253,15 @@ def unit_features(features: Any) -> Floats:
 
 
 def check_votes(votes: Any, count: int) -> Votes:
-    """Votes as whole numbers (N, 9), at least one per row."""
+    """The votes as whole numbers (N, 9), at least one vote in each row."""
     shape = (count, len(CLASSES))
     with checks.expecting(f"votes {shape}", votes):
         counts = np.asarray(votes)
     checks.expect(counts.shape == shape, f"votes {shape}, a row for each of the features", counts)
     whole = counts.astype(np.int64)
-    usable = ((whole == counts) & (whole >= 0)).all(1) & whole.any(1)
-    row = usable.argmin()
+    are_counts = (whole == counts) & (whole >= 0)
+    is_usable = are_counts.all(1) & whole.any(1)
+    row = is_usable.argmin()  # the first that is not, if there is any
     expected = f"counts of votes, one or more in row {row}"
-    checks.expect(usable.all(), expected, counts[row].tolist())
+    checks.expect(is_usable.all(), expected, counts[row].tolist())
     return whole

@@ -1,4 +1,4 @@
-"""The forward functions: images, texts or pairs -> CLIP cosines, all that Captum sees."""
+"""The forward functions that Captum calls: images, texts or pairs -> CLIP cosines."""
 
 from typing import Any, Literal
 
@@ -29,20 +29,27 @@ class Similarity(nn.Module):
             advice = f"make one with captum_clip.targets, for example {self._example}"
             expect(isinstance(target, Target), "a Target", target, advice, error=TargetError)
             width = target.embeddings.shape[1]
-            if clip.embedding_dim not in (None, width):  # a changed model may have another
+            if clip.embedding_dim not in (None, width):
+                # The configuration may be wrong about a model that was changed, so it is run.
                 check_dimension(target.embeddings, clip.measured_dim(), clip)
             if target.maker is not None:
                 target.maker.check(clip, target.source)
-        self.clip, self.target, self.model = clip, target, clip.model
-        self.tower: Tower = clip.tower  # which makes the embeddings
-        # A buffer: of additional forward arguments Captum would tile five embeddings over a batch.
-        # Outside inference mode, since a tensor made in it can never take part in a gradient.
+        self.clip = clip
+        self.target = target
+        self.model = clip.model
+        self.tower: Tower = clip.tower  # A text similarity has its text tower here.
+        # The embeddings are a buffer: as additional forward arguments, Captum would repeat them
+        # along the batch. They are made outside of inference mode, since a tensor made in it can
+        # never take part in a gradient.
         with torch.inference_mode(False):
             self.register_buffer("embeddings", target.embeddings.to(clip.device), persistent=False)
-        self.readout = nn.Identity()  # what is scored passes it, so that a recording sees that
-        self.training = clip.model.training  # a new module is in training mode
+        # The embedding that is scored passes through here, so that a recording sees it.
+        self.readout = nn.Identity()
+        # A new module is in training mode, where the model may not be.
+        self.training = clip.model.training
 
-    def __repr__(self) -> str:  # nn.Module's would list the whole model
+    def __repr__(self) -> str:
+        # That of nn.Module would list the whole model.
         return f"{type(self).__name__}({self.clip.name}, {excerpt(str(self.target.names), 100)})"
 
     def score(self, embedding: Tensor) -> Tensor:
@@ -90,13 +97,15 @@ class ClipSimilarity(Similarity):
     @public("ClipSimilarity")
     def forward(self, images: Tensor, *more: Any) -> Tensor:
         """Cosine similarities (B, K) of preprocessed images (B, 3, H, W)."""
-        if more:  # Captum hands over a tuple of inputs, and additional_forward_args
+        # Captum passes each entry of a tuple of inputs, and then the additional arguments.
+        if more:
             raise InputError(
                 f"expected one tensor of images alone, got {len(more)} more "
                 "arguments; pass one tensor as inputs, and no additional_forward_args."
             )
         self.clip.check_images(images)
-        return self.score(self.readout(to_float32(self.clip.image_features(images))))
+        embedding = to_float32(self.clip.image_features(images))
+        return self.score(self.readout(embedding))
 
 
 class TextSimilarity(Similarity):
@@ -106,9 +115,10 @@ class TextSimilarity(Similarity):
 
     The forward function of the text tower: methods that need no grid, such as
     :class:`captum_clip.DirectContribution`, give maps (B, 1, T) on it, one value per token, and
-    Captum's ``LayerIntegratedGradients`` works on the token embeddings. Padding is what is 0 in the
+    Captum's ``LayerIntegratedGradients`` works on the token embeddings. Padding is 0 in the
     attention mask, which is passed to Captum and to the methods as ``additional_forward_args``.
-    Texts are padded as the model was trained, so take ids and mask from ``clip.text_inputs``.
+    Texts are padded as in the training of the model, so take ids and mask from
+    ``clip.text_inputs``.
 
     Args:
         clip: an adapter from :func:`captum_clip.load_clip`; its model is used as it is.
@@ -146,8 +156,9 @@ class TextSimilarity(Similarity):
 
     @public("TextSimilarity")
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Cosine similarities (B, K) of texts, token ids (B, T), with padding 0 in the mask."""
-        return self.score(self.readout(to_float32(self.features(ids, attention_mask))))
+        """Cosine similarities (B, K) of texts as token ids (B, T); padding is 0 in the mask."""
+        embedding = to_float32(self.features(ids, attention_mask))
+        return self.score(self.readout(embedding))
 
     @public("TextSimilarity")
     def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -168,7 +179,7 @@ class ClipPairSimilarity(nn.Module):
 
     Args:
         clip: an adapter from :func:`captum_clip.load_clip`; its model is used as it is.
-        side: what the images are compared with, "text" or "image".
+        side: "text" or "image", the kind of input that the images are compared with.
 
     Raises:
         UnsupportedModelError: a text tower that cannot be explained.
@@ -189,9 +200,12 @@ class ClipPairSimilarity(nn.Module):
         adapter = "pass ClipPairSimilarity(load_clip(model))"
         expect(isinstance(clip, ClipAdapter), "an adapter from load_clip(...)", clip, adapter)
         check_choice(side, ("text", "image"), name="a side")
-        self.clip, self.side, self.model = clip, side, clip.model
+        self.clip = clip
+        self.side = side
+        self.model = clip.model
         self.text_tower = clip.text_tower if side == "text" else None
-        self.training = clip.model.training  # a new module is in training mode
+        # A new module is in training mode, where the model may not be.
+        self.training = clip.model.training
 
     @public("ClipPairSimilarity")
     def forward(
@@ -210,7 +224,7 @@ class ClipPairSimilarity(nn.Module):
     def check(
         self, images: Any, others: Any, attention_mask: Any = None, *, pairs: bool = True
     ) -> None:
-        """Raise InputError for inputs that cannot be compared, with `pairs` one with one."""
+        """Raise InputError for inputs that cannot be compared; with `pairs`, one with one."""
         clip = self.clip
         clip.check_images(images)
         if self.text_tower is not None:

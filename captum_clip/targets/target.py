@@ -5,7 +5,7 @@ import string
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, combinations
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from ..models import ClipAdapter, ImageLike, differing_parts
 
 Origin = Literal["text", "image"]
 Span = tuple[int, int]
-_ZERO = 1e-6  # a direction this short, next to unit encodings, is rounding
+_ZERO = 1e-6  # A direction this short, next to unit encodings, is rounding.
 _PUNCTUATION = string.punctuation + "“”‘’«»„¿¡…–—"
 
 
@@ -47,14 +47,15 @@ class Maker:
         if maker is clip or self._model() is clip.model:
             return
         if source != "image" and clip.tokenizer is None:
-            # A copy of a vision tower, made to be compared, often comes without a tokenizer. It
-            # embeds no text of its own that could be compared.
+            # A copy of a vision tower, made for a comparison, often comes without a tokenizer. It
+            # embeds no text that could be compared.
             return
         if maker is None:
             differs = self.name != clip.name
         else:
             parts = {"texts": source != "image", "images": source == "image"}
-            differs = bool(differing_parts(maker.identity(**parts), clip.identity(**parts)))
+            differing = differing_parts(maker.identity(**parts), clip.identity(**parts))
+            differs = bool(differing)
         if differs:
             raise TargetError(
                 f"the target was made with {self.name}, whose embeddings are not those of "
@@ -71,8 +72,8 @@ class Target:
         embeddings: (K, D), L2-normalized after all arithmetic.
         norms: lengths (K,) before that; a word with a short difference hardly matters to its text.
         names: one name per embedding.
-        source: "text" or "image" where all embeddings are of such; None elsewhere.
-        maker: the model that made them; None where they were given as numbers.
+        source: "text" or "image" if all embeddings are of texts, or all of images; else None.
+        maker: the model that made them; None if they were given as numbers.
 
     ``-t`` negates (negative saliency), ``a - b`` subtracts unit embeddings, ``t[i]`` picks some (an
     index, a slice, a list or a name), ``len(t)`` is K. There is no ``+``: several targets are
@@ -103,7 +104,7 @@ class Target:
         source: Origin | None = None,
         maker: Maker | None = None,
     ) -> "Target":
-        """A target of embeddings (K, D) of any length; kept detached, in at least float32.
+        """Make a target of embeddings (K, D) of any length, detached and in at least float32.
 
         Raises:
             TargetError: not (K, D), not finite, one without direction, or not K names.
@@ -111,8 +112,9 @@ class Target:
         check_shape("embeddings", embeddings, "(K, D)", error=TargetError)
         named = f"{len(embeddings)} names of as many embeddings"
         expect(len(names) == len(embeddings), named, names, error=TargetError)
-        is_float = embeddings.is_floating_point()
-        zero = max(_ZERO, torch.finfo(embeddings.dtype).eps if is_float else 0)
+        zero = _ZERO
+        if embeddings.is_floating_point():
+            zero = max(zero, torch.finfo(embeddings.dtype).eps)
         embeddings = to_float32(embeddings.detach())
         norms = embeddings.norm(dim=1)
         for name, norm in zip(names, norms.tolist(), strict=True):
@@ -136,14 +138,17 @@ class Target:
         return replace(self, embeddings=-self.embeddings, names=names)
 
     def __sub__(self, other: "Target") -> "Target":
-        advice, is_target = "targets.embedding makes one of numbers", isinstance(other, Target)
+        is_target = isinstance(other, Target)
+        advice = "targets.embedding makes one of numbers"
         expect(is_target, "another Target to subtract", other, advice, error=TargetError)
         fits = len(other) in (1, len(self)) or len(self) == 1
         expect(fits, f"1 or {len(self)} embeddings to subtract", len(other), error=TargetError)
         _check_sizes([self, other])
         differences = self.embeddings - other.embeddings.to(self.embeddings.device)
-        left, right = (np.broadcast_to(t.names, len(differences)) for t in (self, other))
-        names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
+        # The name of a single embedding is repeated, as the embedding is.
+        minuends = self.names * (len(differences) // len(self))
+        subtrahends = other.names * (len(differences) // len(other))
+        names = [f"{a} - {b}" for a, b in zip(minuends, subtrahends, strict=True)]
         return Target.of(differences, names, *_common_origin([self, other]))
 
     def __add__(self, other: object) -> "Target":
@@ -152,28 +157,35 @@ class Target:
             "targets.embedding(a.embeddings + b.embeddings) is their sum."
         )
 
-    __array_ufunc__ = None  # NumPy would subtract each embedding on its own
+    # Otherwise NumPy would subtract each embedding on its own, without this class.
+    __array_ufunc__ = None
 
     def __rsub__(self, other: Any) -> "Target":
-        return self.__sub__(other)  # which refuses it
+        # Python comes here only if the left side is no Target, which the subtraction refuses.
+        return self.__sub__(other)
 
     @public("Target")
     def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> "Target":
         chosen = self._positions(key)
         if not chosen:
             raise TargetError(f"{show(key)} picks no embedding; the names are {list(self.names)}.")
-        names = tuple(self.names[index] for index in chosen)
-        embeddings, norms = self.embeddings[chosen], self.norms[chosen]
-        return replace(self, embeddings=embeddings, norms=norms, names=names)
+        return replace(
+            self,
+            embeddings=self.embeddings[chosen],
+            norms=self.norms[chosen],
+            names=tuple(self.names[index] for index in chosen),
+        )
 
     def _positions(self, key: Any) -> list[int]:
         if isinstance(key, str):
             return [index for index, name in enumerate(self.names) if name == key]
         expected = "indices, a slice or a name"
-        with expecting(expected, key, error=TargetError):  # letters, a tensor without values
+        # A slice of letters, a ragged list and a tensor without values raise errors of their own.
+        with expecting(expected, key, error=TargetError):
             if isinstance(key, slice):
                 return list(range(len(self)))[key]
-            indices = np.atleast_1d(key.tolist() if isinstance(key, Tensor) else key).tolist()
+            values = key.tolist() if isinstance(key, Tensor) else key
+            indices = np.atleast_1d(values).tolist()
         expect(all(map(is_integer, indices)), expected, key, error=TargetError)
         if any(not -len(self) <= index < len(self) for index in indices):
             raise IndexError(f"index {show(key)} is out of range for {len(self)} targets.")
@@ -181,15 +193,14 @@ class Target:
 
     def to(self, device: torch.device | str) -> "Target":
         """Move the target to another device."""
-        embeddings, norms = self.embeddings.to(device), self.norms.to(device)
-        return replace(self, embeddings=embeddings, norms=norms)
+        return replace(self, embeddings=self.embeddings.to(device), norms=self.norms.to(device))
 
     def __repr__(self) -> str:
         return f"Target({list(self.names)})"
 
 
 def _common_origin(targets: Sequence[Target]) -> tuple[Origin | None, Maker | None]:
-    """The source that all have, and the maker of those that have one."""
+    """The source that all targets share, and the maker of those that have one."""
     sources = {target.source for target in targets}
     makers = [target.maker for target in targets if target.maker is not None]
     for maker in makers[1:]:
@@ -212,7 +223,7 @@ def _check_sizes(targets: Sequence[Target]) -> None:
 
 @public("concatenate")
 def concatenate(targets: Sequence[Target]) -> Target:
-    """Several targets as one, their embeddings one after the other.
+    """Join several targets, their embeddings one after the other.
 
     Raises:
         TargetError: nothing was given, or the embeddings differ in length.
@@ -222,21 +233,24 @@ def concatenate(targets: Sequence[Target]) -> Target:
     expect(are_targets, "one or more Targets", targets, error=TargetError)
     _check_sizes(targets)
     device = targets[0].embeddings.device
+    names: list[str] = []
+    for target in targets:
+        names += target.names
     return Target(
         torch.cat([target.embeddings.to(device) for target in targets]),
         torch.cat([target.norms.to(device) for target in targets]),
-        tuple(name for target in targets for name in target.names),
+        tuple(names),
         *_common_origin(targets),
     )
 
 
 @public("targets.embedding")
 def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> Target:
-    """Targets from embeddings (K, D) or one (D,), tensor or array, of any length.
+    """Make targets of embeddings (K, D) or one (D,), tensor or array, of any length.
 
     Args:
         embeddings: directions in the model's embedding space.
-        names: one name per embedding; "embedding 0", "embedding 1", ... where none is given.
+        names: one name per embedding; by default "embedding 0", "embedding 1", ...
 
     Raises:
         TargetError: not numbers, wrong shape, not finite, or a row of zeros.
@@ -249,9 +263,11 @@ def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> T
     """
     with expecting("numbers (K, D) or (D,)", embeddings, error=TargetError):
         tensor = torch.as_tensor(embeddings)
-    tensor = tensor[None] if tensor.ndim == 1 else tensor
+    if tensor.ndim == 1:
+        tensor = tensor[None]
     if names is None:
-        names = [f"embedding {index}" for index in range(len(tensor) if tensor.ndim else 0)]
+        count = len(tensor) if tensor.ndim else 0
+        names = [f"embedding {index}" for index in range(count)]
     return Target.of(tensor, as_list(names))
 
 
@@ -259,12 +275,12 @@ def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> T
 def image(
     clip: ClipAdapter, images: ImageLike | Sequence[ImageLike], names: Sequence[str] | None = None
 ) -> Target:
-    """One embedding per reference image, L2-normalized.
+    """Make one embedding per reference image, L2-normalized.
 
     Args:
         clip: the adapter.
-        images: what :meth:`ClipAdapter.preprocess` takes.
-        names: one name per image; file stems or "image 0", "image 1", ... where none is given.
+        images: images as :meth:`ClipAdapter.preprocess` takes them.
+        names: one name per image; by default file stems, or "image 0", "image 1", ...
 
     Raises:
         InputError: an image cannot be read.
@@ -273,12 +289,11 @@ def image(
     with torch.no_grad():
         embeddings = clip.encode_image(clip.preprocess(images))
     if names is None:
-        # the images of a batch have no names of their own
-        sources = images if isinstance(images, (list, tuple)) else [images] * len(embeddings)
-        names = [
-            Path(source).stem if isinstance(source, (str, Path)) else f"image {index}"
-            for index, source in enumerate(sources)
-        ]
+        names = [f"image {index}" for index in range(len(embeddings))]
+        sources = images if isinstance(images, (list, tuple)) else [images]
+        for index, source in enumerate(sources):
+            if isinstance(source, (str, Path)):
+                names[index] = Path(source).stem
     return Target.of(embeddings, as_list(names), "image", Maker(clip))
 
 
@@ -290,7 +305,7 @@ def text(
     templates: str | Sequence[str] | None = None,
     allow_empty: bool = False,
 ) -> Target:
-    r"""One L2-normalized embedding per text.
+    r"""Make one L2-normalized embedding per text.
 
     With prompt templates it is the mean of the unit embeddings of the text in every template,
     normalized again (Radford et al. 2021, section 3.1.4):
@@ -301,7 +316,7 @@ def text(
         clip: the adapter.
         texts: one text or several.
         templates: one or several prompts with ``{}`` where the text goes, as "a photo of a {}.".
-        allow_empty: take "" as a text; a prompt without content, useful as a baseline.
+        allow_empty: accept "" as a text: a prompt without content, useful as a baseline.
 
     Raises:
         TargetError: no text, an empty one, one that is too long, or a template without ``{}``.
@@ -322,15 +337,19 @@ def text(
     if templates is None:
         return Target.of(_encode(clip, texts), texts, "text", Maker(clip))
     templates = as_list(templates)
-    fit = templates and all(isinstance(t, str) and t.count("{}") == 1 for t in templates)
-    expect(fit, "templates with one {} for the text", templates, error=TargetError)
+    expected = "templates with one {} for the text"
+    expect(templates, expected, templates, error=TargetError)
+    for template in templates:
+        fits = isinstance(template, str) and template.count("{}") == 1
+        expect(fits, expected, templates, error=TargetError)
     prompts = [template.replace("{}", text) for text in texts for template in templates]
-    embeddings = F.normalize(_encode(clip, prompts), dim=-1).view(len(texts), len(templates), -1)
-    return Target.of(embeddings.mean(1), texts, "text", Maker(clip))
+    embeddings = F.normalize(_encode(clip, prompts), dim=-1)
+    by_template = embeddings.view(len(texts), len(templates), -1)  # (K, P, D)
+    return Target.of(by_template.mean(1), texts, "text", Maker(clip))
 
 
 def _checked_texts(texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:
-    """The texts as a list, each a text with something in it."""
+    """The texts as a list; TargetError for an empty one."""
     listed = check_texts(texts)
     for text in listed:
         if not text.strip() and not allow_empty:
@@ -346,23 +365,24 @@ def _encode(clip: ClipAdapter, texts: list[str]) -> Tensor:
 
 @public("targets.words")
 def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = None) -> Target:
-    r"""One direction for each word or span w of the text t: what is lost when w is left out.
+    r"""Make one direction for each word or span w of the text t: what the text loses without it.
 
     .. math:: t_w \propto \widehat{enc}(t) - \widehat{enc}(t \setminus w)
 
     with both encodings L2-normalized first.
 
-    The text is split at white space. Words are taken out by position, with the white space before
-    them, and all else stays as it is. So a repeated word gives one target per occurrence.
-    ``.norms`` holds the length of each difference: how much the word matters to the text at all.
-    The embeddings themselves have unit length, so a word map differs from the report's, which keeps
-    the length, by second order. Where nothing is left, the empty encoding is subtracted.
+    The text is split at white space. A word is removed by its position, with the white space before
+    it, and the rest stays as it is. So a repeated word gives one target per occurrence. ``.norms``
+    holds the length of each difference: how much the word matters to the text at all. The
+    embeddings themselves have unit length, so a word map differs from the report's, which keeps the
+    length, by second order. Where nothing is left, the empty encoding is subtracted.
 
     Args:
         clip: the adapter.
         text: the whole text.
-        words: which; each a word or span as it stands in the text ("horse", "red hair"; outer
-            punctuation does not count) or (start, stop) positions of words; all words by default.
+        words: the selected words; by default all. Each is a word or span as it stands in the text
+            ("horse", "red hair"; outer punctuation does not count), or (start, stop) positions of
+            words.
 
     Raises:
         TargetError: an empty text, a word that is not in it, or one whose removal changes nothing.
@@ -375,23 +395,29 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
         ('horse', 'dog')
     """
     _checked_texts([text], allow_empty=False)
-    every, pieces = text.split(), _pieces(text)
-    spans = word_spans(every, words)
-    # By position: `re.sub` would take the word as a pattern, and "a" would remove every a.
-    without = ["".join(pieces[:start] + pieces[stop:]) for start, stop in spans]
-    left = [t if start else t.lstrip() for t, (start, _) in zip(without, spans, strict=True)]
-    encodings = _encode(clip, [text, *left])
-    names = [_bare(" ".join(every[start:stop])) for start, stop in spans]
+    all_words = text.split()
+    pieces = _pieces(text)
+    spans = word_spans(all_words, words)
+    texts = [text]
+    names = []
+    for start, stop in spans:
+        # Removed by position: `re.sub` would take the word as a pattern, and "a" would remove
+        # every a.
+        rest = "".join(pieces[:start] + pieces[stop:])
+        texts.append(rest.lstrip() if start == 0 else rest)
+        names.append(_bare(" ".join(all_words[start:stop])))
+    encodings = _encode(clip, texts)
     return Target.of(encodings[:1] - encodings[1:], names, "text", Maker(clip))
 
 
 @public("targets.word_tokens")
 def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
-    """The words of a text, split at white space, each with the positions of its tokens.
+    """Split a text at white space, and find the positions of each word's tokens.
 
-    A value for each token, as methods give them on a :class:`captum_clip.TextSimilarity`, is summed
-    over them; start, end and padding belong to no word. Where white space has tokens of its own, as
-    in RoBERTa, they belong to the word after it.
+    Sum the values of a word's tokens, as methods give them on a
+    :class:`captum_clip.TextSimilarity`, for the value of the word. Start, end and padding belong to
+    no word. Where white space has tokens of its own, as in RoBERTa, they belong to the word after
+    it.
 
     Raises:
         TargetError: an empty text, or one that is too long.
@@ -404,52 +430,52 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     """
     _checked_texts([text], allow_empty=False)
     words = text.split()
-    # of the text itself, since a byte-level tokenizer has tokens for its white space, too
+    # The text is cut after each word. Its own white space is kept, since a byte-level tokenizer has
+    # tokens for that, too.
     beginnings = ["", *accumulate(_pieces(text)[: len(words)])]
-    whole, *rows = clip.text_inputs([text, *beginnings])[0].tolist()
+    text_ids, *beginning_ids = clip.text_inputs([text, *beginnings])[0].tolist()
     counts = [clip.count_tokens(beginning) for beginning in beginnings]
-    start = next((i for i, (a, b) in enumerate(zip(whole, rows[0], strict=True)) if a != b), None)
-    if start is None:
+    # Words begin where the text differs from the empty one.
+    pairs = zip(text_ids, beginning_ids[0], strict=True)
+    differing = [position for position, (a, b) in enumerate(pairs) if a != b]
+    if not differing:
         raise TargetError(f"{text!r} has no tokens of its own.")
-    counted = [count for count in counts if count is not None]
-    stops = [start + count - counted[0] for count in counted]
-    starts_alike = all(row[:stop] == whole[:stop] for row, stop in zip(rows, stops, strict=False))
-    if len(counted) < len(counts) or stops != sorted(stops) or not starts_alike:
+    known_counts = [count for count in counts if count is not None]
+    stops = [differing[0] + count - known_counts[0] for count in known_counts]
+    are_prefixes = all(
+        ids[:stop] == text_ids[:stop] for ids, stop in zip(beginning_ids, stops, strict=False)
+    )
+    if len(known_counts) < len(counts) or stops != sorted(stops) or not are_prefixes:
         raise InputError(
             f"the tokenizer does not split {text!r} at spaces, or does not count tokens; "
             "write the text with plain spaces, or sum the values over each word yourself."
         )
-    spans = zip(words, stops, stops[1:], strict=False)
-    return tuple((word, range(first, last)) for word, first, last in spans)
+    positions = [range(first, last) for first, last in pairwise(stops)]
+    return tuple(zip(words, positions, strict=True))
 
 
 def _pieces(text: str) -> list[str]:
-    """The words of ``text.split()``, each with the white space before it, and what is left."""
+    """The words of ``text.split()``, each with the white space before it, then the rest."""
     return re.findall(r"\s*\S+|\s+$", text)
 
 
 def _bare(word: str) -> str:
+    """A word without the punctuation around it, unless it is nothing else."""
     return word.strip(_PUNCTUATION) or word
 
 
 def word_spans(every: list[str], words: Sequence[str | Span] | None) -> list[Span]:
-    """Where the words stand: (start, stop) of each, and of a repeated word each occurrence.
+    """The (start, stop) of each selected word, and of a repeated word each occurrence.
 
     Raises:
-        TargetError: a word that is not in the text, as :func:`words` has it.
+        TargetError: a word that is not in the text, as for :func:`words`.
     """
     if words is None:
         return [(index, index + 1) for index in range(len(every))]
     spans: list[Span] = []
     bare = [_bare(word) for word in every]
     for word in as_list(words):
-        if isinstance(word, str):
-            pieces = [_bare(piece) for piece in word.split()]
-            starts = range(len(every) + 1 - len(pieces) if pieces else 0)
-            matches = [(i, i + len(pieces)) for i in starts if bare[i : i + len(pieces)] == pieces]
-        else:
-            ends = word if isinstance(word, (tuple, list)) and all(map(is_integer, word)) else ()
-            matches = [s for s in combinations(range(len(every) + 1), 2) if s == tuple(ends)]
+        matches = _occurrences(bare, word) if isinstance(word, str) else _valid_span(bare, word)
         if not matches:
             raise TargetError(
                 f"{show(word)} is not in the text, whose words are "
@@ -462,24 +488,46 @@ def word_spans(every: list[str], words: Sequence[str | Span] | None) -> list[Spa
     return spans
 
 
+def _occurrences(bare: list[str], phrase: str) -> list[Span]:
+    """The spans of a text's words that equal a word or several."""
+    pieces = [_bare(piece) for piece in phrase.split()]
+    if not pieces:
+        return []
+    spans = []
+    for start in range(len(bare) + 1 - len(pieces)):
+        stop = start + len(pieces)
+        if bare[start:stop] == pieces:
+            spans.append((start, stop))
+    return spans
+
+
+def _valid_span(bare: list[str], span: Any) -> list[Span]:
+    """A span, if it is two positions of a text's words; otherwise none."""
+    is_pair = isinstance(span, (tuple, list)) and len(span) == 2
+    if not is_pair or not all(map(is_integer, span)):
+        return []
+    start, stop = span
+    return [(start, stop)] if 0 <= start < stop <= len(bare) else []
+
+
 @public("targets.emotion")
 def emotion(
     clip: ClipAdapter, probe: Any, names: str | Sequence[str] | None = None, *, center: bool = False
 ) -> Target:
-    r"""One embedding per emotion: the weights of its output neuron in a linear probe.
+    r"""Make one embedding per emotion: the weights of its output neuron in a linear probe.
 
     .. math:: t_e = W_e \quad \text{or, with center,} \quad t_e = W_e - \frac{1}{9} \sum_c W_c
 
     The mean is over all nine classes, whichever emotions are chosen. A softmax does not change when
-    one vector is added to the weights of every class, a cosine target does. The weights of
-    ``bench.emotions.fit_probe`` sum to zero, so there the two are the same; the published ones
-    have cosines of .83 to .95 with their centered forms.
+    one vector is added to the weights of every class, but a cosine target does. The weights of
+    ``bench.emotions.fit_probe`` sum to zero, so for them the two are the same; the published
+    weights have cosines of .83 to .95 with their centered forms.
 
     Args:
         clip: the adapter.
-        probe: a :class:`captum_clip.targets.EmotionProbe` of the same model, or whatever has its
-            `classes`, `emotions`, `weights`, `model` and `identity`.
-        names: which of :data:`captum_clip.demo.catalog.CLASSES`; the eight emotions by default,
+        probe: a :class:`captum_clip.targets.EmotionProbe` of the same model, or any object with
+            its `classes`, `emotions`, `weights`, `model` and `identity`.
+        names: some of :data:`captum_clip.demo.catalog.CLASSES`; the eight emotions by default,
             "something else" on request.
         center: subtract the mean of the nine.
 
@@ -496,7 +544,7 @@ def emotion(
         >>> targets.emotion(load_clip("demo/vit"), probe, ["awe", "fear"]).names
         ('awe', 'fear')
     """
-    # not by its class: a probe of other classes and emotions may be one of your own
+    # The class of a probe is not checked, since a probe of other classes may be a user's own.
     advice = "EmotionProbe.load(file) reads one"
     with expecting("an EmotionProbe", probe, advice, error=TargetError):
         classes, weights, identity = probe.classes, probe.weights, probe.identity
@@ -505,14 +553,18 @@ def emotion(
     expected = f"names among {', '.join(classes)}"
     expect(chosen and not unknown, expected, unknown, error=TargetError)
     width, dimension = weights.shape[1], clip.embedding_dim
-    if other := identity and differing_parts(identity, clip.identity(texts=False)):
-        raise TargetError(
-            f"the probe was fitted on features of {probe.model or 'a model'} "
-            f"with other {' and '.join(other)} than {clip.name}; fit one on features of this model."
-        )
-    fits = identity or dimension in (None, width)
-    expected = f"a probe of {dimension} dimensions, as {clip.name} has"
-    expect(fits, expected, width, "take one of this model", error=TargetError)
+    if identity:
+        differing = differing_parts(identity, clip.identity(texts=False))
+        if differing:
+            raise TargetError(
+                f"the probe was fitted on features of {probe.model or 'a model'} "
+                f"with other {' and '.join(differing)} than {clip.name}; fit one on features of "
+                "this model."
+            )
+    else:
+        fits = dimension in (None, width)
+        expected = f"a probe of {dimension} dimensions, as {clip.name} has"
+        expect(fits, expected, width, "take one of this model", error=TargetError)
     centered = weights - center * weights.mean(0)  # (C, D)
     rows = centered[[classes.index(name) for name in chosen]]
     return Target.of(torch.from_numpy(rows).float().to(clip.device), chosen)
