@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import maps
-from ..checks import as_list, current_look, expect
+from ..checks import as_list, expect
 from ..errors import InputError
 from ..files import as_numbers
+from ..look import current_look
 from .colors import Array, score_note
 
 ArrayLike = Tensor | npt.NDArray[Any]

@@ -8,8 +8,9 @@ import numpy.typing as npt
 from matplotlib import colormaps, rcParams
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 
-from ..checks import Look, current_look, show
+from ..checks import show
 from ..errors import InputError
+from ..look import Look, current_look
 
 Array = npt.NDArray[np.float32]
 Layer = tuple[Array, Colormap]

@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from ..checks import check_nonempty, draws
+from ..checks import check_nonempty
 from ..errors import public
+from ..look import draws
 from .arrays import (
     ArrayLike,
     Batch,
