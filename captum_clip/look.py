@@ -1,4 +1,7 @@
-"""How figures look, set for all that draws in a thread. It loads no torch, as checks do not."""
+"""How figures look: one set of options for all figures that are drawn in a thread.
+
+It loads no torch, since the command line checks its options with it.
+"""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -13,24 +16,24 @@ from .checks import Mode, check_choice, check_flag, check_interval, expect, expe
 from .errors import InputError, argument, assigned
 
 _Drawing = TypeVar("_Drawing", bound=Callable[..., Any])
-_UNITS: Final = {"in": 1, "pt": 72.27, "cm": 2.54, "mm": 25.4}
-_WIDTH: Final = "a width in inches, or as in 246pt or 8.6cm"
-_SCALES: Final = "a scale of own, shared or a number above zero"
-_TAKEN: Final = {".html": ["cmap", "alpha", "interpolation"], ".npz": [], ".npy": []}
-"""What files that are no figure have of a look."""
+_UNITS_PER_INCH: Final = {"in": 1, "pt": 72.27, "cm": 2.54, "mm": 25.4}
+_EXPECTED_WIDTH: Final = "a width in inches, or as in 246pt or 8.6cm"
+_EXPECTED_SCALE: Final = "a scale of own, shared or a number above zero"
+_FIELDS_OF_FILES: Final = {".html": ["cmap", "alpha", "interpolation"], ".npz": [], ".npy": []}
+"""The fields of a look that apply to files that are no figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How figures look: keywords of all that draws, and options of the command line.
+    """How figures look: keywords of all functions that draw, and options of the command line.
 
-    matplotlib's rcParams give the font, the colors of the text and of the page, and the size of
-    the text where no `font_size` does: names have .8 of ``font.size``.
+    matplotlib's rcParams give the font and the colors of the text and of the page. Without a
+    `font_size` they also give the size of the text: names have .8 of ``font.size``.
 
     Attributes:
-        cmap: color map, by name or as it is; by default inferno, blue for negative evidence alone,
-            and orange and blue where both signs are drawn. One map of both signs takes the upper
-            half of a `cmap` for the positive and the lower for the negative values.
+        cmap: color map, by name or as an object. By default it is inferno, blue for negative
+            evidence alone, and orange and blue if both signs are drawn. One map of both signs takes
+            the upper half of a `cmap` for the positive and the lower for the negative values.
         alpha: opacity where a map is 1; where it is 0 the image shows through.
         interpolation: between the cells of a map: "bicubic", kept within the map's range,
             "bilinear", or "nearest", which shows the cells as they are.
@@ -64,60 +67,77 @@ class Look:
         check_choice(self.interpolation, get_args(Mode), name="a mode")
         for name in ("vector", "titles", "colorbar", "transparent"):
             check_flag(name, getattr(self, name))
-        # with fewer pixels no letter has one
-        for name, value, least in (("font_size", self.font_size, 1), ("dpi", self.dpi, 10)):
-            if value is not None:
-                check_interval(name, value, f"[{least}, inf)")
-        expect(self.inches is None or 0 < self.inches < inf, _WIDTH, self.width)
-        expect(self.top is None or 0 < self.top < inf, _SCALES, self.scale)
+        if self.font_size is not None:
+            check_interval("font_size", self.font_size, "[1, inf)")
+        if self.dpi is not None:
+            # At fewer pixels an inch, a letter would have less than one.
+            check_interval("dpi", self.dpi, "[10, inf)")
+        expect(self.inches is None or 0 < self.inches < inf, _EXPECTED_WIDTH, self.width)
+        expect(self.top is None or 0 < self.top < inf, _EXPECTED_SCALE, self.scale)
 
     @property
     def inches(self) -> float | None:
-        """The width of the figure."""
+        """The width of the figure in inches; None where it follows from the images."""
         if self.width is None or is_number(self.width):
             return self.width
-        with expecting(_WIDTH, self.width):
-            number, unit = self.width[:-2], self.width[-2:]
-            return float(number) / _UNITS[unit] if unit in _UNITS else float(self.width)
+        with expecting(_EXPECTED_WIDTH, self.width):
+            unit = self.width[-2:]
+            if unit in _UNITS_PER_INCH:
+                return float(self.width[:-2]) / _UNITS_PER_INCH[unit]
+            return float(self.width)
 
     @property
     def top(self) -> float | None:
         """The value that is drawn as 1; None where it follows from the maps."""
-        with expecting(_SCALES, self.scale):
-            return None if str(self.scale) in ("own", "shared") else float(self.scale)
+        if str(self.scale) in ("own", "shared"):
+            return None
+        with expecting(_EXPECTED_SCALE, self.scale):
+            return float(self.scale)
 
     def changed(self) -> list[str]:
-        """The fields that are not at their default."""
-        names = (entry.name for entry in fields(Look))
-        return [name for name in names if repr(getattr(self, name)) != repr(getattr(Look, name))]
+        """Return the names of the fields that are not at their default."""
+        changed_names = []
+        for entry in fields(Look):
+            # Color maps and arrays have no plain comparison, but all values have a repr.
+            if repr(getattr(self, entry.name)) != repr(entry.default):
+                changed_names.append(entry.name)
+        return changed_names
 
     def check_file(self, path: Path) -> None:
-        """Raise InputError where a file that is no figure has not all of this."""
-        taken = _TAKEN.get(path.suffix, self.changed())
-        if names := [name for name in self.changed() if name not in taken]:
-            listed = ", ".join(map(argument, names))
+        """Raise InputError for a changed field that does not apply to a file of this kind."""
+        changed = self.changed()
+        applying = _FIELDS_OF_FILES.get(path.suffix, changed)
+        refused = [name for name in changed if name not in applying]
+        if refused:
+            listed = ", ".join(map(argument, refused))
             raise InputError(f"{path.name} takes no {listed}; leave it out, or write a .png.")
 
 
 current_look: Final = ContextVar("look", default=Look())
-"""How what is drawn in this thread looks."""
+"""The look of all that is drawn in this thread."""
 
 
 def draws(function: _Drawing) -> _Drawing:
-    """Decorate what draws: it takes the fields of :class:`Look` as keywords, and draws in it."""
+    """Decorate a function that draws: it takes the fields of :class:`Look` as keywords.
+
+    The function has a parameter ``**_`` in their place, and reads them from `current_look`.
+    """
     parameters = [p for p in signature(function).parameters.values() if p.name != "_"]
-    own = {parameter.name for parameter in parameters}
-    looks = {entry.name: entry.default for entry in fields(Look) if entry.name not in own}
-    names = [p.name for p in parameters if p.name != "self"] + [*looks]
+    own_names = [parameter.name for parameter in parameters]
+    # A parameter of the function's own stands for the field of the same name.
+    look_fields = [entry for entry in fields(Look) if entry.name not in own_names]
+    look_names = [entry.name for entry in look_fields]
+    keywords = [name for name in own_names if name != "self"] + look_names
 
     @wraps(function)
     def draw(*args: Any, **options: Any) -> Any:
-        for name in options.keys() - {*names}:
-            raise InputError(f"expected {', '.join(names)}, got {name!r}.")
-        chosen = {name: options.pop(name) for name in looks if name in options}
+        for name in options.keys() - {*keywords}:
+            raise InputError(f"expected {', '.join(keywords)}, got {name!r}.")
+        chosen = {name: options.pop(name) for name in look_names if name in options}
         with assigned(current_look, replace(current_look.get(), **chosen)):
             return function(*args, **options)
 
-    parameters += [Parameter(n, Parameter.KEYWORD_ONLY, default=d) for n, d in looks.items()]
+    for entry in look_fields:
+        parameters.append(Parameter(entry.name, Parameter.KEYWORD_ONLY, default=entry.default))
     draw.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return cast("_Drawing", draw)
