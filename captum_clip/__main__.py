@@ -8,7 +8,8 @@ __all__ = ["main"]
 
 try:
     from . import cli
-except KeyboardInterrupt:  # Ctrl-C while it is imported
+except KeyboardInterrupt:
+    # Ctrl-C may come during the import, before anything else can handle it.
     raise SystemExit(130) from None
 
 
@@ -18,7 +19,7 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    # what is imported stays, and to look through it again and again takes a second
+    # The imported modules stay, and it takes the collector a second to go through them repeatedly.
     gc.set_threshold(20_000)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return cli.main()

@@ -1,4 +1,4 @@
-"""The versions of the package, where the build can read its own, and of what it computes with."""
+"""The version of the package, where the build reads it, and the versions of its dependencies."""
 
 from importlib.metadata import version
 from typing import Any, Final
@@ -8,5 +8,6 @@ _PACKAGES: Final = ("torch", "numpy", "transformers", "open_clip_torch", "captum
 
 
 def environment() -> dict[str, Any]:
-    """The versions of this package and of those that decide its numbers."""
-    return {"captum_clip": __version__, **{name: version(name) for name in _PACKAGES}}
+    """Return the versions of this package and of those that decide its numbers."""
+    dependencies = {name: version(name) for name in _PACKAGES}
+    return {"captum_clip": __version__, **dependencies}

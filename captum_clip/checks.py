@@ -1,21 +1,17 @@
 """Checks of arguments that several functions take: each once, with its one sentence.
 
 None of them loads torch, so the command line may use them all. Tensors are checked by
-:func:`captum_clip.maps.check_tensor` and by those of `metrics/localization.py`.
+:func:`captum_clip.maps.check_tensor`, and masks and boxes in `metrics/localization.py`.
 """
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import wraps
-from inspect import Parameter, Signature, signature
-from math import inf
 from pathlib import Path
-from typing import Any, Final, Literal, TypeGuard, TypeVar, cast, get_args
+from typing import Any, Final, Literal, TypeGuard, TypeVar
 
 from .errors import (
     CaptumClipError,
@@ -28,16 +24,11 @@ from .errors import (
 )
 
 _T = TypeVar("_T")
-_Drawing = TypeVar("_Drawing", bound=Callable[..., Any])
 Mode = Literal["bilinear", "bicubic", "nearest"]
-_UNITS: Final = {"in": 1, "pt": 72.27, "cm": 2.54, "mm": 25.4}
-_WIDTH: Final = "a width in inches, or as in 246pt or 8.6cm"
-_SCALES: Final = "a scale of own, shared or a number above zero"
-_TAKEN: Final = {".html": ["cmap", "alpha", "interpolation"], ".npz": [], ".npy": []}
-"""What files that are no figure have of a look."""
 max_pixels: Final = ContextVar[int | None]("max_pixels", default=None)
-"""What :func:`limit_pixels` sets."""
-_WRITTEN = """
+"""The limit that :func:`limit_pixels` sets."""
+# The last words of the message for a data set of torch, which is not taken as images.
+_WRITE_IMAGES: Final = """
     Path("images").mkdir()
     for number, (image, *_) in enumerate(dataset):
         image.save(f"images/{number:06}.png")  # a PIL image, so leave transforms out"""
@@ -45,7 +36,7 @@ _WRITTEN = """
 
 @contextmanager
 def error_context(context: str) -> Iterator[None]:
-    """Say in front of an error of ours what was being done; once, at the outermost call.
+    """Put in front of an error of ours what was being done; once, at the outermost call.
 
     Raises:
         InputError: "context: error", from the error.
@@ -64,7 +55,7 @@ def error_context(context: str) -> Iterator[None]:
 
 @contextmanager
 def torch_failures() -> Iterator[None]:
-    """Tell in a sentence what checkpointing, a compiler or a missing kernel of torch cannot do.
+    """Explain in a sentence what checkpointing, a compiler or a missing kernel of torch cannot do.
 
     Raises:
         UnsupportedModelError: from torch's own error; others pass.
@@ -78,11 +69,14 @@ def torch_failures() -> Iterator[None]:
                 "gradient passes through them; load the model outside of it, or use a method "
                 "without gradients, such as direct."
             ) from error
-        # by the module's name, since an import of torch's compilers takes seconds
-        kinds = ("torch.utils.checkpoint", "torch._dynamo", "torch._inductor")
-        if not (isinstance(error, NotImplementedError) or type(error).__module__.startswith(kinds)):
+        # The class is told by its module's name, since importing torch's compilers takes seconds.
+        modules = ("torch.utils.checkpoint", "torch._dynamo", "torch._inductor")
+        is_of_setup = type(error).__module__.startswith(modules)
+        if not is_of_setup and not isinstance(error, NotImplementedError):
             raise
-        reason = excerpt(" ".join(str(error).partition("\n\n")[0].split()).rstrip("."), 200)
+        first_paragraph = str(error).partition("\n\n")[0]
+        one_line = " ".join(first_paragraph.split())
+        reason = excerpt(one_line.rstrip("."), 200)
         raise UnsupportedModelError(
             f"the model cannot be computed as it is set up ({reason}); turn gradient "
             "checkpointing off, and use an attention that is not compiled, such as 'eager'."
@@ -105,47 +99,58 @@ def expect(
         captum_clip.errors.InputError: expected a size (H, W), got 'large'.
     """
     if not holds:
-        raise error(f"expected {expected}, got {describe(value)}{advice and f'; {advice}'}.")
+        raise error(f"expected {expected}, got {describe(value)}{_with_advice(advice)}.")
+
+
+def _with_advice(advice: str) -> str:
+    """Return the end of a sentence that gives advice, if there is any."""
+    return f"; {advice}" if advice else ""
 
 
 @contextmanager
 def expecting(
     expected: str, value: Any, advice: str = "", *, error: type[CaptumClipError] = InputError
 ) -> Iterator[None]:
-    """Say what was expected where Python or a library refuses what was given.
+    """Say what was expected where Python or a library refuses a value.
 
     Raises:
-        InputError: as of :func:`expect`, with the library's reason, from its error.
+        InputError: as by :func:`expect`, with the library's reason, from its error.
     """
     try:
         yield
-    except (CaptumClipError, OSError):  # a disk that fails is no wrong argument
+    # A disk that fails is no wrong argument.
+    except (CaptumClipError, OSError):
         raise
-    except Exception as reason:  # tokenizers and others have none of their own
-        line = excerpt(str(reason).strip().partition("\n")[0].partition(". ")[0].rstrip("."), 200)
-        sentence = f"expected {expected}, got {describe(value)}; {line}{advice and f'; {advice}'}."
-        raise error(sentence) from reason
+    # Tokenizers and other libraries raise errors of no class of their own.
+    except Exception as reason:
+        first_line = str(reason).strip().partition("\n")[0]
+        first_sentence = first_line.partition(". ")[0].rstrip(".")
+        line = excerpt(first_sentence, 200)
+        raise error(
+            f"expected {expected}, got {describe(value)}; {line}{_with_advice(advice)}."
+        ) from reason
 
 
 def is_integer(value: Any, *, least: float = float("-inf")) -> TypeGuard[int]:
-    """Whether a value is a whole number of `least` or more; True and False do not count."""
+    """Tell whether a value is an integer of `least` or more; True and False do not count."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number, NaN and infinity included; True and False do not count."""
+    """Tell whether a value is a real number, NaN and infinity included, but not True or False."""
     return is_kind(value, float)
 
 
 def _argument(name: str) -> str:
-    """The name of an argument as messages call it; other words as they are."""
+    """Return the name of an argument as messages spell it; other words as they are."""
     return argument(name) if "_" in name else name
 
 
 def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
-    """Raise InputError unless a value is a whole number from `least` to `most`."""
+    """Raise InputError unless a value is an integer from `least` to `most`."""
     expect(is_integer(value, least=least), f"{_argument(name)} of {least} or more", value)
-    expect(most is None or value <= most, f"{_argument(name)} up to {most}", value)
+    if most is not None:
+        expect(value <= most, f"{_argument(name)} up to {most}", value)
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -157,13 +162,17 @@ def check_interval(name: str, value: Any, interval: str) -> None:
     """Raise InputError unless a value is a number in an interval: "[0, 1)", or "(0, inf)"."""
     low, high = map(float, interval[1:-1].split(","))
     inside = is_number(value) and low <= value <= high
-    open_ends = ([low] if interval[0] == "(" else []) + ([high] if interval[-1] == ")" else [])
-    expect(inside and value not in open_ends, f"{_argument(name)} in {interval}", value)
+    # A parenthesis excludes the end of the interval.
+    if interval.startswith("("):
+        inside = inside and value != low
+    if interval.endswith(")"):
+        inside = inside and value != high
+    expect(inside, f"{_argument(name)} in {interval}", value)
 
 
 def check_choice(value: Any, choices: Collection[str], *, name: str = "one") -> None:
-    """Raise InputError unless a value is among the choices; `name` is what is chosen."""
-    # a tuple, since a string holds every substring of itself
+    """Raise InputError unless a value is among the choices; `name` says what is chosen."""
+    # The choices may be the letters of a string, which holds its substrings as well.
     is_choice = isinstance(value, str) and value in tuple(choices)
     expect(is_choice, f"{_argument(name)} of {', '.join(choices)}", value)
 
@@ -175,30 +184,46 @@ def check_nonempty(name: str, values: Collection[Any]) -> None:
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:
-    """The name that was probably meant, as a question in brackets, or an empty text.
+    """Return the name that was probably meant, as a question in brackets, or an empty text.
 
-    >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])
-    (' (did you mean last-grad?)', '')
+    Example:
+        >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])
+        (' (did you mean last-grad?)', '')
     """
-    plain = {re.sub("[^a-z0-9]", "", name.lower()): name for name in names}
-    close = get_close_matches(re.sub("[^a-z0-9]", "", word.lower()), plain, n=1)
-    return f" (did you mean {plain[close[0]]}?)" if close else ""
+    name_of_letters = {_letters(name): name for name in names}
+    close = get_close_matches(_letters(word), name_of_letters, n=1)
+    if not close:
+        return ""
+    name = name_of_letters[close[0]]
+    return f" (did you mean {name}?)"
+
+
+def _letters(name: str) -> str:
+    """Return the letters and digits of a name, in lower case."""
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def find_repeated(values: Iterable[_T]) -> _T | None:
-    """The first value that comes a second time, or None."""
-    listed = list(values)
-    return next((value for index, value in enumerate(listed) if value in listed[:index]), None)
+    """Return the first value that comes a second time, or None."""
+    # A list, since values need not be hashable.
+    before: list[_T] = []
+    for value in values:
+        if value in before:
+            return value
+        before.append(value)
+    return None
 
 
 def as_list(values: str | Iterable[_T]) -> list[str | _T]:
-    """One text or several, as a list; InputError for what is neither."""
+    """Return one text or several values as a list; InputError for anything else."""
     expect(isinstance(values, Iterable), "one value or several", values)
-    return [values] if isinstance(values, str) else list(values)
+    if isinstance(values, str):
+        return [values]
+    return list(values)
 
 
 def expand(path: str | Path) -> Path:
-    """A path with its ``~`` expanded, of a file that may or may not be there.
+    """Return a path with its ``~`` expanded; the file need not exist.
 
     Raises:
         InputError: no file can have such a path: a part of it is too long, a character that no
@@ -217,7 +242,7 @@ def expand(path: str | Path) -> Path:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether a text can be written, as one with half of a surrogate pair in it cannot."""
+    """Tell whether a text can be written; half of a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -226,64 +251,80 @@ def is_encodable(text: str) -> bool:
 
 
 def check_texts(texts: Any) -> list[str]:
-    """One text or several, as a list; TargetError for anything else, and for an empty list."""
-    several = isinstance(texts, Iterable) and not isinstance(texts, (Mapping, set, frozenset))
-    as_they_are = "pass texts as they are, without a tokenizer"
-    expect(several, "a text or several", texts, as_they_are, error=TargetError)
+    """Return one text or several as a list; TargetError for anything else, or for an empty list."""
+    # The items of a set have no order, so their maps could not be told apart.
+    is_ordered = isinstance(texts, Iterable) and not isinstance(texts, (Mapping, set, frozenset))
+    advice = "pass texts as they are, without a tokenizer"
+    expect(is_ordered, "a text or several", texts, advice, error=TargetError)
     listed = as_list(texts)
     expect(listed, "a text or several", texts, error=TargetError)
     for text in listed:
-        expect(isinstance(text, str), "texts", text, as_they_are, error=TargetError)
+        expect(isinstance(text, str), "texts", text, advice, error=TargetError)
         if not is_encodable(text):
             raise TargetError(f"{show(text)} holds half a character (a surrogate); take it out.")
     return listed
 
 
 def show(value: Any, longest: int = 100) -> str:
-    """A value for a message: its repr, shortened, also of a number with thousands of digits."""
+    """Write a value for a message: its repr, shortened."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
+    except ValueError:  # Python writes no number of more than 4300 digits.
         return f"a very large {type(value).__name__}"
+    return _shortened(text, longest)
+
+
+def _shortened(text: str, longest: int) -> str:
+    """Cut a text that is too long, with an ellipsis at the cut."""
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def describe(value: Any) -> str:
-    """A value for a message: an array by shape, type and device, an object by its class."""
-    if any(kind.__module__.startswith("torch.utils.data") for kind in type(value).__mro__):
-        return f"a {type(value).__name__}; write its images as files, in three lines:{_WRITTEN}"
+    """Describe a value for a message: arrays by shape, type and device, objects by their class."""
+    class_name = type(value).__name__
+    if any(base.__module__.startswith("torch.utils.data") for base in type(value).__mro__):
+        return f"a {class_name}; write its images as files, in three lines:{_WRITE_IMAGES}"
     if isinstance(value, (list, tuple)) and any(hasattr(item, "shape") for item in value):
-        return excerpt(f"[{', '.join(map(describe, value))}]", 200)
-    if getattr(value, "is_nested", False) is True:  # whose shape torch cannot tell
+        items = ", ".join(map(describe, value))
+        return excerpt(f"[{items}]", 200)
+    # Torch raises if it is asked for the shape of a nested tensor.
+    if getattr(value, "is_nested", False) is True:
         return "a nested tensor"
-    shape = None if isinstance(value, type) else getattr(value, "shape", None)
-    if isinstance(shape, tuple) and hasattr(value, "dtype"):  # a table of pandas has none
+    if isinstance(value, type):
+        return show(value)
+    shape = getattr(value, "shape", None)
+    # A table of pandas has a shape, but no type of its numbers.
+    if isinstance(shape, tuple) and hasattr(value, "dtype"):
+        array = f"{class_name} {tuple(shape)} of {value.dtype}"
         device = str(getattr(value, "device", "cpu"))
-        kind = f"{type(value).__name__} {tuple(shape)} of {value.dtype}"
-        return kind + f" on {device}" * (device != "cpu")
+        return array if device == "cpu" else f"{array} on {device}"
     text = show(value)
-    has_value = isinstance(value, type) or not (text.startswith("<") or "\n" in text)
-    return text if has_value else type(value).__name__
+    # Such a repr is an address in memory or a whole page.
+    if text.startswith("<") or "\n" in text:
+        return class_name
+    return text
 
 
 def excerpt(text: str, longest: int = 80) -> str:
-    """A text that fits into a message, with escapes for what cannot be printed."""
-    short = text if len(text) <= longest else f"{text[:longest]}..."
+    """Return a text that fits into a message, with escapes if it cannot be printed."""
+    short = _shortened(text, longest)
     return short if short.isprintable() else ascii(short)
 
 
 def find_file(path: str | Path, *, what: str = "file") -> Path:
-    """A file that exists, ``~`` expanded; InputError where there is none."""
+    """Return the path of a file that exists, ``~`` expanded; InputError if there is none."""
     file = expand(path)
-    if not file.is_file():
-        folder = ", only a folder of that name" * file.is_dir()
-        name = path if str(path).strip() else repr(str(path))
-        raise InputError(f"there is no {what} {name}{folder}.")
-    return file
+    if file.is_file():
+        return file
+    # A path of blanks would not be seen in the message.
+    name = path if str(path).strip() else repr(str(path))
+    if file.is_dir():
+        raise InputError(f"there is no {what} {name}, only a folder of that name.")
+    raise InputError(f"there is no {what} {name}.")
 
 
 def find_folder(path: str | Path, *, what: str = "folder") -> Path:
-    """A folder that exists, ``~`` expanded; InputError where there is none."""
+    """Return the path of a folder that exists, ``~`` expanded; InputError if there is none."""
     folder = expand(path)
     if not folder.is_dir():
         raise InputError(f"there is no {what} {path}.")
@@ -291,7 +332,7 @@ def find_folder(path: str | Path, *, what: str = "folder") -> Path:
 
 
 def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
-    """See before any work is done whether a file can be written.
+    """Check before any work is done that a file can be written.
 
     Args:
         path: of the file.
@@ -301,8 +342,8 @@ def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
         The path, ``~`` expanded.
 
     Raises:
-        InputError: another ending, no such folder, a folder without leave to write, or a folder of
-            the file's name.
+        InputError: another ending, no such folder, a folder without permission to write, or a
+            folder of the file's name.
     """
     path = expand(path)
     if path.suffix.lower() not in formats:
@@ -318,23 +359,26 @@ def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
     """Raise InputError unless each output is a file of its own, and none of the inputs."""
-    read, written = {_identity(path): path for path in inputs if path is not None}, set()
+    read = {_identity(path): path for path in inputs if path is not None}
+    written = set()
     for path in outputs:
-        if (key := _identity(path)) in read:
-            raise InputError(f"{path} would replace the input {read[key]}; give another name.")
-        if key in written:
+        identity = _identity(path)
+        if identity in read:
+            raise InputError(f"{path} would replace the input {read[identity]}; give another name.")
+        if identity in written:
             raise InputError(
                 f"two outputs would be the file {path}; give each its own name, or make one at a "
                 "time."
             )
-        written.add(key)
+        written.add(identity)
 
 
 def _identity(path: str | Path) -> tuple[int, int] | str:
-    """Return the same for every spelling of a file and every link to it, also where none is yet."""
+    """Return the same for every spelling of a file's path and every link to it."""
     path = os.path.expanduser(path)
     try:
-        status = os.stat(path)  # a name alone may differ in case
+        # Two names of a file may differ in case, so its number on the disk is compared.
+        status = os.stat(path)
     except OSError:
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
@@ -345,107 +389,6 @@ def limit_pixels(most: int | None) -> AbstractContextManager[None]:
 
     It holds for this thread, and for those of :func:`captum_clip.folders.storage.read_ahead`.
     """
-    return assigned(max_pixels, max_pixels.get() if most is None else most)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """How figures look: keywords of all that draws, and options of the command line.
-
-    matplotlib's rcParams give the font, the colors of the text and of the page, and the size of
-    the text where no `font_size` does: names have .8 of ``font.size``.
-
-    Attributes:
-        cmap: color map, by name or as it is; by default inferno, blue for negative evidence alone,
-            and orange and blue where both signs are drawn. One map of both signs takes the upper
-            half of a `cmap` for the positive and the lower for the negative values.
-        alpha: opacity where a map is 1; where it is 0 the image shows through.
-        interpolation: between the cells of a map: "bicubic", kept within the map's range,
-            "bilinear", or "nearest", which shows the cells as they are.
-        scale: "own" stretches each map from its least to its largest value. "shared" draws zero as
-            0 and the largest value of all maps of a model as 1, so that images and texts can be
-            compared. A number is the value that is drawn as 1, so that figures can be compared.
-        vector: draw maps as filled contours, which stay sharp in PDF and SVG.
-        width: of the figure, in inches or with its unit: "246pt" (72.27 an inch, as TeX prints
-            its column width), "8.6cm", "86mm".
-        font_size: of the names in points; scores and caption are an eighth smaller.
-        titles: whether names, scores and the caption are written.
-        colorbar: whether bars of colors stand below.
-        dpi: pixels an inch, such as 300 for print; by default sized for a screen.
-        transparent: whether the page has no color, in PNG, PDF and SVG.
-    """
-
-    cmap: Any = field(default=None, metadata={"typed": str | None})
-    alpha: float = 0.9
-    interpolation: Mode = "bicubic"
-    scale: Any = field(default="own", metadata={"typed": str})
-    vector: bool = False
-    width: Any = field(default=None, metadata={"typed": str | None})
-    font_size: float | None = None
-    titles: bool = True
-    colorbar: bool = True
-    dpi: float | None = None
-    transparent: bool = False
-
-    def __post_init__(self) -> None:
-        check_interval("alpha", self.alpha, "[0, 1]")
-        check_choice(self.interpolation, get_args(Mode), name="a mode")
-        for name in ("vector", "titles", "colorbar", "transparent"):
-            check_flag(name, getattr(self, name))
-        # with fewer pixels no letter has one
-        for name, value, least in (("font_size", self.font_size, 1), ("dpi", self.dpi, 10)):
-            if value is not None:
-                check_interval(name, value, f"[{least}, inf)")
-        expect(self.inches is None or 0 < self.inches < inf, _WIDTH, self.width)
-        expect(self.top is None or 0 < self.top < inf, _SCALES, self.scale)
-
-    @property
-    def inches(self) -> float | None:
-        """The width of the figure."""
-        if self.width is None or is_number(self.width):
-            return self.width
-        with expecting(_WIDTH, self.width):
-            number, unit = self.width[:-2], self.width[-2:]
-            return float(number) / _UNITS[unit] if unit in _UNITS else float(self.width)
-
-    @property
-    def top(self) -> float | None:
-        """The value that is drawn as 1; None where it follows from the maps."""
-        with expecting(_SCALES, self.scale):
-            return None if str(self.scale) in ("own", "shared") else float(self.scale)
-
-    def changed(self) -> list[str]:
-        """The fields that are not at their default."""
-        names = (entry.name for entry in fields(Look))
-        return [name for name in names if repr(getattr(self, name)) != repr(getattr(Look, name))]
-
-    def check_file(self, path: Path) -> None:
-        """Raise InputError where a file that is no figure has not all of this."""
-        taken = _TAKEN.get(path.suffix, self.changed())
-        if names := [name for name in self.changed() if name not in taken]:
-            listed = ", ".join(map(argument, names))
-            raise InputError(f"{path.name} takes no {listed}; leave it out, or write a .png.")
-
-
-current_look: Final = ContextVar("look", default=Look())
-"""How what is drawn in this thread looks."""
-
-
-def draws(function: _Drawing) -> _Drawing:
-    """Decorate what draws: it takes the fields of :class:`Look` as keywords, and draws in it."""
-    parameters = [p for p in signature(function).parameters.values() if p.name != "_"]
-    own = {parameter.name for parameter in parameters}
-    looks = {entry.name: entry.default for entry in fields(Look) if entry.name not in own}
-    names = [p.name for p in parameters if p.name != "self"] + [*looks]
-
-    @wraps(function)
-    def draw(*args: Any, **options: Any) -> Any:
-        for name in options.keys() - {*names}:
-            raise InputError(f"expected {', '.join(names)}, got {name!r}.")
-        chosen = {name: options.pop(name) for name in looks if name in options}
-        with assigned(current_look, replace(current_look.get(), **chosen)):
-            return function(*args, **options)
-
-    parameters += [Parameter(n, Parameter.KEYWORD_ONLY, default=d) for n, d in looks.items()]
-    draw.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    return cast("_Drawing", draw)
+    if most is None:
+        most = max_pixels.get()
+    return assigned(max_pixels, most)

@@ -1,8 +1,8 @@
 """Errors of captum_clip; each names what was given, what was expected and what to do.
 
-A message calls arguments as its reader does, by :func:`argument`: in Python they stand in
-backticks, as `words` or `sign='both'`; the command line writes --words and --sign both, the page
-its own labels.
+A message spells arguments as its reader does, by :func:`argument`. In Python they stand in
+backticks, as `words` or `sign='both'`. The command line writes --words and --sign both, and the
+page its own labels.
 """
 
 import inspect
@@ -25,16 +25,17 @@ _NUMBERS: Final[dict[Any, type]] = {int: Integral, float: Real}
 
 
 def printable(text: str) -> str:
-    """A text with escapes for what would steer a terminal; lines stay lines."""
-    return _CONTROL.sub(lambda letter: ascii(letter[0])[1:-1], text)
+    """Escape the characters of a text that would steer a terminal; lines stay lines."""
+    # The slice takes away the quotes around the escape.
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class CaptumClipError(Exception):
     """Base of every error that captum_clip raises itself.
 
     Attributes:
-        function: the public function that was called; "" where none is known.
-        reason: the sentence without it.
+        function: the public function that was called; "" if none is known.
+        reason: the message without the function.
     """
 
     function = ""
@@ -65,14 +66,17 @@ class CaptureError(CaptumClipError, RuntimeError):
 
 
 def _in_backticks(name: str, value: Any) -> str:
-    return f"`{name}`" if value is None else f"`{name}={value!r:.100}`"
+    """Spell an argument as in Python."""
+    if value is None:
+        return f"`{name}`"
+    return f"`{name}={value!r:.100}`"
 
 
 _spelling: Final = ContextVar[Callable[[str, Any], str]]("spelling", default=_in_backticks)
 
 
 def argument(name: str, value: Any = None) -> str:
-    """An argument, with its value where that matters, as the reader of a message writes it.
+    """Spell an argument, with its value if that matters, as the reader of a message writes it.
 
     Example:
         >>> argument("words"), argument("sign", "both")
@@ -92,13 +96,13 @@ def assigned(variable: ContextVar[_Value], value: _Value) -> Iterator[None]:
 
 
 def spelled(spelling: Callable[[str, Any], str]) -> AbstractContextManager[None]:
-    """Have messages call arguments otherwise within the block, in this thread."""
+    """Have messages spell arguments in another way within the block, in this thread."""
     return assigned(_spelling, spelling)
 
 
 @contextmanager
 def naming(function: str) -> Iterator[None]:
-    """Have errors name a function; the outermost one, which the user called."""
+    """Have errors name a function; the outermost one counts, which the user called."""
     try:
         yield
     except CaptumClipError as error:
@@ -107,10 +111,11 @@ def naming(function: str) -> Iterator[None]:
 
 
 def public(name: str) -> Callable[[_Public], _Public]:
-    """Decorate a public function: errors name it, and an argument of a wrong kind is one.
+    """Decorate a public function: errors name it, and an argument of a wrong type is an InputError.
 
-    Annotations are read only where it fails with an error of Python or torch, so its own sentences
-    come first, and cost nothing. Where all arguments are as annotated, that error stays as it is.
+    Annotations are read only after the function fails with an error of Python or torch. So its own
+    messages come first, and a call that succeeds pays nothing. If all arguments are as annotated,
+    the error stays as it is.
     """
 
     def decorate(function: _Public) -> _Public:
@@ -132,16 +137,24 @@ def public(name: str) -> Callable[[_Public], _Public]:
 
 def check_kinds(function: Any, args: Any, options: Mapping[str, Any], cause: Any = None) -> None:
     """Raise InputError unless the arguments of a function or dataclass are as annotated."""
-    if function.__name__ == "__post_init__":  # they are fields by now
-        function, args, options = type(args[0]), (), vars(args[0])
-    # an annotation that its module imports for type checkers alone; an argument that is missing
+    if function.__name__ == "__post_init__":
+        # The arguments of a dataclass are its fields by now.
+        instance = args[0]
+        function = type(instance)
+        args = ()
+        options = vars(instance)
+    # A module may import a type for type checkers alone (NameError), and an argument may be missing
+    # (TypeError). Then the error of Python stands.
     with suppress(NameError, TypeError):
-        kinds, signature = get_type_hints(function), inspect.signature(function)
+        types = get_type_hints(function)
+        signature = inspect.signature(function)
         for name, value in signature.bind(*args, **options).arguments.items():
-            several = str(signature.parameters[name]).startswith("*")
-            if name in kinds and not several and not is_kind(value, kinds[name]):
-                expected = f"{argument(name)} as {type_name(kinds[name])}"
-                raise InputError(f"expected {expected}, got {type_names(value)}.") from cause
+            # The annotation of *args or **options is that of each value.
+            is_variadic = str(signature.parameters[name]).startswith("*")
+            if is_variadic or name not in types or is_kind(value, types[name]):
+                continue
+            expected = f"{argument(name)} as {type_name(types[name])}"
+            raise InputError(f"expected {expected}, got {type_names(value)}.") from cause
 
 
 def refuse(conflicts: Iterable[tuple[object, str]]) -> None:
@@ -152,48 +165,60 @@ def refuse(conflicts: Iterable[tuple[object, str]]) -> None:
 
 
 def is_kind(value: Any, kind: Any) -> bool:
-    """Whether a value, and each value in it, is of an annotated type.
+    """Tell whether a value, and each value in it, is of an annotated type.
 
-    A number of NumPy is one, True and a fraction are none, and a tensor has dense values. What
-    cannot be told, such as the arguments of a callable, counts as right.
+    NumPy's numbers count as numbers, but True and a fraction do not, and a tensor must have dense
+    values. Types that cannot be checked, such as the arguments of a callable, count as right.
 
     Example:
         >>> is_kind(["a", 3], list[str]), is_kind({"a": 1.5}, dict[str, float | None])
         (False, True)
     """
-    outer, inner = get_origin(kind) or kind, get_args(kind)
     if isinstance(kind, TypeVar):
-        inner = kind.__constraints__ or (kind.__bound__ or Any,)
-    if outer in (Union, UnionType) or isinstance(kind, TypeVar):
-        return any(is_kind(value, each) for each in inner)
+        alternatives = kind.__constraints__ or (kind.__bound__ or Any,)
+        return any(is_kind(value, alternative) for alternative in alternatives)
+    outer = get_origin(kind) or kind
+    inner = get_args(kind)
+    if outer in (Union, UnionType):
+        return any(is_kind(value, alternative) for alternative in inner)
     if outer is Literal:
-        return any(type(value) is type(each) and value == each for each in inner)
+        # True equals 1, so the types are compared as well.
+        return any(type(value) is type(literal) and value == literal for literal in inner)
     if outer is Any or not isinstance(outer, type):
         return True
-    if not isinstance(value, _NUMBERS.get(outer, outer)) or isinstance(value, IOBase):
+    expected_type = _NUMBERS.get(outer, outer)
+    # An open file iterates over its lines, which nobody means by an iterable.
+    if not isinstance(value, expected_type) or isinstance(value, IOBase):
         return False
+    if outer in _NUMBERS:
+        return not isinstance(value, (bool, Fraction))
     return _holds(value, outer, inner)
 
 
 def _holds(value: Any, outer: type, inner: tuple[Any, ...]) -> bool:
-    """Whether a value of a type has the right ones in it."""
-    if outer in _NUMBERS:
-        return not isinstance(value, (bool, Fraction))
-    if hasattr(value, "is_nested"):  # a tensor; torch may not be loaded
-        dense = str(value.layout) == "torch.strided" and not value.is_nested
-        if not dense or value.is_meta or value.is_complex():
+    """Tell whether the values in a value of type `outer` are of the types `inner`."""
+    # Only a tensor has this attribute, and torch may not be loaded.
+    if hasattr(value, "is_nested"):
+        is_dense = str(value.layout) == "torch.strided" and not value.is_nested
+        if not is_dense or value.is_meta or value.is_complex():
             return False
-    if hasattr(value, "shape"):  # an array has all that a collection needs, and is none of texts
+    # An array has all methods of a collection, but it is no collection of texts.
+    if hasattr(value, "shape"):
         return not inspect.isabstract(outer)
-    if outer is tuple and inner and inner[-1] is not ...:
+    if not inner:
+        return True
+    if outer is tuple and inner[-1] is not ...:
         return len(value) == len(inner) and all(map(is_kind, value, inner))
-    if issubclass(outer, Mapping) and inner:
-        return all(is_kind(k, inner[0]) and is_kind(v, inner[1]) for k, v in value.items())
-    return not (inner and issubclass(outer, Collection)) or all(is_kind(v, inner[0]) for v in value)
+    if issubclass(outer, Mapping):
+        key_type, value_type = inner
+        return all(is_kind(k, key_type) and is_kind(v, value_type) for k, v in value.items())
+    if issubclass(outer, Collection):
+        return all(is_kind(item, inner[0]) for item in value)
+    return True
 
 
 def parse_json(text: str | bytes, kind: Any = dict[str, Any]) -> Any:
-    """The value that a text of JSON holds; ValueError where there is none of an annotated type."""
+    """Read a value of an annotated type from a text of JSON; ValueError for any other text."""
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -204,11 +229,16 @@ def parse_json(text: str | bytes, kind: Any = dict[str, Any]) -> Any:
 
 
 def type_name(kind: Any) -> str:
-    """An annotation, without its modules."""
-    return re.sub(r"(\w+\.)+", "", inspect.formatannotation(kind)).replace("Tensor", "dense Tensor")
+    """Write an annotation for a message, without its modules."""
+    annotation = inspect.formatannotation(kind)
+    without_modules = re.sub(r"(\w+\.)+", "", annotation)
+    return without_modules.replace("Tensor", "dense Tensor")
 
 
 def type_names(value: Any) -> str:
-    """The type of a value, with those of the values in it."""
-    items = isinstance(value, (list, tuple, dict, set)) and {type(each).__name__ for each in value}
-    return type(value).__name__ + (f" of {', '.join(sorted(items))}" if items else "")
+    """Name the type of a value, with the types of the values in it."""
+    name = type(value).__name__
+    if not isinstance(value, (list, tuple, dict, set)) or not value:
+        return name
+    item_names = {type(item).__name__ for item in value}
+    return f"{name} of {', '.join(sorted(item_names))}"

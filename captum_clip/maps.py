@@ -15,40 +15,45 @@ Threshold = float | Literal["mean", "otsu"]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge in pixels of an image."""
 
-_BINS = 256  # of Otsu's histogram, as in scikit-image
-_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Otsu's histogram has as many bins as that of scikit-image.
+_BINS: Final = 256
+_SUPPORTED_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def unsupported_reason(tensor: Tensor) -> str:
-    """The reason why a tensor cannot be computed with; "" for a tensor of plain numbers."""
+    """Say why a tensor cannot be computed with; "" for a tensor of plain numbers."""
     if tensor.is_meta:
         return "a tensor without values, on the meta device"
     if tensor.layout != torch.strided or tensor.is_nested:
         return "a sparse or nested tensor"
-    if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in _COMPUTED):
+    is_narrow_float = tensor.is_floating_point() and tensor.dtype not in _SUPPORTED_DTYPES
+    if tensor.is_complex() or is_narrow_float:
         return f"a tensor of {tensor.dtype}"
     return ""
 
 
 def is_vmapped(value: Any) -> bool:
-    """Whether a value is a tensor whose batch torch.vmap hides."""
+    """Tell whether a value is a tensor whose batch torch.vmap hides."""
     return isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
 
 
 def to_float32(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32: half precision is too coarse to compute maps in."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    """Return the tensor in at least float32: half precision is too coarse to compute maps in."""
+    if tensor.dtype in (torch.float32, torch.float64):
+        return tensor
+    return tensor.float()
 
 
 _NOTHING_TO_DISABLE: Final = nullcontext()
 
 
 def autocast_disabled(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on the tensor's device."""
-    kind = tensor.device.type
-    # most calls are not under autocast, and torch's context costs more than what runs in it
-    on = torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else _NOTHING_TO_DISABLE
+    """Return a context without autocast on the tensor's device."""
+    device_type = tensor.device.type
+    # Most calls are not under autocast, and torch's context costs more than what runs in it.
+    if not torch.is_autocast_enabled(device_type):
+        return _NOTHING_TO_DISABLE
+    return torch.autocast(device_type, enabled=False)
 
 
 @public("upsample")
@@ -57,7 +62,7 @@ def upsample(
 ) -> Tensor:
     """Resize maps (..., h, w) to (..., H, W).
 
-    Pixel centers are kept in place (``align_corners=False``), as when an image is resized; the
+    Pixel centers are kept in place (``align_corners=False``), as when an image is resized. The
     nearest mode takes the cell that a pixel's center lies in.
 
     Args:
@@ -70,8 +75,8 @@ def upsample(
         (..., H, W), same type and device; differentiable.
 
     Raises:
-        InputError: no such tensor, NaN or infinity, a size that is not two positive numbers, or an
-            unknown mode.
+        InputError: maps of another type or shape, NaN or infinity in them, a size that is not two
+            positive numbers, or an unknown mode.
 
     Example:
         >>> import torch
@@ -83,13 +88,19 @@ def upsample(
     height, width = _checked_size(size)
     check_choice(mode, get_args(Mode), name="a mode")
     planes = maps.reshape(-1, 1, *maps.shape[-2:])  # (N, 1, h, w)
-    # the mode "nearest" of torch asks for the corner of a pixel
-    resized = F.interpolate(
-        planes, (height, width), mode="nearest-exact" if mode == "nearest" else mode
-    )
+    # The mode "nearest" of torch takes the cell at the corner of a pixel, not at its center.
+    torch_mode = "nearest-exact" if mode == "nearest" else mode
+    resized = F.interpolate(planes, (height, width), mode=torch_mode)
     if clamp:
-        resized = resized.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
+        resized = _clamp_to_range(resized, planes)
     return resized.reshape(*maps.shape[:-2], height, width)
+
+
+def _clamp_to_range(resized: Tensor, maps: Tensor) -> Tensor:
+    """Clamp each resized map (..., H, W) to the range of the map (..., h, w) that it was."""
+    least = maps.amin((-2, -1), keepdim=True)
+    largest = maps.amax((-2, -1), keepdim=True)
+    return resized.clamp(least, largest)
 
 
 @public("uncrop")
@@ -102,14 +113,17 @@ def uncrop(
 
     Args:
         maps: (..., h, w).
-        box: edges of the part in pixels, not rounded; it may reach beyond the image, as where it
-            was padded.
+        box: edges of the part in pixels, not rounded. The box may reach beyond the image, as it
+            does if the image was padded.
         size: (H, W) of the image.
-        mode: as of :func:`upsample`.
+        mode: as in :func:`upsample`.
         clamp: keep every map within the range that it had.
 
+    Returns:
+        (..., H, W), same type and device.
+
     Raises:
-        InputError: as :func:`upsample`, or a box without an area or outside of the image.
+        InputError: as in :func:`upsample`, or a box without an area or outside of the image.
 
     Example:
         >>> import torch
@@ -123,27 +137,31 @@ def uncrop(
     check_maps(maps)
     check_choice(mode, get_args(Mode), name="a mode")
     rows, columns = inside(box, size)
-    y, x = (
-        (
-            (2 * torch.arange(cut.start, cut.stop, device=maps.device).double() + 1 - 2 * low)
-            / (high - low)
-        ).to(maps)
-        for cut, low, high in ((rows, box[1], box[3]), (columns, box[0], box[2]))
-    )
-    where = torch.stack([(x - 1).expand(len(y), -1), (y - 1)[:, None].expand(-1, len(x))], dim=-1)
+    left, top, right, bottom = box
+    x = _sampling_positions(columns, left, right, maps)
+    y = _sampling_positions(rows, top, bottom, maps)
+    positions = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
     planes = maps.reshape(1, -1, *maps.shape[-2:])  # (1, N, h, w)
     inner = F.grid_sample(
-        planes, where[None], mode=mode, padding_mode="border", align_corners=False
+        planes, positions[None], mode=mode, padding_mode="border", align_corners=False
     )
     if clamp:
-        inner = inner.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
+        inner = _clamp_to_range(inner, planes)
     whole = maps.new_zeros(*maps.shape[:-2], height, width)
     whole[..., rows, columns] = inner.reshape(*maps.shape[:-2], len(y), len(x))
     return whole
 
 
+def _sampling_positions(pixels: slice, low: float, high: float, maps: Tensor) -> Tensor:
+    """Return where the centers of pixels lie between the edges of a box, -1 to 1 on one axis."""
+    indices = torch.arange(pixels.start, pixels.stop, device=maps.device)
+    # The map's own type may be half precision, which cannot tell the pixels of a photo apart.
+    twice_share = (2 * indices.double() + 1 - 2 * low) / (high - low)
+    return twice_share.to(maps) - 1
+
+
 def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
-    """The rows and the columns of an image (H, W) whose centers lie in a box, one at least.
+    """Return the rows and columns of an image (H, W) whose centers lie in a box, at least one each.
 
     Raises:
         InputError: the box has no area in the image.
@@ -154,15 +172,21 @@ def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
         (slice(0, 3, None), slice(0, 3, None))
     """
     left, top, right, bottom = box
-    ends = []
-    for low, high, length in ((top, bottom, size[0]), (left, right, size[1])):
-        low, high = max(low, 0), min(high, length)
+    height, width = size
+    pixels = []
+    for near, far, length in ((top, bottom, height), (left, right, width)):
+        low = max(near, 0)
+        high = min(far, length)
         expect(low < high, f"a box that overlaps an image {size}", box)
-        start, stop = (math.ceil(end - 0.5) for end in (low, high))
-        if start == stop:  # narrower than a pixel
-            start, stop = int(low), int(low) + 1
-        ends.append(slice(start, stop))
-    return ends[0], ends[1]
+        start = math.ceil(low - 0.5)
+        stop = math.ceil(high - 0.5)
+        # A box narrower than a pixel may hold no center, and then takes the pixel it begins in.
+        if start == stop:
+            start = int(low)
+            stop = start + 1
+        pixels.append(slice(start, stop))
+    rows, columns = pixels
+    return rows, columns
 
 
 @public("normalize")
@@ -171,8 +195,8 @@ def normalize(maps: Tensor) -> Tensor:
 
     .. math:: m' = \frac{m - \min m}{\max m - \min m}
 
-    A constant map has nothing to show and gives zeros; so does one that varies by no more than the
-    rounding of its values.
+    A constant map has nothing to show and gives zeros. So does a map that varies by no more than
+    the rounding of its values.
 
     Args:
         maps: (..., h, w).
@@ -181,7 +205,7 @@ def normalize(maps: Tensor) -> Tensor:
         The same shape, type and device.
 
     Raises:
-        InputError: no such tensor, NaN or infinity.
+        InputError: maps of another type or shape, NaN or infinity in them.
 
     Example:
         >>> import torch
@@ -193,7 +217,8 @@ def normalize(maps: Tensor) -> Tensor:
     """
     check_maps(maps)
     largest = maps.abs().amax((-2, -1), keepdim=True)
-    scaled = maps / torch.where(largest > 0, largest, 1)  # so that no difference overflows
+    # The difference of two large values of opposite sign would overflow.
+    scaled = maps / torch.where(largest > 0, largest, 1)
     low = scaled.amin((-2, -1), keepdim=True)
     span = scaled.amax((-2, -1), keepdim=True) - low
     varies = span > 8 * torch.finfo(maps.dtype).eps
@@ -202,10 +227,18 @@ def normalize(maps: Tensor) -> Tensor:
 
 @public("positive")
 def positive(maps: Tensor) -> Tensor:
-    r"""Positive evidence, which supports the target: :math:`m^+ = \max(m, 0)`, of signed maps.
+    r"""Keep the positive evidence of signed maps, which supports the target.
+
+    .. math:: m^+ = \max(m, 0)
+
+    Args:
+        maps: (..., h, w).
+
+    Returns:
+        The same shape, type and device.
 
     Raises:
-        InputError: no such tensor, NaN or infinity.
+        InputError: maps of another type or shape, NaN or infinity in them.
 
     Example:
         >>> import torch
@@ -219,10 +252,18 @@ def positive(maps: Tensor) -> Tensor:
 
 @public("negative")
 def negative(maps: Tensor) -> Tensor:
-    r"""Negative evidence, which contradicts the target: :math:`m^- = \max(-m, 0)`, of signed maps.
+    r"""Keep the negative evidence of signed maps, which contradicts the target.
+
+    .. math:: m^- = \max(-m, 0)
+
+    Args:
+        maps: (..., h, w).
+
+    Returns:
+        The same shape, type and device.
 
     Raises:
-        InputError: no such tensor, NaN or infinity.
+        InputError: maps of another type or shape, NaN or infinity in them.
 
     Example:
         >>> import torch
@@ -241,9 +282,9 @@ def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
     .. math:: a_{bcij} = \frac{m_{b, p, q}}{3 \, n_{pq}}, \quad
               p = \lfloor i h / H \rfloor, \; q = \lfloor j w / W \rfloor
 
-    where :math:`n_{pq}` is the number of pixels of cell (p, q). For `captum.metrics.infidelity`,
-    which multiplies attributions with perturbations of the same shape: moving a whole cell by one
-    then counts its value once.
+    where :math:`n_{pq}` is the number of pixels of cell (p, q). This is for
+    `captum.metrics.infidelity`, which multiplies attributions with perturbations of the same shape.
+    If all pixels of a cell are changed by one, the cell's value is counted once.
 
     Args:
         maps: (B, 1, h, w).
@@ -264,27 +305,30 @@ def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
     """
     check_maps(maps)
     check_shape("images", images, "(B, C, H, W)")
+    channels, height, width = images.shape[1:]
     belong = maps.ndim == 4 and maps.shape[1] == 1 and len(maps) == len(images)
-    finer = images.shape[2] >= maps.shape[-2] and images.shape[3] >= maps.shape[-1]
-    expect(belong and finer, f"maps (B, 1, h, w) no finer than images {tuple(images.shape)}", maps)
-    row, row_count = _cell_of_pixels(images.shape[2], maps.shape[2], maps)
-    column, column_count = _cell_of_pixels(images.shape[3], maps.shape[3], maps)
-    share = maps / (images.shape[1] * row_count[:, None] * column_count)
+    coarser = maps.shape[-2] <= height and maps.shape[-1] <= width
+    expected = f"maps (B, 1, h, w) no finer than images {tuple(images.shape)}"
+    expect(belong and coarser, expected, maps)
+    row, row_count = _cell_of_pixels(height, maps.shape[2], maps)
+    column, column_count = _cell_of_pixels(width, maps.shape[3], maps)
+    share = maps / (channels * row_count[:, None] * column_count)
     spread = share[..., row[:, None], column]  # (B, 1, H, W)
-    return spread.expand(-1, images.shape[1], -1, -1).contiguous()
+    return spread.expand(-1, channels, -1, -1).contiguous()
 
 
-def _cell_of_pixels(pixels: int, cells: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The cell of each pixel on one axis, and the number of pixels of each cell."""
-    owner = torch.arange(pixels, device=like.device) * cells // pixels
-    return owner, torch.bincount(owner, minlength=cells).to(like.dtype)
+def _cell_of_pixels(pixel_count: int, cell_count: int, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cell of each pixel on one axis, and the number of pixels of each cell."""
+    cell = torch.arange(pixel_count, device=maps.device) * cell_count // pixel_count
+    pixels_per_cell = torch.bincount(cell, minlength=cell_count)
+    return cell, pixels_per_cell.to(maps.dtype)
 
 
 def check_maps(maps: Any, *, what: str = "maps") -> None:
-    """Maps are finite floating-point tensors (..., h, w).
+    """Check that maps are a finite floating-point tensor (..., h, w).
 
     Raises:
-        InputError: no such tensor, an empty one, NaN or infinity.
+        InputError: another type or shape, an empty tensor, NaN or infinity.
     """
     check_tensor(what, maps, "(..., h, w)")
 
@@ -292,8 +336,8 @@ def check_maps(maps: Any, *, what: str = "maps") -> None:
 def check_tensor(what: str, value: Any, dims: str, advice: str = "") -> None:
     """Raise InputError unless a value is a finite floating-point tensor of a shape.
 
-    The shape is written as in docstrings, "(B, 3, H, W)" or with any number of others in front
-    "(..., h, w)"; `advice` says what makes such a tensor.
+    The shape is written as in docstrings: "(B, 3, H, W)", or "(..., h, w)" with any number of
+    dimensions in front. `advice` says how such a tensor is made.
     """
     check_shape(what, value, dims, advice)
     expect(value.is_floating_point(), f"{what} as a floating-point tensor", value, advice)
@@ -302,9 +346,11 @@ def check_tensor(what: str, value: Any, dims: str, advice: str = "") -> None:
             f"the {what} {tuple(value.shape)} were given inside torch.vmap, which hides the batch; "
             "expected all of them at once. Call this on the whole batch, without vmap."
         )
-    # A sum takes a fiftieth of the time, but may overflow where every value is finite.
-    total = value.detach().sum(dtype=torch.promote_types(value.dtype, torch.float32))
-    if not math.isfinite(total.item()) and not torch.isfinite(value.detach()).all():
+    # A sum takes a fiftieth of the time that a look at every value takes. Since it may overflow
+    # although every value is finite, a sum that is not finite settles nothing.
+    values = value.detach()
+    total = values.sum(dtype=torch.promote_types(value.dtype, torch.float32))
+    if not math.isfinite(total.item()) and not torch.isfinite(values).all():
         raise InputError(
             f"the {what} {tuple(value.shape)} hold NaN or infinity; look for a division by zero or "
             "an overflow in half precision before this call, or leave those out."
@@ -316,17 +362,26 @@ def check_shape(
 ) -> None:
     """Raise an error unless a value is a tensor of numbers of a shape, without an empty side."""
     expect(isinstance(value, Tensor), f"{what} as a tensor {dims}", value, advice, error=error)
-    if reason := unsupported_reason(value):
+    reason = unsupported_reason(value)
+    if reason:
         raise error(f"expected {what} as a tensor of plain numbers, got {reason}.")
-    names = dims.strip("()").split(", ")
-    fits = value.ndim == len(names) or (names[0] == "..." and value.ndim >= len(names) - 1)
-    sizes = zip(reversed(names), reversed(value.shape), strict=False)
-    fits &= all(size == int(name) for name, size in sizes if name.isdigit())
-    expected = f"{what} of shape {dims}" + ", none of them empty" * (0 in value.shape)
-    expect(fits and 0 not in value.shape, expected, value, advice, error=error)
+    sides = dims.strip("()").split(", ")
+    fits = value.ndim == len(sides)
+    if sides[0] == "...":
+        fits = value.ndim >= len(sides) - 1
+    # Sides are compared from the last one on, since "..." is any number of them in front.
+    for side, length in zip(reversed(sides), reversed(value.shape), strict=False):
+        if side.isdigit():
+            fits = fits and length == int(side)
+    expected = f"{what} of shape {dims}"
+    if 0 in value.shape:
+        fits = False
+        expected += ", none of them empty"
+    expect(fits, expected, value, advice, error=error)
 
 
 def _checked_size(size: Any) -> tuple[int, int]:
+    """Return a height and width; InputError unless they are two positive numbers."""
     expected = "a size (H, W) of 1 pixel and up"
     with expecting(expected, size):
         height, width = map(int, size)
@@ -335,47 +390,63 @@ def _checked_size(size: Any) -> tuple[int, int]:
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation along the last dimension, (..., N) -> (...); NaN for a constant.
+    """Return Pearson's correlation along the last dimension, (..., N) -> (...); NaN for a constant.
 
-    SciPy's takes a constant whose mean is rounded for a variable.
+    SciPy correlates the rounding errors of a constant whose mean is rounded.
     """
-    columns = first.double(), second.double()
-    varies = [
-        x.amax(-1) - x.amin(-1) > 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1) for x in columns
-    ]
-    x, y = (column - column.mean(-1, keepdim=True) for column in columns)
-    size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
-    return torch.where(varies[0] & varies[1], ((x * y).sum(-1) / size).clamp(-1, 1), torch.nan)
+    x = first.double()
+    y = second.double()
+    both_vary = _varies(x) & _varies(y)
+    x = x - x.mean(-1, keepdim=True)
+    y = y - y.mean(-1, keepdim=True)
+    norms = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+    cosine = ((x * y).sum(-1) / norms).clamp(-1, 1)
+    return torch.where(both_vary, cosine, torch.nan)
+
+
+def _varies(values: Tensor) -> Tensor:
+    """Tell (...) whether values (..., N) differ by more than their rounding."""
+    span = values.amax(-1) - values.amin(-1)
+    return span > 8 * torch.finfo(values.dtype).eps * values.abs().amax(-1)
 
 
 def threshold_level(heatmap: Tensor, threshold: Threshold) -> Tensor:
-    """The threshold (N,) of each map (N, H, W) in [0, 1]."""
-    if isinstance(threshold, str) and threshold in ("mean", "otsu"):  # an array would be compared
-        return heatmap.mean((-2, -1)) if threshold == "mean" else _otsu(heatmap.flatten(1))
-    inside = is_number(threshold) and 0 <= threshold < 1
-    expect(inside, 'threshold "mean", "otsu" or a number in [0, 1)', threshold)
+    """Return the threshold (N,) of each map (N, H, W) in [0, 1]."""
+    # An array must not be compared with a name, since it answers for each of its values.
+    if isinstance(threshold, str):
+        if threshold == "mean":
+            return heatmap.mean((-2, -1))
+        if threshold == "otsu":
+            return _otsu(heatmap.flatten(1))
+    is_share = is_number(threshold) and 0 <= threshold < 1
+    expect(is_share, 'threshold "mean", "otsu" or a number in [0, 1)', threshold)
     return heatmap.new_full((len(heatmap),), float(threshold))
 
 
 def _otsu(values: Tensor) -> Tensor:
-    """Otsu's threshold (N,) of values (N, P) in [0, 1]: the center of the last bin below it.
+    """Return Otsu's threshold (N,) of values (N, P) in [0, 1]: the center of the last bin below it.
 
-    All maps at once, and of a constant map too, which scikit-image refuses.
+    It takes all maps at once, and also a constant map, which scikit-image refuses.
     """
     bins = (values * _BINS).long().clamp(max=_BINS - 1)
     counts = torch.zeros(len(values), _BINS, dtype=torch.float64, device=values.device)
     counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
     centers = (torch.arange(_BINS, device=values.device, dtype=torch.float64) + 0.5) / _BINS
-    low, moment = counts.cumsum(1), (counts * centers).cumsum(1)
-    high = low[:, -1:] - low
-    gap = moment / low.clamp(min=1) - (moment[:, -1:] - moment) / high.clamp(min=1)
-    between = low * high * gap**2
-    return centers[between[:, :-1].argmax(1)].to(values.dtype)
+    low_count = counts.cumsum(1)
+    high_count = low_count[:, -1:] - low_count
+    low_sum = (counts * centers).cumsum(1)
+    high_sum = low_sum[:, -1:] - low_sum
+    # Where a side has no value its sum is zero, and so is its mean instead of NaN.
+    low_mean = low_sum / low_count.clamp(min=1)
+    high_mean = high_sum / high_count.clamp(min=1)
+    between = low_count * high_count * (low_mean - high_mean) ** 2
+    last_bin_below = between[:, :-1].argmax(1)
+    return centers[last_bin_below].to(values.dtype)
 
 
 @public("outside_share")
 def outside_share(maps: Tensor, masks: Tensor) -> Tensor:
-    r"""The share of what the cells of each map contribute, of either sign, outside of a mask.
+    r"""Return the share of each map's absolute contributions that lies outside of a mask.
 
     .. math:: \frac{\sum_j |m_j| \, (1 - c_j)}{\sum_j |m_j|}
 
@@ -383,9 +454,9 @@ def outside_share(maps: Tensor, masks: Tensor) -> Tensor:
     that have a mask.
 
     Args:
-        maps: (B, K, h, w), with a graph; without one under ``torch.no_grad()`` alone.
-        masks: (B, H, W), of which 0 is outside, over what the model sees: pixels of the
-            preprocessed images, or cells of the grid. An image's K maps have one mask.
+        maps: (B, K, h, w) with a graph, which may be missing only under ``torch.no_grad()``.
+        masks: (B, H, W), zero outside, over what the model sees: pixels of the preprocessed
+            images, or cells of the grid. An image's K maps have one mask.
 
     Returns:
         (B, K), in [0, 1]; 0 for a map of zeros.
@@ -403,28 +474,34 @@ def outside_share(maps: Tensor, masks: Tensor) -> Tensor:
     """
     _check_graph(maps)
     check_shape("masks", masks, "(B, H, W)")
-    (height, width), (h, w) = masks.shape[1:], maps.shape[2:]
-    # a patch has as many pixels on either side; some towers leave a few at an edge out
+    height, width = masks.shape[1:]
+    h, w = maps.shape[2:]
+    # Patches are square, and some towers leave out a few pixels at an edge.
     fits = len(masks) == len(maps) and height // h == width // w > 0
-    expected = f"masks of the {len(maps)} preprocessed images, which the model sees as {h} x {w}"
-    expect(fits, f"{expected} cells", masks, "crop and resize them as the images")
-    covered = F.interpolate(masks[:, None].bool().to(maps.dtype), (h, w), mode="area")
+    expected = (
+        f"masks of the {len(maps)} preprocessed images, which the model sees as {h} x {w} cells"
+    )
+    expect(fits, expected, masks, "crop and resize them as the images")
+    mask_planes = masks[:, None].bool().to(maps.dtype)  # (B, 1, H, W)
+    covered = F.interpolate(mask_planes, (h, w), mode="area")
     _refuse_empty("masks", covered)
-    size = maps.abs()
-    total = size.sum((-2, -1)).clamp(min=torch.finfo(maps.dtype).tiny)
-    return (size * (1 - covered)).sum((-2, -1)) / total
+    magnitude = maps.abs()
+    # The bound keeps a map of zeros from a division by zero.
+    total = magnitude.sum((-2, -1)).clamp(min=torch.finfo(maps.dtype).tiny)
+    outside = (magnitude * (1 - covered)).sum((-2, -1))
+    return outside / total
 
 
 @public("agreement")
 def agreement(maps: Tensor, expected: Tensor) -> Tensor:
-    r"""The cosine of each map and the one that it should be, such as a person's or a teacher's.
+    r"""Return the cosine of each map and the map expected of it, a person's or a teacher's.
 
     .. math:: \frac{\sum_j m_j w_j}{|m| \, |w|}
 
-    A loss is ``1 - agreement(maps, expected)``. Neither map's scale counts; signs do.
+    A loss is ``1 - agreement(maps, expected)``. The scales of the maps do not count; signs do.
 
     Args:
-        maps: (B, K, h, w), with a graph; without one under ``torch.no_grad()`` alone.
+        maps: (B, K, h, w) with a graph, which may be missing only under ``torch.no_grad()``.
         expected: (B, K, h, w), not all zero.
 
     Returns:
@@ -448,13 +525,17 @@ def agreement(maps: Tensor, expected: Tensor) -> Tensor:
 
 
 def _check_graph(maps: Tensor) -> None:
-    """Raise InputError for what are no maps (B, K, h, w) in a graph."""
+    """Raise InputError unless maps are (B, K, h, w) in a graph."""
     check_tensor("maps", maps, "(B, K, h, w)")
     if torch.is_grad_enabled() and not maps.requires_grad:
         raise InputError("the maps have no graph to train; make them with create_graph=True.")
 
 
 def _refuse_empty(what: str, values: Tensor) -> None:
-    """Raise InputError where (B, K, h, w) hold nothing but zeros of an image."""
-    if empty := (~values.flatten(2).any(-1)).any(1).nonzero().flatten().tolist():
-        raise InputError(f"the {what} of the images {empty} are empty; leave these images out.")
+    """Raise InputError if values (B, K, h, w) of an image hold nothing but zeros."""
+    is_empty = ~values.flatten(2).any(-1)  # (B, K)
+    empty_images = is_empty.any(1).nonzero().flatten().tolist()
+    if empty_images:
+        raise InputError(
+            f"the {what} of the images {empty_images} are empty; leave these images out."
+        )

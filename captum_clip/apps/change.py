@@ -29,12 +29,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import checks, targets
+from .. import targets
 from ..attr import DirectContribution, HeadVectors
 from ..checks import check_integer, check_nonempty, check_texts, expect, show
 from ..errors import InputError, UnsupportedModelError, public
 from ..explaining.hints import count_doubts, share_of_better
 from ..folders.bootstrap import FEWEST, difference_of, holm, resample
+from ..look import current_look
 from ..models import ClipAdapter, load_clip
 from ..models.rounding import ROUNDING
 from ..models.steps import step_parameters
@@ -203,7 +204,7 @@ class Change:
         scores, regions = self.scores, [*self.sums.get("regions", ()), self.regions]
         largest, texts = (scores[1] - scores[0]).abs().max(1)
         rows, order, top = [], largest.argsort(descending=True)[:count], None
-        if checks.current_look.get().scale == "shared":
+        if current_look.get().scale == "shared":
             top = max(float(each[order, texts[order]].abs().max()) for each in regions)
         for index in order.tolist():
             text = int(texts[index])

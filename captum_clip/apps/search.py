@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 
-from .. import checks, maps, targets
+from .. import maps, targets
 from ..checks import as_list, check_choice, check_integer, expect, expecting
 from ..errors import InputError, public
 from ..explaining.explanation import Explanation
@@ -29,6 +29,7 @@ from ..explaining.request import Sign
 from ..files import make_folder, replace_file, to_csv
 from ..folders.storage import storage_of
 from ..folders.workers import Progress, threads
+from ..look import current_look
 from ..models import ClipAdapter, differing_parts, load_clip
 from ..models.images import Crop
 from ..models.names import check_stated
@@ -71,7 +72,7 @@ class SearchResult:
     def panels(self) -> Iterator[list[Panel]]:
         """Yield the panels of each image, best first: the image itself, then its map per target."""
         explanation = self.explanation
-        look = checks.current_look.get()
+        look = current_look.get()
         heatmaps = explanation.heatmap(look.interpolation, scale=look.scale)
         colors = sign_colors(*heatmaps)
         has_one_target = len(explanation.names) == 1

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 import click
 
-from ..checks import check_destination, check_outputs, current_look, expand, find_folder
+from ..checks import check_destination, check_outputs, expand, find_folder
 from ..cli import options, shared
 from ..cli.application import PATH, Group, app, argument, option
 from ..cli.options import DEFAULT_MODEL, Computing, Loading
 from ..errors import InputError, refuse
 from ..errors import argument as spell_argument
 from ..files import replace_file
+from ..look import current_look
 
 TASKS: Final = (
     "thirds",

@@ -34,10 +34,11 @@ from torch import Tensor, nn
 
 from .. import targets, visualization
 from ..attr.registry import fitting_methods, methods_for
-from ..checks import check_choice, check_nonempty, current_look, draws
+from ..checks import check_choice, check_nonempty
 from ..errors import InputError, public
 from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
+from ..look import current_look, draws
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
 from ..targets import Target

@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 
 import click
 
-from ..checks import check_outputs, current_look, find_file
+from ..checks import check_outputs, find_file
 from ..demo.catalog import FEELINGS
 from ..errors import InputError, refuse
 from ..explaining.request import (
@@ -22,6 +22,7 @@ from ..explaining.request import (
     rule,
 )
 from ..files import read_csv, read_field, replace_file, to_csv
+from ..look import current_look
 from . import options, shared
 from .application import PATH, Range, app, argument, option
 from .options import Loading

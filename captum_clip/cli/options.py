@@ -15,10 +15,11 @@ from typing import Any, Final, get_args
 
 import click
 
-from ..checks import Look, Mode, check_choice, current_look, find_file, limit_pixels, suggestion
+from ..checks import Mode, check_choice, find_file, limit_pixels, suggestion
 from ..errors import InputError, assigned
 from ..explaining.request import Request
 from ..files import read_lines
+from ..look import Look, current_look
 from .application import PATH, Range, option
 
 _Function = Callable[..., None]

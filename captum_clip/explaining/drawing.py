@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from .. import visualization
-from ..checks import check_nonempty, current_look, draws, expect
+from ..checks import check_nonempty, expect
 from ..errors import InputError, public
+from ..look import current_look, draws
 from ..maps import check_maps
 from ..models.adapter import ImageLike
 from ..visualization.arrays import as_images

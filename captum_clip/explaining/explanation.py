@@ -13,12 +13,9 @@ from torch import Tensor
 
 from ..attr.registry import TextMap
 from ..checks import (
-    Look,
     Mode,
     check_destination,
     check_flag,
-    current_look,
-    draws,
     error_context,
     excerpt,
     expect,
@@ -28,6 +25,7 @@ from ..checks import (
 )
 from ..errors import InputError, argument, check_kinds, public
 from ..files import DAMAGED, replace_file
+from ..look import Look, current_look, draws
 from ..maps import Threshold
 from ..models.adapter import ImageLike
 from ..models.images import Crop

@@ -1,5 +1,5 @@
 # The public names, for type checkers and for `__init__.py`, which imports each when it is used.
-from ..checks import Look as Look
+from ..look import Look as Look
 from .charts import matches as matches
 from .charts import sentences as sentences
 from .colors import HEAT as HEAT

@@ -15,8 +15,9 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from .. import maps
-from ..checks import check_nonempty, current_look, draws, expect
+from ..checks import check_nonempty, expect
 from ..errors import InputError, public
+from ..look import current_look, draws
 from .arrays import (
     ArrayLike,
     Batch,

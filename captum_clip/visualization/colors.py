@@ -8,14 +8,16 @@ import numpy.typing as npt
 from matplotlib import colormaps, rcParams
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 
-from ..checks import Look, current_look, show
+from ..checks import show
 from ..errors import InputError
+from ..look import Look, current_look
 
 Array = npt.NDArray[np.float32]
 Layer = tuple[Array, Colormap]
 """A map (H, W) in [0, 1] and its colors."""
 
-TEXT_SIZE: Final = 8.0  # points, where matplotlib's own size is its default, 10
+# Points of type, as long as matplotlib's own size is its default, 10.
+TEXT_SIZE: Final = 8.0
 NOTE_SIZE: Final = 7.0
 TEXT_COLOR: Final = "#222222"
 NOTE_COLOR: Final = "#6b6b6b"
@@ -31,10 +33,13 @@ NEGATIVE: Final = LinearSegmentedColormap.from_list(
 )
 """Light to dark blue."""
 ALPHA: Final = Look.alpha
-RISE: Final = 0.8  # Opacity is the map's value to this power, so that low values can be seen.
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_COLOR = 0.4  # the part of the colors that a softened image keeps
-_LIGHT = 0.2  # the part of white that it gets
+# Opacity is the map's value to this power, so that low values can be seen.
+RISE: Final = 0.8
+_LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_COLOR: Final = 0.4
+"""The share of its colors that a softened image keeps."""
+_LIGHT: Final = 0.2
+"""The share of white that a softened image gets."""
 
 
 def magnified() -> float:
@@ -44,7 +49,7 @@ def magnified() -> float:
 
 
 def lettering(size: float = TEXT_SIZE, color: str = TEXT_COLOR) -> dict[str, Any]:
-    """How a text of usually so many points is written, in matplotlib's font."""
+    """Return matplotlib's options for a text that usually has `size` points, in its own font."""
     # A style for dark slides sets another color than black, and then all texts have it.
     style_color = rcParams["text.color"]
     if style_color != "black":
@@ -54,31 +59,37 @@ def lettering(size: float = TEXT_SIZE, color: str = TEXT_COLOR) -> dict[str, Any
 
 
 def small_print(size: float = NOTE_SIZE) -> dict[str, Any]:
-    """How a score or a caption is written."""
+    """Return matplotlib's options for a score or a caption."""
     return lettering(size, NOTE_COLOR)
 
 
 def sign_colors(*signs: str) -> list[Colormap]:
-    """The color map of each sign that is drawn: the look's, both halves of it for two, or ours."""
+    """Return a color map for each sign that is drawn: the look's, parted for two signs, or ours."""
     cmap = current_look.get().cmap
     if len(signs) == 1:
-        usual = HEAT if signs[0] == "positive" else NEGATIVE
-        return [colormap(usual if cmap is None else cmap)]
+        if cmap is None:
+            cmap = HEAT if signs[0] == "positive" else NEGATIVE
+        return [colormap(cmap)]
     if cmap is None:
-        return list[Colormap]((POSITIVE, NEGATIVE)[: len(signs)])
-    return [ListedColormap(colormap(cmap)(np.linspace(0.5, end, 256))) for end in (1, 0)]
+        both: list[Colormap] = [POSITIVE, NEGATIVE]
+        return both[: len(signs)]
+    whole = colormap(cmap)
+    # Both halves begin at the middle, since zero is there in a map of both signs.
+    upper = whole(np.linspace(0.5, 1, 256))
+    lower = whole(np.linspace(0.5, 0, 256))
+    return [ListedColormap(upper), ListedColormap(lower)]
 
 
 def signed_layers(signed: Array) -> list[Layer]:
-    """A map (H, W) in [-1, 1] as two, one for each sign, in colors that tell them apart."""
-    halves = (signed.clip(0), (-signed).clip(0))
-    return list(zip(halves, sign_colors("positive", "negative"), strict=True))
+    """Part a map (H, W) in [-1, 1] in two, one for each sign, in colors that tell them apart."""
+    positive_colors, negative_colors = sign_colors("positive", "negative")
+    return [(signed.clip(0), positive_colors), ((-signed).clip(0), negative_colors)]
 
 
 def colormap(cmap: str | Colormap) -> Colormap:
-    """A color map, by name or as it is; InputError for an unknown name."""
+    """Return a color map, given by name or as it is; InputError for an unknown name."""
     try:
-        # The registry is asked, since pyplot would bring a backend and global state along.
+        # The registry is asked, since pyplot would load a backend and keep global state.
         return colormaps.get_cmap(cmap)
     except (ValueError, TypeError) as error:
         raise InputError(
@@ -88,8 +99,9 @@ def colormap(cmap: str | Colormap) -> Colormap:
 
 
 def soften(image: Array) -> Array:
-    """An image (H, W, 3) paler and lighter, so that the colors of a map stand out."""
-    pale = _COLOR * image + (1 - _COLOR) * (image @ _LUMA)[..., None]
+    """Make an image (H, W, 3) paler and lighter, so that the colors of a map stand out."""
+    gray = (image @ _LUMA)[..., None]
+    pale = _COLOR * image + (1 - _COLOR) * gray
     return np.asarray(_LIGHT + (1 - _LIGHT) * pale, dtype=np.float32)
 
 
@@ -103,25 +115,28 @@ def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float | None = No
 
 
 def cover(base: Array, layers: Sequence[Layer], alpha: float | None = None) -> Array:
-    """Lay maps over a softened image; those of two signs share no pixel, where colors would mix."""
+    """Lay maps over a softened image; those of two signs share no pixel, so no colors mix."""
     for heatmap, cmap in layers:
         shades = tinted(heatmap, cmap, alpha)
-        base = (1 - shades[..., 3:]) * base + shades[..., 3:] * shades[..., :3]
+        colors = shades[..., :3]
+        opacity = shades[..., 3:]
+        base = (1 - opacity) * base + opacity * colors
     return np.asarray(base, dtype=np.float32).clip(0, 1)
 
 
 def tinted(heatmap: Array, cmap: Colormap, alpha: float | None = None) -> npt.NDArray[Any]:
-    """The colors and opacities (..., 4) of the values of a map."""
+    """Return the colors and opacities (..., 4) of the values of a map."""
     if alpha is None:
         alpha = current_look.get().alpha
     # The image shows where a map is low, so inferno's black does not hide it.
     opacity = alpha * heatmap[..., None] ** RISE
     # A color map takes floats for shares and integers for indices. Its own alpha is left out.
-    return np.concatenate([cmap(heatmap)[..., :3], opacity], -1)
+    colors = cmap(heatmap)[..., :3]
+    return np.concatenate([colors, opacity], -1)
 
 
 def ramp(cmap: Colormap, alpha: float | None = None) -> Colormap:
-    """The colors of a map as they look over an image, from 0, a pale image, to 1.
+    """Return the colors of a map as they look over an image, from 0, a pale image, to 1.
 
     Legends show them, since the darkest colors of a map are never seen in a figure.
     """
@@ -132,15 +147,16 @@ def ramp(cmap: Colormap, alpha: float | None = None) -> Colormap:
 
 
 def short_number(value: float) -> str:
-    """A value with two digits and a true minus sign, for a figure."""
-    return f"{value + 0.0:.2g}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus zero
+    """Write a value with two digits and a true minus sign, for a figure."""
+    # Adding zero makes a plain zero of minus zero.
+    return f"{value + 0.0:.2g}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed_number(value: float) -> str:
-    """A share or a difference of cosines as it is written in a figure, always with its sign."""
+    """Write a share or a difference of cosines for a figure, always with its sign."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def score_note(score: float) -> str:
-    """A cosine similarity as it is written in a figure."""
+    """Write a cosine similarity for a figure."""
     return f"cosine {score:.3f}".replace("-", "\N{MINUS SIGN}")

@@ -23,9 +23,10 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 
-from ..checks import check_destination, check_interval, current_look, expect
+from ..checks import check_destination, check_interval, expect
 from ..errors import InputError, argument, public
 from ..files import MARK, replace_file
+from ..look import current_look
 from .colors import Array, Layer, cover, lettering, magnified, small_print, soften, tinted
 
 _ROW_LENGTH = 8  # images in a row, where a longer row is folded

@@ -1,16 +1,18 @@
-"""Maps over the images that the model saw: of targets, words, signs and methods; and mean maps."""
+"""Maps over the images that the model saw, for targets, words, signs and methods; and mean maps."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from ..checks import check_nonempty, draws
+from ..checks import check_nonempty
 from ..errors import public
+from ..look import draws
 from .arrays import (
     ArrayLike,
     Batch,
@@ -27,7 +29,8 @@ from .arrays import (
 from .colors import Array, ramp, short_number, sign_colors
 from .grid import ROWS, Legend, Panel, Row, folded, grid
 
-_MEAN_SIZE = (224, 224)  # of a mean map
+# A mean map belongs to no image, so it is drawn at the usual size of one.
+_MEAN_SIZE: Final = (224, 224)
 
 
 @public("overlay")
@@ -44,12 +47,12 @@ def overlay(
     caption: str = "",
     **_: Any,
 ) -> Figure:
-    """Heatmaps over images: one row per image (or model), one column per target, word or emotion.
+    """Draw heatmaps over images: a row per image (or model), a column per target, word or emotion.
 
-    Arguments are as in :mod:`captum_clip.visualization`; more than eight targets go on in another
-    row. `negative` has maps of negative evidence, drawn in blue in a second row for each image;
-    those of `heatmap` are orange then, otherwise inferno. `notes` are B times K short lines, after
-    the scores.
+    Arguments are as in :mod:`captum_clip.visualization`. More than eight targets continue in
+    another row. `negative` has maps of negative evidence, drawn in blue in a second row for each
+    image. Those of `heatmap` are then orange, otherwise inferno. `notes` are B times K short lines,
+    after the scores.
 
     Example:
         >>> import torch
@@ -59,30 +62,44 @@ def overlay(
         >>> len(figure.axes)  # the image and two maps
         3
     """
-    batches = [heatmap] if negative is None else [heatmap, negative]
-    pictures, signs = framed_batches(images, batches)
-    shape = (len(pictures), len(signs[0][0]))
-    titles = as_values("names", names, shape[1])
-    cosines = as_cosines(scores, shape)
-    lines = [as_values("notes", row, shape[1]) for row in as_values("notes", notes, shape[0], None)]
-    models = as_values("labels", labels or None, shape[0])
-    meanings = ["low to high"] if negative is None else ["supports", "contradicts"]
-    cmaps = sign_colors(*("positive", "negative")[: len(signs)])
+    if negative is None:
+        batches = [heatmap]
+        sign_names = ["positive"]
+        meanings = ["low to high"]
+    else:
+        batches = [heatmap, negative]
+        sign_names = ["positive", "negative"]
+        meanings = ["supports", "contradicts"]
+    pictures, sign_maps = framed_batches(images, batches)
+    count = len(sign_maps[0][0])
+    titles = as_values("names", names, count)
+    cosines = as_cosines(scores, (len(pictures), count))
+    lines = []
+    for image_notes in as_values("notes", notes, len(pictures), None):
+        lines.append(as_values("notes", image_notes, count))
+    models = as_values("labels", labels or None, len(pictures))
+    cmaps = sign_colors(*sign_names)
     rows: list[Row] = []
     for index, image in enumerate(pictures):
         name = f"image {index + 1}" if len(pictures) > ROWS else "image"
         lead = Panel(image, name, label=models[index])
-        for maps, colors, prefix in zip(signs, cmaps, ("", "contradicts: "), strict=False):
-            written = zip(maps[index], titles, cosines[index], lines[index], strict=True)
-            cells = [
-                _panel(image, values, colors, f"{prefix}{title}", *notes)
-                for values, title, *notes in written
-            ]
-            rows += folded(cells, lead)
-            # The label stands at the first row of an image alone.
+        for sign, maps, colors in zip(sign_names, sign_maps, cmaps, strict=True):
+            prefix = "contradicts: " if sign == "negative" else ""
+            panels = []
+            for column, target in enumerate(titles):
+                title = f"{prefix}{target}"
+                notes_below = (cosines[index][column], lines[index][column])
+                panels.append(_panel(image, maps[index][column], colors, title, *notes_below))
+            rows += folded(panels, lead)
+            # Only the first row of an image has its label.
             lead = Panel(image, name)
-    legends = [Legend(ramp(c), meaning) for c, meaning in zip(cmaps, meanings, strict=True)]
+    legends = _legends(cmaps, meanings)
     return grid(rows, legends=legends, caption=caption, together=len(rows) // len(pictures))
+
+
+def _legends(cmaps: Sequence[Colormap], meanings: Sequence[str]) -> list[Legend]:
+    """Return a legend for each color map, with what it stands for."""
+    return [Legend(ramp(cmap), meaning) for cmap, meaning in zip(cmaps, meanings, strict=True)]
 
 
 @public("contact_sheet")
@@ -98,12 +115,13 @@ def contact_sheet(
     caption: str = "",
     **_: Any,
 ) -> Figure:
-    """Methods next to each other: one row per image and its target, one column per method.
+    """Draw methods next to each other: a row per image and its target, a column per method.
 
-    Arguments are as in :mod:`captum_clip.visualization`, of N images with one target each; an image
-    may come several times. `columns` are heading -> maps (N, 1, h, w) in [0, 1]; `scores` (N, M)
-    are those of rows and columns. With several models, `models` are those of the M columns. Then
-    each model has a row, or two from nine columns on, with the headings under the maps.
+    Arguments are as in :mod:`captum_clip.visualization`, for N images with one target each. An
+    image may come several times. `columns` are heading -> maps (N, 1, h, w) in [0, 1], and `scores`
+    are (N, M) for rows and columns. With several models, `models` names the model of each of the M
+    columns. Then each model has a row, or two from nine columns on, with the headings under the
+    maps.
 
     Example:
         >>> import torch
@@ -112,27 +130,32 @@ def contact_sheet(
         >>> figure = visualization.contact_sheet(torch.rand(2, 3, 32, 32), maps, names=["a", "b"])
     """
     check_nonempty("column of maps", columns)
-    pictures, maps = framed_batches(images, list(columns.values()), count=1)
-    [colors], shape = sign_colors("positive"), (len(pictures), len(maps))
-    titles = as_values("names", names, shape[0])
-    cosines = as_cosines(scores, shape)
-    targets = as_references(references, shape[0])
+    pictures, column_maps = framed_batches(images, list(columns.values()), count=1)
+    [colors] = sign_colors("positive")
+    titles = as_values("names", names, len(pictures))
+    cosines = as_cosines(scores, (len(pictures), len(columns)))
+    targets = as_references(references, len(pictures))
     rows = []
     for index, image in enumerate(pictures):
-        panels = [
-            _panel(image, column[index][0], colors, heading * bool(models), note)
-            for heading, column, note in zip(columns, maps, cosines[index], strict=True)
-        ]
-        rows.append([Panel(image, titles[index]), *panels])
-    below: dict[str, Any] = {"legends": [Legend(ramp(colors), "low to high")], "caption": caption}
+        row = [Panel(image, titles[index])]
+        for heading, maps, cosine in zip(columns, column_maps, cosines[index], strict=True):
+            # A row per model has headings under its maps, since columns do not line up.
+            title = heading if models else ""
+            row.append(_panel(image, maps[index][0], colors, title, cosine))
+        rows.append(row)
+    legends = _legends([colors], ["low to high"])
     if not models:
-        return _table(rows, targets, columns, **below)
-    wrapped: list[Row] = []
+        return _table(rows, targets, columns, legends=legends, caption=caption)
+    model_rows: list[Row] = []
     for (lead, *panels), target in zip(rows, targets, strict=True):
-        ends = [] if target is None else [Panel(framed(target, lead.pixels.shape), "target image")]
+        end = []
+        if target is not None:
+            end.append(Panel(framed(target, lead.pixels.shape), "target image"))
         for _, group in groupby(zip(models, panels, strict=True), itemgetter(0)):
-            wrapped += folded([*(panel for _, panel in group), *ends], lead)
-    return grid(wrapped, together=len(wrapped) // len(rows), **below)
+            model_panels = [panel for _, panel in group]
+            model_rows += folded(model_panels + end, lead)
+    together = len(model_rows) // len(rows)
+    return grid(model_rows, legends=legends, caption=caption, together=together)
 
 
 @public("signs")
@@ -149,13 +172,13 @@ def signs(
     caption: str = "",
     **_: Any,
 ) -> Figure:
-    """Positive next to negative evidence: one row per image (or model) and target.
+    """Draw positive next to negative evidence: one row per image (or model) and target.
 
     Both maps of a row should share one scale, so that a weak one looks weak: normalize them as one
-    map, or divide both by the larger maximum. The peak of the weaker one is under its image.
+    map, or divide both by the larger maximum. The peak of the weaker one is written under it.
 
-    Arguments are as in :mod:`captum_clip.visualization`; `positive` maps support each target,
-    `negative` ones contradict it. With `labels` the rows of one target stand together. Orange and
+    Arguments are as in :mod:`captum_clip.visualization`. `positive` maps support each target,
+    `negative` maps contradict it. With `labels` the rows of one target stand together. Orange and
     blue can be told apart with any kind of color vision; a `cmap` serves both signs.
 
     Example:
@@ -165,32 +188,36 @@ def signs(
         >>> figure = visualization.signs(torch.rand(1, 3, 32, 32), up, down, names=["a horse"])
     """
     pictures, (supporting, contradicting) = framed_batches(images, [positive, negative])
-    shape = (len(pictures), len(supporting[0]))
-    colors = sign_colors("positive", "negative")
-    titles = as_values("names", names, shape[1])
-    cosines = as_cosines(scores, shape)
-    targets = as_references(references, shape[1])
-    models = as_values("labels", labels or None, shape[0])
-    cells = list(np.ndindex(shape))
+    count = len(supporting[0])
+    orange, blue = sign_colors("positive", "negative")
+    titles = as_values("names", names, count)
+    cosines = as_cosines(scores, (len(pictures), count))
+    targets = as_references(references, count)
+    models = as_values("labels", labels or None, len(pictures))
+    cells = list(np.ndindex(len(pictures), count))
+    together = count
     if labels:
         # The rows of one target stand together, so that its models can be compared.
         cells.sort(key=lambda cell: cell[1])
+        together = 1
     rows = []
+    row_targets = []
     for index, column in cells:
         image = pictures[index]
-        support, contradiction = supporting[index][column], contradicting[index][column]
+        support = supporting[index][column]
+        contradiction = contradicting[index][column]
         lead = Panel(image, titles[column], cosines[index][column], models[index])
-        left = _panel(image, support, colors[0], "", _peak(support, contradiction))
-        right = _panel(image, contradiction, colors[1], "", _peak(contradiction, support))
+        left = _panel(image, support, orange, "", _peak(support, contradiction))
+        right = _panel(image, contradiction, blue, "", _peak(contradiction, support))
         rows.append([lead, left, right])
-    meanings = ("supports", "contradicts")
+        row_targets.append(targets[column])
     return _table(
         rows,
-        [targets[column] for _, column in cells],
-        [f"{meaning} it" for meaning in meanings],
-        legends=[Legend(ramp(c), m) for c, m in zip(colors, meanings, strict=True)],
+        row_targets,
+        ["supports it", "contradicts it"],
+        legends=_legends([orange, blue], ["supports", "contradicts"]),
         caption=caption,
-        together=1 if labels else shape[1],
+        together=together,
     )
 
 
@@ -205,14 +232,14 @@ def average(
     caption: str = "",
     **_: Any,
 ) -> Figure:
-    """Mean maps: one row per model or method, one column per target or emotion, all on one scale.
+    """Draw mean maps on one scale: a row per model or method, a column per target or emotion.
 
-    The darkest color is the smallest value of all maps and the lightest the largest, so that maps
-    can be compared and weak structure is seen; the legend gives both.
+    The darkest color is the smallest value of all maps and the lightest the largest. So maps can be
+    compared, and weak structure is seen. The legend gives both values.
 
     Args:
         rows: label -> maps (K, h, w) of any finite values; grids may differ from row to row.
-        names: of the K targets, under the maps; more than eight go on in a second row.
+        names: of the K targets, under the maps; more than eight continue in a second row.
         notes: label -> K short lines, under the names.
         scale: smallest and largest value, where several figures are to be compared.
         caption: below the maps.
@@ -230,25 +257,35 @@ def average(
     count: int | str = "K"
     for label, maps in rows.items():
         array = as_array(f"maps for {label!r}", maps, (count, "h", "w"))
-        means[label], count = enlarged(array, _MEAN_SIZE), len(array)
-    titles, [colors] = as_values("names", names, len(array)), sign_colors("positive")
-    values = np.concatenate([maps.ravel() for maps in means.values()])
-    low, high = scale or (values.min(), values.max())
-    panels: list[Row] = []
+        means[label] = enlarged(array, _MEAN_SIZE)
+        # All later rows must have as many maps as the first.
+        count = len(array)
+    titles = as_values("names", names, len(array))
+    [colors] = sign_colors("positive")
+    if scale is None:
+        values = np.concatenate([maps.ravel() for maps in means.values()])
+        scale = (values.min(), values.max())
+    low, high = scale
+    # If all values are equal, Normalize makes zeros of them instead of dividing by zero.
+    normalize = Normalize(low, high)
+    panel_rows: list[Row] = []
     for label, maps in means.items():
         lines = as_values("notes", (notes or {}).get(label), len(maps))
-        # of maps that are all alike Normalize makes zeros, and does not divide by zero
-        pixels = np.asarray(colors(Normalize(low, high)(maps))[..., :3], dtype=np.float32)
-        once = [label, *[""] * (len(maps) - 1)]
-        panels += folded([Panel(*cell) for cell in zip(pixels, titles, lines, once, strict=True)])
+        pixels = np.asarray(colors(normalize(maps))[..., :3], dtype=np.float32)
+        panels = []
+        for column, title in enumerate(titles):
+            # The label stands left of the first map.
+            map_label = label if column == 0 else ""
+            panels.append(Panel(pixels[column], title, lines[column], map_label))
+        panel_rows += folded(panels)
     legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")
-    return grid(panels, legends=[legend], caption=caption)
+    return grid(panel_rows, legends=[legend], caption=caption)
 
 
 def framed_batches(
     images: Batch, heatmaps: Sequence[Batch], count: int | None = None
 ) -> tuple[list[Array], list[list[Array]]]:
-    """B images (H, W, 3) and for each of several batches their B maps (K, H, W).
+    """Return B images (H, W, 3), and for each of several batches their B maps (K, H, W).
 
     All are in frames of the largest height and width, with white margins around an image and zeros
     around its maps.
@@ -258,8 +295,12 @@ def framed_batches(
     for batch in heatmaps:
         batches.append(as_heatmaps(batch, pictures, count))
         count = len(batches[0][0])
-    size = np.max([image.shape[:2] for image in pictures], axis=0).tolist()
-    framed_maps = [[letterbox(maps, size, 0.0) for maps in batch] for batch in batches]
+    height = max(image.shape[0] for image in pictures)
+    width = max(image.shape[1] for image in pictures)
+    size = (height, width)
+    framed_maps = []
+    for image_maps in batches:
+        framed_maps.append([letterbox(maps, size, 0.0) for maps in image_maps])
     return [framed(image, size) for image in pictures], framed_maps
 
 
@@ -267,17 +308,22 @@ def _table(
     rows: Sequence[list[Panel]],
     targets: Sequence[Array | None],
     columns: Iterable[str],
-    **look: Any,
+    **options: Any,
 ) -> Figure:
-    """Rows of an image, its maps, and at the end the target where that is an image."""
+    """Draw rows of an image and its maps, and at the end the target if it is an image."""
     shape = rows[0][0].pixels.shape
-    ends = [[] if target is None else [Panel(framed(target, shape))] for target in targets]
-    headers = ["image", *columns, *["target image"] * any(ends)]
-    return grid([row + end for row, end in zip(rows, ends, strict=True)], headers=headers, **look)
+    headers = ["image", *columns]
+    if any(target is not None for target in targets):
+        headers.append("target image")
+    whole_rows = []
+    for row, target in zip(rows, targets, strict=True):
+        end = [] if target is None else [Panel(framed(target, shape))]
+        whole_rows.append(row + end)
+    return grid(whole_rows, headers=headers, **options)
 
 
 def _panel(image: Array, heatmap: Array, cmap: Colormap, title: str, *notes: str) -> Panel:
-    """A map over its image, with the title and the notes under it."""
+    """Return a map over its image, with the title and the notes under it."""
     written = [note for note in notes if note]
     # An empty map is an answer and no failure, so the figure says that it is empty.
     if not heatmap.any():
@@ -286,12 +332,19 @@ def _panel(image: Array, heatmap: Array, cmap: Colormap, title: str, *notes: str
 
 
 def _peak(heatmap: Array, other: Array) -> str:
-    """The peak of a map where the other sign's is higher, which is why it looks pale."""
+    """Write the peak of a map if the other sign's is higher, which is why the map looks pale."""
     share = float(heatmap.max()) / (float(other.max()) or 1)
-    return f"peak {share:.0%} of the other\u2019s" if 0 < share < 0.95 else ""
+    if not 0 < share < 0.95:
+        return ""
+    return f"peak {share:.0%} of the other\u2019s"
 
 
 def numbered(labels: Sequence[str]) -> list[str]:
-    """Labels of which no two are the same: "last-grad", "last-grad (2)"."""
-    counts = [labels[:end].count(label) for end, label in enumerate(labels)]
-    return [f"{label} ({n + 1})" if n else label for label, n in zip(labels, counts, strict=True)]
+    """Make labels different from each other: "last-grad", "last-grad (2)"."""
+    counts: Counter[str] = Counter()
+    different = []
+    for label in labels:
+        counts[label] += 1
+        count = counts[label]
+        different.append(label if count == 1 else f"{label} ({count})")
+    return different

@@ -14,8 +14,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from captum_clip import Explanation, visualization
-from captum_clip.checks import current_look
 from captum_clip.errors import InputError
+from captum_clip.look import current_look
 from captum_clip.visualization import Look, colors
 from tests.figure_parts import lines_of, pixels_of, texts_of
 from tests.samples import uniform
