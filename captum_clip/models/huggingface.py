@@ -52,37 +52,40 @@ class BertLayer(PostNormLayer, HuggingFaceLayer):
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
-        # The `BertAttention` around both adds its input and norms the sum.
-        self.input_module, self.output_module = self.attention.self, self.attention.output.dense
+        # The `BertAttention` around these two modules adds its input, and norms the sum.
+        self.input_module = self.attention.self
+        self.output_module = self.attention.output.dense
 
     @property
     def stream_norms(self) -> tuple[nn.Module, nn.Module]:
         return self.attention.output.LayerNorm, self.block.output.LayerNorm
 
 
-def layers_of(kind: type[HuggingFaceLayer], encoder: Any) -> tuple[HuggingFaceLayer, ...]:
+def layers_of(layer_class: type[HuggingFaceLayer], encoder: Any) -> tuple[HuggingFaceLayer, ...]:
     """Every block of an encoder as a layer."""
-    return tuple(map(kind, encoder.layers if hasattr(encoder, "layers") else encoder.layer))
+    blocks = encoder.layers if hasattr(encoder, "layers") else encoder.layer
+    return tuple(map(layer_class, blocks))
 
 
 class TextLayout(NamedTuple):
     """How a model of transformers pools its texts, and where it keeps the parts of its text tower.
 
-    Names may be paths. The defaults are those of a BERT.
+    The strings are paths of modules. The defaults are those of a BERT.
     """
 
     row: TextRow = "first"
     causal: bool = False
-    # As in training, or else always to one length. With another padding it is another embedding
-    # where the last position is pooled, or no mask is given: SigLIP's has a cosine of .59 then.
+    # The model was trained with texts padded to the longest, or all to one length. Other padding
+    # changes the embedding if the last position is pooled, or if no mask is given: for SigLIP the
+    # cosine is .59 then.
     pads_to_longest: bool = True
     module: str = "text_model"  # takes the token ids
-    table: str = "embeddings.word_embeddings"  # of the token embeddings, in `module`
-    encoder: str = "encoder"  # holds the layers, in `module`
-    layer: type[HuggingFaceLayer] | None = BertLayer  # their kind; None: it cannot be explained
-    own_head: tuple[str, ...] = ()  # what the pooled token goes through in `module`
-    head: tuple[str, ...] = ("text_projection",)  # and after that, in the model
-    bert_only: bool = False  # whether the model may hold any text model
+    table: str = "embeddings.word_embeddings"  # the table of token embeddings in `module`
+    encoder: str = "encoder"  # the module that holds the layers, in `module`
+    layer: type[HuggingFaceLayer] | None = BertLayer  # None if the text tower is not supported
+    own_head: tuple[str, ...] = ()  # modules in `module` that the pooled token goes through
+    head: tuple[str, ...] = ("text_projection",)  # modules of the model that follow them
+    bert_only: bool = False  # whether the model may hold another text model than a BERT
 
 
 CLIP_TEXT: Final = TextLayout(
@@ -106,23 +109,29 @@ def is_bert(module: Any) -> bool:
 
 
 def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | None:
-    """The text tower of a model of transformers; None where it cannot be explained."""
-    if layout.layer is None or (layout.bert_only and not is_bert(model.text_model)):
+    """The text tower of a model of transformers; None if it is not supported."""
+    if layout.layer is None:
+        return None
+    if layout.bert_only and not is_bert(model.text_model):
         return None
     module = attrgetter(layout.module)(model)
+    # Some models keep their text transformer in a wrapper.
     while not hasattr(module, layout.encoder.partition(".")[0]):
         module = module.text_model
-    name, end = type(model).__name__, getattr(module.config, "eos_token_id", None)
-    end = getattr(module, "eos_token_id", end)  # as it was when the model was made
-    # Configurations made before the end token was written down say 2. Then the largest token is it.
-    largest = name.startswith("Owl") or (name.startswith("CLIP") and end == 2)
-    steps = [attrgetter(name)(module) for name in layout.own_head]
-    steps += [attrgetter(name)(model) for name in layout.head]
+    # The module keeps the end token as it was when the model was made.
+    end = getattr(module, "eos_token_id", getattr(module.config, "eos_token_id", None))
+    class_name = type(model).__name__
+    # Old configurations of CLIP have 2 for the end token, which is then the largest token.
+    if class_name.startswith("Owl") or (class_name.startswith("CLIP") and end == 2):
+        end = None
+    encoder = attrgetter(layout.encoder)(module)
+    steps = [attrgetter(path)(module) for path in layout.own_head]
+    steps += [attrgetter(path)(model) for path in layout.head]
     return TextTower(
         module=module,
         stem=attrgetter(layout.table)(module),
-        end=None if largest else end,
-        layers=layers_of(layout.layer, attrgetter(layout.encoder)(module)),
+        end=end,
+        layers=layers_of(layout.layer, encoder),
         row=layout.row,
         causal=layout.causal,
         pooling="mean" if layout.row == "mean" else "cls",
@@ -132,9 +141,9 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
 
 
 class HuggingFaceTower(ViTTower):
-    """The vision transformer of a `CLIPModel`, with the model's projection where there is one.
+    """The vision transformer of a `CLIPModel`, with the model's projection if there is one.
 
-    Relatives say what their parts are called.
+    Its relatives override the names of their parts.
     """
 
     embedding_index = 1  # the pooled output
@@ -142,16 +151,23 @@ class HuggingFaceTower(ViTTower):
     final_norm: ClassVar[str | None] = "post_layernorm"
     patch_map: ClassVar[str] = "embeddings.patch_embedding"
     projection_path = "visual_projection"
-    # Whether positions only change with the size where the caller asks for it.
+    # The library interpolates positions only with an option in the call.
     asks_to_interpolate: ClassVar[bool] = True
 
     @classmethod
     def from_module(cls, module: Any) -> Self:
-        """The tower in a module of its family."""
+        """Find the tower in a module of its family."""
         vision = vision_of(module)
-        config, patch = vision.config, int(vision.config.patch_size)
-        count = getattr(config, "num_patches", None)  # of NaFlex
-        side = int(config.image_size) if count is None else math.isqrt(count) * patch
+        config = vision.config
+        patch = int(config.patch_size)
+        patch_count = getattr(config, "num_patches", None)
+        if patch_count is None:
+            side = int(config.image_size)
+        else:
+            # NaFlex has no native size, but a native number of patches.
+            row_count = math.isqrt(patch_count)
+            side = row_count * patch
+        fields = {"pooling": "cls", "resizable": True, **cls.fields(vision)}
         return cls(
             module=vision,
             native=(side, side),
@@ -159,19 +175,22 @@ class HuggingFaceTower(ViTTower):
             stem=attrgetter(cls.patch_map)(vision),
             layers=layers_of(cls.layer_class, vision.encoder),
             projection_module=getattr(module, cls.projection_path, None),
-            **{"pooling": "cls", "resizable": True, **cls.fields(vision)},
+            **fields,
         )
 
     @staticmethod
     def fields(vision: Any) -> dict[str, Any]:
-        """The fields in which a relative differs: CLS is pooled, positions are interpolated."""
+        """The fields in which a relative differs from CLIP, which pools CLS and can be resized."""
         return {}
 
     @property
     def head(self) -> tuple[Step, ...]:
-        # Without a projection, the head ends after the norm.
-        norm = None if self.final_norm is None else getattr(self.module, self.final_norm)
-        return tuple(step for step in (norm, self.projection_module) if step is not None)
+        steps: list[Step] = []
+        if self.final_norm is not None:
+            steps.append(getattr(self.module, self.final_norm))
+        if self.projection_module is not None:
+            steps.append(self.projection_module)
+        return tuple(steps)
 
 
 class HuggingFaceAdapter(ClipAdapter):
@@ -183,34 +202,40 @@ class HuggingFaceAdapter(ClipAdapter):
         self, model: nn.Module, tower: Tower, *, text: TextLayout = CLIP_TEXT, **parts: Any
     ) -> None:
         super().__init__(model, tower, **parts)
-        self.text_layout, self.pads_to_longest = text, text.pads_to_longest
+        self.text_layout = text
+        self.pads_to_longest = text.pads_to_longest
 
     def _text_tower(self) -> TextTower | None:
-        sizes = {"longest": self.context_length, "vocabulary": self.vocabulary_size}
-        return text_tower_of(self.model, self.text_layout, **sizes)
+        return text_tower_of(
+            self.model,
+            self.text_layout,
+            longest=self.context_length,
+            vocabulary=self.vocabulary_size,
+        )
 
     def image_features(self, images: Tensor) -> Tensor:
-        return embedding_of(self.model.get_image_features(**self._vision_inputs(images)))
+        features = self.model.get_image_features(**self._vision_inputs(images))
+        return embedding_of(features)
 
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
-        # Not every class, in every version, casts pixels inside or knows of interpolation.
-        tower, size = self.tower, tuple(images.shape[-2:])
-        resized = tower.asks_to_interpolate and size != tower.native
+        # Some classes and versions do not cast pixels themselves.
         inputs: dict[str, Any] = {"pixel_values": images.to(self.dtype)}
-        if resized:
+        # Some do not know of interpolation, so the option is given only where it is needed.
+        is_resized = tuple(images.shape[-2:]) != self.tower.native
+        if is_resized and self.tower.asks_to_interpolate:
             inputs["interpolate_pos_encoding"] = True
         return inputs
 
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
+        features = self.model.get_text_features(input_ids=ids, attention_mask=mask)
+        return embedding_of(features)
 
     @property
     def context_length(self) -> int:
         config = self.model.config.text_config
-        # Positions of RoBERTa's relatives begin after that of the padding token.
-        robertas = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
         length = int(config.max_position_embeddings)
-        if config.model_type in robertas:
+        # RoBERTa and its relatives have no text at the positions up to that of the padding token.
+        if config.model_type in ("altclip_text_model", "roberta", "xlm-roberta", "camembert"):
             length -= config.pad_token_id + 1
         return length
 
@@ -220,14 +245,15 @@ class HuggingFaceAdapter(ClipAdapter):
 
 
 def vision_of(module: Any) -> Any:
-    """The vision transformer in a model, or in what wraps it."""
+    """The vision transformer inside a model or a wrapper of it."""
     while not hasattr(module, "encoder"):
+        # FLAVA calls it an image model.
         module = module.image_model if hasattr(module, "image_model") else module.vision_model
     return unwrapped(module)
 
 
 def embedding_of(features: Any) -> Tensor:
-    """The embeddings in what `get_image_features` or `get_text_features` returned."""
+    """The embeddings in the result of `get_image_features` or `get_text_features`."""
     # transformers 4 returns a tensor, transformers 5 an output object.
     embeddings = features if isinstance(features, Tensor) else features.pooler_output
     if embeddings is None:
@@ -251,18 +277,19 @@ def transformers_family(
     *,
     model: str = "Model",
 ) -> Family:
-    """The family in a module of transformers, whose classes are called by a prefix and a kind."""
-    kinds = ("VisionModel", "VisionModelWithProjection", "VisionTransformer", "ImageModel")
+    """The family of the classes in a module of transformers whose names have a prefix in common."""
+    suffixes = ("VisionModel", "VisionModelWithProjection", "VisionTransformer", "ImageModel")
     return Family(
         library=f"transformers.models.{name}",
         tower_of=tower.from_module,
         adapter=partial(adapter, text=text),
         models=[prefix + model],
-        towers=[prefix + kind for kind in kinds],
+        towers=[prefix + suffix for suffix in suffixes],
     )
 
 
-_CLIPS = (  # families with CLIP's vision tower
+# These families have CLIP's vision tower.
+_CLIPS = (
     transformers_family("clip", "CLIP"),
     transformers_family("metaclip_2", "MetaClip2"),
     transformers_family("altclip", "AltCLIP", text=ALTCLIP_TEXT),
@@ -274,27 +301,32 @@ _CLIPS = (  # families with CLIP's vision tower
 
 
 class SiglipTower(HuggingFaceTower):
-    """The vision transformer of a `SiglipModel`: patches only, read by its pooling head.
+    """The vision transformer of a `SiglipModel`, whose pooling head reads patches alone.
 
-    The head ends in the space of the texts. Without one (`vision_use_head=False`) the callable that
-    uses the tower takes the patches' mean.
+    The head ends in the space of the texts. Without it (`vision_use_head=False`) the callable that
+    uses the tower takes the mean of the patches.
     """
 
     projection_path = ""
 
     @staticmethod
     def fields(vision: Any) -> dict[str, Any]:
-        head, norm = getattr(vision, "head", None), vision.post_layernorm
-        fields = {"prefix": 0, "steps_before_mean": 1}  # the library norms every patch
+        # The library norms every patch before it pools them.
+        fields = {"pooling": "mean", "prefix": 0, "steps_before_mean": 1}
+        head = getattr(vision, "head", None)
         if head is None:
-            return {"pooling": "mean", **fields}
+            return fields
         attention = head.attention
-        pool = MultiheadPoolingHead(head, attention, attention.num_heads, norm=norm)
-        return {"pooling": "attention", "pooling_head": pool, **fields}
+        pool = MultiheadPoolingHead(
+            head, attention, attention.num_heads, norm=vision.post_layernorm
+        )
+        return {**fields, "pooling": "attention", "pooling_head": pool}
 
     def embedding(self, result: Any) -> Tensor:
-        # Without a head the tower returns its patches, and None in the place of a pooled output.
-        return tensor_in(result) if self.pooling_head is None else super().embedding(result)
+        # Without a head the tower returns its patches, and None in place of a pooled output.
+        if self.pooling_head is None:
+            return tensor_in(result)
+        return super().embedding(result)
 
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
         if self.pooling_head is None:
@@ -313,8 +345,9 @@ class SiglipAdapter(HuggingFaceAdapter):
     """A `SiglipModel` of transformers."""
 
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, None]:
+        ids, _ = super().text_inputs(texts)
         # SigLIP was trained without a mask, but the tokenizers of SigLIP 2 return one.
-        return super().text_inputs(texts)[0], None
+        return ids, None
 
 
 class NaFlexTower(SiglipTower):
@@ -378,10 +411,13 @@ class Aimv2Tower(HuggingFaceTower):
 
     @staticmethod
     def fields(vision: Any) -> dict[str, Any]:
-        pool = LatentPoolingHead(vision.head, vision.rms_norm, "output_proj")
-        # Other models have learned positions, which are those of the native size.
-        fields = {"prefix": 0, "resizable": bool(vision.config.is_native)}
-        return {"pooling": "attention", "pooling_head": pool, **fields}
+        return {
+            "pooling": "attention",
+            "pooling_head": LatentPoolingHead(vision.head, vision.rms_norm, "output_proj"),
+            "prefix": 0,
+            # Other models have learned positions, which are those of the native size.
+            "resizable": bool(vision.config.is_native),
+        }
 
 
 class Aimv2Adapter(HuggingFaceAdapter):
@@ -391,7 +427,8 @@ class Aimv2Adapter(HuggingFaceAdapter):
         # Without padding in the mask, the library makes no causal mask under SDPA, so a text would
         # be encoded differently alone than next to a longer one. Under a causal mask the padding
         # does not matter, since it follows the end token.
-        length, dtype = ids.shape[1], self.model.text_projection.weight.dtype
+        length = ids.shape[1]
+        dtype = self.model.text_projection.weight.dtype
         lowest = torch.finfo(dtype).min
         causal = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
         return super().text_features(ids, causal.expand(len(ids), 1, -1, -1))
@@ -404,7 +441,8 @@ class FirstTokenTower(HuggingFaceTower):
         return tensor_in(result)[:, 0]
 
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        return with_tensor(result, torch.cat([embedding[:, None], tensor_in(result)[:, 1:]], 1))
+        others = tensor_in(result)[:, 1:]
+        return with_tensor(result, torch.cat([embedding[:, None], others], 1))
 
 
 class BlipLayer(HuggingFaceLayer):
@@ -414,9 +452,10 @@ class BlipLayer(HuggingFaceLayer):
 
 
 class BlipTower(FirstTokenTower):
-    """A `BlipVisionModel` with the retrieval head's projection where there is one.
+    """A `BlipVisionModel`, with the retrieval head's projection if there is one.
 
-    All tokens are normed once; the pooled output is normed twice, and the head leaves it.
+    The head reads the first token, which is normed once, and not the pooled output, which is normed
+    twice.
     """
 
     projection_path = "vision_proj"
@@ -446,7 +485,7 @@ class Tipsv2Layer(HuggingFaceLayer):
 
 
 class Tipsv2Tower(HuggingFaceTower):
-    """The vision transformer of a `Tipsv2Model`, without projection.
+    """The vision transformer of a `Tipsv2Model`, which has no projection.
 
     Its tokens are CLS, which is the embedding, a register that is a second CLS, and the patches.
     """

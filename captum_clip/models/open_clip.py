@@ -17,10 +17,14 @@ from .steps import Linear, Step
 from .timm import FORCED_SIZE, timm_tower
 from .towers import POOLINGS, ResNetTower, TextRow, TextTower, Tower, ViTTower
 
-# The pooled tokens of texts, by OpenCLIP's pool types and the classes of its poolers.
+# The keys are OpenCLIP's pool types of texts, and the classes of its poolers.
 _ROWS: dict[str, TextRow] = {
-    **{"argmax": "end", "eos": "end", "first": "first", "last": "last"},
-    **{"MeanPooler": "mean", "ClsPooler": "first"},
+    "argmax": "end",
+    "eos": "end",
+    "first": "first",
+    "last": "last",
+    "MeanPooler": "mean",
+    "ClsPooler": "first",
 }
 
 
@@ -41,7 +45,7 @@ class OpenClipLayer(Multihead, AttentionLayer):
 class OpenClipViT(ViTTower):
     """A `VisionTransformer`, whose embedding is its CLS token, a mean, or its pool's first query.
 
-    With such a pool (CoCa) CLS is among the keys; all queries but the first are captions'.
+    With such a pool (CoCa), CLS is among the keys, and all queries but the first are for captions.
     """
 
     @property
@@ -55,17 +59,19 @@ class OpenClipViT(ViTTower):
 def _open_clip_vit(visual: Any) -> OpenClipViT:
     pool: Any = getattr(visual, "attn_pool", None)
     pooling = POOLINGS.get(visual.pool_type)
+    pooling_head = None
+    unsupported = "no single pooled token"
     if pool is not None:
+        unsupported = "an attentional pool"
         # With a mean, all queries of the pool would be read.
         pooling = "attention" if pooling == "cls" else None
+        pooling_head = MultiheadPoolingHead(pool, pool.attn, pool.attn.num_heads)
     if pooling is None:
-        what = "no single pooled token" if pool is None else "an attentional pool"
         raise UnsupportedModelError(
-            f"the VisionTransformer has {what} (pool_type={visual.pool_type!r}); supported are the "
-            "CLS token (pool_type='tok'), the mean of the patches (pool_type='avg'), and the first "
-            "query of an attentional pool (pool_type='tok')."
+            f"the VisionTransformer has {unsupported} (pool_type={visual.pool_type!r}); supported "
+            "are the CLS token (pool_type='tok'), the mean of the patches (pool_type='avg'), and "
+            "the first query of an attentional pool (pool_type='tok')."
         )
-    head = None if pool is None else MultiheadPoolingHead(pool, pool.attn, pool.attn.num_heads)
     return OpenClipViT(
         module=visual,
         native=tuple(visual.image_size),
@@ -74,21 +80,23 @@ def _open_clip_vit(visual: Any) -> OpenClipViT:
         stem=visual.conv1,
         layers=_open_clip_layers(visual.transformer),
         pooling=pooling,
-        pooling_head=head,
+        pooling_head=pooling_head,
         steps_before_mean=0 if visual.final_ln_after_pool else 1,
     )
 
 
 def _open_clip_layers(transformer: Any) -> tuple[AttentionLayer, ...]:
-    """The blocks of a transformer of OpenCLIP, of images or texts."""
+    """The blocks of a transformer of OpenCLIP, for images or texts."""
     from open_clip.transformer import Attention
 
+    layers = []
     for index, block in enumerate(transformer.resblocks):
         attention: Any = getattr(block, "attn", None)
         fits = isinstance(attention, (nn.MultiheadAttention, Attention))
         supported = f"a torch.nn.MultiheadAttention or OpenCLIP's Attention in layer {index}"
         expect(fits, supported, attention, error=UnsupportedModelError)
-    return tuple(map(OpenClipLayer, transformer.resblocks))
+        layers.append(OpenClipLayer(block))
+    return tuple(layers)
 
 
 class FeaturePool(MultiheadPoolingHead):
@@ -117,14 +125,15 @@ def modified_resnet(visual: Any, side: Any) -> ResNetTower:
 
 
 def resample_pool(visual: Any, side: int) -> None:
-    """Make a `ModifiedResNet` one for images of another side in pixels.
+    """Change a `ModifiedResNet` into one for images of another side in pixels.
 
-    The positions of its attention pool are resampled as OpenCLIP does a ViT's: bicubically, with
-    antialiasing, and the mean token's stays.
+    The positions of its attention pool are resampled as OpenCLIP does with those of a ViT:
+    bicubically, with antialiasing, and without changing the position of the mean token.
     """
     from timm.layers import resample_abs_pos_embed
 
-    cells = max(1, side // 32)  # a side that is no multiple is refused later
+    # A side that is no multiple of 32 is refused later.
+    cells = max(1, side // 32)
     positions = visual.attnpool.positional_embedding.detach()[None]
     resampled = resample_abs_pos_embed(positions, [cells, cells], num_prefix_tokens=1)
     visual.attnpool.positional_embedding = nn.Parameter(resampled[0])
@@ -136,36 +145,42 @@ def resample_pool(visual: Any, side: int) -> None:
 class OpenClipTextTower(TextTower):
     """OpenCLIP's text transformer."""
 
-    cls_first: bool = False  # in the mask of the first CoCa, though CLS stands at the end
+    # The first CoCa masks as if CLS stood at the start, though it stands at the end.
+    cls_first: bool = False
 
     @property
     def input_module(self) -> nn.Module:
-        return self.stem  # a `CLIP` calls no module for the whole of it
+        # A `CLIP` has no module for the whole text tower.
+        return self.stem
 
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         attended = super().seen(ids, mask)
         if attended is None or not self.suffix:
             return attended
         cls = attended.new_ones(len(ids), 1)
-        return torch.cat([cls, attended] if self.cls_first else [attended, cls], 1)
+        if self.cls_first:
+            return torch.cat([cls, attended], 1)
+        return torch.cat([attended, cls], 1)
 
 
 def _hf_text_tower(model: Any) -> TextTower | None:
-    """That of a text model of transformers in OpenCLIP's `HFTextEncoder`, which makes its mask."""
+    """The text tower of transformers in OpenCLIP's `HFTextEncoder`, which makes its own mask."""
     encoder = model.text
-    kind, pooler = type(encoder.pooler).__name__, getattr(encoder.transformer, "pooler", None)
-    row = _ROWS.get(kind, "first" if "Cls" in kind else None)
+    pooler_class = type(encoder.pooler).__name__
+    row = _ROWS.get(pooler_class, "first" if "Cls" in pooler_class else None)
     if row is None or not is_bert(encoder.transformer):
         return None
-    # A `ClsPooler` reads the pooler's output only where the text model was made with a pooler.
-    pools = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
-    pooler_paths = ("transformer.pooler.dense", "transformer.pooler.activation") * pools
+    head: tuple[str, ...] = ("proj",)
+    # A `ClsPooler` reads the text model's pooler only if the text model was made with one.
+    has_pooler = getattr(encoder.transformer, "pooler", None) is not None
+    if has_pooler and getattr(encoder.pooler, "use_pooler_output", False):
+        head = ("transformer.pooler.dense", "transformer.pooler.activation", "proj")
     layout = TextLayout(
         row,
         module="text",
         table="transformer.embeddings.word_embeddings",
         encoder="transformer.encoder",
-        own_head=(*pooler_paths, "proj"),
+        own_head=head,
         head=(),
     )
     return text_tower_of(
@@ -182,28 +197,35 @@ def text_tower_in(
     model: Any, owner: Any, layers_of: Callable[[Any], tuple[AttentionLayer, ...]]
 ) -> TextTower | None:
     """The text transformer whose parts an owner has, as OpenAI's `CLIP`; None if unsupported."""
-    pool: str = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "argmax"))
-    # A CLS token of the tower's own stands at the end.
-    suffix = int(getattr(owner, "cls_emb", None) is not None)
-    row = "last" if suffix else _ROWS.get(pool)
+    # A `CLIP` names its parts `text_...`, and a `TextTransformer` does not.
+    pool_type: str = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "argmax"))
+    end: int | None = None
+    if pool_type == "eos":
+        end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
+    # CoCa's text tower has a CLS token, which stands at the end.
+    has_cls = getattr(owner, "cls_emb", None) is not None
+    row = "last" if has_cls else _ROWS.get(pool_type)
     if row is None:
         return None
+    masks_padding = has_cls or getattr(owner, "use_pad_mask", False)
+    steps: list[Step] = [owner.ln_final]
     projection = owner.text_projection
     if isinstance(projection, nn.Parameter):
-        projection = Linear(projection.transpose(0, 1), None)
-    end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
+        steps.append(Linear(projection.transpose(0, 1), None))
+    elif projection is not None:
+        steps.append(projection)
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
         takes_mask=False,
-        pad=owner.pad_id if suffix or getattr(owner, "use_pad_mask", False) else None,
-        cls_first=bool(suffix) and not owner.correct_cls_mask,
+        pad=owner.pad_id if masks_padding else None,
+        cls_first=has_cls and not owner.correct_cls_mask,
         stem=owner.token_embedding,
-        end=end if pool == "eos" else None,
+        end=end,
         layers=layers_of(owner.transformer),
         row=row,
         causal=getattr(owner, "attn_mask", True) is not None,
-        steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
-        suffix=suffix,
+        steps=tuple(steps),
+        suffix=int(has_cls),
         longest=int(owner.context_length),
         is_fixed=owner is model,
         vocabulary=int(owner.vocab_size),
@@ -241,7 +263,9 @@ class OpenClipAdapter(ClipAdapter):
     @property
     def dtype(self) -> torch.dtype:
         # In OpenCLIP's mixed precision, the first convolution has the type that images need.
-        return next(m for m in self.tower.module.modules() if isinstance(m, nn.Conv2d)).weight.dtype
+        modules = self.tower.module.modules()
+        first = next(module for module in modules if isinstance(module, nn.Conv2d))
+        return first.weight.dtype
 
     def _text_tower(self) -> TextTower | None:
         from open_clip.hf_model import HFTextEncoder
@@ -267,16 +291,21 @@ class OpenClipAdapter(ClipAdapter):
 
     @property
     def context_length(self) -> int | None:
-        # The tokenizer may cut before the model does. The length is 0 where a text model of
-        # transformers has no table of positions (mt5), or the tokenizer has no length.
-        lengths = [getattr(owner, "context_length", 0) for owner in (self.model, self.tokenizer)]
-        return min((int(length) for length in lengths if length), default=None)
+        # The tokenizer may cut a text before the model does. The length is 0 if a text model of
+        # transformers has no table of positions (mt5), and the tokenizer may have none.
+        lengths = []
+        for owner in (self.model, self.tokenizer):
+            length = getattr(owner, "context_length", None)
+            if length:
+                lengths.append(int(length))
+        return min(lengths, default=None)
 
     @property
     def vocabulary_size(self) -> int | None:
-        # A text model of transformers keeps the number in its configuration.
         text = getattr(self.model, "text", self.model)
-        return getattr(getattr(text, "config", None) or text, "vocab_size", None)
+        # A text model of transformers keeps the number in its configuration.
+        owner = getattr(text, "config", None) or text
+        return getattr(owner, "vocab_size", None)
 
 
 class OpenAILayer(OpenClipLayer):
@@ -296,24 +325,27 @@ class SplitLayer(OpenAILayer):
 def _openai_layers(transformer: Any) -> tuple[OpenAILayer, ...]:
     layers: list[OpenAILayer] = []
     for block in transformer.resblocks:
-        is_split = all(hasattr(block.attn, name) for name in SplitLayer.maps)
-        fits = is_split or all(hasattr(block.attn, n) for n in ("in_proj_weight", "out_proj"))
-        like = "an attention with the parts of torch.nn.MultiheadAttention, as in OpenAI's"
-        expect(fits, like, block.attn, error=UnsupportedModelError)
-        layers.append((SplitLayer if is_split else OpenAILayer)(block))
+        if all(hasattr(block.attn, name) for name in SplitLayer.maps):
+            layers.append(SplitLayer(block))
+            continue
+        fits = hasattr(block.attn, "in_proj_weight") and hasattr(block.attn, "out_proj")
+        supported = "an attention with the parts of torch.nn.MultiheadAttention, as in OpenAI's"
+        expect(fits, supported, block.attn, error=UnsupportedModelError)
+        layers.append(OpenAILayer(block))
     return tuple(layers)
 
 
 def _openai_tower(module: Any) -> Tower:
-    """The vision tower in a model, or that tower."""
+    """The tower of a vision module, or of the model around one."""
     visual: Any = getattr(module, "visual", module)
     if type(visual).__name__ == "ModifiedResNet":
         return modified_resnet(visual, visual.input_resolution)
+    side = int(visual.input_resolution)
     return OpenClipViT(
         module=visual,
-        native=(int(visual.input_resolution),) * 2,
+        native=(side, side),
         patch=tuple(visual.conv1.kernel_size),
-        # The package makes a model for the size of its weights alone.
+        # The package makes models for no other size than that of their weights.
         remade_by="by name, with {image_size}",
         stem=visual.conv1,
         layers=_openai_layers(visual.transformer),
@@ -322,14 +354,15 @@ def _openai_tower(module: Any) -> Tower:
 
 
 class OpenAIAdapter(OpenClipAdapter):
-    """A `CLIP` of OpenAI's package, with ``clip.tokenize`` and what ``clip.load`` returns."""
+    """A `CLIP` of OpenAI's package, with ``clip.tokenize`` and the transform of ``clip.load``."""
 
     options: ClassVar = {}
 
     def _tokenize(self, texts: list[str]) -> Any:
         try:
             return super()._tokenize(texts)
-        except RuntimeError as error:  # of `clip.tokenize`
+        except RuntimeError as error:
+            # `clip.tokenize` says that a text is too long.
             raise TargetError(f"{str(error).rstrip('.')}; shorten it.") from error
 
     def count_tokens(self, text: str) -> int | None:
@@ -343,20 +376,20 @@ class OpenAIAdapter(OpenClipAdapter):
 
 
 class _OpenAIFamily(Family):
-    """Known by the names and the parts of its classes, since many repositories hold a copy."""
+    """OpenAI's classes, by their names and parts, since many repositories hold a copy of them."""
 
     __slots__ = ()
 
     def holds(self, module: nn.Module) -> bool:
+        if type(module).__name__ not in (*self.models, *self.towers):
+            return False
+        library, *_ = type(module).__module__.split(".")
         # These libraries have classes of the same names.
-        others = ("open_clip", "timm", "transformers", "torchvision")
+        if library in ("open_clip", "timm", "transformers", "torchvision"):
+            return False
         visual: Any = getattr(module, "visual", module)
-        return (
-            type(module).__name__ in (*self.models, *self.towers)
-            and type(module).__module__.partition(".")[0] not in others
-            and hasattr(visual, "input_resolution")
-            and (hasattr(visual, "attnpool") or hasattr(visual, "transformer"))
-        )
+        has_blocks = hasattr(visual, "attnpool") or hasattr(visual, "transformer")
+        return has_blocks and hasattr(visual, "input_resolution")
 
 
 _VITS = ("VisionTransformer", "VisualTransformer", "VisionTransformer_MaPLe")

@@ -21,7 +21,7 @@ from .steps import Step, run_steps, step_parameters
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "attention"]
 POOLINGS: dict[str, Pooling] = {"tok": "cls", "token": "cls", "avg": "mean", "map": "attention"}
-"""By the names of OpenCLIP and timm."""
+"""The poolings by the names that OpenCLIP and timm give them."""
 TextRow = Literal["end", "last", "first", "mean"]
 
 
@@ -35,12 +35,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tower(ABC):
-    """A tower of a CLIP: images, or texts, become embeddings."""
+    """A tower of a CLIP, which makes embeddings of images or of texts."""
 
     kind: ClassVar[Kind]
     noun: ClassVar[str] = "vision tower"  # in messages
-    embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
-    projection_path: ClassVar[str] = ""  # of `projection_module`, in the model around it
+    embedding_index: ClassVar[int] = 0  # index of the embedding among tensors from `module`
+    projection_path: ClassVar[str] = ""  # path of `projection_module` in the model around the tower
     module: Any  # the library's own, which runs exactly once in a forward
     native: Size  # height and width of the images that it was made for
     patch: Size  # height and width in pixels of one cell of its maps
@@ -49,13 +49,13 @@ class Tower(ABC):
     pooling: Pooling
     prefix: int = 0  # tokens before those that have a place in a map
     pooling_head: PoolingHead | None = None
-    steps_before_mean: int = 0  # of `head`, for every token before their mean
+    steps_before_mean: int = 0  # steps of `head` that each token takes before the mean
     layers: Sequence[AttentionLayer] = ()
-    projection_module: nn.Module | None = None  # makes the embedding, where the tower does not
+    projection_module: nn.Module | None = None  # makes the embedding if the tower does not
 
     @property
     def unknown_projection(self) -> str:
-        """A sentence where its model has a projection that is not known, else ""."""
+        """A sentence if a projection should follow the tower but is not known, else ""."""
         if self.projection_module is not None or not self.projection_path:
             return ""
         return (
@@ -64,22 +64,29 @@ class Tower(ABC):
         )
 
     def grid(self, height: int, width: int) -> Size:
-        """Rows and columns of its map for an input size; InputError where it cannot take it."""
-        tall, wide = self.patch
-        rows, columns = height // tall, width // wide
-        whole = (rows * tall, columns * wide) == (height, width)
-        # A patch projection drops the pixels that fill no patch. Padded strides may round up.
-        native_fits = (height, width) == self.native and (whole or self.kind != "resnet")
-        if rows and columns and (native_fits or (self.resizable and whole)):
+        """Rows and columns of its map for an input size; InputError for a size it cannot take."""
+        patch_height, patch_width = self.patch
+        rows = height // patch_height
+        columns = width // patch_width
+        is_multiple = height % patch_height == 0 and width % patch_width == 0
+        is_native = (height, width) == self.native
+        # A patch projection drops the pixels that fill no patch, but padded strides may round up.
+        fits = is_multiple and (is_native or self.resizable)
+        if is_native and self.kind != "resnet":
+            fits = True
+        if rows and columns and fits:
             return rows, columns
         native = f"{self.native[0]} x {self.native[1]}"
         reason = f"it takes its native size only, here {native}"
         if self.resizable:
-            reason = f"it takes multiples of {tall} x {wide}, such as its native size {native}"
-        remade = self.remade(height) if whole and height == width else ""
+            multiples = f"{patch_height} x {patch_width}"
+            reason = f"it takes multiples of {multiples}, such as its native size {native}"
+        advice = "resize or crop them"
+        remade = self.remade(height)
+        if remade and is_multiple and height == width:
+            advice += f", or make a model for them {remade}"
         raise InputError(
-            f"the tower cannot take images of {height} x {width} pixels: {reason}; resize or crop "
-            f"them{remade and f', or make a model for them {remade}'}."
+            f"the tower cannot take images of {height} x {width} pixels: {reason}; {advice}."
         )
 
     def remade(self, side: int) -> str:
@@ -92,15 +99,16 @@ class Tower(ABC):
         """The steps from the pooled token to the embedding."""
 
     def span(self, size: Size) -> slice:
-        """The tokens that have a place in a map, among those of an input of a size."""
+        """The slice of tokens that have a place in a map, for an input of a size."""
         rows, columns = self.grid(*size)
         return slice(self.prefix, self.prefix + rows * columns)
 
     def on_grid(self, values: Tensor, size: Size) -> Tensor:
-        """A map's values, (..., h, w) or of texts (..., T), from those of all tokens (..., s)."""
+        """Arrange values of all tokens (..., s) as a map (..., h, w), or for texts (..., T)."""
         rows, columns = self.grid(*size)
-        span, count = self.span(size), values.shape[-1]
-        # Tokens that follow the patches are allowed: they are in no map.
+        span = self.span(size)
+        count = values.shape[-1]
+        # Tokens may follow the patches, and are in no map.
         if count < span.stop:
             raise UnsupportedModelError(
                 f"the {self.noun} ran on {count} tokens, expected {span.stop}: {self.prefix} "
@@ -118,13 +126,16 @@ class Tower(ABC):
 
     @property
     def embedding_dim(self) -> int | None:
-        """Length of an embedding, of a token of zeros; None where only a forward shows it."""
-        # It is computed, since a projection may be fused, transposed or an adapter's.
-        output_maps = [attention.output_map() for attention in self.attentions[-1:]]
-        steps = (*output_maps, *self.head)
-        parameters = [parameter for step in steps for parameter in step_parameters(step)]
+        """Length of an embedding; None where only a forward shows it."""
+        steps = list(self.head)
+        if self.attentions:
+            steps.insert(0, self.attentions[-1].output_map())
+        parameters: list[Tensor] = []
+        for step in steps:
+            parameters += step_parameters(step)
         if not parameters:
             return None
+        # A projection may be fused, transposed or an adapter's, so a token of zeros passes it.
         with torch.no_grad():
             zeros = parameters[0].new_zeros(1, parameters[0].shape[-1])
             return run_steps(steps, zeros).shape[-1]
@@ -135,17 +146,18 @@ class Tower(ABC):
         return self.module
 
     def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
-        """The size, number and pooled tokens of what its input module got as arguments."""
-        images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        """The size, number and pooled tokens of the inputs in the input module's arguments."""
+        values = (*args, *kwargs.values())
+        images = next(value for value in values if isinstance(value, Tensor))
         check_images(images)
         return Entry((images.shape[-2], images.shape[-1]), len(images), PooledToken())
 
     def embedding(self, result: Any) -> Tensor:
-        """The image embedding (B, E), before the projection if any, in what the tower returned."""
+        """The embedding (B, E) in the tower's result, before a `projection_module`."""
         return tensor_in(result, self.embedding_index)
 
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        """`result` with `embedding` in the place of its own."""
+        """The tower's result with another embedding."""
         return with_tensor(result, embedding, self.embedding_index)
 
 
@@ -153,8 +165,8 @@ class Tower(ABC):
 class TransformerTower(Tower):
     """A transformer: `prefix` tokens, then those that have a place in its maps.
 
-    Its embedding pools one token of the last block's ("cls"), their mean ("mean"), or all tokens by
-    a pooling head ("attention").
+    Its embedding pools one token of the last block ("cls"), the mean of its tokens ("mean"), or all
+    of them by a pooling head ("attention").
     """
 
     stem: nn.Module  # makes the tokens, before positions are added
@@ -180,10 +192,10 @@ class ViTTower(TransformerTower):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ResNetTower(Tower):
-    """A convolutional tower: stages, whose last features (B, C, h, w) are the tokens of a pool.
+    """A convolutional tower, whose last stage makes features (B, C, h, w) for a pool.
 
-    That is their mean, or an attention pool (CLIP's ResNets), before whose tokens their mean is put
-    as its query.
+    The pool is their mean, or an attention (CLIP's ResNets) with their mean as its query and its
+    first token.
     """
 
     kind: ClassVar[Kind] = "resnet"
@@ -210,25 +222,24 @@ class TextTower(TransformerTower):
     kind: ClassVar[Kind] = "text"
     noun: ClassVar[str] = "text tower"
     pooling: Pooling = "cls"
-    suffix: int = 0  # tokens after the words, as CLS of some towers
+    suffix: int = 0  # tokens after the words, such as the CLS of some towers
     takes_mask: bool = True
-    pad: int | None = None  # the padding token, where the library makes the mask of it
+    pad: int | None = None  # the padding token, if the library makes the mask from the ids
     native: Size = (1, 1)
     patch: Size = (1, 1)
-    row: TextRow  # what is pooled: "last" is the last position, mostly padding; "first" is CLS
+    row: TextRow  # the pooled token: "last" is the last position, mostly padding; "first" is CLS
     causal: bool  # whether a token sees only those before it
     end: int | None  # the token that ends a text; None for the largest one
     steps: tuple[Step, ...]
     longest: int
-    is_fixed: bool = False  # texts are always as long as the longest
+    is_fixed: bool = False  # whether all texts are as long as the longest
     vocabulary: int
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         raise InputError("a text has no grid; its maps have one value per token.")
 
     def pooled(self, ids: Tensor, mask: Tensor | None) -> PooledToken:
-        """The pooled tokens of texts (B, T), and which tokens see which; `mask` is 0 at padding."""
-        attended = self.seen(ids, mask)  # (B, s)
+        """The pooled tokens of texts (B, T), and the tokens they see; `mask` is 0 at padding."""
         length = ids.shape[1] + self.suffix
         rows: Tensor | None = None
         if self.row == "end":
@@ -239,22 +250,26 @@ class TextTower(TransformerTower):
             rows = ids.new_full((len(ids),), length - 1).long()
         elif self.row == "first":
             rows = ids.new_zeros(len(ids)).long()
+        attended = self.seen(ids, mask)
         if not self.causal and attended is None:
             return PooledToken(rows)
         visible = torch.ones_like(ids[:, :1], dtype=torch.bool).expand(-1, length)
         if self.causal and rows is not None:
             visible = torch.arange(length, device=ids.device) <= rows[:, None]
-        return PooledToken(rows, visible if attended is None else visible & attended)
+        if attended is not None:
+            visible = visible & attended
+        return PooledToken(rows, visible)
 
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Tokens (B, s) that may be attended to at all; None for all of them."""
+        """The tokens (B, s) that are no padding, as true; None if all are seen."""
         if self.pad is not None:
             return ids != self.pad
         return None if mask is None else mask != 0
 
     def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         ids = args[0] if args else kwargs["input_ids"]
-        return Entry((1, ids.shape[1]), len(ids), self.pooled(ids, kwargs.get("attention_mask")))
+        pooled = self.pooled(ids, kwargs.get("attention_mask"))
+        return Entry((1, ids.shape[1]), len(ids), pooled)
 
     @property
     def head(self) -> tuple[Step, ...]:
@@ -271,19 +286,26 @@ def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.de
     """Raise InputError unless token ids (B, T) and their mask are what the tower takes."""
     advice = "ids, mask = clip.text_inputs(texts) makes them"
     check_shape("token ids", ids, "(B, T)", advice)
-    whole = not ids.is_floating_point() and ids.dtype != torch.bool
-    expect(whole, "token ids (B, T) of whole numbers", ids, advice)
-    count, most = ids.shape[1], "" if tower.is_fixed else "up to "
-    fits = count == tower.longest or (count < tower.longest and not tower.is_fixed)
-    expect(fits, f"texts of {most}{tower.longest} tokens, which {name} takes", ids, advice)
+    is_whole = not ids.is_floating_point() and ids.dtype != torch.bool
+    expect(is_whole, "token ids (B, T) of whole numbers", ids, advice)
+    count = ids.shape[1]
+    fits = count == tower.longest
+    lengths = str(tower.longest)
+    if not tower.is_fixed:
+        fits = count <= tower.longest
+        lengths = f"up to {tower.longest}"
+    expect(fits, f"texts of {lengths} tokens, which {name} takes", ids, advice)
     expect(ids.device == device, f"token ids on {device}", ids, "pass ids.to(clip.device)")
-    low, high = int(ids.min()), int(ids.max())
-    inside, wrong = 0 <= low <= high < tower.vocabulary, low if low < 0 else high
     expected = f"token ids from 0 to {tower.vocabulary - 1}, which {name} knows"
-    expect(inside, expected, wrong, "make them with its own tokenizer")
+    advice = "make them with its own tokenizer"
+    lowest = int(ids.min())
+    expect(lowest >= 0, expected, lowest, advice)
+    highest = int(ids.max())
+    expect(highest < tower.vocabulary, expected, highest, advice)
     if mask is not None and not tower.takes_mask:
         raise InputError(
             "OpenCLIP's text tower finds padding itself, and takes no attention_mask; leave it out."
         )
-    fits = mask is None or (isinstance(mask, Tensor) and mask.shape == ids.shape)
-    expect(fits, f"an attention_mask of shape {tuple(ids.shape)} like the token ids", mask)
+    if mask is not None:
+        fits = isinstance(mask, Tensor) and mask.shape == ids.shape
+        expect(fits, f"an attention_mask of shape {tuple(ids.shape)} like the token ids", mask)

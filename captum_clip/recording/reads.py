@@ -1,4 +1,7 @@
-"""An attention as it ran, and what follows from it; nothing of a read is filled in later."""
+"""An attention as it ran, and the weights and outputs that follow from it.
+
+A read is complete when it is made: nothing is filled in later.
+"""
 
 import math
 from collections.abc import Callable
@@ -19,19 +22,23 @@ _SOURCES: Final = ("value", "query", "key", "weights", "mask")
 
 @dataclass(frozen=True, eq=False)
 class AttentionRead:
-    """One attention as it ran: values, the heads' outputs, and its weights or what they are of.
+    """One attention as it ran: values, head outputs, and its weights or the tensors that make them.
 
     Attributes:
-        value: (B, H, s, d); where heads share values, they are repeated.
-        out: the heads' outputs (B, H, rows, d), of which all that follows is made.
-        weights: A (B, H, rows, s) where a softmax showed it.
-        query: (B, H, rows, d) and `key` (B, H, s, d) as they entered their product.
-        scale: of a fused product, like `mask` and `causal`.
-        extra: (B, H d), what keys without a token, such as a sink, gave the pooled row.
-        attention: the module that it ran in, called `name` in messages.
+        value: values (B, H, s, d); if heads share values, they are repeated.
+        out: head outputs (B, H, rows, d), from which the rest of the forward is computed.
+        weights: A (B, H, rows, s), if a softmax showed it.
+        query: queries (B, H, rows, d) as they entered the product with the keys.
+        key: keys (B, H, s, d), likewise.
+        mask: the mask that a fused attention got.
+        causal: whether a fused attention let rows see only the keys up to their own.
+        scale: the scale that a fused attention got.
+        extra: the part (B, H d) of the pooled row's output from keys without a token, such as a
+            sink.
+        attention: the attention that ran, called `name` in messages.
         pooled: the token whose row is read.
         span: the patches or words among the tokens.
-        features: (B, C, h, w), which a ResNet's pool reads.
+        features: the features (B, C, h, w) that a ResNet's pool reads.
     """
 
     value: Tensor
@@ -50,35 +57,40 @@ class AttentionRead:
     features: Tensor = field(kw_only=True, default_factory=lambda: torch.empty(0))
 
     def select(self, rows: Tensor) -> Tensor:
-        """The pooled row (..., B, H, x) of values (..., B, H, rows, x), a pool's first one."""
-        index = None if self.attention.is_pool else self.pooled.rows
-        if index is None:
+        """The pooled row (..., B, H, x) of values (..., B, H, rows, x); for a pool, the first."""
+        index = self.pooled.rows
+        if index is None or self.attention.is_pool:
             return rows[..., 0, :]
-        return rows[..., torch.arange(len(index), device=index.device), :, index, :].movedim(
-            0, rows.ndim - 4
-        )
+        sequences = torch.arange(len(index), device=index.device)
+        # Two index tensors with a slice between them put their dimension first.
+        selected = rows[..., sequences, :, index, :]
+        return selected.movedim(0, rows.ndim - 4)
 
     def without_extra_keys(self, count: int) -> "AttentionRead":
-        """The same with its first keys alone: those after them, such as a sink, are no tokens."""
-        # the weights are made first, since a softmax is over all keys
+        """The read of the first keys alone; the later ones, such as a sink, are no tokens."""
+        # The weights are made before the keys are cut, since the softmax is over all keys.
+        weights = self.matrix()[..., :count]
         row = detached(self.row())
-        extra = torch.einsum(
-            "bhs,bhsd->bhd", row[..., count:], self.value[:, :, count:].to(row)
-        ).flatten(1)
-        weights, value = self.matrix()[..., :count], self.value[:, :, :count]
+        extra_values = self.value[:, :, count:].to(row)
+        extra = torch.einsum("bhs,bhsd->bhd", row[..., count:], extra_values).flatten(1)
+        value = self.value[:, :, :count]
         key = None if self.key is None else self.key[:, :, :count]
         return replace(self, weights=weights, value=value, key=key, mask=None, extra=extra)
 
     def alone(self) -> "AttentionRead":
-        """The same without a graph."""
-        parts = {name: getattr(self, name) for name in ("out", *_SOURCES)}
-        alone: dict[str, Any] = {n: detached(x) for n, x in parts.items() if x is not None}
-        return replace(self, **alone)
+        """The read without a graph."""
+        tensors: dict[str, Any] = {}
+        for name in ("out", *_SOURCES):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                tensors[name] = detached(tensor)
+        return replace(self, **tensors)
 
     @property
     def sources(self) -> list[Tensor]:
-        """The tensors that it is computed from later, which nothing may change in place."""
-        return [x for name in _SOURCES if (x := getattr(self, name)) is not None]
+        """The tensors from which it is computed later, so nothing may change them in place."""
+        tensors = [getattr(self, name) for name in _SOURCES]
+        return [tensor for tensor in tensors if tensor is not None]
 
     def row(self) -> Tensor:
         """The pooled row of A, (B, H, s), in at least float32."""
@@ -89,21 +101,31 @@ class AttentionRead:
         return self._weights(lambda rows: rows)
 
     @no_graph()
-    def _weights(self, selected: Callable[[Tensor], Tensor]) -> Tensor:
+    def _weights(self, select: Callable[[Tensor], Tensor]) -> Tensor:
+        """The weights of the rows that a function selects of values (B, H, rows, x)."""
         with autocast_disabled(self.out):
             if self.weights is not None:
-                return to_float32(selected(detached(self.weights)))
+                return to_float32(select(detached(self.weights)))
             query, key = self.shown
-            query, key = to_float32(selected(query)) * self.factor, to_float32(key)
-            # of one row a product with one column, since one with a matrix would be made for all
-            is_row = query.ndim < key.ndim
-            logits = (key @ query[..., None])[..., 0] if is_row else query @ key.mT
+            query = to_float32(select(query)) * self.factor
+            key = to_float32(key)
+            if query.ndim == key.ndim:
+                logits = query @ key.mT
+            else:
+                # `query @ key.mT` would take the heads of a single row (B, H, d) for rows.
+                column = query[..., None]
+                logits = (key @ column)[..., 0]
             bias = self._bias(logits.dtype)
-            return _softmax_over_keys(logits, None if bias is None else selected(bias))
+            if bias is None:
+                return logits.softmax(-1)
+            bias = select(bias)
+            weights = (logits + bias).softmax(-1)
+            # A row that sees no key has weights of zero, as in torch's fused attention.
+            return weights.masked_fill(bias.isneginf().all(-1, keepdim=True), 0)
 
     @torch.no_grad()
     def obeys(self, bound: float) -> bool:
-        """Whether the heads' outputs are what A v gives, in every row."""
+        """Whether the head outputs equal A v within a bound, in every row."""
         out = to_float32(self.out)
         with autocast_disabled(out):
             recomputed = self.matrix() @ to_float32(self.value)
@@ -111,43 +133,55 @@ class AttentionRead:
 
     @torch.no_grad()
     def attend(
-        self, query: Tensor, seen: Tensor, own: tuple[Tensor, Tensor, Tensor] | None = None
+        self, query: Tensor, group_bias: Tensor, beside: tuple[Tensor, Tensor, Tensor] | None = None
     ) -> Tensor:
-        """The heads' outputs (B, H, G, n, d) for other queries (B, H, G, n, d), of G groups.
+        """The head outputs (B, H, G, n, d) for other queries (B, H, G, n, d), in G groups.
 
-        A query sees what the pooled row saw. It also sees its group's `own` keys and values
-        (B, H, G, m, d) of tokens at some positions (B, G or 1, m). To its products `seen` is added,
-        (B or 1, 1, G, 1, s + m), infinity less for what its group does not see.
+        A query sees the s keys that the pooled row saw. It also sees the m keys and values
+        (B, H, G, m, d) that its group has `beside` these, of tokens at positions (B, G or 1, m).
+
+        `group_bias` (B or 1, 1, G, 1, s + m) is added to the logits: minus infinity at the keys
+        that a group does not see, and 0 elsewhere.
         """
         with autocast_disabled(query):
-            (_, keys), (factor, bias) = self.shown, self._pooled_bias()
-            rows, shape = to_float32(query) * factor, query.shape[:4]
-            bias = None if bias is None else bias[:, :, None].expand(-1, -1, shape[2], -1)
+            _, keys = self.shown
+            factor, bias = self._pooled_bias()
+            shape = query.shape[:4]  # (B, H, G, n)
+            rows = to_float32(query) * factor
             logits = (rows.flatten(2, 3) @ to_float32(keys).mT).view(*shape, -1)
             count = logits.shape[-1]
-            if own is not None:
-                # groups before heads, as they lie in memory
-                key = to_float32(own[0]).transpose(1, 2)
-                beside = (rows.transpose(1, 2) @ key.mT).transpose(1, 2)
-                logits = torch.cat([logits, beside], -1)
+            if bias is not None:
+                bias = bias[:, :, None].expand(-1, -1, shape[2], -1)  # (B, H, G, s)
+            if beside is not None:
+                keys_beside, values_beside, positions = beside
+                # With the groups before the heads, the keys are used as they lie in memory.
+                by_group = to_float32(keys_beside).transpose(1, 2)
+                products = (rows.transpose(1, 2) @ by_group.mT).transpose(1, 2)
+                logits = torch.cat([logits, products], -1)
                 if bias is not None:
-                    bias = torch.cat([bias, bias.take_along_dim(own[2][:, None], 3)], -1)
-            logits = (logits if bias is None else logits + bias[:, :, :, None]) + seen
+                    bias_beside = bias.take_along_dim(positions[:, None], 3)
+                    bias = torch.cat([bias, bias_beside], -1)
+            if bias is not None:
+                logits = logits + bias[:, :, :, None]
+            logits = logits + group_bias
             weights = logits.softmax(-1)
-            if self.attention.is_pool:  # a token always sees itself
+            # The query of a pool may see no key at all, but a token always sees itself.
+            if self.attention.is_pool:
                 weights = weights.masked_fill(logits.isneginf().all(-1, keepdim=True), 0)
             out = weights[..., :count].flatten(2, 3) @ to_float32(self.value).to(weights)
             out = out.view(*shape, -1)
-            if own is None:
+            if beside is None:
                 return out
-            beside, value = weights[..., count:], to_float32(own[1]).to(weights)
-            if beside.shape[-1] == 1:  # one kernel
-                return torch.addcmul(out, beside, value)
-            return out + beside @ value
+            weights_beside = weights[..., count:]
+            values_beside = to_float32(values_beside).to(weights)
+            # For a single key, one kernel multiplies and adds.
+            if weights_beside.shape[-1] == 1:
+                return torch.addcmul(out, weights_beside, values_beside)
+            return out + weights_beside @ values_beside
 
     @torch.no_grad()
     def sees_by_head(self) -> bool:
-        """Whether the heads' pooled rows see different keys, as where weights choose them."""
+        """Whether the pooled rows of the heads see different keys, as if weights chose the keys."""
         _, bias = self._pooled_bias()
         if bias is None:
             return False
@@ -156,7 +190,7 @@ class AttentionRead:
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """Queries (B, H, rows, d) and keys (B, H, s, d), or UnsupportedModelError without them."""
+        """Queries (B, H, rows, d) and keys (B, H, s, d); UnsupportedModelError without them."""
         if self.query is None or self.key is None or self.extra is not None:
             raise UnsupportedModelError(
                 f"{self.name} shows no queries and keys of its tokens alone, so it cannot be "
@@ -165,46 +199,56 @@ class AttentionRead:
         return self.query, self.key
 
     def _pooled_bias(self) -> tuple[float, Tensor | None]:
-        """The factor of the pooled row's products, and what is added to them (B, H, s)."""
+        """The factor of the pooled row's products, and the bias (B, H, s) that is added to them."""
         query, key = map(to_float32, self.shown)
         if self.weights is None:
             bias = self._bias(key.dtype)
-            return self.factor, None if bias is None else self.select(bias)
-        # written-out attention shows its weights, and not the scale of its products
+            if bias is not None:
+                bias = self.select(bias)
+            return self.factor, bias
+        # An attention that is written out shows its weights, but not the factor of its products.
         row = self.row()
         products = (key * self.select(query)[..., None, :]).sum(-1)
-        unseen, pair = row <= 0, (products, row.log())
-        count = (~unseen).sum(-1, keepdim=True)
-        means = [x.masked_fill(unseen, 0).sum(-1, keepdim=True) / count for x in pair]
-        spread, logits = (
-            (x - mean).masked_fill(unseen, 0) for x, mean in zip(pair, means, strict=True)
-        )
-        factor = float((spread * logits).sum() / spread.square().sum().clamp(min=1e-30))
-        # a weight may be too small for its type, and grows where others are hidden
+        unseen = row <= 0
+        factor, fitted = _fit_rows(products, row.log(), unseen)
+        # A weight may be 0 only because its type has no smaller number. It grows when other keys
+        # are hidden, so this key is seen.
         least = math.log(torch.finfo(self.weights.dtype).tiny)
-        unseen &= factor * (products - means[0]) + means[1] > least
+        unseen &= fitted > least
         return factor, torch.zeros_like(row).masked_fill(unseen, -torch.inf)
 
     @property
     def factor(self) -> float:
         """The factor of the products of queries and keys."""
-        width: Any = self.shown[0].shape[-1]
-        return float(width**-0.5 if self.scale is None else self.scale)
+        query, _ = self.shown
+        if self.scale is not None:
+            return float(self.scale)
+        return float(query.shape[-1] ** -0.5)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
-        """The addend of the products, (B, H, rows, s)."""
+        """The mask as numbers (B, H, rows, s) to add to the products; None without a mask."""
         shape = (*self.out.shape[:3], self.value.shape[2])
-        bias = self.mask
-        if bias is not None and bias.dtype == torch.bool:
-            zeros = torch.zeros(bias.shape, dtype=dtype, device=bias.device)
-            bias = zeros.masked_fill(~bias, -torch.inf)
         if self.causal:
             bias = torch.full(shape[2:], -torch.inf, dtype=dtype, device=self.out.device).triu(1)
-        return None if bias is None else bias.to(dtype).expand(shape)
+            return bias.expand(shape)
+        mask = self.mask
+        if mask is None:
+            return None
+        if mask.dtype == torch.bool:
+            zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            mask = zeros.masked_fill(~mask, -torch.inf)
+        return mask.to(dtype).expand(shape)
 
 
-def _softmax_over_keys(logits: Tensor, bias: Tensor | None) -> Tensor:
-    """Over keys, and zero where a row sees none, as in torch's fused attention."""
-    if bias is None:
-        return logits.softmax(-1)
-    return (logits + bias).softmax(-1).masked_fill(bias.isneginf().all(-1, keepdim=True), 0)
+def _fit_rows(x: Tensor, y: Tensor, left_out: Tensor) -> tuple[float, Tensor]:
+    """Fit y = slope * x + intercept by least squares, with one slope but an intercept for each row.
+
+    Entries where `left_out` is true do not count. Returns the slope and the fitted y.
+    """
+    count = (~left_out).sum(-1, keepdim=True)
+    x_mean = x.masked_fill(left_out, 0).sum(-1, keepdim=True) / count
+    y_mean = y.masked_fill(left_out, 0).sum(-1, keepdim=True) / count
+    x_offset = (x - x_mean).masked_fill(left_out, 0)
+    y_offset = (y - y_mean).masked_fill(left_out, 0)
+    slope = float((x_offset * y_offset).sum() / x_offset.square().sum().clamp(min=1e-30))
+    return slope, slope * (x - x_mean) + y_mean
