@@ -34,19 +34,19 @@ from .run import from_npz
 from .table import UNIFORM, Queries
 
 Attribute = Callable[..., Tensor]
-"""Images (N, 3, H, W) and ``target=`` columns -> maps (N, C, h, w), as Captum's `attribute`."""
+"""Maps images (N, 3, H, W) and ``target=`` columns to (N, C, h, w), as Captum's `attribute`."""
 
 
 class Method(ABC):
     """Something that makes a map for each image and target.
 
     Attributes:
-        name: in the table.
-        what: how it is made, in a line.
-        signed: negative evidence is below zero in its maps.
-        costly: it takes many forward passes per map, so it sees the first images only.
-        baseline: it is listed separately, since it knows nothing of the model or the target.
-        of_photos: its maps lie on the whole image as it was, not on the model's crop.
+        name: its name in the table.
+        what: a line that says how its maps are made.
+        signed: whether negative evidence is below zero in its maps.
+        costly: whether it takes many forward passes per map, so that it sees the first images only.
+        baseline: whether it is listed separately, since it ignores the model or the target.
+        of_photos: whether its maps lie on the whole photo instead of the model's crop.
     """
 
     name: str
@@ -58,29 +58,29 @@ class Method(ABC):
 
     @abstractmethod
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        """Raw maps (N, h, w) on any grid, on the images' device; NaN where there is none."""
+        """Return raw maps (N, h, w) on any grid, on the images' device; a missing map is NaN."""
 
     def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        """Maps for queries of one image, from one forward pass where the method can."""
+        """Return the maps for queries of one image, from one forward pass if the method can."""
         return self.maps(clip, queries)
 
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute | None:
-        """Its `attribute` over the cosines with these embeddings; None of maps that are drawn."""
+        """Return its `attribute` of the cosines with embeddings (K, D); None if it has none."""
         return None
 
     def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor | None:
-        """Negative evidence (N, h, w), not below zero, of queries with maps `raw`; None without.
+        """Return negative evidence (N, h, w), not below zero, for queries with maps `raw`.
 
-        NaN where the map of a negated target has it.
+        It is None if the method has none, and NaN where the map of a negated target is NaN.
         """
         return (-raw).clamp(min=0) if self.signed else None
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides its maps besides the model, as JSON."""
+        """Return everything but the model that decides its maps, as JSON."""
         return {"name": self.name, "what": self.what}
 
     def failure_reason(self, sample: str, text: str) -> str:
-        """Why there is no finite map."""
+        """Say why there is no finite map."""
         return f"the map of {text!r} holds NaN or infinity"
 
 
@@ -91,45 +91,62 @@ class Attributed(Method):
     name: str
     what: str
     choice: MethodChoice
-    empty_text: bool  # is the target, whatever the query
+    empty_text: bool  # whether the empty text is the target of every query
 
     def __post_init__(self) -> None:
-        choice = self.choice
-        self.signed = (choice.signed or choice.both_signs) and not self.empty_text
-        self.costly, self.baseline = choice.costly, self.name in BASELINES
+        has_signs = self.choice.signed or self.choice.both_signs
+        self.signed = has_signs and not self.empty_text
+        self.costly = self.choice.costly
+        self.baseline = self.name in BASELINES
 
-    def _compute(
-        self, clip: ClipAdapter, rows: Tensor, call: str, images: Tensor, **which: Any
-    ) -> Tensor:
-        """Maps by a method of the class, "attribute" or "attribute_targets"."""
+    def _methods(self, clip: ClipAdapter, rows: Tensor) -> list[Any]:
+        """Make the method for targets, and a second one for the negated targets if it needs both.
+
+        Args:
+            clip: the model.
+            rows: embeddings (K, D) of the targets.
+        """
         if self.empty_text:
             rows = clip.encode_text([""]).expand_as(rows)
         names = tuple(str(number) for number in range(len(rows)))
         target = Target(rows.detach(), torch.ones(len(rows), device=rows.device), names)
-        maps: list[Tensor] = [
-            getattr(self.choice.method(ClipSimilarity(clip, signed)), call)(
-                images, **which, **self.choice.options
-            )
-            for signed in (target, -target)[: 1 + self.choice.both_signs]
-        ]
-        return maps[0] - maps[1] if self.choice.both_signs else maps[0]
+        methods = [self.choice.method(ClipSimilarity(clip, target))]
+        if self.choice.both_signs:
+            methods.append(self.choice.method(ClipSimilarity(clip, -target)))
+        return methods
+
+    def _attribute(self, clip: ClipAdapter, rows: Tensor, images: Tensor, **kwargs: Any) -> Tensor:
+        methods = self._methods(clip, rows)
+        maps = [method.attribute(images, **kwargs, **self.choice.options) for method in methods]
+        return _without_negated(maps)
 
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
-        return partial(self._compute, clip, rows, "attribute")
+        return partial(self._attribute, clip, rows)
 
     def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        maps = self._compute(clip, queries.embeddings, "attribute_targets", queries.pixels[:1])
-        return maps.detach().float()[0]
+        image = queries.pixels[:1]
+        methods = self._methods(clip, queries.embeddings)
+        maps = [method.attribute_targets(image, **self.choice.options) for method in methods]
+        return _without_negated(maps).detach().float()[0]
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        leaf = queries.pixels.detach().clone().requires_grad_()
-        heatmap = self.attribute(clip, queries.embeddings)(leaf, target=list(range(len(queries))))
-        return heatmap.detach().float().sum(1)  # channels are added up
+        images = queries.pixels.detach().clone().requires_grad_()
+        columns = list(range(len(queries)))
+        maps = self._attribute(clip, queries.embeddings, images, target=columns)
+        return maps.detach().float().sum(1)  # over the channels
 
     def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor | None:
         if self.signed or self.empty_text or not self.choice.needs_target:
             return super().negative_maps(clip, queries, raw)
-        return self.maps(clip, replace(queries, embeddings=-queries.embeddings)).clamp(min=0)
+        negated = replace(queries, embeddings=-queries.embeddings)
+        return self.maps(clip, negated).clamp(min=0)
+
+
+def _without_negated(maps: Sequence[Tensor]) -> Tensor:
+    """Subtract the maps of the negated targets, if there are any, from those of the targets."""
+    if len(maps) == 1:
+        return maps[0]
+    return maps[0] - maps[1]
 
 
 @dataclass(eq=False)
@@ -144,8 +161,8 @@ class Drawn(Method):
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         grid = clip.grid(*queries.size)
-        heatmap = [self.draw(grid, number) for number in queries.numbers]
-        return torch.stack(heatmap).to(queries.pixels.device)
+        maps = [self.draw(grid, number) for number in queries.numbers]
+        return torch.stack(maps).to(queries.pixels.device)
 
 
 WITHOUT_MAP: Final = {
@@ -161,19 +178,19 @@ WITHOUT_MAP: Final = {
     "painted": "a ceiling: what the score loses when a copy is painted over with what is around it",
     "other-truth": "a ceiling: what it adds as a guess of what is lost without it, and vice versa",
 }
-"""Predictors that look at no map: what a map must beat to be worth drawing."""
+"""Predictors that use no map; a map that does not beat them is not worth drawing."""
 
 CEILINGS: Final = ("painted", "other-truth")
-"""Those of them that know what no map can know, and need not be beaten."""
+"""Those predictors that know more than a map can know, so that no map has to beat them."""
 
 
 def predictor(name: str) -> Drawn:
-    """One of `WITHOUT_MAP`; what it answers stands with the tasks that it answers."""
+    """Return the predictor of `WITHOUT_MAP` with this name; the tasks say how it answers."""
     return Drawn(name, WITHOUT_MAP[name], lambda grid, number: torch.full(grid, torch.nan))
 
 
 class _Reference:
-    """A method that the bench alone offers; the first line of its docstring says how it works."""
+    """A method that only the bench offers; the first line of its docstring goes to the report."""
 
     towers: tuple[Kind, ...] = ("vit", "resnet")
     listed = False
@@ -185,10 +202,12 @@ class _Reference:
     attribute: Callable[..., Any]  # images, one target per image -> maps (B, C, h, w)
 
     def attribute_targets(self, images: Tensor, *, return_scores: bool = False) -> Any:
-        """Maps (B, K, h, w) of all targets, channels added up, with the scores if asked."""
+        """Return maps (B, K, h, w) of all targets, channels added, with the scores if asked."""
         columns = range(len(self.forward.embeddings))
         maps = torch.stack([self.attribute(images, column).sum(1) for column in columns], 1)
-        return (maps.detach(), self.forward(images).detach()) if return_scores else maps.detach()
+        if not return_scores:
+            return maps.detach()
+        return maps.detach(), self.forward(images).detach()
 
 
 @register
@@ -205,15 +224,17 @@ class _IntegratedGradients(_Reference):
 
 
 def around(masks: Tensor) -> Tensor:
-    """The ring of eight pixels around each mask (n, H, W)."""
-    return (F.max_pool2d(masks[:, None].float(), 17, 1, 8)[:, 0] > 0) & ~masks
+    """Return the ring of eight pixels around each mask (n, H, W)."""
+    widened = F.max_pool2d(masks[:, None].float(), kernel_size=17, stride=1, padding=8)[:, 0] > 0
+    return widened & ~masks
 
 
 @register
 class _Occlusion(_Reference):
     """The loss of the score with a window filled, mean over the windows that hold a cell.
 
-    A `fill` is "mean", "blur" or the "ring" around it, the `side` in cells, `windows` a number.
+    The window is filled with "mean", "blur" or the mean of the "ring" around it. Its `side` is in
+    cells. There are `windows` of them, or one around each cell.
     """
 
     name = "occlusion"
@@ -221,9 +242,10 @@ class _Occlusion(_Reference):
 
     def attribute(self, images: Tensor, target: Any = None, **options: Any) -> Any:
         columns = torch.as_tensor(0 if target is None else target).expand(len(images))
-        # an image may have several texts
-        single, rows = torch.unique(images, dim=0, return_inverse=True)
-        return self.attribute_targets(single, **options)[rows, columns][:, None]
+        # An image that comes with several texts is occluded once for all of them.
+        distinct, rows = torch.unique(images, dim=0, return_inverse=True)
+        maps = self.attribute_targets(distinct, **options)
+        return maps[rows, columns][:, None]
 
     @torch.no_grad()
     def attribute_targets(
@@ -237,24 +259,51 @@ class _Occlusion(_Reference):
     ) -> Any:
         check_choice(fill, ("mean", "blur", "ring"), name="`fill`")
         expect(is_integer(side, least=1) and side % 2 == 1, "an odd `side`, in cells", side)
-        root = math.isqrt(windows) if is_integer(windows, least=1) else 0
-        expect(windows in (None, root**2 or None), "a square number of `windows`", windows)
-        near, grid = list[Tensor](), self.forward.clip.grid(*images.shape[-2:])
-        for cells in grid:
-            count, index = root or cells, torch.arange(cells, device=images.device)
-            centers = [(2 * n + 1) * cells // (2 * count) for n in range(count)]
-            near.append(torch.stack([(index - n).abs() <= side // 2 for n in centers]).to(images))
-        hidden = torch.kron(*near).view(-1, 1, *grid)  # (N, 1, h, w)
-        shown = F.interpolate(hidden, images.shape[-2:])[:, 0] > 0
-        plain = perturbation.blur_fill(images) if fill == "blur" else images.new_zeros(())
-        whole, losses = self.forward(images), []
-        for window, ring in zip(shown, around(shown), strict=True):
-            rings = fill == "ring" and ring.any()  # a window may be the whole image
-            color = images[..., ring].mean(-1)[..., None, None] if rings else plain
-            losses.append(whole - self.forward(torch.where(window, color, images)))
-        maps = torch.einsum("nbk,nchw->bkhw", torch.stack(losses), hidden)
-        maps = F.interpolate(maps / hidden.sum((0, 1)).clamp(min=1), images.shape[-2:])
-        return (maps, whole) if return_scores else maps
+        per_side = math.isqrt(windows) if is_integer(windows, least=1) else None
+        is_square = windows is None or (per_side is not None and per_side**2 == windows)
+        expect(is_square, "a square number of `windows`", windows)
+        grid = self.forward.clip.grid(*images.shape[-2:])
+        hidden_cells = _window_cells(grid, side, per_side).to(images)
+        hidden_pixels = F.interpolate(hidden_cells, images.shape[-2:])[:, 0] > 0
+        # A pixel of the mean color is zero after normalization.
+        default_fill = perturbation.blur_fill(images) if fill == "blur" else images.new_zeros(())
+        scores = self.forward(images)
+        losses = []
+        for window, ring in zip(hidden_pixels, around(hidden_pixels), strict=True):
+            window_fill = default_fill
+            # There is no ring around a window that is the whole image.
+            if fill == "ring" and ring.any():
+                window_fill = images[..., ring].mean(-1)[..., None, None]
+            occluded = torch.where(window, window_fill, images)
+            losses.append(scores - self.forward(occluded))
+        maps = torch.einsum("nbk,nchw->bkhw", torch.stack(losses), hidden_cells)
+        windows_per_cell = hidden_cells.sum((0, 1)).clamp(min=1)
+        maps = F.interpolate(maps / windows_per_cell, images.shape[-2:])
+        if not return_scores:
+            return maps
+        return maps, scores
+
+
+def _window_cells(grid: tuple[int, int], side: int, per_side: int | None) -> Tensor:
+    """Return the cells (N, 1, h, w), bool, of each square window.
+
+    Args:
+        grid: number of cells (h, w).
+        side: width and height of a window, in cells; it is cut off at the border.
+        per_side: number of windows along each side of the grid, or one around each cell.
+    """
+    along_sides = []
+    for cell_count in grid:
+        window_count = per_side or cell_count
+        cells = torch.arange(cell_count)
+        windows = []
+        for number in range(window_count):
+            center = (2 * number + 1) * cell_count // (2 * window_count)
+            windows.append((cells - center).abs() <= side // 2)
+        along_sides.append(torch.stack(windows))
+    rows, columns = along_sides  # (n, h) and (m, w)
+    windows_of_cells = rows[:, None, :, None] & columns[None, :, None, :]  # (n, m, h, w)
+    return windows_of_cells.view(-1, 1, *grid)
 
 
 @register
@@ -265,12 +314,15 @@ class _RandomMasks(_Reference):
     signed = True
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
-        grid, maps = self.forward.clip.grid(*images.shape[-2:]), list[Tensor]()
+        grid = self.forward.clip.grid(*images.shape[-2:])
         columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
-        for image, column in zip(torch.split(images, 1), columns, strict=True):  # masks by place
+        maps = []
+        # Masks depend on the position in a batch, so each image is a batch of its own.
+        for image, column in zip(torch.split(images, 1), columns, strict=True):
             drawn = masked_changes(self.forward, image, column, grid=grid, share=0.5, samples=128)
             masks = drawn.masks[0].to(drawn.changes)
-            maps.append(torch.tensordot(drawn.changes[0], masks, 1) / masks.sum(0).clamp(min=1))
+            total_losses = torch.tensordot(drawn.changes[0], masks, 1)
+            maps.append(total_losses / masks.sum(0).clamp(min=1))
         return torch.stack(maps)[:, None]
 
 
@@ -295,11 +347,14 @@ class _SummedAttention(_Reference):
     costly = needs_target = False
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
-        layers, tower = LayerAttention(self.forward), self.forward.clip.tower
-        count = len(tower.layers) if isinstance(tower, ViTTower) else 0
-        return torch.stack([layers.attribute(images, index=i) for i in range(count)]).sum(0)
+        method = LayerAttention(self.forward)
+        tower = self.forward.clip.tower
+        layer_count = len(tower.layers) if isinstance(tower, ViTTower) else 0
+        maps = [method.attribute(images, index=index) for index in range(layer_count)]
+        return torch.stack(maps).sum(0)
 
 
+# The docstrings of these three functions go to the report.
 def _uniform(seed: int, grid: tuple[int, int], number: int) -> Tensor:
     """The same value everywhere."""
     return torch.ones(grid)
@@ -307,15 +362,15 @@ def _uniform(seed: int, grid: tuple[int, int], number: int) -> Tensor:
 
 def _random(seed: int, grid: tuple[int, int], number: int) -> Tensor:
     """Uniform in [-1, 1] in each cell of the model's grid."""
-    # A seed for each sample, of which those of two runs do not meet.
+    # The factor keeps the seeds of the samples apart from those of a run with another seed.
     generator = torch.Generator().manual_seed(1_000_003 * seed + number)
     return 2 * torch.rand(grid, generator=generator) - 1
 
 
 def _gaussian(seed: int, grid: tuple[int, int], number: int) -> Tensor:
     """A Gaussian at the center, its standard deviation a quarter of each side."""
-    axes = [((torch.arange(side) + 0.5) / side - 0.5) / 0.25 for side in grid]
-    return torch.exp(-(axes[0][:, None] ** 2 + axes[1] ** 2) / 2)
+    y, x = (((torch.arange(side) + 0.5) / side - 0.5) / 0.25 for side in grid)
+    return torch.exp(-(y[:, None] ** 2 + x**2) / 2)
 
 
 _DRAWINGS: Final = {"random": _random, UNIFORM: _uniform, "center": _gaussian}
@@ -330,43 +385,67 @@ _OFFERED: Final = (
     *("grad-cam:sign=signed", "integrated-gradients", "occlusion"),
     *("occlusion:fill=ring,side=3", "random-masks", *BASELINES),
 )
-ALL: Final = "all"  # stands for all of `methods_for`
+ALL: Final = "all"
+"""Stands for all of `methods_for` wherever a method is named."""
 
 
 def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
-    """The names with "all" and "mamooler" written out, and what is drawn; of none the default."""
-    names = (*names, *_DRAWINGS) if names else (*registry.methods_for(clip.kind), *_COMMON)
-    written = {ALL: methods_for(clip), MAMOOLER: (registry.report_method(clip.tower),)}
-    return tuple(dict.fromkeys(full for name in names for full in written.get(name, (name,))))
+    """Return the methods to measure, with "all" and "mamooler" replaced by what they stand for.
+
+    Drawn baselines are added to the given names. Without a name the methods of the tower are
+    measured, with the baselines that fit every model.
+    """
+    full_names: list[str] = []
+    for name in names:
+        if name == ALL:
+            full_names.extend(methods_for(clip))
+        elif name == MAMOOLER:
+            full_names.append(registry.report_method(clip.tower))
+        else:
+            full_names.append(name)
+    if full_names:
+        full_names.extend(_DRAWINGS)
+    else:
+        full_names.extend((*registry.methods_for(clip.kind), *_COMMON))
+    return tuple(dict.fromkeys(full_names))
 
 
 @public("methods_for")
 def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
-    """Names of all methods and baselines that fit a model's tower."""
-    others = (name for name in _OFFERED if name in _COMMON or _choice(name).fits(clip.kind))
-    return (*registry.methods_for(clip.kind), *others)
+    """Return the names of all methods and baselines that fit a model's tower."""
+    names = list(registry.methods_for(clip.kind))
+    for name in _OFFERED:
+        if name in _COMMON or _choice(name).fits(clip.kind):
+            names.append(name)
+    return tuple(names)
 
 
 def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
-    """A method by its name, for a model; the seed is that of the random baseline.
+    """Return a method by its name, for a model; `seed` is that of the random baseline.
 
-    The name comes from :func:`methods_for`, or has other options as on the command line;
-    "layer:index=3,of=gradient,rows=sum" is :class:`captum_clip.LayerAttention`. A map is the one
-    that its paper draws, Grad-CAM's without what is below zero; "grad-cam:sign=signed" is the map
-    less that of the negated target.
+    The name comes from :func:`methods_for`, or has other options as on the command line:
+    "layer:index=3,of=gradient,rows=sum" is :class:`captum_clip.LayerAttention`. Maps are those that
+    the paper of the method draws, so Grad-CAM's are cut off below zero. "grad-cam:sign=signed" is
+    the map minus that of the negated target.
     """
     if name in _DRAWINGS:
         draw = _DRAWINGS[name]
         return Drawn(name, str(draw.__doc__), partial(draw, seed), signed=name == "random")
     is_empty = name == "empty-text"
     choice = _choice(registry.report_method(clip.tower) if is_empty else name)
-    options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
-    method, package = choice.method, choice.method.__module__.partition(".")[0]
-    what = f"{method.__name__} of {package}"
+    method = choice.method
     if issubclass(method, _Reference):
         what = str(method.__doc__).partition(".\n")[0]
-    what += f" with {options}" * bool(options) + ", for the empty text" * is_empty
-    what += ", minus the map of the negated target" * choice.both_signs
+    else:
+        package = method.__module__.partition(".")[0]
+        what = f"{method.__name__} of {package}"
+    if choice.options:
+        options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
+        what += f" with {options}"
+    if is_empty:
+        what += ", for the empty text"
+    if choice.both_signs:
+        what += ", minus the map of the negated target"
     return Attributed(name, what, choice, is_empty)
 
 
@@ -377,7 +456,7 @@ def check_measured(name: str) -> None:
 
 
 def _choice(name: str) -> MethodChoice:
-    """A class with the options of its published map."""
+    """Find the class of a name, with the options of its published map."""
     choice = MethodChoice.of(_ALIASES.get(name, name), published=True, others=BASELINES)
     if choice.both_signs:
         choice.check_negative()
@@ -388,15 +467,15 @@ class PrecomputedMaps(Method):
     """The maps in a folder: ``SAMPLE.npz`` with `maps` (K, h, w) and `names` (K,), on any grid.
 
     A map is found by the name of its sample and the text of its target, and resized to the image
-    (bilinear). What is below zero in any of a folder's maps is negative evidence. A map that
-    holds NaN or infinity counts as missing.
+    (bilinear). If any map of the folder has values below zero, these are negative evidence. A map
+    that holds NaN or infinity counts as missing.
 
     Args:
-        folder: with the files; its name is the method's. A sample in a folder of its data set,
-            "cats/one", has its file in a folder of the same name.
+        folder: the folder with the files; its name is the method's. A sample in a folder of its
+            data set, "cats/one", has its file in a folder of the same name.
 
     Raises:
-        InputError: no such folder, no .npz file in it, or one that holds something else.
+        InputError: there is no such folder, no .npz file in it, or a file with other content.
     """
 
     of_photos = True
@@ -412,21 +491,24 @@ class PrecomputedMaps(Method):
         self.name = self.folder.resolve().name
         self.what = f"maps read from files, {len(files)} of them, resized to the image"
         digests: dict[str, str] = {}
-        for path in files:  # every file, so that all of them are checked
+        # Every file is read here, so that a damaged one is found before anything is measured.
+        for path in files:
             for heatmap in _read_maps(path).values():
                 if np.isfinite(heatmap).any() and np.nanmin(heatmap) < 0:
                     self.signed = True
-            sha = hashlib.sha256(path.read_bytes()).hexdigest()
-            digests[path.relative_to(self.folder).as_posix()] = sha
+            file = path.relative_to(self.folder).as_posix()
+            digests[file] = hashlib.sha256(path.read_bytes()).hexdigest()
         self._files = frozenset(digests)
         self._digest = entries_digest(digests)
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         maps = torch.full((len(queries), *queries.size), torch.nan)
         for index, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
-            # Names of samples come from a data set, and may lead out of the folder of the maps.
             file = f"{sample}.npz"
-            heatmap = _read_maps(self.folder / file).get(text) if file in self._files else None
+            # Names of samples come from a data set, and may lead out of the folder of the maps.
+            if file not in self._files:
+                continue
+            heatmap = _read_maps(self.folder / file).get(text)
             if heatmap is not None and np.isfinite(heatmap).all():
                 maps[index] = upsample(torch.from_numpy(heatmap), queries.size)
         return maps.to(queries.pixels.device)
@@ -443,20 +525,23 @@ class PrecomputedMaps(Method):
 
 
 def _read_maps(path: Path) -> dict[str, np.ndarray]:
-    """Text -> map (h, w), float32."""
+    """Return the maps (h, w), float32, of a file by their texts."""
     try:
         arrays = from_npz(path.read_bytes())
-        names, heatmap = arrays["names"], arrays["maps"]
+        names = arrays["names"]
+        maps = arrays["maps"]
     except DAMAGED as error:
         raise InputError(
             f"{path}: expected an .npz file with maps (K, h, w) and names (K,), but reading it "
             f"failed ({error})."
         ) from error
-    numbers = heatmap.ndim == 3 and 0 not in heatmap.shape and heatmap.dtype.kind in "fiu"
-    fits = numbers and names.shape == heatmap.shape[:1] and names.dtype.kind == "U"
+    are_maps = maps.ndim == 3 and 0 not in maps.shape and maps.dtype.kind in "fiu"
+    are_names = names.shape == maps.shape[:1] and names.dtype.kind == "U"
     texts = names.tolist()
     with error_context(str(path)):
-        expect(fits, "maps (K, h, w) of numbers and names (K,) of text", [heatmap, names])
+        expected = "maps (K, h, w) of numbers and names (K,) of text"
+        expect(are_maps and are_names, expected, [maps, names])
         expect(find_repeated(texts) is None, "each name once", texts)
-    with np.errstate(over="ignore"):  # what does not fit becomes infinity
-        return dict(zip(texts, heatmap.astype(np.float32), strict=True))
+    # Values that are too large for float32 become infinity, and the map then counts as missing.
+    with np.errstate(over="ignore"):
+        return dict(zip(texts, maps.astype(np.float32), strict=True))

@@ -1,11 +1,11 @@
-"""The summary as files: figures in CSV, tables in Markdown, curves, one HTML page with it all."""
+"""The summary as files: figures in CSV, tables in Markdown, curves, and one HTML page with all."""
 
 import base64
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -23,11 +23,12 @@ TABLES: Final = "results.md"
 REPORT: Final = "report.html"
 SIGNIFICANT: Final = 0.05
 RELIABLE: Final = 0.7
-"""Rank correlation of halves of the images below which a metric with a rival orders no methods."""
+"""A metric with a rival orders methods if halves of the images agree with this correlation."""
 _DAGGER: Final = "\N{DAGGER}"
 CONSTANT: Final = "a constant answer"
 _BLANK: Final = "\N{EN DASH}"
 _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "none": ""}
+_SIGNS: Final = {"high": 1, "low": -1, "none": 0}
 _SHOWN: Final = {"legrad": "LeGrad", "map": "mAP", "iou": "IoU", "miou": "mIoU", "aacc": "aAcc"}
 _HEADLINES: Final = {
     "Which copy carries the score?": "(thirds|identical)_(adds|removal)_rank",
@@ -41,7 +42,7 @@ _ROUNDED: Final = ("mean", "low", "high", "difference", "difference_low", "diffe
 
 
 def results_csv(summary: Summary) -> bytes:
-    """One row for each method and metric.
+    """Return a table with one row for each method and metric.
 
     Figures have three decimals, or as many as give the metric's largest three digits where all are
     below 0.01; p values have three digits. A field without a figure is empty.
@@ -50,18 +51,19 @@ def results_csv(summary: Summary) -> bytes:
     places = figures.groupby("metric")["mean"].transform(_decimals).astype(int)
     for name in _ROUNDED:
         pairs = zip(figures[name].tolist(), places, strict=True)
-        figures[name] = [round(value, count) + 0.0 for value, count in pairs]  # no minus zero
+        # Adding 0.0 turns minus zero into zero.
+        figures[name] = [round(value, count) + 0.0 for value, count in pairs]
     figures["p_holm"] = figures["p_holm"].map("{:.3g}".format).astype(float)
     return to_csv({name: figures[name].tolist() for name in figures})
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as it is printed; its text is without the marks, as "0.850 [0.800, 0.900]"."""
+    """A figure as it is printed, such as "0.850 [0.800, 0.900]"; its text has no marks."""
 
     mean: str
-    interval: str = ""  # none over one image
-    count: str = ""  # as "(n = 64)", over fewer images than others in the column
+    interval: str = ""  # empty over a single image
+    count: str = ""  # such as "(n = 64)", if others in the column are over more images
     bold: bool = False
     differs: bool = False  # from the reference, after Holm's correction
 
@@ -74,203 +76,316 @@ class Column:
     """A metric in a table of a report, as data for every format."""
 
     metric: Metric
-    head: str  # what it is called
+    head: str  # the name of the metric, with an arrow to the better side
     figures: Mapping[str, Any]  # method -> the named fields of its row of `Summary.figures`
     cells: Mapping[str, Cell]  # of each method
     places: int  # decimals of its figures
     size: str  # the number of its images
     reference: str  # the method that the others are compared with
     bold: tuple[str, ...]  # the best methods, and the baselines that are as good
-    winner: str | None  # the best method, of several the first
-    rival: str  # the best predictor without a map, or CONSTANT; what is no better is not bold
-    note: str = ""  # of a metric with a rival, whether its order can be trusted
+    winner: str | None  # the best method, or the first of several
+    rival: str  # the best predictor without a map, or CONSTANT; bold figures are better than it
+    note: str = ""  # says of a metric with a rival whether its order can be trusted
 
 
 def report_tables(summary: Summary) -> dict[str, Sequence[Column]]:
-    """Title -> columns, of all groups."""
-    by_metric = {
-        name: {figure.method: figure for figure in rows.itertuples()}
-        for name, rows in summary.figures.groupby("metric")
-    }
-    return {
-        group: [_column(summary, metric, by_metric[metric.name]) for metric in metrics]
-        for group, metrics in summary.groups.items()
-    }
+    """Return the columns of each table by its title, for all groups."""
+    figures_by_metric: dict[str, dict[str, Any]] = {}
+    for name, rows in summary.figures.groupby("metric"):
+        figures_by_metric[str(name)] = {figure.method: figure for figure in rows.itertuples()}
+    tables: dict[str, Sequence[Column]] = {}
+    for title, metrics in summary.groups.items():
+        columns = [_column(summary, metric, figures_by_metric[metric.name]) for metric in metrics]
+        tables[title] = columns
+    return tables
 
 
 def findings(summary: Summary) -> list[str]:
-    """List what to take away, in plain text: a line a question with its winners, and a caution.
+    """List what was found, in plain text: warnings, a line for each question, and a caution.
 
-    The questions are those of `_HEADLINES`; where none of their metrics was measured, each table
-    has a line with its first metric. Data that the model does not know get a warning alone.
+    The questions are those of `_HEADLINES`. If none of their metrics was measured, each table has a
+    line with its first metric. Data on which the model is at chance get a warning alone.
     """
-    silent = summary.unknown
-    tables = {
-        title: [c for c in columns if c.metric.better != "none" and c.metric.name not in silent]
-        for title, columns in report_tables(summary).items()
-    }
-    warnings = [str(gate) for gate in summary.gates if not gate.is_above_chance]
-    judged = [column for columns in tables.values() for column in columns]
-    asked = {
-        question: [column for column in judged if re.fullmatch(pattern, column.metric.name)]
-        for question, pattern in _HEADLINES.items()
-    }
-    if not any(asked.values()):
-        asked = {title: columns[:1] for title, columns in tables.items()}
-    lines = [
-        f"{question} {'; '.join(_finding(summary, column) for column in columns)}."
-        for question, columns in asked.items()
-        if columns
-    ]
-    images = int(summary.figures["images"].max())
+    tables: dict[str, list[Column]] = {}
+    for title, columns in report_tables(summary).items():
+        tables[title] = []
+        for column in columns:
+            if column.metric.better != "none" and column.metric.name not in summary.unknown:
+                tables[title].append(column)
+
+    answers: dict[str, list[Column]] = {}
+    for question, pattern in _HEADLINES.items():
+        answers[question] = []
+        for columns in tables.values():
+            answers[question] += [c for c in columns if re.fullmatch(pattern, c.metric.name)]
+    if not any(answers.values()):
+        answers = {title: columns[:1] for title, columns in tables.items()}
+
+    lines = [str(gate) for gate in summary.gates if not gate.is_above_chance]
+    has_answers = False
+    for question, columns in answers.items():
+        if columns:
+            has_answers = True
+            answer = "; ".join(_finding(summary, column) for column in columns)
+            lines.append(f"{question} {answer}.")
+    if has_answers:
+        lines.append(_caution(summary))
+    return lines
+
+
+def _caution(summary: Summary) -> str:
+    """Say what the findings do not show."""
     references = " or ".join(summary.figures["reference"].unique())
-    caution = (
+    images = int(summary.figures["images"].max())
+    noun = "image" if images == 1 else "images"
+    return (
         f"What not to conclude: all tests are against {references}, so the first method need "
         "not differ from the second. P values are corrected within a column, not over columns. "
-        f"And {images} {'image' if images == 1 else 'images'} and one model tell little about "
+        f"And {images} {noun} and one model tell little about "
         "others, above all if the model is embedded and knows only drawn scenes."
     )
-    return [*warnings, *lines, *([caution] if lines else [])]
 
 
 def _finding(summary: Summary, column: Column) -> str:
-    """The winner of a column, its difference to the reference, and what is not told apart."""
-    what, winner = shown(column.metric.name), column.winner
-    reference, rival = column.reference, column.rival
+    """Name the winner of a column, its difference to the reference, and the methods on a par."""
+    metric = shown(column.metric.name)
     if summary.reliability.get(column.metric.name, RELIABLE) < RELIABLE:
-        return f"{what} ranks nothing, since two halves of the images disagree"
-    if rival in column.cells:
-        at_no_map = "uses no map and " * (rival in summary.without_map)
-        rival += f", which {at_no_map}has {column.cells[rival]}"
+        return f"{metric} ranks nothing, since two halves of the images disagree"
+    rival = _rival_with_figure(summary, column)
+    winner = column.winner
+    if winner is None and column.metric.rival:
+        tested = f"that differs from {column.reference} after Holm's correction"
+        return f"by {metric} no method {tested} beats {rival}"
     if winner is None:
-        tested = f" that differs from {reference} after Holm's correction"
-        return f"by {what} no method{tested * bool(column.metric.rival)} beats {rival}"
-    name = f"{winner} (the reference)" if winner == reference else winner
-    text = f"{name}, with {what} {column.cells[winner]}"
+        return f"by {metric} no method beats {rival}"
+
+    text = f"{winner} (the reference)" if winner == column.reference else winner
+    text += f", with {metric} {column.cells[winner]}"
+    text += _comparison(summary, column, winner)
+    equal_baselines = [name for name in summary.baselines if name in column.bold]
+    if equal_baselines:
+        text += f", but {', '.join(equal_baselines)} is no worse"
+    if column.rival in column.cells:
+        text += f"; for comparison, {rival}"
+    return text
+
+
+def _rival_with_figure(summary: Summary, column: Column) -> str:
+    """Name the best predictor without a map, with its figure if it was measured."""
+    rival = column.rival
+    if rival not in column.cells:
+        return rival
+    if rival in summary.without_map:
+        return f"{rival}, which uses no map and has {column.cells[rival]}"
+    return f"{rival}, which has {column.cells[rival]}"
+
+
+def _comparison(summary: Summary, column: Column, winner: str) -> str:
+    """Compare the winner with the reference, and name the methods that do not differ from it."""
     figure = column.figures[winner]
+    text = ""
     if not math.isnan(figure.difference):
-        gap = (figure.difference, figure.difference_low, figure.difference_high)
-        plus = "+" * (figure.difference > 0)
-        text += f", {plus}{_printed(column.places, *gap)} against {reference}"
-    rivals = [n for n in summary.methods if n not in (*summary.baselines, reference)]
-    alike = [name for name in rivals if column.figures[name].p_holm >= SIGNIFICANT]
+        difference = _printed(
+            column.places, figure.difference, figure.difference_low, figure.difference_high
+        )
+        sign = "+" if figure.difference > 0 else ""
+        text += f", {sign}{difference} against {column.reference}"
+    competitors = [name for name in summary.methods if name not in summary.baselines]
+    alike = []
+    for name in competitors:
+        if name != column.reference and column.figures[name].p_holm >= SIGNIFICANT:
+            alike.append(name)
     if alike:
-        text += f", not significantly different from {reference}: {', '.join(alike)}"
+        text += f", not significantly different from {column.reference}: {', '.join(alike)}"
     elif figure.images_paired < FEWEST:
         text += f", not tested on fewer than {FEWEST} images"
-    equal = [name for name in summary.baselines if name in column.bold]
-    text += f", but {', '.join(equal)} is no worse" if equal else ""
-    return text + (f"; for comparison, {rival}" if column.rival in column.cells else "")
+    return text
 
 
 def shown(name: str) -> str:
-    """A metric's name as it is read: "legrad_map" is "LeGrad mAP"."""
+    """Return a metric's name as it is read: "legrad_map" is "LeGrad mAP"."""
     return " ".join(_SHOWN.get(word, word) for word in name.split("_"))
 
 
 def _decimals(means: Iterable[float]) -> int:
-    """Decimals of a metric: three, more where these would leave its largest figure one digit."""
-    largest = max((abs(mean) for mean in means if abs(mean) > 0), default=1.0)
-    return 3 if largest >= 0.01 else 2 - math.floor(math.log10(largest))
+    """Return the decimals of a metric: three, or more if its largest figure is below 0.01."""
+    # NaN is not greater than zero, so a missing figure is left out.
+    sizes = [abs(mean) for mean in means if abs(mean) > 0]
+    largest = max(sizes, default=1.0)
+    if largest >= 0.01:
+        return 3
+    return 2 - math.floor(math.log10(largest))
 
 
 def _blocks(columns: Sequence[Column], summary: Summary) -> dict[str, list[str]]:
-    """Title -> methods of a table, the competing ones first, under ""; predictors that answer."""
+    """Return the methods of each block of a table, the competing ones first, under ""."""
     blocks: dict[str, list[str]] = {"": [], "Baselines": [], "Without a map": [], "Ceilings": []}
     for name in summary.methods:
-        if name not in summary.without_map:
-            blocks["Baselines" if name in summary.baselines else ""].append(name)
-        elif any(column.figures[name].images for column in columns):
-            blocks["Ceilings" if name in CEILINGS else "Without a map"].append(name)
+        if name in summary.without_map:
+            # A predictor answers only some of the tasks.
+            is_measured = any(column.figures[name].images for column in columns)
+            if is_measured and name in CEILINGS:
+                blocks["Ceilings"].append(name)
+            elif is_measured:
+                blocks["Without a map"].append(name)
+        elif name in summary.baselines:
+            blocks["Baselines"].append(name)
+        else:
+            blocks[""].append(name)
     return {title: names for title, names in blocks.items() if names}
 
 
 def _pipe_table(columns: Sequence[Column], summary: Summary) -> str:
-    """A table in Markdown, set so that its source can be read as well."""
+    """Return a table in Markdown, padded so that its source can be read as well."""
     rows = [["Method", *(column.head for column in columns)]]
     for block, methods in _blocks(columns, summary).items():
         if block:
-            rows.append([f"*{block}*", *("" for _ in columns)])
+            rows.append([f"*{block}*"] + [""] * len(columns))
         for name in methods:
-            row = [_text(name) + " (reference)" * (name == columns[0].reference)]
-            for cell in (column.cells[name] for column in columns):
-                mean = f"**{cell.mean}**" if cell.bold else cell.mean
-                mark = _DAGGER * cell.differs
-                row.append(" ".join(filter(None, (mean, cell.interval, cell.count, mark))))
-            rows.append(row)
+            label = _text(name)
+            if name == columns[0].reference:
+                label += " (reference)"
+            rows.append([label, *(_markdown(column.cells[name]) for column in columns)])
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(f"| {' | '.join(padded)} |")
+    return "\n".join(lines)
+
+
+def _markdown(cell: Cell) -> str:
+    """Return a cell with its marks."""
+    mean = f"**{cell.mean}**" if cell.bold else cell.mean
+    mark = _DAGGER if cell.differs else ""
+    return " ".join(filter(None, (mean, cell.interval, cell.count, mark)))
 
 
 def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Column:
     places = _decimals(figure.mean for figure in figures.values())
-    sign = {"high": 1, "low": -1, "none": 0}[metric.better]
-    most = max(figure.images for figure in figures.values())
-    # Compared as printed: what reads the same is equally good. A mean over fewer images is of
-    # other images, and does not compete.
-    values = {
-        method: sign * round(figure.mean, places)
-        for method, figure in figures.items()
-        if not math.isnan(figure.mean) and figure.images == most and method not in CEILINGS
-    }
-    rivals = [value for method, value in values.items() if method not in summary.baselines]
-    without = (*summary.without_map, metric.rival)
-    bars = {name: values[name] for name in without if name in values}
-    fixed = [] if metric.constant is None else [sign * metric.constant]
-    bars[CONSTANT] = max([*fixed, values.get(UNIFORM, -math.inf)])
+    most_images = max(figure.images for figure in figures.values())
+    scores = _scores(metric, figures, places, most_images)
+    bars = _bars(summary, metric, scores)
     rival = max(bars, key=lambda name: bars[name])
-    best = max(rivals) if sign and rivals else -math.inf
     reliability = summary.reliability.get(metric.name, math.nan)
-    decides = metric.name not in summary.unknown and not reliability < RELIABLE
-    bar = bars[rival] if decides else math.inf
-    tested = [n for n in values if not metric.rival or figures[n].p_holm < SIGNIFICANT]
-    bold = tuple(name for name in tested if values[name] >= best > bar)
-    head, note = shown(metric.name) + _ARROWS[metric.better], ""
+    head = shown(metric.name) + _ARROWS[metric.better]
+
+    bold: tuple[str, ...] = ()
+    note = ""
     if not math.isnan(reliability):
         note = f"{head}: the rank correlation between halves of the images is {reliability:.2f}"
-        note += f", below {RELIABLE}, so it ranks nothing" * (reliability < RELIABLE)
-    cells = {
-        name: _printed(
-            *(places, figure.mean, figure.low, figure.high),
-            count=f"(n = {figure.images})" * (figure.images < most),
-            bold=name in bold,
-            differs=figure.p_holm < SIGNIFICANT,
-        )
-        for name, figure in figures.items()
-    }
-    size = f"{most} image{'s' * (most != 1)}"
-    winner = next((name for name in bold if name not in summary.baselines), None)
-    reference = metric.rival or summary.reference
-    facts = (metric, head, figures, cells, places, size)
-    return Column(*facts, reference, bold, winner, rival, note)
+    if reliability < RELIABLE:
+        note += f", below {RELIABLE}, so it ranks nothing"
+    elif metric.better != "none" and metric.name not in summary.unknown:
+        bold = _best(summary, metric, figures, scores, bars[rival])
+
+    cells = {}
+    for name, figure in figures.items():
+        cell = _printed(places, figure.mean, figure.low, figure.high)
+        if not math.isnan(figure.mean):
+            count = f"(n = {figure.images})" if figure.images < most_images else ""
+            differs = figure.p_holm < SIGNIFICANT
+            cell = replace(cell, count=count, bold=name in bold, differs=differs)
+        cells[name] = cell
+    bold_methods = [name for name in bold if name not in summary.baselines]
+    return Column(
+        metric=metric,
+        head=head,
+        figures=figures,
+        cells=cells,
+        places=places,
+        size="1 image" if most_images == 1 else f"{most_images} images",
+        reference=metric.rival or summary.reference,
+        bold=bold,
+        winner=bold_methods[0] if bold_methods else None,
+        rival=rival,
+        note=note,
+    )
 
 
-def _printed(places: int, mean: float, low: float, high: float, **about: Any) -> Cell:
+def _scores(
+    metric: Metric, figures: Mapping[str, Any], places: int, most_images: int
+) -> dict[str, float]:
+    """Return the figures of the methods that compete, as they are printed; high is good."""
+    scores = {}
+    for method, figure in figures.items():
+        # A mean over fewer images is one of other images, and does not compete.
+        is_complete = figure.images == most_images and not math.isnan(figure.mean)
+        if is_complete and method not in CEILINGS:
+            # Figures that look the same in print are equally good.
+            scores[method] = _SIGNS[metric.better] * round(figure.mean, places)
+    return scores
+
+
+def _bars(summary: Summary, metric: Metric, scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores that a bold figure has to exceed: those of predictors and a constant."""
+    bars = {name: scores[name] for name in summary.without_map if name in scores}
+    if metric.rival is not None and metric.rival in scores:
+        bars[metric.rival] = scores[metric.rival]
+    bars[CONSTANT] = scores.get(UNIFORM, -math.inf)
+    if metric.constant is not None:
+        bars[CONSTANT] = max(bars[CONSTANT], _SIGNS[metric.better] * metric.constant)
+    return bars
+
+
+def _best(
+    summary: Summary,
+    metric: Metric,
+    figures: Mapping[str, Any],
+    scores: Mapping[str, float],
+    bar: float,
+) -> tuple[str, ...]:
+    """Return the methods and baselines that are at least as good as the best method.
+
+    There is none if the best method is not above the bar. If the metric has a rival, only methods
+    that differ from it count.
+    """
+    method_scores = [score for name, score in scores.items() if name not in summary.baselines]
+    best = max(method_scores, default=-math.inf)
+    if best <= bar:
+        return ()
+    names = []
+    for name, score in scores.items():
+        is_tested = metric.rival is None or figures[name].p_holm < SIGNIFICANT
+        if is_tested and score >= best:
+            names.append(name)
+    return tuple(names)
+
+
+def _printed(places: int, mean: float, low: float, high: float) -> Cell:
+    """Print a figure with its interval, with so many decimals."""
     if math.isnan(mean):
         return Cell(_BLANK)
-    # + 0.0: no minus zero
-    texts = [f"{round(value, places) + 0.0:.{places}f}" for value in (mean, low, high)]
-    mean_text, *ends = [text.replace("-", "\N{MINUS SIGN}") for text in texts]
-    return Cell(mean_text, "" if math.isnan(low) else f"[{', '.join(ends)}]", **about)
+    texts = []
+    for value in (mean, low, high):
+        # Adding 0.0 turns minus zero into zero.
+        text = f"{round(value, places) + 0.0:.{places}f}"
+        texts.append(text.replace("-", "\N{MINUS SIGN}"))
+    mean_text, low_text, high_text = texts
+    if math.isnan(low):
+        return Cell(mean_text)
+    return Cell(mean_text, f"[{low_text}, {high_text}]")
 
 
 def _text(value: Any) -> str:
-    """Anything in one line, without what Markdown would take for itself."""
-    return re.sub(r"([\\|*<`])", r"\\\1", " ".join(str(value).split()))
+    """Return anything as one line of Markdown, with special characters escaped."""
+    line = " ".join(str(value).split())
+    return re.sub(r"([\\|*<`])", r"\\\1", line)
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def render(template: str, summary: Summary, **content: Any) -> str:
-    """The summary as text: what was found and measured, a table per group of metrics, protocols.
+    """Render the summary as text: findings, settings, a table per group of metrics, protocols.
 
     Args:
         template: `TABLES`, in Markdown, or `REPORT`, one HTML page that has more.
-        summary: of the evaluation.
+        summary: the summary of the evaluation.
         content: `title`, and `about`, the lines over the tables. The page also needs `curves`, PNG
-            files by what each shows, and the `manifest`.
+            files by their titles, and the `manifest`.
     """
     environment = Environment(
         loader=PackageLoader("captum_clip.bench", "."),
@@ -281,22 +396,30 @@ def render(template: str, summary: Summary, **content: Any) -> str:
     )
     environment.filters |= {
         "blocks": _blocks,
-        "encoded": lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        "encoded": _data_url,
         "json": partial(json.dumps, ensure_ascii=False),
         "pipe_table": _pipe_table,
-        "slug": partial(slug, longest=80),  # of a table, by its title
+        "slug": partial(slug, longest=80),  # for titles of tables
         "text": _text,
     }
-    data = {"findings": findings(summary), "tables": report_tables(summary), "summary": summary}
-    words = {"mark": _DAGGER, "blank": _BLANK, "uniform": UNIFORM}
-    numbers = {"level": LEVEL, "significant": SIGNIFICANT, "fewest": FEWEST}
-    return environment.get_template(template).render(**content, **data, **words, **numbers)
+    return environment.get_template(template).render(
+        **content,
+        findings=findings(summary),
+        tables=report_tables(summary),
+        summary=summary,
+        mark=_DAGGER,
+        blank=_BLANK,
+        uniform=UNIFORM,
+        level=LEVEL,
+        significant=SIGNIFICANT,
+        fewest=FEWEST,
+    )
 
 
 def curve_bands(table: Table, resamples: int = 2000, seed: int = 0) -> dict[str, Curve]:
-    """Each method's mean curve with its interval: method -> (x, mean, low, high), each (F,).
+    """Compute each method's mean curve with its interval: (x, mean, low, high), each (F,).
 
-    The table has the rows of a curve, of one metric; each image has a value at every `x` of its
+    The table has the rows of the curve of one metric; each image has a value at every `x` of its
     method. The interval is that of each point alone, over whole images.
     """
     bands: dict[str, Curve] = {}
@@ -305,8 +428,10 @@ def curve_bands(table: Table, resamples: int = 2000, seed: int = 0) -> dict[str,
         images = len(points)
         means = resample(points.to_numpy(), resamples=resamples, seed=seed) / images
         mean, low, high = np.array([interval_of(column) for column in means.T]).T
-        if images == 1:  # tells nothing of others
-            low = high = np.full_like(mean, np.nan)
+        if images == 1:
+            # A single image tells nothing of others, so there is no interval.
+            low = np.full_like(mean, np.nan)
+            high = np.full_like(mean, np.nan)
         bands[str(method)] = (points.columns.to_numpy(), mean, low, high)
     return bands
 
@@ -314,29 +439,39 @@ def curve_bands(table: Table, resamples: int = 2000, seed: int = 0) -> dict[str,
 def perturbation_curves(
     most_first: Table, least_first: Table, summary: Summary, *, title: str = ""
 ) -> Figure:
-    """The curves of all methods, most relevant first on the left, least on the right.
+    """Draw the curves of all methods, most relevant first on the left, least on the right.
 
-    Both are rows of the long table. The legend has the summary's methods in their order, without
-    those that have no rows; the reference is black and thick, the baselines are gray and thin.
+    Both tables are rows of the long table. The legend has the summary's methods in their order,
+    without those that have no rows. The reference is black and thick, baselines are gray and thin.
     """
-    both, options = (most_first, least_first), (summary.resamples, summary.seed)
-    bands = [curve_bands(table, *options) for table in both]
-    images = [table.groupby("method", observed=True)["sample"].nunique() for table in both]
-    most, counts = images[0].max(), sorted({*images[0], *images[1]})
-    labels = {  # over fewer images than the others: say so where it is compared with them
-        name: name if images[0].get(name, most) == most else f"{name} (n = {images[0][name]})"
-        for name in summary.methods
-        if any(name in panel for panel in bands)
-    }
-    number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    tables = (most_first, least_first)
+    left, right = (curve_bands(table, summary.resamples, summary.seed) for table in tables)
+    left_counts, right_counts = (
+        table.groupby("method", observed=True)["sample"].nunique() for table in tables
+    )
+    most_images = left_counts.max()
+    labels: dict[str, str] = {}
+    for name in summary.methods:
+        if name not in left and name not in right:
+            continue
+        count = left_counts.get(name, most_images)
+        # A curve over fewer images than the others has their number in its label, since it should
+        # not be compared with them.
+        labels[name] = name if count == most_images else f"{name} (n = {count})"
+
+    counts = sorted({*left_counts, *right_counts})
+    fewest, most = counts[0], counts[-1]
+    number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    noun = "image" if counts == [1] else "images"
+    level = f"{LEVEL * 100:g} %"
     return curves(
-        *[{labels[name]: panel[name] for name in labels if name in panel} for panel in bands],
+        {label: left[name] for name, label in labels.items() if name in left},
+        {label: right[name] for name, label in labels.items() if name in right},
         headers=("most relevant first", "least relevant first"),
         title=title,
         xlabel="share of the pixels removed",
         ylabel="top-1 accuracy",
         reference=labels.get(summary.reference),
         baselines=[labels[name] for name in summary.baselines if name in labels],
-        caption=f"Bands: {LEVEL * 100:g} % bootstrap intervals at each point, over "
-        f"{number} {'image' if counts == [1] else 'images'}.",
+        caption=f"Bands: {level} bootstrap intervals at each point, over {number} {noun}.",
     )

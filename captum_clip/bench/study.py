@@ -1,11 +1,12 @@
-"""Studies: mean maps and statistics of whole folders of images, among them the report's three."""
+"""Studies: mean maps and statistics of whole folders of images, such as those of the report."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, starmap, zip_longest
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
@@ -46,14 +47,14 @@ from .run import MANIFEST, Arrays, StudyConfig, Unit
 IMAGES: Final = "images.csv"
 STATISTICS: Final = "statistics.csv"
 MEASURE: Final = "measure_"
-"""Begins the names of the measures among the arrays of a unit."""
+"""Prefix of the measures among the arrays of a unit."""
 _MEASURES: Final = ("spatial_variance", "spatial_entropy", "value_entropy")
 CENTERED: Final = " (centered)"
-"""Follows the name of an emotion from which the mean of all emotions was subtracted."""
+"""Suffix of an emotion from which the mean of all emotions was subtracted."""
 
 
 def values_of(unit: Arrays) -> Arrays:
-    r"""What a study averages, of the N images of a unit; NaN where a map does not vary.
+    r"""Return the values that a study averages, for the N images of a unit.
 
     A min-max map is :math:`a \, U m + b` with the upsampling U linear, so the mean of such maps
     needs only the mean of :math:`a m + b` on the model's own grid.
@@ -63,80 +64,105 @@ def values_of(unit: Arrays) -> Arrays:
 
     Returns:
         float64: "score" (N, K), the cosines; "stretched" (N, K, h, w), a m + b; and each measure
-        (N, K). A map that does not vary has a score alone.
+        (N, K). Values of a map that does not vary are NaN, except for its score.
     """
-    # Units keep the sign of maps; the statistics are those of positive evidence.
-    maps = unit["maps"].astype(np.float64).clip(min=0)
-    low, high = unit[f"{MEASURE}low"], unit[f"{MEASURE}high"]
+    # Units keep the sign of maps, but the statistics are those of positive evidence.
+    positive_maps = unit["maps"].astype(np.float64).clip(min=0)
+    low = unit[f"{MEASURE}low"]
+    high = unit[f"{MEASURE}high"]
     varies = ~np.isnan(unit[f"{MEASURE}spatial_variance"])
-    scale = np.where(varies, 1 / np.where(varies, high - low, 1), np.nan)
-    return {
+    ranges = np.where(varies, high - low, 1)
+    scale = np.where(varies, 1 / ranges, np.nan)
+    values = {
         "score": unit["scores"].astype(np.float64),
-        "stretched": (maps - low[..., None, None]) * scale[..., None, None],
-        **{name: unit[f"{MEASURE}{name}"] for name in _MEASURES if f"{MEASURE}{name}" in unit},
+        "stretched": (positive_maps - low[..., None, None]) * scale[..., None, None],
     }
+    for name in _MEASURES:
+        if f"{MEASURE}{name}" in unit:
+            values[name] = unit[f"{MEASURE}{name}"]
+    return values
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A model with a method and its targets, made ready."""
+    """A model with a method and its targets, ready to compute maps."""
 
-    key: str  # names its files
-    model: str  # what results call it
+    key: str  # in the names of its files
+    model: str  # its name in the results
     method: str  # with its options, as on the command line
     target: Target  # K directions
     size: tuple[int, int]  # (H, W) of the images that the model sees
     location: str  # what `load_clip` takes, a folder by its full path
-    identity: dict[str, str]  # of the model, in every worker
-    emotions: str  # SHA-256 of the emotions' weights; "" where there are none
+    identity: dict[str, str]  # of the model, the same in every worker
+    emotions: str  # SHA-256 of the emotions' weights, "" without emotions
 
 
 @dataclass(frozen=True, eq=False)
 class StudyStatistics:
-    """Everything measured of one model and method, over all images that could be read."""
+    """The statistics of one model and method, over all images that could be read."""
 
     images: int
-    constant: Array  # (K,), maps of each target that do not vary
-    means: Arrays  # of `values_of`, over the maps that vary, (K, ...); NaN where none does
+    constant: Array  # (K,), number of maps of each target that do not vary
+    means: Arrays  # of `values_of` over the maps that vary, (K, ...); NaN if none does
     biases: Arrays  # "corner_bias" and "center_bias" (K,) of each mean map
     skipped: Sequence[Skipped]
 
     @classmethod
     def over(cls, units: Iterable[tuple[Arrays, Sequence[Skipped]]]) -> "StudyStatistics":
-        """The statistics of a job, from the content of its units."""
-        sums, counts, skipped = Arrays(), Arrays(), list[Skipped]()
-        for unit, left_out in units:
-            skipped += left_out
-            # In the order of the units: a sum of floats in another order has other bytes.
+        """Compute the statistics of a job from the content of its units."""
+        sums: Arrays = {}
+        counts: Arrays = {}
+        skipped: list[Skipped] = []
+        # Units come in a fixed order, since the same floats add up to other bytes in another one.
+        for unit, unit_skipped in units:
+            skipped.extend(unit_skipped)
             for name, values in values_of(unit).items():
                 sums[name] = sums.get(name, 0) + np.nansum(values, 0)
                 counts[name] = counts.get(name, 0) + (~np.isnan(values)).sum(0)
-        means = {n: np.where(counts[n], sums[n] / np.maximum(counts[n], 1), np.nan) for n in sums}
-        finite = np.asarray(np.isfinite(means["stretched"]).all((-2, -1)))
-        heatmap = torch.from_numpy(np.where(finite[:, None, None], means["stretched"], 0))
-        biases = {
-            f"{where}_bias": np.where(finite, bias(heatmap).numpy(), np.nan)
-            for where, bias in {"corner": corner_bias, "center": center_bias}.items()
+        means: Arrays = {}
+        for name, total in sums.items():
+            mean = total / np.maximum(counts[name], 1)
+            means[name] = np.where(counts[name], mean, np.nan)
+
+        mean_maps = means["stretched"]
+        is_finite = np.asarray(np.isfinite(mean_maps).all((-2, -1)))
+        heatmap = torch.from_numpy(np.where(is_finite[:, None, None], mean_maps, 0))
+        biases: Arrays = {
+            "corner_bias": np.where(is_finite, corner_bias(heatmap).numpy(), np.nan),
+            "center_bias": np.where(is_finite, center_bias(heatmap).numpy(), np.nan),
         }
         images = int(counts["score"][0])
-        return cls(images, np.asarray(images - counts["spatial_variance"]), means, biases, skipped)
+        constant = np.asarray(images - counts["spatial_variance"])
+        return cls(images, constant, means, biases, skipped)
 
 
-def _statistics(job: Job, result: StudyStatistics) -> dict[str, Any]:
-    """A row for each target; results only."""
-    rows: dict[str, Any] = {"model": job.model, "method": job.method, "target": job.target.names}
-    rows |= {"images": result.images, "skipped": len(result.skipped), "constant": result.constant}
-    rows |= {name: result.means.get(name, np.nan) for name in ("score", *_MEASURES)}
-    rows |= {**result.biases, "dtype": "float32"}  # of the min-max maps that are measured
-    sides = (*job.size, *result.means["stretched"].shape[-2:])
-    return rows | dict(zip(("height", "width", "grid_height", "grid_width"), sides, strict=True))
+def _statistics_table(job: Job, result: StudyStatistics) -> dict[str, Any]:
+    """Return the columns of a job's table, with a row for each target."""
+    height, width = job.size
+    grid_height, grid_width = result.means["stretched"].shape[-2:]
+    measures = {name: result.means.get(name, np.nan) for name in ("score", *_MEASURES)}
+    return {
+        "model": job.model,
+        "method": job.method,
+        "target": job.target.names,
+        "images": result.images,
+        "skipped": len(result.skipped),
+        "constant": result.constant,
+        **measures,
+        **result.biases,
+        "dtype": "float32",  # of the min-max maps that are measured
+        "height": height,
+        "width": width,
+        "grid_height": grid_height,
+        "grid_width": grid_width,
+    }
 
 
 def emotions_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
-    """Eight emotions, plain and centered, ViT next to ResNet (Figures 11 and 12 of the report).
+    """Configure a study of eight emotions, plain and centered, with a ViT and a ResNet.
 
-    With ``methods="mamooler"`` it repeats the report. All sixteen come from one forward pass.
-    Settings are those of :class:`StudyConfig`, `emotions` among them.
+    With ``methods="mamooler"`` it repeats Figures 11 and 12 of the report. All sixteen targets come
+    from one forward pass. Settings are those of :class:`StudyConfig`, `emotions` among them.
     """
     models = ("ViT-B/32", "RN101")
     return StudyConfig(images, output, **{"models": models, **settings, "centered": True})
@@ -148,8 +174,8 @@ class StudyResult:
 
     Attributes:
         output: its folder or URL.
-        images: number of image files that it looked at.
-        skipped: file -> why it was left out, by one model and method or by all.
+        images: number of image files that it found.
+        skipped: file -> why one or more of the jobs left it out.
     """
 
     output: str
@@ -159,24 +185,23 @@ class StudyResult:
 
 @public("run_study")
 def run_study(config: StudyConfig, *, progress: Progress | None = None) -> StudyResult:
-    """Compute what is not there yet, then all statistics.
+    """Compute the maps that are missing in the output folder, then all statistics.
 
-    Started again after a stop, it goes on with the units that are there, and the folder ends up
+    If it is started again after a stop, it keeps the units that are there, and the folder ends up
     the same, to the byte. docs/data_sets.md describes what the folder holds.
 
     Args:
         config: what to compute.
-        progress: called now and then with how many images were done, how many there are, and the
-            current model and method. The first call has what an earlier run did. An image counts
+        progress: called now and then with how many images are done, how many there are, and the
+            current model and method. The first call counts what an earlier run did. An image counts
             once per model and method.
 
     Returns:
         The outcome; ``statistics.csv`` in the output folder was written last.
 
     Raises:
-        CaptumClipError: a model, text, method or folder that cannot be worked with; an output
-            folder that holds another study, or in which one is at work; no image that can be
-            read.
+        CaptumClipError: a model, text, method or folder that cannot be used; an output folder that
+            holds another study, or that another study is writing; no image that can be read.
 
     Example:
         >>> from captum_clip.bench import StudyConfig, run_study
@@ -187,7 +212,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
 
 
 class MeanMaps(NamedTuple):
-    """The mean maps (K, h, w) of one model and method of a study, NaN where no map varies."""
+    """The mean maps (K, h, w) of one model and method of a study; NaN if no map varies."""
 
     label: str
     names: tuple[str, ...]
@@ -195,48 +220,62 @@ class MeanMaps(NamedTuple):
     images: int
 
 
-def average_figure(rows: Sequence[MeanMaps], names: Sequence[str], **look: Any) -> Figure:
+def average_figure(rows: Sequence[MeanMaps], names: Sequence[str]) -> Figure:
     """Draw targets that all rows have, on one scale, with the biases of each mean map."""
-    means, notes = dict[str, Array](), dict[str, list[str]]()
+    means: dict[str, Array] = {}
+    notes: dict[str, list[str]] = {}
     for label, row in zip(numbered([row.label for row in rows]), rows, strict=True):
-        means[label] = np.nan_to_num(row.means[[row.names.index(name) for name in names]])
+        indices = [row.names.index(name) for name in names]
+        means[label] = np.nan_to_num(row.means[indices])
         heatmap = torch.from_numpy(means[label])
-        biases = zip(corner_bias(heatmap).tolist(), center_bias(heatmap).tolist(), strict=True)
-        notes[label] = [
-            "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, center {center:.2f}"
-            for corner, center in biases
-        ]
-    counts = " and ".join(f"{count:,}" for count in sorted({row.images for row in rows}))
-    caption = f"mean of min-max maps of {counts} images"
-    return visualization.average(means, names=names, notes=notes, caption=caption, **look)
+        corners = corner_bias(heatmap).tolist()
+        centers = center_bias(heatmap).tolist()
+        notes[label] = []
+        for corner, center in zip(corners, centers, strict=True):
+            if np.isnan(corner):
+                notes[label].append("no map varies")
+            else:
+                notes[label].append(f"corner {corner:.2f}, center {center:.2f}")
+    counts = sorted({row.images for row in rows})
+    listed_counts = " and ".join(f"{count:,}" for count in counts)
+    caption = f"mean of min-max maps of {listed_counts} images"
+    return visualization.average(means, names=names, notes=notes, caption=caption)
 
 
 def read_mean_maps(folder: str | Path) -> list[MeanMaps]:
-    """The mean maps of a finished study; InputError where the folder holds none."""
+    """Read the mean maps of a finished study; InputError if the folder holds none."""
     study = storage_of(folder)
-    is_done = study.read(STATISTICS) is not None
-    files = sorted(n for n in study.files() if n.startswith("mean_maps/")) if is_done else []
+    files: list[str] = []
+    if study.read(STATISTICS) is not None:
+        files = sorted(name for name in study.files() if name.startswith("mean_maps/"))
     if not files:
-        photos, output = "FOLDER", study.root
-        with suppress(InputError):  # there is no such folder
+        photos = "FOLDER"
+        output = study.root
+        # The folder may be that of the photos, which the message then names. If there is no such
+        # folder, the message has placeholders.
+        with suppress(InputError):
             if image_names(study.files()) and study.read(MANIFEST) is None:
-                photos, output = study.root, f"{PurePosixPath(study.root).name}-study"
+                photos = study.root
+                output = f"{PurePosixPath(study.root).name}-study"
         raise InputError(
             f"{study.root} holds no finished study; 'captum-clip study statistics {photos} TEXT -o "
             f"{output}' makes one, or goes on with it."
         )
+    rows = []
     try:
-        return [
-            MeanMaps(
-                str(arrays["label"]),
-                tuple(arrays["names"].tolist()),
-                arrays["stretched"].astype(np.float32),
-                int(arrays["images"]),
+        for name in files:
+            arrays = run.from_npz(study.read(name) or b"")
+            rows.append(
+                MeanMaps(
+                    label=str(arrays["label"]),
+                    names=tuple(arrays["names"].tolist()),
+                    means=arrays["stretched"].astype(np.float32),
+                    images=int(arrays["images"]),
+                )
             )
-            for arrays in (run.from_npz(study.read(name) or b"") for name in files)
-        ]
     except DAMAGED as error:
         raise InputError(f"{study.root} holds no study that can be read ({error}).") from error
+    return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,11 +292,17 @@ class StudyPlan(run.Plan):
     units: tuple[Unit, ...]
 
     def manifest(self) -> Content:
-        names = ("model", "method", "identity", "emotions")
-        jobs = [
-            {name: getattr(job, name) for name in names} | {"targets": list(job.target.names)}
-            for job in self.jobs
-        ]
+        jobs = []
+        for job in self.jobs:
+            jobs.append(
+                {
+                    "model": job.model,
+                    "method": job.method,
+                    "identity": job.identity,
+                    "emotions": job.emotions,
+                    "targets": list(job.target.names),
+                }
+            )
         images = {"number": len(self.sizes), "names and sizes": entries_digest(self.sizes)}
         return {"config": self.config.identity(), "images": images, "jobs": jobs}
 
@@ -267,19 +312,25 @@ class StudyPlan(run.Plan):
     def _compute(
         self, models: ModelLoader, unit: Unit, share: run.TellShare
     ) -> tuple[Arrays, list[Skipped]]:
-        job, config, size = self.jobs[unit.job], self.config, self.config.batch_size
+        job = self.jobs[unit.job]
+        config = self.config
         clip = models.load(job.location, config.device, job.identity)
         prepare = partial(preprocess_alone, clip.processor, job.size)
         reader = ImageReader(self.images, tuple(self.sizes), prepare)
         decoders = config.processes if config.engine == "local" else 0
-        with read_ahead(reader, unit.numbers, decoders, batch=size) as read:
-            batches = [
-                explain_batch(job, clip, dict(zip(numbers, read, strict=False)), config)
-                for numbers in _split(unit.numbers, size)
-            ]
-        explained, skipped = zip(*batches, strict=True)
-        arrays = {n: np.concatenate([arrays[n] for arrays in explained]) for n in explained[0]}
-        return arrays, sorted(chain.from_iterable(skipped))
+        explained: list[Arrays] = []
+        skipped: list[Skipped] = []
+        with read_ahead(reader, unit.numbers, decoders, batch=config.batch_size) as read:
+            for numbers in _split(unit.numbers, config.batch_size):
+                # The reader goes on with the images of the next batch.
+                images = dict(zip(numbers, read, strict=False))
+                batch_arrays, batch_skipped = explain_batch(job, clip, images, config)
+                explained.append(batch_arrays)
+                skipped.extend(batch_skipped)
+        arrays: Arrays = {}
+        for name in explained[0]:
+            arrays[name] = np.concatenate([batch_arrays[name] for batch_arrays in explained])
+        return arrays, sorted(skipped)
 
 
 def _split(numbers: Sequence[int], size: int) -> list[tuple[int, ...]]:
@@ -292,77 +343,108 @@ def explain_batch(
     """Explain all targets of a batch of images (3, H, W), by number, in one forward pass.
 
     Returns:
-        Of the N images with finite maps: "numbers" (N,), "maps" (N, K, h, w) with their sign,
-        "scores" (N, K), cosine similarities, and measures (N, K) of the positive part of each map;
-        and why each other image was left out.
+        For the N images with finite maps: "numbers" (N,), "maps" (N, K, h, w) with their sign,
+        "scores" (N, K), cosine similarities, and measures (N, K) of the positive part of each map.
+        Then the reasons for which the other images were left out.
     """
     choice = MethodChoice.of(job.method)
     method: Any = choice.method(ClipSimilarity(clip, job.target))
-    # Always so many rows, the others of zeros: a tower rounds otherwise in a batch of another size.
-    pixels, skipped = torch.zeros(config.batch_size, 3, *job.size), dict[int, Skipped]()
+    # A tower rounds differently in batches of different sizes, so every batch has as many rows; the
+    # last ones may be zeros.
+    pixels = torch.zeros(config.batch_size, 3, *job.size)
+    skipped: dict[int, Skipped] = {}
     for row, (number, image) in enumerate(images.items()):
         if isinstance(image, Skipped):
             skipped[number] = image
         else:
             pixels[row] = image
     pixels = pixels.to(clip.device, clip.dtype)
-    raw, scores = method.attribute_targets(pixels, return_scores=True, **choice.options)
-    finite = torch.isfinite(raw).flatten(1).all(1) & torch.isfinite(scores).all(1)
+    maps, scores = method.attribute_targets(pixels, return_scores=True, **choice.options)
+
+    has_finite_maps = torch.isfinite(maps).flatten(1).all(1)
+    is_finite = has_finite_maps & torch.isfinite(scores).all(1)
+    kept = []
     for row, number in enumerate(images):
-        if not finite[row]:
+        if not is_finite[row]:
             skipped.setdefault(number, Skipped(number, "its maps or scores hold NaN or infinity"))
-    evidence = positive(torch.where(finite[:, None, None, None], raw, 0))
-    arrays = {"maps": raw, "scores": scores} | {
-        f"{MEASURE}{name}": values
-        for name, values in measure(evidence, job.size, values=config.value_entropy).items()
+        if number not in skipped:
+            kept.append(row)
+    evidence = positive(torch.where(is_finite[:, None, None, None], maps, 0))
+    measures = measure(evidence, job.size, values=config.value_entropy)
+
+    arrays = {
+        "numbers": np.array(list(images), dtype=np.int64)[kept],
+        "maps": maps[kept].cpu().numpy(),
+        "scores": scores[kept].cpu().numpy(),
     }
-    kept = [row for row, number in enumerate(images) if number not in skipped]
-    numbers = {"numbers": np.array([*images], dtype=np.int64)[kept]}
-    return numbers | {n: v[kept].cpu().numpy() for n, v in arrays.items()}, [*skipped.values()]
+    for name, values in measures.items():
+        arrays[f"{MEASURE}{name}"] = values[kept].cpu().numpy()
+    return arrays, list(skipped.values())
 
 
 def _plan_study(config: StudyConfig, models: ModelLoader) -> StudyPlan:
-    """Load every model on the CPU, make its targets, and try the method on one black image."""
-    images, jobs = storage_of(config.images), list[Job]()
-    sizes = list_images(images, storage_of(config.output), limit=config.limit, seed=config.seed)
+    """Load every model on the CPU, make its targets, and try each method on one black image."""
+    images = storage_of(config.images)
+    output = storage_of(config.output)
+    sizes = list_images(images, output, limit=config.limit, seed=config.seed)
+    jobs: list[Job] = []
     for model, emotions in zip_longest(config.models, config.emotions):
-        location, label = full_name(model), label_of(model)
+        label = label_of(model)
+        location = full_name(model)
         clip = models.load(location)
-        fitting = fitting_methods(config.methods, clip.tower, model)
+        choices = fitting_methods(config.methods, clip.tower, model)
         target, digest = _targets_of_model(config, emotions, clip)
-        [blank], identity = clip.preprocess(Image.new("RGB", (64, 64))), clip.identity()
-        size = (blank.shape[-2], blank.shape[-1])
-        for choice in fitting:
-            key = f"{len(jobs):02d}-{slug(label)}-{slug(choice.name)}"
-            job = Job(key, label, choice.name, target, size, location, identity, digest)
-            explain_batch(job, clip, {0: blank}, replace(config, batch_size=1))
+        identity = clip.identity()
+        [black] = clip.preprocess(Image.new("RGB", (64, 64)))
+        for choice in choices:
+            job = Job(
+                key=f"{len(jobs):02d}-{slug(label)}-{slug(choice.name)}",
+                model=label,
+                method=choice.name,
+                target=target,
+                size=(black.shape[-2], black.shape[-1]),
+                location=location,
+                identity=identity,
+                emotions=digest,
+            )
+            explain_batch(job, clip, {0: black}, replace(config, batch_size=1))
             jobs.append(job)
-    if repeated := find_repeated([(job.model, job.method) for job in jobs]):
+    repeated = find_repeated([(job.model, job.method) for job in jobs])
+    if repeated:
         raise InputError(
             f"{repeated[1]} of {repeated[0]} comes twice; give each model and method once, folders "
             "under different names."
         )
-    whole_batches = -(-config.chunk_size // config.batch_size) * config.batch_size
-    units = [
-        Unit(f"units/{job.key}/{chunk:06d}.npz", number, numbers, f"{job.model}, {job.method}")
-        for number, job in enumerate(jobs)
-        for chunk, numbers in enumerate(_split(range(len(sizes)), whole_batches))
-    ]
+
+    batches_per_unit = math.ceil(config.chunk_size / config.batch_size)
+    chunks = _split(range(len(sizes)), batches_per_unit * config.batch_size)
+    units = []
+    for job_number, job in enumerate(jobs):
+        for chunk_number, numbers in enumerate(chunks):
+            name = f"units/{job.key}/{chunk_number:06d}.npz"
+            units.append(Unit(name, job_number, numbers, label=f"{job.model}, {job.method}"))
     return StudyPlan(config, tuple(jobs), images, sizes, tuple(units))
 
 
 def _targets_of_model(
     config: StudyConfig, emotions: str | Path | None, clip: ClipAdapter
 ) -> tuple[Target, str]:
-    """All targets of a model: texts, then emotions, then the emotions centered."""
-    parts = [targets.text(clip, config.texts)] if config.texts else []
+    """Make all targets of a model: texts, emotions, then the emotions centered.
+
+    Returns:
+        The targets, and the SHA-256 of the emotions' weights, "" without emotions.
+    """
+    parts = []
+    if config.texts:
+        parts.append(targets.text(clip, config.texts))
     if emotions is None:
         return parts[0], ""
     probe = EmotionProbe.load(emotions)
     parts.append(targets.emotion(clip, probe))
     if config.centered:
-        other = targets.emotion(clip, probe, center=True)
-        parts.append(replace(other, names=tuple(f"{name}{CENTERED}" for name in other.names)))
+        centered = targets.emotion(clip, probe, center=True)
+        names = tuple(f"{name}{CENTERED}" for name in centered.names)
+        parts.append(replace(centered, names=names))
     digest = hashlib.sha256(np.ascontiguousarray(probe.weights).tobytes()).hexdigest()
     return targets.concatenate(parts), digest
 
@@ -370,37 +452,41 @@ def _targets_of_model(
 def _write_statistics(
     plan: StudyPlan, manifest: Content, output: Storage, models: ModelLoader
 ) -> StudyResult:
-    """One pass over all units in order, then every file; the statistics come last."""
-    results = {
-        job: StudyStatistics.over(
-            run.read_unit(output, unit) for unit in plan.units if unit.job == number
-        )
-        for number, job in enumerate(plan.jobs)
-    }
-    names = tuple(plan.sizes)
-    entries = sorted({entry for result in results.values() for entry in result.skipped})
-    skipped = [{"file": names[entry.number], "reason": entry.message} for entry in entries]
+    """Read all units once, in order, then write every file; the statistics come last."""
+    results: dict[Job, StudyStatistics] = {}
+    for number, job in enumerate(plan.jobs):
+        # A generator, since the maps of all units may not fit into memory.
+        units = (run.read_unit(output, unit) for unit in plan.units if unit.job == number)
+        results[job] = StudyStatistics.over(units)
+
+    files = tuple(plan.sizes)
+    entries = {entry for result in results.values() for entry in result.skipped}
+    skipped = [{"file": files[e.number], "reason": e.message} for e in sorted(entries)]
     output.write(MANIFEST, run.to_json({**manifest, "state": "maps done", "skipped": skipped}))
     if not any(result.images for result in results.values()):
         raise InputError(
-            f"none of the {len(names)} images can be read; the first: "
+            f"none of the {len(files)} images can be read; the first: "
             f"{skipped[0]['reason']} All reasons are in {output.root}/{MANIFEST}."
         )
-    output.write(IMAGES, to_csv({"file": names, "bytes": [*plan.sizes.values()]}))
-    rows = list[MeanMaps]()
+    output.write(IMAGES, to_csv({"file": files, "bytes": list(plan.sizes.values())}))
+
+    rows: list[MeanMaps] = []
     for job, result in results.items():
-        means, label = result.means["stretched"], f"{job.model} ({job.method})"
-        rows.append(MeanMaps(label, job.target.names, means, result.images))
-        # On the model's own grid; docs/appendix/data_sets.md says how they get their full size.
+        label = f"{job.model} ({job.method})"
+        mean_maps = result.means["stretched"]
+        rows.append(MeanMaps(label, job.target.names, mean_maps, result.images))
+        # These are on the model's own grid; docs/appendix/data_sets.md says how to resize them.
         arrays = {
             "label": np.array(label),
             "names": np.array(job.target.names, dtype=np.str_),
-            "stretched": means,
+            "stretched": mean_maps,
             "size": np.array(job.size),
             "images": np.array(result.images),
             "constant": result.constant,
         }
         output.write(f"mean_maps/{job.key}.npz", run.to_npz(arrays))
     output.write("mean_maps.png", run.to_png(average_figure(rows, rows[0].names)))
-    output.write(STATISTICS, to_csv(*starmap(_statistics, results.items())))
-    return StudyResult(output.root, len(names), {e["file"]: e["reason"] for e in skipped})
+    tables = [_statistics_table(job, result) for job, result in results.items()]
+    output.write(STATISTICS, to_csv(*tables))
+    reasons = {entry["file"]: entry["reason"] for entry in skipped}
+    return StudyResult(output.root, len(files), reasons)

@@ -4,6 +4,7 @@ The table has a row for each measured value; a summary has intervals and differe
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,9 +33,9 @@ _CATEGORIES: Final = ("task", "metric", "method", "region", "part")
 _SECTIONS: Final = json.loads(Path(__file__).with_name("metrics.json").read_text(encoding="utf-8"))
 
 UNIFORM: Final = "uniform"
-"""The baseline whose map is the same everywhere: what an answer gets that is always the same."""
+"""The baseline whose map is the same everywhere; its figures are those of a constant answer."""
 OF_GROUP: Final = "_in_"
-"""Between the names of a metric and of the group whose figures it has."""
+"""Joins the name of a metric to that of the group of samples over which it is taken."""
 _WORST: Final[dict[str, StatisticName]] = {"high": "lowest_class", "low": "highest_class"}
 _DIFFERENCE: Final = ("difference", "difference_low", "difference_high", "p_holm")
 _FIGURES: Final = (
@@ -43,7 +44,8 @@ _FIGURES: Final = (
 )
 _UNMEASURED: Final = {"images": 0, "rows": 0, "images_paired": 0}
 _HALVINGS: Final = 200
-_EQUAL_WITHIN: Final = 1e-12  # relative to the largest; figures that differ by less are equal
+_EQUAL_WITHIN: Final = 1e-12
+"""Figures are equal if they differ by less than this share of the largest of them."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,16 @@ class Metric:
     """A column of the tables.
 
     Attributes:
-        name: as "pointing"; lower-case words joined by "_".
+        name: lower-case words joined by "_", such as "pointing".
         protocol: one line with every choice: fill, threshold, area, chance level, number of draws.
-        better: which way is good; "none" where the figure only describes.
-        statistic: how the figure comes from the rows of the long table, by its name in
-            :data:`captum_clip.folders.bootstrap.PARTS`, which has the parts it needs.
-        constant: what an answer gets that is always the same, where that is known beforehand;
-            nothing that is no better is bold.
-        rival: the method that others are compared with here; bold is what is better than it after
-            Holm's correction. None is the reference of the evaluation, which need not be beaten.
+        better: which way is good; "none" if the figure only describes.
+        statistic: how the figure is computed from the rows of the long table. It is a key of
+            :data:`captum_clip.folders.bootstrap.PARTS`, which lists the parts that it needs.
+        constant: the figure of a constant answer, if it is known beforehand. Only figures that are
+            better than it are bold.
+        rival: the method that this metric compares the others with. Only figures that are better
+            than the rival's after Holm's correction are bold. None stands for the reference of the
+            evaluation, which a bold figure need not beat.
     """
 
     name: str
@@ -71,18 +74,23 @@ class Metric:
 
 
 def listed(section: str, **fields: Any) -> dict[str, list[Metric]]:
-    """Title of a table -> its metrics, of a section of ``metrics.json`` with fields for its texts.
+    """Return the metrics of a section of ``metrics.json`` by the titles of their tables.
 
-    A section has its tables by title, each with its metrics as :class:`Metric` has them; if there
-    are `each`, all is repeated for each of these further fields.
+    A section has its tables by title, each with its metrics as :class:`Metric` has them. `fields`
+    fill the placeholders in names, protocols and titles. If the section has `each`, all its tables
+    are repeated for each of these further sets of fields.
     """
-    content, tables = _SECTIONS[section], defaultdict(list)
-    for further in content.get("each", [{}]):
-        every = {**fields, **further}
+    content = _SECTIONS[section]
+    tables = defaultdict[str, list[Metric]](list)
+    for further_fields in content.get("each", [{}]):
+        placeholders = {**fields, **further_fields}
         for title, metrics in content["tables"].items():
+            full_title = title.format(**placeholders)
             for metric in metrics:
-                texts = {key: metric[key].format(**every) for key in ("name", "protocol")}
-                tables[title.format(**every)].append(Metric(**{**metric, **texts}))
+                name = metric["name"].format(**placeholders)
+                protocol = metric["protocol"].format(**placeholders)
+                filled = Metric(**{**metric, "name": name, "protocol": protocol})
+                tables[full_title].append(filled)
     return dict(tables)
 
 
@@ -95,67 +103,84 @@ def rows_of(
     x: float = np.nan,
     chance: Tensor | float = np.nan,
 ) -> Arrays:
-    """Rows of one metric, as columns.
+    """Return the rows of one metric, as columns.
 
     Args:
         metric: its name.
-        values: (N,), or (N,) of each part where the metric's statistic needs several; where any is
-            not finite, the row is left out with all its parts.
+        values: (N,), or (N,) of each part if the metric's statistic needs several. If any part of a
+            row is not finite, the row is left out with all its parts.
         samples: (N,) numbers of the samples.
         regions: (N,) what is explained in each, unique in its sample.
         x: where on a curve the values stand.
-        chance: (N,) or one number, what takes the place of NaN: an empty map gets the value
-            of a random answer. Left out, it would count as neither right nor wrong.
+        chance: (N,) or one number that takes the place of NaN, so that an empty map gets the value
+            of a random answer. If it were left out, it would count as neither right nor wrong.
     """
     parts = values if isinstance(values, Mapping) else {"": values}
-    columns = [torch.where(c.isnan(), torch.as_tensor(chance).to(c), c) for c in parts.values()]
-    table = torch.stack([column.double() for column in columns]).cpu().numpy()  # (C, N)
-    finite = np.isfinite(table).all(0)
-    texts = np.array([readable(region) for region in regions], dtype=np.str_)
-    count = int(finite.sum())
+    columns = []
+    for column in parts.values():
+        chance_values = torch.as_tensor(chance).to(column)
+        columns.append(torch.where(column.isnan(), chance_values, column).double())
+    table = torch.stack(columns).cpu().numpy()  # (C, N)
+    is_finite = np.isfinite(table).all(0)
+    numbers = np.asarray(samples, dtype=np.int64)[is_finite]
+    texts = np.array([readable(region) for region in regions], dtype=np.str_)[is_finite]
+    row_count = len(parts) * len(numbers)
     return {
-        "metric": np.full(len(parts) * count, metric),
-        "sample": np.tile(np.asarray(samples, dtype=np.int64)[finite], len(parts)),
-        "region": np.tile(texts[finite], len(parts)),
-        "part": np.repeat(np.array(list(parts)), count),
-        "x": np.full(len(parts) * count, x),
-        "value": table[:, finite].ravel(),
+        "metric": np.full(row_count, metric),
+        "sample": np.tile(numbers, len(parts)),
+        "region": np.tile(texts, len(parts)),
+        "part": np.repeat(np.array(list(parts)), len(numbers)),
+        "x": np.full(row_count, x),
+        "value": table[:, is_finite].ravel(),
     }
 
 
 def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Arrays:
-    """The columns of one method's table, of the :func:`rows_of` of each task."""
-    blocks = [rows_of("", torch.zeros(0), [], []) | {"task": np.empty(0, np.str_)}]
-    for task, of_task in rows.items():
-        blocks += [block | {"task": np.full(len(block["value"]), task)} for block in of_task]
-    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    return {**columns, "method": np.full(len(columns["value"]), method)}
+    """Return the columns of one method's table, from the blocks of :func:`rows_of` of each task."""
+    # The block without rows gives every column its type, even if nothing was measured.
+    empty_block = rows_of("", torch.zeros(0), [], [])
+    empty_block["task"] = np.empty(0, np.str_)
+    blocks = [empty_block]
+    for task, task_blocks in rows.items():
+        for block in task_blocks:
+            tasks = np.full(len(block["value"]), task)
+            blocks.append({**block, "task": tasks})
+    columns: Arrays = {}
+    for name in empty_block:
+        columns[name] = np.concatenate([block[name] for block in blocks])
+    columns["method"] = np.full(len(columns["value"]), method)
+    return columns
 
 
 def join_tables(units: Iterable[tuple[Arrays, Sequence[str]]]) -> Table:
-    """The whole table, of the columns of each unit and the names of the samples that it numbers.
+    """Join the tables of several units.
 
-    Texts are categories in the order in which they come, samples in that of their data sets.
+    Texts become categories in the order in which they occur, and samples in the order of their data
+    sets.
+
+    Args:
+        units: the columns of each unit, with the names of the samples that it numbers.
     """
     import pandas as pd
 
-    tables, sample_names = [], dict[str, None]()
+    tables = []
+    sample_names: dict[str, None] = {}
     for columns, names in units:
-        readable_names = [*map(readable, names)]
-        sample_names |= dict.fromkeys(readable_names)
+        readable_names = [readable(name) for name in names]
+        sample_names.update(dict.fromkeys(readable_names))
         samples = np.array(readable_names, dtype=object)[columns["sample"]]
         table = pd.DataFrame({name: columns[name] for name in COLUMNS}).assign(sample=samples)
-        tables.append(
-            table.astype(dict.fromkeys(_CATEGORIES, "category"))
-        )  # texts are long, and few
+        # There are few different texts, and long ones, so categories save most of the memory.
+        tables.append(table.astype(dict.fromkeys(_CATEGORIES, "category")))
     # Tables with different categories are joined as plain objects, so categories are made again.
     whole = pd.concat(tables, ignore_index=True)
-    texts = {name: pd.Categorical(whole[name], whole[name].unique()) for name in _CATEGORIES}
-    return whole.assign(**texts, sample=pd.Categorical(whole["sample"], [*sample_names]))
+    categories = {name: pd.Categorical(whole[name], whole[name].unique()) for name in _CATEGORIES}
+    categories["sample"] = pd.Categorical(whole["sample"], list(sample_names))
+    return whole.assign(**categories)
 
 
 def readable(name: str) -> str:
-    """A name as it is, but bytes of a file's name that are no Unicode, which pandas refuses."""
+    """Return a name with those bytes escaped that are no Unicode, since pandas refuses them."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -166,22 +191,25 @@ class Queries:
     pixels: Tensor  # (N, 3, H, W), preprocessed
     embeddings: Tensor  # (N, D), the targets
     names: tuple[str, ...]  # of the samples
-    texts: tuple[str, ...]  # what the targets are called
-    numbers: tuple[int, ...]  # of the samples, which random baselines draw from
+    texts: tuple[str, ...]  # the names of the targets
+    numbers: tuple[int, ...]  # of the samples; they seed the random baseline
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def select(self, indices: Sequence[int]) -> "Queries":
-        """Some of them, in the given order."""
+        """Return the queries with these indices, in the given order."""
         kept = list(indices)
-        lists: Any = (
-            tuple(each[i] for i in kept) for each in (self.names, self.texts, self.numbers)
+        return Queries(
+            pixels=self.pixels[kept],
+            embeddings=self.embeddings[kept],
+            names=tuple(self.names[index] for index in kept),
+            texts=tuple(self.texts[index] for index in kept),
+            numbers=tuple(self.numbers[index] for index in kept),
         )
-        return Queries(self.pixels[kept], self.embeddings[kept], *lists)
 
     def split(self, size: int) -> "list[Queries]":
-        """All of them in chunks of at most `size`."""
+        """Return all queries in chunks of at most `size`."""
         indices = range(len(self))
         return [self.select(indices[start : start + size]) for start in indices[::size]]
 
@@ -198,43 +226,54 @@ class Queries:
         x: float = np.nan,
         chance: Tensor | float = np.nan,
     ) -> Arrays:
-        """`rows_of` what was measured of them."""
+        """Return the rows of one metric that was measured on these queries, by :func:`rows_of`."""
         return rows_of(metric, values, self.numbers, self.texts, x=x, chance=chance)
 
 
 def with_groups(
     table: Table, tables: Mapping[str, Sequence[Metric]], data: Iterable[DataSet]
 ) -> tuple[Table, dict[str, Sequence[Metric]]]:
-    """Add rows and tables of the worst group and of each, by metrics that are means.
+    """Add rows and tables of the worst group and of each single group, for metrics that are means.
 
-    The worst group is that with the lowest mean, or the highest where low is good; which one that
-    is each resample decides anew.
+    The worst group is the one with the lowest mean, or with the highest if low is good. Each
+    resample finds its own worst group.
     """
     import pandas as pd
 
-    named = {readable(n): group for data_set in data for n, group in data_set.groups.items()}
-    groups = table["sample"].astype(str).map(named).astype("category")
-    rows, every, names = [table], dict(tables), [*groups.cat.categories]
-    for group in ("worst_group", *names) if names else ():
-        chosen = table[groups.notna() if group == "worst_group" else groups == group]
+    group_of_sample: dict[str, str] = {}
+    for data_set in data:
+        for name, group in data_set.groups.items():
+            group_of_sample[readable(name)] = group
+    groups = table["sample"].astype(str).map(group_of_sample).astype("category")
+    group_names = list(groups.cat.categories)
+    if group_names:
+        group_names.insert(0, "worst_group")
+
+    blocks = [table]
+    all_tables = dict(tables)
+    for group in group_names:
+        is_chosen = groups.notna() if group == "worst_group" else groups == group
+        chosen = table[is_chosen]
         chosen = chosen.assign(metric=chosen["metric"].astype(str) + f"{OF_GROUP}{group}")
         # The code of a group stands as a class, so that each resample finds its own worst group.
-        # Samples of no group have the code -1; `chosen` is without them.
-        parts = {"class": groups.cat.codes, "intersection": chosen["value"], "union": 1.0}
-        rows += [chosen.assign(part=column, value=value) for column, value in parts.items()]
+        # Samples of no group have the code -1, but they are not among the chosen rows.
+        blocks.append(chosen.assign(part="class", value=groups.cat.codes))
+        blocks.append(chosen.assign(part="intersection"))
+        blocks.append(chosen.assign(part="union", value=1.0))
         for title, metrics in tables.items():
-            means = [m for m in metrics if m.statistic == "mean" and m.better != "none"]
-            every[f"{title}: {group.replace('_', ' ')}"] = [
-                replace(m, name=f"{m.name}{OF_GROUP}{group}", statistic=_WORST[m.better])
-                for m in means
-            ]
-    return pd.concat(rows, ignore_index=True), {
-        title: metrics for title, metrics in every.items() if metrics
-    }
+            group_metrics = []
+            for metric in metrics:
+                if metric.statistic == "mean" and metric.better != "none":
+                    name = f"{metric.name}{OF_GROUP}{group}"
+                    statistic = _WORST[metric.better]
+                    group_metrics.append(replace(metric, name=name, statistic=statistic))
+            all_tables[f"{title}: {group.replace('_', ' ')}"] = group_metrics
+    filled = {title: metrics for title, metrics in all_tables.items() if metrics}
+    return pd.concat(blocks, ignore_index=True), filled
 
 
 class Check(NamedTuple):
-    """A figure of the model next to chance; `low` and `high` are of their difference."""
+    """A figure of the model next to chance; `low` and `high` are the ends of their difference."""
 
     figure: float
     chance: float
@@ -245,21 +284,25 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    r"""How far a model is above chance on what is asked of a data set.
+    r"""How far a model is above chance on the texts and objects of a data set.
 
-    That is all it says: a model that has a tenth of the nouns, or a tenth of the effect, passes.
+    It says no more than that: a model that knows a tenth of the nouns, or shows a tenth of the
+    effect, passes.
 
-    *Recall*: for an image with n texts of its own, the share of them among its n best of all texts
-        of the data. By chance: how often they are among the n best of images that they do not name.
-        *Effect*: the mean over objects of :math:`|\phi|`, the Shapley effect on such a text. By
-        chance: on the other texts. Where embeddings of texts have nothing to do with their meaning,
-        both differences are zero on average. They have the intervals of
-        :func:`captum_clip.metrics.bootstrap_mean`, over images and over texts, of which the wider
-        ends count; where the lower one is not above 0 the figure is at chance.
+    *Recall*: for an image that n texts name, the share of them among the n best of all texts of the
+    data. By chance: how often they are among the n best of images that they do not name.
+
+    *Effect*: the mean over objects of :math:`|\phi|`, the Shapley effect on a text that names the
+    image. By chance: the same for the other texts.
+
+    If embeddings of texts have nothing to do with their meaning, both differences are zero on
+    average. Their intervals are those of :func:`captum_clip.metrics.bootstrap_mean`, over images
+    and over texts, of which the wider ends count. If the lower end is not above 0, the figure is at
+    chance.
 
     Attributes:
         data: name of the data set.
-        checks: those that the data allow; none where no text tells one image from another.
+        checks: those that the data allow; empty if no text tells one image from another.
     """
 
     data: str
@@ -267,7 +310,7 @@ class Gate:
 
     @property
     def is_above_chance(self) -> bool:
-        """Whether no figure is at chance."""
+        """Whether every figure is above chance."""
         return all(check.low > 0 for check in self.checks.values())
 
     def __str__(self) -> str:
@@ -277,12 +320,14 @@ class Gate:
         verdict = "above chance on what is asked"
         if not self.is_above_chance:
             verdict = "this model is at chance on what is asked; do not interpret"
-        checks = "; ".join(
-            f"{name} {c.figure:.3g}, by chance {c.chance:.3g}, difference "
-            f"{c.figure - c.chance:+.3g} [{c.low:+.3g}, {c.high:+.3g}] on {c.images} images"
-            for name, c in self.checks.items()
-        )
-        return f"{self.data}: {verdict} ({checks})."
+        figures = []
+        for name, check in self.checks.items():
+            difference = check.figure - check.chance
+            figures.append(
+                f"{name} {check.figure:.3g}, by chance {check.chance:.3g}, difference "
+                f"{difference:+.3g} [{check.low:+.3g}, {check.high:+.3g}] on {check.images} images"
+            )
+        return f"{self.data}: {verdict} ({'; '.join(figures)})."
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,21 +336,21 @@ class Summary:
 
     Attributes:
         figures: a row for each method and metric, with the columns of ``results.csv``, not rounded.
-            NaN where nothing was measured, or the statistic means nothing (a rank correlation with
-            a constant). `difference` is to the reference, over the regions that both have. `p_holm`
-            is adjusted for all methods that the metric compares with it; NaN below `FEWEST`
-            images.
+            A field is NaN if nothing was measured, or if the statistic is undefined (a rank
+            correlation with a constant). `difference` is to the reference, over the regions that
+            both have. `p_holm` is adjusted for all methods that the metric compares with it; it is
+            NaN below `FEWEST` images.
         groups: title -> metrics that belong together.
-        methods: all of them, in the order of the tables.
-        baselines: those of them that stand apart.
-        without_map: those of the baselines that look at no map.
+        methods: all methods, in the order of the tables.
+        baselines: those methods that are listed separately.
+        without_map: those baselines that use no map.
         reference: the method that the others are compared with.
-        resamples: that intervals and p values come from.
-        seed: of them.
-        gates: what the model knows of each data set.
-        unknown: names of metrics over data that it does not know, of which none names a winner.
-        reliability: metric with a rival -> the rank correlation of the methods' figures on one half
-            of the images with those on the other, mean over random halves; NaN below three methods.
+        resamples: number of resamples that intervals and p values come from.
+        seed: seed of the resampling.
+        gates: for each data set, whether the model is above chance on it.
+        unknown: names of metrics over data on which the model is at chance; they name no winner.
+        reliability: metric with a rival -> how far random halves of the images agree on the order
+            of the methods. It is the mean rank correlation, and NaN below three methods.
     """
 
     figures: Table
@@ -327,7 +372,7 @@ class Summary:
 
     @property
     def least_p(self) -> float:
-        """The smallest adjusted p value that so many resamples and comparisons leave possible."""
+        """The smallest adjusted p value that this many resamples and comparisons make possible."""
         tested = self.figures.groupby("metric")["p_holm"].count().max()
         return min(1.0, 2 * float(tested) / (self.resamples + 1))
 
@@ -343,7 +388,7 @@ def summarize(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Summary:
-    r"""Each method's figure by each metric, and its difference to a reference method.
+    r"""Compute each method's figure by each metric, and its difference to a reference method.
 
     The bootstrap draws whole images, as many as there are, with replacement. Methods with the same
     images see the same draws, and a difference is taken resample by resample over the regions that
@@ -352,13 +397,13 @@ def summarize(
     .. math:: d^*_r = T(\text{rows of the method in resample } r)
                     - T(\text{rows of the reference in resample } r)
 
-    with T the metric's statistic over these rows of the images drawn. Intervals are percentiles, p
-    values those of :func:`captum_clip.metrics.paired_difference`, adjusted by Holm over all methods
-    but the reference. Below `FEWEST` images there is no p value, of one image alone no
-    interval either (NaN). Resamples where the statistic means nothing are left out.
+    with T the metric's statistic over these rows of the images drawn. Intervals are percentiles. P
+    values are those of :func:`captum_clip.metrics.paired_difference`, adjusted by Holm over all
+    methods but the reference. Below `FEWEST` images there is no p value, and for a single image
+    there is no interval either (NaN). Resamples with an undefined statistic are left out.
 
-    The table is long, as :mod:`captum_clip.bench.table` has it; a method without rows of a
-    metric was not measured by it. The other arguments are those of :class:`Summary`.
+    The table is long, as :mod:`captum_clip.bench.table` has it. A method without rows of a metric
+    was not measured by it. The other arguments are those of :class:`Summary`.
 
     Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*; Holm 1979.
     """
@@ -371,103 +416,183 @@ def summarize(
     table = table.assign(image=table["sample"].cat.codes, number=numbers)
     rows = dict(iter(table.groupby("metric", observed=True)))
     resample = partial(bootstrap.resample, resamples=resamples, seed=seed)
-    figures = {
-        metric.name: _figures_of_metric(
-            metric, rows[metric.name], metric.rival or reference, resample
-        )
-        if metric.name in rows
-        else {}
-        for metric in metrics
-    }
-    halves = {
-        metric.name: _reliability(metric, rows[metric.name], {*methods} - {*baselines}, seed)
-        for metric in metrics
-        if metric.rival and metric.name in rows
-    }
-    records = [
-        {
-            **{"method": method, "metric": metric.name},
-            **figures[metric.name].get(method, _UNMEASURED),
-            **{"reference": metric.rival or reference, "better": metric.better},
-        }
-        for method in methods
-        for metric in metrics
-    ]
-    numbers = dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float)
-    frame = pd.DataFrame(records, columns=list(_FIGURES)).astype(numbers)
-    names = [*methods], [*baselines], [*without_map]
-    return Summary(frame, groups, *names, reference, resamples, seed, reliability=halves)
+
+    ranked_methods = {*methods} - {*baselines}
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    reliability: dict[str, float] = {}
+    for metric in metrics:
+        if metric.name in rows:
+            metric_rows = rows[metric.name]
+            compared_with = metric.rival or reference
+            figures[metric.name] = _figures_of_metric(metric, metric_rows, compared_with, resample)
+            if metric.rival:
+                agreement = _reliability(metric, metric_rows, ranked_methods, seed)
+                reliability[metric.name] = agreement
+
+    records = []
+    for method in methods:
+        for metric in metrics:
+            figures_by_method = figures.get(metric.name, {})
+            records.append(
+                {
+                    "method": method,
+                    "metric": metric.name,
+                    **figures_by_method.get(method, _UNMEASURED),
+                    "reference": metric.rival or reference,
+                    "better": metric.better,
+                }
+            )
+    floats = dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float)
+    return Summary(
+        figures=pd.DataFrame(records, columns=list(_FIGURES)).astype(floats),
+        groups=groups,
+        methods=list(methods),
+        baselines=list(baselines),
+        without_map=list(without_map),
+        reference=reference,
+        resamples=resamples,
+        seed=seed,
+        reliability=reliability,
+    )
 
 
 def _reliability(metric: Metric, rows: Table, methods: Collection[str], seed: int) -> float:
-    """How far random halves of the images order methods alike, of those that saw every image."""
+    """Return how far random halves of the images agree on the order of the methods.
+
+    It is the mean rank correlation, over the methods that were measured on every image; NaN below
+    three of them.
+    """
     import pandas as pd
 
+    parts = PARTS[metric.statistic]
     chosen = rows[rows["method"].isin(methods)]
     wide = chosen.pivot_table("value", "image", ["part", "method"]).dropna(axis=1)
-    random, values = np.random.default_rng(seed), list[float]()
-    for _ in range(_HALVINGS if len(wide.columns) > 2 * len(PARTS[metric.statistic]) else 0):
-        half = random.permutation(len(wide)) % 2 == 0
-        sums = [
-            [wide[column][side].sum() for column in PARTS[metric.statistic]]
-            for side in (half, ~half)
-        ]
-        first, second = (tops / bottoms[0] if bottoms else tops for tops, *bottoms in sums)
-        values.append(first.corr(second, method="spearman"))
-    return float(pd.Series(values, dtype=float).mean())
+    if len(wide.columns) <= 2 * len(parts):
+        return math.nan
+    generator = np.random.default_rng(seed)
+    correlations = []
+    for _ in range(_HALVINGS):
+        is_first = generator.permutation(len(wide)) % 2 == 0
+        figures = []
+        for half in (is_first, ~is_first):
+            totals = [wide[part][half].sum() for part in parts]
+            # A mean has no denominator. Sums have the same order as means, since all methods have
+            # the same images here.
+            figures.append(totals[0] if len(totals) == 1 else totals[0] / totals[1])
+        correlations.append(figures[0].corr(figures[1], method="spearman"))
+    # Pandas leaves out the halvings in which all methods are equal, so that there is no order.
+    return float(pd.Series(correlations, dtype=float).mean())
+
+
+class _RowSet(NamedTuple):
+    """Names rows of the long table that one statistic is computed over."""
+
+    method: str
+    role: Literal["all", "shared", "reference"]
+    """All rows of the method; those of the regions that the reference has too; the reference's own
+    rows of these regions."""
+
+
+class _Resampled(NamedTuple):
+    """A statistic over a set of rows."""
+
+    images: int
+    figures: Array  # (1 + R,), over all images and over each resample
 
 
 def _figures_of_metric(
     metric: Metric, rows: Table, reference: str, resample: Callable[[Array], Array]
 ) -> dict[str, dict[str, Any]]:
-    """Method -> its figures, of the methods that have rows."""
-    image_of = rows.drop_duplicates("number").set_index("number")["image"]
+    """Return the figures of each method that has rows."""
+    image_of_region = rows.drop_duplicates("number").set_index("number")["image"]
     wide = rows.pivot_table("value", "number", ["method", "part"], aggfunc="first")
-    measured = {
-        method: wide.xs(method, axis=1, level="method")[[*PARTS[metric.statistic]]].dropna()
-        for method in rows["method"].unique()
-    }
-    compared = measured.get(reference, wide[:0]).index
-    rows_of: dict[tuple[str, str], Table] = {(name, ""): table for name, table in measured.items()}
-    for name, table in measured.items():
-        both = table.index.intersection(compared)
-        if name != reference and len(both):  # each with the regions that both have
-            rows_of |= {(name, m): measured[m].loc[both] for m in (name, reference)}
-    sums, resampled = dict[tuple[str, str], Array](), dict[tuple[str, str], Array]()
-    for key, table in rows_of.items():
-        images, index = np.unique(image_of.loc[table.index], return_inverse=True)
-        values = table.to_numpy(np.float64)
-        sums[key] = bootstrap.image_sums(metric.statistic, index, values, len(images))
-    for count in {len(of_key) for of_key in sums.values()}:  # of so many images draws are made once
-        alike = {key: of_key for key, of_key in sums.items() if len(of_key) == count}
-        ends = np.cumsum([of_key.shape[1] for of_key in alike.values()])[:-1]
-        parts = np.split(resample(np.concatenate([*alike.values()], axis=1)), ends, axis=1)
-        for key, sample_sums in zip(alike, parts, strict=True):
-            resampled[key] = bootstrap.figures_of(metric.statistic, sample_sums)
+    parts = list(PARTS[metric.statistic])
+    measured: dict[str, Table] = {}
+    for method in rows["method"].unique():
+        measured[method] = wide.xs(method, axis=1, level="method")[parts].dropna()
+
+    row_sets = {_RowSet(method, "all"): table for method, table in measured.items()}
+    if reference in measured:
+        reference_table = measured[reference]
+        for method, table in measured.items():
+            shared = table.index.intersection(reference_table.index)
+            if method != reference and len(shared) > 0:
+                row_sets[_RowSet(method, "shared")] = table.loc[shared]
+                row_sets[_RowSet(method, "reference")] = reference_table.loc[shared]
+    resampled = _resample_all(metric.statistic, row_sets, image_of_region, resample)
 
     figures: dict[str, dict[str, Any]] = {}
-    for name, table in measured.items():
-        count = len(sums[name, ""])
-        interval = bootstrap.interval_of(resampled[name, ""])._asdict()
-        if count == 1:  # which tells nothing of others
-            interval = {"mean": interval["mean"]}
-        paired = count if name == reference else len(sums.get((name, name), ()))
-        figures[name] = {**interval, "images": count, "rows": len(table), "images_paired": paired}
-        if name != reference and paired:
-            figures[name] |= _paired(resampled[name, name], resampled[name, reference], paired)
-    # NaN compares as False: a method that was not tested is not in the family of tests.
-    p_values = {n: row["p_holm"] for n, row in figures.items() if row.get("p_holm", 2) <= 1}
-    for name, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
-        figures[name]["p_holm"] = adjusted
+    for method, table in measured.items():
+        alone = resampled[_RowSet(method, "all")]
+        interval = bootstrap.interval_of(alone.figures)
+        row: dict[str, Any] = {"mean": interval.mean}
+        if alone.images > 1:  # A single image tells nothing of others.
+            row["low"] = interval.low
+            row["high"] = interval.high
+        row["images"] = alone.images
+        row["rows"] = len(table)
+        shared_rows = resampled.get(_RowSet(method, "shared"))
+        if method == reference:
+            row["images_paired"] = alone.images
+        elif shared_rows is None:
+            row["images_paired"] = 0
+        else:
+            row["images_paired"] = shared_rows.images
+            reference_rows = resampled[_RowSet(method, "reference")]
+            row |= _paired(shared_rows.figures, reference_rows.figures, shared_rows.images)
+        figures[method] = row
+
+    _adjust_p_values(figures.values())
     return figures
+
+
+def _adjust_p_values(figures: Iterable[dict[str, Any]]) -> None:
+    """Replace the p values of all methods by those that Holm's procedure adjusts."""
+    # A method that was not tested is not in the family of tests.
+    tested = [row for row in figures if not math.isnan(row.get("p_holm", math.nan))]
+    adjusted = holm([row["p_holm"] for row in tested]).tolist()
+    for row, p_value in zip(tested, adjusted, strict=True):
+        row["p_holm"] = p_value
+
+
+def _resample_all(
+    statistic: StatisticName,
+    row_sets: Mapping[_RowSet, Table],
+    image_of_region: Any,
+    resample: Callable[[Array], Array],
+) -> dict[_RowSet, _Resampled]:
+    """Compute the statistic of each set of rows; sets of as many images share their draws."""
+    sums: dict[_RowSet, Array] = {}
+    for row_set, table in row_sets.items():
+        images, index = np.unique(image_of_region.loc[table.index], return_inverse=True)
+        values = table.to_numpy(np.float64)
+        sums[row_set] = bootstrap.image_sums(statistic, index, values, len(images))
+
+    resampled: dict[_RowSet, _Resampled] = {}
+    for count in {len(image_sums) for image_sums in sums.values()}:
+        # Drawing takes most of the time, so it is done once for all sets of this many images.
+        alike = {row_set: sums[row_set] for row_set in sums if len(sums[row_set]) == count}
+        joined = resample(np.concatenate(list(alike.values()), axis=1))
+        ends = np.cumsum([image_sums.shape[1] for image_sums in alike.values()])
+        parts = np.split(joined, ends[:-1], axis=1)
+        for row_set, part in zip(alike, parts, strict=True):
+            resampled[row_set] = _Resampled(count, bootstrap.figures_of(statistic, part))
+    return resampled
 
 
 def _paired(first: Array, second: Array, images: int) -> dict[str, float]:
     """Compare two methods' statistics (1 + R,) of the same draws; p values are not adjusted yet."""
-    # Of the largest figure: where both are near 0, what a sum leaves is as large as they are.
+    # The bound is a share of the largest figure, since a sum of figures near 0 leaves an error that
+    # is as large as they are.
     rounding = _EQUAL_WITHIN * np.nanmax(np.abs([first, second]), initial=0)
-    gaps = np.where(np.abs(first - second) <= rounding, 0.0, first - second)
+    differences = first - second
+    differences = np.where(np.abs(differences) <= rounding, 0.0, differences)
     if images == 1:
-        return {"difference": float(gaps[0])}
-    difference = dict(zip(_DIFFERENCE, bootstrap.difference_of(gaps), strict=True))
-    return difference if images >= FEWEST else {**difference, "p_holm": np.nan}
+        return {"difference": float(differences[0])}
+    mean, low, high, p_value = bootstrap.difference_of(differences)
+    return {
+        "difference": mean,
+        "difference_low": low,
+        "difference_high": high,
+        "p_holm": p_value if images >= FEWEST else np.nan,
+    }
