@@ -5,7 +5,7 @@ import os
 import re
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final, final
@@ -33,19 +33,34 @@ from .base import DataSet, Mask, NamedRegion, Sample, entries_digest
 
 Record = dict[str, Any]
 _FIELDS: Final[dict[str, Any]] = {
-    **dict.fromkeys(("image", "name", "label", "caption", "group", "labels"), str),
-    **{"regions": list[dict[str, Any]], "void": Any, "subsets": list[str | None]},
-    **{"truth": list[str], "classes": list[str], "prompts": dict[str, list[str]]},
+    "image": str,
+    "name": str,
+    "label": str,
+    "caption": str,
+    "group": str,
+    "labels": str,
+    "regions": list[dict[str, Any]],
+    "void": Any,
+    "subsets": list[str | None],
+    # The first line may have these instead; they describe the set.
+    "truth": list[str],
+    "classes": list[str],
+    "prompts": dict[str, list[str]],
     "background": bool,
 }
-"""Fields of a line of samples.jsonl: of a sample, and of the line that describes the set."""
+"""The fields of a line of samples.jsonl, with the types of their values."""
 _TRUTH_OF_FIELD: Final = {
-    **{"regions": ("masks", "objects"), "point": ("points",), "subsets": ("scenes",)},
-    **{"caption": ("retrieval", "phrases"), "label": ("classes",), "labels": ("label images",)},
+    "regions": ("masks", "objects"),
+    "point": ("points",),
+    "subsets": ("scenes",),
+    "caption": ("retrieval", "phrases"),
+    "label": ("classes",),
+    "labels": ("label images",),
 }
+"""Field of a sample or of a region -> the kinds of truth that it gives."""
 _IGNORED_NUMBER: Final = 255  # in a label image
-_POINT_SIDE: Final = 0.01  # in shorter sides of the image: about two pixels of most models
-_MOST_REGIONS: Final = 8  # of a scene with its subsets, which are 256 images
+_POINT_SIDE: Final = 0.01  # in shorter sides of the image; about two pixels for most models
+_MOST_REGIONS: Final = 8  # in a scene with its subsets, which are 256 images
 
 
 class FileData(DataSet):
@@ -78,10 +93,15 @@ class FileData(DataSet):
     ) -> None:
         with naming(type(self).__name__):
             check_integer("seed", seed, least=0)
-            check_integer("limit", 1 if limit is None else limit)
-        self.path = self.folder = self.root = expand(path)
-        self.limit, self.seed = limit, seed
-        self.template = self.template if template is None else template
+            if limit is not None:
+                check_integer("limit", limit)
+        self.path = expand(path)
+        self.folder = self.path  # Files of records are relative to it.
+        self.root = self.path  # No file may lie outside of it.
+        self.limit = limit
+        self.seed = seed
+        if template is not None:
+            self.template = template
         self.left_out: dict[str, str] = {}
         self.find()
 
@@ -94,31 +114,39 @@ class FileData(DataSet):
 
         The sample is that of :func:`captum_clip.files.draw_names`.
         """
-        if template := self.template:
-            check_template(template)
-            self.prompts = {text: [template.replace("{}", text)] for text in self.classes}
+        if self.template:
+            check_template(self.template)
+            self.prompts = {text: [self.template.replace("{}", text)] for text in self.classes}
         self.names = tuple(draw_names(records, self.limit, self.seed))
         self._records = {name: records[name] for name in self.names}
+        groups: dict[str, str] = {}
+        files: dict[Path, str] = {}
         for name, record in self._records.items():
+            if "group" in record:
+                groups[name] = record["group"]
             for file in _files_of(record):
                 self._check_inside(file, name)
-        self.groups = {n: r["group"] for n, r in self._records.items() if "group" in r}
-        files = {self.folder / file: file for r in self._records.values() for file in _files_of(r)}
-        sizes = {file: path.is_file() and path.stat().st_size for path, file in files.items()}
+                files[self.folder / file] = file
+        self.groups = groups
         about = [[*self.classes], dict(self.prompts), [*self.truth], self.background]
+        sizes = {file: path.is_file() and path.stat().st_size for path, file in files.items()}
         self._identity = {
             "data": self.name,
             "limit": self.limit,
-            "seed": None if self.limit is None else self.seed,  # which decides nothing
+            # Without a limit the seed decides nothing.
+            "seed": None if self.limit is None else self.seed,
             "samples": entries_digest({**self._records, "": about}),
             "files": entries_digest(sizes),
         }
 
     def _check_inside(self, file: str, name: str) -> None:
-        """Refuse a file outside of the folder that the user named: a stranger wrote the list."""
-        whole, root = (os.path.abspath(path) for path in (self.folder / file, self.root))
-        is_inside = os.path.commonpath([whole, root]) == root
-        if PureWindowsPath(file).drive or "\\" in file or not is_inside:
+        """Refuse a file outside of the folder that the user named."""
+        # The list may come from a stranger, and must not read other files of the user.
+        path = os.path.abspath(self.folder / file)
+        root = os.path.abspath(self.root)
+        is_inside = os.path.commonpath([path, root]) == root
+        is_windows_path = bool(PureWindowsPath(file).drive) or "\\" in file
+        if is_windows_path or not is_inside:
             raise InputError(
                 f"{name} of {self.path.name}: {show(file)} lies outside of {self.root}; move it "
                 f"inside, or name a folder that holds it, as in {self.name}:FILE,FOLDER."
@@ -130,50 +158,89 @@ class FileData(DataSet):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         record = self._records[name]
+        class_of: dict[str | None, int] = {}
+        for number, text in enumerate(self.classes):
+            class_of[text] = number
         caption = record.get("caption")
         image = self._read_image(record["image"])
-        class_of = {text: number for number, text in enumerate(self.classes)}
-        void = self._read_region({"mask": record["void"]}, image) if record.get("void") else None
+        void = None
+        if record.get("void"):
+            void = self._read_mask({"mask": record["void"]}, image)
         regions: list[NamedRegion] = []
         dropped: list[str] = []
         for entry in record.get("regions", ()):
-            text = entry["text"]
+            earlier_texts = [region.text for region in regions]
             try:
-                mask = self._read_region(entry, image)
-                if not mask.any() or mask.all():
-                    raise InputError(f"the mask is {'full' if mask.any() else 'empty'}")
-                if "thirds" not in self.truth and any(region.text == text for region in regions):
-                    raise InputError("the image has another region of the same text")
-                crowd = None
-                if "void" in entry:
-                    # What was outlined within a crowd counts all the same.
-                    crowd = self._read_region({"mask": entry["void"]}, image) & ~mask
-                label = class_of.get(entry.get("label"))
-                regions.append(NamedRegion(text, mask, label=label, void=crowd))
-                if "point" in entry:  # nothing but the points is known
-                    void = ~(mask | _fill_points(entry["point"], 0, mask.shape))
+                region = self._read_region(entry, image, class_of, earlier_texts)
             except InputError as error:
-                dropped.append(f"{name}, {text!r}: {error.reason.rstrip('.')}")
-        subsets = [file and self._read_image(file) for file in record.get("subsets", ())]
-        # with a caption it needs no region to be retrieved
-        if ("regions" in record and not regions and caption is None) or (subsets and dropped):
+                dropped.append(f"{name}, {entry['text']!r}: {error.reason.rstrip('.')}")
+                continue
+            regions.append(region)
+            if "point" in entry:
+                # Nothing is known of the pixels between the points.
+                negative = _fill_points(entry["point"], 0, region.mask.shape)
+                void = ~(region.mask | negative)
+        files = record.get("subsets", ())
+        subsets = [self._read_image(file) if file else None for file in files]
+        # A sample with a caption needs no region, since its caption can be retrieved.
+        lacks_regions = "regions" in record and not regions and caption is None
+        # The subsets are numbered by all regions, so none of these may be dropped.
+        lacks_one_of_subsets = len(subsets) > 0 and len(dropped) > 0
+        if lacks_regions or lacks_one_of_subsets:
             reason = "; ".join(dropped) or f"{name} has no mask"
             raise InputError(f"there is no region to compare a map with: {reason}.")
         if subsets:
+            sizes = {subset.size for subset in subsets if subset}
+            is_alike = sizes <= {image.size}
+            fits = len(regions) <= _MOST_REGIONS and len(subsets) == 2 ** len(regions) and is_alike
             form = f"2^n subsets of n regions up to {_MOST_REGIONS} of {name}, of its image's size"
-            alike = all(subset.size == image.size for subset in subsets if subset)
-            holds = len(regions) <= _MOST_REGIONS and len(subsets) == 2 ** len(regions) and alike
-            expect(holds, form, record["subsets"])
-        own = {"label": caption} if "retrieval" in self.truth else {}
-        label = class_of.get({**own, **record}.get("label", ""))
-        labels = self._read_labels(record["labels"], image) if "labels" in record else None
-        truth = label, caption, tuple(subsets), void, labels, tuple(dropped)
-        return Sample(name, image, tuple(regions), *truth)
+            expect(fits, form, record["subsets"])
+        label = record.get("label", "")
+        if "label" not in record and "retrieval" in self.truth:
+            label = caption
+        labels = None
+        if "labels" in record:
+            labels = self._read_labels(record["labels"], image)
+        return Sample(
+            name=name,
+            image=image,
+            regions=tuple(regions),
+            label=class_of.get(label),
+            caption=caption,
+            subsets=tuple(subsets),
+            void=void,
+            labels=labels,
+            dropped=tuple(dropped),
+        )
+
+    def _read_region(
+        self,
+        entry: Record,
+        image: Image.Image,
+        class_of: Mapping[str | None, int],
+        earlier_texts: Sequence[str],
+    ) -> NamedRegion:
+        """Read a region; raise InputError if no map can be compared with it."""
+        mask = self._read_mask(entry, image)
+        if not mask.any():
+            raise InputError("the mask is empty")
+        if mask.all():
+            raise InputError("the mask is full")
+        # Copies of one thing share their text, and differ by nothing but their masks.
+        if entry["text"] in earlier_texts and "thirds" not in self.truth:
+            raise InputError("the image has another region of the same text")
+        void = None
+        if "void" in entry:
+            # An object that was outlined within a crowd counts all the same.
+            void = self._read_mask({"mask": entry["void"]}, image) & ~mask
+        label = class_of.get(entry.get("label"))
+        return NamedRegion(entry["text"], mask, label=label, void=void)
 
     def _read_image(self, file: str) -> Image.Image:
         return as_pil(self.folder / file, keep_mode=True)[0]
 
-    def _read_region(self, region: Record, image: Image.Image) -> Mask:
+    def _read_mask(self, region: Record, image: Image.Image) -> Mask:
+        """Read a mask (H, W) from any of the forms that a region may have."""
         form = "one of a mask, boxes [left, top, width, height], points [x, y, 1 or 0]"
         size = image.height, image.width
         with expecting(form, region):
@@ -186,13 +253,14 @@ class FileData(DataSet):
                 filled = _mask_of_file(self.folder / mask)
                 _check_shape("the mask", filled, image)
                 return filled
+            pieces = mask if isinstance(mask, list) else [mask]
             joined = np.zeros(size, dtype=bool)
-            for piece in mask if isinstance(mask, list) else [mask]:
+            for piece in pieces:
                 joined |= _fill_piece(piece, size)
             return joined
 
     def _read_labels(self, file: str, image: Image.Image) -> npt.NDArray[np.int64]:
-        """The class of each pixel: its number in a palette or gray image."""
+        """Read the class of each pixel, which is its number in a palette or gray image."""
         path = self.folder / file
         with open_image(path) as stored:
             expected = f"{path} with numbers of classes in a palette or gray image of 8 bits"
@@ -200,10 +268,11 @@ class FileData(DataSet):
             numbers = np.asarray(stored, dtype=np.int64)
         _check_shape(path, numbers, image)
         labels = np.where(numbers == _IGNORED_NUMBER, -1, numbers)
-        most = len(self.classes) - (not self.background)
-        expect(
-            labels.max() <= most, f"{path} with numbers of classes up to {most}", int(labels.max())
-        )
+        highest = len(self.classes) - 1
+        if self.background:
+            highest += 1
+        expected = f"{path} with numbers of classes up to {highest}"
+        expect(labels.max() <= highest, expected, int(labels.max()))
         return labels
 
 
@@ -211,8 +280,8 @@ class FileData(DataSet):
 class MaskedFolder(FileData):
     """``images/STEM.jpg`` with ``masks/STEM/a horse.png``, one mask per text.
 
-    The mask's name is the text, as it stands but with spaces for underscores; every pixel of it
-    that is not 0 is inside. An image without masks is a sample that cannot be read.
+    The mask's name is the text, with spaces for underscores. Every pixel of the mask that is not 0
+    is inside. An image without masks is a sample that cannot be read.
 
     Raises:
         InputError: there is no such folder, no image or no mask in it, or a number out of range.
@@ -229,13 +298,18 @@ class MaskedFolder(FileData):
                 "docs/examples/convert.py writes it from this folder."
             )
         masks: dict[str, list[Record]] = defaultdict(list)
-        for path in map(PurePosixPath, sorted(files)):
-            if path.parts[0] == "masks" and path.suffix.lower() == ".png" and len(path.parts) > 2:
+        texts: set[str] = set()
+        for file in sorted(files):
+            path = PurePosixPath(file)
+            is_png = path.suffix.lower() == ".png"
+            if is_png and path.parts[0] == "masks" and len(path.parts) > 2:
                 text = path.stem.replace("_", " ").strip()
                 stem = str(path.parent.relative_to("masks"))
                 masks[stem].append({"text": text, "mask": str(path)})
+                texts.add(text)
         records: dict[str, Record] = {}
-        for image in image_names(file for file in files if file.startswith("images/")):
+        images = image_names(file for file in files if file.startswith("images/"))
+        for image in images:
             stem = _stem(image)
             if stem in records:
                 both = f"{records[stem]['image']} and {image}"
@@ -247,7 +321,7 @@ class MaskedFolder(FileData):
             needed = f"{example}, found none that belongs to an image"
         if not records.keys() & masks.keys():
             raise InputError(f"{self.path}: expected {needed}.")
-        self.classes = tuple(sorted({mask["text"] for mask in chain(*masks.values())}))
+        self.classes = tuple(sorted(texts))
         self.take(records)
 
 
@@ -255,13 +329,13 @@ class MaskedFolder(FileData):
 class CocoInstances(FileData):
     """The file ``instances_val2017.json`` of COCO, or a file of the same form, with its images.
 
-    A region is all of a category in the image, however many objects that is: what their polygons
-    and run lengths mark, also compressed ones. Crowds (``iscrowd``), which nobody outlined one by
-    one, are void for their own category, and outside of all others. Images lie in the folder after
-    a comma, as in "instances.json,photos", from here or from the file. Without it they lie next to
-    the file, or next to the file or its folder in ``images/``, ``val2017/`` (the end of the file's
-    name) or ``images/val2017/``.
-    Those without a mask are left out.
+    A region is the union of all objects of a category in the image, as polygons or run lengths,
+    which may be compressed. Crowds (``iscrowd``), in which nobody outlined single objects, are void
+    for their own category, and outside of all others. Images without a mask are left out.
+
+    Images lie in the folder after a comma, as in "instances.json,photos", relative to the working
+    directory or to the file. Without it they lie next to the file, or next to the file or its
+    folder in ``images/``, ``val2017/`` (the end of the file's name) or ``images/val2017/``.
 
     Raises:
         InputError: there is no such file, it holds something else, or none of its images is there.
@@ -276,50 +350,62 @@ class CocoInstances(FileData):
     template = "a photo of a {}"
 
     def find(self) -> None:
-        pair = re.fullmatch(r"(.*\.json),(.+)", str(self.path))
-        path = find_file(pair[1] if pair else self.path, what="file of COCO's instances")
-        parts: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
+        file, folder = _split_place(self.path, r"\.json")
+        path = find_file(file, what="file of COCO's instances")
+        # Image -> category, by its number and text -> polygons and run lengths.
+        masks: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
         crowds: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
         form = "JSON with images, categories and annotations with masks, as COCO's instances have"
         with expecting(form, str(path)):
             content = parse_json(path.read_bytes())
             texts = {category["id"]: str(category["name"]) for category in content["categories"]}
             images = {image["id"]: str(image["file_name"]) for image in content["images"]}
-            for each in content["annotations"]:
-                mask, number = each["segmentation"], each["category_id"]
+            for annotation in content["annotations"]:
+                mask = annotation["segmentation"]
+                category_number = annotation["category_id"]
                 # COCO's own evaluation ignores a crowd for its category alone.
-                of_image = (crowds if each.get("iscrowd") else parts)[each["image_id"]]
-                of_image[number, texts[number]] += mask if isinstance(mask, list) else [mask]
-        base, split = path.absolute().parent, path.stem.partition("_")[2]
-        if pair:
-            places = [expand(pair[2]), base / pair[2]]
-        else:
-            places = [base]
-            for folder in (base, base.parent):
-                places += [folder / split, folder / "images", folder / "images" / split]
-        # A name without a split gives a folder twice, and so does a FOLDER beside the file.
-        places = list({place.absolute(): place for place in places})
-        files = [*images.values()]
-        folders = [folder for folder in places if any((folder / file).is_file() for file in files)]
-        expected = f"images of {path.name} in one of {', '.join(map(str, places))}"
-        expect(folders, expected, "none", f"name their folder: coco:{path.name},FOLDER")
-        self.folder = self.root = folders[0]
+                of_all_images = crowds if annotation.get("iscrowd") else masks
+                of_image = of_all_images[annotation["image_id"]]
+                category = (category_number, texts[category_number])
+                of_image[category] += mask if isinstance(mask, list) else [mask]
+        self.folder = self.root = _folder_of_images(path, folder, images.values())
         records: dict[str, Record] = {}
         for number, file in images.items():
-            masks = []
-            for category, mask in sorted(parts[number].items()):
+            regions = []
+            for category, mask in sorted(masks[number].items()):
                 region = {"text": category[1], "mask": mask}
                 if category in crowds[number]:
                     region["void"] = crowds[number][category]
-                masks.append(region)
-            if not masks or not (self.folder / file).is_file():
-                self.left_out[file] = "there is no such image" if masks else "it has no mask"
-                continue
-            expect(_stem(file) not in records, f"one image of each stem in {path}", file)
-            records[_stem(file)] = {"image": file, "regions": masks}
+                regions.append(region)
+            if not regions:
+                self.left_out[file] = "it has no mask"
+            elif not (self.folder / file).is_file():
+                self.left_out[file] = "there is no such image"
+            else:
+                stem = _stem(file)
+                expect(stem not in records, f"one image of each stem in {path}", file)
+                records[stem] = {"image": file, "regions": regions}
         expect(records, f"masks of images in {path}", "none")
         self.classes = tuple(dict.fromkeys(texts.values()))
         self.take(records)
+
+
+def _folder_of_images(path: Path, folder: str | None, files: Collection[str]) -> Path:
+    """Find the folder that holds images of a COCO file, which may be given."""
+    base = path.absolute().parent
+    if folder is not None:
+        places = [expand(folder), base / folder]
+    else:
+        split = path.stem.partition("_")[2]
+        places = [base]
+        for parent in (base, base.parent):
+            places += [parent / split, parent / "images", parent / "images" / split]
+    # A name without a split gives a folder twice, and so does a FOLDER beside the file.
+    places = list(dict.fromkeys(place.absolute() for place in places))
+    holding = [place for place in places if any((place / file).is_file() for file in files)]
+    expected = f"images of {path.name} in one of {', '.join(map(str, places))}"
+    expect(holding, expected, "none", f"name their folder: coco:{path.name},FOLDER")
+    return holding[0]
 
 
 @final
@@ -362,58 +448,97 @@ class SampleList(FileData):
     takes_template = True
 
     def find(self) -> None:
-        pair = re.fullmatch(r"(.*\.jsonl?),(.+)", str(self.path))
-        path = find_file(pair[1] if pair else self.path, what="list of samples")
-        self.folder, self.name = path.parent, path.stem
-        self.root = find_folder(pair[2]) if pair else self.folder
-        about: Record = {}
-        records: dict[str, Record] = {}
-        # not splitlines, since a text may hold other separators of lines
-        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            with expecting(f"a JSON object in {where}", line):
-                fields = parse_json(line)
-            _check_fields(fields, where)
-            if number == 1 and "image" not in fields:
-                about = fields
-                continue
-            expect(fields.get("image"), f"an image in {where}", fields)
-            name = fields.get("name") or _stem(fields["image"])
-            expect(name not in records, f"a name of its own in {where}", name)
-            records[name] = fields
-        expect(records, f"a sample in each line of {path}", "none")
-        every = [*records.values()]
-        regions = [*chain(*(record.get("regions", ()) for record in every))]
-        used = {*chain(*every), *({*chain(*regions)} - {"label"})}
-        kinds = chain(*(kinds for field, kinds in _TRUTH_OF_FIELD.items() if field in used))
-        self.truth = tuple(about.get("truth", kinds))
-        labels = {each["label"] for each in (*every, *regions) if "label" in each}
-        texts = [record["caption"] for record in every if "caption" in record]
-        if "retrieval" not in self.truth:
+        file, folder = _split_place(self.path, r"\.jsonl?")
+        path = find_file(file, what="list of samples")
+        self.name = path.stem
+        self.folder = path.parent
+        self.root = self.folder if folder is None else find_folder(folder)
+        about, records = _read_lines(path)
+        regions: list[Record] = []
+        for record in records.values():
+            regions.extend(record.get("regions", ()))
+        used_fields: set[str] = set().union(*records.values())
+        for region in regions:
+            # The label of a region is not that of the image, so it makes no truth.
+            used_fields |= region.keys() - {"label"}
+        truth: list[str] = []
+        for field, kinds in _TRUTH_OF_FIELD.items():
+            if field in used_fields:
+                truth.extend(kinds)
+        self.truth = tuple(about.get("truth", truth))
+        self.prompts = about.get("prompts", {})
+        self.background = about.get("background", False)
+        self._take_classes(path, about, [*records.values()], regions)
+        self.take(records)
+        if "labels" in used_fields:
+            # A wrong label image is found before a model runs.
+            for index in range(len(self)):
+                self.read(index)
+
+    def _take_classes(
+        self, path: Path, about: Record, records: Sequence[Record], regions: Sequence[Record]
+    ) -> None:
+        """Set the classes that are given, or else those that labels, captions or regions name."""
+        labels = {entry["label"] for entry in (*records, *regions) if "label" in entry}
+        if "retrieval" in self.truth:
+            texts = [record["caption"] for record in records if "caption" in record]
+        else:
             texts = sorted(labels or {region["text"] for region in regions})
         self.classes = tuple(about.get("classes", dict.fromkeys(texts)))
-        self.prompts, self.background = about.get("prompts", {}), about.get("background", False)
-        repeated = find_repeated((*self.classes, *("background",) * self.background))
+        names = list(self.classes)
+        if self.background:
+            names.append("background")
+        repeated = find_repeated(names)
         expect(repeated is None, f"classes of {path} that differ", repeated)
-        expect(labels <= {*self.classes}, f"labels of {path} among its classes", sorted(labels))
-        self.take(records)
-        for index in range(len(self) if "labels" in used else 0):
-            self.read(index)  # so that what is wrong is found before a model runs
+        expect(labels <= set(self.classes), f"labels of {path} among its classes", sorted(labels))
+
+
+def _read_lines(path: Path) -> tuple[Record, dict[str, Record]]:
+    """Return the line of a list that describes the set, or {}, and its samples by name."""
+    about: Record = {}
+    records: dict[str, Record] = {}
+    # Not splitlines, since a text may hold other separators of lines.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        with expecting(f"a JSON object in {where}", line):
+            fields = parse_json(line)
+        _check_fields(fields, where)
+        if number == 1 and "image" not in fields:
+            about = fields
+            continue
+        expect(fields.get("image"), f"an image in {where}", fields)
+        name = fields.get("name") or _stem(fields["image"])
+        expect(name not in records, f"a name of its own in {where}", name)
+        records[name] = fields
+    expect(records, f"a sample in each line of {path}", "none")
+    return about, records
 
 
 def _check_fields(fields: Record, where: str) -> None:
+    """Refuse fields of a line that are unknown, or whose values are of another type."""
     for name, value in fields.items():
         expect(name in _FIELDS, f"fields {', '.join(_FIELDS)} in {where}", name)
-        kind = _FIELDS[name]
-        expect(is_kind(value, kind), f"{name} of {type_name(kind)} in {where}", value)
+        expected_type = _FIELDS[name]
+        form = f"{name} of {type_name(expected_type)} in {where}"
+        expect(is_kind(value, expected_type), form, value)
     for region in fields.get("regions", ()):
-        text, form = region.get("text"), f"a text, and maybe a label, of each region in {where}"
-        expect(text and is_kind([text, region.get("label", "")], list[str]), form, region)
+        text = region.get("text")
+        is_text = text and is_kind([text, region.get("label", "")], list[str])
+        expect(is_text, f"a text, and maybe a label, of each region in {where}", region)
         if "caption" in fields:
+            # The task finds the words of a region in the caption in the same way.
             with error_context(where):
-                word_spans(fields["caption"].split(), [text])  # as the task finds it
+                word_spans(fields["caption"].split(), [text])
+
+
+def _split_place(place: Path, ending: str) -> tuple[str, str | None]:
+    """Split "FILE,FOLDER" after the ending of the file, a regular expression."""
+    match = re.fullmatch(rf"(.*{ending}),(.+)", str(place))
+    if match is None:
+        return str(place), None
+    return match[1], match[2]
 
 
 def _stem(image: str) -> str:
@@ -421,10 +546,14 @@ def _stem(image: str) -> str:
 
 
 def _files_of(record: Record) -> list[str]:
-    regions = record.get("regions", ())
-    masks = [region.get(field) for region in regions for field in ("mask", "void")]
-    masks += [record["image"], record.get("labels"), record.get("void"), *record.get("subsets", ())]
-    return [file for file in masks if isinstance(file, str)]
+    """List the files that a record names."""
+    values: list[Any] = []
+    for region in record.get("regions", ()):
+        values += [region.get("mask"), region.get("void")]
+    values += [record["image"], record.get("labels"), record.get("void")]
+    values += record.get("subsets", ())
+    # Masks may be polygons and run lengths, too, and a subset may have no image.
+    return [value for value in values if isinstance(value, str)]
 
 
 def _check_shape(what: object, pixels: npt.NDArray[Any], image: Image.Image) -> None:
@@ -434,9 +563,9 @@ def _check_shape(what: object, pixels: npt.NDArray[Any], image: Image.Image) -> 
 
 
 def _mask_of_file(path: Path) -> Mask:
-    """A mask (H, W): every pixel that is not 0.
+    """Read a mask (H, W), in which every pixel that is not 0 is inside.
 
-    Palette images count by their indices, others by their colors; what is transparent is outside.
+    Palette images count by their indices, others by their colors. Transparent pixels are outside.
     """
     with open_image(path) as image:
         if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):
@@ -448,14 +577,15 @@ def _mask_of_file(path: Path) -> Mask:
 
 
 def _fill_piece(piece: Any, size: tuple[int, int]) -> Mask:
-    """A mask (H, W) of a polygon x, y, x, y, ..., or of run lengths, as COCO has them.
+    """Fill a mask (H, W) with a polygon x, y, x, y, ..., or with run lengths, as COCO has them.
 
-    In the polygon are the pixels whose centers lie in it, by the even-odd rule.
+    A pixel is in the polygon if its center is, by the even-odd rule.
     """
     if isinstance(piece, dict):
         return _fill_runs(piece, size)
     corners = np.array(piece, dtype=np.float64).reshape(-1, 2)
-    rows, columns = (np.arange(length) + 0.5 for length in size)
+    rows = np.arange(size[0]) + 0.5
+    columns = np.arange(size[1]) + 0.5
     mask = np.zeros(size, dtype=bool)
     for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         crossed = (rows < y) != (rows < next_y)
@@ -465,40 +595,65 @@ def _fill_piece(piece: Any, size: tuple[int, int]) -> Mask:
 
 
 def _fill_runs(encoded: Record, size: tuple[int, int]) -> Mask:
-    """A mask (H, W) of run lengths down its columns, outside first, as COCO writes them.
-
-    A text holds six bits a character, from "0" on: five of the number, the lowest first, and one
-    that says whether it goes on. From the fourth on, runs are differences to that before the last.
-    """
-    counts, (height, width) = encoded["counts"], size
-    runs = [] if isinstance(counts, str) else counts
-    value = shift = 0
-    for code in counts.encode() if isinstance(counts, str) else ():
-        value |= (code - 48 & 31) << shift
-        shift += 5
-        if not code - 48 & 32:
-            value -= (code - 48 & 16) << shift - 4  # its sign
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    # before they are unpacked, since a run may be of any length
+    """Fill a mask (H, W) with run lengths down its columns, outside first, as COCO writes them."""
+    counts = encoded["counts"]
+    runs = _decode_runs(counts) if isinstance(counts, str) else counts
+    height, width = size
+    # Runs are checked before they are unpacked, since a run may have any length.
     holds = min(runs) >= 0 and sum(runs) == height * width and encoded["size"] == [height, width]
     expect(holds, f"run lengths of {height} x {width} pixels", encoded["size"])
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    is_inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(is_inside, runs).reshape(width, height).T
+
+
+def _decode_runs(text: str) -> list[int]:
+    """Decode compressed run lengths.
+
+    A character holds six bits, from "0" on: five of a number, the lowest first, and one that says
+    whether the number goes on. From the fourth run on, a number is the difference to the run before
+    the last.
+    """
+    runs: list[int] = []
+    value = 0
+    shift = 0
+    for code in text.encode():
+        bits = code - ord("0")
+        value |= (bits & 31) << shift
+        shift += 5
+        goes_on = bits & 32
+        if goes_on:
+            continue
+        if bits & 16:  # The highest bit of a number is its sign.
+            value -= 1 << shift
+        if len(runs) > 2:
+            value += runs[-2]
+        runs.append(value)
+        value = 0
+        shift = 0
+    return runs
 
 
 def _fill_boxes(boxes: npt.NDArray[np.float64], size: tuple[int, int]) -> Mask:
-    """The pixels (H, W) that boxes touch: left, top, width and height."""
+    """Fill a mask (H, W) with all pixels that boxes touch: left, top, width and height."""
     mask = np.zeros(size, dtype=bool)
     for x, y, width, height in boxes.tolist():
-        left, top = max(0, math.floor(x)), max(0, math.floor(y))
-        mask[top : max(0, math.ceil(y + height)), left : max(0, math.ceil(x + width))] = True
+        # An index below 0 would count from the other edge.
+        left = max(0, math.floor(x))
+        top = max(0, math.floor(y))
+        right = max(0, math.ceil(x + width))
+        bottom = max(0, math.ceil(y + height))
+        mask[top:bottom, left:right] = True
     return mask
 
 
 def _fill_points(rows: Sequence[float], positive: int, size: tuple[int, int]) -> Mask:
-    """Squares around the points of one kind."""
+    """Fill a mask (H, W) with squares around the points that are positive (1), or negative (0)."""
     points = np.reshape(rows, (-1, 3))
-    expect(((points >= 0) & (points <= 1)).all(), "x and y of points in [0, 1], and 1 or 0", rows)
+    is_in_range = ((points >= 0) & (points <= 1)).all()
+    expect(is_in_range, "x and y of points in [0, 1], and 1 or 0", rows)
+    chosen = points[points[:, 2] == positive]
     side = _POINT_SIDE * min(size)
-    corners = points[points[:, 2] == positive, :2] * size[::-1] - side / 2
-    return _fill_boxes(np.pad(corners, ((0, 0), (0, 2)), constant_values=side), size)
+    height, width = size
+    corners = chosen[:, :2] * (width, height) - side / 2
+    sides = np.full_like(corners, side)
+    return _fill_boxes(np.hstack([corners, sides]), size)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,19 +22,25 @@ from ..data import DataSet
 from ..run import Arrays
 from ..table import Queries, listed, rows_of
 
-NEAR = 15  # pixels, of the paper of the pointing game
+NEAR = 15  # pixels, as in the paper of the pointing game
 AREA = 0.2
-_PARTS = ("target", "others", "background")
-_LEAST_MASS = 1e-150  # maps may be as small as gradients
+_LEAST_MASS = 1e-150  # Maps may be as small as gradients.
 
 
 def _measure_localization(batch: MethodOnBatch) -> Iterator[Arrays]:
-    is_whole = batch.valid.flatten(1).all(1).tolist() if len(batch.regions) else []
-    whole = [index for index, is_one in enumerate(is_whole) if is_one]
-    if whole:
-        yield from _localize(batch, whole, None)
-    # Each of the others leaves out pixels of its own, which no batch of one shape can.
-    for index in sorted({*range(len(is_whole))} - {*whole}):
+    if not len(batch.regions):
+        return
+    without_void: list[int] = []
+    with_void: list[int] = []
+    for index, is_valid in enumerate(batch.valid.flatten(1).all(1).tolist()):
+        if is_valid:
+            without_void.append(index)
+        else:
+            with_void.append(index)
+    if without_void:
+        yield from _localize(batch, without_void, None)
+    # Each of the others leaves out different pixels, so their rest has no common shape.
+    for index in with_void:
         yield from _localize(batch, [index], ~batch.valid[index])
 
 
@@ -47,88 +53,144 @@ LOCALIZATION: Final = Task(
 def _localize(
     batch: MethodOnBatch, indices: Sequence[int], void: Tensor | None
 ) -> Iterator[Arrays]:
-    """Some regions, of one image where some of its pixels count for nothing."""
+    """Compare the positive maps of some regions with their masks.
+
+    Only a single region may have void pixels (H, W), which count for nothing.
+    """
     queries = batch.regions.select(indices)
-    heatmap, masks = batch.positive[indices], batch.masks[indices]
-    highest, inside = heatmap, masks
-    if void is not None:
+    heatmap = batch.positive[indices]
+    masks = batch.masks[indices]
+    if void is None:
+        yield from _pointing_rows(queries, heatmap, masks)
+    else:
         heatmap = maps.upsample(heatmap, queries.size)
-        highest, inside = torch.where(void, heatmap.amin() - 1, heatmap), masks & ~void
-        # what is left has no shape, which no metric but pointing asks for
-        heatmap, masks = heatmap[:, None, ~void], masks[:, None, ~void]
-    yield queries.rows_of("pointing", metrics.pointing_game(highest, inside))
-    near = metrics.pointing_game(highest, inside, tolerance=NEAR)
-    yield queries.rows_of(f"pointing_{NEAR}", near)
-    share = masks.flatten(1).float().mean(1)
-    yield queries.rows_of("energy", metrics.energy_inside(heatmap, masks), chance=share)
+        # Below all other values, so that the maximum does not lie on a void pixel.
+        without_void = torch.where(void, heatmap.amin() - 1, heatmap)
+        yield from _pointing_rows(queries, without_void, masks & ~void)
+        # The other pixels stand in one row; no metric but pointing needs their places.
+        heatmap = heatmap[:, None, ~void]
+        masks = masks[:, None, ~void]
+    object_share = masks.flatten(1).float().mean(1)
+    energy = metrics.energy_inside(heatmap, masks)
+    yield queries.rows_of("energy", energy, chance=object_share)
     yield queries.rows_of("coverage", metrics.coverage(heatmap, masks, area=AREA))
     yield queries.rows_of("average_precision", metrics.average_precision(heatmap, masks))
     if "points" in batch.context.data.truth:
         area = area_of_ranks(heatmap.flatten(1), masks.flatten(1))
         yield queries.rows_of("point_auc", area)
+    at_mean = metrics.segmentation_scores(heatmap, masks)
+    yield from _segmentation_rows("", queries, at_mean)
     at_half = metrics.segmentation_scores(heatmap, masks, threshold=0.5)
-    for end, scores in (("", metrics.segmentation_scores(heatmap, masks)), ("_half", at_half)):
-        hit, false_alarm, miss, rest = scores
-        wrong = false_alarm + miss
-        right = {"numerator": hit + rest, "denominator": hit + rest + wrong}
-        yield queries.rows_of(f"pixel_accuracy{end}", right)
-        both = {"object": hit, "object_union": hit + wrong}
-        both |= {"background": rest, "background_union": rest + wrong}
-        yield queries.rows_of(f"mean_iou{end}", both)
+    yield from _segmentation_rows("_half", queries, at_half)
     yield queries.rows_of("legrad_pixel_accuracy", at_half.image_accuracy)
     yield queries.rows_of("legrad_mean_iou", at_half.image_iou)
-    yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heatmap, masks))
+    both_classes = metrics.two_class_average_precision(heatmap, masks)
+    yield queries.rows_of("legrad_map", both_classes)
+
+
+def _pointing_rows(queries: Queries, heatmap: Tensor, masks: Tensor) -> Iterator[Arrays]:
+    yield queries.rows_of("pointing", metrics.pointing_game(heatmap, masks))
+    near = metrics.pointing_game(heatmap, masks, tolerance=NEAR)
+    yield queries.rows_of(f"pointing_{NEAR}", near)
+
+
+def _segmentation_rows(
+    end: str, queries: Queries, scores: metrics.SegmentationScores
+) -> Iterator[Arrays]:
+    """Yield the counts of pixels from which the figures of the whole set are computed."""
+    wrong = scores.false_positive + scores.false_negative
+    right = scores.true_positive + scores.true_negative
+    accuracy = {"numerator": right, "denominator": right + wrong}
+    yield queries.rows_of(f"pixel_accuracy{end}", accuracy)
+    intersections_and_unions = {
+        "object": scores.true_positive,
+        "object_union": scores.true_positive + wrong,
+        "background": scores.true_negative,
+        "background_union": scores.true_negative + wrong,
+    }
+    yield queries.rows_of(f"mean_iou{end}", intersections_and_unions)
+
+
+_PARTS = ("target", "others", "background")
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """N regions of images that have other regions and a background, too."""
+
+    queries: Queries
+    masks: Tensor  # (N, 3, H, W) bool, in the order of _PARTS
+    valid: Tensor  # (N, H, W) bool, the pixels that count
+
+    def select(self, indices: Sequence[int]) -> "_Parts":
+        """Select some regions, in the given order."""
+        return _Parts(self.queries.select(indices), self.masks[indices], self.valid[indices])
 
 
 def _measure_signs(batch: MethodOnBatch) -> Iterator[Arrays]:
-    """Images with one region only are left out."""
-    queries = batch.regions
-    if not len(queries):
+    """Leave out images with a single region."""
+    if not len(batch.regions):
         return
-    views = {view.number: view for view in batch.samples.views}
-    owners = [views[number] for number in queries.numbers]
-    whole = torch.stack([view.masks.any(0) for view in owners])  # (N, H, W)
-    valid = batch.valid
-    parts = torch.stack([batch.masks, whole & ~batch.masks, ~whole], 1) & valid[:, None]
-    kept = parts.flatten(2).any(2).all(1).nonzero()[:, 0].tolist()
+    every = _parts_of(batch)
+    kept = every.masks.flatten(2).any(2).all(1).nonzero()[:, 0].tolist()
     if not kept:
         return
-    queries, positive = queries.select(kept), batch.positive[kept]
-    parts, valid = parts[kept], valid[kept]
-    yield from _shares_of_parts("positive", queries, positive, parts, valid)
-    regions = parts[:, 0] | parts[:, 1]
-    yield _share("target_among_regions", queries, positive, parts[:, 0], regions)
-    negative = None if batch.negative is None else batch.negative[kept]
-    finite = [] if negative is None else finite_indices(negative)
-    if negative is None or not finite:
+    parts = every.select(kept)
+    positive = batch.positive[kept]
+    yield from _share_rows("positive", parts, positive)
+    target = parts.masks[:, 0]
+    regions = target | parts.masks[:, 1]
+    yield _share_row("target_among_regions", parts.queries, positive, target, regions)
+    if batch.negative is None:
         return
-    queries, parts, valid = queries.select(finite), parts[finite], valid[finite]
-    positive, negative = positive[finite], negative[finite]
-    yield from _shares_of_parts("negative", queries, negative, parts, valid)
-    correlation = metrics.rank_correlation(positive, negative)
-    yield queries.rows_of("sign_correlation", correlation, chance=0)
-    first, second = (heatmap.flatten(1).double() for heatmap in (positive, negative))
-    yield queries.rows_of("sign_cosine", F.cosine_similarity(first, second, eps=_LEAST_MASS))
-    # Below all evidence, so that no maximum lies on a pixel that does not count.
-    heatmap = torch.where(valid, maps.upsample(negative, queries.size), -1)
-    hits = metrics.pointing_game(heatmap, parts[:, 1])
-    yield queries.rows_of("negative_pointing_others", hits)
+    negative = batch.negative[kept]
+    finite = finite_indices(negative)
+    if finite:
+        yield from _negative_rows(parts.select(finite), positive[finite], negative[finite])
 
 
 OBJECT_SIGNS: Final = Task(lambda config: listed("signs"), _measure_signs, ("objects",))
 """Mass of both signs in the target, in other regions and in the background."""
 
 
-def _shares_of_parts(
-    sign: str, queries: Queries, heatmap: Tensor, parts: Tensor, valid: Tensor
-) -> Iterator[Arrays]:
-    """The share of the mass of maps (N, h, w) in each of three parts (N, 3, H, W)."""
-    for name, mask in zip(_PARTS, parts.unbind(1), strict=True):
-        yield _share(f"{sign}_{name}", queries, heatmap, mask, valid)
+def _parts_of(batch: MethodOnBatch) -> _Parts:
+    """Split each region's image into the region, the other regions and the background."""
+    view_of = {view.number: view for view in batch.samples.views}
+    of_any_region = [view_of[number].masks.any(0) for number in batch.regions.numbers]
+    any_region = torch.stack(of_any_region)  # (N, H, W)
+    masks = torch.stack([batch.masks, any_region & ~batch.masks, ~any_region], 1)
+    return _Parts(batch.regions, masks & batch.valid[:, None], batch.valid)
 
 
-def _share(metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, valid: Tensor) -> Arrays:
-    """The share of all known mass of maps (N, h, w); an empty map gets the share of pixels."""
+def _negative_rows(parts: _Parts, positive: Tensor, negative: Tensor) -> Iterator[Arrays]:
+    """Say where the negative maps (N, h, w) lie, and how far they resemble the positive ones."""
+    queries = parts.queries
+    yield from _share_rows("negative", parts, negative)
+    correlation = metrics.rank_correlation(positive, negative)
+    yield queries.rows_of("sign_correlation", correlation, chance=0)
+    cosine = F.cosine_similarity(
+        positive.flatten(1).double(), negative.flatten(1).double(), eps=_LEAST_MASS
+    )
+    yield queries.rows_of("sign_cosine", cosine)
+    # Below all evidence, so that the maximum does not lie on a pixel that does not count.
+    heatmap = torch.where(parts.valid, maps.upsample(negative, queries.size), -1)
+    hits = metrics.pointing_game(heatmap, parts.masks[:, 1])
+    yield queries.rows_of("negative_pointing_others", hits)
+
+
+def _share_rows(sign: str, parts: _Parts, heatmap: Tensor) -> Iterator[Arrays]:
+    """Yield the shares of the mass of maps (N, h, w) in each of the three parts."""
+    for name, masks in zip(_PARTS, parts.masks.unbind(1), strict=True):
+        yield _share_row(f"{sign}_{name}", parts.queries, heatmap, masks, parts.valid)
+
+
+def _share_row(
+    metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, valid: Tensor
+) -> Arrays:
+    """Compute which share of the mass on valid pixels lies in masks (N, H, W).
+
+    A map without mass gets the share of pixels.
+    """
     mass = maps.upsample(heatmap, queries.size) * valid
     share = (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
     chance = masks.flatten(1).sum(1) / valid.flatten(1).sum(1)
@@ -141,43 +203,41 @@ _SCALE: Final = 100  # of cosines before the softmax, where CLIP's own training 
 
 
 def _measure_words(batch: MethodOnBatch) -> Iterator[Arrays]:
-    """Samples with a caption."""
-    boxed = "phrases" in batch.context.data.truth
-    captioned = [view for view in batch.samples.views if view.sample.caption and view.regions]
-    views = [view for view in captioned if boxed or len(view.regions) <= _MOST_WORDS]
+    """Leave out samples without a caption or without a region."""
+    has_boxes = "phrases" in batch.context.data.truth
+    views = []
+    for view in batch.samples.views:
+        is_captioned = bool(view.sample.caption and view.regions)
+        if is_captioned and (has_boxes or len(view.regions) <= _MOST_WORDS):
+            views.append(view)
     if not views:
         return
-    owners = [view for view in views for _ in view.regions]
-    words = [region.text for view in views for region in view.regions]
-    captions = [view.sample.caption or "" for view in owners]
-    pairs = zip(captions, words, strict=True)
-    # of a word that comes several times the first
-    rows = [targets.words(batch.clip, caption, [word]).embeddings[:1] for caption, word in pairs]
-    queries = queries_of(owners, torch.cat(rows), words)
+    view_of_word: list[View] = []
+    words: list[str] = []
+    embeddings: list[Tensor] = []
+    for view in views:
+        for region in view.regions:
+            view_of_word.append(view)
+            words.append(region.text)
+            target = targets.words(batch.clip, view.sample.caption or "", [region.text])
+            # A word may occur several times in its caption; the first one counts.
+            embeddings.append(target.embeddings[:1])
+    queries = queries_of(view_of_word, torch.cat(embeddings), words)
     kept, raw = batch.compute_finite(queries)
     if not kept:
         return
-    queries, masks = queries.select(kept), torch.cat([view.masks for view in views])[kept]
-    cells = masks.flatten(1).double().mean(1)  # share of the image
-    counts = {view.number: "boxes" if boxed else str(len(view.regions)) for view in views}
-    positive, negative = maps.positive(raw), batch.compute_negative(queries, raw)
-    signed = positive if negative is None else positive - negative
-    finite = finite_indices(signed)
-    if finite:
-        game = metrics.word_mosaic_game(signed[finite], masks[finite])
-        chance = cells if negative is None else torch.full_like(cells, 0.5)
-        yield from _by_count("words", queries.select(finite), counts, game, chance[finite])
-    energy = metrics.energy_inside(positive, masks)
-    yield from _by_count("word_energy", queries, counts, energy, cells)
-    hits = metrics.pointing_game(positive, masks)
-    yield from _by_count("word_pointing", queries, counts, hits, cells)
+    queries = queries.select(kept)
+    masks = torch.cat([view.masks for view in views])[kept]
+    groups = {view.number: "boxes" if has_boxes else str(len(view.regions)) for view in views}
+    yield from _word_rows(batch, queries, raw, masks, groups)
 
-    texts = tuple(captions[i] for i in kept)
-    whole = replace(queries, embeddings=batch.context.encode(texts), texts=texts)
+    captions = tuple(view_of_word[index].sample.caption or "" for index in kept)
+    whole = replace(queries, embeddings=batch.context.encode(captions), texts=captions)
     finite, raw = batch.compute_finite(whole)
     if finite:
         share = metrics.energy_inside(maps.positive(raw), masks[finite])
-        yield from _by_count("caption", queries.select(finite), counts, share, cells[finite])
+        chance = _image_share(masks[finite])
+        yield from _group_rows("caption", queries.select(finite), groups, share, chance)
 
 
 CAPTION_WORDS: Final = Task(
@@ -186,30 +246,73 @@ CAPTION_WORDS: Final = Task(
 """Signed maps of words, and next to them the maps of whole captions."""
 
 
-def _by_count(
-    name: str, queries: Queries, counts: Mapping[int, str], values: Tensor, chance: Tensor
+def _word_rows(
+    batch: MethodOnBatch, queries: Queries, raw: Tensor, masks: Tensor, groups: Mapping[int, str]
 ) -> Iterator[Arrays]:
-    """Rows of values (N,) by the number of cells that a sample's caption names, or of boxes."""
-    named = [counts[number] for number in queries.numbers]
-    for count in sorted(set(named)):
-        kept = [i for i, cells in enumerate(named) if cells == count]
-        yield queries.select(kept).rows_of(f"{name}_{count}", values[kept], chance=chance[kept])
+    """Compare finite maps (N, h, w) of words with the masks (N, H, W) of what they name."""
+    positive = maps.positive(raw)
+    negative = batch.compute_negative(queries, raw)
+    share = _image_share(masks)
+    signed = positive
+    mosaic_chance = share
+    if negative is not None:
+        signed = positive - negative
+        mosaic_chance = torch.full_like(share, 0.5)
+    finite = finite_indices(signed)
+    if finite:
+        game = metrics.word_mosaic_game(signed[finite], masks[finite])
+        of_finite = queries.select(finite)
+        yield from _group_rows("words", of_finite, groups, game, mosaic_chance[finite])
+    energy = metrics.energy_inside(positive, masks)
+    yield from _group_rows("word_energy", queries, groups, energy, share)
+    hits = metrics.pointing_game(positive, masks)
+    yield from _group_rows("word_pointing", queries, groups, hits, share)
+
+
+def _image_share(masks: Tensor) -> Tensor:
+    """Return the share (N,) of the image that each mask (N, H, W) covers."""
+    return masks.flatten(1).double().mean(1)
+
+
+def _group_rows(
+    name: str, queries: Queries, groups: Mapping[int, str], values: Tensor, chance: Tensor
+) -> Iterator[Arrays]:
+    """Yield rows of values (N,) for each group of samples.
+
+    Groups are told apart by the number of words that the caption names, or called "boxes".
+    """
+    group_of_row = [groups[number] for number in queries.numbers]
+    for group in sorted(set(group_of_row)):
+        rows = [row for row, row_group in enumerate(group_of_row) if row_group == group]
+        of_group = queries.select(rows)
+        yield of_group.rows_of(f"{name}_{group}", values[rows], chance=chance[rows])
+
+
+class _Cell(NamedTuple):
+    """A region of a mosaic that has a class."""
+
+    view: View
+    mask: Tensor  # (H, W) bool
+    label: int
 
 
 def _measure_grid(batch: MethodOnBatch) -> Iterator[Arrays]:
-    """Samples whose regions have classes."""
+    """Leave out samples whose regions have no classes."""
     cells = batch.samples.remember("known cells", lambda: _known_cells(batch.samples))
     if not cells:
         return
-    labels = [view.regions[index].label or 0 for view, index in cells]
-    texts = [batch.context.data.classes[label] for label in labels]
-    queries = queries_of([v for v, _ in cells], batch.context.classes[labels], texts)
+    labels = [cell.label for cell in cells]
+    queries = queries_of(
+        [cell.view for cell in cells],
+        batch.context.classes[labels],
+        [batch.context.data.classes[label] for label in labels],
+    )
     kept, raw = batch.compute_finite(queries)
     if kept:
-        masks = torch.stack([view.masks[index] for view, index in (cells[i] for i in kept)])
+        masks = torch.stack([cells[index].mask for index in kept])
         share = metrics.energy_inside(maps.positive(raw), masks)
-        chance = masks.flatten(1).double().mean(1)
-        yield queries.select(kept).rows_of("grid_pg", share, chance=chance)
+        of_finite = queries.select(kept)
+        yield of_finite.rows_of("grid_pg", share, chance=_image_share(masks))
 
 
 GRID_POINTING: Final = Task(
@@ -218,72 +321,86 @@ GRID_POINTING: Final = Task(
 """GridPG: positive maps of classes in mosaics, of the cells that the model is sure of."""
 
 
-def _known_cells(samples: Batch) -> list[tuple[View, int]]:
-    """The regions that the model puts into their class when it is shown them alone.
-
-    Each as its view and its index there.
-    """
-    cells, crops, labels = [], [], []
+def _known_cells(samples: Batch) -> list[_Cell]:
+    """Find the cells whose class the model recognizes with confidence if shown the cell alone."""
+    cells: list[_Cell] = []
+    crops: list[Image.Image] = []
     for view in samples.views:
-        for index, region in enumerate(view.regions):
+        for region, mask in zip(view.regions, view.masks, strict=True):
             if region.label is not None:
-                cells.append((view, index))
-                crops.append(view.sample.image.crop(Image.fromarray(region.mask).getbbox()))
-                labels.append(region.label)
+                cells.append(_Cell(view, mask, region.label))
+                box = Image.fromarray(region.mask).getbbox()
+                crops.append(view.sample.image.crop(box))
     if not cells:
         return []
     context = samples.context
-    scores = context.scores(context.clip.preprocess(crops), context.classes)
-    confidence, predicted = (_SCALE * scores.double()).softmax(1).max(1)
-    right = predicted == torch.tensor(labels, device=predicted.device)
-    sure = right & (confidence >= _CONFIDENCE)
-    return [cell for cell, is_sure in zip(cells, sure.tolist(), strict=True) if is_sure]
+    cosines = context.scores(context.clip.preprocess(crops), context.classes)
+    confidence, predicted = (_SCALE * cosines.double()).softmax(1).max(1)
+    labels = torch.tensor([cell.label for cell in cells], device=predicted.device)
+    is_known = (predicted == labels) & (confidence >= _CONFIDENCE)
+    return [cells[index] for index in is_known.nonzero()[:, 0].tolist()]
+
+
+def _background_levels(data: DataSet) -> dict[str, Threshold | None]:
+    """Return the end of a metric's name -> the level below which a pixel is background."""
+    if data.background:
+        return {"": "mean", "_half": 0.5}
+    return {"": None}
 
 
 def _measure_segmentation(batch: MethodOnBatch) -> Iterator[Arrays]:
-    """Samples with a label image."""
-    data, levels = batch.context.data, dict[str, Threshold | None]({"": None})
-    if data.background:
-        levels = {"": "mean", "_half": 0.5}
+    """Leave out samples without a label image."""
+    data = batch.context.data
     for view in batch.samples.views:
-        heatmap = None if view.sample.labels is None else _maps_of_classes(batch, view)
+        if view.sample.labels is None:
+            continue
+        heatmap = _maps_of_classes(batch, view)
         if heatmap is None:
             continue
         largest, best = heatmap.max(0)
-        for end, level in levels.items():
-            marked = largest > 0
+        for end, level in _background_levels(data).items():
+            is_object = largest > 0
             if level is not None:
                 normalized = maps.normalize(largest)
-                marked &= normalized > maps.threshold_level(normalized[None], level)
-            decided = torch.where(marked, best, len(data.classes))
+                is_object &= normalized > maps.threshold_level(normalized[None], level)
+            decided = torch.where(is_object, best, len(data.classes))
             yield from _class_rows(end, view, decided, data)
 
 
 def _measure_best_class(samples: Batch) -> Iterator[Arrays]:
-    """One class for all pixels: the one with the highest score, mean over the windows."""
+    """Give all pixels the class with the highest score, which is averaged over the windows."""
     context = samples.context
     for view in samples.views:
         if view.sample.labels is not None:
             _, pixels = _windows_of(samples, view)
-            best = context.scores(pixels, context.encode(context.data.classes)).mean(0).argmax()
-            for end in ("", "_half")[: 1 + context.data.background]:
-                decided = best.expand(view.sample.labels.shape)
+            scores = context.scores(pixels, context.encode(context.data.classes)).mean(0)
+            decided = scores.argmax().expand(view.sample.labels.shape)
+            for end in _background_levels(context.data):
                 yield from _class_rows(end, view, decided, context.data)
 
 
 def _class_rows(end: str, view: View, decided: Tensor, data: DataSet) -> Iterator[Arrays]:
-    """Compare the class (H, W) of each pixel, of background the number of classes, with truth."""
+    """Compare the decided class (H, W) of each pixel with the truth.
+
+    The number of classes stands for the background.
+    """
     truth = torch.from_numpy(view.sample.labels).to(decided.device)
-    count, names = len(data.classes), (*data.classes, *("background",) * data.background)
+    count = len(data.classes)
+    names = list(data.classes)
+    if data.background:
+        names.append("background")
     cells = ((count + 1) * truth + decided)[truth >= 0]
-    table = torch.bincount(cells, minlength=(count + 1) ** 2).view(count + 1, -1)
-    right, either = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()
-    # of every class, so that all methods have the same rows and can be paired
-    parts = {"class": torch.arange(len(names)), "intersection": right, "union": either}
-    columns = {column: values[: len(names)] for column, values in parts.items()}
+    confusion = torch.bincount(cells, minlength=(count + 1) ** 2).view(count + 1, -1)
+    right = confusion.diagonal()
+    # Classes that do not occur have rows too, so that methods have the same rows and can be paired.
+    columns = {
+        "class": torch.arange(len(names)),
+        "intersection": right[: len(names)],
+        "union": (confusion.sum(0) + confusion.sum(1) - right)[: len(names)],
+    }
     yield rows_of(f"miou{end}", columns, [view.number] * len(names), names)
-    share = {"numerator": right.sum()[None], "denominator": table.sum()[None]}
-    yield rows_of(f"aacc{end}", share, [view.number], ["all classes"])
+    accuracy = {"numerator": right.sum()[None], "denominator": confusion.sum()[None]}
+    yield rows_of(f"aacc{end}", accuracy, [view.number], ["all classes"])
 
 
 SEGMENTATION: Final = Task(
@@ -296,31 +413,49 @@ SEGMENTATION: Final = Task(
 
 
 def _maps_of_classes(batch: MethodOnBatch, view: View) -> Tensor | None:
-    """Positive maps (K, H, W) of all classes on a photo; None where one of them is not finite."""
-    clip, classes = batch.clip, tuple(batch.context.data.classes)
-    size = view.sample.image.size[::-1]
-    embeddings, count = batch.context.encode(classes), len(classes)
-    names = (view.sample.name,) * count
-    numbers = tuple(view.number * count + index for index in range(count))  # random maps differ
+    """Compute the positive maps (K, H, W) of all classes on a photo, averaged over its windows.
+
+    Returns:
+        None if any of them is not finite.
+    """
+    classes = tuple(batch.context.data.classes)
+    count = len(classes)
+    embeddings = batch.context.encode(classes)
+    width, height = view.sample.image.size
     if batch.method.of_photos:
-        boxes: list[Box] = [(0, 0, size[1], size[0])]
-        pixels = view.pixels.new_zeros(1, 1, 1, 1).expand(1, 3, *size)  # only their size is read
+        boxes: list[Box] = [(0, 0, width, height)]
+        # Such a method reads the size of the pixels alone, so they take no memory.
+        pixels = view.pixels.new_zeros(1, 1, 1, 1).expand(1, 3, height, width)
     else:
         boxes, pixels = _windows_of(batch.samples, view)
-    heatmap, times = embeddings.new_zeros(count, *size), embeddings.new_zeros(size)
+    heatmap = embeddings.new_zeros(count, height, width)
+    window_count = embeddings.new_zeros(height, width)
     for box, window in zip(boxes, pixels, strict=True):
-        repeated = window.expand(count, -1, -1, -1)
-        queries = Queries(repeated, embeddings, names, classes, numbers)
-        parts = [queries] if batch.method.of_photos else queries.split(batch.config.batch_size)
-        raw = torch.cat([batch.method.maps_of_image(clip, chunk) for chunk in parts])
-        if len(finite := finite_indices(raw)) < count:
-            lost = classes[min({*range(count)} - {*finite})]
-            reason = batch.method.failure_reason(view.sample.name, lost)
+        queries = Queries(
+            pixels=window.expand(count, -1, -1, -1),
+            embeddings=embeddings,
+            names=(view.sample.name,) * count,
+            texts=classes,
+            # Random maps are drawn from these numbers, and differ between classes.
+            numbers=tuple(range(view.number * count, (view.number + 1) * count)),
+        )
+        raw = _maps_in_window(batch, queries)
+        missing = sorted(set(range(count)) - set(finite_indices(raw)))
+        if missing:
+            reason = batch.method.failure_reason(view.sample.name, classes[missing[0]])
             batch.skipped.append(Skipped(view.number, f"{batch.method.name}: {reason}"))
             return None
-        heatmap += maps.uncrop(maps.positive(raw), box, size)
-        times += maps.uncrop(torch.ones_like(raw[0]), box, size)
-    return heatmap / times.clamp(min=1)
+        heatmap += maps.uncrop(maps.positive(raw), box, (height, width))
+        window_count += maps.uncrop(torch.ones_like(raw[0]), box, (height, width))
+    return heatmap / window_count.clamp(min=1)
+
+
+def _maps_in_window(batch: MethodOnBatch, queries: Queries) -> Tensor:
+    """Compute the raw maps (K, h, w) of queries for one image."""
+    chunks = [queries]
+    if not batch.method.of_photos:
+        chunks = queries.split(batch.config.batch_size)
+    return torch.cat([batch.method.maps_of_image(batch.clip, chunk) for chunk in chunks])
 
 
 def _windows_of(samples: Batch, view: View) -> tuple[list[Box], Tensor]:
@@ -329,11 +464,19 @@ def _windows_of(samples: Batch, view: View) -> tuple[list[Box], Tensor]:
 
 
 def _windows(image: Image.Image, clip: ClipAdapter) -> tuple[list[Box], Tensor]:
-    """Boxes that a model sees of overlapping squares over a photo, and pixels (n, 3, H, W)."""
+    """Cut a photo into overlapping squares; return what the model sees of each.
+
+    Returns:
+        The boxes that it sees, in pixels of the photo, and the preprocessed pixels (n, 3, H, W).
+    """
     side, length = sorted(image.size)
     count = math.ceil(2 * (length - side) / side) + 1
     starts = np.linspace(0, length - side, count).round().astype(int).tolist()
-    corners = [(start, 0) if image.width > side else (0, start) for start in starts]
-    pixels = clip.preprocess([image.crop((x, y, x + side, y + side)) for x, y in corners])
+    if image.width > side:
+        corners = [(start, 0) for start in starts]
+    else:
+        corners = [(0, start) for start in starts]
+    squares = [image.crop((x, y, x + side, y + side)) for x, y in corners]
     left, top, right, bottom = crop_of(clip.processor, (side, side)).box
-    return [(x + left, y + top, x + right, y + bottom) for x, y in corners], pixels
+    boxes: list[Box] = [(x + left, y + top, x + right, y + bottom) for x, y in corners]
+    return boxes, clip.preprocess(squares)
