@@ -76,7 +76,16 @@ def head_vectors(
     each = (method.vectors(batch, per="head") for batch in pixels)
     batches = [HeadVectors(*(tensor.cpu() for tensor in vectors)) for vectors in each]
     check_nonempty("image", batches)
-    return HeadVectors(*map(torch.cat, zip(*batches, strict=True)))
+    return concatenate(batches)
+
+
+def concatenate(batches: Sequence[HeadVectors]) -> HeadVectors:
+    """Join the vectors of several batches of images."""
+    return HeadVectors(
+        heads=torch.cat([vectors.heads for vectors in batches]),
+        mlps=torch.cat([vectors.mlps for vectors in batches]),
+        rest=torch.cat([vectors.rest for vectors in batches]),
+    )
 
 
 @public("text_span")
