@@ -45,9 +45,9 @@ from ..visualization.arrays import as_images
 from ..visualization.charts import strip, strip_legends
 from ..visualization.colors import signed_number
 from ..visualization.grid import Panel, Row, grid
-from .heads import Head, TextSpan, batches_of, concatenate, describe_heads
+from .heads import Head, TextSpan, batches_of, describe_heads
 
-Place: TypeAlias = tuple[str, int | None, int | None]
+_Place: TypeAlias = tuple[str, int | None, int | None]
 """A text, a layer and a head."""
 _BY_HEAD: Final = (*HeadVectors._fields, "scale")
 _BY_REGION: Final = ("regions", "outside")
@@ -305,13 +305,16 @@ def compare(
         better.append(torch.minimum(old.better, new.better))
         colors = clips[0].denormalize(pixels[0])
         seen.append((255 * colors).round().byte().cpu())
+    joined = None
+    if vectors:
+        joined = HeadVectors(*(torch.cat(tensors) for tensors in zip(*vectors, strict=True)))
     return Change(
         models=(clips[0].name, clips[1].name),
         names=text_rows[0].names,
         images=torch.cat(seen),
         sums={name: torch.cat(sums, 1) for name, sums in batch_sums.items()},
         refused=refused,
-        vectors=concatenate(vectors) if vectors else None,
+        vectors=joined,
         doubts=count_doubts(texts, torch.cat(better)),
     )
 
@@ -358,7 +361,7 @@ def _properties(clip: ClipAdapter, pixels: Tensor, texts: Sequence[str]) -> dict
         "layers and heads": _MEAN if pooling == "mean" else (len(read), read[0].heads),
         "widths": tuple(weights[0].shape) if weights else (),
         "grids": clip.grid(*size),
-        # Measuring a size raises for models that are refused elsewhere, so it comes last.
+        # A size that the model does not state takes a forward, so it comes last.
         "embedding sizes": clip.embedding_dim or clip.measured_dim(),
     }
 
@@ -396,7 +399,7 @@ def _summands(
     refused: Collection[str],
 ) -> _Summands:
     """Take the cosines of images with texts and with directions, and the latter apart."""
-    # A target of the other model is refused by this one, while rows without a model are not.
+    # Targets of two models cannot be joined, while those of rows have no model.
     numbers = targets.embedding(directions.embeddings, directions.names)
     forward = ClipSimilarity(clip, targets.concatenate([texts, numbers]))
     method = DirectContribution(forward)
@@ -479,7 +482,7 @@ def _parts_of_scores(change: Change, only_after: bool) -> dict[str, Tensor]:
 
 def _families(
     names: Sequence[str], values: Sequence[Tensor]
-) -> Iterator[tuple[list[Place], list[Tensor]]]:
+) -> Iterator[tuple[list[_Place], list[Tensor]]]:
     """Split values (N, K, ...) of one or two groups into families of m tests: places, (N, m)."""
     if values[0].ndim == 2:
         # All texts are compared with each other; what has a place, within its text.
@@ -494,7 +497,9 @@ def _families(
             yield family, [group[:, k].flatten(1) for group in values]
 
 
-def _tested(what: str, family: Sequence[Place], values: Sequence[Tensor], seed: int) -> list[Moved]:
+def _tested(
+    what: str, family: Sequence[_Place], values: Sequence[Tensor], seed: int
+) -> list[Moved]:
     """The rows of a family of m tests, from the values (N, m) of one or two groups of images."""
     # Holm multiplies the least p value by m, and more resamples keep it at .03 or below.
     count = max(2000, 80 * len(family))
