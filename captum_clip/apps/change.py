@@ -5,23 +5,24 @@ With the unit embeddings e and t of an image and a text before, :math:`e'` and :
 .. math:: e' \cdot t' - e \cdot t = (e' - e) \cdot t + e' \cdot (t' - t)
 
 The first term is what the image tower changed. It is a sum over regions, the difference of two maps
-of :class:`captum_clip.DirectContribution`, and another over heads and MLPs. Each of these adds an
-output x to the pooled token, from where a linear map J leads to the unit embedding, with norm,
-gates and length as constants of the image. The head or MLP changed
+of :class:`captum_clip.DirectContribution`, and another sum over heads and MLPs. Each head or MLP
+adds an output x to the pooled token. A linear map J leads from there to the unit embedding, with
+norm, gates and length as constants of the image. The head or MLP changed
 
 .. math:: \tfrac{1}{2} (J + J') (x' - x) \cdot t
 
-which is zero where weights and inputs are the same. What J changed is the scale: the norm's
-deviation and the embedding's length. If their weights changed, it has the last norm, the
-projection and a pool's MLP as well.
+which is zero where weights and inputs are the same. The change of J itself is the scale: it comes
+from the norm's deviation and the embedding's length. If their weights changed, the last norm, the
+projection and a pool's MLP are in the scale as well.
 """
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import nan
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -44,28 +45,36 @@ from ..targets.similarity import ClipSimilarity
 from ..visualization.arrays import as_images
 from ..visualization.charts import strip, strip_legends
 from ..visualization.colors import signed_number
-from ..visualization.grid import Panel, grid
+from ..visualization.grid import Panel, Row, grid
 from .heads import Head, TextSpan, batches_of, describe_heads
 
+_Place: TypeAlias = tuple[str, int | None, int | None]
+"""A text, a layer and a head."""
 _BY_HEAD: Final = (*HeadVectors._fields, "scale")
-_NEEDS: Final = {"layers and heads": _BY_HEAD, "widths": _BY_HEAD, "grids": ("regions", "outside")}
-"""What cannot be compared without the same of each; without embeddings of one size nothing can."""
+_BY_REGION: Final = ("regions", "outside")
+_RULED_OUT: Final[dict[str, tuple[str, ...]]] = {
+    "layers and heads": _BY_HEAD,
+    "widths": _BY_HEAD,
+    "grids": _BY_REGION,
+    "embedding sizes": ("text", *_BY_HEAD, *_BY_REGION),
+}
+"""The sums that cannot be compared between two models that differ in a property."""
 _UNMOVED: Final = 1e-6  # of a cosine; no change, however often it has one sign
 _MEAN: Final = "none but a mean"
 _PIXELS: Final = 0.01  # root mean square; libraries differ by .001, bilinear and bicubic by .017
 
 
 class Moved(NamedTuple):
-    """What adds to the score of a text, and how much: a mean over images with its interval.
+    """A row of a table: a part of the score of a text, and its mean over images with an interval.
 
     Attributes:
-        what: "score"; of the score "image tower" and "text tower"; of the image tower "layer",
-            "rest" and "scale"; of a layer "head" and "mlp".
-        text: whose score.
-        layer: from 0; None of what is in no layer.
-        head: of the layer; None of what is no head.
-        mean: of the change, or the difference of two groups of images.
-        low: lower end of the 95 % interval; like `high`, NaN of a single image.
+        what: "score"; for parts of the score "image tower" and "text tower"; for parts of the image
+            tower "layer", "rest" and "scale"; for parts of a layer "head" and "mlp".
+        text: the text whose score it is.
+        layer: from 0; None for a part that is in no layer.
+        head: of the layer; None for a part that is no head.
+        mean: mean of the change, or the difference of the means of two groups of images.
+        low: lower end of the 95 % interval; like `high`, NaN for a single image.
         high: upper end.
         p_value: two-sided, adjusted by Holm for all texts, or for all layers, heads or MLPs of the
             text; NaN below 30 images.
@@ -82,33 +91,37 @@ class Moved(NamedTuple):
 
 
 def _change_of(name: str, doc: str) -> Any:
+    """Make a property that reads the change of a sum, or raises if the models do not share it."""
+
     def read(change: "Change") -> Tensor:
         if name in change.refused:
             raise InputError(change.refused[name])
-        return change.sums[name][1] - change.sums[name][0]
+        before, after = change.sums[name]
+        difference: Tensor = after - before
+        return difference
 
     return property(read, doc=doc)
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    r"""The difference of two models' scores of N images and K texts, and the sums that it is.
+    r"""The difference of two models' scores of N images and K texts, and the sums that make it up.
 
     ``scores[1] - scores[0]`` is ``text`` plus what the image tower changed, which is
     ``regions.sum((-2, -1)) + outside``, and also
-    ``heads.sum((-2, -1)) + mlps.sum(-1) + rest + scale``. All of it is signed. ``change[rows]`` is
-    that of some of the images. What two models do not have in common raises InputError when it is
-    read.
+    ``heads.sum((-2, -1)) + mlps.sum(-1) + rest + scale``. All of these are signed. ``change[rows]``
+    is the change in some of the images. Reading a sum that the two models do not have in common
+    raises InputError.
 
     Attributes:
         models: names of the model before and of the one after.
         names: the K texts.
         images: uint8 (N, 3, H, W), as the model before saw them.
-        sums: (2, N, K, ...) by name, before and after: what the other attributes are the
-            differences of. Regions and heads are products with the texts of the model before.
-            The scale is what is left of a score whose parts pass the mean of both models' ways.
-        refused: what the models do not have in common, by name, and why.
-        vectors: the change of the image embedding but for the scale, on the CPU.
+        sums: (2, N, K, ...) by name, before and after; the other attributes are their differences.
+            Regions and heads are products with the texts of the model before. The scale is the
+            remainder of a score whose parts pass the mean of both models' linear maps.
+        refused: name of each sum that the models do not have in common, and why.
+        vectors: the change of the image embedding without the scale, on the CPU.
         doubts: sentences on texts that fit the images no better than unrelated texts do, before
             and after.
     """
@@ -138,29 +151,33 @@ class Change:
         return len(self.images)
 
     def __getitem__(self, rows: Tensor | Sequence[int] | slice) -> "Change":
-        vectors = self.vectors and HeadVectors(*(tensor[rows] for tensor in self.vectors))
+        vectors = None
+        if self.vectors is not None:
+            vectors = HeadVectors(*(tensor[rows] for tensor in self.vectors))
         sums = {name: values[:, rows] for name, values in self.sums.items()}
         return replace(self, images=self.images[rows], sums=sums, vectors=vectors)
 
     @public("table")
     def table(self, against: "Change | None" = None, *, seed: int = 0) -> list[Moved]:
-        """What moved most: of texts, towers, layers, heads and MLPs each the largest first.
+        """List what moved most: texts, towers, layers, heads and MLPs, each the largest first.
 
         Intervals are bootstraps over images, of 2,000 resamples, or more where Holm's factor would
-        hide every difference. With `against`, which is of other images, the rows say what makes the
-        scores of the model after larger in these images than in those.
+        hide every difference. `against` is a change in other images. With it the rows say what
+        makes the scores of the model after larger in these images than in those.
         """
-        others = [] if against is None else [against]
-        groups = [_columns(each, bool(others)) for each in (self, *others) if len(each)]
+        changes = [self]
+        if against is not None:
+            changes.append(against)
+        groups = []
+        for change in changes:
+            if len(change) > 0:
+                groups.append(_parts_of_scores(change, only_after=against is not None))
         table = []
         for what in groups[0]:
-            values, rows = [group[what] for group in groups], list[Moved]()  # (N, K, ...)
-            places = [*np.ndindex(values[0].shape[2:])]
-            families = [[(name, *place, None, None)[:3] for place in places] for name in self.names]
-            if values[0].ndim == 2:  # texts are compared with each other, places in a text
-                families, values = [[*chain(*families)]], [each[:, None] for each in values]
-            for k, family in enumerate(filter(None, families)):
-                rows += _tested(what, family, [each[:, k].flatten(1) for each in values], seed)
+            rows = []
+            values = [parts[what] for parts in groups]
+            for family, tests in _families(self.names, values):
+                rows += _tested(what, family, tests, seed)
             table += sorted(rows, key=lambda row: -abs(row.mean))
         return table
 
@@ -178,7 +195,7 @@ class Change:
     def confusion(self, actual: str, predicted: str) -> "tuple[Change, Change]":
         """The contrast of a wrong text with the right one, in images that are wrong or right.
 
-        Wrong are those whose best text to the model after is `predicted`, right those where it is
+        An image is wrong if its best text to the model after is `predicted`, and right if that is
         `actual`. ``wrong.table(right)`` has the heads that the mistakes have in common.
 
         Raises:
@@ -186,12 +203,17 @@ class Change:
         """
         for name in (actual, predicted):
             expect(name in self.names, f"one of the texts {[*self.names]}", name)
-        columns = [self.names.index(name) for name in (predicted, actual)]
-        sums = {name: v[:, :, columns[:1]] - v[:, :, columns[1:]] for name, v in self.sums.items()}
+        wrong_text = self.names.index(predicted)
+        right_text = self.names.index(actual)
+        sums = {}
+        for name, values in self.sums.items():
+            sums[name] = values[:, :, [wrong_text]] - values[:, :, [right_text]]
         contrast = replace(self, names=(f"{predicted} rather than {actual}",), sums=sums)
-        wrong, right = (self.scores[1].argmax(1) == column for column in columns)
-        expect(wrong.any(), f"an image that is best called {predicted!r} by {self.models[1]}", 0)
-        return contrast[wrong], contrast[right]
+        best_text = self.scores[1].argmax(1)
+        is_wrong = best_text == wrong_text
+        expected = f"an image that is best called {predicted!r} by {self.models[1]}"
+        expect(is_wrong.any(), expected, 0)
+        return contrast[is_wrong], contrast[best_text == right_text]
 
     @public("plot")
     def plot(self, *, count: int = 6) -> Figure:
@@ -201,18 +223,22 @@ class Change:
         are cosines, and their difference.
         """
         check_integer("count", count)
-        scores, regions = self.scores, [*self.sums.get("regions", ()), self.regions]
-        largest, texts = (scores[1] - scores[0]).abs().max(1)
-        rows, order, top = [], largest.argsort(descending=True)[:count], None
+        difference = self.regions
+        regions = torch.stack([*self.sums["regions"], difference])  # (3, N, K, h, w)
+        largest, texts = (self.scores[1] - self.scores[0]).abs().max(1)
+        order = largest.argsort(descending=True)[:count]
+        top = None
         if current_look.get().scale == "shared":
-            top = max(float(each[order, texts[order]].abs().max()) for each in regions)
+            top = float(regions[:, order, texts[order]].abs().max())
+        rows: list[Row] = []
         for index in order.tolist():
             text = int(texts[index])
-            before, after = scores[:, index, text].tolist()
+            before, after = self.scores[:, index, text].tolist()
+            notes = [signed_number(number) for number in (before, after, after - before)]
             [pixels] = as_images(self.images[index : index + 1] / 255)
-            raw = torch.stack([each[index, text] for each in regions])
-            notes = [*map(signed_number, (before, after, after - before))]
-            lead, titles = Panel(pixels, label=self.names[text]), (*self.models, "difference")
+            lead = Panel(pixels, label=self.names[text])
+            titles = (*self.models, "difference")
+            raw = regions[:, index, text]
             rows += strip(pixels, raw, lead, titles, notes=notes, shared=True, top=top)
         legends = strip_legends("adds to the cosine", "takes away from it")
         caption = " \N{MIDDLE DOT} ".join([DirectContribution.name, *self.doubts])
@@ -225,10 +251,10 @@ def compare(
 ) -> Change:
     """Compare what two models make of the same images and texts: a :class:`Change`.
 
-    Three forwards per image and model. Regions need grids of one size, heads as many heads in as
-    many layers of one width, and all but scores embeddings of one size. A warning says what is
-    missing before anything is computed, and what differs besides the weights: tokens of the texts,
-    sizes of the images, processors.
+    Three forwards per image and model. Regions need grids of one size, heads need the same number
+    of heads in the same number of layers of one width, and all sums but scores need embeddings of
+    one size. A warning says what is missing before anything is computed, and what differs besides
+    the weights: tokens of the texts, sizes of the images, processors.
 
     Args:
         before: a model, or what ``load_clip`` takes.
@@ -251,146 +277,248 @@ def compare(
         >>> change.regions.shape, float(change.heads.abs().max())
         (torch.Size([1, 2, 7, 7]), 0.0)
     """
-    clips = [load_clip(each) for each in (before, after)]
-    batches, texts = batches_of(images, batch_size), check_texts(texts)
-    check_nonempty("image", first := next(batches, []))
-    prepared = [clip.preprocess(first) for clip in clips]
-    differences = _differences(clips, prepared, texts)
-    refused = {entry: why for why, entries in differences.items() for entry in entries}
-    for sentence in differences:
+    clips = (load_clip(before), load_clip(after))
+    batches = batches_of(images, batch_size)
+    texts = check_texts(texts)
+    first_batch = next(batches, [])
+    check_nonempty("image", first_batch)
+    refused: dict[str, str] = {}
+    first_pixels = [clip.preprocess(first_batch) for clip in clips]
+    for sentence, ruled_out in _differences(clips, first_pixels, texts):
         warnings.warn(sentence, stacklevel=3)
-    own = [targets.text(clip, texts) for clip in clips]
-    along = own if "text" in refused else own[:1] * 2
-    seen, rows, moved = list[Tensor](), list[dict[str, Tensor]](), list[HeadVectors]()
-    better = list[Tensor]()
-    for batch in chain([first], batches):
-        prepared = [clip.preprocess(batch) for clip in clips]
-        arguments = zip(clips, prepared, own, along, strict=True)
-        old, new = (_summands(*each, refused) for each in arguments)
+        refused |= dict.fromkeys(ruled_out, sentence)
+
+    text_rows = [targets.text(clip, texts) for clip in clips]
+    # The parts of both models are products with the same rows, unless their sizes differ.
+    directions = text_rows if "text" in refused else [text_rows[0], text_rows[0]]
+    batch_sums: dict[str, list[Tensor]] = defaultdict(list)
+    seen, better, vectors = list[Tensor](), list[Tensor](), list[HeadVectors]()
+    for batch in chain([first_batch], batches):
+        pixels = [clip.preprocess(batch) for clip in clips]
+        old = _summands(clips[0], pixels[0], text_rows[0], directions[0], refused)
+        new = _summands(clips[1], pixels[1], text_rows[1], directions[1], refused)
         if "heads" not in refused:
-            moved.append(_at_mean_scale(old, new, along[0]))
-        better.append(torch.minimum(old.pop("better"), new.pop("better")))
-        # the embeddings after, with the texts before and after
-        old["text"], new["text"] = new["text"], new["scores"]
-        rows.append({name: torch.stack([old[name], new[name]]) for name in old})
-        seen.append((255 * clips[0].denormalize(prepared[0])).round().byte().cpu())
-    sums = {name: torch.cat([row[name] for row in rows], 1) for name in rows[0]}
-    vectors = HeadVectors(*map(torch.cat, zip(*moved, strict=True))) if moved else None
-    models = (clips[0].name, clips[1].name)
-    doubts = count_doubts(texts, torch.cat(better))
-    return Change(models, own[0].names, torch.cat(seen), sums, refused, vectors, doubts)
+            vectors.append(_at_mean_scale(old, new, directions[0]))
+        # What the text tower changed is a difference at the embeddings of the model after.
+        old.sums["text"], new.sums["text"] = new.sums["text"], new.sums["scores"]
+        for name, old_sum in old.sums.items():
+            batch_sums[name].append(torch.stack([old_sum, new.sums[name]]))
+        better.append(torch.minimum(old.better, new.better))
+        colors = clips[0].denormalize(pixels[0])
+        seen.append((255 * colors).round().byte().cpu())
+    joined = None
+    if vectors:
+        joined = HeadVectors(*(torch.cat(tensors) for tensors in zip(*vectors, strict=True)))
+    return Change(
+        models=(clips[0].name, clips[1].name),
+        names=text_rows[0].names,
+        images=torch.cat(seen),
+        sums={name: torch.cat(sums, 1) for name, sums in batch_sums.items()},
+        refused=refused,
+        vectors=joined,
+        doubts=count_doubts(texts, torch.cat(better)),
+    )
 
 
-def _differences(clips: Sequence[ClipAdapter], prepared: Any, texts: Any) -> dict[str, Any]:
-    """What two models do not have in common besides weights, and what this leaves out."""
-    names, notes = " and ".join(clip.name for clip in clips), dict[str, Any]()
-    before, after = (_facts(clip, prepared[i], texts) for i, clip in enumerate(clips))
-    for what in before:
-        if before[what] != after[what] or before[what] == _MEAN:
-            entries = _NEEDS.get(what, ())
-            if what == "embedding sizes":
-                entries = (*dict.fromkeys(chain(["text"], *_NEEDS.values())),)
-            so = f", so {', '.join(entries)} cannot be compared; the scores can" * bool(entries)
-            values = f"{show(before[what])} and {show(after[what])}"
-            notes[f"the {what} of {names} are {values}{so}."] = entries
-    first, second = (pixels.float().cpu() for pixels in prepared)
+def _differences(
+    clips: Sequence[ClipAdapter], pixels: Sequence[Tensor], texts: Sequence[str]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield how two models differ besides their weights, and the sums that this rules out."""
+    names = " and ".join(clip.name for clip in clips)
+    before, after = (_properties(*pair, texts) for pair in zip(clips, pixels, strict=True))
+    for name, value in before.items():
+        # Two towers that read a mean are alike, and still have no heads.
+        if value == after[name] and value != _MEAN:
+            continue
+        ruled_out = _RULED_OUT.get(name, ())
+        consequence = ""
+        if ruled_out:
+            consequence = f", so {', '.join(ruled_out)} cannot be compared; the scores can"
+        values = f"{show(value)} and {show(after[name])}"
+        yield f"the {name} of {names} are {values}{consequence}.", ruled_out
+    first, second = (images.float().cpu() for images in pixels)
     if first.shape == second.shape and (first - second).square().mean().sqrt() > _PIXELS:
-        notes[f"the processors of {names} make different pixels from the same image."] = ()
-    return notes
+        yield f"the processors of {names} make different pixels from the same image.", ()
 
 
-def _facts(clip: ClipAdapter, pixels: Tensor, texts: Sequence[str]) -> dict[str, Any]:
-    """What should not differ between two models."""
-    pooling, read, size = clip.tower.pooling, clip.tower.attentions, pixels.shape[-2:]
-    read = read[-1:] if pooling == "attention" else read
-    # without padding, which libraries write otherwise
-    ids = [clip.text_inputs(text)[0][0, : clip.count_tokens(text)].tolist() for text in texts]
-    shapes = (weight.shape for step in clip.tower.head for weight in step_parameters(step))
+def _properties(clip: ClipAdapter, pixels: Tensor, texts: Sequence[str]) -> dict[str, Any]:
+    """The properties of a model that should not differ from those of another."""
+    size = pixels.shape[-2:]
+    pooling = clip.tower.pooling
+    read = clip.tower.attentions
+    if pooling == "attention":
+        read = read[-1:]
+    tokens = []
+    for text in texts:
+        # Libraries pad in different ways, so the padding is left out.
+        ids, *_ = clip.text_inputs(text)
+        tokens.append(ids[0, : clip.count_tokens(text)].tolist())
+    weights = list[Tensor]()
+    for step in clip.tower.head:
+        weights += step_parameters(step)
     return {
-        "tokens": ids,
+        "tokens": tokens,
         "image sizes": tuple(size),
         "layers and heads": _MEAN if pooling == "mean" else (len(read), read[0].heads),
-        "widths": next(map(tuple, shapes), ()),
+        "widths": tuple(weights[0].shape) if weights else (),
         "grids": clip.grid(*size),
-        "embedding sizes": clip.embedding_dim or clip.measured_dim(),  # refuses what the others do
+        # A size that the model does not state takes a forward, so it comes last.
+        "embedding sizes": clip.embedding_dim or clip.measured_dim(),
     }
 
 
+class _HeadParts(NamedTuple):
+    """The pooled token as a sum of parts by layer and head, and the map of a model from there."""
+
+    parts: Tensor  # (N, n (H + 1) + 1, D), or without MLPs (N, n H + 1, D)
+    embed: Callable[[Tensor], Tensor]  # to parts of the unit embedding, (N, m, E)
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class _Summands:
+    """The sums of one model for N images and K texts.
+
+    Attributes:
+        sums: (N, K, ...) by name: under "scores" the cosines with the model's own texts, under
+            "text" those with the directions, and the parts that add up to the latter.
+        better: the share of unrelated texts that fit an image better, (N, K).
+        head_parts: where heads are compared.
+    """
+
+    sums: dict[str, Tensor]
+    better: Tensor
+    head_parts: _HeadParts | None
+
+
 def _summands(
-    clip: ClipAdapter, pixels: Tensor, own: Target, along: Target, refused: Collection[str]
-) -> dict[str, Any]:
-    """The cosines with both kinds of texts, what adds up to those `along`, and parts by head."""
-    # The directions of the other model are plain numbers to this one.
-    others = targets.embedding(along.embeddings, along.names)
-    forward = ClipSimilarity(clip, targets.concatenate([own, others]))
+    clip: ClipAdapter,
+    pixels: Tensor,
+    texts: Target,
+    directions: Target,
+    refused: Collection[str],
+) -> _Summands:
+    """Take the cosines of images with texts and with directions, and the latter apart."""
+    # Targets of two models cannot be joined, while those of rows have no model.
+    numbers = targets.embedding(directions.embeddings, directions.names)
+    forward = ClipSimilarity(clip, targets.concatenate([texts, numbers]))
     method = DirectContribution(forward)
     with torch.no_grad():
         features = clip.image_features(pixels)
         scores, cosines = forward.score(features).float().cpu().chunk(2, 1)
-        better = share_of_better(clip, F.normalize(features.float(), dim=-1), own.names, scores)
-    sums: dict[str, Any] = {"scores": scores, "text": cosines, "better": better}
+        units = F.normalize(features.float(), dim=-1)
+        better = share_of_better(clip, units, texts.names, scores)
+    sums = {"scores": scores, "text": cosines}
+    head_parts = None
     totals = [cosines]
     if "regions" not in refused:
-        vectors = method.vectors(pixels, return_rest=True)
-        sums |= _projected(vectors, _NEEDS["grids"], along)
+        of_positions, rest = method.vectors(pixels, return_rest=True)
+        sums["regions"] = _products(of_positions, directions)
+        sums["outside"] = _products(rest, directions)
         totals.append(sums["regions"].sum((-2, -1)) + sums["outside"])
     if "heads" not in refused:
-        vectors, parts = method.head_parts(pixels)
-        sums["parts"] = (*parts, vectors.heads.shape[1:3])
-        totals += _projected([vectors.embeddings], ["whole"], along).values()
-    # each is of a forward of its own
+        vectors, (parts, embed) = method.head_parts(pixels)
+        head_parts = _HeadParts(parts, embed, *vectors.heads.shape[1:3])
+        totals.append(_products(vectors.embeddings, directions))
+    # Each total comes from a forward of its own, so they show whether the model repeats itself.
     if max(float((total - cosines).abs().max()) for total in totals) > ROUNDING[clip.dtype]:
         raise UnsupportedModelError(
             f"{clip.name} gives the same image a different embedding each time."
         )
-    return sums
+    return _Summands(sums, better, head_parts)
 
 
-def _projected(vectors: Any, names: Iterable[str], target: Target) -> dict[str, Tensor]:
-    """The products of some vectors (N, ..., E) with texts, (N, K, ...) by name."""
-    directions = target.embeddings.float().cpu()
-    pairs = zip(names, vectors, strict=True)
-    return {k: torch.einsum("b...e,ke->bk...", v.float().cpu(), directions) for k, v in pairs}
+def _products(vectors: Tensor, directions: Target) -> Tensor:
+    """The products of vectors (N, ..., E) with directions, (N, K, ...)."""
+    rows = directions.embeddings.float().cpu()
+    return torch.einsum("b...e,ke->bk...", vectors.float().cpu(), rows)
 
 
-def _at_mean_scale(old: dict[str, Any], new: dict[str, Any], along: Target) -> HeadVectors:
-    """Add the sums by head, of which either model's way to the embedding makes a half; the change.
+def _at_mean_scale(old: _Summands, new: _Summands, directions: Target) -> HeadVectors:
+    """Add the sums by head to those of both models, and return the change of the vectors.
 
-    What is left of the scores is the scale.
+    Parts pass the mean of both models' linear maps. The scale is the remainder of the scores.
     """
-    (before, embed, shape), (after, other, _) = old.pop("parts"), new.pop("parts")
+    first, second = old.head_parts, new.head_parts
+    assert first is not None
+    assert second is not None
     sides = []
-    for sums, parts in ((old, before), (new, after)):
-        vectors = (embed(parts).float().cpu() + other(parts).float().cpu()) / 2
-        by_layer = vectors[:, :-1].reshape(len(vectors), shape[0], -1, vectors.shape[-1])
-        sides.append(HeadVectors.split(by_layer, shape[1], vectors[:, -1]))
-        sums |= _projected((*sides[-1], sides[-1].embeddings), _BY_HEAD, along)
-        sums["scale"] = sums["text"] - sums["scale"]
-    return HeadVectors(*(b - a for a, b in zip(*sides, strict=True)))
+    for summands, parts in ((old, first.parts), (new, second.parts)):
+        vectors = (first.embed(parts).float().cpu() + second.embed(parts).float().cpu()) / 2
+        by_layer = vectors[:, :-1].reshape(len(vectors), first.layers, -1, vectors.shape[-1])
+        of_heads = HeadVectors.split(by_layer, first.heads, vectors[:, -1])
+        for name, tensor in of_heads._asdict().items():
+            summands.sums[name] = _products(tensor, directions)
+        summands.sums["scale"] = summands.sums["text"] - _products(of_heads.embeddings, directions)
+        sides.append(of_heads)
+    before, after = sides
+    return HeadVectors(*(b - a for a, b in zip(before, after, strict=True)))
 
 
-def _columns(change: Change, is_after: bool) -> dict[str, Tensor]:
-    """What a table has of a change, or of its model after, (N, K, ...) by name."""
-    sums = {name: v[1] if is_after else v[1] - v[0] for name, v in change.sums.items()}
-    columns = {"score": sums["scores"]}
-    if not is_after and "text" not in change.refused:
-        columns |= {"image tower": sums["scores"] - sums["text"], "text tower": sums["text"]}
+def _parts_of_scores(change: Change, only_after: bool) -> dict[str, Tensor]:
+    """The parts of scores that a table lists, (N, K, ...) by name.
+
+    They are those of the change, or of the scores of the model after.
+    """
+    sums = {}
+    for name, (before, after) in change.sums.items():
+        sums[name] = after if only_after else after - before
+    parts = {"score": sums["scores"]}
+    if not only_after and "text" not in change.refused:
+        parts["image tower"] = sums["scores"] - sums["text"]
+        parts["text tower"] = sums["text"]
     if "heads" in sums:
         heads, mlps = sums["heads"], sums["mlps"]
-        layers = heads.sum(-1) + (mlps if mlps.shape[-1] else 0)
-        columns |= {"layer": layers, "rest": sums["rest"], "scale": sums["scale"]}
-        columns |= {"head": heads, "mlp": mlps}
-    return columns
+        layers = heads.sum(-1)
+        if mlps.shape[-1] > 0:
+            layers = layers + mlps
+        parts["layer"] = layers
+        parts["rest"] = sums["rest"]
+        parts["scale"] = sums["scale"]
+        parts["head"] = heads
+        parts["mlp"] = mlps
+    return parts
 
 
-def _tested(what: str, family: Sequence[Any], values: Sequence[Tensor], seed: int) -> list[Moved]:
-    """The rows of m tests (text, layer, head) from one or two groups of values (N, m)."""
-    groups = [np.where(each.abs() > _UNMOVED, each.double(), 0.0) for each in values]
-    count = max(2000, 80 * len(family))  # so that the least p value is .03 after Holm
-    means = [resample(g, resamples=count, seed=seed + i) / len(g) for i, g in enumerate(groups)]
-    cells = [difference_of(column) for column in (means[0] - sum(means[1:])).T]
-    if (fewest := min(map(len, values))) == 1:
-        cells = [cell._replace(low=nan, high=nan) for cell in cells]
-    p_values = holm([cell.p_value for cell in cells]) if fewest >= FEWEST else [nan] * len(cells)
-    rows = zip(family, cells, p_values, strict=True)
-    return [Moved._make((what, *place, *cell[:3], float(p))) for place, cell, p in rows]
+def _families(
+    names: Sequence[str], values: Sequence[Tensor]
+) -> Iterator[tuple[list[_Place], list[Tensor]]]:
+    """Split values (N, K, ...) of one or two groups into families of m tests: places, (N, m)."""
+    if values[0].ndim == 2:
+        # All texts are compared with each other; what has a place, within its text.
+        yield [(name, None, None) for name in names], list(values)
+        return
+    for k, name in enumerate(names):
+        family = []
+        for layer, *head in np.ndindex(values[0].shape[2:]):
+            family.append((name, layer, head[0] if head else None))
+        # A pool has no MLP of its own.
+        if family:
+            yield family, [group[:, k].flatten(1) for group in values]
+
+
+def _tested(
+    what: str, family: Sequence[_Place], values: Sequence[Tensor], seed: int
+) -> list[Moved]:
+    """The rows of a family of m tests, from the values (N, m) of one or two groups of images."""
+    # Holm multiplies the least p value by m, and more resamples keep it at .03 or below.
+    count = max(2000, 80 * len(family))
+    means = []
+    for index, group in enumerate(values):
+        moved = torch.where(group.abs() > _UNMOVED, group.double(), 0.0).numpy()
+        sums = resample(moved, resamples=count, seed=seed + index)
+        means.append(sums / len(moved))  # (1 + R, m)
+    differences = means[0] if len(means) == 1 else means[0] - means[1]
+    tests = [difference_of(column) for column in differences.T]
+    fewest = min(len(group) for group in values)
+    # All resamples of a single image are the same, so they say nothing.
+    if fewest == 1:
+        tests = [test._replace(low=nan, high=nan) for test in tests]
+    p_values = [nan] * len(tests)
+    if fewest >= FEWEST:
+        p_values = holm([test.p_value for test in tests]).tolist()
+    rows = []
+    for (text, layer, head), test, p_value in zip(family, tests, p_values, strict=True):
+        rows.append(Moved(what, text, layer, head, test.mean, test.low, test.high, p_value))
+    return rows

@@ -1,7 +1,7 @@
-"""What each attention head says: the texts that it varies along, what it adds, what goes with it.
+"""Describe attention heads: the texts that each varies along, and what it adds to a score.
 
-All of it is arithmetic on the vectors of :meth:`captum_clip.DirectContribution.vectors` by head,
-which are direct paths to the embedding: what later layers make of a head is their share.
+All of it is arithmetic on the vectors of :meth:`captum_clip.DirectContribution.vectors` by head.
+These are direct paths to the embedding: what later layers make of a head is their share.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from ..visualization.colors import signed_number
 from ..visualization.grid import Panel, Row, grid
 
 Head: TypeAlias = tuple[int, int]
-"""A layer and a head of it, from 0; a pool has layer 0 alone."""
+"""A layer and a head in it, both from 0; a pool has layer 0 alone."""
 _NEGLIGIBLE: Final = 1e-6  # share of a length below which it is rounding, in float32
 _SETS: Final = 16  # of random texts
 
@@ -39,9 +39,10 @@ class TextSpan(NamedTuple):
 
     Attributes:
         texts: their names.
-        shares: m, the share of the variance of the head's outputs that the first k explain.
+        shares: m; entry k is the share of the variance of the head's outputs that the texts up to
+            the k-th explain.
         random: the share that m texts drawn from the pool explain, a mean over 16 draws.
-        value: of the head, by :func:`rank_heads`, where there is one.
+        value: the head's value by :func:`rank_heads`, or NaN without one.
     """
 
     texts: tuple[str, ...]
@@ -51,14 +52,16 @@ class TextSpan(NamedTuple):
 
 
 def batches_of(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
-    """Images, in a list or one after the other, so many at a time."""
+    """Yield images, given in a list or one after the other, in batches."""
     check_integer("batch_size", size)
     images = pixels_of(images)
-    several = isinstance(images, Iterable) and not isinstance(images, str)
-    several = several and getattr(images, "ndim", 4) == 4
-    expect(several, "images, in a list or one after the other", images)
-    images = iter(images)
-    while batch := list(islice(images, size)):
+    are_several = False
+    if isinstance(images, Iterable) and not isinstance(images, str):
+        # A tensor or an array of three dimensions is a single image.
+        are_several = getattr(images, "ndim", 4) == 4
+    expect(are_several, "images, in a list or one after the other", images)
+    remaining = iter(images)
+    while batch := list(islice(remaining, size)):
         yield batch
 
 
@@ -66,17 +69,18 @@ def batches_of(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLik
 def head_vectors(
     clip: ClipAdapter, images: Iterable[ImageLike], *, batch_size: int = 16
 ) -> HeadVectors:
-    """The vectors by head of images, a batch at a time; .3 MB an image of a ViT-B/32.
+    """The vectors by head of images, computed in batches; a ViT-B/32 takes .3 MB per image.
 
     Raises:
         InputError: no image, or a model whose embedding no attention reads.
     """
     method = DirectContribution(ClipSimilarity(clip, any_target(clip)))
-    pixels = (clip.preprocess(batch) for batch in batches_of(images, batch_size))
-    each = (method.vectors(batch, per="head") for batch in pixels)
-    batches = [HeadVectors(*(tensor.cpu() for tensor in vectors)) for vectors in each]
+    batches = []
+    for batch in batches_of(images, batch_size):
+        vectors = method.vectors(clip.preprocess(batch), per="head")
+        batches.append(HeadVectors(*(tensor.cpu() for tensor in vectors)))
     check_nonempty("image", batches)
-    return HeadVectors(*map(torch.cat, zip(*batches, strict=True)))
+    return HeadVectors(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
 @public("text_span")
@@ -101,36 +105,49 @@ def text_span(outputs: Tensor, pool: Target, count: int, *, seed: int = 0) -> Te
     expect(fits, "outputs (N, E) of two images or more, in float32 or float64", outputs)
     outputs = outputs.double()
     _, values, axes = torch.linalg.svd(outputs - outputs.mean(0), full_matrices=False)
-    rank = int((values > _NEGLIGIBLE * outputs.norm()).sum())  # whatever the number of images
+    # The bound is relative to all outputs, so that it holds for any number of images.
+    rank = int((values > _NEGLIGIBLE * outputs.norm()).sum())
     values, axes = values[:rank], axes[:rank]
+    total = values.square().sum()
     with expecting(f"a Target of texts in {outputs.shape[1]} dimensions", pool):
-        total, texts = values.square().sum(), pool.embeddings.to(axes) @ axes.T  # (M, r)
-    left, rows, chosen = values.diag(), texts, list[int]()  # C but for a rotation of the images
+        texts = pool.embeddings.to(axes) @ axes.T  # (M, r)
+    # On its axes C is diagonal but for a rotation of the images, which changes no variance.
+    centered, rows = values.diag(), texts
+    chosen: list[int] = []
     for _ in range(min(count, rank)):
-        variances = (rows @ left.T).square().sum(1)
+        variances = (rows @ centered.T).square().sum(1)
         best = int(variances.argmax())
+        # All that is left of the outputs or of the texts is rounding.
         if variances[best] <= _NEGLIGIBLE**2 * total:
             break
         unit = rows[best] / rows[best].norm()
-        left, rows = (each - torch.outer(each @ unit, unit) for each in (left, rows))
+        centered = centered - torch.outer(centered @ unit, unit)
+        rows = rows - torch.outer(rows @ unit, unit)
         chosen.append(best)
 
-    def share(indices: Sequence[int] | Tensor) -> float:
-        span = torch.linalg.pinv(texts[indices]) @ texts[indices]  # projects on the texts
-        return float((values[:, None] * span).square().sum() / total)
+    def explained_share(indices: Sequence[int] | Tensor) -> float:
+        projection = torch.linalg.pinv(texts[indices]) @ texts[indices]
+        return float((values[:, None] * projection).square().sum() / total)
 
-    m, generator = len(chosen), torch.Generator().manual_seed(seed)
-    random = sum(share(torch.randperm(len(texts), generator=generator)[:m]) for _ in range(_SETS))
-    shares = tuple(share(chosen[:k]) for k in range(1, m + 1))
-    return TextSpan(tuple(pool.names[i] for i in chosen), shares, random / _SETS)
+    generator = torch.Generator().manual_seed(seed)
+    random = 0.0
+    for _ in range(_SETS):
+        drawn = torch.randperm(len(texts), generator=generator)[: len(chosen)]
+        random += explained_share(drawn)
+    return TextSpan(
+        texts=tuple(pool.names[index] for index in chosen),
+        shares=tuple(explained_share(chosen[: k + 1]) for k in range(len(chosen))),
+        random=random / _SETS,
+    )
 
 
 @public("rank_heads")
 def rank_heads(vectors: HeadVectors, direction: Tensor | None = None) -> dict[Head, float]:
-    """What each head adds along a direction, a mean over the images, largest first.
+    """Return what each head adds along a direction, a mean over the images, largest first.
 
-    The direction is (E,), or (N, E) with one for each image: a text, or the difference of two for
-    their contrast. Without one it is the head's variance, as a share of the embedding's.
+    The direction is a text, or the difference of two texts for their contrast. It is (E,), or
+    (N, E) with one per image. Without a direction the value is the head's variance, as a share of
+    the embedding's.
     """
     if direction is None:
         whole = vectors.embeddings.var(0, correction=0).sum()
@@ -140,8 +157,12 @@ def rank_heads(vectors: HeadVectors, direction: Tensor | None = None) -> dict[He
         with expecting("a direction (E,) or (N, E)", direction):
             along = direction.to(vectors.rest).expand_as(vectors.rest)
         values = torch.einsum("nlhe,ne->lh", vectors.heads, along) / len(along)
-    order = values.flatten().argsort(descending=True, stable=True).tolist()
-    return {divmod(index, values.shape[1]): float(values.flatten()[index]) for index in order}
+    heads_per_layer = values.shape[1]
+    flat = values.flatten()
+    ranked = {}
+    for index in flat.argsort(descending=True, stable=True).tolist():
+        ranked[divmod(index, heads_per_layer)] = float(flat[index])
+    return ranked
 
 
 @public("describe_heads")
@@ -149,13 +170,13 @@ def describe_heads(
     vectors: HeadVectors, pool: Target, direction: Tensor | None = None, *, count: int = 5
 ) -> dict[Head, TextSpan]:
     """The :func:`text_span` of every head that varies, by :func:`rank_heads` and in its order."""
-    spans = {
-        (i, j): text_span(vectors.heads[:, i, j], pool, count)._replace(value=value)
-        for (i, j), value in rank_heads(vectors, direction).items()
-    }
-    varying = {head: span for head, span in spans.items() if span.texts}
-    expect(varying, "images that heads tell apart", len(vectors.rest))
-    return varying
+    spans = {}
+    for (layer, head), value in rank_heads(vectors, direction).items():
+        span = text_span(vectors.heads[:, layer, head], pool, count)
+        if span.texts:
+            spans[layer, head] = span._replace(value=value)
+    expect(spans, "images that heads tell apart", len(vectors.rest))
+    return spans
 
 
 @public("head_label")
@@ -163,28 +184,38 @@ def head_label(clip: ClipAdapter, head: Head, words: str = "") -> str:
     """The name of a head in a figure, with words about it if there are any.
 
     Raises:
-        InputError: what is no pair of a layer and a head.
+        InputError: anything but a pair of a layer and a head.
     """
     expect(is_kind(head, Head), "a layer and a head of it, as in (11, 3)", head)
-    is_pool = getattr(clip.tower, "pooling", "") != "cls"
-    name = f"head {head[1]} of the pool" if is_pool else f"layer {head[0]}, head {head[1]}"
+    layer, number = head
+    if getattr(clip.tower, "pooling", "") == "cls":
+        name = f"layer {layer}, head {number}"
+    else:
+        name = f"head {number} of the pool"
     return f"{name}: {words}" if words else name
 
 
 @public("heads_table")
 def heads_table(spans: Mapping[Head, TextSpan]) -> bytes:
-    """A CSV file with a row for each text of each head; shares are those of all texts up to it.
+    """A CSV file with a row for each text of each head; its share is that of all texts up to it.
 
     Raises:
-        InputError: no head, or what is not as :func:`describe_heads` returns it.
+        InputError: no head, or anything but a result of :func:`describe_heads`.
     """
     check_nonempty("head", spans)
-    rows = (
-        {"layer": layer, "head": head, "value": span.value, "random": span.random}
-        | {"text": span.texts, "share": span.shares}
-        for (layer, head), span in spans.items()
-    )
-    return to_csv(*rows)
+    tables = []
+    for (layer, head), span in spans.items():
+        # Each head is a table of its own: columns of its texts and their shares, and constants.
+        table = {
+            "layer": layer,
+            "head": head,
+            "value": span.value,
+            "random": span.random,
+            "text": span.texts,
+            "share": span.shares,
+        }
+        tables.append(table)
+    return to_csv(*tables)
 
 
 @public("heads_figure")
@@ -196,7 +227,7 @@ def heads_figure(
     *,
     examples: int = 3,
 ) -> Figure:
-    """Draw heads with their texts, and of the images those in which each adds most to its first.
+    """Draw each head with its texts, and the images in which it adds most to the first of them.
 
     Next to each image is the map of that head alone (``attribute(..., per="head")``) for that text.
     """
@@ -204,16 +235,22 @@ def heads_figure(
     check_nonempty("head", spans)
     rows: list[Row] = []
     for (layer, head), span in spans.items():
-        target, row = targets.text(clip, span.texts[0]), Row()
+        target = targets.text(clip, span.texts[0])
         added = vectors.heads[:, layer, head] @ target.embeddings[0].to(vectors.rest)
         best = added.argsort(descending=True)[:examples].tolist()
         inputs = clip.preprocess([images[index] for index in best])
         method = DirectContribution(ClipSimilarity(clip, target))
         maps = method.attribute(inputs, per="head")[:, 0, layer, head]
+        photos = as_images(clip.denormalize(inputs))
+        row = Row()
+        # The label stands left of the row, so only its first image has it.
         label = head_label(clip, (layer, head), excerpt(", ".join(span.texts), 200))
-        for index, raw, pixels in zip(best, maps, as_images(clip.denormalize(inputs)), strict=True):
-            lead, note = Panel(pixels, label=label * (not row)), signed_number(float(added[index]))
-            row += strip(pixels, raw[None], lead, target.names, notes=[note])[0]
+        for index, raw, pixels in zip(best, maps, photos, strict=True):
+            lead = Panel(pixels, label=label)
+            note = signed_number(float(added[index]))
+            [panels] = strip(pixels, raw[None], lead, target.names, notes=[note])
+            row += panels
+            label = ""
         rows.append(row)
     legends = strip_legends("adds to the cosine", "takes away from it")
     return grid(rows, legends=legends, caption=f"{clip.name} ({DirectContribution.name})")

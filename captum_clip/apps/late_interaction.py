@@ -1,10 +1,10 @@
-r"""Which patch of a page answers which token of a query, in a late-interaction retriever.
+r"""Show which patch of a page answers which token of a query, in a late-interaction retriever.
 
 ColPali, ColQwen2 and ColBERT-like models score a page by its best vector for each query vector,
 
 .. math:: s = \sum_q \max_p \; q \cdot p
 
-so what each patch adds, and what the score loses without it, follow from the embeddings alone: no
+What each patch adds, and what the score loses without it, follow from the embeddings alone. No
 model is needed, and no gradient.
 """
 
@@ -44,10 +44,10 @@ class LateInteraction:
 
     Attributes:
         similarity: :math:`q \cdot p` of the query's vectors and all vectors of a page, (B, Q, P).
-        patches: which vector of its page each cell of the grid is, (B, h, w).
+        patches: the position of each grid cell's vector among the vectors of its page, (B, h, w).
         tokens: names of the query's Q vectors.
         pages: the pages' images, or none.
-        model: its name in figures.
+        model: the model's name in figures.
     """
 
     similarity: Tensor
@@ -74,13 +74,13 @@ class LateInteraction:
     @property
     def removal(self) -> Tensor:
         """What the score loses without each vector, (B, Q, P): best less second best, else 0."""
-        best = self.similarity.topk(2).values  # (B, Q, 2)
-        wins = self.similarity == best[..., :1]
-        return torch.where(wins, best[..., :1] - best[..., 1:], 0)
+        best, second = self.similarity.topk(2).values.chunk(2, -1)  # each (B, Q, 1)
+        wins = self.similarity == best
+        return torch.where(wins, best - second, 0)
 
     @public("loss")
     def loss(self, region: Any) -> Tensor:
-        r"""What the score loses without the patches of a region, by tokens, (B, Q).
+        r"""What the score loses without the patches of a region, for each token, (B, Q).
 
         .. math:: \max_p q \cdot p - \max_{p \notin R} q \cdot p
 
@@ -110,9 +110,11 @@ class LateInteraction:
         ``maps().sum((1, 2, 3)) + rest`` is the score.
         """
         check_choice(kind, _HINTS, name="`kind`")
-        where = self.patches.flatten(1)[:, None].expand(-1, len(self.tokens), -1)
-        values: Tensor = getattr(self, kind)
-        return values.gather(2, where).view(*values.shape[:2], *self.patches.shape[1:])
+        values: Tensor = getattr(self, kind)  # (B, Q, P)
+        pages, height, width = self.patches.shape
+        count = len(self.tokens)
+        vectors = self.patches.flatten(1)[:, None].expand(-1, count, -1)
+        return values.gather(2, vectors).view(pages, count, height, width)
 
     @property
     def rest(self) -> Tensor:
@@ -123,30 +125,35 @@ class LateInteraction:
     def explanation(self, kind: Cells = "shares") -> Explanation:
         """The maps of the whole query, a sum over its tokens, and of each token, as an Explanation.
 
-        It has the figure, the HTML page and the masks of all others. Its `scores` are s and the
-        tokens' shares of s.
+        It has the figure, the HTML page and the masks of any Explanation. Its `scores` are s and
+        the tokens' shares of s.
 
         Args:
-            kind: "shares"; "removal", the score's loss without each patch; or "similarity", which
-                is what heat maps of late interaction usually show, and is not the score.
+            kind: "shares"; "removal", the score's loss without each patch; or "similarity". Heat
+                maps of late interaction usually show similarities, which do not add up to the
+                score.
 
         Raises:
             InputError: another kind.
         """
-        values, shares = (
-            torch.cat([by_token.sum(1, keepdim=True), by_token], 1).cpu().float()
-            for by_token in (self.maps(kind), self.similarity.amax(-1))
-        )
+        values = _with_total(self.maps(kind))
+        shares = _with_total(self.similarity.amax(-1))
         maps = {"positive": values.clamp(min=0), "negative": (-values).clamp(min=0)}
         if not maps["negative"].any():
             del maps["negative"]
-        count, *grid = self.patches.shape
-        cell = max(1, _LONGER_SIDE // max(grid))
-        size = (cell * grid[0], cell * grid[1])
-        # a retriever may squeeze its pages, so they are drawn in the shape of the grid
-        drawn = [page.resize(size[::-1]) for page in self.pages]
-        drawn = drawn or [Image.new("RGB", size[::-1], "white")] * count
+        page_count, rows, columns = self.patches.shape
+        # A retriever may squeeze its pages, so they are drawn in the shape of the grid.
+        cell = max(1, _LONGER_SIDE // max(rows, columns))
+        size = (cell * columns, cell * rows)
+        if self.pages:
+            drawn = [page.resize(size) for page in self.pages]
+        else:
+            drawn = [Image.new("RGB", size, "white")] * page_count
         pixels = torch.from_numpy(np.stack([np.asarray(page) for page in drawn]))
+        crops = []
+        for page in self.pages:
+            crops.append(Crop((page.height, page.width), (0, 0, page.width, page.height)))
+        hints_of_page = (_HINTS[kind],) if _HINTS[kind] else ()
         return Explanation(
             maps=maps,
             scores=shares,
@@ -156,10 +163,11 @@ class LateInteraction:
             method=kind,
             images=pixels.movedim(-1, 1).float() / 255,
             words=True,
-            hints=((_HINTS[kind],) * bool(_HINTS[kind]),) * count,
-            crops=tuple(Crop((p.height, p.width), (0, 0, p.width, p.height)) for p in self.pages),
+            hints=(hints_of_page,) * page_count,
+            crops=tuple(crops),
             photos=self.pages,
-            leave_one_out=shares,  # without a token its share is lost
+            # Without a token, the score loses exactly its share.
+            leave_one_out=shares,
             cells=(1, len(self.tokens)),
         )
 
@@ -172,11 +180,22 @@ class LateInteraction:
         return self.explanation(kind).save(path, **{"original": bool(self.pages), **look})
 
     def __getitem__(self, index: int) -> "LateInteraction":
-        """That of one page."""
+        """The scores of one page."""
+        # A range counts negative indices from the end, and refuses those that are too large.
         number = range(len(self.similarity))[index]
         chosen = slice(number, number + 1)
-        fields = {name: getattr(self, name)[chosen] for name in ("similarity", "patches", "pages")}
-        return replace(self, **fields)
+        return replace(
+            self,
+            similarity=self.similarity[chosen],
+            patches=self.patches[chosen],
+            pages=self.pages[chosen],
+        )
+
+
+def _with_total(by_token: Tensor) -> Tensor:
+    """Put the sum over the tokens in front, (B, Q, ...) -> (B, 1 + Q, ...)."""
+    total = by_token.sum(1, keepdim=True)
+    return torch.cat([total, by_token], 1).cpu().float()
 
 
 @public("explain")
@@ -193,14 +212,14 @@ def explain(
     r"""Take the late-interaction scores of some pages for a query apart.
 
     Args:
-        query: its vectors (Q, E), as the retriever scores them; a tensor or an array.
+        query: the query's vectors (Q, E), as the retriever scores them; a tensor or an array.
         pages: the vectors (P, E) of a page, or (B, P, E) of several of one grid, without padding.
         grid: rows and columns (h, w) of a page's patches.
-        patches: True for the vectors that are patches, (P,) or (B, P), row by row; where None all
+        patches: True for the vectors that are patches, (P,) or (B, P), row by row; None if all
             are. The others, such as a prompt's, may win too: :attr:`LateInteraction.rest`.
         tokens: names of the query's vectors.
         images: the pages' images, one or several, whole; for figures.
-        model: its name in figures.
+        model: the model's name in figures.
 
     Raises:
         InputError: shapes that do not belong together, NaN or infinity, or an unreadable image.
@@ -216,31 +235,46 @@ def explain(
         tensor([[[0.4000, 0.0000, 0.6000]]])
     """
     with expecting("embeddings as tensors or arrays", (query, pages)):
-        vectors, several = (torch.as_tensor(each).detach() for each in (query, pages))
-    several = several[None] if several.ndim == 2 else several
-    check_tensor("the query's vectors", vectors, "(Q, E)")
-    check_tensor("the pages' vectors", several, "(B, P, E)")
-    same = vectors.shape[1] == several.shape[2]
-    expect(same, f"pages with vectors of the query's length {vectors.shape[1]}", several)
-    batch, count, _ = several.shape
-    expect(count > 1, "pages of two or more vectors", several)
+        query_vectors = torch.as_tensor(query).detach()
+        page_vectors = torch.as_tensor(pages).detach()
+    if page_vectors.ndim == 2:
+        page_vectors = page_vectors[None]
+    check_tensor("the query's vectors", query_vectors, "(Q, E)")
+    check_tensor("the pages' vectors", page_vectors, "(B, P, E)")
+    token_count, length = query_vectors.shape
+    page_count, vector_count, page_length = page_vectors.shape
+    expected = f"pages with vectors of the query's length {length}"
+    expect(page_length == length, expected, page_vectors)
+    expect(vector_count > 1, "pages of two or more vectors", page_vectors)
     with expecting("a grid (h, w)", grid):
         height, width = grid
     for side in (height, width):
         check_integer("a side of the grid", side)
+
     expected = f"{height} x {width} patches, True in each row of `patches`,"
     with expecting(expected, patches):
-        mask = torch.ones(count) > 0 if patches is None else torch.as_tensor(patches).cpu()
+        if patches is None:
+            mask = torch.ones(vector_count, dtype=torch.bool)
+        else:
+            mask = torch.as_tensor(patches).cpu()
         expect(mask.dtype == torch.bool, expected, patches)
-        mask = mask.expand(batch, count)
-    each = mask.sum(1)
-    expect(bool((each == height * width).all()), f"{expected} of {count} vectors", each.tolist())
-    where = mask.nonzero()[:, 1].view(batch, height, width)
-    names = tuple(f"token {n}" for n in range(1, len(vectors) + 1)) if tokens is None else tokens
-    fits = all(isinstance(name, str) for name in names) and len(names) == len(vectors)
-    expect(fits, f"`tokens` of {len(vectors)} names", tokens)
+        mask = mask.expand(page_count, vector_count)
+    patch_counts = mask.sum(1)
+    fits = bool((patch_counts == height * width).all())
+    expect(fits, f"{expected} of {vector_count} vectors", patch_counts.tolist())
+    positions = mask.nonzero()[:, 1].view(page_count, height, width)
+
+    if tokens is None:
+        names = tuple(f"token {number}" for number in range(1, token_count + 1))
+    else:
+        names = tuple(tokens)
+    fits = len(names) == token_count and all(isinstance(name, str) for name in names)
+    expect(fits, f"`tokens` of {token_count} names", tokens)
     photos = () if images is None else tuple(as_pil(images))
-    expect(len(photos) in (0, batch), f"`images` of {batch} pages", images)
-    device = vectors.device
-    similarity = torch.einsum("qe,bpe->bqp", to_float32(vectors), to_float32(several).to(device))
-    return LateInteraction(similarity, where.to(device), tuple(names), photos, model)
+    expect(len(photos) in (0, page_count), f"`images` of {page_count} pages", images)
+
+    device = query_vectors.device
+    query_rows = to_float32(query_vectors)
+    page_rows = to_float32(page_vectors).to(device)
+    similarity = torch.einsum("qe,bpe->bqp", query_rows, page_rows)
+    return LateInteraction(similarity, positions.to(device), names, photos, model)
