@@ -29,11 +29,18 @@ from ..recording.records import NOTHING, Recording
 from ..targets.similarity import ClipSimilarity, Similarity, TextSimilarity
 
 Columns = Sequence[int] | Tensor | None
+"""The `targets` of `attribute_targets`: indices of scores, or None for all."""
+
 Indices = int | Sequence[Any] | Tensor | np.ndarray | None
-# their scores are known, those of a subclass may differ
+"""The `target` of `attribute`, as Captum has it."""
+
+Select = Callable[[int, int], Tensor]
+"""From the shape (B, K) of the scores to the columns (K', B) that are explained."""
+
+# The scores of these classes are cosines. A subclass may compute something else.
 _COSINES = (ClipSimilarity, TextSimilarity)
-TOGETHER = 1 << 23  # numbers of a batched backward, which bounds its memory
-Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
+# A batched backward holds at most so many numbers, which bounds its memory.
+_NUMBERS_AT_ONCE = 1 << 23
 
 
 class ReadsMoreError(CaptureError):
@@ -52,7 +59,7 @@ class Computed(NamedTuple):
         values: maps of the K' targets, before `ClipAttribution._on_grid` brings them on the grid.
         scores: (B, K').
         rest: (B, K'), the part of the scores that an additive method's maps leave out.
-        parts: of the pooled token, (B, m, D), and the linear map that made vectors of them.
+        parts: the parts (B, m, D) of the pooled token, and the linear map from them to vectors.
     """
 
     record: Recording
@@ -64,22 +71,35 @@ class Computed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A forward function, its arguments, and the columns to explain."""
+    """A forward function, its arguments, and the columns to explain.
+
+    Attributes:
+        forward: the forward function.
+        images: its first arguments.
+        extra: its further arguments.
+        select: chooses the columns, given the shape of the scores.
+        tower: the tower that it runs.
+        method: the name of the method in messages.
+        copies: whether tokens that are read later are copied at once, since the model changes
+            them in place.
+        constants: what earlier calls showed of the scores' constants, by the number of scores.
+    """
 
     forward: Callable[..., Tensor]
     images: tuple[Tensor, ...]
     extra: tuple[Any, ...]
     select: Select
     tower: Tower
-    method: str  # in messages
-    copies: bool = False  # whether tokens that are read later are copied at once
-    # what earlier calls showed of the scores' constants, by the number of scores
+    method: str
+    copies: bool = False
     constants: dict[int, "Constants"] = field(default_factory=dict)
 
     @property
     def readout(self) -> nn.Module | None:
         """The module that an embedding passes before a `Similarity` scores it."""
-        return self.forward.readout if isinstance(self.forward, Similarity) else None
+        if isinstance(self.forward, Similarity):
+            return self.forward.readout
+        return None
 
     @property
     def is_cosine(self) -> bool:
@@ -88,8 +108,9 @@ class Call:
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K)."""
-        # a preprocessing inside of the forward may normalize in place
-        scores = self.forward(*(image.clone() for image in self.images), *self.extra)
+        # The forward function may preprocess the images in place.
+        images = [image.clone() for image in self.images]
+        scores = self.forward(*images, *self.extra)
         fits = isinstance(scores, Tensor) and scores.ndim in (1, 2)
         expected = "a forward function that returns a score or K per image, (B,) or (B, K)"
         expect(fits, expected, scores, error=CaptureError)
@@ -97,10 +118,15 @@ class Call:
 
     def of_two(self) -> "Call":
         """The call with two images, the fewest that can show whether images mix."""
-        count = len(self.images[0])
-        extra = [x[:2] if torch.is_tensor(x) and x.shape[:1] == (count,) else x for x in self.extra]
+        batch = len(self.images[0])
         images = tuple(image[:2] for image in self.images)
-        if count == 1 and not extra and not isinstance(self.forward, Similarity):
+        extra = []
+        for argument in self.extra:
+            is_batch = torch.is_tensor(argument) and argument.shape[:1] == (batch,)
+            extra.append(argument[:2] if is_batch else argument)
+        if batch == 1 and not extra and not isinstance(self.forward, Similarity):
+            # A single image is joined by its mirror image. Further arguments, which may belong to
+            # the image, could not be doubled like this.
             images = tuple(torch.cat([image, image.flip(-1)]) for image in images)
         return replace(self, images=images, extra=tuple(extra))
 
@@ -117,32 +143,44 @@ class Call:
         verify(record, self.method)
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)
-        # a score on another device than the images is legal, as with a sharded model
-        columns, rows = self.select(*scores.shape), None
-        if self.is_cosine:
-            alike = bool((columns == columns[:, :1]).all())
-            embeddings: Tensor = self.forward.embeddings  # type: ignore[attr-defined]
-            rows = embeddings[(columns[:, :1] if alike else columns).to(embeddings.device)]
+        columns = self.select(*scores.shape)
+        rows = self._target_rows(columns) if self.is_cosine else None
+        # The scores of a sharded model may be on another device than the images.
         return Pass(record, scores, columns.to(scores.device), rows, self)
+
+    def _target_rows(self, columns: Tensor) -> Tensor:
+        """The unit embeddings of columns (K', B): (K', B, E), or (K', 1, E) for shared ones."""
+        embeddings: Tensor = self.forward.embeddings  # type: ignore[attr-defined]
+        of_first_image = columns[:, :1]
+        if bool((columns == of_first_image).all()):
+            columns = of_first_image
+        return embeddings[columns.to(embeddings.device)]
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward: its recording, scores (B, K) with a graph or without, and columns (K', B).
+    """One forward.
 
-    A plain `Similarity` adds the unit `rows` (K', 1 or B, E) whose cosines they are.
+    Attributes:
+        record: its recording.
+        scores: (B, K), with a graph or without.
+        columns: (K', B), the scores that are explained.
+        rows: (K', 1 or B, E), the unit embeddings whose cosines the scores of a plain `Similarity`
+            are; None for other scores.
+        call: the call, if it can be run once more.
     """
 
     record: Recording
     scores: Tensor
     columns: Tensor
     rows: Tensor | None = None
-    call: Call | None = None  # of a forward that can be run once more
+    call: Call | None = None
 
     @property
     def chosen(self) -> Tensor:
         """The scores of the columns, (B, K'), without a graph unless it is kept."""
-        return detached(self.scores).T.gather(0, self.columns).T.contiguous()
+        by_column = detached(self.scores).T  # (K, B)
+        return by_column.gather(0, self.columns).T.contiguous()
 
     def computed(self, values: Tensor, rest: Tensor | None = None) -> Computed:
         """A method's result: maps of the K' columns, and the rest (B, K') of an additive method."""
@@ -150,32 +188,48 @@ class Pass:
 
     def gradients(self, *leaves: Tensor, together: int = 1) -> Iterator[tuple[Tensor, ...]]:
         """The gradients `(k, *leaf.shape)` of some columns at a time with respect to the leaves."""
-        return chunks(partial(self._known, leaves), self._one_hot(), together)
+        return chunks(partial(self._gradients, leaves), self._one_hot(), together)
 
     def stacked_gradients(self, leaf: Tensor) -> Tensor:
         """The gradients of all columns with respect to one leaf, `(K', *leaf.shape)`."""
-        return batched(partial(self._known, (leaf,)), self._one_hot(), leaf)
+        return batched(partial(self._gradients, (leaf,)), self._one_hot(), leaf)
 
-    def _known(self, leaves: Sequence[Tensor], rows: Tensor, **more: bool) -> tuple[Tensor, ...]:
-        """Gradients of the scores at some leaves.
+    def _gradients(
+        self, leaves: Sequence[Tensor], rows: Tensor, *, is_grads_batched: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Multiply rows (B, K) with the gradients of the scores at some leaves.
 
-        Zero for a leaf that none reaches, if a foreign hook may have cut it off; else an error.
+        A leaf that no gradient reaches has a gradient of zero if somebody's hook may have cut it
+        off, and is an error else.
         """
-        options: Any = {"retain_graph": True, "create_graph": keeps_graph(), **more}
+        self.check_graph()
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
-        self.refuse_no_graph()
         if self.scores.requires_grad:
-            gradients = grad(self.scores, leaves, rows, allow_unused=True, **options)
-        if any(gradient is None for gradient in gradients) and not self.record.is_hooked:
-            raise CaptureError("The scores do not depend on what the tower computed.")
-        # a batched backward has one more axis in front
-        shape = rows.shape[: rows.ndim - self.scores.ndim]
-        pairs = zip(gradients, leaves, strict=True)
-        return tuple(leaf.new_zeros(*shape, *leaf.shape) if g is None else g for g, leaf in pairs)
+            gradients = grad(
+                self.scores,
+                leaves,
+                rows,
+                retain_graph=True,
+                create_graph=keeps_graph(),
+                allow_unused=True,
+                is_grads_batched=is_grads_batched,
+            )
+        batch_shape = rows.shape[:1] if is_grads_batched else ()
+        known = []
+        for gradient, leaf in zip(gradients, leaves, strict=True):
+            if gradient is None:
+                if not self.record.is_hooked:
+                    raise CaptureError("The scores do not depend on what the tower computed.")
+                gradient = leaf.new_zeros(*batch_shape, *leaf.shape)
+            known.append(gradient)
+        return tuple(known)
 
-    def refuse_no_graph(self) -> None:
-        """Raise CaptureError where the scores have no graph, unless a foreign hook cut it off."""
-        if not (self.scores.requires_grad or self.record.is_hooked):
+    def check_graph(self) -> None:
+        """Raise CaptureError if no gradient leads from the scores back to the tower.
+
+        A hook on the tower may have cut it off on purpose.
+        """
+        if not self.scores.requires_grad and not self.record.is_hooked:
             raise CaptureError(
                 "No gradient leads from the scores back to the tower; the forward function must "
                 "not use torch.no_grad(), .detach() or .item() on the way."
@@ -186,11 +240,13 @@ class Pass:
         if not self.scores.requires_grad or not points:
             return (None,) * len(points)
         rows = self._one_hot()  # (K', B, K)
+        # Multiples of the golden ratio give each column another weight, from 0.5 to 1.5.
         weights = (1 + 0.618 * torch.arange(len(rows), device=rows.device)) % 1 + 0.5
         mixture = torch.einsum("nbk,n->bk", rows, weights.to(rows))
         return grad(self.scores, points, mixture, retain_graph=True, allow_unused=True)
 
     def _one_hot(self) -> Tensor:
+        """Rows (K', B, K) that are 1 at the columns."""
         shape = (len(self.columns), *self.scores.shape)
         ones = torch.zeros(shape, dtype=self.scores.dtype, device=self.scores.device)
         return ones.scatter_(2, self.columns[..., None], 1)
@@ -198,12 +254,13 @@ class Pass:
     @property
     def scored(self) -> Tensor | None:
         """The tower's own embedding where the scores are cosines of it, or None."""
+        if self.rows is None:
+            return None
         record = self.record
         for candidate in (record.projected, record.embedding):
-            if self.rows is None or candidate is None:
+            if candidate is None:
                 continue
-            # FLAVA projects all tokens
-            first = candidate[:, 0] if candidate.ndim == 3 else candidate
+            first = _first_token(candidate, candidate.ndim)
             if first.shape == record.scored.shape and record.scored.equal(to_float32(first)):
                 return candidate
         return None
@@ -212,13 +269,17 @@ class Pass:
 def detach_inference(inputs: Any) -> Any:
     """The inputs, copied where inference mode made them, since those can enter no graph."""
     if isinstance(inputs, tuple):
-        return tuple(detach_inference(each) for each in inputs)
-    return inputs.clone() if isinstance(inputs, Tensor) and inputs.is_inference() else inputs
+        return tuple(detach_inference(value) for value in inputs)
+    if isinstance(inputs, Tensor) and inputs.is_inference():
+        return inputs.clone()
+    return inputs
 
 
 def further_arguments(extra: Any) -> tuple[Any, ...]:
     """Captum's `additional_forward_args`: none, one, or a tuple of them."""
-    return () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+    if extra is None:
+        return ()
+    return extra if isinstance(extra, tuple) else (extra,)
 
 
 def differentiate(maps: Tensor, leaves: list[Tensor]) -> None:
@@ -234,28 +295,37 @@ def differentiate(maps: Tensor, leaves: list[Tensor]) -> None:
 
 def together(numbers: int) -> int:
     """How many rows a batched backward takes at once, given the numbers that it holds of one."""
-    return max(1, TOGETHER // max(1, numbers))
+    return max(1, _NUMBERS_AT_ONCE // max(1, numbers))
 
 
 def chunks(
     gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, size: int
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The gradients (k, ...) of chunks of rows, in batched products where they can be."""
+    """The gradients (k, ...) of chunks of rows, in one batched product a chunk where that runs.
+
+    Args:
+        gradients: from a row to its gradients at some leaves; with ``is_grads_batched=True`` from
+            several rows to theirs.
+        rows: (n, ...).
+        size: rows in a chunk.
+    """
     for chunk in torch.split(rows, size):
-        gradient = None
+        of_chunk = None
         if len(chunk) > 1:
-            # a user's own code may hold operations that no batched backward passes
+            # The user's own code may hold operations that no batched backward passes.
             with suppress(RuntimeError):
-                gradient = gradients(chunk, is_grads_batched=True)
-        if gradient is None:
-            yield from (tuple(each[None] for each in gradients(row)) for row in chunk)
-        else:
-            yield gradient
+                of_chunk = gradients(chunk, is_grads_batched=True)
+        if of_chunk is not None:
+            yield of_chunk
+            continue
+        for row in chunk:
+            yield tuple(gradient[None] for gradient in gradients(row))
 
 
 def batched(gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, leaf: Tensor) -> Tensor:
-    """The gradients (n, *leaf.shape) of n rows."""
-    return torch.cat([gradient for gradient, *_ in chunks(gradients, rows, together(leaf.numel()))])
+    """The gradients (n, *leaf.shape) of n rows at one leaf."""
+    size = together(leaf.numel())
+    return torch.cat([gradient for (gradient,) in chunks(gradients, rows, size)])
 
 
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
@@ -265,46 +335,58 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
             f"the forward function returns {count} scores per image{_names_hint(names)}; "
             "choose one with target=0, or take all with attribute_targets."
         )
-    flat = _as_indices(0 if target is None else target)
-    flat = flat * batch if len(flat) == 1 else flat
+    indices = _as_indices(0 if target is None else target)
+    if len(indices) == 1:
+        indices = indices * batch
     several = "for several maps of an image call attribute_targets"
     expected = f"one target, or one for each of {batch} images"
-    expect(len(flat) == batch, expected, flat, several, error=TargetError)
-    return _checked_columns(flat, count, names)[None]
+    expect(len(indices) == batch, expected, indices, several, error=TargetError)
+    return _checked_columns(indices, count, names)[None]
 
 
 def many_columns(targets: Columns, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
     """Indices, or None for all -> (K', B), the same column for every image."""
-    flat = _as_indices(range(count) if targets is None else targets)
-    if not flat:
+    indices = _as_indices(range(count) if targets is None else targets)
+    if not indices:
         raise TargetError("targets is empty; leave it out to take all.")
-    return _checked_columns(flat, count, names)[:, None].expand(-1, batch)
+    return _checked_columns(indices, count, names)[:, None].expand(-1, batch)
 
 
 def _as_indices(targets: Any) -> list[Any]:
-    """One or several targets as a list; Captum's one-tuples are those of single images."""
+    """Make a list of one or several targets, each an index or, as in Captum, a tuple of one."""
     if isinstance(targets, (Tensor, np.ndarray)):
         targets = targets.reshape(-1).tolist()
-    is_single = isinstance(targets, str) or not isinstance(targets, Iterable)
-    several = [targets] if is_single else list(targets)
-    return [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in several]
+    if isinstance(targets, str) or not isinstance(targets, Iterable):
+        return [targets]
+    indices = []
+    for target in targets:
+        is_one_tuple = isinstance(target, (list, tuple)) and len(target) == 1
+        indices.append(target[0] if is_one_tuple else target)
+    return indices
 
 
-def _checked_columns(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
-    for index in flat:
-        is_index = isinstance(index, Integral) and not isinstance(index, bool)  # NumPy's too
+def _checked_columns(indices: list[Any], count: int, names: Sequence[str]) -> Tensor:
+    """Columns from 0 to `count` - 1; TargetError for what is no index of a score."""
+    for index in indices:
+        # NumPy's integers are Integral as well.
+        is_index = isinstance(index, Integral) and not isinstance(index, bool)
         expect(is_index, "a target of an index or one index per image", index, error=TargetError)
         if not -count <= int(index) < count:
             raise TargetError(
                 f"target: {show(index)} is out of range; there are {count} scores per image"
                 f"{_names_hint(names)}."
             )
-    return torch.tensor([int(index) for index in flat], device="cpu") % count
+    return torch.tensor([int(index) for index in indices], device="cpu") % count
 
 
 def _names_hint(names: Sequence[str]) -> str:
-    listed = ", ".join(repr(name) for name in names[:8])
-    return f" ({listed}{', ...' if len(names) > 8 else ''})" if names else ""
+    """The names of the first scores in brackets, for messages."""
+    if not names:
+        return ""
+    listed = [repr(name) for name in names[:8]]
+    if len(names) > 8:
+        listed.append("...")
+    return f" ({', '.join(listed)})"
 
 
 def observed(tower: Tower, call: Call, *observers: Observer, leaf: bool = False) -> Pass:
@@ -315,9 +397,14 @@ def observed(tower: Tower, call: Call, *observers: Observer, leaf: bool = False)
     recording = partial(observe, tower, *observers, Embedding(call.readout, leaf))
     if not leaf:
         return call.run(recording())
-    if call.is_cosine and (run := call.run(recording())).scored is not None:
-        return run
-    return replace(call.run(recording(Probes(range(len(tower.layers))))), rows=None)
+    if call.is_cosine:
+        run = call.run(recording())
+        if run.scored is not None:
+            return run
+    # Probes on all layers show whether a score reads anything below the embedding.
+    every_layer = Probes(range(len(tower.layers)))
+    run = call.run(recording(every_layer))
+    return replace(run, rows=None)
 
 
 def without_gradient(tower: TransformerTower, call: Call, kernels: Kernels) -> Pass:
@@ -340,15 +427,16 @@ class PooledEmbedding:
     """An embedding e, the scores that are made of it, and what e itself is pooled from.
 
     Attributes:
+        run: the forward.
         embedding: (B, E).
-        direction: y = d . e + remainder for K' texts, with the length of the embedding as a
-            constant. It is the direction's scale, so its rows are the texts' own where y is a
-            cosine.
+        direction: d in y = d . e + remainder, for K' targets. The length of the embedding is a
+            constant. Its reciprocal is the direction's scale, so the rows of a cosine are the
+            targets' own embeddings.
         gradient: of the scores at e, (K', B, E).
         projected: whether e comes out of the tower's whole head.
         remainder: (B, K'), what the embedding does not add to the scores, such as a bias; None
             for cosines, which have none.
-        token: what is pooled, (B, D); with a mean of patches or features these, (B, N, D).
+        token: what is pooled, (B, D); if the tower pools a mean, all that is averaged, (B, N, D).
         dtype: of the tower.
     """
 
@@ -363,18 +451,22 @@ class PooledEmbedding:
 
     def head(self, tower: Tower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
-        whole = self.projected or tower.projection_module is None
-        return tower.head if whole else tower.head[:-1]
+        if self.projected or tower.projection_module is None:
+            return tower.head
+        return tower.head[:-1]
 
 
 def pooled_embedding(tower: Tower, call: Call, *observers: Observer) -> PooledEmbedding:
     """Run once under some observers; the head must make the embedding of what is pooled."""
-    _ = tower.head  # which a family may not know: refused before any work
+    # The head of some families is not known. Asking for it refuses them before any work.
+    _ = tower.head
     if isinstance(tower, ResNetTower):
         observers = (*observers, Features())
     elif tower.pooling != "attention":
-        observers = (*observers, Outputs([len(tower.layers) - 1]))
-    return with_token(tower, embedded_scores(tower, observed(tower, call, *observers, leaf=True)))
+        last_layer = len(tower.layers) - 1
+        observers = (*observers, Outputs([last_layer]))
+    run = observed(tower, call, *observers, leaf=True)
+    return with_token(tower, embedded_scores(tower, run))
 
 
 def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
@@ -383,93 +475,114 @@ def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
         return record.pool
     if not isinstance(tower, TransformerTower):
         return detached(record.features).flatten(2).transpose(1, 2)
-    final = detached(record.outputs[len(tower.layers) - 1])
-    return final[:, tower.prefix :] if tower.pooling == "mean" else record.pooled.read(final)
+    tokens = detached(record.outputs[len(tower.layers) - 1])
+    if tower.pooling == "mean":
+        return tokens[:, tower.prefix :]
+    return record.pooled.read(tokens)
 
 
 def with_token(tower: Tower, embedded: PooledEmbedding) -> PooledEmbedding:
     """Add what is pooled, and compare what the head makes of it with the embedding."""
-    record, returned = embedded.run.record, embedded.embedding.detach()
+    record = embedded.run.record
+    returned = embedded.embedding.detach()
     token = pooled_tokens(tower, record)
     with torch.no_grad():
-        again, steps = token, embedded.head(tower)
+        pooled = token
+        steps = embedded.head(tower)
         if tower.pooling == "mean":
-            before, steps = steps[: tower.steps_before_mean], steps[tower.steps_before_mean :]
-            again = record.pooled.mean(run_steps(before, token), slice(None))[:, 0]
-        again = run_steps(steps, again)
-        if again.shape != returned.shape:
-            again = torch.full_like(returned, torch.nan)
-        # of the tower's precision, since it may have been cast
-        record.compare("the embedding", to_float32(again), returned.to(token.dtype))
+            normed = run_steps(steps[: tower.steps_before_mean], token)
+            pooled = record.pooled.mean(normed, slice(None))[:, 0]
+            steps = steps[tower.steps_before_mean :]
+        recomputed = run_steps(steps, pooled)
+        if recomputed.shape != returned.shape:
+            # NaN agrees with nothing, so another shape is refused like other numbers.
+            recomputed = torch.full_like(returned, torch.nan)
+        # The embedding may have been cast, so it is compared in the precision of the tower.
+        record.compare("the embedding", to_float32(recomputed), returned.to(token.dtype))
     return replace(embedded, token=to_float32(token), dtype=token.dtype)
 
 
 def embedded_scores(
     tower: Tower, run: Pass, below: Tensor | None = None, *, directed: bool = True
 ) -> PooledEmbedding:
-    r"""A forward's scores in terms of the embedding e, through which alone they read the tower.
+    r"""Express a forward's scores in the embedding e, through which alone they read the tower.
 
-    The directions d of a cosine are the texts over the length of e. For any other score they are
+    The directions d of a cosine are the targets over the length of e. For any other score they are
     :math:`g + (y - b - g \cdot e) e / |e|^2`, g its gradient at e and b its constant, so that
-    :math:`d \cdot e + b = y`. A score that is not odd in e but for a constant, such as that of an
-    MLP, has :math:`d = g`. It is seen that the score depends through e alone on `below`, by
-    default on what the tower returned.
+    :math:`d \cdot e + b = y`. A score that is not odd in e up to a constant, such as that of an
+    MLP, has :math:`d = g`.
 
     Args:
         tower: the tower.
         run: the forward.
-        below: where the graph begins.
+        below: where the graph begins, by default at what the tower returned. The score must depend
+            on it through e alone.
         directed: whether directions are needed, and not the gradient alone.
+
+    Raises:
+        ReadsMoreError: the score depends on more than the embedding.
+        CaptureError: no gradient leads from the score back to the tower.
     """
     record = run.record
-    if (scored := run.scored) is not None:
-        assert run.rows is not None
-        e = detached(record.scored)
-        scale = e.norm(dim=-1).clamp(min=1e-12).reciprocal()
-        direction = Direction.of(run.rows.to(e.dtype), scale)
-        cosines, size = direction.dot(e).T, run.chosen.norm(dim=1, keepdim=True).clamp(min=1)
-        record.compare("the score", cosines, run.chosen.to(cosines.dtype), size)
-        # what a cosine feels of its direction is not along e
-        along = cosines.T[..., None] * (e * scale[:, None])
-        gradient = (direction.rows - along) * scale[:, None]
-        return PooledEmbedding(run, record.scored, direction, gradient, scored is record.projected)
+    scored = run.scored
+    if scored is not None:
+        return _embedded_cosines(run, projected=scored is record.projected)
     embedding = _scored_point(run, record.embedding if below is None else below)
     if embedding is None:
-        run.refuse_no_graph()
+        run.check_graph()
         raise ReadsMoreError(
             f"The scores depend on more than the embedding that the {tower.noun} returned, such as "
             "hidden states, so they cannot be taken apart. Use a method with gradients, such as "
             "all-grad, or grad-cam on a convolutional tower."
         )
     projected = embedding is record.projected
-    gradient = to_float32(run.stacked_gradients(embedding))  # (K', B, E)
-    first, gradient = _first_token(embedding), _first_token(gradient, embedding.ndim)
+    first = _first_token(embedding, embedding.ndim)
+    gradient = to_float32(run.stacked_gradients(embedding))
+    gradient = _first_token(gradient, embedding.ndim)  # (K', B, E)
     length = to_float32(detached(first)).norm(dim=-1, keepdim=True).clamp(min=1e-12)
     if not directed:
         direction = Direction.of(gradient, torch.ones_like(length[:, 0]))
         return PooledEmbedding(run, first, direction, gradient, projected)
     rows, remainder = _directions(run, embedding, gradient, projected)
-    # One direction for all images, as for texts, makes the products that follow one matrix.
     mean = rows.mean(1, keepdim=True)
-    # Rows that are equal here may have other derivatives.
+    # With a graph, rows that are equal here may still have different derivatives.
     if not keeps_graph():
         bound = 32 * torch.finfo(rows.dtype).eps
-        if bool(is_rounding(difference(rows, mean, dim=-1), mean.norm(dim=-1), bound).all()):
+        off = difference(rows, mean, dim=-1)
+        if bool(is_rounding(off, mean.norm(dim=-1), bound).all()):
+            # One direction for all images makes a single matrix of the products that follow.
             rows = mean
     direction = Direction.of(rows, length[:, 0].reciprocal())
     return PooledEmbedding(run, first, direction, gradient, projected, remainder)
 
 
-def _first_token(embedding: Tensor, ndim: int | None = None) -> Tensor:
-    """An embedding (..., B, E), the first token of one with all tokens, as FLAVA projects them."""
-    return embedding[..., 0, :] if (ndim or embedding.ndim) == 3 else embedding
+def _embedded_cosines(run: Pass, *, projected: bool) -> PooledEmbedding:
+    """Express cosines in the embedding, and compare them with the scores."""
+    assert run.rows is not None
+    record = run.record
+    embedding = detached(record.scored)
+    scale = embedding.norm(dim=-1).clamp(min=1e-12).reciprocal()
+    direction = Direction.of(run.rows.to(embedding.dtype), scale)
+    cosines = direction.dot(embedding)  # (K', B)
+    scores = run.chosen
+    size = scores.norm(dim=1, keepdim=True).clamp(min=1)
+    record.compare("the score", cosines.T, scores.to(cosines.dtype), size)
+    # A cosine does not change along the embedding, so its gradient is orthogonal to it.
+    along = cosines[..., None] * (embedding * scale[:, None])
+    gradient = (direction.rows - along) * scale[:, None]
+    return PooledEmbedding(run, record.scored, direction, gradient, projected)
+
+
+def _first_token(values: Tensor, embedding_ndim: int) -> Tensor:
+    """An embedding (B, E), or its gradient; the first token if the tower projects all, as FLAVA."""
+    return values[..., 0, :] if embedding_ndim == 3 else values
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What a forward function's K scores have beside what the embedding makes, from one call.
+    """The constants of a forward function's K scores, to which the embedding adds nothing.
 
-    Numbers and no tensors, since a method keeps them between calls.
+    They are numbers and no tensors, since a method keeps them between calls.
 
     Attributes:
         matter: whether directions depend on them, as those of a cosine do.
@@ -494,11 +607,12 @@ class Constants:
     def with_lengths(self, columns: Tensor, rows: Tensor, bound: float) -> "Constants":
         """The same with the lengths of directions (K', B, E), where all images have one length."""
         lengths = rows.norm(dim=-1)  # (K', B)
-        alike = is_rounding((lengths - lengths[:, :1]).abs(), lengths[:, :1], bound)
+        of_first_image = lengths[:, :1]
+        alike = is_rounding((lengths - of_first_image).abs(), of_first_image, bound)
         lengths = torch.where(alike.all(1, keepdim=True), lengths, torch.nan)
-        known = lengths.new_full((len(self.values),), torch.nan)
-        known = known.scatter(0, columns.flatten(), lengths.flatten())
-        return replace(self, lengths=tuple(known.tolist()))
+        by_score = lengths.new_full((len(self.values),), torch.nan)
+        by_score = by_score.scatter(0, columns.flatten(), lengths.flatten())
+        return replace(self, lengths=tuple(by_score.tolist()))
 
 
 def _directions(
@@ -506,12 +620,12 @@ def _directions(
 ) -> tuple[Tensor, Tensor]:
     r"""Directions (K', B, E) on the unit embedding, and what is left of the scores (B, K').
 
-    The part of a score along the embedding, which a cosine's gradient lacks, is made of its value,
-    and so its constant must be known: :math:`b = (f(e) + f(-e)) / 2`, since cosines are odd in the
-    embedding but for it. That takes another forward, so what it showed is kept: with a constant of
-    another size, directions would have another length.
+    A cosine's gradient lacks the part of the score along the embedding. That part is made of the
+    score's value less its constant b. Cosines are odd in the embedding up to b, so
+    :math:`b = (f(e) + f(-e)) / 2`. This takes another forward, so b is kept for later calls, as
+    long as directions keep their lengths, which a different constant would change.
     """
-    e = to_float32(detached(_first_token(embedding)))
+    e = to_float32(detached(_first_token(embedding, embedding.ndim)))
     length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     scores = run.chosen.T.to(gradient.dtype)  # (K', B)
     linear = (gradient * e).sum(-1)  # (K', B)
@@ -522,74 +636,86 @@ def _directions(
         rows: Tensor = gradient * length + along * (e / length)
         return rows
 
-    memory, count = {} if run.call is None else run.call.constants, run.scores.shape[1]
+    memory = {} if run.call is None else run.call.constants
+    count = run.scores.shape[1]
     known = memory.get(count)
-    # The derivative of a map with respect to a constant is zero only if f(-e) is in the graph.
-    if known is not None and known.matter and not keeps_graph():
+    if known is not None and not known.matter:
+        return gradient * length, (scores - linear).T
+    # In a graph, maps have the derivative of f(-e) as well, so this forward is part of it.
+    if known is not None and not keeps_graph():
         constants = known.of_columns(run.columns, gradient)
         rows = directions(constants)
         if known.fit(run.columns, rows, bound):
             return rows, constants.T
-    if known is None or known.matter:
-        known, constants = _turned_round(run, embedding, gradient, projected)
-        if known.matter:
-            known = known.with_lengths(run.columns, directions(constants).detach(), bound)
-        memory[count] = known
+    known, constants = _constants_of(run, embedding, gradient, projected)
     if not known.matter:
+        memory[count] = known
         return gradient * length, (scores - linear).T
-    return directions(constants), constants.T
+    rows = directions(constants)
+    memory[count] = known.with_lengths(run.columns, rows.detach(), bound)
+    return rows, constants.T
 
 
-def _turned_round(
+def _constants_of(
     run: Pass, embedding: Tensor, gradient: Tensor, projected: bool
 ) -> tuple[Constants, Tensor]:
     """The constants of all scores, and those of the columns (K', B), from a forward with -e.
 
-    They do not matter for scores that are linear in e, whose direction is the gradient, and for
-    scores that are not odd but for a constant, which have no constant.
+    They do not matter for scores that are linear in e, whose direction is the gradient. Scores
+    that are not odd in e up to a constant have none.
     """
-    scores, bound = detached(run.scores), run.record.rounding(embedding)
+    scores = detached(run.scores)  # (B, K)
+    bound = run.record.rounding(embedding)
     gradient_alone = Constants(False), torch.zeros_like(gradient[..., 0])
     if run.call is None:
         return gradient_alone
-    turned = Embedding(run.call.readout, other=-embedding, projected=projected)
+    negated = Embedding(run.call.readout, other=-embedding, projected=projected)
     try:
         with without_whole_graph():
-            other = run.call.run(observe(run.call.tower, turned))
+            other = run.call.run(observe(run.call.tower, negated))
         point = other.record.projected if projected else other.record.embedding
         assert point is not None
-        slope = to_float32(other.stacked_gradients(point))
-    # The user's code need not take an embedding that no image has.
+        other_gradient = to_float32(other.stacked_gradients(point))
     except Exception:
+        # The user's code need not take an embedding that no image has, and may raise anything.
         return gradient_alone
-    slope = _first_token(slope, embedding.ndim)
-    turned_scores = detached(other.scores)
-    constants, odd = (scores + turned_scores) / 2, (scores - turned_scores) / 2  # (B, K)
+    other_gradient = _first_token(other_gradient, embedding.ndim)
+    other_scores = detached(other.scores)
+    constants = (scores + other_scores) / 2
+    odd = (scores - other_scores) / 2
     # The gradient of an odd function is even.
-    is_odd = agree(slope, gradient, bound=bound, dim=-1)
+    is_odd = agree(other_gradient, gradient, bound=bound, dim=-1)
     if not bool(is_odd.all() & constants.isfinite().all()):
         return gradient_alone
-    chosen = [each.T.gather(0, run.columns).to(gradient.dtype) for each in (constants, odd)]
-    linear = (gradient * to_float32(detached(_first_token(embedding)))).sum(-1)
-    off = (chosen[1] - linear).abs()
-    if bool(is_rounding(off, chosen[1].abs(), bound).all()):
+    chosen_constants = constants.T.gather(0, run.columns).to(gradient.dtype)  # (K', B)
+    chosen_odd = odd.T.gather(0, run.columns).to(gradient.dtype)
+    first = to_float32(detached(_first_token(embedding, embedding.ndim)))
+    linear = (gradient * first).sum(-1)
+    if bool(is_rounding((chosen_odd - linear).abs(), chosen_odd.abs(), bound).all()):
         return gradient_alone
-    size = scores.abs() + turned_scores.abs()
+    size = scores.abs() + other_scores.abs()
     alike = is_rounding((constants - constants[:1]).abs(), size, bound).all(0)
     values = torch.where(alike, constants.mean(0), torch.nan)
-    return Constants(True, tuple(values.tolist())), chosen[0]
+    return Constants(True, tuple(values.tolist())), chosen_constants
 
 
 def _scored_point(run: Pass, below: Tensor) -> Tensor | None:
     """The embedding through which alone the scores depend on what is below; None without one."""
-    candidates = run.record.projected, run.record.embedding
-    points = [each for each in candidates if each is not None and each.requires_grad]
-    probes = [] if run.record.graph.probe is None else [run.record.graph.probe]
-    # one mixture of all targets, in which nothing cancels, so that the law costs one backward
+    record = run.record
+    points = []
+    for candidate in (record.projected, record.embedding):
+        if candidate is not None and candidate.requires_grad:
+            points.append(candidate)
+    probes = [] if record.graph.probe is None else [record.graph.probe]
+    # The law costs one backward, since one mixture of all targets is tested, in which none cancels.
     whole, *inner = run.mixed(below, *points, *probes)
-    if whole is None or any(each is not None and bool(each.any()) for each in inner[len(points) :]):
+    if whole is None:
         return None
-    for embedding, gradient in zip(points, inner, strict=False):
+    at_points = inner[: len(points)]
+    at_probes = inner[len(points) :]
+    if any(gradient is not None and bool(gradient.any()) for gradient in at_probes):
+        return None
+    for embedding, gradient in zip(points, at_points, strict=True):
         if _leads_through(run, embedding, gradient, whole, below):
             return embedding
     return None
@@ -598,16 +724,20 @@ def _scored_point(run: Pass, below: Tensor) -> Tensor | None:
 def _leads_through(
     run: Pass, embedding: Tensor, inner: Tensor | None, whole: Tensor, below: Tensor
 ) -> bool:
-    """Whether the scores depend on what is below through one point alone, its first token.
+    """Whether the scores depend on what is below through the embedding's first token alone.
 
-    Given their gradients at both.
+    Args:
+        run: the forward.
+        embedding: (B, E), or (B, s, E) with all tokens.
+        inner: the scores' gradient at the embedding; None if there is none.
+        whole: the scores' gradient at what is below.
+        below: where the graph begins.
     """
     if inner is None or (embedding.ndim == 3 and inner[:, 1:].any()):
         return False
     if embedding is below:
         return True
-    (through,) = grad(embedding, below, inner, retain_graph=True, allow_unused=True)
-    through = torch.zeros_like(whole) if through is None else through
+    (through,) = grad(embedding, below, inner, retain_graph=True, materialize_grads=True)
     is_all = agree(through, whole, bound=run.record.rounding(embedding))
-    # Where the gradient overflows nothing can be told, and the map shows it.
+    # A gradient that overflows tells nothing. The map shows it, so it is no reason to refuse.
     return bool(is_all) or not whole.isfinite().all()

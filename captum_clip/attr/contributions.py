@@ -36,7 +36,7 @@ Depth = Literal["pooling", "token", "all"]
 
 
 def any_target(clip: ClipAdapter) -> Target:
-    """A target for a forward function of which only vectors are taken, which depend on none."""
+    """Make some target of a forward function whose vectors are taken, which depend on no target."""
     dimension = clip.embedding_dim or clip.measured_dim()
     return targets.embedding(torch.eye(1, dimension, device=clip.device))
 
@@ -45,10 +45,11 @@ class HeadVectors(NamedTuple):
     """What each head of n attentions adds to the unit embeddings; all fields add up to these.
 
     Attributes:
-        heads: (B, n, H, E), each summed over all tokens that the pooled one attends to; of a
-            ResNet's pool over the positions.
-        mlps: (B, n, E), of the same layers; (B, 0, E) of a pool, whose MLP the heads' vectors pass.
-        rest: (B, E), of the pooled token's embedding, of biases, and of the layers below.
+        heads: (B, n, H, E), the sums over all tokens that the pooled one attends to. In a ResNet's
+            pool, these are the positions.
+        mlps: (B, n, E), of the same layers. For a pooling head it is (B, 0, E), since the heads'
+            vectors pass the head's MLP.
+        rest: (B, E), from the pooled token's embedding, the biases, and the layers below.
     """
 
     heads: Tensor
@@ -62,7 +63,7 @@ class HeadVectors(NamedTuple):
 
     @classmethod
     def split(cls, vectors: Tensor, heads: int, rest: Tensor) -> "HeadVectors":
-        """From those of each layer's heads, and of the MLP after them, (B, n, H or H + 1, E)."""
+        """Split the vectors (B, n, H or H + 1, E) of each layer's heads, and of its MLP if any."""
         return cls(vectors[:, :, :heads], vectors[:, :, heads:].flatten(1, 2), rest)
 
 
@@ -107,17 +108,30 @@ class DirectContribution(AdditiveAttribution):
     values among that, counts where it is read. The rest holds the MLPs' biases, and what the
     MLPs make of the pooled token's own embedding and values.
 
-    Options, keyword-only:
+    Args:
+        forward_func: the scores, as for :class:`ViTAttribution`; a `TextSimilarity` as well.
+        layer: the model, with a forward function of your own.
 
-    - ``baseline``: "none", or "mean" for :math:`v_j - \frac{1}{N} \sum_i v_i`, the share of a
-      position beyond an average one.
-    - ``per``: None, "layer" for maps (B, K, n, h, w) or "head" for (B, K, n, H, h, w), n the
-      attentions that take part.
-    - ``start_layer``: first layer that takes part, 0-based; those below count in the rest.
-    - ``depth``: "pooling"; "token", through the pooled token's MLPs; or "all" to carry the tokens'
-      shares on through all layers to the patches, which is :class:`ConservativePropagation`, at a
-      backward per target.
-    - ``return_rest``: return the rest (B, K) as well.
+    Keyword Args:
+        baseline (str): "none", or "mean" for :math:`v_j - \frac{1}{N} \sum_i v_i`, the share of a
+            position beyond an average one.
+        per (str): None for one map, "layer" for one per attention that takes part, or "head" for
+            one per head of these.
+        start_layer (int): first layer that takes part, 0-based, 0 by default. Those below count in
+            the rest.
+        depth (str): "pooling", as above; "token", through the pooled token's MLPs; or "all" to
+            carry the tokens' shares on through all layers to the patches. "all" is
+            :class:`ConservativePropagation`, at a backward per target.
+        return_rest (bool): return the rest, (B, 1) or (B, K), as well.
+
+    Returns:
+        `attribute` returns maps (B, 1, h, w), and `attribute_targets` maps (B, K, h, w). With n
+        attentions of H heads they are (B, K, n, h, w) per layer and (B, K, n, H, h, w) per head.
+        The maps of a text have T in the place of h and w.
+
+    Raises:
+        InputError: an option does not fit the tower, such as ``per="head"`` if it pools a mean.
+        UnsupportedModelError: a part of the tower cannot be written as a sum over tokens.
 
     Source: after Gandelsman et al. 2024 (arXiv:2310.05916), who split the CLS token of a ViT. Their
     code spreads the output bias of each attention over tokens and heads; here it is in the rest.
@@ -136,7 +150,9 @@ class DirectContribution(AdditiveAttribution):
 
     name = "direct"
     towers = ("vit", "resnet", "text")
-    signed = differentiable = reads_projection = True
+    signed = True
+    differentiable = True
+    reads_projection = True
     _tower: TransformerTower | ResNetTower
 
     def _compute(
@@ -148,40 +164,54 @@ class DirectContribution(AdditiveAttribution):
         start_layer: int = 0,
         depth: Depth = "pooling",
     ) -> Computed:
-        tower, centered = self._tower, baseline == "mean"
+        tower = self._tower
+        centered = baseline == "mean"
         layers = self._reading_layers(start_layer, depth, per)
         if depth == "all":
             assert isinstance(tower, TransformerTower)
             return propagated_to_patches(tower, call, centered=centered)
         pooled = pooled_rows(tower, call, layers, centered)
-        token, embedded, mlps = pooled.token, pooled.embedded, depth == "token"
-        with no_graph(), autocast_disabled(token):
+        embedded = pooled.embedded
+        through_mlps = depth == "token"
+        with no_graph(), autocast_disabled(pooled.token):
             direction = pooled.direction
-            total = direction.dot(token) + direction.constant  # (K', B)
-            # where tokens are fewer than targets, their shares pass the MLPs at a lower price
-            if mlps and per is None and len(total) > pooled.rows[layers[0]].parts.shape[2]:
-                maps = torch.einsum("kbd,bsd->kbs", direction.dense(), pushed_rows(pooled, mlps))
+            total = direction.dot(pooled.token) + direction.constant  # (K', B)
+            # The MLPs are passed by the tokens' shares or by the targets' directions, whichever
+            # are fewer. A map per layer or head needs the directions.
+            pushes_tokens = False
+            if through_mlps and per is None:
+                token_count = pooled.rows[layers[0]].parts.shape[2]
+                pushes_tokens = len(total) > token_count
+            if pushes_tokens:
+                shares = pushed_rows(pooled, through_mlps)
+                maps = torch.einsum("kbd,bsd->kbs", direction.dense(), shares)
             else:
-                maps = pulled_rows(pooled, direction, per=per, mlps=mlps)
+                maps = pulled_rows(pooled, direction, per=per, mlps=through_mlps)
             if embedded.remainder is not None:
                 total = total + embedded.remainder.T
             rest = total - maps[..., pooled.record.span].flatten(2).sum(-1)
-            # the last law: whatever was taken apart must be the score
+            # This is the last law: what was taken apart must add up to the score.
             scores = embedded.run.chosen
             size = scores.norm(dim=1, keepdim=True).clamp(min=1)
             pooled.record.compare("the score", total.T, scores.to(embedded.dtype), size)
             return embedded.run.computed(maps, rest.T)
 
     def _laws_of(self, **options: Any) -> tuple[str, ...]:
-        self._reading_layers(**options)  # which are refused before any work
+        # Options that do not fit the tower are refused here, before any work.
+        self._reading_layers(**options)
         return () if options.get("depth") == "all" else ("blocks", "embedding")
 
     def _reading_layers(
         self, start_layer: int = 0, depth: Depth = "pooling", per: Per = None, **options: Any
     ) -> range:
-        """The layers whose attention takes part, empty of a convolutional tower."""
+        """The layers whose attention takes part; one stands for a convolutional tower's pool.
+
+        Raises:
+            InputError: an option does not fit the tower, or another option.
+        """
         pooling = self._tower.pooling
-        if depth != "pooling" and isinstance(self._tower, ResNetTower):
+        is_convolutional = isinstance(self._tower, ResNetTower)
+        if depth != "pooling" and is_convolutional:
             raise InputError(
                 "depth: what a convolutional tower's stages below the pool add cannot be followed; "
                 "leave it out, or use a ViT."
@@ -196,17 +226,19 @@ class DirectContribution(AdditiveAttribution):
                 "depth: 'all' follows all layers and heads to the patches together, so none can be "
                 "kept or left out; leave out `per` and `start_layer`."
             )
-        # of a network the features are one layer
-        is_layer = per == "layer" and isinstance(self._tower, ResNetTower)
-        if per is not None and pooling == "mean" and not is_layer:
+        # The features of a convolutional tower count as a single layer, even if they are averaged.
+        has_layers = per == "layer" and is_convolutional
+        if per is not None and pooling == "mean" and not has_layers:
             raise InputError(f"per: no attention, and so no {per}, reads a mean; leave it out.")
-        if isinstance(self._tower, ResNetTower):
+        if is_convolutional:
             if start_layer:
                 raise InputError("start_layer: a convolutional tower has one pool; leave it out.")
             return range(1)
         layers = self._layers(start_layer)
-        # only the pool reads the tokens
-        return layers[-1:] if self._tower.pooling == "attention" else layers
+        if pooling == "attention":
+            # Only the pooling head reads tokens for the embedding.
+            return layers[-1:]
+        return layers
 
     @public("vectors")
     def vectors(
@@ -221,7 +253,7 @@ class DirectContribution(AdditiveAttribution):
         depth: Depth = "pooling",
         create_graph: bool = False,
     ) -> Any:
-        r"""The share of each position in the unit embedding, (B, h, w, E), of texts (B, T, E).
+        r"""Compute the share of each position in the unit embedding, a vector.
 
         .. math:: \hat e = \sum_j c_j + c_0, \qquad r_j(t) = c_j \cdot t
 
@@ -229,7 +261,7 @@ class DirectContribution(AdditiveAttribution):
         function's own target. One forward, and one product with the weights of each layer;
         ``depth="all"`` takes E backwards.
 
-        With ``per="head"`` the shares of heads and MLPs, a :class:`captum_clip.attr.HeadVectors`,
+        With ``per="head"``, compute the shares of heads and MLPs:
 
         .. math:: \hat e = \sum_{lh} c_{lh} + \sum_l m_l + c_0, \qquad
             c_{lh} = \frac{1}{|e|} W_{lh} \sum_j A_{lh}[CLS, j] \, v_{lhj}
@@ -240,12 +272,18 @@ class DirectContribution(AdditiveAttribution):
         Args:
             inputs: preprocessed images (B, 3, H, W), or token ids (B, T).
             additional_forward_args: the attention mask of texts.
-            per: "position", or "head", without a `baseline` or `depth`, where attention pools.
-            return_rest: return :math:`c_0` (B, E), which belongs to no position, as well.
-            baseline: as the class has it, like what follows.
+            per: "position", or "head" in a tower that pools by attention. "head" takes no
+                `baseline` and no `depth`.
+            return_rest: return :math:`c_0` (B, E), which belongs to no position, as well. With
+                ``per="head"`` it is always there.
+            baseline: "none" or "mean", as for the class.
             start_layer: first layer that takes part.
-            depth: "pooling", "token" or "all".
+            depth: "pooling", "token" or "all", as for the class.
             create_graph: leave the vectors in the graph of the model, as `attribute` does.
+
+        Returns:
+            Vectors (B, h, w, E), or (B, T, E) of texts; with ``per="head"`` a
+            :class:`captum_clip.attr.HeadVectors`.
 
         Raises:
             InputError: a forward function of your own, or an invalid input or option.
@@ -281,38 +319,53 @@ class DirectContribution(AdditiveAttribution):
         options |= {"per": "head", "baseline": "none", "depth": "pooling"}
         computed = self._products(inputs, extra, options)
         vectors = computed.values.movedim(0, -1).contiguous()
-        count = vectors.shape[2] - (self._tower.pooling == "cls")
-        return HeadVectors.split(vectors, count, cast(Tensor, computed.rest)), computed.parts
+        head_count = vectors.shape[2]
+        if self._tower.pooling == "cls":
+            head_count -= 1  # The MLP of each layer comes after its heads.
+        return HeadVectors.split(vectors, head_count, cast(Tensor, computed.rest)), computed.parts
 
     def _products(
         self, inputs: Any, extra: Any, options: dict[str, Any], directions: Tensor | None = None
     ) -> Computed:
-        """The products (B, n, h, w) of the vectors with others (n, B or 1, E); with the axes E."""
+        """Multiply the vectors with directions (n, B or 1, E), by default with the E axes.
+
+        The values of the result are (B, n, h, w), and its rest has the products (B, n) of the
+        vectors' rest.
+        """
 
         def compute(
             call: Call, *, baseline: Baseline, depth: Depth, start_layer: int = 0, per: Per = None
         ) -> Computed:
-            tower, centered = self._tower, baseline == "mean"
-            layers, others = self._reading_layers(start_layer, depth, per), directions
+            tower = self._tower
+            centered = baseline == "mean"
+            layers = self._reading_layers(start_layer, depth, per)
             if depth == "all":
                 assert isinstance(tower, TransformerTower)
-                if others is None:
+                rows = directions
+                if rows is None:
                     assert isinstance(call.forward, Similarity)
                     width = call.forward.embeddings.shape[1]
-                    others = torch.eye(width, device=call.images[0].device)[:, None]
-                return propagated_to_patches(tower, call, centered=centered, directions=others)
+                    rows = torch.eye(width, device=call.images[0].device)[:, None]
+                return propagated_to_patches(tower, call, centered=centered, directions=rows)
             pooled = pooled_rows(tower, call, layers, centered)
             with no_graph(), autocast_disabled(pooled.token):
-                parts = parts_of_heads(pooled) if per else pushed_rows(pooled, depth == "token")
-                vectors = pooled.embed(parts)
-                if per is not None:
-                    shape = len(vectors), len(layers), -1, vectors.shape[-1]
-                    vectors = vectors[:, :-1].reshape(shape)
-                computed = decompose(pooled.embedded, products(vectors, others), others)
+                if per is None:
+                    parts = pushed_rows(pooled, depth == "token")
+                    vectors = pooled.embed(parts)
+                else:
+                    parts = parts_of_heads(pooled)
+                    # The last part belongs to no layer, and counts in the rest.
+                    vectors = pooled.embed(parts)[:, :-1]
+                    by_layer = len(vectors), len(layers), -1, vectors.shape[-1]
+                    vectors = vectors.reshape(by_layer)
+                values = products(vectors, directions)
+                computed = decompose(pooled.embedded, values, directions)
                 return computed._replace(parts=(parts, pooled.embed))
 
-        on_grid, select = options.get("per") is None, partial(many_columns, None)
-        return self._run(inputs, extra, select, options, compute, on_grid)
+        every_target = partial(many_columns, None)
+        # Vectors by head have no grid.
+        on_grid = options.get("per") is None
+        return self._run(inputs, extra, every_target, options, compute, on_grid)
 
 
 _Option = TypeVar("_Option")
@@ -321,17 +374,29 @@ OneOrTwo: TypeAlias = _Option | tuple[_Option, _Option]
 
 
 class InteractionRest(NamedTuple):
-    """The parts of a score that belong to no pair of positions; B pairs, or B x N of all with all.
+    """The parts of the scores of B pairs that belong to no pair of positions.
+
+    If all images are paired with all N others, B stands for B, N.
 
     Attributes:
-        other: of a token, or of a position of the other image, alone: (B, T) or (B, h', w').
-        image: of a position of the image alone, (B, h, w).
-        constant: of neither, (B,).
+        other: what belongs to a token alone, (B, T), or to a position of the other image alone,
+            (B, h', w').
+        image: what belongs to a position of the image alone, (B, h, w).
+        constant: what belongs to neither, (B,).
     """
 
     other: Tensor
     image: Tensor
     constant: Tensor
+
+
+class _Side(NamedTuple):
+    """The images of pairs, or the texts or images that they are compared with."""
+
+    method: DirectContribution
+    inputs: Tensor
+    mask: Any
+    options: dict[str, Any]
 
 
 class DirectInteraction(Attribution):  # type: ignore[misc]
@@ -348,24 +413,33 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
     i, signed: all shares and rests add up to the score. It does not answer what the word does to
     the region's effect once either is gone, which is a difference of scores (docs/text.md).
 
-    One forward of each tower and a product, for any number of pairs. Start, end and padding have
-    positions as words have; :func:`captum_clip.targets.word_tokens` tells which are whose.
-
-    Options, keyword-only, each one for both sides or a pair (of the images, of the others):
-    ``baseline``, ``start_layer`` and ``depth`` as :class:`DirectContribution` has them. With
-    ``depth="all"`` of one side its tower takes a backward for each position of the other; of both,
-    one takes E backwards.
+    One forward of each tower and a product, for any number of pairs. The start, end and padding
+    tokens of a text have positions like words; :func:`captum_clip.targets.word_tokens` tells which
+    tokens belong to which word.
 
     Args:
         forward_func: a :class:`captum_clip.ClipPairSimilarity`.
+
+    Keyword Args:
+        return_rest (bool): return the :class:`captum_clip.attr.InteractionRest` as well.
+        baseline (str or pair): "none" or "mean", as for :class:`DirectContribution`. Each of these
+            three options is a value for both sides, or a pair (for the images, for the others).
+        start_layer (int or pair): first layer that takes part, 0-based, 0 by default.
+        depth (str or pair): "pooling", "token" or "all". If one side has "all", its tower takes a
+            backward for each position of the other side. If both have it, one tower takes E.
+
+    Returns:
+        `attribute` returns shares (B, T, h, w) of B images with a text each, or
+        (B, h', w', h, w) with an image each. `attribute_pairs` returns those of all pairs,
+        (B, N, T, h, w) or (B, N, h', w', h, w).
 
     Raises:
         InputError: another forward function.
         UnsupportedModelError: a tower that cannot be taken apart.
 
     Source: the sum over pairs of two decompositions after Gandelsman et al. 2024
-    (arXiv:2310.05916), the text's ours; Möller et al. 2025 (arXiv:2408.14153), exCLIP, attribute to
-    the same pairs by integrated second derivatives.
+    (arXiv:2310.05916), of which the text's is ours. Möller et al. 2025 (arXiv:2408.14153), exCLIP,
+    attribute to the same pairs by integrated second derivatives.
 
     Example:
         >>> from captum_clip import ClipPairSimilarity, DirectInteraction, load_clip
@@ -388,10 +462,11 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         expect(is_pair, "a ClipPairSimilarity", forward_func, advice)
         super().__init__(forward_func)
         clip = forward_func.clip
-        axis = any_target(clip)
-        self._image = self._other = DirectContribution(ClipSimilarity(clip, axis))
+        target = any_target(clip)
+        self._image = DirectContribution(ClipSimilarity(clip, target))
+        self._other = self._image
         if forward_func.side == "text":
-            self._other = DirectContribution(TextSimilarity(clip, axis))
+            self._other = DirectContribution(TextSimilarity(clip, target))
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @public("attribute")
@@ -406,20 +481,20 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         start_layer: OneOrTwo[int] = 0,
         depth: OneOrTwo[Depth] = "pooling",
     ) -> Any:
-        """Shares (B, T, h, w) of B pairs; of pairs of images (B, h', w', h, w).
+        """Compute the shares of B pairs, (B, T, h, w), or (B, h', w', h, w) for pairs of images.
 
         Args:
             inputs: images (B, 3, H, W), and token ids (B, T) or as many images.
-            target: as Captum has it; there is one score for each pair, so None or 0.
+            target: None or 0, since there is a single score for each pair.
             additional_forward_args: the attention mask of the texts.
             return_rest: return (shares, :class:`InteractionRest`).
-            baseline: see the class, like what follows.
-            start_layer: first layer that takes part.
-            depth: "pooling", "token" or "all".
+            baseline: "none" or "mean", or a pair.
+            start_layer: first layer that takes part, or a pair.
+            depth: "pooling", "token" or "all", or a pair.
 
         Raises:
-            InputError: invalid inputs or options, or not as many of each.
-            TargetError: a target.
+            InputError: invalid inputs or options, or other numbers of images and others.
+            TargetError: a target other than None or 0.
         """
         expected = f"a tuple of two tensors, images and {self.forward_func.side}s"
         expect(isinstance(inputs, tuple) and len(inputs) == 2, expected, inputs)
@@ -441,9 +516,10 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         start_layer: OneOrTwo[int] = 0,
         depth: OneOrTwo[Depth] = "pooling",
     ) -> Any:
-        """Shares (B, N, T, h, w) of B images with each of N texts, or of N images.
+        """Compute the shares (B, N, T, h, w) of B images with each of N texts, or of N images.
 
-        Arguments are those of :meth:`attribute`; the rest is (B, N, T), (B, N, h, w) and (B, N).
+        The arguments are those of :meth:`attribute`, with any number of images and others. The
+        rest is (B, N, T), (B, N, h, w) and (B, N).
         """
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         inputs, extra = (images, others), additional_forward_args
@@ -465,37 +541,51 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
                 "the forward function has a hook, a patched method or its own code, "
                 "so its score may be more than the cosine; pass a plain ClipPairSimilarity."
             )
+        image_options = {}
+        other_options = {}
         for name, value in options.items():
-            value = value if isinstance(value, (tuple, list)) else (value, value)
-            expect(len(value) == 2, f"{name} for both sides, or a pair of them", value)
-            options[name] = value
-        both = [{name: value[index] for name, value in options.items()} for index in (0, 1)]
-        # a wrong option of the second side must not cost the first one's forward
-        for of_side in both:
-            DirectContribution.check_options(**of_side)
+            pair = value if isinstance(value, (tuple, list)) else (value, value)
+            expect(len(pair) == 2, f"{name} for both sides, or a pair of them", pair)
+            image_options[name], other_options[name] = pair
+        # A wrong option of the second side must not cost the forward of the first.
+        DirectContribution.check_options(**image_options)
+        DirectContribution.check_options(**other_options)
         mask = extra[0] if isinstance(extra, tuple) and len(extra) == 1 else extra
         forward.check(*inputs, mask, pairs=paired)
-        sides = [(self._other, inputs[1], mask, both[1]), (self._image, inputs[0], None, both[0])]
-        # the side with fewer backwards first: of a deep one those along the other's vectors
-        swapped = both[1]["depth"] == "all" != both[0]["depth"]
-        (method, tokens, mask, kept), second = sides[::-1] if swapped else sides
-        vectors, rest = method.vectors(tokens, mask, return_rest=True, **kept)
+        image_side = _Side(self._image, inputs[0], None, image_options)
+        other_side = _Side(self._other, inputs[1], mask, other_options)
+        # The first side gives vectors, which a second side of depth "all" multiplies with its own
+        # at a backward each. As the first side, it would take E backwards.
+        image_first = other_options["depth"] == "all" and image_options["depth"] != "all"
+        if image_first:
+            table, image_shape, other_shape = self._table(image_side, other_side, paired)
+            # The rows of the table are those of the other side from here on.
+            table = table.mT if paired else table.transpose(0, 1).mT
+        else:
+            table, other_shape, image_shape = self._table(other_side, image_side, paired)
+        lead = table.shape[:-2]
+        shares = table[..., :-1, :-1].reshape(*lead, *other_shape, *image_shape)
+        other = table[..., :-1, -1].reshape(*lead, *other_shape)
+        image = table[..., -1, :-1].reshape(*lead, *image_shape)
+        rest = InteractionRest(other, image, table[..., -1, -1])
+        return (shares, rest) if return_rest else shares
+
+    def _table(
+        self, first: _Side, second: _Side, paired: bool
+    ) -> tuple[Tensor, torch.Size, torch.Size]:
+        """The products of all parts of two sides, and the shapes of their positions.
+
+        The table is (B, n + 1, m + 1) for n and m positions, each followed by a rest. Without
+        pairs it is (B, N, n + 1, m + 1), with the B of the second side.
+        """
+        vectors, rest = first.method.vectors(
+            first.inputs, first.mask, return_rest=True, **first.options
+        )
         parts = torch.cat([vectors.flatten(1, -2), rest[:, None]], 1)  # (N, n + 1, E)
         directions = parts.transpose(0, 1) if paired else parts.flatten(0, 1)[:, None]
-        method, tokens, mask, kept = second
-        values = method._products(tokens, mask, kept, directions)
-        assert values.rest is not None
-        # all parts of the first side with those of the second, the rest the last of each:
-        # (B, n + 1, m + 1), or with all pairs (B, N, n + 1, m + 1)
-        whole = torch.cat([values.values.flatten(2), values.rest[..., None]], 2)
-        whole = whole if paired else whole.view(len(whole), *parts.shape[:2], -1)
-        of_other, of_image = vectors.shape[1:-1], values.values.shape[2:]
-        if swapped:
-            whole = (whole if paired else whole.transpose(0, 1)).mT
-            of_other, of_image = of_image, of_other
-        lead = whole.shape[:-2]
-        shares = whole[..., :-1, :-1].reshape(*lead, *of_other, *of_image)
-        other = whole[..., :-1, -1].reshape(*lead, *of_other)
-        image = whole[..., -1, :-1].reshape(*lead, *of_image)
-        rest = InteractionRest(other, image, whole[..., -1, -1])
-        return (shares, rest) if return_rest else shares
+        computed = second.method._products(second.inputs, second.mask, second.options, directions)
+        assert computed.rest is not None
+        table = torch.cat([computed.values.flatten(2), computed.rest[..., None]], 2)
+        if not paired:
+            table = table.view(len(table), *parts.shape[:2], -1)
+        return table, vectors.shape[1:-1], computed.values.shape[2:]

@@ -5,13 +5,12 @@ import re
 import warnings
 from ast import literal_eval
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from itertools import product
 from types import NoneType
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ MAMOOLER: Final = "mamooler"
 """Stands for :func:`report_method` of a tower wherever a method is named."""
 _OF_REPORT: Final = {"vit": "last-grad", "text": "last-grad", "resnet": "grad-cam"}
 _FLAGS: Final = ("signed", "needs_target", "costly")
-# the caller's, no options
+# These keyword arguments of `attribute_targets` belong to its caller and are no options by name.
 _RESERVED: Final = {"return_scores", "return_rest", "create_graph", "relu_attributions"}
 
 _Class = TypeVar("_Class", bound=type[Any])
@@ -47,9 +46,10 @@ TextMap: TypeAlias = tuple[tuple[str, float], ...]
 def register(method: _Class) -> _Class:
     """Offer a class wherever methods are named: `explain`, command line, page, evaluation.
 
-    It needs no more than a base of this package has; `signed`, `needs_target` and `costly` may be
-    left out. May be used as a decorator. Where other processes have to know the class (Ray, the
-    command line), name it in the entry point group ``captum_clip.methods`` of its package.
+    A class derived from a base of this package has all that is needed once it has a `name`. Any
+    other class may leave out `signed`, `needs_target` and `costly`. The function may be used as a
+    decorator. If other processes have to know the class (Ray, the command line), name it in the
+    entry point group ``captum_clip.methods`` of its package.
 
     Args:
         method: a class with `name`, `towers` ("vit", "resnet", "text") and the methods `attribute`
@@ -68,12 +68,14 @@ def register(method: _Class) -> _Class:
     """
     expect(isinstance(method, type), "a class", method)
     with error_context(method.__name__):
-        name, towers = getattr(method, "name", None), getattr(method, "towers", None)
+        name = getattr(method, "name", None)
+        towers = getattr(method, "towers", None)
         is_name = isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9-]*", name)
         expect(is_name, "a `name` of small letters, digits and hyphens", name)
-        kinds, several = get_args(Kind), isinstance(towers, (tuple, list, set, frozenset))
-        fits = several and towers and {*kinds} >= {*towers}
-        expect(fits, f"`towers` among {', '.join(kinds)}", towers)
+        kinds = get_args(Kind)
+        is_collection = isinstance(towers, (tuple, list, set, frozenset))
+        are_kinds = is_collection and towers and set(towers) <= set(kinds)
+        expect(are_kinds, f"`towers` among {', '.join(kinds)}", towers)
         for flag in (*_FLAGS, "listed"):
             check_flag(f"`{flag}`", getattr(method, flag, False))
         bases = "captum_clip.attr.ViTAttribution or ResNetAttribution, which have it"
@@ -81,11 +83,12 @@ def register(method: _Class) -> _Class:
             function = getattr(method, needed, None)
             advice = f"derive the class from {bases}"
             expect(callable(function), f"a method {needed}", function, advice)
-        # the same class may be defined anew, by a notebook's cell
+        expect(name != MAMOOLER, "a `name` other than that of the report's methods", name)
         taken = METHODS.get(str(name), method)
-        same = (taken.__module__, taken.__qualname__) == (method.__module__, method.__qualname__)
-        other = "the report's methods" if name == MAMOOLER else taken.__name__
-        expect(same and name != MAMOOLER, f"a `name` other than that of {other}", name)
+        # A notebook's cell that runs again defines the same class anew.
+        is_same = taken.__module__ == method.__module__
+        is_same = is_same and taken.__qualname__ == method.__qualname__
+        expect(is_same, f"a `name` other than that of {taken.__name__}", name)
     METHODS[method.name] = method
     return method
 
@@ -96,7 +99,7 @@ def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             register(entry.load())
-        except Exception as error:  # whatever somebody's import raises
+        except Exception as error:  # The import of another package may raise anything.
             warnings.warn(
                 f"the method {entry.name} of the package that defines {entry.value} cannot be "
                 f"used ({type(error).__name__}: {error}).",
@@ -112,8 +115,11 @@ def registered() -> dict[str, type[Any]]:
 
 def methods_for(kind: str) -> tuple[str, ...]:
     """Names of the methods that are offered for a kind of tower."""
-    methods = {n: m for n, m in registered().items() if getattr(m, "listed", True)}
-    return tuple(name for name, method in methods.items() if kind in method.towers)
+    names = []
+    for name, method in registered().items():
+        if getattr(method, "listed", True) and kind in method.towers:
+            names.append(name)
+    return tuple(names)
 
 
 def default_method(tower: Tower) -> str:
@@ -125,7 +131,9 @@ def default_method(tower: Tower) -> str:
 def report_method(tower: Tower) -> str:
     """The method of Mamooler's figures and tables, whose towers have no pooling head."""
     default = default_method(tower)
-    return _OF_REPORT[tower.kind] if default == "direct" else default
+    if default == "conservative":
+        return default
+    return _OF_REPORT[tower.kind]
 
 
 def check_methods(names: Iterable[str]) -> None:
@@ -138,23 +146,32 @@ def check_methods(names: Iterable[str]) -> None:
 def fitting_methods(
     methods: Iterable[str | type[Any]], tower: Tower, model: str
 ) -> "list[MethodChoice]":
-    """Choose the methods, by default the tower's own, that explain a tower; else InputError."""
-    named: list[str | type[Any] | None] = [*methods]
-    choices = [MethodChoice.of(method, tower=tower) for method in named or [None]]
+    """Choose the methods that explain a tower, by default the tower's own.
+
+    Raises:
+        InputError: none of them does.
+    """
+    choices = [MethodChoice.of(method, tower=tower) for method in methods]
+    if not choices:
+        choices = [MethodChoice.of(None, tower=tower)]
     fitting = [choice for choice in choices if choice.fits(tower.kind)]
     if not fitting:
+        names = ", ".join(choice.name for choice in choices)
         raise InputError(
-            f"none of the methods {', '.join(choice.name for choice in choices)} fits "
-            f"{model}, which has a {KINDS[tower.kind]}."
+            f"none of the methods {names} fits {model}, which has a {KINDS[tower.kind]}."
         )
     return fitting
 
 
-def option_names(kind: type[Any]) -> tuple[list[str], bool]:
+def option_names(method: type[Any]) -> tuple[list[str], bool]:
     """The options of a method's class, and whether it takes any others."""
-    parameters = inspect.signature(kind.attribute_targets).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
-    takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = []
+    takes_others = False
+    for parameter in inspect.signature(method.attribute_targets).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_others = True
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _RESERVED:
+            names.append(parameter.name)
     return names, takes_others
 
 
@@ -190,33 +207,46 @@ class MethodChoice:
         published: bool = False,
         others: Iterable[str] = (),
     ) -> "MethodChoice":
-        """A class or a command-line name, with options from either side.
+        """Make a choice of a class or a command-line name.
 
-        On a tower None is its default method, and "mamooler" the report's. A `published` map is
-        that of the paper, or with "sign=signed" less that of the negated target.
+        Args:
+            method: the class, or its name, which may have options as "last-grad:heads=averaged".
+                With a tower, None stands for its default method, and "mamooler" for the report's.
+            options: further options, which replace those of the name.
+            tower: the tower to explain.
+            published: take the options of the method's paper where none are given. With the option
+                "sign=signed", the map of the negated target is to be subtracted.
+            others: names that messages list beside those of the methods.
+
+        Raises:
+            InputError: there is no such method, or it has no such option or value.
         """
-        if tower is not None and method in (None, MAMOOLER):
-            method = default_method(tower) if method is None else report_method(tower)
-        stem, _, text = method.partition(":") if isinstance(method, str) else (method, "", "")
-        kind = _class_named(method, stem, others)
-        options = {**_parsed(str(method), text), **(options or {})}
-        listed = ",".join(f"{name}={value}" for name, value in options.items())
+        if tower is not None and method is None:
+            method = default_method(tower)
+        elif tower is not None and method == MAMOOLER:
+            method = report_method(tower)
+        method_class, options_in_name = _parsed(method, others)
+        options = options_in_name | (options or {})
+        name = method_class.name
+        if options:
+            name += ":" + ",".join(f"{option}={value}" for option, value in options.items())
         both_signs = published and options.get("sign") == "signed"
         if both_signs:
             del options["sign"]
-        names, takes_others = option_names(kind)
+        known, takes_others = option_names(method_class)
         for option in options:
-            if option in _RESERVED or not (takes_others or option in names):
-                listed = ", ".join(names) or "none"
-                raise InputError(f"{kind.name} has no option {option!r}; it has {listed}.")
+            if option in _RESERVED or not (takes_others or option in known):
+                listed = ", ".join(known) or "none"
+                raise InputError(f"{method_class.name} has no option {option!r}; it has {listed}.")
         if published:
-            options = {**getattr(kind, "paper_options", {}), **options}
-        flags = {flag: getattr(kind, flag) for flag in _FLAGS if hasattr(kind, flag)}
-        if issubclass(kind, ClipAttribution):
-            kind.check_options(**options)
-            flags |= kind.properties(**options)
-        name = f"{kind.name}:{listed}" if listed else kind.name
-        return cls(kind, options, name, **flags, both_signs=both_signs)
+            options = {**getattr(method_class, "paper_options", {}), **options}
+        flags = {
+            flag: getattr(method_class, flag) for flag in _FLAGS if hasattr(method_class, flag)
+        }
+        if issubclass(method_class, ClipAttribution):
+            method_class.check_options(**options)
+            flags |= method_class.properties(**options)
+        return cls(method_class, options, name, **flags, both_signs=both_signs)
 
     def fits(self, kind: str) -> bool:
         """Whether it explains a kind of tower."""
@@ -233,12 +263,15 @@ class MethodChoice:
     def text_maps(
         self, clip: ClipAdapter, pixels: Tensor, texts: Sequence[str], sign: str
     ) -> tuple[tuple[TextMap, ...], Tensor]:
-        """A map of each of K texts for one image (1, 3, H, W), and the cosines (1, K).
+        """Compute a map of each of K texts for one image (1, 3, H, W), and the cosines (1, K).
 
-        A word's value is the sum over its tokens, below zero where it contradicts. With
-        :math:`m(t)` for a method without signs it is :math:`m(t)` for the positive sign,
-        :math:`-m(-t)` for the negative one, and :math:`m(t) - m(-t)` for both; a signed method
-        gives both always.
+        A word's value is the sum over its tokens, negative if the word contradicts the image. For
+        a method with maps :math:`m(t)` without signs, it is :math:`m(t)` with the positive sign,
+        :math:`-m(-t)` with the negative one, and :math:`m(t) - m(-t)` with both. A signed method
+        always gives both.
+
+        Raises:
+            InputError: there are several images, or the method gives several values per token.
         """
         expect(len(pixels) == 1, "words to explain for one image at a time", len(pixels))
         target = targets.image(clip, pixels)
@@ -251,26 +284,30 @@ class MethodChoice:
         if values.ndim != 3:
             raise InputError(f"{self.name} gives several values per token; leave `per` out.")
         positive, negative = values.cpu().unbind(1)  # (K, T)
-        signed = -negative if sign == "negative" else positive - negative
-        signed = positive if self.signed or sign == "positive" else signed
-        maps = tuple(
-            tuple((word, float(row[span.start : span.stop].sum())) for word, span in words)
-            for row, words in zip(signed, spans, strict=True)
-        )
-        return maps, torch.as_tensor(scores[:, :1].T.cpu())
+        if self.signed or sign == "positive":
+            token_values = positive
+        elif sign == "negative":
+            token_values = -negative
+        else:
+            token_values = positive - negative
+        maps = []
+        for row, words in zip(token_values, spans, strict=True):
+            by_word = [(word, float(row[s.start : s.stop].sum())) for word, s in words]
+            maps.append(tuple(by_word))
+        return tuple(maps), torch.as_tensor(scores[:, :1].T.cpu())
 
 
 class PairMaps(NamedTuple):
     """Maps of a text and of each of its words, or of a reference image and of each of its cells.
 
     Attributes:
-        names: of the K.
-        maps: signed, (B, K, h, w): the whole first, then the shares of each part.
-        scores: the cosine, then the share of each part, the sum of its map, (B, K).
+        names: the name of the whole, then those of its words or cells, K together.
+        maps: the signed shares of each, (B, K, h, w).
+        scores: the cosine, then the share of each word or cell, the sum of its map, (B, K).
         leave_one_out: what the cosine loses without the text, and without each word, (B, K); None
-            of cells.
-        norms: of these differences, (K,), 1 of the whole.
-        cells: rows and columns of the reference's grid.
+            for cells.
+        norms: the lengths of these differences, (K,), which are 1 for the whole and for cells.
+        cells: rows and columns of the reference's grid; (0, 0) for a text.
     """
 
     names: tuple[str, ...]
@@ -282,70 +319,108 @@ class PairMaps(NamedTuple):
 
 
 def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options: Any) -> PairMaps:
-    """The shares of images (B, 3, H, W) with one text, or with one image (1, 3, H, W).
+    """Compute the shares of images (B, 3, H, W) with one text, or with one image (1, 3, H, W).
 
-    Start, end and padding of a text count in the whole alone.
+    The start, end and padding tokens of a text count in the whole alone.
     """
-    side: Literal["text", "image"] = "text" if isinstance(other, str) else "image"
-    method = DirectInteraction(ClipPairSimilarity(clip, side))
-    others, mask = (other, None) if isinstance(other, Tensor) else clip.text_inputs(other)
-    parts = method.attribute_pairs(pixels, others, mask, return_rest=True, **options)
-    shares, rest = parts[0][:, 0], InteractionRest(*(share[:, 0] for share in parts[1]))
-    cells = shares.flatten(1, -3)  # (B, T or h' w', h, w)
-    whole = cells.sum(1) + rest.image
-    cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant
-    norms, leave_one_out, size = torch.ones(1, device="cpu"), None, (0, 0)
     if isinstance(other, str):
-        without = targets.words(clip, other)
-        empty = targets.text(clip, "", allow_empty=True)
-        gone = targets.concatenate([targets.text(clip, other) - empty, without])
-        with torch.no_grad():
-            leave_one_out = ClipSimilarity(clip, gone)(pixels) * gone.norms.to(pixels.device)
-        spans = [span for _, span in targets.word_tokens(clip, other)]
-        cells = torch.stack([cells[:, s.start : s.stop].sum(1) for s in spans], 1)
-        names, norms = (other, *without.names), torch.cat([norms, without.norms.cpu()])
+        method = DirectInteraction(ClipPairSimilarity(clip, "text"))
+        others, mask = clip.text_inputs(other)
     else:
-        size = (shares.shape[1], shares.shape[2])
-        positions = product(*map(range, size))
-        names = ("reference", *(f"row {row}, column {column}" for row, column in positions))
-        norms = norms.expand(len(names))
-    maps = torch.cat([whole[:, None], cells], 1).view(len(shares), -1, *shares.shape[-2:])
-    scores = torch.cat([cosine[:, None], cells.sum((-2, -1))], 1)
-    return PairMaps(names, maps, scores, leave_one_out, norms, size)
+        method = DirectInteraction(ClipPairSimilarity(clip, "image"))
+        others, mask = other, None
+    # There is one other, so the second axis of all pairs, (B, 1, ...), goes.
+    shares, rest = method.attribute_pairs(pixels, others, mask, return_rest=True, **options)
+    shares = shares[:, 0]
+    rest = InteractionRest(rest.other[:, 0], rest.image[:, 0], rest.constant[:, 0])
+    parts = shares.flatten(1, -3)  # (B, T or h' w', h, w)
+    whole = parts.sum(1) + rest.image
+    cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant
+    if isinstance(other, str):
+        words = targets.words(clip, other)
+        empty = targets.text(clip, "", allow_empty=True)
+        differences = targets.concatenate([targets.text(clip, other) - empty, words])
+        with torch.no_grad():
+            cosines = ClipSimilarity(clip, differences)(pixels)
+        leave_one_out = cosines * differences.norms.to(pixels.device)
+        spans = [span for _, span in targets.word_tokens(clip, other)]
+        of_words = [parts[:, span.start : span.stop].sum(1) for span in spans]
+        parts = torch.stack(of_words, 1)
+        names = (other, *words.names)
+        norms = torch.cat([torch.ones(1, device="cpu"), words.norms.cpu()])
+        grid = (0, 0)
+    else:
+        leave_one_out = None
+        grid = (shares.shape[1], shares.shape[2])
+        cells = product(range(grid[0]), range(grid[1]))
+        names = ("reference", *(f"row {row}, column {column}" for row, column in cells))
+        norms = torch.ones(len(names), device="cpu")
+    maps = torch.cat([whole[:, None], parts], 1)
+    scores = torch.cat([cosine[:, None], parts.sum((-2, -1))], 1)
+    return PairMaps(names, maps, scores, leave_one_out, norms, grid)
 
 
-def _class_named(method: Any, stem: Any, others: Iterable[str]) -> type[Any]:
-    """The class that is named by `stem`, or is it."""
-    if stem == MAMOOLER:
+def _parsed(method: Any, others: Iterable[str]) -> tuple[type[Any], dict[str, Any]]:
+    """The class that `method` is or names, and the options that the name has."""
+    if isinstance(method, str):
+        name, _, options = method.partition(":")
+        return _class_named(method, name, others), _parsed_options(method, options)
+    if isinstance(method, type) and method in registered().values():
+        return method, {}
+    raise _no_method(method, str(method), others)
+
+
+def _class_named(method: str, name: str, others: Iterable[str]) -> type[Any]:
+    """The class of a command-line name, or of the class's own name."""
+    if name == MAMOOLER:
         names = ", ".join(dict.fromkeys(_OF_REPORT.values()))
         raise InputError(
             f"method: {MAMOOLER} stands for each tower's own method in the report and takes no "
             f"options, got {method!r}; name the method itself ({names})."
         )
+    methods = _by_either_name()
+    if name not in methods:
+        raise _no_method(method, name, others)
+    return methods[name]
+
+
+def _by_either_name() -> dict[str, type[Any]]:
+    """All methods by their command-line names and by the names of their classes."""
     methods = registered()
-    named = {**methods, **{kind.__name__: kind for kind in methods.values()}}
-    if stem in (*methods.values(), *named):
-        return named[stem] if isinstance(stem, str) else stem
-    hint = suggestion(str(stem), (*named, *others, MAMOOLER))
-    listed = ", ".join(dict.fromkeys((*methods, *others)))
-    raise InputError(
+    return methods | {method.__name__: method for method in methods.values()}
+
+
+def _no_method(method: Any, name: str, others: Iterable[str]) -> InputError:
+    """The error for what is no method, with the name that it may have meant."""
+    others = tuple(others)
+    hint = suggestion(name, (*_by_either_name(), *others, MAMOOLER))
+    listed = ", ".join(dict.fromkeys((*registered(), *others)))
+    return InputError(
         f"method: expected one of {listed}, with options as in last-grad:heads=averaged, or a "
         f"class of captum_clip.attr; got {show(method)}{hint}."
     )
 
 
-def _parsed(method: str, text: str) -> dict[str, Any]:
-    """Options as on the command line: ``heads=averaged,start_layer=2``."""
+def _parsed_options(method: str, text: str) -> dict[str, Any]:
+    """Read options as on the command line: ``heads=averaged,start_layer=2``."""
     options: dict[str, Any] = {}
-    for option in text.split(",") if text else []:
+    if not text:
+        return options
+    for option in text.split(","):
         name, equals, value = (piece.strip() for piece in option.partition("="))
         if not (name and equals and value):
             raise InputError(
                 f"method: cannot read {option!r} in {method!r}; options look like "
                 "last-grad:heads=averaged,start_layer=2."
             )
-        options[name] = value
-        with suppress(ValueError, SyntaxError):  # a number, a truth value or None, or else a text
-            if isinstance(literal := literal_eval(value), (int, float, NoneType)):
-                options[name] = literal
+        options[name] = _literal(value)
     return options
+
+
+def _literal(text: str) -> Any:
+    """The number, truth value or None that a text spells, or else the text."""
+    try:
+        value = literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, (int, float, NoneType)) else text
