@@ -142,7 +142,7 @@ class ClipAdapter(ABC):
         """The text tower as the methods see it.
 
         Raises:
-            UnsupportedModelError: its family does not declare what a text embedding is made of.
+            UnsupportedModelError: its family does not describe its text tower.
         """
         with expect_library_parts(self.model):
             tower = self._text_tower()
