@@ -142,7 +142,7 @@ class ClipAdapter(ABC):
         """The text tower as the methods see it.
 
         Raises:
-            UnsupportedModelError: its family does not declare what a text embedding is made of.
+            UnsupportedModelError: its family does not describe its text tower.
         """
         with expect_library_parts(self.model):
             tower = self._text_tower()
@@ -168,7 +168,7 @@ class ClipAdapter(ABC):
         """The number of tokens that the text tower knows, if it is known."""
         return None
 
-    # These describe the model.
+    # The properties and methods below describe the model.
 
     @property
     def vision(self) -> Any:
@@ -252,7 +252,7 @@ class ClipAdapter(ABC):
             numbers["text_embeddings"] = summary(text_rows)
         return numbers
 
-    # These take images.
+    # The methods below take images.
 
     @public("preprocess")
     def preprocess(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Tensor:
@@ -337,7 +337,7 @@ class ClipAdapter(ABC):
         self.check_images(images)
         return F.normalize(self.image_features(images), dim=-1)
 
-    # These take texts.
+    # The methods below take texts.
 
     def is_blank(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a text, as it may of punctuation or an emoji."""

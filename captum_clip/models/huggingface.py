@@ -30,7 +30,7 @@ from .towers import Entry, TextRow, TextTower, Tower, ViTTower
 
 
 class HuggingFaceLayer(AttentionLayer):
-    """A `CLIPEncoderLayer` and its `CLIPAttention`; others say what their parts are called."""
+    """A `CLIPEncoderLayer` and its `CLIPAttention`; subclasses override the names of the parts."""
 
     attention_path = "self_attn"
     heads_path = "num_heads"

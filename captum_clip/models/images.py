@@ -33,7 +33,7 @@ _RANDOM = "Random.*|RandAugment|AutoAugment|TrivialAugment.*|AugMix.*|(Color|Sca
 _RANDOM += "ElasticTransform|GaussianNoise"
 # These transforms are random only where the two ends of the attribute's range differ.
 _RANGED = {"GaussianBlur": "sigma", "JPEG": "quality"}
-# OpenCLIP's transform has the first of these functions, and that of OpenAI's package the second.
+# OpenCLIP's transform has the first of these functions, and OpenAI's has the second.
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")
 
 Size = tuple[int, int]
@@ -43,7 +43,7 @@ _dropping: Final[WeakKeyDictionary[Any, bool]] = WeakKeyDictionary()
 
 
 def pixels_of(images: Any) -> Any:
-    """Take the images of a DataLoader or a Dataset, and what a processor of transformers returned.
+    """Take the images out of a DataLoader, a Dataset, or the result of a processor of transformers.
 
     Others stay as they are. If an item has several values, the first is the image.
     """

@@ -33,7 +33,7 @@ class Direction:
 
     rows: Tensor  # (K, 1, D) where the images differ by a factor alone, else (K, B, D)
     scale: Tensor  # (B,)
-    # Each map with a bias (1 or B, D) on the way adds that bias and the direction on its output.
+    # A map with a bias on the way adds the direction on its output, and the bias (1 or B, D).
     biases: "tuple[tuple[Direction, Tensor], ...]" = ()
 
     @classmethod
@@ -99,7 +99,7 @@ def constants(directions: Sequence[Direction]) -> Tensor:
     """The constants of n directions, (n, K, B)."""
     if not _share_one_way(directions):
         return torch.stack([direction.constant for direction in directions])
-    # The same direction meets a bias of each, so one product with all biases is enough.
+    # All biases meet the same direction, so one product is enough.
     above, _ = directions[0].biases[0]
     biases = []
     for direction in directions:
@@ -408,7 +408,8 @@ class Activation(AffineAtToken):
         if not has_no_foreign_hooks(self.module) and not result.equal(without_hooks(token)):
             return Called(self.module)
         gate = gate_of(without_hooks, token, result)
-        # No gate makes f(0) of 0. Most activations have f(0) = 0, a sigmoid has not.
+        # A gate times 0 is 0, so f(0) is a constant. It is 0 for most activations, but not for a
+        # sigmoid.
         constant = torch.where(token == 0, result, torch.zeros_like(token))
         return Gated(gate, constant)
 
@@ -491,7 +492,7 @@ _IDENTITIES: Final = (nn.Identity, nn.Dropout, nn.Flatten)
 
 
 def step_of(step: Any) -> TokenStep:
-    """A module as the step that it is now, by its class."""
+    """The step that a module is at this moment, known by its class and its hooks."""
     if isinstance(step, TokenStep):
         return step
     if is_plain_linear(step):
