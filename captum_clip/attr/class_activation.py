@@ -1,7 +1,7 @@
 """Class activation maps, and methods that score each layer or patch by itself."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, Literal, cast, final
@@ -346,9 +346,8 @@ class LeGrad(ViTAttribution):
 
         def gradients(row: Tensor, *, is_grads_batched: bool = False) -> tuple[Tensor, ...]:
             options: Any = {"retain_graph": True, "is_grads_batched": is_grads_batched}
-            at_leaf: Sequence[Tensor | None]
-            at_leaf = grad(scores, leaf, row, allow_unused=True, **options)
-            gradient = at_leaf[0]
+            gradient: Any
+            (gradient,) = grad(scores, leaf, row, allow_unused=True, **options)
             if gradient is None:
                 # Somebody's hook cut the gradient off.
                 gradient = leaf.new_zeros(*row.shape[:-1], *leaf.shape)
