@@ -50,6 +50,16 @@ class HeadVectors(NamedTuple):
         mlps: (B, n, E), of the same layers. For a pooling head it is (B, 0, E), since the heads'
             vectors pass the head's MLP.
         rest: (B, E), from the pooled token's embedding, the biases, and the layers below.
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> vectors = DirectContribution(forward).vectors(images, per="head")
+        >>> bool((vectors.embeddings - clip.encode_image(images)).abs().max() < 1e-5)
+        True
     """
 
     heads: Tensor

@@ -86,12 +86,12 @@ def check_method(
         (['same twice', 'image alone', 'target alone', 'target of each image', 'model'], True)
     """
     targets = forward.target
-    enough = len(images) > 1 and len(targets) > 1
-    expect(enough, "two images and two targets, or more", [images, targets.embeddings])
+    are_enough = len(images) > 1 and len(targets) > 1
+    expect(are_enough, "two images and two targets, or more", [images, targets.embeddings])
     if tolerance is None:
         is_half = forward.clip.dtype in (torch.float16, torch.bfloat16)
         tolerance = 5e-2 if is_half else 1e-3
-    before = _state_of(forward.clip.model)
+    state_before = _state_of(forward.clip.model)
     explainer = method(forward)
     maps: Tensor = explainer.attribute_targets(images)
     expected = f"{method.__name__} to give maps ({len(images)}, {len(targets)}, h, w), detached"
@@ -107,24 +107,19 @@ def check_method(
         # Captum's methods on pixels keep the channels of an image.
         return explainer.attribute(images, target=target).detach().sum(1)  # type: ignore[no-any-return]
 
+    laws: dict[str, float] = {}
+    laws["same twice"] = off(explainer.attribute_targets(images), maps)
     one_by_one = [explainer.attribute_targets(image) for image in torch.split(images, 1)]
-    columns = [of_target(column) for column in range(len(targets))]
+    laws["image alone"] = off(torch.cat(one_by_one), maps)
+    by_target = [of_target(column) for column in range(len(targets))]
+    laws["target alone"] = off(torch.stack(by_target, 1), maps)
     rows = torch.arange(len(images))
-    column_of_image = rows % len(targets)
-    laws = {
-        "same twice": off(explainer.attribute_targets(images), maps),
-        "image alone": off(torch.cat(one_by_one), maps),
-        "target alone": off(torch.stack(columns, 1), maps),
-        "target of each image": off(
-            of_target(column_of_image.tolist()), maps[rows, column_of_image]
-        ),
-    }
-    declared = method.properties() if issubclass(method, ClipAttribution) else {}
-    signed = declared.get("signed", getattr(method, "signed", False))
-    needs_target = declared.get("needs_target", getattr(method, "needs_target", True))
-    if signed or not needs_target:
+    columns = rows % len(targets)
+    laws["target of each image"] = off(of_target(columns.tolist()), maps[rows, columns])
+    flags = _flags_of(method)
+    if flags["signed"] or not flags["needs_target"]:
         negated = method(ClipSimilarity(forward.clip, -targets)).attribute_targets(images)
-        laws["negated target"] = off(-negated if signed else negated, maps)
+        laws["negated target"] = off(-negated if flags["signed"] else negated, maps)
     if getattr(method, "additive", False):
         _, rest = explainer.attribute_targets(images, return_rest=True)
         with torch.no_grad():
@@ -133,7 +128,7 @@ def check_method(
     if wanted is not None:
         expect(wanted.shape == maps.shape, f"`wanted` of shape {tuple(maps.shape)}", wanted)
         laws["oracle"] = off(wanted, maps)
-    laws["model"] = float(_state_of(forward.clip.model) != before)
+    laws["model"] = float(_state_of(forward.clip.model) != state_before)
     # A law whose error is NaN is broken as well.
     broken = [f"{law} ({error:.1e})" for law, error in laws.items() if not error <= tolerance]
     if broken:
@@ -144,8 +139,19 @@ def check_method(
     return laws
 
 
+def _flags_of(method: type[Any]) -> dict[str, bool]:
+    """Whether a method declares its maps signed and dependent on the target, by default options."""
+    flags = {
+        "signed": getattr(method, "signed", False),
+        "needs_target": getattr(method, "needs_target", True),
+    }
+    if issubclass(method, ClipAttribution):
+        flags |= method.properties()
+    return flags
+
+
 def _state_of(model: nn.Module) -> list[Any]:
-    """What no method may leave changed: hooks, modes, parameters and their gradients."""
+    """The state that no method may leave changed: hooks, modes, parameters and their gradients."""
     state: list[Any] = []
     for module in model.modules():
         hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks

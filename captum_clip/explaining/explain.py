@@ -13,7 +13,8 @@ from tqdm import tqdm
 from .. import checks, maps, targets
 from ..attr.additive import ConservativePropagation
 from ..attr.contributions import DirectContribution, DirectInteraction
-from ..attr.registry import MAMOOLER, MethodChoice, TextMap, option_names, pair_maps
+from ..attr.pairs import pair_maps
+from ..attr.registry import MAMOOLER, MethodChoice, TextMap, option_names
 from ..checks import suggestion
 from ..errors import InputError, UnsupportedModelError, argument, public
 from ..models import ClipAdapter, load_clip
