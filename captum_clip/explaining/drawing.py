@@ -103,6 +103,7 @@ def _draw_explanations(explanations: Sequence[Any], original: Any) -> Figure:
     if has_both_signs and not shows_words:
         return visualization.signs(images, **heatmap, names=names, scores=scores, **options)
     if list(heatmap) == ["negative"]:
+        # A single sign would be drawn in the colors of positive evidence.
         [options["cmap"]] = sign_colors("negative")
     layers = _dimmed(first, heatmap, rows)
     if first.text_maps:
@@ -111,7 +112,9 @@ def _draw_explanations(explanations: Sequence[Any], original: Any) -> Figure:
             images, first.text_maps, scores=scores, heatmap=upper, **options
         )
     negative = layers[1] if has_both_signs else None
-    notes = [[shown.note for shown in row] for row in rows]
+    notes = []
+    for row in rows:
+        notes.append([shown.note for shown in row])
     return visualization.overlay(
         images, layers[0], negative=negative, names=names, notes=notes, **options
     )
@@ -208,6 +211,7 @@ def _draw_contrast(
     pictures, (positive, negative) = framed_batches(images, list(heatmap.values()))
     rows = []
     for index, image in enumerate(pictures):
+        # The difference is the only target, so an image has one map of each sign.
         layers = signed_layers(positive[index][0] - negative[index][0])
         picture = Panel(image, "image", label=labels[index])
         rows.append([picture, Panel(image, title, notes[index], layers=layers)])
@@ -285,6 +289,7 @@ def _data(explanation: Any, rows: Sequence[Sequence[Any]], original: Any) -> dic
     for values in explanation.maps.values():
         check_maps(values)  # JSON has no NaN.
     images = explanation.images
+    # The edges of what the model saw, in shares of the picture that the page shows.
     boxes = [(0, 0, 1, 1)] * len(explanation)
     if original is None:
         original = bool(explanation.photos and explanation.crops)
@@ -301,7 +306,9 @@ def _data(explanation: Any, rows: Sequence[Sequence[Any]], original: Any) -> dic
     reference = explanation.reference
     entries = []
     for index, pixels in enumerate(as_images(images)):
-        maps = {sign: [_levels(values) for values in raw[sign][index]] for sign in raw}
+        maps = {}
+        for sign, values in raw.items():
+            maps[sign] = [_levels(of_target) for of_target in values[index]]
         entries.append(
             {
                 "source": _jpeg(pixels),

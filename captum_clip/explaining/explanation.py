@@ -299,7 +299,10 @@ class Explanation(drawing.Drawable):
                 # Padding has no evidence, and would be the minimum of the scale.
                 visible = self.crops[index].of_photo(size) if self.crops else frame
                 heatmaps.append(regions.normalized(raw, size, how, frame, visible))
-        return {sign: torch.cat([heatmap[sign] for heatmap in heatmaps]) for sign in self.maps}
+        joined = {}
+        for sign in self.maps:
+            joined[sign] = torch.cat([heatmap[sign] for heatmap in heatmaps])
+        return joined
 
     def scaling(self, look: Look) -> regions.Scaling:
         """The interpolation of a look, and the value of the maps that it draws as 1, if any."""

@@ -342,7 +342,9 @@ def text(
     for template in templates:
         fits = isinstance(template, str) and template.count("{}") == 1
         expect(fits, expected, templates, error=TargetError)
-    prompts = [template.replace("{}", text) for text in texts for template in templates]
+    prompts = []
+    for text in texts:
+        prompts += [template.replace("{}", text) for template in templates]
     embeddings = F.normalize(_encode(clip, prompts), dim=-1)
     by_template = embeddings.view(len(texts), len(templates), -1)  # (K, P, D)
     return Target.of(by_template.mean(1), texts, "text", Maker(clip))
