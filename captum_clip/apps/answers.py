@@ -39,7 +39,8 @@ _COLOR_MAPS: Final[dict[str, Any]] = {"positive": HEAT, "negative": NEGATIVE}
 """The colors of a map of one sign; maps of both signs have their own."""
 MAX_TEXTS: Final = 12
 MAX_PIXELS: Final = 50_000_000
-_REDUCED_FROM: Final = 6_000_000  # pixels above which an image is read at a half, a quarter, ...
+_REDUCED_FROM: Final = 6_000_000
+"""An image of more pixels is read at a half, a quarter, ... of its width and height."""
 
 
 class Models:

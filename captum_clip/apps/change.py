@@ -58,10 +58,14 @@ _RULED_OUT: Final[dict[str, tuple[str, ...]]] = {
     "grids": _BY_REGION,
     "embedding sizes": ("text", *_BY_HEAD, *_BY_REGION),
 }
-"""The sums that cannot be compared between two models that differ in a property."""
-_UNMOVED: Final = 1e-6  # of a cosine; no change, however often it has one sign
+"""Sums that cannot be compared between two models that differ in a property."""
+_UNMOVED: Final = 1e-6
+"""A smaller change of a cosine is rounding, even if it has the same sign in many images."""
 _MEAN: Final = "none but a mean"
-_PIXELS: Final = 0.01  # root mean square; libraries differ by .001, bilinear and bicubic by .017
+"""The layers and heads of a tower that pools by a mean."""
+_PIXELS: Final = 0.01
+"""Pixels are different from this root mean square on; libraries differ by .001, bilinear and
+bicubic by .017."""
 
 
 class Moved(NamedTuple):
@@ -288,31 +292,35 @@ def compare(
         warnings.warn(sentence, stacklevel=3)
         refused |= dict.fromkeys(ruled_out, sentence)
 
-    text_rows = [targets.text(clip, texts) for clip in clips]
-    # The parts of both models are products with the same rows, unless their sizes differ.
-    directions = text_rows if "text" in refused else [text_rows[0], text_rows[0]]
+    text_targets = [targets.text(clip, texts) for clip in clips]
+    directions = list(text_targets)
+    if "text" not in refused:
+        # The parts of both models are products with the same rows, or differences would mix towers.
+        directions[1] = text_targets[0]
     batch_sums: dict[str, list[Tensor]] = defaultdict(list)
-    seen, better, vectors = list[Tensor](), list[Tensor](), list[HeadVectors]()
+    vectors: list[HeadVectors] = []
+    better: list[Tensor] = []
+    colors: list[Tensor] = []
     for batch in chain([first_batch], batches):
         pixels = [clip.preprocess(batch) for clip in clips]
-        old = _summands(clips[0], pixels[0], text_rows[0], directions[0], refused)
-        new = _summands(clips[1], pixels[1], text_rows[1], directions[1], refused)
+        old = _summands(clips[0], pixels[0], text_targets[0], directions[0], refused)
+        new = _summands(clips[1], pixels[1], text_targets[1], directions[1], refused)
         if "heads" not in refused:
             vectors.append(_at_mean_scale(old, new, directions[0]))
-        # What the text tower changed is a difference at the embeddings of the model after.
+        # What the text tower changed is a difference of texts at the embeddings of one model, the
+        # model after.
         old.sums["text"], new.sums["text"] = new.sums["text"], new.sums["scores"]
         for name, old_sum in old.sums.items():
             batch_sums[name].append(torch.stack([old_sum, new.sums[name]]))
         better.append(torch.minimum(old.better, new.better))
-        colors = clips[0].denormalize(pixels[0])
-        seen.append((255 * colors).round().byte().cpu())
+        colors.append((255 * clips[0].denormalize(pixels[0])).round().byte().cpu())
     joined = None
     if vectors:
         joined = HeadVectors(*(torch.cat(tensors) for tensors in zip(*vectors, strict=True)))
     return Change(
         models=(clips[0].name, clips[1].name),
-        names=text_rows[0].names,
-        images=torch.cat(seen),
+        names=text_targets[0].names,
+        images=torch.cat(colors),
         sums={name: torch.cat(sums, 1) for name, sums in batch_sums.items()},
         refused=refused,
         vectors=joined,
@@ -325,7 +333,8 @@ def _differences(
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield how two models differ besides their weights, and the sums that this rules out."""
     names = " and ".join(clip.name for clip in clips)
-    before, after = (_properties(*pair, texts) for pair in zip(clips, pixels, strict=True))
+    before = _properties(clips[0], pixels[0], texts)
+    after = _properties(clips[1], pixels[1], texts)
     for name, value in before.items():
         # Two towers that read a mean are alike, and still have no heads.
         if value == after[name] and value != _MEAN:
@@ -336,7 +345,7 @@ def _differences(
             consequence = f", so {', '.join(ruled_out)} cannot be compared; the scores can"
         values = f"{show(value)} and {show(after[name])}"
         yield f"the {name} of {names} are {values}{consequence}.", ruled_out
-    first, second = (images.float().cpu() for images in pixels)
+    first, second = pixels[0].float().cpu(), pixels[1].float().cpu()
     if first.shape == second.shape and (first - second).square().mean().sqrt() > _PIXELS:
         yield f"the processors of {names} make different pixels from the same image.", ()
 
@@ -345,21 +354,24 @@ def _properties(clip: ClipAdapter, pixels: Tensor, texts: Sequence[str]) -> dict
     """The properties of a model that should not differ from those of another."""
     size = pixels.shape[-2:]
     pooling = clip.tower.pooling
-    read = clip.tower.attentions
+    attentions = clip.tower.attentions
     if pooling == "attention":
-        read = read[-1:]
+        attentions = attentions[-1:]
+    layers_and_heads: Any = _MEAN
+    if pooling != "mean":
+        layers_and_heads = (len(attentions), attentions[0].heads)
     tokens = []
     for text in texts:
         # Libraries pad in different ways, so the padding is left out.
         ids, *_ = clip.text_inputs(text)
         tokens.append(ids[0, : clip.count_tokens(text)].tolist())
-    weights = list[Tensor]()
+    weights: list[Tensor] = []
     for step in clip.tower.head:
         weights += step_parameters(step)
     return {
         "tokens": tokens,
         "image sizes": tuple(size),
-        "layers and heads": _MEAN if pooling == "mean" else (len(read), read[0].heads),
+        "layers and heads": layers_and_heads,
         "widths": tuple(weights[0].shape) if weights else (),
         "grids": clip.grid(*size),
         # A size that the model does not state takes a forward, so it comes last.
@@ -384,7 +396,7 @@ class _Summands:
         sums: (N, K, ...) by name: under "scores" the cosines with the model's own texts, under
             "text" those with the directions, and the parts that add up to the latter.
         better: the share of unrelated texts that fit an image better, (N, K).
-        head_parts: where heads are compared.
+        head_parts: None if heads are not compared.
     """
 
     sums: dict[str, Tensor]
@@ -399,10 +411,10 @@ def _summands(
     directions: Target,
     refused: Collection[str],
 ) -> _Summands:
-    """Take the cosines of images with texts and with directions, and the latter apart."""
-    # Targets of two models cannot be joined, while those of rows have no model.
-    numbers = targets.embedding(directions.embeddings, directions.names)
-    forward = ClipSimilarity(clip, targets.concatenate([texts, numbers]))
+    """Compute the cosines of images with texts and with directions, and the parts of the latter."""
+    # Targets of two models cannot be joined, while a target of plain rows has no model.
+    rows = targets.embedding(directions.embeddings, directions.names)
+    forward = ClipSimilarity(clip, targets.concatenate([texts, rows]))
     method = DirectContribution(forward)
     with torch.no_grad():
         features = clip.image_features(pixels)

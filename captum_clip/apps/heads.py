@@ -30,8 +30,10 @@ from ..visualization.grid import Panel, Row, grid
 
 Head: TypeAlias = tuple[int, int]
 """A layer and a head in it, both from 0; a pool has layer 0 alone."""
-_NEGLIGIBLE: Final = 1e-6  # share of a length below which it is rounding, in float32
-_SETS: Final = 16  # of random texts
+_NEGLIGIBLE: Final = 1e-6
+"""A smaller share of a length is rounding of float32."""
+_SETS: Final = 16
+"""Number of sets of random texts."""
 
 
 class TextSpan(NamedTuple):

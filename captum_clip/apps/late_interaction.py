@@ -29,7 +29,8 @@ from ..models.images import Crop
 __all__ = ["LateInteraction", "explain"]
 
 Cells = Literal["shares", "removal", "similarity"]
-_LONGER_SIDE: Final = 448  # pixels of the longer side of a page in a figure, about
+_LONGER_SIDE: Final = 448
+"""About the pixels of a page's longer side in a figure."""
 _HINTS: Final = {
     "shares": "",
     "removal": "What the score loses without a patch does not add up to the score.",

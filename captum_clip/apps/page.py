@@ -144,7 +144,7 @@ def build(models: Models) -> Any:
             rows: list[Any] = []
             # Without an image `ask` says what is missing.
             for path in paths or [None]:
-                photo = path and models.read(path)
+                photo = None if path is None else models.read(path)
                 reply = ask(models.get(model, size), photo, texts, method, sign)
                 replies.append(reply)
                 if len(replies) == 1:
@@ -224,7 +224,9 @@ def _question(page: Any, models: Models) -> _Question:
         taken = _readable(models, uploads, added)
         if not taken:
             taken = [pair for pair in shown if pair[1] == _EXAMPLE]
-        return gr.skip() if taken == [path for path, _ in shown] else taken
+        if taken == [path for path, _ in shown]:
+            return gr.skip()
+        return taken
 
     model.input(_with_messages(offer), model, method, **_EVENT)
     images.upload(take, images, images, **_EVENT)
@@ -302,7 +304,8 @@ def _cards_tab() -> _Cards:
                 updates[card] = gr.Column(visible=False)
                 continue
             text = names[index]
-            choices = [(word, number) for number, word in enumerate(["whole text", *text.split()])]
+            labels = ["whole text", *text.split()]
+            choices = [(word, number) for number, word in enumerate(labels)]
             updates[card] = gr.Column(visible=True)
             updates[words] = gr.Radio(choices, value=reply.chosen[index], label=notes[index])
             updates[text_map] = gr.Image(maps[index], alt_text=text)
@@ -436,15 +439,21 @@ def _is_foreign(headers: Headers) -> bool:
         return site not in ("same-origin", "none")
     # Browsers leave that header out over plain HTTP on a network. Proxies replace the host, but no
     # page can set the header in which they forward it.
-    names = ("origin", "host", "x-forwarded-host")
-    addresses = [headers.get(name, "").lower() for name in names]
-    if not addresses[0]:
+    origin = headers.get("origin", "").lower()
+    if not origin:
         return False
     # An origin leaves out the default port, which a host may include.
-    default_port = ":443" if addresses[0].startswith("https:") else ":80"
-    origin, *hosts = [re.sub(r"^\w+://", "", a).removesuffix(default_port) for a in addresses]
+    default_port = ":443" if origin.startswith("https:") else ":80"
+    hosts = []
+    for name in ("host", "x-forwarded-host"):
+        hosts.append(_without_scheme(headers.get(name, "").lower()).removesuffix(default_port))
+    origin_host = _without_scheme(origin).removesuffix(default_port)
     # The origin of a file, "file://", has no host.
-    return not origin or origin not in hosts
+    return not origin_host or origin_host not in hosts
+
+
+def _without_scheme(address: str) -> str:
+    return re.sub(r"^\w+://", "", address)
 
 
 def trim_memory() -> None:

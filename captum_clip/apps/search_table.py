@@ -380,7 +380,9 @@ class IndexTable:
                 damaged.append(row["file"])
         count = max(least, len(rows)) - len(complete) + len(damaged)
         if count:
-            raise ValueError(f"{count} rows are damaged: {', '.join(damaged[:3])}".rstrip(": "))
+            # Rows that are missing or incomplete may have no name.
+            examples = f": {', '.join(damaged[:3])}" if damaged else ""
+            raise ValueError(f"{count} rows are damaged{examples}")
         return rows
 
     def _is_intact(self, vector: Numbers, row: Mapping[str, Any]) -> bool:

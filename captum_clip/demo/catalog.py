@@ -25,8 +25,8 @@ class Thing:
     Args:
         noun: one lower-case word.
         adjective: the color or the feeling that tells things of one noun apart, otherwise None.
-        characters: the emoji that draw it, one drawing a character.
-        held_out: further emoji that draw it in test scenes only, and there instead of the others.
+        characters: the emoji that draw it; each character is a drawing.
+        held_out: further emoji that draw it in test scenes only, in place of the others.
     """
 
     noun: str
@@ -36,7 +36,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Its name in scenes and captions: ``"horse"``, ``"red heart"`` or ``"sad face"``."""
+        """The name in scenes and captions: ``"horse"``, ``"red heart"`` or ``"sad face"``."""
         return self.noun if self.adjective is None else f"{self.adjective} {self.noun}"
 
 
@@ -78,25 +78,29 @@ anger angry 😠🤬😤 😡
 disgust disgusted 🤢😖🥴 🤮
 fear scared 😱😰😧 😨
 sadness sad 😢😭☹😞 🙁
-"""  # the emotion, how a face with it is called, its drawings, the held-out drawing
+"""
+"""A line has an emotion, the adjective of a face with it, its drawings and the held-out drawing."""
 
 
-def _entries(text: str) -> list[list[str]]:
-    return [entry.split() for line in text.strip().split("\n") for entry in line.split("|")]
+def _entries(table: str) -> list[list[str]]:
+    """The fields of each entry; entries are divided by line breaks or bars, fields by spaces."""
+    entries = table.strip().replace("\n", "|").split("|")
+    return [entry.split() for entry in entries]
 
 
-THINGS: Final[tuple[Thing, ...]] = (
-    *(Thing(noun, None, characters) for noun, characters in _entries(_WITHOUT_COLOR)),
-    *(
-        Thing(noun, color, characters)
-        for noun, colors in _COLORED.items()
-        for color, characters in _entries(colors)
-    ),
-    *(
-        Thing("face", feeling, characters, held_out)
-        for _, feeling, characters, held_out in _entries(_FACES)
-    ),
-)
+def _things() -> tuple[Thing, ...]:
+    things = []
+    for noun, characters in _entries(_WITHOUT_COLOR):
+        things.append(Thing(noun, None, characters))
+    for noun, colors in _COLORED.items():
+        for color, characters in _entries(colors):
+            things.append(Thing(noun, color, characters))
+    for _, feeling, characters, held_out in _entries(_FACES):
+        things.append(Thing("face", feeling, characters, held_out))
+    return tuple(things)
+
+
+THINGS: Final[tuple[Thing, ...]] = _things()
 """Every thing: plain nouns, things in colors, faces."""
 
 NOUNS: Final[tuple[str, ...]] = tuple(dict.fromkeys(thing.noun for thing in THINGS))
@@ -119,16 +123,16 @@ BACKGROUNDS: Final[tuple[str, ...]] = ("grass", "sand", "sky", "snow", "water", 
 """The named backgrounds."""
 
 CONCEPTS: Final = (*NOUNS, *(t.name for t in THINGS if t.adjective is not None), *BACKGROUNDS)
-"""All that a caption can name: nouns, colored things, faces with a feeling, backgrounds."""
+"""Everything that a caption can name: nouns, colored things, faces with a feeling, backgrounds."""
 
 
 def article(name: str) -> str:
     """Prefix the indefinite article: ``"an apple"``."""
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def concept_texts() -> list[str]:
-    """All that a caption can name, each as a text."""
+    """Everything that a caption can name, each as a text."""
     return [name if name in BACKGROUNDS else article(name) for name in CONCEPTS]
 
 
@@ -141,7 +145,7 @@ def compose(names: Sequence[str], background: str | None = None) -> str:
     text = " and ".join(article(name) for name in names)
     if background is None:
         return text
-    place = {"sky": "in the sky", "water": "in the water"}.get(background, f"on {background}")
+    place = f"in the {background}" if background in ("sky", "water") else f"on {background}"
     return f"{text} {place}".strip()
 
 
@@ -150,15 +154,19 @@ def draw_caption(names: Sequence[str], background: str, generator: "np.random.Ge
 
     Args:
         names: names of the things to mention, at least one.
-        background: of the scene, mentioned in a third of the captions if it has a name.
+        background: the scene's background, mentioned in a third of the captions if it is in
+            `BACKGROUNDS`.
         generator: the source of the choices.
     """
-    order = generator.permutation(len(names))
-    mentioned = list(
-        dict.fromkeys(names[i] if generator.random() < 0.6 else names[i].split()[-1] for i in order)
-    )
-    named = generator.random() < 1 / 3 and background in BACKGROUNDS
-    return compose(mentioned, background if named else None)
+    mentioned: dict[str, None] = {}
+    for index in generator.permutation(len(names)):
+        name = names[index]
+        if generator.random() >= 0.6:
+            name = name.split()[-1]
+        mentioned[name] = None
+    # The number is drawn for any background, so that later draws do not depend on its name.
+    is_named = generator.random() < 1 / 3 and background in BACKGROUNDS
+    return compose(list(mentioned), background if is_named else None)
 
 
 FUNCTION_WORDS: Final[tuple[str, ...]] = (
@@ -173,7 +181,7 @@ END: Final = len(WORDS) + 2
 VOCAB_SIZE: Final = len(WORDS) + 3
 IDS: Final = {word: number for number, word in enumerate(WORDS, start=1)}
 OUTER: Final = r"(?<!\S)[^\w\s]+|[^\w\s]+(?!\S)"
-"""Characters that are cut from the ends of words, as a regular expression."""
+"""A regular expression of the characters that are cut from the ends of words."""
 
 
 def split_words(text: str) -> list[str]:
@@ -186,7 +194,7 @@ def split_words(text: str) -> list[str]:
 
 
 class DemoTokenizer:
-    """Texts -> tokens of the demo models; it refuses what it would have to change.
+    """Texts -> tokens of the demo models; it refuses texts that it would have to change.
 
     >>> DemoTokenizer()("a horse").shape
     torch.Size([1, 16])

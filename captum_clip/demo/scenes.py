@@ -1,4 +1,4 @@
-"""Seeded demo scenes: an image, its captions and one exact mask an object.
+"""Seeded demo scenes: an image, its captions and one exact mask per object.
 
 The sprites are cells of a sheet that ``docs/experiments/training/sheet.py`` draws from an emoji
 font, in the order of :data:`captum_clip.demo.catalog.THINGS`, drawing by drawing, row by row.
@@ -7,9 +7,8 @@ font, in the order of :data:`captum_clip.demo.catalog.THINGS`, drawing by drawin
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ __all__ += ["draw_object", "draw_scene", "pick_things"]
 
 _Colors: TypeAlias = npt.NDArray[np.float32]
 Painter = Callable[[np.random.Generator, int], _Colors]
-"""(generator, side in pixels) -> (H, W, 3), to be cut to [0, 255]."""
+"""(generator, side in pixels) -> (H, W, 3); values outside [0, 255] are clipped later."""
 ImageArray: TypeAlias = npt.NDArray[np.uint8]
 MaskArray: TypeAlias = npt.NDArray[np.bool_]
 Corner: TypeAlias = tuple[int, int]
@@ -35,11 +34,14 @@ CELL: Final = 96
 SHEET_COLUMNS: Final = 14
 SIDES: Final = (0.27, 0.34)
 """The longer side of a copy, as a share of the image's side, at least and at most."""
-_FAINTEST: Final = 77  # alpha below this is cut, so that a mask is all that a sprite touches
+_FAINTEST: Final = 77
+"""The least alpha that is drawn. Fainter pixels are cut, so that a mask is all of a sprite."""
 _CORNER_TRIES: Final = 40
 _PLACEMENTS: Final = 25
-_CORNERS: Final = 0.64  # of the image's side: three such objects overlap little in three corners
+_CORNERS: Final = 0.64
+"""As a share of the image's side: three objects so long overlap little in three corners."""
 _CIRCLE: Final = 0.28
+"""The radius of the circle of copies, as a share of the image's side."""
 _SPLIT_KEYS: Final = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -48,11 +50,11 @@ class World:
     """A kind of scenes.
 
     Args:
-        objects: how many there are at most.
+        objects: the largest number of objects.
         sizes: the longer side of an object, as a share of the image's side, at least and at most.
         visible: the share of each object that others never cover.
-        backgrounds: each equally often; captions name those of ``BACKGROUNDS``.
-        held_out: further backgrounds, which no training scene has, drawn where they are asked for.
+        backgrounds: names, each drawn equally often; captions name those of ``BACKGROUNDS``.
+        held_out: further backgrounds that no training scene has, drawn only if they are named.
     """
 
     objects: int
@@ -77,7 +79,7 @@ class SceneObject:
         noun: such as ``"heart"``.
         adjective: such as ``"red"`` or ``"sad"``, None for things without one.
         name: adjective and noun.
-        mask: (H, W) bool, the visible part: what covers it is left out.
+        mask: (H, W) bool, the visible part, without the pixels that other objects cover.
     """
 
     noun: str
@@ -93,9 +95,9 @@ class Scene:
     Args:
         image: (H, W, 3) uint8.
         objects: from the back to the front; their masks are disjoint.
-        background: its name.
+        background: the background's name.
         captions: one for each non-empty subset of up to three objects, all of them true.
-        background_mask: (H, W) bool, what no object covers.
+        background_mask: (H, W) bool, the pixels that no object covers.
     """
 
     image: ImageArray
@@ -108,7 +110,7 @@ class Scene:
 def pick_things(
     count: int, generator: np.random.Generator, *, without: Collection[str] = ()
 ) -> tuple[Thing, ...]:
-    """Draw things with different nouns, none of them left out, each thing equally often."""
+    """Draw things with different nouns, none of them in `without`, each thing equally often."""
     chosen: dict[str, Thing] = {}
     while len(chosen) < count:
         thing = THINGS[generator.integers(len(THINGS))]
@@ -131,12 +133,17 @@ def draw_object(
         (h, w, 4); its mask is ``alpha > 0``.
     """
     drawings = load_sprites()[thing.name]
-    usual, held_out = drawings[: len(thing.characters)], drawings[len(thing.characters) :]
-    drawings = held_out if held_out and split == "test" else usual
+    usual_count = len(thing.characters)
+    if split == "test" and thing.held_out:
+        drawings = drawings[usual_count:]
+    else:
+        drawings = drawings[:usual_count]
+    # The order of the draws decides every scene, so it must not change.
     drawing = drawings[generator.integers(len(drawings))]
     side = round(size * generator.uniform(*world.sizes))
     angle = generator.uniform(-STEEPEST, STEEPEST)
-    return rotated(drawing, side=side, angle=angle, flip=bool(generator.random() < 0.5))
+    flip = bool(generator.random() < 0.5)
+    return rotated(drawing, side=side, angle=angle, flip=flip)
 
 
 @public("draw_scene")
@@ -161,7 +168,7 @@ def draw_scene(
         count: how many objects, 1 to 3, if ``objects`` is None; drawn from the seed if None.
         background: a name of ``BACKGROUNDS``; drawn from the seed if None.
         size: side of the image in pixels.
-        without: positions of objects to leave out; all the rest stays as it is, to the pixel.
+        without: positions of objects to leave out; all other pixels stay as they are.
         world: :data:`STANDARD`, or another kind, such as that of
             docs/experiments/training/broad_scenes.py.
 
@@ -176,44 +183,47 @@ def draw_scene(
     check_choice(split, _SPLIT_KEYS, name="split")
     _check_count(objects, count, world)
     sequence = np.random.SeedSequence(seed, spawn_key=(_SPLIT_KEYS[split],))
-    choice, texture, layout, wording = (np.random.default_rng(s) for s in sequence.spawn(4))
-    number = int(choice.integers(1, world.objects + 1)) if count is None else count
+    # Each aspect of a scene has a generator of its own, so that options change only their aspect.
+    choice, texture, layout, wording = map(np.random.default_rng, sequence.spawn(4))
+    if count is None:
+        count = int(choice.integers(1, world.objects + 1))
+    # The background is drawn even if one is given, so that the draws after it are the same.
     drawn_background = world.backgrounds[choice.integers(len(world.backgrounds))]
-    background = drawn_background if background is None else background
-    held_out = () if split == "train" else world.held_out
-    check_choice(background, dict.fromkeys((*world.backgrounds, *held_out)), name="background")
+    if background is None:
+        background = drawn_background
+    allowed = world.backgrounds
+    if split != "train":
+        allowed += world.held_out
+    check_choice(background, dict.fromkeys(allowed), name="background")
     if objects is None:
-        things = pick_things(number, choice)
+        things = pick_things(count, choice)
     else:
         things = tuple(_find_thing(name, choice) for name in objects)
-    inside = set(without) <= set(range(len(things)))
-    expect(inside, f"`without` below {len(things)}, the number of objects", sorted(without))
-    sprites, corners = place(
-        [draw_object(thing, size, layout, split=split, world=world) for thing in things],
-        size,
-        layout,
-        visible=world.visible,
-    )
+    are_inside = set(without) <= set(range(len(things)))
+    expect(are_inside, f"`without` below {len(things)}, the number of objects", sorted(without))
+
+    drawn = [draw_object(thing, size, layout, split=split, world=world) for thing in things]
+    sprites, corners = place(drawn, size, layout, visible=world.visible)
     image = draw_background(background, size, texture)
     owner = paste_all(sprites, corners, image, left_out=without)
-    present = tuple(
-        SceneObject(thing.noun, thing.adjective, thing.name, owner == position)
-        for position, thing in enumerate(things)
-        if position not in without
-    )
+    present = []
+    for position, thing in enumerate(things):
+        if position not in without:
+            mask = owner == position
+            present.append(SceneObject(thing.noun, thing.adjective, thing.name, mask))
     captions = _captions([thing.name for thing in present], background, wording)
-    return Scene(image, present, background, captions, owner == -1)
+    return Scene(image, tuple(present), background, captions, owner == -1)
 
 
 def _captions(
     names: Sequence[str], background: str, generator: np.random.Generator
 ) -> tuple[str, ...]:
-    subsets = (
-        [name for i, name in enumerate(names) if chosen >> i & 1]
-        for chosen in range(1, 2 ** len(names))
-    )
-    texts = (draw_caption(s, background, generator) for s in subsets if len(s) <= MAX_OBJECTS)
-    return tuple(dict.fromkeys(texts))
+    captions: dict[str, None] = {}
+    for bits in range(1, 2 ** len(names)):
+        subset = [name for index, name in enumerate(names) if bits >> index & 1]
+        if len(subset) <= MAX_OBJECTS:
+            captions[draw_caption(subset, background, generator)] = None
+    return tuple(captions)
 
 
 def _find_thing(name: str, generator: np.random.Generator) -> Thing:
@@ -223,7 +233,7 @@ def _find_thing(name: str, generator: np.random.Generator) -> Thing:
 
 
 def _check_count(objects: Sequence[str] | None, count: int | None, world: World) -> None:
-    """Refuse objects that are no list, or fewer or more than there may be."""
+    """Refuse objects that are no list, and a number of them that a world does not allow."""
     if objects is not None:
         expect(not isinstance(objects, str), "objects as a list of names", objects)
         expect(count in (None, len(objects)), f"`count` as many as objects, {len(objects)}", count)
@@ -237,16 +247,18 @@ def load_sprites() -> dict[str, tuple[Image.Image, ...]]:
     """Read the sheet: name of each thing -> its drawings (RGBA, trimmed), held-out ones last."""
     with Image.open(SHEET) as opened:
         sheet = opened.convert("RGBA")
-    cells = (
-        sheet.crop((left, top, left + CELL, top + CELL))
-        for top in range(0, sheet.height, CELL)
-        for left in range(0, sheet.width, CELL)
-    )
-    trimmed = (cell.crop(cell.getbbox()) for cell in cells)
-    return {
-        thing.name: tuple(islice(trimmed, len(thing.characters + thing.held_out)))
-        for thing in THINGS
-    }
+    sprites = {}
+    position = 0
+    for thing in THINGS:
+        drawings = []
+        for _ in thing.characters + thing.held_out:
+            row, column = divmod(position, SHEET_COLUMNS)
+            left, top = column * CELL, row * CELL
+            cell = sheet.crop((left, top, left + CELL, top + CELL))
+            drawings.append(cell.crop(cell.getbbox()))
+            position += 1
+        sprites[thing.name] = tuple(drawings)
+    return sprites
 
 
 def rotated(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> ImageArray:
@@ -254,9 +266,9 @@ def rotated(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> Ima
 
     Args:
         drawing: an RGBA sprite.
-        side: its longer side in pixels before it is rotated.
+        side: the sprite's longer side in pixels before it is rotated.
         angle: degrees, counter-clockwise.
-        flip: mirror it left to right first.
+        flip: mirror the sprite left to right first.
 
     Returns:
         (h, w, 4), trimmed; the mask of the sprite is exactly ``alpha > 0``.
@@ -264,13 +276,15 @@ def rotated(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> Ima
     if flip:
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     scale = side / max(drawing.size)
-    size = (max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale)))
-    drawing = drawing.resize(size, Image.Resampling.BILINEAR)
+    width = max(1, round(drawing.width * scale))
+    height = max(1, round(drawing.height * scale))
+    drawing = drawing.resize((width, height), Image.Resampling.BILINEAR)
     drawing = drawing.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     pixels = np.array(drawing)
     pixels[pixels[..., 3] < _FAINTEST] = 0
     visible = np.argwhere(pixels[..., 3])
-    (top, left), (bottom, right) = visible.min(0), visible.max(0) + 1
+    top, left = visible.min(0)
+    bottom, right = visible.max(0) + 1
     return pixels[top:bottom, left:right]
 
 
@@ -286,7 +300,7 @@ def place(
         visible: the share of each object that others may not cover.
 
     Returns:
-        The sprites, of half the size where there is no room for them, and the top left corner
+        The sprites, halved in size as often as they found no room, and the top left corner
         (row, column) of each.
     """
     while True:
@@ -296,11 +310,20 @@ def place(
             if corners is not None:
                 return sprites, corners
         if len(masks) <= 3 and max(max(mask.shape) for mask in masks) <= _CORNERS * size:
-            # in different corners of the image, where three of half its side fit
-            thirds = zip(masks, ((0, 0), (0, 1), (1, 0)), strict=False)
-            room = [(b * (size - m.shape[0]), r * (size - m.shape[1])) for m, (b, r) in thirds]
-            return sprites, tuple(room)
+            return sprites, _corners_of_image(masks, size)
         sprites = [sprite[::2, ::2] for sprite in sprites]
+
+
+def _corners_of_image(masks: Sequence[MaskArray], size: int) -> tuple[Corner, ...]:
+    """Put up to three objects into different corners of the image."""
+    corners = []
+    is_at_end = ((False, False), (False, True), (True, False))  # bottom, right
+    for mask, (bottom, right) in zip(masks, is_at_end, strict=False):
+        height, width = mask.shape
+        row = size - height if bottom else 0
+        column = size - width if right else 0
+        corners.append((row, column))
+    return tuple(corners)
 
 
 def paste_all(
@@ -314,7 +337,7 @@ def paste_all(
 
     Args:
         sprites: from the back to the front.
-        corners: of each.
+        corners: the top left corner of each sprite.
         image: (H, W, 3), the background.
         left_out: positions of sprites that are not pasted.
 
@@ -328,7 +351,7 @@ def paste_all(
             continue
         area = _area(corner, sprite.shape)
         alpha = sprite[..., 3:].astype(np.uint16)
-        # a soft edge never shows an object below it, so that leaving one out changes no other
+        # A soft edge never shows an object below it, so that leaving one out changes no other.
         under = background[area].astype(np.uint16)
         blended = ((sprite[..., :3] * alpha + under * (255 - alpha) + 127) // 255).astype(np.uint8)
         mask = sprite[..., 3] > 0
@@ -338,55 +361,73 @@ def paste_all(
 
 
 def _area(corner: Corner, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    (row, column), (height, width) = corner, shape[:2]
+    row, column = corner
+    height, width = shape[:2]
     return slice(row, row + height), slice(column, column + width)
+
+
+@dataclass
+class _Placed:
+    """How many pixels of a placed object are visible, and how many must stay so."""
+
+    pixels: int
+    least: float
 
 
 def _attempt(
     masks: Sequence[MaskArray], size: int, generator: np.random.Generator, visible: float
 ) -> tuple[Corner, ...] | None:
+    """Draw corners one object after the other; None if an object finds no place."""
     owner = np.full((size, size), -1, dtype=np.int8)
-    least: list[float] = []  # pixels of each placed object that must stay visible
-    pixels: list[int] = []  # of each placed object that are visible
+    placed: list[_Placed] = []
     corners: list[Corner] = []
-    for number, mask in enumerate(masks):
+    for mask in masks:
         height, width = mask.shape
         for _ in range(_CORNER_TRIES):
             row = int(generator.integers(size - height + 1))
             column = int(generator.integers(size - width + 1))
             area = owner[_area((row, column), mask.shape)]
-            covered = [int(np.count_nonzero(mask & (area == i))) for i in range(number)]
-            if all(pixels[i] - covered[i] >= least[i] for i in range(number)):
+            left = []  # visible pixels of the placed objects below the new one
+            for number, below in enumerate(placed):
+                covered = int(np.count_nonzero(mask & (area == number)))
+                left.append(below.pixels - covered)
+            if all(pixels >= below.least for pixels, below in zip(left, placed, strict=True)):
                 break
         else:
             return None
-        area[mask] = number
-        pixels = [pixels[i] - covered[i] for i in range(number)] + [int(np.count_nonzero(mask))]
-        least.append(visible * pixels[-1])
+        for below, pixels in zip(placed, left, strict=True):
+            below.pixels = pixels
+        area[mask] = len(placed)
+        pixels = int(np.count_nonzero(mask))
+        placed.append(_Placed(pixels, least=visible * pixels))
         corners.append((row, column))
     return tuple(corners)
 
 
 def without_thirds(sprite: ImageArray, generator: np.random.Generator) -> list[ImageArray]:
-    """A sprite (h, w, 4) three times, each without another third of its pixels.
+    """Copy a sprite (h, w, 4) three times, each time without another third of its pixels.
 
     The thirds are sectors round its centroid, from a random angle, of exactly equal area.
     """
     rows, columns = np.nonzero(sprite[..., 3])
-    turned = np.arctan2(rows - rows.mean(), columns - columns.mean())
-    # sectors, and not bands: each copy stays whole, and has as many new edges as the others
-    order = np.argsort((turned + generator.uniform(0, 2 * np.pi)) % (2 * np.pi), kind="stable")
-    copies = [sprite.copy() for _ in range(3)]
-    for number, copy in enumerate(copies):
-        gone = order[number * (len(order) // 3) :][: len(order) // 3]
-        copy[rows[gone], columns[gone]] = 0
+    # Without a sector, unlike a band, a copy stays whole and has as many new edges as the others.
+    angles = np.arctan2(rows - rows.mean(), columns - columns.mean())
+    turned = (angles + generator.uniform(0, 2 * np.pi)) % (2 * np.pi)
+    order = np.argsort(turned, kind="stable")
+    third = len(order) // 3
+    copies = []
+    for start in (0, third, 2 * third):
+        removed = order[start : start + third]
+        copy = sprite.copy()
+        copy[rows[removed], columns[removed]] = 0
+        copies.append(copy)
     return copies
 
 
 def draw_subsets(
     sprites: Sequence[ImageArray], background: ImageArray, generator: np.random.Generator
 ) -> tuple[list[ImageArray], list[MaskArray]]:
-    """Every subset of sprites of one size on a circle, from a random angle.
+    """Draw every subset of sprites of one size on a circle, from a random angle.
 
     Args:
         sprites: n, (h, w, 4) each.
@@ -396,19 +437,22 @@ def draw_subsets(
     Returns:
         The 2^n images, sprite i in those where bit i of the index is set, and the n masks (S, S).
     """
-    size, count, start = len(background), len(sprites), generator.uniform(0, 2 * np.pi)
+    size, count = len(background), len(sprites)
+    start = generator.uniform(0, 2 * np.pi)
     angles = start + 2 * np.pi / count * np.arange(count)
     centers = size * (0.5 + _CIRCLE * np.stack([np.sin(angles), np.cos(angles)], 1))
-    corners = [
-        (round(row - len(sprite) / 2), round(column - sprite.shape[1] / 2))
-        for (row, column), sprite in zip(centers.tolist(), sprites, strict=True)
-    ]
-    images, owner = [], np.empty(0, np.int8)
-    for subset in range(2**count):
-        absent = [place for place in range(count) if not subset >> place & 1]
-        images.append(background.copy())
-        owner = paste_all(sprites, corners, images[-1], left_out=absent)
-    return images, [owner == place for place in range(count)]
+    corners = []
+    for (row, column), sprite in zip(centers.tolist(), sprites, strict=True):
+        height, width = sprite.shape[:2]
+        corners.append((round(row - height / 2), round(column - width / 2)))
+    images = []
+    for bits in range(2**count):
+        absent = [position for position in range(count) if not bits >> position & 1]
+        image = background.copy()
+        owner = paste_all(sprites, corners, image, left_out=absent)
+        images.append(image)
+    # The last subset has all sprites, so their masks are those of the last image.
+    return images, [owner == position for position in range(count)]
 
 
 def draw_background(name: str, size: int, generator: np.random.Generator) -> ImageArray:
@@ -417,19 +461,20 @@ def draw_background(name: str, size: int, generator: np.random.Generator) -> Ima
     Args:
         name: a key of :data:`PAINTERS`.
         size: side in pixels.
-        generator: the source of its variation, brightness included.
+        generator: the source of the variation, brightness included.
 
     Returns:
         (size, size, 3).
     """
-    pixels = PAINTERS[name](generator, size)
-    varies = name in BACKGROUNDS and name != "snow"
-    brightness = generator.uniform(0.88, 1.06, size=3) if varies else 1.0
-    return np.asarray(np.clip(pixels * brightness, 0, 255).astype(np.uint8))
+    pixels: npt.NDArray[Any] = PAINTERS[name](generator, size)
+    # Snow stays as white as it is painted, and further painters vary the brightness themselves.
+    if name in BACKGROUNDS and name != "snow":
+        pixels = pixels * generator.uniform(0.88, 1.06, size=3)
+    return np.asarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def noise(generator: np.random.Generator, size: int, cells: tuple[int, int]) -> _Colors:
-    """Noise in [0, 1] of ``cells`` (rows, columns) blobs, resized to (size, size)."""
+    """Draw noise in [0, 1] of ``cells`` (rows, columns) blobs, resized to (size, size)."""
     coarse = generator.random(cells, dtype=np.float32)
     resized = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(resized, dtype=np.float32), 0, 1)
@@ -450,7 +495,8 @@ def _grass(generator: np.random.Generator, size: int) -> _Colors:
 def _sand(generator: np.random.Generator, size: int) -> _Colors:
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]
     bend = noise(generator, size, (4, 3))
-    ripples = 0.5 + 0.5 * np.sin(2 * np.pi * (generator.uniform(8, 13) * rows + 3 * bend))
+    periods = generator.uniform(8, 13)
+    ripples = 0.5 + 0.5 * np.sin(2 * np.pi * (periods * rows + 3 * bend))
     grain = generator.random((size, size), dtype=np.float32)
     return _blend((192, 158, 104), (240, 216, 164), 0.55 * ripples + 0.45 * grain)
 
@@ -459,7 +505,8 @@ def _sky(generator: np.random.Generator, size: int) -> _Colors:
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]
     sky = _blend((84, 152, 232), (176, 218, 250), np.broadcast_to(rows, (size, size)))
     puffs = 0.7 * noise(generator, size, (5, 4)) + 0.3 * noise(generator, size, (16, 12))
-    clouds = np.clip((puffs - generator.uniform(0.5, 0.6)) * 6, 0, 0.9)[..., None]
+    threshold = generator.uniform(0.5, 0.6)
+    clouds = np.clip((puffs - threshold) * 6, 0, 0.9)[..., None]
     return np.asarray(sky * (1 - clouds) + 252 * clouds, dtype=np.float32)
 
 
@@ -473,15 +520,18 @@ def _snow(generator: np.random.Generator, size: int) -> _Colors:
 def _water(generator: np.random.Generator, size: int) -> _Colors:
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]
     bend = noise(generator, size, (7, 6))
-    waves = 0.5 + 0.5 * np.sin(2 * np.pi * (generator.uniform(11, 16) * rows + 1.6 * bend))
+    periods = generator.uniform(11, 16)
+    waves = 0.5 + 0.5 * np.sin(2 * np.pi * (periods * rows + 1.6 * bend))
     return _blend((8, 62, 104), (62, 164, 188), 0.7 * waves**2 + 0.3 * bend)
 
 
 def _brick(generator: np.random.Generator, size: int) -> _Colors:
-    height, width = size / generator.uniform(9, 12), size / generator.uniform(4.5, 6)
+    height = size / generator.uniform(9, 12)
+    width = size / generator.uniform(4.5, 6)
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     rows += float(generator.uniform(0, height))
     course = np.floor(rows / height)
+    # Every other course of bricks is moved by half a brick.
     columns += float(generator.uniform(0, width)) + (course % 2) * width / 2
     brick = np.floor(columns / width)
     shades = generator.random((32, 16), dtype=np.float32)
@@ -493,6 +543,12 @@ def _brick(generator: np.random.Generator, size: int) -> _Colors:
     return np.where(mortar[..., None], np.array([196, 184, 170], np.float32), wall)
 
 
-_PAINTED: Final = (_grass, _sand, _sky, _snow, _water, _brick)
-PAINTERS: Final[dict[str, Painter]] = dict(zip(BACKGROUNDS, _PAINTED, strict=True))
+PAINTERS: Final[dict[str, Painter]] = {
+    "grass": _grass,
+    "sand": _sand,
+    "sky": _sky,
+    "snow": _snow,
+    "water": _water,
+    "brick": _brick,
+}
 """The painters by name; docs/experiments/training/broad_scenes.py adds further ones."""
