@@ -155,7 +155,7 @@ def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
 
 @public("infidelity")
 def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:
-    r"""Infidelity of maps: the squared error of the changes that they predict for random masks.
+    r"""Measure the squared error of the changes that maps predict for random masks (infidelity).
 
     .. math:: \mathrm{INFD} = E_S\bigl[(\beta \, I_S \cdot m - (y(x) - y(x \setminus S)))^2\bigr],
               \quad \beta = \frac{E[I_S \cdot m \, (y(x) - y(x \setminus S))]}{E[(I_S \cdot m)^2]}
@@ -200,7 +200,7 @@ def sensitivity(
     seed: Seed = 0,
     **options: Any,
 ) -> Tensor:
-    r"""The largest relative change of maps under small noise: Captum's `sensitivity_max`.
+    r"""Measure the largest relative change of maps under small noise: Captum's `sensitivity_max`.
 
     .. math:: \mathrm{SENS} = \max_{|\delta|_\infty \le r} \frac{|m(x + \delta) - m(x)|}{|m(x)|}
 
@@ -274,7 +274,7 @@ def sensitivity(
 
 @public("shapley_effects")
 def shapley_effects(scores: Tensor) -> Tensor:
-    r"""The exact Shapley effect of each of n objects on a score.
+    r"""Compute the exact Shapley effect of each of n objects on a score.
 
     .. math:: \phi_i = \sum_{S \not\ni i} \frac{|S|! \, (n - |S| - 1)!}{n!}
                        \bigl(y(S \cup i) - y(S)\bigr)
@@ -331,7 +331,7 @@ def mean_over_orders(gains: Tensor) -> Tensor:
 
 @public("object_mass")
 def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
-    r"""The signed mass of each map inside each object.
+    r"""Sum the signed mass of each map inside each object.
 
     .. math:: \mu_i = \frac{hw}{HW} \sum_{p \in M_i} m_p
 

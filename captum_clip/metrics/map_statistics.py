@@ -115,7 +115,7 @@ def variance(maps: Tensor, axes: Axes | None = None) -> Tensor:
 
 
 def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
-    r"""Entropy :math:`\log_2 S - \frac{1}{S} \sum x \log_2 x` (...), with S the sum of x.
+    r"""Compute the entropy :math:`\log_2 S - \frac{1}{S} \sum x \log_2 x` (...), S the sum of x.
 
     Maps are (..., h, w), computed in float64. With `axes` they count as upsampled: every pixel is
     computed, in single precision and a block at a time, which stays in the cache.

@@ -5,7 +5,6 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain, zip_longest
@@ -29,29 +28,43 @@ from ..files import MARK, replace_file
 from ..look import current_look
 from .colors import Array, Layer, cover, lettering, magnified, small_print, soften, tinted
 
-_ROW_LENGTH = 8  # images in a row, where a longer row is folded
-ROWS: Final = 24  # under each other; more become a contact sheet, about as wide as it is high
-_MOST_PANELS = 1000  # images and maps of a figure, whose layout takes half a minute
-_PANEL_SIDE = 2.0  # of a square image, in inches
-_SMALL_SIDE = 1.4  # the same from six columns on: letters stay legible where the figure is shrunk
-_LABEL_WIDTH = 1.3  # widest label, in inches
-_TEXT_HEIGHT = 0.5  # usual height of what is written under an image, in inches
-_GAP, _ROW_GAP = 0.1, 0.16  # inches between columns and between rows
-_SHADES = 48  # patches that make the color bar of a legend
-_FINE = 400  # pixels that an image's side has at least
-_LARGE_FIGURE = 2400  # pixels of a figure's side from which the images' own resolution will do
-_SCREEN = 1920  # pixels of a figure's side, of which finer images are drawn with fewer
-_READABLE = 150  # pixels an inch that letters need at least
-_LIMIT = 2**15  # pixels of a figure's side
-_EDGE: Final = 0.08  # inches around everything, on top of the padding
-_LINE_HEIGHT: Final = 0.2  # more than a line of text is high, in inches
+# Numbers of images. A longer row is folded. More rows become a contact sheet, about as wide as it
+# is high. The layout of the largest figure takes half a minute.
+_ROW_LENGTH: Final = 8
+ROWS: Final = 24
+_MOST_PANELS: Final = 1000
+
+# Lengths in inches. From six columns on images are smaller, so that letters stay legible where the
+# figure is shrunk to a page.
+_PANEL_SIDE: Final = 2.0
+_SMALL_SIDE: Final = 1.4
+_NARROWEST: Final = 0.2
+_LABEL_WIDTH: Final = 1.3
+_TEXT_HEIGHT: Final = 0.5  # the usual height of the texts under an image
+_LINE_HEIGHT: Final = 0.2  # more than the height of a line of text
+_GAP: Final = 0.1  # between columns
+_ROW_GAP: Final = 0.16
+_EDGE: Final = 0.08  # around everything, on top of the padding
+
+# Numbers of pixels. An image's side has `_FINE` or more, unless the figure's side would have more
+# than `_LARGE_FIGURE`. Images that make the figure larger than `_SCREEN` are drawn with fewer
+# pixels than they have, as long as letters keep the `_READABLE` pixels an inch.
+_FINE = 400
+_LARGE_FIGURE: Final = 2400
+_SCREEN: Final = 1920
+_READABLE: Final = 150
+_LIMIT: Final = 2**15  # of a figure's side
+
 _PASSES: Final = 4  # until a figure is as wide as it is asked to be
-_NARROWEST: Final = 0.2  # of an image, in inches
-_LEVELS: Final = np.linspace(0, 1, 17)  # of contours, each in the color between two
+_SHADES: Final = 48  # patches that make the color bar of a legend
+_LETTER: Final = 0.4  # width of narrow letters over their type size
+# The area between two levels of contours has the color in their middle.
+_LEVELS: Final = np.linspace(0, 1, 17)
 _MIDDLES: Final = (_LEVELS[1:] - _LEVELS[1] / 2).astype(np.float32)
-_LETTER: Final = 0.4  # width over type size, of narrow letters
-_JPEG: Final = {"quality": 90, "subsampling": 0, "comment": MARK}  # letters stay crisp
-# without the time of day, the same figure is the same file
+
+# Subsampled colors would blur letters.
+_JPEG: Final = {"quality": 90, "subsampling": 0, "comment": MARK}
+# Without the time of day, the same figure is the same file.
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     ".png": {"metadata": {"Comment": MARK}},
     ".jpg": {"pil_kwargs": _JPEG},
@@ -60,9 +73,9 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     ".svg": {"metadata": {"Date": None}},
 }
 FORMATS: Final = tuple(_OPTIONS)
-# words that can be searched, and edited in Illustrator or Inkscape, where the usual are outlines
+# By default letters become outlines, which cannot be searched, nor edited in Illustrator.
 _AS_TEXT: Final = {"pdf.fonttype": 42, "svg.fonttype": "none"}
-# characters that no XML may hold, of which a text is free to have some
+# No XML may hold these characters, but a text may.
 _NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -72,10 +85,10 @@ class Panel:
 
     Args:
         pixels: (H, W, 3) in [0, 1].
-        title: under it, wrapped to its width.
-        note: under the title, in gray; in its place where there is none.
-        label: left of it, at the beginning of a row.
-        layers: maps over it, (H, W) in [0, 1], each with its colors.
+        title: under the image, wrapped to its width.
+        note: under the title, in gray; without a title, directly under the image.
+        label: left of the image, at the beginning of a row.
+        layers: maps over the image, (H, W) in [0, 1], each with its colors.
     """
 
     pixels: Array
@@ -85,21 +98,24 @@ class Panel:
     layers: Sequence[Layer] = ()
 
     def drawn(self) -> Array:
-        """The image under its maps, (H, W, 3) in [0, 1]."""
-        return cover(soften(self.pixels), self.layers) if self.layers else self.pixels
+        """Return the image under its maps, (H, W, 3) in [0, 1]."""
+        if not self.layers:
+            return self.pixels
+        return cover(soften(self.pixels), self.layers)
 
 
 class ShownFigure(Figure):
-    """A figure that shows itself where it ends the cell of a notebook, with or without pyplot."""
+    """A figure that shows itself at the end of a notebook's cell, with or without pyplot."""
 
     def savefig(self, fname: Any, *, transparent: bool | None = None, **options: Any) -> None:
-        """Write it at its resolution, where matplotlib takes the one that it was made with."""
+        """Write the figure at its resolution; matplotlib takes that which it was made with."""
         super().savefig(fname, transparent=transparent, **{"dpi": self.dpi, **options})
 
     def _ipython_display_(self) -> None:
-        # not a PNG, since photos make megabytes of it; this goes before matplotlib's inline backend
-        shown = import_module("IPython.display")
-        shown.display(shown.Image(jpeg(self)))
+        # IPython calls this before matplotlib's inline backend, which would make a PNG of it. A PNG
+        # of photos has megabytes.
+        display = import_module("IPython.display")
+        display.display(display.Image(jpeg(self)))
 
 
 Row = list[Panel | None]
@@ -114,7 +130,7 @@ class Legend:
 
 
 def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
-    """Spread panels over as few rows as there must be, about as many in each, behind a `lead`.
+    """Spread panels evenly over as few rows as possible, behind a `lead` in the first row.
 
     Example:
         >>> import numpy as np
@@ -123,14 +139,18 @@ def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
         [7, 6]
     """
     high, wide = panels[0].pixels.shape[:2]
-    most = max(1, math.floor(_ROW_LENGTH / max(1, math.sqrt(wide / high))))  # of wide images fewer
-    rows = math.ceil(len(panels) / most)
-    columns = math.ceil(len(panels) / rows)
-    starts = range(0, len(panels), columns)
-    folded_rows: list[Row] = [list(panels[start : start + columns]) for start in starts]
-    if lead is not None:
-        folded_rows = [[None if n else lead, *row] for n, row in enumerate(folded_rows)]
-    return folded_rows
+    # A row has fewer images if they are wide.
+    relative_width = max(1, math.sqrt(wide / high))
+    most = max(1, math.floor(_ROW_LENGTH / relative_width))
+    row_count = math.ceil(len(panels) / most)
+    columns = math.ceil(len(panels) / row_count)
+    rows: list[Row] = []
+    for start in range(0, len(panels), columns):
+        row: Row = list(panels[start : start + columns])
+        if lead is not None:
+            row.insert(0, lead if start == 0 else None)
+        rows.append(row)
+    return rows
 
 
 def grid(
@@ -141,7 +161,7 @@ def grid(
     caption: str = "",
     together: int = 1,
 ) -> Figure:
-    """Set images in rows; the first one gives the shape of all.
+    """Set images in rows; the first image gives the shape of all.
 
     More than 24 rows without labels become a contact sheet: several stand side by side, to be read
     from left to right.
@@ -154,15 +174,18 @@ def grid(
         together: rows that a contact sheet keeps under each other, such as those of an image.
 
     Returns:
-        A figure that no window system and no `pyplot` knows. Each image has at least its own
-        pixels, or where the figure would not fit a screen a whole fraction of them: `dpi` of
-        :func:`save_figure` brings them back.
+        A figure that belongs to no window and that `pyplot` does not know. Each image has at least
+        its own pixels. If the figure would not fit a screen, it has an integer fraction of them,
+        and `dpi` of :func:`save_figure` brings them back.
     """
     chosen = current_look.get()
     if not chosen.titles:
-        rows = [[panel and Panel(panel.pixels, layers=panel.layers) for panel in r] for r in rows]
-        headers, caption = (), ""
-    panels = [panel for row in rows for panel in row if panel is not None]
+        rows = [_without_texts(row) for row in rows]
+        headers = ()
+        caption = ""
+    if not chosen.colorbar:
+        legends = ()
+    panels = _panels_of(rows)
     if len(panels) > _MOST_PANELS:
         raise InputError(
             f"a figure of {len(panels):,} images and maps is too large; draw fewer images or "
@@ -171,41 +194,62 @@ def grid(
     high, wide = panels[0].pixels.shape[:2]
     columns = max(len(headers), *map(len, rows))
     if len(rows) > ROWS and not any(panel.label for panel in panels):
-        beside = math.ceil(math.sqrt(len(rows) * high / (columns * wide)))
-        rows = _side_by_side(rows, together, columns, beside)
-        headers = beside * [*headers, *[""] * (columns - len(headers))]
-        columns *= beside
-    width = (_PANEL_SIDE if columns < 6 else _SMALL_SIDE) * math.sqrt(wide / high)
+        block_count = math.ceil(math.sqrt(len(rows) * high / (columns * wide)))
+        rows = _side_by_side(rows, together, columns, block_count)
+        padding = [""] * (columns - len(headers))
+        headers = block_count * [*headers, *padding]
+        columns *= block_count
+    side = _PANEL_SIDE if columns < 6 else _SMALL_SIDE
+    width = side * math.sqrt(wide / high)
     for _ in range(_PASSES):
         figure = _lay_out(rows, headers, width)
-        _explain(figure, legends if chosen.colorbar else (), caption, columns * width)
+        _write_below(figure, legends, caption, columns * width)
         fit(figure, (width, width * high / wide), (_GAP / 2, _ROW_GAP / 2))
-        missing = 0.0 if chosen.inches is None else chosen.inches - figure.get_size_inches()[0]
+        if chosen.inches is None:
+            break
+        missing = chosen.inches - figure.get_size_inches()[0]
         if abs(missing) <= 1 / figure.dpi:
             break
-        # what stands around the images is as wide beside images of any width, but for rounding
+        # Labels and gaps stay as wide when the images change, but for rounding, so the images take
+        # up what is missing.
         width += float(missing) / columns
         expect(width > _NARROWEST, f"a width with room for {columns} images", chosen.width)
     return at_resolution(figure)
 
 
+def _without_texts(row: Sequence[Panel | None]) -> Row:
+    """Return a row of images with their maps alone."""
+    bare: Row = []
+    for panel in row:
+        bare.append(None if panel is None else Panel(panel.pixels, layers=panel.layers))
+    return bare
+
+
+def _panels_of(rows: Sequence[Sequence[Panel | None]]) -> list[Panel]:
+    """Return the panels of rows, without empty places."""
+    return [panel for row in rows for panel in row if panel is not None]
+
+
 def _lay_out(
     rows: Sequence[Sequence[Panel | None]], headers: Sequence[str], width: float
 ) -> Figure:
-    """Images of a width in inches with what is written next to each."""
-    panels = [panel for row in rows for panel in row if panel is not None]
+    """Make a figure of images that are `width` inches wide, with the texts next to each."""
+    panels = _panels_of(rows)
     high, wide = panels[0].pixels.shape[:2]
     columns = max(len(headers), *map(len, rows))
-    tall = len(rows) * (width * high / wide + _TEXT_HEIGHT)
-    labels = _LABEL_WIDTH * any(panel.label for panel in panels)
+    figure_width = columns * (width + _GAP)
+    if any(panel.label for panel in panels):
+        figure_width += _LABEL_WIDTH
+    figure_height = len(rows) * (width * high / wide + _TEXT_HEIGHT)
     finest = max(panel.pixels.shape[1] for panel in panels)
-    figure = page(_dpi(finest / width, columns * (width + _GAP) + labels, tall))
+    figure = page(_dpi(finest / width, figure_width, figure_height))
     cells = figure.add_gridspec(len(rows), columns)
-    for number, row in enumerate(rows):
-        for column, (panel, header) in enumerate(zip_longest(row, headers if not number else ())):
+    for row_index, row in enumerate(rows):
+        row_headers = headers if row_index == 0 else ()
+        for column, (panel, header) in enumerate(zip_longest(row, row_headers)):
             if panel is None and not header:
                 continue
-            axes = figure.add_subplot(cells[number, column])
+            axes = figure.add_subplot(cells[row_index, column])
             axes.set_axis_off()
             if panel is not None:
                 _draw_panel(axes, panel, width)
@@ -214,31 +258,41 @@ def _lay_out(
 
 
 def _side_by_side(
-    rows: Sequence[Sequence[Panel | None]], together: int, columns: int, beside: int
+    rows: Sequence[Sequence[Panel | None]], together: int, columns: int, block_count: int
 ) -> list[Row]:
-    """So many blocks of rows next to each other, then the next ones below them."""
+    """Set blocks of `together` rows next to each other, `block_count` of them, the next below."""
     padded = [[*row, *[None] * (columns - len(row))] for row in rows]
     blocks = [padded[start : start + together] for start in range(0, len(rows), together)]
-    lines = (blocks[start : start + beside] for start in range(0, len(blocks), beside))
-    return [list(chain(*rows)) for line in lines for rows in zip(*line, strict=True)]
+    joined_rows: list[Row] = []
+    for start in range(0, len(blocks), block_count):
+        neighbors = blocks[start : start + block_count]
+        for rows_of_blocks in zip(*neighbors, strict=True):
+            joined_rows.append(list(chain(*rows_of_blocks)))
+    return joined_rows
 
 
 def _dpi(resolution: float, width: float, height: float) -> float:
-    """Pixels an inch: a whole multiple or fraction of the images' own, by a figure's size."""
-    side = max(width, height) * resolution  # in pixels, at this resolution
+    """Choose the pixels an inch: an integer multiple or fraction of the images' own resolution."""
+    side = max(width, height) * resolution  # in pixels
     if side > _LIMIT:
         raise InputError(
             f"a figure of {width:.0f} x {height:.0f} inches is too large to draw with the images' "
             "own resolution; draw fewer images or targets at a time."
         )
-    enlargement = math.ceil(_FINE / _PANEL_SIDE / resolution)
-    share = max(1, min(math.ceil(side / _SCREEN), math.floor(resolution / _READABLE)))
-    return max(1, min(enlargement, math.floor(_LARGE_FIGURE / side))) * resolution / share
+    multiple = math.ceil(_FINE / _PANEL_SIDE / resolution)
+    largest_multiple = math.floor(_LARGE_FIGURE / side)
+    divisor = math.ceil(side / _SCREEN)
+    largest_divisor = math.floor(resolution / _READABLE)
+    multiple = max(1, min(multiple, largest_multiple))
+    divisor = max(1, min(divisor, largest_divisor))
+    return multiple * resolution / divisor
 
 
 def _draw_panel(axes: Axes, panel: Panel, width: float) -> None:
+    """Draw an image with its texts."""
     paint(axes, panel)
     title = _write_text(axes, panel.title, width, (0, 0), (0, -4), va="top")
+    # The note is placed relative to the title, however many lines that has.
     below = axes.annotate(
         panel.note, (0, 0), (0, -1), title, "offset points", va="top", **small_print()
     )
@@ -248,7 +302,7 @@ def _draw_panel(axes: Axes, panel: Panel, width: float) -> None:
 
 
 def paint(axes: Axes, panel: Panel) -> None:
-    """Draw an image under its maps, whose shape is that of the axes."""
+    """Draw an image under its maps, stretched to the axes, which have its shape."""
     axes.set_axis_off()
     if not (current_look.get().vector and panel.layers):
         axes.imshow(panel.drawn(), aspect="auto")
@@ -257,27 +311,33 @@ def paint(axes: Axes, panel: Panel) -> None:
     axes.autoscale(False)
     for heatmap, cmap in panel.layers:
         colors = tinted(_MIDDLES, cmap)
-        # from edge to edge, where contours would end in the middle of the outermost pixels
-        padded, (high, wide) = np.pad(heatmap, 1, "edge"), heatmap.shape
-        axes.contourf(padded, _LEVELS, colors=colors, antialiased=True, extent=(-1, wide, -1, high))
+        # Contours end in the middle of the outermost pixels, so one more is added at each edge.
+        padded = np.pad(heatmap, 1, "edge")
+        high, wide = heatmap.shape
+        extent = (-1, wide, -1, high)
+        axes.contourf(padded, _LEVELS, colors=colors, antialiased=True, extent=extent)
 
 
 def _write_text(
     axes: Axes, words: str, width: float, at: tuple[float, float], by: tuple[int, int], **align: Any
 ) -> Annotation:
-    """A text next to an image, `by` points from `at`, of at most `width` inches."""
+    """Write a text next to an image, `by` points from `at`, of at most `width` inches."""
     text = axes.annotate(words, at, by, "axes fraction", "offset points", **align, **lettering())
     wrap(text, width)
     return text
 
 
-def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: float) -> None:
-    """Legends below the images, under the caption."""
+def _write_below(figure: Figure, legends: Sequence[Legend], caption: str, width: float) -> None:
+    """Write the caption below the images, and the legends under it."""
     if not (legends or caption):
         return
     shades = np.linspace(0, 1, _SHADES)
-    bars: list[Any] = [tuple(Patch(color=c) for c in legend.cmap(shades)) for legend in legends]
-    style, length = small_print(), min(9, 3 * width / magnified())
+    # matplotlib draws the patches of a tuple next to each other, which makes a bar.
+    bars: list[Any] = []
+    for legend in legends:
+        bars.append(tuple(Patch(color=color) for color in legend.cmap(shades)))
+    style = small_print()
+    bar_length = min(9, 3 * width / magnified())  # in units of the type size
     below = figure.legend(
         bars,
         [legend.label for legend in legends],
@@ -285,7 +345,7 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
         loc="outside lower left",
         ncols=max(1, len(legends)),
         labelcolor=style["color"],
-        handlelength=length,
+        handlelength=bar_length,
         handleheight=0.9,
         alignment="left",
         prop={"size": style["fontsize"]},
@@ -296,42 +356,46 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
     )
     below.get_title().set(**style)
     wrap(below.get_title(), width)
-    if below.get_window_extent().width > width * figure.dpi:  # as that of two long texts
-        bar = (length + 3) * style["fontsize"] / 72  # with the room around it
+    # Two long texts may be wider than the images.
+    if below.get_window_extent().width > width * figure.dpi:
+        bar_width = (bar_length + 3) * style["fontsize"] / 72  # with the room around it
         for text in below.get_texts():
-            wrap(text, width / len(legends) - bar)
+            wrap(text, width / len(legends) - bar_width)
 
 
 def page(dpi: float) -> Figure:
-    """An empty figure that belongs to no window."""
-    # pyplot keeps every figure until it is closed, and its state is shared by all threads
+    """Return an empty figure that belongs to no window."""
     color = "none" if current_look.get().transparent else rcParams["figure.facecolor"]
+    # pyplot would keep every figure until it is closed, and its state is shared by all threads.
     figure = ShownFigure(dpi=dpi, facecolor=color)
-    FigureCanvasAgg(figure)  # keeps one renderer, where a plain canvas makes one for each text
+    # This canvas keeps one renderer, while a plain one makes a new one to measure each text.
+    FigureCanvasAgg(figure)
     return figure
 
 
 def at_resolution(figure: Figure) -> Figure:
-    """A figure with the look's resolution, after a layout on the pixels of its images."""
-    if (dpi := current_look.get().dpi) is not None:
+    """Give a figure the look's resolution, after its layout on the pixels of its images."""
+    dpi = current_look.get().dpi
+    if dpi is not None:
         figure.set_dpi(dpi)
     return figure
 
 
 def jpeg(figure: Figure) -> bytes:
-    """The file of a figure at its own resolution, in which each image lies on whole pixels."""
+    """Return the file of a figure at its own resolution, at which images lie on whole pixels."""
     file = io.BytesIO()
     figure.savefig(file, format="jpeg", dpi=figure.dpi, **_OPTIONS[".jpeg"])
     return file.getvalue()
 
 
 def wrap(text: Text, width: float) -> None:
-    """Break a text of a figure into lines of at most `width` inches, at spaces where it can be."""
-    words, figure = text.get_text(), text.figure
+    """Break a text of a figure into lines of at most `width` inches, at spaces if possible."""
+    words = text.get_text()
+    figure = text.figure
     assert figure is not None
-    letters = int(72 * width / (_LETTER * float(text.get_fontsize())))
-    # letters differ in width, so that only the drawn text tells whether a line fits
-    for count in range(max(1, letters), 0, -1):
+    most_letters = int(72 * width / (_LETTER * float(text.get_fontsize())))
+    # Letters differ in width, so only the drawn text tells whether a line fits.
+    for count in range(max(1, most_letters), 0, -1):
         text.set_text(textwrap.fill(words, count, break_on_hyphens=False))
         if text.get_window_extent().width <= width * figure.dpi:
             break
@@ -340,23 +404,19 @@ def wrap(text: Text, width: float) -> None:
 def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> None:
     """Give a figure the size at which constrained layout makes every plot as large as wanted.
 
-    Its plots, in rows and columns, get a `size` (width, height) in inches, with a `pad` around,
-    each with its texts. The layout is not made again when the figure is drawn.
+    Its plots, in rows and columns, get a `size` (width, height) in inches, and a `pad` between
+    them and their texts. The layout is not made again when the figure is drawn.
     """
     cells: Any = figure.axes[0].get_gridspec()
-    shape, plot_size = np.array([cells.ncols, cells.nrows]), np.array(size)
-    # not by findobj, which would make the ticks of every image
-    texts = [text for axes in figure.axes for text in axes.texts] + figure.texts
-    texts += [t for legend in figure.legends for t in (legend.get_title(), *legend.get_texts())]
-    room = (
-        _LINE_HEIGHT
-        * magnified()
-        * (4 + max((text.get_text().count("\n") for text in texts), default=0))
-    )
-    sides = shape * (plot_size + np.array([3, room])) + np.array([0, room])
+    shape = np.array([cells.ncols, cells.nrows])
+    plot_size = np.array(size)
+    line_count = 4 + max((text.get_text().count("\n") for text in _texts_of(figure)), default=0)
+    text_height = _LINE_HEIGHT * magnified() * line_count
+    room = np.array([3, text_height])
+    sides = shape * (plot_size + room) + np.array([0, text_height])
     layout = ConstrainedLayoutEngine(w_pad=pad[0], h_pad=pad[1], wspace=0, hspace=0)
-    # What stands around the plots takes as much room in a figure of any size, so that it is
-    # measured in one that is large enough, and then fits.
+    # The texts around the plots take as much room in a figure of any size. So they are measured in
+    # a figure that is large enough, and then fit.
     for _ in range(2):
         figure.set_size_inches(sides)
         x, y = _EDGE / sides
@@ -371,6 +431,17 @@ def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> 
     for axes in figure.axes:
         corner = np.round(axes.get_position(original=True).p0 * pixels) / pixels
         axes.set_position((*corner, *(plot_size / sides)))
+
+
+def _texts_of(figure: Figure) -> list[Text]:
+    """Return all texts of a figure."""
+    # matplotlib's findobj would make the ticks of every image.
+    texts = list(figure.texts)
+    for axes in figure.axes:
+        texts += axes.texts
+    for legend in figure.legends:
+        texts += [legend.get_title(), *legend.get_texts()]
+    return texts
 
 
 @public("save_figure")
@@ -393,25 +464,34 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) -
     """
     path = check_destination(path, FORMATS)
     expect(isinstance(figure, Figure), "a figure, such as of plot()", figure)
-    kind = path.suffix.lower()
+    ending = path.suffix.lower()
     if dpi is not None:
-        check_interval("dpi", dpi, "[10, inf)")  # else no letter has a pixel
-    if kind in (".jpg", ".jpeg") and figure.patch.get_facecolor()[3] == 0:
+        # At fewer pixels an inch, a letter would have less than one.
+        check_interval("dpi", dpi, "[10, inf)")
+    if ending in (".jpg", ".jpeg") and figure.patch.get_facecolor()[3] == 0:
         raise InputError(f"{path.name} cannot be transparent; write .png, .pdf or .svg.")
-    density = dpi or figure.dpi
-    if (side := density * max(figure.get_size_inches())) > _LIMIT:
+    resolution = dpi or figure.dpi
+    side = resolution * max(figure.get_size_inches())
+    if side > _LIMIT:
         raise InputError(
-            f"with {argument('dpi', density)} it would be {side:,.0f} pixels wide or high."
+            f"with {argument('dpi', resolution)} it would be {side:,.0f} pixels wide or high."
         )
+    # rcParams may name others, and another dpi blurs images that lie on whole pixels.
+    options: Any = {"dpi": resolution, "facecolor": "auto", **_OPTIONS[ending]}
 
     def write(file: BinaryIO) -> None:
-        drawn: Any = io.StringIO() if kind == ".svg" else file
-        # rcParams may name others, and another dpi blurs images that lie on whole pixels
-        options: Any = {"dpi": density, "facecolor": "auto", **_OPTIONS[kind]}
-        with rc_context(_AS_TEXT) if kind in (".pdf", ".svg") else nullcontext():
-            figure.savefig(drawn, format=kind[1:], **options)
-        if kind == ".svg":
-            file.write(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn.getvalue()).encode())
+        if ending == ".svg":
+            text = io.StringIO()
+            with rc_context(_AS_TEXT):
+                figure.savefig(text, format="svg", **options)
+            valid = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text.getvalue())
+            file.write(valid.encode())
+        elif ending == ".pdf":
+            with rc_context(_AS_TEXT):
+                figure.savefig(file, format="pdf", **options)
+        else:
+            # Pixels need no rcParams of their own, which all threads would share.
+            figure.savefig(file, format=ending[1:], **options)
 
     replace_file(path, write)
     return path
