@@ -62,6 +62,26 @@ def maps_of(
     return found
 
 
+def test_a_model_is_inspected_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as an object, of which each call makes a new adapter."""
+    built = builders.hf_vit()
+    forward = type(built.model.vision_model).forward
+    runs = []
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runs.append(len(args[0] if args else kwargs["pixel_values"]))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(built.model.vision_model), "forward", counted)
+    target = targets.embedding(torch.randn(2, built.load().embedding_dim), names=TEXTS)
+    options: Any = {"model": built.model, "processor": built.processor, "hints": False}
+    explain(built.images(2), target, **options)
+    first = len(runs)
+    explain(built.images(2), target, **options)
+    assert len(runs) - first == first - 1
+
+
+
 # What it computes
 
 

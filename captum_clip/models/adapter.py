@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -42,6 +43,10 @@ class Family(NamedTuple):
         return False
 
 
+_inspected: WeakKeyDictionary[nn.Module, dict[type, set[Any]]] = WeakKeyDictionary()
+"""The `inspected` of all adapters of a model, so that a new one does not inspect it once more."""
+
+
 class ClipAdapter(ABC):
     """A CLIP model with its preprocessing and its tokenizer.
 
@@ -58,7 +63,11 @@ class ClipAdapter(ABC):
         self.name = name
         self.processor = processor
         self.tokenizer = tokenizer
-        self.inspected = set[Any]()  # kinds of the model and its inputs that passed an inspection
+        # Kinds of the model and its inputs that passed an inspection.
+        self.inspected = set[Any]()
+        if isinstance(model, nn.Module):
+            adapters = _inspected.setdefault(model, {})
+            self.inspected = adapters.setdefault(type(self), self.inspected)
         self.failures: Mapping[str, str] = {}
         """Why the "processor" or "tokenizer" did not load, for the error once one is needed."""
 

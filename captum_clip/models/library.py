@@ -94,17 +94,15 @@ _RATES = {
 
 def modules_of(module: nn.Module) -> list[nn.Module]:
     """A module and all below it, each once, several times as fast as `nn.Module.modules`."""
-    modules = {id(module): module}
-    level = [module]
-    while level:
-        below = []
-        for parent in level:
-            for child in parent._modules.values():
-                if child is not None and id(child) not in modules:
-                    modules[id(child)] = child
-                    below.append(child)
-        level = below
-    return list(modules.values())
+    modules = [module]
+    seen = {module}
+    # The list grows while it is read.
+    for parent in modules:
+        for child in parent._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                modules.append(child)
+    return modules
 
 
 # Modules of torch.ao that compute with floating-point weights, and fake or observe quantization.
