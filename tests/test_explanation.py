@@ -81,7 +81,6 @@ def test_a_model_is_inspected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(runs) - first == first - 1
 
 
-
 # What it computes
 
 
