@@ -1,4 +1,4 @@
-"""Samples as a model sees them, and the maps of a method for them, which tasks measure."""
+"""Samples as a model sees them, and a method's maps for them, which tasks measure."""
 
 import itertools
 from collections import defaultdict
@@ -33,7 +33,7 @@ Remembered = TypeVar("Remembered")
 
 
 class ModelContext:
-    """A model with a data set and the settings; embeddings and copies are made once and kept."""
+    """A model with a data set and the settings; it keeps embeddings and copies of the model."""
 
     def __init__(self, clip: ClipAdapter, data: DataSet, config: EvaluationConfig) -> None:
         self.clip: Final = clip
@@ -112,9 +112,9 @@ class View:
     number: int  # in its data set
     sample: Sample  # as it was read
     pixels: Tensor  # (3, H, W), preprocessed
-    regions: tuple[NamedRegion, ...]  # those that are partly, but not wholly, in the crop
-    masks: Tensor  # (n, H, W) bool, one a region
-    valid: Tensor  # (n, H, W) bool, the pixels that count where a region is asked for
+    regions: tuple[NamedRegion, ...]  # those that cover a part of the crop, but not all of it
+    masks: Tensor  # (n, H, W) bool, one for each region
+    valid: Tensor  # (n, H, W) bool, the pixels that count for each region
 
     @property
     def size(self) -> tuple[int, int]:
@@ -158,7 +158,7 @@ class Batch:
         return torch.stack([view.pixels for view in self.views])
 
     def remember(self, name: str, compute: Callable[[], Remembered]) -> Remembered:
-        """Return the result of `compute` from the first time that a method asked for it."""
+        """Return the result of `compute`, which runs only once for each name."""
         if name not in self._remembered:
             self._remembered[name] = compute()
         return cast(Remembered, self._remembered[name])
@@ -236,8 +236,8 @@ class Task:
             :func:`captum_clip.bench.table.rows_of` makes them.
         truth: the kinds of truth that it can take; it fits each data set that has any of them.
         by_default: whether it is measured where no task is named.
-        without_map: name of :data:`captum_clip.bench.methods.WITHOUT_MAP` -> what measures
-            this predictor, which looks at no map, as `measure` does a method.
+        without_map: name of :data:`captum_clip.bench.methods.WITHOUT_MAP` -> the function that
+            measures this predictor, as `measure` does for a method.
         rivals: methods that are measured in addition to the named ones, if the tower has them.
     """
 
@@ -272,7 +272,7 @@ class _RegionMaps:
 
 
 class MethodOnBatch:
-    """One method on one batch; maps that several tasks need are made once."""
+    """One method on one batch; maps that several tasks need are computed once."""
 
     def __init__(self, samples: Batch, method: Method) -> None:
         self.samples: Final = samples
@@ -280,7 +280,7 @@ class MethodOnBatch:
         self.context: Final = samples.context
         self.clip: Final = samples.context.clip
         self.config: Final = samples.context.config
-        self.skipped: Final[list[Skipped]] = []  # why a map is not finite
+        self.skipped: Final[list[Skipped]] = []  # the reasons for maps that are not finite
 
     @cached_property
     def _region_maps(self) -> _RegionMaps:
@@ -306,9 +306,10 @@ class MethodOnBatch:
         references = [region.reference for region in regions if region.reference is not None]
         expected = f"data with another image of each region for {argument('against', 'image')}"
         expect(len(references) == len(regions), expected, self.context.data.name)
+        size = self.config.batch_size
         embeddings = []
-        for start in range(0, len(references), self.config.batch_size):
-            pixels = self.clip.preprocess(references[start : start + self.config.batch_size])
+        for start in range(0, len(references), size):
+            pixels = self.clip.preprocess(references[start : start + size])
             embeddings.append(self.clip.encode_image(pixels).detach())
         return torch.cat(embeddings)
 
@@ -366,7 +367,8 @@ class MethodOnBatch:
             return [], queries.embeddings[:, None]
         # A method may keep the activations of all its rows, so the batch bounds the memory.
         chunks = queries.split(self.config.batch_size)
-        raw = torch.cat([self.method.maps(clip or self.clip, chunk) for chunk in chunks])
+        model = clip or self.clip
+        raw = torch.cat([self.method.maps(model, chunk) for chunk in chunks])
         kept = self._report_finite(raw, queries, queries.texts)
         return kept, raw[kept]
 
@@ -375,16 +377,15 @@ class MethodOnBatch:
 
         A single map that is missing is NaN, and the reason goes to `skipped`.
         """
-        size = self.config.batch_size
-        chunks = []
-        for queries_chunk, raw_chunk in zip(
-            queries.split(size), torch.split(raw, size), strict=True
-        ):
-            negative_chunk = self.method.negative_maps(self.clip, queries_chunk, raw_chunk)
+        query_chunks = queries.split(self.config.batch_size)
+        raw_chunks = torch.split(raw, self.config.batch_size)
+        negative_chunks = []
+        for query_chunk, raw_chunk in zip(query_chunks, raw_chunks, strict=True):
+            negative_chunk = self.method.negative_maps(self.clip, query_chunk, raw_chunk)
             if negative_chunk is None:
                 return None
-            chunks.append(negative_chunk)
-        negative = torch.cat(chunks)
+            negative_chunks.append(negative_chunk)
+        negative = torch.cat(negative_chunks)
         self._report_finite(negative, queries, [f"not {text}" for text in queries.texts])
         return negative
 
@@ -431,8 +432,11 @@ class MethodOnBatch:
 
     def slow(self, queries: Queries) -> Queries:
         """Keep the queries of the images on which slow metrics are measured."""
-        drawn = self.context.slow_numbers
-        return queries.select([i for i, number in enumerate(queries.numbers) if number in drawn])
+        kept = []
+        for index, number in enumerate(queries.numbers):
+            if number in self.context.slow_numbers:
+                kept.append(index)
+        return queries.select(kept)
 
 
 def finite_indices(raw: Tensor) -> list[int]:
@@ -442,7 +446,8 @@ def finite_indices(raw: Tensor) -> list[int]:
     return indices
 
 
-_MOST_IMAGES: Final = 200  # that the gate looks at, drawn from all
+_MOST_IMAGES: Final = 200
+"""The gate reads at most this many images, drawn from all."""
 
 
 class _GateRow(NamedTuple):
@@ -456,16 +461,17 @@ class _GateRow(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _GateImages:
-    """What the gate reads of N images."""
+    """The embeddings and texts of N images that the gate reads."""
 
-    texts: list[list[str]]  # those that name what each image holds
+    texts: list[list[str]]  # for each image the texts that name what it shows
     embeddings: list[Tensor]  # (n, D), a batch each
     subsets: dict[int, Tensor]  # index of an image -> embeddings (2^n, D) of its subsets
 
     @classmethod
     def read(cls, context: ModelContext) -> "_GateImages":
         """Encode the images of a data set, and their subsets where all of them are drawn."""
-        clip, size = context.clip, context.config.batch_size
+        clip = context.clip
+        size = context.config.batch_size
         numbers = draw_order(context.data.names, context.config.seed)[:_MOST_IMAGES]
         texts: list[list[str]] = []
         embeddings: list[Tensor] = []
@@ -474,8 +480,10 @@ class _GateImages:
             batch = Batch(context, numbers[start : start + size])
             for view in batch.views:
                 images = [image for image in view.sample.subsets if image]
+                # Shapley effects need an image of every subset.
                 if images and len(images) == len(view.sample.subsets):
-                    subsets[len(texts)] = clip.encode_image(clip.preprocess(images)).float()
+                    pixels = clip.preprocess(images)
+                    subsets[len(texts)] = clip.encode_image(pixels).float()
                 texts.append(_texts_of(view, context.data.classes))
             if batch.views:
                 embeddings.append(clip.encode_image(batch.pixels).float())
@@ -484,7 +492,7 @@ class _GateImages:
 
 @torch.no_grad()
 def measure_gate(context: ModelContext) -> Gate:
-    """Ask a model what the images of a data set hold, and whose texts their objects move."""
+    """Compare with chance which texts a model finds for images, and which texts objects move."""
     images = _GateImages.read(context)
     if not any(images.texts):
         return Gate(context.data.name, {})
@@ -494,37 +502,52 @@ def measure_gate(context: ModelContext) -> Gate:
     # The rank of each text among all texts for an image, 0 for the highest cosine.
     cosines = torch.cat(images.embeddings) @ embeddings.T
     ranks = cosines.argsort(1, descending=True).argsort(1).cpu()
-    effects = {}
-    for index, subsets in images.subsets.items():
-        effects[index] = shapley_effects(embeddings @ subsets.T).abs().mean(1).cpu()
+    effects: dict[int, Tensor] = {}
+    for image, subsets in images.subsets.items():
+        effects_on_texts = shapley_effects(embeddings @ subsets.T)  # (K, n)
+        effects[image] = effects_on_texts.abs().mean(1).cpu()
+    is_named = _is_named(images.texts, texts)
 
-    names = torch.tensor([[text in of_image for text in texts] for of_image in images.texts])
     rows = defaultdict[str, list[_GateRow]](list)
-    for image, text in names.nonzero().tolist():
-        named = names[image]
+    for image, column in is_named.nonzero().tolist():
+        named = is_named[image]
         if named.all():
             continue
         # Recall is compared with that in images which the text does not name.
-        others = ~names[:, text]
+        others = ~is_named[:, column]
         if others.any():
-            recalled = (ranks[:, text] < named.sum()).double()
-            row = _GateRow(
-                image, texts[text], float(recalled[image]), float(recalled[others].mean())
-            )
+            recalled = (ranks[:, column] < named.sum()).double()
+            figure = float(recalled[image])
+            chance = float(recalled[others].mean())
+            row = _GateRow(image, texts[column], figure, chance)
             rows[f"recall among {len(texts)} texts"].append(row)
         # An effect is compared with that on texts which do not name the image.
         if image in effects:
-            effect = effects[image]
-            row = _GateRow(image, texts[text], float(effect[text]), float(effect[~named].mean()))
-            rows["|effect| on them"].append(row)
+            figure = float(effects[image][column])
+            chance = float(effects[image][~named].mean())
+            rows["|effect| on them"].append(_GateRow(image, texts[column], figure, chance))
 
-    checks = {name: _check_of(of_name, context.config) for name, of_name in rows.items()}
-    several = {name: check for name, check in checks.items() if check.images > 1}
-    return Gate(context.data.name, several)
+    checks: dict[str, Check] = {}
+    for name, figure_rows in rows.items():
+        check = _check_of(figure_rows, context.config)
+        # A single image has no interval.
+        if check.images > 1:
+            checks[name] = check
+    return Gate(context.data.name, checks)
+
+
+def _is_named(texts_of_images: Sequence[Sequence[str]], texts: Sequence[str]) -> Tensor:
+    """Return which of K texts name each of N images: (N, K) bool."""
+    columns = {text: column for column, text in enumerate(texts)}
+    is_named = torch.zeros(len(texts_of_images), len(texts), dtype=torch.bool, device="cpu")
+    for image, image_texts in enumerate(texts_of_images):
+        for text in image_texts:
+            is_named[image, columns[text]] = True
+    return is_named
 
 
 def _texts_of(view: View, classes: Sequence[str]) -> list[str]:
-    """Return the texts that name what an image holds."""
+    """Return the texts that name what an image shows."""
     sample = view.sample
     if sample.labels is not None:
         numbers = np.unique(sample.labels)

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -40,10 +39,10 @@ from .tasks.faithfulness import LEAST_FIRST, MOST_FIRST, TITLES
 
 RESULTS: Final = "results.csv"
 _OF_IMAGES: Final = ("localization", "signs")
-DataAndTasks = tuple[tuple[DataSet, tuple[str, ...]], ...]
+DataAndTasks = Sequence[tuple[DataSet, tuple[str, ...]]]
 """Data sets with the tasks of each."""
 SkippedEntries = dict[str, list[dict[str, Any]]]
-"""Name of a data set -> "sample" and "reason" of all that was left out of it."""
+"""Name of a data set -> an entry with "sample" and "reason" for all that was left out of it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,14 +51,13 @@ class Evaluation:
 
     Attributes:
         output: its folder or URL.
-        table: every measured value, a row each. Its columns are `task`, `metric`, `method`,
-            `sample` (its name), `region` (what is explained, "a horse"), `part` (for metrics that
-            are made of several numbers), `x` (for curves: the share of the pixels removed) and
-            `value`. All that follows is made from it.
-        summary: every method by every metric.
+        table: a row for every measured value. Its columns are `task`, `metric`, `method`, `sample`
+            (its name), `region` (what is explained, such as "a horse"), `part` (for metrics that
+            need several numbers), `x` (for curves, the share of the pixels removed) and `value`.
+        summary: the figures of every method by every metric, from the table.
         curves: names of the files with curves.
         skipped: data set -> samples, regions or maps that were left out, with the reason.
-        model: its name and its identity.
+        model: name and identity of the model.
     """
 
     output: str
@@ -75,33 +73,32 @@ class Evaluation:
 
     @property
     def findings(self) -> list[str]:
-        """What to take away, a line each, as at the head of the report."""
+        """The lines at the head of the report, which say what was found."""
         return report.findings(self.summary)
 
 
 def check_pandas() -> None:
-    """Raise InputError where the extra is missing, before anything is measured."""
+    """Raise InputError if pandas is missing, before anything is measured."""
     if find_spec("pandas") is None:
         raise InputError("pandas is needed: pip install 'captum-clip[evaluation]'.")
 
 
 @public("evaluate")
 def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:
-    """Measure what is not there yet, then write all tables.
+    """Measure what is missing in the output folder, then write all tables.
 
-    Started again after a stop, it goes on with the units that are there, and ends with the same
+    If it is started again after a stop, it keeps the units that are there, and ends with the same
     figures. docs/evaluation.md describes what the folder holds.
 
     Args:
         config: what to measure.
-        progress: called now and then with how many images were done, how many there are, and the
-            current data set and method. The first call has what an earlier run did. An image counts
-            once per method.
+        progress: called now and then with how many images are done, how many there are, and the
+            current data set and method. The first call counts what an earlier run did. An image
+            counts once per method.
 
     Raises:
-        CaptumClipError: a model, data set, method or task that cannot be worked with; an output
-            folder that holds something else, or in which another run is at work; data of which
-            nothing can be used.
+        CaptumClipError: a model, data set, method or task that cannot be used; an output folder
+            that holds something else, or that another run is writing; data without a usable sample.
 
     Example:
         >>> from captum_clip.bench import EvaluationConfig, evaluate
@@ -114,7 +111,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPlan(run.Plan):
-    """An evaluation that can begin; each of its jobs is a method on a data set."""
+    """An evaluation that can begin; each of its jobs is one method on one data set."""
 
     noun = "evaluation"
     result = RESULTS
@@ -142,18 +139,21 @@ class EvaluationPlan(run.Plan):
         }
 
     def tables_of(self, tasks: Iterable[str]) -> dict[str, list[Metric]]:
-        """Title of a table -> its metrics, of all tables of tasks."""
-        return dict(chain(*(TASKS[task].metrics(self.config).items() for task in tasks)))
+        """Return the metrics of each table by its title, for all tables of some tasks."""
+        tables: dict[str, list[Metric]] = {}
+        for task in tasks:
+            tables.update(TASKS[task].metrics(self.config))
+        return tables
 
     def job_of(self, unit: Unit) -> tuple[int, Method]:
-        """The number of a unit's data set, and its method."""
-        at, number = divmod(unit.job, len(self.methods))
-        return at, self.methods[number]
+        """Return the number of a unit's data set, and its method."""
+        data_number, method_number = divmod(unit.job, len(self.methods))
+        return data_number, self.methods[method_number]
 
     def worker(self, models: ModelLoader) -> run.Worker:
         clip = models.load(self.model, self.config.device, self.identity)
         contexts = [ModelContext(clip, data, self.config) for data, _ in self.data]
-        # the methods of a chunk follow each other, and share its batch
+        # The methods of a chunk follow each other, so keeping one batch lets them share it.
         return partial(self._measure, contexts, lru_cache(1)(Batch))
 
     def _measure(
@@ -163,16 +163,22 @@ class EvaluationPlan(run.Plan):
         unit: Unit,
         report_share: run.TellShare,
     ) -> tuple[Arrays, list[Skipped]]:
-        at, method = self.job_of(unit)
-        batch, (data, tasks) = make_batch(contexts[at], unit.numbers), self.data[at]
-        on_batch, rows = MethodOnBatch(batch, method), defaultdict[str, list[Arrays]](list)
+        data_number, method = self.job_of(unit)
+        data, tasks = self.data[data_number]
+        batch = make_batch(contexts[data_number], unit.numbers)
+        on_batch = MethodOnBatch(batch, method)
+        if not batch.views:
+            tasks = ()
+        rows = defaultdict[str, list[Arrays]](list)
         with error_context(f"{method.name} on {data.name}"):
-            for number, task in enumerate(tasks if batch.views else ()):
-                samples = set[int]()  # of which there are rows: some tasks go image by image
+            for number, task in enumerate(tasks):
+                # Some tasks yield their rows image by image, which shows how far they are.
+                measured_samples: set[int] = set()
                 for block in TASKS[task].rows(batch, on_batch):
                     rows[task].append(block)
-                    samples |= {*block["sample"].tolist()}
-                    report_share((number + len(samples) / len(batch.views)) / len(tasks))
+                    measured_samples.update(block["sample"].tolist())
+                    share_of_task = len(measured_samples) / len(batch.views)
+                    report_share((number + share_of_task) / len(tasks))
         return table_of(method.name, rows), [*batch.skipped, *on_batch.skipped]
 
 
@@ -184,73 +190,130 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     precomputed = [methods.PrecomputedMaps(folder) for folder in config.maps]
     model = full_name(config.model)
     clip = models.load(model)
-    for data_set, _ in data if config.against == "text" else ():
-        with error_context(data_set.name):  # a class that the model cannot read as a text
-            prompts = [data_set.prompts.get(name, [name]) for name in data_set.classes]
-            if prompts:
-                clip.tokenize([*chain.from_iterable(prompts)])
-    tasks = [TASKS[task] for _, names in data for task in names]
-    offered = methods.methods_for(clip)
-    rivals = [name for task in tasks for name in task.rivals if name in offered]
-    names = dict.fromkeys((*methods.named_methods(clip, config.methods), *rivals))
+    data_sets = [data_set for data_set, _ in data]
+    if config.against == "text":
+        _check_classes(clip, data_sets)
+
+    tasks = [task for _, served in data for task in served]
+    names = _method_names(config, clip, tasks)
     named = [methods.method_of(name, clip, seed=config.seed) for name in names]
-    answered = {name for task in tasks for name in task.without_map}
-    predictors = [methods.predictor(name) for name in WITHOUT_MAP if name in answered]
-    every = (*named, *predictors, *precomputed)
-    reference = _reference(config, clip, [method.name for method in every])
+    all_methods = (*named, *_predictors(tasks), *precomputed)
+    reference = _reference(config, clip, [method.name for method in all_methods])
+    # An error that depends on the model and the method alone is raised here, on a black image.
     black = clip.preprocess(torch.zeros(64, 64, 3, dtype=torch.uint8))
     query = Queries(black, clip.encode_text([""]).detach(), ("",), ("",), (0,))
-    for method in named:  # what depends on nothing but the model and the method fails here
+    for method in named:
         method.maps(clip, query)
-    units = tuple(_units(config, [data_set for data_set, _ in data], every))
-    return EvaluationPlan(config, model, clip.identity(), data, every, reference, units)
+    units = tuple(_units(config, data_sets, all_methods))
+    return EvaluationPlan(config, model, clip.identity(), data, all_methods, reference, units)
+
+
+def _check_classes(clip: ClipAdapter, data: Iterable[DataSet]) -> None:
+    """Raise InputError if a class of a data set is a text that the model cannot read."""
+    for data_set in data:
+        prompts: list[str] = []
+        for name in data_set.classes:
+            prompts.extend(data_set.prompts.get(name, [name]))
+        if prompts:
+            with error_context(data_set.name):
+                clip.tokenize(prompts)
+
+
+def _method_names(
+    config: EvaluationConfig, clip: ClipAdapter, tasks: Iterable[str]
+) -> tuple[str, ...]:
+    """Return the names of the methods of a config, then of those that tasks compare them with."""
+    names = list(methods.named_methods(clip, config.methods))
+    offered = methods.methods_for(clip)
+    for task in tasks:
+        names.extend(name for name in TASKS[task].rivals if name in offered)
+    return tuple(dict.fromkeys(names))
+
+
+def _predictors(tasks: Iterable[str]) -> list[Method]:
+    """Return the predictors without a map that any of the tasks measures."""
+    measured: set[str] = set()
+    for task in tasks:
+        measured.update(TASKS[task].without_map)
+    return [methods.predictor(name) for name in WITHOUT_MAP if name in measured]
 
 
 def _units(
     config: EvaluationConfig, data: Sequence[DataSet], methods: Sequence[Method]
 ) -> Iterator[Unit]:
-    """Every data set in chunks; all methods of a chunk follow each other.
+    """Divide every data set into chunks; all methods of a chunk follow each other.
 
-    Samples come in the order in which the seed would draw them, so the first are a sample of all;
-    costly methods see `slow_images` of them.
+    Samples come in the order in which the seed would draw them, so that the first ones are a sample
+    of all. Costly methods see the first `slow_images`.
     """
-    size = config.chunk_size
-    for at, data_set in enumerate(data):
-        folder = f"units/{at:02d}-{slug(data_set.name)}"
+    for data_number, data_set in enumerate(data):
+        folder = f"units/{data_number:02d}-{slug(data_set.name)}"
         order = draw_order(data_set.names, config.seed)
-        for start in range(0, len(data_set), size):
-            for number, method in enumerate(methods):
-                end = config.slow_images if method.costly else len(data_set)
-                if numbers := tuple(sorted(order[start : min(start + size, end)])):
-                    yield Unit(
-                        f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz",
-                        at * len(methods) + number,
-                        numbers,
-                        f"{data_set.name}, {method.name}",
-                    )
+        for start in range(0, len(data_set), config.chunk_size):
+            chunk = order[start : start + config.chunk_size]
+            for method_number, method in enumerate(methods):
+                numbers = chunk
+                if method.costly:
+                    numbers = chunk[: max(0, config.slow_images - start)]
+                if not numbers:
+                    continue
+                name = f"{start:06d}-{method_number:02d}-{slug(method.name)}.npz"
+                yield Unit(
+                    name=f"{folder}/{name}",
+                    job=data_number * len(methods) + method_number,
+                    numbers=tuple(sorted(numbers)),
+                    label=f"{data_set.name}, {method.name}",
+                )
 
 
 def _open_data(config: EvaluationConfig) -> Iterator[DataSet]:
-    """The data sets, each with the options that it takes; every option serves one of them."""
+    """Open the data sets, each with the options that it takes.
+
+    An option that none of them takes is an error.
+    """
     names = config.data or run.DATA
     kinds = {name: DATA_SETS.get(name.partition(":")[0]) for name in names}
-    taking = [name for name, kind in kinds.items() if kind and kind.takes_template]
-    if config.template is not None and not taking:
+    with_template = [name for name, kind in kinds.items() if kind and kind.takes_template]
+    if config.template is not None and not with_template:
         raise InputError(f"none of the data sets {', '.join(names)} takes {argument('template')}.")
     for name, kind in kinds.items():
-        template = config.template if name in taking else None
-        number = config.images or (kind.usual if kind else None)
+        template = config.template if name in with_template else None
+        number = config.images
+        if number is None and kind is not None:
+            number = kind.usual
         yield open_data(name, number=number, seed=config.seed, template=template)
 
 
 def _data_and_tasks(config: EvaluationConfig) -> DataAndTasks:
-    """The data sets with the tasks of each; of the demo's those that serve a task.
+    """Return the data sets, each with the tasks that it serves.
 
-    Each task that is named has one data set, and each of these serves one; where data or tasks are
-    not named, some may be idle.
+    A task that is named needs exactly one data set, and a data set that is named has to serve a
+    task. If data or tasks are not named, those that do not fit are left out.
     """
     chosen = _chosen_tasks(config)
-    data = [(d, tuple(n for n in chosen if n in tasks_of(d))) for d in _open_data(config)]
+    data: list[tuple[DataSet, tuple[str, ...]]] = []
+    for data_set in _open_data(config):
+        served = tasks_of(data_set)
+        data.append((data_set, tuple(name for name in chosen if name in served)))
+    _check_tasks(config, chosen, data)
+    for data_set, tasks in data:
+        if config.data and not tasks:
+            raise InputError(
+                f"{data_set.name} serves none of {', '.join(chosen)}; it serves "
+                f"{', '.join(tasks_of(data_set))}."
+            )
+    used = tuple((data_set, tasks) for data_set, tasks in data if tasks)
+    if config.maps:
+        _check_sample_names([data_set for data_set, _ in used])
+    return used
+
+
+def _check_tasks(
+    config: EvaluationConfig,
+    chosen: Sequence[str],
+    data: DataAndTasks,
+) -> None:
+    """Raise InputError for a task with several data sets, or for a named task without any."""
     for name in chosen:
         serving = [data_set.name for data_set, tasks in data if name in tasks]
         if len(serving) > 1:
@@ -259,67 +322,111 @@ def _data_and_tasks(config: EvaluationConfig) -> DataAndTasks:
                 "output folder, so that one table has one data set."
             )
         if name in config.tasks and not serving:
-            served = ", ".join(dict.fromkeys(n for data_set, _ in data for n in tasks_of(data_set)))
+            served: list[str] = []
+            for data_set, _ in data:
+                served.extend(tasks_of(data_set))
+            listed = ", ".join(dict.fromkeys(served))
             which = "the data" if config.data else "the demo's data"
             raise InputError(
-                f"{which} do not serve the task {name}, but {served}; give other data or tasks."
+                f"{which} do not serve the task {name}, but {listed}; give other data or tasks."
             )
-    for data_set, tasks in data:
-        if config.data and not tasks:
-            raise InputError(
-                f"{data_set.name} serves none of {', '.join(chosen)}; it serves "
-                f"{', '.join(tasks_of(data_set))}."
-            )
+
+
+def _check_sample_names(data: Iterable[DataSet]) -> None:
+    """Raise InputError if two data sets have a sample of the same name."""
+    # Precomputed maps are found by the names of their samples alone.
     owners: dict[str, str] = {}
-    for data_set, tasks in data if config.maps else ():
-        for name in data_set.names if tasks else ():
-            # Precomputed maps are known by the names of their samples alone.
-            if owners.setdefault(name, data_set.name) != data_set.name:
+    for data_set in data:
+        for name in data_set.names:
+            owner = owners.setdefault(name, data_set.name)
+            if owner != data_set.name:
                 raise InputError(
-                    f"{owners[name]} and {data_set.name} both have a sample {name}, so "
+                    f"{owner} and {data_set.name} both have a sample {name}, so "
                     "that maps made elsewhere cannot be told apart; name one data set, and measure "
                     "the other in an output folder of its own."
                 )
-    return tuple((data_set, tasks) for data_set, tasks in data if tasks)
 
 
 def _chosen_tasks(config: EvaluationConfig) -> Sequence[str]:
-    chosen: Sequence[str] = config.tasks
-    for name in chosen:
+    for name in config.tasks:
         check_choice(name, TASKS, name="a task")
     if config.against == "image":
-        if other := [name for name in chosen if name not in _OF_IMAGES]:
+        need_texts = [name for name in config.tasks if name not in _OF_IMAGES]
+        if need_texts:
             raise InputError(
-                f"{other[0]} explains texts; {argument('against', 'image')} works with "
+                f"{need_texts[0]} explains texts; {argument('against', 'image')} works with "
                 f"{', '.join(_OF_IMAGES)}."
             )
-        chosen = chosen or _OF_IMAGES
-    return chosen or [name for name, task in TASKS.items() if task.by_default]
+        return config.tasks or _OF_IMAGES
+    return config.tasks or [name for name, task in TASKS.items() if task.by_default]
 
 
 def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]) -> str:
-    if repeated := find_repeated(names):
+    repeated = find_repeated(names)
+    if repeated:
         raise InputError(f"two methods are called {repeated!r}; rename the folder of maps.")
-    chosen = config.reference or MAMOOLER
-    if chosen not in names:  # where it may be a folder of maps
-        chosen = report_method(clip.tower) if chosen == MAMOOLER else chosen
-    if chosen not in names and config.reference:
-        raise InputError(f"the reference {chosen!r} is not among the methods {', '.join(names)}.")
-    return chosen if chosen in names else names[0]
+    reference = config.reference or MAMOOLER
+    # A folder of maps may be called "mamooler" too, and then it is meant.
+    if reference == MAMOOLER and reference not in names:
+        reference = report_method(clip.tower)
+    if reference in names:
+        return reference
+    if config.reference:
+        raise InputError(
+            f"the reference {reference!r} is not among the methods {', '.join(names)}."
+        )
+    return names[0]
 
 
 def _write_results(
     plan: EvaluationPlan, manifest: Content, output: Storage, models: ModelLoader
 ) -> Evaluation:
-    """Every file; the table of figures comes last."""
+    """Write every file; the table of figures comes last."""
     table, skipped = _collect(plan, output)
     images = {data.name: len(data) for data, _ in plan.data}
     done: Content = {**manifest, "images": images, "skipped": skipped, "state": "measured"}
-    # Before anything can fail: an error below refers to the reasons in this file.
+    # The manifest has the reasons that the errors below refer to, so it is written before them.
     output.write(MANIFEST, run.to_json(done))
     _check_measured(plan, table, skipped, output)
-    summary = summarize(
-        *with_groups(table, _groups(plan, table), [data for data, _ in plan.data]),
+    summary = _summary(plan, table)
+    # Only texts are something that a model may not know.
+    if plan.config.against == "text":
+        # The GPUs of Ray may be those of other machines.
+        device = "cpu" if plan.config.engine == "ray" else plan.config.device
+        clip = models.load(plan.model, device)
+        contexts = [ModelContext(clip, data, plan.config) for data, _ in plan.data]
+        summary = _gated(plan, summary, contexts)
+
+    curves = _draw_curves(plan, table, summary)
+    content: dict[str, Any] = {
+        "title": f"Evaluation of {plan.label}",
+        "about": _about(plan, skipped, table),
+        "curves": {curve.title: curve.png for curve in curves},
+        "manifest": done,
+    }
+    files = {curve.file: curve.png for curve in curves}
+    for name in (report.TABLES, report.REPORT):
+        files[name] = report.render(name, summary, **content).encode()
+    files[RESULTS] = report.results_csv(summary)
+    for name, file in files.items():
+        output.write(name, file)
+    return Evaluation(
+        output=output.root,
+        table=table,
+        summary=summary,
+        curves=tuple(curve.file for curve in curves),
+        skipped=skipped,
+        model=done["model"],
+    )
+
+
+def _summary(plan: EvaluationPlan, table: Table) -> Summary:
+    """Summarize the table, groups of samples included."""
+    data_sets = [data for data, _ in plan.data]
+    table, groups = with_groups(table, _groups(plan, table), data_sets)
+    return summarize(
+        table,
+        groups,
         [method.name for method in plan.methods],
         reference=plan.reference,
         baselines=[method.name for method in plan.methods if method.baseline],
@@ -327,124 +434,141 @@ def _write_results(
         resamples=plan.config.resamples,
         seed=plan.config.seed,
     )
-    if plan.config.against == "text":  # it is texts that a model may not know
-        # Ray's GPUs may be those of other machines.
-        clip = models.load(plan.model, "cpu" if plan.config.engine == "ray" else plan.config.device)
-        contexts = [ModelContext(clip, data, plan.config) for data, _ in plan.data]
-        summary = _gated(plan, summary, contexts)
-    curves = list(_draw_curves(plan, table, summary))
-    content: dict[str, Any] = {
-        "title": f"Evaluation of {plan.label}",
-        "about": _about(plan, skipped, table),
-        "curves": {title: file for _, title, file in curves},
-        "manifest": done,
-    }
-    files = {name: file for name, _, file in curves}
-    for name in (report.TABLES, report.REPORT):
-        files[name] = report.render(name, summary, **content).encode()
-    for name, file in {**files, RESULTS: report.results_csv(summary)}.items():
-        output.write(name, file)
-    names = tuple(name for name, *_ in curves)
-    return Evaluation(output.root, table, summary, names, skipped, done["model"])
 
 
 def _collect(plan: EvaluationPlan, output: Storage) -> tuple[Table, SkippedEntries]:
-    """The whole table, and each sample with each of its reasons, once."""
-    units, left_out = [], [set[Skipped]() for _ in plan.data]
+    """Read the whole table, and all that was left out, each reason of a sample once."""
+    units: list[tuple[Arrays, Sequence[str]]] = []
+    skipped: list[set[Skipped]] = [set() for _ in plan.data]
     for unit in plan.units:
-        arrays, skipped = run.read_unit(output, unit)
-        at, _ = plan.job_of(unit)
-        units.append((arrays, plan.data[at][0].names))
-        left_out[at].update(skipped)
+        arrays, unit_skipped = run.read_unit(output, unit)
+        data_number, _ = plan.job_of(unit)
+        data, _ = plan.data[data_number]
+        units.append((arrays, data.names))
+        skipped[data_number].update(unit_skipped)
     table = join_tables(units)
-    if predictions := [*fitted(table)]:
+    # Some predictors are fitted to the rows of all units.
+    predictions = list(fitted(table))
+    if predictions:
         table = join_tables([*units, *predictions])
-    entries = {
-        data.name: [
-            *({"sample": data.names[e.number], "reason": e.message} for e in sorted(of_data)),
-            *({"sample": name, "reason": reason} for name, reason in data.left_out.items()),
-        ]
-        for (data, _), of_data in zip(plan.data, left_out, strict=True)
-    }
+
+    entries: SkippedEntries = {}
+    for (data, _), data_skipped in zip(plan.data, skipped, strict=True):
+        data_entries = []
+        for entry in sorted(data_skipped):
+            data_entries.append({"sample": data.names[entry.number], "reason": entry.message})
+        for name, reason in data.left_out.items():
+            data_entries.append({"sample": name, "reason": reason})
+        entries[data.name] = data_entries
     return table, entries
 
 
 def _check_measured(
     plan: EvaluationPlan, table: Table, skipped: SkippedEntries, output: Storage
 ) -> None:
-    """Raise an InputError for data of which nothing can be used."""
+    """Raise InputError for a data set without a measured value."""
     for data, tasks in plan.data:
         if table["task"].isin(tasks).any():
             continue
-        listed = ", ".join(tasks)
+        listed_tasks = ", ".join(tasks)
         if not skipped[data.name]:
             methods = ", ".join(method.name for method in plan.methods)
             raise InputError(
-                f"{data.name}: {listed} measures nothing of {methods} on its {len(data)} samples."
+                f"{data.name}: {listed_tasks} measures nothing of {methods} on its {len(data)} "
+                "samples."
             )
+        first_reason = skipped[data.name][0]["reason"].rstrip(".")
         raise InputError(
-            f"{data.name}: none of the {len(data)} samples can be used for {listed}; the first: "
-            f"{skipped[data.name][0]['reason'].rstrip('.')}. All reasons are in "
-            f"{output.root}/{MANIFEST}."
+            f"{data.name}: none of the {len(data)} samples can be used for {listed_tasks}; the "
+            f"first: {first_reason}. All reasons are in {output.root}/{MANIFEST}."
         )
 
 
 def _groups(plan: EvaluationPlan, table: Table) -> dict[str, Sequence[Metric]]:
-    """The tables of all tasks, without metrics that no map could be measured by."""
-    measured = {*table["metric"][~table["method"].isin(WITHOUT_MAP)].unique()}
-    named = plan.config.reference and plan.reference  # goes before a metric's own
-    groups = {
-        title: [
-            replace(m, rival=m.rival and (named or m.rival)) for m in metrics if m.name in measured
-        ]
-        for _, tasks in plan.data
-        for title, metrics in plan.tables_of(tasks).items()
-    }
-    return {title: metrics for title, metrics in groups.items() if metrics}
+    """Return the tables of all tasks, with those metrics that a map could be measured by."""
+    is_map = ~table["method"].isin(WITHOUT_MAP)
+    measured = set(table["metric"][is_map].unique())
+    groups: dict[str, Sequence[Metric]] = {}
+    for _, tasks in plan.data:
+        for title, metrics in plan.tables_of(tasks).items():
+            kept = []
+            for metric in metrics:
+                if metric.name not in measured:
+                    continue
+                # A reference that is named takes the place of the metric's own rival.
+                if metric.rival and plan.config.reference:
+                    metric = replace(metric, rival=plan.reference)
+                kept.append(metric)
+            if kept:
+                groups[title] = kept
+    return groups
 
 
 def _gated(plan: EvaluationPlan, summary: Summary, contexts: Sequence[ModelContext]) -> Summary:
-    """The summary with what the model knows of the data, and the metrics of what it does not."""
-    gates = [measure_gate(context) for context in contexts]
-    pairs = zip(gates, plan.data, strict=True)
-    unknown_tables = [
-        plan.tables_of(tasks) for gate, (_, tasks) in pairs if not gate.is_above_chance
-    ]
-    silent = {metric.name for tables in unknown_tables for metric in chain(*tables.values())}
-    names = [metric.name for metric in summary.metrics]
-    unknown = {name for name in names if name.partition(OF_GROUP)[0] in silent}
+    """Add to the summary whether the model is above chance on each data set."""
+    gates = []
+    at_chance: set[str] = set()
+    for context, (_, tasks) in zip(contexts, plan.data, strict=True):
+        gate = measure_gate(context)
+        gates.append(gate)
+        if not gate.is_above_chance:
+            for metrics in plan.tables_of(tasks).values():
+                at_chance.update(metric.name for metric in metrics)
+    unknown: set[str] = set()
+    for metric in summary.metrics:
+        # A metric of a group of samples goes with the metric of all samples.
+        name_over_all, _, _ = metric.name.partition(OF_GROUP)
+        if name_over_all in at_chance:
+            unknown.add(metric.name)
     return replace(summary, gates=gates, unknown=unknown)
 
 
-def _draw_curves(
-    plan: EvaluationPlan, table: Table, summary: Summary
-) -> Iterator[tuple[str, str, bytes]]:
-    """A figure of each pair of curves: its name, what it shows, and the PNG file."""
-    curves = dict(iter(table[table["x"].notna()].groupby("metric", observed=True, sort=False)))
-    for end in [name.removeprefix(MOST_FIRST) for name in curves if name.startswith(MOST_FIRST)]:
-        fill, _, kind = end.partition("_")
+class _CurveFile(NamedTuple):
+    """A figure of two curves."""
+
+    file: str
+    title: str
+    png: bytes
+
+
+def _draw_curves(plan: EvaluationPlan, table: Table, summary: Summary) -> list[_CurveFile]:
+    """Draw a figure of each pair of curves, most and least relevant pixels first."""
+    on_curve = table[table["x"].notna()]
+    curves = dict(iter(on_curve.groupby("metric", observed=True, sort=False)))
+    files = []
+    for name, most_first in curves.items():
+        if not name.startswith(MOST_FIRST):
+            continue
+        suffix = name.removeprefix(MOST_FIRST)
+        fill, _, kind = suffix.partition("_")
         title = f"{plan.label}: removed pixels become {TITLES[fill]}, map of the {kind} class"
-        pair = curves[MOST_FIRST + end], curves[LEAST_FIRST + end]
-        figure = report.perturbation_curves(*pair, summary, title=title)
-        yield f"curves_{end}.png", title, run.to_png(figure)
+        least_first = curves[LEAST_FIRST + suffix]
+        figure = report.perturbation_curves(most_first, least_first, summary, title=title)
+        files.append(_CurveFile(f"curves_{suffix}.png", title, run.to_png(figure)))
+    return files
 
 
 def _about(plan: EvaluationPlan, skipped: SkippedEntries, table: Table) -> dict[str, Any]:
-    """The lines over the tables."""
+    """Return the lines over the tables: what was measured, and how."""
     lines: dict[str, Any] = {
         "made by": f"captum-clip {__version__}",
         "model": f"{plan.label}, weights {plan.identity['weights'][:12]}",
     }
     for data, tasks in plan.data:
         text = f"{len(data)} samples"
-        if skipped[data.name]:
+        skipped_count = len(skipped[data.name])
+        if skipped_count:
             what = "samples, regions or maps left out (manifest.json has the reasons)"
-            text += f", {len(skipped[data.name])} {what}"
+            text += f", {skipped_count} {what}"
         lines[f"data {data.name}"] = f"{text}; {', '.join(tasks)}"
     spreads = table[table["metric"].astype(str).str.endswith(EFFECT_SPREAD)]
     sums = spreads.groupby(["metric", "part"], observed=True)["value"].sum().unstack()
     for name, (gap, size) in sums.iterrows():
         lines[report.shown(name)] = f"the copies of a scene differ by {gap / size:.0%} of an effect"
-    kind = "another image of the same thing" if plan.config.against == "image" else "their text"
-    lines |= {"regions are explained by": kind, "seed": plan.config.seed}
-    return {**lines, **{method.name: method.what for method in plan.methods}}
+    against_image = plan.config.against == "image"
+    kind = "another image of the same thing" if against_image else "their text"
+    lines["regions are explained by"] = kind
+    lines["seed"] = plan.config.seed
+    for method in plan.methods:
+        lines[method.name] = method.what
+    return lines

@@ -223,6 +223,12 @@ class _IntegratedGradients(_Reference):
         return IntegratedGradients(self.forward).attribute(images, target=target, **options)
 
 
+def _columns_of(target: Any, image_count: int) -> Tensor:
+    """Return the column of each image's target, from Captum's `target`; None means column 0."""
+    columns = torch.as_tensor(0 if target is None else target)
+    return columns.expand(image_count)
+
+
 def around(masks: Tensor) -> Tensor:
     """Return the ring of eight pixels around each mask (n, H, W)."""
     widened = F.max_pool2d(masks[:, None].float(), kernel_size=17, stride=1, padding=8)[:, 0] > 0
@@ -241,7 +247,7 @@ class _Occlusion(_Reference):
     signed = True
 
     def attribute(self, images: Tensor, target: Any = None, **options: Any) -> Any:
-        columns = torch.as_tensor(0 if target is None else target).expand(len(images))
+        columns = _columns_of(target, len(images))
         # An image that comes with several texts is occluded once for all of them.
         distinct, rows = torch.unique(images, dim=0, return_inverse=True)
         maps = self.attribute_targets(distinct, **options)
@@ -315,7 +321,7 @@ class _RandomMasks(_Reference):
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
         grid = self.forward.clip.grid(*images.shape[-2:])
-        columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
+        columns = _columns_of(target, len(images)).tolist()
         maps = []
         # Masks depend on the position in a batch, so each image is a batch of its own.
         for image, column in zip(torch.split(images, 1), columns, strict=True):
@@ -432,7 +438,8 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
         draw = _DRAWINGS[name]
         return Drawn(name, str(draw.__doc__), partial(draw, seed), signed=name == "random")
     is_empty = name == "empty-text"
-    choice = _choice(registry.report_method(clip.tower) if is_empty else name)
+    registered_name = registry.report_method(clip.tower) if is_empty else name
+    choice = _choice(registered_name)
     method = choice.method
     if issubclass(method, _Reference):
         what = str(method.__doc__).partition(".\n")[0]
@@ -491,7 +498,7 @@ class PrecomputedMaps(Method):
         self.name = self.folder.resolve().name
         self.what = f"maps read from files, {len(files)} of them, resized to the image"
         digests: dict[str, str] = {}
-        # Every file is read here, so that a damaged one is found before anything is measured.
+        # All files are read here, so that a damaged one is found before anything is measured.
         for path in files:
             for heatmap in _read_maps(path).values():
                 if np.isfinite(heatmap).any() and np.nanmin(heatmap) < 0:

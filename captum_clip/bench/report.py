@@ -78,7 +78,7 @@ class Column:
     metric: Metric
     head: str  # the name of the metric, with an arrow to the better side
     figures: Mapping[str, Any]  # method -> the named fields of its row of `Summary.figures`
-    cells: Mapping[str, Cell]  # of each method
+    cells: Mapping[str, Cell]  # method -> its figure as it is printed
     places: int  # decimals of its figures
     size: str  # the number of its images
     reference: str  # the method that the others are compared with
@@ -121,16 +121,15 @@ def findings(summary: Summary) -> list[str]:
     if not any(answers.values()):
         answers = {title: columns[:1] for title, columns in tables.items()}
 
-    lines = [str(gate) for gate in summary.gates if not gate.is_above_chance]
-    has_answers = False
+    warnings = [str(gate) for gate in summary.gates if not gate.is_above_chance]
+    lines = []
     for question, columns in answers.items():
         if columns:
-            has_answers = True
             answer = "; ".join(_finding(summary, column) for column in columns)
             lines.append(f"{question} {answer}.")
-    if has_answers:
+    if lines:
         lines.append(_caution(summary))
-    return lines
+    return warnings + lines
 
 
 def _caution(summary: Summary) -> str:
@@ -190,10 +189,10 @@ def _comparison(summary: Summary, column: Column, winner: str) -> str:
         )
         sign = "+" if figure.difference > 0 else ""
         text += f", {sign}{difference} against {column.reference}"
-    competitors = [name for name in summary.methods if name not in summary.baselines]
     alike = []
-    for name in competitors:
-        if name != column.reference and column.figures[name].p_holm >= SIGNIFICANT:
+    for name in summary.methods:
+        is_compared = name not in summary.baselines and name != column.reference
+        if is_compared and column.figures[name].p_holm >= SIGNIFICANT:
             alike.append(name)
     if alike:
         text += f", not significantly different from {column.reference}: {', '.join(alike)}"
@@ -444,11 +443,10 @@ def perturbation_curves(
     Both tables are rows of the long table. The legend has the summary's methods in their order,
     without those that have no rows. The reference is black and thick, baselines are gray and thin.
     """
-    tables = (most_first, least_first)
-    left, right = (curve_bands(table, summary.resamples, summary.seed) for table in tables)
-    left_counts, right_counts = (
-        table.groupby("method", observed=True)["sample"].nunique() for table in tables
-    )
+    left = curve_bands(most_first, summary.resamples, summary.seed)
+    right = curve_bands(least_first, summary.resamples, summary.seed)
+    left_counts = most_first.groupby("method", observed=True)["sample"].nunique()
+    right_counts = least_first.groupby("method", observed=True)["sample"].nunique()
     most_images = left_counts.max()
     labels: dict[str, str] = {}
     for name in summary.methods:

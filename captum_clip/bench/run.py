@@ -1,8 +1,8 @@
-"""A run: its settings, its units, those that are missing computed here or on Ray, the manifest.
+"""A run: its settings, its manifest, and its units, which are computed here or on Ray.
 
-Each unit is one file, whole or not at all, with arrays and what was left out. A stop at any moment
-loses no more than the units that were being computed, and the same command started again ends in
-the same bytes.
+Each unit is one file, whole or not at all, with arrays and with the reasons for what was left out.
+A stop at any moment loses no more than the units that were being computed. The same command started
+again ends in the same bytes.
 """
 
 import io
@@ -10,6 +10,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -50,25 +51,24 @@ class EvaluationConfig(RunConfig):
 
     Attributes:
         model: a name or folder that :func:`captum_clip.load_clip` knows.
-        output: a folder or URL of its own for the results.
+        output: a folder or URL that is for the results alone.
         data: data sets, as :func:`captum_clip.bench.data.open_data` reads them; none means
             those of the demo that the tasks need.
         methods: names of :func:`captum_clip.bench.methods_for`, with options, "mamooler", or
-            "all" of them; none means the registered ones that fit the tower. Drawn maps and
-            predictors without a map are measured beside them.
+            "all"; none means the registered ones that fit the tower. Drawn maps and predictors
+            without a map are measured as well.
         maps: folders of maps made elsewhere, each a method.
         reference: the method that the others are compared with; by default the report's.
-        tasks: names of tasks; none means all that the data support but "pairs".
-        against: explain regions by their text, or by another image of the same thing; then only
-            "localization" and "signs" are measured.
-        images: at most so many of each data set; None is 100, of drawn copies 300.
-        slow_images: images of each data set, drawn from all of them, for what takes long:
+        tasks: names of tasks; none means all that the data support except "pairs".
+        against: whether regions are explained by their "text", or by another "image" of the same
+            thing; then only "localization" and "signs" are measured.
+        images: the largest number of images of each data set; None is 100, or 300 of drawn copies.
+        slow_images: number of images of each data set, drawn from all of them, for what takes long:
             sensitivity, sanity, and all of Captum's own methods.
         draws: random masks per image for faithfulness and infidelity.
-        fills: what takes the place of removed pixels: "mean" color (normalized zero), "black",
-            "blur".
+        fills: what replaces removed pixels: the "mean" color (normalized zero), "black", "blur".
         template: text of a class with "{}" for its name, for data that have classes by name.
-        resamples: of the bootstrap.
+        resamples: number of resamples of the bootstrap.
 
     The settings of :class:`RunConfig` are keywords too.
 
@@ -104,17 +104,17 @@ class StudyConfig(RunConfig):
 
     Attributes:
         images: a folder, searched recursively, or a URL that fsspec knows.
-        output: a folder or URL of its own for the results.
+        output: a folder or URL that is for the results alone.
         texts: targets.
         models: names or folders that :func:`captum_clip.load_clip` knows; every model is studied
             with every method that fits its tower.
         methods: names of ``attr.METHODS``, with options as in "last-grad:heads=averaged"; none
             means the tower's own, as in `explain`, and "mamooler" the report's.
-        emotions: a file for each model, in the same order, fitted for it, as
+        emotions: a file for each model, in the same order, that was fitted for the model, as
             :meth:`captum_clip.targets.EmotionProbe.load` reads it; or none.
-        centered: for each emotion also the emotion minus the mean of all of them.
-        limit: study a sample of this many images; None is all. Without it the seed decides nothing.
-        value_entropy: measure this entropy too, which takes longer than all the rest.
+        centered: whether each emotion minus the mean of all emotions is a target as well.
+        limit: size of a sample of the images; None is all images, and the seed has no effect.
+        value_entropy: whether this entropy is measured too, which takes longer than all the rest.
 
     The settings of :class:`RunConfig` are keywords too.
 
@@ -147,7 +147,7 @@ class StudyConfig(RunConfig):
             raise InputError("centered applies to emotions, and none are given.")
 
     def identity(self) -> dict[str, Any]:
-        """All settings that decide the results; of them the seed only where there is a sample."""
+        """Return all settings that decide the results; the seed does so only with a limit."""
         seed = None if self.limit is None else self.seed
         return {**super().identity(), "seed": seed, "threads": self.threads}
 
@@ -157,30 +157,30 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a run that is computed at one go and kept in one file."""
+    """A part of a run that is computed at once and kept in one file."""
 
     name: str  # of its file, in the output folder
     job: int  # number of the model and method, as the plan counts them
     numbers: tuple[int, ...]  # of the images
-    label: str = ""  # of the model or the data set and the method, for progress
+    label: str = ""  # the model or data set, and the method, as progress shows them
 
 
 class DamagedUnitError(InputError):
-    """The file of a unit is gone or damaged, or is that of another unit."""
+    """The file of a unit is missing or damaged, or belongs to another unit."""
 
 
 def write_unit(output: Storage, unit: Unit, arrays: Arrays, skipped: list[Skipped]) -> None:
     """Write the file of a unit."""
-    # by its name an exchange of two files is noticed
+    # The name shows if somebody exchanges two files.
     about = {"skipped": np.array(json.dumps(skipped)), "unit": np.array(unit.name)}
     output.write(unit.name, to_npz({**arrays, **about}))
 
 
 def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, list[Skipped]]:
-    """The arrays of a unit, and what was skipped.
+    """Read the arrays of a unit, and what was skipped.
 
     Raises:
-        DamagedUnitError: there is no whole file of this unit.
+        DamagedUnitError: there is no intact file of this unit.
         InputError: the storage refuses.
     """
     content = storage.read(unit.name)
@@ -188,9 +188,11 @@ def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, list[Skipped]]:
         if content is None:
             raise FileNotFoundError("it is gone")
         arrays = from_npz(content)
-        if (name := str(arrays.pop("unit"))) != unit.name:
+        name = str(arrays.pop("unit"))
+        if name != unit.name:
             raise ValueError(f"it was written as {name}")
-        return arrays, [Skipped(*entry) for entry in json.loads(str(arrays.pop("skipped")))]
+        entries = json.loads(str(arrays.pop("skipped")))
+        return arrays, [Skipped(*entry) for entry in entries]
     except DAMAGED as error:
         raise DamagedUnitError(
             f"{storage.root}/{unit.name} cannot be used ({error}); delete it and run the same "
@@ -199,19 +201,19 @@ def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, list[Skipped]]:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """JSON for people and programs."""
+    """Return JSON that people can read as well."""
     return f"{json.dumps(content, indent=1)}\n".encode()
 
 
 def to_png(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file."""
+    """Return a figure as the content of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi="figure")
     return file.getvalue()
 
 
 def to_npz(arrays: Arrays) -> bytes:
-    """Arrays as the content of an .npz file; the same arrays are the same bytes."""
+    """Return arrays as the content of an .npz file; the same arrays are the same bytes."""
     file = io.BytesIO()
     # NumPy writes no time of day into the archive, so a unit computed again is the same file.
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -219,7 +221,7 @@ def to_npz(arrays: Arrays) -> bytes:
 
 
 def from_npz(content: bytes) -> Arrays:
-    """The arrays of an .npz file; what it raises over another content is in `DAMAGED`."""
+    """Return the arrays of an .npz file; other content raises an error of `DAMAGED`."""
     # A pickle in a file from elsewhere could run anything.
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
@@ -227,21 +229,22 @@ def from_npz(content: bytes) -> Arrays:
 
 MANIFEST: Final = "manifest.json"
 _TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.part$")
-"""Names of files that a run which was killed leaves behind."""
-_MOST_TRIES: Final = 5  # of a unit whose worker dies, since Ray starts workers anew without end
+"""Matches the names of files that a killed run leaves behind."""
+_MOST_TRIES: Final = 5
+"""How often a unit is started whose worker dies; Ray itself starts workers anew without end."""
 
 Config = TypeVar("Config", EvaluationConfig, StudyConfig)
 Result = TypeVar("Result")
 
 
 TellShare = Callable[[float], None]
-"""Called with the share of a unit that is done, for units that take minutes."""
+"""Takes the share of a unit that is done, which is reported while a unit takes minutes."""
 Worker = Callable[[Unit, TellShare], tuple[Arrays, list[Skipped]]]
-"""Computes a unit, and says what was left out; the same bytes in every process."""
+"""Computes the arrays of a unit, the same bytes in every process, and lists what was left out."""
 
 
 class Plan(ABC):
-    """A run that can begin; it can be sent to other processes."""
+    """A run that is ready to begin; it can be sent to other processes."""
 
     noun: ClassVar[str]  # "study", "evaluation"
     result: ClassVar[str]  # the file that is written last
@@ -250,11 +253,11 @@ class Plan(ABC):
 
     @abstractmethod
     def manifest(self) -> Content:
-        """All that decides the results, as JSON, the settings first."""
+        """Return everything that decides the results, as JSON, the settings first."""
 
     @abstractmethod
     def worker(self, models: ModelLoader) -> Worker:
-        """Make what computes units; called once in each process."""
+        """Make the function that computes units; called once in each process."""
 
 
 def run(
@@ -263,10 +266,10 @@ def run(
     summarize: Callable[[Any, Content, Storage, ModelLoader], Result],
     progress: Progress | None,
 ) -> Result:
-    """Make a plan from a config, compute every unit that has no whole file, then summarize.
+    """Make a plan from a config, compute every unit that has no intact file, then summarize.
 
-    `progress` is called first with what an earlier run had done. `summarize` gets the plan, the
-    manifest so far, the output folder and what loads models, and writes the results.
+    The first call of `progress` counts what an earlier run did. `summarize` gets the plan, the
+    manifest so far, the output folder and the loader of models, and writes the results.
 
     Raises:
         CaptumClipError: a model that cannot be loaded, a folder with another run or something
@@ -281,105 +284,146 @@ def run(
         manifest = _begin(plan, output)
         _tidy_up(output)
         missing = _unfinished(output, plan.units)
-        total, left = (sum(len(unit.numbers) for unit in units) for units in (plan.units, missing))
-        counter = _Counter(progress or (lambda *_: None), total, total - left)
-        counter.progress(counter.done, total, "")
+        counter = _Counter(progress, total=_count_images(plan.units))
+        counter.begin(done=counter.total - _count_images(missing))
         if missing:
-            output.remove(plan.result)  # it means that all is done
-            # The manifest comes first: a folder without one is taken for somebody else's.
+            # The file that is written last stands for a run that is finished.
+            output.remove(plan.result)
+            # The manifest comes before the units, since files without one belong to somebody else.
             output.write(MANIFEST, to_json(manifest))
-            if config.engine == "ray":
-                write = UnitWriter(plan, missing, output, models)
-                for unit in map_on_ray(config, write, len(missing)):
-                    counter.add(unit)
-            else:
-                worker = plan.worker(models)
-                for unit in missing:
-                    write_unit(output, unit, *worker(unit, partial(counter.add_share, unit)))
-                    counter.add(unit)
-            _tidy_up(output)  # a worker of Ray that was killed leaves files, the run goes on
+            _compute_units(config, plan, missing, output, models, counter)
+            # A killed worker of Ray leaves files behind, although the run goes on.
+            _tidy_up(output)
         return summarize(plan, manifest, output, models)
+
+
+def _count_images(units: Iterable[Unit]) -> int:
+    return sum(len(unit.numbers) for unit in units)
+
+
+def _compute_units(
+    config: EvaluationConfig | StudyConfig,
+    plan: Plan,
+    units: Sequence[Unit],
+    output: Storage,
+    models: ModelLoader,
+    counter: "_Counter",
+) -> None:
+    """Compute units with the engine of the config, and write their files."""
+    if config.engine == "ray":
+        write = UnitWriter(plan, units, output, models)
+        for unit in map_on_ray(config, write, len(units)):
+            counter.add(unit)
+        return
+    compute = plan.worker(models)
+    for unit in units:
+        arrays, skipped = compute(unit, partial(counter.add_share, unit))
+        write_unit(output, unit, arrays, skipped)
+        counter.add(unit)
 
 
 @dataclass
 class _Counter:
-    """Counts images for somebody who waits."""
+    """Reports the number of images that are done."""
 
-    progress: Progress
+    progress: Progress | None
     total: int
-    done: int  # with the last whole unit
-    shown: int = 0  # in the unit at work
+    done: int = 0  # in whole units
+    done_in_unit: int = 0  # as far as it was reported
+
+    def begin(self, done: int) -> None:
+        """Report what an earlier run did."""
+        self.done = done
+        self._report(done, "")
 
     def add_share(self, unit: Unit, share: float) -> None:
-        """Count what is done of a unit, but its last image, which counts once the file is there."""
+        """Report the share of a unit that is done.
+
+        The last image of a unit counts only once its file is written.
+        """
         count = int(share * len(unit.numbers))
-        if self.shown < count < len(unit.numbers):
-            self.shown = count
-            self.progress(self.done + count, self.total, unit.label)
+        if self.done_in_unit < count < len(unit.numbers):
+            self.done_in_unit = count
+            self._report(self.done + count, unit.label)
 
     def add(self, unit: Unit) -> None:
-        """Count a unit that is written."""
-        self.done, self.shown = self.done + len(unit.numbers), 0
-        self.progress(self.done, self.total, unit.label)
+        """Report a unit whose file is written."""
+        self.done += len(unit.numbers)
+        self.done_in_unit = 0
+        self._report(self.done, unit.label)
+
+    def _report(self, done: int, label: str) -> None:
+        if self.progress is not None:
+            self.progress(done, self.total, label)
 
 
 def _unfinished(storage: Storage, units: Iterable[Unit]) -> list[Unit]:
-    """Units without a whole file, or with an image that may be readable now."""
-    present, missing = storage.files(), []
+    """Return the units without an intact file, or with an image that may be readable now."""
+    present = storage.files()
+    missing = []
     for unit in units:
-        try:  # What the storage refuses ends the run: a file out of reach is not damaged.
-            skipped = read_unit(storage, unit)[1] if unit.name in present else None
-        except DamagedUnitError:
-            skipped = None
-        if skipped is None or any(entry.again for entry in skipped):
+        is_finished = False
+        if unit.name in present:
+            # Other errors of the storage end the run: a file out of reach is not a damaged one.
+            with suppress(DamagedUnitError):
+                _, skipped = read_unit(storage, unit)
+                is_finished = not any(entry.again for entry in skipped)
+        if not is_finished:
             missing.append(unit)
             storage.remove(unit.name)
     return missing
 
 
 def _tidy_up(output: Storage) -> None:
-    """Remove what a run that was killed left half-written."""
+    """Remove the unfinished files that a killed run left behind."""
     for name in output.files():
         if _TEMPORARY.search(name):
             output.remove(name)
 
 
 def _begin(plan: Plan, output: Storage) -> Content:
-    """The manifest of a new run, or of the one in the folder that is to go on.
+    """Return the manifest of a new run, or of the run in the folder that goes on.
 
-    It has "format", all of ``plan.manifest()``, "environments" (versions and threads of every run
-    that took part, each once) and "state".
+    It has "format", everything in ``plan.manifest()``, "environments" (versions and threads of
+    every run that took part, each once) and "state".
     """
-    # As it reads after writing: a tuple that becomes a list would count as a change.
+    # JSON turns tuples into lists. Without this round trip they would differ from those in a file.
     decided: Content = json.loads(json.dumps(plan.manifest()))
-    before = {"format": f"captum_clip {plan.noun} 2", **decided, "environments": list[Content]()}
+    manifest = {"format": f"captum_clip {plan.noun} 2", **decided, "environments": list[Content]()}
     content = output.read(MANIFEST)
     if content is not None:
-        before = _check_same(plan, before, content, output)
-    elif other := [name for name in output.files() if not name.startswith(".")]:
+        manifest = _check_same(plan, manifest, content, output)
+    else:
+        _check_empty(plan, output)
+    now = environment() | {"threads": plan.config.thread_count, "device": plan.config.device}
+    if now not in manifest["environments"]:
+        manifest["environments"].append(now)
+    return {**manifest, "state": "running"}
+
+
+def _check_empty(plan: Plan, output: Storage) -> None:
+    """Raise InputError for a folder with files of somebody else."""
+    files = [name for name in output.files() if not name.startswith(".")]
+    if files:
         raise InputError(
-            f"{output.root} holds files that do not belong to the {plan.noun}, such as {other[0]}; "
+            f"{output.root} holds files that do not belong to the {plan.noun}, such as {files[0]}; "
             "name a new or an empty folder."
         )
-    now = environment() | {"threads": plan.config.thread_count, "device": plan.config.device}
-    if now not in before["environments"]:
-        before["environments"].append(now)
-    return {**before, "state": "running"}
 
 
 def _check_same(plan: Plan, new: Content, content: bytes, output: Storage) -> Content:
-    """The manifest of the run in the folder, which must be of the same kind and settings."""
+    """Return the manifest in the folder; InputError unless it has the same kind and settings."""
     try:
         manifest: Content = parse_json(content)
         if manifest["format"] != new["format"]:
             raise ValueError(f"its format is {manifest['format']!r}")
-        environments: list[Content] = [dict(each) for each in manifest["environments"]]
+        environments: list[Content] = [dict(entry) for entry in manifest["environments"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{output.root}/{MANIFEST} is not a manifest of the kind {new['format']!r} ({error}); "
             "name another output folder."
         ) from error
-    # A resume compares what decides results; versions and threads of each run are only kept.
+    # Versions and threads may differ between the runs that fill a folder, so they are not compared.
     before = {name: manifest.get(name) for name in new} | {"environments": environments}
     changes = differences(before, new | {"environments": environments})
     if changes:
@@ -392,7 +436,7 @@ def _check_same(plan: Plan, new: Content, content: bytes, output: Storage) -> Co
 
 @dataclass
 class UnitWriter:
-    """Computes units by their numbers, and writes their files; sent to each worker of Ray."""
+    """Computes units by their numbers and writes their files; each worker of Ray gets a copy."""
 
     plan: Plan
     units: Sequence[Unit]
@@ -403,18 +447,23 @@ class UnitWriter:
     def __call__(self, number: int) -> Unit:
         """Write a unit."""
         unit = self.units[number]
-        self._count(unit.name)
-        # Only here, and not where the worker starts: what fails is an error of a unit.
-        self._compute = self._compute or self.plan.worker(self.models)
-        write_unit(self.output, unit, *self._compute(unit, lambda share: None))
+        self._count_try(unit.name)
+        # The models are loaded here and not when the worker starts, so that an error belongs to a
+        # unit and is reported.
+        if self._compute is None:
+            self._compute = self.plan.worker(self.models)
+        arrays, skipped = self._compute(unit, lambda share: None)
+        write_unit(self.output, unit, arrays, skipped)
         return unit
 
-    def _count(self, name: str) -> None:
-        """Count the times that a unit is started; InputError where it has killed too many workers.
+    def _count_try(self, name: str) -> None:
+        """Count how often a unit is started; InputError if it has killed too many workers.
 
-        Ray Data has a limit of its own, `max_task_retries`, which its version 2.64 takes away.
+        Ray Data has a limit of its own, `max_task_retries`, but only before version 2.64.
         """
-        counter = str(PurePosixPath(name).with_name(f".{PurePosixPath(name).name}.tries.part"))
+        path = PurePosixPath(name)
+        counter = str(path.with_name(f".{path.name}.tries.part"))
+        # The file has one byte for each time.
         before = len(self.output.read(counter) or b"")
         if before >= _MOST_TRIES:
             raise InputError(

@@ -475,22 +475,26 @@ def _reliability(metric: Metric, rows: Table, methods: Collection[str], seed: in
         is_first = generator.permutation(len(wide)) % 2 == 0
         figures = []
         for half in (is_first, ~is_first):
-            totals = [wide[part][half].sum() for part in parts]
+            figure = wide[parts[0]][half].sum()
             # A mean has no denominator. Sums have the same order as means, since all methods have
             # the same images here.
-            figures.append(totals[0] if len(totals) == 1 else totals[0] / totals[1])
+            if len(parts) > 1:
+                figure = figure / wide[parts[1]][half].sum()
+            figures.append(figure)
         correlations.append(figures[0].corr(figures[1], method="spearman"))
     # Pandas leaves out the halvings in which all methods are equal, so that there is no order.
     return float(pd.Series(correlations, dtype=float).mean())
 
 
 class _RowSet(NamedTuple):
-    """Names rows of the long table that one statistic is computed over."""
+    """Names the rows that a statistic is computed over.
+
+    These are "all" rows of a method, its rows of the regions that it has in common with the
+    reference ("shared"), or the rows of the "reference" for these regions.
+    """
 
     method: str
     role: Literal["all", "shared", "reference"]
-    """All rows of the method; those of the regions that the reference has too; the reference's own
-    rows of these regions."""
 
 
 class _Resampled(NamedTuple):
