@@ -1,7 +1,7 @@
 """Checks of arguments that several functions take: each once, with its one sentence.
 
 None of them loads torch, so the command line may use them all. Tensors are checked by
-:func:`captum_clip.maps.check_tensor`, and masks and boxes in `metrics/localization.py`.
+:func:`captum_clip.maps.check_tensor`, and masks in `metrics/localization.py`.
 """
 
 import os
@@ -172,7 +172,7 @@ def check_interval(name: str, value: Any, interval: str) -> None:
 
 def check_choice(value: Any, choices: Collection[str], *, name: str = "one") -> None:
     """Raise InputError unless a value is among the choices; `name` says what is chosen."""
-    # The choices may be the letters of a string, which holds its substrings as well.
+    # If the choices are the letters of a string, its substrings must not count as well.
     is_choice = isinstance(value, str) and value in tuple(choices)
     expect(is_choice, f"{_argument(name)} of {', '.join(choices)}", value)
 

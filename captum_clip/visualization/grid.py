@@ -279,13 +279,11 @@ def _dpi(resolution: float, width: float, height: float) -> float:
             f"a figure of {width:.0f} x {height:.0f} inches is too large to draw with the images' "
             "own resolution; draw fewer images or targets at a time."
         )
-    multiple = math.ceil(_FINE / _PANEL_SIDE / resolution)
-    largest_multiple = math.floor(_LARGE_FIGURE / side)
-    divisor = math.ceil(side / _SCREEN)
-    largest_divisor = math.floor(resolution / _READABLE)
-    multiple = max(1, min(multiple, largest_multiple))
-    divisor = max(1, min(divisor, largest_divisor))
-    return multiple * resolution / divisor
+    # Small images are enlarged, unless the figure becomes too large.
+    multiple = min(math.ceil(_FINE / _PANEL_SIDE / resolution), math.floor(_LARGE_FIGURE / side))
+    # A figure is made to fit a screen, unless its letters become illegible.
+    divisor = min(math.ceil(side / _SCREEN), math.floor(resolution / _READABLE))
+    return max(1, multiple) * resolution / max(1, divisor)
 
 
 def _draw_panel(axes: Axes, panel: Panel, width: float) -> None:
