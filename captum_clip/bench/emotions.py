@@ -46,7 +46,10 @@ class Artemis:
     left_out: Counter[str]
 
     def __str__(self) -> str:
-        counts = (f"{what}: {count:,}" for what, count in sorted(self.left_out.items()) if count)
+        counts = []
+        for reason, count in sorted(self.left_out.items()):
+            if count:
+                counts.append(f"{reason}: {count:,}")
         left_out = ", ".join(counts) or "nothing"
         return f"{self.rows:,} rows read, {len(self.images):,} paintings kept; left out: {left_out}"
 
@@ -62,7 +65,11 @@ def find_artemis(folder: str | Path) -> tuple[Path, Path]:
         InputError: there is no folder, no such file, or several.
     """
     folder = checks.find_folder(folder)
-    images = next((folder / n for n in _IMAGE_FOLDERS if (folder / n).is_dir()), folder)
+    images = folder
+    for name in _IMAGE_FOLDERS:
+        if (folder / name).is_dir():
+            images = folder / name
+            break
     files = sorted(folder.glob("*.csv"))
     if folder / _ANNOTATIONS in files:
         return folder / _ANNOTATIONS, images
@@ -93,49 +100,65 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
     """
     path = checks.find_file(path)
     images = checks.find_folder(images, what="folder of images")
+    # Rows are tuples, so that duplicates can be found.
     first, *rows = map(tuple, read_csv(path) or [[]])
     header = [cell.strip() for cell in first]
-    if lacking := [name for name in _FIELDS if name not in header]:
+    lacking = [name for name in _FIELDS if name not in header]
+    if lacking:
+        fault = "has a wrong first line" if header else "is empty"
         raise InputError(
-            f"{path} {'has a wrong first line' if header else 'is empty'}; it lacks "
-            f"{', '.join(lacking)}, expected the columns {', '.join(_FIELDS)}, in any order."
+            f"{path} {fault}; it lacks {', '.join(lacking)}, "
+            f"expected the columns {', '.join(_FIELDS)}, in any order."
         )
-    style, painting, emotion = (header.index(name) for name in _FIELDS[:3])
+    style_column = header.index("art_style")
+    painting_column = header.index("painting")
+    emotion_column = header.index("emotion")
     votes: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(CLASSES))
     earlier: set[tuple[str, ...]] = set()
     left_out: Counter[str] = Counter()
     for row in rows:
-        if len(row) != len(header) or not (_is_plain(row[style]) and _is_plain(row[painting])):
+        if len(row) != len(header) or not _is_plain(row[style_column], row[painting_column]):
             left_out["bad rows"] += 1
         elif row in earlier:
             left_out["duplicate rows"] += 1
-        elif row[emotion].strip() not in CLASSES:
+        elif row[emotion_column].strip() not in CLASSES:
             left_out["rows of unknown emotions"] += 1
         else:
-            votes[row[style], row[painting]][CLASSES.index(row[emotion].strip())] += 1
+            emotion = CLASSES.index(row[emotion_column].strip())
+            votes[row[style_column], row[painting_column]][emotion] += 1
         earlier.add(row)
-    files = {names: _find_image(images, *names) for names in sorted(votes)}
-    kept = {names: file for names, file in files.items() if file is not None}
-    left_out["paintings without an image"] = len(files) - len(kept)
-    counts = np.array([votes[names] for names in kept], dtype=np.int64)
-    data = Artemis(tuple(kept.values()), counts, len(rows), left_out)
-    if not kept:
+    kept: list[list[int]] = []
+    files: list[Path] = []
+    for (style, painting), counts in sorted(votes.items()):
+        file = _find_image(images, style, painting)
+        if file is not None:
+            files.append(file)
+            kept.append(counts)
+    left_out["paintings without an image"] = len(votes) - len(files)
+    data = Artemis(tuple(files), np.array(kept, dtype=np.int64), len(rows), left_out)
+    if not files:
         raise InputError(f"no painting of {path} has a vote and an image in {images} ({data}).")
     return data
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a name is one part of a path, which cannot lead out of its folder."""
-    return name.strip() not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+def _is_plain(*names: str) -> bool:
+    """Whether each name is a single part of a path, which cannot lead out of its folder."""
+    for name in names:
+        if name.strip() in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+            return False
+    return True
 
 
 def _find_image(folder: Path, style: str, painting: str) -> Path | None:
-    # file systems and CSV files encode letters with accents in one of two ways
-    names = f"{style}/{painting}"
-    forms = (names, normalize("NFC", names), normalize("NFD", names))
-    paths = (folder / f"{form}{end}" for form in forms for end in (".jpg", ".jpeg", ".png"))
-    # Path.is_file raises for names that are too long
-    return next((path for path in paths if os.path.isfile(path)), None)
+    name = f"{style}/{painting}"
+    # File systems and CSV files encode letters with accents in either of two ways.
+    for form in (name, normalize("NFC", name), normalize("NFD", name)):
+        for ending in (".jpg", ".jpeg", ".png"):
+            path = folder / f"{form}{ending}"
+            # Path.is_file raises an error for a name that is too long.
+            if os.path.isfile(path):
+                return path
+    return None
 
 
 @public("fit_probe")
@@ -149,7 +172,7 @@ def fit_probe(
     model: str = "",
     identity: dict[str, str] | None = None,
 ) -> EmotionProbe:
-    r"""Multinomial logistic regression from image features to the distribution of votes.
+    r"""Fit a multinomial logistic regression from image features to the distribution of votes.
 
     Each pair of a painting n and a class c that it has votes for is one sample, weighted by its
     votes :math:`v_{nc}`; over the training split, with :math:`\hat x` the L2-normalized features,
@@ -188,11 +211,14 @@ def fit_probe(
     check_fit(seed=seed, held_out=held_out, strength=strength)
     order = np.random.default_rng(seed).permutation(len(unit))
     tested = round(held_out * len(unit))
-    test, train = order[:tested], np.sort(order[tested:])
+    test = order[:tested]
+    train = np.sort(order[tested:])
     weights, bias = _minimum(unit[train], counts[train], strength)
     settings = FitSettings(seed, held_out, strength, len(train), counts[train].sum(0).tolist())
     probe = EmotionProbe(weights, bias, model, identity or {}, None, settings)
-    return replace(probe, scores=probe.score(unit[test], counts[test])) if tested else probe
+    if tested == 0:
+        return probe
+    return replace(probe, scores=probe.score(unit[test], counts[test]))
 
 
 def fit_emotions(
@@ -218,9 +244,16 @@ def fit_emotions(
 
     check_fit(seed=seed, held_out=held_out, strength=strength)
     features = image_features(clip, data.images, **options)
-    about: Any = {"model": clip.name, "identity": clip.identity(texts=False)}
-    about |= {"seed": seed, "held_out": held_out, "strength": strength}
-    return fit_probe(features.embeddings, data.votes[features.indices], **about), features.skipped
+    probe = fit_probe(
+        features.embeddings,
+        data.votes[features.indices],
+        seed=seed,
+        held_out=held_out,
+        strength=strength,
+        model=clip.name,
+        identity=clip.identity(texts=False),
+    )
+    return probe, features.skipped
 
 
 def _minimum(features: Floats, votes: Votes, strength: float) -> tuple[Floats, Floats]:
@@ -232,10 +265,11 @@ def _minimum(features: Floats, votes: Votes, strength: float) -> tuple[Floats, F
         raise InputError("this needs scikit-learn; pip install scikit-learn.") from error
     voted = np.flatnonzero(votes.sum(0))
     checks.expect(len(voted) >= 3, "votes for three classes or more in the split", len(voted))
-    # the bias is not penalized, so centered features have the same minimum, found in fewer steps
+    # The bias is not penalized, so centered features have the same minimum, found in fewer steps.
     center = features.mean(0)
     painting, emotion = np.nonzero(votes)
-    rows, sample_weight = (features - center)[painting], votes[painting, emotion]
+    rows = (features - center)[painting]
+    sample_weight = votes[painting, emotion]
     model = LogisticRegression(C=1 / (strength * votes.sum()), tol=_TOLERANCE, max_iter=_STEPS)
     try:
         with warnings.catch_warnings():
@@ -243,7 +277,8 @@ def _minimum(features: Floats, votes: Votes, strength: float) -> tuple[Floats, F
             model.fit(rows, emotion, sample_weight)
     except ConvergenceWarning as error:
         raise InputError(f"no minimum found in {_STEPS} steps; give a larger strength.") from error
-    weights, bias = np.zeros((len(CLASSES), features.shape[1])), np.full(len(CLASSES), -np.inf)
+    weights = np.zeros((len(CLASSES), features.shape[1]))
+    bias = np.full(len(CLASSES), -np.inf)
     weights[voted] = model.coef_
     bias[voted] = model.intercept_ - model.coef_ @ center
     return weights, bias

@@ -76,19 +76,32 @@ def compare_methods(
     clips = _load(models, device)
     model_targets, pictures = _of_targets(clips, texts, references)
     columns = _explain_all(images, clips, model_targets, methods)
-    first, names, several = columns[0], columns[0][0].names, len(clips) > 1
+    several = len(clips) > 1
+    first = columns[0]
+    names = first[0].names
     labels = numbered([column[0].label if several else column[0].method for column in columns])
+    # A row of the sheet is an image with a target; the targets of an image follow one another.
+    images_of_rows = []
+    for explanation in first:
+        images_of_rows += [explanation.images[0]] * len(names)
+    heatmaps: dict[str, list[Tensor]] = {}
+    scores = []
+    for label, column in zip(labels, columns, strict=True):
+        heatmaps[label] = []
+        for explanation in column:
+            heatmaps[label].extend(torch.split(_heatmap(explanation, column), 1))
+        scores.append(torch.cat([explanation.scores[0] for explanation in column]))
+    caption = _scale_caption()
+    if not several:
+        caption = f"{clips[0].name}{_DOT}{caption}"
     return visualization.contact_sheet(
-        [e.images[0] for e in first for _ in names],
-        {
-            label: [values[None] for e in column for values in _heatmap(e, column)]
-            for label, column in zip(labels, columns, strict=True)
-        },
+        images_of_rows,
+        heatmaps,
         names=names * len(first),
-        scores=torch.stack([torch.cat([e.scores[0] for e in c]) for c in columns], dim=1),
+        scores=torch.stack(scores, dim=1),
         references=pictures * len(first),
         models=[column[0].model for column in columns] if several else (),
-        caption=_scaled() if several else f"{clips[0].name}{_DOT}{_scaled()}",
+        caption=caption,
     )
 
 
@@ -114,7 +127,9 @@ def draw_average(
     """
     folders = _as_list(studies)
     check_nonempty("folder of a study", folders)
-    rows = [row for folder in folders for row in read_mean_maps(folder)]
+    rows = []
+    for folder in folders:
+        rows.extend(read_mean_maps(folder))
     common = [name for name in rows[0].names if all(name in row.names for row in rows)]
     chosen = common if names is None else _as_list(names)
     check_nonempty("target that the studies have in common", chosen)
@@ -124,34 +139,44 @@ def draw_average(
 
 
 def _as_list(values: Any) -> list[Any]:
-    """One or several of anything, as a list; a batch of images becomes its images."""
-    several = isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) == 4
-    return list(values) if several else [values]
+    """Return one value or several as a list; a batch of images becomes its images."""
+    is_batch = getattr(values, "ndim", 0) == 4
+    if is_batch or isinstance(values, (list, tuple)):
+        return list(values)
+    return [values]
 
 
 def _load(models: AnyModel | Sequence[AnyModel], device: Device) -> list[ClipAdapter]:
-    listed = _as_list(models)
-    check_nonempty("model", listed)
-    return [load_clip(model, device=device) for model in listed]
+    model_list = _as_list(models)
+    check_nonempty("model", model_list)
+    return [load_clip(model, device=device) for model in model_list]
 
 
 def _of_targets(
     clips: Sequence[ClipAdapter], texts: str | Sequence[str], references: Images
 ) -> tuple[list[Target], list[Tensor | None]]:
-    """The target of each model, which is of the texts and then of the images.
+    """Encode the texts, and then the images, as the target of each model.
 
-    With them come None for each text, and for each image what the first model sees of it (3, H, W).
+    Returns:
+        The targets; and None for each text, and for each image what the first model sees (3, H, W).
     """
-    texts, references = _as_list(texts), _as_list(references)
+    texts = _as_list(texts)
+    references = _as_list(references)
     if not texts and not references:
         raise InputError("expected a text or an image to explain, got neither.")
     model_targets = []
     for clip in clips:
-        kinds = [targets.text(clip, texts)] if texts else []
-        kinds += [targets.image(clip, references)] if references else []
-        model_targets.append(targets.concatenate(kinds))
-    pictures = [clips[0].denormalize(clips[0].preprocess(image))[0].cpu() for image in references]
-    return model_targets, [*[None] * len(texts), *pictures]
+        encoded = []
+        if texts:
+            encoded.append(targets.text(clip, texts))
+        if references:
+            encoded.append(targets.image(clip, references))
+        model_targets.append(targets.concatenate(encoded))
+    pictures: list[Tensor | None] = [None] * len(texts)
+    for image in references:
+        pixels = clips[0].preprocess(image)
+        pictures.append(clips[0].denormalize(pixels)[0].cpu())
+    return model_targets, pictures
 
 
 def _explain_all(
@@ -160,30 +185,33 @@ def _explain_all(
     model_targets: Sequence[Target],
     methods: AnyMethod | Sequence[AnyMethod] | None,
 ) -> list[list[Explanation]]:
-    """For each model, with its target, and each method that fits it: explanations of the images.
+    """Explain the images by each model, with its target, and each method that fits the model.
 
-    Where no method is given they are all that fit the model.
+    If no method is given, all that fit the model are used.
     """
-    listed = _as_list(images)
-    check_nonempty("image", listed)
+    image_list = _as_list(images)
+    check_nonempty("image", image_list)
     columns = []
     for clip, target in zip(clips, model_targets, strict=True):
-        wanted = _as_list(methods) if methods else methods_for(clip.kind)
-        for choice in fitting_methods(wanted, clip.tower, clip.name):
+        names = _as_list(methods) if methods else methods_for(clip.kind)
+        for choice in fitting_methods(names, clip.tower, clip.name):
             options: Any = {"method": choice.method, "hints": False, **choice.options}
-            columns.append([explain(image, target, model=clip, **options) for image in listed])
+            columns.append([explain(image, target, model=clip, **options) for image in image_list])
     return columns
 
 
-def _scaled() -> str:
-    """What a caption says of the scale of maps whose values are not compared."""
-    own, chosen = "each map on a scale of its own", current_look.get()
-    return own if chosen.scale == "own" else f"maps of a method on one scale ({chosen.scale})"
+def _scale_caption() -> str:
+    """Describe the scale of the maps, whose values are not compared between methods."""
+    scale = current_look.get().scale
+    if scale == "own":
+        return "each map on a scale of its own"
+    return f"maps of a method on one scale ({scale})"
 
 
-def _heatmap(explanation: Explanation, rows: Sequence[Explanation]) -> Tensor:
-    """The maps of one image as they are drawn among others, (K, H, W) in [0, 1]."""
-    chosen = current_look.get()
-    tops = [each.scaling(chosen)[1] for each in rows if each.label == explanation.label]
-    scale = chosen.scale if None in tops else max(filter(None, tops))
-    return explanation.heatmap(chosen.interpolation, scale=scale)["positive"][0]
+def _heatmap(explanation: Explanation, column: Sequence[Explanation]) -> Tensor:
+    """Scale the maps of an image as they are drawn in its column: (K, H, W) in [0, 1]."""
+    look = current_look.get()
+    tops = [other.scaling(look)[1] for other in column if other.label == explanation.label]
+    # A value is drawn as 1 in the whole column; without such a value each map has its own scale.
+    scale = look.scale if None in tops else max(filter(None, tops))
+    return explanation.heatmap(look.interpolation, scale=scale)["positive"][0]

@@ -15,7 +15,7 @@ from captum_clip.bench.data.base import NamedRegion, Sample
 from captum_clip.bench.data.demo import DemoScenes
 from captum_clip.bench.methods import method_of
 from captum_clip.bench.tasks import TASKS
-from captum_clip.bench.tasks.faithfulness import _other
+from captum_clip.bench.tasks.faithfulness import _other_text
 from tests.bench.cases import (
     KINDS,
     TEXTS,
@@ -149,7 +149,7 @@ def test_sanity_correlates_with_the_other_map(name: str) -> None:
     for number in range(2):
         sample = DemoScenes(2).read(number)
         [pixels] = clip.preprocess([sample.image])
-        other = _other(one, number)
+        other = _other_text(one, number)
         assert other not in [region.text for region in sample.regions]
         texts = [sample.regions[0].text, other]
         rows_ = targets.text(clip, texts).embeddings
@@ -176,8 +176,8 @@ def test_the_other_prompt_names_nothing_in_the_sample() -> None:
     every = tuple(NamedRegion(text, half("top left")) for text in TEXTS)
     data = Listed(labeled, both, Sample("all", picture(), every))
     one = on_batch(context(clip, data), "last-grad")
-    assert _other(one, 0) in {"a horse", "a dog"}
-    assert _other(one, 1) == "a red barn"
-    assert _other(one, 2) == ""
-    seeds = {_other(on_batch(context(clip, data, seed=s), "rollout"), 0) for s in range(8)}
+    assert _other_text(one, 0) in {"a horse", "a dog"}
+    assert _other_text(one, 1) == "a red barn"
+    assert _other_text(one, 2) == ""
+    seeds = {_other_text(on_batch(context(clip, data, seed=s), "rollout"), 0) for s in range(8)}
     assert len(seeds) == 2

@@ -4,8 +4,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Final
+from itertools import chain
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
@@ -15,46 +15,60 @@ from ..batch import Batch, MethodOnBatch, Task, View, queries_of
 from ..run import Arrays, EvaluationConfig
 from ..table import Metric, Queries, listed
 
-_SHARE: Final = 0.2
+_SHARE: Final = 0.2  # of the cells that a random mask removes
 _NOISE_RADIUS: Final = 0.02
 _NOISES: Final = 5
 _OF_ONE_TARGET: Final = ("masks", "classes", "retrieval")
+"""The kinds of truth that give each image a target."""
 
 
 def _measure_faithfulness(batch: MethodOnBatch) -> Iterator[Arrays]:
-    first = batch.first_queries
-    kept, raw = batch.compute_finite(first)
+    kept, raw = batch.compute_finite(batch.first_queries)
     if not kept:
         return
-    every = batch.samples.remember(  # for all methods, since this is most of the work
-        "masked changes",
-        partial(
-            metrics.masked_changes,
-            batch.context.forward(first.embeddings),
-            first.pixels,
-            list(range(len(first))),
-            grid=batch.clip.grid(*first.size),
-            share=_SHARE,
-            samples=batch.config.draws,
-            **batch.options_of(first),
-        ),
-    )
-    changes = metrics.MaskedChanges(every.masks[kept], every.changes[kept])
-    queries = first.select(kept)
+    # The changes serve all methods, since they take most of the time.
+    of_all = batch.samples.remember("masked changes", lambda: _masked_changes(batch))
+    changes = metrics.MaskedChanges(of_all.masks[kept], of_all.changes[kept])
+    queries = batch.first_queries.select(kept)
     correlation = metrics.faithfulness_correlation(raw, changes)
     yield queries.rows_of("faithfulness_correlation", correlation, chance=0)
-    square = changes.changes.square().mean(1)
-    ratio = {"numerator": metrics.infidelity(raw, changes), "denominator": square}
+    mean_square = changes.changes.square().mean(1)
+    ratio = {"numerator": metrics.infidelity(raw, changes), "denominator": mean_square}
     yield queries.rows_of("infidelity", ratio)
-    slow = batch.slow(queries)
-    attribute = batch.method.attribute(batch.clip, slow.embeddings)
-    if attribute is not None and len(slow):
-        options = {"radius": _NOISE_RADIUS, "samples": _NOISES, **batch.options_of(slow)}
-        values = metrics.sensitivity(attribute, slow.pixels, [*range(len(slow))], **options)
-        yield slow.rows_of("sensitivity", values)
-        for index in (~values.isfinite()).nonzero()[:, 0].tolist():
-            reason = f"{batch.method.name}: a map under noise holds NaN or infinity"
-            batch.skipped.append(Skipped(slow.numbers[index], reason))
+    yield from _sensitivity_rows(batch, batch.slow(queries))
+
+
+def _masked_changes(batch: MethodOnBatch) -> metrics.MaskedChanges:
+    """Change all images of a batch by random masks."""
+    queries = batch.first_queries
+    return metrics.masked_changes(
+        batch.context.forward(queries.embeddings),
+        queries.pixels,
+        list(range(len(queries))),
+        grid=batch.clip.grid(*queries.size),
+        share=_SHARE,
+        samples=batch.config.draws,
+        **batch.options_of(queries),
+    )
+
+
+def _sensitivity_rows(batch: MethodOnBatch, queries: Queries) -> Iterator[Arrays]:
+    """Yield nothing for a method whose maps are drawn or read, and so do not see the noise."""
+    attribute = batch.method.attribute(batch.clip, queries.embeddings)
+    if attribute is None or not len(queries):
+        return
+    values = metrics.sensitivity(
+        attribute,
+        queries.pixels,
+        list(range(len(queries))),
+        radius=_NOISE_RADIUS,
+        samples=_NOISES,
+        **batch.options_of(queries),
+    )
+    yield queries.rows_of("sensitivity", values)
+    for index in (~values.isfinite()).nonzero()[:, 0].tolist():
+        reason = f"{batch.method.name}: a map under noise holds NaN or infinity"
+        batch.skipped.append(Skipped(queries.numbers[index], reason))
 
 
 FAITHFULNESS: Final = Task(
@@ -64,34 +78,35 @@ FAITHFULNESS: Final = Task(
     _measure_faithfulness,
     _OF_ONE_TARGET,
 )
-"""Changes by random masks, predicted; Captum's sensitivity. One target an image, its first."""
+"""Predictions of changes by random masks, and Captum's sensitivity; for the first target."""
 
 
 def _measure_sanity(batch: MethodOnBatch) -> Iterator[Arrays]:
-    """A constant map has no ranks, and correlates with nothing."""
-    context, empty = batch.context, batch.context.encode([""])
+    """Correlate maps with those of a changed model or prompt; a constant map gets 0."""
+    context = batch.context
+    empty = context.encode([""])
     if batch.method.attribute(batch.clip, empty) is None:
         return
-    first = batch.slow(batch.first_queries)
-    kept, raw = batch.compute_finite(first)
+    slow = batch.slow(batch.first_queries)
+    kept, raw = batch.compute_finite(slow)
     if not kept:
         return
-    queries = first.select(kept)
-    other = context.encode([_other(batch, number) for number in queries.numbers])
-    changed = {
+    queries = slow.select(kept)
+    other = context.encode([_other_text(batch, number) for number in queries.numbers])
+    changes = {
         "empty_prompt": (empty.expand_as(other), batch.clip),
         "other_prompt": (other, batch.clip),
         "random_parameters": (queries.embeddings, context.random_copy),
         "renumbered_heads": (queries.embeddings, context.renumbered_copy),
     }
-    for name, (embeddings, clip) in changed.items():
-        if clip is not None:
-            finite, changed_maps = batch.compute_finite(
-                replace(queries, embeddings=embeddings), clip
-            )
-            if finite:
-                correlation = metrics.rank_correlation(raw[finite], changed_maps)
-                yield queries.select(finite).rows_of(name, correlation, chance=0)
+    for metric, (embeddings, clip) in changes.items():
+        if clip is None:
+            continue
+        changed_queries = replace(queries, embeddings=embeddings)
+        finite, changed_maps = batch.compute_finite(changed_queries, clip)
+        if finite:
+            correlation = metrics.rank_correlation(raw[finite], changed_maps)
+            yield queries.select(finite).rows_of(metric, correlation, chance=0)
 
 
 SANITY: Final = Task(
@@ -100,24 +115,31 @@ SANITY: Final = Task(
 """Rank correlation with the map of another model or prompt; one target per image, its first."""
 
 
-def _other(batch: MethodOnBatch, number: int) -> str:
-    """A text that names nothing in the sample, whatever the method and batch; "" if all do."""
+def _other_text(batch: MethodOnBatch, number: int) -> str:
+    """Draw a class that the sample does not show; "" if it shows all.
+
+    The draw is the same for every method and batch.
+    """
     [view] = [view for view in batch.samples.views if view.number == number]
-    classes, named = batch.context.data.classes, {region.text for region in view.regions}
+    classes = batch.context.data.classes
+    shown = {region.text for region in view.regions}
     if view.sample.label is not None:
-        named.add(classes[view.sample.label])
-    texts = [text for text in classes if text not in named]
+        shown.add(classes[view.sample.label])
+    others = [text for text in classes if text not in shown]
+    if not others:
+        return ""
     key = f"{batch.config.seed} {view.sample.name}".encode("utf-8", "surrogateescape")
     drawn = int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
-    return texts[drawn % len(texts)] if texts else ""
+    return others[drawn % len(others)]
 
 
 TITLES: Final[dict[str, str]] = {"mean": "the mean color", "black": "black", "blur": "a blur"}
+"""Name of a fill -> what stands for it in the titles of tables."""
 MOST_FIRST: Final = "curve_most_"
 LEAST_FIRST: Final = "curve_least_"
-"""Begin the names of curves, as "curve_most_mean_predicted"; their `x` is the share removed."""
+"""The start of names of curves, as "curve_most_mean_predicted"; their `x` is the share removed."""
 _PREDICTED_TRUE: Final = ("predicted", "true")
-_OBJECTS: Final = (1, 2, 3)
+_OBJECT_COUNTS: Final = (1, 2, 3)
 
 
 def _perturbation_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
@@ -131,51 +153,67 @@ def _perturbation_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
     return tables
 
 
-def _classes_tested(samples: Batch) -> dict[str, list[tuple[View, int]]]:
-    """Kind of rows -> the view and the class of each map that they are measured on.
+class _Pair(NamedTuple):
+    """A view, and the class that its map explains."""
 
-    Only samples with a class, maybe their caption; of others only those that show nothing else.
+    view: View
+    label: int
+
+
+def _pairs_by_kind(samples: Batch) -> dict[str, list[_Pair]]:
+    """Return the kind of rows -> the pairs that they are measured on.
+
+    An image with a class is measured for its caption if it has one. Else it is measured for its
+    predicted and true class if it shows no more than one object, and by its number of objects.
     """
-    plan: dict[str, list[tuple[View, int]]] = defaultdict(list)
+    pairs: dict[str, list[_Pair]] = defaultdict(list)
     for index, view in enumerate(samples.views):
-        label, count = view.sample.label, len(view.sample.regions)
-        if label is not None and view.sample.caption is not None:
-            plan["caption"].append((view, label))
+        label = view.sample.label
+        if label is None:
             continue
-        if label is not None and count < 2:
-            plan["predicted"].append((view, int(samples.predicted[index])))
-            plan["true"].append((view, label))
-        if label is not None and count in _OBJECTS:
-            plan[str(count)].append((view, label))
-    return plan
+        if view.sample.caption is not None:
+            pairs["caption"].append(_Pair(view, label))
+            continue
+        count = len(view.sample.regions)
+        if count < 2:
+            pairs["predicted"].append(_Pair(view, int(samples.predicted[index])))
+            pairs["true"].append(_Pair(view, label))
+        if count in _OBJECT_COUNTS:
+            pairs[str(count)].append(_Pair(view, label))
+    return pairs
 
 
 def _measure_perturbation(batch: MethodOnBatch) -> Iterator[Arrays]:
-    plan, context = _classes_tested(batch.samples), batch.context
-    # The true class is mostly the predicted one, and one test will do.
-    pairs = list(dict.fromkeys(pair for of_kind in plan.values() for pair in of_kind))
+    context = batch.context
+    pairs_by_kind = _pairs_by_kind(batch.samples)
+    # The true class is mostly the predicted one, so a pair of several kinds is tested once.
+    pairs = list(dict.fromkeys(chain(*pairs_by_kind.values())))
     if not pairs:
         return
-    views, labels = [view for view, _ in pairs], [label for _, label in pairs]
-    texts = [context.data.classes[label] for label in labels]
-    queries = queries_of(views, context.classes[labels], texts)
+    labels = [pair.label for pair in pairs]
+    queries = queries_of(
+        [pair.view for pair in pairs],
+        context.classes[labels],
+        [context.data.classes[label] for label in labels],
+    )
     kept, raw = batch.compute_finite(queries)
     if not kept:
         return
     measured = queries.select(kept)
-    row_of = {pairs[index]: row for row, index in enumerate(kept)}
+    measured_pairs = [pairs[index] for index in kept]
+    row_of = {pair: row for row, pair in enumerate(measured_pairs)}
     for fill in batch.config.fills:
         test = metrics.perturbation_test(
             context.forward(context.classes),
             measured.pixels,
             raw.to(measured.pixels),
-            [labels[index] for index in kept],
+            [pair.label for pair in measured_pairs],
             fill=_fill(batch, fill, measured.pixels),
-            labels=[views[index].sample.label or 0 for index in kept],
+            labels=[pair.view.sample.label or 0 for pair in measured_pairs],
             **batch.options_of(measured),
         )
-        for kind, of_kind in plan.items():
-            rows = [row_of[pair] for pair in of_kind if pair in row_of]
+        for kind, pairs_of_kind in pairs_by_kind.items():
+            rows = [row_of[pair] for pair in pairs_of_kind if pair in row_of]
             if rows:
                 yield from _gap_rows(f"{fill}_{kind}", test, rows, measured.select(rows))
 
@@ -189,14 +227,17 @@ PERTURBATION: Final = Task(
 def _fill(batch: MethodOnBatch, name: str, pixels: Tensor) -> Tensor:
     if name == "black":
         return batch.clip.color((0, 0, 0))
-    return metrics.mean_fill(pixels) if name == "mean" else metrics.blur_fill(pixels)
+    if name == "mean":
+        return metrics.mean_fill(pixels)
+    return metrics.blur_fill(pixels)
 
 
 def _gap_rows(
     ending: str, test: metrics.PerturbationTest, rows: Sequence[int], queries: Queries
 ) -> Iterator[Arrays]:
-    """Gaps of some images of a test, and where they show one thing the curves of top-1."""
-    top1, margin = test.top1, test.margin
+    """Yield the gaps of some images of a test, and the curves of top-1 if they show one thing."""
+    top1 = test.top1
+    margin = test.margin
     assert top1 is not None
     assert margin is not None
     yield queries.rows_of(f"gap_cosine_{ending}", test.score.gap[rows])
@@ -207,5 +248,5 @@ def _gap_rows(
     yield queries.rows_of(f"least_{ending}", top1.least_area[rows])
     yield queries.rows_of(f"gap_{ending}", top1.gap[rows])
     for start, curve in ((MOST_FIRST, top1.most_first), (LEAST_FIRST, top1.least_first)):
-        for x, column in zip(top1.fractions.tolist(), curve[rows].T, strict=True):
-            yield queries.rows_of(f"{start}{ending}", column, x=x)
+        for fraction, column in zip(top1.fractions.tolist(), curve[rows].T, strict=True):
+            yield queries.rows_of(f"{start}{ending}", column, x=fraction)
