@@ -346,8 +346,9 @@ def test_a_wrong_method_is_refused_before_a_model_is_loaded(
     ("option", "meant"), [("modle", "model"), ("depht", "depth"), ("refrence", "reference")]
 )
 def test_a_misspelled_argument_is_told_before_a_model_is_loaded(option: str, meant: str) -> None:
+    options: Any = {option: "demo/vit"}
     with pytest.raises(InputError, match=rf"no argument '{option}' \(did you mean {meant}\?\)"):
-        explain(torch.rand(3, 8, 8), "a horse", model="no such model", **{option: "demo/vit"})
+        explain(torch.rand(3, 8, 8), "a horse", model="no such model", **options)
 
 
 @pytest.mark.parametrize("text", ["photo.jpg", "photos/dog.PNG", "https://example.org/a"])
