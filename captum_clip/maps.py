@@ -519,7 +519,7 @@ def agreement(maps: Tensor, expected: Tensor) -> Tensor:
     """
     _check_graph(maps)
     check_tensor("expected maps", expected, "(B, K, h, w)")
-    expect(expected.shape == maps.shape, f"expected maps of shape {tuple(maps.shape)}", expected)
+    expect(expected.shape == maps.shape, f"maps of shape {tuple(maps.shape)}", expected)
     _refuse_empty("expected maps", expected)
     return F.cosine_similarity(maps.flatten(2), expected.to(maps).flatten(2), dim=-1)
 

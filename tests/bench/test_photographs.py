@@ -107,9 +107,9 @@ def test_points_are_compared_in_pairs(tmp_path: Path) -> None:
         [region] = sample.regions
         heatmap = direct(CLIP, attr.LastGradAttention, pixels, text(region.text)).clamp(min=0)
         heatmap = maps.upsample(heatmap, (224, 224))
-        assert sample.void is not None
+        assert region.void is not None
         inside = heatmap[torch.from_numpy(region.mask)].tolist()
-        outside = heatmap[torch.from_numpy(~region.mask & ~sample.void)].tolist()
+        outside = heatmap[torch.from_numpy(~region.mask & ~region.void)].tolist()
         wins = [(1 + np.sign(one - other)) / 2 for one in inside for other in outside]
         assert found["point_auc"].values[number] == pytest.approx(np.mean(wins), abs=1e-6)
         assert found["pointing"].values[number] == float(max(inside) > max(outside))

@@ -176,10 +176,6 @@ class FileData(DataSet):
                 dropped.append(f"{name}, {entry['text']!r}: {error.reason.rstrip('.')}")
                 continue
             regions.append(region)
-            if "point" in entry:
-                # Nothing is known of the pixels between the points.
-                negative = _fill_points(entry["point"], 0, region.mask.shape)
-                void = ~(region.mask | negative)
         files = record.get("subsets", ())
         subsets = [self._read_image(file) if file else None for file in files]
         # A sample with a caption needs no region, since its caption can be retrieved.
@@ -233,6 +229,10 @@ class FileData(DataSet):
         if "void" in entry:
             # An object that was outlined within a crowd counts all the same.
             void = self._read_mask({"mask": entry["void"]}, image) & ~mask
+        if "point" in entry:
+            # Nothing is known of the pixels between the points.
+            negative = _fill_points(entry["point"], 0, mask.shape)
+            void = ~(mask | negative)
         label = class_of.get(entry.get("label"))
         return NamedRegion(entry["text"], mask, label=label, void=void)
 

@@ -147,13 +147,15 @@ def test_points_are_squares_and_all_else_is_void(tmp_path: Path, lawful: Any) ->
     assert len(lawful(open_data(make_points(tmp_path / "many")))) == 2 * len(PAIRS)
     save(noise((200, 300)), tmp_path / "images/one.png")
     region = {"text": "a/b", "point": [[0, 0, 1], [0.5, 0.5, 0], [1, 1, 1]]}
-    sample = listed(tmp_path, {"image": "images/one.png", "regions": [region]}).read(0)
+    other = {"text": "c", "point": [[0.2, 0.2, 1], [0, 0, 0]]}
+    sample = listed(tmp_path, {"image": "images/one.png", "regions": [region, other]}).read(0)
     inside, void = np.zeros((200, 300), dtype=bool), np.ones((200, 300), dtype=bool)
     inside[:1, :1] = inside[199:, 299:] = True
     void[inside] = void[99:101, 149:151] = False
     assert sample.regions[0].text == "a/b"
     assert same(sample.regions[0].mask, inside)
-    assert same(sample.void, void)
+    assert same(sample.regions[0].void, void)
+    assert sample.void is None
 
 
 @pytest.mark.parametrize(
