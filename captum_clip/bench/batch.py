@@ -248,11 +248,11 @@ class Task:
     without_map: "Mapping[str, Measure]" = field(default_factory=dict)
     rivals: Sequence[str] = ()
 
-    def rows(self, samples: "Batch", method: "MethodOnBatch") -> Iterator[Arrays]:
+    def rows(self, samples: "Batch", on_batch: "MethodOnBatch") -> Iterator[Arrays]:
         """Measure a method, or a predictor without a map, on a batch."""
-        name = method.method.name
+        name = on_batch.method.name
         if name not in WITHOUT_MAP:
-            yield from self.measure(method)
+            yield from self.measure(on_batch)
         elif name in self.without_map:
             yield from self.without_map[name](samples)
 
@@ -315,6 +315,7 @@ class MethodOnBatch:
 
     @property
     def _no_queries(self) -> Queries:
+        # The slices are empty, but have the shapes and devices of others.
         return Queries(self.samples.pixels[:0], self.context.encode([""])[:0], (), (), ())
 
     @property
@@ -364,12 +365,13 @@ class MethodOnBatch:
             have none goes to `skipped`.
         """
         if len(queries) == 0:
+            # There are no maps, (0, h, w): any empty tensor of three dimensions says so.
             return [], queries.embeddings[:, None]
         # A method may keep the activations of all its rows, so the batch bounds the memory.
         chunks = queries.split(self.config.batch_size)
         model = clip or self.clip
         raw = torch.cat([self.method.maps(model, chunk) for chunk in chunks])
-        kept = self._report_finite(raw, queries, queries.texts)
+        kept = self._keep_finite(raw, queries, queries.texts)
         return kept, raw[kept]
 
     def compute_negative(self, queries: Queries, raw: Tensor) -> Tensor | None:
@@ -386,10 +388,10 @@ class MethodOnBatch:
                 return None
             negative_chunks.append(negative_chunk)
         negative = torch.cat(negative_chunks)
-        self._report_finite(negative, queries, [f"not {text}" for text in queries.texts])
+        self._keep_finite(negative, queries, [f"not {text}" for text in queries.texts])
         return negative
 
-    def _report_finite(self, raw: Tensor, queries: Queries, texts: Sequence[str]) -> list[int]:
+    def _keep_finite(self, raw: Tensor, queries: Queries, texts: Sequence[str]) -> list[int]:
         """Return the indices of the finite maps; why the others are not goes to `skipped`."""
         kept = finite_indices(raw)
         for index in range(len(raw)):
@@ -511,6 +513,7 @@ def measure_gate(context: ModelContext) -> Gate:
     rows = defaultdict[str, list[_GateRow]](list)
     for image, column in is_named.nonzero().tolist():
         named = is_named[image]
+        # An image that every text names has no other text to compare with.
         if named.all():
             continue
         # Recall is compared with that in images which the text does not name.
@@ -564,6 +567,7 @@ def _texts_of(view: View, classes: Sequence[str]) -> list[str]:
 
 
 def _check_of(rows: Sequence[_GateRow], config: EvaluationConfig) -> Check:
+    """Average the rows of a figure, with the wider ends of two intervals."""
     figures = np.array([row.figure for row in rows])
     chances = np.array([row.chance for row in rows])
     differences = figures - chances

@@ -378,6 +378,7 @@ def fit_command(
         default_csv, default_images = find_artemis(folder)
         csv = csv or default_csv
         images = images or default_images
+    # The annotations that were found in the folder must not be overwritten either.
     check_outputs([file], [csv])
     data = read_artemis(csv, images)
     # The test may be the same folder, whose own files are then read.
@@ -520,7 +521,7 @@ def figure_command(
     check_methods(methods)
     others = [shared.read_image(name) for name in references]
     images = [*line.images, *map(_draw_scene, scene)]
-    refuse(_conflicts(figure, line, images, [*line.texts, *others]))
+    refuse(_missing_parts(figure, line, images, [*line.texts, *others]))
     targets = [*line.texts, *(path.stem for path in others)]
     inputs = [*others, texts_file]
     settings = options.given(references=references, methods=methods)
@@ -573,10 +574,10 @@ def _refuse_options(figure: str, **values: Sequence[str]) -> None:
             raise InputError(f"figure {figure} has no option {spell_argument(name)}.")
 
 
-def _conflicts(
+def _missing_parts(
     figure: str, line: shared.Line, images: Sequence[Any], targets: Sequence[Any]
 ) -> Iterator[tuple[object, str]]:
-    """Yield what a line lacks."""
+    """Yield whether a line lacks images or targets, each with the message."""
     yield not (images or line.folder), "expected an IMAGE, or --scene SEED, got neither."
     yield not targets, f"figure {figure} needs a target: a TEXT, or --image FILE."
 

@@ -270,6 +270,7 @@ def _minimum(features: Floats, votes: Votes, strength: float) -> tuple[Floats, F
     painting, emotion = np.nonzero(votes)
     rows = (features - center)[painting]
     sample_weight = votes[painting, emotion]
+    # C multiplies the sum of the losses; the strength multiplies the penalty beside their mean.
     model = LogisticRegression(C=1 / (strength * votes.sum()), tol=_TOLERANCE, max_iter=_STEPS)
     try:
         with warnings.catch_warnings():

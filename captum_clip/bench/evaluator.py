@@ -38,7 +38,8 @@ from .tasks.effects import EFFECT_SPREAD, fitted
 from .tasks.faithfulness import LEAST_FIRST, MOST_FIRST, TITLES
 
 RESULTS: Final = "results.csv"
-_OF_IMAGES: Final = ("localization", "signs")
+_TASKS_AGAINST_IMAGES: Final = ("localization", "signs")
+"""The tasks that work without texts, where regions are explained by another image."""
 DataAndTasks = Sequence[tuple[DataSet, tuple[str, ...]]]
 """Data sets with the tasks of each."""
 SkippedEntries = dict[str, list[dict[str, Any]]]
@@ -351,17 +352,18 @@ def _chosen_tasks(config: EvaluationConfig) -> Sequence[str]:
     for name in config.tasks:
         check_choice(name, TASKS, name="a task")
     if config.against == "image":
-        need_texts = [name for name in config.tasks if name not in _OF_IMAGES]
+        need_texts = [name for name in config.tasks if name not in _TASKS_AGAINST_IMAGES]
         if need_texts:
             raise InputError(
                 f"{need_texts[0]} explains texts; {argument('against', 'image')} works with "
-                f"{', '.join(_OF_IMAGES)}."
+                f"{', '.join(_TASKS_AGAINST_IMAGES)}."
             )
-        return config.tasks or _OF_IMAGES
+        return config.tasks or _TASKS_AGAINST_IMAGES
     return config.tasks or [name for name, task in TASKS.items() if task.by_default]
 
 
 def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]) -> str:
+    """Return the method that the others are compared with; InputError for two of one name."""
     repeated = find_repeated(names)
     if repeated:
         raise InputError(f"two methods are called {repeated!r}; rename the folder of maps.")
@@ -563,8 +565,9 @@ def _about(plan: EvaluationPlan, skipped: SkippedEntries, table: Table) -> dict[
         lines[f"data {data.name}"] = f"{text}; {', '.join(tasks)}"
     spreads = table[table["metric"].astype(str).str.endswith(EFFECT_SPREAD)]
     sums = spreads.groupby(["metric", "part"], observed=True)["value"].sum().unstack()
-    for name, (gap, size) in sums.iterrows():
-        lines[report.shown(name)] = f"the copies of a scene differ by {gap / size:.0%} of an effect"
+    for name, parts in sums.iterrows():
+        share = parts["deviation"] / parts["size"]
+        lines[report.shown(name)] = f"the copies of a scene differ by {share:.0%} of an effect"
     against_image = plan.config.against == "image"
     kind = "another image of the same thing" if against_image else "their text"
     lines["regions are explained by"] = kind

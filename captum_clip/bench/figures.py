@@ -211,7 +211,11 @@ def _scale_caption() -> str:
 def _heatmap(explanation: Explanation, column: Sequence[Explanation]) -> Tensor:
     """Scale the maps of an image as they are drawn in its column: (K, H, W) in [0, 1]."""
     look = current_look.get()
-    tops = [other.scaling(look)[1] for other in column if other.label == explanation.label]
-    # A value is drawn as 1 in the whole column; without such a value each map has its own scale.
+    tops = []
+    for other in column:
+        if other.label == explanation.label:
+            _, top = other.scaling(look)
+            tops.append(top)
+    # The top is drawn as 1 in the whole column; without it each map has a scale of its own.
     scale = look.scale if None in tops else max(filter(None, tops))
     return explanation.heatmap(look.interpolation, scale=scale)["positive"][0]

@@ -185,11 +185,14 @@ CEILINGS: Final = ("painted", "other-truth")
 
 
 def predictor(name: str) -> Drawn:
-    """Return the predictor of `WITHOUT_MAP` with this name; the tasks say how it answers."""
+    """Return the predictor of `WITHOUT_MAP` with this name; the tasks say how it answers.
+
+    No task asks for its map, which is NaN.
+    """
     return Drawn(name, WITHOUT_MAP[name], lambda grid, number: torch.full(grid, torch.nan))
 
 
-class _Reference:
+class _BenchMethod:
     """A method that only the bench offers; the first line of its docstring goes to the report."""
 
     towers: tuple[Kind, ...] = ("vit", "resnet")
@@ -211,7 +214,7 @@ class _Reference:
 
 
 @register
-class _IntegratedGradients(_Reference):
+class _IntegratedGradients(_BenchMethod):
     """Captum's IntegratedGradients from the mean color, 16 steps, channels added."""
 
     name = "integrated-gradients"
@@ -236,7 +239,7 @@ def around(masks: Tensor) -> Tensor:
 
 
 @register
-class _Occlusion(_Reference):
+class _Occlusion(_BenchMethod):
     """The loss of the score with a window filled, mean over the windows that hold a cell.
 
     The window is filled with "mean", "blur" or the mean of the "ring" around it. Its `side` is in
@@ -283,6 +286,7 @@ class _Occlusion(_Reference):
             occluded = torch.where(window, window_fill, images)
             losses.append(scores - self.forward(occluded))
         maps = torch.einsum("nbk,nchw->bkhw", torch.stack(losses), hidden_cells)
+        # A cell that no window hides has lost nothing, and its map is zero.
         windows_per_cell = hidden_cells.sum((0, 1)).clamp(min=1)
         maps = F.interpolate(maps / windows_per_cell, images.shape[-2:])
         if not return_scores:
@@ -313,7 +317,7 @@ def _window_cells(grid: tuple[int, int], side: int, per_side: int | None) -> Ten
 
 
 @register
-class _RandomMasks(_Reference):
+class _RandomMasks(_BenchMethod):
     """Mean loss of the score over those of 128 random masks of cells (share .5) that hide it."""
 
     name = "random-masks"
@@ -333,7 +337,7 @@ class _RandomMasks(_Reference):
 
 
 @register
-class _Magnitude(_Reference):
+class _Magnitude(_BenchMethod):
     """|c|: the length of what each position adds to the embedding (direct), without a text."""
 
     name = "magnitude"
@@ -345,7 +349,7 @@ class _Magnitude(_Reference):
 
 
 @register
-class _SummedAttention(_Reference):
+class _SummedAttention(_BenchMethod):
     """CLS rows of the attention of all layers, heads averaged, added up."""
 
     name = "summed-attention"
@@ -355,8 +359,8 @@ class _SummedAttention(_Reference):
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
         method = LayerAttention(self.forward)
         tower = self.forward.clip.tower
-        layer_count = len(tower.layers) if isinstance(tower, ViTTower) else 0
-        maps = [method.attribute(images, index=index) for index in range(layer_count)]
+        assert isinstance(tower, ViTTower)  # LayerAttention has refused all others.
+        maps = [method.attribute(images, index=index) for index in range(len(tower.layers))]
         return torch.stack(maps).sum(0)
 
 
@@ -375,7 +379,11 @@ def _random(seed: int, grid: tuple[int, int], number: int) -> Tensor:
 
 def _gaussian(seed: int, grid: tuple[int, int], number: int) -> Tensor:
     """A Gaussian at the center, its standard deviation a quarter of each side."""
-    y, x = (((torch.arange(side) + 0.5) / side - 0.5) / 0.25 for side in grid)
+    in_deviations = []  # from the center, (h,) and (w,)
+    for side in grid:
+        centers = (torch.arange(side) + 0.5) / side
+        in_deviations.append((centers - 0.5) / 0.25)
+    y, x = in_deviations
     return torch.exp(-(y[:, None] ** 2 + x**2) / 2)
 
 
@@ -385,12 +393,14 @@ _ALIASES: Final = {
     "last-gradient": "layer:index=-1,of=gradient",
 }
 _COMMON: Final = (*_DRAWINGS, "empty-text")
+"""The baselines that fit every tower."""
 BASELINES: Final = (*_COMMON, "magnitude", "last-attention", "summed-attention", "last-gradient")
 _OFFERED: Final = (
     *("attention-grad-cam:weights=pooled", "last-grad:heads=averaged", "last-grad:sign=signed"),
     *("grad-cam:sign=signed", "integrated-gradients", "occlusion"),
     *("occlusion:fill=ring,side=3", "random-masks", *BASELINES),
 )
+"""What `methods_for` adds to the registered methods, where it fits the tower."""
 ALL: Final = "all"
 """Stands for all of `methods_for` wherever a method is named."""
 
@@ -441,7 +451,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     registered_name = registry.report_method(clip.tower) if is_empty else name
     choice = _choice(registered_name)
     method = choice.method
-    if issubclass(method, _Reference):
+    if issubclass(method, _BenchMethod):
         what = str(method.__doc__).partition(".\n")[0]
     else:
         package = method.__module__.partition(".")[0]

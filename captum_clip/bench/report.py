@@ -84,7 +84,7 @@ class Column:
     reference: str  # the method that the others are compared with
     bold: tuple[str, ...]  # the best methods, and the baselines that are as good
     winner: str | None  # the best method, or the first of several
-    rival: str  # the best predictor without a map, or CONSTANT; bold figures are better than it
+    to_beat: str  # a predictor without a map, the rival or CONSTANT; bold figures exceed its own
     note: str = ""  # says of a metric with a rival whether its order can be trusted
 
 
@@ -117,7 +117,8 @@ def findings(summary: Summary) -> list[str]:
     for question, pattern in _HEADLINES.items():
         answers[question] = []
         for columns in tables.values():
-            answers[question] += [c for c in columns if re.fullmatch(pattern, c.metric.name)]
+            matching = [column for column in columns if re.fullmatch(pattern, column.metric.name)]
+            answers[question] += matching
     if not any(answers.values()):
         answers = {title: columns[:1] for title, columns in tables.items()}
 
@@ -150,13 +151,13 @@ def _finding(summary: Summary, column: Column) -> str:
     metric = shown(column.metric.name)
     if summary.reliability.get(column.metric.name, RELIABLE) < RELIABLE:
         return f"{metric} ranks nothing, since two halves of the images disagree"
-    rival = _rival_with_figure(summary, column)
+    to_beat = _shown_to_beat(summary, column)
     winner = column.winner
     if winner is None and column.metric.rival:
         tested = f"that differs from {column.reference} after Holm's correction"
-        return f"by {metric} no method {tested} beats {rival}"
+        return f"by {metric} no method {tested} beats {to_beat}"
     if winner is None:
-        return f"by {metric} no method beats {rival}"
+        return f"by {metric} no method beats {to_beat}"
 
     text = f"{winner} (the reference)" if winner == column.reference else winner
     text += f", with {metric} {column.cells[winner]}"
@@ -164,19 +165,19 @@ def _finding(summary: Summary, column: Column) -> str:
     equal_baselines = [name for name in summary.baselines if name in column.bold]
     if equal_baselines:
         text += f", but {', '.join(equal_baselines)} is no worse"
-    if column.rival in column.cells:
-        text += f"; for comparison, {rival}"
+    if column.to_beat in column.cells:
+        text += f"; for comparison, {to_beat}"
     return text
 
 
-def _rival_with_figure(summary: Summary, column: Column) -> str:
-    """Name the best predictor without a map, with its figure if it was measured."""
-    rival = column.rival
-    if rival not in column.cells:
-        return rival
-    if rival in summary.without_map:
-        return f"{rival}, which uses no map and has {column.cells[rival]}"
-    return f"{rival}, which has {column.cells[rival]}"
+def _shown_to_beat(summary: Summary, column: Column) -> str:
+    """Name what a method has to beat, with its figure if it was measured."""
+    name = column.to_beat
+    if name not in column.cells:
+        return name
+    if name in summary.without_map:
+        return f"{name}, which uses no map and has {column.cells[name]}"
+    return f"{name}, which has {column.cells[name]}"
 
 
 def _comparison(summary: Summary, column: Column, winner: str) -> str:
@@ -266,7 +267,7 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
     most_images = max(figure.images for figure in figures.values())
     scores = _scores(metric, figures, places, most_images)
     bars = _bars(summary, metric, scores)
-    rival = max(bars, key=lambda name: bars[name])
+    to_beat = max(bars, key=lambda name: bars[name])
     reliability = summary.reliability.get(metric.name, math.nan)
     head = shown(metric.name) + _ARROWS[metric.better]
 
@@ -277,7 +278,7 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
     if reliability < RELIABLE:
         note += f", below {RELIABLE}, so it ranks nothing"
     elif metric.better != "none" and metric.name not in summary.unknown:
-        bold = _best(summary, metric, figures, scores, bars[rival])
+        bold = _best(summary, metric, figures, scores, bars[to_beat])
 
     cells = {}
     for name, figure in figures.items():
@@ -298,7 +299,7 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
         reference=metric.rival or summary.reference,
         bold=bold,
         winner=bold_methods[0] if bold_methods else None,
-        rival=rival,
+        to_beat=to_beat,
         note=note,
     )
 
@@ -318,7 +319,10 @@ def _scores(
 
 
 def _bars(summary: Summary, metric: Metric, scores: Mapping[str, float]) -> dict[str, float]:
-    """Return the scores that a bold figure has to exceed: those of predictors and a constant."""
+    """Return the scores that a bold figure has to exceed, of which the highest is the bar.
+
+    They are those of the predictors without a map, of the metric's rival and of a constant answer.
+    """
     bars = {name: scores[name] for name in summary.without_map if name in scores}
     if metric.rival is not None and metric.rival in scores:
         bars[metric.rival] = scores[metric.rival]

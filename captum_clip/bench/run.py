@@ -42,7 +42,9 @@ Fill = Literal["mean", "black", "blur"]
 FILLS: Final = get_args(Fill)
 _NAMED: Final = "by name or path"
 _PLACE: Final = "as a folder or a URL"
+"""How messages say in what form a setting is expected, as "data by name or path"."""
 DATA: Final = ("demo-thirds", "demo-identical", "demo", "demo-objects", "demo-mosaics")
+"""The data sets of an evaluation that names none."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class EvaluationConfig(RunConfig):
     @public("evaluate")
     def __post_init__(self) -> None:
         super().__post_init__()
+        # No fill is called "none", so this raises the message that lists the fills.
         if not self.fills:
             check_choice("none", FILLS, name="fills")
 

@@ -131,6 +131,7 @@ class StudyStatistics:
             "corner_bias": np.where(is_finite, corner_bias(heatmap).numpy(), np.nan),
             "center_bias": np.where(is_finite, center_bias(heatmap).numpy(), np.nan),
         }
+        # Scores are finite, so every target has as many of them as there are images.
         images = int(counts["score"][0])
         constant = np.asarray(images - counts["spatial_variance"])
         return cls(images, constant, means, biases, skipped)
@@ -461,7 +462,9 @@ def _write_statistics(
 
     files = tuple(plan.sizes)
     entries = {entry for result in results.values() for entry in result.skipped}
-    skipped = [{"file": files[e.number], "reason": e.message} for e in sorted(entries)]
+    skipped = []
+    for entry in sorted(entries):
+        skipped.append({"file": files[entry.number], "reason": entry.message})
     output.write(MANIFEST, run.to_json({**manifest, "state": "maps done", "skipped": skipped}))
     if not any(result.images for result in results.values()):
         raise InputError(
@@ -488,5 +491,5 @@ def _write_statistics(
     output.write("mean_maps.png", run.to_png(average_figure(rows, rows[0].names)))
     tables = [_statistics_table(job, result) for job, result in results.items()]
     output.write(STATISTICS, to_csv(*tables))
-    reasons = {entry["file"]: entry["reason"] for entry in skipped}
+    reasons = {skip["file"]: skip["reason"] for skip in skipped}
     return StudyResult(output.root, len(files), reasons)

@@ -255,7 +255,8 @@ def with_groups(
         is_chosen = groups.notna() if group == "worst_group" else groups == group
         chosen = table[is_chosen]
         chosen = chosen.assign(metric=chosen["metric"].astype(str) + f"{OF_GROUP}{group}")
-        # The code of a group stands as a class, so that each resample finds its own worst group.
+        # The statistics of the worst class sum an intersection and a union for each class, and
+        # divide them. With the code of the group as class and unions of 1, that is its mean.
         # Samples of no group have the code -1, but they are not among the chosen rows.
         blocks.append(chosen.assign(part="class", value=groups.cat.codes))
         blocks.append(chosen.assign(part="intersection"))
@@ -467,6 +468,7 @@ def _reliability(metric: Metric, rows: Table, methods: Collection[str], seed: in
     parts = PARTS[metric.statistic]
     chosen = rows[rows["method"].isin(methods)]
     wide = chosen.pivot_table("value", "image", ["part", "method"]).dropna(axis=1)
+    # A method has a column for each part.
     if len(wide.columns) <= 2 * len(parts):
         return math.nan
     generator = np.random.default_rng(seed)

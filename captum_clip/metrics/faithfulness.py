@@ -47,9 +47,10 @@ class MaskedChanges:
 
         Maps are (B, 1, h, w) or (B, h, w); the value of a cell is spread evenly over its pixels.
         """
-        images = self.masks[:, :1]
-        planes = perturbation.as_planes(maps, images).double()
-        spread = expand_to_input(planes[:, None], images)[:, 0]  # (B, H, W)
+        # A mask stands for its image, of which only the shape is needed.
+        image_shaped = self.masks[:, :1]
+        planes = perturbation.as_planes(maps, image_shaped).double()
+        spread = expand_to_input(planes[:, None], image_shaped)[:, 0]  # (B, H, W)
         sums = []
         # One image at a time, since the masks of all images in float64 could fill the memory.
         for masks, heatmap in zip(self.masks, spread, strict=True):
@@ -103,11 +104,11 @@ def masked_changes(
         check_integer(name, count)
     check_interval("share", share, "(0, 1)")
     target_columns = perturbation.checked_targets(target, images, name="target")
-    largest = None if target is None else int(target_columns.max())
+    last_column = None if target is None else int(target_columns.max())
     cell_row, cell_column = perturbation.shifted_cells(grid, images)
     expected = f"fill as a number or a tensor that can be broadcast to {tuple(images[:1].shape)}"
     with expecting(expected, fill):
-        filled = torch.as_tensor(fill).to(images).expand_as(images[:1])
+        fill_pixels = torch.as_tensor(fill).to(images).expand_as(images[:1])
     seeds = perturbation.seeds_of(seed, len(images))
     masks = []
     changes = []
@@ -117,11 +118,12 @@ def masked_changes(
         draws = torch.rand((samples, grid[0] + 1, grid[1] + 1), generator=generator)
         removed_cells = draws.to(images.device) < share
         removed_pixels = removed_cells[:, cell_row, cell_column]  # (S, H, W)
+        # The first mask removes nothing, so the first score is that of the image itself.
         nothing_removed = removed_pixels.new_zeros(1, *removed_pixels.shape[1:])
         scores = []
         for batch in torch.split(torch.cat([nothing_removed, removed_pixels]), batch_size):
-            masked_images = torch.where(batch[:, None], filled, image)
-            scores.append(perturbation.checked_scores(forward, masked_images, largest))
+            masked_images = torch.where(batch[:, None], fill_pixels, image)
+            scores.append(perturbation.checked_scores(forward, masked_images, last_column))
         target_scores = torch.cat(scores)[:, target_column].double()
         masks.append(removed_pixels)
         changes.append(target_scores[0] - target_scores[1:])
@@ -183,6 +185,7 @@ def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:
     predicted = changes.predicted(maps)
     measured = changes.changes
     mean_square = predicted.square().mean(1)
+    # A map of zeros predicts no change, whatever beta is.
     beta = (predicted * measured).mean(1) / torch.where(mean_square > 0, mean_square, 1)
     return (beta[:, None] * predicted - measured).square().mean(1)
 
@@ -257,10 +260,11 @@ def sensitivity(
         return pixels + radius * (2 * torch.stack(noise) - 1).to(pixels)
 
     values = []
+    # Captum repeats each image once per draw, so this many images fill a batch.
     images_per_call = max(1, batch_size // samples)
     for indices in torch.split(torch.arange(len(images), device="cpu"), images_per_call):
         generators = [torch.Generator().manual_seed(seeds[index]) for index in indices.tolist()]
-        largest = captum_metrics.sensitivity_max(
+        largest_change = captum_metrics.sensitivity_max(
             explain,
             images[indices],
             perturb_func=partial(add_noise, generators),
@@ -268,7 +272,7 @@ def sensitivity(
             max_examples_per_batch=min(batch_size, len(indices) * samples),
             target=None if target_columns is None else target_columns[indices],
         )
-        values.append(largest)
+        values.append(largest_change)
     return torch.cat(values)
 
 
@@ -316,9 +320,9 @@ def shapley_effects(scores: Tensor) -> Tensor:
 
 
 def mean_over_orders(gains: Tensor) -> Tensor:
-    """Average a player's gain over those before it, over all orders of the players.
+    """Average what a player adds to those before it, over all orders of the players.
 
-    Gains (..., 2^k) are what the player adds to every subset of the k others.
+    Gains (..., 2^k) are what the player adds to each subset of the k others.
     """
     others = gains.shape[-1].bit_length() - 1
     # The weight |S|! (k - |S|)! / (k + 1)! of a subset S is 1 / ((k + 1) binom(k, |S|)).
@@ -406,6 +410,7 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
     true_effects = effects.to(mass.device).double().flatten()
     right, rises, falls = right_signs(masses, true_effects)
     balanced_accuracy = (right[rises].mean() + right[falls].mean()) / 2
+    # An effect of zero is on neither side of the comparison.
     has_effect = rises | falls
     auc = area_of_ranks(masses[has_effect], rises[has_effect])
     correlation = spearman(masses, true_effects)

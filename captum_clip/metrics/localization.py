@@ -55,7 +55,10 @@ def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def rounding(maps: Tensor) -> Tensor:
-    """Bound the differences (..., 1, 1) that may come from resizing a map (..., h, w)."""
+    """Bound the differences (..., 1, 1) that may come from resizing a map (..., h, w).
+
+    Eight units of the largest value are also what :func:`captum_clip.maps.normalize` allows.
+    """
     return 8 * torch.finfo(maps.dtype).eps * maps.abs().amax((-2, -1), keepdim=True)
 
 
@@ -345,8 +348,8 @@ def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     """
     heatmap, inside = _normalized(maps, masks)
     # A constant map is normalized to 0. Its background must be 0 as well, or it would rank first.
-    varies = heatmap.amax((-2, -1), keepdim=True) > 0
-    background = torch.where(varies, 1 - heatmap, 0)
+    is_constant = heatmap.amax((-2, -1), keepdim=True) == 0
+    background = torch.where(is_constant, 0, 1 - heatmap)
     values = torch.cat([heatmap, background], 1)
     truth = torch.cat([inside, ~inside], 1)
     return _average_precision(values.flatten(1), truth.flatten(1))
@@ -369,6 +372,7 @@ def _average_precision(values: Tensor, inside: Tensor) -> Tensor:
     truths = inside.cpu().numpy()
     scores = []
     for heatmap, truth in zip(heatmaps, truths, strict=True):
+        # Each positive pixel counts the pixels, and the positive ones, with at least its value.
         # Sorting the values takes a fraction of the time of scikit-learn's argsort.
         ascending = np.sort(heatmap)
         positives = np.sort(heatmap[truth])

@@ -14,7 +14,7 @@ from ..checks import describe, expect
 from ..errors import public
 from ..maps import check_maps, normalize, pearson, to_float32, upsample
 
-Axes = tuple[Tensor, Tensor]
+Resizing = tuple[Tensor, Tensor]
 """R_h (H, h) and R_w (W, w), float64: upsampled to H x W a map m is R_h m R_w^T."""
 
 _PIXELS_PER_BLOCK: Final = 2**20
@@ -86,7 +86,7 @@ def value_entropy(maps: Tensor) -> Tensor:
     return torch.stack(nats).reshape(maps.shape[:-2]) / math.log(2)
 
 
-def interpolations(grid: Sequence[int], size: Sequence[int], device: Any) -> Axes:
+def interpolations(grid: Sequence[int], size: Sequence[int], device: Any) -> Resizing:
     """Write `maps.upsample` from a grid (h, w) to a size (H, W) as two matrices."""
 
     def interpolation(cells: int, pixels: int) -> Tensor:
@@ -97,35 +97,38 @@ def interpolations(grid: Sequence[int], size: Sequence[int], device: Any) -> Axe
     return interpolation(grid[0], size[0]), interpolation(grid[1], size[1])
 
 
-def variance(maps: Tensor, axes: Axes | None = None) -> Tensor:
-    """Compute the variance (...) of maps (..., h, w) in float64, upsampled if axes are given.
+def variance(maps: Tensor, resizing: Resizing | None = None) -> Tensor:
+    """Compute the variance (...) of maps (..., h, w) in float64, upsampled if a resizing is given.
 
     Upsampling is linear, so the sum is a linear and the sum of squares a quadratic form of the
     small map.
     """
-    if axes is None:
+    if resizing is None:
         return maps.flatten(-2).var(-1, correction=0)
-    rows, columns = axes
+    rows, columns = resizing
     pixels = len(rows) * len(columns)
     # Around its mean, the square of a map's mean is small, so the difference below loses no digits.
     centered = maps - maps.mean((-2, -1), keepdim=True)
-    squares = (centered * (rows.T @ rows @ centered @ columns.T @ columns)).sum((-2, -1))
+    # The sum of the squares of R_h m R_w^T is that of m times R_h^T R_h m R_w^T R_w, cell by cell.
+    weighted = rows.T @ rows @ centered @ columns.T @ columns  # (..., h, w)
+    sum_of_squares = (centered * weighted).sum((-2, -1))
     mean = centered @ columns.sum(0) @ rows.sum(0) / pixels
-    return squares / pixels - mean.square()
+    return sum_of_squares / pixels - mean.square()
 
 
-def entropy(maps: Tensor, axes: Axes | None = None) -> Tensor:
-    r"""Compute the entropy :math:`\log_2 S - \frac{1}{S} \sum x \log_2 x` (...), S the sum of x.
+def entropy(maps: Tensor, resizing: Resizing | None = None) -> Tensor:
+    r"""Compute the entropy :math:`\log_2 S - \frac{1}{S} \sum x \log_2 x` (...) of maps.
 
-    Maps are (..., h, w), computed in float64. With `axes` they count as upsampled: every pixel is
-    computed, in single precision and a block at a time, which stays in the cache.
+    S is the sum of the values x of a map.
+    Maps are (..., h, w), computed in float64. With a resizing they count as upsampled: every pixel
+    is computed, in single precision and a block at a time, which stays in the cache.
     """
     small = maps.reshape(-1, *maps.shape[-2:])
-    if axes is None:
+    if resizing is None:
         total = small.sum((-2, -1))
         sums = _sum_x_log_x(small)
     else:
-        rows, columns = axes
+        rows, columns = resizing
         total = small @ columns.sum(0) @ rows.sum(0)
         maps_per_block = max(1, _PIXELS_PER_BLOCK // (len(rows) * len(columns)))
         upsampled_rows = rows.float() @ small.float()  # (n, H, w)
@@ -160,8 +163,8 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
         and, if asked for, "value_entropy" as in :mod:`captum_clip.metrics`. These are NaN for a map
         that :func:`captum_clip.maps.normalize` treats as constant.
     """
-    axes = interpolations(maps.shape[-2:], size, maps.device)
-    rows, columns = axes
+    resizing = interpolations(maps.shape[-2:], size, maps.device)
+    rows, columns = resizing
     cells = maps.double()
     outermost = _outermost(rows) @ cells @ _outermost(columns).T
     low = outermost.amin((-2, -1))
@@ -172,8 +175,8 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
     span = torch.where(varies, high - low, 1)
     stretched = (cells - low[..., None, None]) / span[..., None, None]
     statistics = {
-        "spatial_variance": variance(stretched, axes),
-        "spatial_entropy": entropy(stretched, axes),
+        "spatial_variance": variance(stretched, resizing),
+        "spatial_entropy": entropy(stretched, resizing),
     }
     if values:
         # This entropy depends on which values are equal to the bit, so maps must be upsampled by
@@ -188,14 +191,15 @@ def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dic
     return measured
 
 
-def _outermost(axis: Tensor) -> Tensor:
-    """Keep the rows of an axis that are the first or the last pixel between neighboring cells."""
-    first_cell = (axis != 0).int().argmax(1)
+def _outermost(weights: Tensor) -> Tensor:
+    """Keep the rows of R_h or R_w of the first and the last pixel between neighboring cells."""
+    # A pixel between two cells has a weight for both, so the first of them tells where it lies.
+    first_cell = (weights != 0).int().argmax(1)
     changes = first_cell[1:] != first_cell[:-1]
-    edge = torch.ones(1, dtype=torch.bool, device=axis.device)
+    edge = torch.ones(1, dtype=torch.bool, device=weights.device)
     is_first = torch.cat([edge, changes])
     is_last = torch.cat([changes, edge])
-    return axis[is_first | is_last]
+    return weights[is_first | is_last]
 
 
 @public("corner_bias")
@@ -231,7 +235,10 @@ def center_bias(maps: Tensor) -> Tensor:
 
 
 def _bias(maps: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-    """Divide the mean over some rows and columns, which may be named twice, by the map's mean."""
+    """Divide the mean over some rows and columns by the map's mean.
+
+    A row or column may be named twice, as the only middle one is.
+    """
     cells = maps.double()
     mean = cells.mean((-2, -1))
     chosen = cells[..., rows, :][..., columns].mean((-2, -1))
@@ -285,14 +292,14 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     return pearson(average_ranks(first), average_ranks(second))
 
 
-def area_of_ranks(values: Tensor, positive: Tensor) -> Tensor:
+def area_of_ranks(values: Tensor, is_positive: Tensor) -> Tensor:
     """Compute the probability (...) that a positive value of (..., N) is above a negative one.
 
     Equal values count half. This is the area under the ROC curve, from the Mann-Whitney U; it is
     NaN without positives or without negatives.
     """
-    positives = positive.sum(-1).double()
-    negatives = (~positive).sum(-1)
-    rank_sum = torch.where(positive, average_ranks(values), 0).sum(-1)
-    u_statistic = rank_sum - positives * (positives + 1) / 2
-    return u_statistic / (positives * negatives)
+    positive_count = is_positive.sum(-1).double()
+    negative_count = (~is_positive).sum(-1)
+    rank_sum = torch.where(is_positive, average_ranks(values), 0).sum(-1)
+    u_statistic = rank_sum - positive_count * (positive_count + 1) / 2
+    return u_statistic / (positive_count * negative_count)

@@ -85,7 +85,7 @@ def checked_targets(targets: Targets, images: Tensor, *, name: str) -> Tensor:
     if targets is None:
         targets = 0
     expected = f"{name} as an index from 0 on, or one for each of {len(images)} images"
-    # Torch itself refuses values that make no tensor, and to compare complex numbers.
+    # Torch has errors of its own for values that make no tensor, and for complex numbers.
     with expecting(expected, targets):
         index = torch.as_tensor(targets, device=images.device)
         is_whole = not index.is_floating_point() and index.dtype != torch.bool
@@ -94,10 +94,10 @@ def checked_targets(targets: Targets, images: Tensor, *, name: str) -> Tensor:
     return index.long().expand(len(images))
 
 
-def checked_scores(forward: Forward, images: Tensor, largest: int | None) -> Tensor:
-    """Return the scores (B, K) of a forward function that has a column for the largest target.
+def checked_scores(forward: Forward, images: Tensor, last_column: int | None) -> Tensor:
+    """Return the scores (B, K) of a forward function, which must have the last column asked for.
 
-    Without a target it must have one column only.
+    Without a target, None, they must have one column only.
     """
     # A forward function may change its images in place, so it gets a copy.
     scores = forward(images.clone())
@@ -105,12 +105,12 @@ def checked_scores(forward: Forward, images: Tensor, largest: int | None) -> Ten
     expect(fits, f"a forward function that returns (B,) or (B, K) for {len(images)} images", scores)
     scores = scores.reshape(len(images), -1)
     count = scores.shape[1]
-    if largest is None:
+    if last_column is None:
         has_columns = count == 1
         advice = "say which by a target"
     else:
-        has_columns = largest < count
-        advice = f"there is none of index {largest}"
+        has_columns = last_column < count
+        advice = f"there is none of index {last_column}"
     if not has_columns:
         raise InputError(f"the forward function returns {count} scores per image; {advice}.")
     return scores
@@ -237,14 +237,14 @@ def perturbation_test(
     if labels is not None:
         class_columns = checked_targets(labels, images, name="labels")
     target_columns = checked_targets(targets, images, name="targets")
-    largest = None
+    last_column = None
     if targets is not None:
-        largest = int(target_columns.max())
-    if largest is not None and class_columns is not None:
-        largest = max(largest, int(class_columns.max()))
+        last_column = int(target_columns.max())
+    if last_column is not None and class_columns is not None:
+        last_column = max(last_column, int(class_columns.max()))
     expected = f"fill as a tensor that can be broadcast to images {tuple(images.shape)}"
     with expecting(expected, fill, "metrics.mean_fill(images) is one"):
-        filled = fill.to(images).expand_as(images)
+        fill_pixels = fill.to(images).expand_as(images)
     ranks = _pixel_ranks(planes, seeds_of(seed, len(images)))
 
     # A step is an order (whether the least relevant pixels come first) and a count of pixels to
@@ -262,11 +262,14 @@ def perturbation_test(
     measured: dict[str, list[Tensor]] = defaultdict(list)
     for batch in torch.split(pairs, batch_size):
         step, index = batch.T
-        least_first, removed = step_table[step][:, :, None, None].unbind(1)  # each (N, 1, 1)
-        most_order = ranks[index]
-        order = torch.where(least_first.bool(), pixel_count - 1 - most_order, most_order)
-        perturbed = torch.where((order < removed)[:, None], filled[index], images[index])
-        scores = to_float32(checked_scores(forward, perturbed, largest))
+        steps_of_batch = step_table[step]  # (N, 2)
+        least_first = steps_of_batch[:, 0, None, None].bool()
+        removed_count = steps_of_batch[:, 1, None, None]
+        most_ranks = ranks[index]  # (N, H, W)
+        removal_ranks = torch.where(least_first, pixel_count - 1 - most_ranks, most_ranks)
+        is_removed = (removal_ranks < removed_count)[:, None]
+        perturbed = torch.where(is_removed, fill_pixels[index], images[index])
+        scores = to_float32(checked_scores(forward, perturbed, last_column))
         targets_of_batch = target_columns[index]
         measured["score"].append(scores.gather(1, targets_of_batch[:, None])[:, 0])
         if scores.shape[1] > 1:

@@ -23,8 +23,14 @@ __all__ = [
 DATA_SETS: Final[dict[str, type[DataSet]]] = {
     kind.name: kind
     for kind in (
-        *(DemoScenes, demo.DemoObjects, demo.DemoMosaics, demo.DemoThirds, demo.DemoIdentical),
-        *(readers.MaskedFolder, readers.CocoInstances, readers.SampleList),
+        DemoScenes,
+        demo.DemoObjects,
+        demo.DemoMosaics,
+        demo.DemoThirds,
+        demo.DemoIdentical,
+        readers.MaskedFolder,
+        readers.CocoInstances,
+        readers.SampleList,
     )
 }
 """All data sets by name; one of your own is known under the name that it is entered with."""

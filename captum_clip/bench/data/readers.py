@@ -130,6 +130,7 @@ class FileData(DataSet):
         self.groups = groups
         about = [[*self.classes], dict(self.prompts), [*self.truth], self.background]
         sizes = {file: path.is_file() and path.stat().st_size for path, file in files.items()}
+        # The empty name, which no sample has, stands for the set as a whole.
         self._identity = {
             "data": self.name,
             "limit": self.limit,
@@ -429,7 +430,7 @@ class SampleList(FileData):
     - `box`: [left, top, width, height] in pixels of the upright image, one or several;
     - `point`: [x, y, 1 or 0] of each, in shares of the width and the height. 1 means that the text
       names what is there. Points are squares of a hundredth of the shorter side, and all other
-      pixels are void.
+      pixels are void, so such a region is alone in its sample.
 
     The first line may describe the set by attributes of :class:`DataSet`. They are `truth`, by
     default what the fields tell, `classes` in their order, `prompts` and `background`.
@@ -588,6 +589,7 @@ def _fill_piece(piece: Any, size: tuple[int, int]) -> Mask:
     columns = np.arange(size[1]) + 0.5
     mask = np.zeros(size, dtype=bool)
     for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        # An edge that crosses a row flips all pixels on its right between inside and outside.
         crossed = (rows < y) != (rows < next_y)
         crossing = x + (rows[crossed] - y) * (next_x - x) / (next_y - y)
         mask[crossed] ^= columns > crossing[:, None]

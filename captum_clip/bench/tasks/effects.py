@@ -41,10 +41,10 @@ def _predictors(
     return {name: partial(measure, answer) for name, answer in answers.items()}
 
 
-def _signed_maps(batch: MethodOnBatch, queries: Queries, raw: Tensor) -> Tensor:
+def _signed_maps(on_batch: MethodOnBatch, queries: Queries, raw: Tensor) -> Tensor:
     """Compute the positive minus the negative maps (N, h, w) of queries with finite maps."""
     positive = maps.positive(raw)
-    negative = batch.compute_negative(queries, raw)
+    negative = on_batch.compute_negative(queries, raw)
     if negative is None:
         return positive
     return positive - negative
@@ -90,18 +90,18 @@ def _redrawn_views(samples: Batch) -> list[View]:
     return [view for view in samples.views if view.number in samples.subset_scores]
 
 
-def _measure_effect(batch: MethodOnBatch) -> Iterator[Arrays]:
+def _measure_effect(on_batch: MethodOnBatch) -> Iterator[Arrays]:
     """Leave out a scene if the map of any of its regions is missing or not finite."""
-    numbers = batch.regions.numbers
-    for view in _redrawn_views(batch.samples):
+    numbers = on_batch.regions.numbers
+    for view in _redrawn_views(on_batch.samples):
         rows = [row for row, number in enumerate(numbers) if number == view.number]
         if len(rows) < len(view.regions):
             continue
-        signed = batch.signed[rows]
+        signed = on_batch.signed[rows]
         if len(finite_indices(signed)) < len(rows):
             continue
         mass = metrics.object_mass(signed.double(), view.masks)
-        yield from _effect_rows(batch.samples, view, mass)
+        yield from _effect_rows(on_batch.samples, view, mass)
 
 
 def _effect_rows(samples: Batch, view: View, mass: Tensor) -> Iterator[Arrays]:
@@ -207,6 +207,7 @@ def exact_interactions(scores: Tensor) -> tuple[Tensor, Tensor]:
             with_both = with_word.diff(dim=player_count - 1 - thing)
             gains.append(with_both.flatten())
     table = torch.stack(gains).view(word_count, object_count, -1)  # (n, m, subsets of the others)
+    # The last subset is that of all others.
     return table[..., -1], mean_over_orders(table)
 
 
@@ -262,29 +263,29 @@ def _caption_scene(samples: Batch, view: View) -> _CaptionedScene:
     )
 
 
-def _measure_pairs(batch: MethodOnBatch) -> Iterator[Arrays]:
-    for scene in _captioned_scenes(batch.samples):
-        for estimator, heatmap in _word_maps(batch, scene):
+def _measure_pairs(on_batch: MethodOnBatch) -> Iterator[Arrays]:
+    for scene in _captioned_scenes(on_batch.samples):
+        for estimator, heatmap in _word_maps(on_batch, scene):
             yield from _word_rows(estimator, scene, heatmap.detach().double())
 
 
-def _word_maps(batch: MethodOnBatch, scene: _CaptionedScene) -> Iterator[tuple[str, Tensor]]:
+def _word_maps(on_batch: MethodOnBatch, scene: _CaptionedScene) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and the maps (n, h, w) of the words by each estimator that the method has."""
-    signed = _maps_of_directions(batch, scene)
+    signed = _maps_of_directions(on_batch, scene)
     if signed is not None:
         yield "difference", signed
-    if batch.method.name in _SPLIT_DEPTHS:
-        yield from _split_maps(batch, scene)
+    if on_batch.method.name in _SPLIT_DEPTHS:
+        yield from _split_maps(on_batch, scene)
 
 
-def _maps_of_directions(batch: MethodOnBatch, scene: _CaptionedScene) -> Tensor | None:
+def _maps_of_directions(on_batch: MethodOnBatch, scene: _CaptionedScene) -> Tensor | None:
     """Explain what each word adds to the caption's embedding; None without a finite map of each."""
     directions = F.normalize(scene.directions, dim=1)
     queries = queries_of([scene.view] * len(scene.words), directions, scene.words)
-    kept, raw = batch.compute_finite(queries)
+    kept, raw = on_batch.compute_finite(queries)
     if len(kept) < len(queries):
         return None
-    signed = _signed_maps(batch, queries, raw)
+    signed = _signed_maps(on_batch, queries, raw)
     if len(finite_indices(signed)) < len(queries):
         return None
     norms = scene.directions.norm(dim=1)
@@ -296,17 +297,17 @@ _SPLIT_DEPTHS: Final = {"direct": "pooling", "conservative": "all"}
 """The methods that split both embeddings into vectors of positions, and how deep they do."""
 
 
-def _split_maps(batch: MethodOnBatch, scene: _CaptionedScene) -> Iterator[tuple[str, Tensor]]:
+def _split_maps(on_batch: MethodOnBatch, scene: _CaptionedScene) -> Iterator[tuple[str, Tensor]]:
     """Split the score of the caption into shares (T, h, w) of its tokens and cells."""
-    ids, mask = batch.clip.text_inputs(scene.caption)
-    method = DirectInteraction(ClipPairSimilarity(batch.clip))
+    ids, mask = on_batch.clip.text_inputs(scene.caption)
+    method = DirectInteraction(ClipPairSimilarity(on_batch.clip))
     shares, rest = method.attribute(
         (scene.view.pixels[None], ids),
         additional_forward_args=mask,
         return_rest=True,
-        depth=_SPLIT_DEPTHS[batch.method.name],
+        depth=_SPLIT_DEPTHS[on_batch.method.name],
     )
-    tokens_of_words = _tokens_of_words(batch, scene)
+    tokens_of_words = _tokens_of_words(on_batch, scene)
     share_maps = [shares[0, tokens].sum(0) for tokens in tokens_of_words]
     yield "share", torch.stack(share_maps)
     # The product of a word's value, as a TextSimilarity has it, and the map of the whole caption.
@@ -316,9 +317,9 @@ def _split_maps(batch: MethodOnBatch, scene: _CaptionedScene) -> Iterator[tuple[
     yield "product", word_values[:, None, None] * caption_map
 
 
-def _tokens_of_words(batch: MethodOnBatch, scene: _CaptionedScene) -> list[list[int]]:
+def _tokens_of_words(on_batch: MethodOnBatch, scene: _CaptionedScene) -> list[list[int]]:
     """Return the positions of each word's tokens in the caption."""
-    pieces = targets.word_tokens(batch.clip, scene.caption)
+    pieces = targets.word_tokens(on_batch.clip, scene.caption)
     tokens_of_words = []
     start = 0
     for word in scene.words:
@@ -389,6 +390,7 @@ PAIRS: Final = Task(
 # Copies of one thing, which only the model tells apart.
 
 _TRUTHS: Final = ["adds", "removal"]
+"""What each copy adds to the score (Shapley), and what the whole scene loses without it."""
 _FOLDS: Final = 5
 _FEATURES: Final = "_features"
 EFFECT_SPREAD: Final = "_spread"
@@ -412,7 +414,7 @@ def _views_of_copies(samples: Batch) -> Iterator[_Copies]:
 
 
 def copy_rows(kind: str, number: int, answers: Tensor, truths: Tensor) -> Iterator[Arrays]:
-    """Compare an answer for n copies, (2, n) or (n,), with both truths (2, n)."""
+    """Compare an answer for n copies, (2, n), (n,) or (1,) for all, with both truths (2, n)."""
     first, second = torch.triu_indices(truths.shape[1], truths.shape[1], 1)
     # Equal masses differ by rounding, which must not decide a rank.
     largest = answers.abs().amax(-1, keepdim=True)
@@ -430,17 +432,17 @@ def copy_rows(kind: str, number: int, answers: Tensor, truths: Tensor) -> Iterat
         yield rows_of(f"{kind}_{name}_order", share, [number], [""])
 
 
-def _measure_copies(kind: str, batch: MethodOnBatch) -> Iterator[Arrays]:
-    scenes = list(_views_of_copies(batch.samples))
+def _measure_copies(kind: str, on_batch: MethodOnBatch) -> Iterator[Arrays]:
+    scenes = list(_views_of_copies(on_batch.samples))
     if not scenes:
         return
     views = [copies.view for copies in scenes]
     texts = [view.regions[0].text for view in views]
-    queries = queries_of(views, batch.context.encode(texts), texts)
-    kept, raw = batch.compute_finite(queries)
+    queries = queries_of(views, on_batch.context.encode(texts), texts)
+    kept, raw = on_batch.compute_finite(queries)
     if not kept:
         return
-    signed = _signed_maps(batch, queries.select(kept), raw)
+    signed = _signed_maps(on_batch, queries.select(kept), raw)
     for row in finite_indices(signed):
         copies = scenes[kept[row]]
         mass = metrics.object_mass(signed[row].double(), copies.view.masks)
@@ -482,8 +484,10 @@ def _contrast(view: View) -> Tensor:
 def _edges(view: View) -> Tensor:
     """Sum the steps of brightness (n, 1) in each copy and at its rim."""
     brightness = view.pixels.mean(0)
-    steps = brightness.diff(dim=0).abs()[:, 1:] + brightness.diff(dim=1).abs()[1:]
-    with_rim = F.max_pool2d(view.masks[:, None].float(), 3, 1, 1)[:, 0, 1:, 1:]
+    # A pixel's steps are those from above and from the left, which the first row and column lack.
+    steps = brightness.diff(dim=0).abs()[:, 1:] + brightness.diff(dim=1).abs()[1:]  # (H-1, W-1)
+    masks = view.masks[:, None].float()
+    with_rim = F.max_pool2d(masks, kernel_size=3, stride=1, padding=1)[:, 0, 1:, 1:]
     sums: Tensor = torch.einsum("nij,ij->n", with_rim, steps)
     return sums[:, None]
 

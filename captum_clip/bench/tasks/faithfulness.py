@@ -22,39 +22,39 @@ _OF_ONE_TARGET: Final = ("masks", "classes", "retrieval")
 """The kinds of truth that give each image a target."""
 
 
-def _measure_faithfulness(batch: MethodOnBatch) -> Iterator[Arrays]:
-    kept, raw = batch.compute_finite(batch.first_queries)
+def _measure_faithfulness(on_batch: MethodOnBatch) -> Iterator[Arrays]:
+    kept, raw = on_batch.compute_finite(on_batch.first_queries)
     if not kept:
         return
     # The changes serve all methods, since they take most of the time.
-    of_all = batch.samples.remember("masked changes", lambda: _masked_changes(batch))
+    of_all = on_batch.samples.remember("masked changes", lambda: _masked_changes(on_batch))
     changes = metrics.MaskedChanges(of_all.masks[kept], of_all.changes[kept])
-    queries = batch.first_queries.select(kept)
+    queries = on_batch.first_queries.select(kept)
     correlation = metrics.faithfulness_correlation(raw, changes)
     yield queries.rows_of("faithfulness_correlation", correlation, chance=0)
     mean_square = changes.changes.square().mean(1)
     ratio = {"numerator": metrics.infidelity(raw, changes), "denominator": mean_square}
     yield queries.rows_of("infidelity", ratio)
-    yield from _sensitivity_rows(batch, batch.slow(queries))
+    yield from _sensitivity_rows(on_batch, on_batch.slow(queries))
 
 
-def _masked_changes(batch: MethodOnBatch) -> metrics.MaskedChanges:
+def _masked_changes(on_batch: MethodOnBatch) -> metrics.MaskedChanges:
     """Change all images of a batch by random masks."""
-    queries = batch.first_queries
+    queries = on_batch.first_queries
     return metrics.masked_changes(
-        batch.context.forward(queries.embeddings),
+        on_batch.context.forward(queries.embeddings),
         queries.pixels,
         list(range(len(queries))),
-        grid=batch.clip.grid(*queries.size),
+        grid=on_batch.clip.grid(*queries.size),
         share=_SHARE,
-        samples=batch.config.draws,
-        **batch.options_of(queries),
+        samples=on_batch.config.draws,
+        **on_batch.options_of(queries),
     )
 
 
-def _sensitivity_rows(batch: MethodOnBatch, queries: Queries) -> Iterator[Arrays]:
+def _sensitivity_rows(on_batch: MethodOnBatch, queries: Queries) -> Iterator[Arrays]:
     """Yield nothing for a method whose maps are drawn or read, and so do not see the noise."""
-    attribute = batch.method.attribute(batch.clip, queries.embeddings)
+    attribute = on_batch.method.attribute(on_batch.clip, queries.embeddings)
     if attribute is None or not len(queries):
         return
     values = metrics.sensitivity(
@@ -63,12 +63,12 @@ def _sensitivity_rows(batch: MethodOnBatch, queries: Queries) -> Iterator[Arrays
         list(range(len(queries))),
         radius=_NOISE_RADIUS,
         samples=_NOISES,
-        **batch.options_of(queries),
+        **on_batch.options_of(queries),
     )
     yield queries.rows_of("sensitivity", values)
     for index in (~values.isfinite()).nonzero()[:, 0].tolist():
-        reason = f"{batch.method.name}: a map under noise holds NaN or infinity"
-        batch.skipped.append(Skipped(queries.numbers[index], reason))
+        reason = f"{on_batch.method.name}: a map under noise holds NaN or infinity"
+        on_batch.skipped.append(Skipped(queries.numbers[index], reason))
 
 
 FAITHFULNESS: Final = Task(
@@ -81,21 +81,21 @@ FAITHFULNESS: Final = Task(
 """Predictions of changes by random masks, and Captum's sensitivity; for the first target."""
 
 
-def _measure_sanity(batch: MethodOnBatch) -> Iterator[Arrays]:
+def _measure_sanity(on_batch: MethodOnBatch) -> Iterator[Arrays]:
     """Correlate maps with those of a changed model or prompt; a constant map gets 0."""
-    context = batch.context
+    context = on_batch.context
     empty = context.encode([""])
-    if batch.method.attribute(batch.clip, empty) is None:
+    if on_batch.method.attribute(on_batch.clip, empty) is None:
         return
-    slow = batch.slow(batch.first_queries)
-    kept, raw = batch.compute_finite(slow)
+    slow = on_batch.slow(on_batch.first_queries)
+    kept, raw = on_batch.compute_finite(slow)
     if not kept:
         return
     queries = slow.select(kept)
-    other = context.encode([_other_text(batch, number) for number in queries.numbers])
+    other = context.encode([_other_text(on_batch, number) for number in queries.numbers])
     changes = {
-        "empty_prompt": (empty.expand_as(other), batch.clip),
-        "other_prompt": (other, batch.clip),
+        "empty_prompt": (empty.expand_as(other), on_batch.clip),
+        "other_prompt": (other, on_batch.clip),
         "random_parameters": (queries.embeddings, context.random_copy),
         "renumbered_heads": (queries.embeddings, context.renumbered_copy),
     }
@@ -103,7 +103,7 @@ def _measure_sanity(batch: MethodOnBatch) -> Iterator[Arrays]:
         if clip is None:
             continue
         changed_queries = replace(queries, embeddings=embeddings)
-        finite, changed_maps = batch.compute_finite(changed_queries, clip)
+        finite, changed_maps = on_batch.compute_finite(changed_queries, clip)
         if finite:
             correlation = metrics.rank_correlation(raw[finite], changed_maps)
             yield queries.select(finite).rows_of(metric, correlation, chance=0)
@@ -115,20 +115,20 @@ SANITY: Final = Task(
 """Rank correlation with the map of another model or prompt; one target per image, its first."""
 
 
-def _other_text(batch: MethodOnBatch, number: int) -> str:
+def _other_text(on_batch: MethodOnBatch, number: int) -> str:
     """Draw a class that the sample does not show; "" if it shows all.
 
     The draw is the same for every method and batch.
     """
-    [view] = [view for view in batch.samples.views if view.number == number]
-    classes = batch.context.data.classes
+    [view] = [view for view in on_batch.samples.views if view.number == number]
+    classes = on_batch.context.data.classes
     shown = {region.text for region in view.regions}
     if view.sample.label is not None:
         shown.add(classes[view.sample.label])
     others = [text for text in classes if text not in shown]
     if not others:
         return ""
-    key = f"{batch.config.seed} {view.sample.name}".encode("utf-8", "surrogateescape")
+    key = f"{on_batch.config.seed} {view.sample.name}".encode("utf-8", "surrogateescape")
     drawn = int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
     return others[drawn % len(others)]
 
@@ -183,9 +183,9 @@ def _pairs_by_kind(samples: Batch) -> dict[str, list[_Pair]]:
     return pairs
 
 
-def _measure_perturbation(batch: MethodOnBatch) -> Iterator[Arrays]:
-    context = batch.context
-    pairs_by_kind = _pairs_by_kind(batch.samples)
+def _measure_perturbation(on_batch: MethodOnBatch) -> Iterator[Arrays]:
+    context = on_batch.context
+    pairs_by_kind = _pairs_by_kind(on_batch.samples)
     # The true class is mostly the predicted one, so a pair of several kinds is tested once.
     pairs = list(dict.fromkeys(chain(*pairs_by_kind.values())))
     if not pairs:
@@ -196,21 +196,22 @@ def _measure_perturbation(batch: MethodOnBatch) -> Iterator[Arrays]:
         context.classes[labels],
         [context.data.classes[label] for label in labels],
     )
-    kept, raw = batch.compute_finite(queries)
+    kept, raw = on_batch.compute_finite(queries)
     if not kept:
         return
     measured = queries.select(kept)
     measured_pairs = [pairs[index] for index in kept]
     row_of = {pair: row for row, pair in enumerate(measured_pairs)}
-    for fill in batch.config.fills:
+    for fill in on_batch.config.fills:
         test = metrics.perturbation_test(
             context.forward(context.classes),
             measured.pixels,
             raw.to(measured.pixels),
             [pair.label for pair in measured_pairs],
-            fill=_fill(batch, fill, measured.pixels),
+            fill=_fill(on_batch, fill, measured.pixels),
+            # All views of pairs have a label; `or 0` is for the type checker alone.
             labels=[pair.view.sample.label or 0 for pair in measured_pairs],
-            **batch.options_of(measured),
+            **on_batch.options_of(measured),
         )
         for kind, pairs_of_kind in pairs_by_kind.items():
             rows = [row_of[pair] for pair in pairs_of_kind if pair in row_of]
@@ -224,9 +225,9 @@ PERTURBATION: Final = Task(
 """Deletion by pixels, of the predicted and the true class, of captions, by number of objects."""
 
 
-def _fill(batch: MethodOnBatch, name: str, pixels: Tensor) -> Tensor:
+def _fill(on_batch: MethodOnBatch, name: str, pixels: Tensor) -> Tensor:
     if name == "black":
-        return batch.clip.color((0, 0, 0))
+        return on_batch.clip.color((0, 0, 0))
     if name == "mean":
         return metrics.mean_fill(pixels)
     return metrics.blur_fill(pixels)
@@ -238,6 +239,7 @@ def _gap_rows(
     """Yield the gaps of some images of a test, and the curves of top-1 if they show one thing."""
     top1 = test.top1
     margin = test.margin
+    # The test has labels, and there are two classes or more, so it has all curves.
     assert top1 is not None
     assert margin is not None
     yield queries.rows_of(f"gap_cosine_{ending}", test.score.gap[rows])

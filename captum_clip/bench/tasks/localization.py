@@ -27,21 +27,21 @@ AREA = 0.2
 _LEAST_MASS = 1e-150  # Maps may be as small as gradients.
 
 
-def _measure_localization(batch: MethodOnBatch) -> Iterator[Arrays]:
-    if not len(batch.regions):
+def _measure_localization(on_batch: MethodOnBatch) -> Iterator[Arrays]:
+    if not len(on_batch.regions):
         return
     without_void: list[int] = []
     with_void: list[int] = []
-    for index, is_valid in enumerate(batch.valid.flatten(1).all(1).tolist()):
+    for index, is_valid in enumerate(on_batch.valid.flatten(1).all(1).tolist()):
         if is_valid:
             without_void.append(index)
         else:
             with_void.append(index)
     if without_void:
-        yield from _localize(batch, without_void, None)
+        yield from _localize(on_batch, without_void, None)
     # Each of the others leaves out different pixels, so their rest has no common shape.
     for index in with_void:
-        yield from _localize(batch, [index], ~batch.valid[index])
+        yield from _localize(on_batch, [index], ~on_batch.valid[index])
 
 
 LOCALIZATION: Final = Task(
@@ -51,15 +51,15 @@ LOCALIZATION: Final = Task(
 
 
 def _localize(
-    batch: MethodOnBatch, indices: Sequence[int], void: Tensor | None
+    on_batch: MethodOnBatch, indices: Sequence[int], void: Tensor | None
 ) -> Iterator[Arrays]:
     """Compare the positive maps of some regions with their masks.
 
     Only a single region may have void pixels (H, W), which count for nothing.
     """
-    queries = batch.regions.select(indices)
-    heatmap = batch.positive[indices]
-    masks = batch.masks[indices]
+    queries = on_batch.regions.select(indices)
+    heatmap = on_batch.positive[indices]
+    masks = on_batch.masks[indices]
     if void is None:
         yield from _pointing_rows(queries, heatmap, masks)
     else:
@@ -75,7 +75,7 @@ def _localize(
     yield queries.rows_of("energy", energy, chance=object_share)
     yield queries.rows_of("coverage", metrics.coverage(heatmap, masks, area=AREA))
     yield queries.rows_of("average_precision", metrics.average_precision(heatmap, masks))
-    if "points" in batch.context.data.truth:
+    if "points" in on_batch.context.data.truth:
         area = area_of_ranks(heatmap.flatten(1), masks.flatten(1))
         yield queries.rows_of("point_auc", area)
     at_mean = metrics.segmentation_scores(heatmap, masks)
@@ -127,23 +127,23 @@ class _Parts:
         return _Parts(self.queries.select(indices), self.masks[indices], self.valid[indices])
 
 
-def _measure_signs(batch: MethodOnBatch) -> Iterator[Arrays]:
+def _measure_signs(on_batch: MethodOnBatch) -> Iterator[Arrays]:
     """Leave out images with a single region."""
-    if not len(batch.regions):
+    if not len(on_batch.regions):
         return
-    every = _parts_of(batch)
+    every = _parts_of(on_batch)
     kept = every.masks.flatten(2).any(2).all(1).nonzero()[:, 0].tolist()
     if not kept:
         return
     parts = every.select(kept)
-    positive = batch.positive[kept]
+    positive = on_batch.positive[kept]
     yield from _share_rows("positive", parts, positive)
     target = parts.masks[:, 0]
     regions = target | parts.masks[:, 1]
     yield _share_row("target_among_regions", parts.queries, positive, target, regions)
-    if batch.negative is None:
+    if on_batch.negative is None:
         return
-    negative = batch.negative[kept]
+    negative = on_batch.negative[kept]
     finite = finite_indices(negative)
     if finite:
         yield from _negative_rows(parts.select(finite), positive[finite], negative[finite])
@@ -153,13 +153,13 @@ OBJECT_SIGNS: Final = Task(lambda config: listed("signs"), _measure_signs, ("obj
 """Mass of both signs in the target, in other regions and in the background."""
 
 
-def _parts_of(batch: MethodOnBatch) -> _Parts:
+def _parts_of(on_batch: MethodOnBatch) -> _Parts:
     """Split each region's image into the region, the other regions and the background."""
-    view_of = {view.number: view for view in batch.samples.views}
-    of_any_region = [view_of[number].masks.any(0) for number in batch.regions.numbers]
+    view_of = {view.number: view for view in on_batch.samples.views}
+    of_any_region = [view_of[number].masks.any(0) for number in on_batch.regions.numbers]
     any_region = torch.stack(of_any_region)  # (N, H, W)
-    masks = torch.stack([batch.masks, any_region & ~batch.masks, ~any_region], 1)
-    return _Parts(batch.regions, masks & batch.valid[:, None], batch.valid)
+    masks = torch.stack([on_batch.masks, any_region & ~on_batch.masks, ~any_region], 1)
+    return _Parts(on_batch.regions, masks & on_batch.valid[:, None], on_batch.valid)
 
 
 def _negative_rows(parts: _Parts, positive: Tensor, negative: Tensor) -> Iterator[Arrays]:
@@ -202,11 +202,11 @@ _CONFIDENCE: Final = 0.5
 _SCALE: Final = 100  # of cosines before the softmax, where CLIP's own training stops it
 
 
-def _measure_words(batch: MethodOnBatch) -> Iterator[Arrays]:
+def _measure_words(on_batch: MethodOnBatch) -> Iterator[Arrays]:
     """Leave out samples without a caption or without a region."""
-    has_boxes = "phrases" in batch.context.data.truth
+    has_boxes = "phrases" in on_batch.context.data.truth
     views = []
-    for view in batch.samples.views:
+    for view in on_batch.samples.views:
         is_captioned = bool(view.sample.caption and view.regions)
         if is_captioned and (has_boxes or len(view.regions) <= _MOST_WORDS):
             views.append(view)
@@ -219,21 +219,21 @@ def _measure_words(batch: MethodOnBatch) -> Iterator[Arrays]:
         for region in view.regions:
             view_of_word.append(view)
             words.append(region.text)
-            target = targets.words(batch.clip, view.sample.caption or "", [region.text])
+            target = targets.words(on_batch.clip, view.sample.caption or "", [region.text])
             # A word may occur several times in its caption; the first one counts.
             embeddings.append(target.embeddings[:1])
     queries = queries_of(view_of_word, torch.cat(embeddings), words)
-    kept, raw = batch.compute_finite(queries)
+    kept, raw = on_batch.compute_finite(queries)
     if not kept:
         return
     queries = queries.select(kept)
     masks = torch.cat([view.masks for view in views])[kept]
     groups = {view.number: "boxes" if has_boxes else str(len(view.regions)) for view in views}
-    yield from _word_rows(batch, queries, raw, masks, groups)
+    yield from _word_rows(on_batch, queries, raw, masks, groups)
 
     captions = tuple(view_of_word[index].sample.caption or "" for index in kept)
-    whole = replace(queries, embeddings=batch.context.encode(captions), texts=captions)
-    finite, raw = batch.compute_finite(whole)
+    whole = replace(queries, embeddings=on_batch.context.encode(captions), texts=captions)
+    finite, raw = on_batch.compute_finite(whole)
     if finite:
         share = metrics.energy_inside(maps.positive(raw), masks[finite])
         chance = _image_share(masks[finite])
@@ -247,11 +247,11 @@ CAPTION_WORDS: Final = Task(
 
 
 def _word_rows(
-    batch: MethodOnBatch, queries: Queries, raw: Tensor, masks: Tensor, groups: Mapping[int, str]
+    on_batch: MethodOnBatch, queries: Queries, raw: Tensor, masks: Tensor, groups: Mapping[int, str]
 ) -> Iterator[Arrays]:
     """Compare finite maps (N, h, w) of words with the masks (N, H, W) of what they name."""
     positive = maps.positive(raw)
-    negative = batch.compute_negative(queries, raw)
+    negative = on_batch.compute_negative(queries, raw)
     share = _image_share(masks)
     signed = positive
     mosaic_chance = share
@@ -296,18 +296,18 @@ class _Cell(NamedTuple):
     label: int
 
 
-def _measure_grid(batch: MethodOnBatch) -> Iterator[Arrays]:
+def _measure_grid(on_batch: MethodOnBatch) -> Iterator[Arrays]:
     """Leave out samples whose regions have no classes."""
-    cells = batch.samples.remember("known cells", lambda: _known_cells(batch.samples))
+    cells = on_batch.samples.remember("known cells", lambda: _known_cells(on_batch.samples))
     if not cells:
         return
     labels = [cell.label for cell in cells]
     queries = queries_of(
         [cell.view for cell in cells],
-        batch.context.classes[labels],
-        [batch.context.data.classes[label] for label in labels],
+        on_batch.context.classes[labels],
+        [on_batch.context.data.classes[label] for label in labels],
     )
-    kept, raw = batch.compute_finite(queries)
+    kept, raw = on_batch.compute_finite(queries)
     if kept:
         masks = torch.stack([cells[index].mask for index in kept])
         share = metrics.energy_inside(maps.positive(raw), masks)
@@ -348,13 +348,13 @@ def _background_levels(data: DataSet) -> dict[str, Threshold | None]:
     return {"": None}
 
 
-def _measure_segmentation(batch: MethodOnBatch) -> Iterator[Arrays]:
+def _measure_segmentation(on_batch: MethodOnBatch) -> Iterator[Arrays]:
     """Leave out samples without a label image."""
-    data = batch.context.data
-    for view in batch.samples.views:
+    data = on_batch.context.data
+    for view in on_batch.samples.views:
         if view.sample.labels is None:
             continue
-        heatmap = _maps_of_classes(batch, view)
+        heatmap = _maps_of_classes(on_batch, view)
         if heatmap is None:
             continue
         largest, best = heatmap.max(0)
@@ -389,7 +389,9 @@ def _class_rows(end: str, view: View, decided: Tensor, data: DataSet) -> Iterato
     names = list(data.classes)
     if data.background:
         names.append("background")
-    cells = ((count + 1) * truth + decided)[truth >= 0]
+    is_known = truth >= 0
+    cells = ((count + 1) * truth + decided)[is_known]
+    # The rows of the table are the true classes, its columns the decided ones.
     confusion = torch.bincount(cells, minlength=(count + 1) ** 2).view(count + 1, -1)
     right = confusion.diagonal()
     # Classes that do not occur have rows too, so that methods have the same rows and can be paired.
@@ -412,22 +414,22 @@ SEGMENTATION: Final = Task(
 """The maps of all classes against label images, as semantic segmentation is measured."""
 
 
-def _maps_of_classes(batch: MethodOnBatch, view: View) -> Tensor | None:
+def _maps_of_classes(on_batch: MethodOnBatch, view: View) -> Tensor | None:
     """Compute the positive maps (K, H, W) of all classes on a photo, averaged over its windows.
 
     Returns:
         None if any of them is not finite.
     """
-    classes = tuple(batch.context.data.classes)
+    classes = tuple(on_batch.context.data.classes)
     count = len(classes)
-    embeddings = batch.context.encode(classes)
+    embeddings = on_batch.context.encode(classes)
     width, height = view.sample.image.size
-    if batch.method.of_photos:
+    if on_batch.method.of_photos:
         boxes: list[Box] = [(0, 0, width, height)]
         # Such a method reads the size of the pixels alone, so they take no memory.
         pixels = view.pixels.new_zeros(1, 1, 1, 1).expand(1, 3, height, width)
     else:
-        boxes, pixels = _windows_of(batch.samples, view)
+        boxes, pixels = _windows_of(on_batch.samples, view)
     heatmap = embeddings.new_zeros(count, height, width)
     window_count = embeddings.new_zeros(height, width)
     for box, window in zip(boxes, pixels, strict=True):
@@ -439,23 +441,23 @@ def _maps_of_classes(batch: MethodOnBatch, view: View) -> Tensor | None:
             # Random maps are drawn from these numbers, and differ between classes.
             numbers=tuple(range(view.number * count, (view.number + 1) * count)),
         )
-        raw = _maps_in_window(batch, queries)
+        raw = _maps_in_window(on_batch, queries)
         missing = sorted(set(range(count)) - set(finite_indices(raw)))
         if missing:
-            reason = batch.method.failure_reason(view.sample.name, classes[missing[0]])
-            batch.skipped.append(Skipped(view.number, f"{batch.method.name}: {reason}"))
+            reason = on_batch.method.failure_reason(view.sample.name, classes[missing[0]])
+            on_batch.skipped.append(Skipped(view.number, f"{on_batch.method.name}: {reason}"))
             return None
         heatmap += maps.uncrop(maps.positive(raw), box, (height, width))
         window_count += maps.uncrop(torch.ones_like(raw[0]), box, (height, width))
     return heatmap / window_count.clamp(min=1)
 
 
-def _maps_in_window(batch: MethodOnBatch, queries: Queries) -> Tensor:
+def _maps_in_window(on_batch: MethodOnBatch, queries: Queries) -> Tensor:
     """Compute the raw maps (K, h, w) of queries for one image."""
     chunks = [queries]
-    if not batch.method.of_photos:
-        chunks = queries.split(batch.config.batch_size)
-    return torch.cat([batch.method.maps_of_image(batch.clip, chunk) for chunk in chunks])
+    if not on_batch.method.of_photos:
+        chunks = queries.split(on_batch.config.batch_size)
+    return torch.cat([on_batch.method.maps_of_image(on_batch.clip, chunk) for chunk in chunks])
 
 
 def _windows_of(samples: Batch, view: View) -> tuple[list[Box], Tensor]:
