@@ -80,7 +80,7 @@ def _run(words: list[str]) -> int:
 
 
 class _Plain:
-    """A stream that escapes what would steer a terminal, except for the return of a bar."""
+    """A stream that escapes what would steer a terminal, but for the return of a progress bar."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -93,6 +93,7 @@ class _Plain:
 
 
 def _open_streams() -> None:
+    """Make stdout and stderr safe to write to."""
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:
             # The shell closed it, and the next file that is opened would get its number.
@@ -103,11 +104,13 @@ def _open_streams() -> None:
 
 
 def _end_output(error: OSError) -> int:
+    """Return the exit code where stdout takes no more; any other error is raised again."""
     if error.errno not in (errno.EPIPE, errno.ENOSPC):
         raise error
     # What is still buffered goes nowhere, so that nothing fails when Python exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if error.errno == errno.EPIPE:  # the reader, such as `head`, has enough
+    if error.errno == errno.EPIPE:
+        # The reader, such as `head`, has enough, and that is no failure.
         return 0
     return _fail("the output cannot be written: no space is left on its device.")
 
@@ -124,6 +127,7 @@ def _describe_usage(error: click.UsageError) -> str:
             sentence += f"; did you mean '{error.possibilities[0]}'?"
     else:
         sentence = " ".join(error.format_message().split()).rstrip(".")
+        # click suggests options and commands, but not the values of a choice.
         choice = re.search(r"'([^']*)' is not one of (.*)", sentence)
         if choice:
             close = get_close_matches(choice[1], re.findall(r"[^\s',]+", choice[2]), n=1)
@@ -157,7 +161,8 @@ def _silenced() -> Iterator[None]:
 
 def _print_warning(printed: set[str], message: Warning | str, *_: Any, **__: Any) -> None:
     sentence = str(message)
-    if sentence not in printed:  # many images of a folder may lose the same
+    # Many images of a folder may lose the same, and one line says it.
+    if sentence not in printed:
         printed.add(sentence)
         print(f"captum-clip: warning: {sentence}", file=sys.stderr)
 

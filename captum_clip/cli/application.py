@@ -28,6 +28,7 @@ _OTHER_PANEL: Final = "Commands of other packages"
 _OPTIONS: Final = "Options"
 
 Lists = Callable[[], Mapping[str, Iterable[str]]]
+"""Makes lists of names by title, only when a help has to show them."""
 
 
 class Range(click.ParamType[float]):
@@ -118,7 +119,8 @@ class Command(click.Command):
         def spell(name: str, value: Any) -> str:
             # The library may use the singular of what may be given several times.
             flag = flags.get(name, flags.get(f"{name}s"))
-            if flag is None:  # an option of a method, or an argument that Python alone has
+            if flag is None:
+                # It is an option of a method, or an argument that Python alone has.
                 return name if value is None else f"{name}={value!r}"
             return flag if value is None or value is True else f"{flag} {value}"
 
@@ -221,11 +223,14 @@ def load_commands(name: str | None = None) -> None:
     if name in app.commands:
         return
     entries = entry_points(group=COMMANDS)
-    for entry in entries.select(name=name or "") or entries:
+    named = entries.select(name=name or "")
+    # For an unknown name all commands are loaded, since click suggests one that is spelled alike.
+    for entry in named or entries:
         try:
             entry.load()
         except ImportError as error:
             sentence = f"the command {entry.name} of {entry.value} cannot be imported ({error})."
             if entry.name == name:
                 raise InputError(sentence) from error
-            warnings.warn(sentence, stacklevel=1)  # the help lists the others
+            # Where another command is called, or the help lists all, the others still work.
+            warnings.warn(sentence, stacklevel=1)

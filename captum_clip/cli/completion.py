@@ -37,7 +37,8 @@ def install_completion(context: click.Context, option: click.Parameter, is_set: 
         return
     shell, script = _shell_and_script(context)
     home = Path.home()
-    if shell == "fish":  # it reads every file of this folder
+    if shell == "fish":
+        # It reads every file of this folder by itself, so no file of the user's changes.
         file = home / ".config" / "fish" / "completions" / f"{PROGRAM}.fish"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(script, encoding="utf-8")
@@ -47,6 +48,7 @@ def install_completion(context: click.Context, option: click.Parameter, is_set: 
         startup = home / _STARTUP[shell]
         line = f'source "{file}"\n'
         written = startup.read_text(encoding="utf-8") if startup.exists() else ""
+        # A second installation adds no second line.
         if line not in written:
             startup.write_text(f"{written}\n{line}", encoding="utf-8")
     print(f"{shell} completes {PROGRAM} in new terminals, by {file}")

@@ -30,6 +30,7 @@ from .options import Loading
 SCORES: Final = "scores.csv"
 _SCORE_COLUMNS: Final = ("image", "figure", "text", "score", "probability", "model", "method")
 _NO_FIGURES: Final = (".npz", ".npy", ".html")
+"""Endings of results that are no figures, and for one model at a time."""
 _TEXTS: Final = "Texts"
 _CLASSES: Final = "Classes and emotions"
 _PICTURE: Final = "Picture"
@@ -42,6 +43,7 @@ _FOR_TEXTS: Final[dict[str, tuple[Any, ...]]] = {
 }
 """Arguments that only texts have."""
 _Rows = list[dict[str, str]]
+"""The rows of one figure in the table of scores, each by the names of its columns."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -289,6 +291,7 @@ def explain_command(
     class_names, templates = shared.read_classes(classes, template, top)
     texts: Any = line.texts or class_names
     if emotions and not texts:
+        # Until the probe is loaded, the emotions' names stand for the target, and are checked.
         texts = list(FEELINGS)
     request = _LineRequest(
         texts=texts or None,
@@ -331,10 +334,10 @@ def explain_command(
     names = model or shared.fitted_on(emotions) or [options.DEFAULT_MODEL]
     clips = [shared.load_model(name, loading) for name in names]
     target = _make_target(clips[0], request, line.texts, class_names, templates)
-    # The models are loaded by now, so nothing is left that says how to load them.
-    nothing: dict[str, Any] = dict.fromkeys(LOADING)
+    # The models are loaded by now, so the request no longer says how to load them.
+    without_loading: dict[str, Any] = dict.fromkeys(LOADING)
     model_or_models = clips if len(clips) > 1 else clips[0]
-    loaded = replace(request, model=model_or_models, texts=target, **nothing)
+    loaded = replace(request, model=model_or_models, texts=target, **without_loading)
 
     def draw(image: Path, file: Path) -> Any:
         explanation = _explain_image(loaded, image, templates)
@@ -398,6 +401,7 @@ def _draw_listed(
                 drawn = draw(image, file)
         except InputError as error:
             failed[image] = error.reason
+            # Where no image can be explained, the line is at fault, not a file.
             if len(failed) == len(figures):
                 raise
             continue
@@ -424,7 +428,7 @@ def _line_conflicts(
     original: bool | None,
     maps: bool,
 ) -> Iterator[tuple[object, str]]:
-    """Yield what does not go together besides what the rules of the request say."""
+    """Yield conditions, and what to say where one holds, besides the rules of the request."""
     if maps and output is not None and output.suffix.lower() in _NO_FIGURES:
         yield True, f"--maps writes maps beside a figure; -o {output} is none, so leave it out."
     if len(model) > 1:
@@ -520,6 +524,7 @@ def _write_regions(
     """Write the regions that the maps of an image mark, with a folder for each of several."""
     from ..explaining.regions import region_files, save_regions
 
+    # The regions of a single image lie in the folder itself.
     name = ""
     if line.folder is not None:
         name = image.relative_to(line.folder.images).as_posix()
@@ -547,6 +552,7 @@ def _print_scores(explanation: Any, compared: str) -> None:
     print(f"cosine similarity to {compared} ({', '.join(filter(None, source))}):")
     [rows] = explanation.shown()
     if explanation.reference is not None:
+        # The other targets are the cells of the reference, too many to print.
         rows = rows[:1]
     for index, shown in enumerate(rows):
         title = shown.title
@@ -600,6 +606,7 @@ def _draw_folder(
         if explanation.probabilities is not None:
             probabilities = explanation.probabilities[0].tolist()
         rows = []
+        # For a pair of images there is the name of the reference alone, without those of its cells.
         for name, cosine, probability in zip(names, cosines, probabilities, strict=False):
             rows.append(
                 {
@@ -653,6 +660,7 @@ def _read_scores(folder: Path, photos: Path) -> dict[Path, _Rows]:
         for values in read_csv(folder / SCORES)[1:]:
             row = dict(zip(_SCORE_COLUMNS, map(read_field, values), strict=True))
             figure = folder / row["figure"]
+            # The user may have deleted either since.
             if figure.is_file() and (photos / row["image"]).is_file():
                 scores.setdefault(figure, []).append(row)
     return scores

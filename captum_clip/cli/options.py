@@ -42,6 +42,7 @@ RESNET_METHODS: Final = ("grad-cam", "direct", "removal")
 PROBE: Final = (
     "a probe made by 'captum-clip emotions fit', or that of an embedded model, such as demo/vit"
 )
+"""The help of options for a file of emotions."""
 _MODEL: Final = "Model and images"
 _COMPUTING: Final = "Computing"
 _PICTURE: Final = "Picture"
@@ -131,7 +132,7 @@ def texts_file_option(
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How models are loaded."""
+    """How models are loaded; the defaults hold for the options that a command does not have."""
 
     processor: str | None = None
     tokenizer: str | None = None
@@ -204,7 +205,7 @@ class Computing:
 
 
 def given(**settings: Any) -> dict[str, Any]:
-    """Leave out the settings that a line does not name; a dataclass has the defaults of these."""
+    """Leave out the settings that a line does not name, so that a dataclass keeps its defaults."""
     return {
         name: value
         for name, value in settings.items()
@@ -380,6 +381,7 @@ def drawing_options(function: _Function) -> _Function:
         dpi: float | None,
         **others: Any,
     ) -> None:
+        # An unknown color map is refused before any work; the figure would find it after the maps.
         if cmap:
             from ..visualization.colors import colormap  # loads matplotlib
 
@@ -421,7 +423,8 @@ def list_methods() -> dict[str, Iterable[str]]:
 def check_method_name(name: str | None) -> None:
     """Refuse a method that nobody has registered, before the registry loads torch."""
     if name is None or "captum_clip.attr.registry" in sys.modules:
-        return  # a program may have registered its own, which the registry alone knows
+        # A program may have registered methods of its own, which the registry alone knows.
+        return
     registered = ("grad-cam", *VIT_METHODS, "layer", "cam")  # in the registry's order
     others = entry_points(group="captum_clip.methods").names
     # A class may be named too; dir() lists the lazy names and loads none.

@@ -69,12 +69,19 @@ class Folder(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The inputs of a line: images, or a folder of them; then texts, with those of a file."""
+    """The inputs of a command line: images, or a folder of them, and texts, with those of a file.
+
+    Attributes:
+        images: files, each of which can be read; none with a folder.
+        texts: those of the line, then those of the file.
+        folder: the folder of images, if the line names one.
+        left_out: why other images of the line cannot be read.
+    """
 
     images: list[Path]
     texts: list[str]
     folder: Folder | None
-    left_out: dict[Path, str]  # why other images of the line cannot be read
+    left_out: dict[Path, str]
 
 
 def read_line(
@@ -106,6 +113,7 @@ def read_line(
     are_images = [is_image_name(word) for word in words]
     if needs_image and not folder and not are_images[0]:
         raise InputError(f"{show(words[0])} is not an image; {command} takes images, then texts.")
+    # The images end at the first word that is none, or at the end of the line.
     image_count = 0
     if folder is None:
         image_count = [*are_images, False].index(False)
@@ -129,7 +137,8 @@ def _read_images(words: Sequence[str], *, skips_broken: bool) -> tuple[list[Path
         try:
             images.append(read_image(word))
         except InputError as error:
-            # Among several, a broken one is left out, as in a folder. A misspelled name is told.
+            # Among several, a broken file is left out, as in a folder, but a misspelled name is an
+            # error.
             if not skips_broken or len(words) == 1 or not os.path.isfile(expand(word)):
                 raise
             left_out[Path(word)] = error.reason
@@ -171,6 +180,7 @@ def check_figures(
 ) -> dict[Path, Path]:
     """Return where the figure of each image goes: one file, or a folder."""
     names = [figure_name(image.stem, kind, texts) for image in images]
+    # A name with an ending is a file, unless there is a folder with that name.
     if len(images) == 1 and output is not None and output.suffix and not output.is_dir():
         return {images[0]: check_destination(output, ENDINGS)}
     if output is not None and (output.suffix.lower() in ENDINGS or output.is_file()):
@@ -304,14 +314,16 @@ class _ImageProgress:
     prints_lines: bool
 
     def __post_init__(self) -> None:
+        # A label has its first line at once; the empty one stands for none.
         self.labels = {""}
         self.started = 0.0
         self.last_line = 0.0
 
     def __call__(self, done: int, total: int, label: str = "") -> None:
         now = time.monotonic()
+        # The first call says how many images there are, and how many an earlier run had done.
         if self.bar.total != total:
-            # What an earlier run had done takes no part in the rate.
+            # Those take no part in the rate.
             self.bar.total = total
             self.bar.initial = done
             self.bar.n = done
@@ -412,6 +424,7 @@ def draw_folder(
     count_existing = len(figures) - len(missing)
     made_by = _describe_run(clips, inputs, settings)
     name = figure_name("manifest", "", settings["targets"])
+    # Figures for other texts have other names, and so a manifest of their own.
     manifest = make_folder(folder.output) / Path(name).with_suffix(".json")
     check_outputs([manifest], inputs)
     if count_existing or manifest.exists():
@@ -457,6 +470,7 @@ def _check_manifest(manifest: Path, made_by: str) -> None:
     """Raise InputError if the figures of a folder were made otherwise."""
     from ..folders.storage import differences
 
+    # A manifest that is missing or damaged leaves this as the reason.
     changes = ["the settings are not known"]
     with suppress(OSError, ValueError):
         changes = differences(parse_json(manifest.read_bytes()), json.loads(made_by))

@@ -95,7 +95,11 @@ def demo_command(output: Path | None, scenes: int, device: str | None, quiet: bo
 
 
 def _save_new(file: Path, pixels: Any) -> bool:
-    """Save an image unless there is such a file, which may be the user's; whether it was saved."""
+    """Save an image unless there is such a file, which may be the user's.
+
+    Returns:
+        Whether it was saved.
+    """
     from PIL import Image
 
     try:
@@ -133,7 +137,10 @@ def _draw_methods(clips: dict[str, Any]) -> Any:
     from ..visualization import contact_sheet
 
     examples = [_example(index) for index in range(len(_SCENES))]
-    columns, scores, images = {}, [], []
+    columns = {}
+    scores = []
+    # Every model sees the same scenes, so a row shows them as the last model does.
+    images = []
     for model, methods in _SHOWN_METHODS.items():
         for method in methods:
             explained = []
@@ -141,7 +148,7 @@ def _draw_methods(clips: dict[str, Any]) -> Any:
                 explained.append(
                     explain(image, texts, model=clips[model], method=method, hints=False)
                 )
-            heatmaps = [row.heatmap("bicubic")["positive"][0] for row in explained]
+            heatmaps = [row.heatmap("bicubic")["positive"][0] for row in explained]  # (K, H, W)
             columns[f"{model} \N{MIDDLE DOT} {method}"] = torch.cat(heatmaps)[:, None]
             images = [row.images.expand(len(row.names), -1, -1, -1) for row in explained]
             scores.append(torch.cat([row.scores[0] for row in explained]))

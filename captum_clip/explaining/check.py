@@ -33,6 +33,7 @@ from ..targets.similarity import ClipSimilarity
 REFERENCE_TEXTS: Final = ("a horse", "a dog", "a red heart", "a blue circle")
 """Their scores on the drawn scene, which has a horse and a dog, tell weights apart."""
 CHECKED: Final = ("result", "adds up", "oracle", "forwards", "kernels", "MiB")
+"""The columns of the table, which :class:`ModelCheck` explains."""
 _WITHOUT_KERNEL: Final = (
     "empty",
     "empty_like",
@@ -41,6 +42,7 @@ _WITHOUT_KERNEL: Final = (
     "new_empty_strided",
     "_unsafe_view",
 )
+"""Operators whose result is a new tensor, of which they compute nothing."""
 
 
 class Price(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -155,6 +157,7 @@ def check(model: Any, image: Any = None) -> ModelCheck:
         image = fixed_images(clip.tower.native)[0]
     pixels = clip.preprocess(image)
     expect(len(pixels) == 1, "one image", image)
+    # Whether a method mixes up the images of a batch shows only with a second one.
     pixels = torch.cat([pixels, pixels.flip(-1)])
     target, texts = _reference_target(clip)
     forward = ClipSimilarity(clip, target)
@@ -219,9 +222,13 @@ def _is_reference(method: type[Any]) -> bool:
 
 
 def _check_row(
-    method: Any, forward: ClipSimilarity, pixels: Tensor, expected: Tensor | None, plain: Price
+    method: Any,
+    forward: ClipSimilarity,
+    pixels: Tensor,
+    expected: Tensor | None,
+    forward_price: Price,
 ) -> dict[str, Any]:
-    """Check one method; `plain` is the price of a forward pass."""
+    """Check one method, with the price of its map for one image and one text."""
     row: dict[str, Any] = dict.fromkeys(CHECKED)
     try:
         laws = check_method(method, forward, pixels, wanted=expected)
@@ -234,7 +241,7 @@ def _check_row(
     row["result"] = "explained"
     row["adds up"] = laws.get("adds up")
     row["oracle"] = laws.get("oracle")
-    row["forwards"] = round(price.operations / max(1, plain.operations), 2)
+    row["forwards"] = round(price.operations / max(1, forward_price.operations), 2)
     row["kernels"] = price.kernels
     row["MiB"] = round(price.peak / 2**20, 1)
     return row
@@ -304,8 +311,9 @@ def autograd_maps(forward: ClipSimilarity, images: Tensor, scores: Tensor) -> di
         return {}
     height, width = tower.grid(*images.shape[-2:])
     tokens = tower.prefix + height * width
-    heads = [(attention.heads, tokens) for attention in tower.attentions]
-    if [(weights.shape[1], weights.shape[-1]) for weights in attentions] != heads:
+    # The equations are those of attentions with the tower's heads, over all of its tokens.
+    expected_shapes = [(attention.heads, tokens) for attention in tower.attentions]
+    if [(weights.shape[1], weights.shape[-1]) for weights in attentions] != expected_shapes:
         return {}
     rows_by_score = [_equations(attentions, score, tower) for score in recomputed.T]
     maps_by_method = {}
@@ -326,12 +334,14 @@ def _equations(
     layers = len(tower.layers)
     has_pooling_head = tower.pooling == "attention"
     identity = torch.eye(attentions[0].shape[-1], dtype=score.dtype, device=score.device)
+    # The weights (1, s) of the tokens in the embedding, where no pooling head computes them.
     if tower.pooling == "cls":
         readout = identity[:1]
     else:
         readout = identity[tower.prefix :].mean(0, keepdim=True)
 
     def product(gradient: Tensor, attention: Tensor) -> Tensor:
+        # (B, H, rows, s) -> (B, rows, s), the mean of the heads
         return (gradient * attention).to(identity).clamp(min=0).mean(1)
 
     def chain(steps: list[Tensor], top: Tensor, *, rollout: bool = False) -> Tensor:
@@ -343,9 +353,10 @@ def _equations(
             relevance = step @ relevance
         if has_pooling_head:
             # No residual connection runs around a pooling head.
-            return top[:, :1] @ relevance
+            return top[:, :1] @ relevance  # (B, 1, s)
         if rollout:
             return readout @ relevance
+        # The identity is what a token has without any attention, so it is no relevance.
         return readout @ (relevance - identity)
 
     products = [product(*pair) for pair in zip(gradients, attentions, strict=True)]

@@ -64,6 +64,7 @@ class Drawable:
             InputError: a look that cannot be, or the look of maps for a pair of images; no photos
                 to lay the maps on, as where the images came as tensors.
         """
+        # A `Comparison` is a tuple of explanations, and an `Explanation` stands for itself.
         explanations = self if isinstance(self, tuple) else (self,)
         return _draw_explanations(explanations, original)
 
@@ -79,6 +80,7 @@ class Drawable:
 
 def _draw_explanations(explanations: Sequence[Any], original: Any) -> Figure:
     """Draw an `Explanation`, or those of several models."""
+    # What the columns and rows of a figure stand for must be the same for every model.
     contents = {(e.names, len(e), *e.maps) for e in explanations}
     expect(len(contents) == 1, "explanations of the same images and texts", [*explanations])
     first = explanations[0]
@@ -105,33 +107,35 @@ def _draw_explanations(explanations: Sequence[Any], original: Any) -> Figure:
     if list(heatmap) == ["negative"]:
         # A single sign would be drawn in the colors of positive evidence.
         [options["cmap"]] = sign_colors("negative")
-    layers = _dimmed(first, heatmap, rows)
+    dimmed = _dimmed(first, heatmap, rows)
     if first.text_maps:
-        upper = layers[0] if layers else None
+        # The text side alone has no maps. Of both signs, the first one's map stands by the words.
+        shown_maps = dimmed[0] if dimmed else None
         return visualization.sentences(
-            images, first.text_maps, scores=scores, heatmap=upper, **options
+            images, first.text_maps, scores=scores, heatmap=shown_maps, **options
         )
-    negative = layers[1] if has_both_signs else None
+    negative = dimmed[1] if has_both_signs else None
     notes = []
     for row in rows:
         notes.append([shown.note for shown in row])
     return visualization.overlay(
-        images, layers[0], negative=negative, names=names, notes=notes, **options
+        images, dimmed[0], negative=negative, names=names, notes=notes, **options
     )
 
 
 def _draw_matches(explanation: Any, original: Any) -> Figure:
     """Draw which regions of a pair of images match."""
-    of_maps = {"cmap", "alpha", "interpolation", "scale", "vector"}
+    look_of_maps = {"cmap", "alpha", "interpolation", "scale", "vector"}
+    # It may be an array of photos, which has no truth value.
     is_on_photos = not (original is None or original is False)
-    if is_on_photos or of_maps.intersection(current_look.get().changed()):
+    if is_on_photos or look_of_maps.intersection(current_look.get().changed()):
         raise InputError(
             "each match of two images has a color of its own, on what the model "
             "saw; leave cmap, alpha, interpolation, scale, vector and original out."
         )
     sign = "positive" if "positive" in explanation.maps else "negative"
     # The first map is that of the whole reference; the others are those of its cells.
-    shares = explanation.maps[sign][:, 1:]
+    shares = explanation.maps[sign][:, 1:]  # (B, h' w', h, w)
     count = len(explanation)
     return visualization.matches(
         explanation.images,
@@ -163,9 +167,9 @@ def _lay_out(explanations: Sequence[Any], original: Any) -> tuple[list[Any], dic
             heatmap = explanation.heatmap(look.interpolation, scale=look.scale)
         else:
             photos = regions.originals(explanation, original)
-            how = explanation.scaling(look)
+            scaling = explanation.scaling(look)
             pictures, heatmap = regions.lay_on_photos(
-                photos, explanation.crops, explanation.maps, how
+                photos, explanation.crops, explanation.maps, scaling
             )
         images.append(pictures)
         for sign, maps in heatmap.items():
@@ -186,13 +190,13 @@ def _dimmed(
     is_one_scale = explanation.leave_one_out is not None and current_look.get().scale != "own"
     weights_by_image = []
     for row in rows:
-        weights = torch.tensor([shown.weight for shown in row])[:, None, None]
+        weights = torch.tensor([shown.weight for shown in row])[:, None, None]  # (K, 1, 1)
         weights_by_image.append(torch.ones_like(weights) if is_one_scale else weights)
-    layers = []
+    dimmed = []
     for maps in heatmap.values():
         pairs = zip(weights_by_image, maps, strict=True)
-        layers.append([weights * of_image for weights, of_image in pairs])
-    return layers
+        dimmed.append([weights * of_image for weights, of_image in pairs])
+    return dimmed
 
 
 def _draw_contrast(
@@ -246,9 +250,9 @@ def html_page(explanation: Any, original: Any = None) -> str:
     """Write an `Explanation` as HTML; the arguments and errors are those of its method ``plot``."""
     meanings = [f"for {text}" for text in explanation.contrast] or MEANINGS
     meaning_by_sign = dict(zip(SIGNS, meanings, strict=True))
-    looks = {}
+    sign_styles = {}
     for sign, cmap in zip(explanation.maps, sign_colors(*explanation.maps), strict=True):
-        looks[sign] = (meaning_by_sign[sign], cmap)
+        sign_styles[sign] = (meaning_by_sign[sign], cmap)
     check_nonempty("image", explanation.images)
     files = [""] * len(explanation)
     for index, photo in enumerate(explanation.photos):
@@ -257,7 +261,7 @@ def html_page(explanation: Any, original: Any = None) -> str:
     rows = explanation.shown()
     data = json.dumps(_data(explanation, rows, original), separators=(",", ":"))
     return _render(
-        looks,
+        sign_styles,
         explanation=explanation,
         titles=[shown.title for shown in rows[0]],
         files=files,
@@ -265,22 +269,22 @@ def html_page(explanation: Any, original: Any = None) -> str:
     )
 
 
-def _render(looks: Mapping[str, tuple[str, Colormap]], **values: Any) -> str:
+def _render(sign_styles: Mapping[str, tuple[str, Colormap]], **values: Any) -> str:
     """Fill interactive.html; a sign has a title and colors."""
     steps = np.linspace(0, 1, 64)
     tables = {}
-    for sign, (title, cmap) in looks.items():
+    for sign, (title, cmap) in sign_styles.items():
         channels = cmap(steps)[:, :3].T.round(3)
         tables[sign] = (title, channels, map(to_hex, ramp(cmap)(steps)))
-    # `soften` is affine: its values at red, green, blue and black give the matrix and the offset
-    # of the page's own filter.
+    # `soften` is affine: its values at red, green, blue and black give the page's own filter, a
+    # matrix (3, 5) of red, green, blue, opacity and offset, row by row.
     colors = soften(np.eye(4, 3, dtype=np.float32))
     black = colors[3:]
     soft = np.vstack([colors[:3] - black, np.zeros((1, 3)), black]).T.flatten().round(4)
     # Names of texts and files come from anyone, so they are escaped.
     folder = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
-    values |= {"looks": tables, "soft": soft, "alpha": current_look.get().alpha, "rise": RISE}
+    values |= {"sign_styles": tables, "soft": soft, "alpha": current_look.get().alpha, "rise": RISE}
     return templates.get_template("interactive.html").render(values)
 
 
@@ -295,6 +299,7 @@ def _data(explanation: Any, rows: Sequence[Sequence[Any]], original: Any) -> dic
         original = bool(explanation.photos and explanation.crops)
     if original is not False:
         photos = regions.originals(explanation, original)
+        # The page lays the maps on the photos itself, so the photos alone are made here.
         images, _ = regions.lay_on_photos(photos, explanation.crops, {}, ("nearest", None))
         boxes = [crop.scaled((1, 1)) for crop in explanation.crops]
     raw = explanation.maps

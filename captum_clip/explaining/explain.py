@@ -31,6 +31,7 @@ from .hints import can_compare, find_class_hints, find_hints
 from .request import LOADING, Request, Side, Sign, check_explain, default_sign, text_of_pairs
 
 _PROMPTS_AT_ONCE: Final = 256
+"""The most texts that :func:`of_classes` encodes in one batch, which bounds its memory."""
 
 
 @public("explain")
@@ -171,7 +172,8 @@ def check_choice_of(request: Request) -> None:
     if request.method is None:
         _check_default_options(request.options)
         return
-    # "mamooler" names another method on each tower, and takes no options.
+    # "mamooler" stands for another method on each tower, so it is checked when the tower is known.
+    # With options it is refused here, since it takes none.
     if request.method != MAMOOLER or request.options:
         choice = MethodChoice.of(request.method, dict(request.options))
         if request.sign != "positive":
@@ -213,7 +215,11 @@ def _options_of_pairs(request: Request) -> dict[str, Any]:
 
 
 class _Batches:
-    """The images of a request, some at a time as the model takes them; each is kept as seen."""
+    """The images of a request, some at a time as the model takes them; each is kept as seen.
+
+    It is iterated once, and each batch is noted in `preprocessed` as the model takes it. After the
+    last one, :meth:`explanation` joins them with the maps that were made of them.
+    """
 
     def __init__(self, clip: ClipAdapter, request: Request) -> None:
         self.clip = clip
@@ -231,14 +237,22 @@ class _Batches:
         is_single = len(self.pieces) == 1
         for piece in tqdm(self.pieces, desc="explain", unit="batch", disable=is_single):
             preprocessed = regions.preprocess(self.clip, piece, whole=self.request.whole)
+            # Figures need the colors alone, which wait on the CPU until all batches are done.
             colors = self.clip.denormalize(preprocessed.pixels).cpu()
             self.preprocessed.append(preprocessed._replace(pixels=colors))
             yield preprocessed.pixels
 
     def explanation(self, raw: list[Tensor], scores: list[Tensor], **facts: Any) -> Explanation:
-        """Join the batches: their maps, those of all signs side by side, and their scores."""
+        """Join the batches.
+
+        Args:
+            raw: the maps of each batch, (B, S K, h, w): those of the first of S signs, then those
+                of the second; no batch if only the text side was requested.
+            scores: the cosines of each batch, (B, K).
+            **facts: further fields of the explanation.
+        """
         maps_by_sign = {}
-        if raw:  # The text side alone has no maps of the images.
+        if raw:
             signs = self.request.signs
             chunks = _join_batches(raw).chunk(len(signs), dim=1)
             for sign, chunk in zip(signs, chunks, strict=True):
@@ -282,6 +296,7 @@ def _explain_sides(clip: ClipAdapter, request: Request) -> Explanation:
     hints: list[tuple[str, ...]] = []
     text_maps: tuple[TextMap, ...] = ()
     for pixels in batches:
+        # A request for both sides takes its cosines from the image side, which replaces these.
         if "text" in choices:
             text_maps, cosines = choices["text"].text_maps(
                 clip, pixels, target.names, str(request.sign)
@@ -296,13 +311,16 @@ def _explain_sides(clip: ClipAdapter, request: Request) -> Explanation:
                 # The method explains -t alone, but the cosine of t is reported.
                 cosines = -cosines
             # The maps move to the CPU at once, since those of a whole folder would fill a GPU.
+            # Each sign's map is what is above zero in the map of its target, t or -t.
             raw.append(maps.positive(values.cpu()))
             is_alone = len(batches.pieces) == 1 and len(pixels) == 1
             if _should_hint(clip, request, is_alone=is_alone):
                 names = target.names[whole_texts]
+                # The first K maps are the positive ones, whether or not negative ones follow.
                 positive = raw[-1][:, whole_texts]
                 text_scores = cosines[:, whole_texts].cpu()
                 hints += find_hints(clip, choice, pixels, names, positive, text_scores)
+        # With both signs, the cosines of -t follow, and they say nothing new.
         scores.append(cosines[:, : len(target)].cpu())
     contrast: tuple[str, ...] = ()
     if request.against is not None:
@@ -370,6 +388,7 @@ def _explain_pairs(clip: ClipAdapter, request: Request) -> Explanation:
     options = _options_of_pairs(request)
     text = text_of_pairs(request.texts)
     batches = _Batches(clip, request)
+    # The images are compared with a text, or with the pixels (1, 3, H, W) of another image.
     other: Any = text
     if text is None:
         other = regions.preprocess(clip, request.reference, whole=request.whole).pixels
@@ -381,6 +400,7 @@ def _explain_pairs(clip: ClipAdapter, request: Request) -> Explanation:
         results.append(result)
         signed = [result.maps if sign == "positive" else -result.maps for sign in request.signs]
         raw.append(maps.positive(torch.cat(signed, 1).cpu()))
+    # Names, norms and cells belong to the text or the reference, so all batches have the same.
     first = results[0]
     method = "direct interaction"
     if options:
@@ -391,6 +411,7 @@ def _explain_pairs(clip: ClipAdapter, request: Request) -> Explanation:
         reference = request.reference
         is_file = isinstance(reference, (str, Path))
         name = Path(reference).stem if is_file else "reference"
+        # The first target is the whole reference; the others are its cells.
         facts["names"] = (name, *first.names[1:])
         facts["reference"] = clip.denormalize(other)[0].cpu()
     losses = [result.leave_one_out for result in results if result.leave_one_out is not None]
@@ -461,7 +482,8 @@ def classify(
     """
     loading = {name: options.pop(name) for name in LOADING if name in options}
     clip = load_clip(model, **loading)
-    checks.check_flag("hints", hints is None or hints)
+    if hints is not None:
+        checks.check_flag("hints", hints)
     target = classes if isinstance(classes, Target) else of_classes(clip, classes, templates)
     if top is None:
         top = min(3, len(target))
@@ -475,6 +497,7 @@ def classify(
         cosines = ClipSimilarity(clip, target)(pixels)
     probabilities, calibration = _calibrated(clip, cosines)
     best = cosines[0].topk(top).indices.tolist()
+    # For a Target, `explain` finds no hints; those about classes are another question.
     explanation = explain(image, target[best], model=clip, **options)
     hints_by_image: tuple[tuple[str, ...], ...] = ()
     if hints or (hints is None and can_compare(clip)):
@@ -526,6 +549,7 @@ def _calibrated(clip: ClipAdapter, cosines: Tensor) -> tuple[Tensor, str]:
     bias = getattr(model, "logit_bias", None)
     if bias is not None:
         sign = "\N{MINUS SIGN}" if bias < 0 else "+"
+        # A tiny bias is written with an exponent, whose minus sign is replaced too.
         amount = f"{abs(bias.item()):.3g}".replace("-", "\N{MINUS SIGN}")
         probabilities = (scale * cosines + bias).sigmoid()
         return probabilities, f"each class by itself: sigmoid of {factor} {sign} {amount}"

@@ -112,14 +112,16 @@ class Explanation(drawing.Drawable):
         count = len(self.images) if self.images.ndim else 0
         targets = len(self.names)
         shape = (count, targets)
-        lost, shares = self.leave_one_out, self.probabilities
+        lost = self.leave_one_out
+        probabilities = self.probabilities
         do_tensors_fit = (
             self.images.ndim == 4
             and self.scores.shape == shape
             and self.norms.shape == (targets,)
             and (lost is None or lost.shape == shape)
-            and (shares is None or shares.shape == (1, targets))
+            and (probabilities is None or probabilities.shape == (1, targets))
         )
+        # The signs have a fixed order, by which figures and files tell the first from the second.
         do_maps_fit = (
             len(self.maps) + len(self.text_maps) > 0
             and len(self.text_maps) in (0, targets)
@@ -176,7 +178,9 @@ class Explanation(drawing.Drawable):
         """The brightness (B, K) of the maps, which tells strong words from weak ones."""
         weights = torch.ones(len(self), len(self.names))
         if self.leave_one_out is not None:
-            peaks = torch.stack([m.amax((-2, -1)) for m in self.maps.values()]).amax(0)[:, 1:]
+            # A word counts by the higher peak of its two signs; the whole text stays at one.
+            peaks_by_sign = [values.amax((-2, -1)) for values in self.maps.values()]  # (B, K) each
+            peaks = torch.stack(peaks_by_sign).amax(0)[:, 1:]  # (B, K - 1)
             # Where all maps are empty, 0 / 0 would be NaN, and so would each map times its weight.
             largest = peaks.amax(1, keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
             weights[:, 1:] = peaks / largest
@@ -227,7 +231,8 @@ class Explanation(drawing.Drawable):
 
     def _target(self, index: int) -> "Explanation":
         """The explanation of one target; a part of the whole, such as a word, keeps its share."""
-        column = slice(index, index + 1)  # which keeps the dimension of the targets
+        # A slice, unlike a number, keeps the dimension of the targets.
+        column = slice(index, index + 1)
         name = self.names[index]
         cells = self.cells
         if index == 0 and self.reference is not None:
@@ -238,7 +243,10 @@ class Explanation(drawing.Drawable):
         hints = []
         for sentences in self.hints:
             # A sentence that quotes no text is about all of them.
-            kept = [text for text in sentences if f"“{name}”" in text or "“" not in text]
+            kept = []
+            for sentence in sentences:
+                if f"“{name}”" in sentence or "“" not in sentence:
+                    kept.append(sentence)
             hints.append(tuple(kept))
         probabilities = self.probabilities
         if probabilities is not None:
@@ -276,7 +284,7 @@ class Explanation(drawing.Drawable):
         Raises:
             InputError: an unknown look; photos that are not known, or differ in size.
         """
-        how = self.scaling(Look(interpolation=interpolation, scale=scale))
+        scaling = self.scaling(Look(interpolation=interpolation, scale=scale))
         check_flag("original", original)
         if original:
             regions.check_crops(self)
@@ -291,14 +299,15 @@ class Explanation(drawing.Drawable):
         frame = (0.0, 0.0, float(width), float(height))
         heatmaps = []
         for index in range(len(self)):
+            # The image keeps its dimension, (1, K, h, w), so that all can be joined at the end.
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
             if original:
                 crop = self.crops[index]
-                heatmaps.append(regions.normalized(raw, crop.size, how, crop.box))
+                heatmaps.append(regions.normalized(raw, crop.size, scaling, crop.box))
             else:
                 # Padding has no evidence, and would be the minimum of the scale.
                 visible = self.crops[index].of_photo(size) if self.crops else frame
-                heatmaps.append(regions.normalized(raw, size, how, frame, visible))
+                heatmaps.append(regions.normalized(raw, size, scaling, frame, visible))
         joined = {}
         for sign in self.maps:
             joined[sign] = torch.cat([heatmap[sign] for heatmap in heatmaps])
@@ -308,6 +317,7 @@ class Explanation(drawing.Drawable):
         """The interpolation of a look, and the value of the maps that it draws as 1, if any."""
         if look.scale == "shared":
             peaks = [float(values.max()) for values in self.maps.values()]
+            # Maps are divided by this value, so it must not be zero where all of them are empty.
             return look.interpolation, max(peaks, default=0) or 1.0
         return look.interpolation, look.top
 
@@ -387,10 +397,12 @@ class Explanation(drawing.Drawable):
             text = drawing.html_page(self, original).encode(errors="replace")
             replace_file(path, lambda file: file.write(text))
         elif ending == ".npy":
-            self._crops_or_images()  # which refuses an explanation without maps
-            signed, *negative = self.maps.values()
-            if negative:
-                signed = signed - negative[0]
+            # An explanation without maps is refused there; the crops themselves are not needed.
+            self._crops_or_images()
+            # The signs come in a fixed order, so the second map can only be the negative one.
+            signed, *second = self.maps.values()
+            if second:
+                signed = signed - second[0]
             replace_file(path, lambda file: np.save(file, signed.numpy()))
         else:
             super().save(path, original=original)
@@ -482,7 +494,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
         # it would run whatever code a file holds.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-        # NumPy does not check characters, so the text is decoded here.
+        # NumPy keeps text as UTF-32 and does not check its characters, so it is decoded here.
         text = arrays.pop("about").astype(str).tobytes()
         about = json.loads(text.decode("utf-32"))
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

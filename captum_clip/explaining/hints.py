@@ -37,7 +37,8 @@ OUTSTANDING: Final = 3
 _COMPARED_MAPS: Final = 8
 """The number of unrelated texts whose maps are compared."""
 
-# The key is the model, since a call with a user's own model makes an adapter each time.
+# Model -> its tokenizer, what the encoding depended on, and the target. The key is the model, since
+# a call with a user's own model makes an adapter each time.
 _encoded: WeakKeyDictionary[nn.Module, tuple[Any, Any, Target]] = WeakKeyDictionary()
 
 
@@ -57,9 +58,9 @@ def find_hints(
     It costs another forward pass for the scores and a run of the method for eight texts, and once
     per model the encoding of 32 short texts. The arguments are those of :func:`compare`.
     """
-    better, alike = compare(clip, choice, images, texts, raw, scores)
+    all_shares, all_correlations = compare(clip, choice, images, texts, raw, scores)
     hints = []
-    for shares, correlations in zip(better, alike, strict=True):
+    for shares, correlations in zip(all_shares, all_correlations, strict=True):
         sentences = []
         for text, share in zip(texts, shares, strict=True):
             if share > SHARE:
@@ -112,19 +113,20 @@ def compare(
         (B, K) of each map with the mean map of eight of them.
     """
     with torch.no_grad():
-        better = share_of_better(clip, clip.encode_image(images), texts, scores)
+        shares = share_of_better(clip, clip.encode_image(images), texts, scores)
     embeddings = _unrelated(clip)
     # All texts are compared with the same unrelated ones, so that the method runs once.
     is_unrelated_to_all = ~_related(texts).any(0)
-    chosen = is_unrelated_to_all.nonzero().flatten().tolist()[:_COMPARED_MAPS]
+    unrelated = is_unrelated_to_all.nonzero().flatten().tolist()
+    chosen = unrelated[:_COMPARED_MAPS]
     correlations = torch.zeros(scores.shape)
     if chosen and not choice.costly:
         attribution = choice.method(ClipSimilarity(clip, embeddings[chosen]))
         others = attribution.attribute_targets(images, **choice.options).cpu()
-        mean = maps.positive(others).mean(1, keepdim=True)
+        mean = maps.positive(others).mean(1, keepdim=True)  # (B, 1, h, w)
         # A constant map has no correlation, and counts as unlike.
         correlations = pearson(raw.flatten(2), mean.flatten(2)).nan_to_num()
-    return better, correlations
+    return shares, correlations
 
 
 def share_of_better(
@@ -193,6 +195,7 @@ def find_class_hints(
     scores = scores.cpu()
     best = int(scores.argmax())
     others = torch.cat([scores[:best], scores[best + 1 :], unrelated])
+    # One comparison is enough for a class to stand out, so the larger distance counts.
     distances = []
     for values in (unrelated, others):
         if len(values) > 1:  # A single value has no deviation.

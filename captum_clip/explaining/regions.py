@@ -26,7 +26,7 @@ from ..models.images import Crop, Size, crop_of, drops_transparency, is_preproce
 __all__ = ["Region", "region", "region_files", "save_regions"]
 
 _SAMPLE: Final = 2**20
-"""The most pixels that a threshold is computed from."""
+"""About as many pixels of a map give its threshold, usually less than four times as many."""
 _DRAWN_SIDE: Final = 1024
 """The longer side of a drawn photo, in pixels, at most; several photos are smaller."""
 _LEAST_SIDE: Final = 256
@@ -34,6 +34,7 @@ _LEAST_SIDE: Final = 256
 _PADDED_SIDE: Final = 2048
 """The longer side of a photo before it is padded: a long narrow one would fill the memory."""
 _TO_GRAY: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+"""The weights of red, green and blue in gray (ITU-R BT.601), (3, 1, 1)."""
 _UNSEEN_CONTRAST: Final = 0.3
 """The contrast of the parts of a photo that the model did not see, around middle gray."""
 
@@ -101,16 +102,17 @@ def _crop(clip: ClipAdapter, size: Size, whole: bool) -> Crop:
     height, width = _fitting_size(size, _PADDED_SIDE)
     side = max(height, width)
     left, top, right, bottom = crop_of(clip.processor, (side, side)).box
-    x = (side - width) // 2
-    y = (side - height) // 2
+    # The crop is that of the padded square; without its margins, and scaled, it is the photo's.
+    x_margin = (side - width) // 2
+    y_margin = (side - height) // 2
     # Height and width are rounded one by one, so each has a scale of its own.
     x_scale = size[1] / width
     y_scale = size[0] / height
     box = (
-        (left - x) * x_scale,
-        (top - y) * y_scale,
-        (right - x) * x_scale,
-        (bottom - y) * y_scale,
+        (left - x_margin) * x_scale,
+        (top - y_margin) * y_scale,
+        (right - x_margin) * x_scale,
+        (bottom - y_margin) * y_scale,
     )
     return Crop(size, box)
 
@@ -140,7 +142,7 @@ def check_crops(explanation: Any) -> None:
 
 
 def originals(explanation: Any, original: Any) -> Sequence[ImageLike]:
-    """The photos of an `Explanation` if `original` is True, else those that it holds."""
+    """The photos to draw on: those of an `Explanation` if `original` is True, else `original`."""
     check_crops(explanation)
     if original is not True:
         return list(original) if isinstance(original, (list, tuple)) else [original]
@@ -153,7 +155,7 @@ def originals(explanation: Any, original: Any) -> Sequence[ImageLike]:
 
 
 def lay_on_photos(
-    photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], how: Scaling
+    photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], scaling: Scaling
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
     """Lay raw maps (B, K, h, w) on photos: photos (3, H, W), and sign -> maps (K, H, W).
 
@@ -161,6 +163,7 @@ def lay_on_photos(
     :meth:`captum_clip.Explanation.heatmap` gives them. InputError if the photos differ from those
     explained in number or size.
     """
+    # Photos stand about in a square, so a side of the figure shows the root of their number.
     longest = max(_LEAST_SIDE, _DRAWN_SIDE // math.ceil(math.sqrt(len(crops))))
     explained_sizes = [crop.size for crop in crops]
     sizes = []
@@ -186,7 +189,7 @@ def lay_on_photos(
         box = crop.scaled(size)
         drawn.append(_gray_outside(image, box))
         of_image = {sign: values[index] for sign, values in raw.items()}
-        for sign, values in normalized(of_image, size, how, box).items():
+        for sign, values in normalized(of_image, size, scaling, box).items():
             heatmap[sign].append(values)
     return drawn, heatmap
 
@@ -202,19 +205,19 @@ def _gray_outside(image: Image.Image, box: Box) -> Tensor:
 
 
 def normalized(
-    raw: Mapping[str, Tensor], size: Size, how: Scaling, box: Box, visible: Box | None = None
+    raw: Mapping[str, Tensor], size: Size, scaling: Scaling, box: Box, visible: Box | None = None
 ) -> dict[str, Tensor]:
     """Lay raw maps (..., h, w) of a box on its image: (..., H, W) in [0, 1], zero elsewhere.
 
     Each map is min-max normalized over the pixels that lie in the box, or in `visible` where that
-    is given; its signs share one scale. If `how` has a value that becomes 1, zero is 0.
+    is given; its signs share one scale. If `scaling` has a value that becomes 1, zero is 0.
     """
     # An explanation of the text side has no maps, and torch.cat needs one.
     if not raw:
         return {}
     # Pixels that the model did not see would be the minimum of every map.
     rows, columns = maps.inside(box if visible is None else visible, size)
-    mode, top = how
+    mode, top = scaling
     # Bicubic values overshoot, and below zero they would be evidence of the other sign.
     clamp = mode == "bicubic"
     resized = {}

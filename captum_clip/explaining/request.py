@@ -16,9 +16,11 @@ from ..files import is_image_name
 Side = Literal["image", "text", "both", "pairs"]
 Sign = Literal["positive", "negative", "both"]
 SIGNS: Final = ("positive", "negative")
+"""The signs of maps, in the order in which results have them."""
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".npz", ".npy", ".html")
 """Endings of the files that an explanation is saved as: figures, everything, a page."""
 LOADING: Final = ("processor", "tokenizer", "device", "image_size")
+"""The arguments that say how a model is loaded."""
 TARGET: Final = "Target"
 """An argument of this name is set where the texts are a :class:`captum_clip.Target`."""
 
@@ -145,6 +147,7 @@ def check_explain(request: Request, *, is_target: bool = False) -> None:
     elif against is not None:
         _check_single_text("against", "needs", texts, is_target)
     if request.side == "pairs":
+        # The text itself is of no use here, but texts that are no pair's are refused.
         text_of_pairs(texts)
 
 
@@ -185,6 +188,7 @@ def check_request(request: Any, *, is_target: bool = False) -> None:
     for entry in fields(request):
         name, value = entry.name, getattr(request, entry.name)
         rules[name] = entry.metadata
+        # None is a value to check only where it is not the default: `whole=None` is refused.
         if value is not None or entry.default is not None:
             _check_value(name, value, types[name], entry.metadata.get("choices"))
         if _is_set(value, entry.default):
@@ -244,7 +248,8 @@ def _check_value(name: str, value: Any, annotation: Any, choices: Any) -> None:
 
 
 def _is_set(value: Any, default: Any) -> bool:
-    """Whether an argument differs from its default."""
+    """Whether an argument asks for something, and so may conflict with others."""
+    # False asks for nothing, even where the default is None: `hints=False` goes with everything.
     if isinstance(value, (bool, str, int, NoneType)):
         return value is not None and value is not False and value != default
     if isinstance(value, (list, tuple)):

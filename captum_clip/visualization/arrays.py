@@ -55,12 +55,12 @@ def as_heatmaps(heatmaps: Batch, images: Sequence[Array], count: int | None = No
             side = len(array)
     else:
         arrays = list(as_array("maps", heatmaps, (len(images), side, "h", "w")))
-    large: list[Array] = []
+    resized: list[Array] = []
     for array, image in zip(arrays, images, strict=True):
         _check_range("maps", array, "maps.normalize(maps) stretches each to it")
         _check_aspect(array.shape[1:], image.shape)
-        large.append(enlarged(array, image.shape).clip(0, 1))
-    return large
+        resized.append(enlarged(array, image.shape).clip(0, 1))
+    return resized
 
 
 def enlarged(array: Array, size: Sequence[int]) -> Array:

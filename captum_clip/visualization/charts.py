@@ -50,10 +50,11 @@ Curve = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 """Fractions, mean, lower and upper end, each (F,)."""
 Series = Mapping[str, Curve]
 
-_PANEL = (3.1, 2.7)  # width and least height of a panel of curves, in inches
-_LABEL = 2.1  # width of the widest label of a legend, in inches
-_DPI = 200
-_BAND = (0.03, 0.14)  # opacity of the bands where they are many, and where they are few
+_PLOT_WIDTH: Final = 3.1  # of a panel of curves, in inches
+_LEAST_PLOT_HEIGHT: Final = 2.7  # so that a short legend does not make a panel flat
+_LABEL_WIDTH: Final = 2.1  # of the widest label of a legend, in inches
+_CURVES_DPI: Final = 200
+_BAND_OPACITY: Final = (0.03, 0.14)  # of the bands where they are many, and where they are few
 # 6 colors and 5 dashes share no factor, so 30 lines pass before a pair of them comes again.
 _LINES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """The palette of Okabe and Ito, for any kind of color vision, without its yellow, which is pale."""
@@ -66,16 +67,21 @@ _DASHES: Final[tuple[Any, ...]] = (
     (0, (3, 1.2, 1, 1.2, 1, 1.2)),
 )
 _MATCHES: Final = ("blue", "orange", "green", "red")  # one color for each match
-_HALF: Final = 0.5  # A cell belongs to a match from this part of the match's largest share on.
-_QUARTER: Final = 0.25  # A match is shown from this part of the strongest one on.
+_LEAST_CELL: Final = 0.5
+"""A cell belongs to a match from this part of the match's largest share on."""
+_LEAST_MATCH: Final = 0.25
+"""A match is shown if its largest share is at least this part of the strongest one's."""
 _WORDS_DPI: Final = 150.0
-_PICTURE: Final = 1.6  # side of the image next to a text, in inches
-_SENTENCE: Final = 4.4  # width of a text, in inches
-_LINE: Final = 0.42  # distance of two lines of words, in inches
+# Lengths in inches.
+_PICTURE_SIDE: Final = 1.6  # of the image next to a text
+_SENTENCE_WIDTH: Final = 4.4
+_LINE_DISTANCE: Final = 0.42  # of two lines of words
 _MARGIN: Final = 0.1
-_LEAST: Final = 0.005  # A value is written as 0 below this part of the largest one.
-_WORD: Final = 10.0  # type sizes in points
-_VALUE: Final = 6.0
+# Type sizes in points.
+_WORD_SIZE: Final = 10.0
+_VALUE_SIZE: Final = 6.0
+_LEAST_WRITTEN: Final = 0.005
+"""A value is written as 0 below this part of the largest one."""
 
 
 @public("curves")
@@ -124,16 +130,16 @@ def curves(
         check_nonempty("curve in every panel", panel)
     labels = list(dict.fromkeys(chain(*panels)))
     pens = _pens(labels, reference, baselines)
-    width = len(panels) * (_PANEL[0] + 0.4) + _LABEL
+    width = len(panels) * (_PLOT_WIDTH + 0.4) + _LABEL_WIDTH
 
-    figure = page(_DPI)
+    figure = page(_CURVES_DPI)
     wrap(figure.suptitle(title, x=0.01, ha="left", **lettering()), width)
     wrap(figure.supxlabel(caption, x=0.01, ha="left", **small_print()), width)
     plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     headers = headers or [""] * len(panels)
     for axes, panel, header in zip(plots, panels, headers, strict=True):
         _draw_curves(axes, panel, pens)
-        wrap(axes.set_title(header, loc="left", **lettering()), _PANEL[0])
+        wrap(axes.set_title(header, loc="left", **lettering()), _PLOT_WIDTH)
         axes.set_xlabel(xlabel, **lettering())
     plots[0].set_ylabel(ylabel, **lettering())
     lines = [Line2D([], [], label=label, **pen) for label, pen in pens.items()]
@@ -151,9 +157,10 @@ def curves(
     for text in legend.get_texts():
         # A label may hold dollar signs that are no formula, and a legend has no option for that.
         text.set_parse_math(False)
-        wrap(text, _LABEL)
-    height = max(_PANEL[1], legend.get_window_extent().height / _DPI)
-    fit(figure, (_PANEL[0], height), (0.1, 0.1))
+        wrap(text, _LABEL_WIDTH)
+    # A panel is at least as high as the legend next to it.
+    legend_height = legend.get_window_extent().height / _CURVES_DPI
+    fit(figure, (_PLOT_WIDTH, max(_LEAST_PLOT_HEIGHT, legend_height)), (0.1, 0.1))
     return figure
 
 
@@ -163,6 +170,7 @@ def _pens(
     """How the line of each label is drawn, in the order of the legend."""
     pens: dict[str, dict[str, Any]] = {}
 
+    # Lines of a higher layer hide those of a lower one where they cross.
     def add(group: Sequence[str], colors: Sequence[str], width: float, layer: int) -> None:
         for label, color, dash in zip(group, cycle(colors), cycle(_DASHES), strict=False):
             pens[label] = {"color": color, "linestyle": dash, "linewidth": width, "zorder": layer}
@@ -184,10 +192,10 @@ def _draw_curves(axes: Axes, panel: Series, pens: Mapping[str, Mapping[str, Any]
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     label_size = small_print()["fontsize"]
     axes.tick_params(labelsize=label_size, labelcolor=TEXT_COLOR, color=NOTE_COLOR)
-    opacity = float(np.clip(1 / len(pens), *_BAND))
+    opacity = float(np.clip(1 / len(pens), *_BAND_OPACITY))
     for label, (fractions, mean, low, high) in panel.items():
         pen = pens[label]
-        # Every band lies below all lines, so no line is hidden.
+        # A band lies below the lines of all methods, so it hides none of them.
         band_layer = pen["zorder"] - 2
         axes.fill_between(
             fractions, low, high, linewidth=0, color=pen["color"], alpha=opacity, zorder=band_layer
@@ -238,11 +246,16 @@ def matches(
     cosines = as_cosines(scores, (count, 1))
     rows = []
     for image, other, array, [cosine] in zip(pictures, others, share_arrays, cosines, strict=True):
-        on_other, on_image, peaks = list[Array](), list[Array](), list[str]()
-        for color, match in zip(_MATCHES, _strongest_matches(array), strict=False):
-            on_other.append(match[0])
-            on_image.append(match[1])
-            peaks.append(f"{color} {match[1].max():.3f}")
+        on_other: list[Array] = []
+        on_image: list[Array] = []
+        peaks = []
+        # The colors end the search, so there are at most as many matches.
+        found = zip(_MATCHES, _strongest_matches(array), strict=False)
+        for color, (of_other, of_image) in found:
+            on_other.append(of_other)
+            on_image.append(of_image)
+            # The strongest pair of cells is in both, so either has the largest share.
+            peaks.append(f"{color} {of_image.max():.3f}")
         note = "shares: " + ", ".join(peaks)
         if not peaks:
             note = "no cells match each other"
@@ -254,8 +267,9 @@ def matches(
 
 def _strongest_matches(shares: Array) -> Iterator[tuple[Array, Array]]:
     """Yield the shares of each match: of the reference's cells (h', w'), of the image's (h, w)."""
+    # The shares of cells that belong to no match yet; all others become zero.
     free = shares.clip(0)
-    least = _QUARTER * free.max()
+    least = _LEAST_MATCH * free.max()
     while free.max() > 0 and free.max() >= least:
         row, column, y, x = np.unravel_index(free.argmax(), free.shape)
         on_other = _connected(free[:, :, y, x], row, column)
@@ -269,7 +283,7 @@ def _connected(values: Array, row: np.intp, column: np.intp) -> Array:
     """Keep the values (h, w) of the connected cells around one that are half as large or more."""
     from scipy import ndimage
 
-    labels, _ = ndimage.label(values >= _HALF * values[row, column])
+    labels, _ = ndimage.label(values >= _LEAST_CELL * values[row, column])
     return np.asarray(values * (labels == labels[row, column]))
 
 
@@ -329,34 +343,41 @@ def sentences(
         [text_maps] = as_heatmaps(heatmap, pictures, len(texts))
         panels = [Panel(image, layers=[(text_map, colors)]) for text_map in text_maps]
 
-    figure, look, scale = page(_WORDS_DPI), current_look.get(), magnified()
-    width = look.inches or _PICTURE + _SENTENCE + 3 * _MARGIN
-    text_width = width - _PICTURE - 3 * _MARGIN
-    expect(text_width > _PICTURE, f"a width above {2 * _PICTURE + 3 * _MARGIN:.1f} inches", width)
+    look = current_look.get()
+    figure = page(_WORDS_DPI)
+    # Lengths that depend on the size of letters grow with it.
+    magnification = magnified()
+    # The margins are left of the image, between it and the text, and right of that.
+    width = look.inches or _PICTURE_SIDE + _SENTENCE_WIDTH + 3 * _MARGIN
+    text_width = width - _PICTURE_SIDE - 3 * _MARGIN
+    least_width = 2 * _PICTURE_SIDE + 3 * _MARGIN
+    expect(text_width > _PICTURE_SIDE, f"a width above {least_width:.1f} inches", width)
     if not look.titles:
-        caption, cosines = "", [""] * len(texts)
+        caption = ""
+        cosines = [""] * len(texts)
     below = figure.text(0, 0, caption, va="bottom", ha="left", **small_print())
     wrap(below, width - 2 * _MARGIN)
-    row_height = _PICTURE + 0.45 * scale
-    caption_height = 0.3 + 0.12 * scale * below.get_text().count("\n")
+    # A row has room for the cosine under its image.
+    row_height = _PICTURE_SIDE + 0.45 * magnification
+    caption_height = 0.3 + 0.12 * magnification * below.get_text().count("\n")
     height = len(texts) * row_height + caption_height
     figure.set_size_inches(width, height)
     below.set_position((_MARGIN / width, 0.08 / height))
 
     def add_axes(x: float, y: float, axes_width: float) -> Axes:
         # matplotlib takes positions and sizes in shares of the figure.
-        position = (x / width, y / height, axes_width / width, _PICTURE / height)
+        position = (x / width, y / height, axes_width / width, _PICTURE_SIDE / height)
         return figure.add_axes(position)
 
     for index, (panel, cosine, words) in enumerate(zip(panels, cosines, texts, strict=True)):
-        bottom = height - index * row_height - _MARGIN - _PICTURE
-        left = add_axes(_MARGIN, bottom, _PICTURE)
-        right = add_axes(_PICTURE + 2 * _MARGIN, bottom, text_width)
+        bottom = height - index * row_height - _MARGIN - _PICTURE_SIDE
+        left = add_axes(_MARGIN, bottom, _PICTURE_SIDE)
+        right = add_axes(_PICTURE_SIDE + 2 * _MARGIN, bottom, text_width)
         paint(left, panel)
         left.text(
             0.5, -0.03, cosine, va="top", ha="center", transform=left.transAxes, **small_print()
         )
-        _draw_words(right, words, text_width, scale)
+        _draw_words(right, words, text_width, magnification)
     return at_resolution(figure)
 
 
@@ -367,32 +388,34 @@ def colored_words(words: Sequence[tuple[str, float]]) -> list[tuple[tuple[float,
     for _, value in words:
         share = abs(value) / largest
         cmap = POSITIVE if value >= 0 else NEGATIVE
+        # The weaker a word, the more white there is in its color.
         color = tuple(1 - share * (1 - channel) for channel in cmap(0.45)[:3])
         # The digits of a value close to zero would be wider than its word.
-        number = short_number(value) if share >= _LEAST else "0"
+        number = short_number(value) if share >= _LEAST_WRITTEN else "0"
         colored.append((color, number))
     return colored
 
 
 def _draw_words(
-    axes: Axes, words: Sequence[tuple[str, float]], text_width: float, scale: float
+    axes: Axes, words: Sequence[tuple[str, float]], text_width: float, magnification: float
 ) -> None:
     """Write words from left to right in as many lines as they need, in inches from the top left."""
-    axes.set(xlim=(0, text_width), ylim=(_PICTURE, 0))
+    axes.set(xlim=(0, text_width), ylim=(_PICTURE_SIDE, 0))
     axes.set_axis_off()
-    x, y = 0.0, 0.25 * scale
+    x = 0.0
+    y = 0.25 * magnification
     for (word, _), (color, number) in zip(words, colored_words(words), strict=True):
         box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": color}
-        drawn = axes.text(0, 0, word, va="center", ha="center", bbox=box, **lettering(_WORD))
-        note = axes.text(0, 0, number, va="top", ha="center", **small_print(_VALUE))
+        drawn = axes.text(0, 0, word, va="center", ha="center", bbox=box, **lettering(_WORD_SIZE))
+        note = axes.text(0, 0, number, va="top", ha="center", **small_print(_VALUE_SIZE))
         # Extents are in pixels of the page, which keeps this resolution until all words are set.
         pixels = max(drawn.get_window_extent().width, note.get_window_extent().width)
         width = pixels / _WORDS_DPI + 0.13
         if x > 0 and x + width > text_width:
             x = 0.0
-            y += _LINE * scale
+            y += _LINE_DISTANCE * magnification
         drawn.set_position((x + width / 2, y))
-        note.set_position((x + width / 2, y + 0.14 * scale))
+        note.set_position((x + width / 2, y + 0.14 * magnification))
         x += width
 
 
@@ -409,7 +432,7 @@ def strip(
     """Draw raw maps (L, h, w) over one image (H, W, 3), such as those of heads, after a lead.
 
     A map is orange above zero and blue below. Its scale ends at its largest absolute value, or with
-    `shared` at the largest value of all maps. A `top`, given here or by the style, sets it.
+    `shared` at the largest value of all maps. A `top`, given here or by the look, sets it.
     """
     large = enlarged(raw.float().cpu().numpy(), image.shape[:2])
     largest = np.abs(large).max(axis=None if shared else (-2, -1), keepdims=True)

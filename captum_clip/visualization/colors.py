@@ -35,15 +35,17 @@ NEGATIVE: Final = LinearSegmentedColormap.from_list(
 ALPHA: Final = Look.alpha
 # Opacity is the map's value to this power, so that low values can be seen.
 RISE: Final = 0.8
+# The weights of red, green and blue in gray (ITU-R BT.601).
 _LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_COLOR: Final = 0.4
+_KEPT_COLOR: Final = 0.4
 """The share of its colors that a softened image keeps."""
-_LIGHT: Final = 0.2
+_ADDED_WHITE: Final = 0.2
 """The share of white that a softened image gets."""
 
 
 def magnified() -> float:
     """Return the size of texts as a multiple of the usual one."""
+    # By this factor matplotlib's default size, 10, becomes the usual size of ours.
     font_size = current_look.get().font_size or 0.8 * rcParams["font.size"]
     return float(font_size / TEXT_SIZE)
 
@@ -72,6 +74,7 @@ def sign_colors(*signs: str) -> list[Colormap]:
         return [colormap(cmap)]
     if cmap is None:
         both: list[Colormap] = [POSITIVE, NEGATIVE]
+        # An explanation of the text side has no maps, and so no sign.
         return both[: len(signs)]
     whole = colormap(cmap)
     # Both halves begin at the middle, since zero is there in a map of both signs.
@@ -101,8 +104,8 @@ def colormap(cmap: str | Colormap) -> Colormap:
 def soften(image: Array) -> Array:
     """Make an image (H, W, 3) paler and lighter, so that the colors of a map stand out."""
     gray = (image @ _LUMA)[..., None]
-    pale = _COLOR * image + (1 - _COLOR) * gray
-    return np.asarray(_LIGHT + (1 - _LIGHT) * pale, dtype=np.float32)
+    pale = _KEPT_COLOR * image + (1 - _KEPT_COLOR) * gray
+    return np.asarray(_ADDED_WHITE + (1 - _ADDED_WHITE) * pale, dtype=np.float32)
 
 
 def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float | None = None) -> Array:

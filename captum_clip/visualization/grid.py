@@ -31,7 +31,7 @@ from .colors import Array, Layer, cover, lettering, magnified, small_print, soft
 # Numbers of images. A longer row is folded. More rows become a contact sheet, about as wide as it
 # is high. The layout of the largest figure takes half a minute.
 _ROW_LENGTH: Final = 8
-ROWS: Final = 24
+ROWS: Final = 24  # the most of a figure that is no contact sheet
 _MOST_PANELS: Final = 1000
 
 # Lengths in inches. From six columns on images are smaller, so that letters stay legible where the
@@ -55,9 +55,9 @@ _SCREEN: Final = 1920
 _READABLE: Final = 150
 _LIMIT: Final = 2**15  # of a figure's side
 
-_PASSES: Final = 4  # until a figure is as wide as it is asked to be
+_PASSES: Final = 4  # at most, until a figure is as wide as it is asked to be
 _SHADES: Final = 48  # patches that make the color bar of a legend
-_LETTER: Final = 0.4  # width of narrow letters over their type size
+_LETTER_WIDTH: Final = 0.4  # of narrow letters, as a share of their type size
 # The area between two levels of contours has the color in their middle.
 _LEVELS: Final = np.linspace(0, 1, 17)
 _MIDDLES: Final = (_LEVELS[1:] - _LEVELS[1] / 2).astype(np.float32)
@@ -194,12 +194,14 @@ def grid(
     high, wide = panels[0].pixels.shape[:2]
     columns = max(len(headers), *map(len, rows))
     if len(rows) > ROWS and not any(panel.label for panel in panels):
+        # With n blocks a sheet is n * columns * wide by len(rows) / n * high, and so about square.
         block_count = math.ceil(math.sqrt(len(rows) * high / (columns * wide)))
         rows = _side_by_side(rows, together, columns, block_count)
         padding = [""] * (columns - len(headers))
         headers = block_count * [*headers, *padding]
         columns *= block_count
     side = _PANEL_SIDE if columns < 6 else _SMALL_SIDE
+    # Images of any shape have the area of a square of this side.
     width = side * math.sqrt(wide / high)
     for _ in range(_PASSES):
         figure = _lay_out(rows, headers, width)
@@ -260,7 +262,10 @@ def _lay_out(
 def _side_by_side(
     rows: Sequence[Sequence[Panel | None]], together: int, columns: int, block_count: int
 ) -> list[Row]:
-    """Set blocks of `together` rows next to each other, `block_count` of them, the next below."""
+    """Set blocks of `together` rows side by side, `block_count` of them, and the next ones below.
+
+    Rows are padded to as many columns, so that the blocks line up.
+    """
     padded = [[*row, *[None] * (columns - len(row))] for row in rows]
     blocks = [padded[start : start + together] for start in range(0, len(rows), together)]
     joined_rows: list[Row] = []
@@ -391,8 +396,9 @@ def wrap(text: Text, width: float) -> None:
     words = text.get_text()
     figure = text.figure
     assert figure is not None
-    most_letters = int(72 * width / (_LETTER * float(text.get_fontsize())))
-    # Letters differ in width, so only the drawn text tells whether a line fits.
+    most_letters = int(72 * width / (_LETTER_WIDTH * float(text.get_fontsize())))
+    # The search begins with more letters than a line can hold, if they were all narrow. Letters
+    # differ in width, so only the drawn text tells whether a line fits.
     for count in range(max(1, most_letters), 0, -1):
         text.set_text(textwrap.fill(words, count, break_on_hyphens=False))
         if text.get_window_extent().width <= width * figure.dpi:
@@ -408,6 +414,7 @@ def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> 
     cells: Any = figure.axes[0].get_gridspec()
     shape = np.array([cells.ncols, cells.nrows])
     plot_size = np.array(size)
+    # The room for texts is more than they need, and the layout below cuts off the rest.
     line_count = 4 + max((text.get_text().count("\n") for text in _texts_of(figure)), default=0)
     text_height = _LINE_HEIGHT * magnified() * line_count
     room = np.array([3, text_height])
@@ -420,7 +427,7 @@ def fit(figure: Figure, size: tuple[float, float], pad: tuple[float, float]) -> 
         x, y = _EDGE / sides
         layout.set(rect=(x, y, 1 - 2 * x, 1 - 2 * y))
         layout.execute(figure)
-        plot = figure.axes[0].get_position(original=True)
+        plot = figure.axes[0].get_position(original=True)  # in shares of the figure
         sides = sides + shape * (plot_size - plot.size * sides)
     # An image that is not on whole pixels would be resampled, which blurs it.
     pixels = np.round(sides * figure.dpi)

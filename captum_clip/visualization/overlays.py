@@ -71,7 +71,7 @@ def overlay(
         sign_names = ["positive", "negative"]
         meanings = ["supports", "contradicts"]
     pictures, sign_maps = framed_batches(images, batches)
-    count = len(sign_maps[0][0])
+    count = len(sign_maps[0][0])  # of the maps (K, H, W) of the first sign and image
     titles = as_values("names", names, count)
     cosines = as_cosines(scores, (len(pictures), count))
     lines = []
@@ -90,6 +90,7 @@ def overlay(
                 title = f"{prefix}{target}"
                 notes_below = (cosines[index][column], lines[index][column])
                 panels.append(_panel(image, maps[index][column], colors, title, *notes_below))
+            # Every image has as many rows as the first, since its targets fold alike.
             rows += folded(panels, lead)
             # Only the first row of an image has its label.
             lead = Panel(image, name)
@@ -151,6 +152,7 @@ def contact_sheet(
         end = []
         if target is not None:
             end.append(Panel(framed(target, lead.pixels.shape), "target image"))
+        # Neighboring columns of the same model make a row.
         for _, group in groupby(zip(models, panels, strict=True), itemgetter(0)):
             model_panels = [panel for _, panel in group]
             model_rows += folded(model_panels + end, lead)
@@ -294,6 +296,7 @@ def framed_batches(
     batches: list[list[Array]] = []
     for batch in heatmaps:
         batches.append(as_heatmaps(batch, pictures, count))
+        # All later batches must have as many maps an image as the first.
         count = len(batches[0][0])
     height = max(image.shape[0] for image in pictures)
     width = max(image.shape[1] for image in pictures)
