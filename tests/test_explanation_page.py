@@ -113,6 +113,7 @@ def test_a_page_takes_the_look_of_a_figure(found: dict[str, Explanation], tmp_pa
     assert data_of(seen.read_text("utf-8"))["images"][0]["box"] == [0, 0, 1, 1]
     drawn = replace(found["sides"], photos=()).save(tmp_path / "a.html", original=WIDE)
     assert data_of(drawn.read_text("utf-8"))["images"][0]["box"] != [0, 0, 1, 1]
+    assert found["words alone"].save(tmp_path / "words.html", cmap="viridis").exists()
     for look, message in (
         ({"alpha": 2}, "alpha"),
         ({"cmap": "jetset"}, "no color map 'jetset'"),

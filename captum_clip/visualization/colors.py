@@ -67,15 +67,16 @@ def small_print(size: float = NOTE_SIZE) -> dict[str, Any]:
 
 def sign_colors(*signs: str) -> list[Colormap]:
     """Return a color map for each sign that is drawn: the look's, parted for two signs, or ours."""
+    if not signs:
+        # An explanation of the text side has no maps, and so no sign.
+        return []
     cmap = current_look.get().cmap
     if len(signs) == 1:
         if cmap is None:
             cmap = HEAT if signs[0] == "positive" else NEGATIVE
         return [colormap(cmap)]
     if cmap is None:
-        both: list[Colormap] = [POSITIVE, NEGATIVE]
-        # An explanation of the text side has no maps, and so no sign.
-        return both[: len(signs)]
+        return [POSITIVE, NEGATIVE]
     whole = colormap(cmap)
     # Both halves begin at the middle, since zero is there in a map of both signs.
     upper = whole(np.linspace(0.5, 1, 256))

@@ -430,7 +430,7 @@ class SampleList(FileData):
     - `box`: [left, top, width, height] in pixels of the upright image, one or several;
     - `point`: [x, y, 1 or 0] of each, in shares of the width and the height. 1 means that the text
       names what is there. Points are squares of a hundredth of the shorter side, and all other
-      pixels are void, so such a region is alone in its sample.
+      pixels are void for this region.
 
     The first line may describe the set by attributes of :class:`DataSet`. They are `truth`, by
     default what the fields tell, `classes` in their order, `prompts` and `background`.
