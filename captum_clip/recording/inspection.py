@@ -57,7 +57,7 @@ def inspect_model(
     Args:
         tower: the tower.
         runs: each runs the forward on some images and gives scores (B, K). A further one is tried
-            where the one before fails, as with a function that takes its own number of images alone.
+            where the one before fails, as with a function that takes its own number of images.
         names: of laws that only some methods need (`laws.LAWS`). With "blocks" tokens must stay at
             their positions in all blocks, and not only from pixels to patches. With "merge" each
             token's heads pass the output map alone. With "embedding" scores read nothing but what
