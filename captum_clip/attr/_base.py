@@ -91,7 +91,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     _inspected: set[Any]  # kinds of models and inputs
     _constants: dict[int, Constants]  # of the forward function's scores, by their number
     _copies: bool = False  # whether the model works in place on tokens that are read later
-    _cuts_graph: ClassVar[bool] = False  # whether its graph must not begin with the forward
+    # Whether its graph must not begin with the forward, since below its layers all is constant.
+    _cuts_graph: ClassVar[bool] = False
     _laws: ClassVar[tuple[str, ...]] = ("blocks",)  # laws beside those of all methods, by name
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
 
@@ -119,8 +120,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """
         name = type(self).__name__
         with naming(name):
-            either = "pass a ClipSimilarity, or a callable images -> (B, K) with layer=model"
-            expect(callable(forward_func), "a forward function", forward_func, either)
+            advice = "pass a ClipSimilarity, or a callable images -> (B, K) with layer=model"
+            expect(callable(forward_func), "a forward function", forward_func, advice)
             if layer is None and not isinstance(forward_func, Similarity):
                 raise InputError(
                     "with a forward function of your own, pass the model as `layer`, so that it is "
@@ -241,8 +242,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         if return_rest:
             returned.append(result.rest)
         if return_delta:
-            call = inputs, target, additional_forward_args
-            returned.append(self.compute_convergence_delta(maps, result.rest, *call))
+            arguments = inputs, target, additional_forward_args
+            returned.append(self.compute_convergence_delta(maps, result.rest, *arguments))
         return tuple(returned) if len(returned) > 1 else maps
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -294,6 +295,14 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
         Gradients are possible in whatever mode the caller is. Without ``create_graph`` among the
         options no gradient reaches the caller's tensors.
+
+        Args:
+            inputs: as in `attribute`.
+            extra: further arguments of the forward function.
+            select: from the shape (B, K) of the scores to the columns (K', B) to explain.
+            options: of the formula, and ``create_graph``.
+            compute: a formula in place of `_compute`.
+            on_grid: whether its values are maps; others are returned as they are.
         """
         forward = self.forward_func
         create_graph = options.pop("create_graph", False)
@@ -313,8 +322,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             leaves = self._leaves(tensors) if create_graph else []
             graph = kept_graph(exact=exact) if create_graph else nullcontext()
             images, extra = detach_inference(tensors), detach_inference(extra)
-            call = Call(forward, images, extra, select, self._tower, type(self).__name__)
-            call = replace(call, constants=self._constants)
+            name = type(self).__name__
+            constants = self._constants
+            call = Call(forward, images, extra, select, self._tower, name, constants=constants)
             with torch_failures():
                 is_new = self._inspect(call, options, exact=exact)
                 with graph:
@@ -323,8 +333,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                     call = replace(call, images=tuple(map(detached, images)))
                     result = self._computed(formula, call)
                     maps = detached(result.values)
+                # Tokens that moved between blocks may be at wrong places. They are not if an
+                # inspection has just seen these very images, of which it takes two.
                 if result.record.moved and (not is_new or len(images[0]) > 2):
                     self._inspect(call, options, exact=exact, again=True)
+            # Torch lacks some second derivatives. The first maps of a kind show that it has theirs.
             kind = "graph", images[0].dtype, images[0].shape[1:]
             if leaves and (is_new or kind not in self._inspected):
                 differentiate(maps, leaves)
@@ -361,7 +374,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def _inspect(
         self, call: Call, options: dict[str, Any], *, exact: bool, again: bool = False
     ) -> bool:
-        """Check the laws once for each kind of model and inputs; True if they were checked now."""
+        """Check the laws once for each kind of model and inputs; True if they were checked now.
+
+        They are checked on two images, or on all of them with `again`.
+        """
         forward = self.forward_func
         images = call.images[0]
         tower = self._tower
@@ -374,8 +390,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         kind = frozenset(laws), inputs, tower.kind, kind_of(tower.module, model)
         if kind in inspected and not again:
             return False
+        # A forward function may take its own number of images alone, so all of them come second.
         calls = [call] if again else [call.of_two(), call]
         leaves = list[Tensor]()
+        # The user's code before the tower may move pixels, which their gradient shows.
         if not isinstance(forward, Similarity) and images.is_floating_point():
             for index, one_call in enumerate(calls):
                 first, *others = one_call.images
@@ -445,20 +463,22 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         return result
 
     def _check_tower(self, *, random: bool = False) -> bool:
-        """Find the tower's parts as they are now, and whether they answer the same each time.
+        """Find the tower's parts as they are now; True if they answer the same each time.
 
-        If they do not, it is refused, or a warning if maps may be `random`.
+        If they do not, that is an InputError, or only a warning where maps may be `random`.
         """
         self._tower = tower = _tower_in(self.forward_func, self._model)
         refuse_meta(tower.module)
-        if (reason := nondeterminism(tower.module)) is not None:
-            mode = f"{type(self).__name__}: the {tower.noun} is in training mode with {reason}"
-            if not random:
-                raise InputError(f"{mode}; call model.eval().")
-            warnings.warn(
-                f"{mode}: each call returns different maps, and none is checked.", stacklevel=2
-            )
-        return reason is None
+        reason = nondeterminism(tower.module)
+        if reason is None:
+            return True
+        mode = f"{type(self).__name__}: the {tower.noun} is in training mode with {reason}"
+        if not random:
+            raise InputError(f"{mode}; call model.eval().")
+        warnings.warn(
+            f"{mode}: each call returns different maps, and none is checked.", stacklevel=2
+        )
+        return False
 
     def _leaves(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """The parameters and inputs that require a gradient, to which a graph of maps leads."""
@@ -472,15 +492,16 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 def _with_options(method: type[ClipAttribution], name: str) -> Any:
     """`attribute` or `attribute_targets` with the options of a method's `_compute`.
 
-    So help, completion and Captum see them, and another argument is a TypeError at the call, which
-    says what there is.
+    So help, completion and Captum see them. Any other argument is a TypeError at the call, whose
+    message lists those that there are.
     """
     defined = vars(method).get(name)
     function = defined or getattr(super(method, method), name)
     signature = inspect.signature(function)
     if defined is None:
         signature = _signature_with_options(method, name, signature)
-    names = ", ".join([*signature.parameters][1:])
+    _, *taken = signature.parameters  # without `self`
+    names = ", ".join(taken)
 
     @wraps(function)
     def call(self: ClipAttribution, *args: Any, **kwargs: Any) -> Any:

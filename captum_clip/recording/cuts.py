@@ -92,7 +92,7 @@ class Cuts(Observer):
     _attention_cut: Cut | None = None  # of the block that runs
     _entered: Tensor | None = None  # (B, 3, H, W), what the tower takes, made of the images
     _features: Tensor | None = None  # (B, C, h, w), whose cells see overlapping pixels
-    _pixels: Tensor | None = None
+    _pixels: Tensor | None = None  # what the tower runs on, as a leaf
     _last: Tensor | None = None  # the leaf that scores are made of
     _head_outputs: Tensor | None = None  # of the last attention
     _is_closed: bool = False  # whether the forward is over
@@ -117,7 +117,8 @@ class Cuts(Observer):
         for index, layer in enumerate(tower.layers):
             hooks.before(layer.block, partial(self._enter, layer))
             hooks.after(layer.block, partial(self._leave, index), first=True)
-        # This hook is set before the one that refuses an attention, so that it runs after that.
+        # Of hooks that are set as `first` the last one runs first. So this one is set before those
+        # of `plan_attention`, of which one refuses an attention, and runs after them.
         if self.merges:
             last = tower.attentions[-1]
             hooks.after(last.output_module, partial(self._merge, last), first=True)
@@ -137,8 +138,10 @@ class Cuts(Observer):
         pixels = next(value for value in arguments if isinstance(value, Tensor))
         if not pixels.is_leaf and pixels.ndim == 4:
             self._entered = pixels
-            if self.images is not None and len(self.images) == len(pixels) > 1:
-                self._cut_images(self.images, pixels)
+            images = self.images
+            # A single image has no other with which it could be mixed up.
+            if images is not None and len(images) == len(pixels) and len(pixels) > 1:
+                self._cut_images(images, pixels)
         if isinstance(self.record.tower, ResNetTower):
             # On an even image a norm has no deviation, and a gradient no order.
             draw = torch.Generator().manual_seed(0)
@@ -199,7 +202,7 @@ class Cuts(Observer):
         sources = [read.value, read.key]
         if not read.attention.is_pool:
             sources.append(read.query)
-        # Keys beyond the tokens, such as a sink, belong to no token, as does the mean that comes
+        # Keys beyond the tokens, such as a sink, belong to no token. Nor does the mean that comes
         # first in a ResNet's pool.
         first = tower.prefix if isinstance(tower, ResNetTower) else 0
         for source in sources:
@@ -247,9 +250,10 @@ class Cuts(Observer):
     # What the gradients show once it has run
 
     def close(self, scores: Tensor) -> bool:
-        """End the forward; False where a part ran without its hooks, so that little was seen.
+        """End the forward; False where a part ran without its hooks, so that too little was seen.
 
-        A checkpointed block runs again in the backward, and what it then passes is not looked at.
+        A checkpointed block runs again in the backward. It is then cut as before, but no cut is
+        added to those that were made.
         """
         self._is_closed = True
         can_differentiate = scores.requires_grad and len(scores) == self.record.batch
@@ -288,8 +292,9 @@ class Cuts(Observer):
             side = features.shape[axis]
             if side == 1:
                 continue
+            other_axis = 3 if axis == 2 else 2
             along = _growth(energy, plain, axis)
-            across = _growth(energy, plain, 5 - axis)
+            across = _growth(energy, plain, other_axis)
             # Grids of real models have .96 and more along the axis, rolled ones .76 at most. Random
             # ones of four cells may have less, but turned ones have .96 across.
             is_turned = along < -0.3 or (across > 0.9 and is_map)
@@ -304,7 +309,7 @@ class Cuts(Observer):
         uneven = [cut for cut in cuts if not cut.is_even()]
         if uneven or not cuts:
             return uneven
-        first = list[Tensor]()
+        first = list[Tensor]()  # the gradients with the first weights, to which others are compared
         count = max(cut.outputs[0].shape[1] for cut in cuts)
         for weights in _weights(self.record, count):  # (B, count)
             scaled = self._scaled(cuts, weights)
@@ -337,27 +342,32 @@ class Cuts(Observer):
         gradients = self._gradients([*outputs.values()], leaves, cotangents)
         scaled = list[Tensor | None]()
         for cut, gradient in zip(cuts, gradients, strict=True):
-            token_weights = weights[:, : cut.outputs[0].shape[1]][:, cut.span]
-            scaled.append(None)
-            if gradient is not None:
-                tokens = cut.as_tokens(gradient).flatten(2)
-                if tokens.shape[1] == token_weights.shape[1]:
-                    scaled[-1] = to_float32(tokens) / token_weights[..., None]
+            count = cut.outputs[0].shape[1]
+            token_weights = weights[:, :count][:, cut.span]
+            tokens = None if gradient is None else cut.as_tokens(gradient).flatten(2)
+            if tokens is None or tokens.shape[1] != token_weights.shape[1]:
+                scaled.append(None)
+            else:
+                scaled.append(to_float32(tokens) / token_weights[..., None])
         return scaled
 
     def _is_displaced(self, cut: Cut, tokens: Tensor, first: Tensor) -> bool:
-        """Whether a token's gradient changes with the weights of others, or a patch has none."""
+        """Whether a token's gradient changes with the weights of others, or a patch has none.
+
+        `tokens` is its gradient by tokens over their weights, and `first` that with other weights.
+        """
         size = first.norm(dim=-1)  # (B, n)
         bound = max(map(self.record.rounding, (cut.leaf, *cut.outputs)))
         is_same = is_rounding(difference(tokens, first, dim=-1), size, bound)
         wrong = ~is_same & size.isfinite()
-        # A patch without a gradient was dropped. If none has one, a weight of zero is the reason.
+        # A patch without a gradient was dropped. If none has one, the model multiplies all of them
+        # by zero.
         has_all = tokens.shape[1] == cut.outputs[0].shape[1]
         span = self.record.span if has_all else slice(None)
         wrong[:, span] |= (size[:, span] == 0) & bool(size.any())
         visible = self.record.pooled.visible
         if visible is not None and visible.shape == wrong.shape:
-            # Padding may be wiped.
+            # Padding, which the pooled token does not see, may be wiped on the way.
             wrong &= visible
         return bool(wrong.any())
 
@@ -412,6 +422,7 @@ class Cuts(Observer):
         try:
             return torch.autograd.grad(outputs, leaves, cotangents, **options)
         except RuntimeError as error:
+            # What follows in torch's message, such as a tensor's type and version, helps nobody.
             reason = str(error).partition("\n")[0].partition(": [")[0]
             raise UnsupportedModelError(
                 f"no gradient passes the {self.record.noun} ({reason}); remove what works in "

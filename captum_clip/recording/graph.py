@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# These are context variables, since other threads may make maps of the same model meanwhile.
 graph_from_start: ContextVar[bool] = ContextVar("graph", default=False)
 
 
 @dataclass(eq=False)
 class _Kept:
-    """A graph that is kept: whether what is computed again is compared, and the map is made."""
+    """A graph that is kept, from the forward to the maps that are made of it."""
 
-    exact: bool
-    complete: bool = False
+    exact: bool  # whether a part that is computed again must be what ran
+    complete: bool = False  # whether the maps are made
 
 
 _KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)
@@ -64,7 +65,7 @@ def is_exact() -> bool:
 
 @contextmanager
 def no_graph() -> Iterator[None]:
-    """`torch.no_grad`, unless maps are to lie in the graph; also a decorator."""
+    """`torch.no_grad`, or `torch.enable_grad` if maps are to lie in the graph; also a decorator."""
     with torch.set_grad_enabled(keeps_graph()):
         yield
 
@@ -93,7 +94,7 @@ class _HeldBack(torch.autograd.Function):
 def held(tensor: Tensor) -> Tensor:
     """A tensor as a constant of the gradients that a map is made of.
 
-    With a graph that is kept, derivatives of the map itself do pass.
+    If the graph is kept, the derivatives of the map itself pass it.
     """
     kept = _KEPT.get()
     if kept is None or not tensor.requires_grad:
@@ -134,19 +135,27 @@ class Graph:
         self._versions: list[tuple[Tensor, int]] = []
 
     def start(self, tensor: Tensor) -> Tensor:
-        """The tensor as the beginning of the graph."""
+        """The tensor as the beginning of the graph, with which the forward must go on.
+
+        It is a module's own tensor, since what follows would not be made of a part of it.
+        """
         self.started = True
         torch.set_grad_enabled(True)
-        # The module's own tensor, since a part of it would not be upstream of what follows.
         return held(tensor).requires_grad_()
 
     def go_on(self) -> None:
-        """Keep the graph on where it has started, whatever context the model's code has left."""
+        """Keep the graph on where it has started.
+
+        A part of the model that ran under `torch.no_grad` has put back the mode from before it.
+        """
         if self.started:
             torch.set_grad_enabled(True)
 
     def probed(self, tensor: Tensor) -> Tensor:
-        """A tensor below the graph, such as hidden states, where a score's gradient shows."""
+        """A tensor below the graph, such as hidden states, that tells whether a score reads it.
+
+        A score that does has a gradient at `probe`.
+        """
         if self.probe is None:
             self.probe = torch.zeros((), device=tensor.device).requires_grad_()
         probed: Any = _Probe.apply

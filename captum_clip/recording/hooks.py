@@ -92,21 +92,24 @@ def modules_are_tracked() -> bool:
 class Hooks:
     """Forward hooks that act in the thread that set them and are all taken away again.
 
-    A hook's `part` names its module where it must run, so that nothing is left out.
+    A hook that must run, so that no part is left out of a map, has the `name` of its module.
     """
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._is_in_hook = False
+        # What is taken away in the end: handles of torch, and a `Watch`.
         self.handles: list[Any] = []
+        # The hooks that must run and have not, with the names of their modules for an error.
         self.unseen: dict[object, str] = {}
 
     def before(
         self, module: nn.Module, hook: _Hook, name: str = "", *, first: bool = False
     ) -> None:
-        """Call `hook(args, kwargs)` before the module runs; a tensor replaces its first one.
+        """Call `hook(args, kwargs)` before the module runs.
 
-        It runs after the hooks that are there, or `first`.
+        If it returns a tensor, the module gets that in place of its first tensor. It runs after the
+        hooks that are there already, or with `first` before them.
         """
 
         def enter(args: Arguments, kwargs: dict[str, Any]) -> Any:
@@ -116,28 +119,20 @@ class Hooks:
             if args:
                 # The first argument may be a list that begins with the tensor.
                 return (with_tensor(args[0], replaced), *args[1:]), kwargs
-            first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-            return args, {**kwargs, first: replaced}
+            keyword = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
+            return args, {**kwargs, keyword: replaced}
 
         # Keywords are needed: transformers hands hidden_states to an attention by keyword.
         guarded = self._guarded(enter, name)
         handle = module.register_forward_pre_hook(guarded, with_kwargs=True, prepend=first)
         self.handles.append(handle)
 
-    def after(
-        self,
-        module: nn.Module,
-        hook: _Hook,
-        name: str = "",
-        *,
-        first: bool = False,
-        nested: bool = False,
-    ) -> None:
-        """Call `hook(args, result)` after the module ran, for what it is to return.
+    def after(self, module: nn.Module, hook: _Hook, name: str = "", *, first: bool = False) -> None:
+        """Call `hook(args, result)` after the module ran.
 
-        With `nested` it is called even if another hook runs the module, which is not the forward.
+        What it returns takes the place of the result, unless that is None.
         """
-        guarded = self._guarded(hook, name, nested)
+        guarded = self._guarded(hook, name)
         try:
             self.handles.append(module.register_forward_hook(guarded, prepend=first))
         except RuntimeError as error:
@@ -152,7 +147,8 @@ class Hooks:
         for handle in self.handles:
             handle.remove()
 
-    def _guarded(self, hook: _Hook, name: str, nested: bool = False) -> _Hook:
+    def _guarded(self, hook: _Hook, name: str) -> _Hook:
+        """A hook that acts in the forward alone: in its thread, and not inside another hook."""
         if name:
             self.unseen[hook] = name
 
@@ -161,21 +157,22 @@ class Hooks:
             # may meet the hook while it is being set or removed, and then without kwargs.
             if threading.get_ident() != self._thread:
                 return None
-            was_in_hook = self._is_in_hook
-            if was_in_hook and not nested:
+            # A hook may run a module once more, which is no part of the forward.
+            if self._is_in_hook:
                 return None
             self.unseen.pop(hook, None)
             self._is_in_hook = True
             try:
                 return hook(*call)
             finally:
-                self._is_in_hook = was_in_hook
+                self._is_in_hook = False
 
         return mark_own_hook(guarded)
 
 
 # Attention watched where it runs
 
+# Torch's own functions as they are at the import, before anybody may put others in their place.
 _FUNCTIONS: Final = {value: name for name, value in vars(F).items() if callable(value)}
 _FUSED: Final = F.scaled_dot_product_attention
 _MULTIHEAD: Final = F.multi_head_attention_forward
@@ -190,10 +187,10 @@ _MATRIX_PRODUCTS: Final = {
 
 
 def _original(func: Any) -> Any:
-    """The function of torch in whose place in `torch.nn.functional` somebody put another one.
+    """Torch's own function, if `func` is one that somebody put in its place.
 
-    Torch hands a function over by its name, so the other one arrives here. It has called the
-    original already, and would do its own work twice.
+    Torch hands a function over by its name in `torch.nn.functional`, so the other one arrives here.
+    It has called the original already, and would do its own work twice.
     """
     names = [name for name, value in vars(F).items() if value is func]
     for original, original_name in _FUNCTIONS.items():
@@ -224,10 +221,10 @@ def _without_handing_over(function: Any) -> Callable[..., Any]:
 
 
 class Product(NamedTuple):
-    """What a tensor of an attention's was made of: a product of queries and keys, or weights."""
+    """A tensor on the way from a product of queries and keys to weights, and what it is made of."""
 
     tensor: Tensor  # kept alive, since Python uses the id of a freed one again
-    is_weights: bool
+    is_weights: bool  # whether it has passed the softmax; before that it is logits
     query: Tensor | None = None
     key: Tensor | None = None
 
@@ -262,13 +259,14 @@ class _Running:
         source = sources[0]
         query, key = source.query, source.key
         if len(sources) > 1:
+            # A sum of two products, as with relative positions, has no queries and keys of its own.
             query = key = None
         for result in _tensors([out]):
             if not result.is_floating_point() or result.ndim <= 2:
                 continue
             # The logits may be keys times queries, which are transposed before their softmax.
-            swapped_strides = source.tensor.stride()[:-3:-1]
-            is_transposed = result.stride()[-2:] == swapped_strides and result._is_view()
+            last_strides = source.tensor.stride()[-2:]
+            is_transposed = result.stride()[-2:] == last_strides[::-1] and result._is_view()
             if is_transposed:
                 product = Product(result, source.is_weights, key, query)
             else:
@@ -283,14 +281,14 @@ class Watch(TorchFunctionMode):
     values. It is read where it runs inside an attention module, between `enter` and `leave`.
     """
 
+    sees_all: ClassVar[bool] = False
+    """Whether it sees all functions of a forward, or those in attentions alone."""
+
     def __init__(self, noun: str) -> None:
         super().__init__()
         self._noun = noun
-        self._entered = False
+        self._is_on = False
         self._running: _Running | None = None
-
-    sees_all: ClassVar[bool] = False
-    """Whether it sees all functions of a forward, or those in attentions alone."""
 
     def enter(self, attention: Attention, name: str, see: See) -> None:
         """Read the attention of a module that begins to run."""
@@ -300,18 +298,19 @@ class Watch(TorchFunctionMode):
 
     def start(self) -> None:
         """Begin to see functions; harmless where it does already."""
-        if not self._entered:
+        if not self._is_on:
             self.__enter__()  # type: ignore[no-untyped-call]
-            self._entered = True
+            self._is_on = True
 
+    # It is called as the handles of hooks have it, since `Hooks.handles` holds a watch as well.
     def remove(self) -> None:
         """See functions no more; harmless where it does not."""
-        if self._entered:
-            self._entered = False
+        if self._is_on:
+            self._is_on = False
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
-        """Raise UnsupportedModelError unless one attention was read."""
+        """Read no further in the module; UnsupportedModelError unless one attention was read."""
         if not self.sees_all:
             self.remove()
         running = self._running
@@ -359,6 +358,8 @@ class Watch(TorchFunctionMode):
     def _multihead(self, running: _Running, args: Any, kwargs: Any) -> Any:
         """Run torch's own code, which hands itself over to a mode as a whole, under this one."""
         modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        # Torch takes a mode off the stack while it acts. `torch.device(...)` is a mode, too, which
+        # only makes new tensors elsewhere.
         is_alone = all(type(mode) is DeviceContext for mode in modes)
         if not (is_alone and _hands_itself_over(_MULTIHEAD)):
             running.refusal = self._refused(running.name, "runs under another torch function mode")
@@ -388,8 +389,8 @@ class Watch(TorchFunctionMode):
         if func in _SOFTMAXES:
             self._note_softmax(running, args, kwargs, out)
             return out
-        factors = (*args, *kwargs.values())[_MATRIX_PRODUCTS[func] :]
-        first, second = factors[:2]
+        place = _MATRIX_PRODUCTS[func]
+        first, second = (*args, *kwargs.values())[place : place + 2]
         is_product = first.ndim == second.ndim > 2
         sources = running.made_of(args)
         weights = next((source for source in sources if source.is_weights), None)
@@ -400,6 +401,7 @@ class Watch(TorchFunctionMode):
             # A matrix mixes the heads' weights, so no query and key belong to the result.
             running.products[id(out)] = Product(out, is_weights=True)
         elif is_product:
+            # The keys enter their product with the queries transposed.
             running.products[id(out)] = Product(out, False, query=first, key=second.mT)
         return out
 
@@ -432,6 +434,7 @@ class Watch(TorchFunctionMode):
                     parts[name] = part.reshape(-1, heads, *part.shape[1:])
         read = _as_read(running, out, **parts)
         if read is None or running.reads > 1:
+            # The first reason is the one that is told.
             if running.refusal is None:
                 problem = "runs more than one attention, as windows do"
                 if read is None:

@@ -21,6 +21,7 @@ def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
 
     Their classes, forwards and plain attributes as well; two towers of one kind pass the same laws.
     """
+    # Somebody may put another function in the place of torch's own.
     parts: list[Any] = [F.scaled_dot_product_attention]
     # A model names its attention function, and transformers has the function itself.
     kernels = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
@@ -31,6 +32,7 @@ def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
     for module in modules:
         attributes = vars(module)
         parts += (id(module), getattr(type(module), "forward", None), attributes.get("forward"))
+        # None stands between the two, so that a hook does not look the same on either side.
         parts += (*module._forward_pre_hooks, None, *module._forward_hooks)
         parts.append(attributes.get("_compiled_call_impl"))
         parts.append(getattr(attributes.get("config"), "_attn_implementation", None))
@@ -39,7 +41,7 @@ def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
 
 
 class _ForwardFailed(Exception):  # noqa: N818
-    """A forward function failed, before any law was checked."""
+    """A forward function failed, before any law was checked; its cause is the user's own error."""
 
 
 def inspect_model(
@@ -54,14 +56,15 @@ def inspect_model(
 
     Args:
         tower: the tower.
-        runs: give scores (B, K), of two images; the next one where one cannot be run, as with a
-            function that takes its own number of images alone.
+        runs: each runs the forward on some images and gives scores (B, K). A further one is tried
+            where the one before fails, as with a function that takes its own number of images.
         names: of laws that only some methods need (`laws.LAWS`). With "blocks" tokens must stay at
             their positions in all blocks, and not only from pixels to patches. With "merge" each
             token's heads pass the output map alone. With "embedding" scores read nothing but what
             the last layer returns.
         exact: whether a forward computes the same each time, which with dropout it does not.
-        images: what each of the runs takes, a leaf, where its own code may move pixels.
+        images: what each of the runs takes, as a leaf, where its own code may move pixels; empty
+            where there is no such code.
 
     Raises:
         UnsupportedModelError: something merges, drops, adds, mixes or permutes tokens.

@@ -54,7 +54,10 @@ class Law:
 
 
 def verify(record: Recording, method: str) -> None:
-    """Raise unless a forward has kept all laws that are seen to after it."""
+    """Raise unless a forward has kept all laws that are seen to after it.
+
+    Its claims are then let go, so that each is compared once.
+    """
     try:
         _uphold("after", record, record, method=method)
     finally:
@@ -75,6 +78,7 @@ def uphold_in(cuts: Cuts, names: Collection[str]) -> None:
 def _uphold(
     when: When, evidence: Any, record: Recording, names: Collection[str] = (), **words: str
 ) -> None:
+    """Raise the first breach that the evidence, a `Recording` or `Cuts`, shows."""
     for law in LAWS:
         if law.when == when and (law.is_general or law.name in names):
             for facts in law.check(evidence):
@@ -96,6 +100,7 @@ def _other_weights(record: Recording) -> Iterator[Facts]:
 
 
 def _broken_parts(record: Recording) -> Iterator[Facts]:
+    # With dropout a part that is computed again differs from what ran, and nothing is wrong.
     if is_exact():
         yield from _broken(record, record.claims)
 
@@ -121,13 +126,14 @@ def _broken(record: Recording, claims: Sequence[Claim]) -> Iterator[Facts]:
     # All results are read at once, since each read waits for the device.
     off = _concatenated([group.off.flatten() for group in compared])
     most = _concatenated([group.most.flatten() for group in compared])
-    # Where the size overflows, the map shows it.
+    # The bounds are in `most` already. Where the size overflows, the map shows it.
     wrong = ~is_rounding(off, most, 1) & (most < torch.inf)
     if wrong.any():
         index = int(wrong.int().argmax())
-        share = float(off[index]) / max(float(most[index]), 1e-30)
         part, bound = _part_at(compared, index)
-        yield {"part": part, "ratio": share * bound, "bound": bound}
+        # A part of zeros has no size, over which nothing can be divided.
+        excess = float(off[index]) / max(float(most[index]), 1e-30)
+        yield {"part": part, "ratio": excess * bound, "bound": bound}
 
 
 def _compared(record: Recording, group: Sequence[Claim]) -> _Compared:
@@ -159,6 +165,7 @@ def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
 
 def _not_finite(cuts: Cuts) -> Iterator[Facts]:
     for read in cuts.broken_reads:
+        # Parameters that are not finite explain all else, so they have an error of their own.
         refuse_not_finite(cuts.record.tower.module)
         if not read.out.isfinite().all():
             yield {"part": read.name}
@@ -315,4 +322,4 @@ LAWS: Final = (
         CaptureError,
     ),
 )
-"""All laws, in the order in which they are seen to."""
+"""All laws, in the order in which they are seen to, so that the first breach tells the reason."""

@@ -26,7 +26,12 @@ Take = Callable[[int, AttentionRead], Any]
 
 @contextmanager
 def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recording]]:
-    """Hooks to set and what they record; however the forward ends, everything is undone."""
+    """Hooks to set and what they record; however the forward ends, everything is undone.
+
+    Args:
+        tower: the tower that the forward must run, exactly once.
+        gradient: whether one is needed, which the caller's own mode must then allow.
+    """
     record = Recording(tower)
     hooks = Hooks()
     was_grad_enabled = torch.is_grad_enabled()
@@ -51,7 +56,7 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
             )
         state_before.extend(running_state(tower.module))
         record.size, record.batch, record.pooled = tower.read_inputs(args, kwargs)
-        # Under the caller's autocast results are rounded as its type is.
+        # Under autocast, results are rounded to its type, whatever the type of the parameters.
         device_type = next(tower.module.parameters()).device.type
         if torch.is_autocast_enabled(device_type):
             record.autocast = torch.get_autocast_dtype(device_type)
@@ -74,12 +79,12 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
     state = running_state(tower.module)
     is_same = len(state) == len(state_before) and all(map(operator.is_, state, state_before))
     record.switched = not is_same
-    # A part whose hooks did not run would be missing in the map.
+    # A part whose hooks did not run would be missing in the map. The first one is named.
     for name in hooks.unseen.values():
         raise CaptureError(
             f"{name} of the {tower.noun} ran without its hooks, because it was compiled, or "
             "replaced during the forward. Explain the model without torch.compile."
-        ) from None
+        )
 
 
 class Observer:
@@ -165,9 +170,11 @@ class LeafAtInput(Observer):
 
 
 def begin(record: Recording, args: Arguments, entered: Any) -> Tensor:
-    """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
+    """A hook that begins the graph: before a module at its first tensor, after it at its result.
+
+    So `entered` is the result, or before the module the dictionary of its keyword arguments.
+    """
     if not isinstance(entered, Tensor):
-        # Before a module that is the dictionary of its keyword arguments.
         arguments = (*args, *entered.values())
         entered = next(value for value in arguments if isinstance(value, Tensor))
     record.input = record.graph.start(entered)
@@ -212,7 +219,10 @@ class Outputs(Observer):
 
 @dataclass(eq=False)
 class Probes(Observer):
-    """Tells whether scores read what is below the graph: the stem, some blocks, their branches."""
+    """Tells whether scores read what is below the graph, by a gradient at `Graph.probe`.
+
+    That is what the stem returns, and what some blocks and their two branches return.
+    """
 
     order: ClassVar[int] = 40
     layers: Collection[int]
@@ -226,7 +236,7 @@ class Probes(Observer):
         def leave_stem(_: Arguments, tokens: Tensor) -> Tensor:
             return record.graph.probed(tokens)
 
-        # These hooks run first, since a hook of the user's may keep what a score reads.
+        # They run before the user's hooks, of which one may keep what a score reads.
         if isinstance(record.tower, TransformerTower):
             hooks.after(record.tower.stem, leave_stem, first=True)
         for index in self.layers:
@@ -239,8 +249,8 @@ class Probes(Observer):
 class Sums(Observer):
     """The pooled token through some blocks; what enters and the two branches add up to what leaves.
 
-    Rows are read where the block is left, all together; `copies` of them are made at once, for a
-    model that works in place.
+    All its rows in a block are stacked where the block is left. With `copies` each is copied where
+    it is seen, for a model that works in place.
     """
 
     order: ClassVar[int] = 30
@@ -256,7 +266,7 @@ class Sums(Observer):
         names = ("entered", "attention", "mlp")
         rows: dict[str, tuple[Tensor, int]] = {}  # each with its version
 
-        def keep(name: str, tokens: Tensor) -> None:
+        def note(name: str, tokens: Tensor) -> None:
             row = record.pooled.read(detached(tokens))
             if self.copies or row.is_inference():
                 row = row.clone()
@@ -278,10 +288,10 @@ class Sums(Observer):
             rows.clear()
 
         def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
-            keep("entered", layer.residual(args, kwargs))
+            note("entered", layer.residual(args, kwargs))
 
         def returned(name: str, _: Arguments, result: Any) -> None:
-            keep(name, layer.output(result))
+            note(name, layer.output(result))
 
         hooks.before(layer.block, enter)
         hooks.after(layer.output_module, partial(returned, "attention"), first=True)
@@ -298,8 +308,8 @@ def keep(_: int, read: AttentionRead) -> AttentionRead:
 class Kernels(Observer):
     """Reads the attentions of some layers where they run, and keeps what `take` returns of each.
 
-    A pooling head's attention comes after the last layer. With `leaf` the graph begins at the
-    heads' outputs, of a single one.
+    A pooling head's attention counts as one more layer, after the last. With `leaf` the graph
+    begins at the heads' outputs, so there is a single layer.
     """
 
     order: ClassVar[int] = 70
@@ -352,7 +362,7 @@ def plan_attention(
 ) -> None:
     """Set hooks on an attention, between which it is read and `see` takes what it wants of it.
 
-    It `trims` keys beyond the tokens, such as a sink.
+    `see` gets a read without the keys beyond the tokens, such as a sink, if it `trims` them.
     """
     attention: Attention = record.tower.attentions[index]
     name = "the pooling head" if attention.is_pool else f"the attention of layer {index}"
@@ -381,7 +391,7 @@ def plan_attention(
         read = replace(
             read, pooled=record.pooled, span=record.span, features=record.features, name=name
         )
-        if trims and read.value.shape[2] > record.count:
+        if trims and keys > record.count:
             read = read.without_extra_keys(record.count)
         return see(index, read)
 
@@ -402,6 +412,7 @@ class Embedding(Observer):
 
     With `leaf` the graph begins at what the tower returns. With `other` it begins at that
     embedding, which takes the place of the projection's or, without a projection, of the tower's.
+    The tower of a text returns no embedding, so there the `readout` does.
     """
 
     order: ClassVar[int] = 80
@@ -499,7 +510,8 @@ class Features(Observer):
                 return features.clone()
             return record.graph.probed(features)
 
-        # Between the two a hook of the user's may keep the beginning of the graph, or change it.
+        # The user's own hooks run between these two, and may keep the beginning of the graph or
+        # change it.
         hooks.after(tower.stage, start, "The last stage", first=True)
         hooks.after(tower.stage, leave)
 
@@ -532,7 +544,9 @@ class LastFeatures(Observer):
         if isinstance(tower, ResNetTower):
             hooks.after(tower.stage, replaced)
             return
-        layer = tower.layers[-2 if tower.pooling == "cls" else -1]
+        # What leaves the block before the last one enters the last one.
+        index = -2 if tower.pooling == "cls" else -1
+        layer = tower.layers[index]
 
         def leave(_: Arguments, result: Any) -> Any:
             output = layer.output(result)

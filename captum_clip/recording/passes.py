@@ -1,4 +1,8 @@
-"""Passes beside the plain one: with every gate as a constant, or of parts on other tokens."""
+"""Passes beside the plain one: through a tower whose gates are constants, or through parts of it.
+
+A gate is what a tower makes of tokens and multiplies tokens by: a norm's deviation, an activation's
+f(x) / x, an attention's weights. With these as constants it is linear in its tokens.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +24,12 @@ from .records import Recording, channel_ramp
 
 # Functions, by the names that torch, its tensors and aten have for them.
 
-# Norms with their arguments; one without a bias does not center.
+# Norms with the names of their arguments. A norm that takes no bias does not center either.
 _NORMS: Final = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
 }
+# A norm that is written out divides by one of these.
 _DEVIATIONS: Final = {"rsqrt", "sqrt", "std"}
 _PRODUCTS: Final = {"mul", "__mul__", "__rmul__"}
 # A gate stays a gate in sums with numbers, and in casts and views.
@@ -92,7 +97,7 @@ class _GateWatch(Watch):
         # The graph is also off in the forward of an autograd.Function.
         if not (read.value.requires_grad and torch.is_grad_enabled()):
             refuse_cut_graph(self._record, read)
-        alone = read if keeps_graph() else read.alone()
+        alone = read.alone()
 
         def push(values: Tensor) -> Tensor:
             return held(alone.matrix()) @ values
@@ -112,6 +117,7 @@ class _GateWatch(Watch):
         is_activation = name.replace("_", "") in ACTIVATIONS
         if name in _PRODUCTS and len(args) == 2 and not kwargs:
             return self._product(func, *args)
+        # Torch's only positional flag of an activation is `inplace`.
         is_in_place = name.endswith("_") or kwargs.get("inplace") or any(a is True for a in args)
         if is_activation and is_in_place:
             raise UnsupportedModelError(
@@ -225,7 +231,8 @@ def refuse_nonlinear(gradient: Tensor, patches: Tensor, noun: str) -> None:
     weights = channel_ramp(gradient.numel(), gradient.dtype, gradient.device).view(gradient.shape)
     try:
         # The graph is retained, since the gradients of other targets pass it.
-        [change] = torch.autograd.grad(gradient, patches, weights, True, allow_unused=True)
+        options = {"retain_graph": True, "allow_unused": True}
+        [change] = torch.autograd.grad(gradient, patches, weights, **options)
         is_linear = change is None or not bool(change.any())
     except RuntimeError:
         # An operation on the way has no second derivative, and is not linear.
@@ -281,7 +288,8 @@ class Arrivals(Observer):
 
     def _keep(self, index: int, layer: Any, args: Arguments, kwargs: dict[str, Any]) -> None:
         tokens = layer.residual(args, kwargs).detach()
-        # The later blocks get other tokens when they run once more.
+        # When the blocks run once more, a later one gets what the one below it returns, so its own
+        # tokens are left out.
         kept = tokens.clone() if index == 0 else tokens[:, :0]
         self.of_blocks[index] = layer.with_residual(args, kwargs, kept)
 

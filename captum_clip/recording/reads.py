@@ -78,7 +78,7 @@ class AttentionRead:
         return replace(self, weights=weights, value=value, key=key, mask=None, extra=extra)
 
     def alone(self) -> "AttentionRead":
-        """The read without a graph."""
+        """The read without a graph, unless maps are to lie in it."""
         tensors: dict[str, Any] = {}
         for name in ("out", *_SOURCES):
             tensor = getattr(self, name)
@@ -88,7 +88,7 @@ class AttentionRead:
 
     @property
     def sources(self) -> list[Tensor]:
-        """The tensors from which it is computed later, so nothing may change them in place."""
+        """The tensors that are read later, so nothing may change them in place until then."""
         tensors = [getattr(self, name) for name in _SOURCES]
         return [tensor for tensor in tensors if tensor is not None]
 
@@ -120,7 +120,7 @@ class AttentionRead:
                 return logits.softmax(-1)
             bias = select(bias)
             weights = (logits + bias).softmax(-1)
-            # A row that sees no key has weights of zero, as in torch's fused attention.
+            # The softmax of a row that sees no key is NaN. Torch's fused attention has zeros there.
             return weights.masked_fill(bias.isneginf().all(-1, keepdim=True), 0)
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class AttentionRead:
         """
         with autocast_disabled(query):
             _, keys = self.shown
-            factor, bias = self._pooled_bias()
+            factor, bias = self._pooled_bias()  # (B, H, s)
             shape = query.shape[:4]  # (B, H, G, n)
             rows = to_float32(query) * factor
             logits = (rows.flatten(2, 3) @ to_float32(keys).mT).view(*shape, -1)
@@ -207,6 +207,7 @@ class AttentionRead:
                 bias = self.select(bias)
             return self.factor, bias
         # An attention that is written out shows its weights, but not the factor of its products.
+        # The logarithm of a row of weights is factor times products, less a number for each row.
         row = self.row()
         products = (key * self.select(query)[..., None, :]).sum(-1)
         unseen = row <= 0

@@ -16,11 +16,12 @@ from ..models.steps import run_steps
 from ..models.towers import Tower, TransformerTower
 from .graph import Graph, no_graph
 
-NOTHING: Final = torch.empty(0)  # until the forward has shown it
+# It stands for a tensor that the forward has not shown yet.
+NOTHING: Final = torch.empty(0)
 
 
 def channel_ramp(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A vector along which no difference cancels."""
+    """Weights from -1 to 2 for channels, along which differences do not cancel as in their sum."""
     return torch.linspace(-1, 2, count, dtype=dtype, device=device)
 
 
@@ -30,7 +31,8 @@ class Claim(NamedTuple):
     names: Sequence[str]  # of n parts
     recomputed: Tensor  # (n, B, ...)
     returned: Tensor
-    sizes: tuple[Tensor, ...]  # (n, B, m) each, whose lengths together bound their difference
+    # (n, B, m) each. They may differ by a share of the lengths of these, or of `returned`.
+    sizes: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, name: str, recomputed: Tensor, returned: Tensor, *sizes: Tensor) -> "Claim":
@@ -46,17 +48,19 @@ class Recording:
     tower: Any = None  # the `Tower`; None where something is only compared
     size: tuple[int, int] | None = None  # height and width of the images that entered the tower
     batch: int = 0
-    count: int = 0  # tokens that entered the last block
+    count: int = 0  # tokens that entered the block that ran last
     pooled: PooledToken = field(default_factory=PooledToken)
     autocast: torch.dtype | None = None  # the type of the autocast that was on
     graph: Graph = field(default_factory=Graph)
     moved: bool = False  # a block got other tokens than those that the block below it returned
-    handed_on: list[Tensor] = field(default_factory=list)  # what the last block returned
+    # What the block that ran last returned, and the copies of it that observers passed on.
+    handed_on: list[Tensor] = field(default_factory=list)
     input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
     reads: dict[int, Any] = field(default_factory=dict)  # what is kept of attentions
     pool: Tensor = NOTHING  # (B, D), what the pooling head's attention returned
-    # the pooled token of a block: as it entered, the branches of attention and MLP, as it left
-    rows: dict[int, Tensor] = field(default_factory=dict)  # (4, B, D)
+    # The pooled token of a block, (4, B, D): as it entered, what attention and MLP returned for it,
+    # and as it left.
+    rows: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
     embedding: Tensor = NOTHING  # (B, E), what the tower returned, in the graph
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
@@ -82,7 +86,8 @@ class Recording:
         """
         indices = list(self.rows)
         layers = [self.transformer.layers[index] for index in indices]
-        entered, attended, added, left = torch.stack(list(self.rows.values()), 1).unbind()
+        rows = torch.stack(list(self.rows.values()), 1)  # (4, n, B, D) of n layers
+        entered, attended, added, left = rows.unbind()
         are_plain = not any(layer.branch() or layer.added()[1] for layer in layers)
         if are_plain and not isinstance(layers[0], PostNormLayer):
             recomputed = entered + attended + added
@@ -92,7 +97,8 @@ class Recording:
                 stream = entered[index] + run_steps(layer.branch(), attended[index])
                 sums.append(layer.summed(stream, added[index]))
             recomputed = torch.stack(sums)
-        # A sum is rounded as its largest part is.
+        # A sum is rounded as its largest part is, so it may differ by some eps of what leaves as
+        # well. Sizes are multiplied by the bound when claims are compared, so it is divided out.
         slack = 8 * torch.finfo(left.dtype).eps / self.rounding(left)
         names = [f"layer {index}" for index in indices]
         self.compare_all(names, recomputed, left, attended, added, slack * left)
@@ -110,7 +116,7 @@ class Recording:
     def compare_all(
         self, names: Sequence[str], recomputed: Tensor, returned: Tensor, *sizes: Tensor
     ) -> None:
-        """Claim the same of n parts of one shape; each tensor has one more axis in front."""
+        """Claim the same of n named parts of one shape, stacked along a first axis."""
         lengths = tuple(size.detach() for size in sizes)
         self.claims.append(Claim(names, recomputed.detach(), returned.detach(), lengths))
 
@@ -148,7 +154,10 @@ class Recording:
         return self.tower
 
     def is_map(self, patches: Tensor) -> bool:
-        """Whether projected patches are (B, D, h, w), and not with their channels last."""
+        """Whether projected patches are (B, D, h, w), and not with their channels last.
+
+        CaptureError where the size of the images is not known.
+        """
         if self.size is None:
             raise CaptureError(
                 f"The forward function runs parts of the {self.tower.noun}, such as its "
