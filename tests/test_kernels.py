@@ -7,7 +7,7 @@ import torch
 
 from tests.kernels import Kernels, kernels
 
-# The most kernels of a call by method and number of texts, for one image and transformers' ViT-B/32.
+# The most kernels of a call by method and number of texts, for an image and transformers' ViT-B/32.
 # The first call, which inspects the model, is not counted.
 BOUNDS = {
     ("forward", 1): 175,

@@ -131,7 +131,7 @@ class Recording:
         self.rows.clear()
         self.claims.clear()
         self.handed_on.clear()
-        self.embedding = self.scored = self.input = self.pool = NOTHING
+        self.embedding = self.scored = self.input = self.pool = self.features = NOTHING
         self.projected = None
         self.graph.let_go()
 
