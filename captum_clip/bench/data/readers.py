@@ -246,7 +246,9 @@ class FileData(DataSet):
         size = image.height, image.width
         with expecting(form, region):
             if "box" in region:
-                return _fill_boxes(np.reshape(region["box"], (-1, 4)), size)
+                boxes = np.reshape(region["box"], (-1, 4))
+                _check_boxes(boxes, size)
+                return _fill_boxes(boxes, size)
             if "point" in region:
                 return _fill_points(region["point"], 1, size)
             mask = region["mask"]
@@ -633,6 +635,24 @@ def _decode_runs(text: str) -> list[int]:
         value = 0
         shift = 0
     return runs
+
+
+def _check_boxes(boxes: npt.NDArray[np.float64], size: tuple[int, int]) -> None:
+    """Raise InputError for boxes that hold corners or shares where widths in pixels belong."""
+    height, width = size
+    form = "boxes [left, top, width, height] in pixels"
+    shares = (boxes <= 1).all() and (boxes % 1 > 0).any()
+    expect(
+        not shares, form, boxes.tolist(), "these are shares; multiply them with the image's size"
+    )
+    left, top, box_width, box_height = boxes.T
+    # Annotations may be off by a pixel, and those of a resized image by a share of it.
+    slack = 1 + 0.01 * max(size)
+    is_inside = (np.minimum(left, top) >= -slack).all()
+    is_inside &= (left + box_width <= width + slack).all()
+    is_inside &= (top + box_height <= height + slack).all()
+    advice = f"one leaves the image of {width} x {height} pixels; are these corners?"
+    expect(bool(is_inside), form, boxes.tolist(), advice)
 
 
 def _fill_boxes(boxes: npt.NDArray[np.float64], size: tuple[int, int]) -> Mask:

@@ -186,8 +186,8 @@ def test_captions_with_boxes_and_points(tmp_path: Path) -> None:
     rows(
         tmp_path / "own/captions.csv",
         ("image", "caption", "phrase", "x", "y", "width", "height"),
-        ("images/in/one.png", caption, "Two dogs", -4, 2.5, 5, 1),
-        ("in/one", caption, "Two dogs", 3, 18, 90, 90),
+        ("images/in/one.png", caption, "Two dogs", -1, 2.5, 2, 1),
+        ("in/one", caption, "Two dogs", 3, 18, 28, 3),
         ("in/one.jpg", caption, "", "", "", "", ""),
         ("gone.png", "another", "thing", 0, 0, 1, 1),
     )

@@ -131,15 +131,23 @@ def test_captions_are_classes_and_phrases_regions(tmp_path: Path, lawful: Any) -
 
 
 def test_boxes_of_a_region_are_joined_and_cut_at_the_edge(folder: Path) -> None:
-    """A pixel that a box touches belongs to it; a box outside of the image is dropped."""
-    boxes = [[-4, 2.5, 5, 1], [3, 18, 90, 90]]
-    regions = [{"text": "dogs", "box": boxes}, {"text": "ball", "box": [40, 0, 9, 9]}]
+    """A pixel that a box touches belongs to it; a box that leaves the image is dropped."""
+    width, height = SIZE[1], SIZE[0]
+    boxes = [[-1, 2.5, 2, 1], [3, 18, width - 2, height - 17]]
+    corners = [3, 5, width, height]
+    regions = [{"text": "dogs", "box": boxes}, {"text": "ball", "box": corners}]
+    regions.append({"text": "cat", "box": [0.1, 0.1, 0.5, 0.5]})
     sample = listed(folder, {**FARM, "regions": regions}).read(0)
     expected = np.zeros(SIZE, dtype=bool)
     expected[2:4, :1] = expected[18:, 3:] = True
     assert [region.text for region in sample.regions] == ["dogs"]
     assert same(sample.regions[0].mask, expected)
-    assert sample.dropped == ("farm, 'ball': the mask is empty",)
+    ball, cat = sample.dropped
+    assert ball.startswith(
+        "farm, 'ball': expected boxes [left, top, width, height] in pixels, got "
+    )
+    assert "leaves the image of" in ball
+    assert cat.endswith("these are shares; multiply them with the image's size")
 
 
 def test_points_are_squares_and_all_else_is_void(tmp_path: Path, lawful: Any) -> None:
@@ -165,7 +173,7 @@ def test_points_are_squares_and_all_else_is_void(tmp_path: Path, lawful: Any) ->
         ({"point": [[0.5, 0]]}, "expected one of a mask, boxes [left, top, width, height], points"),
         ({"point": [[0.5, 0.5, 0]]}, "the mask is empty"),
         ({"box": [1, 1, 0, 1]}, "the mask is empty"),
-        ({"box": [1, 1, float("nan"), 1]}, "expected one of a mask"),
+        ({"box": [1, 1, float("nan"), 1]}, "expected boxes [left, top, width, height] in pixels"),
         ({"box": [1, 1, "2", 1]}, "expected one of a mask"),
         ({"box": [1, 1, 2]}, "expected one of a mask"),
         ({"mask": 3}, "expected one of a mask"),
