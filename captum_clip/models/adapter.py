@@ -30,8 +30,8 @@ class Family(NamedTuple):
     library: str  # the module or package that defines them
     tower_of: Callable[[Any], Tower | None]  # finds the vision tower in an object of such a class
     adapter: "Callable[..., ClipAdapter] | None" = None  # for the classes of whole models
-    models: Collection[str] = ()  # names of these classes; transformers also loads them by name
-    towers: Collection[str] = ()  # names of the other classes, vision towers alone
+    models: Collection[str] = ()  # names of whole models' classes; transformers also loads by them
+    towers: Collection[str] = ()  # names of the classes of vision towers alone
 
     def holds(self, module: nn.Module) -> bool:
         """Whether a module is of such a class, or of one derived from it."""
@@ -44,7 +44,7 @@ class Family(NamedTuple):
 
 
 _inspected: WeakKeyDictionary[nn.Module, dict[type, set[Any]]] = WeakKeyDictionary()
-"""The `inspected` of all adapters of a model, so that a new one does not inspect it once more."""
+"""The set `inspected` that all adapters of one class share for a model, as long as it lives."""
 
 
 class ClipAdapter(ABC):
@@ -63,7 +63,7 @@ class ClipAdapter(ABC):
         self.name = name
         self.processor = processor
         self.tokenizer = tokenizer
-        # Kinds of the model and its inputs that passed an inspection.
+        # A method inspects the model once for each kind of inputs, and notes the kind here.
         self.inspected = set[Any]()
         if isinstance(model, nn.Module):
             adapters = _inspected.setdefault(model, {})
@@ -92,17 +92,17 @@ class ClipAdapter(ABC):
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
         tokenizer = self._require("tokenizer")
         if is_transformers_tokenizer(tokenizer):
-            # transformers warns of a length where texts are not padded to it.
+            # Without this None, transformers warns of a length to which it does not pad.
             options: dict[str, Any] = {"padding": True, "max_length": None}
             if not self.pads_to_longest and self.context_length is not None:
                 options = {"padding": "max_length", "max_length": self.context_length}
-            return self._read(tokenizer, texts, return_tensors="pt", **options)
+            return self._call_tokenizer(tokenizer, texts, return_tensors="pt", **options)
         if hasattr(tokenizer, "clean_fn"):
             # A tokenizer of OpenCLIP may be made for another context.
-            return self._read(tokenizer, texts, context_length=self.context_length)
+            return self._call_tokenizer(tokenizer, texts, context_length=self.context_length)
         return tokenizer(texts)
 
-    def _read(self, tokenizer: Any, texts: Any, **options: Any) -> Any:
+    def _call_tokenizer(self, tokenizer: Any, texts: Any, **options: Any) -> Any:
         """Call a library's tokenizer; TargetError where it cannot read the texts."""
         expected = f"what the tokenizer of {self.name} can read"
         with checks.expecting(expected, texts, error=TargetError):
@@ -126,7 +126,8 @@ class ClipAdapter(ABC):
                 "no processor gives the mean and standard deviation of the images; pass the "
                 f"{argument('processor')} of {self.name} with the model."
             )
-        # A color in [0, 1] becomes (scale * color - offset - mean) / (std * divisor).
+        # A color in [0, 1] becomes (scale * color - offset - mean) / (std * divisor). Without
+        # rescaling, a processor leaves 255 for white.
         scale = 255.0
         if getattr(inner, "do_rescale", True):
             scale *= getattr(inner, "rescale_factor", 1 / 255)
@@ -246,7 +247,9 @@ class ClipAdapter(ABC):
         numbers = {}
         if images:
             image_rows = []
-            for image in fixed_images(self.tower.native if self.processor is None else None):
+            # Without a processor, the images have to be preprocessed ones.
+            size = self.tower.native if self.processor is None else None
+            for image in fixed_images(size):
                 image_rows.append(self.encode_image(self.preprocess(image)))
             numbers["image_embeddings"] = summary(image_rows)
         if texts:
@@ -284,10 +287,11 @@ class ClipAdapter(ABC):
             with checks.expecting("preprocessed tensors (3, H, W) of one size", tensors):
                 batches = [tensor if tensor.ndim == 4 else tensor[None] for tensor in tensors]
                 batch = torch.cat(batches)
-            check_images(batch, self._known_statistics(), 0.01)
+            check_images(batch, self._known_statistics(), tolerance=0.01)
             return batch.to(self.device)
         with quiet():
             pixels = self._process(as_pil(images, keep_mode=True))
+        # The model's own processor makes no size that its tower cannot take.
         processor = argument("processor")
         wrong = f"the processor is not that of {self.name}; pass its own {processor} with the model"
         with checks.error_context(wrong):
@@ -329,8 +333,8 @@ class ClipAdapter(ABC):
 
         Values that no preprocessing makes are refused, and pixels in [0, 1] get a warning.
         """
-        # The share is larger than in `preprocess`, since Captum's NoiseTunnel adds noise.
-        check_images(images, self._known_statistics(), 0.1)
+        # More is tolerated than in `preprocess`, since Captum's NoiseTunnel adds noise.
+        check_images(images, self._known_statistics(), tolerance=0.1)
         is_here = images.device == self.device
         checks.expect(is_here, f"images on {self.device}", images, "pass images.to(clip.device)")
         self.tower.grid(images.shape[-2], images.shape[-1])
@@ -395,7 +399,7 @@ class ClipAdapter(ABC):
         tokenizer = self._require("tokenizer")
         # With `verbose`, transformers warns of long texts, for which there is an error.
         if is_transformers_tokenizer(tokenizer):
-            return len(self._read(tokenizer, text, verbose=False)["input_ids"])
+            return len(self._call_tokenizer(tokenizer, text, verbose=False)["input_ids"])
         # The tokenizer of the embedded models counts by itself.
         if hasattr(tokenizer, "count"):
             return int(tokenizer.count(text))
@@ -404,11 +408,14 @@ class ClipAdapter(ABC):
             return None
         is_hf_tokenizer = hasattr(tokenizer, "tokenizer")
         if is_hf_tokenizer and getattr(tokenizer, "tokenizer_mode", "") == "clips":
-            # OpenCLIP's HFTokenizer adds start, end and class itself in this mode.
-            options = {"add_special_tokens": False, "verbose": False}
-            return 3 + len(self._read(tokenizer.tokenizer, clean(text), **options)["input_ids"])
+            # In this mode, that of CLIPS models, OpenCLIP's HFTokenizer adds start, end and class.
+            tokens = self._call_tokenizer(
+                tokenizer.tokenizer, clean(text), add_special_tokens=False, verbose=False
+            )
+            return 3 + len(tokens["input_ids"])
         if is_hf_tokenizer:
-            return len(self._read(tokenizer.tokenizer, clean(text), verbose=False)["input_ids"])
+            tokens = self._call_tokenizer(tokenizer.tokenizer, clean(text), verbose=False)
+            return len(tokens["input_ids"])
         # OpenCLIP's SimpleTokenizer adds start and end.
         if hasattr(tokenizer, "encode"):
             return 2 + len(tokenizer.encode(text))

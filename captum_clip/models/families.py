@@ -49,13 +49,16 @@ def register_family(family: Family) -> None:
 def transformers_class(name: str, config: Mapping[str, Any]) -> str:
     """The class of transformers of a checkpoint, by its `config.json`; else UnsupportedModelError.
 
-    It may have been saved from any of the architectures that hold the model inside another.
+    The checkpoint may have been saved from a class that holds the model inside it, so the base
+    class of its type counts as well.
     """
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    model_type, saved_from = config.get("model_type"), config.get("architectures") or ()
+    model_type = config.get("model_type")
+    candidates: list[str] = list(config.get("architectures") or ())
+    # Some types have several base classes.
     base: Any = MODEL_MAPPING_NAMES.get(model_type, ())
-    candidates: list[str] = [*saved_from, *((base,) if isinstance(base, str) else base)]
+    candidates += [base] if isinstance(base, str) else base
     families = [family for family in FAMILIES if family.library.startswith("transformers.")]
     supported = {model for family in families for model in family.models}
     # A class that is known to be refused stays refused, even where its base is supported.
@@ -73,28 +76,37 @@ def _supported(families: Sequence[Family]) -> str:
     """The classes of some families, in words; those of whole models where there are any."""
     names: dict[str, list[str]] = {}
     for family in families:
-        classes = family.models or family.towers
-        names.setdefault(family.library.partition(".")[0], []).extend(classes)
-    listed = (f"{library}: {', '.join(dict.fromkeys(c))}" for library, c in names.items())
+        library = family.library.partition(".")[0]
+        names.setdefault(library, []).extend(family.models or family.towers)
+    # A user's own family may repeat the names of one that is there.
+    listed = (f"{library}: {', '.join(dict.fromkeys(each))}" for library, each in names.items())
     return f"supported are {'; '.join(listed)}"
 
 
-def _reason(kind: str) -> str | None:
-    """Why a class is not supported, and what is, if it is one that many try."""
-    return next((_REFUSED[name] for name in _REFUSED if re.fullmatch(name, kind)), None)
+def _reason(class_name: str) -> str | None:
+    """Why a class is refused, and what to use instead; None for a class without such a note."""
+    for pattern, reason in _REFUSED.items():
+        if re.fullmatch(pattern, class_name):
+            return reason
+    return None
 
 
 def _advice(module: nn.Module) -> str:
     """What to take in place of a module."""
     reason = _reason(type(module).__name__)
+    if reason is not None:
+        return reason
     for path, inner in module.named_modules():
-        if path and not reason and _family_of(unwrapped(inner)):
-            kind, path = type(inner).__name__, re.sub(r"\.(\d+)", r"[\1]", f"model.{path}")
-            reason = f"its part `{path}` is a {kind}: pass that, or `layer={path}` to a method"
-    return reason or f"{_supported(FAMILIES)}, and their vision towers"
+        if path and _family_of(unwrapped(inner)):
+            kind = type(inner).__name__
+            # As Python code, blocks.0.clip is model.blocks[0].clip.
+            code = re.sub(r"\.(\d+)", r"[\1]", f"model.{path}")
+            return f"its part `{code}` is a {kind}: pass that, or `layer={code}` to a method"
+    return f"{_supported(FAMILIES)}, and their vision towers"
 
 
 def _family_of(module: nn.Module) -> Family | None:
+    # A user's own family is registered later, and may stand in for one that is there.
     return next((family for family in reversed(FAMILIES) if family.holds(module)), None)
 
 
@@ -133,7 +145,9 @@ def tower_of(module: nn.Module) -> Tower:
 def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
     """The adapter of a user's CLIP model, called `name` in messages; errors as :func:`tower_of`."""
     model = unwrapped(model)
-    kind, family, tower = type(model).__name__, _family_of(model), find_tower(model)
+    kind = type(model).__name__
+    family = _family_of(model)
+    tower = find_tower(model)
     if family is None or tower is None:
         raise UnsupportedModelError(f"a {kind} is not supported; {_advice(model)}.")
     names = {base.__name__ for base in type(model).__mro__}

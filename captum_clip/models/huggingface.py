@@ -76,8 +76,8 @@ class TextLayout(NamedTuple):
     row: TextRow = "first"
     causal: bool = False
     # The model was trained with texts padded to the longest, or all to one length. Other padding
-    # changes the embedding if the last position is pooled, or if no mask is given: for SigLIP the
-    # cosine is .59 then.
+    # changes the embedding if the last position is pooled, or if no mask is given. SigLIP's two
+    # embeddings of one text then have a cosine of .59.
     pads_to_longest: bool = True
     module: str = "text_model"  # takes the token ids
     table: str = "embeddings.word_embeddings"  # the table of token embeddings in `module`
@@ -415,7 +415,8 @@ class Aimv2Tower(HuggingFaceTower):
             "pooling": "attention",
             "pooling_head": LatentPoolingHead(vision.head, vision.rms_norm, "output_proj"),
             "prefix": 0,
-            # Other models have learned positions, which are those of the native size.
+            # AIMv2's "native" models compute positions for any size. Others have learned them for
+            # one size.
             "resizable": bool(vision.config.is_native),
         }
 

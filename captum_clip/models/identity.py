@@ -45,6 +45,7 @@ def summary(embeddings: Iterable[Tensor]) -> str:
     for embedding in embeddings:
         [row] = embedding.float().cpu().numpy()
         projection = np.random.RandomState(0).standard_normal((4, len(row)))
+        # Division by the root of 4, the count of numbers, keeps lengths as they are on average.
         projected = projection @ row / 2
         numbers += [f"{number:.5f}" for number in projected]
     return " ".join(numbers)

@@ -135,7 +135,8 @@ def _is_eight_bit(colors: Tensor) -> bool:
     distinct = [torch.unique(colors[..., channel]) for channel in range(3)]
     levels = 255 * torch.cat(distinct)
     is_step = (levels - levels.round()).abs() < 0.1
-    # Half of all pixels are steps for SigLIP, and a baseline may be three other values.
+    # Pixels that were taken for SigLIP's values become steps of 1/510, half of which count here. A
+    # baseline's three values need not be steps.
     return bool((~is_step).sum() <= 3 + is_step.sum() / 4)
 
 
@@ -384,6 +385,7 @@ def _of_hugging_face(processor: Any, size: Size) -> Crop:
     blank = torch.zeros(3, *size, dtype=torch.uint8)
     height, width = run(blank, **no_crop).shape[-2:]
     rows, columns = _pixel_numbers((height, width))
+    # The processor takes three channels, and the third one repeats the second.
     cropped = run(torch.stack([rows, columns, columns]), do_resize=False)
     return _crop_in((height, width), cropped)
 
@@ -394,7 +396,9 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Crop:
     numbers = _pixel_numbers(size)
     is_cropped = False
     for step in steps:
+        # A resizing starts the numbers anew, so after a crop it is refused below.
         if _is_a(step, _RESIZING) and not is_cropped:
+            # Pillow has the width first.
             blank = Image.new("RGB", resized[::-1])
             resized = step(blank).size[::-1]
             numbers = _pixel_numbers(resized)

@@ -82,7 +82,7 @@ def name_of(model: nn.Module) -> str:
     return f"{name} {source}".strip()
 
 
-# Attributes that hold the rate of something random -> its name, "" for the name of the class.
+# Attributes of modules with the rate of something random -> its name; "" is that of the class.
 _RATES = {
     "p": "dropout",
     "prob": "patch dropout",
@@ -215,8 +215,10 @@ def nondeterminism(module: nn.Module) -> str | None:
 
 def checkpoints(module: nn.Module) -> bool:
     """Whether blocks are run again in the backward, where no hook would be left to see them."""
-    return any(
-        getattr(layer, "grad_checkpointing", False)
-        or (getattr(layer, "gradient_checkpointing", False) and layer.training)
-        for layer in module.modules()
-    )
+    for layer in module.modules():
+        # OpenCLIP and timm do it in any mode, transformers in training alone.
+        if getattr(layer, "grad_checkpointing", False):
+            return True
+        if getattr(layer, "gradient_checkpointing", False) and layer.training:
+            return True
+    return False

@@ -107,6 +107,7 @@ def load_clip(
         return _load_object(model, tools, changes)
     is_name = isinstance(model, (str, Path))
     expect(is_name, "a name, a folder or a CLIP model", model, error=UnsupportedModelError)
+    # A Path that is missing must not be looked up as a name on the hub.
     if isinstance(model, Path) and not expand(model).is_file():
         find_folder(model)
     source = resolve(str(model))
@@ -212,10 +213,12 @@ def choose_device(device: torch.device | str | None) -> torch.device:
 
 def _load_folder(source: ModelSource, tools: Mapping[str, Any], settings: _Settings) -> ClipAdapter:
     """Load files on this machine: those of a folder, or weights for an architecture."""
-    if not source.where:
+    is_bare_file = not source.where
+    if is_bare_file:
         with _loading(source, online=False):
             source = _with_architecture(source)
-    if not source.local:  # The architecture that fits may be one of the hub.
+    # The architecture that a file fits may be on the hub.
+    if not source.local:
         return _load_name(source, tools, settings)
     return _read_model(source, tools, settings, online=False)
 
@@ -228,9 +231,11 @@ def _with_architecture(source: ModelSource) -> ModelSource:
         kinds = "ARCH is one of OpenCLIP's, or the folder or name of the transformers model"
         way = f"Write 'ARCH:{source.file}'; {list_architectures(fits) or kinds}"
         raise InputError(f"{argument('model', source.name)}: which architecture? {way}.")
-    full = f"{fits[0]}:{source.file}"
-    reason = f"its shapes fit {fits[0]} alone, so it is loaded as {full}"
+    [architecture] = fits
+    full = f"{architecture}:{source.file}"
+    reason = f"its shapes fit {architecture} alone, so it is loaded as {full}"
     warnings.warn(f"{argument('model', str(source.file))}: {reason}.", stacklevel=2)
+    # The file may be the base of an adapter, which keeps its own name.
     name = full if source.adapter is None else source.name
     return resolve(full)._replace(name=name, adapter=source.adapter)
 
@@ -244,10 +249,13 @@ def _read_model(
     source: ModelSource, tools: Mapping[str, Any], settings: _Settings, *, online: bool
 ) -> ClipAdapter:
     """Read a model, and the tools that were not given, from its files."""
-    tools, failures = dict(tools), {}
-    # Parameters made under inference_mode could never take part in a gradient. Weights are drawn
-    # at random before they are loaded, which must not change the caller's random numbers.
-    no_inference, same_random = torch.inference_mode(False), torch.random.fork_rng(devices=[])
+    tools = dict(tools)
+    failures = {}
+    # Parameters made under inference_mode could never take part in a gradient.
+    no_inference = torch.inference_mode(False)
+    # Weights are drawn at random before they are loaded, which must not change the caller's random
+    # numbers.
+    same_random = torch.random.fork_rng(devices=[])
     with _loading(source, online=online), no_inference, same_random:
         if source.library == "open_clip":
             model = _open_clip_model(source, settings.image_size)
@@ -282,6 +290,7 @@ def _open_clip_model(source: ModelSource, image_size: int | None) -> Any:
     is_timm = "timm_model_name" in vision
     build = partial(open_clip.create_model, source.where, precision="fp32")
     build_empty = partial(build, load_weights=False, pretrained_text=False, device="meta")
+    # Only a folder's name is left as a path; weights on the hub are not checked here.
     place = source.where.removeprefix("local-dir:")
     check_weights(source.name, build_empty, place, _count_positions(vision))
     options: dict[str, Any] = {"pretrained": source.tag, "require_pretrained": True}
@@ -330,7 +339,7 @@ def _transformers_model(source: ModelSource) -> Any:
         config=config,
         dtype=torch.float32,
         output_loading_info=True,
-        # Otherwise its error names none of them.
+        # Its own error for weights of another shape names none of them; the one below does.
         ignore_mismatched_sizes=True,
         trust_remote_code=False,
     )
@@ -349,8 +358,9 @@ def _load_processor(source: ModelSource, model: Any) -> Any:
 
     config: Any = getattr(unwrapped(model), "config", None)
     is_clip = getattr(config, "model_type", None) == "clip"
-    is_bare = source.local and not any(Path(source.where).glob("*processor_config.json"))
-    if is_bare and is_clip:  # Other kinds of models have several preprocessings.
+    has_none = source.local and not any(Path(source.where).glob("*processor_config.json"))
+    # Models of another type do not all have the same preprocessing.
+    if has_none and is_clip:
         side = config.vision_config.image_size
         why = f"no preprocessor_config.json, so images become {side} x {side} as for OpenAI's CLIP"
         warnings.warn(f"{argument('model', source.name)}: {why}.", stacklevel=2)
@@ -390,7 +400,10 @@ _LOADERS = {"processor": _load_processor, "tokenizer": _load_tokenizer}
 
 
 def _resize(clip: ClipAdapter, size: int) -> None:
-    """Set the size that an image processor of transformers makes; OpenCLIP's has the model's."""
+    """Make a processor of transformers return images of a size, which the tower must take.
+
+    OpenCLIP's transform was made with the size of the resized model.
+    """
     patch = clip.tower.patch[0]
     smaller = max(1, size // patch) * patch
     advice = f"such as {smaller} or {smaller + patch}"

@@ -18,7 +18,6 @@ from .published import Library, available, named_model, openai_architecture
 
 _ADAPTER = "adapter_config.json"  # peft writes it beside an adapter's weights.
 
-
 NO_NETWORK = "the model demo/vit is embedded and needs no network"
 ACCEPTED = (
     "A name is a short name ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
@@ -35,10 +34,8 @@ class ModelSource(NamedTuple):
     library: Library
     where: str  # what its library calls it: a folder, a repository, an architecture of OpenCLIP
     tag: str | None = None  # OpenCLIP's published weights; with a file, their preprocessing
-    # Whether it is switched on, since the weights were trained with it and the architecture lacks
-    # it.
-    quick_gelu: bool = False
-    local: bool = False
+    quick_gelu: bool = False  # whether the weights need it and the architecture lacks it
+    local: bool = False  # whether all that is loaded lies on this machine
     file: Path | None = None  # weights that take the place of the published ones
     adapter: Path | None = None  # a folder of peft
 
@@ -95,7 +92,7 @@ def check_stated(name: str, file: object) -> str:
     A stranger may have written the file, so it must not choose what is read of this machine.
 
     Raises:
-        InputError: it does, or is no name; `model` is where the user may name it.
+        InputError: the name is a path here, or none of these; the message says how to allow it.
     """
     if name in MODELS:
         return name
@@ -158,6 +155,7 @@ def _find_folder(name: str, folder: Path, is_base: bool) -> ModelSource:
     is_open_clip = (folder / "open_clip_config.json").is_file()
     if config_file.is_file():
         try:
+            # An embedded model is known to be supported, and this would load torch.
             if name not in MODELS:
                 from .families import transformers_class
 
@@ -178,7 +176,7 @@ def _find_folder(name: str, folder: Path, is_base: bool) -> ModelSource:
 def _find_checkpoint(name: str, architecture: str, file: Path) -> ModelSource:
     """Weights in a file, for an architecture of OpenCLIP, of OpenAI or of transformers.
 
-    Or a folder of peft, for another base than its configuration names.
+    The `file` may also be a folder of peft, whose base is then `architecture`.
     """
     if (file / _ADAPTER).is_file():
         return _find_adapter(name, architecture, file)

@@ -115,7 +115,7 @@ def modified_resnet(visual: Any, side: Any) -> ResNetTower:
     return ResNetTower(
         module=visual,
         native=(int(side), int(side)),
-        patch=(32, 32),
+        patch=(32, 32),  # The strides of its convolutions and pools halve an image five times.
         remade_by="by name, with {image_size}",
         pooling="attention",
         prefix=1,
@@ -215,6 +215,7 @@ def text_tower_in(
     elif projection is not None:
         steps.append(projection)
     return OpenClipTextTower(
+        # A `CLIP` has no module of its own for these.
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
         takes_mask=False,
         pad=owner.pad_id if masks_padding else None,
@@ -223,11 +224,12 @@ def text_tower_in(
         end=end,
         layers=layers_of(owner.transformer),
         row=row,
+        # OpenAI's `CLIP`, which is causal, keeps its mask in the blocks.
         causal=getattr(owner, "attn_mask", True) is not None,
         steps=tuple(steps),
         suffix=int(has_cls),
         longest=int(owner.context_length),
-        is_fixed=owner is model,
+        is_fixed=owner is model,  # A `CLIP` adds its whole table of positions.
         vocabulary=int(owner.vocab_size),
     )
 

@@ -26,12 +26,12 @@ _ALWAYS_FITS: Final = 2**26  # numbers that any memory holds, whatever is in the
 _OWN_CODE: Final = f"it comes with code of its own, which is never run; {ADVICE}"
 _FILE_NAME: Final = r"\w[\w.-]*"
 _HUB: Final = rf"{_FILE_NAME}(/{_FILE_NAME})?"
-_NEVER: Final = "(?!)"
-# path of a key -> its values; None mostly stands for the library's default
+_NEVER: Final = "(?!)"  # matches no value
+# The paths of keys -> the values that they may have. Both are patterns.
 _ALLOWED_VALUES: Final = {
     r"tokenizer_kwargs\.(?!(clean|strip_sep_token|language|reduction_mask)$)": _NEVER,
     "trust_remote_code$": "False",
-    # a kernel on the hub is code
+    # Any other name may be that of a kernel on the hub, which is code.
     r"\w*attn_implementation\b": "eager|sdpa|flex_attention",
     "(quantization_config|megatron_config)": _NEVER,
     "peft_type$": "(|ADA|RAND|V|VB)LORA|LOHA|LOKR|B?OFT|IA3|HRA|FOURIERFT|LN_TUNING",
@@ -39,7 +39,7 @@ _ALLOWED_VALUES: Final = {
     "layer_norm_eps$": r"[\d.e-]+",
     "((image_)?(mean|std)|rescale_factor)$": r"-?[\d.e-]+",
     r"((image_)?(mean|std)|rescale_factor)\.": _NEVER,
-    # of these classes alone; others load more by themselves
+    # Other classes, such as `AutoTokenizer`, load more by themselves.
     "tokenizer_class$": r"(?!Auto|Rag)\w+(Tokenizer|TokenizerFast|Backend)",
     "(image_processor|feature_extractor)_type$": (
         r"(?!Auto)\w+(ImageProcessor|FeatureExtractor)(Fast|Pil)?"
@@ -93,12 +93,16 @@ def _files(where: str) -> list[Path]:
     """The configurations in a folder, or in a repository on the hub, which are downloaded."""
     from transformers.utils import cached_file
 
-    folder, revision = Path(where), None
+    folder = Path(where)
     if not folder.is_dir():
+        revision = None
         for file in _CONFIGURATIONS:
-            with suppress(OSError):  # a repository has some of them
+            # A repository lacks some of them.
+            with suppress(OSError):
                 folder = Path(cached_file(where, file, revision=revision)).parent
-                revision = folder.name  # with which no more requests are needed
+                # The cache's folder is named after the commit, so all files are of one commit, and
+                # the hub is not asked for it again.
+                revision = folder.name
     return [folder / file for file in _CONFIGURATIONS if (folder / file).is_file()]
 
 
@@ -106,8 +110,9 @@ def _plain_values(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every plain value in a configuration after its keys, but None, the library's default."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            is_default = inner is None and key != "layer_norm_eps"  # which torch calls with
-            yield from () if is_default else _plain_values(inner, f"{path}.{key}")
+            # An epsilon has no default: torch is called with None itself.
+            if inner is not None or key == "layer_norm_eps":
+                yield from _plain_values(inner, f"{path}.{key}")
     elif isinstance(value, list) and value:
         for inner in value:
             yield from _plain_values(inner, path)
@@ -136,14 +141,18 @@ def check_weights(
     if place in MODELS.values() or not place.exists():
         return
     files = _weights_in(place) if place.is_dir() else [place]
-    held, numbers = sum(file.stat().st_size for file in files), least
+    if not files:
+        return
+    held = sum(file.stat().st_size for file in files)
     most = max(held, _ALWAYS_FITS)
-    if files and numbers <= most:
-        # some architectures read values while they are built, which have none here
+    numbers = least
+    # If `least` is too much already, building the model would allocate it.
+    if numbers <= most:
+        # Some architectures read values while they are built, and on this device there are none.
         with suppress(RuntimeError), torch.device("meta"):
             model = build()
             numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    if files and numbers > most:
+    if numbers > most:
         raise InputError(
             f"{argument('model', name)}: its configuration describes {numbers:,.0f} numbers, and "
             f"its weights have {held:,} bytes; restore the configuration that they were saved with."
@@ -164,12 +173,14 @@ def no_code() -> Iterator[None]:
     """Let no library import code of a model, unpickle, or ask on standard input whether it may."""
     from transformers import dynamic_module_utils as own_code
 
-    # zero is transformers' own way to say that nobody is there to answer
+    # A time of zero is transformers' own way to say that nobody is there to answer.
     refused = patch.multiple(own_code, TIME_OUT_REMOTE_CODE=0, get_class_in_module=_refuse_code)
     with ExitStack() as undo, refused:
+        # The last callback runs first, so the user's own value of the variable comes back after it.
         undo.callback(os.environ.update, os.environ.copy())
         undo.callback(os.environ.pop, "TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
-        # wherever a library calls torch.load; OpenCLIP calls it again without the option
+        # The variable holds wherever a library calls torch.load, also where OpenCLIP calls it again
+        # without the option.
         os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         yield
@@ -180,9 +191,11 @@ def _refuse_code(*_: Any, **__: Any) -> NoReturn:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first sentence of a library's error; of a question whether to run code, what to do."""
-    # torch lists what does not fit below a line that ends so
-    line = re.sub(r":\s*\n\s*", ": ", str(error).strip()).partition("\n")[0].rstrip(".:")
-    if "trust_remote_code" in str(error):
+    """The first line of a library's error, or advice if it asks whether to run a model's code."""
+    message = str(error)
+    if "trust_remote_code" in message:
         return _OWN_CODE
+    # torch ends its first line with a colon, and lists below it what does not fit.
+    joined = re.sub(r":\s*\n\s*", ": ", message.strip())
+    line = joined.partition("\n")[0].rstrip(".:")
     return excerpt(line, 300)

@@ -91,24 +91,25 @@ class Direction:
             biases = (*biases, (self.without_constant(), bias))
         total_scale = self.scale
         if scale is not None:
-            total_scale = total_scale * scale[..., 0]
+            total_scale = total_scale * scale[..., 0]  # (B, 1) -> (B,)
         return Direction(rows, total_scale, biases)
 
 
 def constants(directions: Sequence[Direction]) -> Tensor:
     """The constants of n directions, (n, K, B)."""
-    if not _share_one_way(directions):
+    if not _have_one_origin(directions):
         return torch.stack([direction.constant for direction in directions])
-    # All biases meet the same direction, so one product is enough.
+    # All biases meet the same direction, so one matrix product is enough.
     above, _ = directions[0].biases[0]
     biases = []
     for direction in directions:
         [(_, bias)] = direction.biases
         biases.append(bias)
-    return above.dots(torch.stack(biases, 1)).permute(2, 0, 1)
+    stacked = torch.stack(biases, 1)  # (1 or B, n, D)
+    return above.dots(stacked).permute(2, 0, 1)
 
 
-def _share_one_way(directions: Sequence[Direction]) -> bool:
+def _have_one_origin(directions: Sequence[Direction]) -> bool:
     """Whether all directions came through one biased map each, from one direction above it."""
     if any(len(direction.biases) != 1 for direction in directions):
         return False
@@ -341,7 +342,7 @@ class Called(ModuleStep):
         rows: list[Tensor] = []
         with torch.enable_grad():
             leaf = token.detach().requires_grad_()
-            output = self.rows(leaf)
+            output = self.outputs(leaf)
             for row in dense:
                 rows += torch.autograd.grad(
                     output, leaf, row, retain_graph=True, create_graph=create_graph
@@ -349,24 +350,24 @@ class Called(ModuleStep):
         return direction.of_images(dense).through(torch.stack(rows), constant)
 
     def push(self, vectors: Tensor, token: Tensor) -> Tensor:
-        return self.rows(vectors) - self._constant(token)
+        return self.outputs(vectors) - self._constant(token)
 
-    def rows(self, token: Tensor) -> Tensor:
+    def outputs(self, token: Tensor) -> Tensor:
         """The output for tokens (B, D) or (B, n, D); the module gets (B, D) at a time."""
         if token.ndim > 2:
-            return torch.stack([self.rows(row) for row in token.unbind(1)], 1)
+            return torch.stack([self.outputs(row) for row in token.unbind(1)], 1)
         # A hook on the module may work in place.
         return self.forward(token.clone())
 
     def _constant(self, token: Tensor) -> Tensor:
         """The output of zeros; UnsupportedModelError where the module is not affine at a token."""
         with torch.enable_grad():
-            has_gradient = self.rows(token.detach().requires_grad_()).requires_grad
-        # If f is affine, f(x + y) - f(y) = f(x) - f(0).
-        zero = self.rows(torch.zeros_like(token))
+            has_gradient = self.outputs(token.detach().requires_grad_()).requires_grad
+        # If f is affine, f(x + y) - f(y) = f(x) - f(0). A rolled token is a y of the same size.
+        zero = self.outputs(torch.zeros_like(token))
         other = token.roll(1, -1)
-        change = self.rows(token + other) - self.rows(other)
-        expected = self.rows(token) - zero
+        change = self.outputs(token + other) - self.outputs(other)
+        expected = self.outputs(token) - zero
         if not has_gradient or not self.agrees(change, expected, zero):
             raise UnsupportedModelError(
                 f"a {type(self.module).__name__} follows the pooled token, but a score can be "
@@ -432,7 +433,7 @@ class RMSNorm(AffineAtToken):
     def at(self, token: Tensor) -> TokenStep:
         called = Called(self.module)
         norm, output = _norm(self.module, token)
-        return norm if called.agrees(output, called.rows(token)) else called
+        return norm if called.agrees(output, called.outputs(token)) else called
 
 
 def _norm(module: Any, token: Tensor) -> tuple[Gated, Tensor]:
@@ -478,10 +479,10 @@ def gate_of(function: Callable[[Tensor], Tensor], token: Tensor, result: Tensor)
     It is the slope from below, as PyTorch's own for ReLU. Without it a unit at zero would pass
     nothing on, though the parts that reach it only add up to zero.
     """
-    step = torch.finfo(token.dtype).eps
+    epsilon = torch.finfo(token.dtype).eps
     zero = function(token.new_full((1,), 0.0))
-    below = function(token.new_full((1,), -step))
-    slope = (zero - below) / step
+    below = function(token.new_full((1,), -epsilon))
+    slope = (zero - below) / epsilon
     # A division by zero would have NaN as its gradient, even where `where` takes the slope.
     is_zero = token == 0
     return torch.where(is_zero, slope, result / token.masked_fill(is_zero, 1))

@@ -98,11 +98,14 @@ def timm_tower(module: Any) -> TimmTower | TimmCNN | None:
     trunk: Any = getattr(module, "trunk", module)
     if isinstance(trunk, (VisionTransformer, Eva)):
         return _timm_vit(module, trunk)
-    stages = {f"stage {i}": stage for i, stage in enumerate(getattr(trunk, "stages", ()))}
-    if type(trunk) is FastVit and not trunk.fork_feat:
-        stages["final_conv"] = trunk.final_conv
-    elif type(trunk) is not ConvNeXt or not isinstance(trunk.norm_pre, nn.Identity):
+    is_fastvit = type(trunk) is FastVit and not trunk.fork_feat
+    # With a norm before its head, the last stage would not be what the head pools.
+    is_convnext = type(trunk) is ConvNeXt and isinstance(trunk.norm_pre, nn.Identity)
+    if not (is_fastvit or is_convnext):
         return None
+    stages = {f"stage {i}": stage for i, stage in enumerate(trunk.stages)}
+    if is_fastvit:
+        stages["final_conv"] = trunk.final_conv
     # The head of the trunk, or OpenCLIP's around it, may pool in another way.
     averages = getattr(trunk.head.global_pool, "pool_type", None) == "avg"
     if not averages or hasattr(module.head, "pool"):

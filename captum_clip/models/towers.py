@@ -26,7 +26,7 @@ TextRow = Literal["end", "last", "first", "mean"]
 
 
 class Entry(NamedTuple):
-    """The input of a tower."""
+    """What a recording has to know of a tower's input."""
 
     size: Size  # height and width of images; (1, T) for texts
     batch: int
@@ -70,8 +70,9 @@ class Tower(ABC):
         columns = width // patch_width
         is_multiple = height % patch_height == 0 and width % patch_width == 0
         is_native = (height, width) == self.native
-        # A patch projection drops the pixels that fill no patch, but padded strides may round up.
         fits = is_multiple and (is_native or self.resizable)
+        # A patch projection drops the pixels that fill no patch, so a native size always fits. The
+        # padded strides of a convolutional tower may round up instead.
         if is_native and self.kind != "resnet":
             fits = True
         if rows and columns and fits:
@@ -243,7 +244,7 @@ class TextTower(TransformerTower):
         length = ids.shape[1] + self.suffix
         rows: Tensor | None = None
         if self.row == "end":
-            # argmax takes the first end token, since CLIP's tokenizer pads with them.
+            # argmax takes the first of several: CLIP's tokenizer pads with end tokens.
             ends = ids if self.end is None else ids == self.end
             rows = ends.int().argmax(-1)
         elif self.row == "last":
@@ -253,7 +254,8 @@ class TextTower(TransformerTower):
         attended = self.seen(ids, mask)
         if not self.causal and attended is None:
             return PooledToken(rows)
-        visible = torch.ones_like(ids[:, :1], dtype=torch.bool).expand(-1, length)
+        visible = torch.ones_like(ids[:, :1], dtype=torch.bool).expand(-1, length)  # (B, s)
+        # A mean reads every position, so a causal mask hides none from it.
         if self.causal and rows is not None:
             visible = torch.arange(length, device=ids.device) <= rows[:, None]
         if attended is not None:

@@ -144,7 +144,7 @@ def randomize_parameters(
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each stage of the vision tower, from the top."""
     tower = tower_of(model)
-    # A projection after the tower is a module of the model around it.
+    # A projection after the tower belongs to the model around it, so the model is searched.
     in_head = _head_parameters(tower)
     stages = {"head": [parameter for parameter in model.parameters() if parameter in in_head]}
     if isinstance(tower, ViTTower):
@@ -159,7 +159,9 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     above = {parameter for parameters in stages.values() for parameter in parameters}
     # A part without parameters, such as a head, is no stage.
     stages = {name: parameters for name, parameters in stages.items() if parameters}
-    stages[bottom] = [p for p in tower.module.parameters() if p not in above]
+    stages[bottom] = [
+        parameter for parameter in tower.module.parameters() if parameter not in above
+    ]
     return stages
 
 

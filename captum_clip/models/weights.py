@@ -126,20 +126,24 @@ def architectures_of(weights: dict[str, Tensor]) -> list[str]:
             continue
         if ("timm_model_name" in vision) != is_timm:
             continue
+        # An architecture may need a package that is missing, and then it does not count.
         with suppress(Exception), torch.device("meta"):
             model = open_clip.create_model(name, load_weights=False, device="meta")
             _, missing, _ = fit_weights(model, weights)
             if not missing:
                 names.append(name)
-    if not any("vision_model." in key for key in weights):
+    is_transformers = any("vision_model." in key for key in weights)
+    if not is_transformers:
         return names
     for row in available():
         if row.checkpoint.startswith("openai/"):
+            # OpenCLIP knows the sizes of the same model without asking the hub.
             vision = open_clip.get_model_config(openai_architecture(row))["vision_cfg"]
-            width = vision.get("width")
-            patch = vision.get("patch_size")
+            width = vision["width"]
+            patch = vision["patch_size"]
+            patch_count = (vision["image_size"] // patch) ** 2
             patch_map = (width, 3, patch, patch)
-            position_table = (1 + (vision.get("image_size") // patch) ** 2, width)
+            position_table = (1 + patch_count, width)
             if patch_map in shapes and position_table in shapes:
                 names.append(row.checkpoint.removeprefix("openai/"))
     return names

@@ -76,6 +76,7 @@ def _score(predicted: Floats, votes: Votes, training_votes: Votes) -> ProbeScore
         shares = []
         for is_hit in hits + baseline_hits:
             shares.append(float(is_hit[chosen].mean()) if chosen.any() else 0.0)
+        # The order is that of the fields: nine and eight classes, then their baselines.
         return Accuracy(int(chosen.sum()), *shares)
 
     all_paintings = np.ones(len(votes), dtype=bool)

@@ -15,7 +15,7 @@ from . import Target
 
 
 class Similarity(nn.Module):
-    """Base of both forward functions: the embeddings of a target, and the cosine."""
+    """Base of the forward functions with a target: its embeddings, and the cosine with them."""
 
     embeddings: Tensor
     _example: str
@@ -62,9 +62,10 @@ class Similarity(nn.Module):
 
 def check_dimension(embeddings: Tensor, dimension: int, clip: ClipAdapter) -> None:
     """Raise TargetError unless embeddings (K, E) have the size of a model's."""
-    width, expected = embeddings.shape[1], f"a target of {dimension} numbers, as embeddings of"
+    width = embeddings.shape[1]
+    expected = f"a target of {dimension} numbers, as embeddings of {clip.name} have"
     advice = "make it with this model"
-    expect(width == dimension, f"{expected} {clip.name} have", width, advice, error=TargetError)
+    expect(width == dimension, expected, width, advice, error=TargetError)
 
 
 class ClipSimilarity(Similarity):
@@ -224,7 +225,7 @@ class ClipPairSimilarity(nn.Module):
     def check(
         self, images: Any, others: Any, attention_mask: Any = None, *, pairs: bool = True
     ) -> None:
-        """Raise InputError for inputs that cannot be compared; with `pairs`, one with one."""
+        """Raise InputError for inputs that cannot be compared; `pairs` asks for as many of each."""
         clip = self.clip
         clip.check_images(images)
         if self.text_tower is not None:

@@ -437,11 +437,12 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     beginnings = ["", *accumulate(_pieces(text)[: len(words)])]
     text_ids, *beginning_ids = clip.text_inputs([text, *beginnings])[0].tolist()
     counts = [clip.count_tokens(beginning) for beginning in beginnings]
-    # Words begin where the text differs from the empty one.
+    # The empty text is start, end and padding alone, so words begin where the two differ.
     pairs = zip(text_ids, beginning_ids[0], strict=True)
     differing = [position for position, (a, b) in enumerate(pairs) if a != b]
     if not differing:
         raise TargetError(f"{text!r} has no tokens of its own.")
+    # Where a count is unknown, the lists differ in length, and an error follows.
     known_counts = [count for count in counts if count is not None]
     stops = [differing[0] + count - known_counts[0] for count in known_counts]
     are_prefixes = all(
@@ -549,12 +550,13 @@ def emotion(
     # The class of a probe is not checked, since a probe of other classes may be a user's own.
     advice = "EmotionProbe.load(file) reads one"
     with expecting("an EmotionProbe", probe, advice, error=TargetError):
-        classes, weights, identity = probe.classes, probe.weights, probe.identity
+        classes = probe.classes
+        weights = probe.weights
+        identity = probe.identity
         chosen = probe.emotions if names is None else tuple(as_list(names))
     unknown = [name for name in chosen if name not in classes]
     expected = f"names among {', '.join(classes)}"
     expect(chosen and not unknown, expected, unknown, error=TargetError)
-    width, dimension = weights.shape[1], clip.embedding_dim
     if identity:
         differing = differing_parts(identity, clip.identity(texts=False))
         if differing:
@@ -564,9 +566,12 @@ def emotion(
                 "this model."
             )
     else:
+        width = weights.shape[1]
+        dimension = clip.embedding_dim
         fits = dimension in (None, width)
         expected = f"a probe of {dimension} dimensions, as {clip.name} has"
         expect(fits, expected, width, "take one of this model", error=TargetError)
-    centered = weights - center * weights.mean(0)  # (C, D)
-    rows = centered[[classes.index(name) for name in chosen]]
+    if center:
+        weights = weights - weights.mean(0)  # (C, D)
+    rows = weights[[classes.index(name) for name in chosen]]
     return Target.of(torch.from_numpy(rows).float().to(clip.device), chosen)
