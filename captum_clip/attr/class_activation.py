@@ -45,7 +45,7 @@ from ._call import (
     observed,
     pooled_embedding,
     refuse_checkpointing,
-    together,
+    rows_at_once,
     with_token,
 )
 
@@ -323,7 +323,7 @@ class LeGrad(ViTAttribution):
         key_count = read.value.shape[2]
         numbers = gradients[0].numel() // gradients.shape[-1] * key_count
         maps = []
-        for chunk in torch.split(gradients, together(numbers)):
+        for chunk in torch.split(gradients, rows_at_once(numbers)):
             matrix = mha.matrix_gradient(read, chunk)  # (k, B, H, s, s)
             maps.append(matrix.clamp(min=0).mean((2, 3)))
         return torch.cat(maps)
