@@ -54,8 +54,8 @@ class ReaderRemoval(ClipAttribution):
         layer: the model, with a forward function of your own.
 
     Keyword Args:
-        window (int): side of a window in cells, odd. The default is the largest odd side that is
-            at most 3/7 of the grid's. In a text it is one token.
+        window (int): side of a window in cells, odd. The default is the odd side that is nearest to
+            3/7 of the grid's. In a text it is one token.
         stride (int): step from the center of a window to the next, at most `window`. The default
             puts about 7 windows along a side, and one at each token of a text.
         readers (int): number of patches that run anew as well, 0 by default. Each window has its
@@ -374,7 +374,7 @@ class _Reader:
             default_width = 1
             default_step = 1
             if not is_text:
-                # The largest odd side of at most 3/7 of the grid's, and seven windows along it.
+                # The odd side nearest to 3/7 of the grid's, and about seven windows along it.
                 default_width = 2 * round(3 * side / 14 - 0.5) + 1
                 default_step = -(-side // 7)
             width = window or default_width
