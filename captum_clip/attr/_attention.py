@@ -34,7 +34,7 @@ from ._call import (
     embedded_scores,
     observed,
     refuse_checkpointing,
-    together,
+    rows_at_once,
 )
 
 
@@ -42,7 +42,7 @@ from ._call import (
 class LastGradient:
     """The gradient of the last attention, which is the pooling head's where there is one.
 
-    Either `row` or `output` is given.
+    Either `row` or `output` is given: one row is enough where the scores read one token.
 
     Attributes:
         row: d y / d A of the pooled row, (K', B, H, s), where all other rows are exactly zero.
@@ -57,7 +57,7 @@ class LastGradient:
     def matrices(self, tower: TransformerTower) -> Iterator[tuple[Tensor, Tensor]]:
         """Give the rows to read (k, B, s) and d y / d A (k, B, H, s, s), k targets at a time."""
         assert self.output is not None
-        chunk_size = together(_numbers_of_target(self.read.out))
+        chunk_size = rows_at_once(_numbers_of_target(self.read.out))
         for output in torch.split(self.output, chunk_size):
             yield start_row(output, tower, self.read.pooled), matrix_gradient(self.read, output)
 
@@ -69,6 +69,7 @@ def last_gradient(tower: TransformerTower, call: Call, *kernels: Kernels) -> Las
         blocks = Sums(range(last, len(tower.layers)), copies=call.copies)
         run = observed(tower, call, *kernels, Kernels([last]), blocks, leaf=True)
         read = run.record.reads[last]
+        # Scores that read more than this token are left to a forward with a longer graph, below.
         with suppress(ReadsMoreError):
             at_token = _through_one_token(tower, run, read)
             return LastGradient(run, read, row_gradient(read, at_token))
@@ -100,14 +101,15 @@ def _through_one_token(tower: TransformerTower, run: Pass, read: AttentionRead) 
     heads = read.select(detached(read.out)).flatten(1)  # (B, H d)
     gradients = []
     # The token is copied for each target: a batched backward would differentiate norms one by one.
-    for rows in torch.split(embedded.gradient, together(8 * heads.numel())):
+    for rows in torch.split(embedded.gradient, rows_at_once(8 * heads.numel())):
         count = len(rows)
         leaf = heads.repeat(count, 1).requires_grad_()
         try:
             token = merged(read.attention, leaf)
             if tower.pooling == "cls":
                 layer = tower.layers[last]
-                entered = record.rows[last][0].repeat(count, 1)
+                entered, *_ = record.rows[last]
+                entered = entered.repeat(count, 1)
                 stream = entered + call_steps(layer.branch(), token.to(entered.dtype))
                 token = call_steps(layer.after_attention(), stream)
             embedding = call_steps(embedded.head(tower), token)
@@ -118,6 +120,7 @@ def _through_one_token(tower: TransformerTower, run: Pass, read: AttentionRead) 
         # A hook may have cut the graph between the attention and the embedding.
         if not embedding.requires_grad or not ran_alike(record, (embedding, returned)):
             raise reads_more
+        # Images and targets are one batch here, in which no token reads another.
         cotangent = rows.flatten(0, 1).to(embedding.dtype)
         [gradient] = grad(embedding, leaf, cotangent, create_graph=keeps_graph())
         gradients.append(gradient.view(*rows.shape[:2], -1))
@@ -160,7 +163,7 @@ class AllGradients:
         """How many targets are differentiated at once."""
         largest = max(_numbers_of_target(point) for point in self.points)
         of_all_points = sum(point.numel() for point in self.points)
-        return together(max(largest, of_all_points))
+        return rows_at_once(max(largest, of_all_points))
 
     def gradients(self) -> Iterator[tuple[Tensor, ...]]:
         """Give the gradients of k targets at a time, one (k, B, H, s, d) for each point."""
@@ -242,7 +245,7 @@ def resnet_gradient(
     return run, gradient.sum((-2, -1))
 
 
-def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor:
+def _shift_gradient(tower: ResNetTower, run: Pass, constant_weights: bool) -> Tensor:
     """Compute the gradients (K', B, C) of a shift, from those at the pool's heads or at the mean.
 
     Raises:
@@ -276,7 +279,7 @@ def _shift_gradient(tower: ResNetTower, run: Pass, detached: bool) -> Tensor:
         at_token = batched(gradients, embedded.gradient.to(embedding.dtype), token)
         if read is None:
             return at_token
-        return shift_gradient(read, at_token, detached=detached)
+        return shift_gradient(read, at_token, constant_weights=constant_weights)
 
 
 def _pool_inputs(read: AttentionRead) -> list[tuple[Tensor, Tensor]]:
@@ -291,12 +294,12 @@ def _pool_inputs(read: AttentionRead) -> list[tuple[Tensor, Tensor]]:
     return [value_pair, query_pair]
 
 
-def merged(attention: Attention, heads: Tensor, run: Callable[..., Tensor] = run_steps) -> Tensor:
+def merged(attention: Attention, heads: Tensor) -> Tensor:
     """Compute the attention's output (..., D) from its heads' concatenated outputs."""
     with autocast_disabled(heads):
         # The kernel may have run in another type than that of the weights.
         dtype = next(attention.output_module.parameters(), heads).dtype
-        return run(attention.merge_steps(), heads.to(dtype))
+        return run_steps(attention.merge_steps(), heads.to(dtype))
 
 
 @no_graph()
@@ -350,18 +353,18 @@ def mixed_values(read: AttentionRead, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def shift_gradient(read: AttentionRead, gradient: Tensor, *, detached: bool = False) -> Tensor:
+def shift_gradient(read: AttentionRead, gradient: Tensor, *, constant_weights: bool) -> Tensor:
     r"""The gradient (K, B, C) of a shift of all features that a ResNet's attention pool reads.
 
     .. math:: W_V^T g + W_Q^T \big(s \textstyle\sum_j \nabla l_{hj} k_{hj}\big)_h, \quad
         \nabla l = a \odot (\nabla a - \textstyle\sum_j a_j \nabla a_j)
 
     with g (K, B, H d) the gradient at the heads' outputs, and l the logits. All keys shift alike,
-    which the softmax cancels. `detached` takes the weights as constants.
+    which the softmax cancels. With `constant_weights` the first term is all.
     """
     query_map, _, value_map = read.attention.input_maps()
     shift = gradient @ value_map.weight.to(gradient.dtype)
-    if detached:
+    if constant_weights:
         return shift
     # The way through the softmax nearly cancels, so it is computed in double precision.
     queries, keys = (vectors.double() for vectors in read.shown)
@@ -478,10 +481,11 @@ def propagated(start: Tensor, matrices: Iterable[Tensor], *, residual: bool) -> 
     mean pooling it is 1 / N in every cell.
     """
     zeros = torch.zeros_like(start)
+    # v is the sum of two rows, of which only the second one is in the result.
     if residual:
-        identity, gained = start, zeros
+        left_out, gained = start, zeros
     else:
-        identity, gained = zeros, start
+        left_out, gained = zeros, start
     for matrix in matrices:
-        gained = gained + read_row(identity + gained, matrix)
+        gained = gained + read_row(left_out + gained, matrix)
     return gained

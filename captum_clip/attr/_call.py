@@ -48,7 +48,7 @@ class ReadsMoreError(CaptureError):
 
 
 class ForwardFailedError(Exception):
-    """A forward function raised torch's own error, its cause, while it was recorded."""
+    """A recorded forward function raised an error of torch, which is the cause of this one."""
 
 
 class Computed(NamedTuple):
@@ -82,7 +82,8 @@ class Call:
         method: the name of the method in messages.
         copies: whether tokens that are read later are copied at once, since the model changes
             them in place.
-        constants: what earlier calls showed of the scores' constants, by the number of scores.
+        constants: what earlier calls showed of the constant b of each score, the part to which the
+            embedding adds nothing, by the number of scores.
     """
 
     forward: Callable[..., Tensor]
@@ -165,8 +166,8 @@ class Pass:
         record: its recording.
         scores: (B, K), with a graph or without.
         columns: (K', B), the scores that are explained.
-        rows: (K', 1 or B, E), the unit embeddings whose cosines the scores of a plain `Similarity`
-            are; None for other scores.
+        rows: (K', 1 or B, E), the unit embeddings of the targets, where the scores are plain
+            cosines with them; None for other scores.
         call: the call, if it can be run once more.
     """
 
@@ -199,8 +200,8 @@ class Pass:
     ) -> tuple[Tensor, ...]:
         """Multiply rows (B, K) with the gradients of the scores at some leaves.
 
-        A leaf that no gradient reaches has a gradient of zero if somebody's hook may have cut it
-        off, and is an error else.
+        If no gradient reaches a leaf, it is zero where somebody's hook may have cut it off, and an
+        error otherwise.
         """
         self.check_graph()
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
@@ -261,6 +262,7 @@ class Pass:
             if candidate is None:
                 continue
             first = _first_token(candidate, candidate.ndim)
+            # An adapter hands the embedding on as it is, so any other number was made on the way.
             if first.shape == record.scored.shape and record.scored.equal(to_float32(first)):
                 return candidate
         return None
@@ -293,15 +295,15 @@ def differentiate(maps: Tensor, leaves: list[Tensor]) -> None:
         ) from error
 
 
-def together(numbers: int) -> int:
-    """How many rows a batched backward takes at once, given the numbers that it holds of one."""
+def rows_at_once(numbers: int) -> int:
+    """How many rows a batched backward may take, if it holds so many numbers for each of them."""
     return max(1, _NUMBERS_AT_ONCE // max(1, numbers))
 
 
 def chunks(
     gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, size: int
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The gradients (k, ...) of chunks of rows, in one batched product a chunk where that runs.
+    """The gradients (k, ...) of chunks of rows: each chunk in one backward, or else row by row.
 
     Args:
         gradients: from a row to its gradients at some leaves; with ``is_grads_batched=True`` from
@@ -324,7 +326,7 @@ def chunks(
 
 def batched(gradients: Callable[..., tuple[Tensor, ...]], rows: Tensor, leaf: Tensor) -> Tensor:
     """The gradients (n, *leaf.shape) of n rows at one leaf."""
-    size = together(leaf.numel())
+    size = rows_at_once(leaf.numel())
     return torch.cat([gradient for (gradient,) in chunks(gradients, rows, size)])
 
 
@@ -392,7 +394,7 @@ def _names_hint(names: Sequence[str]) -> str:
 def observed(tower: Tower, call: Call, *observers: Observer, leaf: bool = False) -> Pass:
     """Run once under some observers; with `leaf` the graph begins at the embedding.
 
-    Scores that are not the cosines of the embedding are then seen to read nothing below it.
+    With a leaf, scores other than the embedding's cosines are tested for what they read below it.
     """
     recording = partial(observe, tower, *observers, Embedding(call.readout, leaf))
     if not leaf:
@@ -404,6 +406,7 @@ def observed(tower: Tower, call: Call, *observers: Observer, leaf: bool = False)
     # Probes on all layers show whether a score reads anything below the embedding.
     every_layer = Probes(range(len(tower.layers)))
     run = call.run(recording(every_layer))
+    # Cosines of something else than the embedding are scores like any other from here on.
     return replace(run, rows=None)
 
 
@@ -637,8 +640,8 @@ def _directions(
         return rows
 
     memory = {} if run.call is None else run.call.constants
-    count = run.scores.shape[1]
-    known = memory.get(count)
+    score_count = run.scores.shape[1]
+    known = memory.get(score_count)
     if known is not None and not known.matter:
         return gradient * length, (scores - linear).T
     # In a graph, maps have the derivative of f(-e) as well, so this forward is part of it.
@@ -649,10 +652,10 @@ def _directions(
             return rows, constants.T
     known, constants = _constants_of(run, embedding, gradient, projected)
     if not known.matter:
-        memory[count] = known
+        memory[score_count] = known
         return gradient * length, (scores - linear).T
     rows = directions(constants)
-    memory[count] = known.with_lengths(run.columns, rows.detach(), bound)
+    memory[score_count] = known.with_lengths(run.columns, rows.detach(), bound)
     return rows, constants.T
 
 
@@ -666,37 +669,39 @@ def _constants_of(
     """
     scores = detached(run.scores)  # (B, K)
     bound = run.record.rounding(embedding)
-    gradient_alone = Constants(False), torch.zeros_like(gradient[..., 0])
+    gradient_alone = Constants(matter=False), torch.zeros_like(gradient[..., 0])
     if run.call is None:
         return gradient_alone
-    negated = Embedding(run.call.readout, other=-embedding, projected=projected)
+    negation = Embedding(run.call.readout, other=-embedding, projected=projected)
     try:
         with without_whole_graph():
-            other = run.call.run(observe(run.call.tower, negated))
-        point = other.record.projected if projected else other.record.embedding
+            negated = run.call.run(observe(run.call.tower, negation))
+        point = negated.record.projected if projected else negated.record.embedding
         assert point is not None
-        other_gradient = to_float32(other.stacked_gradients(point))
+        negated_gradient = to_float32(negated.stacked_gradients(point))
     except Exception:
         # The user's code need not take an embedding that no image has, and may raise anything.
         return gradient_alone
-    other_gradient = _first_token(other_gradient, embedding.ndim)
-    other_scores = detached(other.scores)
-    constants = (scores + other_scores) / 2
-    odd = (scores - other_scores) / 2
+    negated_gradient = _first_token(negated_gradient, embedding.ndim)
+    negated_scores = detached(negated.scores)
+    constants = (scores + negated_scores) / 2
+    odd = (scores - negated_scores) / 2
     # The gradient of an odd function is even.
-    is_odd = agree(other_gradient, gradient, bound=bound, dim=-1)
+    is_odd = agree(negated_gradient, gradient, bound=bound, dim=-1)
     if not bool(is_odd.all() & constants.isfinite().all()):
         return gradient_alone
     chosen_constants = constants.T.gather(0, run.columns).to(gradient.dtype)  # (K', B)
     chosen_odd = odd.T.gather(0, run.columns).to(gradient.dtype)
     first = to_float32(detached(_first_token(embedding, embedding.ndim)))
     linear = (gradient * first).sum(-1)
+    # If the gradient gives the whole odd part, no part of the score along e is missing in it.
     if bool(is_rounding((chosen_odd - linear).abs(), chosen_odd.abs(), bound).all()):
         return gradient_alone
-    size = scores.abs() + other_scores.abs()
+    size = scores.abs() + negated_scores.abs()
+    # A constant that differs between images, such as a prior of each, is not known beforehand.
     alike = is_rounding((constants - constants[:1]).abs(), size, bound).all(0)
     values = torch.where(alike, constants.mean(0), torch.nan)
-    return Constants(True, tuple(values.tolist())), chosen_constants
+    return Constants(matter=True, values=tuple(values.tolist())), chosen_constants
 
 
 def _scored_point(run: Pass, below: Tensor) -> Tensor | None:

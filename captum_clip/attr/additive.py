@@ -64,7 +64,7 @@ class PooledRow(NamedTuple):
     parts: Tensor  # (B, H, s, d), what each token adds to the heads' outputs
     extra: Tensor | None = None  # (B, H d), what no token adds
     attention: Attention | None = None
-    mixture: tuple[Tensor, Tensor] | None = None  # of values, as computed and as they ran
+    mixture: tuple[Tensor, Tensor] | None = None  # a mixed value, as computed again and as it ran
 
     @property
     def heads(self) -> Tensor:
@@ -76,7 +76,10 @@ class PooledRow(NamedTuple):
 
     @classmethod
     def of(cls, _: int, read: AttentionRead, *, centered: bool) -> "PooledRow":
-        """Read the row of an attention as it runs; `centered` takes values less their mean."""
+        """Read the row of an attention as it runs; `centered` takes values less their mean.
+
+        The index of the layer is what `Kernels` gives to whatever takes a read.
+        """
         with no_graph(), autocast_disabled(read.value):
             row = read.row()
             value = to_float32(read.value)
@@ -88,6 +91,7 @@ class PooledRow(NamedTuple):
                 mean = read.pooled.mean(value.transpose(1, 2).flatten(2), read.span)
                 mean = split_heads(mean, value.shape[1]).transpose(1, 2)  # (B, H, 1, d)
                 value = value - mean
+                # What all tokens give alike belongs to none of them.
                 mean_share = (row.sum(-1, keepdim=True) * mean[:, :, 0]).flatten(1)
                 extra = mean_share if extra is None else extra + mean_share
             return cls(read.name, value * row[..., None], extra, read.attention)
@@ -142,6 +146,7 @@ def _mean_row(tower: Tower, embedded: PooledEmbedding, centered: bool) -> Pooled
     if not centered:
         vectors = vectors[:, :1]
     _, vectors = push_forward(steps, tokens.flatten(0, 1), vectors)
+    # (B, N, 2, D), or (B, N, 1, D) without the mean
     vectors = vectors.view(*tokens.shape[:2], *vectors.shape[1:]) * share[..., None]
     parts = vectors[:, :, 0]
     # The norm of a zero vector is the norm's bias.
@@ -193,8 +198,10 @@ def pooled_rows(
     layers = layers[: len(tower.attentions)]
     if not observers:
         observers = (Kernels(layers, partial(PooledRow.of, centered=centered)),)
-    blocks = Sums(range(layers.start, min(layers.stop, len(tower.layers))), copies=call.copies)
-    embedded = pooled_embedding(tower, call, *observers, blocks)
+    # A pooling head is the last of the attentions, but no block.
+    blocks = range(layers.start, min(layers.stop, len(tower.layers)))
+    sums = Sums(blocks, copies=call.copies)
+    embedded = pooled_embedding(tower, call, *observers, sums)
     record = embedded.run.record
     if record.rows:
         record.compare_sums()
@@ -236,6 +243,7 @@ def _steps_after_attention(pooled: PooledRows, mlps: bool) -> dict[int, list[_To
         if mlps:
             followed[index] = [_TokenSteps(steps, token, returned)]
         else:
+            # Shares pass both norms; what the MLP between these adds counts in the rest.
             first_norm, mlp, second_norm = steps[:1], steps[1:2], steps[2:]
             normed = run_steps(first_norm, token)
             followed[index] = [
@@ -259,7 +267,10 @@ def _steps_of_row(pooled: PooledRows, index: int) -> _RowSteps:
     if row.attention is None:
         return _RowSteps(returned=row.heads)
     record = pooled.record
-    returned = record.pool if row.attention.is_pool else record.rows[index][1]
+    if row.attention.is_pool:
+        returned = record.pool
+    else:
+        _, returned, _, _ = record.rows[index]
     return _RowSteps(row.attention.merge_steps(), row.attention.branch(), returned)
 
 
@@ -341,28 +352,30 @@ def pulled_rows(
     They are kept `per` "layer" or "head", (K, B, n, s) or (K, B, n, H, s), or added up.
     """
     followed = _steps_after_attention(pooled, mlps)
-    comparisons: list[_Along] = []
+    comparisons: list[_Products] = []
     pulled: list[_PulledRow] = []
     for index, row in reversed(pooled.rows.items()):
         for steps, token, returned in reversed(followed.get(index, [])):
             above = direction
             direction = pull_back(steps, token, above.without_constant())
+            # Along `above`, the steps return what enters along `direction`, and their biases.
             whole = direction.dot(token) + direction.constant
             name = f"what follows the attention of layer {index}"
-            comparisons.append(_Along(name, above, whole, returned))
+            comparisons.append(_Products(name, above, whole, returned))
         pulled.append(_pull_row(pooled, index, row, direction, per))
     directions = [layer.at_heads for layer in pulled]
     scales = torch.stack([at_heads.scale for at_heads in directions])  # (L, B)
     maps = torch.stack([layer.maps for layer in pulled])  # (L, K', B, ..., s)
-    maps = maps * scales.view(len(pulled), 1, -1, *[1] * (maps.ndim - 3))
+    ones = [1] * (maps.ndim - 3)
+    maps = maps * scales.view(len(pulled), 1, -1, *ones)
     wholes = maps.flatten(3).sum(-1) + constants(directions)  # (L, K', B)
     if any(layer.extra is not None for layer in pulled):
         zero = torch.zeros_like(wholes[0])
         extras = [zero if layer.extra is None else layer.extra for layer in pulled]
         wholes = wholes + torch.stack(extras)
     for layer, whole in zip(pulled, wholes, strict=True):
-        comparisons.append(_Along(layer.name, layer.at_stream, whole, layer.added))
-    _compare_along(pooled.record, comparisons)
+        comparisons.append(_Products(layer.name, layer.at_stream, whole, layer.added))
+    _compare_products(pooled.record, comparisons)
     if per is None:
         return maps.sum(0)
     # The layers were read from the last one down.
@@ -396,19 +409,19 @@ def _pull_row(
     )
 
 
-class _Along(NamedTuple):
-    """The products (K', B) of all parts together, and the library's token (B, D) of these parts."""
+class _Products(NamedTuple):
+    """What the parts of a token add along some directions, and the token itself, as it ran."""
 
     name: str
     direction: Direction
-    whole: Tensor
-    token: Tensor
+    whole: Tensor  # (K', B), the sum of all parts
+    token: Tensor  # (B, D)
 
 
-def _compare_along(record: Recording, comparisons: Sequence[_Along]) -> None:
+def _compare_products(record: Recording, comparisons: Sequence[_Products]) -> None:
     """Compare the products of all parts with those of the library's tokens.
 
-    Only along the directions, which needs no further weights than the parts themselves.
+    To compare the tokens themselves, all parts would have to pass the weights of every layer.
     """
     # Products along one direction are compared together, which takes fewer kernels.
     directions = {id(product.direction): product.direction for product in comparisons}
@@ -416,7 +429,8 @@ def _compare_along(record: Recording, comparisons: Sequence[_Along]) -> None:
         alike = [product for product in comparisons if product.direction is direction]
         tokens = torch.stack([product.token for product in alike], 1)  # (B, n, D)
         wide = to_float32(tokens)
-        # Numbers that differ at random differ by this much along a vector.
+        # Of a random difference, 1 / sqrt(D) of its length lies along a vector, rarely four times
+        # that much.
         size = torch.linalg.vector_norm(wide, dim=-1) * 4 * tokens.shape[-1] ** -0.5
         size = direction.length * size.T  # (n, B)
         wholes = torch.stack([product.whole for product in alike]).transpose(1, 2)  # (n, B, K')
@@ -436,7 +450,8 @@ def decompose(embedded: PooledEmbedding, values: Tensor, directions: Tensor | No
         # A forward function may score more than the tower's embedding. NaN fails the comparison.
         recomputed = torch.full_like(scored, torch.nan)
     record.compare("the embedding", recomputed, F.normalize(scored, dim=-1))
-    # Tokens outside the span have no place in a map, so what they add is in the rest.
+    # Tokens outside the span have no place in a map, so what they add is in the rest. Values by
+    # head have no tokens.
     in_map = values[..., record.span] if values.ndim == 3 else values.flatten(2)
     rest = products(unit, directions) - in_map.sum(-1)
     return embedded.run.computed(values, rest.T)
@@ -635,6 +650,7 @@ def propagated_to_patches(
             refuse_nonlinear(gradient, patches, tower.noun)
         return ((as_tokens(detached(gradient)) * inputs).sum(-1),)
 
+    # One target is enough to see that the rest is linear, at the price of a second derivative.
     (first,) = shares(rows[0], check=True)
     relevance = first[None]  # (K', B, N)
     if len(rows) > 1:

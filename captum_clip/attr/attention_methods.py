@@ -169,6 +169,7 @@ class AttentionRollout(ViTAttribution):
 
         kernels = Kernels(layers, take)
         if may_read_patches:
+            # The gradient is wanted at the last block's tokens, so the graph begins behind it.
             run = observed(tower, call, kernels, Outputs([last_block], starts=True))
         else:
             run = without_gradient(tower, call, kernels)
@@ -176,7 +177,7 @@ class AttentionRollout(ViTAttribution):
         first_row = record.reads[layers[-1]][:, 0]
         chained = layers
         if tower.pooling == "attention":
-            # No residual runs around the pool, so its attention is the row to start from.
+            # No residual runs around the pool, so its attention alone is the row to start from.
             row = first_row
             chained = layers[:-1]
         elif may_read_patches and run.scores.requires_grad:
@@ -352,7 +353,7 @@ class LastGradAttention(ViTAttribution):
         if pooling == "attention" and len(layers) > 1:
             return self._below_pooling_head(call, layers, heads)
 
-        def take(_: int, read: AttentionRead) -> Tensor:
+        def take(_: int, read: AttentionRead) -> Tensor:  # (B, H or 1, s)
             return _combined(read.row(), heads, dim=1)
 
         # With mean pooling the gradient has many rows, so whole matrices are needed.
@@ -369,7 +370,7 @@ class LastGradAttention(ViTAttribution):
         steps = mha.weighted_rows(gradient, torch.stack(rows))  # (L, K', B, s)
         growth = 1 + record.pooled.read(steps[..., None])  # (L, K', B, 1)
         # What a layer gives to the row grows in all layers above it.
-        growth_above = growth.flip(0).cumprod(0).flip(0)[1:]
+        growth_above = growth.flip(0).cumprod(0).flip(0)[1:]  # (L - 1, K', B, 1)
         from_below = (growth_above * steps[:-1]).sum(0)
         return last.run.computed(steps[-1] + from_below)
 
@@ -381,6 +382,7 @@ class LastGradAttention(ViTAttribution):
             # Only the gradient showed that the rows which were kept are not enough.
             again = without_gradient(self._tower, call, Kernels(layers))
             again.record.compare("a second forward", again.scores, run.scores)
+            # The result has the record of the first forward, which is verified after this.
             verify(again.record, call.method)
             record = again.record
         is_reused = len(run.columns) > 1
@@ -487,6 +489,7 @@ class GradEclip(ViTAttribution):
             return last.run.computed(positive * self._spread(read, None))
         assert last.output is not None
         start = mha.start_row(last.output, self._tower, read.pooled)  # (K', B, s)
+        # The map is linear in the gradient up to the ReLU, so the rows are summed first.
         gradient = torch.einsum("kbs,kbhsd->kbhd", start.to(last.output), last.output)
         positive = mha.row_gradient(read, gradient).sum(2).clamp(min=0)
         spread = torch.stack([self._spread(read, row) for row in start])
@@ -601,7 +604,7 @@ class LayerAttention(ViTAttribution):
         def take(_: int, read: AttentionRead) -> Tensor:  # (B, s)
             if read.attention.is_pool or (rows == "cls" and tower.pooling == "cls"):
                 return read.row().mean(1)
-            matrix = read.matrix().mean(1)
+            matrix = read.matrix().mean(1)  # (B, s, s)
             if rows == "sum":
                 return matrix.sum(1)
             mean = mha.initial_row(tower.pooling, matrix[:, 0], tower.prefix, read.pooled)

@@ -45,7 +45,7 @@ from ._call import (
     observed,
     pooled_embedding,
     refuse_checkpointing,
-    together,
+    rows_at_once,
     with_token,
 )
 
@@ -123,6 +123,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     _tower: ResNetTower | None  # type: ignore[assignment]
 
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
+        # The last stage itself means the same as no layer, so it needs no help from Captum.
         if isinstance(forward_func, ClipSimilarity):
             tower = forward_func.clip.tower
             if isinstance(tower, ResNetTower) and layer is tower.stage:
@@ -189,6 +190,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         """The maps of Captum's own `LayerGradCam`."""
         if self._tower is not None:
             self._check_tower()
+        # Captum's log of usage has this call already, from our own `attribute`.
         attribute: Any = LayerGradCam.attribute.__wrapped__
         # Captum takes a gradient, which inference mode forbids even where it is enabled.
         with torch.inference_mode(False):
@@ -205,13 +207,13 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             )
         return maps
 
-    def _run(self, *call: Any) -> Computed:
+    def _run(self, *arguments: Any) -> Computed:
         if self._tower is None:
             raise UnsupportedModelError(
                 "attribute_targets needs the last stage of the tower; for another "
                 "layer, call attribute once per target."
             )
-        return super()._run(*call)
+        return super()._run(*arguments)
 
     def _compute(
         self, call: Call, *, relu_attributions: bool = False, attention: PoolWeights = "free"
@@ -299,11 +301,14 @@ class LeGrad(ViTAttribution):
             run = observed(tower, call, Outputs(chosen), pool, leaf=True)
             below = None
         else:
+            # Each chosen layer's attention is differentiated, so the graph begins at the first one.
             first_kernel = Kernels([first], leaf=True)
             other_kernels = Kernels(chosen[1:])
             observers = [Outputs(chosen), first_kernel, other_kernels]
             if not call.is_cosine:
-                # Scores may read layers below the graph, which only a probe can show.
+                # Scores may read layers below the graph, which only a probe can show. The layer
+                # just below gets none: its tokens are on the stream, so a gradient always reaches
+                # them.
                 observers.append(Probes(range(first - 1)))
             run = observed(tower, call, *observers)
             below = run.record.reads[first].out
@@ -323,7 +328,7 @@ class LeGrad(ViTAttribution):
         key_count = read.value.shape[2]
         numbers = gradients[0].numel() // gradients.shape[-1] * key_count
         maps = []
-        for chunk in torch.split(gradients, together(numbers)):
+        for chunk in torch.split(gradients, rows_at_once(numbers)):
             matrix = mha.matrix_gradient(read, chunk)  # (k, B, H, s, s)
             maps.append(matrix.clamp(min=0).mean((2, 3)))
         return torch.cat(maps)
@@ -352,6 +357,7 @@ class LeGrad(ViTAttribution):
             scores = torch.einsum("kbe,be->k", embedded.direction.rows, embedding)
         ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
 
+        # `batched` calls this with one row (K',), or with several at once.
         def gradients(row: Tensor, *, is_grads_batched: bool = False) -> tuple[Tensor, ...]:
             options: Any = {"retain_graph": True, "is_grads_batched": is_grads_batched}
             gradient: Any
@@ -463,11 +469,14 @@ class PatchSimilarity(ViTAttribution):
         read = record.reads[last]
         with no_graph(), autocast_disabled(embedded.token):
             merged = mha.merged(module, read.select(detached(read.out)).flatten(1))
-            returned = record.pool if read.attention.is_pool else record.rows[last][1]
+            if read.attention.is_pool:
+                returned = record.pool
+            else:
+                _, returned, _, _ = record.rows[last]
             record.compare(read.name, to_float32(merged), returned)
             if record.rows:
                 record.compare_sums()
-            head_outputs = _mixed_values(read, attention)
+            head_outputs = _similar_values(read, attention)
             batch, _, count, _ = head_outputs.shape
             tokens = head_outputs.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
             tokens = run_steps((*module.merge_steps(), *module.branch()), tokens)
@@ -476,10 +485,11 @@ class PatchSimilarity(ViTAttribution):
                 entered, attended, _, left = record.rows[last]
                 stream = entered + run_steps(module.branch(), attended)
                 record.compare(f"layer {last}", run_steps(rest_of_block, stream), left)
-                entered = to_float32(detached(record.outputs[last - 1]))  # (B, s, D)
-                tokens = run_steps(rest_of_block, entered.flatten(0, 1) + tokens)
+                all_entered = to_float32(detached(record.outputs[last - 1]))  # (B, s, D)
+                tokens = run_steps(rest_of_block, all_entered.flatten(0, 1) + tokens)
             # The pooled token passes the head along with the patches, since somebody's hook may
-            # tell tokens from each other. What the head makes of it is the embedding.
+            # tell tokens from each other. What the head makes of it is the embedding. In a mean of
+            # tokens these rows are merely some of them, and are not compared.
             pooled = embedded.token.flatten(0, -2)[:batch]
             projected = run_steps(embedded.head(tower), torch.cat([tokens, pooled]))
             if tower.pooling != "mean":
@@ -491,7 +501,7 @@ class PatchSimilarity(ViTAttribution):
         return embedded.run.computed(maps)
 
 
-def _mixed_values(read: AttentionRead, attention: Mixing) -> Tensor:
+def _similar_values(read: AttentionRead, attention: Mixing) -> Tensor:
     """Compute S V (B, H, s, d)."""
     value = to_float32(read.value)
     if attention == "identity":
@@ -605,10 +615,12 @@ class CamFamily(ClipAttribution):
         features = to_float32(leaf.detach())
         feature_array = features.cpu().numpy()
         maps = []
+        # Each step has one column of all images, and gradients (1, B, C, h, w).
         for columns, (gradients,) in zip(run.columns, run.gradients(leaf), strict=True):
             drawn = cam.get_cam_image(
                 call.images[0],
                 network.features,
+                # The library takes a target as a function of the scores (K,) of its image.
                 [itemgetter(int(column)) for column in columns],
                 feature_array,
                 to_float32(gradients[0]).cpu().numpy(),

@@ -104,7 +104,7 @@ def check_method(
         return float((values - expected).abs().max() / largest)
 
     def of_target(target: Any) -> Tensor:
-        # Captum's methods on pixels keep the channels of an image.
+        # Ours have a single channel, but Captum's methods on pixels keep those of an image.
         return explainer.attribute(images, target=target).detach().sum(1)  # type: ignore[no-any-return]
 
     laws: dict[str, float] = {}
@@ -113,6 +113,7 @@ def check_method(
     laws["image alone"] = off(torch.cat(one_by_one), maps)
     by_target = [of_target(column) for column in range(len(targets))]
     laws["target alone"] = off(torch.stack(by_target, 1), maps)
+    # Captum also takes one target per image, here another one for each neighbor.
     rows = torch.arange(len(images))
     columns = rows % len(targets)
     laws["target of each image"] = off(of_target(columns.tolist()), maps[rows, columns])

@@ -19,9 +19,9 @@ class PairMaps(NamedTuple):
         names: the name of the whole, then those of its words or cells, K together.
         maps: the signed shares of each, (B, K, h, w).
         scores: the cosine, then the share of each word or cell, the sum of its map, (B, K).
-        leave_one_out: what the cosine loses without the text, and without each word, (B, K); None
-            for cells.
-        norms: the lengths of these differences, (K,), which are 1 for the whole and for cells.
+        leave_one_out: what the cosine loses if the empty text takes the place of the text, then if
+            each word is left out, (B, K); None for cells.
+        norms: how far the text's encoding moves without each word, (K,); 1 for the whole and cells.
         cells: rows and columns of the reference's grid; (0, 0) for a text.
     """
 
@@ -49,6 +49,7 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
     shares = shares[:, 0]
     rest = InteractionRest(rest.other[:, 0], rest.image[:, 0], rest.constant[:, 0])
     parts = shares.flatten(1, -3)  # (B, T or h' w', h, w)
+    # The map of the whole also has what a position of the image adds with the other's rest.
     whole = parts.sum(1) + rest.image
     cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant
     if isinstance(other, str):
@@ -57,8 +58,10 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
         differences = targets.concatenate([targets.text(clip, other) - empty, words])
         with torch.no_grad():
             cosines = ClipSimilarity(clip, differences)(pixels)
+        # Targets have unit length, so the cosines get the lengths of the differences back.
         leave_one_out = cosines * differences.norms.to(pixels.device)
         spans = [span for _, span in targets.word_tokens(clip, other)]
+        # Start, end and padding tokens belong to no word, so they leave the parts here.
         of_words = [parts[:, span.start : span.stop].sum(1) for span in spans]
         parts = torch.stack(of_words, 1)
         names = (other, *words.names)

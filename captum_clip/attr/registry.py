@@ -11,7 +11,6 @@ from importlib.metadata import entry_points
 from types import NoneType
 from typing import Any, Final, TypeAlias, TypeVar, get_args
 
-import torch
 from torch import Tensor
 
 from .. import targets
@@ -29,10 +28,14 @@ ENTRY_POINTS: Final = "captum_clip.methods"
 """Group of entry points in which other packages name their classes."""
 
 MAMOOLER: Final = "mamooler"
-"""Stands for :func:`report_method` of a tower wherever a method is named."""
+"""Stands for :func:`report_method` of a tower wherever a method is named.
+
+The report is CLIP Explainability (Mamooler, EPFL).
+"""
 _OF_REPORT: Final = {"vit": "last-grad", "text": "last-grad", "resnet": "grad-cam"}
 _FLAGS: Final = ("signed", "needs_target", "costly")
-# These keyword arguments of `attribute_targets` belong to its caller and are no options by name.
+# These keyword arguments of `attribute_targets` change what it returns. Code that calls it decides
+# on them, so the name of a method cannot carry them as options.
 _RESERVED: Final = {"return_scores", "return_rest", "create_graph", "relu_attributions"}
 
 _Class = TypeVar("_Class", bound=type[Any])
@@ -84,8 +87,8 @@ def register(method: _Class) -> _Class:
         expect(name != MAMOOLER, "a `name` other than that of the report's methods", name)
         taken = METHODS.get(str(name), method)
         # A notebook's cell that runs again defines the same class anew.
-        is_same = taken.__module__ == method.__module__
-        is_same = is_same and taken.__qualname__ == method.__qualname__
+        is_same_module = taken.__module__ == method.__module__
+        is_same = is_same_module and taken.__qualname__ == method.__qualname__
         expect(is_same, f"a `name` other than that of {taken.__name__}", name)
     METHODS[method.name] = method
     return method
@@ -229,6 +232,7 @@ class MethodChoice:
         if options:
             name += ":" + ",".join(f"{option}={value}" for option, value in options.items())
         both_signs = published and options.get("sign") == "signed"
+        # No method has this option: the caller computes both maps.
         if both_signs:
             del options["sign"]
         known, takes_others = option_names(method_class)
@@ -274,13 +278,14 @@ class MethodChoice:
         expect(len(pixels) == 1, "words to explain for one image at a time", len(pixels))
         target = targets.image(clip, pixels)
         forward = TextSimilarity(clip, targets.concatenate([target, -target]))
-        spans = [targets.word_tokens(clip, text) for text in texts]
+        words_of_texts = [targets.word_tokens(clip, text) for text in texts]
         ids, mask = clip.text_inputs(texts)
         values, scores = self.method(forward).attribute_targets(
             ids, additional_forward_args=mask, return_scores=True, **self.options
         )
         if values.ndim != 3:
             raise InputError(f"{self.name} gives several values per token; leave `per` out.")
+        # The texts are the batch here, and the image and its negative are the targets.
         positive, negative = values.cpu().unbind(1)  # (K, T)
         if self.signed or sign == "positive":
             token_values = positive
@@ -289,10 +294,13 @@ class MethodChoice:
         else:
             token_values = positive - negative
         maps = []
-        for row, words in zip(token_values, spans, strict=True):
-            by_word = [(word, float(row[s.start : s.stop].sum())) for word, s in words]
+        for row, words in zip(token_values, words_of_texts, strict=True):
+            by_word = []
+            for word, span in words:
+                by_word.append((word, float(row[span.start : span.stop].sum())))
             maps.append(tuple(by_word))
-        return tuple(maps), torch.as_tensor(scores[:, :1].T.cpu())
+        cosines: Tensor = scores[:, :1].T.cpu()
+        return tuple(maps), cosines
 
 
 def _parsed(method: Any, others: Iterable[str]) -> tuple[type[Any], dict[str, Any]]:
@@ -306,7 +314,7 @@ def _parsed(method: Any, others: Iterable[str]) -> tuple[type[Any], dict[str, An
 
 
 def _class_named(method: str, name: str, others: Iterable[str]) -> type[Any]:
-    """The class of a command-line name, or of the class's own name."""
+    """The class of a command-line name, or of a class's own name, as `method` begins with it."""
     if name == MAMOOLER:
         names = ", ".join(dict.fromkeys(_OF_REPORT.values()))
         raise InputError(

@@ -54,8 +54,8 @@ class ReaderRemoval(ClipAttribution):
         layer: the model, with a forward function of your own.
 
     Keyword Args:
-        window (int): side of a window in cells, odd. The default is the largest odd side that is
-            at most 3/7 of the grid's. In a text it is one token.
+        window (int): side of a window in cells, odd. The default is the odd side that is nearest to
+            3/7 of the grid's. In a text it is one token.
         stride (int): step from the center of a window to the next, at most `window`. The default
             puts about 7 windows along a side, and one at each token of a text.
         readers (int): number of patches that run anew as well, 0 by default. Each window has its
@@ -139,23 +139,24 @@ class ReaderRemoval(ClipAttribution):
             )
         # A pooling head is the only attention that reads tokens, and a mean has no attention.
         first = {"cls": 0, "mean": layer_count, "attention": layer_count - 1}[tower.pooling]
-        pooling = range(first, layer_count)
+        pooling_layers = range(first, layer_count)
         reads: dict[int, AttentionRead] = {}
 
         def take(index: int, read: AttentionRead) -> AttentionRead | PooledRow:
             # The pooled row needs all that was read, but the read that is kept does not.
             reads[index] = read.alone()
-            if rows and index in pooling:
+            if rows and index in pooling_layers:
                 return PooledRow.of(index, read, centered=False)
             return read
 
         tokens_run = isinstance(tower, TransformerTower) and (tower.pooling == "cls" or readers)
         arrivals = Arrivals()
-        observers: tuple[Observer, ...] = (Kernels(pooling, take),)
+        observers: tuple[Observer, ...] = (Kernels(pooling_layers, take),)
+        # Tokens pass all blocks once more; a pooling head or a mean by itself passes none.
         if tokens_run:
             observers = Kernels(range(layer_count), take), arrivals
         if rows:
-            pooled = pooled_rows(tower, call, pooling, False, *observers)
+            pooled = pooled_rows(tower, call, pooling_layers, False, *observers)
             embedded = pooled.embedded
         else:
             pooled = None
@@ -224,6 +225,7 @@ class ReaderRemoval(ClipAttribution):
             return reader.embedded.run.computed(values.transpose(0, 1))
 
         select = partial(many_columns, targets)
+        # An option that goes through `_run` is checked there.
         options = {"readers": readers}
         result = self._run(inputs, additional_forward_args, select, options, compute, on_grid=False)
         return result.values
@@ -303,7 +305,7 @@ class _Reader:
     Attributes:
         reads: the attentions that it runs through, by index.
         arrived: the arguments of the blocks, where tokens run once more.
-        count: number of patches that run anew beside the reader.
+        readers: number of patches that run anew beside the reader.
         pooled: the pooled rows, for the shares of `DirectContribution`.
     """
 
@@ -311,7 +313,7 @@ class _Reader:
     embedded: PooledEmbedding
     reads: dict[int, AttentionRead]
     arrived: BlockArguments
-    count: int
+    readers: int
     pooled: PooledRows | None = None
 
     @property
@@ -320,10 +322,11 @@ class _Reader:
         return self.embedded.run.record
 
     @cached_property
-    def in_place(self) -> bool:
-        """Whether a token's keys may depend on its position, so that groups run one by one.
+    def among_all(self) -> bool:
+        """Whether a group's tokens run among all others, so that groups run one by one.
 
-        They may where blocks get more than their tokens, such as masks or rotary positions.
+        They must where a token's keys may depend on its position: where blocks get more than their
+        tokens, such as masks or rotary positions, or where somebody's hook may look at positions.
         """
         if self.record.is_hooked:
             return True
@@ -358,7 +361,7 @@ class _Reader:
         expect(fits, f"masks {' or '.join(shapes)}, or without B", masks)
         if batched.shape[2:] != grid:
             covered = F.adaptive_avg_pool2d(batched.float(), grid)
-            # A region that covers no cell by half is where it covers most.
+            # A region that covers no cell by half counts where it covers most.
             most = covered.amax((-2, -1), keepdim=True)
             batched = (covered >= most.clamp(max=0.5)) & (most > 0)
         return batched.flatten(2)
@@ -371,13 +374,14 @@ class _Reader:
             default_width = 1
             default_step = 1
             if not is_text:
-                # The largest odd side of at most 3/7 of the grid's, and seven windows along it.
+                # The odd side nearest to 3/7 of the grid's, and about seven windows along it.
                 default_width = 2 * round(3 * side / 14 - 0.5) + 1
                 default_step = -(-side // 7)
             width = window or default_width
             step = stride or default_step
             expect(step <= width, f"a `stride` of at most the window's {width} cells", step)
-            # Where the last window inside does not reach the edge, one more is moved inside.
+            # If the last center is so far from the edge that its window does not reach it, one more
+            # follows, which `clamp` moves inside.
             end = side + max(0, step - 1 - width // 2)
             centers = torch.arange(step // 2, end, step, device="cpu").clamp(max=side - 1)
             positions = torch.arange(side, device="cpu")
@@ -395,7 +399,7 @@ class _Reader:
         embedded = self.embedded
         returned = embedded.embedding.detach()
         hidden = self._hidden(cells.to(returned.device))  # (B, M, s)
-        hides = hidden.any(-1).any(0)
+        hides = hidden.any(-1).any(0)  # (M,)
         # The last group sees everything, so it must give what the forward gave.
         hidden = F.pad(hidden[:, hides], (0, 0, 0, 1))
         steps = embedded.head(self.tower)
@@ -457,7 +461,7 @@ class _Reader:
             group_count = hidden.shape[1]
             query = read.select(queries)[:, :, None, None]
             query = query.expand(-1, -1, group_count, -1, -1)
-            if self.count:
+            if self.readers:
                 ids = self._positions(hidden)
                 tokens = self._tokens(hidden, ids)
                 again = read_pool(self.record, tokens.flatten(1, 2))
@@ -482,7 +486,8 @@ class _Reader:
         """Position of the pooled token, or of the mean in a ResNet's pool, (B, 1, 1)."""
         rows = self.record.pooled.rows
         if rows is None:
-            rows = torch.zeros_like(self.embedded.embedding[:, 0], dtype=torch.long)
+            device = self.embedded.embedding.device
+            rows = torch.zeros(self.record.batch, dtype=torch.long, device=device)
         return rows[:, None, None]
 
     def _positions(self, hidden: Tensor) -> Tensor:
@@ -496,15 +501,15 @@ class _Reader:
         else:
             reads = list(self.reads.values())
             ids.append(self.position().expand(-1, hidden.shape[1], -1))
-        if self.count:
+        if self.readers:
             span = self.record.span
             rows = [read.row().mean(1)[:, span] for read in reads]  # (B, N) each
             attention = torch.stack(rows).sum(0)
             most = attention.shape[1]
-            expect(self.count <= most, f"`readers` of at most {most} patches", self.count)
+            expect(self.readers <= most, f"`readers` of at most {most} patches", self.readers)
             # No token sees a hidden patch, so it would run in vain.
             attention = attention[:, None].masked_fill(hidden[..., span], -torch.inf)
-            ids.append(attention.topk(self.count).indices + span.start)
+            ids.append(attention.topk(self.readers).indices + span.start)
         return torch.cat(ids, -1)
 
     def _tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -512,7 +517,7 @@ class _Reader:
 
         All groups run in one sequence of the chosen tokens, or one group among all tokens.
         """
-        if self.in_place and hidden.shape[1] > 1:
+        if self.among_all and hidden.shape[1] > 1:
             outputs = []
             pairs = zip(torch.split(hidden, 1, 1), torch.split(ids, 1, 1), strict=True)
             for hidden_of_group, ids_of_group in pairs:
@@ -522,17 +527,17 @@ class _Reader:
         bias = self._bias(hidden, ids)
         first_layer = self.record.transformer.layers[0]
         tokens = first_layer.residual(*self.arrived[0])  # (B, s, D)
-        if not self.in_place:
+        if not self.among_all:
             tokens = tokens.take_along_dim(at, 1)
 
         def attend(index: int, read: AttentionRead) -> Tensor:
             heads = [*read.shown, read.value]
-            if self.in_place:
+            if self.among_all:
                 heads = [vectors.take_along_dim(at[:, None], 2) for vectors in heads]
             query, key, value = (_by_group(vectors, ids) for vectors in heads)
             outputs = self.reads[index].attend(query, bias, (key, value, ids))
             outputs = outputs.flatten(2, 3).to(read.out.dtype)
-            if not self.in_place:
+            if not self.among_all:
                 return outputs
             # All other tokens keep the outputs that they have in this run.
             return read.out.scatter(2, at[:, None].expand_as(outputs), outputs)
@@ -540,12 +545,12 @@ class _Reader:
         try:
             tokens = run_blocks(self.record, self.arrived, tokens, attend)
         except Exception:
-            if self.in_place:
+            if self.among_all:
                 raise
             # Code of the block may count its tokens, so they run again among all others.
-            self.in_place = True
+            self.among_all = True
             return self._tokens(hidden, ids)
-        if self.in_place:
+        if self.among_all:
             tokens = tokens.take_along_dim(at, 1)
         return tokens.view(*ids.shape, -1)
 
