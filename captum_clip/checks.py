@@ -71,8 +71,9 @@ def torch_failures() -> Iterator[None]:
             ) from error
         # The class is told by its module's name, since importing torch's compilers takes seconds.
         modules = ("torch.utils.checkpoint", "torch._dynamo", "torch._inductor")
-        is_of_setup = type(error).__module__.startswith(modules)
-        if not is_of_setup and not isinstance(error, NotImplementedError):
+        is_from_setup = type(error).__module__.startswith(modules)
+        is_missing_kernel = isinstance(error, NotImplementedError)
+        if not is_from_setup and not is_missing_kernel:
             raise
         first_paragraph = str(error).partition("\n\n")[0]
         one_line = " ".join(first_paragraph.split())
@@ -141,21 +142,22 @@ def is_number(value: Any) -> TypeGuard[float]:
     return is_kind(value, float)
 
 
-def _argument(name: str) -> str:
+def _spelled(name: str) -> str:
     """Return the name of an argument as messages spell it; other words as they are."""
+    # Callers also pass plain words, such as "a seed". An underscore is a sure sign of an argument.
     return argument(name) if "_" in name else name
 
 
 def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
     """Raise InputError unless a value is an integer from `least` to `most`."""
-    expect(is_integer(value, least=least), f"{_argument(name)} of {least} or more", value)
+    expect(is_integer(value, least=least), f"{_spelled(name)} of {least} or more", value)
     if most is not None:
-        expect(value <= most, f"{_argument(name)} up to {most}", value)
+        expect(value <= most, f"{_spelled(name)} up to {most}", value)
 
 
 def check_flag(name: str, value: Any) -> None:
     """Raise InputError unless a value is True or False."""
-    expect(isinstance(value, bool), f"{_argument(name)} of True or False", value)
+    expect(isinstance(value, bool), f"{_spelled(name)} of True or False", value)
 
 
 def check_interval(name: str, value: Any, interval: str) -> None:
@@ -167,14 +169,14 @@ def check_interval(name: str, value: Any, interval: str) -> None:
         inside = inside and value != low
     if interval.endswith(")"):
         inside = inside and value != high
-    expect(inside, f"{_argument(name)} in {interval}", value)
+    expect(inside, f"{_spelled(name)} in {interval}", value)
 
 
 def check_choice(value: Any, choices: Collection[str], *, name: str = "one") -> None:
     """Raise InputError unless a value is among the choices; `name` says what is chosen."""
     # If the choices are the letters of a string, its substrings must not count as well.
     is_choice = isinstance(value, str) and value in tuple(choices)
-    expect(is_choice, f"{_argument(name)} of {', '.join(choices)}", value)
+    expect(is_choice, f"{_spelled(name)} of {', '.join(choices)}", value)
 
 
 def check_nonempty(name: str, values: Collection[Any]) -> None:
@@ -233,6 +235,7 @@ def expand(path: str | Path) -> Path:
     try:
         expanded = Path(path).expanduser()
         os.stat(expanded)
+    # The file need not exist; the call only shows whether it could.
     except (FileNotFoundError, NotADirectoryError):
         return expanded
     except (OSError, RuntimeError, ValueError) as error:
@@ -265,13 +268,13 @@ def check_texts(texts: Any) -> list[str]:
     return listed
 
 
-def show(value: Any, longest: int = 100) -> str:
+def show(value: Any) -> str:
     """Write a value for a message: its repr, shortened."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no number of more than 4300 digits.
         return f"a very large {type(value).__name__}"
-    return _shortened(text, longest)
+    return _shortened(text, 100)
 
 
 def _shortened(text: str, longest: int) -> str:
@@ -359,12 +362,13 @@ def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
     """Raise InputError unless each output is a file of its own, and none of the inputs."""
-    read = {_identity(path): path for path in inputs if path is not None}
+    input_of_identity = {_file_identity(path): path for path in inputs if path is not None}
     written = set()
     for path in outputs:
-        identity = _identity(path)
-        if identity in read:
-            raise InputError(f"{path} would replace the input {read[identity]}; give another name.")
+        identity = _file_identity(path)
+        if identity in input_of_identity:
+            replaced = input_of_identity[identity]
+            raise InputError(f"{path} would replace the input {replaced}; give another name.")
         if identity in written:
             raise InputError(
                 f"two outputs would be the file {path}; give each its own name, or make one at a "
@@ -373,13 +377,14 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) 
         written.add(identity)
 
 
-def _identity(path: str | Path) -> tuple[int, int] | str:
-    """Return the same for every spelling of a file's path and every link to it."""
+def _file_identity(path: str | Path) -> tuple[int, int] | str:
+    """Return a value that is the same for every spelling of a file's path and every link to it."""
     path = os.path.expanduser(path)
     try:
         # Two names of a file may differ in case, so its number on the disk is compared.
         status = os.stat(path)
     except OSError:
+        # An output need not exist yet, and then only its path can be compared.
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
 

@@ -138,7 +138,7 @@ def public(name: str) -> Callable[[_Public], _Public]:
 def check_kinds(function: Any, args: Any, options: Mapping[str, Any], cause: Any = None) -> None:
     """Raise InputError unless the arguments of a function or dataclass are as annotated."""
     if function.__name__ == "__post_init__":
-        # The arguments of a dataclass are its fields by now.
+        # A dataclass checks itself in this method, where its arguments have become its fields.
         instance = args[0]
         function = type(instance)
         args = ()
@@ -150,7 +150,8 @@ def check_kinds(function: Any, args: Any, options: Mapping[str, Any], cause: Any
         signature = inspect.signature(function)
         for name, value in signature.bind(*args, **options).arguments.items():
             # The annotation of *args or **options is that of each value.
-            is_variadic = str(signature.parameters[name]).startswith("*")
+            parameter = signature.parameters[name]
+            is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             if is_variadic or name not in types or is_kind(value, types[name]):
                 continue
             expected = f"{argument(name)} as {type_name(types[name])}"
@@ -202,7 +203,8 @@ def _holds(value: Any, outer: type, inner: tuple[Any, ...]) -> bool:
         is_dense = str(value.layout) == "torch.strided" and not value.is_nested
         if not is_dense or value.is_meta or value.is_complex():
             return False
-    # An array has all methods of a collection, but it is no collection of texts.
+    # Abstract types such as Collection take an array for their own, since it has their methods. It
+    # is no collection of texts all the same, and counts only where its own class is expected.
     if hasattr(value, "shape"):
         return not inspect.isabstract(outer)
     if not inner:
@@ -232,6 +234,7 @@ def type_name(kind: Any) -> str:
     """Write an annotation for a message, without its modules."""
     annotation = inspect.formatannotation(kind)
     without_modules = re.sub(r"(\w+\.)+", "", annotation)
+    # `is_kind` refuses sparse and nested tensors, so the message has to exclude them.
     return without_modules.replace("Tensor", "dense Tensor")
 
 

@@ -68,9 +68,10 @@ DAMAGED: Final = (
 """All that zipfile and NumPy raise for a file that is damaged or of another format."""
 
 NARROW: Final = 200
-"""How many times the shorter side of an image the longer one may be."""
+"""The largest ratio of an image's longer side to its shorter one."""
 _CHANNELS: Final = (1, 2, 3, 4)
-# A strip has so many rows. Scales are powers of two, so that up to 128 no pixel spans two strips.
+# A large image is reduced in strips of so many rows. Scales are powers of two, so that up to 128 no
+# pixel spans two strips.
 _STRIP: Final = 128
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]+:/")
 # Spreadsheets run a text that begins with such a character, unless it is a plain number.
@@ -407,6 +408,7 @@ def quiet() -> Iterator[None]:
 
 def is_io_error(error: BaseException | None) -> bool:
     """Tell whether an image could not be read because of its disk, and not of its content."""
+    # Pillow raises an OSError for damaged content too, but only errors of the system have a number.
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return True
@@ -428,7 +430,7 @@ def pillow_errors(source: str) -> Iterator[None]:
         heic = ""
         if source.lower().endswith(_HEIC):
             heic = "; save HEIC as JPEG or PNG first"
-        # Pillow keeps to a limit of its own, also where `limit_pixels` allows more.
+        # Pillow refuses over twice its own limit of pixels, also where `limit_pixels` allows more.
         message = sentence.format(
             source,
             most=2 * (Image.MAX_IMAGE_PIXELS or 0),
@@ -441,7 +443,7 @@ def pillow_errors(source: str) -> Iterator[None]:
 
 def _upright(image: Image.Image, source: str, large: int | None, keep_mode: bool) -> Image.Image:
     """Make a new image as :func:`as_pil` makes it."""
-    # The number of a file's pixels is checked where the file is opened.
+    # The number of a file's pixels is checked where the file is opened, its sides here.
     check_size(*image.size, source, math.inf)
     width, height = image.size
     scale = 1
@@ -450,6 +452,7 @@ def _upright(image: Image.Image, source: str, large: int | None, keep_mode: bool
     if scale > 1:
         # JPEGs can be unpacked at a fraction of their size; for other formats this does nothing.
         image.draft(None, (max(1, width // scale), max(1, height // scale)))
+        # The draft may have done a part of the reduction, or all of it.
         scale = max(1, scale * image.width // width)
     image.load()
     if scale > 1:
@@ -505,7 +508,8 @@ def is_transparent(image: Image.Image) -> bool:
 def opaque(image: Image.Image, *, drop: bool = False) -> Image.Image:
     """Convert an image of any mode to RGB, a new image, on white where it is transparent.
 
-    With `drop` transparent colors are as OpenCLIP leaves them, which resizes colors times alpha.
+    With `drop` there is no white: the alpha channel is dropped, and the colors below it are those
+    that OpenCLIP gets, which multiplies them by alpha to resize an image and divides them again.
     """
     if drop:
         if image.mode in ("RGBA", "LA"):
@@ -528,6 +532,7 @@ def as_numbers(what: str, values: Any, shape: Sequence[int | str]) -> npt.NDArra
 
     with expecting(f"{what} as a tensor or an array", values), np.errstate(over="ignore"):
         raw = np.asarray(values)
+        # Objects may be numbers as well, such as fractions. The block adds what was expected.
         if raw.dtype.kind not in "biufO":
             raise TypeError(f"its numbers are of {raw.dtype}")
         array = raw.astype(np.float32, copy=False)
@@ -573,14 +578,16 @@ def _eight_bit_arrays(array: np.ndarray) -> list[np.ndarray]:
             "for preprocessed ones torch.from_numpy(x)."
         )
     if values.ndim in (2, 3):
-        values = values[None]
+        values = values[None]  # (1, H, W), (1, H, W, C) or (1, C, H, W)
+    # Where both sides could be channels, they are last, as Pillow and NumPy have them.
     if values.ndim == 4 and values.shape[3] not in _CHANNELS and values.shape[1] in _CHANNELS:
-        values = values.transpose(0, 2, 3, 1)
+        values = values.transpose(0, 2, 3, 1)  # (N, H, W, C)
     if values.ndim == 3:
-        values = values[..., None]
-    sensible = values.ndim == 4 and values.shape[3] in _CHANNELS and 0 not in values.shape[1:]
+        values = values[..., None]  # (1, H, W, 1)
+    is_image = values.ndim == 4 and values.shape[3] in _CHANNELS and 0 not in values.shape[1:]
     shapes = "(H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two"
-    expect(sensible, shapes, array)
+    expect(is_image, shapes, array)
+    # Pillow takes a gray image without a side of channels.
     return [image[..., 0] if image.shape[-1] == 1 else image for image in values]
 
 

@@ -5,7 +5,7 @@ It loads no torch, since the command line checks its options with it.
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from math import inf
@@ -50,12 +50,12 @@ class Look:
         transparent: whether the page has no color, in PNG, PDF and SVG.
     """
 
-    cmap: Any = field(default=None, metadata={"typed": str | None})
+    cmap: Any = None
     alpha: float = 0.9
     interpolation: Mode = "bicubic"
-    scale: Any = field(default="own", metadata={"typed": str})
+    scale: Any = "own"
     vector: bool = False
-    width: Any = field(default=None, metadata={"typed": str | None})
+    width: Any = None
     font_size: float | None = None
     titles: bool = True
     colorbar: bool = True
@@ -106,6 +106,7 @@ class Look:
     def check_file(self, path: Path) -> None:
         """Raise InputError for a changed field that does not apply to a file of this kind."""
         changed = self.changed()
+        # A file of another ending is a figure, to which every field applies.
         applying = _FIELDS_OF_FILES.get(path.suffix, changed)
         refused = [name for name in changed if name not in applying]
         if refused:
@@ -133,10 +134,12 @@ def draws(function: _Drawing) -> _Drawing:
     def draw(*args: Any, **options: Any) -> Any:
         for name in options.keys() - {*keywords}:
             raise InputError(f"expected {', '.join(keywords)}, got {name!r}.")
+        # What remains in `options` are the parameters of the function itself.
         chosen = {name: options.pop(name) for name in look_names if name in options}
         with assigned(current_look, replace(current_look.get(), **chosen)):
             return function(*args, **options)
 
+    # Help and editors show the fields in place of ``**_``.
     for entry in look_fields:
         parameters.append(Parameter(entry.name, Parameter.KEYWORD_ONLY, default=entry.default))
     draw.__signature__ = Signature(parameters)  # type: ignore[attr-defined]

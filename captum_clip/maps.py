@@ -17,6 +17,8 @@ Box = tuple[float, float, float, float]
 
 # Otsu's histogram has as many bins as that of scikit-image.
 _BINS: Final = 256
+_ROUNDING_STEPS: Final = 8
+"""Values that lie within so many machine epsilons of each other are equal but for rounding."""
 _SUPPORTED_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -26,6 +28,7 @@ def unsupported_reason(tensor: Tensor) -> str:
         return "a tensor without values, on the meta device"
     if tensor.layout != torch.strided or tensor.is_nested:
         return "a sparse or nested tensor"
+    # Floats of 8 bits can be stored, but torch has hardly any arithmetic for them.
     is_narrow_float = tensor.is_floating_point() and tensor.dtype not in _SUPPORTED_DTYPES
     if tensor.is_complex() or is_narrow_float:
         return f"a tensor of {tensor.dtype}"
@@ -156,8 +159,9 @@ def _sampling_positions(pixels: slice, low: float, high: float, maps: Tensor) ->
     """Return where the centers of pixels lie between the edges of a box, -1 to 1 on one axis."""
     indices = torch.arange(pixels.start, pixels.stop, device=maps.device)
     # The map's own type may be half precision, which cannot tell the pixels of a photo apart.
-    twice_share = (2 * indices.double() + 1 - 2 * low) / (high - low)
-    return twice_share.to(maps) - 1
+    centers = indices.double() + 0.5
+    share = (centers - low) / (high - low)
+    return (2 * share).to(maps) - 1
 
 
 def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
@@ -178,6 +182,7 @@ def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
         low = max(near, 0)
         high = min(far, length)
         expect(low < high, f"a box that overlaps an image {size}", box)
+        # The center of pixel i lies at i + 0.5.
         start = math.ceil(low - 0.5)
         stop = math.ceil(high - 0.5)
         # A box narrower than a pixel may hold no center, and then takes the pixel it begins in.
@@ -221,7 +226,7 @@ def normalize(maps: Tensor) -> Tensor:
     scaled = maps / torch.where(largest > 0, largest, 1)
     low = scaled.amin((-2, -1), keepdim=True)
     span = scaled.amax((-2, -1), keepdim=True) - low
-    varies = span > 8 * torch.finfo(maps.dtype).eps
+    varies = span > _ROUNDING_STEPS * torch.finfo(maps.dtype).eps
     return torch.where(varies, (scaled - low) / torch.where(varies, span, 1), 0)
 
 
@@ -279,7 +284,7 @@ def negative(maps: Tensor) -> Tensor:
 def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
     r"""Spread maps (B, 1, h, w) over the pixels and channels of the images, keeping their sums.
 
-    .. math:: a_{bcij} = \frac{m_{b, p, q}}{3 \, n_{pq}}, \quad
+    .. math:: a_{bcij} = \frac{m_{b, p, q}}{C \, n_{pq}}, \quad
               p = \lfloor i h / H \rfloor, \; q = \lfloor j w / W \rfloor
 
     where :math:`n_{pq}` is the number of pixels of cell (p, q). This is for
@@ -306,10 +311,10 @@ def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
     check_maps(maps)
     check_shape("images", images, "(B, C, H, W)")
     channels, height, width = images.shape[1:]
-    belong = maps.ndim == 4 and maps.shape[1] == 1 and len(maps) == len(images)
-    coarser = maps.shape[-2] <= height and maps.shape[-1] <= width
+    is_one_per_image = maps.ndim == 4 and maps.shape[1] == 1 and len(maps) == len(images)
+    is_no_finer = maps.shape[-2] <= height and maps.shape[-1] <= width
     expected = f"maps (B, 1, h, w) no finer than images {tuple(images.shape)}"
-    expect(belong and coarser, expected, maps)
+    expect(is_one_per_image and is_no_finer, expected, maps)
     row, row_count = _cell_of_pixels(height, maps.shape[2], maps)
     column, column_count = _cell_of_pixels(width, maps.shape[3], maps)
     share = maps / (channels * row_count[:, None] * column_count)
@@ -324,13 +329,13 @@ def _cell_of_pixels(pixel_count: int, cell_count: int, maps: Tensor) -> tuple[Te
     return cell, pixels_per_cell.to(maps.dtype)
 
 
-def check_maps(maps: Any, *, what: str = "maps") -> None:
+def check_maps(maps: Any) -> None:
     """Check that maps are a finite floating-point tensor (..., h, w).
 
     Raises:
         InputError: another type or shape, an empty tensor, NaN or infinity.
     """
-    check_tensor(what, maps, "(..., h, w)")
+    check_tensor("maps", maps, "(..., h, w)")
 
 
 def check_tensor(what: str, value: Any, dims: str, advice: str = "") -> None:
@@ -392,7 +397,8 @@ def _checked_size(size: Any) -> tuple[int, int]:
 def pearson(first: Tensor, second: Tensor) -> Tensor:
     """Return Pearson's correlation along the last dimension, (..., N) -> (...); NaN for a constant.
 
-    SciPy correlates the rounding errors of a constant whose mean is rounded.
+    SciPy's function is not used, because it gives a number for a constant whose mean is rounded: it
+    correlates the rounding errors.
     """
     x = first.double()
     y = second.double()
@@ -407,7 +413,7 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
 def _varies(values: Tensor) -> Tensor:
     """Tell (...) whether values (..., N) differ by more than their rounding."""
     span = values.amax(-1) - values.amin(-1)
-    return span > 8 * torch.finfo(values.dtype).eps * values.abs().amax(-1)
+    return span > _ROUNDING_STEPS * torch.finfo(values.dtype).eps * values.abs().amax(-1)
 
 
 def threshold_level(heatmap: Tensor, threshold: Threshold) -> Tensor:
@@ -439,8 +445,9 @@ def _otsu(values: Tensor) -> Tensor:
     # Where a side has no value its sum is zero, and so is its mean instead of NaN.
     low_mean = low_sum / low_count.clamp(min=1)
     high_mean = high_sum / high_count.clamp(min=1)
-    between = low_count * high_count * (low_mean - high_mean) ** 2
-    last_bin_below = between[:, :-1].argmax(1)
+    between_variance = low_count * high_count * (low_mean - high_mean) ** 2
+    # The last bin has no value above it, so no threshold lies there.
+    last_bin_below = between_variance[:, :-1].argmax(1)
     return centers[last_bin_below].to(values.dtype)
 
 
@@ -477,7 +484,8 @@ def outside_share(maps: Tensor, masks: Tensor) -> Tensor:
     height, width = masks.shape[1:]
     h, w = maps.shape[2:]
     # Patches are square, and some towers leave out a few pixels at an edge.
-    fits = len(masks) == len(maps) and height // h == width // w > 0
+    patch_side = height // h
+    fits = len(masks) == len(maps) and patch_side == width // w and patch_side > 0
     expected = (
         f"masks of the {len(maps)} preprocessed images, which the model sees as {h} x {w} cells"
     )

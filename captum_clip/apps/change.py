@@ -295,7 +295,8 @@ def compare(
     text_targets = [targets.text(clip, texts) for clip in clips]
     directions = list(text_targets)
     if "text" not in refused:
-        # The parts of both models are products with the same rows, or differences would mix towers.
+        # The parts of both models are products with the texts of the model before. With texts of
+        # its own, a difference of parts would also contain what the text tower changed.
         directions[1] = text_targets[0]
     batch_sums: dict[str, list[Tensor]] = defaultdict(list)
     vectors: list[HeadVectors] = []
@@ -307,9 +308,10 @@ def compare(
         new = _summands(clips[1], pixels[1], text_targets[1], directions[1], refused)
         if "heads" not in refused:
             vectors.append(_at_mean_scale(old, new, directions[0]))
-        # What the text tower changed is a difference of texts at the embeddings of one model, the
-        # model after.
-        old.sums["text"], new.sums["text"] = new.sums["text"], new.sums["scores"]
+        # What the text tower changed is e'.(t' - t): the model after has the images, with the texts
+        # of the model before and then with its own.
+        old.sums["text"] = new.sums["text"]
+        new.sums["text"] = new.sums["scores"]
         for name, old_sum in old.sums.items():
             batch_sums[name].append(torch.stack([old_sum, new.sums[name]]))
         better.append(torch.minimum(old.better, new.better))
@@ -452,20 +454,24 @@ def _at_mean_scale(old: _Summands, new: _Summands, directions: Target) -> HeadVe
 
     Parts pass the mean of both models' linear maps. The scale is the remainder of the scores.
     """
-    first, second = old.head_parts, new.head_parts
-    assert first is not None
-    assert second is not None
+    old_parts = old.head_parts
+    new_parts = new.head_parts
+    # The caller asks only where the models have their heads in common.
+    assert old_parts is not None
+    assert new_parts is not None
     sides = []
-    for summands, parts in ((old, first.parts), (new, second.parts)):
-        vectors = (first.embed(parts).float().cpu() + second.embed(parts).float().cpu()) / 2
-        by_layer = vectors[:, :-1].reshape(len(vectors), first.layers, -1, vectors.shape[-1])
-        of_heads = HeadVectors.split(by_layer, first.heads, vectors[:, -1])
+    for summands, parts in ((old, old_parts.parts), (new, new_parts.parts)):
+        with_old_map = old_parts.embed(parts).float().cpu()
+        with_new_map = new_parts.embed(parts).float().cpu()
+        vectors = (with_old_map + with_new_map) / 2  # (N, m, E), the rest last
+        by_layer = vectors[:, :-1].reshape(len(vectors), old_parts.layers, -1, vectors.shape[-1])
+        of_heads = HeadVectors.split(by_layer, old_parts.heads, vectors[:, -1])
         for name, tensor in of_heads._asdict().items():
             summands.sums[name] = _products(tensor, directions)
         summands.sums["scale"] = summands.sums["text"] - _products(of_heads.embeddings, directions)
         sides.append(of_heads)
     before, after = sides
-    return HeadVectors(*(b - a for a, b in zip(before, after, strict=True)))
+    return HeadVectors(*(later - earlier for earlier, later in zip(before, after, strict=True)))
 
 
 def _parts_of_scores(change: Change, only_after: bool) -> dict[str, Tensor]:
@@ -498,11 +504,13 @@ def _families(
 ) -> Iterator[tuple[list[_Place], list[Tensor]]]:
     """Split values (N, K, ...) of one or two groups into families of m tests: places, (N, m)."""
     if values[0].ndim == 2:
-        # All texts are compared with each other; what has a place, within its text.
+        # A part without a layer has one test for each text, and these tests are one family. The
+        # layers, heads or MLPs of each text are a family of their own.
         yield [(name, None, None) for name in names], list(values)
         return
     for k, name in enumerate(names):
         family = []
+        # Layers and MLPs are (N, K, n), and heads (N, K, n, H).
         for layer, *head in np.ndindex(values[0].shape[2:]):
             family.append((name, layer, head[0] if head else None))
         # A pool has no MLP of its own.
@@ -518,6 +526,7 @@ def _tested(
     count = max(2000, 80 * len(family))
     means = []
     for index, group in enumerate(values):
+        # Two groups are different images, so they are drawn independently, with seeds of their own.
         moved = torch.where(group.abs() > _UNMOVED, group.double(), 0.0).numpy()
         sums = resample(moved, resamples=count, seed=seed + index)
         means.append(sums / len(moved))  # (1 + R, m)
@@ -527,6 +536,7 @@ def _tested(
     # All resamples of a single image are the same, so they say nothing.
     if fewest == 1:
         tests = [test._replace(low=nan, high=nan) for test in tests]
+    # With few images the bootstrap finds differences where there are none.
     p_values = [nan] * len(tests)
     if fewest >= FEWEST:
         p_values = holm([test.p_value for test in tests]).tolist()

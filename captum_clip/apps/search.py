@@ -78,17 +78,18 @@ class SearchResult:
         has_one_target = len(explanation.names) == 1
         for index, file in enumerate(self.files):
             image = explanation.images[index].movedim(0, -1).numpy()
-            note = score_note(self.scores[index].item())
+            score = score_note(self.scores[index].item())
             # The weighted mean of several cosines is not a cosine itself.
             if not has_one_target:
-                note = note.replace("cosine", "score")
-            panels = [Panel(image, f"{index + 1}. {file.rpartition('/')[2]}", note)]
+                score = score.replace("cosine", "score")
+            panels = [Panel(image, f"{index + 1}. {file.rpartition('/')[2]}", score)]
             for column, name in enumerate(explanation.names):
                 values = [heatmap[index, column].numpy() for heatmap in heatmaps.values()]
                 if len(values) == 2:
                     layers = signed_layers(values[0] - values[1])
                 else:
                     layers = [(values[0], colors[0])]
+                # The cosine with a single target is the score, which stands under the image.
                 note = ""
                 if not has_one_target:
                     note = score_note(explanation.scores[index, column].item())
@@ -180,12 +181,16 @@ class ImageIndex:
         self.method = str(table.about["method"])
         self._storage = storage_of(self.folder or ".")
         self._identity = table.about["identity"]
-        self._check("embeds texts", clip.identity(images=False))
+        self._check_model("embeds texts", clip.identity(images=False))
         # Embeddings in half precision may differ from the table's by more than the bound of a
         # comparison, so later checks compare with the embeddings of this model.
         self._identity = {**self._identity, **clip.fixed_embeddings(images=False)}
         # Reading the weights takes a second per gigabyte, so it is done once.
-        self._check_images = cache(lambda: self._check("embeds images", clip.identity(texts=False)))
+
+        def check_images() -> None:
+            self._check_model("embeds images", clip.identity(texts=False))
+
+        self._check_images = cache(check_images)
 
     @property
     def files(self) -> list[str]:
@@ -398,17 +403,21 @@ class ImageIndex:
         """Make the target of a search, once the model is known to be that of the index."""
         target = texts if isinstance(texts, Target) else targets.text(self.clip, texts)
         check_dimension(target.embeddings, self._table.about["grid"][-1], self.clip)
-        self._check("embeds texts", self.clip.fixed_embeddings(images=False))
+        self._check_model("embeds texts", self.clip.fixed_embeddings(images=False))
+        # Other targets, such as images, may come from the image tower of this model.
         if target.source != "text":
             self._check_images()
         return target
 
-    def _check(self, does: str, identity: dict[str, str]) -> None:
-        """Refuse a model whose identity is not that of the table, or has changed since opening."""
+    def _check_model(self, task: str, identity: dict[str, str]) -> None:
+        """Refuse a model whose identity is not that of the table, or has changed since opening.
+
+        The `task` names in the message what the model does in another way: "embeds texts".
+        """
         if differing_parts(self._identity, identity):
             raise InputError(
                 f"{self._table.storage.root} was made with {self._table.about['model']}, and "
-                f"{self.clip.name} {does} differently; open it with that model and its processor."
+                f"{self.clip.name} {task} differently; open it with that model and its processor."
             )
 
     def _explain(
@@ -417,7 +426,7 @@ class ImageIndex:
         """Explain rows; return with it why some cannot be read, and the indices of the others."""
         check_choice(sign, get_args(Sign), name="a sign")
         preprocessing = search_table.preprocessing_of(self.clip)
-        self._check("crops or scales images", {"preprocessing": preprocessing})
+        self._check_model("crops or scales images", {"preprocessing": preprocessing})
         files = search_table.files_of(rows)
         images, skipped = search_table.read_unchanged(self.clip, self._storage, files)
         readable = [index for index, file in enumerate(files) if file.file not in skipped]

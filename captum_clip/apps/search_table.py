@@ -55,7 +55,7 @@ _FIXED: Final = ("method", "precision", "grid")
 _IDENTITY: Final = ("weights", "image_embeddings", "text_embeddings", "preprocessing")
 _FAILURES: Final = (OSError, ValueError, RuntimeError, LookupError, TypeError)
 """What Lance and Arrow raise."""
-_FULL: Final = ("No space left", "quota exceeded", "File too large")
+_DISK_FULL: Final = ("No space left", "quota exceeded", "File too large")
 _NAMES_AT_ONCE: Final = 500
 """Files in one condition of a query."""
 _LONGEST: Final = 1.0001
@@ -165,7 +165,7 @@ class IndexTable:
             if self.about:
                 state = "cannot be read or written"
                 advice = "if it is damaged, delete it and build it again"
-            if any(words in str(error) for words in _FULL):
+            if any(words in str(error) for words in _DISK_FULL):
                 advice = "make room and run it again"
             sentence = f"{self.storage.root} {state} ({excerpt(reason, 200)}); {advice}."
             raise InputError(sentence) from error
@@ -180,7 +180,8 @@ class IndexTable:
                     version = self.lance.version
                     return query()
                 except _FAILURES:
-                    # The files of a version may be removed while it is read.
+                    # The files of a version may be removed while it is read. Then there is a newer
+                    # one to query; otherwise the failure is real.
                     self.lance.checkout_latest()
                     if self.lance.version == version:
                         raise
@@ -201,9 +202,10 @@ class IndexTable:
             self.lance = self._connect().open_table(self._name)
             metadata = self.lance.schema.field("file").metadata or {}
         with expecting(f"a table of the kind {_FORMAT!r}", root, "name another"):
-            written, _, content = metadata.get(_KEY.encode(), b"0 {}").partition(b" ")
+            # The settings follow their checksum. Another table has none, and fails the check below.
+            crc, _, content = metadata.get(_KEY.encode(), b"0 {}").partition(b" ")
             about = parse_json(content)
-            if zlib.crc32(content) != int(written) or not self._can_be_settings(about):
+            if zlib.crc32(content) != int(crc) or not self._can_be_settings(about):
                 raise ValueError("its settings are others, or damaged")
         self.about = about
         folder = about["folder"]
@@ -211,6 +213,7 @@ class IndexTable:
         if not is_here and folder != images.rstrip("/"):
             advice = f"to read them there, pass {argument('images', folder)}"
             raise InputError(f"{root} indexes images at {folder}; {advice}.")
+        # Reading an image must not lead out of the folder, whatever a stranger has written.
         outside = "file IS NULL OR concat('/', file, '/') LIKE '%/../%'"
         if folder:
             outside += " OR file LIKE '/%'"
@@ -221,7 +224,10 @@ class IndexTable:
         return self
 
     def _can_be_settings(self, about: Any) -> bool:
-        """Tell whether settings are of this format and describe the columns of the table."""
+        """Tell whether settings are of this format and describe the columns of the table.
+
+        A setting that is missing raises a KeyError, which :meth:`open` reports like a wrong one.
+        """
         if about.get("format") != _FORMAT:
             return False
         texts = [about["model"], about["method"], about["folder"]]
@@ -230,7 +236,7 @@ class IndexTable:
             return False
         if not isinstance(about["image_size"], int | None):
             return False
-        # The value may be a list, which no set or dictionary can be asked for.
+        # The value may be a list, which cannot be looked up in a set or a dictionary.
         if about["precision"] not in get_args(Precision):
             return False
         grid = about["grid"]
@@ -378,6 +384,7 @@ class IndexTable:
         for vector, row in zip(vectors_of(complete), contents, strict=True):
             if not self._is_intact(vector, row):
                 damaged.append(row["file"])
+        # This counts rows that are missing, that lack a value, or whose numbers are wrong.
         count = max(least, len(rows)) - len(complete) + len(damaged)
         if count:
             # Rows that are missing or incomplete may have no name.
@@ -483,7 +490,8 @@ class RowMaker:
         self.models = ModelLoader(
             self.config.processor, self.config.tokenizer, self.config.image_size
         )
-        blank = clip.preprocess(Image.new("RGB", (64, 64)))
+        # An image of any size shows the size that the processor makes, and the grid of the vectors.
+        blank = clip.preprocess(Image.new("RGB", (64, 64)))  # (1, 3, H, W)
         self.size = (blank.shape[-2], blank.shape[-1])
         _, shares = self.split(clip, blank)
         self.about: dict[str, Any] = {
@@ -578,6 +586,7 @@ class RowMaker:
 
 def contributions_of(rows: Any, about: Mapping[str, Any]) -> Tensor:
     """Return the positions' vectors (N, h, w, E) of the rows of a table."""
+    # The numbers of all images are joined first, so that one call reads them.
     stored = b"".join(rows["contributions"].to_pylist())
     numbers = np.frombuffer(stored, about["precision"]).reshape(len(rows), *about["grid"])
     scales = rows["scale"].to_numpy()[:, None, None, None]

@@ -83,7 +83,10 @@ sadness sad 😢😭☹😞 🙁
 
 
 def _entries(table: str) -> list[list[str]]:
-    """The fields of each entry; entries are divided by line breaks or bars, fields by spaces."""
+    """Split a table into the fields of each entry.
+
+    Line breaks or bars divide the entries, and spaces divide their fields.
+    """
     entries = table.strip().replace("\n", "|").split("|")
     return [entry.split() for entry in entries]
 
@@ -145,6 +148,7 @@ def compose(names: Sequence[str], background: str | None = None) -> str:
     text = " and ".join(article(name) for name in names)
     if background is None:
         return text
+    # Without a thing the caption is its place alone.
     place = f"in the {background}" if background in ("sky", "water") else f"on {background}"
     return f"{text} {place}".strip()
 
@@ -161,8 +165,10 @@ def draw_caption(names: Sequence[str], background: str, generator: "np.random.Ge
     mentioned: dict[str, None] = {}
     for index in generator.permutation(len(names)):
         name = names[index]
+        # In four of ten cases only the noun is mentioned.
         if generator.random() >= 0.6:
             name = name.split()[-1]
+        # Things of one noun may have become the same name, which a caption has once.
         mentioned[name] = None
     # The number is drawn for any background, so that later draws do not depend on its name.
     is_named = generator.random() < 1 / 3 and background in BACKGROUNDS

@@ -38,8 +38,9 @@ _FAINTEST: Final = 77
 """The least alpha that is drawn. Fainter pixels are cut, so that a mask is all of a sprite."""
 _CORNER_TRIES: Final = 40
 _PLACEMENTS: Final = 25
-_CORNERS: Final = 0.64
-"""As a share of the image's side: three objects so long overlap little in three corners."""
+_LONGEST_IN_CORNERS: Final = 0.64
+"""The longest side of three objects that overlap little in three corners of the image, as a share
+of the image's side."""
 _CIRCLE: Final = 0.28
 """The radius of the circle of copies, as a share of the image's side."""
 _SPLIT_KEYS: Final = {"train": 0, "validation": 1, "test": 2}
@@ -218,15 +219,18 @@ def draw_scene(
 def _captions(
     names: Sequence[str], background: str, generator: np.random.Generator
 ) -> tuple[str, ...]:
+    """Draw a caption for each subset of up to three names; captions that are equal count once."""
     captions: dict[str, None] = {}
+    # Bit i of the number is set if the subset contains name i.
     for bits in range(1, 2 ** len(names)):
-        subset = [name for index, name in enumerate(names) if bits >> index & 1]
+        subset = [name for index, name in enumerate(names) if (bits >> index) & 1]
         if len(subset) <= MAX_OBJECTS:
             captions[draw_caption(subset, background, generator)] = None
     return tuple(captions)
 
 
 def _find_thing(name: str, generator: np.random.Generator) -> Thing:
+    """Find the thing of a name, or draw one of the things that share a noun."""
     matches = [thing for thing in THINGS if name in (thing.name, thing.noun)]
     expect(matches, "a name of captum_clip.demo.catalog.THINGS", name)
     return matches[generator.integers(len(matches))]
@@ -253,7 +257,8 @@ def load_sprites() -> dict[str, tuple[Image.Image, ...]]:
         drawings = []
         for _ in thing.characters + thing.held_out:
             row, column = divmod(position, SHEET_COLUMNS)
-            left, top = column * CELL, row * CELL
+            left = column * CELL
+            top = row * CELL
             cell = sheet.crop((left, top, left + CELL, top + CELL))
             drawings.append(cell.crop(cell.getbbox()))
             position += 1
@@ -282,6 +287,7 @@ def rotated(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> Ima
     drawing = drawing.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     pixels = np.array(drawing)
     pixels[pixels[..., 3] < _FAINTEST] = 0
+    # Rotation leaves empty margins, which are trimmed.
     visible = np.argwhere(pixels[..., 3])
     top, left = visible.min(0)
     bottom, right = visible.max(0) + 1
@@ -306,11 +312,14 @@ def place(
     while True:
         masks = [sprite[..., 3] > 0 for sprite in sprites]
         for _ in range(_PLACEMENTS):
-            corners = _attempt(masks, size, generator, visible)
+            corners = _draw_corners(masks, size, generator, visible)
             if corners is not None:
                 return sprites, corners
-        if len(masks) <= 3 and max(max(mask.shape) for mask in masks) <= _CORNERS * size:
+        # Chance may miss the few places that large objects have, but the corners are such places.
+        longest = max(max(mask.shape) for mask in masks)
+        if len(masks) <= 3 and longest <= _LONGEST_IN_CORNERS * size:
             return sprites, _corners_of_image(masks, size)
+        # Ever smaller objects find room in the end.
         sprites = [sprite[::2, ::2] for sprite in sprites]
 
 
@@ -374,10 +383,10 @@ class _Placed:
     least: float
 
 
-def _attempt(
+def _draw_corners(
     masks: Sequence[MaskArray], size: int, generator: np.random.Generator, visible: float
 ) -> tuple[Corner, ...] | None:
-    """Draw corners one object after the other; None if an object finds no place."""
+    """Draw the corners of one object after the other; None if an object finds no place."""
     owner = np.full((size, size), -1, dtype=np.int8)
     placed: list[_Placed] = []
     corners: list[Corner] = []
@@ -387,15 +396,17 @@ def _attempt(
             row = int(generator.integers(size - height + 1))
             column = int(generator.integers(size - width + 1))
             area = owner[_area((row, column), mask.shape)]
-            left = []  # visible pixels of the placed objects below the new one
+            # The placed objects lie below the new one, and these pixels of each stay visible.
+            remaining = []
             for number, below in enumerate(placed):
                 covered = int(np.count_nonzero(mask & (area == number)))
-                left.append(below.pixels - covered)
-            if all(pixels >= below.least for pixels, below in zip(left, placed, strict=True)):
+                remaining.append(below.pixels - covered)
+            if all(pixels >= below.least for pixels, below in zip(remaining, placed, strict=True)):
                 break
         else:
+            # Every try covered too much of an object.
             return None
-        for below, pixels in zip(placed, left, strict=True):
+        for below, pixels in zip(placed, remaining, strict=True):
             below.pixels = pixels
         area[mask] = len(placed)
         pixels = int(np.count_nonzero(mask))
@@ -437,7 +448,8 @@ def draw_subsets(
     Returns:
         The 2^n images, sprite i in those where bit i of the index is set, and the n masks (S, S).
     """
-    size, count = len(background), len(sprites)
+    size = len(background)
+    count = len(sprites)
     start = generator.uniform(0, 2 * np.pi)
     angles = start + 2 * np.pi / count * np.arange(count)
     centers = size * (0.5 + _CIRCLE * np.stack([np.sin(angles), np.cos(angles)], 1))
@@ -447,7 +459,7 @@ def draw_subsets(
         corners.append((round(row - height / 2), round(column - width / 2)))
     images = []
     for bits in range(2**count):
-        absent = [position for position in range(count) if not bits >> position & 1]
+        absent = [position for position in range(count) if not (bits >> position) & 1]
         image = background.copy()
         owner = paste_all(sprites, corners, image, left_out=absent)
         images.append(image)

@@ -198,12 +198,16 @@ def image_sums(statistic: StatisticName, index: ImageIndices, rows: Array, image
         classes, labels = np.unique(rows[:, 0], return_inverse=True)
         sums = np.zeros((images, len(classes), 2))
         np.add.at(sums, (index, labels), rows[:, 1:])
+        # A class whose denominators are all zero has no quotient. If no class has one, a single
+        # class stays, so that the statistic is NaN and not a mean of nothing.
         occurring = sums[..., 1].any(0)
         return sums[:, occurring] if occurring.any() else sums[:, :1]
+    # The denominator of a mean is the number of its rows.
     if rows.shape[1] == 1:
         rows = np.hstack([rows, np.ones_like(rows)])
     sums = np.zeros((images, rows.shape[1]))
     np.add.at(sums, index, rows)
+    # Columns alternate between numerators and denominators.
     return sums.reshape(images, -1, 2)
 
 
@@ -218,6 +222,7 @@ def resample(sums: Array, *, resamples: int, seed: int) -> Array:
     generator = np.random.default_rng(seed)
     images = len(sums)
     flat = sums.reshape(images, -1)
+    # The sum over all images is the resample that contains each of them once.
     blocks = [np.ones((1, images)) @ flat]
     # Resamples are computed in blocks, which bounds the memory.
     largest_block = max(1, _WEIGHTS_PER_BLOCK // images)

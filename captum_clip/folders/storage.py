@@ -112,7 +112,7 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Write a file or replace it."""
         with _storage_errors(f"{self.root} cannot be written to", _RESUME):
-            self._make(str(PurePosixPath(self.path, name).parent))
+            self._make_folder(str(PurePosixPath(self.path, name).parent))
             # A store replaces an object as a whole; a local file needs the detour of a rename.
             if not self.is_local:
                 self.system.pipe_file(f"{self.path}/{name}", content)
@@ -127,7 +127,8 @@ class Storage:
         with _storage_errors(f"{self.root}/{name} cannot be removed"), suppress(FileNotFoundError):
             self.system.rm_file(f"{self.path}/{name}")
 
-    def _make(self, folder: str) -> None:
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder of this file system and those above it, unless they are there."""
         # A path without a root begins with a bucket; a mistyped bucket must not be created.
         if self.is_local or folder.startswith("/"):
             self.system.makedirs(folder, exist_ok=True)
@@ -142,7 +143,7 @@ class Storage:
         lock_path = folder / _LOCK
         is_new = not folder.exists()
         with _storage_errors(f"the folder {self.root} cannot be made", "; name another"):
-            self._make(self.path)
+            self._make_folder(self.path)
         if not self.is_local:
             yield
             return
@@ -184,7 +185,7 @@ def _walk(root: str) -> Iterator[tuple[str, int]]:
         subfolders.sort()
         for name in names:
             path = Path(folder, name)
-            # A broken link is listed; whoever reads it gets the error.
+            # A broken link is listed; whoever reads it gets the error. Its size is unknown, -1.
             size = path.stat().st_size if path.exists() else -1
             yield path.relative_to(root).as_posix(), size
 
@@ -194,7 +195,7 @@ def _raise_unreadable(error: OSError) -> None:
 
 
 @contextmanager
-def _storage_errors(what: str, cure: str = "") -> Iterator[None]:
+def _storage_errors(failure: str, advice: str = "") -> Iterator[None]:
     """Turn an error of the disk or the store into an InputError.
 
     A time-out of the lock is an OSError too, and passes as it is.
@@ -206,7 +207,7 @@ def _storage_errors(what: str, cure: str = "") -> Iterator[None]:
     # A store raises a ValueError for a name that it does not allow.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise InputError(f"{what}: {reason}{cure}.") from error
+        raise InputError(f"{failure}: {reason}{advice}.") from error
 
 
 def find_index(path: str | Path, *, exists: bool = True) -> Storage:
@@ -229,7 +230,7 @@ def find_index(path: str | Path, *, exists: bool = True) -> Storage:
 
 
 def differences(before: Content, after: Content) -> list[str]:
-    """Describe the settings, as JSON, that have changed."""
+    """Describe each setting in which two manifests differ, or parts of them."""
     from ..models.identity import part_agrees
 
     values_before = dict(_leaf_values(before))
@@ -382,6 +383,7 @@ def readable_images(
     The reason why an image cannot be read goes into `skipped`.
     """
     names = [str(path) for path in paths]
+    # The images are wanted as they are, so the last step is one that changes nothing.
     reader = ImageReader(storage_of("."), names, Image.Image.copy)
     bar: Any = {"desc": progress, "unit": "image", "leave": False, "disable": not progress}
     with read_ahead(reader, range(len(paths)), workers) as read:

@@ -57,6 +57,8 @@ def full_name(model: str) -> str:
 
 
 def _folder_of(model: str) -> Path | None:
+    """Return the whole path of a model that is a folder, or None for any other name."""
+    # A folder of the working directory may bear the name of a published model, which goes first.
     if model.startswith("demo/") or named_model(model) is not None:
         return None
     folder = checks.expand(model)
@@ -110,6 +112,7 @@ class RunConfig:
         for entry in fields(self):
             name = entry.name
             value = getattr(self, name)
+            # None is a value only of a setting that has it as its default, and passes unchecked.
             is_unset = value is None and entry.default is None
             if not is_unset:
                 checked = _checked_value(name, value, annotations[name], entry.metadata)
@@ -202,6 +205,7 @@ class ModelLoader:
     _loaded: tuple[tuple[str, str], ClipAdapter] | None = field(default=None, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
+        # A model is large and may not be picklable, so only its name is sent.
         return {**vars(self), "_loaded": None}
 
     def load(self, model: str, device: str = "cpu", identity: Content | None = None) -> ClipAdapter:
@@ -297,7 +301,7 @@ def image_features(
         while batch := list(islice(images, batch_size)):
             encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
             embeddings.append(encoded.float().cpu().numpy())
-    # Only now, after all images were read, is `skipped` complete.
+    # Reading the images fills `skipped`, which is complete only after the last one.
     indices = np.flatnonzero([path not in skipped for path in files])
     read_files = tuple(files[index] for index in indices)
     return ImageFeatures(np.concatenate(embeddings), read_files, indices, skipped)
@@ -317,6 +321,7 @@ def threads(count: int) -> Iterator[None]:
 
 def map_on_ray(config: RunConfig, work: Callable[[int], Any], count: int) -> Iterator[Any]:
     """Yield the results of `work` for each number below a count, in any order, from Ray."""
+    # The workers share the GPUs evenly, each within one GPU.
     gpu_share = 0.0
     if config.gpus:
         workers_per_gpu = math.ceil(config.processes / config.gpus)
@@ -421,7 +426,10 @@ def _muted() -> Iterator[None]:
 
 
 def _join_or_start(ray: Any, config: RunConfig) -> None:
+    """Join an existing cluster, or start one on this machine; InputError if neither succeeds."""
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Ray starts a worker only if so many CPUs are left, so it is told of as many as all workers ask
+    # for, even on a smaller machine.
     cpus = max(os.cpu_count() or 1, config.processes * config.thread_count)
     try:
         try:
@@ -439,8 +447,9 @@ def _check_room(ray: Any, config: RunConfig) -> None:
     """Raise InputError if no machine has room for a worker, for which Ray would wait forever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(machine.get("GPU", 0) for machine in machines)
-    gpus_per_machine = min(config.gpus, 1)
-    suitable = [machine for machine in machines if machine.get("GPU", 0) >= gpus_per_machine]
+    # All CPUs of a worker, and its share of a GPU if it has one, have to be on the same machine.
+    least_gpus = min(config.gpus, 1)
+    suitable = [machine for machine in machines if machine.get("GPU", 0) >= least_gpus]
     cpus = max((machine.get("CPU", 0) for machine in suitable), default=0)
     if gpus < config.gpus or cpus < config.thread_count:
         raise InputError(
