@@ -95,6 +95,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     _cuts_graph: ClassVar[bool] = False
     _laws: ClassVar[tuple[str, ...]] = ("blocks",)  # laws beside those of all methods, by name
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
+    _instead: ClassVar[str] = "direct (DirectContribution)"  # a method for other kinds of towers
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -135,7 +136,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             needed = " or a ".join(KINDS[kind] for kind in self.towers)
             raise UnsupportedModelError(
                 f"{name} needs a {needed}, and this is a {KINDS[tower.kind]}; take a method that "
-                "fits it, such as direct (DirectContribution)."
+                f"fits it, such as {self._instead}."
             )
         if self.reads_projection and tower.unknown_projection:
             warnings.warn(f"{name}: {tower.unknown_projection}", stacklevel=2)

@@ -115,6 +115,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     name = "grad-cam"
     signed = True
+    _instead = "attention-grad-cam, cam:variant=GradCAM or direct (DirectContribution)"
     _laws = ()
     paper_options = MappingProxyType({"relu_attributions": True})  # equation 2
 

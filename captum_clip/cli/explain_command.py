@@ -22,7 +22,7 @@ from ..explaining.request import (
     rule,
 )
 from ..files import read_csv, read_field, replace_file, to_csv
-from ..look import current_look
+from ..look import Look, current_look
 from . import options, shared
 from .application import PATH, Range, app, argument, option
 from .options import Loading
@@ -230,7 +230,8 @@ def _threshold(text: str) -> str | float:
     "--maps",
     is_flag=True,
     section=_PICTURE,
-    help="write the raw maps beside each figure, as .npy (images, TEXTs, height, width)",
+    help="write the raw maps beside each figure, as .npy (images, TEXTs, height, width); "
+    "signed with --sign both",
 )
 @options.drawing_options
 @options.image_size_option
@@ -344,7 +345,7 @@ def explain_command(
         if regions is not None:
             _write_regions(explanation, regions, threshold, line, image, file, inputs)
         if maps:
-            explanation.save(_maps_beside(file))
+            _save_maps(explanation, _maps_beside(file))
         explanation.save(file, original=original)
         return explanation
 
@@ -409,6 +410,15 @@ def _draw_listed(
             _print_scores(explanation, compared)
         print(file)
     shared.report_skipped({**unread, **failed})
+
+
+def _save_maps(explanation: Any, file: Path) -> None:
+    """Write the maps alone, to which the options of how a figure looks do not apply."""
+    token = current_look.set(Look())
+    try:
+        explanation.save(file)
+    finally:
+        current_look.reset(token)
 
 
 def _maps_beside(figure: Path) -> Path:

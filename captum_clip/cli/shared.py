@@ -112,7 +112,9 @@ def read_line(
         words = words[1:]
     are_images = [is_image_name(word) for word in words]
     if needs_image and not folder and not are_images[0]:
-        raise InputError(f"{show(words[0])} is not an image; {command} takes images, then texts.")
+        is_misspelled = Path(words[0]).suffix and not Path(words[0]).exists()
+        problem = "does not exist" if is_misspelled else "is not an image"
+        raise InputError(f"{show(words[0])} {problem}; {command} takes images, then texts.")
     # The images end at the first word that is none, or at the end of the line.
     image_count = 0
     if folder is None:

@@ -6,6 +6,7 @@ token. The end token has the highest number because OpenCLIP pools a text at its
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -238,7 +239,9 @@ class DemoTokenizer:
 
     def _words(self, text: str) -> list[str]:
         words = split_words(text)
-        unknown = [word for word in dict.fromkeys(words) if word not in IDS]
+        # A symbol that stands alone, such as an emoji, would be dropped as if it were punctuation.
+        symbols = [character for character in text if unicodedata.category(character) == "So"]
+        unknown = [word for word in dict.fromkeys([*words, *symbols]) if word not in IDS]
         if unknown:
             raise TargetError(
                 f"the demo models do not know {', '.join(map(repr, unknown))} (in {text!r}); "

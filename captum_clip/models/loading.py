@@ -479,9 +479,11 @@ def _loading(source: ModelSource, *, online: bool) -> Iterator[None]:
 
 def _unchecked_places(source: ModelSource) -> Iterator[str]:
     """The folders and repositories whose configurations a stranger may have written."""
-    schema, _, place = source.where.rpartition(":")
+    # The path of a folder may have a colon of its own.
+    place = source.where.removeprefix("hf-hub:").removeprefix("local-dir:")
     # Without a schema, OpenCLIP's name is that of an architecture of its own.
-    has_files = bool(schema) or source.library == "transformers"
+    has_schema = place != source.where
+    has_files = has_schema or source.library == "transformers"
     if has_files and not source.is_embedded:
         yield place
     if source.adapter is not None:

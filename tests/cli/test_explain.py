@@ -572,7 +572,7 @@ def test_a_broken_file_among_several_is_left_out_as_in_a_folder(run: Run) -> Non
 
 
 def test_raw_maps_lie_beside_the_figures(run: Run, vit: str) -> None:
-    run("explain photo.jpg other.png horse sky -m VIT --maps -o out")
+    run("explain photo.jpg other.png horse sky -m VIT --maps --scale shared -o out")
     for name, photo in (("photo", "photo.jpg"), ("other", "other.png")):
         maps = explain(photo, ["horse", "sky"], model=vit).maps["positive"].numpy()
         written = np.load(f"out/{name}-explained-horse_sky.npy")

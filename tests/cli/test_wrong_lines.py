@@ -28,6 +28,7 @@ LINES = {
     # explain
     "explain none.jpg a": "there is no image file none.jpg",
     "explain 'a horse' photo.jpg": "'a horse' is not an image; explain takes images, then texts",
+    "explain photo.jpgg 'a horse'": "'photo.jpgg' does not exist; explain takes images, then texts",
     "explain photo.jpg --side pairs --image photo.jpg --image other.png": "one --image, got 2",
     "explain broken.png a": "broken.png",
     "explain photo.jpg": "expected a TEXT, --emotions FILE or --image FILE",

@@ -33,6 +33,11 @@ def test_tokens_are_start_words_end_padding() -> None:
     assert tokens[2].tolist() == [START, END] + [PAD] * 14
 
 
+def test_an_emoji_is_not_dropped() -> None:
+    with pytest.raises(TargetError, match="do not know '\U0001f434'"):
+        DemoTokenizer()(["a \U0001f434"])
+
+
 def test_all_unknown_words_are_named() -> None:
     with pytest.raises(TargetError, match=r"'purring', 'lion'.*captum-clip models --vocabulary"):
         DemoTokenizer()(["a horse", "a purring lion and a lion"])

@@ -236,6 +236,15 @@ def test_the_canary_sings_where_code_runs(
     assert "comes with code of its own, which is never run" in end_of("evil_model")
 
 
+@pytest.mark.parametrize(
+    ("library", "where"),
+    [("transformers", "/a:b/model"), ("open_clip", "local-dir:/a:b/model")],
+)
+def test_a_folder_with_a_colon_in_its_path_is_checked(library: Any, where: str) -> None:
+    source = names.ModelSource("name", library, where, local=True)
+    assert list(loading._unchecked_places(source)) == ["/a:b/model"]
+
+
 @pytest.mark.parametrize("name", ["hf-hub:someone/small", "someone/small"])
 def test_nothing_of_a_repository_runs(
     saved: Path, world: Path, cache: Callable[[str], Path], name: str
