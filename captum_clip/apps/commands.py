@@ -19,11 +19,11 @@ from ..files import filled_folder, replace_file, to_csv
 
 
 class _Photos:
-    """The images of a folder, and where what is written about them goes.
+    """The images of a folder, and the files of results that are written about them.
 
     Attributes:
         folder: where they lie.
-        files: those that can be read, as far as they were read.
+        files: all image files at first; once :meth:`read` has ended, those that could be read.
         results: the files that are written.
     """
 
@@ -126,6 +126,7 @@ def heads_command(
         direction = None
         if ranked_by:
             embeddings = targets.text(clip, ranked_by).embeddings
+            # There are one or two texts, so this is the text, or the first minus the second.
             direction = embeddings[0] - embeddings[1:].sum(0)
         images = photos.read("heads", workers=workers, quiet=loading.quiet)
         vectors = heads.head_vectors(clip, images)
@@ -215,17 +216,22 @@ def change_command(
         pool = of_classes(before, descriptions) if descriptions else None
         images = photos.read("change", workers=workers, quiet=loading.quiet)
         whole = compare(before, after, images, compared)
-        change, right = whole.confusion(*cell) if cell else (whole, None)
+        # With --from and --to, the images that are wrong are compared with those that are right.
+        change = whole
+        right = None
+        if cell:
+            change, right = whole.confusion(*cell)
         rows = change.table(right)
         words = _describe_heads(whole, pool)
         names = [file.relative_to(photos.folder).as_posix() for file in photos.files]
         scores = []
-        for text, *of_models in zip(compared, *whole.scores.mT.tolist(), strict=True):
-            for name, score_before, score_after in zip(names, *of_models, strict=True):
-                scores.append((text, name, score_before, score_after))
+        scores_before, scores_after = whole.scores.tolist()  # N lists of K scores each
+        for k, text in enumerate(compared):
+            for name, old, new in zip(names, scores_before, scores_after, strict=True):
+                scores.append((text, name, old[k], new[k]))
         scores.sort(key=lambda row: -abs(row[3] - row[2]))
         _write_table(score_table, ("text", "image", "before", "after"), scores)
-        described = [(*row, words.get(row[2:4], "")) for row in rows]
+        described = [(*row, words.get((row.layer, row.head), "")) for row in rows]
         _write_table(head_table, (*Moved._fields, "words"), described)
         written = [score_table, head_table]
         if "regions" not in whole.refused:
@@ -245,9 +251,10 @@ def change_command(
         )
         written.append(page)
     listed = [row for row in rows if row.what in ("score", "head")]
-    for what, text, *place, mean, low, high, _ in listed[: len(compared) + top]:
-        where = " ".join(str(part) for part in (what, *place) if part is not None)
-        print(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]  {text}: {where}")
+    for row in listed[: len(compared) + top]:
+        place = (row.what, row.layer, row.head)
+        where = " ".join(str(part) for part in place if part is not None)
+        print(f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]  {row.text}: {where}")
     print(*change.doubts, *written, sep="\n")
 
 
@@ -255,13 +262,16 @@ def _describe_heads(change: Any, pool: Any) -> dict[Any, str]:
     """Describe heads by the texts of a pool that they vary along; none if no head varies."""
     if not pool or not change.vectors:
         return {}
+    # In one image, or if training left the heads alone, there is no variance to describe.
     if not change.vectors.heads.var(0, correction=0).any():
         return {}
     return {head: ", ".join(span.texts) for head, span in change.describe(pool).items()}
 
 
 def _write_table(file: Path, columns: tuple[str, ...], rows: list[Any]) -> None:
-    content = to_csv(dict(zip(columns, zip(*rows, strict=True), strict=True)))
+    """Write rows as CSV; there is at least one."""
+    values = zip(*rows, strict=True)
+    content = to_csv(dict(zip(columns, values, strict=True)))
     replace_file(file, lambda opened: opened.write(content))
 
 
@@ -566,4 +576,5 @@ def app_command(
             print(
                 "everyone who can reach this machine over the network can use the page", flush=True
             )
+        # Nobody sets this event: the server works in a thread of its own until Ctrl-C.
         Event().wait()

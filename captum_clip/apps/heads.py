@@ -32,8 +32,8 @@ Head: TypeAlias = tuple[int, int]
 """A layer and a head in it, both from 0; a pool has layer 0 alone."""
 _NEGLIGIBLE: Final = 1e-6
 """A smaller share of a length is rounding of float32."""
-_SETS: Final = 16
-"""Number of sets of random texts."""
+_RANDOM_DRAWS: Final = 16
+"""How often random texts are drawn, to compare the chosen ones with."""
 
 
 class TextSpan(NamedTuple):
@@ -109,12 +109,14 @@ def text_span(outputs: Tensor, pool: Target, count: int, *, seed: int = 0) -> Te
     _, values, axes = torch.linalg.svd(outputs - outputs.mean(0), full_matrices=False)
     # The bound is relative to all outputs, so that it holds for any number of images.
     rank = int((values > _NEGLIGIBLE * outputs.norm()).sum())
-    values, axes = values[:rank], axes[:rank]
+    values = values[:rank]
+    axes = axes[:rank]  # (r, E)
     total = values.square().sum()
     with expecting(f"a Target of texts in {outputs.shape[1]} dimensions", pool):
         texts = pool.embeddings.to(axes) @ axes.T  # (M, r)
     # On its axes C is diagonal but for a rotation of the images, which changes no variance.
-    centered, rows = values.diag(), texts
+    centered = values.diag()  # (r, r)
+    rows = texts
     chosen: list[int] = []
     for _ in range(min(count, rank)):
         variances = (rows @ centered.T).square().sum(1)
@@ -128,18 +130,19 @@ def text_span(outputs: Tensor, pool: Target, count: int, *, seed: int = 0) -> Te
         chosen.append(best)
 
     def explained_share(indices: Sequence[int] | Tensor) -> float:
+        # This projects on the span of the texts, which need not be independent.
         projection = torch.linalg.pinv(texts[indices]) @ texts[indices]
         return float((values[:, None] * projection).square().sum() / total)
 
     generator = torch.Generator().manual_seed(seed)
     random = 0.0
-    for _ in range(_SETS):
+    for _ in range(_RANDOM_DRAWS):
         drawn = torch.randperm(len(texts), generator=generator)[: len(chosen)]
         random += explained_share(drawn)
     return TextSpan(
         texts=tuple(pool.names[index] for index in chosen),
         shares=tuple(explained_share(chosen[: k + 1]) for k in range(len(chosen))),
-        random=random / _SETS,
+        random=random / _RANDOM_DRAWS,
     )
 
 

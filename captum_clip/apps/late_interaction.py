@@ -76,6 +76,7 @@ class LateInteraction:
     def removal(self) -> Tensor:
         """What the score loses without each vector, (B, Q, P): best less second best, else 0."""
         best, second = self.similarity.topk(2).values.chunk(2, -1)  # each (B, Q, 1)
+        # Where two vectors tie, the score loses nothing without either.
         wins = self.similarity == best
         return torch.where(wins, best - second, 0)
 
@@ -96,14 +97,15 @@ class LateInteraction:
             cells = torch.as_tensor(region)
             fits = cells.dtype == torch.bool and cells.shape in (shape, shape[1:])
             expect(fits, f"a region of booleans {shape[1:]}", region)
-        gone = torch.zeros_like(self.similarity[:, 0], dtype=torch.bool)
+        # The region is over cells of the grid, and the page has other vectors besides its patches.
+        gone = torch.zeros_like(self.similarity[:, 0], dtype=torch.bool)  # (B, P)
         gone.scatter_(1, self.patches.flatten(1), cells.expand(shape).flatten(1))
         if gone.all(-1).any():
             raise InputError(
                 "the region holds all vectors of a page, and without them there is no score."
             )
-        left = self.similarity.masked_fill(gone[:, None], -torch.inf)
-        return self.similarity.amax(-1) - left.amax(-1)
+        remaining = self.similarity.masked_fill(gone[:, None], -torch.inf)
+        return self.similarity.amax(-1) - remaining.amax(-1)
 
     def maps(self, kind: Cells = "shares") -> Tensor:
         """The shares, the removal or the similarities of the patches, (B, Q, h, w).
@@ -114,7 +116,7 @@ class LateInteraction:
         values: Tensor = getattr(self, kind)  # (B, Q, P)
         pages, height, width = self.patches.shape
         count = len(self.tokens)
-        vectors = self.patches.flatten(1)[:, None].expand(-1, count, -1)
+        vectors = self.patches.flatten(1)[:, None].expand(-1, count, -1)  # (B, Q, h w)
         return values.gather(2, vectors).view(pages, count, height, width)
 
     @property
@@ -167,8 +169,9 @@ class LateInteraction:
             hints=(hints_of_page,) * page_count,
             crops=tuple(crops),
             photos=self.pages,
-            # Without a token, the score loses exactly its share.
+            # The score is a sum over tokens, so without one it loses exactly the token's share.
             leave_one_out=shares,
+            # After the whole query, the targets are its tokens in one row.
             cells=(1, len(self.tokens)),
         )
 
@@ -263,6 +266,7 @@ def explain(
     patch_counts = mask.sum(1)
     fits = bool((patch_counts == height * width).all())
     expect(fits, f"{expected} of {vector_count} vectors", patch_counts.tolist())
+    # Patches are given row by row, so their order fills the grid.
     positions = mask.nonzero()[:, 1].view(page_count, height, width)
 
     if tokens is None:

@@ -58,6 +58,7 @@ _EVENT: Final[dict[str, Any]] = {
 _STALE: Final = "() => ({__type__: 'update', elem_classes: ['stale']})"
 """Marks maps that belong to another question than the one that is typed now."""
 _PAGE: Final = json.loads(Path(__file__).with_name("page.json").read_text("utf-8"))
+# The file has the two tabs about words by name: the map of a text, then pairs with the image.
 _, _PAIRS = _PAGE["tabs"]
 _DOWNLOADS: Final = _PAGE["downloads"]
 
