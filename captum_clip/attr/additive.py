@@ -440,7 +440,7 @@ def _compare_products(record: Recording, comparisons: Sequence[_Products]) -> No
 
 
 @no_graph()
-def decompose(embedded: PooledEmbedding, values: Tensor, directions: Tensor | None) -> Computed:
+def with_rest(embedded: PooledEmbedding, values: Tensor, directions: Tensor | None) -> Computed:
     """Add the rest to products (n, B, s) or (n, B, L, H) of the unit embedding's parts."""
     record = embedded.run.record
     unit = to_float32(detached(embedded.embedding)) * embedded.direction.scale[:, None]
@@ -659,5 +659,5 @@ def propagated_to_patches(
         relevance = torch.cat([relevance, batched(shares, rows[1:], widest)])
     padded = F.pad(relevance, (tower.prefix, 0))
     if directions is not None:
-        return decompose(embedded, padded, directions)
+        return with_rest(embedded, padded, directions)
     return run.computed(padded, run.chosen - relevance.sum(-1).T)

@@ -21,13 +21,13 @@ from ..targets.similarity import ClipPairSimilarity, ClipSimilarity, Similarity,
 from ._call import Call, Computed, many_columns
 from .additive import (
     AdditiveAttribution,
-    decompose,
     parts_of_heads,
     pooled_rows,
     products,
     propagated_to_patches,
     pulled_rows,
     pushed_rows,
+    with_rest,
 )
 
 Baseline = Literal["none", "mean"]
@@ -36,7 +36,7 @@ Depth = Literal["pooling", "token", "all"]
 
 
 def any_target(clip: ClipAdapter) -> Target:
-    """Make some target of a forward function whose vectors are taken, which depend on no target."""
+    """Make a target for a forward function, where only vectors are taken: they depend on none."""
     dimension = clip.embedding_dim or clip.measured_dim()
     return targets.embedding(torch.eye(1, dimension, device=clip.device))
 
@@ -98,9 +98,9 @@ class DirectContribution(AdditiveAttribution):
     With a forward function of your own, :math:`G` begins at the embedding e with
     :math:`g + (y - b - g \cdot e) \, e / |e|^2`, g the score's gradient there and b its constant:
     one small backward per target. The rest has b, so a bias or a prior changes no map. The first
-    call asks for the score of -e to find b, at the price of a forward. The score of an
-    MLP is not odd in e but for a constant. Then :math:`G` begins with g alone, and the rest has
-    what that leaves of the score.
+    call asks for the score of -e to find b, at the price of a forward. A score that is not odd in
+    e up to a constant, such as that of an MLP, has no b. Then :math:`G` begins with g alone, and
+    the rest has what that leaves of the score.
 
     Pass the model as `layer`. transformers keeps the projection P outside the vision tower, so P is
     not known if you pass the tower alone. Then e is the tower's unprojected output v, and the part
@@ -236,7 +236,7 @@ class DirectContribution(AdditiveAttribution):
                 "depth: 'all' follows all layers and heads to the patches together, so none can be "
                 "kept or left out; leave out `per` and `start_layer`."
             )
-        # The features of a convolutional tower count as a single layer, even if they are averaged.
+        # The features of a convolutional tower count as one layer, even if no attention reads them.
         has_layers = per == "layer" and is_convolutional
         if per is not None and pooling == "mean" and not has_layers:
             raise InputError(f"per: no attention, and so no {per}, reads a mean; leave it out.")
@@ -366,10 +366,11 @@ class DirectContribution(AdditiveAttribution):
                     parts = parts_of_heads(pooled)
                     # The last part belongs to no layer, and counts in the rest.
                     vectors = pooled.embed(parts)[:, :-1]
-                    by_layer = len(vectors), len(layers), -1, vectors.shape[-1]
-                    vectors = vectors.reshape(by_layer)
+                    batch, _, width = vectors.shape
+                    # (B, n, H, E), or H + 1 where the layer's MLP follows its heads
+                    vectors = vectors.reshape(batch, len(layers), -1, width)
                 values = products(vectors, directions)
-                computed = decompose(pooled.embedded, values, directions)
+                computed = with_rest(pooled.embedded, values, directions)
                 return computed._replace(parts=(parts, pooled.embed))
 
         every_target = partial(many_columns, None)
