@@ -392,9 +392,10 @@ def readable_images(
                 skipped[paths[image.number]] = image.reason
             else:
                 yield image
-    if len(skipped) == len(paths):
+    # A path may be given twice.
+    if all(path in skipped for path in paths):
         path, reason = next(iter(skipped.items()), ("", "no file was given"))
-        raise InputError(f"none of the {len(skipped)} images can be read; {path}: {reason}")
+        raise InputError(f"none of the {len(paths)} images can be read; {path}: {reason}")
 
 
 @contextmanager
