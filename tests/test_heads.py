@@ -188,6 +188,8 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Any, scenes: list[Any
     found = heads.head_vectors(load_clip("demo/vit"), images)
     assert len(found.rest) == 2
     assert [*skipped] == [paths[1], paths[3]]
+    with pytest.raises(InputError, match=r"none of the 2 images .*bad\.png"):
+        list(readable_images([paths[1], paths[1]], {}))
 
 
 WRONG: list[tuple[Any, str]] = [
