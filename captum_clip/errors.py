@@ -211,7 +211,8 @@ def _holds(value: Any, outer: type, inner: tuple[Any, ...]) -> bool:
         return True
     if outer is tuple and inner[-1] is not ...:
         return len(value) == len(inner) and all(map(is_kind, value, inner))
-    if issubclass(outer, Mapping):
+    # A Counter is annotated by its keys alone.
+    if issubclass(outer, Mapping) and len(inner) == 2:
         key_type, value_type = inner
         return all(is_kind(k, key_type) and is_kind(v, value_type) for k, v in value.items())
     if issubclass(outer, Collection):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -79,6 +82,20 @@ def test_a_model_is_inspected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = len(runs)
     explain(built.images(2), target, **options)
     assert len(runs) - first == first - 1
+
+
+@pytest.mark.parametrize("bound", [MethodType, partial])
+def test_a_model_that_was_explained_is_not_kept_alive(bound: Any) -> None:
+    """Also with a forward of its own instance, which refers to it."""
+    built = builders.hf_vit()
+    built.model.forward = bound(type(built.model).forward, built.model)
+    clip = built.load()
+    target = targets.embedding(torch.randn(2, clip.embedding_dim))
+    DirectContribution(ClipSimilarity(clip, target)).attribute_targets(built.images(2))
+    reference = weakref.ref(built.model)
+    del built, clip, target
+    gc.collect()
+    assert reference() is None
 
 
 # What it computes

@@ -32,7 +32,6 @@ from ._call import (
     Columns,
     Computed,
     Constants,
-    ForwardFailedError,
     Indices,
     detach_inference,
     differentiate,
@@ -437,14 +436,16 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         with with_whole_graph() if is_whole else nullcontext():
             try:
                 return self._verified(compute, call)
-            except ForwardFailedError as failed:
-                failure = failed.__cause__
-        # An inspection ran this forward in a graph, so that may be what it lacks: a fork may keep
-        # the gradient of its attention by a hook on the tensor, which without a graph is an error.
-        with suppress(ForwardFailedError), with_whole_graph():
-            return self._verified(compute, call)
-        assert failure is not None
-        raise failure
+            except RuntimeError as error:
+                # Subclasses have their own meaning, as ours and an exhausted memory have.
+                if type(error) is not RuntimeError:
+                    raise
+                # An inspection ran this forward in a graph, so that may be what it lacks. A fork
+                # may keep the gradient of its attention by a hook on the tensor, which without a
+                # graph is an error.
+                with suppress(Exception), with_whole_graph():
+                    return self._verified(compute, call)
+                raise
 
     def _verified(self, compute: Callable[[Call], Computed], call: Call) -> Computed:
         """Run the formula and see to the laws; with copies if the model changes tokens in place."""

@@ -47,10 +47,6 @@ class ReadsMoreError(CaptureError):
     """The scores depend on more than the embedding, or the pooled token."""
 
 
-class ForwardFailedError(Exception):
-    """A recorded forward function raised an error of torch, which is the cause of this one."""
-
-
 class Computed(NamedTuple):
     """The result of a method's formula.
 
@@ -134,13 +130,7 @@ class Call:
     def run(self, recording: AbstractContextManager[Recording]) -> "Pass":
         """Run the forward to its end under a recording."""
         with recording as record:
-            try:
-                scores = self.scores()
-            except RuntimeError as error:
-                # Subclasses have their own meaning, as ours and an exhausted memory have.
-                if type(error) is not RuntimeError:
-                    raise
-                raise ForwardFailedError from error
+            scores = self.scores()
         verify(record, self.method)
         expected = f"scores of the {record.batch} images that went through the tower"
         expect(len(scores) == record.batch, expected, scores, error=CaptureError)

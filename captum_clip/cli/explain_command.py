@@ -373,7 +373,7 @@ def explain_command(
             "emotions": emotions,
             "center": center,
             "original": original,
-            "maps": maps,
+            "maps": maps or None,
             "regions": regions,
             "threshold": threshold,
             "targets": targets,
@@ -441,6 +441,8 @@ def _line_conflicts(
     """Yield conditions, and what to say where one holds, besides the rules of the request."""
     if maps and output is not None and output.suffix.lower() in _NO_FIGURES:
         yield True, f"--maps writes maps beside a figure; -o {output} is none, so leave it out."
+    if maps and side == "text":
+        yield True, "--maps writes maps of the image, which --side text has not; use --side both."
     if len(model) > 1:
         advice = "works with one --model; run each by itself, with another -o."
         is_figure = output is None or output.suffix.lower() not in _NO_FIGURES

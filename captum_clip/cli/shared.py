@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -112,7 +113,9 @@ def read_line(
         words = words[1:]
     are_images = [is_image_name(word) for word in words]
     if needs_image and not folder and not are_images[0]:
-        is_misspelled = Path(words[0]).suffix and not Path(words[0]).exists()
+        has_ending = re.search(r"\.\w+$", words[0])
+        # `Path.exists` raises for a name that is too long.
+        is_misspelled = has_ending and not os.path.exists(os.path.expanduser(words[0]))
         problem = "does not exist" if is_misspelled else "is not an image"
         raise InputError(f"{show(words[0])} {problem}; {command} takes images, then texts.")
     # The images end at the first word that is none, or at the end of the line.

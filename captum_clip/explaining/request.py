@@ -4,6 +4,7 @@ The page takes its labels from these fields, and the command line has more confl
 its own. Nothing here loads torch, so that a wrong line is refused before a model is loaded.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import NoneType
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, get_args, get_type
 
 from ..checks import as_list, check_choice, check_flag, check_integer, expect, show
 from ..errors import InputError, TargetError, argument
-from ..files import is_image_name
+from ..files import IMAGE_ENDINGS
 
 Side = Literal["image", "text", "both", "pairs"]
 Sign = Literal["positive", "negative", "both"]
@@ -137,7 +138,7 @@ def check_explain(request: Request, *, is_target: bool = False) -> None:
     check_request(request, is_target=is_target)
     if isinstance(texts, (str, Sequence)) and not is_target:
         for text in as_list(texts):
-            if isinstance(text, str) and is_image_name(text):
+            if isinstance(text, str) and _names_image(text):
                 raise TargetError(
                     f"the text {show(text)} names an image; pass images first, or as "
                     f"{argument('reference')}."
@@ -167,6 +168,15 @@ def text_of_pairs(texts: Any) -> str | None:
             f"{pairs} takes one text apart, got {show(texts)}; explain each by itself."
         )
     return listed[0]
+
+
+def _names_image(text: str) -> bool:
+    """Tell whether a text is the name or address of an image, and no sentence that holds one."""
+    is_word = len(text.split()) == 1
+    if is_word and "://" in text:
+        return True
+    has_ending = text.lower().endswith(IMAGE_ENDINGS)
+    return has_ending and (is_word or os.path.isfile(os.path.expanduser(text)))
 
 
 def check_request(request: Any, *, is_target: bool = False) -> None:

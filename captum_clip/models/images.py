@@ -125,7 +125,8 @@ def check_images(images: Any, made_by: ChannelStats | None = None, tolerance: fl
 def _is_plausible(low: float, high: float, made_by: ChannelStats) -> bool:
     """Whether colors between [-.5, 1.5] may give values between low and high in every channel."""
     for mean, std in zip(*made_by, strict=True):
-        if low < (-0.5 - mean) / std or high > (1.5 - mean) / std:
+        is_within = (-0.5 - mean) / std <= low and high <= (1.5 - mean) / std
+        if not is_within:
             return False
     return True
 

@@ -1,6 +1,7 @@
 """`load_clip`: an object, a folder or a name -> an adapter, tried in this order."""
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -479,8 +480,10 @@ def _loading(source: ModelSource, *, online: bool) -> Iterator[None]:
 
 def _unchecked_places(source: ModelSource) -> Iterator[str]:
     """The folders and repositories whose configurations a stranger may have written."""
-    # The path of a folder may have a colon of its own.
-    place = source.where.removeprefix("hf-hub:").removeprefix("local-dir:")
+    place = source.where
+    # Only OpenCLIP has schemas. The path of a folder may have a colon of its own.
+    if source.library == "open_clip":
+        place = re.sub("^(hf-hub|local-dir):", "", place)
     # Without a schema, OpenCLIP's name is that of an architecture of its own.
     has_schema = place != source.where
     has_files = has_schema or source.library == "transformers"

@@ -1,7 +1,9 @@
 """An inspection: one forward of each kind of model and input, in which laws are seen to."""
 
 import sys
+import weakref
 from collections.abc import Callable, Collection, Hashable, Sequence
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,13 +33,24 @@ def kind_of(tower: nn.Module, model: nn.Module | None = None) -> Hashable:
         modules = [model, *modules]
     for module in modules:
         attributes = vars(module)
-        parts += (id(module), getattr(type(module), "forward", None), attributes.get("forward"))
+        parts += (id(module), getattr(type(module), "forward", None))
+        parts.append(_without_owner(attributes.get("forward")))
         # None stands between the two, so that a hook does not look the same on either side.
         parts += (*module._forward_pre_hooks, None, *module._forward_hooks)
-        parts.append(attributes.get("_compiled_call_impl"))
+        parts.append(_without_owner(attributes.get("_compiled_call_impl")))
         parts.append(getattr(attributes.get("config"), "_attn_implementation", None))
         parts += [value for value in attributes.values() if type(value) in _PLAIN_TYPES]
     return tuple(parts)
+
+
+def _without_owner(function: Any) -> Any:
+    """A function of a model as a part of its kind, which must not keep the model alive."""
+    if isinstance(function, MethodType):
+        return function.__func__, id(function.__self__)
+    if function is None:
+        return None
+    # A reference equals another one to the same function, and none once that is gone.
+    return weakref.ref(function)
 
 
 class _ForwardFailed(Exception):  # noqa: N818

@@ -192,3 +192,23 @@ def test_forwards_through_the_library_leave_the_model_as_it_was(name: str) -> No
     with pytest.raises(InputError):
         method.attribute_targets(pixels, variant="NoCAM")
     state.assert_same(before, state.of_model(small.model))
+
+
+def test_a_fork_that_keeps_gradients_by_a_hook_on_a_tensor_is_explained() -> None:
+    """Also in the passes of the library, which have no graph."""
+    name = "hf_vit"
+    wanted = CamFamily(cases.similarity(name)).attribute(cases.images(name), 0, variant="ScoreCAM")
+    clip = cases.built(name)
+    last = clip.model.vision_model.encoder.layers[-1]
+
+    def keep_gradient(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        hidden.register_hook(lambda gradient: None)
+
+    handle = last.register_forward_hook(keep_gradient)
+    try:
+        method = CamFamily(cases.similarity(name))
+        found = method.attribute(cases.images(name), 0, variant="ScoreCAM")
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found, wanted)

@@ -237,12 +237,17 @@ def test_the_canary_sings_where_code_runs(
 
 
 @pytest.mark.parametrize(
-    ("library", "where"),
-    [("transformers", "/a:b/model"), ("open_clip", "local-dir:/a:b/model")],
+    ("library", "where", "place"),
+    [
+        ("transformers", "/a:b/model", "/a:b/model"),
+        ("transformers", "hf-hub:a/model", "hf-hub:a/model"),
+        ("open_clip", "local-dir:/a:b/model", "/a:b/model"),
+        ("open_clip", "hf-hub:a/model", "a/model"),
+    ],
 )
-def test_a_folder_with_a_colon_in_its_path_is_checked(library: Any, where: str) -> None:
+def test_a_folder_with_a_colon_in_its_path_is_checked(library: Any, where: str, place: str) -> None:
     source = names.ModelSource("name", library, where, local=True)
-    assert list(loading._unchecked_places(source)) == ["/a:b/model"]
+    assert list(loading._unchecked_places(source)) == [place]
 
 
 @pytest.mark.parametrize("name", ["hf-hub:someone/small", "someone/small"])
