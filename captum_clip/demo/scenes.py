@@ -194,7 +194,7 @@ def draw_scene(
         background = drawn_background
     allowed = world.backgrounds
     if split != "train":
-        allowed += world.held_out
+        allowed = (*world.backgrounds, *world.held_out)
     check_choice(background, dict.fromkeys(allowed), name="background")
     if objects is None:
         things = pick_things(count, choice)

@@ -407,7 +407,10 @@ def _folder_of_images(path: Path, folder: str | None, files: Collection[str]) ->
     places = list(dict.fromkeys(place.absolute() for place in places))
     holding = [place for place in places if any((place / file).is_file() for file in files)]
     expected = f"images of {path.name} in one of {', '.join(map(str, places))}"
-    expect(holding, expected, "none", f"name their folder: coco:{path.name},FOLDER")
+    advice = "name the folder in which they lie"
+    if folder is None:
+        advice = f"name their folder: coco:{path},FOLDER"
+    expect(holding, expected, "none", advice)
     return holding[0]
 
 
@@ -641,6 +644,8 @@ def _check_boxes(boxes: npt.NDArray[np.float64], size: tuple[int, int]) -> None:
     """Raise InputError for boxes that hold corners or shares where widths in pixels belong."""
     height, width = size
     form = "boxes [left, top, width, height] in pixels"
+    # Text is refused before it is compared.
+    boxes = boxes.astype(np.float64, casting="same_kind")
     shares = (boxes <= 1).all() and (boxes % 1 > 0).any()
     expect(
         not shares, form, boxes.tolist(), "these are shares; multiply them with the image's size"
@@ -651,7 +656,7 @@ def _check_boxes(boxes: npt.NDArray[np.float64], size: tuple[int, int]) -> None:
     is_inside = (np.minimum(left, top) >= -slack).all()
     is_inside &= (left + box_width <= width + slack).all()
     is_inside &= (top + box_height <= height + slack).all()
-    advice = f"one leaves the image of {width} x {height} pixels; are these corners?"
+    advice = f"one leaves the image of {width} x {height} pixels, as corners would"
     expect(bool(is_inside), form, boxes.tolist(), advice)
 
 

@@ -141,7 +141,7 @@ def test_images_are_found_in_the_folder_that_is_named(file: Path) -> None:
     file.with_name("beside").rename(photos)
     save(noise(seed=0), file.with_name("000.jpg"))
     with pytest.raises(
-        InputError, match=r"in one of \S*/none, .*name their folder: coco:.*,FOLDER"
+        InputError, match=r"in one of \S*/none, .*name the folder in which they lie"
     ):
         open_data(f"coco:{file},{photos.with_name('none')}")
 
