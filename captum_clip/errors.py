@@ -8,6 +8,7 @@ page its own labels.
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
@@ -15,12 +16,14 @@ from fractions import Fraction
 from functools import wraps
 from io import IOBase
 from numbers import Integral, Real
-from types import UnionType
+from types import FrameType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 _Public = TypeVar("_Public", bound=Callable[..., Any])
 _Value = TypeVar("_Value")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_BETWEEN: Final = ("captum_clip", "captum", "torch", "contextlib", "functools")
+"""Packages and modules whose code may run between a user's line and the reason of a warning."""
 _NUMBERS: Final[dict[Any, type]] = {int: Integral, float: Real}
 
 
@@ -63,6 +66,30 @@ class InputError(CaptumClipError, ValueError):
 
 class CaptureError(CaptumClipError, RuntimeError):
     """A forward function that did not run the tower in the way a recording needs."""
+
+
+class CaptumClipWarning(UserWarning):
+    """Every warning of captum_clip: the call went on, but its result may not be what is wanted."""
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user that led here.
+
+    So a warning that several places give for one call is shown once, as Python shows each warning
+    of a line.
+    """
+    depth = 1
+    frame = inspect.currentframe()
+    while frame is not None and _package_of(frame) in _BETWEEN:
+        depth += 1
+        frame = frame.f_back
+    warnings.warn(message, CaptumClipWarning, stacklevel=depth)
+
+
+def _package_of(frame: FrameType) -> str:
+    """The name of the package, or of the module in none, whose code runs in a frame."""
+    module: str = frame.f_globals.get("__name__", "")
+    return module.partition(".")[0]
 
 
 def _in_backticks(name: str, value: Any) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .checks import excerpt, expand, expect, expecting, max_pixels
-from .errors import InputError, argument
+from .errors import InputError, argument, warn
 
 if TYPE_CHECKING:  # the command line loads this file, and NumPy with the first image only
     import numpy as np
@@ -552,10 +552,9 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     import numpy as np
 
     if 0 < values.max() < 2**14:
-        warnings.warn(
+        warn(
             "a 16-bit image uses less than a quarter of its range, as 12-bit data do, and comes "
-            "out dark; stretch it first, as in (image * (255 / image.max())).astype('uint8').",
-            stacklevel=2,
+            "out dark; stretch it first, as in (image * (255 / image.max())).astype('uint8')."
         )
     # 65,535 / 257 is 255.
     return np.round(values / 257).astype(np.uint8)

@@ -16,7 +16,6 @@ from the norm's deviation and the embedding's length. If their weights changed, 
 projection and a pool's MLP are in the scale as well.
 """
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from torch.nn import functional as F
 from .. import targets
 from ..attr import DirectContribution, HeadVectors
 from ..checks import check_integer, check_nonempty, check_texts, expect, show
-from ..errors import InputError, UnsupportedModelError, public
+from ..errors import InputError, UnsupportedModelError, public, warn
 from ..explaining.hints import count_doubts, share_of_better
 from ..folders.bootstrap import FEWEST, difference_of, holm, resample
 from ..look import current_look
@@ -289,7 +288,7 @@ def compare(
     refused: dict[str, str] = {}
     first_pixels = [clip.preprocess(first_batch) for clip in clips]
     for sentence, ruled_out in _differences(clips, first_pixels, texts):
-        warnings.warn(sentence, stacklevel=3)
+        warn(sentence)
         refused |= dict.fromkeys(ruled_out, sentence)
 
     text_targets = [targets.text(clip, texts) for clip in clips]

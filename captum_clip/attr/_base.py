@@ -1,7 +1,6 @@
 """The base of all methods: Captum's contract, and `attribute` and `attribute_targets`."""
 
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -16,7 +15,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, check_integer, expect, torch_failures
-from ..errors import CaptureError, InputError, UnsupportedModelError, naming, public
+from ..errors import CaptureError, InputError, UnsupportedModelError, naming, public, warn
 from ..maps import is_vmapped
 from ..models import tower_of
 from ..models.library import nondeterminism, refuse_meta, refuse_not_finite
@@ -138,7 +137,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 f"fits it, such as {self._instead}."
             )
         if self.reads_projection and tower.unknown_projection:
-            warnings.warn(f"{name}: {tower.unknown_projection}", stacklevel=2)
+            warn(f"{name}: {tower.unknown_projection}")
         # Captum's hooks and its users expect a module as the layer.
         module = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, module)
@@ -477,9 +476,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         mode = f"{type(self).__name__}: the {tower.noun} is in training mode with {reason}"
         if not random:
             raise InputError(f"{mode}; call model.eval().")
-        warnings.warn(
-            f"{mode}: each call returns different maps, and none is checked.", stacklevel=2
-        )
+        warn(f"{mode}: each call returns different maps, and none is checked.")
         return False
 
     def _leaves(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:

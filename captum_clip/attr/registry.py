@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import warnings
 from ast import literal_eval
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .. import targets
 from ..checks import check_flag, error_context, expect, show, suggestion
-from ..errors import InputError, argument, public
+from ..errors import InputError, argument, public, warn
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, TransformerTower
 from ..targets.similarity import TextSimilarity
@@ -101,10 +100,9 @@ def _load_entry_points() -> None:
         try:
             register(entry.load())
         except Exception as error:  # The import of another package may raise anything.
-            warnings.warn(
+            warn(
                 f"the method {entry.name} of the package that defines {entry.value} cannot be "
-                f"used ({type(error).__name__}: {error}).",
-                stacklevel=2,
+                f"used ({type(error).__name__}: {error})."
             )
 
 

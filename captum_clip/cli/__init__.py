@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -28,11 +28,6 @@ from . import completion, explain_command, show_commands  # noqa: F401
 from .application import COMMANDS, app, load_commands
 
 __all__ = ["COMMANDS", "app", "load_commands", "main"]
-
-_SHOWN_WARNINGS: Final = (
-    "which no tower reads|drops transparency|16-bit image|so it is loaded as|no preprocessor_"
-)
-"""Warnings of the package that a user sees."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,18 +136,13 @@ def _describe_usage(error: click.UsageError) -> str:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Hide warnings and log lines of the libraries, and restore their settings afterwards.
-
-    Of the package's own, a user sees that weights were left over, what an image loses, and the
-    warnings of a command.
-    """
+    """Hide warnings and log lines of the libraries, and restore their settings afterwards."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("always", f".*({_SHOWN_WARNINGS})")
-            warnings.filterwarnings("always", module=r"captum_clip\.(cli|\w+\.commands)(\.|$)")
+            warnings.simplefilter("always", errors.CaptumClipWarning)
             warnings.showwarning = partial(_print_warning, set())
             yield
     finally:

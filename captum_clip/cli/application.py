@@ -5,7 +5,6 @@ option. Its module imports heavy libraries inside the function, so that ``--help
 """
 
 import textwrap
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
@@ -15,7 +14,7 @@ from typing import Any, Final
 import click
 
 from .._version import __version__
-from ..errors import InputError, spelled
+from ..errors import InputError, spelled, warn
 from .completion import install_completion, show_completion
 
 COMMANDS: Final = "captum_clip.commands"
@@ -233,4 +232,4 @@ def load_commands(name: str | None = None) -> None:
             if entry.name == name:
                 raise InputError(sentence) from error
             # Where another command is called, or the help lists all, the others still work.
-            warnings.warn(sentence, stacklevel=1)
+            warn(sentence)

@@ -1,7 +1,6 @@
 """Images -> RGB images -> preprocessed tensors, and where a processor puts their pixels."""
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard, TypeVar
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import expect, expecting
-from ..errors import InputError, UnsupportedModelError, public
+from ..errors import InputError, UnsupportedModelError, public, warn
 from ..files import is_transparent, opaque
 from ..maps import Box, check_tensor
 
@@ -115,10 +114,9 @@ def check_images(images: Any, made_by: ChannelStats | None = None, tolerance: fl
     # With a mean of 0 and a deviation of 1 the model itself takes pixels in [0, 1].
     is_standardized = max(*mean, 1 - std.min()) > 0.01
     if is_standardized and not _is_eight_bit(colors):
-        warnings.warn(
+        warn(
             f"{fact}all in [0, 1] as pixels are; if they are pixels, scores and maps are "
-            f"wrong: {how}.",
-            stacklevel=2,
+            f"wrong: {how}."
         )
 
 
@@ -222,11 +220,10 @@ def drops_transparency(processor: Any, *images: Image.Image) -> bool:
         clear, white = _run(inner, trials)
         _dropping[inner] = not torch.allclose(clear, white, atol=1e-3)
         if _dropping[inner]:
-            warnings.warn(
+            warn(
                 "this model's own preprocessing drops transparency, which leaves hidden colors or "
                 "black; to lay an image on white, explain Image.alpha_composite("
-                "Image.new('RGBA', image.size, 'white'), image.convert('RGBA')).",
-                stacklevel=2,
+                "Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))."
             )
     return _dropping[inner]
 

@@ -3,7 +3,6 @@
 import logging
 import re
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,7 +14,7 @@ from torch import nn
 
 from ..checks import check_integer, error_context, expand, expect, find_folder
 from ..demo.catalog import DemoTokenizer
-from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public
+from ..errors import CaptumClipError, InputError, UnsupportedModelError, argument, public, warn
 from .adapter import ClipAdapter, is_tokenizer
 from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor, is_processor
@@ -235,7 +234,7 @@ def _with_architecture(source: ModelSource) -> ModelSource:
     [architecture] = fits
     full = f"{architecture}:{source.file}"
     reason = f"its shapes fit {architecture} alone, so it is loaded as {full}"
-    warnings.warn(f"{argument('model', str(source.file))}: {reason}.", stacklevel=2)
+    warn(f"{argument('model', str(source.file))}: {reason}.")
     # The file may be the base of an adapter, which keeps its own name.
     name = full if source.adapter is None else source.name
     return resolve(full)._replace(name=name, adapter=source.adapter)
@@ -364,7 +363,7 @@ def _load_processor(source: ModelSource, model: Any) -> Any:
     if has_none and is_clip:
         side = config.vision_config.image_size
         why = f"no preprocessor_config.json, so images become {side} x {side} as for OpenAI's CLIP"
-        warnings.warn(f"{argument('model', source.name)}: {why}.", stacklevel=2)
+        warn(f"{argument('model', source.name)}: {why}.")
         return CLIPImageProcessor(size=side, crop_size=side)
     return AutoImageProcessor.from_pretrained(source.where, trust_remote_code=False)
 

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..checks import expect
-from ..errors import InputError, argument
+from ..errors import InputError, argument, warn
 from .published import available, openai_architecture
 
 
@@ -92,7 +91,7 @@ def load_weights(model: Any, name: str, file: Path, *, resample: bool = False) -
         advice = list_architectures(architectures_of(weights)) if missing else ""
         raise InputError(f"{message}; {advice or 'build the model that was trained, and pass it'}.")
     if left_over:
-        warnings.warn(f"{message}, which no tower reads.", stacklevel=2)
+        warn(f"{message}, which no tower reads.")
     model.load_state_dict(fitting, strict=False)
     return model
 

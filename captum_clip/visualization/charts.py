@@ -44,6 +44,7 @@ from .colors import (
     small_print,
     soften,
 )
+from .fonts import make_legible
 from .grid import Legend, Panel, Row, at_resolution, fit, folded, grid, page, paint, wrap
 
 Curve = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
@@ -407,6 +408,7 @@ def _draw_words(
     for (word, _), (color, number) in zip(words, colored_words(words), strict=True):
         box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": color}
         drawn = axes.text(0, 0, word, va="center", ha="center", bbox=box, **lettering(_WORD_SIZE))
+        make_legible(drawn)
         note = axes.text(0, 0, number, va="top", ha="center", **small_print(_VALUE_SIZE))
         # Extents are in pixels of the page, which keeps this resolution until all words are set.
         pixels = max(drawn.get_window_extent().width, note.get_window_extent().width)

@@ -27,6 +27,7 @@ from ..errors import InputError, argument, public
 from ..files import MARK, replace_file
 from ..look import current_look
 from .colors import Array, Layer, cover, lettering, magnified, small_print, soften, tinted
+from .fonts import make_legible
 
 # Numbers of images. A longer row is folded. More rows become a contact sheet, about as wide as it
 # is high. The layout of the largest figure takes half a minute.
@@ -392,7 +393,11 @@ def jpeg(figure: Figure) -> bytes:
 
 
 def wrap(text: Text, width: float) -> None:
-    """Break a text of a figure into lines of at most `width` inches, at spaces if possible."""
+    """Break a text of a figure into lines of at most `width` inches, at spaces if possible.
+
+    Its letters get fonts that have them.
+    """
+    make_legible(text)
     words = text.get_text()
     figure = text.figure
     assert figure is not None

@@ -58,6 +58,15 @@ def test_every_door_refuses_or_warns(door: str) -> None:
     DOORS[door](normalized(pixels()))
 
 
+def test_a_call_warns_once_and_at_the_users_line() -> None:
+    """Although the images are checked at two places of the package."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        explain(pixels(), "a horse", model=clip)
+    [warning] = told
+    assert warning.filename == __file__
+
+
 def test_what_the_way_out_says_gives_the_right_map() -> None:
     """Pixels of the model's size, as uint8."""
     right = explain(normalized(pixels()), "a horse", model=clip)
