@@ -66,8 +66,7 @@ def torch_failures() -> Iterator[None]:
         if "Inference tensors cannot be saved" in str(error):
             raise UnsupportedModelError(
                 "the model's weights were made under torch.inference_mode(), and no "
-                "gradient passes through them; load the model outside of it, or use a method "
-                "without gradients, such as direct."
+                "gradient passes through them; load the model outside of it."
             ) from error
         # The class is told by its module's name, since importing torch's compilers takes seconds.
         modules = ("torch.utils.checkpoint", "torch._dynamo", "torch._inductor")
@@ -257,7 +256,9 @@ def check_texts(texts: Any) -> list[str]:
     """Return one text or several as a list; TargetError for anything else, or for an empty list."""
     # The items of a set have no order, so their maps could not be told apart.
     is_ordered = isinstance(texts, Iterable) and not isinstance(texts, (Mapping, set, frozenset))
-    advice = "pass texts as they are, without a tokenizer"
+    advice = (
+        "pass texts as they are, without a tokenizer, and embeddings as targets.embedding(rows)"
+    )
     expect(is_ordered, "a text or several", texts, advice, error=TargetError)
     listed = as_list(texts)
     expect(listed, "a text or several", texts, error=TargetError)

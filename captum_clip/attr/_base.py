@@ -343,6 +343,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 self._inspected.add(kind)
             if on_grid:
                 maps = self._on_grid(result.record, maps)
+            has_projection = self._tower.projection_module is not None
+            if self.reads_projection and has_projection and result.record.projected is None:
+                warn(
+                    f"{name}: the {self._tower.projection_path} of the model did not run as a "
+                    "module, so maps are those before it; if your scores apply it, call it."
+                )
             result.record.let_go()
             # A ClipSimilarity has checked its images. Where large ones overflow, the map shows it.
             if not isinstance(forward, Similarity) and not maps.isfinite().all():

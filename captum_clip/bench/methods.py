@@ -1,9 +1,11 @@
 """Methods by name: the registered ones, Captum's own, baselines, and maps from files."""
 
 import hashlib
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,8 @@ from .data import entries_digest
 from .run import from_npz
 from .table import UNIFORM, Queries
 
+_LIBRARIES: Final = ("captum_clip", "captum", "abc", "builtins", "typing")
+"""Packages and modules whose classes are known by their versions."""
 Attribute = Callable[..., Tensor]
 """Maps images (N, 3, H, W) and ``target=`` columns to (N, C, h, w), as Captum's `attribute`."""
 
@@ -123,6 +127,9 @@ class Attributed(Method):
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
         return partial(self._attribute, clip, rows)
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), **_source_of(self.choice.method)}
+
     def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         image = queries.pixels[:1]
         methods = self._methods(clip, queries.embeddings)
@@ -140,6 +147,24 @@ class Attributed(Method):
             return super().negative_maps(clip, queries, raw)
         negated = replace(queries, embeddings=-queries.embeddings)
         return self.maps(clip, negated).clamp(min=0)
+
+
+def _source_of(method: type[Any]) -> dict[str, str]:
+    """The digest of the source of a class and its bases outside of this package, if there is one.
+
+    So an evaluation is not continued after an edit of a method. What the class calls elsewhere is
+    not seen.
+    """
+    source = ""
+    for kind in method.__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package not in _LIBRARIES:
+            # A class of an interactive session has no file.
+            with suppress(OSError, TypeError):
+                source += inspect.getsource(kind)
+    if not source:
+        return {}
+    return {"source": hashlib.sha256(source.encode()).hexdigest()}
 
 
 def _without_negated(maps: Sequence[Tensor]) -> Tensor:
@@ -483,7 +508,8 @@ def _choice(name: str) -> MethodChoice:
 class PrecomputedMaps(Method):
     """The maps in a folder: ``SAMPLE.npz`` with `maps` (K, h, w) and `names` (K,), on any grid.
 
-    A map is found by the name of its sample and the text of its target, and resized to the image
+    A map is found by the name of its sample and the text of its target. If all maps of the folder
+    are on one grid they stay on it, like those of a model; else each is resized to its image
     (bilinear). If any map of the folder has values below zero, these are negative evidence. A map
     that holds NaN or infinity counts as missing.
 
@@ -506,20 +532,28 @@ class PrecomputedMaps(Method):
                 "IMAGE_STEM.npz with maps (K, h, w) and names (K,) for each image."
             )
         self.name = self.folder.resolve().name
-        self.what = f"maps read from files, {len(files)} of them, resized to the image"
         digests: dict[str, str] = {}
+        grids = set()
         # All files are read here, so that a damaged one is found before anything is measured.
         for path in files:
             for heatmap in _read_maps(path).values():
+                grids.add(heatmap.shape)
                 if np.isfinite(heatmap).any() and np.nanmin(heatmap) < 0:
                     self.signed = True
             file = path.relative_to(self.folder).as_posix()
             digests[file] = hashlib.sha256(path.read_bytes()).hexdigest()
+        # Evidence is cut off at zero on the grid of a map, which has other sums than on pixels.
+        self._grid = grids.pop() if len(grids) == 1 else None
+        where = "resized to the image"
+        if self._grid is not None:
+            where = "on a grid of {} x {}".format(*self._grid)
+        self.what = f"maps read from files, {len(files)} of them, {where}"
         self._files = frozenset(digests)
         self._digest = entries_digest(digests)
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        maps = torch.full((len(queries), *queries.size), torch.nan)
+        size = self._grid or queries.size
+        maps = torch.full((len(queries), *size), torch.nan)
         for index, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
             file = f"{sample}.npz"
             # Names of samples come from a data set, and may lead out of the folder of the maps.
@@ -527,7 +561,7 @@ class PrecomputedMaps(Method):
                 continue
             heatmap = _read_maps(self.folder / file).get(text)
             if heatmap is not None and np.isfinite(heatmap).all():
-                maps[index] = upsample(torch.from_numpy(heatmap), queries.size)
+                maps[index] = upsample(torch.from_numpy(heatmap), size)
         return maps.to(queries.pixels.device)
 
     def identity(self) -> dict[str, Any]:

@@ -166,6 +166,8 @@ def _refuse_options(given: str, clip: ClipAdapter, options: Mapping[str, Any]) -
         if name == "image_size":
             shown = argument("image_size", value)
             advice = _advice_on_size(clip.tower, value)
+        elif name in ("processor", "tokenizer"):
+            advice = "pass it to load_clip, which makes the adapter"
         raise InputError(f"{shown} was given with {given}, which is used as it is; {advice}.")
 
 

@@ -60,7 +60,7 @@ class Tower(ABC):
             return ""
         return (
             f"the {self.projection_path} after the {self.noun} is not known, so maps are those "
-            "before it; pass the whole model, layer=model."
+            "before it; if your scores apply it, pass the whole model, layer=model."
         )
 
     def grid(self, height: int, width: int) -> Size:

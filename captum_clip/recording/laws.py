@@ -223,8 +223,8 @@ def _mixed_images(cuts: Cuts) -> Iterator[Facts]:
 _OTHER_PART: Final = (
     "{method}: {part} of the {noun} does not return what its weights make of its input (off by "
     "{ratio:.1g} of its size, where rounding is at most {bound:g}); a hook, a patch or an adapter "
-    "changes it. Remove that, or use a method of Captum that does not look inside, such as "
-    "Occlusion."
+    "changes it. Remove that, or use a method that does not compute this part again, such as "
+    "all-grad on a ViT, or Captum's Occlusion."
 )
 _NOT_AT_ITS_PLACE: Final = (
     "{part} of the {noun} does not read {entered} each at its own place: something beside the "

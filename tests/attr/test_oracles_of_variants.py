@@ -136,6 +136,15 @@ def test_a_tower_without_its_projection_gets_a_warning_where_that_changes_maps(n
     differs = (whole - alone).abs().max() > 0.01 * whole.abs().max()
     assert differs == kind.reads_projection
 
+    def product(images):
+        features = clip.vision(images).pooler_output
+        return F.normalize(features @ clip.model.visual_projection.weight.T, dim=-1) @ embeddings.T
+
+    not_run = pytest.warns(UserWarning, match="visual_projection of .* did not run as a module")
+    with not_run if kind.reads_projection else nullcontext():
+        maps = kind(product, clip.model).attribute_targets(images)
+    torch.testing.assert_close(maps, alone)
+
 
 def _copy_weights(model, vision):
     """Copy by the ends of the names, since their beginnings differ between versions."""

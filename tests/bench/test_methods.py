@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -339,3 +342,30 @@ def test_a_method_of_ones_own_is_measured_next_to_captums(monkeypatch: pytest.Mo
     torch.testing.assert_close(whole[:1], method.maps(clip, asked)[:1])
     got = measured("localization", context(clip, Listed(two_regions("a"))), "saliency")
     assert len(got["pointing"].values) == 2
+
+
+def test_an_edited_method_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation that was begun with the class before the edit is not continued."""
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+
+    def identity(power: int) -> Any:
+        file = tmp_path / f"edited_{power}.py"
+        file.write_text(
+            "from captum_clip.attr.extend import ViTAttribution, last_gradient\n"
+            "class Own(ViTAttribution):\n"
+            "    name = 'own'\n"
+            "    def _compute(self, call):\n"
+            "        last = last_gradient(self._tower, call)\n"
+            f"        return last.run.computed(last.row.mean(2) ** {power})\n"
+        )
+        spec = spec_from_file_location("edited", file)
+        assert spec is not None
+        module = module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "edited", module)
+        assert spec.loader is not None
+        spec.loader.exec_module(module)
+        registry.METHODS["own"] = module.Own
+        return method_of("own", model(VIT)).identity()
+
+    assert identity(1) != identity(2)
+    assert "source" not in method_of("rollout", model(VIT)).identity()

@@ -33,7 +33,7 @@ ONE = np.ones((1, 2, 2), dtype=np.float32)
 @pytest.mark.parametrize(
     ("grid", "dtype"), [((1, 1), "float16"), ((3, 5), "uint8"), ((50, 70), "float64")]
 )
-def test_maps_of_any_grid_are_resized_to_the_image(
+def test_maps_stay_on_their_grid_or_are_resized_where_there_are_several(
     tmp_path: Path, grid: tuple[int, int], dtype: str
 ) -> None:
     """Found by sample and text, in any order of both."""
@@ -42,10 +42,13 @@ def test_maps_of_any_grid_are_resized_to_the_image(
         names = np.array(TEXTS[:2])
         np.savez(tmp_path / f"image{number}.npz", maps=heatmap[::-1] + number, names=names[::-1])
     asked = queries(model(VIT))
-    got = PrecomputedMaps(tmp_path).maps(model(VIT), asked)
+    on_grid = PrecomputedMaps(tmp_path).maps(model(VIT), asked)
+    np.savez(tmp_path / "other.npz", maps=np.ones((1, 7, 7)), names=np.array(["other"]))
+    resized = PrecomputedMaps(tmp_path).maps(model(VIT), asked)
     for number in (0, 1):
         expected = torch.tensor((heatmap[number] + number).astype(np.float32))
-        torch.testing.assert_close(got[number], maps.upsample(expected, (32, 32)))
+        torch.testing.assert_close(on_grid[number], expected)
+        torch.testing.assert_close(resized[number], maps.upsample(expected, (32, 32)))
 
 
 def test_no_map_is_read_from_outside_of_the_folder(tmp_path: Path) -> None:
@@ -64,7 +67,7 @@ def test_no_map_is_read_from_outside_of_the_folder(tmp_path: Path) -> None:
 def test_a_folder_is_a_method_of_its_name(tmp_path: Path) -> None:
     method = PrecomputedMaps(random_maps(tmp_path / "LeGrad", ["a", "cats/b"], TEXTS))
     assert method.name == "LeGrad"
-    assert method.what == "maps read from files, 2 of them, resized to the image"
+    assert method.what == "maps read from files, 2 of them, on a grid of 5 x 3"
     assert not any([method.signed, method.baseline, method.costly])
     assert method.attribute(model(VIT), torch.ones(1, 1)) is None
 
