@@ -44,10 +44,11 @@ TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 KINDS: Final = {"vit": "vision transformer", "resnet": "convolutional tower", "text": "text tower"}
 """Kinds of towers in messages."""
 _NOT_TAKEN: Final = {
+    "create_graph": "its maps have no gradient; those of direct, among others, have one",
     "attribute_to_layer_input": "a map is one of positions, on neither side of a layer",
     "grad_kwargs": "the method itself chooses where gradients are taken",
 }
-"""Arguments of Captum's layer methods, and why ours take none."""
+"""Arguments of some methods or of Captum's layer methods, and why another takes none."""
 
 
 class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
@@ -306,6 +307,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         forward = self.forward_func
         create_graph = options.pop("create_graph", False)
         check_flag("create_graph", create_graph)
+        if create_graph and not self.differentiable:
+            # The signature refuses it, unless a method takes options of any name.
+            reason = _NOT_TAKEN["create_graph"]
+            raise TypeError(f"{type(self).__name__} takes no create_graph ({reason}).")
         exact = self._check_tower(random=create_graph)
         self.check_options(**options)
         tensors = self._checked_inputs(inputs)

@@ -135,10 +135,11 @@ def test_a_gradient_through_fused_attention_is_refused_in_a_sentence() -> None:
 
 
 def test_a_method_that_leaves_the_graph_takes_none() -> None:
-    """Nor anything but a flag."""
-    method = attr.LeGrad(cases.similarity("hf_vit"))
-    with pytest.raises(TypeError, match="takes no create_graph"):
-        method.attribute(cases.images("hf_vit"), target=0, create_graph=True)
+    """Not even CamFamily, which takes options of any name; nor is it anything but a flag."""
+    for kind in (attr.LeGrad, attr.CamFamily):
+        method = kind(cases.similarity("hf_vit"))
+        with pytest.raises(TypeError, match=r"takes no create_graph \(its maps .* of direct"):
+            method.attribute(cases.images("hf_vit"), target=0, create_graph=True)
     with pytest.raises(InputError, match="`create_graph` of True or False"):
         DirectContribution(cases.similarity("hf_vit")).attribute(
             cases.images("hf_vit"), target=0, create_graph="yes"
