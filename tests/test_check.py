@@ -116,7 +116,11 @@ def test_the_command_prints_the_table_and_writes_the_file(
     assert main(["check", "demo/resnet", "-o", str(file), "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"grad-cam +explained", printed)
-    assert re.search(r"^0\.\d{4}  a horse$", printed, re.MULTILINE)
+    assert re.search(r"^adds up +largest error", printed, re.MULTILINE)
+    assert re.search(r"^methods for its tower: 1 explained$", printed, re.MULTILINE)
+    assert re.search(
+        r"^cosine similarity to each text:\n +0\.\d{4}  a horse$", printed, re.MULTILINE
+    )
     assert json.loads(file.read_text())["format"] == "captum_clip check 1"
 
 

@@ -267,6 +267,12 @@ def evaluate_command(
     print("", *result.findings, sep="\n")
 
 
+_LEGEND: Final = """\
+adds up   largest error of map and remainder against the score; blank if no such sum is meant
+oracle    largest error against the method's equation; blank if only the package's tests compare it
+forwards  operations of a map, in forward passes; then its kernels and the memory of its tensors"""
+
+
 @app.command("check", panel="Models", example="demo/vit -o check.json")
 @argument("name", help="a model, as in --model of 'explain'")
 @argument("image", type=PATH, required=False, help="an image to use in place of a drawn scene")
@@ -292,12 +298,17 @@ def check_command(name: str, image: Path | None, output: Path | None, loading: L
         checked = check(clip, photo)
     for line in shared.columns(checked.rows, str.rjust):
         print(line)
-    print()
+    print(f"\n{_LEGEND}\n")
+    results = [row["result"] for row in checked.methods.values()]
+    counts = [f"{results.count(result)} {result}" for result in dict.fromkeys(results)]
+    print(f"methods for its tower: {', '.join(counts)}")
     for method, row in checked.methods.items():
         if "why" in row:
             print(f"{method}: {row['why']}")
+    if checked.scores:
+        print("\ncosine similarity to each text:")
     for text, score in checked.scores.items():
-        print(f"{score:.4f}  {text}")
+        print(f"{score:8.4f}  {text}")
     if file is not None:
         replace_file(file, lambda opened: opened.write(checked.json))
         print(file)
