@@ -43,6 +43,18 @@ def explanation(clip: ClipAdapter) -> Explanation:
     return explain(np.zeros((32, 32, 3), np.uint8), "a horse", model=clip)
 
 
+def test_a_way_is_named_for_several_methods_and_for_embeddings(clip: ClipAdapter) -> None:
+    image: Any = np.zeros((32, 32, 3), np.uint8)
+    methods: Any = ["direct", "legrad"]
+    with pytest.raises(InputError, match=r"got \['direct', 'legrad'\]; .*figure compare"):
+        explain(image, "a horse", model=clip, method=methods)
+    embeddings: Any = clip.encode_text(["a horse"])
+    with pytest.raises(TargetError, match=r"embeddings as targets.embedding\(rows\)"):
+        explain(image, embeddings, model=clip)
+    with pytest.raises(InputError, match="processor was given with an adapter.*to load_clip"):
+        explain(image, "a horse", model=clip, processor=clip.processor)
+
+
 def test_tensors_that_hold_no_plain_numbers_are_refused(clip: ClipAdapter) -> None:
     takers: list[Callable[[Tensor], Any]] = [
         clip.preprocess,

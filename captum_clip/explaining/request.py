@@ -125,7 +125,8 @@ def check_explain(request: Request, *, is_target: bool = False) -> None:
     texts, method, words, against = request.texts, request.method, request.words, request.against
     # The types come first, since an array has no truth value.
     is_method = isinstance(method, (str, type, NoneType))
-    expect(is_method, "a method, by name or as a class", method)
+    advice = "for several, explain once for each, or draw `captum-clip figure compare`"
+    expect(is_method, "a method, by name or as a class", method, advice)
     expect(isinstance(words, (bool, Sequence)), "words of True, False or a list", words)
     is_text = isinstance(against, (str, NoneType))
     expect(is_text, f"one text as {argument('against')}", against, error=TargetError)

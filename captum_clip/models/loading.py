@@ -106,7 +106,10 @@ def load_clip(
     if isinstance(model, nn.Module):
         return _load_object(model, tools, changes)
     is_name = isinstance(model, (str, Path))
-    expect(is_name, "a name, a folder or a CLIP model", model, error=UnsupportedModelError)
+    expected = "a name, a folder or a CLIP model"
+    # One may pass all that OpenCLIP's create_model_and_transforms returns.
+    advice = f"pass what prepares images as {argument('processor')}" if callable(model) else ""
+    expect(is_name, expected, model, advice, error=UnsupportedModelError)
     # A Path that is missing must not be looked up as a name on the hub.
     if isinstance(model, Path) and not expand(model).is_file():
         find_folder(model)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms import Compose
 from transformers import CLIPVisionModel
 
 from captum_clip.errors import InputError, UnsupportedModelError
@@ -299,6 +300,8 @@ def test_load_clip_names_modules_that_it_does_not_support():
 def test_load_clip_names_other_things():
     with pytest.raises(UnsupportedModelError, match="a name, a folder or a CLIP model, got 3"):
         load_clip(3)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedModelError, match="got Compose; pass what prepares images as"):
+        load_clip(Compose([]))
 
 
 def test_an_embedding_that_torch_cannot_compute_is_a_sentence():
