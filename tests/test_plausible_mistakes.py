@@ -51,7 +51,7 @@ def test_a_way_is_named_for_several_methods_and_for_embeddings(clip: ClipAdapter
     embeddings: Any = clip.encode_text(["a horse"])
     with pytest.raises(TargetError, match=r"embeddings as targets.embedding\(rows\)"):
         explain(image, embeddings, model=clip)
-    with pytest.raises(InputError, match="processor was given with an adapter.*to load_clip"):
+    with pytest.raises(InputError, match=r"processor was given with an adapter.*to load_clip"):
         explain(image, "a horse", model=clip, processor=clip.processor)
 
 
