@@ -24,6 +24,7 @@ from ...checks import (
     find_folder,
     find_repeated,
     show,
+    suggestion,
 )
 from ...errors import InputError, is_kind, naming, parse_json, type_name
 from ...files import IMAGE_ENDINGS, as_pil, draw_names, image_names, open_image
@@ -58,6 +59,12 @@ _TRUTH_OF_FIELD: Final = {
     "labels": ("label images",),
 }
 """Field of a sample or of a region -> the kinds of truth that it gives."""
+_MASK_FORMS: Final = {
+    "mask": "a file, polygons [[x, y, x, y, ...]] or run lengths",
+    "box": "[left, top, width, height] in pixels, one or several",
+    "point": "several [x, y, 1 or 0], with x and y as shares of the image",
+}
+"""Field of a region that says where it is -> the form of its value."""
 _IGNORED_NUMBER: Final = 255  # in a label image
 _POINT_SIDE: Final = 0.01  # in shorter sides of the image; about two pixels for most models
 _MOST_REGIONS: Final = 8  # in a scene with its subsets, which are 256 images
@@ -242,21 +249,21 @@ class FileData(DataSet):
 
     def _read_mask(self, region: Record, image: Image.Image) -> Mask:
         """Read a mask (H, W) from any of the forms that a region may have."""
-        form = "one of a mask, boxes [left, top, width, height], points [x, y, 1 or 0]"
+        field = _mask_field(region)
+        value = region[field]
         size = image.height, image.width
-        with expecting(form, region):
-            if "box" in region:
-                boxes = np.reshape(region["box"], (-1, 4))
+        with expecting(f"{field} of {_MASK_FORMS[field]}", value):
+            if field == "box":
+                boxes = np.reshape(value, (-1, 4))
                 _check_boxes(boxes, size)
                 return _fill_boxes(boxes, size)
-            if "point" in region:
-                return _fill_points(region["point"], 1, size)
-            mask = region["mask"]
-            if isinstance(mask, str):
-                filled = _mask_of_file(self.folder / mask)
+            if field == "point":
+                return _fill_points(value, 1, size)
+            if isinstance(value, str):
+                filled = _mask_of_file(self.folder / value)
                 _check_shape("the mask", filled, image)
                 return filled
-            pieces = mask if isinstance(mask, list) else [mask]
+            pieces = value if isinstance(value, list) else [value]
             joined = np.zeros(size, dtype=bool)
             for piece in pieces:
                 joined |= _fill_piece(piece, size)
@@ -566,6 +573,19 @@ def _check_shape(what: object, pixels: npt.NDArray[Any], image: Image.Image) -> 
     if pixels.shape != (image.height, image.width):
         size = " x ".join(map(str, pixels.shape))
         raise InputError(f"{what} has {size} pixels, its image {image.height} x {image.width}.")
+
+
+def _mask_field(region: Record) -> str:
+    """Return the field that says where a region is: box, point or mask."""
+    for field in ("box", "point", "mask"):
+        if field in region:
+            return field
+    others = [field for field in region if field not in ("text", "label", "void")]
+    hints = [suggestion(field, _MASK_FORMS) for field in others]
+    got = ", ".join(map(show, others)) or "none of them"
+    raise InputError(
+        f"expected a field mask, box or point in each region, got {got}{''.join(hints)}"
+    )
 
 
 def _mask_of_file(path: Path) -> Mask:

@@ -150,14 +150,23 @@ def test_images_are_found_in_the_folder_that_is_named(file: Path) -> None:
     ("segmentation", "reason"),
     [
         ([], "the mask is empty"),
-        ([[1, 2, 3]], "expected one of a mask"),
-        ([["a", "b", "c", "d"]], "expected one of a mask"),
+        ([[1, 2, 3]], "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths"),
+        (
+            [["a", "b", "c", "d"]],
+            "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths",
+        ),
         ({"size": [20, 30], "counts": [5, 5]}, "run lengths of 20 x 30 pixels"),
         ({"size": [30, 20], "counts": [300, 300]}, "run lengths of 20 x 30 pixels"),
         ({"size": [20, 30], "counts": [-5, 605]}, "run lengths of 20 x 30 pixels"),
         ({"size": [20, 30], "counts": [10**18]}, "run lengths of 20 x 30 pixels"),
-        ({"size": [20, 30]}, "expected one of a mask"),
-        ({"size": [20, 30], "counts": []}, "expected one of a mask"),
+        (
+            {"size": [20, 30]},
+            "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths",
+        ),
+        (
+            {"size": [20, 30], "counts": []},
+            "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths",
+        ),
     ],
 )
 def test_masks_that_cannot_be_read_are_told(file: Path, segmentation: Any, reason: str) -> None:
