@@ -623,12 +623,16 @@ def _fill_piece(piece: Any, size: tuple[int, int]) -> Mask:
 
 def _fill_runs(encoded: Record, size: tuple[int, int]) -> Mask:
     """Fill a mask (H, W) with run lengths down its columns, outside first, as COCO writes them."""
+    expect(encoded.keys() >= {"size", "counts"}, "run lengths with size and counts", encoded)
     counts = encoded["counts"]
     runs = _decode_runs(counts) if isinstance(counts, str) else counts
     height, width = size
+    form = f"run lengths of {height} x {width} pixels"
+    expect(encoded["size"] == [height, width], form, encoded["size"])
     # Runs are checked before they are unpacked, since a run may have any length.
-    holds = min(runs) >= 0 and sum(runs) == height * width and encoded["size"] == [height, width]
-    expect(holds, f"run lengths of {height} x {width} pixels", encoded["size"])
+    total = sum(runs)
+    expect(total == height * width, f"{form}, which sum to {height * width}", total)
+    expect(min(runs) >= 0, f"{form}, none below 0", min(runs))
     is_inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(is_inside, runs).reshape(width, height).T
 

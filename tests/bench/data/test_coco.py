@@ -155,18 +155,12 @@ def test_images_are_found_in_the_folder_that_is_named(file: Path) -> None:
             [["a", "b", "c", "d"]],
             "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths",
         ),
-        ({"size": [20, 30], "counts": [5, 5]}, "run lengths of 20 x 30 pixels"),
-        ({"size": [30, 20], "counts": [300, 300]}, "run lengths of 20 x 30 pixels"),
-        ({"size": [20, 30], "counts": [-5, 605]}, "run lengths of 20 x 30 pixels"),
-        ({"size": [20, 30], "counts": [10**18]}, "run lengths of 20 x 30 pixels"),
-        (
-            {"size": [20, 30]},
-            "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths",
-        ),
-        (
-            {"size": [20, 30], "counts": []},
-            "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths",
-        ),
+        ({"size": [20, 30], "counts": [5, 5]}, "pixels, which sum to 600, got 10"),
+        ({"size": [30, 20], "counts": [300, 300]}, "run lengths of 20 x 30 pixels, got [30, 20]"),
+        ({"size": [20, 30], "counts": [-5, 605]}, "pixels, none below 0, got -5"),
+        ({"size": [20, 30], "counts": [10**18]}, "which sum to 600, got 1000000000000000000"),
+        ({"size": [20, 30]}, "expected run lengths with size and counts, got {'size': [20, 30]}"),
+        ({"size": [20, 30], "counts": []}, "which sum to 600, got 0"),
     ],
 )
 def test_masks_that_cannot_be_read_are_told(file: Path, segmentation: Any, reason: str) -> None:
