@@ -59,6 +59,12 @@ _TRUTH_OF_FIELD: Final = {
     "labels": ("label images",),
 }
 """Field of a sample or of a region -> the kinds of truth that it gives."""
+_COCO_FIELDS: Final = {
+    "categories": ("id", "name"),
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id", "segmentation"),
+}
+"""Part of a COCO file -> the fields that each of its entries needs."""
 _MASK_FORMS: Final = {
     "mask": "a file, polygons [[x, y, x, y, ...]] or run lengths",
     "box": "[left, top, width, height] in pixels, one or several",
@@ -368,11 +374,21 @@ class CocoInstances(FileData):
         form = "JSON with images, categories and annotations with masks, as COCO's instances have"
         with expecting(form, str(path)):
             content = parse_json(path.read_bytes())
+            missing = [name for name in _COCO_FIELDS if name not in content]
+            expect(not missing, form, str(path), f"it has no {' and no '.join(missing)}")
+            for name, fields in _COCO_FIELDS.items():
+                _check_entries(content[name], name, fields, path)
             texts = {category["id"]: str(category["name"]) for category in content["categories"]}
             images = {image["id"]: str(image["file_name"]) for image in content["images"]}
-            for annotation in content["annotations"]:
+            for number, annotation in enumerate(content["annotations"]):
                 mask = annotation["segmentation"]
                 category_number = annotation["category_id"]
+                if category_number not in texts:
+                    label = _entry_label("annotations", number, annotation)
+                    raise InputError(
+                        f"{path}: {label} has {category_number!r} as its category_id, which is "
+                        f"the id of no category; the categories are {show(texts)}."
+                    )
                 # COCO's own evaluation ignores a crowd for its category alone.
                 of_all_images = crowds if annotation.get("iscrowd") else masks
                 of_image = of_all_images[annotation["image_id"]]
@@ -398,6 +414,29 @@ class CocoInstances(FileData):
         expect(records, f"masks of images in {path}", "none")
         self.classes = tuple(dict.fromkeys(texts.values()))
         self.take(records)
+
+
+def _check_entries(entries: Sequence[Record], name: str, fields: Sequence[str], path: Path) -> None:
+    """Raise InputError for an entry of a COCO file that lacks a field."""
+    for number, entry in enumerate(entries):
+        for field in fields:
+            if field in entry:
+                continue
+            advice = ""
+            if field == "segmentation" and "bbox" in entry:
+                advice = (
+                    "; boxes alone are read from samples:FILE, whose lines have a box in each "
+                    "region (docs/appendix/formats.md)"
+                )
+            raise InputError(f"{path}: {_entry_label(name, number, entry)} has no {field}{advice}.")
+
+
+def _entry_label(name: str, number: int, entry: Record) -> str:
+    """Name an entry of a COCO file by its place, and by its id if it has one."""
+    label = f"{name}[{number}]"
+    if "id" in entry:
+        label += f" (id {entry['id']!r})"
+    return label
 
 
 def _folder_of_images(path: Path, folder: str | None, files: Collection[str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,37 @@ def test_other_files_are_reported(file: Path) -> None:
         other.write_text(content)
         with pytest.raises(InputError, match=r"with masks, as COCO's instances have"):
             CocoInstances(other)
+    with pytest.raises(InputError, match=r"other\.json'; it has no categories\.$"):
+        CocoInstances(other)
     change(file, images=[{"id": 0, "file_name": "gone.jpg"}])
     with pytest.raises(InputError, match=r"images of instances_val2017\.json in one of .*val2017"):
         CocoInstances(file)
-    unknown = {"image_id": 0, "category_id": 7, "segmentation": [rectangle(0, 0, 9, 9)]}
-    change(file, annotations=[unknown])
-    with pytest.raises(InputError, match=r"with masks, as COCO's instances have, got .*; 7"):
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "message"),
+    [
+        ("images", {"id": 4}, "images[0] (id 4) has no file_name."),
+        ("categories", {"name": "dog"}, "categories[0] has no id."),
+        ("annotations", {"segmentation": []}, "annotations[0] has no image_id."),
+        (
+            "annotations",
+            {"id": 5, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9]},
+            "annotations[0] (id 5) has no segmentation; boxes alone are read from samples:FILE,",
+        ),
+        (
+            "annotations",
+            {"id": 5, "image_id": 0, "category_id": 7, "segmentation": []},
+            "annotations[0] (id 5) has 7 as its category_id, which is the id of no category; the "
+            "categories are {18: 'dog', 1: 'person', 90: 'toaster'}.",
+        ),
+    ],
+)
+def test_an_entry_that_lacks_a_field_is_named(
+    file: Path, name: str, entry: Any, message: str
+) -> None:
+    change(file, **{name: [entry]})
+    with pytest.raises(InputError, match=re.escape(f"{file}: {message}")):
         CocoInstances(file)
 
 
