@@ -151,6 +151,8 @@ def test_images_are_found_in_the_folder_that_is_named(file: Path) -> None:
     ("segmentation", "reason"),
     [
         ([], "the mask is empty"),
+        ([[0, 0, 9, 9]], "the mask is empty"),  # two corners
+        ([rectangle(300, 300, 310, 310)], "the mask is empty"),  # outside of the image
         ([[1, 2, 3]], "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths"),
         (
             [["a", "b", "c", "d"]],
