@@ -3,13 +3,14 @@
 import inspect
 import re
 from ast import literal_eval
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from types import NoneType
 from typing import Any, Final, TypeAlias, TypeVar, get_args
 
+import torch
 from torch import Tensor
 
 from .. import targets
@@ -172,6 +173,23 @@ def option_names(method: type[Any]) -> tuple[list[str], bool]:
         elif parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _RESERVED:
             names.append(parameter.name)
     return names, takes_others
+
+
+def maps_and_scores(
+    explainer: Any, forward: Callable[[Tensor], Tensor], images: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Compute the maps (B, K, h, w) of all targets of some images, and their cosines (B, K).
+
+    The cosines come from the same forward pass, or from one of their own if the explainer is of
+    another package's class, whose ``attribute_targets`` does not take `return_scores`.
+    """
+    parameters = inspect.signature(explainer.attribute_targets).parameters.values()
+    if any(part.name == "return_scores" or part.kind is part.VAR_KEYWORD for part in parameters):
+        maps, scores = explainer.attribute_targets(images, return_scores=True, **options)
+        return maps, scores
+    maps = explainer.attribute_targets(images, **options)
+    with torch.no_grad():
+        return maps.detach(), forward(images)
 
 
 @dataclass(frozen=True)

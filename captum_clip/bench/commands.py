@@ -263,7 +263,11 @@ def evaluate_command(
         print(f"{content:8} {folder}/{name}")
     for name, entries in result.skipped.items():
         if entries:
-            print(f"skipped  {len(entries)} of {name}; the reasons are in {folder}/manifest.json")
+            what = "sample, region or map" if len(entries) == 1 else "samples, regions or maps"
+            print(
+                f"skipped  {len(entries)} {what} of {name}; the reasons are in "
+                f"{folder}/manifest.json"
+            )
     print("", *result.findings, sep="\n")
 
 

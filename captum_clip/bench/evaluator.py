@@ -560,8 +560,8 @@ def _about(plan: EvaluationPlan, skipped: SkippedEntries, table: Table) -> dict[
         text = f"{len(data)} samples"
         skipped_count = len(skipped[data.name])
         if skipped_count:
-            what = "samples, regions or maps left out (manifest.json has the reasons)"
-            text += f", {skipped_count} {what}"
+            what = "sample, region or map" if skipped_count == 1 else "samples, regions or maps"
+            text += f", {skipped_count} {what} left out (manifest.json has the reasons)"
         lines[f"data {data.name}"] = f"{text}; {', '.join(tasks)}"
     spreads = table[table["metric"].astype(str).str.endswith(EFFECT_SPREAD)]
     sums = spreads.groupby(["metric", "part"], observed=True)["value"].sum().unstack()

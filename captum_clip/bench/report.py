@@ -63,7 +63,7 @@ class Cell:
 
     mean: str
     interval: str = ""  # empty over a single image
-    count: str = ""  # such as "(n = 64)", if others in the column are over more images
+    count: str = ""  # such as "(n = 64)", if others in the column are over more images or rows
     bold: bool = False
     differs: bool = False  # from the reference, after Holm's correction
 
@@ -265,7 +265,8 @@ def _markdown(cell: Cell) -> str:
 def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Column:
     places = _decimals(figure.mean for figure in figures.values())
     most_images = max(figure.images for figure in figures.values())
-    scores = _scores(metric, figures, places, most_images)
+    most_rows = max(figure.rows for figure in figures.values())
+    scores = _scores(metric, figures, places, most_images, most_rows)
     bars = _bars(summary, metric, scores)
     to_beat = max(bars, key=lambda name: bars[name])
     reliability = summary.reliability.get(metric.name, math.nan)
@@ -284,7 +285,11 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
     for name, figure in figures.items():
         cell = _printed(places, figure.mean, figure.low, figure.high)
         if not math.isnan(figure.mean):
-            count = f"(n = {figure.images})" if figure.images < most_images else ""
+            count = ""
+            if figure.images < most_images:
+                count = f"(n = {figure.images})"
+            elif figure.rows < most_rows:
+                count = f"(n = {figure.images}, {figure.rows} of {most_rows} values)"
             differs = figure.p_holm < SIGNIFICANT
             cell = replace(cell, count=count, bold=name in bold, differs=differs)
         cells[name] = cell
@@ -305,14 +310,15 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
 
 
 def _scores(
-    metric: Metric, figures: Mapping[str, Any], places: int, most_images: int
+    metric: Metric, figures: Mapping[str, Any], places: int, most_images: int, most_rows: int
 ) -> dict[str, float]:
     """Return the figures of the methods that compete, as they are printed; high is good."""
     scores = {}
     for method, figure in figures.items():
-        # A mean over fewer images is one of other images, and does not compete.
-        is_complete = figure.images == most_images and not math.isnan(figure.mean)
-        if is_complete and method not in CEILINGS:
+        # A mean over fewer images or fewer of their regions is one of other data, and does not
+        # compete.
+        is_complete = figure.images == most_images and figure.rows == most_rows
+        if is_complete and not math.isnan(figure.mean) and method not in CEILINGS:
             # Figures that look the same in print are equally good.
             scores[method] = _SIGNS[metric.better] * round(figure.mean, places)
     return scores

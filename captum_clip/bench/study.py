@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import targets, visualization
-from ..attr.registry import MethodChoice, fitting_methods
+from ..attr.registry import MethodChoice, fitting_methods, maps_and_scores
 from ..checks import find_repeated
 from ..errors import InputError, public
 from ..files import DAMAGED, image_names, slug, to_csv
@@ -349,7 +349,8 @@ def explain_batch(
         Then the reasons for which the other images were left out.
     """
     choice = MethodChoice.of(job.method)
-    method: Any = choice.method(ClipSimilarity(clip, job.target))
+    forward = ClipSimilarity(clip, job.target)
+    method: Any = choice.method(forward)
     # A tower rounds differently in batches of different sizes, so every batch has as many rows; the
     # last ones may be zeros.
     pixels = torch.zeros(config.batch_size, 3, *job.size)
@@ -360,7 +361,7 @@ def explain_batch(
         else:
             pixels[row] = image
     pixels = pixels.to(clip.device, clip.dtype)
-    maps, scores = method.attribute_targets(pixels, return_scores=True, **choice.options)
+    maps, scores = maps_and_scores(method, forward, pixels, **choice.options)
 
     has_finite_maps = torch.isfinite(maps).flatten(1).all(1)
     is_finite = has_finite_maps & torch.isfinite(scores).all(1)

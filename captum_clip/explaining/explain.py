@@ -14,7 +14,7 @@ from .. import checks, maps, targets
 from ..attr.additive import ConservativePropagation
 from ..attr.contributions import DirectContribution, DirectInteraction
 from ..attr.pairs import pair_maps
-from ..attr.registry import MAMOOLER, MethodChoice, TextMap, option_names
+from ..attr.registry import MAMOOLER, MethodChoice, TextMap, maps_and_scores, option_names
 from ..checks import suggestion
 from ..errors import InputError, UnsupportedModelError, argument, public
 from ..models import ClipAdapter, load_clip
@@ -303,10 +303,9 @@ def _explain_sides(clip: ClipAdapter, request: Request) -> Explanation:
             )
         if "image" in choices:
             choice = choices["image"]
-            attribution = choice.method(ClipSimilarity(clip, signed_target))
-            values, cosines = attribution.attribute_targets(
-                pixels, return_scores=True, **choice.options
-            )
+            forward = ClipSimilarity(clip, signed_target)
+            attribution = choice.method(forward)
+            values, cosines = maps_and_scores(attribution, forward, pixels, **choice.options)
             if request.sign == "negative":
                 # The method explains -t alone, but the cosine of t is reported.
                 cosines = -cosines

@@ -12,7 +12,7 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 
-from captum_clip import ClipSimilarity, attr, explain, load_clip, targets
+from captum_clip import ClipSimilarity, DirectContribution, attr, explain, load_clip, targets
 from captum_clip.attr import ResNetAttribution, ViTAttribution, register, registry
 from captum_clip.attr.extend import Call, Computed, last_gradient, resnet_gradient
 from captum_clip.attr.registry import MethodChoice, methods_for
@@ -92,6 +92,34 @@ def test_a_registered_method_is_explained_by_its_name_with_its_options() -> None
     torch.testing.assert_close(twice.maps["positive"], 2 * once.maps["positive"])
     with pytest.raises(UnsupportedModelError, match="LastGradient needs a vision transformer"):
         explain(picture(), "a horse", model="demo/resnet", method=LastGradient)
+
+
+class AroundDirect:
+    """A class around a method, whose `attribute_targets` takes the images alone."""
+
+    name, towers, listed, signed = "around-direct", ("vit",), False, True
+
+    def __init__(self, forward: ClipSimilarity) -> None:
+        self.method = DirectContribution(forward)
+
+    def attribute(self, images: torch.Tensor, target: Any = None) -> torch.Tensor:
+        return self.method.attribute(images, target=target)
+
+    def attribute_targets(self, images: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.method.attribute_targets(images)
+        return maps.requires_grad_()
+
+
+@pytest.mark.parametrize("sign", ["positive", "negative", "both"])
+def test_a_class_without_scores_is_explained_with_those_of_the_model(sign: Any) -> None:
+    register(AroundDirect)
+    clip = load_clip("demo/vit")
+    texts = ["a horse", "a dog"]
+    found = explain(picture(), texts, model=clip, method=AroundDirect, sign=sign)
+    expected = explain(picture(), texts, model=clip, method="direct", sign=sign)
+    assert found.method == "around-direct"
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.maps, expected.maps)
 
 
 def test_a_class_defined_anew_takes_its_own_place_but_not_another_name() -> None:

@@ -302,6 +302,18 @@ def test_bold_compares_methods_on_equally_many_images() -> None:
     assert theirs[1] == "0.900 [0.900, 0.900] (n = 4)"
 
 
+def test_bold_compares_methods_on_all_regions_of_the_images() -> None:
+    """A better figure that lacks a region of an image is not the best, and says what it lacks."""
+    ours = Rows(np.arange(8).repeat(2), np.full((16, 1), 0.5))
+    theirs = Rows(ours.owners[:15], np.full((15, 1), 0.9))
+    given = {"ours": {"pointing": ours}, "theirs": {"pointing": theirs}}
+    text = markdown(summary(given, [metric("pointing")]))
+    _, best, other = table(text)
+    assert best[1] == "**0.500** [0.500, 0.500]"
+    assert other[1] == "0.900 [0.900, 0.900] (n = 8, 15 of 16 values)"
+    assert "lacks values of some texts or regions shows how many it has" in text
+
+
 def test_what_a_constant_answer_gets_is_never_bold() -> None:
     """Not even where it is the best of the column."""
     given = {"ours": {"auc": rows(0.45, times=4)}, "random": {"auc": rows(0.5, times=4)}}

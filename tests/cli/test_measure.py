@@ -266,7 +266,10 @@ def test_evaluate_reports_what_it_skipped(run: Run) -> None:
     random_maps(Path("theirs").absolute(), [image.stem], ["a horse"])
     image.write_bytes(b"")
     printed = run(f"{EVALUATE} --maps theirs")
-    assert "skipped  2 of masks; the reasons are in out/manifest.json\n" in printed
+    expected = (
+        "skipped  2 samples, regions or maps of masks; the reasons are in out/manifest.json\n"
+    )
+    assert expected in printed
     for path in Path("farm/images").iterdir():
         path.write_bytes(b"")
     said = run(EVALUATE.replace("-o out", "-o none"), code=2)

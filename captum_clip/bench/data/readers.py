@@ -24,6 +24,7 @@ from ...checks import (
     find_folder,
     find_repeated,
     show,
+    suggestion,
 )
 from ...errors import InputError, is_kind, naming, parse_json, type_name
 from ...files import IMAGE_ENDINGS, as_pil, draw_names, image_names, open_image
@@ -58,6 +59,18 @@ _TRUTH_OF_FIELD: Final = {
     "labels": ("label images",),
 }
 """Field of a sample or of a region -> the kinds of truth that it gives."""
+_COCO_FIELDS: Final = {
+    "categories": ("id", "name"),
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id", "segmentation"),
+}
+"""Part of a COCO file -> the fields that each of its entries needs."""
+_MASK_FORMS: Final = {
+    "mask": "a file, polygons [[x, y, x, y, ...]] or run lengths",
+    "box": "[left, top, width, height] in pixels, one or several",
+    "point": "several [x, y, 1 or 0], with x and y as shares of the image",
+}
+"""Field of a region that says where it is -> the form of its value."""
 _IGNORED_NUMBER: Final = 255  # in a label image
 _POINT_SIDE: Final = 0.01  # in shorter sides of the image; about two pixels for most models
 _MOST_REGIONS: Final = 8  # in a scene with its subsets, which are 256 images
@@ -242,21 +255,21 @@ class FileData(DataSet):
 
     def _read_mask(self, region: Record, image: Image.Image) -> Mask:
         """Read a mask (H, W) from any of the forms that a region may have."""
-        form = "one of a mask, boxes [left, top, width, height], points [x, y, 1 or 0]"
+        field = _mask_field(region)
+        value = region[field]
         size = image.height, image.width
-        with expecting(form, region):
-            if "box" in region:
-                boxes = np.reshape(region["box"], (-1, 4))
+        with expecting(f"{field} of {_MASK_FORMS[field]}", value):
+            if field == "box":
+                boxes = np.reshape(value, (-1, 4))
                 _check_boxes(boxes, size)
                 return _fill_boxes(boxes, size)
-            if "point" in region:
-                return _fill_points(region["point"], 1, size)
-            mask = region["mask"]
-            if isinstance(mask, str):
-                filled = _mask_of_file(self.folder / mask)
+            if field == "point":
+                return _fill_points(value, 1, size)
+            if isinstance(value, str):
+                filled = _mask_of_file(self.folder / value)
                 _check_shape("the mask", filled, image)
                 return filled
-            pieces = mask if isinstance(mask, list) else [mask]
+            pieces = value if isinstance(value, list) else [value]
             joined = np.zeros(size, dtype=bool)
             for piece in pieces:
                 joined |= _fill_piece(piece, size)
@@ -361,11 +374,21 @@ class CocoInstances(FileData):
         form = "JSON with images, categories and annotations with masks, as COCO's instances have"
         with expecting(form, str(path)):
             content = parse_json(path.read_bytes())
+            missing = [name for name in _COCO_FIELDS if name not in content]
+            expect(not missing, form, str(path), f"it has no {' and no '.join(missing)}")
+            for name, fields in _COCO_FIELDS.items():
+                _check_entries(content[name], name, fields, path)
             texts = {category["id"]: str(category["name"]) for category in content["categories"]}
             images = {image["id"]: str(image["file_name"]) for image in content["images"]}
-            for annotation in content["annotations"]:
+            for number, annotation in enumerate(content["annotations"]):
                 mask = annotation["segmentation"]
                 category_number = annotation["category_id"]
+                if category_number not in texts:
+                    label = _entry_label("annotations", number, annotation)
+                    raise InputError(
+                        f"{path}: {label} has {category_number!r} as its category_id, which is "
+                        f"the id of no category; the categories are {show(texts)}."
+                    )
                 # COCO's own evaluation ignores a crowd for its category alone.
                 of_all_images = crowds if annotation.get("iscrowd") else masks
                 of_image = of_all_images[annotation["image_id"]]
@@ -391,6 +414,29 @@ class CocoInstances(FileData):
         expect(records, f"masks of images in {path}", "none")
         self.classes = tuple(dict.fromkeys(texts.values()))
         self.take(records)
+
+
+def _check_entries(entries: Sequence[Record], name: str, fields: Sequence[str], path: Path) -> None:
+    """Raise InputError for an entry of a COCO file that lacks a field."""
+    for number, entry in enumerate(entries):
+        for field in fields:
+            if field in entry:
+                continue
+            advice = ""
+            if field == "segmentation" and "bbox" in entry:
+                advice = (
+                    "; boxes alone are read from samples:FILE, whose lines have a box in each "
+                    "region (docs/appendix/formats.md)"
+                )
+            raise InputError(f"{path}: {_entry_label(name, number, entry)} has no {field}{advice}.")
+
+
+def _entry_label(name: str, number: int, entry: Record) -> str:
+    """Name an entry of a COCO file by its place, and by its id if it has one."""
+    label = f"{name}[{number}]"
+    if "id" in entry:
+        label += f" (id {entry['id']!r})"
+    return label
 
 
 def _folder_of_images(path: Path, folder: str | None, files: Collection[str]) -> Path:
@@ -568,6 +614,19 @@ def _check_shape(what: object, pixels: npt.NDArray[Any], image: Image.Image) -> 
         raise InputError(f"{what} has {size} pixels, its image {image.height} x {image.width}.")
 
 
+def _mask_field(region: Record) -> str:
+    """Return the field that says where a region is: box, point or mask."""
+    for field in ("box", "point", "mask"):
+        if field in region:
+            return field
+    others = [field for field in region if field not in ("text", "label", "void")]
+    hints = [suggestion(field, _MASK_FORMS) for field in others]
+    got = ", ".join(map(show, others)) or "none of them"
+    raise InputError(
+        f"expected a field mask, box or point in each region, got {got}{''.join(hints)}"
+    )
+
+
 def _mask_of_file(path: Path) -> Mask:
     """Read a mask (H, W), in which every pixel that is not 0 is inside.
 
@@ -603,12 +662,16 @@ def _fill_piece(piece: Any, size: tuple[int, int]) -> Mask:
 
 def _fill_runs(encoded: Record, size: tuple[int, int]) -> Mask:
     """Fill a mask (H, W) with run lengths down its columns, outside first, as COCO writes them."""
+    expect(encoded.keys() >= {"size", "counts"}, "run lengths with size and counts", encoded)
     counts = encoded["counts"]
     runs = _decode_runs(counts) if isinstance(counts, str) else counts
     height, width = size
+    form = f"run lengths of {height} x {width} pixels"
+    expect(encoded["size"] == [height, width], form, encoded["size"])
     # Runs are checked before they are unpacked, since a run may have any length.
-    holds = min(runs) >= 0 and sum(runs) == height * width and encoded["size"] == [height, width]
-    expect(holds, f"run lengths of {height} x {width} pixels", encoded["size"])
+    total = sum(runs)
+    expect(total == height * width, f"{form}, which sum to {height * width}", total)
+    expect(min(runs) >= 0, f"{form}, none below 0", min(runs))
     is_inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(is_inside, runs).reshape(width, height).T
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +151,19 @@ def test_images_are_found_in_the_folder_that_is_named(file: Path) -> None:
     ("segmentation", "reason"),
     [
         ([], "the mask is empty"),
-        ([[1, 2, 3]], "expected one of a mask"),
-        ([["a", "b", "c", "d"]], "expected one of a mask"),
-        ({"size": [20, 30], "counts": [5, 5]}, "run lengths of 20 x 30 pixels"),
-        ({"size": [30, 20], "counts": [300, 300]}, "run lengths of 20 x 30 pixels"),
-        ({"size": [20, 30], "counts": [-5, 605]}, "run lengths of 20 x 30 pixels"),
-        ({"size": [20, 30], "counts": [10**18]}, "run lengths of 20 x 30 pixels"),
-        ({"size": [20, 30]}, "expected one of a mask"),
-        ({"size": [20, 30], "counts": []}, "expected one of a mask"),
+        ([[0, 0, 9, 9]], "the mask is empty"),  # two corners
+        ([rectangle(300, 300, 310, 310)], "the mask is empty"),  # outside of the image
+        ([[1, 2, 3]], "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths"),
+        (
+            [["a", "b", "c", "d"]],
+            "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths",
+        ),
+        ({"size": [20, 30], "counts": [5, 5]}, "pixels, which sum to 600, got 10"),
+        ({"size": [30, 20], "counts": [300, 300]}, "run lengths of 20 x 30 pixels, got [30, 20]"),
+        ({"size": [20, 30], "counts": [-5, 605]}, "pixels, none below 0, got -5"),
+        ({"size": [20, 30], "counts": [10**18]}, "which sum to 600, got 1000000000000000000"),
+        ({"size": [20, 30]}, "expected run lengths with size and counts, got {'size': [20, 30]}"),
+        ({"size": [20, 30], "counts": []}, "which sum to 600, got 0"),
     ],
 )
 def test_masks_that_cannot_be_read_are_told(file: Path, segmentation: Any, reason: str) -> None:
@@ -182,12 +188,37 @@ def test_other_files_are_reported(file: Path) -> None:
         other.write_text(content)
         with pytest.raises(InputError, match=r"with masks, as COCO's instances have"):
             CocoInstances(other)
+    with pytest.raises(InputError, match=r"other\.json'; it has no categories\.$"):
+        CocoInstances(other)
     change(file, images=[{"id": 0, "file_name": "gone.jpg"}])
     with pytest.raises(InputError, match=r"images of instances_val2017\.json in one of .*val2017"):
         CocoInstances(file)
-    unknown = {"image_id": 0, "category_id": 7, "segmentation": [rectangle(0, 0, 9, 9)]}
-    change(file, annotations=[unknown])
-    with pytest.raises(InputError, match=r"with masks, as COCO's instances have, got .*; 7"):
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "message"),
+    [
+        ("images", {"id": 4}, "images[0] (id 4) has no file_name."),
+        ("categories", {"name": "dog"}, "categories[0] has no id."),
+        ("annotations", {"segmentation": []}, "annotations[0] has no image_id."),
+        (
+            "annotations",
+            {"id": 5, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9]},
+            "annotations[0] (id 5) has no segmentation; boxes alone are read from samples:FILE,",
+        ),
+        (
+            "annotations",
+            {"id": 5, "image_id": 0, "category_id": 7, "segmentation": []},
+            "annotations[0] (id 5) has 7 as its category_id, which is the id of no category; the "
+            "categories are {18: 'dog', 1: 'person', 90: 'toaster'}.",
+        ),
+    ],
+)
+def test_an_entry_that_lacks_a_field_is_named(
+    file: Path, name: str, entry: Any, message: str
+) -> None:
+    change(file, **{name: [entry]})
+    with pytest.raises(InputError, match=re.escape(f"{file}: {message}")):
         CocoInstances(file)
 
 

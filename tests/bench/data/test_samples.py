@@ -170,16 +170,20 @@ def test_points_are_squares_and_all_else_is_void(tmp_path: Path, lawful: Any) ->
     ("region", "reason"),
     [
         ({"point": [[1.1, 0, 1]]}, "x and y of points in [0, 1]"),
-        ({"point": [[0.5, 0]]}, "expected one of a mask, boxes [left, top, width, height], points"),
+        (
+            {"point": [[0.5, 0]]},
+            "expected point of several [x, y, 1 or 0], with x and y as shares",
+        ),
         ({"point": [[0.5, 0.5, 0]]}, "the mask is empty"),
         ({"box": [1, 1, 0, 1]}, "the mask is empty"),
         ({"box": [1, 1, float("nan"), 1]}, "expected boxes [left, top, width, height] in pixels"),
-        ({"box": [1, 1, "2", 1]}, "expected one of a mask"),
-        ({"box": [1, 1, 2]}, "expected one of a mask"),
-        ({"mask": 3}, "expected one of a mask"),
+        ({"box": [1, 1, "2", 1]}, "expected box of [left, top, width, height] in pixels"),
+        ({"box": [1, 1, 2]}, "expected box of [left, top, width, height] in pixels"),
+        ({"mask": 3}, "expected mask of a file, polygons [[x, y, x, y, ...]] or run lengths"),
         ({"mask": "gone.png"}, "there is no image file"),
-        ({"bbox": [1, 1, 2, 2]}, "expected one of a mask"),
-        ({}, "expected one of a mask"),
+        ({"bbox": [1, 1, 2, 2]}, "in each region, got 'bbox' (did you mean box?)"),
+        ({"points": [[0.5, 0.5, 1]]}, "in each region, got 'points' (did you mean point?)"),
+        ({}, "expected a field mask, box or point in each region, got none of them"),
     ],
 )
 def test_regions_that_cannot_be_read_are_told(folder: Path, region: Any, reason: str) -> None:
