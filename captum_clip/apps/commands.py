@@ -1,6 +1,6 @@
 """Commands of the apps: ``heads``, ``change``, ``index``, ``search``, ``app``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from ..checks import check_outputs, expect, find_folder
+from ..checks import check_outputs, expect, find_folder, show
 from ..cli import options, shared
 from ..cli.application import PATH, Range, app, argument, option
 from ..cli.options import Computing, Loading
@@ -134,9 +134,23 @@ def heads_command(
         replace_file(table, lambda file: file.write(heads.heads_table(spans)))
         shown = dict(islice(spans.items(), top))
         save_figure(heads.heads_figure(clip, photos.files, vectors, shown), figure)
+    print(f"{_describe_values(ranked_by)} ({clip.name}, {_count(photos.files)}):")
     for head, span in shown.items():
         print(f"{span.value:6.3f}  {heads.head_label(clip, head, ', '.join(span.texts))}")
     print(table, figure, sep="\n")
+
+
+def _describe_values(texts: Sequence[str]) -> str:
+    """Describe the number that 'heads' prints for each head."""
+    if not texts:
+        return "share of the variance of the embedding, by head"
+    cosines = " minus that with ".join(map(show, texts))
+    return f"mean part of the cosine similarity with {cosines}, by head"
+
+
+def _count(images: Sized) -> str:
+    """Write the number of images."""
+    return f"{len(images):,} image{'' if len(images) == 1 else 's'}"
 
 
 @app.command("change", panel="Models", example='photos "a horse" -m BEFORE -m AFTER -o change')
@@ -209,6 +223,7 @@ def change_command(
     from ..explaining.explain import of_classes
     from ..visualization import save_figure
     from .change import Moved, compare
+    from .heads import head_label
 
     score_table, head_table, figure, page = photos.results
     with filled_folder(output):
@@ -250,12 +265,25 @@ def change_command(
             top=top,
         )
         written.append(page)
+    print(f"{_describe_means(change, right, cell)}, with 95 % intervals:")
     listed = [row for row in rows if row.what in ("score", "head")]
     for row in listed[: len(compared) + top]:
-        place = (row.what, row.layer, row.head)
-        where = " ".join(str(part) for part in place if part is not None)
-        print(f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]  {row.text}: {where}")
+        place = row.what
+        if row.layer is not None and row.head is not None:
+            place = head_label(before, (row.layer, row.head))
+        print(f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]  {row.text}: {place}")
     print(*change.doubts, *written, sep="\n")
+
+
+def _describe_means(change: Any, right: Any, cell: Sequence[str]) -> str:
+    """Describe the means that 'change' prints: of a change, or of the model after alone."""
+    before, after = change.models
+    if not cell:
+        return f"mean change of the cosine similarity, {after} minus {before}, {_count(change)}"
+    actual, predicted = map(show, cell)
+    wrong = f"mean contrast by {after} over {_count(change)} called {predicted}"
+    # Without an image that is right, the means of those that are wrong stand alone.
+    return f"{wrong}, minus that over {_count(right)} called {actual}" if len(right) else wrong
 
 
 def _describe_heads(change: Any, pool: Any) -> dict[Any, str]:
@@ -347,7 +375,7 @@ def index_command(
         read = [*skipped, *(Path(index.folder, name) for name in index.files)]
         skipped |= shared.find_left_out(Path(index.folder), read, Path(output))
     shared.report_skipped(skipped)
-    print(f"{len(index):,} image{'' if len(index) == 1 else 's'} in {output}")
+    print(f"{_count(index)} in {output}")
 
 
 @app.command(

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, 2 after an error that is reported on one line, 130 after Ctrl-C.
+        Exit code: 0, 2 after an error that is reported on one line or for an image of the line that
+        is left out, 130 after Ctrl-C.
     """
     _open_streams()
     words = sys.argv[1:] if argv is None else list(argv)
@@ -69,7 +70,7 @@ def _run(words: list[str]) -> int:
     try:
         with app.make_context(completion.PROGRAM, words) as context:
             app.invoke(context)
-    except click.exceptions.Exit as stop:  # after --help and --version
+    except click.exceptions.Exit as stop:  # after --help and --version, or of a command
         return stop.exit_code
     return 0
 

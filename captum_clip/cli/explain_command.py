@@ -340,14 +340,20 @@ def explain_command(
     model_or_models = clips if len(clips) > 1 else clips[0]
     loaded = replace(request, model=model_or_models, texts=target, **without_loading)
 
-    def draw(image: Path, file: Path) -> Any:
-        explanation = _explain_image(loaded, image, templates)
-        if regions is not None:
-            _write_regions(explanation, regions, threshold, line, image, file, inputs)
+    def explain_one(image: Path) -> Any:
+        return _explain_image(loaded, image, templates)
+
+    def write(explanation: Any, image: Path, file: Path) -> list[Path]:
+        written = [file]
         if maps:
-            _save_maps(explanation, _maps_beside(file))
+            beside = _maps_beside(file)
+            _save_maps(explanation, beside)
+            written.append(beside)
+        if regions is not None:
+            written += _write_regions(explanation, regions, threshold, line, image, file, inputs)
+        # The figure is written last, so that one which exists has all that belongs to it.
         explanation.save(file, original=original)
-        return explanation
+        return written
 
     if line.folder is not None:
         settings = {
@@ -378,38 +384,63 @@ def explain_command(
             "threshold": threshold,
             "targets": targets,
         }
+
+        def draw(image: Path, file: Path) -> Any:
+            explanation = explain_one(image)
+            write(explanation, image, file)
+            return explanation
+
         _draw_folder(line.folder, figures, draw, clips, inputs, settings, quiet=loading.quiet)
         return
     compared = _name_compared(line.texts, emotions, references)
     several = len(clips) > 1
-    _draw_listed(figures, draw, compared, line.left_out, several=several, quiet=loading.quiet)
+    _draw_listed(
+        figures,
+        explain_one,
+        write,
+        compared,
+        line.left_out,
+        several=several,
+        quiet=loading.quiet,
+    )
 
 
 def _draw_listed(
     figures: Mapping[Path, Path],
-    draw: Callable[[Path, Path], Any],
+    explain_one: Callable[[Path], Any],
+    write: Callable[[Any, Path, Path], list[Path]],
     compared: str,
     unread: Mapping[Path, str],
     *,
     several: bool,
     quiet: bool,
 ) -> None:
-    """Draw images that are listed, and print the scores of each by one or several models."""
+    """Draw images that are listed, and print the scores of each by one or several models.
+
+    Images that cannot be read or explained are left out, and the command then fails at its end.
+    A file that cannot be written ends it at once.
+    """
     failed: dict[Path, str] = {}
     for image, file in figures.items():
         try:
             with shared.step("explaining", quiet=quiet):
-                drawn = draw(image, file)
+                explained = explain_one(image)
         except InputError as error:
             failed[image] = error.reason
             # Where no image can be explained, the line is at fault, not a file.
             if len(failed) == len(figures):
                 raise
             continue
-        for explanation in drawn if several else [drawn]:
+        with shared.step("drawing", quiet=quiet):
+            written = write(explained, image, file)
+        for explanation in explained if several else [explained]:
             _print_scores(explanation, compared)
-        print(file)
-    shared.report_skipped({**unread, **failed})
+        print(*written, sep="\n")
+    left_out = {**unread, **failed}
+    shared.report_skipped(left_out)
+    if left_out:
+        # The line names each of these images, so leaving one out is an error.
+        raise click.exceptions.Exit(2)
 
 
 def _save_maps(explanation: Any, file: Path) -> None:
@@ -532,8 +563,12 @@ def _write_regions(
     image: Path,
     file: Path,
     inputs: Sequence[Path | None],
-) -> None:
-    """Write the regions that the maps of an image mark, with a folder for each of several."""
+) -> list[Path]:
+    """Write the regions that the maps of an image mark, with a folder for each of several.
+
+    Returns:
+        The files.
+    """
     from ..explaining.regions import region_files, save_regions
 
     # The regions of a single image lie in the folder itself.
@@ -550,9 +585,10 @@ def _write_regions(
         "method": explanation.method,
     }
     marked = explanation.regions(level)
-    masks = [folder / name / mask for mask in region_files(marked)]
-    check_outputs([*masks, file], [image, *inputs])
+    files = [folder / name / file_name for file_name in region_files(marked)]
+    check_outputs([*files, file], [image, *inputs])
     save_regions(marked, folder / name, about)
+    return files
 
 
 def _print_scores(explanation: Any, compared: str) -> None:
@@ -642,7 +678,11 @@ def _draw_folder(
         if len(scores) > count_before:
             _write_sheet(output, photos, scores, left_out)
     _print_folder([scores[file] for file in figures.values() if file in scores])
-    print(output / SCORES, output / shared.INDEX, sep="\n")
+    written = [output / SCORES, output / shared.INDEX]
+    if settings["regions"] is not None:
+        # The images of a folder may have thousands of regions, so they are not listed.
+        written.append(settings["regions"])
+    print(*written, sep="\n")
 
 
 def _print_folder(figures: Sequence[_Rows]) -> None:

@@ -146,7 +146,12 @@ def test_python_draws_the_same_file(
 
 
 def test_it_writes_the_regions(run: Run) -> None:
-    run("explain photo.jpg 'a horse' --model VIT --sign both --regions out --threshold 0.5")
+    printed = run(
+        "explain photo.jpg 'a horse' --model VIT --sign both --regions out --threshold 0.5"
+    )
+    listed = printed.splitlines()[-4:]
+    assert listed[0] == "photo-explained-a-horse.png"
+    assert sorted(listed[1:]) == sorted(f"out/{name}" for name in os.listdir("out"))
     content = json.loads(Path("out/regions.json").read_text())
     assert (content["photo"], content["threshold"]) == ("photo.jpg", 0.5)
     assert len(content["regions"]) == 2
@@ -295,7 +300,9 @@ def test_a_probe_of_another_model_is_refused(run: Run) -> None:
 
 def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(here: Path, run: Run) -> None:
     line = "'a horse' --model VIT --regions regions"
-    assert run(f"explain photos {line}").startswith("3 figures in photos-explained\n")
+    printed = run(f"explain photos {line}")
+    assert printed.startswith("3 figures in photos-explained\n")
+    assert printed.endswith("/index.html\nregions\n")
     found = folders.content(here / "photos-explained")
     figures = [f"{name}-explained-a-horse.png" for name in ("image0", "image2", "inner/image1")]
     assert [*found] == sorted([*figures, "index.html", "manifest-a-horse.json", "scores.csv"])
@@ -558,17 +565,29 @@ def test_a_folder_of_figures_that_cannot_be_made_is_a_sentence(run: Run) -> None
     assert run(f"{line} out", err=None).startswith("2 figures in out\n")
 
 
-def test_a_broken_file_among_several_is_left_out_as_in_a_folder(run: Run) -> None:
+def test_a_broken_file_among_several_is_left_out_and_fails_the_line(
+    run: Run, capsys: pytest.CaptureFixture[str], vit: str
+) -> None:
     """Alone it is an error, and so are a misspelled name and several that are all broken."""
     for name in ("broken.png", "worse.png"):
         Path(name).write_bytes(b"1")
-    printed = run("explain photo.jpg broken.png other.png horse -m VIT -o out", err=None)
+    images = ["photo.jpg", "broken.png", "other.png"]
+    assert main(["explain", *images, "horse", "-m", vit, "-o", "out"]) == 2
+    printed, said = capsys.readouterr()
     assert printed.count("cosine similarity to each text") == 2
+    assert said.startswith("1 file left out, broken.png: ")
     assert sorted(os.listdir("out")) == ["other-explained-horse.png", "photo-explained-horse.png"]
-    for images in ("broken.png", "photo.jpg missing.png", "broken.png worse.png"):
-        said = run(f"explain {images} horse -m VIT -o others", code=2)
-        assert ("missing.png" if "missing" in images else "broken.png") in said
+    for line in ("broken.png", "photo.jpg missing.png", "broken.png worse.png"):
+        said = run(f"explain {line} horse -m VIT -o others", code=2)
+        assert ("missing.png" if "missing" in line else "broken.png") in said
     assert not Path("others").exists()
+
+
+def test_a_file_that_cannot_be_written_is_no_broken_image(run: Run) -> None:
+    Path("out/photo-explained-horse.npy").mkdir(parents=True)
+    said = run("explain photo.jpg other.png horse -m VIT --maps -o out", code=2)
+    assert "cannot write out/photo-explained-horse.npy" in said
+    assert sorted(os.listdir("out")) == ["photo-explained-horse.npy"]
 
 
 def test_raw_maps_lie_beside_the_figures(run: Run, vit: str) -> None:

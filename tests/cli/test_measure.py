@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,25 @@ def test_heads_prints_and_writes_the_texts_of_each_head(here: Path, run: Run) ->
     """Ranked by how much they vary, by a text, or by one text against another."""
     Path("words.txt").write_text("a horse\na dog\nsnow\n")
     lines = run("heads photos --texts words.txt -m VIT --top 2 -o out").splitlines()
-    assert lines[2:] == ["out/heads.csv", "out/heads.png"]
+    assert lines[0].startswith("share of the variance of the embedding, by head (")
+    assert lines[0].endswith(", 3 images):")
+    assert lines[3:] == ["out/heads.csv", "out/heads.png"]
     table = pd.read_csv("out/heads.csv")
     best = table.iloc[0]
     texts = table[(table["layer"] == best["layer"]) & (table["head"] == best["head"])]["text"]
     words = f"layer {best['layer']}, head {best['head']}: {', '.join(texts)}"
-    assert lines[0].split() == f"{best['value']:.3f} {words}".split()
+    assert lines[1].split() == f"{best['value']:.3f} {words}".split()
     with Image.open("out/heads.png") as figure:
         figure.verify()
     values = []
-    for asked in ("'a horse'", "'a dog'", "'a horse' 'a dog'"):
-        run(f"heads photos {asked} --texts words.txt -m VIT -o out")
+    for asked, compared in (
+        ("'a horse'", "'a horse'"),
+        ("'a dog'", "'a dog'"),
+        ("'a horse' 'a dog'", "'a horse' minus that with 'a dog'"),
+    ):
+        printed = run(f"heads photos {asked} --texts words.txt -m VIT -o out")
+        heading = f"mean part of the cosine similarity with {compared}, by head ("
+        assert printed.startswith(heading)
         table = pd.read_csv("out/heads.csv").drop_duplicates(["layer", "head"])
         assert table["value"].is_monotonic_decreasing
         values.append(table.sort_values(["layer", "head"])["value"].to_numpy())
@@ -97,9 +106,11 @@ def test_change_prints_and_writes_what_moved(here: Path, run: Run) -> None:
         score = moved[(moved["what"] == "score") & (moved["text"] == text)]
         assert float(score["mean"].iloc[0]) == pytest.approx(mean, abs=1e-6)
     best = moved[moved["what"] == "head"].iloc[0]
-    written = f"{best['text']}: head {best['layer']:.0f} {best['head']:.0f}"
-    assert f"{best['mean']:+.3f}" in lines[2]
-    assert lines[2].endswith(written)
+    written = f"{best['text']}: layer {best['layer']:.0f}, head {best['head']:.0f}"
+    heading = r"mean change of the cosine similarity, .+ minus demo/vit, 3 images, with 95 % int"
+    assert re.match(heading, lines[0])
+    assert f"{best['mean']:+.3f}" in lines[3]
+    assert lines[3].endswith(written)
     assert len(best["words"].split(", ")) > 1
     page = Path("out/index.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "")
@@ -117,7 +128,10 @@ def test_change_explains_a_confusion(here: Path, run: Run) -> None:
         scene = tags.draw_tagged_scene(seed, noun="cat", tag="dog" if seed < 4 else "cat")
         Image.fromarray(scene.image).save(f"cats/{seed}.png")
     line = f"change cats --from 'a cat' --to 'a dog' -m demo/vit -m {SHORTCUT} -o out"
-    assert "a dog rather than a cat: head " in run(line)
+    printed = run(line)
+    assert "a dog rather than a cat: layer " in printed
+    [heading, *_] = printed.splitlines()
+    assert "over 4 images called 'a dog', minus that over 2 images called 'a cat', with" in heading
     assert "calls 4 “a dog” and 2 “a cat”" in Path("out/index.html").read_text(encoding="utf-8")
     back = f"change cats --from 'a cat' --to 'a dog' -m {SHORTCUT} -m demo/vit -o none"
     assert "an image that is best called 'a dog' by demo/vit" in run(back, code=2)

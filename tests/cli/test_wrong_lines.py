@@ -100,6 +100,10 @@ LINES = {
     "explain photo.jpg a -m ViTB32": "(did you mean ViT-B/32?). A name is a short name",
     "explain photo.jpg a -m vit": "; the model demo/vit is embedded and needs no network",
     "figure compare a --scene x --model demo/vit": "SEED:THING,THING as in 0:horse, got 'x'",
+    "figure compare a --scene 3:unicorn -m demo/vit": (
+        "expected --scene with things such as horse or red heart, got 'unicorn'; "
+        "'captum-clip models --vocabulary' lists"
+    ),
     # index, search, study, evaluate, emotions
     "index photos -m a -m b -o o.lance": "index takes one --model, got 2; run each by itself",
     "index none -o o.lance": "there is no folder none",
