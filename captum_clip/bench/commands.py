@@ -176,7 +176,8 @@ def study_command(
 @option(
     "--reference",
     metavar="METHOD",
-    help="the method to compare all others with (default: the report's)",
+    help="the method to compare all others with (default: last-grad for ViTs, "
+    "grad-cam for ResNets, conservative for pooling heads)",
 )
 @option(
     "--against",
@@ -188,7 +189,8 @@ def study_command(
     "--images",
     type=int,
     metavar="N",
-    help="how many images of each data set to use, at most (default: 100; of copies, 300)",
+    help="how many images of each data set to use, at most (default: 100; 300 of "
+    "demo-thirds and demo-identical)",
 )
 @option(
     "--slow-images",
@@ -443,9 +445,9 @@ def fit_command(
 @argument(
     "figure",
     type=click.Choice(("compare", "average")),
-    help="compare: a column for each method (Figures 4, 5); average: the mean maps of studies "
-    "(6, 12); Figures 7 to 11 and 13 are drawn by 'explain', Figures 2 and 3 by a script to "
-    "copy, docs/gallery/plot_10_layers.py",
+    help="compare: a column for each method (Figures 4 and 5 of Mamooler's report); average: the "
+    "mean maps of studies (its 6 and 12); 'explain' draws its others, but for 2 and 3, which "
+    "docs/gallery/plot_10_layers.py draws",
 )
 @argument(
     "words",
@@ -512,7 +514,7 @@ def figure_command(
     names: tuple[str, ...],
     loading: Loading,
 ) -> None:
-    """Draw a figure of the report on your own images."""
+    """Draw a figure of Mamooler's report (CLIP Explainability) on your own images."""
     if figure == "average":
         shared.check_models(model, loading)
         _refuse_options(figure, references=references, methods=methods)
