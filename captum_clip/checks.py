@@ -187,11 +187,15 @@ def check_nonempty(name: str, values: Collection[Any]) -> None:
 def suggestion(word: str, names: Iterable[str]) -> str:
     """Return the name that was probably meant, as a question in brackets, or an empty text.
 
+    Of several names with the same letters, it is the first.
+
     Example:
         >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])
         (' (did you mean last-grad?)', '')
     """
-    name_of_letters = {_letters(name): name for name in names}
+    name_of_letters: dict[str, str] = {}
+    for name in names:
+        name_of_letters.setdefault(_letters(name), name)
     close = get_close_matches(_letters(word), name_of_letters, n=1)
     if not close:
         return ""

@@ -4,18 +4,19 @@ import inspect
 import re
 from ast import literal_eval
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from types import NoneType
-from typing import Any, Final, TypeAlias, TypeVar, get_args
+from typing import Any, Final, TypeAlias, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 from .. import targets
 from ..checks import check_flag, error_context, expect, show, suggestion
-from ..errors import InputError, argument, public, warn
+from ..errors import InputError, argument, is_kind, public, type_name, warn
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, TransformerTower
 from ..targets.similarity import TextSimilarity
@@ -175,6 +176,23 @@ def option_names(method: type[Any]) -> tuple[list[str], bool]:
     return names, takes_others
 
 
+def _check_option_types(method: type[Any], options: dict[str, Any]) -> None:
+    """Raise InputError for an option whose value is not of the type that it is annotated with."""
+    # The base class takes any options, and hands them to `_compute`, which annotates them.
+    is_ours = issubclass(method, ClipAttribution)
+    function = method._compute if is_ours else method.attribute_targets
+    types: dict[str, Any] = {}
+    # A module may import a type for type checkers alone, which is then no name.
+    with suppress(NameError, TypeError):
+        types = get_type_hints(function)
+    for name, value in options.items():
+        if name in types and not is_kind(value, types[name]):
+            raise InputError(
+                f"{method.name}: expected the option {name} as {type_name(types[name])}, got "
+                f"{show(value)}."
+            )
+
+
 def maps_and_scores(
     explainer: Any, forward: Callable[[Tensor], Tensor], images: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:
@@ -264,6 +282,7 @@ class MethodChoice:
         if issubclass(method_class, ClipAttribution):
             method_class.check_options(**options)
             flags |= method_class.properties(**options)
+        _check_option_types(method_class, options)
         return cls(method_class, options, name, **flags, both_signs=both_signs)
 
     def fits(self, kind: str) -> bool:

@@ -94,6 +94,25 @@ def test_a_registered_method_is_explained_by_its_name_with_its_options() -> None
         explain(picture(), "a horse", model="demo/resnet", method=LastGradient)
 
 
+def test_an_option_of_another_type_is_refused_by_its_name() -> None:
+    """Whether `_compute` annotates it, or `attribute_targets` of a class of another package."""
+    register(LastGradient)
+    expected = r"my-gradient: expected the option times as int, got 'abc'\.$"
+    with pytest.raises(InputError, match=expected):
+        explain(picture(), "a horse", model="demo/vit", method="my-gradient:times=abc")
+
+    class Powered(AroundDirect):
+        name = "powered"
+
+        def attribute_targets(self, images: torch.Tensor, *, power: float = 1) -> torch.Tensor:
+            return super().attribute_targets(images) ** power
+
+    register(Powered)
+    assert MethodChoice.of("powered:power=2").options == {"power": 2}
+    with pytest.raises(InputError, match="powered: expected the option power as float, got 'abc'"):
+        MethodChoice.of("powered:power=abc")
+
+
 class AroundDirect:
     """A class around a method, whose `attribute_targets` takes the images alone."""
 
@@ -167,6 +186,12 @@ def test_other_packages_bring_methods_and_a_broken_one_is_named(
 def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(text: str) -> None:
     with pytest.raises(InputError, match=r"did you mean (last-grad|LastGradAttention)\?"):
         MethodChoice.of(text)
+
+
+def test_the_name_of_the_list_is_offered_rather_than_that_of_the_class() -> None:
+    register(AroundDirect)
+    with pytest.raises(InputError, match=r"got 'around-drect' \(did you mean around-direct\?\)"):
+        MethodChoice.of("around-drect")
 
 
 def test_both_methods_have_a_signature_with_the_options() -> None:

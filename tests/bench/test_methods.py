@@ -293,7 +293,7 @@ def test_unknown_methods_and_options_are_refused() -> None:
         ("gradcam", r"one of grad-cam, .*center.* got 'gradcam' \(did you mean grad-cam\?\)"),
         ("centre", r"\(did you mean center\?\)"),
         ("last-grad:head=paired", "last-grad has no option 'head'"),
-        ("layer:index=x", "index of a layer, .* got 'x'"),
+        ("layer:index=x", "expected the option index as int, got 'x'"),
         ("layer:index", "cannot read 'index' in 'layer:index'; options look like"),
         ("rollout:sign=signed", "rollout:sign=signed does not depend on the target"),
         ("last-grad:sign=both", "last-grad has no option 'sign'"),
