@@ -17,8 +17,8 @@ from .errors import InputError, argument, assigned
 
 _Drawing = TypeVar("_Drawing", bound=Callable[..., Any])
 _UNITS_PER_INCH: Final = {"in": 1, "pt": 72.27, "cm": 2.54, "mm": 25.4}
-_EXPECTED_WIDTH: Final = "a width in inches, or as in 246pt or 8.6cm"
-_EXPECTED_SCALE: Final = "a scale of own, shared or a number above zero"
+_EXPECTED_WIDTH: Final = "in inches, or as in 246pt or 8.6cm"
+_EXPECTED_SCALE: Final = "of own, shared or a number above zero"
 _FIELDS_OF_FILES: Final = {".html": ["cmap", "alpha", "interpolation"], ".npz": [], ".npy": []}
 """The fields of a look that apply to files that are no figures."""
 
@@ -63,7 +63,7 @@ class Look:
     transparent: bool = False
 
     def __post_init__(self) -> None:
-        check_interval("alpha", self.alpha, "[0, 1]")
+        check_interval(argument("alpha"), self.alpha, "[0, 1]")
         check_choice(self.interpolation, get_args(Mode), name="a mode")
         for name in ("vector", "titles", "colorbar", "transparent"):
             check_flag(name, getattr(self, name))
@@ -71,16 +71,18 @@ class Look:
             check_interval("font_size", self.font_size, "[1, inf)")
         if self.dpi is not None:
             # At fewer pixels an inch, a letter would have less than one.
-            check_interval("dpi", self.dpi, "[10, inf)")
-        expect(self.inches is None or 0 < self.inches < inf, _EXPECTED_WIDTH, self.width)
-        expect(self.top is None or 0 < self.top < inf, _EXPECTED_SCALE, self.scale)
+            check_interval(argument("dpi"), self.dpi, "[10, inf)")
+        has_width = self.inches is None or 0 < self.inches < inf
+        expect(has_width, f"{argument('width')} {_EXPECTED_WIDTH}", self.width)
+        has_scale = self.top is None or 0 < self.top < inf
+        expect(has_scale, f"{argument('scale')} {_EXPECTED_SCALE}", self.scale)
 
     @property
     def inches(self) -> float | None:
         """The width of the figure in inches; None where it follows from the images."""
         if self.width is None or is_number(self.width):
             return self.width
-        with expecting(_EXPECTED_WIDTH, self.width):
+        with expecting(f"{argument('width')} {_EXPECTED_WIDTH}", self.width):
             unit = self.width[-2:]
             if unit in _UNITS_PER_INCH:
                 return float(self.width[:-2]) / _UNITS_PER_INCH[unit]
@@ -91,7 +93,7 @@ class Look:
         """The value that is drawn as 1; None where it follows from the maps."""
         if str(self.scale) in ("own", "shared"):
             return None
-        with expecting(_EXPECTED_SCALE, self.scale):
+        with expecting(f"{argument('scale')} {_EXPECTED_SCALE}", self.scale):
             return float(self.scale)
 
     def changed(self) -> list[str]:

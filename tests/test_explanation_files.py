@@ -110,7 +110,7 @@ def test_plot_dims_words_by_their_norms(vit: ClipAdapter) -> None:
     ("options", "message"),
     [
         ({"cmap": "jetset"}, "no color map 'jetset'"),
-        ({"alpha": 1.5}, r"alpha in \[0, 1\], got 1.5"),
+        ({"alpha": 1.5}, r"`alpha` in \[0, 1\], got 1.5"),
         ({"interpolation": "cubic"}, "a mode of bilinear, bicubic, nearest, got 'cubic'"),
     ],
 )

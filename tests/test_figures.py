@@ -187,7 +187,9 @@ def test_average_takes_several_studies_and_some_targets(study: Path) -> None:
 def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no finished study; 'captum-clip study statistics"):
         figures.draw_average(tmp_path)
-    with pytest.raises(InputError, match="a target of a horse, a dog, got 'a cat'"):
+    with pytest.raises(
+        InputError, match=r"`names` that the study holds \('a horse', 'a dog'\), got 'a cat'"
+    ):
         figures.draw_average(study, names=["a cat"])
     with pytest.raises(InputError, match="at least one folder"):
         figures.draw_average([])

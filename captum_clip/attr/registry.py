@@ -353,8 +353,8 @@ def _class_named(method: str, name: str, others: Iterable[str]) -> type[Any]:
     if name == MAMOOLER:
         names = ", ".join(dict.fromkeys(_OF_REPORT.values()))
         raise InputError(
-            f"method: {MAMOOLER} stands for each tower's own method in the report and takes no "
-            f"options, got {method!r}; name the method itself ({names})."
+            f"{argument('method')}: {MAMOOLER} stands for each tower's own method in the report "
+            f"and takes no options, got {method!r}; name the method itself ({names})."
         )
     methods = _by_either_name()
     if name not in methods:
@@ -374,8 +374,8 @@ def _no_method(method: Any, name: str, others: Iterable[str]) -> InputError:
     hint = suggestion(name, (*_by_either_name(), *others, MAMOOLER))
     listed = ", ".join(dict.fromkeys((*registered(), *others)))
     return InputError(
-        f"method: expected one of {listed}, with options as in last-grad:heads=averaged, or a "
-        f"class of captum_clip.attr; got {show(method)}{hint}."
+        f"{argument('method')}: expected one of {listed}, with options as in "
+        f"last-grad:heads=averaged, or a class of captum_clip.attr; got {show(method)}{hint}."
     )
 
 
@@ -388,7 +388,7 @@ def _parsed_options(method: str, text: str) -> dict[str, Any]:
         name, equals, value = (piece.strip() for piece in option.partition("="))
         if not (name and equals and value):
             raise InputError(
-                f"method: cannot read {option!r} in {method!r}; options look like "
+                f"{argument('method')}: cannot read {option!r} in {method!r}; options look like "
                 "last-grad:heads=averaged,start_layer=2."
             )
         options[name] = _literal(value)

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from .. import targets, visualization
 from ..attr.registry import fitting_methods, methods_for
-from ..checks import check_choice, check_nonempty
-from ..errors import InputError, public
+from ..checks import check_nonempty, expect, show
+from ..errors import InputError, argument, public
 from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
 from ..look import current_look, draws
@@ -134,7 +134,8 @@ def draw_average(
     chosen = common if names is None else _as_list(names)
     check_nonempty("target that the studies have in common", chosen)
     for row, name in product(rows, chosen):
-        check_choice(name, row.names, name="a target")
+        held = ", ".join(map(show, row.names))
+        expect(name in row.names, f"{argument('names')} that the study holds ({held})", name)
     return average_figure(rows, chosen)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, get_args
 import click
 
 from ..checks import Mode, check_choice, find_file, limit_pixels, suggestion
-from ..errors import InputError, assigned
+from ..errors import InputError, argument, assigned
 from ..explaining.request import Request
 from ..files import read_lines
 from ..look import Look, current_look
@@ -433,7 +433,7 @@ def check_method_name(name: str | None) -> None:
     stem = name.partition(":")[0]
     if stem not in known:
         raise InputError(
-            f"method: expected one of {', '.join(registered)}, with options as in "
+            f"{argument('method')}: expected one of {', '.join(registered)}, with options as in "
             "last-grad:heads=averaged, or a class of captum_clip.attr; got "
             f"{name!r}{suggestion(stem, known)}."
         )

@@ -9,7 +9,7 @@ from matplotlib import colormaps, rcParams
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 
 from ..checks import show
-from ..errors import InputError
+from ..errors import InputError, argument
 from ..look import Look, current_look
 
 Array = npt.NDArray[np.float32]
@@ -97,7 +97,7 @@ def colormap(cmap: str | Colormap) -> Colormap:
         return colormaps.get_cmap(cmap)
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"cmap: matplotlib knows no color map {show(cmap)}; "
+            f"{argument('cmap')}: matplotlib knows no color map {show(cmap)}; "
             "good ones are inferno, viridis, magma, cividis."
         ) from error
 

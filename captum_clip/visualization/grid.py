@@ -216,7 +216,9 @@ def grid(
         # Labels and gaps stay as wide when the images change, but for rounding, so the images take
         # up what is missing.
         width += float(missing) / columns
-        expect(width > _NARROWEST, f"a width with room for {columns} images", chosen.width)
+        least = chosen.inches + columns * (_NARROWEST - width)
+        room = f"room for {columns} images, about {math.ceil(10 * least) / 10} inches or more"
+        expect(width > _NARROWEST, f"{argument('width')} with {room}", chosen.width)
     return at_resolution(figure)
 
 

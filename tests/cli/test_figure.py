@@ -46,7 +46,7 @@ def test_a_figure_has_the_look_of_its_line(
 def test_averages_are_drawn_of_studies(run: Run) -> None:
     run("study statistics photos a b --model VIT --workers 0 --quiet -o study")
     assert run("figure average study --target a --colormap viridis") == "study-average.png\n"
-    assert "expected a target of a, b, got 'joy'" in run(
+    assert "expected --target that the study holds ('a', 'b'), got 'joy'" in run(
         "figure average study --target joy", code=2
     )
 

@@ -138,13 +138,13 @@ def test_a_look_holds_for_its_call_and_its_thread() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"width": "wide"}, "a width in inches, or as in 246pt or 8.6cm, got 'wide'"),
-    ({"width": -1}, "a width in inches"),
-    ({"width": 0.5}, "a width with room for 3 images, got 0.5"),
-    ({"scale": "common"}, "a scale of own, shared or a number above zero, got 'common'"),
-    ({"scale": 0}, "a scale of own"),
+    ({"width": "wide"}, "`width` in inches, or as in 246pt or 8.6cm, got 'wide'"),
+    ({"width": -1}, "`width` in inches"),
+    ({"width": 0.5}, "`width` with room for 3 images, about 1.1 inches or more, got 0.5"),
+    ({"scale": "common"}, "`scale` of own, shared or a number above zero, got 'common'"),
+    ({"scale": 0}, "`scale` of own"),
     ({"font_size": 0}, r"`font_size` in \[1, inf\), got 0"),
-    ({"dpi": 1}, r"dpi in \[10, inf\), got 1"),
+    ({"dpi": 1}, r"`dpi` in \[10, inf\), got 1"),
     ({"dpi": 1e5}, "with `dpi=100000.0` it would be .* pixels"),
     ({"titles": "no"}, "titles of True or False, got 'no'"),
     ({"colour": "red"}, "expected path, original, cmap, .*got 'colour'"),

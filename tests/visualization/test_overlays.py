@@ -355,8 +355,8 @@ WRONG_OVERLAYS: list[tuple[Any, Any, dict[str, Any], str]] = [
     (IMAGES, MAPS, {"labels": ["a"]}, "expected 2 labels, got 1"),
     (IMAGES, MAPS, {"notes": [["a"] * 3]}, "expected 2 notes, got 1"),
     (IMAGES, MAPS, {"scores": SCORES[:1]}, r"scores of shape \(2, 3\)"),
-    (IMAGES, MAPS, {"alpha": 2}, "alpha in"),
-    (IMAGES, MAPS, {"cmap": "jetset"}, "no color map 'jetset'"),
+    (IMAGES, MAPS, {"alpha": 2}, "`alpha` in"),
+    (IMAGES, MAPS, {"cmap": "jetset"}, "`cmap`: matplotlib knows no color map 'jetset'"),
     (torch.zeros(800, 3, 64, 64), torch.zeros(800, 1, 1, 1), {}, "draw fewer images"),
 ]
 WRONG_FIGURES: list[tuple[Callable[[], Figure], str]] = [
