@@ -187,7 +187,7 @@ def check_nonempty(name: str, values: Collection[Any]) -> None:
 def suggestion(word: str, names: Iterable[str]) -> str:
     """Return the name that was probably meant, as a question in brackets, or an empty text.
 
-    Of several names with the same letters, it is the first.
+    If several names have the same letters, it is the first.
 
     Example:
         >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])

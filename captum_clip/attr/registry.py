@@ -198,8 +198,8 @@ def maps_and_scores(
 ) -> tuple[Tensor, Tensor]:
     """Compute the maps (B, K, h, w) of all targets of some images, and their cosines (B, K).
 
-    The cosines come from the same forward pass, or from one of their own if the explainer is of
-    another package's class, whose ``attribute_targets`` does not take `return_scores`.
+    The cosines come from the same forward pass. They take a second pass if the explainer's class
+    is of another package, and its ``attribute_targets`` does not take `return_scores`.
     """
     parameters = inspect.signature(explainer.attribute_targets).parameters.values()
     if any(part.name == "return_scores" or part.kind is part.VAR_KEYWORD for part in parameters):

@@ -108,7 +108,10 @@ def study_command(
     from .. import bench
 
     if study == "emotions" and (all_texts or not emotions):
-        raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
+        raise InputError(
+            "study emotions takes an --emotions FILE for each model, such as --emotions demo/vit, "
+            "and no texts."
+        )
     make_config: Any = bench.emotions_study if study == "emotions" else bench.StudyConfig
     # What is left out has the default of the settings' dataclass.
     config = make_config(

@@ -603,7 +603,7 @@ def _print_scores(explanation: Any, compared: str) -> None:
         # The other targets are the cells of the reference, too many to print.
         rows = rows[:1]
     for index, shown in enumerate(rows):
-        title = shown.title
+        title = " ".join(shown.title.split())  # A text may have several lines.
         if is_pair and index == 0:
             title += " (whole text)"
         if shown.detail:
@@ -702,6 +702,8 @@ def _print_folder(figures: Sequence[_Rows]) -> None:
     # Each image has its own best classes, so they have no columns in common.
     has_classes = len(ranked) > 1
     lines = shared.columns(ranked, str.rjust) if has_classes else shared.table(cosines)
+    for rows in figures[:1]:
+        print(f"cosine similarity ({rows[0]['model']}, {rows[0]['method']}):")
     print(*lines, sep="\n")
 
 

@@ -408,11 +408,9 @@ def drawing_options(function: _Function) -> _Function:
 def list_methods() -> dict[str, Iterable[str]]:
     """List the methods for --help without the registry, which loads torch."""
     lists: dict[str, Iterable[str]] = {
-        "methods for ViTs": VIT_METHODS,
-        "methods for ResNets": (
-            *RESNET_METHODS,
-            "classes of pytorch-grad-cam as cam:variant=LayerCAM",
-        ),
+        "methods for ViTs": (*VIT_METHODS, "layer:index=-1"),
+        "methods for ResNets": RESNET_METHODS,
+        "methods for both": ("classes of pytorch-grad-cam as cam:variant=LayerCAM",),
     }
     others = entry_points(group="captum_clip.methods").names
     if others:

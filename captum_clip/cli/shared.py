@@ -389,8 +389,9 @@ def report_skipped(skipped: Mapping[Path, str]) -> None:
     """Print which files could not be read, and why; nothing if all could."""
     lines = []
     for path, reason in skipped.items():
-        line = f"{path}: {reason.removeprefix(str(path))}"
-        lines.append(" ".join(line.split()))
+        # Some reasons begin with the name of the file.
+        line = reason if reason.startswith(str(path)) else f"{path}: {reason}"
+        lines.append(" ".join(line.rstrip(".").split()))
     if len(lines) == 1:
         print("1 file left out,", lines[0], file=sys.stderr)
     elif lines:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import maps, targets
 from ..attr.registry import MethodChoice
+from ..checks import excerpt
 from ..maps import pearson
 from ..models import ClipAdapter
 from ..targets import Target
@@ -34,6 +35,8 @@ CORRELATION: Final = 0.98
 """A map above this correlation counts as that of unrelated texts."""
 OUTSTANDING: Final = 3
 """A class stands out if it is at least so many standard deviations above other texts."""
+_QUOTED_LENGTH: Final = 80
+"""The most letters that a sentence quotes of a text."""
 _COMPARED_MAPS: Final = 8
 """The number of unrelated texts whose maps are compared."""
 
@@ -152,7 +155,7 @@ def count_doubts(texts: Sequence[str], shares: Tensor) -> tuple[str, ...]:
         if count:
             sentences.append(
                 f"{_quoted([text])} fits {count} of these {len(shares)} images no better than "
-                "unrelated texts: maps for it may mean little."
+                "unrelated texts: its scores and maps may mean little."
             )
     return tuple(sentences)
 
@@ -213,7 +216,8 @@ def find_class_hints(
 def _quoted(texts: Sequence[str]) -> str:
     if len(texts) > 3:
         return f"{len(texts)} of the texts"
-    quoted = [f"\N{LEFT DOUBLE QUOTATION MARK}{t}\N{RIGHT DOUBLE QUOTATION MARK}" for t in texts]
+    short = [excerpt(text, _QUOTED_LENGTH) for text in texts]
+    quoted = [f"\N{LEFT DOUBLE QUOTATION MARK}{t}\N{RIGHT DOUBLE QUOTATION MARK}" for t in short]
     if len(quoted) == 1:
         return quoted[0]
     return f"{', '.join(quoted[:-1])} and {quoted[-1]}"
