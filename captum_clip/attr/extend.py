@@ -83,7 +83,8 @@ def check_method(
         >>> images = torch.cat([clip.preprocess(draw_scene(seed).image) for seed in (0, 1)])
         >>> laws = check_method(LastGradAttention, forward, images)
         >>> list(laws), max(laws.values()) < 1e-4
-        (['same twice', 'image alone', 'target alone', 'target of each image', 'model'], True)
+        (['same twice', 'image alone', 'target alone', 'target of each image', 'not below zero',
+        'model'], True)
     """
     targets = forward.target
     are_enough = len(images) > 1 and len(targets) > 1
@@ -121,6 +122,9 @@ def check_method(
     if flags["signed"] or not flags["needs_target"]:
         negated = method(ClipSimilarity(forward.clip, -targets)).attribute_targets(images)
         laws["negated target"] = off(-negated if flags["signed"] else negated, maps)
+    if not flags["signed"]:
+        # Values below zero would be cut off, since only a signed method means them as evidence.
+        laws["not below zero"] = off(maps.clamp(min=0), maps)
     if getattr(method, "additive", False):
         _, rest = explainer.attribute_targets(images, return_rest=True)
         with torch.no_grad():
