@@ -82,9 +82,8 @@ def check_method(
         >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
         >>> images = torch.cat([clip.preprocess(draw_scene(seed).image) for seed in (0, 1)])
         >>> laws = check_method(LastGradAttention, forward, images)
-        >>> list(laws), max(laws.values()) < 1e-4
-        (['same twice', 'image alone', 'target alone', 'target of each image', 'not below zero',
-        'model'], True)
+        >>> list(laws)[-2:], max(laws.values()) < 1e-4
+        (['not below zero', 'model'], True)
     """
     targets = forward.target
     are_enough = len(images) > 1 and len(targets) > 1
