@@ -48,5 +48,9 @@ def make_legible(text: Text) -> None:
 
 @cache
 def _letters(file: str) -> frozenset[str]:
-    """The letters that a font has."""
-    return frozenset(map(chr, get_font(file).get_charmap()))
+    """The letters that a font has; none if it was removed after matplotlib listed it."""
+    try:
+        font = get_font(file)
+    except (OSError, RuntimeError):
+        return frozenset()
+    return frozenset(map(chr, font.get_charmap()))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontEntry, fontManager
 
 from captum_clip.errors import CaptumClipWarning
 from captum_clip.visualization import save_figure, sentences
@@ -21,8 +22,10 @@ def drawn(title: str, families: str = "sans-serif") -> Figure:
         return grid([[Panel(np.ones((8, 8, 3), np.float32), title=title)]])
 
 
-def test_letters_that_a_font_lacks_come_from_another() -> None:
+def test_letters_that_a_font_lacks_come_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computer Modern has no Cyrillic; matplotlib itself would draw a box for each letter."""
+    gone = FontEntry(fname="gone.ttf", name="Gone")
+    monkeypatch.setattr(fontManager, "ttflist", [gone, *fontManager.ttflist])
     text, *_ = drawn("лошадь, horse", "cmtt10").axes[0].texts
     assert text.get_text() == "лошадь, horse"
     first, *others = text.get_fontfamily()
