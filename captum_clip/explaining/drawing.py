@@ -229,7 +229,7 @@ def _caption(explanation: Any) -> str:
     if explanation.leave_one_out is not None:
         lines.append("all words on one scale")
     if look.scale == "shared":
-        lines.append("all maps on one scale")
+        lines.append("all maps of this figure on one scale")
     if look.top:
         lines.append(f"{look.top:g} is 1")
     if explanation.calibration:

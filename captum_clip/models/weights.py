@@ -103,7 +103,7 @@ def list_architectures(architectures: list[str]) -> str:
     names = ", ".join(architectures[:3])
     text = f"its shapes fit {names}"
     if "quickgelu" in names:
-        text += ", quickgelu if the training began with OpenAI's weights"
+        text += " (-quickgelu if the training began with OpenAI's weights)"
     return text
 
 

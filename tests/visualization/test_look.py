@@ -100,7 +100,7 @@ def test_a_shared_scale_makes_the_largest_value_of_all_maps_one() -> None:
         drawn = pixels_of(found.plot(scale=scale, interpolation="nearest", cmap="gray"))
         wanted = colors.blend(IMAGES[1].movedim(0, -1).numpy(), heatmap[1, 0].numpy(), GRAY)
         np.testing.assert_allclose(drawn[4], wanted, atol=1e-5)
-    assert "all maps on one scale" in " ".join(lines_of(found.plot(scale="shared")))
+    assert "all maps of this figure on one scale" in " ".join(lines_of(found.plot(scale="shared")))
 
 
 GRAY = colormaps["gray"]
