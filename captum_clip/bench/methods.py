@@ -229,13 +229,11 @@ class _BenchMethod:
 
     attribute: Callable[..., Any]  # images, one target per image -> maps (B, C, h, w)
 
-    def attribute_targets(self, images: Tensor, *, return_scores: bool = False) -> Any:
-        """Return maps (B, K, h, w) of all targets, channels added, with the scores if asked."""
+    def attribute_targets(self, images: Tensor) -> Tensor:
+        """Return maps (B, K, h, w) of all targets, channels added."""
         columns = range(len(self.forward.embeddings))
         maps = torch.stack([self.attribute(images, column).sum(1) for column in columns], 1)
-        if not return_scores:
-            return maps.detach()
-        return maps.detach(), self.forward(images).detach()
+        return maps.detach()
 
 
 @register
@@ -289,8 +287,7 @@ class _Occlusion(_BenchMethod):
         fill: str = "mean",
         side: int = 1,
         windows: int | None = None,
-        return_scores: bool = False,
-    ) -> Any:
+    ) -> Tensor:
         check_choice(fill, ("mean", "blur", "ring"), name="`fill`")
         expect(is_integer(side, least=1) and side % 2 == 1, "an odd `side`, in cells", side)
         per_side = math.isqrt(windows) if is_integer(windows, least=1) else None
@@ -313,10 +310,7 @@ class _Occlusion(_BenchMethod):
         maps = torch.einsum("nbk,nchw->bkhw", torch.stack(losses), hidden_cells)
         # A cell that no window hides has lost nothing, and its map is zero.
         windows_per_cell = hidden_cells.sum((0, 1)).clamp(min=1)
-        maps = F.interpolate(maps / windows_per_cell, images.shape[-2:])
-        if not return_scores:
-            return maps
-        return maps, scores
+        return F.interpolate(maps / windows_per_cell, images.shape[-2:])
 
 
 def _window_cells(grid: tuple[int, int], side: int, per_side: int | None) -> Tensor:

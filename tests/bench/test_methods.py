@@ -125,7 +125,7 @@ def test_a_reference_method_gives_the_maps_and_scores_of_all_targets() -> None:
     forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
     for name in ("occlusion", "integrated-gradients", "magnitude", "random-masks"):
         method = registry.MethodChoice.of(name).method(forward)
-        found, scores = method.attribute_targets(asked.pixels, return_scores=True)
+        found, scores = registry.maps_and_scores(method, forward, asked.pixels)
         assert found.shape[:2] == (2, 2)
         assert not found.requires_grad
         assert not scores.requires_grad
