@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from ..checks import check_destination, check_outputs, expand, expect, find_folder
+from ..checks import check_destination, check_outputs, error_context, expand, find_folder
 from ..cli import options, shared
 from ..cli.application import PATH, Group, app, argument, option
 from ..cli.options import DEFAULT_MODEL, Computing, Loading
@@ -604,15 +604,11 @@ def _missing_parts(
 
 def _draw_scene(text: str) -> Any:
     """Draw an image (H, W, 3) of the embedded models' world, from SEED or SEED:THING,THING."""
-    from ..demo.catalog import THINGS
     from ..demo.scenes import draw_scene
 
     seed, _, things = text.partition(":")
     if not (seed.isascii() and seed.isdecimal()):
         raise InputError(f"--scene: expected SEED or SEED:THING,THING as in 0:horse, got {text!r}.")
     objects = [thing.strip() for thing in things.split(",")] if things else None
-    known = {name for thing in THINGS for name in (thing.name, thing.noun)}
-    for name in objects or ():
-        advice = "'captum-clip models --vocabulary' lists the words of their names"
-        expect(name in known, "--scene with things such as horse or red heart", name, advice)
-    return draw_scene(int(seed), objects=objects).image
+    with error_context("--scene"):
+        return draw_scene(int(seed), objects=objects).image

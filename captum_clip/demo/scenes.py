@@ -232,7 +232,8 @@ def _captions(
 def _find_thing(name: str, generator: np.random.Generator) -> Thing:
     """Find the thing of a name, or draw one of the things that share a noun."""
     matches = [thing for thing in THINGS if name in (thing.name, thing.noun)]
-    expect(matches, "a name of captum_clip.demo.catalog.THINGS", name)
+    advice = "'captum-clip models --vocabulary' lists the words of their names"
+    expect(matches, "things such as horse or red heart", name, advice)
     return matches[generator.integers(len(matches))]
 
 

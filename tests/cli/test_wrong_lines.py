@@ -101,7 +101,7 @@ LINES = {
     "explain photo.jpg a -m vit": "; the model demo/vit is embedded and needs no network",
     "figure compare a --scene x --model demo/vit": "SEED:THING,THING as in 0:horse, got 'x'",
     "figure compare a --scene 3:unicorn -m demo/vit": (
-        "expected --scene with things such as horse or red heart, got 'unicorn'; "
+        "--scene: expected things such as horse or red heart, got 'unicorn'; "
         "'captum-clip models --vocabulary' lists"
     ),
     "figure compare photo.jpg a --method centr -m demo/vit": "--method: expected one of",

@@ -101,7 +101,10 @@ def test_forced_objects_and_background_are_drawn() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objects": ["frobnicator"]}, "THINGS, got 'frobnicator'"),
+        (
+            {"objects": ["frobnicator"]},
+            "things such as horse or red heart, got 'frobnicator'; .*models --vocabulary",
+        ),
         ({"objects": "horse"}, "expected objects as a list"),
         ({"objects": ["horse"] * 4}, "number of objects up to 3, got 4"),
         ({"objects": ["horse"], "count": 2}, "`count` as many as objects, 1, got 2"),
