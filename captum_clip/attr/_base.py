@@ -348,12 +348,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 self._inspected.add(kind)
             if on_grid:
                 maps = self._on_grid(result.record, maps)
-            has_projection = self._tower.projection_module is not None
-            if self.reads_projection and has_projection and result.record.projected is None:
-                warn(
-                    f"{name}: the {self._tower.projection_path} of the model did not run as a "
-                    "module, so maps are those before it; if your scores apply it, call it."
-                )
+            self._check_projection(result.record)
             result.record.let_go()
             # A ClipSimilarity has checked its images. Where large ones overflow, the map shows it.
             if not isinstance(forward, Similarity) and not maps.isfinite().all():
@@ -364,6 +359,15 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 )
             # Captum's metrics call .view on an attribution.
             return result._replace(values=maps.contiguous())
+
+    def _check_projection(self, record: Recording) -> None:
+        """Warn where maps depend on a projection of the model that did not run as a module."""
+        is_known = self._tower.projection_module is not None
+        if self.reads_projection and is_known and record.projected is None:
+            warn(
+                f"{type(self).__name__}: the {self._tower.projection_path} of the model did not "
+                "run as a module, so maps are those before it; if your scores apply it, call it."
+            )
 
     def _checked_inputs(self, inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The tensors that the forward function takes; InputError for anything else."""

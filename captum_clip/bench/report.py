@@ -315,8 +315,7 @@ def _scores(
     """Return the figures of the methods that compete, as they are printed; high is good."""
     scores = {}
     for method, figure in figures.items():
-        # A mean over fewer images or fewer of their regions is one of other data, and does not
-        # compete.
+        # A mean over fewer images, or fewer of their regions, does not compete: its data differ.
         is_complete = figure.images == most_images and figure.rows == most_rows
         if is_complete and not math.isnan(figure.mean) and method not in CEILINGS:
             # Figures that look the same in print are equally good.
